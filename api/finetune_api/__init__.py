@@ -1,0 +1,1 @@
+"""The contract between user, operator and trainer: API models, messages, names and errors. Imports pydantic only."""

@@ -1,0 +1,79 @@
+"""Names that both sides share: API identity, environment variables, object keys, file names, exit codes."""
+
+from enum import IntEnum, StrEnum
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "FineTuneJob"
+PLURAL = "finetunejobs"
+SINGULAR = "finetunejob"
+SHORT_NAME = "ftj"
+
+
+class Env(StrEnum):
+    """Environment variables that configure the parts; everything else travels in messages."""
+
+    JOB = "FINETUNE_JOB"  # path of the job, JSON or YAML
+    JOB_UID = "FINETUNE_JOB_UID"  # identity of the run: the object's uid, or one made by local mode
+    NODE_INDEX = "FINETUNE_NODE_INDEX"  # completion index of the pod, 0 is the leader
+    TOKEN = "FINETUNE_TOKEN"  # bearer token of the gang
+    WORK_DIR = "FINETUNE_WORK_DIR"  # node-local scratch
+    ADVERTISE_HOST = "FINETUNE_ADVERTISE_HOST"  # address under which other nodes reach this agent
+    TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
+    STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
+    STORAGE_REGION = "AWS_REGION"
+    STORAGE_CA = "AWS_CA_BUNDLE"
+
+
+class ExitCode(IntEnum):
+    """How processes end. 64-79 are ours and terminal (no retry helps) except OUT_OF_MEMORY; 143 is an announced stop."""
+
+    OK = 0
+    UNKNOWN = 1
+    USER_ERROR = 64
+    DATA_ERROR = 65
+    STORAGE_ERROR = 69
+    DISTRIBUTED = 70  # a peer was lost: a victim's code, never the culprit's
+    OUT_OF_MEMORY = 77
+    DIVERGED = 78
+    DRAINED = 143
+
+
+class File(StrEnum):
+    """File and object names."""
+
+    MANIFEST = "MANIFEST.json"  # written last: it is the commit of everything beside and below it
+    PART = "PART.json"  # one node's part of a checkpoint: its files with size and sha256
+    SPEC = "spec.json"
+    PLAN = "plan.json"
+    GENERATION = "generation.json"  # the gang's current generation and its leader's address
+    DONE = "DONE.json"
+    DATASET_REPORT = "dataset-report.json"
+    LABELS = "labels.json"
+
+
+def dataset_prefix(sha256: str) -> str:
+    """Key prefix of a prepared data set, with the trailing slash."""
+    return f"datasets/{sha256}/"
+
+
+def model_prefix(name: str, commit: str) -> str:
+    """Key prefix of a mirrored model; `name` may hold slashes, as hub names do."""
+    return f"models/{name}/{commit}/"
+
+
+def run_prefix(namespace: str, name: str, uid: str) -> str:
+    """Key prefix of everything that belongs to one run."""
+    return f"jobs/{namespace}/{name}/{uid}/"
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint of a step; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of a checkpoint's name, or None if it is no such name."""
+    digits = name.removeprefix("step-")
+    return int(digits) if name.startswith("step-") and len(digits) == 8 and digits.isdigit() else None

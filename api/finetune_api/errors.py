@@ -1,0 +1,115 @@
+"""The error tree. An error names the field, the value seen, the rule and the cure; several travel together as problems.
+
+FineTuneError
+├── SpecError            the job file or object breaks a rule: edit it                     (category UserError)
+├── DataError            the data set breaks a rule: mend the rows named, or skip them     (category DataError)
+├── ModelError           the model cannot be had or used for this task                     (category UserError)
+├── StorageError         object storage refused, is unreachable, or holds what it should not
+├── RunError             training itself failed; carries a failure category
+└── StateError           this run cannot go on from what it finds (other data, another run has the lock)
+"""
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict
+
+
+class FailureCategory(StrEnum):
+    """Why a run failed; each has its own retry budget."""
+
+    USER_ERROR = "UserError"
+    DATA_ERROR = "DataError"
+    OUT_OF_MEMORY = "OutOfMemory"
+    PREEMPTED = "Preempted"
+    NODE_FAULT = "NodeFault"
+    HANG = "Hang"
+    DIVERGED = "Diverged"
+    UNKNOWN = "Unknown"
+
+
+class Problem(BaseModel):
+    """One thing that is wrong.
+
+    Attributes:
+        code: stable CamelCase identifier, such as `UnknownField` or `InvalidRow`.
+        field: path in the job (`spec.dataset.train`) that leads to it.
+        message: one sentence with the value seen and the rule it breaks.
+        cure: what to do about it, in the imperative.
+        file: the data or job file at fault, if there is one.
+        lines: line numbers in `file`, 1-based, ascending (all of them, or the first 20).
+        count: how many rows share the problem; at least `len(lines)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str
+    field: str
+    message: str
+    cure: str
+    file: str | None = None
+    lines: tuple[int, ...] = ()
+    count: int = 1
+
+    def __str__(self) -> str:
+        where = self.field
+        if self.lines:
+            where += f" line {self.lines[0]}"
+        text = f"{where}: {self.message}"
+        if len(self.lines) > 1 or self.count > 1:
+            shown = ", ".join(str(line) for line in self.lines)
+            more = "" if self.count <= len(self.lines) else ", ..."
+            text += f" ({self.count} such lines: {shown}{more})"
+        return f"{text} [{self.code}] -> {self.cure}"
+
+
+class FineTuneError(Exception):
+    """The root of the tree: one or more problems that stop what was asked for.
+
+    Args:
+        problems: what is wrong, weightiest first; at least one.
+    """
+
+    category = FailureCategory.UNKNOWN
+
+    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+        self.problems: Sequence[Problem] = [problems] if isinstance(problems, Problem) else list(problems)
+        if not self.problems:
+            raise ValueError("an error needs at least one problem")
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class SpecError(FineTuneError):
+    """The job itself breaks a rule."""
+
+    category = FailureCategory.USER_ERROR
+
+
+class DataError(FineTuneError):
+    """The data set breaks a rule."""
+
+    category = FailureCategory.DATA_ERROR
+
+
+class ModelError(FineTuneError):
+    """The model cannot be had, or cannot be used for this task."""
+
+    category = FailureCategory.USER_ERROR
+
+
+class StorageError(FineTuneError):
+    """Object storage refused, is unreachable, or holds what it should not."""
+
+
+class StateError(FineTuneError):
+    """This run cannot go on from what it finds."""
+
+    category = FailureCategory.USER_ERROR
+
+
+class RunError(FineTuneError):
+    """Training failed; `category` says in which way."""
+
+    def __init__(self, problems: Problem | Iterable[Problem], category: FailureCategory) -> None:
+        super().__init__(problems)
+        self.category = category

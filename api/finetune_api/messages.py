@@ -1,0 +1,229 @@
+"""JSON that travels between the parts: plan, stage result, manifest, and the gang's beat, directive and progress.
+
+Every message is frozen and refuses unknown fields, so that a mixed-version gang fails loudly.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from finetune_api.errors import FailureCategory, Problem
+
+
+class Message(BaseModel):
+    """The base of everything sent or stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> str:
+        """Stable, indented JSON: the same value gives the same bytes."""
+        return self.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+class Task(StrEnum):
+    CAUSAL_LM = "causal-lm"
+    CLASSIFICATION = "classification"
+    SEQ2SEQ = "seq2seq"
+
+
+class MethodType(StrEnum):
+    LORA = "lora"
+    QLORA = "qlora"
+    FULL = "full"
+
+
+class Stage(StrEnum):
+    PREPARE = "prepare"
+    TRAIN = "train"
+    EXPORT = "export"
+
+
+# ---------------------------------------------------------------- what prepare found and chose
+
+
+class ModelFacts(Message):
+    """The mirrored base model.
+
+    Attributes:
+        name: hub name, or the last part of the URI it came from.
+        commit: hub commit, or the sha256 over its files.
+        prefix: key prefix in the job's storage.
+        source: the URI or hub name the user gave.
+        model_type: `config.json`'s model_type, such as `bert` or `llama`.
+        parameters: number of parameters, from the safetensors headers.
+        size_bytes: bytes of its weight files.
+        max_positions: longest sequence it can take, in tokens; 0 where it does not say.
+    """
+
+    name: str
+    commit: str
+    prefix: str
+    source: str
+    model_type: str
+    parameters: int
+    size_bytes: int
+    max_positions: int = 0
+
+
+class SplitFacts(Message):
+    """One split of the prepared data.
+
+    Attributes:
+        rows: examples.
+        tokens: non-padding tokens over all rows, after truncation.
+        trained_tokens: tokens that carry loss (rows, for classification).
+        longest: tokens in the longest row, after truncation.
+        truncated_rows: rows that were cut at `maxLength`.
+    """
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    truncated_rows: int = 0
+
+
+class DatasetFacts(Message):
+    """The prepared data set at `datasets/<sha256>/`: `train.arrow`, `eval.arrow` and MANIFEST.json.
+
+    Arrow columns: `input_ids` list<int32>; causal-lm: `labels` list<int32> with -100 where no loss is due;
+    classification: `label` int32 (index into `labels`).
+    """
+
+    sha256: str
+    train: SplitFacts
+    eval: SplitFacts | None = None
+    labels: tuple[str, ...] = ()
+    skipped_rows: int = 0
+
+
+class Choice(Message):
+    """One value the plan holds, and why: `origin` says whether the user or a rule chose it."""
+
+    field: str
+    value: Any
+    reason: str
+    origin: Literal["user", "rule"]
+
+
+class Plan(Message):
+    """Everything a worker needs to know of the job: `plan.json`.
+
+    Attributes:
+        micro_batch: rows per rank and forward pass; micro_batch * gradient_accumulation * world_size = global_batch.
+        max_steps: optimizer steps in the whole run.
+        max_length: tokens; rows were cut at it by prepare.
+        training: further TrainingArguments, names and values verbatim.
+        lora: LoraConfig names and values verbatim; empty for full fine-tuning.
+        deepspeed: the DeepSpeed configuration, with "auto" left where transformers fills in.
+        eval_every_steps: 0 = only at the end; meaningless without an eval split.
+        checkpoint_every_steps: steps between checkpoints; the last step is always saved.
+        best_metric: name of the metric that chooses the best checkpoint, such as `eval_loss`.
+    """
+
+    task: Task
+    method: MethodType
+    model: ModelFacts
+    dataset: DatasetFacts
+    nodes: int
+    processes_per_node: int
+    zero_stage: int
+    micro_batch: int
+    gradient_accumulation: int
+    global_batch: int
+    max_length: int
+    epochs: float
+    max_steps: int
+    learning_rate: float
+    warmup_steps: int
+    lr_scheduler_type: str
+    seed: int
+    eval_every_steps: int
+    checkpoint_every_steps: int
+    keep_last: int
+    best_metric: str
+    greater_is_better: bool
+    lora: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    choices: tuple[Choice, ...] = ()
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.nodes * self.processes_per_node
+
+
+class Artifact(Message):
+    """Something the user keeps: `kind` is adapter or model; `uri` is where it lies."""
+
+    kind: Literal["adapter", "model"]
+    uri: str
+    step: int
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class StageResult(Message):
+    """What a stage leaves behind when it ends (a pod's termination message: at most 4,096 bytes)."""
+
+    stage: Stage
+    succeeded: bool
+    category: FailureCategory | None = None
+    problems: tuple[Problem, ...] = ()
+    dataset: DatasetFacts | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    note: str = ""
+
+
+# ---------------------------------------------------------------- stored files
+
+
+class FileEntry(Message):
+    """One file below a manifest: `path` relative to the manifest's folder, bytes, hex sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Manifest(Message):
+    """The list that commits a prefix: present and verified, or the prefix does not exist."""
+
+    kind: Literal["dataset", "model", "checkpoint", "artifact"]
+    files: tuple[FileEntry, ...]
+    created: str
+    info: dict[str, Any] = Field(default_factory=dict)
+
+
+class CheckpointPart(Message):
+    """PART.json: what one node holds of a checkpoint, saved under one generation."""
+
+    step: int
+    generation: int
+    node_rank: int
+    files: tuple[FileEntry, ...]
+
+
+class CheckpointInfo(Message):
+    """`info` of a checkpoint's manifest.
+
+    Attributes:
+        samples: position in the virtual data set: samples consumed since the run began.
+    """
+
+    step: int
+    generation: int
+    nodes: int
+    processes_per_node: int
+    zero_stage: int
+    samples: int
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class GenerationRecord(Message):
+    """generation.json: who leads, and the highest generation given out."""
+
+    generation: int
+    leader: str
+    incarnation: str

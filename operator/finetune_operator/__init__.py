@@ -1,0 +1,1 @@
+"""The Kubernetes operator: turns a FineTuneJob into prepare, train and export Jobs and mirrors facts to its status."""

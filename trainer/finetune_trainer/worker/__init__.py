@@ -1,0 +1,1 @@
+"""The worker, one process per rank: a transformers.Trainer on DeepSpeed. Never talks to storage or the cluster."""
