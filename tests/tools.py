@@ -1,0 +1,111 @@
+"""Programs that tests run beside us (etcd, kube-apiserver, versitygw): built once from Go modules into a cache.
+
+The module of a program is `tests/tools/<module>/go.mod`; its cache folder carries the hash of go.mod and go.sum: a changed
+version is a new folder. The cache lies outside the tree: FINETUNE_CACHE, or ~/.cache/finetune-operator.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MODULES = Path(__file__).parent / "tools"
+
+
+@dataclass(frozen=True)
+class Program:
+    """Where a program comes from: its folder below tests/tools, its Go package, and linker flags."""
+
+    module: str
+    package: str
+    ldflags: str = ""
+
+
+KUBE_VERSION = "v1.36.3"  # the binaries say v0.0.0 otherwise
+_STAMP = "k8s.io/component-base/version"
+_KUBE_LDFLAGS = f"-X {_STAMP}.gitVersion={KUBE_VERSION} -X {_STAMP}.gitMajor=1 -X {_STAMP}.gitMinor=36"
+
+PROGRAMS = {
+    "etcd": Program("etcd", "go.etcd.io/etcd/server/v3"),
+    "kube-apiserver": Program("kube", "k8s.io/kubernetes/cmd/kube-apiserver", _KUBE_LDFLAGS),
+    "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
+}
+
+
+class GoMissingError(RuntimeError):
+    """There is no Go toolchain to build a program with."""
+
+
+def cache() -> Path:
+    """Folder of everything built once and kept between checkouts."""
+    given = os.environ.get("FINETUNE_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "finetune-operator"
+
+
+def tool(name: str) -> Path:
+    """Path of a program, built if it is not in the cache; a test without Go skips, but never where CI=true."""
+    try:
+        return build(name)
+    except GoMissingError as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+
+
+def build(name: str) -> Path:
+    """Path of a program, built if it is not in the cache.
+
+    Raises:
+        GoMissingError: it is not in the cache and there is no `go` on PATH.
+        subprocess.CalledProcessError: the build failed; its output is on stderr.
+    """
+    program = PROGRAMS[name]
+    module = MODULES / program.module
+    sums = hashlib.sha256((module / "go.mod").read_bytes() + (module / "go.sum").read_bytes()).hexdigest()
+    folder = cache() / "tools" / f"{program.module}-{sums[:16]}"
+    binary = folder / name
+    if binary.exists():
+        return binary
+    go = shutil.which("go")
+    if go is None:
+        raise GoMissingError(f"{name} is not built yet and there is no `go` on PATH: install Go 1.26 or newer")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once: the second waits and finds the first one's binary
+        if not binary.exists():
+            _go_build(go, program, module, binary)
+    return binary
+
+
+def _go_build(go: str, program: Program, module: Path, binary: Path) -> None:
+    print(
+        f"building {binary.name} into {binary.parent} (once; minutes on a cold Go cache)", file=sys.stderr, flush=True
+    )
+    partial = binary.with_name(f".{binary.name}.partial")  # renamed when whole: an interrupted build leaves no program
+    command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
+    command += ["-ldflags", f"-s -w {program.ldflags}", "-o", str(partial), program.package]
+    nice = shutil.which("nice")
+    subprocess.run(
+        [nice, "-n", "10", *command] if nice else command,
+        cwd=module,
+        env={**os.environ, "CGO_ENABLED": "0"},
+        check=True,
+        stdout=sys.stderr,
+    )
+    partial.rename(binary)
+
+
+def main() -> None:
+    """`python tests/tools.py [name ...]`: build the programs named, or all of them."""
+    for name in sys.argv[1:] or sorted(PROGRAMS):
+        print(build(name))
+
+
+if __name__ == "__main__":
+    main()
