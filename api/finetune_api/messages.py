@@ -202,7 +202,9 @@ class CheckpointPart(Message):
     step: int
     generation: int
     node_rank: int
+    samples: int
     files: tuple[FileEntry, ...]
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class CheckpointInfo(Message):

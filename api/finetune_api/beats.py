@@ -1,0 +1,195 @@
+"""JSON between the agents of a gang: a member's beat, the leader's directive, and the progress that the leader shows.
+
+The protocol is a long poll: an agent POSTs its beat to the leader, which answers when its directive differs from the one
+the agent has, else after about a second. Generations only grow; an agent ignores a directive of an older one.
+"""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from finetune_api.errors import FailureCategory, Problem
+from finetune_api.messages import Message
+
+
+class AgentState(StrEnum):
+    BOOT = "boot"  # warming the zygote, fetching model and data
+    READY = "ready"  # no workers, could start some
+    RUNNING = "running"  # has workers of the generation it reports
+    ENDED = "ended"  # its workers of that generation have all exited, by themselves
+
+
+class RankState(StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    FINISHED = "finished"  # exit 0
+    DRAINED = "drained"  # exit 143: saved and stopped because it was told to
+    FAILED = "failed"
+
+
+class RankReport(Message):
+    """One worker, as its agent sees it.
+
+    Attributes:
+        phase: what the worker says it does: load, train, eval, save.
+        exit_code: set when it has exited; -9 means killed by signal 9.
+        ended_at: wall-clock seconds on its node when the exit was seen.
+        error: the exception's first line, where the worker could still tell.
+        log_tail: the last lines of its log, when it failed.
+    """
+
+    rank: int
+    state: RankState
+    phase: str = "load"
+    step: int = 0
+    exit_code: int | None = None
+    ended_at: float | None = None
+    error: str = ""
+    log_tail: str = ""
+
+
+class Saved(Message):
+    """A checkpoint by step and by the generation that saved it: parts of different generations never mix."""
+
+    step: int
+    generation: int
+
+
+class StepMetrics(Message):
+    """What rank 0 measured at a step; the gang's reported loss is the mean over ranks.
+
+    Attributes:
+        tokens: non-padding tokens of the global batch of this step.
+        seconds: duration of the step on rank 0, without evaluation and saving.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class EvalMetrics(Message):
+    """The metrics of one evaluation, such as eval_loss."""
+
+    step: int
+    values: dict[str, float]
+
+
+class Beat(Message):
+    """What an agent tells the leader.
+
+    Attributes:
+        node: index of the pod.
+        incarnation: differs for every start of the agent, so that a replaced pod is seen.
+        host: address under which the other nodes reach this one.
+        generation: the highest generation it has heard of.
+        complete: checkpoints complete on its local disk.
+        uploaded: checkpoints whose part of this node lies in storage.
+        steps: metrics since the last beat that was answered, oldest first (from the node of rank 0).
+        draining: this pod was told to stop.
+        storage_error: the sentence of the last upload that failed, empty when uploads work.
+        have: generation and action of the directive it obeys now.
+    """
+
+    node: int
+    incarnation: str
+    host: str
+    generation: int
+    state: AgentState
+    ranks: tuple[RankReport, ...] = ()
+    complete: tuple[Saved, ...] = ()
+    uploaded: tuple[Saved, ...] = ()
+    steps: tuple[StepMetrics, ...] = ()
+    evals: tuple[EvalMetrics, ...] = ()
+    draining: bool = False
+    storage_error: str = ""
+    problem: Problem | None = None
+    have: str = ""
+
+
+class Action(StrEnum):
+    HOLD = "hold"  # no workers: kill those of an older generation, report what you have
+    RUN = "run"  # start the workers of this generation
+    DRAIN = "drain"  # agree on a step, save, upload, stop
+    DONE = "done"  # everything is trained and committed: exit 0
+    STOPPED = "stopped"  # drained and committed: exit 143
+    FAILED = "failed"  # no retry will help, or the budget is spent
+
+
+class Directive(Message):
+    """What every node of the gang obeys next.
+
+    Attributes:
+        ranks: node index -> node rank; a node that is not named is a spare.
+        master_host, master_port: rendezvous of this generation; a port is never used twice in a row.
+        resume: step of the checkpoint to start from; None = from the base model.
+        reason: why, in a sentence, for logs and people.
+        exit_code: for FAILED, the code every agent exits with.
+    """
+
+    generation: int
+    action: Action
+    ranks: dict[int, int] = Field(default_factory=dict)
+    master_host: str = ""
+    master_port: int = 0
+    resume: int | None = None
+    reason: str = ""
+    exit_code: int = 0
+
+    @property
+    def key(self) -> str:
+        """What a beat carries as `have`."""
+        return f"{self.generation}/{self.action}"
+
+
+class Failure(Message):
+    """Why a generation ended: the first culprit, not its victims."""
+
+    category: FailureCategory
+    node: int
+    rank: int | None = None
+    exit_code: int | None = None
+    message: str
+    log_tail: str = ""
+
+
+class Recovery(Message):
+    """One move to a new generation. `lost_steps` = steps that had run beyond the checkpoint resumed from."""
+
+    generation: int
+    time: str
+    reason: str
+    resumed_step: int | None = None
+    lost_steps: int = 0
+
+
+class Progress(Message):
+    """What the leader answers to GET /progress.
+
+    Attributes:
+        epoch: passes over the training rows so far.
+        tokens_per_second: non-padding tokens trained per second of step time, all ranks.
+        train_seconds: step time so far, without evaluation and saving.
+        checkpoints: committed steps, ascending.
+    """
+
+    phase: str
+    generation: int
+    step: int = 0
+    max_steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    evals: tuple[EvalMetrics, ...] = ()
+    tokens: int = 0
+    train_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    eta_seconds: float | None = None
+    checkpoints: tuple[int, ...] = ()
+    recoveries: tuple[Recovery, ...] = ()
+    failure: Failure | None = None
+    note: str = ""
