@@ -1,0 +1,85 @@
+"""Workers share the pod, not the secrets: they run model code and pickles, the agent holds the keys to the storage."""
+
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Mapping
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECUREBITS = 28
+PR_SET_NO_NEW_PRIVS = 38
+SECBIT_NOROOT_LOCKED = 0b11  # uid 0 gains no capabilities by exec, for good
+CAPABILITY_VERSION_3 = 0x20080522
+
+# What a worker may inherit; everything else (storage keys, hub and gang tokens) stays with the agent.
+INHERITED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+INHERITED_PREFIXES = (
+    "LC_",
+    "PYTHON",
+    "CUDA_",
+    "NVIDIA_",
+    "NCCL_",
+    "GLOO_",
+    "TORCH_",
+    "TRITON_",
+    "XDG_",
+    "HSA_",
+    "ROCR_",
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
+
+
+def hide_from_children() -> None:
+    """Makes /proc/<pid>/environ and mem of this process unreadable to others of its user. Before any child exists."""
+    _prctl(PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """This process is killed when its parent's forking thread ends; at once, if `parent` (a pid) is gone already."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def drop_capabilities() -> None:
+    """A worker run as root could otherwise read the agent's memory after all; in a restricted pod there is none to drop."""
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if os.geteuid() == 0:
+        _libc.prctl(
+            PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0
+        )  # refused without CAP_SETPCAP: then nothing to drop
+    header, no_capabilities = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24)
+    if _libc.capset(header, no_capabilities) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"capset: {os.strerror(code)}")
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of zygote and workers: an allow-list of the agent's, and settings every worker needs."""
+    inherited = {
+        name: value for name, value in environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+    }
+    return {
+        **inherited,
+        "OMP_NUM_THREADS": "1",  # a parallel region in the zygote would hang every child's first one
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # is_available() without touching CUDA before the fork
+        "DS_ACCELERATOR": accelerator(environ),
+    }
+
+
+def accelerator(environ: Mapping[str, str]) -> str:
+    """DeepSpeed's accelerator, named so that it does not probe for ten others."""
+    hidden = environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
+    return "cuda" if os.path.exists("/dev/nvidiactl") and not hidden else "cpu"  # noqa: PTH110

@@ -1,0 +1,216 @@
+"""The worker processes of one node: forked by the zygote, watched and killed by generation.
+
+Nothing here decides. A kill is followed to the exit; an exit that was asked for is never a failure.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api.beats import RankReport, RankState
+from finetune_api.contract import ExitCode
+
+from finetune_trainer.agent.security import worker_environment
+from finetune_trainer.orders import WorkerEvent, WorkerOrder
+
+LOG_TAIL_BYTES = 2000
+KILL_AGAIN_SECONDS = 2.0
+ENDED: Mapping[int, RankState] = {ExitCode.OK: RankState.FINISHED, ExitCode.DRAINED: RankState.DRAINED}
+
+
+@dataclass
+class Worker:
+    """One worker process, from request to exit. `pid` is 0 until the zygote has forked it."""
+
+    order: WorkerOrder
+    log: Path
+    report: RankReport
+    pid: int = 0
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Workers:
+    """Starts, watches and kills the workers of this node.
+
+    Args:
+        environ: the agent's environment; an allow-list of it reaches the workers.
+        logs: folder of the workers' logs, `generation-<g>/rank-<r>.log`.
+        on_event: called with every event a worker sends, in the order sent.
+        on_change: called after any change that the leader should hear of at once.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        logs: Path,
+        on_event: Callable[[WorkerEvent], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._environ = worker_environment(environ)
+        self._logs = logs
+        self._on_event = on_event
+        self._on_change = on_change
+        self._zygote: asyncio.subprocess.Process | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._alive: dict[str, Worker] = {}  # by request id; also those being killed
+        self._current: list[Worker] = []
+        self.warm = False
+
+    @property
+    def reports(self) -> tuple[RankReport, ...]:
+        """What is known of the workers of the current generation, by local rank."""
+        return tuple(worker.report for worker in self._current)
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether there were workers and every one has exited."""
+        return bool(self._current) and all(worker.exited.is_set() for worker in self._current)
+
+    async def warm_up(self) -> None:
+        """Starts the zygote in the background; call from the main thread, whose death it follows."""
+        read, write = os.pipe()
+        self._logs.mkdir(parents=True, exist_ok=True)
+        with (self._logs / "zygote.log").open("ab") as log:
+            self._zygote = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "finetune_trainer.agent.zygote", str(os.getpid()), str(write)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=self._environ,
+                pass_fds=(write,),
+                start_new_session=True,
+            )
+        os.close(write)
+        self._tasks = [
+            asyncio.create_task(self._read_answers(self._zygote)),
+            asyncio.create_task(self._read_events(read)),
+        ]
+
+    async def start(self, orders: Sequence[WorkerOrder]) -> None:
+        """Asks for one worker per order; the workers of the generation before must have been killed."""
+        assert self._zygote is not None
+        assert self._zygote.stdin is not None
+        self._current = []
+        for order in orders:
+            log = self._logs / f"generation-{order.generation}" / f"rank-{order.rank}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            worker = Worker(order, log, RankReport(rank=order.rank, state=RankState.STARTING))
+            name = f"{order.generation}/{order.rank}"
+            self._alive[name] = worker
+            self._current.append(worker)
+            request = {"id": name, "log": str(log), "order": order.model_dump(mode="json")}
+            self._zygote.stdin.write((json.dumps(request) + "\n").encode())
+        await self._zygote.stdin.drain()
+
+    async def kill(self) -> None:
+        """Kills the workers and waits until every one has exited; afterwards there are none."""
+        workers, self._current = self._current, []  # from here on nothing they do is reported
+        for worker in workers:
+            if worker.pid:
+                _kill_group(worker.pid)
+        for worker in workers:
+            while not worker.exited.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(worker.exited.wait(), KILL_AGAIN_SECONDS if worker.pid else 0.01)
+                if worker.pid and not worker.exited.is_set():
+                    _kill_group(worker.pid)  # it was forked meanwhile, or so young that its group did not exist
+
+    def terminate(self) -> None:
+        """Asks the workers to agree on a step, save and stop."""
+        for worker in self._current:
+            if worker.pid and not worker.exited.is_set():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGTERM)
+
+    async def close(self) -> None:
+        """Ends zygote and workers."""
+        if self._zygote is not None and self._zygote.stdin is not None:
+            self._zygote.stdin.close()
+            await self._zygote.wait()
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _read_answers(self, zygote: asyncio.subprocess.Process) -> None:
+        assert zygote.stdout is not None
+        async for line in zygote.stdout:
+            answer = json.loads(line)
+            match answer["event"]:
+                case "ready":
+                    self.warm = True
+                case "started":
+                    worker = self._alive[answer["id"]]
+                    worker.pid = answer["pid"]
+                    worker.report = _updated(worker.report, state=RankState.RUNNING)
+                case "exited":
+                    name, worker = next((n, w) for n, w in self._alive.items() if w.pid == answer["pid"])
+                    del self._alive[name]
+                    _end(worker, answer["exit_code"])
+            self._on_change()
+        self.warm = False
+        for worker in self._alive.values():  # the kernel has killed them with their parent
+            _end(worker, -signal.SIGKILL)
+        self._alive = {}
+        self._on_change()
+
+    async def _read_events(self, descriptor: int) -> None:
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb")
+        )
+        try:
+            async for line in reader:
+                self._hear(WorkerEvent.model_validate_json(line))
+        finally:
+            transport.close()
+
+    def _hear(self, event: WorkerEvent) -> None:
+        for worker in self._current:
+            if (worker.order.generation, worker.order.rank) != (event.generation, event.rank):
+                continue
+            step = max(event.step, worker.report.step)
+            match event.event:
+                case "phase":
+                    worker.report = _updated(worker.report, phase=event.phase, step=step)
+                case "step":
+                    worker.report = _updated(worker.report, step=step)
+                case "error":
+                    worker.report = _updated(worker.report, error=event.message)
+            self._on_event(event)
+
+
+def _updated(report: RankReport, **values: object) -> RankReport:
+    return report.model_copy(update=values)
+
+
+def _end(worker: Worker, code: int) -> None:
+    state = ENDED.get(code, RankState.FAILED)
+    tail = _tail(worker.log) if state is RankState.FAILED else ""
+    worker.report = _updated(worker.report, state=state, exit_code=code, ended_at=time.time(), log_tail=tail)
+    worker.exited.set()
+
+
+def _tail(log: Path) -> str:
+    """The last lines of a log, at most LOG_TAIL_BYTES."""
+    try:
+        data = log.read_bytes()[-LOG_TAIL_BYTES:]
+    except OSError:
+        return ""
+    return data.decode(errors="replace")
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,58 @@
+"""The plan as transformers.TrainingArguments."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.messages import Plan
+from transformers import TrainingArguments
+
+from finetune_trainer.orders import WorkerOrder
+
+EVAL_BATCH_FACTOR = 2  # no gradients are kept
+
+
+def training_arguments(order: WorkerOrder) -> TrainingArguments:
+    """Arguments for one rank; `rendezvous.join` has run. The value must live as long as the model: it keeps the
+    DeepSpeed configuration of transformers alive, which ZeRO-3 needs while a model is loaded."""
+    plan = order.plan
+    on_gpu = torch.cuda.is_available()
+    given: dict[str, Any] = {**precision(plan), **plan.training}
+    given.setdefault("per_device_eval_batch_size", plan.micro_batch * EVAL_BATCH_FACTOR)
+    return TrainingArguments(
+        output_dir=str(Path(order.checkpoints)),
+        per_device_train_batch_size=plan.micro_batch,
+        gradient_accumulation_steps=plan.gradient_accumulation,
+        max_steps=plan.max_steps,
+        learning_rate=plan.learning_rate,
+        warmup_steps=plan.warmup_steps,
+        lr_scheduler_type=plan.lr_scheduler_type,
+        seed=plan.seed,
+        deepspeed=copy.deepcopy(plan.deepspeed),
+        use_cpu=not on_gpu,
+        train_sampling_strategy="sequential",  # the order is sampling.VirtualDataset's
+        eval_strategy="no",  # cadence.Cadence decides when to evaluate and save
+        save_strategy="no",
+        save_on_each_node=True,  # nodes share no disk
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # would hide a divergence behind an average
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        **given,
+    )
+
+
+def precision(plan: Plan) -> dict[str, bool]:
+    """bf16 where the GPU has it, float32 otherwise, unless the plan says."""
+    chosen = {"bf16", "fp16"} & plan.training.keys()
+    return {} if chosen else {"bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported()}
+
+
+def weight_dtype(args: TrainingArguments) -> torch.dtype:
+    """The type weights are loaded in."""
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else torch.float32

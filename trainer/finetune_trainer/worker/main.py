@@ -1,0 +1,90 @@
+"""One rank's whole run, from top to bottom. Everything slow to import is imported here, once, in the zygote."""
+
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from finetune_api.contract import ExitCode
+from finetune_api.errors import FailureCategory, FineTuneError
+from transformers import set_seed
+
+from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.worker.agreement import StopAgreement
+from finetune_trainer.worker.arguments import training_arguments, weight_dtype
+from finetune_trainer.worker.cadence import Cadence, Reports
+from finetune_trainer.worker.collate import PaddedBatch
+from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.events import Reporter
+from finetune_trainer.worker.models import load_model, load_tokenizer
+from finetune_trainer.worker.rendezvous import join
+from finetune_trainer.worker.sampling import VirtualDataset
+from finetune_trainer.worker.trainer import FineTuneTrainer
+
+EXIT_CODES = {
+    FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
+    FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
+    FailureCategory.DIVERGED: ExitCode.DIVERGED,
+}
+
+
+def run(order: WorkerOrder, events: int) -> ExitCode:
+    """Trains one rank to the end, to an agreed stop, or to an error; the exit code says which.
+
+    Args:
+        order: who this rank is and what to do.
+        events: descriptor of the agent's pipe.
+    """
+    reporter = Reporter(events, order.generation, order.rank)
+    try:
+        return train(order, reporter)
+    except Exception as error:  # a worker's last words must reach the agent, whatever they are
+        traceback.print_exc(file=sys.stderr)
+        reporter.error(f"{type(error).__name__}: {error}")
+        return exit_code(error)
+
+
+def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
+    """The run itself."""
+    plan = order.plan
+    reporter.phase("load")
+    torch.set_num_threads(order.threads)
+    join(order)
+    args = training_arguments(order)
+    set_seed(plan.seed)  # before the adapter is initialised
+
+    tokenizer = load_tokenizer(Path(order.model))
+    model = load_model(plan, Path(order.model), weight_dtype(args), int(tokenizer.pad_token_id))
+    train_rows = VirtualDataset(
+        ArrowRows(Path(order.dataset) / "train.arrow"), plan.seed, plan.max_steps, plan.global_batch
+    )
+    eval_rows = ArrowRows(Path(order.dataset) / "eval.arrow") if plan.dataset.eval else None
+
+    agreement = StopAgreement()
+    trainer = FineTuneTrainer(
+        order,
+        reporter,
+        model,
+        args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        data_collator=PaddedBatch(int(tokenizer.pad_token_id)),
+        callbacks=[Cadence(plan), Reports(reporter, train_rows), agreement],
+    )
+    trainer.train(resume_from_checkpoint=order.resume)
+    dist.barrier()  # nobody leaves while a peer still needs it
+    return ExitCode.DRAINED if agreement.stopped else ExitCode.OK
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """What an exception says to the agent; a lost peer makes a victim, not a culprit."""
+    if isinstance(error, FineTuneError):
+        return EXIT_CODES.get(error.category, ExitCode.UNKNOWN)
+    if isinstance(error, torch.OutOfMemoryError):
+        return ExitCode.OUT_OF_MEMORY
+    text = str(error)
+    lost_peer = isinstance(error, dist.DistError | ConnectionError) or any(
+        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+    )
+    return ExitCode.DISTRIBUTED if lost_peer else ExitCode.UNKNOWN

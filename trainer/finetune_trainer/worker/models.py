@@ -1,0 +1,74 @@
+"""The model as the plan wants it: loaded from the mirrored files, with a head for the task and an adapter if asked for.
+
+Modules that the checkpoint lacks are newly initialised; under LoRA they would stay frozen at random, so they are always
+trained. (PEFT adds a classifier by itself, but not BERT's pooler: 0.77 instead of 0.86 accuracy on a small task.)
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.messages import MethodType, Plan, Task
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+TASK_TYPES = {Task.CAUSAL_LM: TaskType.CAUSAL_LM, Task.CLASSIFICATION: TaskType.SEQ_CLS}
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the base model; one without a padding token pads with its end-of-text token (masked anyway)."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(plan: Plan, folder: Path, dtype: torch.dtype, pad_token_id: int) -> torch.nn.Module:
+    """The model to train: a PreTrainedModel, wrapped in a PeftModel for LoRA.
+
+    The caller seeds torch before and, for ZeRO-3, keeps the DeepSpeed configuration of transformers alive.
+    """
+    model, missing = _load_base(plan, folder, dtype)
+    model.config.pad_token_id = pad_token_id
+    model.config.use_cache = False
+    if plan.method is MethodType.FULL:
+        return model
+    return _with_adapter(plan, model, newly_initialised(missing))
+
+
+def newly_initialised(missing_keys: Iterable[str]) -> list[str]:
+    """Modules that own the parameters a checkpoint lacks: `bert.pooler.dense.weight` -> `bert.pooler.dense`."""
+    return sorted({key.rpartition(".")[0] for key in missing_keys})
+
+
+def _load_base(plan: Plan, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
+    if plan.task is Task.CLASSIFICATION:
+        labels = plan.dataset.labels
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=dtype,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: index for index, label in enumerate(labels)},
+            output_loading_info=True,
+        )
+    else:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        model, info = loaded
+    return model, set(info["missing_keys"])
+
+
+def _with_adapter(plan: Plan, model: PreTrainedModel, new_modules: list[str]) -> torch.nn.Module:
+    options: dict[str, Any] = dict(plan.lora)
+    trained = list(dict.fromkeys([*(options.pop("modules_to_save", None) or []), *new_modules]))
+    options.pop("task_type", None)
+    config = LoraConfig(task_type=TASK_TYPES[plan.task], modules_to_save=trained or None, **options)
+    # float32 adapters on bf16 weights break ZeRO-3's gathering of one dtype
+    return get_peft_model(model, config, autocast_adapter_dtype=plan.zero_stage != 3)

@@ -1,0 +1,93 @@
+"""transformers.Trainer with our checkpoints: a folder per step, one share per rank, a marker as each share's last file."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from finetune_api.contract import checkpoint_name
+from finetune_api.errors import FailureCategory, Problem, RunError
+from finetune_api.messages import Task
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
+from finetune_trainer.worker.cadence import quality
+from finetune_trainer.worker.events import Reporter
+from finetune_trainer.worker.metrics import classification_metrics, predicted_labels
+
+
+class FineTuneTrainer(Trainer):
+    """One rank's training loop.
+
+    Args:
+        order: who this rank is and where its files lie.
+        reporter: where saves are announced.
+        model, args, train_dataset, eval_dataset, data_collator, callbacks: as for `Trainer`.
+    """
+
+    def __init__(
+        self, order: WorkerOrder, reporter: Reporter, model: torch.nn.Module, args: TrainingArguments, **parts: Any
+    ):
+        classifies = order.plan.task is Task.CLASSIFICATION
+        super().__init__(
+            model,
+            args,
+            compute_metrics=classification_metrics if classifies else None,
+            preprocess_logits_for_metrics=predicted_labels if classifies else None,
+            **parts,
+        )
+        # These losses ignore num_items_in_batch, yet transformers takes **kwargs in forward for support and then
+        # multiplies loss and gradients by the world size (seen in 5.17 and 5.23).
+        if classifies:
+            self.model_accepts_loss_kwargs = False
+        self._order = order
+        self._reporter = reporter
+        self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Scores the eval split; remembers the result for the checkpoint of the same step."""
+        self._reporter.phase("eval", self.state.global_step)
+        metrics = super().evaluate(*args, **kwargs)
+        self._evaluated = (self.state.global_step, quality(metrics))
+        return metrics
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        engine = type(self.model_wrapped).__name__
+        if engine != "DeepSpeedEngine":  # with a wrong setting transformers trains with DDP and says nothing
+            raise RunError(
+                Problem(
+                    code="NotOnDeepSpeed",
+                    field="spec.deepspeed",
+                    message=f"the training engine is {engine}, not DeepSpeedEngine",
+                    cure="report this: transformers fell back to another engine without saying so",
+                ),
+                FailureCategory.UNKNOWN,
+            )
+        return prepared
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
+        step = self.state.global_step
+        self._reporter.phase("save", step)
+        folder = Path(self._order.checkpoints) / checkpoint_name(step)
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        at, metrics = self._evaluated
+        marker = SavedMarker(
+            step=step,
+            generation=self._order.generation,
+            rank=self._order.rank,
+            samples=step * self._order.plan.global_batch,
+            metrics=metrics if at == step else {},
+        )
+        (folder / marker_name(self._order.rank)).write_text(marker.to_json())
+        self._reporter.saved(step)
+        self._reporter.phase("train", step)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Every node saves its shards (`save_on_each_node`), but the model itself only once.
+        if self.args.process_index == 0:
+            super()._save(output_dir, state_dict)
