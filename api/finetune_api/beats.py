@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from finetune_api.errors import FailureCategory, Problem
+from finetune_api.errors import FailureCategory
 from finetune_api.messages import Message
 
 
@@ -49,10 +49,11 @@ class RankReport(Message):
 
 
 class Saved(Message):
-    """A checkpoint by step and by the generation that saved it: parts of different generations never mix."""
+    """One node's share of a checkpoint. Shares of different generations never mix, and a share fits one node rank only."""
 
     step: int
     generation: int
+    node_rank: int
 
 
 class StepMetrics(Message):
@@ -89,6 +90,7 @@ class Beat(Message):
         complete: checkpoints complete on its local disk.
         uploaded: checkpoints whose part of this node lies in storage.
         steps: metrics since the last beat that was answered, oldest first (from the node of rank 0).
+        broken: steps whose committed checkpoint did not verify on this node; never resumed from.
         draining: this pod was told to stop.
         storage_error: the sentence of the last upload that failed, empty when uploads work.
         have: generation and action of the directive it obeys now.
@@ -104,9 +106,9 @@ class Beat(Message):
     uploaded: tuple[Saved, ...] = ()
     steps: tuple[StepMetrics, ...] = ()
     evals: tuple[EvalMetrics, ...] = ()
+    broken: tuple[int, ...] = ()
     draining: bool = False
     storage_error: str = ""
-    problem: Problem | None = None
     have: str = ""
 
 

@@ -10,6 +10,8 @@ PLURAL = "finetunejobs"
 SINGULAR = "finetunejob"
 SHORT_NAME = "ftj"
 
+AGENT_PORT = 29400  # of the leader's server, in a pod
+
 
 class Env(StrEnum):
     """Environment variables that configure the parts; everything else travels in messages."""
@@ -19,6 +21,9 @@ class Env(StrEnum):
     NODE_INDEX = "FINETUNE_NODE_INDEX"  # completion index of the pod, 0 is the leader
     TOKEN = "FINETUNE_TOKEN"  # bearer token of the gang
     WORK_DIR = "FINETUNE_WORK_DIR"  # node-local scratch
+    AGENT_PORT = "FINETUNE_AGENT_PORT"  # port of the leader's server; 0 = any free one
+    THREADS = "FINETUNE_THREADS"  # intra-op threads of each worker; 0 = cores / workers
+    PARENT_PID = "FINETUNE_PARENT_PID"  # die with this process (local mode)
     ADVERTISE_HOST = "FINETUNE_ADVERTISE_HOST"  # address under which other nodes reach this agent
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"

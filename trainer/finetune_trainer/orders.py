@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from pydantic import Field
-
 from finetune_api.messages import Message, Plan
+from pydantic import Field
 
 
 class WorkerOrder(Message):

@@ -1,1 +1,1 @@
-"""The node agent, PID 1 of every training pod: gang, worker processes, recovery, upload and commit. Imports no torch."""
+"""The node agent, PID 1 of every training pod: gang, workers, recovery, upload and commit. Imports no torch."""

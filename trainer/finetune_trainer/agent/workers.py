@@ -61,6 +61,7 @@ class Workers:
         self._tasks: list[asyncio.Task[None]] = []
         self._alive: dict[str, Worker] = {}  # by request id; also those being killed
         self._current: list[Worker] = []
+        self._change = asyncio.Event()
         self.warm = False
 
     @property
@@ -72,6 +73,10 @@ class Workers:
     def all_ended(self) -> bool:
         """Whether there were workers and every one has exited."""
         return bool(self._current) and all(worker.exited.is_set() for worker in self._current)
+
+    async def changed(self) -> None:
+        """Returns at the next start or exit of a worker or of the zygote."""
+        await self._change.wait()
 
     async def warm_up(self) -> None:
         """Starts the zygote in the background; call from the main thread, whose death it follows."""
@@ -154,12 +159,12 @@ class Workers:
                     name, worker = next((n, w) for n, w in self._alive.items() if w.pid == answer["pid"])
                     del self._alive[name]
                     _end(worker, answer["exit_code"])
-            self._on_change()
+            self._tell_change()
         self.warm = False
         for worker in self._alive.values():  # the kernel has killed them with their parent
             _end(worker, -signal.SIGKILL)
         self._alive = {}
-        self._on_change()
+        self._tell_change()
 
     async def _read_events(self, descriptor: int) -> None:
         reader = asyncio.StreamReader()
@@ -172,6 +177,11 @@ class Workers:
                 self._hear(WorkerEvent.model_validate_json(line))
         finally:
             transport.close()
+
+    def _tell_change(self) -> None:
+        change, self._change = self._change, asyncio.Event()
+        change.set()
+        self._on_change()
 
     def _hear(self, event: WorkerEvent) -> None:
         for worker in self._current:

@@ -1,5 +1,5 @@
-"""The warm process that workers are forked from: torch, transformers, DeepSpeed and PEFT are imported once per pod (16 s),
-then a worker starts in 0.03 s. It never touches CUDA and never opens a parallel region.
+"""The warm process that workers are forked from: torch, transformers, DeepSpeed and PEFT are imported once per pod (16
+s), then a worker starts in 0.03 s. It never touches CUDA and never opens a parallel region.
 
 Speaks JSON lines: requests on stdin, answers on stdout; workers write their events to the inherited descriptor named on
 the command line. Ends, with its workers, when stdin closes or its parent dies.
@@ -42,7 +42,7 @@ def warm_up() -> None:
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     _ = deepspeed.ops.__compatible_ops__
-    get_checkpoint_conversion_mapping("llama")
+    get_checkpoint_conversion_mapping("llama")  # type: ignore[no-untyped-call]
     gc.collect()
     gc.freeze()  # a later collection walks 0 instead of 587,000 objects
 

@@ -1,4 +1,4 @@
-"""Evaluation metrics by task. Logits are reduced to predictions batch by batch: the eval set's logits are never held."""
+"""Evaluation metrics by task. Logits become predictions batch by batch: those of the whole eval set are never held."""
 
 import numpy as np
 import torch

@@ -16,7 +16,8 @@ WINDOW_BATCHES = 16  # rows are sorted by length within windows of this many glo
 class Rows(Protocol):
     """Random access to prepared rows and their lengths in tokens."""
 
-    lengths: Sequence[int]
+    @property
+    def lengths(self) -> Sequence[int]: ...
 
     def __len__(self) -> int: ...
 

@@ -1,4 +1,4 @@
-"""transformers.Trainer with our checkpoints: a folder per step, one share per rank, a marker as each share's last file."""
+"""transformers.Trainer with our checkpoints: a folder per step, a share per rank, a marker as each last file."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class FineTuneTrainer(Trainer):
         return metrics
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
         engine = type(self.model_wrapped).__name__
         if engine != "DeepSpeedEngine":  # with a wrong setting transformers trains with DDP and says nothing
             raise RunError(

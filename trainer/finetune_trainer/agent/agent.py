@@ -1,0 +1,372 @@
+"""One node's agent: it beats to the leader, obeys the directive in the answer, and uploads what its workers save.
+
+Three tasks that never wait for each other: beating (a slow start of workers must not look like a dead node), obeying,
+uploading.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, Saved, StepMetrics
+from finetune_api.contract import ExitCode, File, checkpoint_name
+from finetune_api.errors import StorageError
+from finetune_api.messages import GenerationRecord, Plan
+
+from finetune_trainer.agent import disk
+from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.uploads import CheckpointStore
+from finetune_trainer.agent.workers import Workers
+from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_trainer.storage import ObjectStore, download_tree
+
+log = logging.getLogger("agent")
+
+FENCE_SECONDS = 30.0  # without a leader for this long, workers are killed: another gang may be at work
+BEAT_TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
+RETRY_SECONDS = 0.3
+UPLOAD_RETRY_SECONDS = 3.0
+GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
+KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
+MOST_STEPS_A_BEAT = 500
+
+
+@dataclass
+class Node:
+    """What this agent would tell the leader now."""
+
+    state: AgentState = AgentState.BOOT
+    generation: int = 0
+    node_rank: int | None = None
+    uploaded: list[Saved] = field(default_factory=list)
+    steps: list[StepMetrics] = field(default_factory=list)
+    evals: list[EvalMetrics] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
+    draining: bool = False
+    storage_error: str = ""
+
+
+class Agent:
+    """Runs this node's share of a job until the leader lets it go.
+
+    Args:
+        plan: what is trained.
+        store, run: the job's storage and the run's key prefix in it.
+        workers: the node's workers, not yet warm.
+        leader: `host:port` of this very process if it leads, else None: then generation.json says.
+    """
+
+    def __init__(
+        self, config: AgentConfig, plan: Plan, store: ObjectStore, run: str, workers: Workers, leader: str | None
+    ) -> None:
+        self.incarnation = uuid.uuid4().hex[:12]
+        self._config = config
+        self._plan = plan
+        self._store = store
+        self._run = run
+        self._checkpoints = CheckpointStore(store, run)
+        self._workers = workers
+        self._leader = leader
+        self._leads = leader is not None
+        self._node = Node()
+        self._directive: Directive | None = None
+        self._news = asyncio.Event()  # something the leader should hear at once
+        self._orders = asyncio.Event()  # a directive that differs from the last
+        self._saves = asyncio.Event()  # a checkpoint may be complete
+        self._heard_leader = time.monotonic()
+
+    # ------------------------------------------------------------ what happens to it
+
+    def on_worker_event(self, event: WorkerEvent) -> None:
+        """A worker said something."""
+        match event.event:
+            case "step" if event.rank == 0:
+                values = event.values
+                self._node.steps.append(
+                    StepMetrics(
+                        step=event.step,
+                        loss=values["loss"],
+                        learning_rate=values["learning_rate"],
+                        grad_norm=values["grad_norm"],
+                        tokens=int(values["tokens"]),
+                        seconds=values["seconds"],
+                    )
+                )
+                del self._node.steps[:-MOST_STEPS_A_BEAT]
+            case "eval" if event.rank == 0:
+                self._node.evals.append(EvalMetrics(step=event.step, values=event.values))
+            case "saved":
+                self._saves.set()
+                self._news.set()
+
+    def on_worker_change(self) -> None:
+        """A worker started or exited, or the zygote did."""
+        if self._node.state is AgentState.RUNNING and self._workers.all_ended:
+            self._node.state = AgentState.ENDED
+        self._news.set()
+
+    def drain(self) -> None:
+        """This node was told to stop: the whole gang saves first."""
+        log.info("told to stop: saving first")
+        self._node.draining = True
+        self._news.set()
+
+    # ------------------------------------------------------------ its three tasks
+
+    async def run(self) -> ExitCode:
+        """Takes part until the leader lets this node go; the exit code says how."""
+        async with aiohttp.ClientSession(
+            timeout=BEAT_TIMEOUT, headers={"Authorization": f"Bearer {self._config.token}"}
+        ) as session:
+            tasks = [
+                asyncio.create_task(work)
+                for work in (self._beat(session), self._upload(), self._fetch_inputs(), self._fence())
+            ]
+            obeying = asyncio.create_task(self._obey())
+            try:
+                await asyncio.wait([obeying, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                for task in (*tasks, obeying):
+                    if task.done() and task.exception():
+                        raise task.exception() or RuntimeError
+                code = obeying.result()
+                await self._say_goodbye(session)
+                return code
+            finally:
+                for task in (*tasks, obeying):
+                    task.cancel()
+                await asyncio.gather(*tasks, obeying, return_exceptions=True)
+
+    async def _beat(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            self._news.clear()
+            beat = self._current_beat()
+            posting = asyncio.create_task(self._post(session, beat))
+            news = asyncio.create_task(self._news.wait())
+            await asyncio.wait([posting, news], return_when=asyncio.FIRST_COMPLETED)
+            news.cancel()
+            if not posting.done():  # news: this answer is not worth waiting for
+                posting.cancel()
+                await asyncio.gather(posting, return_exceptions=True)
+                continue
+            try:
+                self._heard(posting.result(), beat)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                log.info("leader does not answer: %s", error or type(error).__name__)
+                await asyncio.sleep(RETRY_SECONDS)
+                await self._find_leader()
+
+    async def _obey(self) -> ExitCode:
+        while True:
+            await self._orders.wait()
+            self._orders.clear()
+            directive = self._directive
+            assert directive is not None
+            if directive.generation > self._node.generation:
+                await self._stop_workers(directive.generation)
+            match directive.action:
+                case Action.RUN if self._node.state is AgentState.READY:
+                    await self._start_workers(directive)
+                case Action.DRAIN:
+                    self._workers.terminate()
+                case Action.DONE | Action.STOPPED | Action.FAILED:
+                    await self._workers.kill()
+                    await asyncio.to_thread(self._upload_logs)
+                    return ending(directive)
+
+    async def _upload(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._saves.wait(), UPLOAD_RETRY_SECONDS)
+            self._saves.clear()
+            for saved in set(self._complete()) - set(self._node.uploaded):
+                folder = self._checkpoint_root(saved.node_rank) / checkpoint_name(saved.step)
+                try:
+                    await asyncio.to_thread(self._checkpoints.upload, saved, folder)
+                except (StorageError, OSError, IndexError) as error:
+                    if saved in self._complete():  # else it was pruned meanwhile, which is no error
+                        log.warning("checkpoint %d is not uploaded yet: %s", saved.step, error)
+                        self._node.storage_error = str(error)
+                else:
+                    self._node.uploaded.append(saved)
+                    self._node.storage_error = ""
+                    await asyncio.to_thread(
+                        disk.retain, self._checkpoint_root(saved.node_rank), self._node.uploaded, KEEP_LOCAL
+                    )
+                self._news.set()
+
+    async def _fetch_inputs(self) -> None:
+        """Model and data to the local disk while the zygote warms up; then this node is ready."""
+        for prefix, folder in (
+            (self._plan.model.prefix, self._model_folder()),
+            (f"datasets/{self._plan.dataset.sha256}/", self._dataset_folder()),
+        ):
+            await asyncio.to_thread(download_tree, self._store, prefix, folder)
+        while not self._workers.warm:
+            await self._workers.changed()
+        if self._node.state is AgentState.BOOT:
+            self._node.state = AgentState.READY
+        self._news.set()
+        await asyncio.Event().wait()
+
+    async def _fence(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            if self._node.state is AgentState.RUNNING and time.monotonic() - self._heard_leader > FENCE_SECONDS:
+                log.error("no leader for %g s: killing the workers", FENCE_SECONDS)
+                await self._workers.kill()
+                self._node.state = AgentState.READY
+
+    # ------------------------------------------------------------ parts of beating
+
+    def _current_beat(self) -> Beat:
+        node = self._node
+        return Beat(
+            node=self._config.node,
+            incarnation=self.incarnation,
+            host=self._config.host,
+            generation=node.generation,
+            state=node.state,
+            ranks=self._workers.reports,
+            complete=tuple(self._complete()),
+            uploaded=tuple(node.uploaded),
+            steps=tuple(node.steps),
+            evals=tuple(node.evals),
+            broken=tuple(node.broken),
+            draining=node.draining,
+            storage_error=node.storage_error,
+            have=self._directive.key if self._directive else "",
+        )
+
+    async def _post(self, session: aiohttp.ClientSession, beat: Beat) -> Directive:
+        if self._leader is None:
+            raise ConnectionError("generation.json names no leader yet")
+        url = f"http://{self._leader}/v1/beat"
+        async with session.post(url, data=beat.model_dump_json(exclude_defaults=True)) as answer:
+            answer.raise_for_status()
+            return Directive.model_validate_json(await answer.text())
+
+    def _heard(self, directive: Directive, beat: Beat) -> None:
+        self._heard_leader = time.monotonic()
+        del self._node.steps[: len(beat.steps)]
+        del self._node.evals[: len(beat.evals)]
+        if directive.generation < self._node.generation:
+            return
+        if self._directive is None or directive.key != self._directive.key:
+            log.info("generation %d: %s %s", directive.generation, directive.action, directive.reason)
+            self._directive = directive
+            self._orders.set()
+
+    async def _find_leader(self) -> None:
+        if self._leads:
+            return
+        with contextlib.suppress(StorageError, ValueError):
+            raw = await asyncio.to_thread(self._store.get, self._run + File.GENERATION)
+            self._leader = GenerationRecord.model_validate_json(raw).leader
+
+    async def _say_goodbye(self, session: aiohttp.ClientSession) -> None:
+        """One last beat, so that the leader need not wait for a node that has obeyed."""
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            await asyncio.wait_for(self._post(session, self._current_beat()), GOODBYE_SECONDS)
+
+    # ------------------------------------------------------------ parts of obeying
+
+    async def _stop_workers(self, generation: int) -> None:
+        await self._workers.kill()
+        if not self._workers.warm:
+            await self._workers.warm_up()
+            while not self._workers.warm:
+                await self._workers.changed()
+        self._node.generation = generation
+        if self._node.state is not AgentState.BOOT:
+            self._node.state = AgentState.READY
+        self._news.set()
+
+    async def _start_workers(self, directive: Directive) -> None:
+        node_rank = directive.ranks.get(self._config.node)
+        if node_rank is None:
+            return  # a spare waits
+        self._node.node_rank = node_rank
+        root = self._checkpoint_root(node_rank)
+        local_ranks = self._plan.processes_per_node
+        await asyncio.to_thread(disk.prune, root, node_rank, local_ranks, directive.resume)
+        held = {saved.step for saved in self._complete()}
+        self._node.uploaded = [saved for saved in self._node.uploaded if saved.step in held]
+        resume = root / checkpoint_name(directive.resume) if directive.resume is not None else None
+        if resume is not None and directive.resume is not None and directive.resume not in held:
+            try:
+                await asyncio.to_thread(self._checkpoints.fetch, directive.resume, node_rank, resume)
+            except StorageError as error:
+                log.error("checkpoint %d: %s", directive.resume, error)
+                self._node.broken.append(directive.resume)
+                self._news.set()
+                return
+            self._node.uploaded += [saved for saved in self._complete() if saved.step == directive.resume]
+        if self._directive is not directive:
+            return  # the leader has changed its mind while files were fetched
+        self._node.state = AgentState.RUNNING
+        await self._workers.start(
+            [self._order(directive, node_rank, local_rank, resume) for local_rank in range(local_ranks)]
+        )
+        self._news.set()
+
+    def _order(self, directive: Directive, node_rank: int, local_rank: int, resume: Path | None) -> WorkerOrder:
+        local_ranks = self._plan.processes_per_node
+        return WorkerOrder(
+            plan=self._plan,
+            generation=directive.generation,
+            rank=node_rank * local_ranks + local_rank,
+            local_rank=local_rank,
+            node_rank=node_rank,
+            world_size=self._plan.world_size,
+            local_world_size=local_ranks,
+            master_host=directive.master_host,
+            master_port=directive.master_port,
+            threads=self._config.worker_threads(local_ranks),
+            model=str(self._model_folder()),
+            dataset=str(self._dataset_folder()),
+            checkpoints=str(self._checkpoint_root(node_rank)),
+            resume=str(resume) if resume else None,
+        )
+
+    def _upload_logs(self) -> None:
+        """All logs of this node's ranks; what cannot be stored stays on the disk and is no reason to fail."""
+        logs = self._config.work / "logs"
+        for path in sorted(logs.glob("generation-*/rank-*.log")):
+            with contextlib.suppress(StorageError, OSError):
+                self._store.put_file(f"{self._run}logs/{path.relative_to(logs).as_posix()}", path)
+
+    # ------------------------------------------------------------ where things lie
+
+    def _complete(self) -> list[Saved]:
+        if self._node.node_rank is None:
+            found = [path for path in self._config.work.glob("checkpoints/node-*") if path.is_dir()]
+            ranks = [int(path.name.removeprefix("node-")) for path in found]
+        else:
+            ranks = [self._node.node_rank]
+        local_ranks = self._plan.processes_per_node
+        return [saved for rank in ranks for saved in disk.complete(self._checkpoint_root(rank), rank, local_ranks)]
+
+    def _checkpoint_root(self, node_rank: int) -> Path:
+        return self._config.work / "checkpoints" / f"node-{node_rank}"
+
+    def _model_folder(self) -> Path:
+        return self._config.work / "model"
+
+    def _dataset_folder(self) -> Path:
+        return self._config.work / "dataset"
+
+
+def ending(directive: Directive) -> ExitCode:
+    """The exit code of an agent that was let go."""
+    match directive.action:
+        case Action.DONE:
+            return ExitCode.OK
+        case Action.STOPPED:
+            return ExitCode.DRAINED
+        case _:
+            return ExitCode(directive.exit_code)

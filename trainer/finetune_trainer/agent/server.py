@@ -1,0 +1,76 @@
+"""The leader's HTTP server: POST /v1/beat for the agents, GET /progress for operator and CLI, GET /healthz for anybody."""
+
+import hmac
+
+from aiohttp import web
+from finetune_api.beats import Beat
+
+from finetune_trainer.agent.leader import Leader
+
+POLL_SECONDS = 1.0
+LARGEST_BEAT = 1 << 20  # bytes
+
+
+class LeaderServer:
+    """Serves one leader.
+
+    Args:
+        token: bearer token that every caller but /healthz must show.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = f"Bearer {token}".encode()
+        self._leader: Leader | None = None
+        self._runner: web.AppRunner | None = None
+
+    async def listen(self, host: str, port: int) -> int:
+        """Opens the port; 0 = any. Returns the port. Answers 503 until `lead`."""
+        app = web.Application(middlewares=[self._checks_token], client_max_size=LARGEST_BEAT)
+        app.router.add_post("/v1/beat", self._beat)
+        app.router.add_get("/progress", self._progress)
+        app.router.add_get("/healthz", self._healthz)
+        # A closed connection must end the handler: that is how a dead agent is noticed.
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    def lead(self, leader: Leader) -> None:
+        """From now on beats go to this leader."""
+        self._leader = leader
+
+    async def close(self) -> None:
+        """Closes the port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @web.middleware
+    async def _checks_token(self, request: web.Request, handler: object) -> web.StreamResponse:
+        shown = request.headers.get("Authorization", "").encode()
+        if request.path != "/healthz" and not hmac.compare_digest(shown, self._token):
+            raise web.HTTPUnauthorized(text="wrong or missing bearer token\n")
+        answer: web.StreamResponse = await handler(request)  # type: ignore[operator]
+        return answer
+
+    async def _beat(self, request: web.Request) -> web.Response:
+        leader = self._current()
+        beat = Beat.model_validate_json(await request.text())
+        leader.hear(beat)
+        try:
+            directive = await leader.next_directive(beat.node, beat.have, POLL_SECONDS)
+        except BaseException:
+            leader.hear_closed(beat.node, beat.incarnation)
+            raise
+        return web.json_response(text=directive.model_dump_json())
+
+    async def _progress(self, request: web.Request) -> web.Response:
+        return web.json_response(text=self._current().progress().model_dump_json())
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    def _current(self) -> Leader:
+        if self._leader is None:
+            raise web.HTTPServiceUnavailable(text="the leader is starting\n")
+        return self._leader
