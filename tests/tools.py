@@ -1,7 +1,7 @@
 """Programs that tests run beside us (etcd, kube-apiserver, versitygw): built once from Go modules into a cache.
 
-The module of a program is `tests/tools/<module>/go.mod`; its cache folder carries the hash of go.mod and go.sum: a changed
-version is a new folder. The cache lies outside the tree: FINETUNE_CACHE, or ~/.cache/finetune-operator.
+The module of a program is `tests/tools/<module>/go.mod`; its cache folder carries the hash of go.mod and go.sum: a
+changed version is a new folder. The cache lies outside the tree: FINETUNE_CACHE, or ~/.cache/finetune-operator.
 """
 
 import fcntl
