@@ -1,0 +1,46 @@
+"""The API finetune.dev/v1alpha1: FineTuneJob, spec and status. Read a job with `finetune_api.parse.parse_job`."""
+
+from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
+from finetune_api.v1alpha1.job import FineTuneJob, Metadata
+from finetune_api.v1alpha1.pod_template import PodTemplate
+from finetune_api.v1alpha1.spec import (
+    BudgetSpec,
+    CheckpointSpec,
+    DatasetSpec,
+    DeepSpeedSpec,
+    EvalSplit,
+    ExportSpec,
+    FineTuneJobSpec,
+    MethodSpec,
+    ModelSpec,
+    RecoverySpec,
+    Resources,
+    StorageSpec,
+)
+from finetune_api.v1alpha1.status import Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec
+
+__all__ = [
+    "MAX_NAME_LENGTH",
+    "BudgetSpec",
+    "CheckpointSpec",
+    "Condition",
+    "ConditionType",
+    "DatasetSpec",
+    "DeepSpeedSpec",
+    "EvalSplit",
+    "ExportSpec",
+    "FineTuneJob",
+    "FineTuneJobSpec",
+    "FineTuneJobStatus",
+    "LoraSpec",
+    "Metadata",
+    "MethodSpec",
+    "ModelSpec",
+    "Phase",
+    "PodTemplate",
+    "RecoverySpec",
+    "Resources",
+    "StorageSpec",
+    "TrainingSpec",
+]

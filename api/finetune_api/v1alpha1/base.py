@@ -1,0 +1,155 @@
+"""What the API's models are made of: the three kinds of model, and strings, lists and unions with their bounds.
+
+Everything is bounded (maxLength, maxItems, maxProperties), because the API server computes the cost of CEL rules from
+these bounds. Validation is strict, as the API server's is: "2" is no number and 1 is no boolean.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
+
+from finetune_api.quantity import PATTERN as QUANTITY_PATTERN
+from finetune_api.quantity import parse_quantity
+
+# The longest name made from a job's is a pod's host name, `<name>-train-<attempt>-<index>`: at most 63 characters, of
+# which 7 are "-train-", 4 the attempt, 1 a dash and 4 the index.
+MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
+LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+
+def broken(code: str, message: str, cure: str) -> PydanticCustomError:
+    """A validation error that already speaks our language; `finetune_api.parse` passes it on as it is."""
+    return PydanticCustomError("finetune", "{message}", {"code": code, "message": message, "cure": cure})
+
+
+class Kubernetes(BaseModel):
+    """A part whose YAML keys are camelCase."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        alias_generator=to_camel,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Verbatim(BaseModel):
+    """A part whose keys are the names of a library (Hugging Face, PEFT), as they are; None = the plan chooses."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Only what the user wrote, by its own name."""
+        written = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return {name: value for name, value in written.items() if value is not None}
+
+
+class Observed(BaseModel):
+    """A part of the status. Unknown fields are skipped: a newer operator may have written it."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        alias_generator=to_camel,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+def _quantity(value: Any) -> Any:
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, str)) or parse_quantity(value) < 0:
+            raise ValueError
+    except ValueError:
+        raise broken(
+            "InvalidQuantity",
+            f"is {shown(value)}; must be a Kubernetes quantity of 0 or more",
+            'write a whole number or a string such as 8, "500m" or 64Gi',
+        ) from None
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as a message names it: quoted where it is text, shortened where it is long, in YAML's words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:70]}... ({len(str(value))} characters)"
+
+
+def _words(value: Any) -> Any:
+    if isinstance(value, list) and len(value) <= 256 and all(isinstance(word, str) and word for word in value):
+        return value
+    if isinstance(value, str) and value:
+        return value
+    raise broken("WrongType", f"is {shown(value)}; must be a string or a list of strings", "write one of the two")
+
+
+def _flag_or_word(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        return value
+    raise broken("WrongType", f"is {shown(value)}; must be true, false or a string", "write one of the three")
+
+
+def _steps_or_ratio(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if whole or (isinstance(value, float) and (0 <= value < 1 or (value >= 1 and value.is_integer()))):
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+    raise broken(
+        "OutOfRange",
+        f"is {shown(value)}; must be a whole number of steps, or a ratio of all steps below 1",
+        "write a number of steps such as 100, or a ratio such as 0.1",
+    )
+
+
+# A union that a structural schema cannot tell: the API server stores it as it is, the operator checks it.
+_EITHER = {"x-kubernetes-preserve-unknown-fields": True}
+
+Quantity = Annotated[
+    int | str,
+    BeforeValidator(_quantity),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
+]
+StepsOrRatio = Annotated[
+    int | float, BeforeValidator(_steps_or_ratio), WithJsonSchema({"type": "number", "minimum": 0})
+]
+Words = Annotated[str | list[str], BeforeValidator(_words), WithJsonSchema(_EITHER)]
+FlagOrWord = Annotated[bool | str, BeforeValidator(_flag_or_word), WithJsonSchema(_EITHER)]
+
+FreeObject = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
+    Field(max_length=256),
+]
+
+Label = Annotated[str, StringConstraints(pattern=LABEL_PATTERN, max_length=63)]
+JobName = Annotated[str, StringConstraints(pattern=LABEL_PATTERN, max_length=MAX_NAME_LENGTH)]
+Subdomain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Text = Annotated[str, StringConstraints(max_length=4096)]
+DataUri = Annotated[str, StringConstraints(pattern=r"^(s3|https|hf|file)://[^\s]+$", max_length=2048)]
+StoreUri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^\s]+$", max_length=2048)]
+HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
+Words256 = Annotated[list[Word], Field(max_length=256)]
+StringMap = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=64)]
+QuantityMap = Annotated[dict[str, Quantity], Field(max_length=32)]
