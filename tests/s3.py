@@ -1,0 +1,101 @@
+"""A real S3 server for tests: versitygw over a folder, on a free loopback port."""
+
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.tools import tool
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server.
+
+    Attributes:
+        environ: what a client needs, as environment variables.
+        folder: where buckets lie, as folders.
+    """
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    folder: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+        }
+
+    def make_bucket(self, name: str) -> str:
+        """Make a bucket; returns its uri."""
+        from finetune_trainer.storage.s3 import make_client
+
+        make_client(self.environ).create_bucket(Bucket=name)
+        return f"s3://{name}"
+
+
+@contextmanager
+def start_s3(folder: Path) -> Iterator[S3Server]:
+    """Serve `folder` until the block ends; the server's own log is `folder`/server.log."""
+    access_key, secret_key = "test-key", secrets.token_hex(16)
+    buckets, sidecar = folder / "buckets", folder / "sidecar"
+    buckets.mkdir(parents=True)
+    sidecar.mkdir()
+    port = _free_port()
+    command = [str(tool("versitygw")), "--port", f"127.0.0.1:{port}", "--health", "/health"]
+    # metadata in files of their own: not every file system under a temporary folder has user xattrs
+    command += ["posix", "--sidecar", str(sidecar), str(buckets)]
+    environ = {**os.environ, "ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": secret_key}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+    try:
+        _wait_until_open(port, process, folder / "server.log")
+        yield S3Server(f"http://127.0.0.1:{port}", access_key, secret_key, buckets)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        _pause(process)
+    raise RuntimeError(f"versitygw did not open port {port}: {log.read_text()[-2000:]}")
+
+
+def _pause(process: subprocess.Popen[bytes]) -> None:
+    # not a sleep: ends as soon as the server does
+    try:
+        process.wait(0.02)
+    except subprocess.TimeoutExpired:
+        return

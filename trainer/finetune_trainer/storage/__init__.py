@@ -1,0 +1,34 @@
+"""Object storage: a bucket behind s3:// or a folder behind file://, with the same promises (see base.ObjectStore).
+
+`open_store` is the way in; `upload_tree` and `download_tree` move whole folders under a MANIFEST.json.
+"""
+
+from finetune_trainer.storage.base import AlreadyExistsError, NotFoundError, ObjectInfo, ObjectStore
+from finetune_trainer.storage.folder import FolderStore
+from finetune_trainer.storage.open import open_object, open_store
+from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.trees import (
+    download_files,
+    download_tree,
+    hash_file,
+    read_manifest,
+    upload_files,
+    upload_tree,
+)
+
+__all__ = [
+    "AlreadyExistsError",
+    "FolderStore",
+    "NotFoundError",
+    "ObjectInfo",
+    "ObjectStore",
+    "S3Store",
+    "download_files",
+    "download_tree",
+    "hash_file",
+    "open_object",
+    "open_store",
+    "read_manifest",
+    "upload_files",
+    "upload_tree",
+]

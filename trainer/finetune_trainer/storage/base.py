@@ -1,0 +1,121 @@
+"""The promises every store keeps, its errors, and the rule for keys."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from finetune_api.errors import Problem, StorageError
+from finetune_api.messages import FileEntry
+
+FIELD = "spec.storage.uri"
+HASH_BLOCK = 1 << 20
+
+
+class NotFoundError(StorageError):
+    """There is no such object (or no such bucket)."""
+
+
+class AlreadyExistsError(StorageError):
+    """`create` found an object of that key: somebody else was first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One stored object: its key below the store's uri, bytes, and a tag that changes when its content does."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Objects by key below one uri. Keys are relative, with `/` between their parts.
+
+    Every method raises StorageError with a sentence when the store refuses, is unreachable or is not there; reading
+    a missing object raises its subclass NotFoundError. A reader sees an object whole or not at all. Values are safe
+    to use from many threads.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Where keys begin, without a trailing slash: `s3://bucket/prefix` or `file:///folder`."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, over any that is there."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write an object that must not be there yet; of many racing writers exactly one wins.
+
+        Raises:
+            AlreadyExistsError: there is an object of that key.
+        """
+
+    def get(self, key: str) -> bytes:
+        """The content of a small object."""
+
+    def put_file(self, key: str, path: Path) -> FileEntry:
+        """Write a file of any size; the entry's path is `key`, its sha256 is of the file as it was sent."""
+
+    def get_file(self, key: str, path: Path) -> FileEntry:
+        """Fetch an object of any size to `path`, which appears whole or not at all; parents are made."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key begins with `prefix`, in the order of their keys."""
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is known of an object, or None if there is none."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; one that is not there is no error."""
+
+
+def checked_key(key: str) -> str:
+    """The key itself, if it is one.
+
+    Raises:
+        ValueError: it is empty, absolute, or has empty, `.` or `..` parts: it could leave the store's prefix.
+    """
+    if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise ValueError(f"{key!r} is no object key: parts between slashes may not be empty, '.' or '..'")
+    return key
+
+
+def storage_problem(code: str, message: str, cure: str) -> Problem:
+    """A problem with storage, as StorageError carries it."""
+    return Problem(code=code, field=FIELD, message=message, cure=cure)
+
+
+def not_found(uri: str, key: str) -> NotFoundError:
+    """The error for a missing object."""
+    return NotFoundError(
+        storage_problem("ObjectNotFound", f"there is no {key} below {uri}", "check the uri and who removed the object")
+    )
+
+
+def already_exists(uri: str, key: str) -> AlreadyExistsError:
+    """The error for an object that should not be there."""
+    return AlreadyExistsError(
+        storage_problem(
+            "AlreadyExists", f"{key} below {uri} exists already", "another writer was first: read its value"
+        )
+    )
+
+
+def entry_of(key: str, path: Path) -> FileEntry:
+    """Size and sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return copy_hashed(key, file, None)
+
+
+def copy_hashed(key: str, source: BinaryIO, sink: BinaryIO | None) -> FileEntry:
+    """Read `source` to its end, into `sink` if there is one; size and sha256 of what was read."""
+    digest = hashlib.sha256()
+    size = 0
+    while block := source.read(HASH_BLOCK):
+        digest.update(block)
+        size += len(block)
+        if sink is not None:
+            sink.write(block)
+    return FileEntry(path=key, size=size, sha256=digest.hexdigest())

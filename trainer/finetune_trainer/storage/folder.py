@@ -1,0 +1,198 @@
+"""A folder as an object store. A write is a temporary file, synced, then renamed or linked to its name.
+
+`create` is a hard link: the one call that is atomic, fails if the name exists, and shows only whole content.
+"""
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune_api.errors import Problem, StorageError
+from finetune_api.messages import FileEntry
+
+from finetune_trainer.storage.base import (
+    NotFoundError,
+    ObjectInfo,
+    already_exists,
+    checked_key,
+    copy_hashed,
+    not_found,
+    storage_problem,
+)
+
+SCRATCH = ".finetune-tmp"  # below the root, so that a rename never crosses file systems; never listed
+PRUNE_RACES = 8  # how often a writer may lose its folder to somebody who deletes the last object in it
+
+
+class FolderStore:
+    """Objects as files below `root`, which is made on the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def uri(self) -> str:
+        """Where keys begin: `file:///folder`."""
+        return f"file://{self._root}"
+
+    def path(self, key: str) -> Path:
+        """The file that holds an object, whether or not it exists.
+
+        Raises:
+            ValueError: the key is malformed, or a link in it leads out of the root.
+        """
+        if SCRATCH in checked_key(key).split("/"):
+            raise ValueError(f"{key!r} is no object key: {SCRATCH} holds unfinished writes")
+        path = self._root / key
+        if not path.resolve().is_relative_to(self._root.resolve()):
+            raise ValueError(f"{key!r} is no object key: it leads out of {self.uri}")
+        return path
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, over any that is there."""
+        self._commit(key, lambda file: file.write(data), os.replace)
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write an object that must not be there yet."""
+        self._commit(key, lambda file: file.write(data), os.link)
+
+    def get(self, key: str) -> bytes:
+        """The content of a small object."""
+        with self._reading(key):
+            return self.path(key).read_bytes()
+
+    def put_file(self, key: str, path: Path) -> FileEntry:
+        """Copy a file in; the sha256 is of the bytes on their way."""
+        entries = []
+        with path.open("rb") as source:
+            self._commit(key, lambda file: entries.append(copy_hashed(key, source, file)), os.replace)
+        return entries[0]
+
+    def get_file(self, key: str, path: Path) -> FileEntry:
+        """Copy an object out."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with self._reading(key), self.path(key).open("rb") as source, partial.open("xb") as file:
+                entry = copy_hashed(key, source, file)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return entry
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key begins with `prefix`, in the order of their keys."""
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            checked_key(folder)
+        keys = []
+        for parent, names, files in os.walk(self._root / folder):
+            names[:] = [name for name in names if name != SCRATCH]
+            relative = Path(parent).relative_to(self._root)
+            keys += [(relative / name).as_posix() for name in files]
+        for key in sorted(key for key in keys if key.startswith(prefix)):
+            if info := self.head(key):  # None: deleted meanwhile
+                yield info
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is known of an object, or None if there is none."""
+        path = self.path(key)
+        try:
+            with self._reading(key):
+                found = path.stat()
+        except NotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            return None
+        return ObjectInfo(key, found.st_size, f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}")
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects, and the folders that this leaves empty."""
+        for key in keys:
+            path = self.path(key)
+            with self._translated(key):
+                path.unlink(missing_ok=True)
+            self._prune(path.parent)
+
+    def _prune(self, folder: Path) -> None:
+        while folder != self._root and folder.is_relative_to(self._root):
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or gone already
+                return
+            folder = folder.parent
+
+    def _commit(self, key: str, write: Callable[[BinaryIO], object], name: Callable[[Path, Path], None]) -> None:
+        target = self.path(key)
+        scratch = self._root / SCRATCH
+        with self._translated(key):
+            scratch.mkdir(parents=True, exist_ok=True)
+            partial = scratch / uuid.uuid4().hex
+            try:
+                with partial.open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _into_place(partial, target, name)
+            finally:
+                partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            with self._translated(key):
+                yield
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                raise not_found(self.uri, key) from None
+            raise
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError:
+            raise already_exists(self.uri, key) from None
+        except OSError as error:
+            raise StorageError(_refusal(self.uri, key, error)) from error
+
+
+def _into_place(partial: Path, target: Path, name: Callable[[Path, Path], None]) -> None:
+    for attempt in range(PRUNE_RACES):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # what mkdir says of a file in a folder's place; ours means "the object is there"
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent)) from None
+        try:
+            name(partial, target)
+        except FileNotFoundError:  # somebody pruned the folder between the two lines
+            if attempt == PRUNE_RACES - 1:
+                raise
+        else:
+            break
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, must survive a power cut
+    finally:
+        os.close(folder)
+
+
+CURES = {
+    errno.EACCES: "give this user the right to write there, or name another folder",
+    errno.EPERM: "use a folder on a file system with hard links, writable by this user",
+    errno.EROFS: "name a folder on a writable file system",
+    errno.ENOSPC: "free space there, or name a folder on a larger disk",
+    errno.EDQUOT: "free space there, or ask for a larger quota",
+    errno.ENOTDIR: "name another folder: a file stands where a folder is needed",
+    errno.EISDIR: "name another key: a folder stands where the file should be",
+}
+
+
+def _refusal(uri: str, key: str, error: OSError) -> Problem:
+    cure = CURES.get(error.errno or 0, "check the folder and its disk")
+    return storage_problem("FolderRefused", f"{key} below {uri}: {os.strerror(error.errno or 0)}", cure)

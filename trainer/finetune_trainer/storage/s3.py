@@ -1,0 +1,293 @@
+"""A bucket of S3, or of a server that speaks its protocol. The only module that imports boto3."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
+from botocore import exceptions as botocore_errors
+from botocore.config import Config
+from finetune_api.contract import Env
+from finetune_api.errors import Problem, StorageError
+from finetune_api.messages import FileEntry
+from s3transfer.exceptions import RetriesExceededError
+
+from finetune_trainer.storage.base import (
+    NotFoundError,
+    ObjectInfo,
+    already_exists,
+    checked_key,
+    entry_of,
+    not_found,
+    storage_problem,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+PART_SIZE = 64 << 20  # 10,000 parts at most, so files up to 625 GiB
+THREADS = 16
+DELETE_BATCH = 1000  # the protocol's limit, as of a page of a listing
+CONNECT_TIMEOUT = 10  # seconds
+READ_TIMEOUT = 60  # seconds without a byte
+ATTEMPTS = 6
+CREATE_RACES = 16
+
+
+def make_client(environ: Mapping[str, str]) -> "S3Client":
+    """A client set up from the environment: endpoint, region, CA bundle, credentials, all optional.
+
+    Raises:
+        StorageError: the environment holds half a credential, a malformed endpoint, or a CA bundle that is not there.
+    """
+    endpoint = environ.get(Env.STORAGE_ENDPOINT) or None
+    ca_bundle = environ.get(Env.STORAGE_CA) or None
+    key_id, secret = environ.get("AWS_ACCESS_KEY_ID") or None, environ.get("AWS_SECRET_ACCESS_KEY") or None
+    if (key_id is None) != (secret is None):
+        missing = "AWS_ACCESS_KEY_ID" if key_id is None else "AWS_SECRET_ACCESS_KEY"
+        raise StorageError(storage_problem("NoCredentials", f"{missing} is not set, its other half is", "set both"))
+    if ca_bundle is not None and not Path(ca_bundle).is_file():
+        message = f"{Env.STORAGE_CA} is {ca_bundle!r}, and there is no such file"
+        raise StorageError(storage_problem("NoSuchFile", message, "correct the path, or unset it"))
+    session = boto3.session.Session(
+        aws_access_key_id=key_id,
+        aws_secret_access_key=secret,
+        aws_session_token=environ.get("AWS_SESSION_TOKEN") or None if key_id else None,
+    )
+    region = environ.get(Env.STORAGE_REGION) or environ.get("AWS_DEFAULT_REGION") or session.region_name
+    try:
+        return session.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=region or ("us-east-1" if endpoint else None),  # signatures need one, other servers ignore it
+            verify=ca_bundle,
+            config=Config(
+                connect_timeout=CONNECT_TIMEOUT,
+                read_timeout=READ_TIMEOUT,
+                max_pool_connections=2 * THREADS,
+                retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+                s3={"addressing_style": "path" if endpoint else "auto"},
+            ),
+        )
+    except ValueError as error:
+        message = f"{Env.STORAGE_ENDPOINT} is {endpoint!r}, which is no URL"
+        raise StorageError(storage_problem("InvalidEndpoint", message, "write http(s)://host:port")) from error
+
+
+class S3Store:
+    """Objects below `prefix` in a bucket.
+
+    Args:
+        part_size: bytes of one part; larger files go up and come down in several parts at once.
+        page_size: objects in one answer to a listing.
+    """
+
+    def __init__(
+        self, client: "S3Client", bucket: str, prefix: str, *, part_size: int = PART_SIZE, page_size: int = 1000
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._base = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._page_size = page_size
+        self._transfers = TransferConfig(
+            multipart_threshold=part_size,
+            multipart_chunksize=part_size,
+            max_concurrency=THREADS,
+            preferred_transfer_client="classic",  # the CRT client ignores the endpoint
+        )
+
+    @property
+    def uri(self) -> str:
+        """Where keys begin: `s3://bucket/prefix`."""
+        return f"s3://{self._bucket}/{self._base}".rstrip("/")
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object, over any that is there."""
+        with self._translated(key):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write an object that must not be there yet."""
+        for attempt in range(CREATE_RACES):
+            try:
+                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+                return
+            except botocore_errors.ClientError as error:
+                status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+                if status == 412:
+                    raise already_exists(self.uri, key) from None
+                # 409 ConditionalRequestConflict: two conditional writes met, and neither has been chosen yet
+                if status != 409 or error.response["Error"]["Code"] != "ConditionalRequestConflict":
+                    raise self._error(key, error) from error
+                if attempt == CREATE_RACES - 1:
+                    raise self._error(key, error) from error
+            except botocore_errors.BotoCoreError as error:
+                raise self._error(key, error) from error
+
+    def get(self, key: str) -> bytes:
+        """The content of a small object."""
+        with self._translated(key):
+            return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+
+    def put_file(self, key: str, path: Path) -> FileEntry:
+        """Write a file in parts, hashed at the same time.
+
+        Raises:
+            StorageError: also if the file changed meanwhile, as what was sent is then not what was hashed.
+        """
+        before = path.stat()
+        with self._translated(key), ThreadPoolExecutor(1) as hashing:
+            entry = hashing.submit(entry_of, key, path)
+            with create_transfer_manager(self._client, self._transfers) as transfers:
+                transfers.upload(str(path), self._bucket, self._key(key)).result()
+        after = path.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise StorageError(
+                storage_problem(
+                    "FileChanged", f"{path.name} changed while it was uploaded to {key}", "upload finished files only"
+                )
+            )
+        return entry.result()
+
+    def get_file(self, key: str, path: Path) -> FileEntry:
+        """Fetch an object in parts."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the transfer manager writes beside `path` and renames; it removes the part it has when it fails
+        try:
+            with self._translated(key), create_transfer_manager(self._client, self._transfers) as transfers:
+                transfers.download(self._bucket, self._key(key), str(path)).result()
+        except StorageError:
+            self.head(key)  # the manager begins with a HEAD; this one says why it was refused
+            raise
+        return entry_of(key, path)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key begins with `prefix`, in the order of their keys."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._base + prefix, PaginationConfig={"PageSize": self._page_size}
+        )
+        with self._translated(prefix):
+            for page in pages:
+                for found in page.get("Contents", []):
+                    yield ObjectInfo(found["Key"].removeprefix(self._base), found["Size"], found["ETag"].strip('"'))
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What is known of an object, or None if there is none."""
+        try:
+            with self._translated(key):
+                found = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+        except StorageError as refused:
+            # a HEAD has no body: only a listing tells a missing key from a missing bucket or a wrong secret
+            with self._translated(key):
+                self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(key), MaxKeys=1)
+            if isinstance(refused, NotFoundError):
+                return None
+            raise
+        return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects, up to a thousand with one request."""
+        remaining = iter(keys)
+        while batch := [self._key(key) for key in islice(remaining, DELETE_BATCH)]:
+            with self._translated(batch[0]):
+                answer = self._client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
+                )
+            for failed in answer.get("Errors", []):
+                key, code = failed.get("Key", "?"), failed.get("Code", "Unknown")
+                raise StorageError(_problem(self.uri, key, code, failed.get("Message", "")))
+
+    def _key(self, key: str) -> str:
+        return self._base + checked_key(key)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (botocore_errors.ClientError, botocore_errors.BotoCoreError, RetriesExceededError) as error:
+            raise self._error(key, error) from error
+
+    def _error(self, key: str, error: Exception) -> StorageError:
+        if isinstance(error, RetriesExceededError) and isinstance(error.last_exception, Exception):
+            error = error.last_exception
+        if isinstance(error, botocore_errors.ClientError):
+            said: dict[str, Any] = dict(error.response["Error"])
+            code = said.get("Code", "Unknown")
+            if code in ("NoSuchKey", "404"):
+                return not_found(self.uri, key)
+            problem = _problem(self.uri, key, code, said.get("Message", ""))
+            return NotFoundError(problem) if code == "NoSuchBucket" else StorageError(problem)
+        endpoint = self._client.meta.endpoint_url
+        for kind, (code, message, cure) in _UNREACHABLE.items():
+            if isinstance(error, kind):
+                return StorageError(storage_problem(code, message.format(endpoint=endpoint, error=error), cure))
+        reason = " ".join(str(error).split())
+        return StorageError(
+            storage_problem("StorageFailed", f"{key} below {self.uri}: {reason}", f"check the connection to {endpoint}")
+        )
+
+
+_CURES = {
+    "NoSuchBucket": ("there is no such bucket", "create it, or correct the bucket in the uri"),
+    "InvalidAccessKeyId": ("the access key is unknown there", "correct AWS_ACCESS_KEY_ID in the credentials"),
+    "XAdminUserNotFound": ("the access key is unknown there", "correct AWS_ACCESS_KEY_ID in the credentials"),
+    "SignatureDoesNotMatch": ("the secret does not fit the access key", "correct AWS_SECRET_ACCESS_KEY"),
+    "RequestTimeTooSkewed": ("this machine's clock is more than 15 minutes off", "set the clock (chrony, NTP)"),
+    "ExpiredToken": ("the session token has expired", "get new credentials"),
+    "AccessDenied": ("access is denied", "allow these credentials to get, put, list and delete below this prefix"),
+    "403": ("access is denied", "allow these credentials to get, put, list and delete below this prefix"),
+    "AuthorizationHeaderMalformed": ("the bucket is in another region", "set AWS_REGION to the bucket's region"),
+    "PermanentRedirect": ("the bucket is in another region", "set AWS_REGION to the bucket's region"),
+    "301": ("the bucket is in another region", "set AWS_REGION to the bucket's region"),
+    "SlowDown": ("the server asks for fewer requests", "try again later"),
+    "ObjectParentIsFile": ("a part of the key is an object itself", "delete that object, or use another prefix"),
+}
+
+
+def _problem(uri: str, key: str, code: str, said: str) -> Problem:
+    message, cure = _CURES.get(code, (said or code, "look the code up in the server's manual"))
+    return storage_problem(code if code.isalpha() else "AccessDenied", f"{key} below {uri}: {message}", cure)
+
+
+_CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3, and that the server runs and is not behind a firewall"
+_UNREACHABLE: dict[type[Exception], tuple[str, str, str]] = {
+    botocore_errors.NoCredentialsError: (
+        "NoCredentials",
+        "there are no credentials for {endpoint}",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use a web identity",
+    ),
+    botocore_errors.PartialCredentialsError: (
+        "NoCredentials",
+        "half of the credentials for {endpoint} is missing: {error}",
+        "set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    ),
+    botocore_errors.SSLError: (
+        "CertificateRefused",
+        "the certificate of {endpoint} is not trusted: {error}",
+        "set AWS_CA_BUNDLE to the file of the authority that signed it",
+    ),
+    botocore_errors.EndpointConnectionError: (
+        "Unreachable",
+        "cannot connect to {endpoint}",
+        _CHECK_ENDPOINT,
+    ),
+    botocore_errors.ConnectTimeoutError: (
+        "Unreachable",
+        f"{{endpoint}} does not answer within {CONNECT_TIMEOUT} seconds",
+        _CHECK_ENDPOINT,
+    ),
+    botocore_errors.ReadTimeoutError: (
+        "Unreachable",
+        f"{{endpoint}} sent nothing for {READ_TIMEOUT} seconds",
+        _CHECK_ENDPOINT,
+    ),
+    botocore_errors.ConnectionError: (
+        "Unreachable",
+        "the connection to {endpoint} broke: {error}",
+        _CHECK_ENDPOINT,
+    ),
+}

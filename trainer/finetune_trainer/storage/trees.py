@@ -1,0 +1,149 @@
+"""Whole folders in a store: files first, MANIFEST.json last. The manifest is the commit; what it names is verified."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune_api.contract import File
+from finetune_api.errors import StorageError
+from finetune_api.messages import FileEntry, Manifest
+from pydantic import ValidationError
+
+from finetune_trainer.storage.base import (
+    AlreadyExistsError,
+    NotFoundError,
+    ObjectStore,
+    checked_key,
+    entry_of,
+    storage_problem,
+)
+
+Kind = Literal["dataset", "model", "checkpoint", "artifact"]
+TRANSFERS = 4  # files at a time; large ones are further split into parts
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Size and sha256 of a file; the entry's path is the file's name."""
+    return entry_of(path.name, path)
+
+
+def upload_tree(
+    store: ObjectStore, folder: Path, prefix: str, kind: Kind, info: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Upload every file below `folder` to `prefix` and commit them with a manifest.
+
+    Raises:
+        StorageError: the store refused, or another manifest with other files is there already.
+    """
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files.pop(File.MANIFEST, None)
+    return upload_files(store, files, prefix, kind, info)
+
+
+def upload_files(
+    store: ObjectStore, files: Mapping[str, Path], prefix: str, kind: Kind, info: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Upload files, given as path below `prefix` -> file on disk, and commit them; a repeated upload is no error.
+
+    Raises:
+        StorageError: the store refused, or another manifest with other files is there already.
+    """
+    base = _with_slash(prefix)
+
+    def upload(name: str) -> FileEntry:
+        entry = store.put_file(base + name, files[name])
+        return entry.model_copy(update={"path": name})
+
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        entries = tuple(pool.map(upload, sorted(files)))
+    manifest = Manifest(
+        kind=kind, files=entries, created=datetime.now(UTC).isoformat(timespec="seconds"), info=dict(info or {})
+    )
+    try:
+        store.create(base + File.MANIFEST, manifest.to_json().encode())
+    except AlreadyExistsError:
+        # also seen by ourselves, when the answer to a first try was lost and the client tried again
+        there = read_manifest(store, prefix)
+        if there is None or there.files != entries:
+            raise
+        return there
+    return manifest
+
+
+def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
+    """The manifest that commits `prefix`, or None if nothing is committed there.
+
+    Raises:
+        StorageError: there is one, but it cannot be understood.
+    """
+    key = _with_slash(prefix) + File.MANIFEST
+    try:
+        raw = store.get(key)
+    except NotFoundError:
+        return None
+    try:
+        manifest = Manifest.model_validate_json(raw)
+        for entry in manifest.files:
+            checked_key(entry.path)
+    except (ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise StorageError(
+            storage_problem("ManifestInvalid", f"{key} below {store.uri} is no manifest: {reason}", _remake(prefix))
+        ) from error
+    return manifest
+
+
+def download_tree(store: ObjectStore, prefix: str, folder: Path) -> Manifest:
+    """Fetch everything a manifest names into `folder` and verify it; files that are there and right are not fetched.
+
+    Raises:
+        NotFoundError: nothing is committed at `prefix`.
+        StorageError: an object is missing, or its size or sha256 is not the manifest's.
+    """
+    manifest = read_manifest(store, prefix)
+    if manifest is None:
+        raise NotFoundError(
+            storage_problem(
+                "NotCommitted", f"there is no {_with_slash(prefix)}{File.MANIFEST} below {store.uri}", _remake(prefix)
+            )
+        )
+    download_files(store, prefix, manifest.files, folder)
+    return manifest
+
+
+def download_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry], folder: Path) -> None:
+    """Fetch some of the files of a manifest into `folder`; see `download_tree`."""
+    base = _with_slash(prefix)
+
+    def fetch(entry: FileEntry) -> None:
+        path = folder / checked_key(entry.path)
+        if path.is_file() and path.stat().st_size == entry.size and entry_of(entry.path, path) == entry:
+            return
+        partial = path.with_name(f".{path.name}.unverified")
+        seen = store.get_file(base + entry.path, partial).model_copy(update={"path": entry.path})
+        if seen != entry:
+            partial.unlink()
+            raise StorageError(
+                storage_problem(
+                    "Corrupted",
+                    f"{base}{entry.path} below {store.uri} has {seen.size} bytes with sha256 {seen.sha256}, but the "
+                    f"manifest says {entry.size} bytes with sha256 {entry.sha256}",
+                    _remake(prefix),
+                )
+            )
+        partial.replace(path)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        for _ in pool.map(fetch, entries):
+            pass
+
+
+def _with_slash(prefix: str) -> str:
+    return checked_key(prefix.rstrip("/")) + "/"
+
+
+def _remake(prefix: str) -> str:
+    return f"delete everything below {prefix} and run the stage that makes it again"
