@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+
 from finetune_api.beats import RankState
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, Plan, SplitFacts, Task
 from finetune_trainer.agent.workers import Workers
@@ -77,7 +78,9 @@ class Bench:
         await asyncio.wait_for(self._changed.wait(), DEADLINE)
         self._changed.clear()
 
-    def run(self, plan: Plan, model: Path, dataset: Path, work: Path, *, resume: Path | None = None, generation: int = 1) -> Run:
+    def run(
+        self, plan: Plan, model: Path, dataset: Path, work: Path, *, resume: Path | None = None, generation: int = 1
+    ) -> Run:
         """All ranks of the plan, to their end; every node has a folder of its own below `work`."""
         return self.loop.run(self._run(orders(plan, model, dataset, work, resume=resume, generation=generation)))
 
@@ -144,13 +147,17 @@ def write_dataset(folder: Path, task: Task, *, rows: int = 96, seed: int = 7) ->
             columns["input_ids"].append(ids)
             columns[target].append(label if task is Task.CLASSIFICATION else ids)
         kind = pa.int32() if task is Task.CLASSIFICATION else pa.list_(pa.int32())
-        table = pa.table({"input_ids": pa.array(columns["input_ids"], pa.list_(pa.int32())), target: pa.array(columns[target], kind)})
+        table = pa.table(
+            {"input_ids": pa.array(columns["input_ids"], pa.list_(pa.int32())), target: pa.array(columns[target], kind)}
+        )
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     return folder
 
 
-def make_plan(task: Task, method: MethodType, *, world: int = 2, stage: int = 2, accumulation: int = 1, **changes: Any) -> Plan:
+def make_plan(
+    task: Task, method: MethodType, *, world: int = 2, stage: int = 2, accumulation: int = 1, **changes: Any
+) -> Plan:
     """A plan of 12 steps with a global batch of 8, a checkpoint every 4."""
     split = SplitFacts(rows=96, tokens=96 * 18, trained_tokens=96, longest=30)
     values: dict[str, Any] = {

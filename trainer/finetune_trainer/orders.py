@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from finetune_api.messages import Message, Plan
 from pydantic import Field
+
+from finetune_api.messages import Message, Plan
 
 
 class WorkerOrder(Message):

@@ -11,7 +11,6 @@ from finetune_api.contract import ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, FineTuneError, Problem, StorageError
 from finetune_api.messages import Plan, Stage, StageResult
 from finetune_api.yaml12 import load_job
-
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.gang import Limits

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from finetune_api.beats import Saved
 from finetune_api.contract import checkpoint_name, checkpoint_step
-
 from finetune_trainer.orders import SavedMarker
 
 

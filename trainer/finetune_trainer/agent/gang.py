@@ -1,7 +1,7 @@
 """What the leader makes of its gang. Pure: `hear` folds a beat into the gang, `decide` sees only its arguments.
 
 A generation begins without workers (every agent holds), gets a rendezvous when all nodes are ready, and ends with the
-run or with the next generation. Whatever goes wrong, the answer is the same: generation + 1, from the newest checkpoint.
+run or with the next one. Whatever goes wrong, the answer is the same: generation + 1, from the newest checkpoint.
 """
 
 from collections.abc import Iterable, Mapping
@@ -348,7 +348,7 @@ def announced_stop(nodes: list[int]) -> Failure:
 
 
 def uncommitted(gang: Gang) -> set[Saved]:
-    """Shares of checkpoints that are uploaded by every node rank, saved together, and not committed yet; rank 0's share."""
+    """Rank 0's shares of checkpoints that every node rank has uploaded, saved together, and that are not committed."""
     shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
     return {
         saved

@@ -1,5 +1,5 @@
-"""The leader: the part of node 0's agent that keeps the gang. Beats come in, `gang.decide` decides, and what it decides is
-done here: generation.json, the rendezvous, commits, DONE.json, and the directive each node gets as an answer."""
+"""The leader: the part of node 0's agent that keeps the gang. Beats come in, `gang.decide` decides, and what it decides
+is done here: generation.json, the rendezvous, commits, DONE.json, and the directive each node gets as an answer."""
 
 import asyncio
 import logging
@@ -13,7 +13,6 @@ from finetune_api.beats import Action, Beat, Directive, Failure, Progress
 from finetune_api.contract import ExitCode, File
 from finetune_api.errors import FailureCategory, Problem, StateError, StorageError
 from finetune_api.messages import GenerationRecord, Plan
-
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent.gang import Gang, Limits
 from finetune_trainer.agent.scribe import Scribe
@@ -104,7 +103,7 @@ class Leader:
         if gang.done_stored:
             return Directive(generation=gang.generation, action=Action.DONE)
         if gang.failure:
-            code = TERMINAL_EXIT_CODES.get(gang.failure.category, ExitCode.UNKNOWN)
+            code = TERMINAL_EXIT_CODES.get(gang.failure.category, ExitCode.GANG_FAILED)
             return Directive(
                 generation=gang.generation, action=Action.FAILED, reason=gang.failure.message, exit_code=code
             )

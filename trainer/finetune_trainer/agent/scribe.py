@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 
 from finetune_api.beats import Beat, EvalMetrics, Failure, Progress, Recovery, StepMetrics
 from finetune_api.messages import CheckpointInfo, Plan
-
 from finetune_trainer.agent.gang import Gang
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
@@ -22,7 +21,7 @@ class Scribe:
         self._highest = 0
         self._phase = "starting"
         self._note = ""
-        self._failure: Failure | None = None
+        self.failure: Failure | None = None
 
     def heard(self, beat: Beat, gang: Gang) -> None:
         """Takes the metrics from a beat; a step reported again after a recovery replaces the one before."""
@@ -67,7 +66,7 @@ class Scribe:
 
     def failed(self, failure: Failure) -> None:
         """The run is over, badly."""
-        self._phase, self._failure = "failed", failure
+        self._phase, self.failure = "failed", failure
 
     def notes(self, note: str) -> None:
         """Something a person should read, such as a storage error that is tried again."""
@@ -97,6 +96,6 @@ class Scribe:
             eta_seconds=pace * (self._plan.max_steps - step) if pace is not None else None,
             checkpoints=tuple(sorted(self._committed)),
             recoveries=tuple(self._recoveries),
-            failure=self._failure,
+            failure=self.failure,
             note=self._note,
         )

@@ -51,12 +51,10 @@ def die_with_parent(parent: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """A worker run as root could otherwise read the agent's memory after all; in a restricted pod there is none to drop."""
+    """A worker run as root could read the agent's memory after all; in a restricted pod there is nothing to drop."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if os.geteuid() == 0:
-        _libc.prctl(
-            PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0
-        )  # refused without CAP_SETPCAP: then nothing to drop
+    if os.geteuid() == 0:  # refused without CAP_SETPCAP: then there is nothing to drop
+        _libc.prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
     header, no_capabilities = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24)
     if _libc.capset(header, no_capabilities) != 0:
         code = ctypes.get_errno()

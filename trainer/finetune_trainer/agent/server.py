@@ -1,10 +1,10 @@
-"""The leader's HTTP server: POST /v1/beat for the agents, GET /progress for operator and CLI, GET /healthz for anybody."""
+"""The leader's HTTP server: POST /v1/beat for agents, GET /progress for operator and CLI, GET /healthz for anybody."""
 
 import hmac
 
 from aiohttp import web
-from finetune_api.beats import Beat
 
+from finetune_api.beats import Beat
 from finetune_trainer.agent.leader import Leader
 
 POLL_SECONDS = 1.0

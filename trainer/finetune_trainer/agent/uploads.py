@@ -1,5 +1,5 @@
-"""Checkpoints in storage: each node puts its share, the leader verifies all shares and writes the manifest, which is the
-commit. Synchronous; the agent runs these in a thread."""
+"""Checkpoints in storage: each node puts its share, the leader verifies all shares and writes the manifest, which is
+the commit. Synchronous; the agent runs these in a thread."""
 
 import contextlib
 from collections.abc import Iterable
@@ -10,7 +10,6 @@ from finetune_api.beats import Saved
 from finetune_api.contract import File, checkpoint_name, checkpoint_step
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest, Plan
-
 from finetune_trainer.agent.disk import markers
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore, download_files, read_manifest
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from finetune_api.beats import RankReport, RankState
 from finetune_api.contract import ExitCode
-
 from finetune_trainer.agent.security import worker_environment
 from finetune_trainer.orders import WorkerEvent, WorkerOrder
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.messages import Plan
 from transformers import TrainingArguments
 
+from finetune_api.messages import Plan
 from finetune_trainer.orders import WorkerOrder
 
 EVAL_BATCH_FACTOR = 2  # no gradients are kept

@@ -4,10 +4,10 @@ import math
 import time
 from typing import Any
 
-from finetune_api.errors import FailureCategory, Problem, RunError
-from finetune_api.messages import Plan
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.errors import FailureCategory, Problem, RunError
+from finetune_api.messages import Plan
 from finetune_trainer.worker.events import Reporter
 from finetune_trainer.worker.sampling import VirtualDataset
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from finetune_api.contract import ExitCode
-from finetune_api.errors import FailureCategory, FineTuneError
 from transformers import set_seed
 
+from finetune_api.contract import ExitCode
+from finetune_api.errors import FailureCategory, FineTuneError
 from finetune_trainer.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from finetune_api.messages import MethodType, Plan, Task
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -18,6 +17,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from finetune_api.messages import MethodType, Plan, Task
 
 TASK_TYPES = {Task.CAUSAL_LM: TaskType.CAUSAL_LM, Task.CLASSIFICATION: TaskType.SEQ_CLS}
 

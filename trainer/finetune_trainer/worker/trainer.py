@@ -4,16 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput
+
 from finetune_api.contract import checkpoint_name
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_api.messages import Task
-from transformers import Trainer, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-
 from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
 from finetune_trainer.worker.cadence import quality
 from finetune_trainer.worker.events import Reporter
-from finetune_trainer.worker.metrics import classification_metrics, predicted_labels
+from finetune_trainer.worker.metrics import metrics_of
 
 
 class FineTuneTrainer(Trainer):
@@ -28,17 +29,11 @@ class FineTuneTrainer(Trainer):
     def __init__(
         self, order: WorkerOrder, reporter: Reporter, model: torch.nn.Module, args: TrainingArguments, **parts: Any
     ):
-        classifies = order.plan.task is Task.CLASSIFICATION
-        super().__init__(
-            model,
-            args,
-            compute_metrics=classification_metrics if classifies else None,
-            preprocess_logits_for_metrics=predicted_labels if classifies else None,
-            **parts,
-        )
+        reduce, score = metrics_of(order.plan.task)
+        super().__init__(model, args, compute_metrics=score, preprocess_logits_for_metrics=reduce, **parts)
         # These losses ignore num_items_in_batch, yet transformers takes **kwargs in forward for support and then
         # multiplies loss and gradients by the world size (seen in 5.17 and 5.23).
-        if classifies:
+        if order.plan.task is Task.CLASSIFICATION:
             self.model_accepts_loss_kwargs = False
         self._order = order
         self._reporter = reporter
@@ -50,6 +45,13 @@ class FineTuneTrainer(Trainer):
         metrics = super().evaluate(*args, **kwargs)
         self._evaluated = (self.state.global_step, quality(metrics))
         return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """One pass over a split; the loss of a language model is per token, however rows are batched."""
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics = output.metrics or {}
+        per_token = metrics.pop("eval_token_loss", None)
+        return output if per_token is None else output._replace(metrics={**metrics, "eval_loss": per_token})
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -75,6 +77,8 @@ class FineTuneTrainer(Trainer):
         self._save_rng_state(str(folder))
         if self.args.should_save:
             self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+            # DeepSpeed writes its tag on rank 0's node only, also with node-local storage, and reads it on every node.
+            (folder / "latest").write_text(f"global_step{self.model_wrapped.global_steps}")
         at, metrics = self._evaluated
         marker = SavedMarker(
             step=step,

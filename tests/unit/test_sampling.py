@@ -1,0 +1,61 @@
+"""The order of samples: every row once an epoch, whatever the layout, and grouped by length."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_trainer.worker.sampling import VirtualDataset, epoch_order
+
+
+class Numbers:
+    """Rows that are their own index."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"row": index}
+
+
+LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=300)
+
+
+@given(LENGTHS, st.integers(0, 5), st.integers(0, 3), st.integers(1, 16))
+def test_an_epoch_visits_every_row_once(lengths: list[int], seed: int, epoch: int, batch: int) -> None:
+    assert sorted(epoch_order(lengths, seed, epoch, batch)) == list(range(len(lengths)))
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = [1 + (index * 7919) % 97 for index in range(500)]
+    assert epoch_order(lengths, 1, 0, 8) == epoch_order(lengths, 1, 0, 8)
+    assert epoch_order(lengths, 1, 0, 8) != epoch_order(lengths, 1, 1, 8)
+    assert epoch_order(lengths, 1, 0, 8) != epoch_order(lengths, 2, 0, 8)
+
+
+@given(LENGTHS, st.integers(1, 16), st.integers(1, 40))
+def test_the_virtual_data_set_repeats_epochs_without_gap_or_overlap(lengths: list[int], batch: int, steps: int) -> None:
+    data = VirtualDataset(Numbers(lengths), seed=3, max_steps=steps, global_batch=batch)
+    rows = [data[position]["row"] for position in range(len(data))]
+    assert len(rows) == steps * batch
+    for start in range(0, len(rows) - len(lengths) + 1, len(lengths)):
+        assert sorted(rows[start : start + len(lengths)]) == list(range(len(lengths)))
+
+
+def test_grouping_by_length_saves_padding() -> None:
+    lengths = [1 + (index * 7919) % 200 for index in range(4000)]
+
+    def padded(order: list[int]) -> int:
+        batches = [order[at : at + 16] for at in range(0, len(order), 16)]
+        return sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
+
+    real = sum(lengths)
+    assert padded(epoch_order(lengths, 0, 0, 16)) < 1.15 * real
+    assert padded(list(range(len(lengths)))) > 1.5 * real
+
+
+def test_step_tokens_counts_the_rows_of_that_step() -> None:
+    data = VirtualDataset(Numbers([5, 6, 7, 8]), seed=0, max_steps=4, global_batch=2)
+    assert data.step_tokens(1) + data.step_tokens(2) == 26
+    assert data.step_tokens(3) + data.step_tokens(4) == 26

@@ -1,0 +1,338 @@
+"""`finetune run`: the three stages of a job on this machine, by the very programs that run in pods. Each "node" is an
+agent process with a scratch folder of its own; this module stands in for the operator and the Job controller."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from finetune_api.beats import Progress
+from finetune_api.contract import Env, ExitCode, File, run_prefix
+from finetune_api.errors import FailureCategory, Problem, RunError, StateError, StorageError
+from finetune_api.messages import Artifact, GenerationRecord, Message, Plan, Stage, StageResult
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.runs import LocalRuns
+from finetune_trainer.storage import ObjectStore, open_store
+from finetune_trainer.terminal import Screen
+
+POLL_SECONDS = 0.5
+AGENT_RESTARTS = 10  # of one node; the gang's own budget is recovery.maxRestarts
+AGENT_DELAY_SECONDS = 1.0
+VERDICTS = {code for code in ExitCode if code not in {ExitCode.UNKNOWN, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED}}
+
+
+class RunResult(Message):
+    """What `finetune run --result FILE` writes.
+
+    Attributes:
+        already_complete: an earlier invocation had done all of it.
+        tokens_per_second: non-padding tokens trained per second of step time.
+        seconds: wall clock of this invocation.
+    """
+
+    state: str
+    job: str
+    uid: str
+    artifacts: tuple[Artifact, ...]
+    tokens_per_second: float
+    seconds: float
+    already_complete: bool
+
+
+@dataclass(frozen=True)
+class LocalJob:
+    """A job, ready to be run here.
+
+    Attributes:
+        job: with the command line's overrides applied.
+        spec: the spec as JSON values, as the user wrote it, with the same overrides.
+        work: scratch folder; every run has its own below it.
+    """
+
+    job: FineTuneJob
+    spec: dict[str, Any]
+    work: Path
+    store: ObjectStore
+
+    @classmethod
+    def open(cls, job: FineTuneJob, work: Path) -> "LocalJob":
+        """Raises StorageError when the job's storage cannot be used."""
+        spec = job.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
+        return cls(job, spec, work, open_store(job.spec.storage.uri, storage_environment(job)))
+
+    def run_prefix(self, uid: str) -> str:
+        """Key prefix of a run, with the trailing slash."""
+        return run_prefix(self.job.metadata.namespace, self.job.metadata.name, uid)
+
+    def runs(self) -> LocalRuns:
+        """The runs there have been."""
+        return LocalRuns(self.store, self.run_prefix("x").removesuffix("x/"), self.spec)
+
+
+def storage_environment(job: FineTuneJob) -> dict[str, str]:
+    """The environment of every child: what `spec.storage` says, and the user's own credentials."""
+    storage = job.spec.storage
+    given = {Env.STORAGE_ENDPOINT: storage.endpoint, Env.STORAGE_REGION: storage.region}
+    return {**os.environ, **{name.value: value for name, value in given.items() if value}}
+
+
+async def run(local: LocalJob, uid: str, screen: Screen) -> RunResult:
+    """Prepares, trains and exports; what is done already is not done again.
+
+    Raises:
+        FineTuneError: a stage failed; its problems say why.
+        KeyboardInterrupt: stopped on request; the same call goes on from there.
+    """
+    began = time.monotonic()
+    supervisor = Supervisor(local, uid, screen)
+    complete = supervisor.is_done() and supervisor.exported() is not None
+    if not complete:
+        await supervisor.stage(Stage.PREPARE)
+        screen.planned(supervisor.plan())
+        if not supervisor.is_done():
+            await supervisor.train()
+        await supervisor.stage(Stage.EXPORT)
+    return RunResult(
+        state="Succeeded",
+        job=local.job.metadata.name,
+        uid=uid,
+        artifacts=supervisor.exported() or (),
+        tokens_per_second=supervisor.final_progress().tokens_per_second,
+        seconds=time.monotonic() - began,
+        already_complete=complete,
+    )
+
+
+class Supervisor:
+    """Starts the programs of one run and watches them. One at a time per run: the scratch folder is locked."""
+
+    def __init__(self, local: LocalJob, uid: str, screen: Screen) -> None:
+        self._local = local
+        self._screen = screen
+        self._uid = uid
+        self._prefix = local.run_prefix(uid)
+        self._folder = local.work / local.job.metadata.name / uid
+        self._token = secrets.token_hex(16)
+        self._children: set[asyncio.subprocess.Process] = set()
+        self._stopping = False
+
+    # ------------------------------------------------------------ facts
+
+    def plan(self) -> Plan:
+        """The plan that prepare wrote."""
+        return Plan.model_validate_json(self._local.store.get(self._prefix + File.PLAN))
+
+    def is_done(self) -> bool:
+        """Whether training is finished and committed."""
+        return self._local.store.head(self._prefix + File.DONE) is not None
+
+    def final_progress(self) -> Progress:
+        """How training ended."""
+        return Progress.model_validate_json(self._local.store.get(self._prefix + File.DONE))
+
+    def exported(self) -> tuple[Artifact, ...] | None:
+        """The artifacts, if the export stage has finished."""
+        path = self._result_path(Stage.EXPORT)
+        if not path.exists():
+            return None
+        result = StageResult.model_validate_json(path.read_text())
+        return result.artifacts if result.succeeded else None
+
+    # ------------------------------------------------------------ stages
+
+    async def stage(self, stage: Stage) -> None:
+        """Runs prepare or export to its end; its lines are shown."""
+        self._result_path(stage).unlink(missing_ok=True)
+        with self._locked(), self._stoppable():
+            child = await self._spawn(f"finetune_trainer.{stage}", self._environment(stage), asyncio.subprocess.PIPE)
+            assert child.stdout is not None
+            async for line in child.stdout:
+                self._screen.says(stage, line.decode(errors="replace").rstrip())
+            code = await self._ended(child)
+        self._check(stage, code)
+
+    async def train(self) -> None:
+        """Runs the gang to its end."""
+        nodes = self.plan().nodes
+        with self._locked(), self._stoppable():
+            self._screen.start()
+            watching = asyncio.create_task(self._watch())
+            try:
+                codes = await asyncio.gather(*(self._keep_node(node) for node in range(nodes)))
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+                self._screen.stop()
+        for code in codes:
+            self._check(Stage.TRAIN, code)
+        self._screen.shows(self.final_progress())
+        for node in range(nodes):  # everything of worth is in storage now
+            shutil.rmtree(self._folder / f"node-{node}", ignore_errors=True)
+
+    async def _keep_node(self, node: int) -> int:
+        """One node, restarted as a Job would replace its pod, until it ends with a verdict."""
+        for _ in range(AGENT_RESTARTS):
+            with (self._log_folder() / f"agent-{node}.log").open("ab") as log:
+                child = await self._spawn("finetune_trainer.agent", self._environment(Stage.TRAIN, node), log.fileno())
+            code = await self._ended(child)
+            if code in VERDICTS or self._stopping:
+                return code
+            self._screen.says("node", f"agent of node {node} ended with {code}; starting it again")
+            await asyncio.sleep(AGENT_DELAY_SECONDS)
+        return code
+
+    async def _watch(self) -> None:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=2)) as session:
+            while True:
+                with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, StorageError, ValueError):
+                    raw = await asyncio.to_thread(self._local.store.get, self._prefix + File.GENERATION)
+                    leader = GenerationRecord.model_validate_json(raw).leader
+                    async with session.get(f"http://{leader}/progress") as answer:
+                        if answer.ok:
+                            self._screen.shows(Progress.model_validate_json(await answer.text()))
+                await asyncio.sleep(POLL_SECONDS)
+
+    def _check(self, stage: Stage, code: int) -> None:
+        """Raises what a stage's result and exit code say."""
+        if self._stopping:
+            raise KeyboardInterrupt
+        if code == ExitCode.OK:
+            return
+        path = self._result_path(stage)
+        result = StageResult.model_validate_json(path.read_text()) if path.exists() else None
+        if result is not None and result.problems:
+            raise RunError(result.problems, result.category or FailureCategory.UNKNOWN)
+        raise RunError(
+            Problem(
+                code="StageEnded",
+                field="status.phase",
+                message=f"the {stage} stage ended with exit code {code} and left no reason",
+                cure=f"read the logs below {self._log_folder()}",
+            ),
+            FailureCategory.UNKNOWN,
+        )
+
+    # ------------------------------------------------------------ processes
+
+    def _environment(self, stage: Stage, node: int = 0) -> dict[str, str]:
+        folder = self._folder / (f"node-{node}" if stage is Stage.TRAIN else stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        cores = len(os.sched_getaffinity(0))
+        ranks = self._local.job.spec.nodes * (self._local.job.spec.processes_per_node or 1)
+        return {
+            **storage_environment(self._local.job),
+            Env.JOB: str(self._job_path()),
+            Env.JOB_UID: self._uid,
+            Env.WORK_DIR: str(folder),
+            Env.TERMINATION_LOG: str(self._result_path(stage) if node == 0 else folder / "result.json"),
+            Env.NODE_INDEX: str(node),
+            Env.TOKEN: self._token,
+            Env.AGENT_PORT: "0",
+            Env.THREADS: str(max(1, cores // ranks)),
+            Env.PARENT_PID: str(os.getpid()),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    async def _spawn(self, module: str, environment: dict[str, str], stdout: int) -> asyncio.subprocess.Process:
+        with (self._log_folder() / f"{module.rpartition('.')[2]}.log").open("ab") as log:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=log if stdout == asyncio.subprocess.PIPE else stdout,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches this process only, which asks the others to save first
+            )
+        self._children.add(child)
+        return child
+
+    async def _ended(self, child: asyncio.subprocess.Process) -> int:
+        code = await child.wait()
+        self._children.discard(child)
+        return code
+
+    @contextlib.contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Ctrl-C or SIGTERM asks every child to stop in good order; a second one kills them."""
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            first, self._stopping = not self._stopping, True
+            if first:
+                self._screen.says("stopping", "saving a checkpoint first; once more to stop at once")
+            for child in self._children:
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(signal.SIGTERM if first else signal.SIGKILL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds the run's lock, which the kernel gives back however this process ends."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateError(
+                    Problem(
+                        code="RunInProgress",
+                        field="metadata.name",
+                        message=f"another `finetune run` of this job is at work in {self._folder}",
+                        cure="wait for it, stop it, or use another --work-dir and storage",
+                    )
+                ) from None
+            yield
+
+    # ------------------------------------------------------------ places
+
+    def _job_path(self) -> Path:
+        path = self._folder / "job.json"
+        job = self._local.job.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        path.write_text(json.dumps(job, indent=2))
+        return path
+
+    def _log_folder(self) -> Path:
+        folder = self._folder / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _result_path(self, stage: Stage) -> Path:
+        return self._folder / f"{stage}.json"
+
+
+def find_run(local: LocalJob, screen: Screen) -> str:
+    """The uid to go on with: the last run of this very job, or a new one."""
+    runs = local.runs()
+    if uid := runs.last():
+        done = local.store.head(local.run_prefix(uid) + File.DONE) is not None
+        what = "is complete" if done else "goes on where it was"
+        screen.says("run", f"{local.job.metadata.name} ({uid}) {what}; --fresh starts anew")
+        return uid
+    return begin_run(local, screen)
+
+
+def begin_run(local: LocalJob, screen: Screen) -> str:
+    """A new run; the runs before it keep what they made."""
+    uid = local.runs().begin()
+    screen.says("run", f"{local.job.metadata.name} ({uid}) begins")
+    return uid

@@ -1,0 +1,46 @@
+"""Identity of local runs. On a cluster a run is the object's uid; here it follows from the job, so that the same job
+run again goes on where it was, and a changed job or `--fresh` begins another run without touching the one before."""
+
+import hashlib
+import json
+from typing import Any
+
+from finetune_trainer.storage import NotFoundError, ObjectStore
+
+# Changing these does not make another model, and the operator lets them change too.
+MUTABLE_FIELDS = ("suspend", "recovery", "budget", "ttlSecondsAfterFinished", "activeDeadlineSeconds", "queueName")
+
+
+class LocalRuns:
+    """The runs of one job, kept in `local-runs.json` above them: how many there are of each spec.
+
+    Args:
+        store: the job's storage.
+        prefix: key prefix of the job, above its runs, with the trailing slash.
+        spec: the spec as the user wrote it, with overrides.
+    """
+
+    def __init__(self, store: ObjectStore, prefix: str, spec: dict[str, Any]) -> None:
+        identity = {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
+        self._digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        self._store = store
+        self._key = f"{prefix}local-runs.json"
+
+    def last(self) -> str | None:
+        """The uid of the last run of this very spec, if there is one."""
+        number = self._read().get(self._digest)
+        return f"{self._digest}-{number}" if number else None
+
+    def begin(self) -> str:
+        """The uid of a new run."""
+        runs = self._read()
+        runs[self._digest] = runs.get(self._digest, 0) + 1
+        self._store.put(self._key, json.dumps(runs, indent=2, sort_keys=True).encode())
+        return f"{self._digest}-{runs[self._digest]}"
+
+    def _read(self) -> dict[str, int]:
+        try:
+            runs: dict[str, int] = json.loads(self._store.get(self._key))
+        except NotFoundError:
+            return {}
+        return runs

@@ -1,0 +1,120 @@
+"""What a person sees of a local run: a live bar on a terminal, a line now and then anywhere else."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from finetune_api.beats import EvalMetrics, Progress
+from finetune_api.errors import Problem
+from finetune_api.messages import Choice, Plan
+
+PLAIN_LINE_EVERY = 0.1  # of the run, where there is no terminal to redraw
+
+
+class Screen:
+    """Shows one run from its first stage to its last."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Bar(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+        )
+        self._task = self._bar.add_task("train", total=None, numbers="", start=False)
+        self._live: Live | None = None
+        self._evaluated = 0
+        self._recovered = 0
+        self._checkpoints: set[int] = set()
+        self._next_line = 0.0
+        self._note = ""
+
+    def says(self, stage: str, text: str) -> None:
+        """One line of a stage."""
+        self._console.print(f"[bold]{stage:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
+
+    def planned(self, plan: Plan) -> None:
+        """What prepare found and chose, in three lines."""
+        data = plan.dataset
+        labels = f", {len(data.labels)} labels" if data.labels else ""
+        held_out = f" + {data.eval.rows:,} held out" if data.eval else ""
+        self.says("data", f"{data.train.rows:,} rows{held_out}, {data.train.tokens:,} tokens{labels}")
+        millions = plan.model.parameters / 1e6
+        self.says("model", f"{plan.model.name}: {plan.model.model_type}, {millions:,.1f} M parameters")
+        self.says(
+            "plan",
+            f"{plan.method}, {plan.nodes} x {plan.processes_per_node} processes, ZeRO-{plan.zero_stage}, "
+            f"{plan.max_steps:,} steps of {plan.global_batch} rows, learning rate {plan.learning_rate:g}",
+        )
+
+    def start(self) -> None:
+        """Training begins."""
+        if self._console.is_terminal:
+            self._live = Live(self._bar, console=self._console, refresh_per_second=8)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Training has ended."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def shows(self, progress: Progress) -> None:
+        """The run as the leader told it last."""
+        for evaluation in progress.evals[self._evaluated :]:
+            self.says("eval", f"step {evaluation.step}: {figures(evaluation)}")
+        self._evaluated = max(self._evaluated, len(progress.evals))
+        for recovery in progress.recoveries[self._recovered :]:
+            self.says("recovery", f"generation {recovery.generation}: {recovery.reason}")
+        self._recovered = max(self._recovered, len(progress.recoveries))
+        for step in sorted(set(progress.checkpoints) - self._checkpoints):
+            self._checkpoints.add(step)
+            self.says("saved", f"checkpoint {step} committed")
+        if progress.note and progress.note != self._note:
+            self._note = progress.note
+            self.says("note", progress.note)
+        self._bar.update(
+            self._task, total=progress.max_steps or None, completed=progress.step, numbers=numbers(progress)
+        )
+        done = progress.step / progress.max_steps if progress.max_steps else 0.0
+        if not self._console.is_terminal and progress.loss is not None and done >= self._next_line:
+            self.says("train", f"step {progress.step}/{progress.max_steps} {numbers(progress)}")
+            self._next_line = done + PLAIN_LINE_EVERY
+
+    def problems(self, problems: Iterable[Problem]) -> None:
+        """Everything that is wrong, each with its cure."""
+        for problem in problems:
+            text = escape(str(problem))
+            self._console.print(f"[bold red]error[/bold red]     {text}", highlight=False, soft_wrap=True)
+
+
+def figures(evaluation: EvalMetrics) -> str:
+    """`loss 0.412, accuracy 0.861`"""
+    return ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in evaluation.values.items())
+
+
+def numbers(progress: Progress) -> str:
+    """The figures behind the bar."""
+    if progress.loss is None:
+        return progress.phase
+    eta = progress.eta_seconds
+    left = f" · {int(eta) // 60}:{int(eta) % 60:02d} left" if eta is not None and progress.phase == "train" else ""
+    return (
+        f"loss {progress.loss:.4f} · lr {progress.learning_rate:.2e} · epoch {progress.epoch:.2f} · "
+        f"{progress.tokens_per_second:,.0f} tokens/s · {progress.phase}{left}"
+    )
+
+
+def choices_table(choices: Iterable[Choice]) -> Table:
+    """Every value of a plan, who chose it and why."""
+    table = Table("field", "value", "chosen by", "why", title="plan", title_justify="left")
+    for choice in choices:
+        table.add_row(choice.field, escape(str(choice.value)), choice.origin, escape(choice.reason))
+    return table
