@@ -1,7 +1,8 @@
-"""The API finetune.dev/v1alpha1: FineTuneJob, spec and status. Read a job with `finetune_api.parse.parse_job`."""
+"""The API finetune.dev/v1alpha1: FineTuneJob, spec and status. Read a job with `parse_job`."""
 
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
 from finetune_api.v1alpha1.job import FineTuneJob, Metadata
+from finetune_api.v1alpha1.parse import parse_job
 from finetune_api.v1alpha1.pod_template import PodTemplate
 from finetune_api.v1alpha1.spec import (
     BudgetSpec,
@@ -18,6 +19,7 @@ from finetune_api.v1alpha1.spec import (
     StorageSpec,
 )
 from finetune_api.v1alpha1.status import Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.v1alpha1.supported import unsupported
 from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec
 
 __all__ = [
@@ -43,4 +45,6 @@ __all__ = [
     "Resources",
     "StorageSpec",
     "TrainingSpec",
+    "parse_job",
+    "unsupported",
 ]

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1.base import (
@@ -114,9 +114,15 @@ def _eval(value: Any) -> Any:
     )
 
 
+def _eval_kind(value: Any) -> str:
+    return "<uri>" if isinstance(value, str) else "<split>"
+
+
 # A structural schema cannot say "string or object": the API server stores it as it is, the operator checks it.
+# The tags in angle brackets appear in error locations only; `parse` leaves them out.
 EvalSource = Annotated[
-    DataUri | EvalSplit,
+    Annotated[DataUri, Tag("<uri>")] | Annotated[EvalSplit, Tag("<split>")],
+    Discriminator(_eval_kind),
     BeforeValidator(_eval),
     WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True}),
 ]

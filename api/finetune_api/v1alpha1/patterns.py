@@ -1,0 +1,37 @@
+"""What the models' regular expressions mean, in words."""
+
+from finetune_api.v1alpha1.base import LABEL_PATTERN
+
+_MEANINGS = {
+    LABEL_PATTERN: (
+        "lower-case letters, digits and dashes, with a letter or digit at both ends",
+        "write a name such as support-bot",
+    ),
+    r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$": (
+        "lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
+        "write the name of a Kubernetes object, such as s3-creds",
+    ),
+    r"^(s3|https|hf|file)://[^\s]+$": (
+        "a URI that starts with s3://, https://, hf:// or file://",
+        "write one such as s3://bucket/train.jsonl, or file://data/train.csv for a file of this machine",
+    ),
+    r"^(s3|file)://[^\s]+$": (
+        "a URI that starts with s3:// or file://",
+        "write one such as s3://bucket/prefix, or file://folder for a folder of this machine",
+    ),
+    r"^https?://[^\s]+$": (
+        "a URL that starts with http:// or https://",
+        "write one such as https://minio.example:9000",
+    ),
+    r"^(latest|best|[0-9]{1,9})$": ("latest, best or a step", 'write latest, best, or a step in quotes such as "200"'),
+    r"^[0-9]{1,9}(\.[0-9]{1,4})?$": ("an amount in quotes", 'write one such as "2.50"'),
+}
+
+
+def meaning(pattern: str) -> tuple[str, str]:
+    """The rule and the cure for a pattern of the models.
+
+    Raises:
+        KeyError: nobody has put the pattern into words (a test looks at all of them).
+    """
+    return _MEANINGS[pattern]

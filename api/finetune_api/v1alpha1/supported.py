@@ -1,0 +1,196 @@
+"""What works today, and what is refused as "not supported yet". Every field of `spec` is in one of two tables.
+
+A path stands for everything below it; the longest path that fits decides.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.errors import Problem
+from finetune_api.v1alpha1.base import shown
+from finetune_api.v1alpha1.job import FineTuneJob
+from finetune_api.v1alpha1.tree import dotted, spec_fields
+
+
+@dataclass(frozen=True)
+class Later:
+    """A field whose behaviour is missing.
+
+    Attributes:
+        reason: what would have to exist, as the end of "... is not supported yet: ".
+        instead: what to do until then.
+        harmless: values that ask for what happens today anyway, beside the field's default.
+        values: only these values are missing; None = every value that is not harmless.
+    """
+
+    reason: str
+    instead: str = "leave it out"
+    harmless: tuple[Any, ...] = ()
+    values: tuple[Any, ...] | None = None
+
+
+SUPPORTED: frozenset[str] = frozenset(
+    {
+        "spec.task",
+        "spec.model.name",
+        "spec.model.revision",
+        "spec.model.uri",
+        "spec.dataset.train",
+        "spec.dataset.eval",
+        "spec.dataset.format",
+        "spec.dataset.columns",
+        "spec.dataset.maxLength",
+        "spec.dataset.lossOn",
+        "spec.dataset.onInvalid",
+        "spec.dataset.maxInvalidPercent",
+        "spec.method.type",
+        "spec.method.lora.r",
+        "spec.method.lora.lora_alpha",
+        "spec.method.lora.lora_dropout",
+        "spec.method.lora.target_modules",
+        "spec.method.lora.modules_to_save",
+        "spec.method.lora.use_rslora",
+        "spec.method.lora.bias",
+        "spec.training",
+        "spec.deepspeed.stage",
+        "spec.nodes",
+        "spec.processesPerNode",
+        "spec.resourcesPerNode",
+        "spec.image",
+        "spec.storage",
+        "spec.checkpoint.everySteps",
+        "spec.checkpoint.keepLast",
+        "spec.recovery.maxRestarts",
+        "spec.recovery.onOutOfMemory",
+        "spec.recovery.onDivergence",
+    }
+)
+
+_KERNELS = "the worker runs the model's own kernels"
+_OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
+_ADAPTER = "only plain LoRA adapters are trained"
+
+LATER: dict[str, Later] = {
+    "spec.suspend": Later("nothing stops and resumes a job on request"),
+    "spec.dryRun": Later("a job cannot end after its plan", "use `finetune plan` to see the plan alone"),
+    "spec.ttlSecondsAfterFinished": Later("finished jobs are not deleted", "delete the job yourself"),
+    "spec.activeDeadlineSeconds": Later("no deadline is watched"),
+    "spec.queueName": Later("jobs are not queued"),
+    "spec.priorityClassName": Later("jobs have no priority"),
+    "spec.task": Later(
+        "encoder-decoder models are not trained", "use causal-lm or classification", values=("seq2seq",)
+    ),
+    "spec.model.persistentVolumeClaim": Later("models are read from the hub, s3:// and file://", "use name or uri"),
+    "spec.model.adapter": Later("an adapter always starts new"),
+    "spec.model.tokenSecretRef": Later("only public models are fetched from the hub", "mirror the model and use uri"),
+    "spec.model.trustRemoteCode": Later("code that comes with a model is never run", "use a model that needs none"),
+    "spec.dataset.format": Later(
+        "data is read as JSON lines or CSV", "convert the data to jsonl or csv", values=("parquet", "arrow", "text")
+    ),
+    "spec.dataset.delimiter": Later("CSV is read with commas", "use commas", harmless=(",",)),
+    "spec.dataset.packing": Later("every row is a sequence of its own", harmless=(False,)),
+    "spec.dataset.storage": Later("data is read with the job's own endpoint and credentials"),
+    "spec.method.type": Later("4-bit base models are not trained", "use lora or full", values=("qlora",)),
+    "spec.method.lora.exclude_modules": Later(_ADAPTER, "name the modules in target_modules"),
+    "spec.method.lora.use_dora": Later(_ADAPTER, harmless=(False,)),
+    "spec.method.lora.lora_bias": Later(_ADAPTER, harmless=(False,)),
+    "spec.method.lora.init_lora_weights": Later(_ADAPTER, harmless=(True,)),
+    "spec.method.lora.layers_to_transform": Later(_ADAPTER),
+    "spec.method.lora.layers_pattern": Later(_ADAPTER),
+    "spec.method.lora.rank_pattern": Later(_ADAPTER),
+    "spec.method.lora.alpha_pattern": Later(_ADAPTER),
+    "spec.method.lora.target_parameters": Later(_ADAPTER),
+    "spec.method.lora.trainable_token_indices": Later(_ADAPTER),
+    "spec.method.lora.fan_in_fan_out": Later(_ADAPTER, harmless=(False,)),
+    "spec.training.optim": Later(_OPTIMIZER, harmless=("adamw_torch", "adamw_torch_fused")),
+    "spec.training.optim_args": Later(_OPTIMIZER),
+    "spec.training.optim_target_modules": Later(_OPTIMIZER),
+    "spec.training.label_smoothing_factor": Later("the loss is the model's own", harmless=(0, 0.0)),
+    "spec.training.neftune_noise_alpha": Later("embeddings get no noise"),
+    "spec.training.average_tokens_across_devices": Later("losses are always weighed by tokens", harmless=(True,)),
+    "spec.training.torch_compile": Later(_KERNELS, harmless=(False,)),
+    "spec.training.torch_compile_backend": Later(_KERNELS),
+    "spec.training.torch_compile_mode": Later(_KERNELS),
+    "spec.training.use_liger_kernel": Later(_KERNELS, harmless=(False,)),
+    "spec.training.liger_kernel_config": Later(_KERNELS),
+    "spec.deepspeed.offload": Later("states stay where DeepSpeed's stage puts them"),
+    "spec.deepspeed.config": Later("the DeepSpeed configuration is made by the plan", "set spec.deepspeed.stage"),
+    "spec.spares": Later("no node stands by"),
+    "spec.scratch": Later("scratch space is not sized"),
+    "spec.podTemplate": Later("pods are not customised"),
+    "spec.checkpoint.everyMinutes": Later("checkpoints are counted in steps", "use spec.checkpoint.everySteps"),
+    "spec.resumeFrom": Later("a job resumes its own checkpoints only"),
+    "spec.recovery.hangTimeoutSeconds": Later("hangs are not detected"),
+    "spec.recovery.onOutOfMemory": Later(
+        "the micro-batch does not shrink by itself",
+        "set it to Fail and choose training.per_device_train_batch_size",
+        values=("ShrinkBatch",),
+    ),
+    "spec.recovery.onDivergence": Later("a run does not go back after a NaN", "set it to Fail", values=("RollBack",)),
+    "spec.prepare": Later("the prepare stage has no resources or queue of its own"),
+    "spec.export": Later("the export is an adapter for lora and a model for full", harmless=({"merge": False},)),
+    "spec.budget": Later("no budget is watched"),
+}
+
+
+def unsupported(job: FineTuneJob) -> list[Problem]:
+    """What a job asks for that is not there yet, one problem with code NotSupportedYet for each."""
+    return unsupported_in(job.model_dump(mode="json", by_alias=True, exclude_unset=True))
+
+
+def unsupported_in(data: Mapping[str, Any]) -> list[Problem]:
+    """The same for a job as it was written, valid or not."""
+    found = []
+    for path in LATER:
+        value = _value_at(data, path.split("."))
+        if problem := _problem(path, value):
+            found.append(problem)
+    return found
+
+
+def _problem(path: str, value: Any) -> Problem | None:
+    later = LATER[path]
+    if later.values is not None:
+        missing = isinstance(value, str) and value in later.values
+    else:
+        missing = not _asks_nothing(value) and not any(_same(value, fine) for fine in (*later.harmless, _default(path)))
+    if not missing:
+        return None
+    subject = f"{shown(value)} " if later.values is not None else ""
+    return Problem(
+        code="NotSupportedYet",
+        field=dotted(tuple(path.split("."))),
+        message=f"{subject}is not supported yet: {later.reason}",
+        cure=later.instead,
+    )
+
+
+def _asks_nothing(value: Any) -> bool:
+    """Whether a value is null, or an object or list of nothing but such values."""
+    if isinstance(value, Mapping):
+        return all(_asks_nothing(item) for item in value.values())
+    return value is None or value == []
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _default(path: str) -> Any:
+    return _DEFAULTS.get(path)
+
+
+def _value_at(data: Any, parts: list[str]) -> Any:
+    for part in parts:
+        if not isinstance(data, Mapping):
+            return None
+        data = data.get(part)
+    return data
+
+
+_DEFAULTS = {
+    branch.dotted: branch.info.get_default(call_default_factory=True)
+    for branch in spec_fields()
+    if branch.is_leaf and not branch.info.is_required()
+}
