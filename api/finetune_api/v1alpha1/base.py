@@ -17,6 +17,7 @@ from finetune_api.quantity import parse_quantity
 # which 7 are "-train-", 4 the attempt, 1 a dash and 4 the index.
 MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DATA_URI_PATTERN = r"^(s3|https|hf|file)://[^\s]+$"
 
 
 def broken(code: str, message: str, cure: str) -> PydanticCustomError:
@@ -122,8 +123,14 @@ def _steps_or_ratio(value: Any) -> Any:
     )
 
 
-# A union that a structural schema cannot tell: the API server stores it as it is, the operator checks it.
-_EITHER = {"x-kubernetes-preserve-unknown-fields": True}
+# Unions that a structural schema cannot tell: the API server stores them as they are, the operator checks them.
+_WORDS = {
+    "x-kubernetes-preserve-unknown-fields": True,
+    "maxLength": 1024,
+    "maxItems": 256,
+    "items": {"type": "string", "maxLength": 256},
+}
+_FLAG_OR_WORD = {"x-kubernetes-preserve-unknown-fields": True, "maxLength": 256, "maxItems": 0, "maxProperties": 0}
 
 Quantity = Annotated[
     int | str,
@@ -133,8 +140,8 @@ Quantity = Annotated[
 StepsOrRatio = Annotated[
     int | float, BeforeValidator(_steps_or_ratio), WithJsonSchema({"type": "number", "minimum": 0})
 ]
-Words = Annotated[str | list[str], BeforeValidator(_words), WithJsonSchema(_EITHER)]
-FlagOrWord = Annotated[bool | str, BeforeValidator(_flag_or_word), WithJsonSchema(_EITHER)]
+Words = Annotated[str | list[str], BeforeValidator(_words), WithJsonSchema(_WORDS)]
+FlagOrWord = Annotated[bool | str, BeforeValidator(_flag_or_word), WithJsonSchema(_FLAG_OR_WORD)]
 
 FreeObject = Annotated[
     dict[str, Any],
@@ -147,7 +154,7 @@ JobName = Annotated[str, StringConstraints(pattern=LABEL_PATTERN, max_length=MAX
 Subdomain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
-DataUri = Annotated[str, StringConstraints(pattern=r"^(s3|https|hf|file)://[^\s]+$", max_length=2048)]
+DataUri = Annotated[str, StringConstraints(pattern=DATA_URI_PATTERN, max_length=2048)]
 StoreUri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^\s]+$", max_length=2048)]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
 Words256 = Annotated[list[Word], Field(max_length=256)]

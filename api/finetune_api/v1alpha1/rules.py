@@ -241,7 +241,7 @@ RULES: tuple[Rule, ...] = (
         code="NotDivisible",
         broken=_batch,
         cure="change it, or leave out one of the others: the plan finds it",
-        cel="!has(self.training.global_batch_size) || self.training.global_batch_size % ("
+        cel="!has(self.training) || !has(self.training.global_batch_size) || self.training.global_batch_size % ("
         "(has(self.training.per_device_train_batch_size) ? self.training.per_device_train_batch_size : 1)"
         " * (has(self.training.gradient_accumulation_steps) ? self.training.gradient_accumulation_steps : 1)"
         " * (has(self.processesPerNode) ? self.processesPerNode * self.nodes : 1)) == 0",

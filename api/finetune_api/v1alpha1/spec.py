@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1.base import (
+    DATA_URI_PATTERN,
     DataUri,
     FreeObject,
     HttpUrl,
@@ -118,13 +119,23 @@ def _eval_kind(value: Any) -> str:
     return "<uri>" if isinstance(value, str) else "<split>"
 
 
-# A structural schema cannot say "string or object": the API server stores it as it is, the operator checks it.
-# The tags in angle brackets appear in error locations only; `parse` leaves them out.
+# A structural schema cannot say "string or object": this one has no type, is stored as it is, and carries bounds for
+# strings, objects and lists, each of which the API server applies to its own kind of value only. What is left (a number,
+# a boolean) the operator refuses. The tags in angle brackets appear in error locations only.
+_EVAL_SCHEMA = {
+    "x-kubernetes-preserve-unknown-fields": True,
+    "pattern": DATA_URI_PATTERN,
+    "maxLength": 2048,
+    "maxItems": 0,
+    "maxProperties": 1,
+    "required": ["split"],
+    "properties": {"split": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}},
+}
 EvalSource = Annotated[
     Annotated[DataUri, Tag("<uri>")] | Annotated[EvalSplit, Tag("<split>")],
     Discriminator(_eval_kind),
     BeforeValidator(_eval),
-    WithJsonSchema({"x-kubernetes-preserve-unknown-fields": True}),
+    WithJsonSchema(_EVAL_SCHEMA),
 ]
 
 

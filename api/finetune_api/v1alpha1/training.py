@@ -163,7 +163,7 @@ class LoraSpec(Verbatim):
     """How the adapter starts: true, false, gaussian, pissa, olora ..."""
     layers_to_transform: Annotated[list[Index], Field(max_length=1024)] | None = None
     """Indices of the layers to adapt."""
-    layers_pattern: Words | None = None
+    layers_pattern: Word | None = None
     """Name of the layer list, where layers_to_transform is given."""
     rank_pattern: Annotated[dict[str, Annotated[int, Field(ge=1, le=8192)]], Field(max_length=256)] | None = None
     """Ranks of single modules, by name or regular expression."""
