@@ -100,7 +100,7 @@ class Encoder:
         return rows
 
     def _ended(self, ids: list[int]) -> list[int]:
-        end: int = self.tokenizer.eos_token_id  # type: ignore[assignment]
+        end: int = self.tokenizer.eos_token_id
         return ids if ids and ids[-1] == end else [*ids, end]
 
 

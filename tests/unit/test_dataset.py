@@ -1,0 +1,230 @@
+"""The data set as a whole: all that is wrong at once, labels in a stable order, a split that is always the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.errors import DataError, SpecError
+from finetune_api.messages import Task
+from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.dataset import CheckedData, check, hold_out, label_order, locate_all
+
+Rows = list[Any]
+
+
+def write(path: Path, rows: Rows) -> str:
+    """JSON Lines; a string is a line as it is."""
+    path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
+    return f"file://{path}"
+
+
+def checked(folder: Path, train: Rows, task: Task = Task.CLASSIFICATION, **fields: Any) -> CheckedData:
+    evaluation = fields.pop("eval", None)
+    if isinstance(evaluation, list):
+        evaluation = write(folder / "eval.jsonl", evaluation)
+    spec = DatasetSpec.model_validate(
+        {"train": write(folder / "train.jsonl", train), "eval": evaluation, **fields}, by_alias=True
+    )
+    return check(spec, task, locate_all(spec, {}), folder / "work", seed=1)
+
+
+def row(text: Any = "some text", label: Any = "a") -> dict[str, Any]:
+    return {"text": text, "label": label}
+
+
+GOOD = [row(label="a"), row(label="b")]
+
+BROKEN: dict[str, tuple[Any, str, str]] = {
+    "a number for text": (row(text=5), "WrongType", "'text' is a number; it must be a string"),
+    "nested text": (row(text={"x": 1}), "WrongType", "'text' is an object"),
+    "no text": (row(text=None), "WrongType", "'text' is null"),
+    "blank text": (row(text=" \n"), "EmptyText", "'text' is empty"),
+    "a missing field": ({"text": "x"}, "MissingField", "there is no 'label'"),
+    "a list for a label": (row(label=["a"]), "LabelType", "'label' is a list"),
+    "a boolean label": (row(label=True), "LabelType", "'label' is a boolean"),
+    "a fraction for a label": (row(label=0.5), "LabelType", "'label' is a number with a fraction"),
+    "an empty label": (row(label=" "), "EmptyLabel", "'label' is empty"),
+    "half a character": ('{"text": "a\\ud83d", "label": "a"}', "BadUnicode", "half of a character (\\ud83d alone)"),
+    "a line cut short": ('{"text": "a', "InvalidJSON", "column 10"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_row_is_named_with_its_line(case: str, tmp_path: Path) -> None:
+    broken, code, message = BROKEN[case]
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, [*GOOD, broken])
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.lines, problem.count) == (code, (3,), 1)
+    assert message in problem.message
+    assert str(problem).startswith("spec.dataset.train line 3: ")
+
+
+def test_all_broken_lines_are_named_at_once_grouped_by_what_is_wrong(tmp_path: Path) -> None:
+    rows: Rows = [row(label="ab"[index % 2]) for index in range(1000)]
+    for line in (7, 214, 981):
+        rows[line - 1] = row(text="")
+    rows[499] = "{"
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, rows)
+    first, second = caught.value.problems
+    assert "line 7: 'text' is empty (3 such lines: 7, 214, 981)" in str(first)
+    assert (second.code, second.lines) == ("InvalidJSON", (500,))
+
+
+def test_more_broken_lines_than_are_shown_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\(50 such lines: 3, 4, .*, 22, \.\.\.\)"):
+        checked(tmp_path, [*GOOD, *[row(text="")] * 50])
+
+
+def test_faults_of_both_files_come_together(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, [*GOOD, row(text="")], eval=[row(), "{"])
+    assert [(p.field, p.lines) for p in caught.value.problems] == [
+        ("spec.dataset.train", (3,)),
+        ("spec.dataset.eval", (2,)),
+    ]
+
+
+def test_a_file_without_one_readable_row_names_its_faults(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 such lines: 1, 2"):
+        checked(tmp_path, ["{", "{"])
+
+
+def test_skip_leaves_broken_rows_out_up_to_the_limit(tmp_path: Path) -> None:
+    rows = [*GOOD * 10, row(text="")]
+    data = checked(tmp_path, rows, onInvalid="Skip", maxInvalidPercent=5)
+    assert [example.line for example in data.train_examples()] == list(range(1, 21))
+    assert [tally.faults for tally in data.tallies()] == [1]
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, rows, onInvalid="Skip", maxInvalidPercent=4)
+    assert [problem.code for problem in caught.value.problems] == ["TooManyInvalidRows", "EmptyText"]
+    assert "1 of 21 rows (4.76 %) are invalid; 4 % may be" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("train", "columns", "code"),
+    [
+        ([{"body": "x", "label": "a"}], {}, "MissingColumn"),
+        ([{"text": "x"}], {"label": "category"}, "MissingColumn"),
+        ([{"messages": []}], {}, "MissingColumn"),
+    ],
+)
+def test_missing_columns_are_named_with_those_there_are(
+    tmp_path: Path, train: Rows, columns: dict[str, str], code: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        checked(tmp_path, train, columns=columns)
+    (problem,) = caught.value.problems
+    assert problem.code == code
+    assert all(repr(name) in problem.message for name in train[0])
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    rows = [{"body": "x", "category": 1}, {"body": "y", "category": 2}]
+    data = checked(tmp_path, rows, columns={"text": "body", "label": "category"})
+    assert [(example.text, example.label) for example in data.train_examples()] == [("x", "1"), ("y", "2")]
+
+
+def test_a_column_for_a_part_the_task_has_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"spec\.dataset\.columns\.txt: .* its parts are label, text"):
+        checked(tmp_path, GOOD, columns={"txt": "body"})
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"text": "a"}], ["a", ""]),
+        ([{"prompt": "p", "completion": "c"}], ["p", "c"]),
+        ([{"prompt": "p", "completion": "c", "text": "t"}], ["p", "c"]),
+        (['{"other": 1}', {"text": "a"}], None),
+    ],
+)
+def test_language_models_take_text_or_prompt_and_completion(
+    tmp_path: Path, rows: Rows, expected: list[str] | None
+) -> None:
+    if expected is None:
+        with pytest.raises(DataError, match=r"line 1: there is no 'text'"):
+            checked(tmp_path, rows, Task.CAUSAL_LM)
+    else:
+        (example,) = checked(tmp_path, rows, Task.CAUSAL_LM).train_examples()
+        assert [example.text, example.completion] == expected
+
+
+def test_one_label_only_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one label only, 'a'"):
+        checked(tmp_path, [row(), row()])
+
+
+def test_a_label_that_only_evaluation_has_is_refused_with_its_lines(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"spec\.dataset\.eval line 2: no training row has the label 'c'"):
+        checked(tmp_path, GOOD, eval=[row(), row(label="c"), row(label="b")])
+
+
+def test_skipped_evaluation_rows_are_not_evaluated(tmp_path: Path) -> None:
+    evaluation = [row(), row(label="c"), row(label="b")]
+    data = checked(tmp_path, GOOD, eval=evaluation, onInvalid="Skip", maxInvalidPercent=50)
+    assert [example.line for example in data.eval_examples() or ()] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"b", "a", "C"}, ("C", "a", "b")),
+        ({"10", "9", "-1"}, ("-1", "9", "10")),
+        ({"10", "9", "x"}, ("10", "9", "x")),
+        ({"01", "1"}, ("01", "1")),
+    ],
+)
+def test_labels_are_numbered_by_value_or_by_name(names: set[str], expected: tuple[str, ...]) -> None:
+    assert label_order(names) == expected
+
+
+@given(st.lists(st.integers(0, 4), max_size=200), st.floats(0.01, 0.99), st.integers(0, 10))
+def test_a_split_keeps_each_labels_share_and_never_takes_its_last_row(
+    groups: list[int], share: float, seed: int
+) -> None:
+    chosen = hold_out(groups, share, seed)
+    assert chosen == hold_out(groups, share, seed)
+    for group in set(groups):
+        members = [index for index, other in enumerate(groups) if other == group]
+        held = sum(chosen[index] for index in members)
+        assert held < len(members)
+        assert abs(held - share * len(members)) <= 1
+    if any(groups.count(group) > 1 for group in groups):
+        assert any(chosen)
+
+
+def test_a_split_differs_by_seed_and_is_the_same_on_every_machine() -> None:
+    assert [index for index, held in enumerate(hold_out([0] * 12, 0.25, 1)) if held] == [1, 7, 8]
+    assert hold_out([0] * 100, 0.2, 1) != hold_out([0] * 100, 0.2, 2)
+
+
+def test_a_split_of_a_file_parts_its_rows(tmp_path: Path) -> None:
+    data = checked(tmp_path, GOOD * 10, eval={"split": 0.2})
+    train = [example.line for example in data.train_examples()]
+    held = [example.line for example in data.eval_examples() or ()]
+    assert len(held) == 4
+    assert sorted(train + held) == list(range(1, 21))
+
+
+def test_rows_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 rows cannot be split"):
+        checked(tmp_path, GOOD, eval={"split": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [("file:///no/such.jsonl", "there is no file"), ("file://{folder}", "is a folder"), ("hf://d/x", "cannot be read")],
+)
+def test_a_source_that_is_no_file_is_refused(tmp_path: Path, uri: str, message: str) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("{}")
+    spec = DatasetSpec.model_validate({"train": uri.format(folder=folder)})
+    with pytest.raises((DataError, SpecError), match=message):
+        locate_all(spec, {})

@@ -1,0 +1,34 @@
+"""The record of a plan's choices: value, reason, and whether the user or a rule chose. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from finetune_api.errors import Problem
+from finetune_api.messages import Choice
+
+T = TypeVar("T")
+
+
+@dataclass
+class Ledger:
+    """Collects choices as they are made."""
+
+    given: Mapping[str, Any]
+    choices: list[Choice] = field(default_factory=list)
+
+    def take(self, name: str, rule: T, reason: str, field: str | None = None, user: Any = None) -> T:
+        """The user's value if there is one, else the rule's; noted either way."""
+        user = self.given.get(name) if user is None else user
+        value = rule if user is None else user
+        self.note(field or f"spec.training.{name}", value, reason if user is None else "given", user is not None)
+        return value
+
+    def note(self, field: str, value: Any, reason: str, by_user: bool) -> None:
+        """Remember a choice."""
+        self.choices.append(Choice(field=field, value=value, reason=reason, origin="user" if by_user else "rule"))
+
+
+def problem(code: str, field: str, message: str, cure: str) -> Problem:
+    """A problem with a field of the job."""
+    return Problem(code=code, field=field, message=message, cure=cure)

@@ -1,0 +1,327 @@
+"""The base model: found, read without torch, and mirrored once to the job's storage under its commit."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from finetune_api.contract import model_prefix
+from finetune_api.errors import ModelError, Problem
+from finetune_api.messages import Manifest, MethodType, ModelFacts, Task
+from finetune_api.v1alpha1 import ModelSpec
+from finetune_trainer.prepare.memory import Architecture
+from finetune_trainer.storage import (
+    FolderStore,
+    NotFoundError,
+    ObjectInfo,
+    ObjectStore,
+    download_files,
+    hash_file,
+    open_store,
+    read_manifest,
+    upload_files,
+)
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+# beside weights; everything else in a folder (other formats, optimizer states, code) stays where it is
+SMALL_FILES = (
+    CONFIG,
+    "generation_config.json",
+    WEIGHTS_INDEX,
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+FAMILIES = {"bert": Task.CLASSIFICATION, "llama": Task.CAUSAL_LM}
+LARGEST_HEADER = 100 << 20  # safetensors' own limit
+
+
+class ModelSource(Protocol):
+    """A model that exists, before its weights are read."""
+
+    @property
+    def name(self) -> str:
+        """Name for the mirror's prefix."""
+
+    @property
+    def source(self) -> str:
+        """What the user wrote."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the model does, and costs no reading of weights."""
+
+    def config(self, folder: Path) -> dict[str, Any]:
+        """`config.json`; `folder` is for downloads."""
+
+    def files(self, folder: Path) -> dict[str, Path]:
+        """Every file that is mirrored, on this machine, by name."""
+
+    def commit(self, files: Mapping[str, Path]) -> str:
+        """The commit: the hub's, or a hash over the files."""
+
+
+@dataclass(frozen=True)
+class FolderModel:
+    """A model in a folder behind s3:// or file://."""
+
+    name: str
+    source: str
+    store: ObjectStore
+    listing: tuple[ObjectInfo, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Over names, sizes and tags."""
+        parts = [(self.store.uri, info.key, info.size, info.etag) for info in self.listing]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def config(self, folder: Path) -> dict[str, Any]:
+        """`config.json`."""
+        return parse_json(CONFIG, self.store.get(CONFIG))
+
+    def files(self, folder: Path) -> dict[str, Path]:
+        """In place if the folder is on this machine, else downloaded."""
+        weights = parse_json(WEIGHTS_INDEX, self.store.get(WEIGHTS_INDEX)) if self._has(WEIGHTS_INDEX) else None
+        names = [info.key for info in self.listing if info.key in SMALL_FILES] + weight_names(weights)
+        missing = [name for name in names if not self._has(name)]
+        if missing:
+            raise ModelError(_problem("ModelIncomplete", f"{self.source} has no {missing[0]}", "copy the whole model"))
+        if isinstance(self.store, FolderStore):
+            return {name: self.store.path(name) for name in names}
+        paths = {name: folder / self.fingerprint / name for name in names}
+        for name, path in paths.items():
+            if not path.exists():
+                self.store.get_file(name, path)
+        return paths
+
+    def commit(self, files: Mapping[str, Path]) -> str:
+        """sha256 over the files' names and hashes."""
+        digest = hashlib.sha256()
+        for name in sorted(files):
+            digest.update(f"{name}\0{hash_file(files[name]).sha256}\n".encode())
+        return digest.hexdigest()
+
+    def _has(self, name: str) -> bool:
+        return any(info.key == name for info in self.listing)
+
+
+def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
+    """Find the model and, on the hub, pin its commit.
+
+    Raises:
+        ModelError: it is not there, lacks a file it needs, or comes in a way that is not supported yet.
+        StorageError: the store it lies in refuses or is unreachable.
+    """
+    for field in ("persistent_volume_claim", "adapter"):
+        if getattr(spec, field) is not None:
+            raise ModelError(_problem("NotSupportedYet", f"model.{field} is not supported yet", "use name or uri"))
+    if spec.trust_remote_code:
+        raise ModelError(_problem("NotSupportedYet", "trustRemoteCode is not supported yet", "leave it out"))
+    if spec.name is not None:
+        from finetune_trainer.prepare.hub import locate_on_hub
+
+        return locate_on_hub(spec.name, spec.revision, environ)
+    if spec.uri is None:
+        raise ModelError(_problem("NoModel", "neither name nor uri is given", "give one of the two"))
+    store = open_store(spec.uri, environ)
+    listing = tuple(info for info in store.list() if "/" not in info.key)
+    names = {info.key for info in listing}
+    check_names(names, spec.uri)
+    kept = tuple(info for info in listing if info.key in SMALL_FILES or info.key.endswith(".safetensors"))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.uri.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
+    return FolderModel(name, spec.uri, store, kept)
+
+
+def check_names(names: set[str], source: str) -> None:
+    """Raises ModelError unless these files make a model that can be used."""
+    if not names:
+        cure = "correct spec.model.uri, or upload the model"
+        raise ModelError(_problem("ModelNotFound", f"there is nothing at {source}", cure))
+    if CONFIG not in names:
+        message = f"{source} has no {CONFIG}: it is no model in Hugging Face's layout"
+        raise ModelError(_problem("ModelIncomplete", message, "save it with save_pretrained"))
+    if not names & {WEIGHTS, WEIGHTS_INDEX}:
+        message = f"{source} has no {WEIGHTS} and no {WEIGHTS_INDEX}; pickled weights are not loaded"
+        raise ModelError(_problem("NoSafetensors", message, "save it again with a recent save_pretrained"))
+    if TOKENIZER not in names:
+        cure = "save a fast tokenizer beside the model with save_pretrained"
+        raise ModelError(_problem("NoTokenizer", f"{source} has no {TOKENIZER}", cure))
+
+
+def weight_names(index: Mapping[str, Any] | None) -> list[str]:
+    """The weight files: those of the index, or the single one."""
+    if index is None:
+        return [WEIGHTS]
+    names = sorted(set(index.get("weight_map", {}).values()))
+    if not names or any("/" in name or not name.endswith(".safetensors") for name in names):
+        raise ModelError(_problem("ModelIncomplete", f"{WEIGHTS_INDEX} names no weight files", "save the model again"))
+    return names
+
+
+def resolve_task(config: Mapping[str, Any], task: Task | None, method: MethodType) -> Task:
+    """The task of a job: as given, or the one the architecture is for.
+
+    Raises:
+        ModelError: the architecture, or the task or method with it, is not supported yet.
+    """
+    family = str(config.get("model_type", ""))
+    if family not in FAMILIES:
+        supported = ", ".join(f"{name} ({use})" for name, use in FAMILIES.items())
+        message = f"the architecture {family or 'without model_type'!r} is not supported yet; {supported} are"
+        raise ModelError(_problem("ArchitectureNotSupported", message, "use a model of one of these"))
+    if task is not None and task is not FAMILIES[family]:
+        message = f"{family} with task {task} is not supported yet; it is used for {FAMILIES[family]}"
+        raise ModelError(_problem("TaskNotSupported", message, "change spec.task or spec.model", "spec.task"))
+    if method is MethodType.QLORA:
+        raise ModelError(_problem("NotSupportedYet", "qlora is not supported yet", "use lora", "spec.method.type"))
+    return FAMILIES[family]
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model that can be trained.
+
+    Attributes:
+        folder: where its configuration and tokenizer lie on this machine.
+        files: what is to be mirrored, by name; empty if it is mirrored already.
+    """
+
+    facts: ModelFacts
+    architecture: Architecture
+    folder: Path
+    files: Mapping[str, Path]
+
+
+def read_model(model: ModelSource, folder: Path) -> BaseModel:
+    """Read what a model is from its files; downloads what is not on this machine.
+
+    Raises:
+        ModelError: configuration or weights are damaged.
+    """
+    files = model.files(folder)
+    config = parse_json(CONFIG, files[CONFIG].read_bytes())
+    weights = [path for name, path in files.items() if name.endswith(".safetensors")]
+    architecture = architecture_of(config)
+    commit = model.commit(files)
+    facts = ModelFacts(
+        name=model.name,
+        commit=commit,
+        prefix=model_prefix(model.name, commit),
+        source=model.source,
+        model_type=str(config["model_type"]),
+        parameters=sum(count_parameters(path) for path in weights),
+        size_bytes=sum(path.stat().st_size for path in weights),
+        max_positions=int(config.get("max_position_embeddings") or 0),
+    )
+    return BaseModel(facts, architecture, files[CONFIG].parent, files)
+
+
+def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseModel | None:
+    """The model as an earlier job mirrored it, with configuration and tokenizer fetched; None if none did."""
+    try:
+        facts = ModelFacts.model_validate_json(store.get(_index_key(model)))
+    except (NotFoundError, ValidationError):  # none, or of another version
+        return None
+    manifest = read_manifest(store, facts.prefix)
+    if manifest is None:
+        return None
+    local = folder / facts.commit
+    download_files(store, facts.prefix, _small(manifest), local)
+    config = parse_json(CONFIG, (local / CONFIG).read_bytes())
+    return BaseModel(facts.model_copy(update={"source": model.source}), architecture_of(config), local, {})
+
+
+def mirror(base: BaseModel, model: ModelSource, store: ObjectStore) -> None:
+    """Upload a model that is not there yet, and remember its fingerprint."""
+    if base.files:
+        if read_manifest(store, base.facts.prefix) is None:
+            upload_files(store, base.files, base.facts.prefix, "model", base.facts.model_dump(mode="json"))
+        store.put(_index_key(model), base.facts.to_json().encode())
+
+
+def _index_key(model: ModelSource) -> str:
+    return f"models/index/{model.fingerprint}.json"
+
+
+def _small(manifest: Manifest) -> list[Any]:
+    return [entry for entry in manifest.files if entry.path in SMALL_FILES]
+
+
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """The sizes that memory depends on, from `config.json`.
+
+    Raises:
+        ModelError: one of them is missing.
+    """
+    try:
+        hidden = int(config["hidden_size"])
+        return Architecture(
+            hidden=hidden,
+            layers=int(config["num_hidden_layers"]),
+            heads=int(config["num_attention_heads"]),
+            intermediate=int(config.get("intermediate_size") or 4 * hidden),
+            vocabulary=int(config["vocab_size"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(_problem("ModelInvalid", f"{CONFIG} has no valid {error}", "save the model again")) from error
+
+
+def count_parameters(path: Path) -> int:
+    """Parameters in a safetensors file, from its header: 8 bytes of length, little-endian, then JSON.
+
+    Raises:
+        ModelError: it is no safetensors file, or it is cut short.
+    """
+    damaged = _problem("ModelInvalid", f"{path.name} is damaged or no safetensors file", "copy or save it again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+            raise ModelError(damaged)
+        header = file.read(length)
+    try:
+        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
+        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+        total = sum(_product(tensor["shape"]) for tensor in tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ModelError(damaged) from error
+    if 8 + length + end != size:
+        raise ModelError(damaged)
+    return total
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def parse_json(name: str, raw: bytes) -> dict[str, Any]:
+    """A JSON object from a model's file; ModelError if it is none."""
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise ModelError(_problem("ModelInvalid", f"{name} is no JSON: {error}", "save the model again")) from error
+    if not isinstance(value, dict):
+        raise ModelError(_problem("ModelInvalid", f"{name} is no JSON object", "save the model again"))
+    return value
+
+
+def _problem(code: str, message: str, cure: str, field: str = "spec.model") -> Problem:
+    return Problem(code=code, field=field, message=message, cure=cure)
