@@ -40,7 +40,7 @@ class Api:
     trust: ssl.SSLContext
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-        """One request; a refusal is an answer too. Headers are named with underscores; a body of text is sent as it is."""
+        """One request; a refusal is an answer too. Header names have underscores; a body of text is sent as it is."""
         named = {"Content-Type": "application/json", "Accept": "application/json", "Authorization": f"Bearer {TOKEN}"}
         named |= {name.replace("_", "-"): value for name, value in headers.items()}
         data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()

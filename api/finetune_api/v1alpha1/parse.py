@@ -45,7 +45,10 @@ def parse_job(data: Any, lines: Lines | None = None, file: str | None = None) ->
     except ValidationError as error:
         problems += [where.problem(_path(one), *_say(one)) for one in error.errors(include_url=False)]
     problems += _broken_rules(written, where)
-    problems += [where.at(problem, tuple(problem.field.split("."))) for problem in unsupported_in(written)]
+    malformed = {problem.field for problem in problems}
+    for problem in unsupported_in(written):
+        if problem.field not in malformed:
+            problems.append(where.at(problem, tuple(problem.field.split("."))))
     if problems or job is None:
         raise SpecError(sorted(problems, key=lambda problem: problem.lines))
     return job

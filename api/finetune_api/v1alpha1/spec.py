@@ -120,8 +120,8 @@ def _eval_kind(value: Any) -> str:
 
 
 # A structural schema cannot say "string or object": this one has no type, is stored as it is, and carries bounds for
-# strings, objects and lists, each of which the API server applies to its own kind of value only. What is left (a number,
-# a boolean) the operator refuses. The tags in angle brackets appear in error locations only.
+# strings, objects and lists, each of which the API server applies to its own kind of value only. What is left (numbers
+# and booleans) the operator refuses. The tags in angle brackets appear in error locations only.
 _EVAL_SCHEMA = {
     "x-kubernetes-preserve-unknown-fields": True,
     "pattern": DATA_URI_PATTERN,
@@ -129,7 +129,14 @@ _EVAL_SCHEMA = {
     "maxItems": 0,
     "maxProperties": 1,
     "required": ["split"],
-    "properties": {"split": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}},
+    "properties": {
+        "split": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "exclusiveMaximum": 1,
+            "description": "Share of the training rows.",
+        }
+    },
 }
 EvalSource = Annotated[
     Annotated[DataUri, Tag("<uri>")] | Annotated[EvalSplit, Tag("<split>")],

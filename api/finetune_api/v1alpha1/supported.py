@@ -22,12 +22,14 @@ class Later:
         instead: what to do until then.
         harmless: values that ask for what happens today anyway, beside the field's default.
         values: only these values are missing; None = every value that is not harmless.
+        prefixes: only strings that start so are missing.
     """
 
     reason: str
     instead: str = "leave it out"
     harmless: tuple[Any, ...] = ()
     values: tuple[Any, ...] | None = None
+    prefixes: tuple[str, ...] = ()
 
 
 SUPPORTED: frozenset[str] = frozenset(
@@ -69,6 +71,9 @@ SUPPORTED: frozenset[str] = frozenset(
 
 _KERNELS = "the worker runs the model's own kernels"
 _OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
+_REPORTED = "the loss of every step is reported"
+_REMOTE = Later("data is read from s3:// and file://", "copy the data to one of them", prefixes=("https://", "hf://"))
+_EVALUATED = "evaluation follows eval_steps, and comes once at the end"
 _ADAPTER = "only plain LoRA adapters are trained"
 
 LATER: dict[str, Later] = {
@@ -81,6 +86,8 @@ LATER: dict[str, Later] = {
     "spec.task": Later(
         "encoder-decoder models are not trained", "use causal-lm or classification", values=("seq2seq",)
     ),
+    "spec.dataset.train": _REMOTE,
+    "spec.dataset.eval": _REMOTE,
     "spec.model.persistentVolumeClaim": Later("models are read from the hub, s3:// and file://", "use name or uri"),
     "spec.model.adapter": Later("an adapter always starts new"),
     "spec.model.tokenSecretRef": Later("only public models are fetched from the hub", "mirror the model and use uri"),
@@ -114,6 +121,14 @@ LATER: dict[str, Later] = {
     "spec.training.torch_compile_mode": Later(_KERNELS),
     "spec.training.use_liger_kernel": Later(_KERNELS, harmless=(False,)),
     "spec.training.liger_kernel_config": Later(_KERNELS),
+    "spec.training.bf16_full_eval": Later("evaluation uses the precision of training"),
+    "spec.training.fp16_full_eval": Later("evaluation uses the precision of training"),
+    "spec.training.logging_steps": Later(_REPORTED),
+    "spec.training.logging_first_step": Later(_REPORTED),
+    "spec.training.logging_nan_inf_filter": Later(_REPORTED),
+    "spec.training.eval_delay": Later(_EVALUATED),
+    "spec.training.eval_on_start": Later(_EVALUATED),
+    "spec.training.dataloader_pin_memory": Later("memory is pinned where there is a GPU"),
     "spec.deepspeed.offload": Later("states stay where DeepSpeed's stage puts them"),
     "spec.deepspeed.config": Later("the DeepSpeed configuration is made by the plan", "set spec.deepspeed.stage"),
     "spec.spares": Later("no node stands by"),
@@ -151,13 +166,17 @@ def unsupported_in(data: Mapping[str, Any]) -> list[Problem]:
 
 def _problem(path: str, value: Any) -> Problem | None:
     later = LATER[path]
-    if later.values is not None:
+    if later.prefixes:
+        missing = isinstance(value, str) and value.startswith(later.prefixes)
+    elif later.values is not None:
         missing = isinstance(value, str) and value in later.values
     else:
-        missing = not _asks_nothing(value) and not any(_same(value, fine) for fine in (*later.harmless, _default(path)))
+        missing = not _asks_nothing(value) and not any(
+            _same(value, fine) for fine in (*later.harmless, _DEFAULTS.get(path))
+        )
     if not missing:
         return None
-    subject = f"{shown(value)} " if later.values is not None else ""
+    subject = f"{shown(value)} " if later.values is not None or later.prefixes else ""
     return Problem(
         code="NotSupportedYet",
         field=dotted(tuple(path.split("."))),
@@ -175,10 +194,6 @@ def _asks_nothing(value: Any) -> bool:
 
 def _same(value: Any, other: Any) -> bool:
     return value == other and isinstance(value, bool) == isinstance(other, bool)
-
-
-def _default(path: str) -> Any:
-    return _DEFAULTS.get(path)
 
 
 def _value_at(data: Any, parts: list[str]) -> Any:

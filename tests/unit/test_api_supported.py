@@ -1,0 +1,137 @@
+"""No field of the API is silently ignored: each works today or is refused as not supported yet."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_api.errors import SpecError
+from finetune_api.v1alpha1 import FineTuneJob, parse_job, unsupported
+from finetune_api.v1alpha1.supported import LATER, SUPPORTED, unsupported_in
+from finetune_api.v1alpha1.tree import Branch, spec_fields
+from finetune_api.yaml12 import dump, load
+
+FIELDS = spec_fields()
+PATHS = {branch.dotted for branch in FIELDS}
+
+
+def _table(path: str) -> str | None:
+    """The table that decides a path: by its longest entry."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        entry = ".".join(parts[:length])
+        if entry in LATER:
+            some = LATER[entry].values or LATER[entry].prefixes
+            return "both" if some and entry in SUPPORTED else "later"
+        if entry in SUPPORTED:
+            return "supported"
+    return None
+
+
+@pytest.mark.parametrize("branch", [one for one in FIELDS if one.is_leaf], ids=lambda one: one.dotted)
+def test_every_leaf_works_or_is_refused(branch: Branch) -> None:
+    assert _table(branch.dotted) is not None, "put it into SUPPORTED or LATER"
+
+
+def test_the_tables_hold_no_field_that_is_gone_and_none_twice() -> None:
+    assert set(LATER) | SUPPORTED <= PATHS
+    for path in set(LATER) & SUPPORTED:
+        assert LATER[path].values or LATER[path].prefixes, f"{path} is in both tables, though all of it is refused"
+
+
+def _given(path: str, value: Any) -> dict[str, Any]:
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+@pytest.mark.parametrize("path", sorted(LATER))
+def test_what_is_not_there_yet_is_refused_with_a_cure(path: str) -> None:
+    later = LATER[path]
+    value: Any = later.values[0] if later.values else f"{later.prefixes[0]}x" if later.prefixes else {"any": "value"}
+    problems = [one for one in unsupported_in(_given(path, value)) if one.field == path]
+    assert [one.code for one in problems] == ["NotSupportedYet"]
+    assert "is not supported yet" in problems[0].message
+    assert problems[0].cure
+
+
+@pytest.mark.parametrize("path", sorted(LATER))
+def test_asking_for_what_happens_anyway_is_accepted(path: str) -> None:
+    branch = next(one for one in FIELDS if one.dotted == path)
+    default = branch.info.get_default(call_default_factory=True) if not branch.info.is_required() else None
+    fine = [*LATER[path].harmless, None, {}, *([default] if isinstance(default, (bool, int)) else [])]
+    for value in fine:
+        assert unsupported_in(_given(path, value)) == []
+
+
+def test_a_later_field_below_a_later_object_is_found() -> None:
+    assert [one.field for one in unsupported_in({"spec": {"export": {"resources": {"limits": {"cpu": 1}}}}})] == [
+        "spec.export"
+    ]
+
+
+def test_a_parsed_job_is_looked_at_too() -> None:
+    text = """
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: a}
+spec:
+  model: {uri: file://m, trustRemoteCode: true}
+  dataset: {train: hf://squad, eval: {split: 0.1}}
+  method: {type: qlora}
+  recovery: {onOutOfMemory: ShrinkBatch, maxRestarts: 3}
+  storage: {uri: file://s}
+"""
+    job = FineTuneJob.model_validate_json(json.dumps(load(text, "t")[0]))
+    assert {one.field for one in unsupported(job)} == {
+        "spec.model.trustRemoteCode",
+        "spec.dataset.train",
+        "spec.method.type",
+        "spec.recovery.onOutOfMemory",
+    }
+
+
+def test_everything_that_works_today_passes_together() -> None:
+    text = """
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: a, namespace: team, labels: {a: b}}
+spec:
+  task: classification
+  model: {name: org/model, revision: main}
+  dataset:
+    train: s3://data/train.csv
+    eval: s3://data/eval.csv
+    format: csv
+    columns: {text: body, label: category}
+    maxLength: 96
+    lossOn: all
+    onInvalid: Skip
+    maxInvalidPercent: 5
+  method:
+    type: lora
+    lora: {r: 8, lora_alpha: 16, lora_dropout: 0.1, target_modules: all-linear, modules_to_save: [pooler],
+           use_rslora: true, bias: none}
+  training: {learning_rate: 2e-4, num_train_epochs: 2, eval_steps: 10, seed: 1, optim: adamw_torch}
+  deepspeed: {stage: 2}
+  nodes: 2
+  processesPerNode: 1
+  resourcesPerNode: {limits: {cpu: 1, memory: 2Gi}, requests: {cpu: 500m}}
+  image: localhost/trainer:1
+  storage:
+    uri: s3://b/p
+    endpoint: http://127.0.0.1:7070
+    region: x
+    credentialsSecretRef: {name: a}
+    caSecretRef: {name: b}
+  checkpoint: {everySteps: 10, keepLast: 2}
+  recovery: {maxRestarts: 3, onOutOfMemory: Fail, onDivergence: Fail}
+"""
+    data, _ = load(text, "t")
+    assert parse_job(data).spec.checkpoint.every_steps == 10
+    assert load(dump(data), "again")[0] == data
+
+
+def test_the_refusal_reaches_the_reader_of_a_job() -> None:
+    with pytest.raises(SpecError, match=r"spec.budget: is not supported yet: no budget is watched"):
+        parse_job({"spec": {"budget": {"maxGPUHours": 1}}})
