@@ -23,6 +23,7 @@ from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.parse import parse_job
 from finetune_api.v1alpha1.tree import Path as Keys
 
+MAX_DEPTH = 50  # the parser takes quadratic time in the depth
 MAX_NODES = 100_000  # values in one file, aliases counted as often as they are used
 
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -149,8 +150,7 @@ def _load_json(text: str, source: str) -> tuple[Any, LineIndex] | None:
 def _documents(text: str, source: str) -> Iterator[tuple[Any, LineIndex]]:
     yaml = YAML(typ="safe", pure=True)
     try:
-        events = iter(list(yaml.parse(io.StringIO(text))))
-        yield from _Reader(events, source).documents()
+        yield from _Reader(yaml.parse(io.StringIO(text)), source).documents()
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
@@ -161,8 +161,6 @@ def _documents(text: str, source: str) -> Iterator[tuple[Any, LineIndex]]:
     except YAMLError as error:
         what = str(error).splitlines()[0]
         _refuse(source, None, "YamlSyntax", f"is no YAML: {what}", "remove characters that are no text")
-    except RecursionError:
-        _refuse(source, None, "TooDeep", "is nested too deeply", "flatten it")
 
 
 class _Reader:
@@ -185,6 +183,8 @@ class _Reader:
         line = event.start_mark.line + 1
         self._lines.setdefault(path, line)
         self._count(1, line)
+        if len(path) > MAX_DEPTH:
+            _refuse(self._source, line, "TooDeep", f"is nested more than {MAX_DEPTH} levels deep", "flatten it")
         kind = type(event).__name__
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):

@@ -77,9 +77,9 @@ def test_aliases_that_multiply_are_refused() -> None:
         yaml12.load("\n".join(rows), "job.yaml")
 
 
-@pytest.mark.parametrize("deep", ["[" * 5000, "a: " + "[" * 5000 + "]" * 5000, "{" * 5000])
+@pytest.mark.parametrize("deep", ["[" * 5000, "a: " + "[" * 5000 + "]" * 5000, '{"a": ' * 100_000])
 def test_deep_nesting_is_refused_not_a_crash(deep: str) -> None:
-    with pytest.raises(SpecError):
+    with pytest.raises(SpecError, match="TooDeep"):
         yaml12.load(deep, "job.yaml")
 
 
