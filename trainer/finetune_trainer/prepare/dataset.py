@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api.errors import DataError, Problem, SpecError
+from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
 from finetune_trainer.prepare.formats import Code, DataFile, Fault, detect
@@ -102,10 +102,9 @@ def check(spec: DatasetSpec, task: Task, sources: Sources, folder: Path, seed: i
         seed: chooses the held-out rows, with `eval: {split}`.
 
     Raises:
-        SpecError: columns, format or another field of the data set cannot be used.
+        SpecError: columns or format do not fit the task or the file.
         DataError: all that is wrong with the rows, grouped.
     """
-    refuse_unsupported(spec)
     fatal: list[Problem] = []
     names: list[str] = []
     parts: list[Part | None] = []
@@ -135,20 +134,6 @@ def check(spec: DatasetSpec, task: Task, sources: Sources, folder: Path, seed: i
             raise DataError(train.file.problem("TooFewRows", message, "add rows, or leave spec.dataset.eval out"))
     labels = label_order({names[index] for index in train.row_labels}) if task is Task.CLASSIFICATION else ()
     return CheckedData(train, evaluation, held_out, labels)
-
-
-def refuse_unsupported(spec: DatasetSpec) -> None:
-    """Raises SpecError for fields whose behaviour is not there yet."""
-    for name, value in (("packing", spec.packing), ("storage", spec.storage)):
-        if value:
-            raise SpecError(
-                Problem(
-                    code="NotSupportedYet",
-                    field=f"spec.dataset.{name}",
-                    message=f"{name} is not supported yet",
-                    cure="leave it out",
-                )
-            )
 
 
 def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:

@@ -87,19 +87,10 @@ def detect(uri: str, declared: str | None) -> Format:
     """The format of a file: as declared, or by its suffix.
 
     Raises:
-        SpecError: the suffix tells nothing, or the format is one that cannot be read yet.
+        SpecError: the suffix tells nothing.
     """
     if declared is not None:
-        if declared in list(Format):
-            return Format(declared)
-        raise SpecError(
-            Problem(
-                code="NotSupportedYet",
-                field="spec.dataset.format",
-                message=f"{declared!r} cannot be read yet; jsonl and csv can",
-                cure="convert the data to one of the two",
-            )
-        )
+        return Format(declared)
     suffix = Path(uri).suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]

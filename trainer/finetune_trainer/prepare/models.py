@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from finetune_api.contract import model_prefix
 from finetune_api.errors import ModelError, Problem
-from finetune_api.messages import Manifest, MethodType, ModelFacts, Task
+from finetune_api.messages import Manifest, ModelFacts, Task
 from finetune_api.v1alpha1 import ModelSpec
 from finetune_trainer.prepare.memory import Architecture
 from finetune_trainer.storage import (
@@ -124,14 +124,9 @@ def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
     """Find the model and, on the hub, pin its commit.
 
     Raises:
-        ModelError: it is not there, lacks a file it needs, or comes in a way that is not supported yet.
+        ModelError: it is not there, or lacks a file it needs.
         StorageError: the store it lies in refuses or is unreachable.
     """
-    for field in ("persistent_volume_claim", "adapter"):
-        if getattr(spec, field) is not None:
-            raise ModelError(_problem("NotSupportedYet", f"model.{field} is not supported yet", "use name or uri"))
-    if spec.trust_remote_code:
-        raise ModelError(_problem("NotSupportedYet", "trustRemoteCode is not supported yet", "leave it out"))
     if spec.name is not None:
         from finetune_trainer.prepare.hub import locate_on_hub
 
@@ -173,11 +168,11 @@ def weight_names(index: Mapping[str, Any] | None) -> list[str]:
     return names
 
 
-def resolve_task(config: Mapping[str, Any], task: Task | None, method: MethodType) -> Task:
+def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
     """The task of a job: as given, or the one the architecture is for.
 
     Raises:
-        ModelError: the architecture, or the task or method with it, is not supported yet.
+        ModelError: the architecture, or the task with it, is not supported yet.
     """
     family = str(config.get("model_type", ""))
     if family not in FAMILIES:
@@ -187,8 +182,6 @@ def resolve_task(config: Mapping[str, Any], task: Task | None, method: MethodTyp
     if task is not None and task is not FAMILIES[family]:
         message = f"{family} with task {task} is not supported yet; it is used for {FAMILIES[family]}"
         raise ModelError(_problem("TaskNotSupported", message, "change spec.task or spec.model", "spec.task"))
-    if method is MethodType.QLORA:
-        raise ModelError(_problem("NotSupportedYet", "qlora is not supported yet", "use lora", "spec.method.type"))
     return FAMILIES[family]
 
 

@@ -6,6 +6,7 @@ index by fingerprint leads to data and model that an earlier job prepared; then 
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from finetune_api.errors import FineTuneError, Problem, StateError
 from finetune_api.messages import DatasetFacts, Message, Plan, Stage, StageResult, Task
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
 from finetune_trainer.prepare import planner
-from finetune_trainer.prepare.dataset import Sources, check, locate_all, refuse_unsupported
+from finetune_trainer.prepare.dataset import Sources, check, locate_all
 from finetune_trainer.prepare.models import (
     BaseModel,
     ModelSource,
@@ -93,49 +94,49 @@ def prepare(
         base, made = _build(job, found, base, work, report)
         index = _DatasetIndex(facts=made.facts, limit=_limit(job, found.task, base))
         _publish(job, found, store, base, made, index, report)
-    plan = planner.plan(job, found.task, base.facts, base.architecture, index.facts, index.limit)
-    kept = _stored_plan(job, store, uid, plan)
+    chosen = _choose(job, found, base, index.facts, index.limit)
+    kept = _stored_plan(job, store, uid, chosen)
     if kept is None:
-        plan = _store_plan(job, store, uid, plan)
+        chosen = _store_plan(job, store, uid, chosen)
     else:
-        plan = kept
+        chosen = kept
         notes.append("the plan of this run is kept")
     report(
-        f"plan: {plan.max_steps} steps of {plan.global_batch} rows on {plan.world_size} ranks, "
-        f"learning rate {plan.learning_rate:g}"
+        f"plan: {chosen.max_steps} steps of {chosen.global_batch} rows on {chosen.world_size} ranks, "
+        f"learning rate {chosen.learning_rate:g}"
     )
-    result = StageResult(stage=Stage.PREPARE, succeeded=True, dataset=plan.dataset, note="; ".join(notes))
-    return Prepared(plan, result)
+    result = StageResult(stage=Stage.PREPARE, succeeded=True, dataset=chosen.dataset, note="; ".join(notes))
+    return Prepared(chosen, result)
 
 
-def validate(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> list[Problem]:
-    """Everything that is wrong with a job's data and model; an empty list if nothing is. Stores nothing.
-
-    Args:
-        work: temporary folder for what has to be downloaded.
-    """
+def validate(job: FineTuneJob, environ: Mapping[str, str] | None = None) -> list[Problem]:
+    """Everything that is wrong with a job's data and model; an empty list if nothing is. Stores nothing."""
     try:
-        plan_only(job, work, environ)
+        plan(job, environ)
     except FineTuneError as error:
         return list(error.problems)
     return []
 
 
-def plan_only(job: FineTuneJob, work: Path, environ: Mapping[str, str], report: Report = print) -> Plan:
-    """The plan a job would get. Reads data and model, stores nothing outside `work`; errors as of `prepare`."""
-    work.mkdir(parents=True, exist_ok=True)
-    found = _find(job, work, environ)
-    base, made = _build(job, found, None, work, report)
-    limit = _limit(job, found.task, base)
-    return planner.plan(job, found.task, base.facts, base.architecture, made.facts, limit)
+def plan(job: FineTuneJob, environ: Mapping[str, str] | None = None) -> Plan:
+    """The plan a job would get. Reads data and model, stores nothing; errors as of `prepare`."""
+    environ = os.environ if environ is None else environ
+    with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
+        work = Path(folder)
+        found = _find(job, work, environ)
+        base, made = _build(job, found, None, work, lambda line: None)
+        return _choose(job, found, base, made.facts, _limit(job, found.task, base))
+
+
+def _choose(job: FineTuneJob, found: _Found, base: BaseModel, facts: DatasetFacts, limit: int) -> Plan:
+    return planner.plan(job, found.task, base.facts, base.architecture, facts, limit)
 
 
 def _find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> _Found:
-    refuse_unsupported(job.spec.dataset)
     model_error: FineTuneError | None = None
     try:
         model = locate_model(job.spec.model, environ)
-        task = resolve_task(model.config(work / "model"), job.spec.task, job.spec.method.type)
+        task = resolve_task(model.config(work / "model"), job.spec.task)
     except FineTuneError as error:
         model_error = error
     try:
@@ -237,14 +238,14 @@ def _fixed_spec(job: FineTuneJob) -> dict[str, Any]:
     return {name: value for name, value in spec.items() if name not in MUTABLE}
 
 
-def _store_plan(job: FineTuneJob, store: ObjectStore, uid: str, plan: Plan) -> Plan:
+def _store_plan(job: FineTuneJob, store: ObjectStore, uid: str, chosen: Plan) -> Plan:
     spec = json.dumps(_fixed_spec(job), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     store.put(_run_key(job, uid, File.SPEC), spec.encode())
     try:
-        store.create(_run_key(job, uid, File.PLAN), plan.to_json().encode())
+        store.create(_run_key(job, uid, File.PLAN), chosen.to_json().encode())
     except AlreadyExistsError:
-        return _stored_plan(job, store, uid, plan) or plan
-    return plan
+        return _stored_plan(job, store, uid, chosen) or chosen
+    return chosen
 
 
 def _stored_plan(job: FineTuneJob, store: ObjectStore, uid: str, new: Plan) -> Plan | None:
@@ -254,18 +255,18 @@ def _stored_plan(job: FineTuneJob, store: ObjectStore, uid: str, new: Plan) -> P
     except NotFoundError:
         return None
     try:
-        plan = Plan.model_validate_json(raw)
+        stored = Plan.model_validate_json(raw)
     except ValidationError as error:
         raise _changed("plan.json", "is of another version of finetune", "PlanUnreadable") from error
-    if plan.dataset.sha256 != new.dataset.sha256:
+    if stored.dataset.sha256 != new.dataset.sha256:
         raise _changed("spec.dataset", "the data changed since this run began", "DataChanged")
-    if plan.model.commit != new.model.commit:
+    if stored.model.commit != new.model.commit:
         raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
     spec = _fixed_spec(job)
     fields = sorted(name for name in began.keys() | spec.keys() if began.get(name) != spec.get(name))
     if fields:
         raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
-    return plan
+    return stored
 
 
 def _changed(field: str, message: str, code: str) -> StateError:

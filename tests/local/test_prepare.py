@@ -1,0 +1,461 @@
+"""Prepare from end to end with real files, tokenizers and stores: what it writes, keeps and refuses."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pytest
+
+from finetune_api.contract import ExitCode
+from finetune_api.errors import DataError, FineTuneError, ModelError, StateError
+from finetune_api.messages import ModelFacts, Plan, StageResult
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare import stage
+from finetune_trainer.prepare.stage import Prepared, plan, prepare, validate
+from finetune_trainer.storage import ObjectStore, download_tree, open_store
+from tests.s3 import S3Server, start_s3
+
+Rows = list[dict[str, Any]]
+TOPICS = {"printer": "out of paper", "password": "how do I reset it", "parcel": "it arrived on Monday"}
+LABELLED: Rows = [
+    {"text": f"{text}, number {index}", "label": label} for index in range(20) for label, text in TOPICS.items()
+]
+TEXTS: Rows = [{"text": f"The answer to question {index} is {index * 7}."} for index in range(40)]
+PAIRS: Rows = [{"prompt": f"What is {index} + 1?", "completion": f" {index + 1}"} for index in range(40)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with start_s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+def jsonl(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def job_of(base: Path, train: Path | str, storage: str, evaluation: Any = None, **spec: Any) -> FineTuneJob:
+    dataset = {"train": train if isinstance(train, str) else f"file://{train}", "eval": evaluation}
+    body = {
+        "model": {"uri": f"file://{base}"},
+        "dataset": dataset | spec.pop("dataset", {}),
+        "method": {"type": "lora"},
+        "storage": {"uri": storage},
+    }
+    head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "job"}}
+    return FineTuneJob.model_validate_json(json.dumps(head | {"spec": body | spec}))
+
+
+class House:
+    """A storage folder and the calls into the stage."""
+
+    def __init__(self, folder: Path, uri: str = "", environ: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.uri = uri or f"file://{folder}/store"
+        self.environ = environ or {}
+        self.lines: list[str] = []
+
+    @property
+    def store(self) -> ObjectStore:
+        return open_store(self.uri, self.environ)
+
+    def prepare(self, job: FineTuneJob, uid: str = "uid") -> Prepared:
+        self.lines = []
+        return prepare(job, self.store, uid, self.folder / "work", self.environ, self.lines.append)
+
+    def rows(self, made: Plan, split: str = "train") -> Rows:
+        target = self.folder / "fetched"
+        download_tree(self.store, f"datasets/{made.dataset.sha256}", target)
+        rows: Rows = pa.ipc.open_file(pa.memory_map(str(target / f"{split}.arrow"))).read_all().to_pylist()
+        return rows
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+@pytest.fixture(params=["file", "s3"])
+def any_house(request: pytest.FixtureRequest, tmp_path: Path) -> House:
+    if request.param == "file":
+        return House(tmp_path)
+    server: S3Server = request.getfixturevalue("server")
+    name = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:32]
+    return House(tmp_path, f"{server.make_bucket(name)}/team", server.environ)
+
+
+# ---------------------------------------------------------------- what it writes
+
+
+def test_a_classification_job_is_prepared_whole(any_house: House, bert: Path) -> None:
+    house = any_house
+    train = house.folder / "train.csv"
+    with train.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["text", "label"])
+        writer.writeheader()
+        writer.writerows(LABELLED)
+    made = house.prepare(job_of(bert, train, house.uri, {"split": 0.2})).plan
+    assert made.dataset.labels == ("parcel", "password", "printer")
+    assert made.dataset.eval is not None
+    assert (made.dataset.train.rows, made.dataset.eval.rows) == (48, 12)
+    assert (made.task, made.best_metric) == ("classification", "eval_macro_f1")
+    rows = house.rows(made)
+    assert {len(row) for row in rows} == {2}
+    assert all(row["input_ids"][0] == 2 and row["input_ids"][-1] == 3 for row in rows)  # [CLS], [SEP]
+    assert sorted({row["label"] for row in house.rows(made, "eval")}) == [0, 1, 2]
+    assert json.loads((house.folder / "fetched" / "labels.json").read_text()) == list(made.dataset.labels)
+    assert made.dataset.train.tokens == sum(len(row["input_ids"]) for row in rows)
+    assert made.dataset.train.longest == max(len(row["input_ids"]) for row in rows)
+
+
+def test_the_model_is_mirrored_whole_and_its_facts_need_no_torch(any_house: House, bert: Path) -> None:
+    house = any_house
+    made = house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)).plan
+    download_tree(house.store, made.model.prefix, house.folder / "model")
+    kept = {path.name for path in (house.folder / "model").iterdir()}
+    assert kept == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    for name in kept:
+        assert (house.folder / "model" / name).read_bytes() == (bert / name).read_bytes()
+
+    from transformers import AutoModel
+
+    assert made.model.parameters == AutoModel.from_pretrained(bert).num_parameters()
+    assert (made.model.model_type, made.model.max_positions, made.model.name) == ("bert", 128, bert.name)
+    assert made.model.size_bytes == (bert / "model.safetensors").stat().st_size
+
+
+def test_the_run_gets_its_plan_and_spec(any_house: House, bert: Path) -> None:
+    house = any_house
+    job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)
+    made = house.prepare(job, "u-1").plan
+    assert Plan.model_validate_json(house.store.get("jobs/default/job/u-1/plan.json")) == made
+    assert json.loads(house.store.get("jobs/default/job/u-1/spec.json"))["storage"] == {"uri": house.uri}
+
+
+def test_whole_texts_carry_loss_and_end(house: House, llama: Path) -> None:
+    made = house.prepare(job_of(llama, jsonl(house.folder / "t.jsonl", TEXTS), house.uri)).plan
+    rows = house.rows(made)
+    assert all(row["input_ids"][0] == 1 and row["input_ids"][-1] == 2 for row in rows)  # <s>, </s>
+    assert all(row["input_ids"].count(2) == 1 for row in rows)
+    assert all(row["labels"] == row["input_ids"] for row in rows)
+    assert made.dataset.train.trained_tokens == made.dataset.train.tokens - len(rows)  # the first is never predicted
+    assert (made.task, made.best_metric) == ("causal-lm", "last")
+
+
+@pytest.mark.parametrize("loss_on", [None, "completion", "all"])
+def test_completions_carry_loss_with_their_end_and_prompts_only_when_asked(
+    house: House, llama: Path, loss_on: str | None
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    dataset = {"lossOn": loss_on} if loss_on else {}
+    made = house.prepare(job_of(llama, jsonl(house.folder / "t.jsonl", PAIRS), house.uri, dataset=dataset)).plan
+    for row, pair in zip(house.rows(made), PAIRS, strict=True):
+        assert tokenizer.decode(row["input_ids"]) == f"<s>{pair['prompt']}{pair['completion']}</s>"
+        learnt = [label for label in row["labels"] if label != -100]
+        expected = f"{pair['completion']}</s>" if loss_on != "all" else f"<s>{pair['prompt']}{pair['completion']}</s>"
+        assert tokenizer.decode(learnt) == expected
+        assert row["labels"][-len(learnt) :] == row["input_ids"][-len(learnt) :]
+
+
+def test_long_rows_are_cut_as_the_family_needs_and_counted(house: House, llama: Path, bert: Path) -> None:
+    long = "paper " * 100
+    labelled = [*LABELLED, {"text": long, "label": "printer"}]
+    made = house.prepare(
+        job_of(bert, jsonl(house.folder / "b.jsonl", labelled), house.uri, dataset={"maxLength": 16}), "b"
+    ).plan
+    last = house.rows(made)[-1]["input_ids"]
+    assert (len(last), last[0], last[-1]) == (16, 2, 3)  # the separator is kept
+    assert made.max_length == 16
+    texts = [*TEXTS, {"text": long}]
+    made = house.prepare(
+        job_of(llama, jsonl(house.folder / "l.jsonl", texts), house.uri, dataset={"maxLength": 64}), "l"
+    ).plan
+    last = house.rows(made)[-1]["input_ids"]
+    assert (len(last), last[0], 2 in last) == (64, 1, False)  # a text that was cut does not end
+    assert made.dataset.train.truncated_rows == 1
+
+
+def test_a_prompt_that_leaves_no_completion_is_a_fault_with_its_line(house: House, llama: Path) -> None:
+    rows = [*PAIRS, {"prompt": "paper " * 100, "completion": "x"}]
+    job = job_of(llama, jsonl(house.folder / "t.jsonl", rows), house.uri, dataset={"maxLength": 64})
+    with pytest.raises(DataError, match=r"line 41: no token to learn is left of the row when cut at 64 tokens"):
+        house.prepare(job)
+    job = job_of(
+        llama,
+        house.folder / "t.jsonl",
+        house.uri,
+        dataset={"maxLength": 64, "onInvalid": "Skip", "maxInvalidPercent": 5},
+    )
+    made = house.prepare(job).plan
+    assert (made.dataset.train.rows, made.dataset.skipped_rows) == (40, 1)
+
+
+def test_an_evaluation_file_of_its_own(house: House, bert: Path) -> None:
+    evaluation = jsonl(house.folder / "e.jsonl", LABELLED[:5])
+    made = house.prepare(
+        job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri, f"file://{evaluation}")
+    ).plan
+    assert made.dataset.eval is not None
+    assert (made.dataset.train.rows, made.dataset.eval.rows) == (60, 5)
+
+
+def test_the_same_content_has_the_same_address_and_bytes(house: House, tmp_path: Path, bert: Path) -> None:
+    other = House(tmp_path / "other")
+    other.folder.mkdir()
+    with (other.folder / "t.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["label", "text"])
+        writer.writeheader()
+        writer.writerows(LABELLED)
+    first = house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)).plan
+    second = other.prepare(job_of(bert, other.folder / "t.csv", other.uri)).plan
+    assert first.dataset == second.dataset
+    house.rows(first)
+    other.rows(second)
+    names = ["train.arrow", "labels.json"]
+    assert [(house.folder / "fetched" / name).read_bytes() for name in names] == [
+        (other.folder / "fetched" / name).read_bytes() for name in names
+    ]
+
+
+# ---------------------------------------------------------------- the second time
+
+
+def test_a_second_job_reads_neither_data_nor_model_again(
+    any_house: House, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = any_house
+    job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri, {"split": 0.2})
+    first = house.prepare(job, "one")
+    assert first.result.note == ""
+
+    def never(*_: object) -> None:
+        raise AssertionError("read again")
+
+    for name in ("check", "read_model", "tokenize", "load_tokenizer", "upload_tree", "mirror"):
+        monkeypatch.setattr(stage, name, never)
+    second = house.prepare(job, "two")
+    assert second.plan == first.plan
+    assert second.result.note == "data set reused, not read again"
+    assert house.lines[0] == "dataset: prepared by an earlier job, not read again"
+
+
+def test_other_options_read_the_data_again_but_not_the_model(house: House, bert: Path) -> None:
+    train = jsonl(house.folder / "t.jsonl", LABELLED)
+    first = house.prepare(job_of(bert, train, house.uri), "one")
+    second = house.prepare(job_of(bert, train, house.uri, dataset={"maxLength": 8}), "two")
+    assert second.plan.dataset.sha256 != first.plan.dataset.sha256
+    assert second.plan.model == first.plan.model
+    assert second.result.note == "model reused"
+
+
+def test_a_run_keeps_its_plan(house: House, bert: Path) -> None:
+    job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)
+    first = house.prepare(job)
+    again = house.prepare(job)
+    assert again.plan == first.plan
+    assert "the plan of this run is kept" in again.result.note
+
+
+def test_a_run_does_not_go_on_with_other_data_model_or_spec(house: House, bert: Path, tmp_path: Path) -> None:
+    train = jsonl(house.folder / "t.jsonl", LABELLED)
+    job = job_of(bert, train, house.uri)
+    house.prepare(job)
+    with pytest.raises(StateError, match=r"spec\.training: changed since this run began: training .* --fresh"):
+        house.prepare(job_of(bert, train, house.uri, training={"learning_rate": 1e-5}))
+    jsonl(train, LABELLED[:30])
+    with pytest.raises(StateError, match="the data changed since this run began"):
+        house.prepare(job)
+    jsonl(train, LABELLED)
+    changed = tmp_path / bert.name
+    changed.mkdir()
+    for path in bert.iterdir():
+        (changed / path.name).write_bytes(path.read_bytes())
+    (changed / "config.json").write_text((bert / "config.json").read_text() + "\n")
+    with pytest.raises(StateError, match="the model changed since this run began"):
+        house.prepare(job_of(changed, train, house.uri))
+
+
+def test_recovery_and_suspension_may_change_in_a_run(house: House, bert: Path) -> None:
+    train = jsonl(house.folder / "t.jsonl", LABELLED)
+    first = house.prepare(job_of(bert, train, house.uri))
+    assert house.prepare(job_of(bert, train, house.uri, suspend=True, recovery={"maxRestarts": 3})).plan == first.plan
+
+
+# ---------------------------------------------------------------- what it refuses
+
+
+def test_all_broken_lines_are_named_before_anything_heavy_is_imported(house: House, bert: Path) -> None:
+    lines = [json.dumps(row) for row in LABELLED * 17]
+    for line in (7, 214, 981):
+        lines[line - 1] = "{broken"
+    train = house.folder / "t.jsonl"
+    train.write_text("\n".join(lines))
+    job = house.folder / "job.json"
+    job.write_text(job_of(bert, train, house.uri).model_dump_json(by_alias=True, exclude_unset=True))
+    log = house.folder / "termination-log"
+    code = (
+        "import os, sys\nfrom finetune_trainer.prepare.__main__ import main\n"
+        "code = main(os.environ)\nprint([m for m in ('torch', 'transformers') if m in sys.modules])\nsys.exit(code)"
+    )
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "FINETUNE_JOB": str(job),
+        "FINETUNE_JOB_UID": "u",
+        "FINETUNE_TERMINATION_LOG": str(log),
+    }
+    ended = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
+    assert ended.returncode == ExitCode.DATA_ERROR, ended.stderr
+    assert "(3 such lines: 7, 214, 981)" in ended.stderr
+    assert ended.stdout.splitlines()[-1] == "[]"
+    result = StageResult.model_validate_json(log.read_text())
+    assert (result.succeeded, result.category) == (False, "DataError")
+    assert [problem.lines for problem in result.problems] == [(7, 214, 981)]
+    assert list(house.store.list()) == []
+
+
+def test_the_entry_point_leaves_its_result_and_shows_its_phases(house: House, bert: Path) -> None:
+    job = house.folder / "job.json"
+    train = jsonl(house.folder / "t.jsonl", LABELLED)
+    job.write_text(job_of(bert, train, house.uri).model_dump_json(by_alias=True, exclude_unset=True))
+    log = house.folder / "termination-log"
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "FINETUNE_JOB": str(job),
+        "FINETUNE_JOB_UID": "u",
+        "FINETUNE_TERMINATION_LOG": str(log),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "finetune_trainer.prepare"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == ExitCode.OK, ended.stderr
+    result = StageResult.model_validate_json(log.read_text())
+    assert result.succeeded
+    assert result.dataset is not None
+    assert result.dataset.train.rows == 60
+    phases = [line.partition(":")[0] for line in ended.stdout.splitlines()]
+    assert phases == ["dataset", "dataset", "model", "dataset", "dataset", "model", "plan"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "code"),
+    [({}, ExitCode.USER_ERROR), ({"AWS_ACCESS_KEY_ID": "half"}, ExitCode.STORAGE_ERROR)],
+    ids=["no job", "no storage"],
+)
+def test_exit_codes_tell_who_has_to_act(house: House, bert: Path, environ: dict[str, str], code: ExitCode) -> None:
+    from finetune_trainer.prepare.__main__ import main
+
+    job = house.folder / "job.json"
+    job.write_text(job_of(bert, "file://t.csv", "s3://b/p").model_dump_json(by_alias=True, exclude_unset=True))
+    given = {"FINETUNE_JOB": str(job), "FINETUNE_JOB_UID": "u", **environ} if environ else {}
+    assert main(given) == code
+
+
+def damaged(model: Path, folder: Path, name: str, content: bytes | None) -> Path:
+    folder.mkdir()
+    for path in model.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    return folder
+
+
+MODELS: dict[str, tuple[str, bytes | None, str]] = {
+    "no configuration": ("config.json", None, "has no config.json"),
+    "no weights": ("model.safetensors", None, "has no model.safetensors"),
+    "no tokenizer": ("tokenizer.json", None, "has no tokenizer.json"),
+    "a configuration that is no JSON": ("config.json", b"{", "config.json is no JSON"),
+    "another architecture": ("config.json", b'{"model_type": "gpt2"}', "'gpt2' is not supported yet; bert .* llama"),
+    "weights that are none": ("model.safetensors", b"x" * 100, "model.safetensors is damaged"),
+    "an index of shards that are not there": (
+        "model.safetensors.index.json",
+        b'{"weight_map": {"a": "model-1.safetensors"}}',
+        "has no model-1.safetensors",
+    ),
+    "a tokenizer that is none": ("tokenizer.json", b"{}", "the tokenizer cannot be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_a_model_that_cannot_be_used_is_refused_with_a_sentence(
+    house: House, bert: Path, tmp_path: Path, case: str
+) -> None:
+    name, content, message = MODELS[case]
+    model = damaged(bert, tmp_path / "damaged", name, content)
+    with pytest.raises(ModelError, match=message):
+        house.prepare(job_of(model, jsonl(house.folder / "t.jsonl", LABELLED), house.uri))
+    assert list(house.store.list()) == []
+
+
+def test_weights_cut_short_are_found_by_their_header(house: House, bert: Path, tmp_path: Path) -> None:
+    content = (bert / "model.safetensors").read_bytes()[:-1]
+    model = damaged(bert, tmp_path / "damaged", "model.safetensors", content)
+    with pytest.raises(ModelError, match="damaged"):
+        house.prepare(job_of(model, jsonl(house.folder / "t.jsonl", LABELLED), house.uri))
+
+
+def test_a_task_the_architecture_is_not_for_is_refused(house: House, bert: Path) -> None:
+    with pytest.raises(ModelError, match=r"spec\.task: bert with task causal-lm is not supported yet"):
+        house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", TEXTS), house.uri, task="causal-lm"))
+
+
+def test_a_missing_model_and_missing_data_are_told_at_once(house: House) -> None:
+    with pytest.raises(FineTuneError) as caught:
+        house.prepare(job_of(house.folder / "no-model", house.folder / "no.csv", house.uri))
+    assert [problem.code for problem in caught.value.problems] == ["FileNotFound", "ModelNotFound"]
+
+
+def test_data_and_model_may_lie_in_object_storage(server: S3Server, tmp_path: Path, llama: Path) -> None:
+    bucket = server.make_bucket("sources")
+    source = open_store(bucket, server.environ)
+    for path in llama.iterdir():
+        source.put_file(f"models/tiny/{path.name}", path)
+    source.put_file("data/train.jsonl", jsonl(tmp_path / "t.jsonl", TEXTS))
+    house = House(tmp_path, f"file://{tmp_path}/store", server.environ)
+    inputs: dict[str, Any] = {"model": {"uri": f"{bucket}/models/tiny"}, "nodes": 2}
+    made = house.prepare(job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs)).plan
+    assert (made.model.name, made.model.source, made.dataset.train.rows) == ("tiny", f"{bucket}/models/tiny", 40)
+    assert plan(job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs), server.environ) == made
+
+
+# ---------------------------------------------------------------- validate and plan
+
+
+def test_plan_and_validate_agree_with_prepare_and_store_nothing(house: House, bert: Path) -> None:
+    job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)
+    before = sorted(house.folder.rglob("*"))
+    assert validate(job, {}) == []
+    planned = plan(job, {})
+    assert sorted(house.folder.rglob("*")) == before
+    assert planned == house.prepare(job).plan
+
+
+def test_validate_finds_what_the_plan_refuses(house: House, bert: Path) -> None:
+    train = jsonl(house.folder / "t.jsonl", LABELLED)
+    job = job_of(bert, train, house.uri, nodes=2, training={"global_batch_size": 3})
+    assert [problem.code for problem in validate(job, {})] == ["BatchMismatch"]
+
+
+def test_validate_gives_every_problem(house: House, bert: Path) -> None:
+    train = jsonl(house.folder / "t.jsonl", [*LABELLED, {"text": "", "label": "x"}, {"text": "x"}])
+    assert [problem.code for problem in validate(job_of(bert, train, house.uri), {})] == ["EmptyText", "MissingField"]
+
+
+def test_model_facts_survive_the_index(house: House, bert: Path) -> None:
+    made = house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)).plan
+    (index,) = [info.key for info in house.store.list("models/index/")]
+    assert ModelFacts.model_validate_json(house.store.get(index)) == made.model
