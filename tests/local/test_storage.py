@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from finetune_api.errors import SpecError, StorageError
 from finetune_trainer.storage import (
     AlreadyExistsError,
@@ -22,7 +23,6 @@ from finetune_trainer.storage import (
     upload_tree,
 )
 from finetune_trainer.storage.s3 import make_client
-
 from tests.s3 import S3Server, start_s3
 
 PART = 5 << 20  # the protocol's smallest part

@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import FileEntry
-
 from finetune_trainer.storage.base import (
     NotFoundError,
     ObjectInfo,

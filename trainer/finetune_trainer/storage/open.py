@@ -6,7 +6,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from finetune_api.errors import SpecError
-
 from finetune_trainer.storage.base import ObjectStore, checked_key, storage_problem
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.s3 import PART_SIZE, S3Store, make_client

@@ -11,11 +11,11 @@ import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore import exceptions as botocore_errors
 from botocore.config import Config
+from s3transfer.exceptions import RetriesExceededError
+
 from finetune_api.contract import Env
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import FileEntry
-from s3transfer.exceptions import RetriesExceededError
-
 from finetune_trainer.storage.base import (
     NotFoundError,
     ObjectInfo,

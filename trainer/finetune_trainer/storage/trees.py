@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from finetune_api.contract import File
 from finetune_api.errors import StorageError
 from finetune_api.messages import FileEntry, Manifest
-from pydantic import ValidationError
-
 from finetune_trainer.storage.base import (
     AlreadyExistsError,
     NotFoundError,
