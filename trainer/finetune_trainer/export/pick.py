@@ -1,0 +1,51 @@
+"""Which checkpoint becomes the artifact. `pick` is pure; `committed` reads the manifests it chooses from."""
+
+import math
+from collections.abc import Iterable
+
+from finetune_api.contract import File, checkpoint_step
+from finetune_api.messages import CheckpointInfo, Manifest
+from finetune_trainer.storage import ObjectStore, read_manifest
+
+
+def pick(manifests: Iterable[Manifest], metric: str, greater: bool) -> Manifest:
+    """The best checkpoint by a metric among those that carry it, the later of equals; the last if none does.
+
+    Args:
+        manifests: committed checkpoints in any order, at least one.
+        metric: a name in their `metrics`, such as `eval_macro_f1`.
+        greater: whether a greater value is better.
+    """
+    by_step = {step_of(manifest): manifest for manifest in manifests}
+    scored = {step: value for step, manifest in by_step.items() if (value := _score(manifest, metric)) is not None}
+    if not scored:
+        return by_step[max(by_step)]
+    sign = 1 if greater else -1
+    return by_step[max(scored, key=lambda step: (sign * scored[step], step))]
+
+
+def step_of(manifest: Manifest) -> int:
+    """The step at which a checkpoint was saved."""
+    return CheckpointInfo.model_validate(manifest.info).step
+
+
+def committed(store: ObjectStore, run: str) -> tuple[Manifest, ...]:
+    """The manifests of a run's checkpoints, in the order of their steps; a folder without one is no checkpoint.
+
+    Args:
+        run: key prefix of the run, with the trailing slash.
+    """
+    root = f"{run}checkpoints/"
+    found = []
+    for entry in store.list(root):
+        name, _, rest = entry.key.removeprefix(root).partition("/")
+        if checkpoint_step(name) is not None and rest == File.MANIFEST:
+            manifest = read_manifest(store, root + name)
+            if manifest is not None:  # None: deleted meanwhile
+                found.append(manifest)
+    return tuple(found)
+
+
+def _score(manifest: Manifest, metric: str) -> float | None:
+    value = CheckpointInfo.model_validate(manifest.info).metrics.get(metric)
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,124 @@
+"""The export stage: the best committed checkpoint becomes an adapter or a model in Hugging Face's layout.
+
+The artifact's MANIFEST.json is written last and names the step it was made from: a second run reuses what is there.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from finetune_api.contract import File, checkpoint_name
+from finetune_api.errors import Problem, StateError
+from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage, StageResult
+from finetune_trainer.export.card import card, installed_versions
+from finetune_trainer.export.layout import (
+    CARD,
+    GENERATION_CONFIG,
+    TOKENIZER_FILES,
+    Base,
+    Layout,
+    base_of,
+    layout_of,
+    mend,
+)
+from finetune_trainer.export.pick import committed, pick, step_of
+from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
+
+MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all
+
+
+def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callable[[str], None] = print) -> StageResult:
+    """Make the run's artifact, unless it is there already.
+
+    Args:
+        store: the job's storage.
+        run: key prefix of the run, with the trailing slash.
+        work: folder for downloads; as large as the weights.
+        report: called with a line for each phase.
+
+    Raises:
+        StateError: there is no committed checkpoint, or it holds no weights.
+        StorageError: the store refused, or a file is not what its manifest says.
+    """
+    checkpoints = committed(store, run)
+    if not checkpoints:
+        raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
+    best = pick(checkpoints, plan.best_metric, plan.greater_is_better)
+    info = CheckpointInfo.model_validate(best.info)
+    layout = layout_of(plan.method)
+    prefix = f"{run}artifacts/{layout.kind}/"
+    if _made_from(store, prefix) == info.step:
+        note = f"the {layout.kind} of step {info.step} was there already"
+    else:
+        report(f"{layout.kind}: from checkpoint {info.step}, {_reason(plan, info, len(checkpoints))}")
+        folder = work / layout.kind
+        shutil.rmtree(folder, ignore_errors=True)
+        _build(plan, store, run, best, layout, folder)
+        _clear(store, prefix)
+        upload_tree(
+            store, folder, prefix, "artifact", {"kind": layout.kind, "step": info.step, "metrics": info.metrics}
+        )
+        note = f"from checkpoint {info.step}, {_reason(plan, info, len(checkpoints))}"
+    artifact = Artifact(kind=layout.kind, uri=f"{store.uri}/{prefix}".rstrip("/"), step=info.step, metrics=info.metrics)
+    report(f"{layout.kind}: {artifact.uri}")
+    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
+
+
+def _build(plan: Plan, store: ObjectStore, run: str, best: Manifest, layout: Layout, folder: Path) -> None:
+    info = CheckpointInfo.model_validate(best.info)
+    share = f"{run}checkpoints/{checkpoint_name(step_of(best))}/{MODEL_SHARE}"
+    entries = {
+        name: entry.model_copy(update={"path": name})
+        for entry in best.files
+        if entry.path.startswith(MODEL_SHARE) and "/" not in (name := entry.path.removeprefix(MODEL_SHARE))
+    }
+    if missing := layout.missing(list(entries)):
+        raise _no_checkpoint(f"checkpoint {info.step} holds no {' and no '.join(missing)}")
+    download_files(store, share, [entries[name] for name in layout.chosen(list(entries))], folder)
+    download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
+    base = base_of(plan.model, store)
+    mend(folder, plan, base)
+    _write_card(folder, plan, base, info)
+
+
+def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
+    """Files that training does not change and a checkpoint need not hold."""
+    manifest = read_manifest(store, plan.model.prefix)
+    if manifest is None:
+        raise NotFoundError(
+            Problem(
+                code="NotCommitted",
+                field="spec.storage.uri",
+                message=f"the mirrored base model {plan.model.prefix} is not there any more below {store.uri}",
+                cure="run the job again: its prepare stage mirrors the model",
+            )
+        )
+    wanted = TOKENIZER_FILES | ({GENERATION_CONFIG} if plan.method is MethodType.FULL else set())
+    return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
+
+
+def _write_card(folder: Path, plan: Plan, base: Base, info: CheckpointInfo) -> None:
+    (folder / CARD).write_text(card(plan, base, info.step, info.metrics, installed_versions()), "utf-8")
+
+
+def _made_from(store: ObjectStore, prefix: str) -> int | None:
+    manifest = read_manifest(store, prefix)
+    return None if manifest is None else int(manifest.info["step"])
+
+
+def _clear(store: ObjectStore, prefix: str) -> None:
+    """Removes an artifact of another step, or half of one; the manifest first, so that no half is ever committed."""
+    store.delete([prefix + File.MANIFEST])
+    store.delete([entry.key for entry in store.list(prefix)])
+
+
+def _reason(plan: Plan, info: CheckpointInfo, count: int) -> str:
+    value = info.metrics.get(plan.best_metric)
+    if value is None:
+        return "the last one"
+    return f"the best of {count} by {plan.best_metric} ({value:.4f})"
+
+
+def _no_checkpoint(message: str) -> StateError:
+    cure = "run the job again: it goes on from the newest checkpoint, or starts anew with --fresh"
+    return StateError(Problem(code="NoCheckpoint", field="spec.checkpoint", message=message, cure=cure))
