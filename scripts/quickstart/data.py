@@ -81,7 +81,7 @@ def choose(rows: Iterable[Row]) -> list[Row]:
     for text, package in rows:
         if len(text.split()) >= MIN_WORDS:
             packages[text].add(package)
-    single = [(text, *labels) for text, labels in packages.items() if len(labels) == 1]
+    single = [(text, min(labels)) for text, labels in packages.items() if len(labels) == 1]
     counts = Counter(label for _, label in single)
     common = sorted(counts, key=lambda label: (-counts[label], label))[:PACKAGES]
     return sorted((row for row in single if row[1] in common), key=lambda row: digest(row[0]))

@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="score the baselines, on this frozen encoder")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     texts, labels = read_csv(options.data / "eval.csv")
     scores: dict[str, Scores] = {}
     if options.adapter:
@@ -89,7 +89,8 @@ class Probe:
     def _embed(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
         def mean(batch: dict[str, torch.Tensor]) -> torch.Tensor:
             mask = batch["attention_mask"].unsqueeze(-1)
-            return (self._encoder(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+            states: torch.Tensor = self._encoder(**batch).last_hidden_state
+            return (states * mask).sum(1) / mask.sum(1)
 
         return in_batches(self._tokenizer, texts, self._max_length, mean)
 
