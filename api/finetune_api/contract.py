@@ -42,6 +42,7 @@ class ExitCode(IntEnum):
     DISTRIBUTED = 70  # a peer was lost: a victim's code, never the culprit's
     OUT_OF_MEMORY = 77
     DIVERGED = 78
+    GANG_FAILED = 79  # the leader's verdict: no restart is left, or none would help
     DRAINED = 143
 
 

@@ -110,7 +110,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
 
 def crd_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune crd`."""
-    sys.stdout.write(crd.render())
+    sys.stdout.write(crd.text())
     return ExitCode.OK
 
 

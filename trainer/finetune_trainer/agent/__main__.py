@@ -1,6 +1,7 @@
 """`python -m finetune_trainer.agent`: one node of a training job, configured by environment (contract.Env)."""
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -71,7 +72,7 @@ async def run(config: AgentConfig) -> tuple[StageResult, ExitCode]:
     leading: asyncio.Task[None] | None = None
     try:
         plan = Plan.model_validate_json(await asyncio.to_thread(store.get, run + File.PLAN))
-        address = f"{config.host}:{await server.listen('', config.port)}" if server else None
+        address = endpoint(config.host, await server.listen(interface(config.host), config.port)) if server else None
         agent = Agent(config, plan, store, run, workers, address)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.drain)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; ours is SIGTERM
@@ -82,7 +83,7 @@ async def run(config: AgentConfig) -> tuple[StageResult, ExitCode]:
             server.lead(leader)
             leading = asyncio.create_task(leader.run())
         running = asyncio.create_task(agent.run())
-        await asyncio.wait([running, *([leading] if leading else [])], return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait([running, *([leading] if leading else [])], return_when=asyncio.FIRST_COMPLETED)
         if leading and leading.done():
             leading.result()
         code = await running
@@ -95,6 +96,18 @@ async def run(config: AgentConfig) -> tuple[StageResult, ExitCode]:
         if server:
             await server.close()
         await workers.close()
+
+
+def interface(host: str) -> str:
+    """The interface to listen on, given the address that others use: one family, because port 0 differs by family."""
+    if ipaddress.ip_address(host).is_loopback:
+        return host
+    return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - pods reach it, and every request shows the token
+
+
+def endpoint(host: str, port: int) -> str:
+    """`host:port` as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def result(code: ExitCode, failure: Failure | None) -> StageResult:

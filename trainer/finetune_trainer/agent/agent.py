@@ -147,18 +147,18 @@ class Agent:
             beat = self._current_beat()
             posting = asyncio.create_task(self._post(session, beat))
             news = asyncio.create_task(self._news.wait())
-            await asyncio.wait([posting, news], return_when=asyncio.FIRST_COMPLETED)
-            news.cancel()
-            if not posting.done():  # news: this answer is not worth waiting for
-                posting.cancel()
-                await asyncio.gather(posting, return_exceptions=True)
-                continue
             try:
-                self._heard(posting.result(), beat)
+                await asyncio.wait([posting, news], return_when=asyncio.FIRST_COMPLETED)
+                if posting.done():  # else there is news: this answer is not worth waiting for
+                    self._heard(posting.result(), beat)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 log.info("leader does not answer: %s", error or type(error).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
                 await self._find_leader()
+            finally:
+                posting.cancel()
+                news.cancel()
+                await asyncio.gather(posting, news, return_exceptions=True)
 
     async def _obey(self) -> ExitCode:
         while True:
@@ -277,7 +277,7 @@ class Agent:
 
     async def _stop_workers(self, generation: int) -> None:
         await self._workers.kill()
-        if not self._workers.warm:
+        if self._workers.lost:
             await self._workers.warm_up()
             while not self._workers.warm:
                 await self._workers.changed()

@@ -348,15 +348,20 @@ def announced_stop(nodes: list[int]) -> Failure:
 
 
 def uncommitted(gang: Gang) -> set[Saved]:
-    """Rank 0's shares of checkpoints that every node rank has uploaded, saved together, and that are not committed."""
+    """Rank 0's shares of newer checkpoints that every node rank has uploaded, all of the same generation."""
     shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
     return {
         saved
         for saved in shares
         if saved.node_rank == 0
-        and saved.step not in gang.committed
+        and saved.step > max(gang.committed, default=0)
         and all(Saved(step=saved.step, generation=saved.generation, node_rank=r) in shares for r in range(gang.nodes))
     }
+
+
+def broken(gang: Gang) -> frozenset[int]:
+    """Committed checkpoints that did not verify on some node: worth nothing, and in the way of their successors."""
+    return gang.committed & {step for member in gang.members.values() for step in member.beat.broken}
 
 
 def next_generation(gang: Gang, failure: Failure) -> Gang:

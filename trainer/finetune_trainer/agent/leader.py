@@ -213,6 +213,9 @@ class Leader:
                     old = superseded(committed, self._plan)
                     await self._tried(self._checkpoints.delete, old)
                     self._update(replace(self._gang, committed=self._gang.committed - set(old)))
+            if broken := policy.broken(self._gang):
+                await self._tried(self._checkpoints.delete, sorted(broken))
+                self._update(replace(self._gang, committed=self._gang.committed - broken))
             await asyncio.sleep(TICK_SECONDS)
 
     async def _tried(self, work: Callable[..., Any], *args: Any) -> Any:

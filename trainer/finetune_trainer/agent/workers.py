@@ -38,6 +38,10 @@ class Worker:
 class Workers:
     """Starts, watches and kills the workers of this node.
 
+    Attributes:
+        warm: workers can be started.
+        lost: the zygote has died, and with it every worker; `warm_up` starts another.
+
     Args:
         environ: the agent's environment; an allow-list of it reaches the workers.
         logs: folder of the workers' logs, `generation-<g>/rank-<r>.log`.
@@ -62,6 +66,7 @@ class Workers:
         self._current: list[Worker] = []
         self._change = asyncio.Event()
         self.warm = False
+        self.lost = False
 
     @property
     def reports(self) -> tuple[RankReport, ...]:
@@ -79,6 +84,7 @@ class Workers:
 
     async def warm_up(self) -> None:
         """Starts the zygote in the background; call from the main thread, whose death it follows."""
+        self.lost = False
         read, write = os.pipe()
         self._logs.mkdir(parents=True, exist_ok=True)
         with (self._logs / "zygote.log").open("ab") as log:
@@ -92,7 +98,7 @@ class Workers:
                 start_new_session=True,
             )
         os.close(write)
-        self._tasks = [
+        self._tasks += [
             asyncio.create_task(self._read_answers(self._zygote)),
             asyncio.create_task(self._read_events(read)),
         ]
@@ -159,7 +165,7 @@ class Workers:
                     del self._alive[name]
                     _end(worker, answer["exit_code"])
             self._tell_change()
-        self.warm = False
+        self.warm, self.lost = False, True
         for worker in self._alive.values():  # the kernel has killed them with their parent
             _end(worker, -signal.SIGKILL)
         self._alive = {}

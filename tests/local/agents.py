@@ -1,0 +1,160 @@
+"""A gang of real agent processes on loopback, with storage in a folder: what a Job's pods are on a cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from finetune_api.beats import Progress
+from finetune_api.contract import Env, File, dataset_prefix, model_prefix, run_prefix
+from finetune_api.messages import GenerationRecord, Plan
+from finetune_trainer.storage import FolderStore, NotFoundError, upload_tree
+
+DEADLINE = 180.0
+TOKEN = "the-gang-token"
+T = TypeVar("T")
+
+
+def wait_for(what: str, look: Callable[[], T | None], deadline: float = DEADLINE) -> T:
+    """The first value that is not None; fails with `what` after the deadline."""
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        value = look()
+        if value is not None:
+            return value
+        time.sleep(0.02)
+    raise TimeoutError(f"{what}: not within {deadline:g} s")
+
+
+@dataclass
+class Agents:
+    """The nodes of one run. Use as a context manager: nothing it started outlives it."""
+
+    work: Path
+    plan: Plan
+    environ: Mapping[str, str] = field(default_factory=dict)
+    processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @classmethod
+    def prepared(
+        cls, work: Path, plan: Plan, model: Path, dataset: Path, environ: Mapping[str, str] | None = None
+    ) -> "Agents":
+        """Storage as the prepare stage leaves it."""
+        prefix = model_prefix("tiny", "0")
+        facts = plan.model.model_copy(update={"prefix": prefix})
+        planned = plan.model_copy(update={"model": facts})
+        agents = cls(work, planned, environ or {})
+        upload_tree(agents.store, model, prefix, "model")
+        upload_tree(agents.store, dataset, dataset_prefix(plan.dataset.sha256), "dataset")
+        agents.store.put(agents.prefix + File.PLAN, planned.to_json().encode())
+        job = {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "gang"},
+            "spec": {
+                "model": {"uri": f"file://{model}"},
+                "dataset": {"train": "file:///unused.csv"},
+                "method": {"type": plan.method.value},
+                "storage": {"uri": f"file://{work / 'storage'}"},
+            },
+        }
+        (work / "job.json").write_text(json.dumps(job))
+        return agents
+
+    @property
+    def store(self) -> FolderStore:
+        return FolderStore(self.work / "storage")
+
+    @property
+    def prefix(self) -> str:
+        return run_prefix("default", "gang", "uid-1")
+
+    def __enter__(self) -> "Agents":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def start(self, *nodes: int) -> None:
+        for node in nodes or range(self.plan.nodes):
+            folder = self.work / f"node-{node}"
+            folder.mkdir(parents=True, exist_ok=True)
+            environment = {
+                **os.environ,
+                **self.environ,
+                Env.JOB: str(self.work / "job.json"),
+                Env.JOB_UID: "uid-1",
+                Env.NODE_INDEX: str(node),
+                Env.TOKEN: TOKEN,
+                Env.WORK_DIR: str(folder),
+                Env.AGENT_PORT: "0",
+                Env.THREADS: "1",
+                Env.TERMINATION_LOG: str(folder / "result.json"),
+            }
+            with (self.work / f"agent-{node}.log").open("ab") as log:
+                self.processes[node] = subprocess.Popen(
+                    [sys.executable, "-m", "finetune_trainer.agent"], env=environment, stdout=log, stderr=log
+                )
+
+    def wait(self) -> dict[int, int]:
+        """Exit codes by node."""
+        return {node: process.wait(DEADLINE) for node, process in self.processes.items()}
+
+    def send(self, number: signal.Signals, *nodes: int) -> None:
+        for node in nodes:
+            self.processes[node].send_signal(number)
+
+    def progress(self) -> Progress | None:
+        """What the leader says now; None while there is no leader."""
+        try:
+            raw = self.store.get(self.prefix + File.GENERATION)
+            leader = GenerationRecord.model_validate_json(raw).leader
+            request = urllib.request.Request(f"http://{leader}/progress", headers={"Authorization": f"Bearer {TOKEN}"})
+            with urllib.request.urlopen(request, timeout=2) as answer:
+                return Progress.model_validate_json(answer.read())
+        except (NotFoundError, OSError):
+            return None
+
+    def wait_for_step(self, step: int, generation: int = 0) -> Progress:
+        """The first progress at or after a step, in a generation after `generation`."""
+
+        def look() -> Progress | None:
+            dead = {node: process.poll() for node, process in self.processes.items() if process.poll() is not None}
+            assert not dead, f"agents ended early: {dead}\n{self.logs()}"
+            progress = self.progress()
+            reached = progress is not None and progress.step >= step and progress.generation > generation
+            return progress if reached else None
+
+        return wait_for(f"step {step}", look)
+
+    def workers(self) -> dict[int, int]:
+        """Worker processes by node: pid of the child of the node's zygote."""
+        found = {}
+        for node, process in self.processes.items():
+            for zygote in children(process.pid):
+                for worker in children(zygote):
+                    found[node] = worker
+        return found
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text()[-3000:] for path in sorted(self.work.glob("agent-*.log")))
+
+    def done(self) -> Progress:
+        return Progress.model_validate_json(self.store.get(self.prefix + File.DONE))
+
+
+def children(pid: int) -> list[int]:
+    """Child processes of a process."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []

@@ -1,0 +1,195 @@
+"""Gangs of real agents and DeepSpeed workers: whatever is killed, the run ends with the bits of an undisturbed one."""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from finetune_api.contract import ExitCode, File, checkpoint_name
+from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Plan, Task
+from tests.local.agents import Agents, wait_for
+from tests.local.harness import make_plan, write_dataset
+
+STEPS = 60
+EVERY = 10
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), Task.CAUSAL_LM)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(
+        Task.CAUSAL_LM,
+        MethodType.LORA,
+        max_steps=STEPS,
+        checkpoint_every_steps=EVERY,
+        keep_last=2,
+        learning_rate=1e-3,
+        lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "all-linear"},
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, plan: Plan, llama: Path, data: Path) -> Iterator[Agents]:
+    with Agents.prepared(tmp_path_factory.mktemp("undisturbed"), plan, llama, data) as agents:
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        yield agents
+
+
+def weights(agents: Agents) -> dict[str, torch.Tensor]:
+    key = f"{agents.prefix}checkpoints/{checkpoint_name(STEPS)}/node-0/adapter_model.safetensors"
+    return load(agents.store.get(key))
+
+
+def assert_same_bits(agents: Agents, undisturbed: Agents) -> None:
+    expected, seen = weights(undisturbed), weights(agents)
+    assert expected.keys() == seen.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, seen[name]), name
+
+
+def manifests(agents: Agents) -> dict[str, Manifest]:
+    return {
+        entry.key.removesuffix(File.MANIFEST): Manifest.model_validate_json(agents.store.get(entry.key))
+        for entry in agents.store.list(f"{agents.prefix}checkpoints/")
+        if entry.key.endswith(File.MANIFEST)
+    }
+
+
+def test_a_manifest_names_every_file_with_its_sha256(undisturbed: Agents) -> None:
+    found = manifests(undisturbed)
+    assert [prefix.rsplit("/", 2)[1] for prefix in found] == [checkpoint_name(STEPS - EVERY), checkpoint_name(STEPS)]
+    for prefix, manifest in found.items():
+        listed = {entry.path for entry in manifest.files}
+        stored = {entry.key.removeprefix(prefix) for entry in undisturbed.store.list(prefix)}
+        assert stored - listed == {File.MANIFEST, f"node-0/{File.PART}", f"node-1/{File.PART}"}
+        assert any(path.startswith("node-1/") for path in listed)
+        for entry in manifest.files:
+            content = undisturbed.store.get(prefix + entry.path)
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.size, entry.sha256), entry.path
+        info = CheckpointInfo.model_validate(manifest.info)
+        assert info.samples == info.step * 8
+
+
+def test_the_end_of_a_run_is_told(undisturbed: Agents) -> None:
+    done = undisturbed.done()
+    assert (done.step, done.max_steps, done.phase) == (STEPS, STEPS, "train")
+    assert done.recoveries == ()
+    assert done.tokens > STEPS * 8
+    assert done.evals[-1].values["eval_loss"] > 0
+    logs = [entry.key for entry in undisturbed.store.list(f"{undisturbed.prefix}logs/")]
+    assert [key.removeprefix(undisturbed.prefix) for key in logs] == [
+        "logs/generation-1/rank-0.log",
+        "logs/generation-1/rank-1.log",
+    ]
+
+
+def test_a_killed_worker_costs_no_bit(tmp_path: Path, plan: Plan, llama: Path, data: Path, undisturbed: Agents) -> None:
+    with Agents.prepared(tmp_path, plan, llama, data) as agents:
+        agents.start()
+        for node, step in ((1, 15), (0, 35)):
+            before = agents.wait_for_step(step)
+            os.kill(agents.workers()[node], signal.SIGKILL)
+            agents.wait_for_step(step, before.generation)
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        done = agents.done()
+        assert [recovery.reason.split(" in phase")[0] for recovery in done.recoveries] == [
+            "rank 1 on node 1 was killed by signal 9",
+            "rank 0 on node 0 was killed by signal 9",
+        ]
+        assert all((recovery.resumed_step or 0) >= EVERY for recovery in done.recoveries)
+        assert all(recovery.lost_steps <= 2 * EVERY for recovery in done.recoveries)
+        assert_same_bits(agents, undisturbed)
+
+
+def test_nodes_lost_with_their_disks_are_replaced_from_storage(
+    tmp_path: Path, plan: Plan, llama: Path, data: Path, undisturbed: Agents
+) -> None:
+    """SIGKILL of everything at once, with all local checkpoints gone: only storage is left."""
+    import shutil
+
+    with Agents.prepared(tmp_path, plan, llama, data) as agents:
+        agents.start()
+        wait_for("a committed checkpoint", lambda: (agents.progress() or agents.wait_for_step(1)).checkpoints or None)
+        agents.send(signal.SIGKILL, 0, 1)
+        agents.wait()
+        for node in range(2):
+            shutil.rmtree(tmp_path / f"node-{node}")
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        assert "start from checkpoint" in agents.logs()
+        assert_same_bits(agents, undisturbed)
+
+
+def test_a_gang_told_to_stop_saves_first_and_loses_no_step(
+    tmp_path: Path, plan: Plan, llama: Path, data: Path, undisturbed: Agents
+) -> None:
+    with Agents.prepared(tmp_path, plan, llama, data) as agents:
+        agents.start()
+        told = agents.wait_for_step(13).step
+        agents.send(signal.SIGTERM, 0, 1)
+        assert agents.wait() == {0: ExitCode.DRAINED, 1: ExitCode.DRAINED}, agents.logs()
+        newest = max(CheckpointInfo.model_validate(manifest.info).step for manifest in manifests(agents).values())
+        assert newest >= told
+        assert newest % EVERY, "saved where it was told, not at the next interval"
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        assert f"start from checkpoint {newest}" in agents.logs()
+        assert_same_bits(agents, undisturbed)
+
+
+SPY = """
+import json, os
+AGENT = os.getppid()
+
+def look():
+    seen = {}
+    for name in ("environ", "mem", "fd"):
+        try:
+            path = f"/proc/{AGENT}/{name}"
+            os.listdir(path) if name == "fd" else open(path, "rb").read(1)
+            seen[name] = "readable"
+        except OSError as error:
+            seen[name] = type(error).__name__
+    seen["environment"] = sorted(os.environ)
+    with open(os.environ["PYTHON_SPY_FILE"], "w") as file:
+        json.dump(seen, file)
+
+if "finetune_trainer.agent.zygote" in open("/proc/self/cmdline").read():
+    os.register_at_fork(after_in_child=look)
+"""
+
+
+def test_code_in_a_worker_sees_no_key_of_the_agent(tmp_path: Path, llama: Path, data: Path) -> None:
+    """The spy runs in the worker itself, as model code would; the agent does hold the keys."""
+    spy = tmp_path / "spy"
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY)
+    environ = {
+        "PYTHONPATH": os.pathsep.join([str(spy), os.environ.get("PYTHONPATH", "")]),
+        "PYTHON_SPY_FILE": str(spy / "seen.json"),
+        "AWS_ACCESS_KEY_ID": "the-key",
+        "AWS_SECRET_ACCESS_KEY": "the-secret",
+        "HF_TOKEN": "the-hub-token",
+    }
+    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1)
+    with Agents.prepared(tmp_path, plan, llama, data, environ) as agents:
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK}, agents.logs()
+    seen = json.loads((spy / "seen.json").read_text())
+    assert {name: seen[name] for name in ("environ", "mem", "fd")} == dict.fromkeys(
+        ("environ", "mem", "fd"), "PermissionError"
+    )
+    assert "PATH" in seen["environment"]
+    leaked = [name for name in seen["environment"] if name.startswith(("AWS_", "FINETUNE_")) or "TOKEN" in name]
+    assert leaked == []
