@@ -4,8 +4,10 @@ Everything it makes lies below build/quickstart. Run again, it goes on where it 
 """
 
 import argparse
+import functools
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from rich.table import Table
 from finetune_api.contract import ExitCode
 from finetune_api.yaml12 import load_job
 from finetune_trainer.export.card import HERE
+from finetune_trainer.processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = Path("manifests/examples/quickstart.yaml")
@@ -58,9 +61,15 @@ def finetune(flags: list[str]) -> int:
     """`finetune run`; Ctrl-C and other requests to stop are passed on, once each."""
     command = [sys.executable, "-m", "finetune_trainer.cli", "run", str(JOB), *flags]
     places = ["--work-dir", str(BUILD / "work"), "--result", str(BUILD / "run.json")]
-    # in a session of its own, because Ctrl-C in a terminal reaches a whole process group: together with what is passed
-    # on it would count as the second one, which kills without saving
-    child = subprocess.Popen([*command, *places], cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+    child = subprocess.Popen(
+        [*command, *places],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        # Ctrl-C in a terminal reaches a whole process group: together with what is passed on it would count as the
+        # second one, which kills without saving
+        start_new_session=True,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),  # a run left behind would hold the job's lock
+    )
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
