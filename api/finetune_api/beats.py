@@ -1,7 +1,7 @@
 """JSON between the agents of a gang: a member's beat, the leader's directive, and the progress that the leader shows.
 
-The protocol is a long poll: an agent POSTs its beat to the leader, which answers when its directive differs from the one
-the agent has, else after about a second. Generations only grow; an agent ignores a directive of an older one.
+The protocol is a long poll: an agent POSTs its beat to the leader, which answers when its directive differs from the
+one the agent has, else after about a second. Generations only grow; an agent ignores a directive of an older one.
 """
 
 from enum import StrEnum
@@ -49,7 +49,7 @@ class RankReport(Message):
 
 
 class Saved(Message):
-    """One node's share of a checkpoint. Shares of different generations never mix, and a share fits one node rank only."""
+    """One node's share of a checkpoint. Shares of different generations never mix; a share fits one node rank."""
 
     step: int
     generation: int

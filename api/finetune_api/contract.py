@@ -32,7 +32,7 @@ class Env(StrEnum):
 
 
 class ExitCode(IntEnum):
-    """How processes end. 64-79 are ours and terminal (no retry helps) except OUT_OF_MEMORY; 143 is an announced stop."""
+    """How processes end. 64-79 are ours; 143 is an announced stop."""
 
     OK = 0
     UNKNOWN = 1

@@ -14,6 +14,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
+from finetune_api.contract import ExitCode
+
 
 class FailureCategory(StrEnum):
     """Why a run failed; each has its own retry budget."""
@@ -113,3 +115,15 @@ class RunError(FineTuneError):
     def __init__(self, problems: Problem | Iterable[Problem], category: FailureCategory) -> None:
         super().__init__(problems)
         self.category = category
+
+
+def exit_code(error: FineTuneError) -> ExitCode:
+    """How a program of ours ends for an error."""
+    if isinstance(error, StorageError):
+        return ExitCode.STORAGE_ERROR
+    return {
+        FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
+        FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
+        FailureCategory.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
+        FailureCategory.DIVERGED: ExitCode.DIVERGED,
+    }.get(error.category, ExitCode.UNKNOWN)

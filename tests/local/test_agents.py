@@ -157,7 +157,7 @@ def look():
     for name in ("environ", "mem", "fd"):
         try:
             path = f"/proc/{AGENT}/{name}"
-            os.listdir(path) if name == "fd" else open(path, "rb").read(1)
+            os.readlink(path + "/1") if name == "fd" else open(path, "rb").read(1)
             seen[name] = "readable"
         except OSError as error:
             seen[name] = type(error).__name__

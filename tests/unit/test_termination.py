@@ -4,7 +4,7 @@ import pytest
 
 from finetune_api.errors import Problem
 from finetune_api.messages import DatasetFacts, SplitFacts, Stage, StageResult
-from finetune_trainer.prepare.termination import LIMIT, fit
+from finetune_trainer.termination import LIMIT, fit
 
 
 def problems(count: int, length: int) -> tuple[Problem, ...]:

@@ -11,16 +11,16 @@ from rich.console import Console
 
 from finetune_api import crd
 from finetune_api.contract import ExitCode
-from finetune_api.errors import FailureCategory, FineTuneError
+from finetune_api.errors import FineTuneError, exit_code
 from finetune_api.v1alpha1 import FineTuneJob, parse_job
 from finetune_api.yaml12 import load_job
 
-EXIT_CODES = {FailureCategory.USER_ERROR: ExitCode.USER_ERROR, FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR}
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 64 (the job), 65 (the data), 130 (interrupted), 1 (anything else)."""
+    """Runs a command; returns its exit code: 0, 64 (the job), 65 (the data), 69 (storage), 77 (memory),
+    78 (diverged), 130 (interrupted), 1 (anything else)."""
     options = parser().parse_args(arguments)
     console = Console(stderr=options.command is crd_command)
     try:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from finetune_trainer.terminal import Screen
 
         Screen(console).problems(error.problems)
-        return EXIT_CODES.get(error.category, ExitCode.UNKNOWN)
+        return exit_code(error)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint", highlight=False)
         return INTERRUPTED

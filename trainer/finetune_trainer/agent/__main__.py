@@ -9,17 +9,19 @@ import sys
 
 from finetune_api.beats import Failure
 from finetune_api.contract import ExitCode, File, run_prefix
-from finetune_api.errors import FailureCategory, FineTuneError, Problem, StorageError
+from finetune_api.errors import FailureCategory, FineTuneError, Problem, exit_code
 from finetune_api.messages import Plan, Stage, StageResult
 from finetune_api.yaml12 import load_job
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.gang import Limits
 from finetune_trainer.agent.leader import Leader
-from finetune_trainer.agent.security import die_with_parent, hide_from_children
+from finetune_trainer.agent.security import hide_from_children
 from finetune_trainer.agent.server import LeaderServer
 from finetune_trainer.agent.workers import Workers
+from finetune_trainer.processes import die_with_parent
 from finetune_trainer.storage import open_store
+from finetune_trainer.termination import fit
 
 log = logging.getLogger("agent")
 
@@ -51,7 +53,7 @@ def main() -> int:
             stage=Stage.TRAIN, succeeded=False, category=error.category, problems=tuple(error.problems)
         )
     if config.termination_log:
-        config.termination_log.write_text(result.to_json())
+        config.termination_log.write_text(fit(result), "utf-8")
     return int(code)
 
 
@@ -124,16 +126,6 @@ def result(code: ExitCode, failure: Failure | None) -> StageResult:
     return StageResult(
         stage=Stage.TRAIN, succeeded=False, category=failure.category, problems=(problem,), note=failure.log_tail
     )
-
-
-def exit_code(error: FineTuneError) -> ExitCode:
-    """The exit code of an agent that could not go on."""
-    if isinstance(error, StorageError):
-        return ExitCode.STORAGE_ERROR
-    return {
-        FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
-        FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
-    }.get(error.category, ExitCode.UNKNOWN)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import ctypes
 import os
-import signal
 import struct
 from collections.abc import Mapping
 
-PR_SET_PDEATHSIG = 1
+from finetune_trainer.processes import libc, prctl
+
 PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
@@ -29,34 +29,19 @@ INHERITED_PREFIXES = (
     "ROCR_",
 )
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
-
 
 def hide_from_children() -> None:
     """Makes /proc/<pid>/environ and mem of this process unreadable to others of its user. Before any child exists."""
-    _prctl(PR_SET_DUMPABLE, 0)
-
-
-def die_with_parent(parent: int) -> None:
-    """This process is killed when its parent's forking thread ends; at once, if `parent` (a pid) is gone already."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    prctl(PR_SET_DUMPABLE, 0)
 
 
 def drop_capabilities() -> None:
     """A worker run as root could read the agent's memory after all; in a restricted pod there is nothing to drop."""
-    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     if os.geteuid() == 0:  # refused without CAP_SETPCAP: then there is nothing to drop
-        _libc.prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
+        libc.prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
     header, no_capabilities = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24)
-    if _libc.capset(header, no_capabilities) != 0:
+    if libc.capset(header, no_capabilities) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"capset: {os.strerror(code)}")
 

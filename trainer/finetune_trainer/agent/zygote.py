@@ -16,7 +16,8 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from finetune_trainer.agent.security import die_with_parent, drop_capabilities
+from finetune_trainer.agent.security import drop_capabilities
+from finetune_trainer.processes import die_with_parent
 
 # Imported lazily by the libraries, so that otherwise every worker pays for them (found by comparing sys.modules).
 LAZY_IMPORTS = (

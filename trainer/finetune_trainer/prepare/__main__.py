@@ -1,56 +1,24 @@
 """`python -m finetune_trainer.prepare`: the prepare pod. Configured by environment variables, see `contract.Env`."""
 
 import os
-import sys
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
-from finetune_api.contract import Env, ExitCode
-from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
+from finetune_api.contract import ExitCode
 from finetune_api.messages import Stage, StageResult
-from finetune_api.yaml12 import load_job
 from finetune_trainer.prepare.stage import prepare
-from finetune_trainer.prepare.termination import fit
-from finetune_trainer.storage import open_store
+from finetune_trainer.stages import StageInputs, own_process, run_stage
+
+
+def work(given: StageInputs) -> StageResult:
+    """The stage's result; raises what went wrong."""
+    return prepare(given.job, given.store, given.uid, given.work, given.environ, given.report).result
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:
-    """Run the stage; leaves its StageResult in the termination log, and its phases on stdout."""
-    try:
-        result, code = run(environ), ExitCode.OK
-    except FineTuneError as error:
-        problems = tuple(error.problems)
-        result = StageResult(stage=Stage.PREPARE, succeeded=False, category=error.category, problems=problems)
-        code = exit_code(error)
-        for problem in problems:
-            print(problem, file=sys.stderr, flush=True)
-    if log := environ.get(Env.TERMINATION_LOG):
-        Path(log).write_text(fit(result), "utf-8")
-    return code
-
-
-def run(environ: Mapping[str, str]) -> StageResult:
-    """The stage itself; raises what went wrong."""
-    for name in (Env.JOB, Env.JOB_UID):
-        if not environ.get(name):
-            raise SpecError(Problem(code="NotSet", field=name, message="is not set", cure="set it; see contract.Env"))
-    job = load_job(Path(environ[Env.JOB]))
-    store = open_store(job.spec.storage.uri, environ)
-    with tempfile.TemporaryDirectory(prefix="finetune-prepare-", dir=environ.get(Env.WORK_DIR) or None) as work:
-        return prepare(job, store, environ[Env.JOB_UID], Path(work), environ, _report).result
-
-
-def exit_code(error: FineTuneError) -> ExitCode:
-    """How the process ends for an error."""
-    if isinstance(error, DataError):
-        return ExitCode.DATA_ERROR
-    return ExitCode.STORAGE_ERROR if isinstance(error, StorageError) else ExitCode.USER_ERROR
-
-
-def _report(line: str) -> None:
-    print(line, flush=True)
+    """Runs the stage; leaves its StageResult in the termination log."""
+    return run_stage(Stage.PREPARE, work, environ)
 
 
 if __name__ == "__main__":
+    own_process()
     raise SystemExit(main(os.environ))

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from transformers import set_seed
 
+from finetune_api import errors
 from finetune_api.contract import ExitCode
-from finetune_api.errors import FailureCategory, FineTuneError
 from finetune_trainer.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
@@ -21,12 +21,6 @@ from finetune_trainer.worker.models import load_model, load_tokenizer
 from finetune_trainer.worker.rendezvous import join
 from finetune_trainer.worker.sampling import VirtualDataset
 from finetune_trainer.worker.trainer import FineTuneTrainer
-
-EXIT_CODES = {
-    FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
-    FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
-    FailureCategory.DIVERGED: ExitCode.DIVERGED,
-}
 
 
 def run(order: WorkerOrder, events: int) -> ExitCode:
@@ -79,8 +73,8 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
 
 def exit_code(error: Exception) -> ExitCode:
     """What an exception says to the agent; a lost peer makes a victim, not a culprit."""
-    if isinstance(error, FineTuneError):
-        return EXIT_CODES.get(error.category, ExitCode.UNKNOWN)
+    if isinstance(error, errors.FineTuneError):
+        return errors.exit_code(error)
     if isinstance(error, torch.OutOfMemoryError):
         return ExitCode.OUT_OF_MEMORY
     text = str(error)

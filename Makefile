@@ -1,0 +1,55 @@
+# Everything runs from .venv, which `make install` makes; nothing outside the tree is changed but caches.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+
+help: ## Show every target with its line
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: .venv/installed ## Install everything into .venv, from the locked requirements
+
+.venv/installed: requirements/all.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/all.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+quickstart: install ## Fine-tune a real model on real data, on this machine, without a cluster
+	@$(BIN)/python scripts/quickstart $(if $(FRESH),--fresh)
+
+test: install ## Run every test (one case per behaviour)
+	$(PYTEST) tests -m "not matrix"
+
+test-all: install ## Run every test and the matrices
+	$(PYTEST) tests
+
+test-unit: install ## Run the tests that need no process of their own (half a minute)
+	$(PYTEST) tests/unit
+
+lint: install ## Check style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: install ## Write the files that are made from the models: CRD and reference
+	$(BIN)/python -m finetune_api.crd > manifests/base/crd.yaml
+	$(BIN)/python -m finetune_api.reference > docs/reference/finetunejob.md
+
+lock: install ## Resolve requirements/all.txt again from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --no-annotate --all-extras pyproject.toml -o requirements/all.txt
+
+clean: ## Remove what was built, but not .venv and caches
+	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help install quickstart test test-all test-unit lint format generate lock clean

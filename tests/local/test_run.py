@@ -1,0 +1,286 @@
+"""`finetune run` as a user types it: real files in, a loadable model out, whatever happens in between."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import ExitCode, File
+from finetune_trainer.storage import ObjectStore, download_tree, open_store
+from tests.local.agents import children, wait_for
+from tests.s3 import S3Server, start_s3
+
+ROOT = Path(__file__).parents[2]
+WORDS = {
+    "good": ["great", "lovely", "best", "fine", "happy"],
+    "bad": ["awful", "poor", "worst", "sad", "angry"],
+    "post": ["parcel", "order", "invoice", "price", "refund"],
+}
+STOPPED = 130
+
+
+def write_csv(path: Path, rows: int = 480) -> Path:
+    """Texts whose label their words tell, most of the time."""
+    source = random.Random(5)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for _ in range(rows):
+            label = source.choice(list(WORDS))
+            words = source.choices(WORDS[label] + ["the", "a", "is", "list"], k=source.randrange(3, 16))
+            writer.writerow([" ".join(words), label if source.random() < 0.95 else "good"])
+    return path
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job file and where it is run."""
+
+    folder: Path
+    spec: Mapping[str, Any]
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    def command(self, *flags: str) -> list[str]:
+        path = self.folder / "job.yaml"
+        job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "words"}}
+        path.write_text(json.dumps({**job, "spec": self.spec}))  # JSON is YAML
+        places = ["--work-dir", str(self.folder / "work"), "--result", str(self.folder / "result.json")]
+        return [sys.executable, "-m", "finetune_trainer.cli", "run", str(path), *places, *flags]
+
+    def start(self, *flags: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "output.log").open("ab") as log:
+            return subprocess.Popen(self.command(*flags), env={**os.environ, **self.environ}, stdout=log, stderr=log)
+
+    def run(self, *flags: str) -> int:
+        (self.folder / "output.log").unlink(missing_ok=True)
+        return self.start(*flags).wait(300)
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output.log").read_text()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
+        return result
+
+    @property
+    def store(self) -> ObjectStore:
+        return open_store(self.spec["storage"]["uri"], {**os.environ, **self.environ})
+
+    def artifact(self, folder: Path) -> Path:
+        """The artifact, fetched and verified."""
+        [artifact] = self.result["artifacts"]
+        prefix = artifact["uri"].removeprefix(self.store.uri + "/")
+        download_tree(self.store, prefix, folder)
+        return folder
+
+
+def classification(
+    folder: Path, model: Path, data: Path, storage: str, environ: Mapping[str, str] | None = None
+) -> Job:
+    spec = {
+        "model": {"uri": f"file://{model}"},
+        "dataset": {"train": f"file://{data}", "eval": {"split": 0.25}},
+        "method": {"type": "lora", "lora": {"r": 8, "lora_dropout": 0.1}},
+        "training": {"learning_rate": 0.003, "num_train_epochs": 4, "eval_steps": 30, "global_batch_size": 8},
+        "checkpoint": {"everySteps": 10},
+        "nodes": 2,
+        "storage": {"uri": storage},
+    }
+    return Job(folder, spec, environ or {})
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("words") / "train.csv")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with start_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, bert: Path, words: Path) -> Job:
+    job = classification(
+        tmp_path_factory.mktemp("undisturbed"), bert, words, f"{s3.make_bucket('models')}/team-a", s3.environ
+    )
+    assert job.run() == ExitCode.OK, job.output
+    return job
+
+
+PREDICT = """
+import csv, json, sys
+import pyarrow as pa, torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+base, adapter, rows = sys.argv[1:]
+config = json.load(open(f"{adapter}/config.json"))
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(config["id2label"]))
+model = PeftModel.from_pretrained(model, adapter).eval()
+right = total = 0
+for row in pa.ipc.open_file(rows).read_all().to_pylist():
+    logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
+    right += int(logits.argmax()) == row["label"]
+    total += 1
+print(right / total)
+"""
+
+
+def test_the_adapter_loads_with_vanilla_peft_and_reproduces_the_reported_accuracy(
+    undisturbed: Job, bert: Path, tmp_path: Path
+) -> None:
+    adapter = undisturbed.artifact(tmp_path / "adapter")
+    store = undisturbed.store
+    [rows] = [entry.key for entry in store.list("datasets/") if entry.key.endswith("eval.arrow")]
+    store.get_file(rows, tmp_path / "eval.arrow")
+    command = [sys.executable, "-c", PREDICT, str(bert), str(adapter), str(tmp_path / "eval.arrow")]
+    accuracy = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    reported = undisturbed.result["artifacts"][0]["metrics"]["eval_accuracy"]
+    assert accuracy == reported
+    assert accuracy > 0.8, "it has learnt something"
+
+
+def test_a_run_shows_what_it_does(undisturbed: Job) -> None:
+    assert undisturbed.result["state"] == "Succeeded"
+    assert undisturbed.result["tokens_per_second"] > 0
+    for said in ("360 rows + 120 held out", "3 labels", "ZeRO-2", "eval      step 30", "checkpoint 10 committed"):
+        assert said in undisturbed.output, undisturbed.output
+
+
+def test_a_complete_run_says_so_when_run_again(undisturbed: Job) -> None:
+    before = undisturbed.result["artifacts"]
+    assert undisturbed.run() == ExitCode.OK
+    assert "is complete" in undisturbed.output
+    assert undisturbed.result["already_complete"] is True
+    assert undisturbed.result["artifacts"] == before
+
+
+def test_a_run_interrupted_and_killed_goes_on_and_ends_with_the_same_bits(
+    undisturbed: Job, bert: Path, words: Path, tmp_path: Path
+) -> None:
+    job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}")
+
+    def committed() -> list[int]:
+        keys = [entry.key for entry in job.store.list("jobs/") if entry.key.endswith(File.MANIFEST)]
+        return sorted(int(step) for step in re.findall(r"checkpoints/step-(\d+)/M", "\n".join(keys)))
+
+    interrupted = job.start()
+    wait_for("the first checkpoint", lambda: committed() or None)
+    second = subprocess.run(job.command(), capture_output=True, text=True, check=False)
+    assert second.returncode == ExitCode.USER_ERROR
+    assert "RunInProgress" in second.stdout
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(60) == STOPPED, job.output
+    saved = committed()[-1]
+    assert saved % 10, "saved where it was interrupted"
+
+    killed = job.start()
+    wait_for("a later checkpoint", lambda: committed()[-1] > saved or None)
+    below = children(killed.pid)
+    below += [process for agent in below for process in children(agent)]
+    below += [process for zygote in below for process in children(zygote)]
+    assert len(below) >= 6, "two agents, two zygotes, two workers"
+    killed.kill()
+    killed.wait()
+    wait_for("nothing to outlive the run", lambda: True if not any(map(running, below)) else None, 10)
+
+    assert job.run() == ExitCode.OK, job.output
+    assert "goes on where it was" in job.output
+    name = "adapter_model.safetensors"
+    whole = undisturbed.artifact(tmp_path / "whole") / name
+    again = job.artifact(tmp_path / "again") / name
+    assert whole.read_bytes() == again.read_bytes()
+
+
+def running(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+LOSS = """
+import sys
+import pyarrow as pa, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model_folder, rows = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
+AutoTokenizer.from_pretrained(model_folder)
+total = tokens = 0
+with torch.no_grad():
+    for row in pa.ipc.open_file(rows).read_all().to_pylist():
+        labels = torch.tensor([row["labels"]])
+        count = int((labels[:, 1:] != -100).sum())
+        total += float(model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss) * count
+        tokens += count
+print(total / tokens)
+"""
+
+
+def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reported_loss(
+    llama: Path, tmp_path: Path
+) -> None:
+    source = random.Random(3)
+    with (tmp_path / "train.jsonl").open("w") as file:
+        for _ in range(120):
+            word = source.choice(["great", "poor", "invoice"])
+            file.write(json.dumps({"prompt": f"The word is {word}.", "completion": f" Yes, {word}!"}) + "\n")
+    spec = {
+        "model": {"uri": f"file://{llama}"},
+        "dataset": {"train": f"file://{tmp_path / 'train.jsonl'}", "eval": {"split": 0.2}},
+        "method": {"type": "full"},
+        "deepspeed": {"stage": 3},
+        "training": {"learning_rate": 0.003, "num_train_epochs": 4},
+        "nodes": 2,
+        "storage": {"uri": f"file://{tmp_path / 'storage'}"},
+    }
+    job = Job(tmp_path, spec)
+    assert job.run() == ExitCode.OK, job.output
+    model = job.artifact(tmp_path / "model")
+    [rows] = (tmp_path / "storage" / "datasets").glob("*/eval.arrow")
+    command = [sys.executable, "-c", LOSS, str(model), str(rows)]
+    loss = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    reported = job.result["artifacts"][0]["metrics"]["eval_loss"]
+    assert loss == pytest.approx(reported, abs=1e-4)
+    assert loss < 3, "it has learnt something"
+
+
+def test_broken_lines_are_all_named_before_any_training(bert: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"text number {number}", "label": "ab"[number % 2]}) for number in range(1, 1001)]
+    for number, broken in ((7, '{"text": "no end'), (214, '{"text": "no label"}'), (981, '{"text": 5, "label": "a"}')):
+        lines[number - 1] = broken
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    job = classification(tmp_path, bert, tmp_path / "train.jsonl", f"file://{tmp_path / 'storage'}")
+    assert job.run() == ExitCode.DATA_ERROR
+    for number in (7, 214, 981):
+        assert re.search(rf"\b{number}\b", job.output), job.output
+    assert not list(tmp_path.rglob("agent-0.log")), "no agent was started"
+
+
+def test_a_misspelt_field_is_answered_with_the_name_that_was_meant(bert: Path, words: Path, tmp_path: Path) -> None:
+    job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}")
+    misspelt = Job(tmp_path, {**job.spec, "training": {"learning_rat": 0.1}})
+    assert misspelt.run() == ExitCode.USER_ERROR
+    assert "spec.training.learning_rat" in misspelt.output
+    assert "did you mean `learning_rate`" in misspelt.output
+
+
+def test_operator_is_the_standard_librarys() -> None:
+    """Our folder of that name has no __init__.py; with one, `import operator` would find it."""
+    command = [sys.executable, "-c", "import operator; print(operator.__file__)"]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert Path(found.strip()).parent == Path(os.__file__).parent
