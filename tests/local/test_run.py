@@ -93,7 +93,7 @@ def classification(
         "model": {"uri": f"file://{model}"},
         "dataset": {"train": f"file://{data}", "eval": {"split": 0.25}},
         "method": {"type": "lora", "lora": {"r": 8, "lora_dropout": 0.1}},
-        "training": {"learning_rate": 0.003, "num_train_epochs": 4, "eval_steps": 30, "global_batch_size": 8},
+        "training": {"learning_rate": 0.003, "num_train_epochs": 8, "eval_steps": 60, "global_batch_size": 8},
         "checkpoint": {"everySteps": 10},
         "nodes": 2,
         "storage": {"uri": storage},
@@ -122,13 +122,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, bert: Pa
 
 
 PREDICT = """
-import csv, json, sys
+import json, sys
 import pyarrow as pa, torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 base, adapter, rows = sys.argv[1:]
-config = json.load(open(f"{adapter}/config.json"))
-model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(config["id2label"]))
+labels = json.load(open(f"{adapter}/labels.json"))
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
 model = PeftModel.from_pretrained(model, adapter).eval()
 right = total = 0
 for row in pa.ipc.open_file(rows).read_all().to_pylist():
@@ -156,7 +156,7 @@ def test_the_adapter_loads_with_vanilla_peft_and_reproduces_the_reported_accurac
 def test_a_run_shows_what_it_does(undisturbed: Job) -> None:
     assert undisturbed.result["state"] == "Succeeded"
     assert undisturbed.result["tokens_per_second"] > 0
-    for said in ("360 rows + 120 held out", "3 labels", "ZeRO-2", "eval      step 30", "checkpoint 10 committed"):
+    for said in ("360 rows + 120 held out", "3 labels", "ZeRO-2", "eval      step 60", "checkpoint 10 committed"):
         assert said in undisturbed.output, undisturbed.output
 
 

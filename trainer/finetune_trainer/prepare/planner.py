@@ -167,8 +167,10 @@ def deepspeed_config(stage: int, user: Mapping[str, Any] | None, training: Mappi
     """DeepSpeed's configuration: the user's as it is, or ours, with "auto" where transformers fills in."""
     if user is not None:
         return dict(user)
+    # Without gathering, a checkpoint of stage 3 holds shards only, and nothing that export could use.
+    sharded: dict[str, Any] = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
     config: dict[str, Any] = {
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, **sharded},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "train_batch_size": "auto",
