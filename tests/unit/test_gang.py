@@ -10,18 +10,9 @@ from finetune_api.beats import AgentState, Beat, Failure, RankReport, RankState,
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent import gang as policy
-from finetune_trainer.agent.gang import (
-    Decision,
-    Drain,
-    Fail,
-    Finish,
-    Gang,
-    GoOn,
-    NextGeneration,
-    Rendezvous,
-    Start,
-    Wait,
-)
+from finetune_trainer.agent import roster
+from finetune_trainer.agent.gang import Decision, Drain, Fail, Finish, GoOn, NextGeneration, Start, Wait
+from finetune_trainer.agent.roster import Gang, Rendezvous
 
 NOW = 1000.0
 GENERATION = 7
@@ -43,7 +34,7 @@ def rank(number: int, state: RankState = RankState.RUNNING, **values: object) ->
 def gang(*beats: Beat, heard_at: float = NOW, **values: object) -> Gang:
     empty = Gang(nodes=2, last_step=100, generation=GENERATION, stored=GENERATION)
     for one in beats:
-        empty = policy.hear(empty, one, heard_at)
+        empty = roster.hear(empty, one, heard_at)
     return replace(empty, **values)  # type: ignore[arg-type]
 
 
@@ -159,10 +150,10 @@ def test_decide(case: Case) -> None:
 
 
 def test_a_closed_connection_counts_only_when_no_new_one_comes() -> None:
-    closed = policy.hear_closed(running(*RUNNING), 1, "i1", NOW)
+    closed = roster.hear_closed(running(*RUNNING), 1, "i1", NOW)
     assert policy.decide(closed, NOW + 1) == GoOn()
     assert isinstance(policy.decide(closed, NOW + 2.1), NextGeneration)
-    again = policy.hear(closed, RUNNING[1], NOW + 1)
+    again = roster.hear(closed, RUNNING[1], NOW + 1)
     assert policy.decide(again, NOW + 2.1) == GoOn()
 
 
@@ -179,7 +170,7 @@ def test_the_culprit_is_named_and_not_its_victims() -> None:
 def test_uploads_that_keep_failing_fail_a_trained_run() -> None:
     unstored = [replace_beat(one, storage_error="denied") for one in TRAINED]
     heard = running(*unstored, heard_at=NOW - 400)
-    fresh = policy.hear(policy.hear(heard, unstored[0], NOW), unstored[1], NOW)
+    fresh = roster.hear(roster.hear(heard, unstored[0], NOW), unstored[1], NOW)
     decided = policy.decide(fresh, NOW)
     assert isinstance(decided, Fail)
     assert decided.failure.message == "denied"

@@ -14,8 +14,8 @@ from finetune_api.messages import Plan, Stage, StageResult
 from finetune_api.yaml12 import load_job
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
-from finetune_trainer.agent.gang import Limits
 from finetune_trainer.agent.leader import Leader
+from finetune_trainer.agent.roster import Limits
 from finetune_trainer.agent.security import hide_from_children
 from finetune_trainer.agent.server import LeaderServer
 from finetune_trainer.agent.workers import Workers

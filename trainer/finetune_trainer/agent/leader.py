@@ -14,7 +14,8 @@ from finetune_api.contract import ExitCode, File
 from finetune_api.errors import FailureCategory, Problem, StateError, StorageError
 from finetune_api.messages import GenerationRecord, Plan
 from finetune_trainer.agent import gang as policy
-from finetune_trainer.agent.gang import Gang, Limits
+from finetune_trainer.agent import roster
+from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
 from finetune_trainer.agent.uploads import CheckpointStore, superseded
 from finetune_trainer.storage import NotFoundError, ObjectStore
@@ -88,14 +89,14 @@ class Leader:
 
     def hear(self, beat: Beat) -> None:
         """Takes a beat in and acts on it at once."""
-        self._update(policy.hear(self._gang, beat, time.monotonic()))
+        self._update(roster.hear(self._gang, beat, time.monotonic()))
         self.scribe.heard(beat, self._gang)
         if self._gang.stored:  # before, neither generation nor committed checkpoints are known
             self._act(policy.decide(self._gang, time.monotonic()))
 
     def hear_closed(self, node: int, incarnation: str) -> None:
         """The connection of a node closed while its beat was held."""
-        self._update(policy.hear_closed(self._gang, node, incarnation, time.monotonic()))
+        self._update(roster.hear_closed(self._gang, node, incarnation, time.monotonic()))
 
     def directive(self, node: int) -> Directive:
         """What a node obeys now."""
@@ -164,7 +165,7 @@ class Leader:
     def _start(self, ranks: dict[int, int], resume: int | None) -> None:
         gang = self._gang
         first = next(node for node, rank in ranks.items() if rank == 0)
-        rendezvous = policy.Rendezvous(
+        rendezvous = Rendezvous(
             ranks=ranks,
             incarnations={node: gang.members[node].beat.incarnation for node in ranks},
             host=gang.members[first].beat.host,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from finetune_api.beats import Beat, EvalMetrics, Failure, Progress, Recovery, StepMetrics
 from finetune_api.messages import CheckpointInfo, Plan
-from finetune_trainer.agent.gang import Gang
+from finetune_trainer.agent.roster import Gang
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
 

@@ -1,0 +1,114 @@
+"""Who is in the gang and how it was last heard: the values that `gang.decide` decides on. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from finetune_api.beats import Beat, Failure, RankState
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Patience, in seconds, and budgets.
+
+    Attributes:
+        closed: a closed connection is a dead process, but only when no new one comes within this time.
+        silence: an open connection without a beat is a dead node or network after this time.
+        culprit: failures are collected this long before the first is named, because its victims follow within 40 ms.
+        storage: how long uploads may fail after training has ended.
+        max_restarts: generations after the first, over the whole run; an announced stop is free.
+        fruitless_restarts: restarts in a row that resumed from the same point.
+    """
+
+    closed: float = 2.0
+    silence: float = 10.0
+    culprit: float = 0.2
+    storage: float = 300.0
+    max_restarts: int = 10
+    fruitless_restarts: int = 3
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node as last heard. Times are seconds on the leader's clock.
+
+    Attributes:
+        closed_at: when its connection closed, if no beat has come since.
+        failed_at: when a worker of its generation was first reported as failed.
+        unstored_at: since when its uploads fail.
+    """
+
+    beat: Beat
+    heard_at: float
+    closed_at: float | None = None
+    failed_at: float | None = None
+    unstored_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """What the workers of a generation were started with. `incarnations`: the agents that started them, by node."""
+
+    ranks: Mapping[int, int]
+    incarnations: Mapping[int, str]
+    host: str
+    port: int
+    resume: int | None
+
+
+@dataclass(frozen=True)
+class Gang:
+    """Everything the leader knows.
+
+    Attributes:
+        nodes: how many nodes train.
+        last_step: the step that ends the run.
+        stored: the highest generation that storage has heard of; no rendezvous before it is the current one.
+        committed: steps whose checkpoint has a manifest in storage.
+        last_resume: where the generation before started from, to see whether a restart bore fruit.
+        done_stored: DONE.json is written.
+    """
+
+    nodes: int
+    last_step: int
+    generation: int
+    stored: int = 0
+    limits: Limits = field(default_factory=Limits)
+    members: Mapping[int, Member] = field(default_factory=dict)
+    rendezvous: Rendezvous | None = None
+    committed: frozenset[int] = frozenset()
+    restarts: int = 0
+    fruitless: int = 0
+    last_resume: int | None = None
+    failure: Failure | None = None
+    done_stored: bool = False
+
+
+def hear(gang: Gang, beat: Beat, now: float) -> Gang:
+    """The gang after a beat."""
+    before = gang.members.get(beat.node)
+    known = before if before and before.beat.incarnation == beat.incarnation else None
+    failing = beat.generation == gang.generation and any(rank.state is RankState.FAILED for rank in beat.ranks)
+    member = Member(
+        beat,
+        heard_at=now,
+        failed_at=((known and known.failed_at) or now) if failing else None,
+        unstored_at=((known and known.unstored_at) or now) if beat.storage_error else None,
+    )
+    return replace(gang, members={**gang.members, beat.node: member})
+
+
+def hear_closed(gang: Gang, node: int, incarnation: str, now: float) -> Gang:
+    """The gang after the connection of a node closed while the leader held its beat."""
+    member = gang.members.get(node)
+    if member is None or member.beat.incarnation != incarnation:
+        return gang
+    return replace(gang, members={**gang.members, node: replace(member, closed_at=now)})
+
+
+def lost(gang: Gang, member: Member, now: float) -> str | None:
+    """Why a node counts as lost, or None while it does not."""
+    if member.closed_at is not None and now - member.closed_at > gang.limits.closed:
+        return "its connection closed"
+    if now - member.heard_at > gang.limits.silence:
+        return f"not heard for {gang.limits.silence:g} s"
+    return None
