@@ -28,6 +28,7 @@ from finetune_trainer.processes import die_with_parent
 ROOT = Path(__file__).resolve().parents[2]
 JOB = Path("manifests/examples/quickstart.yaml")
 BUILD = Path("build/quickstart")
+ENCODER = BUILD / "model" / "all-MiniLM-L6-v2"
 AGAIN = "`make quickstart` again goes on where this stopped"
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -41,7 +42,7 @@ def main() -> int:
     console = Console()
     build = ROOT / BUILD
     make_data(build / "data")
-    copy_model(build / "model")
+    copy_model(ROOT / ENCODER)
     code = finetune(["--fresh"] if options.fresh else [])
     if code != ExitCode.OK:
         console.print(AGAIN if code == INTERRUPTED else f"`finetune run` ended with {code}: its message is above")
@@ -85,14 +86,14 @@ def finetune(flags: list[str]) -> int:
 def all_scores(build: Path, adapter: Path, max_length: int) -> dict[str, dict[str, float]]:
     """Scores of the adapter (`tuned`), the `probe` and the `majority`; what did not change is not scored again."""
     inputs = [build / "data" / "train.csv", build / "data" / "eval.csv", Path(__file__).with_name("score.py")]
-    inputs += [build / "model" / name for name in MODEL_FILES]
+    inputs += [ROOT / ENCODER / name for name in MODEL_FILES]
     common = ["--data", str(build / "data"), "--max-length", str(max_length)]
     baselines = digest(inputs, str(max_length))
     tuned = digest([*inputs, adapter / "MANIFEST.json"], str(max_length))
     cache = build / "scores.json"
     known: dict[str, Any] = json.loads(cache.read_text("utf-8")) if cache.exists() else {}
     missing = [] if tuned in known else ["--adapter", str(adapter)]
-    missing += [] if baselines in known else ["--encoder", str(build / "model")]
+    missing += [] if baselines in known else ["--encoder", str(ROOT / ENCODER)]
     if missing:
         script, out = Path(__file__).with_name("score.py"), build / "scores.partial"
         subprocess.run([sys.executable, str(script), *common, *missing, "--out", str(out)], check=True)
