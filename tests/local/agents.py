@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finetune_api.beats import Progress
 from finetune_api.contract import Env, File, dataset_prefix, model_prefix, run_prefix
@@ -44,9 +44,15 @@ class Agents:
 
     @classmethod
     def prepared(
-        cls, work: Path, plan: Plan, model: Path, dataset: Path, environ: Mapping[str, str] | None = None
+        cls,
+        work: Path,
+        plan: Plan,
+        model: Path,
+        dataset: Path,
+        environ: Mapping[str, str] | None = None,
+        job: Mapping[str, Any] | None = None,
     ) -> "Agents":
-        """Storage as the prepare stage leaves it."""
+        """Storage as the prepare stage leaves it; `job` adds to the job's spec."""
         prefix = model_prefix("tiny", "0")
         facts = plan.model.model_copy(update={"prefix": prefix})
         planned = plan.model_copy(update={"model": facts})
@@ -54,7 +60,7 @@ class Agents:
         upload_tree(agents.store, model, prefix, "model")
         upload_tree(agents.store, dataset, dataset_prefix(plan.dataset.sha256), "dataset")
         agents.store.put(agents.prefix + File.PLAN, planned.to_json().encode())
-        job = {
+        whole = {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": "gang"},
@@ -63,9 +69,10 @@ class Agents:
                 "dataset": {"train": "file:///unused.csv"},
                 "method": {"type": plan.method.value},
                 "storage": {"uri": f"file://{work / 'storage'}"},
+                **(job or {}),
             },
         }
-        (work / "job.json").write_text(json.dumps(job))
+        (work / "job.json").write_text(json.dumps(whole))
         return agents
 
     @property

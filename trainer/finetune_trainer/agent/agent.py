@@ -79,6 +79,7 @@ class Agent:
         self._orders = asyncio.Event()  # a directive that differs from the last
         self._saves = asyncio.Event()  # a checkpoint may be complete
         self._heard_leader = time.monotonic()
+        self._stepped = 0  # the last generation that has made a step
 
     # ------------------------------------------------------------ what happens to it
 
@@ -98,6 +99,9 @@ class Agent:
                     )
                 )
                 del self._node.steps[:-MOST_STEPS_A_BEAT]
+                if event.generation > self._stepped:  # the first step after a start: recovery is over
+                    self._stepped = event.generation
+                    self._news.set()
             case "eval" if event.rank == 0:
                 self._node.evals.append(EvalMetrics(step=event.step, values=event.values))
             case "saved":
