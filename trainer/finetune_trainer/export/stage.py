@@ -45,12 +45,14 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
     best = pick(checkpoints, plan.best_metric, plan.greater_is_better)
     info = CheckpointInfo.model_validate(best.info)
+    scored = sum(plan.best_metric in checkpoint.info["metrics"] for checkpoint in checkpoints)
+    reason = _reason(plan, info, scored)
     layout = layout_of(plan.method)
     prefix = f"{run}artifacts/{layout.kind}/"
     if _made_from(store, prefix) == info.step:
         note = f"the {layout.kind} of step {info.step} was there already"
     else:
-        report(f"{layout.kind}: from checkpoint {info.step}, {_reason(plan, info, len(checkpoints))}")
+        report(f"{layout.kind}: from checkpoint {info.step}, {reason}")
         folder = work / layout.kind
         shutil.rmtree(folder, ignore_errors=True)
         _build(plan, store, run, best, layout, folder)
@@ -58,7 +60,7 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         upload_tree(
             store, folder, prefix, "artifact", {"kind": layout.kind, "step": info.step, "metrics": info.metrics}
         )
-        note = f"from checkpoint {info.step}, {_reason(plan, info, len(checkpoints))}"
+        note = f"from checkpoint {info.step}, {reason}"
     artifact = Artifact(kind=layout.kind, uri=f"{store.uri}/{prefix}".rstrip("/"), step=info.step, metrics=info.metrics)
     report(f"{layout.kind}: {artifact.uri}")
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
@@ -112,11 +114,11 @@ def _clear(store: ObjectStore, prefix: str) -> None:
     store.delete([entry.key for entry in store.list(prefix)])
 
 
-def _reason(plan: Plan, info: CheckpointInfo, count: int) -> str:
+def _reason(plan: Plan, info: CheckpointInfo, scored: int) -> str:
     value = info.metrics.get(plan.best_metric)
     if value is None:
         return "the last one"
-    return f"the best of {count} by {plan.best_metric} ({value:.4f})"
+    return f"the best of {scored} by {plan.best_metric} ({value:.4f})"
 
 
 def _no_checkpoint(message: str) -> StateError:

@@ -262,7 +262,7 @@ def _eval_every(ledger: Ledger, steps: int, evaluated: bool) -> int:
         return 0
     given = ledger.given.get("eval_steps")
     if isinstance(given, float) and given < 1:
-        every = max(1, round(given * steps))
+        every = max(1, math.ceil(given * steps))  # rounded down, the last one would come twice
         ledger.note("spec.training.eval_steps", every, f"{given:g} of {steps} steps, as given", True)
         return every
     rule = max(1, math.ceil(steps / EVALUATIONS))
