@@ -96,7 +96,9 @@ def all_scores(build: Path, adapter: Path, max_length: int) -> dict[str, dict[st
     missing += [] if baselines in known else ["--encoder", str(ROOT / ENCODER)]
     if missing:
         script, out = Path(__file__).with_name("score.py"), build / "scores.partial"
-        subprocess.run([sys.executable, str(script), *common, *missing, "--out", str(out)], check=True)
+        quiet = {**os.environ, "PYTHONWARNINGS": "ignore::FutureWarning"}  # peft 0.21 uses an older name
+        command = [sys.executable, str(script), *common, *missing, "--out", str(out)]
+        subprocess.run(command, env=quiet, check=True)
         fresh = json.loads(out.read_text("utf-8"))
         if "tuned" in fresh:
             known[tuned] = {"tuned": fresh.pop("tuned")}

@@ -45,7 +45,9 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
     best = pick(checkpoints, plan.best_metric, plan.greater_is_better)
     info = CheckpointInfo.model_validate(best.info)
-    scored = sum(plan.best_metric in checkpoint.info["metrics"] for checkpoint in checkpoints)
+    scored = sum(
+        plan.best_metric in CheckpointInfo.model_validate(checkpoint.info).metrics for checkpoint in checkpoints
+    )
     reason = _reason(plan, info, scored)
     layout = layout_of(plan.method)
     prefix = f"{run}artifacts/{layout.kind}/"
