@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from finetune_trainer.orders import WorkerEvent
 
-MESSAGE_BYTES = 2000  # leaves room for JSON's escapes and the other fields below PIPE_BUF
+MESSAGE_BYTES = 1500  # with JSON's escapes and the other fields still below PIPE_BUF
 
 
 class Reporter:
