@@ -45,10 +45,7 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
     best = pick(checkpoints, plan.best_metric, plan.greater_is_better)
     info = CheckpointInfo.model_validate(best.info)
-    scored = sum(
-        plan.best_metric in CheckpointInfo.model_validate(checkpoint.info).metrics for checkpoint in checkpoints
-    )
-    reason = _reason(plan, info, scored)
+    reason = _reason(plan, info)
     layout = layout_of(plan.method)
     prefix = f"{run}artifacts/{layout.kind}/"
     if _made_from(store, prefix) == info.step:
@@ -116,11 +113,11 @@ def _clear(store: ObjectStore, prefix: str) -> None:
     store.delete([entry.key for entry in store.list(prefix)])
 
 
-def _reason(plan: Plan, info: CheckpointInfo, scored: int) -> str:
+def _reason(plan: Plan, info: CheckpointInfo) -> str:
     value = info.metrics.get(plan.best_metric)
     if value is None:
         return "the last one"
-    return f"the best of {scored} by {plan.best_metric} ({value:.4f})"
+    return f"the best by {plan.best_metric} ({value:.4f})"
 
 
 def _no_checkpoint(message: str) -> StateError:
