@@ -122,6 +122,13 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(bench: Bench, llama: 
     assert all(math.isfinite(loss) for loss in run.losses().values())
 
 
+def test_a_metric_that_is_no_number_is_left_out_of_what_is_stored() -> None:
+    from finetune_trainer.worker.cadence import quality
+
+    measured = {"eval_loss": math.nan, "eval_accuracy": 0.5, "eval_runtime": 1.0, "epoch": 1.0}
+    assert quality(measured) == {"eval_accuracy": 0.5}
+
+
 def test_a_checkpoint_holds_a_share_of_each_rank_and_the_model_once(bench: Bench, llama: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
     bench.run(make_plan(Task.CAUSAL_LM, MethodType.LORA), llama, data, tmp_path / "run")

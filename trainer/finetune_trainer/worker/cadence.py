@@ -85,13 +85,14 @@ class Reports(TrainerCallback):
 
 
 def quality(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that speak of the model, without those that speak of the machine; perplexity beside the loss."""
+    """The metrics that speak of the model, not of the machine; one that is no number is none (JSON has no NaN)."""
     return {
         name: float(value)
         for name, value in metrics.items()
         if name.startswith("eval_")
         and not name.endswith(("_runtime", "_per_second", "_preparation_time", "_time"))
         and isinstance(value, int | float)
+        and math.isfinite(value)
     }
 
 
