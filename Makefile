@@ -46,8 +46,8 @@ generate: install ## Write the files that are made from the models: CRD and refe
 	$(BIN)/python -m finetune_api.reference > docs/reference/finetunejob.md
 
 lock: install ## Resolve requirements/all.txt again from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-header --no-annotate --all-extras pyproject.toml -o requirements/all.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate --all-extras pyproject.toml -o requirements/all.txt
 
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

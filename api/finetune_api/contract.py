@@ -10,6 +10,10 @@ PLURAL = "finetunejobs"
 SINGULAR = "finetunejob"
 SHORT_NAME = "ftj"
 
+# Fields of the spec that may change while a run goes on: they make no other model. (`nodes` and `spares` may too, on a
+# cluster, while the job is suspended.)
+MUTABLE_FIELDS = frozenset({"suspend", "dryRun", "recovery", "budget", "ttlSecondsAfterFinished"})
+
 AGENT_PORT = 29400  # of the leader's server, in a pod
 
 

@@ -19,7 +19,7 @@ from finetune_api.v1alpha1.tree import children
 Schema = dict[str, Any]
 
 # What may change once a job is made; everything else is the job's identity.
-MUTABLE = frozenset({"suspend", "dryRun", "nodes", "spares", "recovery", "budget", "ttlSecondsAfterFinished"})
+MUTABLE = contract.MUTABLE_FIELDS | {"nodes", "spares"}
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),

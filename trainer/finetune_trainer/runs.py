@@ -5,10 +5,8 @@ import hashlib
 import json
 from typing import Any
 
+from finetune_api.contract import MUTABLE_FIELDS
 from finetune_trainer.storage import NotFoundError, ObjectStore
-
-# Changing these does not make another model, and the operator lets them change too.
-MUTABLE_FIELDS = ("suspend", "recovery", "budget", "ttlSecondsAfterFinished", "activeDeadlineSeconds", "queueName")
 
 
 class LocalRuns:

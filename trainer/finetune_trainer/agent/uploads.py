@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.beats import Saved
-from finetune_api.contract import File, checkpoint_name, checkpoint_step
+from finetune_api.contract import File, checkpoint_name
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest, Plan
 from finetune_trainer.agent.disk import markers
+from finetune_trainer.checkpoints import committed
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore, download_files, read_manifest
 
 
@@ -24,6 +25,7 @@ class CheckpointStore:
 
     def __init__(self, store: ObjectStore, run: str) -> None:
         self._store = store
+        self._run = run
         self._root = f"{run}checkpoints/"
 
     def upload(self, saved: Saved, folder: Path) -> CheckpointPart:
@@ -94,15 +96,8 @@ class CheckpointStore:
 
     def committed(self) -> dict[int, CheckpointInfo]:
         """The committed checkpoints by step."""
-        steps = {}
-        for entry in self._store.list(self._root):
-            name, _, rest = entry.key.removeprefix(self._root).partition("/")
-            step = checkpoint_step(name)
-            if step is not None and rest == File.MANIFEST:
-                manifest = read_manifest(self._store, self._step(step))
-                if manifest is not None:
-                    steps[step] = CheckpointInfo.model_validate(manifest.info)
-        return steps
+        found = [CheckpointInfo.model_validate(manifest.info) for manifest in committed(self._store, self._run)]
+        return {info.step: info for info in found}
 
     def fetch(self, step: int, node_rank: int, folder: Path) -> None:
         """Brings one node rank's share of a committed checkpoint to `folder`, verified; markers come last.

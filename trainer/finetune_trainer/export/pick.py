@@ -1,11 +1,9 @@
-"""Which checkpoint becomes the artifact. `pick` is pure; `committed` reads the manifests it chooses from."""
+"""Which checkpoint becomes the artifact. Pure."""
 
 import math
 from collections.abc import Iterable
 
-from finetune_api.contract import File, checkpoint_step
 from finetune_api.messages import CheckpointInfo, Manifest
-from finetune_trainer.storage import ObjectStore, read_manifest
 
 
 def pick(manifests: Iterable[Manifest], metric: str, greater: bool) -> Manifest:
@@ -27,23 +25,6 @@ def pick(manifests: Iterable[Manifest], metric: str, greater: bool) -> Manifest:
 def step_of(manifest: Manifest) -> int:
     """The step at which a checkpoint was saved."""
     return CheckpointInfo.model_validate(manifest.info).step
-
-
-def committed(store: ObjectStore, run: str) -> tuple[Manifest, ...]:
-    """The manifests of a run's checkpoints, in the order of their steps; a folder without one is no checkpoint.
-
-    Args:
-        run: key prefix of the run, with the trailing slash.
-    """
-    root = f"{run}checkpoints/"
-    found = []
-    for entry in store.list(root):
-        name, _, rest = entry.key.removeprefix(root).partition("/")
-        if checkpoint_step(name) is not None and rest == File.MANIFEST:
-            manifest = read_manifest(store, root + name)
-            if manifest is not None:  # None: deleted meanwhile
-                found.append(manifest)
-    return tuple(found)
 
 
 def _score(manifest: Manifest, metric: str) -> float | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune_api.contract import File, checkpoint_name
 from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage, StageResult
+from finetune_trainer.checkpoints import committed
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.layout import (
     CARD,
@@ -21,7 +22,7 @@ from finetune_trainer.export.layout import (
     layout_of,
     mend,
 )
-from finetune_trainer.export.pick import committed, pick, step_of
+from finetune_trainer.export.pick import pick, step_of
 from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
 
 MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all

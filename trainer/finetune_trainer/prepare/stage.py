@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_api.contract import File, dataset_prefix, run_prefix
+from finetune_api.contract import MUTABLE_FIELDS, File, dataset_prefix, run_prefix
 from finetune_api.errors import FineTuneError, Problem, StateError
 from finetune_api.messages import DatasetFacts, Message, Plan, Stage, StageResult, Task
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
@@ -34,8 +34,6 @@ from finetune_trainer.prepare.tokenize import VERSION, Encoder, Tokenized, load_
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore, read_manifest, upload_tree
 
 Report = Callable[[str], None]
-# what may change while a run goes on; everything else of the spec is part of what the run is
-MUTABLE = frozenset({"suspend", "dryRun", "recovery", "budget", "ttlSecondsAfterFinished", "activeDeadlineSeconds"})
 
 
 @dataclass(frozen=True)
@@ -235,7 +233,7 @@ def _run_key(job: FineTuneJob, uid: str, name: File) -> str:
 
 def _fixed_spec(job: FineTuneJob) -> dict[str, Any]:
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {name: value for name, value in spec.items() if name not in MUTABLE}
+    return {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
 
 
 def _store_plan(job: FineTuneJob, store: ObjectStore, uid: str, chosen: Plan) -> Plan:
