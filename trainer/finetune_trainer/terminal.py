@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.table import Column, Table
 
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_api.errors import Problem
@@ -23,7 +23,7 @@ class Screen:
         self._console = console
         self._bar = Bar(
             TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TextColumn("{task.fields[numbers]}"),
             console=console,
@@ -85,7 +85,9 @@ class Screen:
         )
         done = progress.step / progress.max_steps if progress.max_steps else 0.0
         if not self._console.is_terminal and progress.loss is not None and done >= self._next_line:
-            self.says("train", f"step {progress.step}/{progress.max_steps} {numbers(progress)}")
+            self.says(
+                "train", f"step {progress.step}/{progress.max_steps} · {schedule(progress)} · {numbers(progress)}"
+            )
             self._next_line = done + PLAIN_LINE_EVERY
 
     def problems(self, problems: Iterable[Problem]) -> None:
@@ -101,20 +103,30 @@ def figures(evaluation: EvalMetrics) -> str:
 
 
 def numbers(progress: Progress) -> str:
-    """The figures behind the bar."""
+    """The figures beside the bar; with it they fit into 80 columns."""
     if progress.loss is None:
         return progress.phase
     eta = progress.eta_seconds
-    left = f" · {int(eta) // 60}:{int(eta) % 60:02d} left" if eta is not None and progress.phase == "train" else ""
-    return (
-        f"loss {progress.loss:.4f} · lr {progress.learning_rate:.2e} · epoch {progress.epoch:.2f} · "
-        f"{progress.tokens_per_second:,.0f} tokens/s · {progress.phase}{left}"
-    )
+    timed = eta is not None and progress.phase == "train"
+    state = f"{int(eta or 0) // 60}:{int(eta or 0) % 60:02d} left" if timed else progress.phase
+    return f"loss {progress.loss:.4f} · {progress.tokens_per_second:,.0f} tokens/s · {state}"
+
+
+def schedule(progress: Progress) -> str:
+    """Where the run stands, for a line of its own."""
+    return f"epoch {progress.epoch:.2f} · lr {progress.learning_rate or 0.0:.2e}"
 
 
 def choices_table(choices: Iterable[Choice]) -> Table:
     """Every value of a plan, who chose it and why."""
-    table = Table("field", "value", "chosen by", "why", title="plan", title_justify="left")
+    table = Table(
+        Column("field", max_width=26, overflow="fold"),
+        "value",
+        "by",
+        Column("why", ratio=1),
+        title="plan",
+        title_justify="left",
+    )
     for choice in choices:
         table.add_row(choice.field, escape(str(choice.value)), choice.origin, escape(choice.reason))
     return table
