@@ -34,22 +34,6 @@ class Metadata(Kubernetes):
     self_link: Any = None
 
 
-SERVER_METADATA = frozenset(
-    {
-        "generateName",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "finalizers",
-        "generation",
-        "managedFields",
-        "ownerReferences",
-        "resourceVersion",
-        "selfLink",
-    }
-)
-
-
 class FineTuneJob(Kubernetes):
     """Fine-tunes a Hugging Face model on your data with DeepSpeed, over many nodes and GPUs."""
 
