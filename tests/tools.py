@@ -20,20 +20,47 @@ MODULES = Path(__file__).parent / "tools"
 
 @dataclass(frozen=True)
 class Program:
-    """Where a program comes from: its folder below tests/tools, its Go package, and linker flags."""
+    """Where a program comes from: its folder below tests/tools, its Go package, linker flags and build tags."""
 
     module: str
     package: str
     ldflags: str = ""
+    tags: str = ""
 
 
 KUBE_VERSION = "v1.36.3"  # the binaries say v0.0.0 otherwise
 _STAMP = "k8s.io/component-base/version"
 _KUBE_LDFLAGS = f"-X {_STAMP}.gitVersion={KUBE_VERSION} -X {_STAMP}.gitMajor=1 -X {_STAMP}.gitMinor=36"
 
+_CONTAINERD = "github.com/containerd/containerd/v2/cmd"
+_CONTAINERD_TAGS = "no_btrfs no_devmapper no_zfs"  # snapshotters nobody uses here, and the headers they want
+_CNI = "github.com/containernetworking/plugins/plugins"
+
 PROGRAMS = {
     "etcd": Program("etcd", "go.etcd.io/etcd/server/v3"),
-    "kube-apiserver": Program("kube", "k8s.io/kubernetes/cmd/kube-apiserver", _KUBE_LDFLAGS),
+    **{
+        name: Program("kube", f"k8s.io/kubernetes/cmd/{name}", _KUBE_LDFLAGS)
+        for name in (
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+            "kubelet",
+            "kube-proxy",
+            "kubectl",
+        )
+    },
+    **{
+        name: Program("containerd", f"{_CONTAINERD}/{name}", tags=_CONTAINERD_TAGS)
+        for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+    },
+    "bridge": Program("cni", f"{_CNI}/main/bridge"),
+    "loopback": Program("cni", f"{_CNI}/main/loopback"),
+    "host-local": Program("cni", f"{_CNI}/ipam/host-local"),
+    "portmap": Program("cni", f"{_CNI}/meta/portmap"),
+    "coredns": Program("misc", "./dns"),
+    "helm": Program("misc", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
+    "helm-unittest": Program("helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest"),
+    "kubeconform": Program("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform"),
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
 }
 
@@ -89,7 +116,7 @@ def _go_build(go: str, program: Program, module: Path, binary: Path) -> None:
     )
     partial = binary.with_name(f".{binary.name}.partial")  # renamed when whole: an interrupted build leaves no program
     command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
-    command += ["-ldflags", f"-s -w {program.ldflags}", "-o", str(partial), program.package]
+    command += ["-tags", program.tags, "-ldflags", f"-s -w {program.ldflags}", "-o", str(partial), program.package]
     nice = shutil.which("nice")
     subprocess.run(
         [nice, "-n", "10", *command] if nice else command,

@@ -159,13 +159,47 @@ class Failure(Message):
 
 
 class Recovery(Message):
-    """One move to a new generation. `lost_steps` = steps that had run beyond the checkpoint resumed from."""
+    """One move to a new generation.
+
+    Attributes:
+        generation: the one that was started.
+        time: when the failure was seen, ISO 8601 with a time zone.
+        node: index of the pod at fault, if one is.
+        rank: the first rank that failed, if one did.
+        resumed_step: the checkpoint it went on from; None = the base model, or not started yet.
+        lost_steps: steps that had run beyond it.
+        seconds: from the failure to the next step; None until that step is made.
+    """
 
     generation: int
     time: str
     reason: str
+    category: FailureCategory = FailureCategory.UNKNOWN
+    node: int | None = None
+    rank: int | None = None
     resumed_step: int | None = None
     lost_steps: int = 0
+    seconds: float | None = None
+
+
+class RecoveryTotals(Message):
+    """All recoveries of a run, also those no longer listed. `restarts`: those that counted, announced stops do not."""
+
+    count: int = 0
+    restarts: int = 0
+    lost_steps: int = 0
+    seconds: float = 0.0
+    by_category: dict[FailureCategory, int] = Field(default_factory=dict)
+
+
+class CheckpointFacts(Message):
+    """A committed checkpoint, as people are told of it. `saved`: ISO 8601; `metrics`: its evaluation."""
+
+    step: int
+    saved: str
+    size_bytes: int
+    metrics: dict[str, float] = Field(default_factory=dict)
+    best: bool = False
 
 
 class Progress(Message):
@@ -175,7 +209,9 @@ class Progress(Message):
         epoch: passes over the training rows so far.
         tokens_per_second: non-padding tokens trained per second of step time, all ranks.
         train_seconds: step time so far, without evaluation and saving.
-        checkpoints: committed steps, ascending.
+        checkpoints: committed ones that are kept, ascending.
+        checkpoint_count: checkpoints committed in all, also those deleted since.
+        recoveries: the last of all attempts, oldest first.
     """
 
     phase: str
@@ -191,7 +227,20 @@ class Progress(Message):
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
     eta_seconds: float | None = None
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: tuple[CheckpointFacts, ...] = ()
+    checkpoint_count: int = 0
     recoveries: tuple[Recovery, ...] = ()
+    recovery_totals: RecoveryTotals = RecoveryTotals()
     failure: Failure | None = None
     note: str = ""
+
+
+class GenerationRecord(Message):
+    """generation.json: who leads, the highest generation given out, and what a next leader must know of the past."""
+
+    generation: int
+    leader: str
+    incarnation: str
+    recoveries: tuple[Recovery, ...] = ()
+    recovery_totals: RecoveryTotals = RecoveryTotals()
+    checkpoint_count: int = 0

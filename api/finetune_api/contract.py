@@ -14,7 +14,32 @@ SHORT_NAME = "ftj"
 # cluster, while the job is suspended.)
 MUTABLE_FIELDS = frozenset({"suspend", "dryRun", "recovery", "budget", "ttlSecondsAfterFinished"})
 
-AGENT_PORT = 29400  # of the leader's server, in a pod
+AGENT_PORT = 29400  # of every agent's server, in a pod: /healthz on all, beats and /progress on the leader's
+
+
+class Label(StrEnum):
+    """Labels of everything the operator makes; it lists by them, so that the server selects."""
+
+    MANAGED_BY = "app.kubernetes.io/managed-by"
+    JOB = "finetune.dev/job-name"
+    UID = "finetune.dev/job-uid"
+    STAGE = "finetune.dev/stage"
+    ATTEMPT = "finetune.dev/attempt"
+
+
+MANAGER = "finetune-operator"  # value of Label.MANAGED_BY, and the field manager of every write
+JOB_ANNOTATION = "finetune.dev/job"  # the FineTuneJob as this stage sees it; mounted as a file by the downward API
+
+
+class PodPath(StrEnum):
+    """Where things lie in every pod of ours; everything else is read-only."""
+
+    JOB = "/etc/finetune/job.json"
+    CA = "/etc/finetune/ca/ca.crt"
+    SCRATCH = "/scratch"
+    TMP = "/tmp"  # also HOME and caches
+    SHM = "/dev/shm"
+    TERMINATION_LOG = "/dev/termination-log"
 
 
 class Env(StrEnum):

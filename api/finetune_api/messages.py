@@ -1,4 +1,4 @@
-"""JSON that travels between the parts: plan, stage result, manifest, and the gang's beat, directive and progress.
+"""JSON that travels between the parts: plan, manifest, checkpoint. (`beats` has the gang's, `results` the stages'.)
 
 Every message is frozen and refuses unknown fields, so that a mixed-version gang fails loudly.
 """
@@ -7,8 +7,6 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from finetune_api.errors import FailureCategory, Problem
 
 
 class Message(BaseModel):
@@ -164,18 +162,6 @@ class Artifact(Message):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
-class StageResult(Message):
-    """What a stage leaves behind when it ends (a pod's termination message: at most 4,096 bytes)."""
-
-    stage: Stage
-    succeeded: bool
-    category: FailureCategory | None = None
-    problems: tuple[Problem, ...] = ()
-    dataset: DatasetFacts | None = None
-    artifacts: tuple[Artifact, ...] = ()
-    note: str = ""
-
-
 # ---------------------------------------------------------------- stored files
 
 
@@ -221,11 +207,3 @@ class CheckpointInfo(Message):
     zero_stage: int
     samples: int
     metrics: dict[str, float] = Field(default_factory=dict)
-
-
-class GenerationRecord(Message):
-    """generation.json: who leads, and the highest generation given out."""
-
-    generation: int
-    leader: str
-    incarnation: str

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune_api.beats import Progress
+from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import Env, File, dataset_prefix, model_prefix, run_prefix
-from finetune_api.messages import GenerationRecord, Plan
+from finetune_api.messages import Plan
 from finetune_trainer.storage import FolderStore, NotFoundError, upload_tree
 
 DEADLINE = 180.0

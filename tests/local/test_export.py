@@ -30,9 +30,9 @@ from finetune_api.messages import (
     ModelFacts,
     Plan,
     SplitFacts,
-    StageResult,
     Task,
 )
+from finetune_api.results import StageResult
 from finetune_trainer.export.__main__ import main
 from finetune_trainer.export.pick import pick
 from finetune_trainer.export.stage import export

@@ -16,7 +16,8 @@ import pytest
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, FineTuneError, ModelError, StateError
-from finetune_api.messages import ModelFacts, Plan, StageResult
+from finetune_api.messages import ModelFacts, Plan
+from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.stage import Prepared, plan, prepare, validate

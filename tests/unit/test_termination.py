@@ -3,7 +3,8 @@
 import pytest
 
 from finetune_api.errors import Problem
-from finetune_api.messages import DatasetFacts, SplitFacts, Stage, StageResult
+from finetune_api.messages import DatasetFacts, SplitFacts, Stage
+from finetune_api.results import StageResult
 from finetune_trainer.termination import LIMIT, fit
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import aiohttp
 
-from finetune_api.beats import Progress
+from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import Env, ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, Problem, RunError, StateError, StorageError
-from finetune_api.messages import Artifact, GenerationRecord, Message, Plan, Stage, StageResult
+from finetune_api.messages import Artifact, Message, Plan, Stage
+from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.runs import LocalRuns
 from finetune_trainer.storage import ObjectStore, open_store

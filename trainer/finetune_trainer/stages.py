@@ -11,7 +11,8 @@ from pathlib import Path
 
 from finetune_api.contract import Env, ExitCode, run_prefix
 from finetune_api.errors import FineTuneError, Problem, SpecError, exit_code
-from finetune_api.messages import Stage, StageResult
+from finetune_api.messages import Stage
+from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.yaml12 import load_job
 from finetune_trainer.processes import die_with_parent

@@ -1,6 +1,6 @@
 """A stage's result within the 4,096 bytes that Kubernetes keeps of a termination message."""
 
-from finetune_api.messages import StageResult
+from finetune_api.results import StageResult
 
 LIMIT = 4000  # bytes, of 4,096
 SHORT_TEXT = 300  # characters of a message, where it must shrink

@@ -10,7 +10,8 @@ import sys
 from finetune_api.beats import Failure
 from finetune_api.contract import ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, FineTuneError, Problem, exit_code
-from finetune_api.messages import Plan, Stage, StageResult
+from finetune_api.messages import Plan, Stage
+from finetune_api.results import StageResult
 from finetune_api.yaml12 import load_job
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import aiohttp
 
-from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, Saved, StepMetrics
+from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, GenerationRecord, Saved, StepMetrics
 from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.errors import StorageError
-from finetune_api.messages import GenerationRecord, Plan
+from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.uploads import CheckpointStore

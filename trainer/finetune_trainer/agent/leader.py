@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from finetune_api.beats import Action, Beat, Directive, Failure, Progress
+from finetune_api.beats import Action, Beat, Directive, Failure, GenerationRecord, Progress
 from finetune_api.contract import ExitCode, File
 from finetune_api.errors import FailureCategory, Problem, StateError, StorageError
-from finetune_api.messages import GenerationRecord, Plan
+from finetune_api.messages import Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
 from finetune_trainer.agent.roster import Gang, Limits, Rendezvous

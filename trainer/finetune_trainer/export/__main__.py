@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 
 from finetune_api.contract import ExitCode, File
-from finetune_api.messages import Plan, Stage, StageResult
+from finetune_api.messages import Plan, Stage
+from finetune_api.results import StageResult
 from finetune_trainer.export.stage import export
 from finetune_trainer.stages import StageInputs, own_process, run_stage
 

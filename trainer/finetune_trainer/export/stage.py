@@ -9,7 +9,8 @@ from pathlib import Path
 
 from finetune_api.contract import File, checkpoint_name
 from finetune_api.errors import Problem, StateError
-from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage, StageResult
+from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage
+from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import committed
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.layout import (

@@ -4,7 +4,8 @@ import os
 from collections.abc import Mapping
 
 from finetune_api.contract import ExitCode
-from finetune_api.messages import Stage, StageResult
+from finetune_api.messages import Stage
+from finetune_api.results import StageResult
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.stages import StageInputs, own_process, run_stage
 

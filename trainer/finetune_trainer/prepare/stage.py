@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from finetune_api.contract import MUTABLE_FIELDS, File, dataset_prefix, run_prefix
 from finetune_api.errors import FineTuneError, Problem, StateError
-from finetune_api.messages import DatasetFacts, Message, Plan, Stage, StageResult, Task
+from finetune_api.messages import DatasetFacts, Message, Plan, Stage, Task
+from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
 from finetune_trainer.prepare import planner
 from finetune_trainer.prepare.dataset import Sources, check, locate_all
