@@ -414,7 +414,7 @@ def test_all_problems_come_at_once() -> None:
         spec__model={},
         spec__training={"learning_rate": 0, "output_dir": "x", "num_train_epoch": 1},
         spec__dataset__train=7,
-        spec__spares=1,
+        spec__queueName="gpus",
     )
     assert {one.field for one in problems_of(broken)} == {
         "spec.epochs",
@@ -423,14 +423,14 @@ def test_all_problems_come_at_once() -> None:
         "spec.training.output_dir",
         "spec.training.num_train_epoch",
         "spec.dataset.train",
-        "spec.spares",
+        "spec.queueName",
     }
 
 
 def test_problems_stand_in_the_order_of_the_file() -> None:
-    at = {("spec", "nodes"): 9, ("spec", "model", "uri"): 4, ("spec", "spares"): 7}
+    at = {("spec", "nodes"): 9, ("spec", "model", "uri"): 4, ("spec", "queueName"): 7}
     with pytest.raises(SpecError) as refused:
-        parse_job(job(spec__nodes=0, spec__model__uri="x", spec__spares=1), at.get, "job.yaml")
+        parse_job(job(spec__nodes=0, spec__model__uri="x", spec__queueName="gpus"), at.get, "job.yaml")
     assert [(one.file, one.lines) for one in refused.value.problems] == [
         ("job.yaml", (4,)),
         ("job.yaml", (7,)),

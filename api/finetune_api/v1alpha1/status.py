@@ -108,6 +108,8 @@ class PlanStatus(Observed):
     """The model's pinned commit."""
     parameters: int | None = None
     """Parameters of the model."""
+    nodes: int | None = None
+    """Nodes it was made for."""
     world_size: int | None = None
     """Ranks in all."""
     zero_stage: int | None = None
@@ -124,6 +126,10 @@ class PlanStatus(Observed):
     """Peak learning rate."""
     checkpoint_every_steps: int | None = None
     """The most a crash can lose."""
+    grace_period_seconds: int | None = None
+    """What a pod gets to save and upload when it is told to stop."""
+    scratch_bytes: int | None = None
+    """Node-local space of a training pod."""
     choices: Annotated[list[Sentence], Field(max_length=40)] = Field(default_factory=list)
     """What the plan chose, and why."""
 

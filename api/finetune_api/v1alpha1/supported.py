@@ -34,6 +34,9 @@ class Later:
 
 SUPPORTED: frozenset[str] = frozenset(
     {
+        "spec.suspend",
+        "spec.ttlSecondsAfterFinished",
+        "spec.priorityClassName",
         "spec.task",
         "spec.model.name",
         "spec.model.revision",
@@ -57,6 +60,9 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.training",
         "spec.deepspeed.stage",
         "spec.nodes",
+        "spec.spares",
+        "spec.scratch",
+        "spec.podTemplate",
         "spec.processesPerNode",
         "spec.resourcesPerNode",
         "spec.image",
@@ -66,6 +72,8 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.recovery.maxRestarts",
         "spec.recovery.onOutOfMemory",
         "spec.recovery.onDivergence",
+        "spec.prepare.resources",
+        "spec.export.resources",
     }
 )
 
@@ -77,12 +85,9 @@ _EVALUATED = "evaluation follows eval_steps, and comes once at the end"
 _ADAPTER = "only plain LoRA adapters are trained"
 
 LATER: dict[str, Later] = {
-    "spec.suspend": Later("nothing stops and resumes a job on request"),
     "spec.dryRun": Later("a job cannot end after its plan", "use `finetune plan` to see the plan alone"),
-    "spec.ttlSecondsAfterFinished": Later("finished jobs are not deleted", "delete the job yourself"),
     "spec.activeDeadlineSeconds": Later("no deadline is watched"),
     "spec.queueName": Later("jobs are not queued"),
-    "spec.priorityClassName": Later("jobs have no priority"),
     "spec.task": Later(
         "encoder-decoder models are not trained", "use causal-lm or classification", values=("seq2seq",)
     ),
@@ -131,9 +136,6 @@ LATER: dict[str, Later] = {
     "spec.training.dataloader_pin_memory": Later("memory is pinned where there is a GPU"),
     "spec.deepspeed.offload": Later("states stay where DeepSpeed's stage puts them"),
     "spec.deepspeed.config": Later("the DeepSpeed configuration is made by the plan", "set spec.deepspeed.stage"),
-    "spec.spares": Later("no node stands by"),
-    "spec.scratch": Later("scratch space is not sized"),
-    "spec.podTemplate": Later("pods are not customised"),
     "spec.checkpoint.everyMinutes": Later("checkpoints are counted in steps", "use spec.checkpoint.everySteps"),
     "spec.resumeFrom": Later("a job resumes its own checkpoints only"),
     "spec.recovery.hangTimeoutSeconds": Later("hangs are not detected"),
@@ -143,8 +145,9 @@ LATER: dict[str, Later] = {
         values=("ShrinkBatch",),
     ),
     "spec.recovery.onDivergence": Later("a run does not go back after a NaN", "set it to Fail", values=("RollBack",)),
-    "spec.prepare": Later("the prepare stage has no resources or queue of its own"),
-    "spec.export": Later("the export is an adapter for lora and a model for full", harmless=({"merge": False},)),
+    "spec.prepare.queueName": Later("jobs are not queued"),
+    "spec.export.merge": Later("the export is an adapter for lora and a model for full", harmless=(False,)),
+    "spec.export.smokeTestPrompts": Later("the exported model is not asked anything"),
     "spec.budget": Later("no budget is watched"),
 }
 
