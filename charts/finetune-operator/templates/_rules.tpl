@@ -1,0 +1,31 @@
+{{- /* The operator's rights on jobs and what it makes of them, and no more. Secrets: it makes one per job and can read
+none; a PATCH would answer with the data, so there is none either. */}}
+{{- define "finetune.rules" -}}
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs]
+  verbs: [get, list, watch, delete]  # delete: ttlSecondsAfterFinished
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status]
+  verbs: [patch, update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, delete]  # delete: pods that stay on a node that is gone
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch, list]
+{{- end }}
+
+{{- define "finetune.nodeRules" -}}
+- apiGroups: [""]
+  resources: [nodes]
+  verbs: [get]
+{{- end }}
