@@ -3,6 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 UV_VERSION := 0.13.9
 PYTEST := $(BIN)/python -m pytest
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-header --no-annotate pyproject.toml
+BUILDER ?= $(notdir $(firstword $(foreach name,docker podman buildah,$(shell command -v $(name)))))
+TAG ?= 0.1.0
 
 .DEFAULT_GOAL := help
 
@@ -41,15 +45,24 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: install ## Write the files that are made from the models: CRD and reference
+generate: install ## Write the files that are made from the models and the chart: CRD, manifests, reference
 	$(BIN)/python -m finetune_api.crd > manifests/base/crd.yaml
 	$(BIN)/python -m finetune_api.reference > docs/reference/finetunejob.md
+	$(BIN)/python charts/generate.py "$$($(BIN)/python -m tests.tools helm)"
 
-lock: install ## Resolve requirements/all.txt again from pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate --all-extras pyproject.toml -o requirements/all.txt
+lock: install ## Resolve requirements/ again from pyproject.toml: everything, and what each image holds
+	$(LOCK) --all-extras -o requirements/all.txt
+	$(LOCK) --extra operator --constraint requirements/all.txt -o requirements/operator.txt
+	$(LOCK) --extra trainer --constraint requirements/all.txt -o requirements/trainer.txt
+
+images: ## Build both container images with docker, podman or buildah (REGISTRY, TAG, BASE, WHEELS)
+	@for target in operator trainer; do \
+	  $(if $(BUILDER),$(BUILDER),$(error Install docker, podman or buildah, or set BUILDER)) build --target $$target \
+	    $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(WHEELS),--build-arg WHEELS=$(WHEELS)) \
+	    --tag $(if $(REGISTRY),$(REGISTRY)/)finetune-$$target:$(TAG) . || exit; \
+	done
 
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart test test-all test-unit lint format generate lock clean
+.PHONY: help install quickstart test test-all test-unit lint format generate lock images clean

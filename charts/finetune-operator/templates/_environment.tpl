@@ -10,11 +10,8 @@ Helm 4 installs by server-side apply, which refuses a list with the same key twi
   (dict "name" "FINETUNE_OPERATOR_IMAGE_PULL_POLICY" "value" .Values.trainerImage.pullPolicy)
   (dict "name" "FINETUNE_OPERATOR_TOKEN_KEY_FILE" "value" "/etc/finetune-operator/token/key")
   (dict "name" "FINETUNE_OPERATOR_HTTP_PORT" "value" "8080") }}
-{{- range $variable, $setting := dict
-  "LOG_LEVEL" "logLevel" "CONCURRENCY" "concurrency" "RESYNC_SECONDS" "resyncSeconds" "POLL_SECONDS" "pollSeconds"
-  "LEASE_SECONDS" "leaseSeconds" "FORCE_DELETE" "forceDelete" }}
-{{- $value := index $.Values.operator $setting | toString }}
-{{- $ours = append $ours (dict "name" (printf "FINETUNE_OPERATOR_%s" $variable) "value" $value) }}
+{{- range $setting, $value := .Values.operator }}
+{{- $ours = append $ours (dict "name" (printf "FINETUNE_OPERATOR_%s" ($setting | snakecase | upper)) "value" (toString $value)) }}
 {{- end }}
 {{- $last := dict }}
 {{- $names := list }}
