@@ -3,6 +3,7 @@
 The LLaMA has no padding token, as the released ones have none; the BERT is a bare encoder with pooler, without a head.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,16 +61,15 @@ def make_llama(folder: Path, corpus: Iterable[str] = CORPUS) -> Path:
 def make_bert(folder: Path, corpus: Iterable[str] = CORPUS) -> Path:
     """Save a BERT encoder of two layers with a lower-casing WordPiece tokenizer that adds [CLS] and [SEP]."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: number for number, token in enumerate([*specials, *word_pieces(corpus)])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=specials, show_progress=False)
-    tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -91,7 +91,17 @@ def make_bert(folder: Path, corpus: Iterable[str] = CORPUS) -> Path:
         num_attention_heads=4,
         max_position_embeddings=128,
         pad_token_id=0,
+        initializer_range=0.1,  # random weights of the usual 0.02 hardly pass on what a word was: some runs learn little
     )
     BertModel(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+def word_pieces(corpus: Iterable[str]) -> list[str]:
+    """Whole words and, for all others, single characters. The library's WordPiece trainer gives another vocabulary in
+    every process, so that no two runs of a test would train the same model."""
+    text = " ".join(corpus).lower()
+    characters = sorted({*text, *"abcdefghijklmnopqrstuvwxyz0123456789"} - {" "})
+    words = sorted(set(re.findall(r"\w{2,}", text)))
+    return [*characters, *(f"##{character}" for character in characters), *words]

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from finetune_api.contract import ExitCode, File
@@ -93,7 +95,8 @@ def classification(
         "model": {"uri": f"file://{model}"},
         "dataset": {"train": f"file://{data}", "eval": {"split": 0.25}},
         "method": {"type": "lora", "lora": {"r": 8, "lora_dropout": 0.1}},
-        "training": {"learning_rate": 0.003, "num_train_epochs": 8, "eval_steps": 60, "global_batch_size": 8},
+        # Below the rate at which a run collapses now and then: whether it does depends on the last bits of a CPU.
+        "training": {"learning_rate": 0.002, "num_train_epochs": 8, "eval_steps": 60, "global_batch_size": 8},
         "checkpoint": {"everySteps": 10},
         "nodes": 2,
         "storage": {"uri": storage},
@@ -149,8 +152,10 @@ def test_the_adapter_loads_with_vanilla_peft_and_reproduces_the_reported_accurac
     command = [sys.executable, "-c", PREDICT, str(bert), str(adapter), str(tmp_path / "eval.arrow")]
     accuracy = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     reported = undisturbed.result["artifacts"][0]["metrics"]["eval_accuracy"]
-    assert accuracy == reported
-    assert accuracy > 0.8, "it has learnt something"
+    labels = pa.ipc.open_file(str(tmp_path / "eval.arrow")).read_all()["label"].to_pylist()
+    assert abs(accuracy - reported) < 1.5 / len(labels), "beyond one row whose two best labels are a tie"
+    majority = max(labels.count(label) for label in set(labels)) / len(labels)
+    assert accuracy > majority + 0.25, f"it has learnt something: the most frequent label alone gives {majority:.2f}"
 
 
 def test_a_run_shows_what_it_does(undisturbed: Job) -> None:

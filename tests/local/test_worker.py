@@ -12,6 +12,7 @@ from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from tests.local.harness import Bench, make_plan, write_dataset
 
+A_ROW = 0.08  # what one of the 24 rows held out moves accuracy or macro F1 by, at most
 FAMILIES = {"llama": Task.CAUSAL_LM, "bert": Task.CLASSIFICATION}
 
 
@@ -59,7 +60,8 @@ def test_one_and_two_ranks_and_all_zero_stages_give_the_same_loss_curve(
         for step, loss in run.losses().items():
             assert loss == pytest.approx(losses[step], abs=1e-4), f"{name}, step {step}"
         for score, value in run.evaluations()[-1].items():
-            assert value == pytest.approx(reference.evaluations()[-1][score], abs=1e-4), f"{name}, {score}"
+            tolerance = 1e-4 if score.endswith("loss") else A_ROW  # a tie may fall either way
+            assert value == pytest.approx(reference.evaluations()[-1][score], abs=tolerance), f"{name}, {score}"
     for step, norm in runs["two ranks, ZeRO-2"].grad_norms().items():
         assert norm == pytest.approx(reference.grad_norms()[step], rel=1e-3), f"gradient norm, step {step}"
 
