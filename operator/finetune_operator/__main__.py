@@ -1,0 +1,110 @@
+"""`python -m finetune_operator`: watches, elects, reconciles, polls, and serves /healthz, /readyz and /metrics."""
+
+import asyncio
+import logging
+import signal
+import sys
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from finetune_api.contract import ExitCode
+from finetune_api.errors import SpecError
+from finetune_operator import metrics
+from finetune_operator.controller import Controller
+from finetune_operator.handlers import watch
+from finetune_operator.kube import Kube
+from finetune_operator.leader import Elector, LostLeaseError
+from finetune_operator.progress import Key, Poller
+from finetune_operator.queue import WorkQueue
+from finetune_operator.settings import Settings, parse
+
+log = logging.getLogger("operator")
+
+
+def main() -> int:
+    """Runs until it is told to stop; returns the exit code."""
+    try:
+        settings = parse()
+    except SpecError as error:
+        print(error, file=sys.stderr)
+        return ExitCode.USER_ERROR
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(name)s %(message)s", level=settings.log_level.upper(), stream=sys.stderr
+    )
+    for chatty in ("kopf", "aiohttp.access", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    code = ExitCode.OK
+    try:
+        asyncio.run(run(settings))
+    except* LostLeaseError as group:
+        log.error("%s", group.exceptions[0])
+        code = ExitCode.UNKNOWN
+    return code
+
+
+async def run(settings: Settings) -> None:
+    """All parts together; the end of one is the end of all, and the pod starts anew."""
+    queue: WorkQueue[Key] = WorkQueue()
+    poller = Poller(settings.token_key, settings.poll_seconds, queue.add)
+    kube = await Kube.connect(settings.requests)
+    elector = Elector(kube, settings.lease_namespace, settings.identity, settings.lease_seconds)
+    controller = Controller(kube, settings, queue, poller, lambda: elector.leads)
+    watching = asyncio.Event()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = await _serve(settings.http_port, watching)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(_watch(settings, queue, watching, stop)),
+                group.create_task(elector.run()),
+                group.create_task(_lead(elector, controller, poller)),
+            ]
+            await stop.wait()
+            log.info("told to stop")
+            for task in tasks:
+                task.cancel()
+    finally:
+        await elector.release()
+        await server.cleanup()
+        await kube.close()
+
+
+async def _watch(settings: Settings, queue: WorkQueue[Key], watching: asyncio.Event, stop: asyncio.Event) -> None:
+    await watch(settings.namespaces, queue.add, watching)
+    stop.set()
+
+
+async def _lead(elector: Elector, controller: Controller, poller: Poller) -> None:
+    """Works once this replica is elected; before, events are only noted."""
+    await elector.elected.wait()
+    metrics.LEADS.set(1)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(controller.run())
+        group.create_task(poller.run())
+
+
+async def _serve(port: int, watching: asyncio.Event) -> web.AppRunner:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        if watching.is_set():
+            return web.Response(text="ok\n")
+        raise web.HTTPServiceUnavailable(text="the watches have not begun\n")
+
+    async def numbers(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", numbers)])
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, None, port).start()
+    return runner
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Where the time went, from the times of the stages' Jobs and what the leader measured. Pure."""
+
+from datetime import datetime
+
+from finetune_api.messages import Stage
+from finetune_api.v1alpha1 import FineTuneJobStatus
+from finetune_api.v1alpha1.status import AccountingStatus
+from finetune_operator.world import Observed
+
+
+def account(seen: Observed, status: FineTuneJobStatus, now: datetime) -> AccountingStatus | None:
+    """Seconds in preparation, in training and in recoveries, as far as they are known.
+
+    Whole seconds of finished stages only: a clock that ticks in the status would be written for ever.
+    """
+    before = seen.status.accounting or AccountingStatus()
+    prepare = seen.stage_job(Stage.PREPARE)
+    preparing = before.preparing_seconds
+    if prepare and prepare.complete and prepare.completed_at:
+        preparing = (prepare.completed_at - prepare.created).total_seconds()
+    training = before.training_seconds
+    if seen.polled and seen.polled.progress:
+        training = float(round(seen.polled.progress.train_seconds))
+    totals = status.recovery_totals
+    made = AccountingStatus(
+        preparing_seconds=preparing,
+        training_seconds=training,
+        recovering_seconds=round(totals.seconds, 1) if totals else before.recovering_seconds,
+    )
+    return made if made != AccountingStatus() else None

@@ -1,0 +1,228 @@
+"""Phase and conditions of a step: the questions people and tools ask, and the answers with their times. Pure.
+
+Terminal conditions never flip back; Reconciling and Stalled are kstatus's, which Helm and GitOps tools wait on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from finetune_api.beats import Progress
+from finetune_api.v1alpha1 import Condition, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.v1alpha1.status import ConditionStatus, PlanStatus
+from finetune_operator import display
+from finetune_operator.steps import (
+    Ending,
+    Exporting,
+    Failed,
+    Found,
+    Preparing,
+    Queued,
+    Recovering,
+    Running,
+    Starting,
+    Step,
+    Succeeded,
+    Suspended,
+)
+from finetune_operator.world import Observed
+
+TRAINED = "Trained"  # reason of Running=False once all is trained
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A condition without its times."""
+
+    yes: bool | None
+    reason: str
+    message: str = ""
+
+    @property
+    def status(self) -> ConditionStatus:
+        if self.yes is None:
+            return ConditionStatus.UNKNOWN
+        return ConditionStatus.TRUE if self.yes else ConditionStatus.FALSE
+
+
+Answers = dict[ConditionType, Answer]
+
+
+def condition(status: FineTuneJobStatus, kind: ConditionType) -> Condition | None:
+    """The answer to a question, as it was last written."""
+    return next((one for one in status.conditions if one.type is kind), None)
+
+
+def is_true(status: FineTuneJobStatus, kind: ConditionType) -> bool:
+    """Whether a condition holds."""
+    found = condition(status, kind)
+    return found is not None and found.status is ConditionStatus.TRUE
+
+
+def finished(status: FineTuneJobStatus) -> bool:
+    """Whether the job has succeeded or failed, for good."""
+    return is_true(status, ConditionType.COMPLETE) or is_true(status, ConditionType.FAILED)
+
+
+def prepared(status: FineTuneJobStatus) -> bool:
+    """Whether the prepare stage has succeeded, also if its Job is gone."""
+    return is_true(status, ConditionType.PREPARED) and status.plan is not None
+
+
+def trained(status: FineTuneJobStatus) -> bool:
+    """Whether training is done, also if its Job is gone."""
+    found = condition(status, ConditionType.RUNNING)
+    return found is not None and found.reason == TRAINED
+
+
+def phase_of(step: Step) -> Phase:
+    """One word for a step."""
+    match step:
+        case Preparing():
+            return Phase.PREPARING
+        case Starting():
+            return Phase.STARTING
+        case Queued():
+            return Phase.QUEUED
+        case Running():
+            return Phase.RUNNING
+        case Recovering():
+            return Phase.RECOVERING
+        case Ending(suspended=True) | Suspended():
+            return Phase.SUSPENDED
+        case Ending():
+            return Phase.STARTING
+        case Exporting():
+            return Phase.EXPORTING
+        case Succeeded():
+            return Phase.SUCCEEDED
+        case Failed():
+            return Phase.FAILED
+
+
+def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, progress: Progress | None) -> Answers:
+    """What a step says to each question; questions that it does not answer keep their answers."""
+    made: Answers = {ConditionType.ACCEPTED: Answer(True, "SpecValid", "every field of the spec is good")}
+    if found.prepared or prepared(seen.status):
+        made[ConditionType.PREPARED] = Answer(True, "Prepared", display.prepared_sentence(plan))
+    if found.complete:
+        made[ConditionType.RUNNING] = Answer(False, TRAINED, "all steps are trained and committed")
+    if progress and progress.checkpoints:
+        last = progress.checkpoints[-1]
+        made[ConditionType.CHECKPOINTED] = Answer(
+            True, "Committed", f"checkpoint {last.step} is committed; {progress.checkpoint_count} so far"
+        )
+    if seen.polled and seen.polled.error and isinstance(step, Running | Recovering):
+        made[ConditionType.DEGRADED] = Answer(True, "LeaderUnreachable", f"progress is not known: {seen.polled.error}")
+    elif condition(seen.status, ConditionType.DEGRADED):
+        made[ConditionType.DEGRADED] = Answer(False, "AsExpected")
+    made |= _step_answers(step)
+    settled = isinstance(step, Running | Suspended | Exporting | Succeeded | Failed)
+    made[ConditionType.RECONCILING] = Answer(not settled, phase_of(step).value)
+    made[ConditionType.STALLED] = (
+        Answer(True, step.failure.code, step.failure.message)
+        if isinstance(step, Failed)
+        else Answer(False, phase_of(step).value)
+    )
+    return made
+
+
+def _step_answers(step: Step) -> Answers:
+    match step:
+        case Preparing(obstacle):
+            waits = obstacle or ("Preparing", "data and model are checked on a CPU")
+            return {ConditionType.PREPARED: Answer(False, *waits)}
+        case Starting(number, ready, wanted, obstacle):
+            waits = obstacle or ("WaitingForNodes", f"attempt {number}: {ready} of {wanted} nodes are ready")
+            admitted = Answer(False, *obstacle) if obstacle and _keeps_out(obstacle[0]) else _ADMITTED
+            return {ConditionType.RUNNING: Answer(False, *waits), ConditionType.ADMITTED: admitted}
+        case Queued(number):
+            held = Answer(False, "Queued", f"attempt {number} waits in its queue")
+            return {ConditionType.ADMITTED: held, ConditionType.RUNNING: held}
+        case Running(number, wanted):
+            running = Answer(True, "AllNodesReady", f"attempt {number}: {wanted} nodes train")
+            return {ConditionType.RUNNING: running, ConditionType.ADMITTED: _ADMITTED}
+        case Recovering(_, ready, wanted, cause, obstacle):
+            told = f"{cause}; {ready} of {wanted} nodes are ready"
+            reason, sentence = obstacle or ("Recovering", "")
+            return {ConditionType.RUNNING: Answer(False, reason, "; ".join(filter(None, (told, sentence))))}
+        case Ending(pods, suspended):
+            reason = "Suspending" if suspended else "Ending"
+            return {ConditionType.RUNNING: Answer(False, reason, f"{pods} pods save, upload and end")}
+        case Suspended(hindrance):
+            waits = hindrance or ("Suspended", "spec.suspend is true; set it to false to go on")
+            return {
+                ConditionType.RUNNING: Answer(False, *waits),
+                ConditionType.ADMITTED: Answer(False, waits[0], "no pod runs"),
+            }
+        case Exporting(obstacle):
+            waits = obstacle or ("Exporting", "the best checkpoint becomes an artifact")
+            return {ConditionType.EXPORTED: Answer(False, *waits)}
+        case Succeeded(artifacts):
+            where = ", ".join(artifact.uri for artifact in artifacts)
+            return {
+                ConditionType.EXPORTED: Answer(True, "Exported", where),
+                ConditionType.COMPLETE: Answer(True, "Succeeded", where),
+            }
+        case Failed(failure, accepted, prepared, _):
+            reason = failure.code
+            made = {
+                ConditionType.FAILED: Answer(True, failure.category.value, failure.message),
+                ConditionType.RUNNING: Answer(False, "Failed", ""),
+            }
+            if not accepted:
+                made[ConditionType.ACCEPTED] = Answer(False, reason, failure.message)
+            elif not prepared:
+                made[ConditionType.PREPARED] = Answer(False, reason, failure.message)
+            return made
+
+
+_ADMITTED = Answer(True, "Admitted", "pods may be made")
+
+
+def _keeps_out(reason: str) -> bool:
+    return reason in {"QuotaExceeded", "PodsRefused", "CreateRefused"}
+
+
+def merge(
+    before: FineTuneJobStatus, made: Mapping[ConditionType, Answer], generation: int, now: datetime
+) -> list[Condition]:
+    """Conditions with their times: the time of the last change of the answer; questions not asked now keep theirs."""
+    merged = []
+    for kind in ConditionType:
+        old, answer = condition(before, kind), made.get(kind)
+        if answer is None:
+            if old:
+                merged.append(old)
+            continue
+        same = old is not None and old.status is answer.status
+        merged.append(
+            Condition(
+                type=kind,
+                status=answer.status,
+                reason=_word(answer.reason),
+                message=answer.message[:4096],
+                last_transition_time=old.last_transition_time if same and old else now,
+                observed_generation=generation,
+            )
+        )
+    return merged
+
+
+def _word(reason: str) -> str:
+    """A reason as the API's pattern wants it: letters and digits, a letter first."""
+    kept = "".join(letter for letter in reason if letter.isalnum() and letter.isascii())
+    return kept if kept[:1].isalpha() else f"Reason{kept}"
+
+
+def weightiest(step: Step, conditions: list[Condition]) -> str:
+    """The reason that explains the phase, for the printer column."""
+    asked = {
+        Phase.PREPARING: ConditionType.PREPARED,
+        Phase.EXPORTING: ConditionType.EXPORTED,
+        Phase.SUCCEEDED: ConditionType.COMPLETE,
+        Phase.FAILED: ConditionType.FAILED,
+    }.get(phase_of(step), ConditionType.RUNNING)
+    if isinstance(step, Failed):
+        return step.failure.code
+    return next((one.reason for one in conditions if one.type is asked), "")

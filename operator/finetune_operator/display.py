@@ -1,0 +1,70 @@
+"""Figures as people read them, for printer columns, which cannot format, and for sentences. Pure."""
+
+from datetime import datetime
+
+from finetune_api.beats import Progress
+from finetune_api.v1alpha1.status import PlanStatus, ProgressStatus
+
+
+def progress_status(
+    progress: Progress | None, at: datetime, before: ProgressStatus | None, over: bool
+) -> ProgressStatus | None:
+    """Progress as it stands on the object; as it was, where nothing newer is known."""
+    if progress is None or not progress.max_steps:
+        return before.model_copy(update={"eta_text": None}) if before and over else before
+    last = progress.evals[-1] if progress.evals else None
+    step = progress.step
+    return ProgressStatus(
+        step=step,
+        max_steps=progress.max_steps,
+        epoch=round(progress.epoch, 3),
+        loss=progress.loss if progress.loss is not None else (before.loss if before else None),
+        eval_metrics=last.values if last else {},
+        tokens_per_second=round(progress.tokens_per_second, 1),
+        generation=progress.generation,
+        updated=at.replace(microsecond=0),
+        percent_text=f"{100 * step // progress.max_steps}%",
+        step_text=f"{step}/{progress.max_steps}",
+        loss_text=f"{progress.loss:.4g}" if progress.loss is not None else (before.loss_text if before else None),
+        eval_text=eval_text(last.values) if last else None,
+        speed_text=magnitude(progress.tokens_per_second),
+        eta_text=None if over or progress.eta_seconds is None else duration(progress.eta_seconds),
+    )
+
+
+def eval_text(metrics: dict[str, float]) -> str | None:
+    """The metric people look at first, such as `eval_loss 1.301`."""
+    for name in ("eval_loss", *sorted(metrics)):
+        if name in metrics:
+            return f"{name} {metrics[name]:.4g}"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """Such as 2h10m, 3m20s, 45s."""
+    whole = int(seconds + 0.5)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days}d{hours}h"
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def magnitude(number: float) -> str:
+    """Such as 12.4k, 1.1M."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def prepared_sentence(plan: PlanStatus | None) -> str:
+    """What prepare found and chose, in one line."""
+    if plan is None:
+        return "data and model are prepared"
+    return (
+        f"{plan.model}, {magnitude(plan.parameters or 0)} parameters: {plan.max_steps} steps of {plan.global_batch} "
+        f"rows on {plan.world_size} ranks, ZeRO-{plan.zero_stage}, micro-batch {plan.micro_batch} x "
+        f"{plan.gradient_accumulation}, learning rate {plan.learning_rate:g}"
+    )

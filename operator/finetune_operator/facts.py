@@ -1,0 +1,183 @@
+"""What the API server's objects say, as frozen values: the only place that knows where Kubernetes keeps a fact."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from finetune_api.contract import Label
+from finetune_api.messages import Stage
+
+Object = dict[str, Any]
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+
+
+@dataclass(frozen=True)
+class ConditionFact:
+    """One condition of a Job or pod."""
+
+    true: bool
+    reason: str
+    message: str
+    since: datetime | None
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A Job of ours.
+
+    Attributes:
+        attempt: number of the train Job, from 1; 0 for other stages.
+        pods: how many it runs at once.
+        deleting: it has been deleted and waits for its pods.
+        suspended: by a queue; we never suspend Jobs.
+    """
+
+    name: str
+    uid: str
+    stage: Stage
+    attempt: int
+    pods: int
+    created: datetime
+    deleting: bool
+    suspended: bool
+    conditions: Mapping[str, ConditionFact]
+    completed_at: datetime | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it ended well; its success policy may be met while pods still end."""
+        return self._is("Complete") or self._is("SuccessCriteriaMet")
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended badly, and all its pods with it."""
+        return self._is("Failed")
+
+    @property
+    def failing(self) -> bool:
+        """Whether it is about to fail: its pods are being ended."""
+        return self.failed or self._is("FailureTarget")
+
+    @property
+    def failure(self) -> ConditionFact | None:
+        """Why it failed, in the Job controller's words."""
+        return self.conditions.get("Failed") or self.conditions.get("FailureTarget")
+
+    def _is(self, condition: str) -> bool:
+        fact = self.conditions.get(condition)
+        return fact is not None and fact.true
+
+
+@dataclass(frozen=True)
+class StagePod:
+    """A pod of ours, and its one container.
+
+    Attributes:
+        index: completion index; 0 for stages with one pod.
+        deleted_at: when its grace period ends, if it has been deleted.
+        waiting: reason and message why its container does not run, such as ImagePullBackOff.
+        unschedulable: the scheduler's sentence, while it finds no node.
+        exit_code, ended: of the container, once it has ended; `ended` is the reason, such as OOMKilled.
+        message: the container's termination message.
+        disruption: why Kubernetes ended it, such as DeletionByTaintManager.
+    """
+
+    name: str
+    uid: str
+    stage: Stage
+    attempt: int
+    index: int
+    node: str
+    ip: str
+    phase: str
+    ready: bool
+    created: datetime
+    deleted_at: datetime | None
+    grace_seconds: int
+    waiting: tuple[str, str] | None
+    unschedulable: str
+    exit_code: int | None
+    ended: str
+    ended_at: datetime | None
+    message: str
+    disruption: str
+    reason: str
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.phase in {"Succeeded", "Failed"}
+
+
+def stage_job(item: Object) -> StageJob:
+    """A Job as the API server returned it."""
+    metadata, status = item["metadata"], item.get("status") or {}
+    return StageJob(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        stage=Stage(metadata["labels"][Label.STAGE]),
+        attempt=_attempt(metadata),
+        pods=item["spec"].get("parallelism", 1),
+        created=moment(metadata["creationTimestamp"]),
+        deleting="deletionTimestamp" in metadata,
+        suspended=bool(item["spec"].get("suspend")),
+        conditions=_conditions(status.get("conditions") or ()),
+        completed_at=moment(status["completionTime"]) if status.get("completionTime") else None,
+    )
+
+
+def stage_pod(item: Object) -> StagePod:
+    """A pod as the API server returned it."""
+    metadata, status = item["metadata"], item.get("status") or {}
+    container: Object = next(iter(status.get("containerStatuses") or ()), {})
+    state = container.get("state") or {}
+    ended = state.get("terminated") or {}
+    waiting = state.get("waiting") or {}
+    conditions = _conditions(status.get("conditions") or ())
+    scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
+    ready = conditions.get("Ready")
+    deleted = metadata.get("deletionTimestamp")
+    return StagePod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        stage=Stage(metadata["labels"][Label.STAGE]),
+        attempt=_attempt(metadata),
+        index=int((metadata.get("annotations") or {}).get(INDEX_ANNOTATION, 0)),
+        node=(item.get("spec") or {}).get("nodeName") or "",
+        ip=status.get("podIP") or "",
+        phase=status.get("phase") or "Pending",
+        ready=ready is not None and ready.true,
+        created=moment(metadata["creationTimestamp"]),
+        deleted_at=moment(deleted) if deleted else None,
+        grace_seconds=int(metadata.get("deletionGracePeriodSeconds") or 0),
+        waiting=(waiting["reason"], waiting.get("message") or "") if waiting.get("reason") else None,
+        unschedulable=scheduled.message if scheduled and not scheduled.true else "",
+        exit_code=ended.get("exitCode"),
+        ended=ended.get("reason") or "",
+        ended_at=moment(ended["finishedAt"]) if ended.get("finishedAt") else None,
+        message=ended.get("message") or "",
+        disruption=disrupted.reason if disrupted and disrupted.true else "",
+        reason=status.get("reason") or "",
+    )
+
+
+def moment(text: str) -> datetime:
+    """A time of the API server."""
+    return datetime.fromisoformat(text)
+
+
+def _attempt(metadata: Object) -> int:
+    return int(metadata["labels"].get(Label.ATTEMPT, 0))
+
+
+def _conditions(items: Iterable[Object]) -> dict[str, ConditionFact]:
+    return {
+        item["type"]: ConditionFact(
+            true=item["status"] == "True",
+            reason=item.get("reason") or "",
+            message=item.get("message") or "",
+            since=moment(item["lastTransitionTime"]) if item.get("lastTransitionTime") else None,
+        )
+        for item in items
+    }

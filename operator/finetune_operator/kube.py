@@ -1,0 +1,180 @@
+"""The API server on plain dicts: the only importer of `kubernetes`. Errors are one class with the server's sentence.
+
+Decoding to the client's typed objects costs ten times as much as JSON, and nothing here needs them.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from finetune_api.contract import MANAGER
+from finetune_operator.kinds import Kind
+
+Object = dict[str, Any]
+
+TIMEOUT_SECONDS = 30
+PAGE = 500  # objects of one LIST request
+APPLY = "application/apply-patch+yaml"
+
+
+class KubeError(Exception):
+    """The API server refused, or could not be asked.
+
+    Attributes:
+        status: HTTP status; 0 = no answer.
+        reason: the server's word, such as Forbidden, AlreadyExists, Conflict.
+    """
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+    @property
+    def not_found(self) -> bool:
+        return self.status == 404
+
+    @property
+    def conflict(self) -> bool:
+        """Another writer was first, or the object exists already, or is another one by now."""
+        return self.status == 409
+
+    @property
+    def refused(self) -> bool:
+        """Whether asking again gives the same answer: quota, permission, an invalid object."""
+        return self.status in {400, 403, 405, 413, 422}
+
+
+class Kube:
+    """A client with a bound on requests in flight."""
+
+    def __init__(self, configuration: Configuration, requests: int) -> None:
+        self._client = ApiClient(configuration)
+        self._configuration = configuration
+        self._slots = asyncio.Semaphore(requests)
+
+    @classmethod
+    async def connect(cls, requests: int) -> "Kube":
+        """A client for the cluster this process runs in, or for the kubeconfig of the user.
+
+        Raises:
+            kubernetes.aio.config.ConfigException: there is neither.
+        """
+        configuration = Configuration()
+        try:
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+        except config.ConfigException:
+            await config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return cls(configuration, requests)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._client.close()  # type: ignore[no-untyped-call]
+
+    # ------------------------------------------------------------ objects
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        """One object."""
+        return await self._json("GET", _path(kind, namespace, name))
+
+    async def node(self, name: str) -> Object:
+        """One node."""
+        return await self._json("GET", f"/api/v1/nodes/{quote(name)}")
+
+    async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Object]:
+        """All objects that the selectors (`labelSelector`, `fieldSelector`) match, page by page; None = anywhere."""
+        items: list[Object] = []
+        more = ""
+        while True:
+            query = {"limit": str(PAGE), **selectors, **({"continue": more} if more else {})}
+            page = await self._json("GET", f"{_path(kind, namespace)}?{urlencode(query)}")
+            items += page["items"]
+            more = page["metadata"].get("continue") or ""
+            if not more:
+                return items
+
+    async def create(self, kind: Kind, body: Object) -> Object:
+        """A new object; a conflict when there is one of its name."""
+        path = _path(kind, body["metadata"]["namespace"])
+        return await self._json("POST", f"{path}?fieldManager={MANAGER}&fieldValidation=Strict", body)
+
+    async def replace(self, kind: Kind, body: Object) -> Object:
+        """The object as it is to be, if its resourceVersion is still the one given."""
+        metadata = body["metadata"]
+        return await self._json("PUT", _path(kind, metadata["namespace"], metadata["name"]), body)
+
+    async def delete(
+        self, kind: Kind, namespace: str, name: str, uid: str, *, grace_seconds: int | None = None
+    ) -> None:
+        """Deletes this very object, its children after it; nothing when it is gone or another one has its name."""
+        body: Object = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        if grace_seconds is not None:
+            body["gracePeriodSeconds"] = grace_seconds
+        try:
+            await self._json("DELETE", _path(kind, namespace, name), body)
+        except KubeError as error:
+            if not (error.not_found or error.conflict):
+                raise
+
+    async def apply_status(self, body: Object) -> Object:
+        """Writes a FineTuneJob's status whole; a conflict when it changed since its resourceVersion was read."""
+        metadata = body["metadata"]
+        path = f"{_path(Kind.FINETUNEJOB, metadata['namespace'], metadata['name'])}/status"
+        return await self._json("PATCH", f"{path}?fieldManager={MANAGER}&force=true", body, APPLY)
+
+    async def pod_log(self, namespace: str, name: str, *, lines: int, most_bytes: int) -> str:
+        """The last lines of a pod's log."""
+        query = urlencode({"tailLines": lines, "limitBytes": most_bytes})
+        return (await self._request("GET", f"{_path(Kind.POD, namespace, name)}/log?{query}")).decode(errors="replace")
+
+    # ------------------------------------------------------------ requests
+
+    async def _json(
+        self, method: str, path: str, body: Object | None = None, content_type: str = "application/json"
+    ) -> Object:
+        answer: Object = json.loads(await self._request(method, path, body, content_type))
+        return answer
+
+    async def _request(
+        self, method: str, path: str, body: Object | None = None, content_type: str = "application/json"
+    ) -> bytes:
+        headers = {"Accept": "application/json"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        if bearer := await self._configuration.get_api_key_with_prefix("BearerToken"):
+            headers["Authorization"] = bearer
+        async with self._slots:
+            try:
+                answer = await self._client.rest_client.request(  # type: ignore[no-untyped-call]
+                    method,
+                    self._configuration.host + path,
+                    headers=headers,
+                    body=body,
+                    _request_timeout=TIMEOUT_SECONDS,
+                )
+                content: bytes = await answer.read()
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise KubeError(0, "Unreachable", f"{method} {path}: {error or type(error).__name__}") from error
+        if answer.status >= 400:
+            raise _error(answer.status, content)
+        return content
+
+
+def _error(status: int, content: bytes) -> KubeError:
+    try:
+        told: Mapping[str, Any] = json.loads(content)
+    except ValueError:
+        told = {}
+    message = told.get("message") or content.decode(errors="replace")[:500] or f"HTTP status {status}"
+    return KubeError(status, told.get("reason") or "", message)
+
+
+def _path(kind: Kind, namespace: str | None, name: str = "") -> str:
+    folder = "/" + kind.value.format(f"namespaces/{quote(namespace)}" if namespace else "").replace("//", "/")
+    return f"{folder}/{quote(name)}" if name else folder

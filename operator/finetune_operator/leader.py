@@ -1,0 +1,126 @@
+"""Which replica works: an elector over one Lease. Clocks of other machines are not trusted: a lease counts as expired
+when it has not changed for its whole duration on our own monotonic clock. Who loses it ends the process."""
+
+import asyncio
+import logging
+import random
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_operator.kinds import Kind
+from finetune_operator.kube import Kube, KubeError
+
+log = logging.getLogger("operator.leader")
+
+NAME = "finetune-operator"
+RENEW_SHARE = 1 / 5  # of the lease's duration: between two renewals
+GIVE_UP_SHARE = 2 / 3  # without a renewal for so long, a leader stops before another may begin
+JITTER = 0.2
+
+
+class LostLeaseError(RuntimeError):
+    """Another replica leads, or may soon."""
+
+
+class Elector:
+    """Holds, or waits for, the Lease.
+
+    Args:
+        seconds: duration of the lease.
+    """
+
+    def __init__(self, kube: Kube, namespace: str, identity: str, seconds: float) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._identity = identity
+        self._seconds = seconds
+        self._renewed = float("-inf")  # monotonic, taken before the request
+        self._seen: tuple[str, float] = ("", 0.0)  # resourceVersion of the lease, and when it was first seen
+        self.elected = asyncio.Event()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this replica may write: it was elected, and its lease is fresh enough that no other is."""
+        return self.elected.is_set() and time.monotonic() - self._renewed < self._seconds * GIVE_UP_SHARE
+
+    async def run(self) -> None:
+        """Waits for the lease, then renews it until cancelled.
+
+        Raises:
+            LostLeaseError: it was lost.
+        """
+        pause = self._seconds * RENEW_SHARE
+        while True:
+            began = time.monotonic()
+            try:
+                held = await asyncio.wait_for(self._try(), pause * 2)
+            except (KubeError, TimeoutError) as error:
+                log.warning("the lease is out of reach: %s", error or type(error).__name__)
+                held = None
+            if held:
+                self._renewed = began
+                if not self.elected.is_set():
+                    log.info("%s leads", self._identity)
+                    self.elected.set()
+            elif self.elected.is_set() and (held is False or not self.leads):
+                raise LostLeaseError(f"{self._identity} does not hold the lease any more")
+            await asyncio.sleep(pause * (1 + random.uniform(-JITTER, JITTER)))
+
+    async def release(self) -> None:
+        """Gives the lease back, so that another replica need not wait for it to expire."""
+        if not self.elected.is_set():
+            return
+        try:
+            lease = await self._kube.get(Kind.LEASE, self._namespace, NAME)
+            if lease["spec"].get("holderIdentity") == self._identity:
+                lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
+                await self._kube.replace(Kind.LEASE, lease)
+        except KubeError as error:
+            log.info("the lease is not given back: %s", error)
+
+    async def _try(self) -> bool:
+        """Takes or renews the lease; whether it is held afterwards. A conflict means that another was faster."""
+        try:
+            lease = await self._kube.get(Kind.LEASE, self._namespace, NAME)
+        except KubeError as error:
+            if not error.not_found:
+                raise
+            return await self._written(self._kube.create(Kind.LEASE, self._lease({}, transitions=0)))
+        spec = lease["spec"]
+        holder = spec.get("holderIdentity") or ""
+        version = lease["metadata"]["resourceVersion"]
+        if version != self._seen[0]:
+            self._seen = (version, time.monotonic())
+        if holder not in {"", self._identity}:
+            duration = float(spec.get("leaseDurationSeconds") or self._seconds)
+            if time.monotonic() - self._seen[1] < duration:
+                return False
+        transitions = int(spec.get("leaseTransitions") or 0) + (holder != self._identity)
+        return await self._written(self._kube.replace(Kind.LEASE, self._lease(lease, transitions)))
+
+    async def _written(self, writing: Any) -> bool:
+        try:
+            await writing
+        except KubeError as error:
+            if error.conflict:
+                return False
+            raise
+        return True
+
+    def _lease(self, found: dict[str, Any], transitions: int) -> dict[str, Any]:
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        before = found.get("spec", {})
+        acquired = before.get("acquireTime") if before.get("holderIdentity") == self._identity else now
+        return {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": found.get("metadata") or {"name": NAME, "namespace": self._namespace},
+            "spec": {
+                "holderIdentity": self._identity,
+                "leaseDurationSeconds": max(1, round(self._seconds)),
+                "acquireTime": acquired,
+                "renewTime": now,
+                "leaseTransitions": transitions,
+            },
+        }

@@ -1,0 +1,249 @@
+"""From a FineTuneJob to the objects that carry it out: a Job per stage (and attempt), and the Secret with the gang's
+token. Pure. What is made here is created once and never applied again: a queue may own fields of a Job afterwards."""
+
+import base64
+import hmac
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.contract import (
+    AGENT_PORT,
+    API_VERSION,
+    JOB_ANNOTATION,
+    KIND,
+    MANAGER,
+    Env,
+    ExitCode,
+    Label,
+    PodPath,
+)
+from finetune_api.messages import Stage
+from finetune_api.quantity import parse_quantity
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_operator import pods
+from finetune_operator.settings import Settings
+
+Object = dict[str, Any]
+
+# Budgets are kept by leader and operator: the Job itself never gives up on an index.
+UNLIMITED = 2_147_483_647
+STAGE_RETRIES = 3  # of prepare and export, for faults that are nobody's: storage away, node lost
+TERMINAL_CODES = (
+    ExitCode.USER_ERROR,
+    ExitCode.DATA_ERROR,
+    ExitCode.OUT_OF_MEMORY,
+    ExitCode.DIVERGED,
+    ExitCode.GANG_FAILED,
+)
+CPU_STAGE_REQUESTS = {"cpu": "1", "memory": "4Gi"}
+TOKEN_KEY = "token"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The FineTuneJob that children belong to.
+
+    Attributes:
+        spec: as the user wrote it: it travels to the pods unchanged.
+    """
+
+    name: str
+    namespace: str
+    uid: str
+    spec: Object
+
+    @property
+    def selector(self) -> str:
+        """Label selector of all children."""
+        return f"{Label.UID}={self.uid}"
+
+
+def token(key: bytes, uid: str) -> str:
+    """The bearer token of a job's gang; the operator need not remember it, nor read a Secret."""
+    return hmac.new(key, uid.encode(), "sha256").hexdigest()
+
+
+def token_secret(owner: Owner, settings: Settings) -> Object:
+    """The Secret that hands the token to the training pods."""
+    value = base64.b64encode(token(settings.token_key, owner.uid).encode()).decode()
+    metadata = {**_metadata(owner, secret_name(owner)), "labels": _labels(owner)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": metadata,
+        "type": "Opaque",
+        "immutable": True,
+        "data": {TOKEN_KEY: value},
+    }
+
+
+def prepare_job(owner: Owner, job: FineTuneJob, settings: Settings) -> Object:
+    """The Job that checks data and model, and plans."""
+    asked = job.spec.prepare.resources if job.spec.prepare else None
+    resources = pods.requirements(asked) if asked else {"requests": CPU_STAGE_REQUESTS}
+    return _stage_job(owner, job, settings, Stage.PREPARE, resources)
+
+
+def export_job(owner: Owner, job: FineTuneJob, settings: Settings) -> Object:
+    """The Job that makes artifacts of the best checkpoint."""
+    asked = job.spec.export.resources
+    resources = pods.requirements(asked) if asked else {"requests": CPU_STAGE_REQUESTS}
+    return _stage_job(owner, job, settings, Stage.EXPORT, resources)
+
+
+def train_job(
+    owner: Owner, job: FineTuneJob, settings: Settings, attempt: int, *, grace_seconds: int, scratch_bytes: int
+) -> Object:
+    """The Indexed Job of one attempt: `nodes` pods and the spares.
+
+    Args:
+        grace_seconds: what a pod gets to save and upload when it is told to stop.
+        scratch_bytes: node-local space of a pod, where the user names none.
+    """
+    spec = job.spec
+    labels = {**_labels(owner), Label.STAGE: Stage.TRAIN.value, Label.ATTEMPT: str(attempt)}
+    size = int(parse_quantity(spec.scratch.size)) if spec.scratch and spec.scratch.size else scratch_bytes
+    resources = pods.requirements(spec.resources_per_node)
+    if not (spec.scratch and (spec.scratch.storage_class_name or spec.scratch.medium == "Memory")):
+        resources = {**resources, "requests": {"ephemeral-storage": str(size), **resources.get("requests", {})}}
+    container = pods.container(
+        Stage.TRAIN,
+        job,
+        settings,
+        command=["python", "-m", "finetune_trainer.agent"],
+        env=[
+            *_common_env(owner),
+            pods.from_field(Env.NODE_INDEX, "metadata.annotations['batch.kubernetes.io/job-completion-index']"),
+            pods.from_field(Env.ADVERTISE_HOST, "status.podIP"),
+            pods.from_secret(Env.TOKEN, secret_name(owner), TOKEN_KEY),
+            {"name": Env.AGENT_PORT.value, "value": str(AGENT_PORT)},
+            {"name": Env.THREADS.value, "value": str(pods.threads(job))},
+        ],
+        resources=resources,
+    )
+    container["ports"] = [{"name": "agent", "containerPort": AGENT_PORT}]
+    # ready = this agent's beats are answered
+    container["readinessProbe"] = {
+        "httpGet": {"path": "/healthz", "port": "agent"},
+        "periodSeconds": 3,
+        "timeoutSeconds": 2,
+        "failureThreshold": 2,
+    }
+    template = pods.template(Stage.TRAIN, job, settings, container, grace_seconds=grace_seconds, scratch_bytes=size)
+    template["spec"]["affinity"] = pods.affinity(job, owner.uid)
+    template["spec"]["tolerations"] = pods.tolerations(job, settings.node_toleration_seconds)
+    if spec.priority_class_name:
+        template["spec"]["priorityClassName"] = spec.priority_class_name
+    count = spec.nodes + spec.spares
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {**_metadata(owner, f"{owner.name}-train-{attempt}"), "labels": labels},
+        "spec": {
+            "completionMode": "Indexed",
+            "parallelism": count,
+            "completions": count,
+            "backoffLimitPerIndex": UNLIMITED,
+            "podReplacementPolicy": "Failed",  # never two pods of one index
+            "podFailurePolicy": {
+                "rules": [
+                    _on_exit_codes("FailJob", [code.value for code in TERMINAL_CODES]),
+                    _on_exit_codes("Ignore", [ExitCode.DRAINED.value]),
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
+            # The leader leaves last: once it has exited 0, all is done, whether or not a spare was ever scheduled.
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+            "template": _owned(template, owner, job, labels),
+        },
+    }
+
+
+def secret_name(owner: Owner) -> str:
+    """Name of the Secret with the token."""
+    return f"{owner.name}-token"
+
+
+def stage_job_name(owner: Owner, stage: Stage, attempt: int = 0) -> str:
+    """Name of a stage's Job."""
+    return f"{owner.name}-{stage}-{attempt}" if attempt else f"{owner.name}-{stage}"
+
+
+def _stage_job(owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage, resources: Object) -> Object:
+    labels = {**_labels(owner), Label.STAGE: stage.value}
+    command = ["python", "-m", f"finetune_trainer.{stage}"]
+    container = pods.container(stage, job, settings, command=command, env=_common_env(owner), resources=resources)
+    template = pods.template(stage, job, settings, container, grace_seconds=30, scratch_bytes=None)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {**_metadata(owner, stage_job_name(owner, stage)), "labels": labels},
+        "spec": {
+            "parallelism": 1,
+            "completions": 1,
+            "backoffLimit": STAGE_RETRIES,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {
+                "rules": [
+                    _on_exit_codes("FailJob", [code.value for code in TERMINAL_CODES]),
+                    _on_exit_codes("Ignore", [ExitCode.DRAINED.value]),
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                ]
+            },
+            "template": _owned(template, owner, job, labels),
+        },
+    }
+
+
+def _on_exit_codes(action: str, codes: list[int]) -> Object:
+    return {
+        "action": action,
+        "onExitCodes": {"containerName": pods.CONTAINER, "operator": "In", "values": sorted(codes)},
+    }
+
+
+def _owned(template: Object, owner: Owner, job: FineTuneJob, labels: dict[str, str]) -> Object:
+    """A pod template with our labels, and the job as a file for the pod."""
+    added = job.spec.pod_template
+    written = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": owner.name, "namespace": owner.namespace, "uid": owner.uid},
+        "spec": owner.spec,
+    }
+    return {
+        "metadata": {
+            "labels": {**(added.labels if added else {}), **labels},
+            "annotations": {
+                **(added.annotations if added else {}),
+                JOB_ANNOTATION: json.dumps(written, separators=(",", ":")),
+            },
+        },
+        **template,
+    }
+
+
+def _common_env(owner: Owner) -> list[Object]:
+    return [
+        {"name": Env.JOB.value, "value": PodPath.JOB.value},
+        {"name": Env.JOB_UID.value, "value": owner.uid},
+        {"name": Env.WORK_DIR.value, "value": PodPath.SCRATCH.value},
+        {"name": Env.TERMINATION_LOG.value, "value": PodPath.TERMINATION_LOG.value},
+        {"name": "HOME", "value": PodPath.TMP.value},
+        {"name": "PYTHONUNBUFFERED", "value": "1"},
+    ]
+
+
+def _labels(owner: Owner) -> dict[str, str]:
+    return {Label.MANAGED_BY.value: MANAGER, Label.JOB.value: owner.name, Label.UID.value: owner.uid}
+
+
+def _metadata(owner: Owner, name: str) -> Object:
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "ownerReferences": [
+            {"apiVersion": API_VERSION, "kind": KIND, "name": owner.name, "uid": owner.uid, "controller": True}
+        ],
+    }

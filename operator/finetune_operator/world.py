@@ -1,0 +1,113 @@
+"""What a reconcile has seen, and what it decides: the two values between observe, decide and act."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from finetune_api.beats import Progress
+from finetune_api.errors import Problem
+from finetune_api.messages import Stage
+from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
+from finetune_operator.facts import StageJob, StagePod
+from finetune_operator.kinds import Kind
+from finetune_operator.resources import Owner
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Polled:
+    """What the leader of a gang said last; `error` is set when it could not be asked since."""
+
+    progress: Progress | None
+    at: datetime
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One FineTuneJob and everything that belongs to it.
+
+    Attributes:
+        job: None when the spec breaks a rule; `problems` says which.
+        status: as it was last written.
+        held_up: Jobs that cannot make pods, with the API server's sentence (a quota, a policy).
+        refused: the API server's sentence about a child that it did not let us create, since it last did.
+        lost_nodes: nodes of pods past their grace period that are gone or not ready.
+        log_tail: last lines of the pod that ended a failed stage.
+    """
+
+    owner: Owner
+    generation: int
+    resource_version: str
+    deleting: bool
+    job: FineTuneJob | None
+    problems: tuple[Problem, ...] = ()
+    status: FineTuneJobStatus = field(default_factory=FineTuneJobStatus)
+    jobs: tuple[StageJob, ...] = ()
+    pods: tuple[StagePod, ...] = ()
+    polled: Polled | None = None
+    held_up: Mapping[str, str] = field(default_factory=dict)
+    refused: str = ""
+    lost_nodes: frozenset[str] = frozenset()
+    log_tail: str = ""
+
+    def stage_job(self, stage: Stage) -> StageJob | None:
+        """The Job of a stage; of training, the one of the highest attempt."""
+        found = [job for job in self.jobs if job.stage is stage]
+        return max(found, key=lambda job: job.attempt, default=None)
+
+    def stage_pods(self, stage: Stage, attempt: int = 0) -> list[StagePod]:
+        """The pods of a stage's Job, oldest first."""
+        found = [pod for pod in self.pods if pod.stage is stage and pod.attempt == attempt]
+        return sorted(found, key=lambda pod: (pod.created, pod.name))
+
+    @property
+    def living_pods(self) -> list[StagePod]:
+        """Pods that still hold something of a node."""
+        return [pod for pod in self.pods if not pod.over]
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create a child; nothing if it is there."""
+
+    kind: Kind
+    body: Object
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete this very object; grace 0 = now, even if its node does not answer."""
+
+    kind: Kind
+    name: str
+    uid: str
+    grace_seconds: int | None = None
+
+
+Action = Create | Delete
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A Kubernetes Event to be: told once the status that it belongs to is written."""
+
+    warning: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a reconcile does: writes the status, then acts, then tells.
+
+    Attributes:
+        wake_seconds: look again after so long, if nothing happens before.
+    """
+
+    status: FineTuneJobStatus
+    actions: tuple[Action, ...] = ()
+    milestones: tuple[Milestone, ...] = ()
+    wake_seconds: float | None = None
