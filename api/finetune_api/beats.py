@@ -236,11 +236,17 @@ class Progress(Message):
 
 
 class GenerationRecord(Message):
-    """generation.json: who leads, the highest generation given out, and what a next leader must know of the past."""
+    """generation.json: who leads, the highest generation given out, and what a next leader must know of the past.
+
+    Attributes:
+        started: workers of this generation were started and none of its endings is recorded; a next leader that reads
+            this has lost the leader before it in the middle of work.
+    """
 
     generation: int
     leader: str
     incarnation: str
+    started: bool = False
     recoveries: tuple[Recovery, ...] = ()
     recovery_totals: RecoveryTotals = RecoveryTotals()
     checkpoint_count: int = 0

@@ -33,8 +33,8 @@ from finetune_api.messages import (
     Task,
 )
 from finetune_api.results import StageResult
-from finetune_trainer.export.__main__ import main
 from finetune_trainer.export.pick import pick
+from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, read_manifest, upload_tree
 

@@ -103,6 +103,58 @@ CASES = [
         Start({0: 0, 1: 1}, 20),
     ),
     Case("a spare takes the rank of a missing node", gang(beat(0), beat(2)), Start({0: 0, 2: 1}, None)),
+    Case(
+        "a node that comes back does not take its rank from the spare that stood in",
+        gang(beat(0, complete=(share(60, 0),)), beat(1), beat(2, complete=(share(60, 1),))),
+        Start({0: 0, 2: 1}, 60),
+    ),
+    Case(
+        "of two that hold shares of a rank the newer one keeps it",
+        gang(
+            beat(0, complete=(share(60, 0),)),
+            beat(1, complete=(share(40, 1),)),
+            beat(2, complete=(share(60, 1),)),
+        ),
+        Start({0: 0, 2: 1}, 60),
+    ),
+    Case("a spare that is ready first does not wait for a node that boots", gang(beat(0), beat(3)), Start),
+    Case("a spare that was told to stop does not take part", gang(beat(0), beat(2, draining=True)), Wait),
+    Case(
+        "a spare waits for the commit of what the leaving node saved",
+        gang(
+            beat(0, complete=(share(60, 0),)),
+            beat(1, draining=True, complete=(share(60, 1),)),
+            beat(2),
+            committed=frozenset({40}),
+        ),
+        Wait("checkpoint 60 is being committed"),
+    ),
+    Case(
+        "also when that node is gone and only the leader's share is on its way",
+        gang(
+            beat(0, complete=(share(60, 0),)),
+            beat(1, draining=True, uploaded=(share(60, 1),)),
+            beat(2),
+            committed=frozenset({40}),
+        ),
+        Wait("checkpoint 60 is being committed"),
+    ),
+    Case(
+        "not for an upload that fails",
+        gang(
+            beat(0, complete=(share(60, 0),), storage_error="denied"),
+            beat(1, draining=True, uploaded=(share(60, 1),)),
+            beat(2),
+            committed=frozenset({40}),
+        ),
+        Start({0: 0, 2: 1}, 40),
+    ),
+    Case(
+        "the leader told to stop makes all save, even where it trains no rank",
+        running(beat(0, draining=True), RUNNING[1], beat(2, AgentState.RUNNING, ranks=(rank(0),))),
+        Drain,
+    ),
+    Case("a spare told to stop changes nothing", running(*RUNNING, beat(2, draining=True)), GoOn()),
     Case("workers at work are left alone", running(*RUNNING), GoOn()),
     Case(
         "a dead worker moves every node to a new generation",
@@ -198,6 +250,18 @@ LEAVING = [
     Leaving("not while workers run", running(RUNNING[0], replace_beat(RUNNING[1], draining=True)), 1, False),
     Leaving("not before its share is uploaded", gang(beat(0), beat(1, draining=True, complete=SAVED)), 1, False),
     Leaving(
+        "a spare at once, while the gang runs",
+        running(*RUNNING, beat(2, draining=True)),
+        2,
+        True,
+    ),
+    Leaving(
+        "not the leader whose rank a spare has",
+        gang(beat(0, draining=True), rendezvous=replace(MEET, ranks={2: 0, 1: 1})),
+        0,
+        False,
+    ),
+    Leaving(
         "not the leader before the others",
         gang(beat(0, draining=True), beat(1, draining=True, complete=SAVED)),
         0,
@@ -211,6 +275,18 @@ LEAVING = [
         ),
         0,
         False,
+    ),
+    Leaving(
+        "not the leader before storage knows why",
+        gang(beat(0, draining=True), stored=GENERATION - 1),
+        0,
+        False,
+    ),
+    Leaving(
+        "the leader without those that were lost meanwhile",
+        roster.hear_closed(gang(beat(0, draining=True), beat(1, draining=True, complete=SAVED)), 1, "i1", NOW - 3),
+        0,
+        True,
     ),
     Leaving(
         "the leader last",
@@ -227,7 +303,7 @@ LEAVING = [
 
 @pytest.mark.parametrize("case", LEAVING, ids=str)
 def test_may_leave(case: Leaving) -> None:
-    assert policy.may_leave(case.gang, case.node) is case.expect
+    assert policy.may_leave(case.gang, case.node, NOW) is case.expect
 
 
 @given(

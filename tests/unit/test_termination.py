@@ -1,11 +1,16 @@
 """A stage's result fits into a termination message, and says what was left out."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from finetune_api.errors import Problem
-from finetune_api.messages import DatasetFacts, SplitFacts, Stage
-from finetune_api.results import StageResult
+from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryTotals
+from finetune_api.errors import FailureCategory, Problem
+from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
+from finetune_api.results import PlanSummary, StageResult
 from finetune_trainer.termination import LIMIT, fit
+
+FACTS = DatasetFacts(sha256="0" * 64, train=SplitFacts(rows=1, tokens=1, trained_tokens=1, longest=1))
 
 
 def problems(count: int, length: int) -> tuple[Problem, ...]:
@@ -31,14 +36,106 @@ def test_a_small_result_is_left_as_it_is() -> None:
 
 
 def test_many_labels_are_left_out_before_facts() -> None:
-    facts = DatasetFacts(
-        sha256="0" * 64,
-        train=SplitFacts(rows=1, tokens=1, trained_tokens=1, longest=1),
-        labels=tuple(f"label number {index}" for index in range(1000)),
-    )
+    facts = FACTS.model_copy(update={"labels": tuple(f"label number {index}" for index in range(1000))})
     text = fit(StageResult(stage=Stage.PREPARE, succeeded=True, dataset=facts, note="kept"))
     result = StageResult.model_validate_json(text)
     assert len(text.encode()) <= LIMIT
     assert result.dataset is not None
     assert (result.dataset.train, result.dataset.labels) == (facts.train, ())
     assert result.note == "1000 labels left out; kept"
+
+
+def recovery(number: int) -> Recovery:
+    return Recovery(generation=number, time="2026-01-01T00:00:00.000+00:00", reason=f"reason {number} " + "r" * 90)
+
+
+PROGRESS = Progress(
+    phase="train",
+    generation=30,
+    step=900,
+    max_steps=1000,
+    evals=tuple(EvalMetrics(step=step, values={"eval_loss": 0.123, "eval_accuracy": 0.9}) for step in range(50)),
+    checkpoints=tuple(
+        CheckpointFacts(step=step, saved="2026-01-01T00:00:00+00:00", size_bytes=10**9, best=step == 1)
+        for step in range(9)
+    ),
+    checkpoint_count=90,
+    recoveries=tuple(recovery(number) for number in range(20)),
+    recovery_totals=RecoveryTotals(count=29, restarts=29),
+)
+
+
+def test_a_leaders_result_keeps_the_last_of_each_and_all_figures() -> None:
+    text = fit(StageResult(stage=Stage.TRAIN, succeeded=False, progress=PROGRESS))
+    seen = StageResult.model_validate_json(text).progress
+    assert seen is not None
+    assert (seen.step, seen.checkpoint_count, seen.recovery_totals) == (900, 90, PROGRESS.recovery_totals)
+    assert seen.evals == PROGRESS.evals[-1:]
+    assert seen.recoveries == PROGRESS.recoveries[-5:]
+    assert seen.checkpoints == PROGRESS.checkpoints
+
+
+def test_choices_go_first() -> None:
+    plan = PlanSummary(
+        task=Task.CAUSAL_LM,
+        method=MethodType.LORA,
+        model="m",
+        commit="c",
+        parameters=1,
+        size_bytes=1,
+        nodes=2,
+        processes_per_node=8,
+        zero_stage=2,
+        micro_batch=1,
+        gradient_accumulation=1,
+        global_batch=16,
+        max_steps=1,
+        learning_rate=1e-4,
+        checkpoint_every_steps=1,
+        checkpoint_bytes=1,
+        grace_seconds=60,
+        scratch_bytes=1,
+        choices=tuple(f"choice {number} " + "c" * 100 for number in range(40)),
+    )
+    result = StageResult(stage=Stage.PREPARE, succeeded=True, plan=plan, dataset=FACTS, note="n" * 500)
+    seen = StageResult.model_validate_json(fit(result))
+    assert seen == result.model_copy(update={"plan": plan.model_copy(update={"choices": ()})})
+
+
+TEXTS = st.text(max_size=3000)
+RESULTS = st.builds(
+    StageResult,
+    stage=st.sampled_from(Stage),
+    succeeded=st.booleans(),
+    problems=st.lists(
+        st.builds(Problem, code=TEXTS, field=TEXTS, message=TEXTS, cure=TEXTS, file=TEXTS | st.none()), max_size=8
+    ).map(tuple),
+    dataset=st.none() | st.builds(lambda names: FACTS.model_copy(update={"labels": tuple(names)}), st.lists(TEXTS)),
+    progress=st.none()
+    | st.builds(
+        lambda note, tail, many: PROGRESS.model_copy(
+            update={
+                "note": note,
+                "failure": Failure(category=FailureCategory.UNKNOWN, node=0, message=note, log_tail=tail),
+                "recoveries": PROGRESS.recoveries[:many],
+                "checkpoints": PROGRESS.checkpoints * many,
+            }
+        ),
+        TEXTS,
+        TEXTS,
+        st.integers(0, 20),
+    ),
+    artifacts=st.lists(st.builds(Artifact, kind=st.just("adapter"), uri=TEXTS, step=st.integers()), max_size=3).map(
+        tuple
+    ),
+    note=TEXTS,
+)
+
+
+@given(RESULTS)
+def test_any_result_fits_and_still_says_how_it_ended(result: StageResult) -> None:
+    text = fit(result)
+    assert len(text.encode()) <= LIMIT
+    seen = StageResult.model_validate_json(text)
+    assert (seen.stage, seen.succeeded, seen.category) == (result.stage, result.succeeded, result.category)
+    assert bool(seen.problems) == bool(result.problems)

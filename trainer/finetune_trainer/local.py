@@ -165,8 +165,8 @@ class Supervisor:
         self._check(stage, code)
 
     async def train(self) -> None:
-        """Runs the gang to its end."""
-        nodes = self.plan().nodes
+        """Runs the gang, and nodes that stand by, to its end."""
+        nodes = self.plan().nodes + self._local.job.spec.spares
         with self._locked(), self._stoppable():
             self._screen.start()
             watching = asyncio.create_task(self._watch())

@@ -43,6 +43,7 @@ class StageInputs:
 
 def own_process() -> None:
     """Makes the calling process a stage's own: it ends when told to, and with its parent in local mode."""
+    os.environ.setdefault("USER", "finetune")  # libraries ask for a name that a pod's user may not have
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(ExitCode.DRAINED))  # as PID 1 it would go unheard
     if parent := os.environ.get(Env.PARENT_PID):
         die_with_parent(int(parent))

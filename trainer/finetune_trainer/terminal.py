@@ -74,7 +74,7 @@ class Screen:
         for recovery in progress.recoveries[self._recovered :]:
             self.says("recovery", f"generation {recovery.generation}: {recovery.reason}")
         self._recovered = max(self._recovered, len(progress.recoveries))
-        for step in sorted(set(progress.checkpoints) - self._checkpoints):
+        for step in sorted({facts.step for facts in progress.checkpoints} - self._checkpoints):
             self._checkpoints.add(step)
             self.says("saved", f"checkpoint {step} committed")
         if progress.note and progress.note != self._note:

@@ -1,47 +1,168 @@
 """A stage's result within the 4,096 bytes that Kubernetes keeps of a termination message."""
 
+from collections.abc import Callable
+
+from finetune_api.beats import Failure, Progress
+from finetune_api.errors import Problem
 from finetune_api.results import StageResult
 
 LIMIT = 4000  # bytes, of 4,096
-SHORT_TEXT = 300  # characters of a message, where it must shrink
+SHORT_TEXT = 300  # bytes of a text, where it must shrink
+SHORTEST_TEXT = 120
 SHORT_LINES = 5
+RECOVERIES = 5  # of the last, where not all fit
+CHECKPOINTS = 3
 
 
 def fit(result: StageResult) -> str:
-    """The result as JSON, with as much of it as fits: first long texts go, then labels, then the last problems.
+    """The result as JSON, with as much of it as fits; what goes first is what can best be read elsewhere.
 
-    What was left out is counted in `note`.
+    Labels and problems that were left out are counted in `note`.
     """
-    problems = result.problems
-    if _size(result) > LIMIT:
-        problems = tuple(
-            problem.model_copy(
-                update={
-                    "message": _shortened(problem.message),
-                    "cure": _shortened(problem.cure),
-                    "file": None if problem.file is None else _shortened(problem.file),
-                    "lines": problem.lines[:SHORT_LINES],
-                }
+    for shrink in SHRINKS:
+        if _size(result) <= LIMIT:
+            break
+        result = shrink(result)
+    return _json(result)
+
+
+# ---------------------------------------------------------------- what may go, the least missed first
+
+
+def _without_choices(result: StageResult) -> StageResult:
+    return result.model_copy(update={"plan": result.plan and result.plan.model_copy(update={"choices": ()})})
+
+
+def _with_short_texts(result: StageResult) -> StageResult:
+    problems = tuple(_short_problem(problem, SHORT_TEXT) for problem in result.problems)
+    progress = result.progress and result.progress.model_copy(
+        update={
+            "note": _shortened(result.progress.note),
+            "failure": _short_failure(result.progress.failure, SHORT_TEXT),
+            "recoveries": tuple(
+                recovery.model_copy(update={"reason": _shortened(recovery.reason)})
+                for recovery in result.progress.recoveries
+            ),
+        }
+    )
+    note = _shortened(result.note)
+    return result.model_copy(update={"problems": problems, "progress": progress, "note": note})
+
+
+def _without_labels(result: StageResult) -> StageResult:
+    if result.dataset is None or not result.dataset.labels:
+        return result
+    dataset = result.dataset.model_copy(update={"labels": ()})
+    note = _shortened(f"{len(result.dataset.labels)} labels left out; {result.note}")
+    return result.model_copy(update={"dataset": dataset, "note": note})
+
+
+def _with_the_last_eval(result: StageResult) -> StageResult:
+    return _with_progress(result, lambda progress: {"evals": progress.evals[-1:]})
+
+
+def _with_the_last_recoveries(result: StageResult) -> StageResult:
+    return _with_progress(result, lambda progress: {"recoveries": progress.recoveries[-RECOVERIES:]})
+
+
+def _with_the_last_checkpoints(result: StageResult) -> StageResult:
+    return _with_progress(
+        result,
+        lambda progress: {
+            "checkpoints": tuple(
+                facts
+                for facts in progress.checkpoints
+                if facts.best or facts.step in {last.step for last in progress.checkpoints[-CHECKPOINTS:]}
             )
-            for problem in problems
-        )
-        result = result.model_copy(update={"problems": problems, "note": _shortened(result.note)})
-    if _size(result) > LIMIT and result.dataset is not None:
-        left = f"{len(result.dataset.labels)} labels left out; {result.note}"
-        result = result.model_copy(
-            update={"dataset": result.dataset.model_copy(update={"labels": ()}), "note": _shortened(left)}
-        )
+        },
+    )
+
+
+def _with_fewer_problems(result: StageResult) -> StageResult:
+    problems = result.problems
     kept = len(problems)
     while _size(result) > LIMIT and kept > 1:
         kept -= 1
         left = f"{len(problems) - kept} more problems in the log"
         result = result.model_copy(update={"problems": problems[:kept], "note": left})
-    return result.model_dump_json(exclude_none=True)
+    return result
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHORT_TEXT else text[: SHORT_TEXT - 3] + "..."
+def _with_figures_only(result: StageResult) -> StageResult:
+    artifacts = tuple(artifact.model_copy(update={"metrics": {}}) for artifact in result.artifacts)
+    return _with_progress(
+        result.model_copy(update={"artifacts": artifacts}),
+        lambda progress: {
+            "evals": (),
+            "recoveries": (),
+            "checkpoints": (),
+            "failure": _short_failure(progress.failure, SHORTEST_TEXT),
+            "note": "",
+        },
+    )
+
+
+def _bare(result: StageResult) -> StageResult:
+    """How it ended and the first reason: small whatever was given."""
+    return StageResult(
+        stage=result.stage,
+        succeeded=result.succeeded,
+        category=result.category,
+        problems=tuple(_short_problem(problem, SHORTEST_TEXT) for problem in result.problems[:1]),
+        note="the rest did not fit",
+    )
+
+
+SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
+    _without_choices,
+    _with_short_texts,
+    _without_labels,
+    _with_the_last_eval,
+    _with_the_last_recoveries,
+    _with_the_last_checkpoints,
+    _with_fewer_problems,
+    _with_figures_only,
+    _bare,
+)
+
+
+def _with_progress(result: StageResult, update: Callable[[Progress], dict[str, object]]) -> StageResult:
+    if result.progress is None:
+        return result
+    return result.model_copy(update={"progress": result.progress.model_copy(update=update(result.progress))})
+
+
+def _short_problem(problem: Problem, limit: int) -> Problem:
+    texts = {name: _shortened(getattr(problem, name), limit) for name in ("code", "field", "message", "cure")}
+    file = None if problem.file is None else _shortened(problem.file, limit)
+    return problem.model_copy(update={**texts, "file": file, "lines": problem.lines[:SHORT_LINES]})
+
+
+def _short_failure(failure: Failure | None, limit: int) -> Failure | None:
+    if failure is None:
+        return None
+    message, tail = _shortened(failure.message, limit), failure.log_tail[-limit:]
+    return failure.model_copy(update={"message": message, "log_tail": _shortened(tail, limit)})
+
+
+def _shortened(text: str, limit: int = SHORT_TEXT) -> str:
+    """The beginning of a text, in at most `limit` bytes of JSON: a control character takes six."""
+    if _json_bytes(text) <= limit:
+        return text
+    kept = text[: limit - 3]
+    while _json_bytes(kept) > limit - 3:
+        kept = kept[: len(kept) * (limit - 3) // _json_bytes(kept)]
+    return kept + "..."
+
+
+def _json_bytes(text: str) -> int:
+    escaped = sum(5 if character < " " else 1 for character in text if character < " " or character in '"\\\x7f')
+    return len(text.encode(errors="replace")) + escaped
+
+
+def _json(result: StageResult) -> str:
+    return result.model_dump_json(exclude_defaults=True)
 
 
 def _size(result: StageResult) -> int:
-    return len(result.model_dump_json(exclude_none=True).encode())
+    return len(_json(result).encode())

@@ -20,6 +20,7 @@ from finetune_api.errors import StorageError
 from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.uploads import CheckpointStore
 from finetune_trainer.agent.workers import Workers
 from finetune_trainer.orders import WorkerEvent, WorkerOrder
@@ -30,10 +31,13 @@ log = logging.getLogger("agent")
 FENCE_SECONDS = 30.0  # without a leader for this long, workers are killed: another gang may be at work
 BEAT_TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
 RETRY_SECONDS = 0.3
+HEALTHY_SECONDS = 10.0  # a beat was answered within this time
 UPLOAD_RETRY_SECONDS = 3.0
+LOG_UPLOAD_SECONDS = 15.0  # a node that was told to stop has no time to lose
 GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
 KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
 MOST_STEPS_A_BEAT = 500
+MOST_UPLOADS_A_BEAT = 10  # the leader has committed what is older
 
 
 @dataclass
@@ -79,7 +83,18 @@ class Agent:
         self._orders = asyncio.Event()  # a directive that differs from the last
         self._saves = asyncio.Event()  # a checkpoint may be complete
         self._heard_leader = time.monotonic()
+        self._answered: float | None = None
         self._stepped = 0  # the last generation that has made a step
+
+    @property
+    def boots(self) -> bool:
+        """Whether it has not been ready yet: nobody counts on it."""
+        return self._node.state is AgentState.BOOT
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it takes part: the leader has answered lately."""
+        return self._answered is not None and time.monotonic() - self._answered < HEALTHY_SECONDS
 
     # ------------------------------------------------------------ what happens to it
 
@@ -127,23 +142,20 @@ class Agent:
         async with aiohttp.ClientSession(
             timeout=BEAT_TIMEOUT, headers={"Authorization": f"Bearer {self._config.token}"}
         ) as session:
-            tasks = [
-                asyncio.create_task(work)
-                for work in (self._beat(session), self._upload(), self._fetch_inputs(), self._fence())
-            ]
-            obeying = asyncio.create_task(self._obey())
+            tasks = [asyncio.create_task(work) for work in (self._beat(session), self._upload(), self._fetch_inputs())]
+            endings = [asyncio.create_task(self._obey()), asyncio.create_task(self._fence())]
             try:
-                await asyncio.wait([obeying, *tasks], return_when=asyncio.FIRST_COMPLETED)
-                for task in (*tasks, obeying):
+                await asyncio.wait([*endings, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                for task in (*tasks, *endings):
                     if task.done() and task.exception():
                         raise task.exception() or RuntimeError
-                code = obeying.result()
+                code = next(ending.result() for ending in endings if ending.done())
                 await self._say_goodbye(session)
                 return code
             finally:
-                for task in (*tasks, obeying):
+                for task in (*tasks, *endings):
                     task.cancel()
-                await asyncio.gather(*tasks, obeying, return_exceptions=True)
+                await asyncio.gather(*tasks, *endings, return_exceptions=True)
 
     async def _beat(self, session: aiohttp.ClientSession) -> None:
         while True:
@@ -179,8 +191,9 @@ class Agent:
                     self._workers.terminate()
                 case Action.DONE | Action.STOPPED | Action.FAILED:
                     await self._workers.kill()
-                    await asyncio.to_thread(self._upload_logs)
-                    return ending(directive)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(asyncio.to_thread(self._upload_logs), LOG_UPLOAD_SECONDS)
+                    return ending(directive, self._leads)
 
     async def _upload(self) -> None:
         while True:
@@ -196,7 +209,7 @@ class Agent:
                         log.warning("checkpoint %d is not uploaded yet: %s", saved.step, error)
                         self._node.storage_error = str(error)
                 else:
-                    self._node.uploaded.append(saved)
+                    self._node.uploaded = [*self._node.uploaded, saved][-MOST_UPLOADS_A_BEAT:]
                     self._node.storage_error = ""
                     await asyncio.to_thread(
                         disk.retain, self._checkpoint_root(saved.node_rank), self._node.uploaded, KEEP_LOCAL
@@ -209,7 +222,7 @@ class Agent:
             (self._plan.model.prefix, self._model_folder()),
             (f"datasets/{self._plan.dataset.sha256}/", self._dataset_folder()),
         ):
-            await asyncio.to_thread(download_tree, self._store, prefix, folder)
+            await patiently(download_tree, self._store, prefix, folder)
         while not self._workers.warm:
             await self._workers.changed()
         if self._node.state is AgentState.BOOT:
@@ -217,13 +230,18 @@ class Agent:
         self._news.set()
         await asyncio.Event().wait()
 
-    async def _fence(self) -> None:
+    async def _fence(self) -> ExitCode:
+        """Returns when this node was told to stop and nobody is left to let it go."""
         while True:
             await asyncio.sleep(1)
-            if self._node.state is AgentState.RUNNING and time.monotonic() - self._heard_leader > FENCE_SECONDS:
+            if time.monotonic() - self._heard_leader <= FENCE_SECONDS:
+                continue
+            if self._node.state in {AgentState.RUNNING, AgentState.ENDED}:
                 log.error("no leader for %g s: killing the workers", FENCE_SECONDS)
                 await self._workers.kill()
                 self._node.state = AgentState.READY
+            if self._node.draining:
+                return ExitCode.DRAINED
 
     # ------------------------------------------------------------ parts of beating
 
@@ -255,7 +273,7 @@ class Agent:
             return Directive.model_validate_json(await answer.text())
 
     def _heard(self, directive: Directive, beat: Beat) -> None:
-        self._heard_leader = time.monotonic()
+        self._heard_leader = self._answered = time.monotonic()
         del self._node.steps[: len(beat.steps)]
         del self._node.evals[: len(beat.evals)]
         if directive.generation < self._node.generation:
@@ -271,6 +289,9 @@ class Agent:
         with contextlib.suppress(StorageError, ValueError):
             raw = await asyncio.to_thread(self._store.get, self._run + File.GENERATION)
             self._leader = GenerationRecord.model_validate_json(raw).leader
+            if await asyncio.to_thread(self._store.head, self._run + File.DONE):  # it has left: nobody will answer
+                self._directive = Directive(generation=self._node.generation, action=Action.DONE)
+                self._orders.set()
 
     async def _say_goodbye(self, session: aiohttp.ClientSession) -> None:
         """One last beat, so that the leader need not wait for a node that has obeyed."""
@@ -365,11 +386,17 @@ class Agent:
         return self._config.work / "dataset"
 
 
-def ending(directive: Directive) -> ExitCode:
-    """The exit code of an agent that was let go."""
+def ending(directive: Directive, leads: bool) -> ExitCode:
+    """The exit code of an agent that was let go.
+
+    Only the leader ends with the verdict: a follower, which goes first, would make the Job delete the leader's pod and
+    with it the termination message.
+    """
     match directive.action:
         case Action.DONE:
             return ExitCode.OK
+        case Action.FAILED if not leads:
+            return ExitCode.DRAINED
         case Action.STOPPED:
             return ExitCode.DRAINED
         case _:

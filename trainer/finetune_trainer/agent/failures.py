@@ -81,5 +81,10 @@ def announced_stop(nodes: list[int]) -> Failure:
     return Failure(category=FailureCategory.PREEMPTED, node=nodes[0], message=f"{names} told to stop")
 
 
+def leader_lost() -> Failure:
+    """What a new leader says of the one before, when nothing else tells why it is gone."""
+    return _node_fault(0, "the leader's pod was lost")
+
+
 def _node_fault(node: int, message: str) -> Failure:
     return Failure(category=FailureCategory.NODE_FAULT, node=node, message=message)

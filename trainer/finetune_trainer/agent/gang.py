@@ -4,7 +4,7 @@ A generation begins without workers (every agent holds), gets a rendezvous when 
 run or with the next one. Whatever goes wrong, the answer is the same: generation + 1, from the newest checkpoint.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from finetune_api.beats import AgentState, Beat, Failure, RankState, Saved
@@ -91,23 +91,26 @@ def decide(gang: Gang, now: float) -> Decision:
     return GoOn()
 
 
-def may_leave(gang: Gang, node: int) -> bool:
+def may_leave(gang: Gang, node: int, now: float) -> bool:
     """Whether a node that was told to stop may exit: no workers, and what it saved lies in storage.
 
-    The leader leaves after the others, because its commit makes their last checkpoint count.
+    A spare disturbs nobody. The leader leaves after the others, because its commit makes their last checkpoint count,
+    and not before storage knows why.
     """
-    member = gang.members[node]
-    beat = member.beat
-    if not beat.draining or gang.rendezvous is not None or beat.state not in {AgentState.READY, AgentState.BOOT}:
+    beat = gang.members[node].beat
+    working = gang.rendezvous is not None and (node == 0 or node in gang.rendezvous.ranks)
+    if not beat.draining or working or beat.state not in {AgentState.READY, AgentState.BOOT}:
         return False
     if set(beat.complete) - set(beat.uploaded):
         return False
     if node != 0:
         return True
-    others_leave = all(
-        may_leave(gang, other) or not gang.members[other].beat.draining for other in gang.members if other
-    )
-    return others_leave and not uncommitted(gang)
+    staying = [
+        other
+        for other, member in gang.members.items()
+        if other and member.beat.draining and alive(gang, other, now) and not may_leave(gang, other, now)
+    ]
+    return not staying and not uncommitted(gang) and gang.stored == gang.generation
 
 
 # ---------------------------------------------------------------- the sentences above, one by one
@@ -133,18 +136,28 @@ def not_ready(gang: Gang, now: float) -> str:
         return "generation.json"
     present = [node for node in gang.members if ready(gang, node, now)]
     if len(present) >= gang.nodes:
-        return ""
+        step = commit_worth_waiting_for(gang, now)
+        return "" if step is None else f"checkpoint {step} is being committed"
     waiting = [node for node in range(gang.nodes) if node not in present] or list(range(gang.nodes))
     return f"{len(present)} of {gang.nodes} nodes ready, waiting for {', '.join(f'node {node}' for node in waiting)}"
 
 
 def node_ranks(gang: Gang, now: float) -> dict[int, int]:
-    """Node index -> node rank: each ready node of the first `nodes` has its own, spares take those left over."""
+    """Node index -> node rank, for as many ready nodes as train.
+
+    Who holds the newest share of a rank keeps it, so that a node that comes back does not take its rank, and its
+    checkpoints, from the spare that stood in. Then each has the rank of its own index, and spares those left over.
+    """
     present = sorted(node for node in gang.members if ready(gang, node, now))
-    ranks = {node: node for node in present if node < gang.nodes}
-    free = [rank for rank in range(gang.nodes) if rank not in ranks.values()]
-    spares = [node for node in present if node >= gang.nodes]
-    return {**ranks, **dict(zip(spares, free, strict=False))}
+    shares = [(-saved.step, node, saved.node_rank) for node in present for saved in gang.members[node].beat.complete]
+    wishes = [(node, rank) for _, node, rank in sorted(shares)]
+    wishes += [(node, node) for node in present]
+    wishes += [(node, rank) for rank in range(gang.nodes) for node in present]
+    ranks: dict[int, int] = {}
+    for node, rank in wishes:
+        if node not in ranks and rank < gang.nodes and rank not in ranks.values():
+            ranks[node] = rank
+    return ranks
 
 
 def newest_checkpoint(gang: Gang, ranks: Mapping[int, int]) -> int | None:
@@ -153,6 +166,23 @@ def newest_checkpoint(gang: Gang, ranks: Mapping[int, int]) -> int | None:
     local = {step for step, _ in set.intersection(*shares)} if shares else set()
     broken = {step for node in ranks for step in gang.members[node].beat.broken}
     return max((local | gang.committed) - broken, default=None)
+
+
+def commit_worth_waiting_for(gang: Gang, now: float) -> int | None:
+    """A step beyond the newest that can be resumed from now: all its shares are in storage or on their way to it, as
+    when a node that was told to stop has saved, and a spare takes its rank."""
+    resume = newest_checkpoint(gang, node_ranks(gang, now)) or 0
+    beats = [member.beat for member in gang.members.values()]
+    shares = {saved for beat in beats for saved in beat.uploaded}
+    shares |= {
+        saved
+        for beat in beats
+        if alive(gang, beat.node, now) and not beat.storage_error  # else nobody knows when it comes
+        for saved in beat.complete
+    }
+    broken = {step for beat in beats for step in beat.broken}
+    coming = {saved.step for saved in shares if saved.step > resume and _whole(saved, shares, gang.nodes)}
+    return max(coming - broken, default=None)
 
 
 def everyone_ended(gang: Gang) -> bool:
@@ -167,8 +197,9 @@ def everyone_trained(gang: Gang) -> bool:
 
 
 def draining_nodes(gang: Gang) -> list[int]:
-    """Training nodes that were told to stop."""
-    return [beat.node for beat in _training(gang) if beat.draining]
+    """Nodes that were told to stop and whose end is felt: those that train, and the leader."""
+    leader = [gang.members[0].beat] if 0 in gang.members else []
+    return sorted({beat.node for beat in [*leader, *_training(gang)] if beat.draining})
 
 
 def uncommitted(gang: Gang) -> set[Saved]:
@@ -177,9 +208,7 @@ def uncommitted(gang: Gang) -> set[Saved]:
     return {
         saved
         for saved in shares
-        if saved.node_rank == 0
-        and saved.step > max(gang.committed, default=0)
-        and all(Saved(step=saved.step, generation=saved.generation, node_rank=r) in shares for r in range(gang.nodes))
+        if saved.node_rank == 0 and saved.step > max(gang.committed, default=0) and _whole(saved, shares, gang.nodes)
     }
 
 
@@ -207,6 +236,11 @@ def next_generation(gang: Gang, failure: Failure) -> Gang:
 def _training(gang: Gang) -> list[Beat]:
     assert gang.rendezvous is not None
     return [gang.members[node].beat for node in gang.rendezvous.ranks]
+
+
+def _whole(saved: Saved, shares: Collection[Saved], nodes: int) -> bool:
+    """Whether the shares of all node ranks are there, saved at the same step in the same generation."""
+    return all(saved.model_copy(update={"node_rank": rank}) in shares for rank in range(nodes))
 
 
 def _own_shares(complete: Iterable[Saved], node_rank: int) -> set[tuple[int, int]]:

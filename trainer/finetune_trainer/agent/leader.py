@@ -15,14 +15,19 @@ from finetune_api.errors import FailureCategory, Problem, StateError, StorageErr
 from finetune_api.messages import Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
+from finetune_trainer.agent.failures import budget_left, leader_lost
+from finetune_trainer.agent.history import History
+from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
-from finetune_trainer.agent.uploads import CheckpointStore, superseded
+from finetune_trainer.agent.uploads import CheckpointStore, superseded, told
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 log = logging.getLogger("leader")
 TICK_SECONDS = 0.1
 RETRY_SECONDS = 2.0
+
+NOT_THE_LEADER = "NotTheLeader"
 
 TERMINAL_EXIT_CODES = {
     FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
@@ -54,6 +59,7 @@ class Leader:
         self._gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, generation=0, limits=limits)
         self._changed = asyncio.Event()
         self._draining = False
+        self._written: GenerationRecord | None = None
         self.scribe = Scribe(plan)
 
     async def run(self) -> None:
@@ -62,18 +68,11 @@ class Leader:
         Raises:
             StateError: another leader has taken over.
         """
-        committed = await asyncio.to_thread(self._checkpoints.committed)
-        stored = await asyncio.to_thread(self._stored_generation)
-        done = await asyncio.to_thread(self._store.head, self._run + File.DONE)
-        self._update(
-            replace(
-                self._gang,
-                generation=stored + 1,
-                committed=frozenset(committed),
-                done_stored=done is not None,
-            )
-        )
-        self.scribe.committed(committed)
+        committed = await patiently(self._checkpoints.committed)
+        record = await patiently(self._stored_record)
+        done = await patiently(self._store.head, self._run + File.DONE) is not None
+        self._take_over(record, frozenset(committed), done)
+        self.scribe.keeps(told(committed, self._plan))
         keepers = [asyncio.create_task(self._keep_commits()), asyncio.create_task(self._keep_generation())]
         try:
             while not self._everyone_left():
@@ -100,7 +99,7 @@ class Leader:
 
     def directive(self, node: int) -> Directive:
         """What a node obeys now."""
-        gang, rendezvous = self._gang, self._gang.rendezvous
+        gang, rendezvous, now = self._gang, self._gang.rendezvous, time.monotonic()
         if gang.done_stored:
             return Directive(generation=gang.generation, action=Action.DONE)
         if gang.failure:
@@ -108,12 +107,11 @@ class Leader:
             return Directive(
                 generation=gang.generation, action=Action.FAILED, reason=gang.failure.message, exit_code=code
             )
+        if node in gang.members and policy.may_leave(gang, node, now):
+            return Directive(generation=gang.generation, action=Action.STOPPED, reason="told to stop")
         if rendezvous is None:
-            leaving = node in gang.members and policy.may_leave(gang, node)
-            reason = policy.not_ready(gang, time.monotonic())
-            return Directive(
-                generation=gang.generation, action=Action.STOPPED if leaving else Action.HOLD, reason=reason
-            )
+            reason = policy.not_ready(gang, now)
+            return Directive(generation=gang.generation, action=Action.HOLD, reason=reason)
         return Directive(
             generation=gang.generation,
             action=Action.DRAIN if self._draining else Action.RUN,
@@ -139,6 +137,22 @@ class Leader:
         return self.scribe.progress(self._gang)
 
     # ------------------------------------------------------------ acting
+
+    def _take_over(self, record: GenerationRecord, committed: frozenset[int], done: bool) -> None:
+        """The gang as the leader before left it; if nobody told why it is gone, its loss is a failure of its own."""
+        generation = record.generation + 1
+        self.scribe.history = History.of(record)
+        restarts = record.recovery_totals.restarts
+        gang = replace(self._gang, generation=generation, committed=committed, done_stored=done, restarts=restarts)
+        if record.started and not done:
+            lost = leader_lost()
+            log.warning("generation %d ends: %s", record.generation, lost.message)
+            self.scribe.recovers(generation, lost)
+            if not budget_left(gang, lost):
+                self.scribe.failed(lost)
+                gang = replace(gang, failure=lost)
+            gang = replace(gang, restarts=restarts + 1)
+        self._update(gang)
 
     def _act(self, decision: policy.Decision) -> None:
         gang = self._gang
@@ -175,7 +189,7 @@ class Leader:
         log.info("generation %d: %d nodes start from %s", gang.generation, len(ranks), _point(resume))
         self._draining = False
         self._update(replace(gang, rendezvous=rendezvous))
-        self.scribe.started(gang.generation, resume)
+        self.scribe.starts(gang.generation, resume)
 
     def _next_generation(self, failure: Failure) -> None:
         before = self._gang
@@ -185,15 +199,12 @@ class Leader:
         self.scribe.recovers(self._gang.generation, failure)
 
     async def _keep_generation(self) -> None:
-        """Writes generation.json whenever the generation has grown, and DONE.json when all is trained."""
+        """Writes generation.json whenever something in it has changed, and DONE.json when all is trained."""
         while True:
-            gang = self._gang
-            if gang.stored < gang.generation:
-                record = GenerationRecord(
-                    generation=gang.generation, leader=self._address, incarnation=self._incarnation
-                )
-                if await self._tried(self._store.put, self._run + File.GENERATION, record.to_json().encode()):
-                    self._update(replace(self._gang, stored=gang.generation))
+            gang, record = self._gang, self._record()
+            if record != self._written and await self._tried(self._write, record):
+                self._written = record
+                self._update(replace(self._gang, stored=record.generation))
             if policy.decide(gang, time.monotonic()) == policy.Finish():
                 done = self.progress().to_json().encode()
                 if await self._tried(self._store.put, self._run + File.DONE, done):
@@ -208,16 +219,26 @@ class Leader:
                 await asyncio.to_thread(self._still_leading)
                 if manifest := await self._tried(self._checkpoints.commit, saved, self._plan):
                     log.info("checkpoint %d committed: %d files", saved.step, len(manifest.files))
+                    self.scribe.commits()
                     self._update(replace(self._gang, committed=self._gang.committed | {saved.step}))
-                    committed = await asyncio.to_thread(self._checkpoints.committed)
-                    self.scribe.committed(committed)
-                    old = superseded(committed, self._plan)
-                    await self._tried(self._checkpoints.delete, old)
-                    self._update(replace(self._gang, committed=self._gang.committed - set(old)))
+                    await self._retain()
             if broken := policy.broken(self._gang):
                 await self._tried(self._checkpoints.delete, sorted(broken))
                 self._update(replace(self._gang, committed=self._gang.committed - broken))
             await asyncio.sleep(TICK_SECONDS)
+
+    async def _retain(self) -> None:
+        """Deletes checkpoints that are superseded, and what is left of uploads that no commit followed."""
+        committed = await self._tried(self._checkpoints.committed)
+        if not committed:
+            return  # the next commit comes again
+        facts = told(committed, self._plan)
+        old = superseded(facts, self._plan)
+        self.scribe.keeps(facts)
+        abandoned = await self._tried(self._checkpoints.abandoned, facts)
+        if await self._tried(self._checkpoints.delete, [*old, *(abandoned or ())]):
+            self.scribe.keeps({step: kept for step, kept in facts.items() if step not in old})
+            self._update(replace(self._gang, committed=self._gang.committed - set(old)))
 
     async def _tried(self, work: Callable[..., Any], *args: Any) -> Any:
         """The result of storage work, True for None; False, after a while, when storage refused: callers come again."""
@@ -230,18 +251,35 @@ class Leader:
             return False
         return True if result is None else result
 
-    def _stored_generation(self) -> int:
+    def _record(self) -> GenerationRecord:
+        history = self.scribe.history
+        return GenerationRecord(
+            generation=self._gang.generation,
+            leader=self._address,
+            incarnation=self._incarnation,
+            started=self._gang.rendezvous is not None,
+            recoveries=history.recoveries,
+            recovery_totals=history.totals,
+            checkpoint_count=history.checkpoint_count,
+        )
+
+    def _stored_record(self) -> GenerationRecord:
         try:
-            return GenerationRecord.model_validate_json(self._store.get(self._run + File.GENERATION)).generation
+            return GenerationRecord.model_validate_json(self._store.get(self._run + File.GENERATION))
         except NotFoundError:
-            return 0
+            return GenerationRecord(generation=0, leader="", incarnation="")
+
+    def _write(self, record: GenerationRecord) -> None:
+        if self._written is not None:  # the first time, taking over is the point
+            self._still_leading()
+        self._store.put(self._run + File.GENERATION, record.to_json().encode())
 
     def _still_leading(self) -> None:
-        record = GenerationRecord.model_validate_json(self._store.get(self._run + File.GENERATION))
+        record = self._stored_record()
         if record.incarnation != self._incarnation:
             raise StateError(
                 Problem(
-                    code="NotTheLeader",
+                    code=NOT_THE_LEADER,
                     field="status.progress",
                     message=f"generation {record.generation} belongs to another leader, at {record.leader}",
                     cure="nothing: this agent was cut off and stops",

@@ -1,26 +1,33 @@
 """What the leader can tell of the run at any moment: the source of GET /progress. It records and never decides."""
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from finetune_api.beats import Beat, EvalMetrics, Failure, Progress, Recovery, StepMetrics
-from finetune_api.messages import CheckpointInfo, Plan
+from finetune_api.beats import Beat, CheckpointFacts, EvalMetrics, Failure, Progress, StepMetrics
+from finetune_api.messages import Plan
+from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
 
 
 class Scribe:
-    """Keeps the last metrics, the evaluations, the recoveries and the committed checkpoints of one run."""
+    """Keeps the last metrics, the evaluations, the past and the committed checkpoints of one run.
+
+    Attributes:
+        history: recoveries and counts, also of the leaders before.
+        failure: why the run is over, if it is, badly.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._steps: dict[int, StepMetrics] = {}
         self._evals: dict[int, EvalMetrics] = {}
-        self._recoveries: list[Recovery] = []
-        self._committed: dict[int, CheckpointInfo] = {}
+        self._checkpoints: Sequence[CheckpointFacts] = ()
         self._highest = 0
         self._phase = "starting"
         self._note = ""
+        self.history = History()
         self.failure: Failure | None = None
 
     def heard(self, beat: Beat, gang: Gang) -> None:
@@ -29,40 +36,42 @@ class Scribe:
             self._steps[metrics.step] = metrics
         for evaluation in beat.evals:
             self._evals[evaluation.step] = evaluation
-        steps = [rank.step for rank in beat.ranks]
-        self._highest = max([self._highest, *steps])
-        if gang.rendezvous is not None and beat.ranks:
+        highest = max((rank.step for rank in beat.ranks), default=0)
+        self._highest = max(self._highest, highest)
+        if gang.rendezvous is not None and beat.generation == gang.generation and beat.ranks:
             self._phase = next((rank.phase for rank in beat.ranks if rank.rank == 0), self._phase)
+            if highest > (gang.rendezvous.resume or 0):
+                self.history = self.history.steps(datetime.now(UTC))
         if beat.storage_error:
             self._note = beat.storage_error
 
     def waits(self, missing: str) -> None:
         """No workers run: why."""
-        self._phase, self._note = "recovering" if self._recoveries else "starting", missing
+        self._phase, self._note = "recovering" if self.history.open else "starting", missing
 
-    def started(self, generation: int, resume: int | None) -> None:
+    def starts(self, generation: int, resume: int | None) -> None:
         """A generation's workers were started."""
         step = resume or 0
-        if self._recoveries and self._recoveries[-1].generation == generation:
-            lost = max(0, self._highest - step)
-            last = self._recoveries[-1].model_copy(update={"resumed_step": resume, "lost_steps": lost})
-            self._recoveries[-1] = last
+        self.history = self.history.starts(generation, resume, max(0, self._highest - step))
         self._steps = {at: metrics for at, metrics in self._steps.items() if at <= step}
         self._highest = step
         self._phase, self._note = "load", ""
 
     def recovers(self, generation: int, failure: Failure) -> None:
         """A generation ended before the run did."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._recoveries.append(Recovery(generation=generation, time=now, reason=failure.message))
+        self.history = self.history.fails(generation, failure, datetime.now(UTC))
         self._phase = "recovering"
 
-    def committed(self, checkpoints: dict[int, CheckpointInfo]) -> None:
+    def commits(self) -> None:
+        """One more checkpoint is in storage."""
+        self.history = self.history.commits()
+
+    def keeps(self, checkpoints: Mapping[int, CheckpointFacts]) -> None:
         """The checkpoints that are in storage now."""
-        self._committed = dict(checkpoints)
-        for step, info in checkpoints.items():
-            if info.metrics:
-                self._evals.setdefault(step, EvalMetrics(step=step, values=info.metrics))
+        self._checkpoints = tuple(checkpoints[step] for step in sorted(checkpoints))
+        for facts in self._checkpoints:
+            if facts.metrics:
+                self._evals.setdefault(facts.step, EvalMetrics(step=facts.step, values=facts.metrics))
 
     def failed(self, failure: Failure) -> None:
         """The run is over, badly."""
@@ -75,7 +84,8 @@ class Scribe:
     def progress(self, gang: Gang) -> Progress:
         """The run as it stands."""
         last = self._steps[max(self._steps)] if self._steps else None
-        step = max(max(self._steps, default=0), max(self._committed, default=0) if not self._steps else 0)
+        committed = max((facts.step for facts in self._checkpoints), default=0)
+        step = last.step if last else committed
         tokens = sum(metrics.tokens for metrics in self._steps.values())
         seconds = sum(metrics.seconds for metrics in self._steps.values())
         recent = [self._steps[at].seconds for at in sorted(self._steps)[-RECENT_STEPS:]]
@@ -94,8 +104,10 @@ class Scribe:
             train_seconds=seconds,
             tokens_per_second=tokens / seconds if seconds else 0.0,
             eta_seconds=pace * (self._plan.max_steps - step) if pace is not None else None,
-            checkpoints=tuple(sorted(self._committed)),
-            recoveries=tuple(self._recoveries),
+            checkpoints=tuple(self._checkpoints),
+            checkpoint_count=self.history.checkpoint_count,
+            recoveries=self.history.recoveries,
+            recovery_totals=self.history.totals,
             failure=self.failure,
             note=self._note,
         )

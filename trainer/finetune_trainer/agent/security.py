@@ -52,6 +52,8 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         name: value for name, value in environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
     }
     return {
+        "HOME": "/tmp",  # of a user without an entry in passwd; torch and triton keep caches below it
+        "USER": "finetune",  # else getpass fails for such a user
         **inherited,
         "OMP_NUM_THREADS": "1",  # a parallel region in the zygote would hang every child's first one
         "HF_HUB_OFFLINE": "1",

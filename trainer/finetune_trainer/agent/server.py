@@ -1,6 +1,8 @@
-"""The leader's HTTP server: POST /v1/beat for agents, GET /progress for operator and CLI, GET /healthz for anybody."""
+"""An agent's HTTP server: GET /healthz on every node; on the leader's POST /v1/beat for agents and GET /progress for
+operator and CLI."""
 
 import hmac
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -11,15 +13,17 @@ POLL_SECONDS = 1.0
 LARGEST_BEAT = 1 << 20  # bytes
 
 
-class LeaderServer:
-    """Serves one leader.
+class AgentServer:
+    """Serves one agent, and the leader if it is the leader's.
 
     Args:
         token: bearer token that every caller but /healthz must show.
+        healthy: whether the agent's beats are answered: what makes a pod ready.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, healthy: Callable[[], bool]) -> None:
         self._token = f"Bearer {token}".encode()
+        self._healthy = healthy
         self._leader: Leader | None = None
         self._runner: web.AppRunner | None = None
 
@@ -68,9 +72,11 @@ class LeaderServer:
         return web.json_response(text=self._current().progress().model_dump_json())
 
     async def _healthz(self, request: web.Request) -> web.Response:
+        if not self._healthy():
+            raise web.HTTPServiceUnavailable(text="no beat was answered lately\n")
         return web.Response(text="ok\n")
 
     def _current(self) -> Leader:
         if self._leader is None:
-            raise web.HTTPServiceUnavailable(text="the leader is starting\n")
+            raise web.HTTPServiceUnavailable(text="there is no leader here, or not yet\n")
         return self._leader

@@ -2,12 +2,12 @@
 the commit. Synchronous; the agent runs these in a thread."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_api.beats import Saved
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.beats import CheckpointFacts, Saved
+from finetune_api.contract import File, checkpoint_name, checkpoint_step
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest, Plan
 from finetune_trainer.agent.disk import markers
@@ -94,10 +94,15 @@ class CheckpointStore:
                 raise
         return manifest
 
-    def committed(self) -> dict[int, CheckpointInfo]:
+    def committed(self) -> dict[int, Manifest]:
         """The committed checkpoints by step."""
-        found = [CheckpointInfo.model_validate(manifest.info) for manifest in committed(self._store, self._run)]
-        return {info.step: info for info in found}
+        return {_info(manifest).step: manifest for manifest in committed(self._store, self._run)}
+
+    def abandoned(self, committed: Collection[int]) -> list[int]:
+        """Steps of which there are files but no manifest, and will be none: a newer one is committed."""
+        names = {entry.key.removeprefix(self._root).partition("/")[0] for entry in self._store.list(self._root)}
+        steps = {step for name in names if (step := checkpoint_step(name)) is not None}
+        return sorted(step for step in steps - set(committed) if step < max(committed, default=0))
 
     def fetch(self, step: int, node_rank: int, folder: Path) -> None:
         """Brings one node rank's share of a committed checkpoint to `folder`, verified; markers come last.
@@ -129,16 +134,32 @@ class CheckpointStore:
         return f"{self._root}{checkpoint_name(step)}/"
 
 
-def superseded(committed: dict[int, CheckpointInfo], plan: Plan) -> list[int]:
+def superseded(facts: Mapping[int, CheckpointFacts], plan: Plan) -> list[int]:
     """Steps to delete: all but the newest `keep_last` and the best by the plan's metric."""
-    keep = set(sorted(committed)[-plan.keep_last :])
-    scored = {
-        step: info.metrics[plan.best_metric] for step, info in committed.items() if plan.best_metric in info.metrics
+    keep = {*sorted(facts)[-plan.keep_last :], *(step for step in facts if facts[step].best)}
+    return sorted(set(facts) - keep)
+
+
+def told(committed: Mapping[int, Manifest], plan: Plan) -> dict[int, CheckpointFacts]:
+    """What people are told of the committed checkpoints, by step; the later of equally good ones is the best."""
+    metrics = {step: _info(manifest).metrics for step, manifest in committed.items()}
+    scored = {step: values[plan.best_metric] for step, values in metrics.items() if plan.best_metric in values}
+    sign = 1 if plan.greater_is_better else -1
+    best = max(scored, key=lambda step: (sign * scored[step], step), default=None)
+    return {
+        step: CheckpointFacts(
+            step=step,
+            saved=manifest.created,
+            size_bytes=sum(entry.size for entry in manifest.files),
+            metrics=metrics[step],
+            best=step == best,
+        )
+        for step, manifest in committed.items()
     }
-    if scored:
-        sign = 1 if plan.greater_is_better else -1
-        keep.add(max(scored, key=lambda step: (sign * scored[step], step)))
-    return sorted(set(committed) - keep)
+
+
+def _info(manifest: Manifest) -> CheckpointInfo:
+    return CheckpointInfo.model_validate(manifest.info)
 
 
 def _broken(step: int, why: str) -> StorageError:

@@ -69,6 +69,11 @@ class Workers:
         self.lost = False
 
     @property
+    def zygote(self) -> int | None:
+        """Pid of the zygote, this process's one child."""
+        return self._zygote.pid if self._zygote else None
+
+    @property
     def reports(self) -> tuple[RankReport, ...]:
         """What is known of the workers of the current generation, by local rank."""
         return tuple(worker.report for worker in self._current)
@@ -143,6 +148,8 @@ class Workers:
         """Ends zygote and workers."""
         if self._zygote is not None and self._zygote.stdin is not None:
             self._zygote.stdin.close()
+            if not self.warm and self._zygote.returncode is None:
+                self._zygote.kill()  # it imports, and would notice in 16 s
             await self._zygote.wait()
         for task in self._tasks:
             task.cancel()

@@ -1,26 +1,13 @@
-"""`python -m finetune_trainer.export`: the export pod. Configured by environment variables, see `contract.Env`."""
+"""`python -m finetune_trainer.export`: the export pod. It can be told to stop before it imports anything."""
 
 import os
-from collections.abc import Mapping
 
-from finetune_api.contract import ExitCode, File
-from finetune_api.messages import Plan, Stage
-from finetune_api.results import StageResult
-from finetune_trainer.export.stage import export
-from finetune_trainer.stages import StageInputs, own_process, run_stage
-
-
-def work(given: StageInputs) -> StageResult:
-    """The stage's result; raises what went wrong."""
-    plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
-    return export(plan, given.store, given.run, given.work, given.report)
-
-
-def main(environ: Mapping[str, str]) -> ExitCode:
-    """Runs the stage; leaves its StageResult in the termination log."""
-    return run_stage(Stage.EXPORT, work, environ)
-
+from finetune_trainer.processes import end_when_told
 
 if __name__ == "__main__":
+    end_when_told()
+    from finetune_trainer.export.program import main
+    from finetune_trainer.stages import own_process
+
     own_process()
     raise SystemExit(main(os.environ))

@@ -1,25 +1,13 @@
-"""`python -m finetune_trainer.prepare`: the prepare pod. Configured by environment variables, see `contract.Env`."""
+"""`python -m finetune_trainer.prepare`: the prepare pod. It can be told to stop before it imports anything."""
 
 import os
-from collections.abc import Mapping
 
-from finetune_api.contract import ExitCode
-from finetune_api.messages import Stage
-from finetune_api.results import StageResult
-from finetune_trainer.prepare.stage import prepare
-from finetune_trainer.stages import StageInputs, own_process, run_stage
-
-
-def work(given: StageInputs) -> StageResult:
-    """The stage's result; raises what went wrong."""
-    return prepare(given.job, given.store, given.uid, given.work, given.environ, given.report).result
-
-
-def main(environ: Mapping[str, str]) -> ExitCode:
-    """Runs the stage; leaves its StageResult in the termination log."""
-    return run_stage(Stage.PREPARE, work, environ)
-
+from finetune_trainer.processes import end_when_told
 
 if __name__ == "__main__":
+    end_when_told()
+    from finetune_trainer.prepare.program import main
+    from finetune_trainer.stages import own_process
+
     own_process()
     raise SystemExit(main(os.environ))

@@ -31,6 +31,7 @@ from finetune_trainer.prepare.models import (
     read_model,
     resolve_task,
 )
+from finetune_trainer.prepare.summary import summary
 from finetune_trainer.prepare.tokenize import VERSION, Encoder, Tokenized, load_tokenizer, tokenize
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore, read_manifest, upload_tree
 
@@ -104,7 +105,13 @@ def prepare(
         f"plan: {chosen.max_steps} steps of {chosen.global_batch} rows on {chosen.world_size} ranks, "
         f"learning rate {chosen.learning_rate:g}"
     )
-    result = StageResult(stage=Stage.PREPARE, succeeded=True, dataset=chosen.dataset, note="; ".join(notes))
+    result = StageResult(
+        stage=Stage.PREPARE,
+        succeeded=True,
+        dataset=chosen.dataset,
+        plan=summary(chosen, base.architecture),
+        note="; ".join(notes),
+    )
     return Prepared(chosen, result)
 
 

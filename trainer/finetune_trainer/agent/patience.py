@@ -1,0 +1,39 @@
+"""Storage at a start: tried again for a while, because a pod that gives up pays for all its imports once more."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from finetune_api.errors import StorageError
+from finetune_trainer.storage import NotFoundError
+
+log = logging.getLogger("agent")
+
+PATIENCE_SECONDS = 120.0
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 15.0
+T = TypeVar("T")
+
+
+async def patiently(work: Callable[..., T], *args: object, seconds: float = PATIENCE_SECONDS) -> T:
+    """The result of storage work, done in a thread.
+
+    Raises:
+        NotFoundError: at once; what is missing does not come by waiting.
+        StorageError: the last refusal, when the time is over.
+    """
+    end = time.monotonic() + seconds
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await asyncio.to_thread(work, *args)
+        except NotFoundError:
+            raise
+        except StorageError as error:
+            if time.monotonic() + pause > end:
+                raise
+            log.warning("storage, tried again in %.1f s: %s", pause, error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,185 @@
+"""One node of a training job, configured by environment (contract.Env): its agent, on node 0 the leader, their end."""
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from finetune_api.beats import Progress
+from finetune_api.contract import Env, ExitCode, File, run_prefix
+from finetune_api.errors import FailureCategory, FineTuneError, Problem, exit_code
+from finetune_api.messages import Plan, Stage
+from finetune_api.results import StageResult
+from finetune_api.yaml12 import load_job
+from finetune_trainer.agent.agent import Agent
+from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.leader import NOT_THE_LEADER, Leader
+from finetune_trainer.agent.patience import patiently
+from finetune_trainer.agent.roster import Limits
+from finetune_trainer.agent.security import hide_from_children
+from finetune_trainer.agent.server import AgentServer
+from finetune_trainer.agent.workers import Workers
+from finetune_trainer.processes import die_with_parent, reap_orphans
+from finetune_trainer.storage import open_store
+from finetune_trainer.termination import fit
+
+log = logging.getLogger("agent")
+
+REAP_SECONDS = 1.0
+CURES = {
+    FailureCategory.USER_ERROR: "correct the job as the message says",
+    FailureCategory.DATA_ERROR: "mend the data set",
+    FailureCategory.OUT_OF_MEMORY: "lower training.per_device_train_batch_size or dataset.maxLength, or use more nodes",
+    FailureCategory.PREEMPTED: "nothing: run it again and it goes on from the last checkpoint",
+    FailureCategory.NODE_FAULT: "look at the node; run it again and it goes on from the last checkpoint",
+    FailureCategory.HANG: "look at the logs of the rank named; run it again and it goes on from the last checkpoint",
+    FailureCategory.DIVERGED: "lower training.learning_rate, add warmup_steps, or look at the rows of that batch",
+    FailureCategory.UNKNOWN: "read the log of the rank named, below the run's logs/ in storage",
+}
+
+
+def main(environ: Mapping[str, str]) -> int:
+    """Runs the agent; leaves its StageResult in the termination log and returns its exit code."""
+    hide_from_children()  # before any child, and before anything is read that a child must not see
+    logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        config = AgentConfig.from_env(environ)
+        if config.parent:
+            die_with_parent(config.parent)
+        # No asyncio.run: its end waits for threads, such as a download that nobody needs any more.
+        result, code = asyncio.new_event_loop().run_until_complete(Node(config, environ).run())
+    except FineTuneError as error:
+        result, code = failed(error, None)
+    if log_path := environ.get(Env.TERMINATION_LOG):
+        Path(log_path).write_text(fit(result), "utf-8")
+    return int(code)
+
+
+class Node:
+    """One node, from its first import to its release."""
+
+    def __init__(self, config: AgentConfig, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
+        self._agent: Agent | None = None
+        self._leader: Leader | None = None
+        self._server = AgentServer(config.token, lambda: self._agent is not None and self._agent.healthy)
+        self._workers = Workers(
+            environ,
+            config.work / "logs",
+            on_event=lambda event: self._agent.on_worker_event(event) if self._agent else None,
+            on_change=lambda: self._agent.on_worker_change() if self._agent else None,
+        )
+
+    async def run(self) -> tuple[StageResult, ExitCode]:
+        """Takes part until the leader, or who runs this process, lets it go."""
+        loop = asyncio.get_running_loop()
+        taking_part = asyncio.create_task(self._take_part())
+        loop.add_signal_handler(signal.SIGTERM, self._told_to_stop, taking_part)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; ours is SIGTERM
+        reaping = asyncio.create_task(self._reap())
+        try:
+            return self._result(code := await taking_part), code
+        except asyncio.CancelledError:
+            log.info("told to stop while starting")
+            return self._result(ExitCode.DRAINED), ExitCode.DRAINED
+        except FineTuneError as error:
+            return failed(error, self._progress())
+        finally:
+            reaping.cancel()
+            await self._server.close()
+            await self._workers.close()
+
+    def _told_to_stop(self, taking_part: asyncio.Task[ExitCode]) -> None:
+        if self._agent is None or self._agent.boots:
+            taking_part.cancel()  # nobody counts on it yet
+        else:
+            self._agent.drain()
+
+    async def _take_part(self) -> ExitCode:
+        config = self._config
+        await self._workers.warm_up()  # first: its imports are the longest part of a start
+        address = endpoint(config.host, await self._server.listen(interface(config.host), config.port))
+        job = load_job(config.job)
+        store = open_store(job.spec.storage.uri, self._environ)
+        run = run_prefix(job.metadata.namespace, job.metadata.name, config.uid)
+        plan = Plan.model_validate_json(await patiently(store.get, run + File.PLAN))
+        leads = config.node == 0
+        self._agent = Agent(config, plan, store, run, self._workers, address if leads else None)
+        if not leads:
+            return await self._agent.run()
+        restarts = job.spec.recovery.max_restarts if job.spec.recovery else None
+        limits = Limits() if restarts is None else Limits(max_restarts=restarts)
+        self._leader = Leader(plan, store, run, address, self._agent.incarnation, limits)
+        self._server.lead(self._leader)
+        return await self._lead(self._agent, self._leader)
+
+    async def _lead(self, agent: Agent, leader: Leader) -> ExitCode:
+        leading, running = asyncio.create_task(leader.run()), asyncio.create_task(agent.run())
+        try:
+            await asyncio.wait([running, leading], return_when=asyncio.FIRST_COMPLETED)
+            if leading.done():
+                leading.result()
+            code = await running
+            if code is not ExitCode.DRAINED:
+                await leading  # the leader leaves last
+            return code
+        finally:
+            for task in (leading, running):
+                task.cancel()
+            await asyncio.gather(leading, running, return_exceptions=True)
+
+    async def _reap(self) -> None:
+        while True:
+            reap_orphans(self._workers.zygote)
+            await asyncio.sleep(REAP_SECONDS)
+
+    def _result(self, code: ExitCode) -> StageResult:
+        return result(code, self._progress())
+
+    def _progress(self) -> Progress | None:
+        return self._leader.progress() if self._leader else None
+
+
+def interface(host: str) -> str:
+    """The interface to listen on, given the address that others use: one family, because port 0 differs by family."""
+    if ipaddress.ip_address(host).is_loopback:
+        return host
+    return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - pods reach it, and every request shows the token
+
+
+def endpoint(host: str, port: int) -> str:
+    """`host:port` as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def result(code: ExitCode, progress: Progress | None) -> StageResult:
+    """What this node leaves behind: only the leader knows how far the run is and why a gang failed."""
+    end = StageResult(stage=Stage.TRAIN, succeeded=code is ExitCode.OK, progress=progress)
+    failure = progress.failure if progress else None
+    if code is ExitCode.OK:
+        return end
+    if failure is None:
+        return end.model_copy(update={"category": FailureCategory.PREEMPTED, "note": "told to stop"})
+    problem = Problem(
+        code=failure.category.value, field="status.failure", message=failure.message, cure=CURES[failure.category]
+    )
+    return end.model_copy(update={"category": failure.category, "problems": (problem,)})
+
+
+def failed(error: FineTuneError, progress: Progress | None) -> tuple[StageResult, ExitCode]:
+    """What is left behind when the agent itself cannot go on. One that was cut off from its gang is a victim: its end
+    says nothing about the job."""
+    log.error("%s", error)
+    cut_off = any(problem.code == NOT_THE_LEADER for problem in error.problems)
+    left = StageResult(
+        stage=Stage.TRAIN,
+        succeeded=False,
+        category=error.category,
+        problems=tuple(error.problems),
+        progress=None if cut_off else progress,
+    )
+    return left, ExitCode.DISTRIBUTED if cut_off else exit_code(error)

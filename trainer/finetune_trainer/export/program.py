@@ -1,0 +1,20 @@
+"""The export stage as a program, configured by environment variables, see `contract.Env`."""
+
+from collections.abc import Mapping
+
+from finetune_api.contract import ExitCode, File
+from finetune_api.messages import Plan, Stage
+from finetune_api.results import StageResult
+from finetune_trainer.export.stage import export
+from finetune_trainer.stages import StageInputs, run_stage
+
+
+def work(given: StageInputs) -> StageResult:
+    """The stage's result; raises what went wrong."""
+    plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
+    return export(plan, given.store, given.run, given.work, given.report)
+
+
+def main(environ: Mapping[str, str]) -> ExitCode:
+    """Runs the stage; leaves its StageResult in the termination log."""
+    return run_stage(Stage.EXPORT, work, environ)
