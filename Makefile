@@ -26,6 +26,12 @@ install: .venv/installed ## Install everything into .venv, from the locked requi
 quickstart: install ## Fine-tune a real model on real data, on this machine, without a cluster
 	@$(BIN)/python scripts/quickstart $(if $(FRESH),--fresh)
 
+cluster: install ## Bring up a real Kubernetes with two nodes and S3 on this machine (needs root)
+	@$(BIN)/python -m tests.cluster.local up
+
+cluster-down: ## Take it down, without a trace
+	@$(BIN)/python -m tests.cluster.local down
+
 test: install ## Run every test (one case per behaviour)
 	$(PYTEST) tests -m "not matrix"
 
@@ -65,4 +71,4 @@ images: ## Build both container images with docker, podman or buildah (REGISTRY,
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart test test-all test-unit lint format generate lock images clean
+.PHONY: help install quickstart cluster cluster-down test test-all test-unit lint format generate lock images clean

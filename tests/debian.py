@@ -1,0 +1,43 @@
+"""Programs of the operating system that tests run: installed from Debian's packages where they are missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+PACKAGES = {
+    "ip": "iproute2",
+    "nft": "nftables",
+    "nsenter": "util-linux",
+    "openssl": "openssl",
+    "ps": "procps",
+    "runc": "runc",
+}
+
+
+class ProgramsMissingError(RuntimeError):
+    """Programs of the operating system are missing, and cannot be installed."""
+
+
+def require(*programs: str) -> None:
+    """Make sure that programs are on PATH; as root on Debian the missing ones are installed.
+
+    Raises:
+        ProgramsMissingError: some are missing still; says which, and how to get them.
+    """
+    missing = [name for name in programs if shutil.which(name) is None]
+    if not missing:
+        return
+    packages = sorted({PACKAGES[name] for name in missing})
+    command = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        print(f"installing {' '.join(packages)} (for {', '.join(missing)})", file=sys.stderr, flush=True)
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        # the list of packages may be old, or not there at all: refresh it only if the first try fails
+        for attempt in (command, ["apt-get", "update"], command):
+            failed = subprocess.run(attempt, env=quiet, stdout=sys.stderr).returncode != 0
+            if attempt is command and not failed:
+                break
+        missing = [name for name in missing if shutil.which(name) is None]
+    if missing:
+        raise ProgramsMissingError(f"missing: {', '.join(missing)}; install them, on Debian with: {' '.join(command)}")
