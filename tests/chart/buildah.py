@@ -1,0 +1,77 @@
+"""buildah with a store of its own, and a base image made of this machine's files: images are built, none is pulled."""
+
+import ensurepip
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.local import images
+
+BASE = "localhost/base:1"
+
+
+@dataclass(frozen=True)
+class Buildah:
+    """The program on one store."""
+
+    store: Path
+
+    def __call__(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+        # vfs and chroot need neither overlay mounts nor namespaces, so they work inside a container too
+        where = ("--storage-driver", "vfs", "--root", self.store / "root", "--runroot", self.store / "run")
+        done = subprocess.run(
+            ["buildah", *where, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "BUILDAH_ISOLATION": "chroot", "STORAGE_OPTS": ""},
+        )
+        assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done
+
+    def out(self, *arguments: str | Path) -> str:
+        return self(*arguments).stdout.strip()
+
+    @contextmanager
+    def container(self, image: str) -> Iterator[str]:
+        """A container of an image, to run commands in."""
+        name = self.out("from", "--pull-never", image)
+        try:
+            yield name
+        finally:
+            self("rm", name)
+
+
+def installed() -> None:
+    """Skip without root or buildah; where CI=true install it, and never skip."""
+    in_ci = os.environ.get("CI") == "true"
+    if os.geteuid() != 0:
+        reason = "images are built as root: only root may keep files of several users"
+        if in_ci:
+            raise PermissionError(reason)
+        pytest.skip(reason)
+    if shutil.which("buildah") is None:
+        if not in_ci:
+            pytest.skip("buildah is not installed: apt-get install buildah")
+        for command in (("update", "-qq"), ("install", "-qq", "--no-install-recommends", "buildah")):
+            print("apt-get", *command, file=sys.stderr, flush=True)
+            subprocess.run(["apt-get", "-y", *command], check=True, stdout=sys.stderr)
+
+
+def make_base(buildah: Buildah, folder: Path) -> None:
+    """The image BASE: the programs, libraries and Python of this machine, with pip's own installer."""
+    layer = folder / "base.tar"
+    (pip,) = ensurepip.__path__  # pods need none, so the cluster's images have none
+    images._write_layer(layer, [*images._files(), *images._tree(Path(pip))])
+    container = buildah.out("from", "scratch")
+    buildah("add", container, layer, "/")
+    buildah("config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", container)
+    buildah("commit", "--rm", "--quiet", container, BASE)
+    layer.unlink()
