@@ -1,6 +1,7 @@
 """What the chart renders, and which values it refuses. No cluster."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ def test_helm_lints_it_strictly(helm: Helm, tmp_path: Path) -> None:
 def test_its_own_suites_pass() -> None:
     done = subprocess.run([tool("helm-unittest"), "--strict", CHART], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"Tests: +[1-9]\d* passed", done.stdout), done.stdout  # it is content with none
 
 
 def test_the_operator_gets_its_settings(helm: Helm, tmp_path: Path) -> None:
