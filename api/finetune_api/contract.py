@@ -35,7 +35,7 @@ class PodPath(StrEnum):
     """Where things lie in every pod of ours; everything else is read-only."""
 
     JOB = "/etc/finetune/job.json"
-    CA = "/etc/finetune/ca/ca.crt"
+    CA = "/etc/finetune-ca/ca.crt"
     SCRATCH = "/scratch"
     TMP = "/tmp"  # also HOME and caches
     SHM = "/dev/shm"

@@ -56,7 +56,7 @@ def settings() -> OperatorSettings:
 
 
 async def watch(namespaces: tuple[str, ...], wake: Callable[[Key], None], ready: asyncio.Event) -> None:
-    """Watches until it is cancelled or told to stop (Kopf listens for signals too); raises when a watch cannot go on."""
+    """Watches until cancelled or told to stop (Kopf listens for signals too); raises when a watch cannot go on."""
     await kopf.operator(
         registry=registry(wake),
         settings=settings(),

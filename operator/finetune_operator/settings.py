@@ -115,13 +115,13 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "image-pull-policy",
         "IfNotPresent",
         "pull policy of training pods",
-        choices=("Always", "IfNotPresent", "Never"),
+        type=_one_of("Always", "IfNotPresent", "Never"),
     )
     flag("token-key-file", "/etc/finetune-operator/token/key", "file with the key of the gangs' bearer tokens")
     flag("lease-namespace", "", "namespace of the Lease", variable="POD_NAMESPACE")
     flag("identity", "", "name of this replica", variable="POD_NAME")
     flag("force-delete", "true", "delete pods on dead nodes for good", type=_boolean)
-    flag("log-level", "info", "what is logged", choices=LEVELS)
+    flag("log-level", "info", "what is logged", type=_one_of(*LEVELS))
     number("lease-seconds", "15", "a silent leader is replaced after so long", 2)
     number("resync-seconds", "300", "every job is looked at again at least so often", 5)
     number("poll-seconds", "5", "between two looks at a gang's progress", 0.2)
@@ -143,6 +143,17 @@ def _at_least(least: float, kind: type[int] | type[float]) -> object:
         if value < least:
             raise argparse.ArgumentTypeError(f"{text} must be at least {least:g}")
         return value
+
+    return convert
+
+
+def _one_of(*choices: str) -> object:
+    """As `choices` of argparse, which does not look at defaults."""
+
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(choices)}")
+        return text
 
     return convert
 

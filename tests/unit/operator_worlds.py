@@ -1,0 +1,242 @@
+"""Worlds for the tests of the operator's pure parts: a job and children in any state, in few words."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_api.beats import CheckpointFacts, Failure, Progress, Recovery, RecoveryTotals
+from finetune_api.errors import FailureCategory, Problem
+from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
+from finetune_api.results import PlanSummary, StageResult
+from finetune_api.v1alpha1 import FineTuneJobStatus, parse_job
+from finetune_operator.decide import decide
+from finetune_operator.facts import ConditionFact, StageJob, StagePod
+from finetune_operator.resources import Owner
+from finetune_operator.settings import Settings
+from finetune_operator.world import Decision, Observed, Polled
+
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+UID = "5e0c7c5e-0000-4000-8000-000000000001"
+
+SETTINGS = Settings(
+    namespaces=(),
+    trainer_image="finetune-trainer:1",
+    image_pull_policy="IfNotPresent",
+    token_key=b"0123456789abcdef",
+    lease_namespace="system",
+    identity="one",
+    lease_seconds=15,
+    resync_seconds=300,
+    poll_seconds=5,
+    progress_seconds=60,
+    force_delete=True,
+    fence_seconds=35,
+    node_toleration_seconds=30,
+    concurrency=4,
+    requests=8,
+    http_port=8080,
+    log_level="info",
+)
+
+PLAN = PlanSummary(
+    task=Task.CAUSAL_LM,
+    method=MethodType.LORA,
+    model="tiny",
+    commit="abc",
+    parameters=1_200_000,
+    size_bytes=4_800_000,
+    nodes=2,
+    processes_per_node=1,
+    zero_stage=2,
+    micro_batch=2,
+    gradient_accumulation=1,
+    global_batch=4,
+    max_steps=100,
+    learning_rate=1e-4,
+    checkpoint_every_steps=10,
+    checkpoint_bytes=1_000_000,
+    grace_seconds=75,
+    scratch_bytes=2_000_000_000,
+    choices=("spec.training.learning_rate = 0.0001: usual for lora",),
+)
+DATA = DatasetFacts(sha256="d" * 64, train=SplitFacts(rows=500, tokens=9000, trained_tokens=8000, longest=40))
+PREPARED = StageResult(stage=Stage.PREPARE, succeeded=True, plan=PLAN, dataset=DATA)
+EXPORTED = StageResult(
+    stage=Stage.EXPORT,
+    succeeded=True,
+    artifacts=(Artifact(kind="adapter", uri="s3://b/p/jobs/team/a/artifacts/adapter", step=100),),
+)
+BROKEN = StageResult(
+    stage=Stage.PREPARE,
+    succeeded=False,
+    category=FailureCategory.DATA_ERROR,
+    problems=(
+        Problem(
+            code="InvalidRow",
+            field="spec.dataset.train",
+            message="is no JSON",
+            cure="mend the row",
+            file="train.jsonl",
+            lines=(214,),
+        ),
+    ),
+)
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """A small good spec, with changes at its top level."""
+    return {
+        "model": {"uri": "s3://m/tiny"},
+        "dataset": {"train": "s3://d/train.jsonl"},
+        "method": {"type": "lora"},
+        "nodes": 2,
+        "storage": {"uri": "s3://b/p", "credentialsSecretRef": {"name": "s3"}},
+        **changes,
+    }
+
+
+def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = None, **more: Any) -> Observed:
+    """A job and its children; `spec_` are changes of the spec, the rest are attributes of Observed."""
+    raw = spec(**more.pop("spec_", {}))
+    job = parse_job(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "a", "namespace": "team", "uid": UID},
+            "spec": raw,
+        }
+    )
+    seen = Observed(
+        owner=Owner("a", "team", UID, raw),
+        generation=1,
+        resource_version="7",
+        deleting=False,
+        job=job,
+        status=status or FineTuneJobStatus(),
+        jobs=tuple(child for child in children if isinstance(child, StageJob)),
+        pods=tuple(child for child in children if isinstance(child, StagePod)),
+    )
+    return replace(seen, **more)
+
+
+def stage_job(stage: Stage, attempt: int = 0, *conditions: str, **more: Any) -> StageJob:
+    """A Job of a stage; `conditions` hold."""
+    return replace(
+        StageJob(
+            name=f"a-{stage}-{attempt}" if attempt else f"a-{stage}",
+            uid=f"uid-{stage}-{attempt}",
+            stage=stage,
+            attempt=attempt,
+            pods=2 if stage is Stage.TRAIN else 1,
+            created=NOW - timedelta(minutes=5),
+            deleting=False,
+            suspended=False,
+            conditions={name: ConditionFact(True, f"{name}Reason", f"{name} it is", NOW) for name in conditions},
+            completed_at=None,
+        ),
+        **more,
+    )
+
+
+def pod(stage: Stage, index: int = 0, attempt: int = 0, **more: Any) -> StagePod:
+    """A pod that runs and is ready."""
+    return replace(
+        StagePod(
+            name=f"a-{stage}-{attempt}-{index}-x",
+            uid=f"uid-{stage}-{attempt}-{index}",
+            stage=stage,
+            attempt=attempt,
+            index=index,
+            node=f"n{index + 1}",
+            ip=f"10.0.0.{index + 1}",
+            phase="Running",
+            ready=True,
+            created=NOW - timedelta(minutes=4),
+            deleted_at=None,
+            grace_seconds=0,
+            waiting=None,
+            unschedulable="",
+            exit_code=None,
+            ended="",
+            ended_at=None,
+            message="",
+            disruption="",
+            reason="",
+        ),
+        **more,
+    )
+
+
+def ended(stage: Stage, result: StageResult | str, index: int = 0, attempt: int = 0, code: int = 0) -> StagePod:
+    """A pod that has ended and left a result."""
+    message = result if isinstance(result, str) else result.model_dump_json()
+    return pod(
+        stage,
+        index,
+        attempt,
+        phase="Failed" if code else "Succeeded",
+        ready=False,
+        exit_code=code,
+        ended="Error" if code else "Completed",
+        message=message,
+    )
+
+
+def prepared_children() -> tuple[StageJob | StagePod, ...]:
+    """Prepare has succeeded."""
+    return stage_job(Stage.PREPARE, 0, "Complete"), ended(Stage.PREPARE, PREPARED)
+
+
+def gang(attempt: int = 1, *, ready: Sequence[int] = (0, 1), nodes: int = 2) -> tuple[StageJob | StagePod, ...]:
+    """A train Job whose pods run; those of `ready` beat."""
+    pods = [pod(Stage.TRAIN, index, attempt, ready=index in ready) for index in range(nodes)]
+    return stage_job(Stage.TRAIN, attempt, pods=nodes), *pods
+
+
+def running_status(attempt: int = 1) -> FineTuneJobStatus:
+    """The status of a job whose gang runs, as the operator would have written it."""
+    before = decided(world(*prepared_children())).status
+    return decided(world(*prepared_children(), *gang(attempt), status=before)).status
+
+
+def decided(seen: Observed, now: datetime = NOW) -> Decision:
+    """The decision for a world."""
+    return decide(seen, now, SETTINGS)
+
+
+def polled(step: int = 40, phase: str = "train", recoveries: Sequence[Recovery] = (), **more: Any) -> Polled:
+    """A leader that answered just now."""
+    totals = RecoveryTotals(count=len(recoveries), restarts=0, lost_steps=0, seconds=0.0)
+    progress = Progress(
+        phase=phase,
+        generation=1 + len(recoveries),
+        step=step,
+        max_steps=100,
+        epoch=0.8,
+        loss=1.25,
+        tokens_per_second=12_400.0,
+        eta_seconds=130.0,
+        checkpoints=(CheckpointFacts(step=30, saved="2026-05-01T11:59:00+00:00", size_bytes=1000),),
+        checkpoint_count=3,
+        recoveries=tuple(recoveries),
+        recovery_totals=totals,
+    )
+    return Polled(progress.model_copy(update=more), NOW)
+
+
+def gang_failure(**more: Any) -> StageResult:
+    """What a leader leaves behind whose gang has failed."""
+    failure = Failure(
+        category=FailureCategory.DIVERGED, node=1, rank=1, exit_code=78, message="the loss is NaN", log_tail="step 41"
+    )
+    problem = Problem(code="Diverged", field="status.failure", message="the loss is NaN", cure="lower the rate")
+    progress = polled().progress
+    assert progress
+    return StageResult(
+        stage=Stage.TRAIN,
+        succeeded=False,
+        category=FailureCategory.DIVERGED,
+        problems=(problem,),
+        progress=progress.model_copy(update={"failure": failure}),
+    ).model_copy(update=more)

@@ -1,0 +1,209 @@
+"""The objects the operator makes: the semantics of the Jobs, restricted pods, and what a job may add to them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import JOB_ANNOTATION
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_operator.resources import Owner, export_job, prepare_job, token, token_secret, train_job
+from tests.unit.operator_worlds import SETTINGS, UID, world
+
+Object = dict[str, Any]
+
+
+def made(**spec: Any) -> tuple[Owner, FineTuneJob]:
+    seen = world(spec_=spec)
+    assert seen.job
+    return seen.owner, seen.job
+
+
+def train(attempt: int = 1, **spec: Any) -> Object:
+    return train_job(*made(**spec), SETTINGS, attempt, grace_seconds=75, scratch_bytes=2 << 30)
+
+
+def pod_spec(job: Object) -> Object:
+    spec: Object = job["spec"]["template"]["spec"]
+    return spec
+
+
+def container(job: Object) -> Object:
+    [found] = pod_spec(job)["containers"]
+    return dict(found)
+
+
+def env(job: Object) -> dict[str, Any]:
+    variables = container(job)["env"]
+    assert len({one["name"] for one in variables}) == len(variables), "no name twice"
+    return {one["name"]: one.get("value", one.get("valueFrom")) for one in variables}
+
+
+def test_the_train_job_never_gives_up_on_an_index_by_itself() -> None:
+    spec = train(spares=1)["spec"]
+    assert (spec["parallelism"], spec["completions"], spec["completionMode"]) == (3, 3, "Indexed")
+    assert spec["backoffLimitPerIndex"] == 2**31 - 1
+    assert spec["podReplacementPolicy"] == "Failed"
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    rules = spec["podFailurePolicy"]["rules"]
+    assert [rule["action"] for rule in rules] == ["FailJob", "Ignore", "Ignore"]
+    assert rules[0]["onExitCodes"]["values"] == [64, 65, 77, 78, 79]
+    assert rules[1]["onExitCodes"]["values"] == [143]
+    assert rules[2]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert "backoffLimit" not in spec
+    assert "suspend" not in spec
+
+
+def test_children_belong_to_the_job_and_carry_its_labels() -> None:
+    for child in (train(3), prepare_job(*made(), SETTINGS), export_job(*made(), SETTINGS)):
+        [reference] = child["metadata"]["ownerReferences"]
+        assert (reference["kind"], reference["uid"], reference["controller"]) == ("FineTuneJob", UID, True)
+        labels = child["metadata"]["labels"]
+        assert labels.items() <= child["spec"]["template"]["metadata"]["labels"].items()
+        assert labels["finetune.dev/job-uid"] == UID
+    assert train(3)["metadata"]["name"] == "a-train-3"
+    assert train(3)["metadata"]["labels"]["finetune.dev/attempt"] == "3"
+
+
+def test_the_job_travels_with_the_pod_as_the_user_wrote_it() -> None:
+    written = json.loads(
+        train(training={"learning_rate": 2e-4})["spec"]["template"]["metadata"]["annotations"][JOB_ANNOTATION]
+    )
+    assert written["metadata"] == {"name": "a", "namespace": "team", "uid": UID}
+    assert written["spec"]["training"] == {"learning_rate": 2e-4}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "export"])
+def test_every_pod_is_restricted_and_holds_no_token(stage: str) -> None:
+    job = train() if stage == "train" else {"prepare": prepare_job, "export": export_job}[stage](*made(), SETTINGS)
+    spec = pod_spec(job)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    security = container(job)["securityContext"]
+    assert security == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    mounts = {one["mountPath"] for one in container(job)["volumeMounts"]}
+    assert {"/scratch", "/tmp", "/dev/shm", "/etc/finetune"} <= mounts
+    assert {one["name"] for one in container(job)["volumeMounts"]} <= {one["name"] for one in spec["volumes"]}
+    assert container(job)["command"] == ["python", "-m", f"finetune_trainer.{'agent' if stage == 'train' else stage}"]
+
+
+def test_only_training_pods_get_the_gangs_token() -> None:
+    assert env(train())["FINETUNE_TOKEN"] == {"secretKeyRef": {"name": "a-token", "key": "token"}}
+    assert "FINETUNE_TOKEN" not in env(prepare_job(*made(), SETTINGS))
+    secret = token_secret(made()[0], SETTINGS)
+    assert secret["immutable"] is True
+    assert token(b"one key", UID) != token(b"another", UID) != token(b"another", "uid")
+
+
+def test_storage_comes_by_environment_and_secret() -> None:
+    storage = {
+        "uri": "s3://b/p",
+        "endpoint": "https://s3.example.org",
+        "region": "eu-1",
+        "credentialsSecretRef": {"name": "keys"},
+        "caSecretRef": {"name": "ca"},
+    }
+    job = train(storage=storage)
+    found = env(job)
+    assert (found["AWS_ENDPOINT_URL_S3"], found["AWS_REGION"]) == ("https://s3.example.org", "eu-1")
+    assert found["AWS_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "keys", "key": "AWS_ACCESS_KEY_ID"}}
+    assert found["AWS_SESSION_TOKEN"]["secretKeyRef"]["optional"] is True
+    assert found["AWS_CA_BUNDLE"] == "/etc/finetune-ca/ca.crt"
+    assert "finetune-ca" in {one["name"] for one in pod_spec(job)["volumes"]}
+    assert "AWS_ACCESS_KEY_ID" not in env(train(storage={"uri": "s3://b/p"})), "web identity brings its own"
+
+
+@pytest.mark.parametrize(
+    ("resources", "processes", "threads"),
+    [
+        ({}, None, "0"),
+        ({"limits": {"cpu": 8}}, None, "8"),
+        ({"limits": {"cpu": "8", "nvidia.com/gpu": 4}}, None, "2"),
+        ({"requests": {"cpu": "1500m"}}, None, "1"),
+        ({"limits": {"cpu": 8}}, 2, "4"),
+    ],
+)
+def test_workers_share_the_cpus_of_their_pod(resources: Object, processes: int | None, threads: str) -> None:
+    more = {"processesPerNode": processes} if processes else {}
+    assert env(train(resourcesPerNode=resources, **more))["FINETUNE_THREADS"] == threads
+
+
+@pytest.mark.parametrize(
+    ("scratch", "volume", "requested"),
+    [
+        (None, {"emptyDir": {}}, str(2 << 30)),
+        ({"size": "5Gi"}, {"emptyDir": {"sizeLimit": "5Gi"}}, str(5 << 30)),
+        ({"size": "5Gi", "medium": "Memory"}, {"emptyDir": {"medium": "Memory", "sizeLimit": "5Gi"}}, None),
+    ],
+)
+def test_scratch_is_sized_by_the_user_or_the_plan(scratch: Object | None, volume: Object, requested: str | None) -> None:
+    job = train(**({"scratch": scratch} if scratch else {}))
+    [found] = [one for one in pod_spec(job)["volumes"] if one["name"] == "finetune-scratch"]
+    assert found == {"name": "finetune-scratch", **volume}
+    assert container(job)["resources"].get("requests", {}).get("ephemeral-storage") == requested
+
+
+def test_scratch_of_a_storage_class_is_a_claim_of_the_pod() -> None:
+    job = train(scratch={"storageClassName": "fast"})
+    [found] = [one for one in pod_spec(job)["volumes"] if one["name"] == "finetune-scratch"]
+    claim = found["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert (claim["storageClassName"], claim["resources"]["requests"]["storage"]) == ("fast", str(2 << 30))
+
+
+ADDED: Object = {
+    "labels": {"team": "nlp", "finetune.dev/job-uid": "mine"},
+    "annotations": {"note": "x"},
+    "nodeSelector": {"gpu": "h100"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+    "volumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
+    "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "FINETUNE_TOKEN", "value": "stolen"}],
+    "imagePullSecrets": [{"name": "pull"}],
+    "runtimeClassName": "nvidia",
+    "serviceAccountName": "trainer",
+}
+
+
+def test_a_pod_template_is_merged_and_never_takes_ours_away() -> None:
+    job = train(podTemplate=ADDED)
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert (labels["team"], labels["finetune.dev/job-uid"]) == ("nlp", UID)
+    spec = pod_spec(job)
+    assert spec["nodeSelector"] == {"gpu": "h100"}
+    assert {one["key"] for one in spec["tolerations"]} == {
+        "gpu",
+        "node.kubernetes.io/not-ready",
+        "node.kubernetes.io/unreachable",
+    }
+    assert (spec["runtimeClassName"], spec["serviceAccountName"]) == ("nvidia", "trainer")
+    assert env(job)["NCCL_DEBUG"] == "INFO"
+    assert env(job)["FINETUNE_TOKEN"] != "stolen"
+    assert "/data" in {one["mountPath"] for one in container(job)["volumeMounts"]}
+
+
+def test_cpu_stages_see_the_volumes_but_not_the_gpu_nodes() -> None:
+    spec = pod_spec(prepare_job(*made(podTemplate=ADDED), SETTINGS))
+    assert "nodeSelector" not in spec
+    assert "runtimeClassName" not in spec
+    assert "data" in {one["name"] for one in spec["volumes"]}
+    assert spec["imagePullSecrets"] == [{"name": "pull"}]
+
+
+def test_pods_rather_stand_on_different_nodes_unless_the_user_says_otherwise() -> None:
+    [term] = pod_spec(train())["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    own = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
+    assert pod_spec(train(podTemplate={"affinity": own}))["affinity"] == own
+
+
+def test_stage_resources_and_priority() -> None:
+    assert container(prepare_job(*made(), SETTINGS))["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
+    asked = {"prepare": {"resources": {"limits": {"memory": "1Gi"}}}}
+    assert container(prepare_job(*made(**asked), SETTINGS))["resources"] == {"limits": {"memory": "1Gi"}}
+    assert pod_spec(train(priorityClassName="high"))["priorityClassName"] == "high"
+    assert pod_spec(train())["terminationGracePeriodSeconds"] == 75
