@@ -48,6 +48,7 @@ def test_the_operator_gets_its_settings(helm: Helm, tmp_path: Path) -> None:
         "POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
         "POD_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
         "HOME": "/tmp",
+        "USER": "finetune-operator",
         "FINETUNE_OPERATOR_NAMESPACES": "team-a,team-b",
         "FINETUNE_OPERATOR_TRAINER_IMAGE": "finetune-trainer:0.1.0",
         "FINETUNE_OPERATOR_IMAGE_PULL_POLICY": "IfNotPresent",
@@ -72,7 +73,7 @@ def test_the_charts_settings_are_the_programs_own(
     ours = environment(helm.template(tmp_path, cases.DEFAULT)) | {"POD_NAME": "a", "POD_NAMESPACE": "b"}
     (tmp_path / "key").write_text("0" * 64)
     needed = ["--token-key-file", str(tmp_path / "key"), "--trainer-image", "finetune-trainer:0.1.0"]
-    del ours["HOME"]
+    del ours["HOME"], ours["USER"]
     assert settings.parse(needed, ours) == settings.parse(needed, {"POD_NAME": "a", "POD_NAMESPACE": "b"})
     with pytest.raises(SystemExit):
         settings.parse(["--help"], ours)
