@@ -1,5 +1,10 @@
-"""One API server for the whole tier, with our CRD established in it."""
+"""What the whole tier shares: `api`, an API server alone with our CRD in it; and `cluster`, with nodes and S3."""
 
+import json
+import os
+import re
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
 
@@ -7,6 +12,11 @@ import pytest
 
 from finetune_api.crd import crd
 from tests.cluster.control_plane import Api, control_plane
+from tests.cluster.local import lifecycle
+from tests.cluster.local.cluster import Cluster, Settings
+from tests.cluster.local.state import State, clusters
+from tests.debian import ProgramsMissingError
+from tests.tools import GoMissingError
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
@@ -30,3 +40,43 @@ def _served(api: Api, name: str) -> bool:
     conditions = api.call("GET", f"{CRDS}/{name}").body.get("status", {}).get("conditions") or []
     established = any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
     return established and api.call("GET", "/apis/finetune.dev/v1alpha1/finetunejobs").status == 200
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Kubernetes of two nodes and S3. Where there can be none, tests skip; but never with CI=true."""
+    state = State(clusters() / f"{lifecycle.TEST_PREFIX}{os.getpid()}")
+    with lifecycle.owned(state):
+        lifecycle.remove_abandoned()
+        try:
+            cluster = lifecycle.up(state, Settings(), print)
+        except (lifecycle.ClusterUnavailableError, ProgramsMissingError, GoMissingError) as missing:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(str(missing))
+        try:
+            yield cluster
+        finally:
+            if request.session.testsfailed:
+                logs = tmp_path_factory.mktemp("cluster") / "logs"
+                shutil.copytree(cluster.logs, logs)
+                print(f"logs of the cluster: {logs}")
+            lifecycle.down(state)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of the test's own, where only pods of the restricted kind may run; gone after the test."""
+    test = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())
+    name = f"{test[:40].strip('-')}-{secrets.token_hex(2)}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    cluster.kubectl("create", "--filename=-", input=json.dumps(made))
+    # no pod is admitted before its service account is there
+    cluster.kubectl("wait", "--for=create", "serviceaccount/default", f"--namespace={name}", "--timeout=30s")
+    try:
+        yield name
+    finally:
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+        # after that their owners cannot replace them; the rest of the namespace takes 5 s more, and disturbs nobody
+        cluster.kubectl("delete", "pods", "--all", f"--namespace={name}", "--grace-period=1", "--timeout=90s")

@@ -1,4 +1,4 @@
-"""Command line of the cluster that `make cluster` brings up: `python -m tests.cluster.local --help`, in the checkout."""
+"""Command line of the cluster that `make cluster` brings up: `python -m tests.cluster.local --help` in the checkout."""
 
 import argparse
 import hashlib

@@ -1,4 +1,4 @@
-"""Control groups of the nodes: a directory in each hierarchy, below the caller's, so that its limits hold for nodes too.
+"""Control groups of the nodes: a directory in each hierarchy, below the caller's, so that its limits hold for them.
 
 A node gets a cgroup namespace rooted there; kubelet's /kubepods is then its own. On a machine with cgroup2 only, the
 directory lies at the root: elsewhere a group cannot hold processes and give its controllers on.

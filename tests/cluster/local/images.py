@@ -14,8 +14,10 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +80,7 @@ FILES = {
 }
 
 PLATFORM = {"architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, ""), "os": "linux"}
+KEPT_SECONDS = 7 * 24 * 3600  # that nobody used a seed
 MEDIA = "application/vnd.oci.image"
 
 
@@ -103,6 +106,10 @@ def seed() -> Path:
             except OSError:  # another run was faster
                 if not store.exists():
                     raise
+    store.touch()
+    for other in store.parent.iterdir():  # what nodes have of it are links, and stay
+        if time.time() - other.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(other)
     return store
 
 
@@ -121,7 +128,7 @@ def runtime_spec(path: Path, checkout: Path) -> Path:
     made = subprocess.run([build("ctr"), "oci", "spec"], capture_output=True, check=True)
     spec = json.loads(made.stdout)
     del spec["linux"]["cgroupsPath"]
-    binds = {VENV: checkout / ".venv", **{f"{SOURCES}/{root}": checkout / root for root in ROOTS}}
+    binds = {VENV: Path(sys.prefix), **{f"{SOURCES}/{root}": checkout / root for root in ROOTS}}
     options = ["rbind", "ro", "nosuid", "nodev"]
     spec["mounts"] += [
         {"destination": inside, "type": "bind", "source": str(outside), "options": options}
@@ -133,16 +140,16 @@ def runtime_spec(path: Path, checkout: Path) -> Path:
 
 def compile_sources(checkout: Path) -> None:
     """Compile what containers import and cannot compile themselves: it is read-only there. Costs a minute once."""
-    packages = sorted(checkout.glob(".venv/lib/python3*/site-packages"))
-    stamp = checkout / ".venv" / ".compiled"
-    if not stamp.exists() or any(stamp.stat().st_mtime < folder.stat().st_mtime for folder in packages):
-        print("compiling the virtual environment (once, a minute)", file=sys.stderr, flush=True)
+    packages = Path(sysconfig.get_path("purelib"))
+    stamp = Path(sys.prefix, ".compiled")
+    if not stamp.exists() or stamp.stat().st_mtime < packages.stat().st_mtime:
+        print(f"compiling {packages} (once, a minute)", file=sys.stderr, flush=True)
         _compile(packages)
         stamp.touch()
-    _compile([checkout / root for root in ROOTS])
+    _compile(*(checkout / root for root in ROOTS))
 
 
-def _compile(folders: list[Path]) -> None:
+def _compile(*folders: Path) -> None:
     # wheels carry files for other versions of Python, which do not compile: neither fatal nor of interest
     subprocess.run([sys.executable, "-m", "compileall", "-qq", *folders], check=False)
 
@@ -187,7 +194,8 @@ def _write_archive(archive: Path, files: list[Path]) -> None:
     """An OCI archive with every image of IMAGES over one layer of the files."""
     layer = archive.with_suffix(".layer")
     _write_layer(layer, files)
-    digest = hashlib.file_digest(layer.open("rb"), "sha256").hexdigest()
+    with layer.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     with tarfile.open(archive, "w") as tar:
         tar.add(layer, f"blobs/sha256/{digest}")
         described = {"mediaType": f"{MEDIA}.layer.v1.tar", "digest": f"sha256:{digest}", "size": layer.stat().st_size}
