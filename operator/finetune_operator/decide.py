@@ -143,12 +143,11 @@ def _train(seen: Observed, job: FineTuneJob, train: StageJob) -> Step:
     wanted = job.spec.nodes
     if train.suspended:
         return Queued(train.attempt)
-    ready = sum(pod.ready and not pod.over and pod.deleted_at is None for pod in _pods_of(seen, train))
-    leader_ready = any(
-        pod.index == 0 and pod.ready and pod.deleted_at is None for pod in _pods_of(seen, train) if not pod.over
-    )
+    fine = [pod for pod in _pods_of(seen, train) if _is_fine(pod)]
+    ready = len(fine)
+    leads = any(pod.index == 0 for pod in fine)
     has_run = seen.status.attempt == train.attempt and seen.status.phase in {Phase.RUNNING, Phase.RECOVERING}
-    complete = ready >= wanted and leader_ready
+    complete = ready >= wanted and leads
     progress = seen.polled.progress if seen.polled and not seen.polled.error else None
     recovers = progress is not None and progress.phase in RECOVERING_PHASES
     if has_run and (not complete or recovers):
@@ -156,6 +155,11 @@ def _train(seen: Observed, job: FineTuneJob, train: StageJob) -> Step:
     if complete:
         return Running(train.attempt, wanted)
     return Starting(train.attempt, ready, wanted, _obstacle(seen, train))
+
+
+def _is_fine(pod: StagePod) -> bool:
+    """Whether a pod of the gang beats, or has left in good order: the leader leaves last."""
+    return pod.exit_code == 0 or (pod.ready and not pod.over and pod.deleted_at is None)
 
 
 def _export(seen: Observed, job: FineTuneJob, settings: Settings) -> tuple[Step, list[Action]]:

@@ -35,7 +35,7 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
     for recovery in reversed(after.recoveries):
         if recovery.generation not in known:
             yield Milestone(True, recovery.category.value, f"generation {recovery.generation}: {recovery.message}")
-    if after.last_checkpoint and after.last_checkpoint != before.last_checkpoint:
+    if is_true(after, ConditionType.CHECKPOINTED) and not is_true(before, ConditionType.CHECKPOINTED):  # only the first
         yield _told(after, ConditionType.CHECKPOINTED, warning=False)
     asked = {
         Phase.PREPARING: ConditionType.PREPARED,

@@ -140,6 +140,12 @@ CASES = [
     ),
     Case("all nodes beat", world(*prepared_children(), *gang()), Phase.RUNNING, "AllNodesReady"),
     Case(
+        "nodes that have left in good order are not missed",
+        world(*prepared_children(), stage_job(TRAIN, 1), pod(TRAIN, 0, 1), ended(TRAIN, "", 1, 1), status=RUNNING),
+        Phase.RUNNING,
+        "AllNodesReady",
+    ),
+    Case(
         "a spare stands in for a pod that is not ready",
         world(*prepared_children(), *gang(ready=[0, 2], nodes=3)),
         Phase.RUNNING,
