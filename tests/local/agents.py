@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,16 +10,23 @@ import time
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_api.beats import GenerationRecord, Progress
-from finetune_api.contract import Env, File, dataset_prefix, model_prefix, run_prefix
+from finetune_api.contract import Env, File, checkpoint_name, dataset_prefix, model_prefix, run_prefix
 from finetune_api.messages import Plan
+from finetune_api.results import StageResult
 from finetune_trainer.storage import FolderStore, NotFoundError, upload_tree
+from tests.local.harness import free_port
+
+if TYPE_CHECKING:
+    import torch
 
 DEADLINE = 180.0
 TOKEN = "the-gang-token"
+STEPS, EVERY = 60, 10  # of the plan that the gang tests share, and of its checkpoints
 T = TypeVar("T")
 
 
@@ -41,6 +49,7 @@ class Agents:
     plan: Plan
     environ: Mapping[str, str] = field(default_factory=dict)
     processes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    ports: dict[int, int] = field(default_factory=dict)
 
     @classmethod
     def prepared(
@@ -103,7 +112,7 @@ class Agents:
                 Env.NODE_INDEX: str(node),
                 Env.TOKEN: TOKEN,
                 Env.WORK_DIR: str(folder),
-                Env.AGENT_PORT: "0",
+                Env.AGENT_PORT: str(self.ports.setdefault(node, free_port())),
                 Env.THREADS: "1",
                 Env.TERMINATION_LOG: str(folder / "result.json"),
             }
@@ -143,6 +152,28 @@ class Agents:
 
         return wait_for(f"step {step}", look)
 
+    def healthy(self, node: int) -> bool:
+        """What the kubelet's readiness probe of a node sees."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[node]}/healthz", timeout=2) as answer:
+                return bool(answer.status == HTTPStatus.OK)
+        except OSError:
+            return False
+
+    def result(self, node: int) -> StageResult:
+        """A node's termination message."""
+        return StageResult.model_validate_json((self.work / f"node-{node}" / "result.json").read_text())
+
+    def stored(self) -> GenerationRecord:
+        return GenerationRecord.model_validate_json(self.store.get(self.prefix + File.GENERATION))
+
+    def lose(self, *nodes: int) -> None:
+        """Kills nodes at once, disks and all."""
+        self.send(signal.SIGKILL, *nodes)
+        for node in nodes:
+            self.processes.pop(node).wait()
+            shutil.rmtree(self.work / f"node-{node}")
+
     def workers(self) -> dict[int, int]:
         """Worker processes by node: pid of the child of the node's zygote."""
         found = {}
@@ -152,8 +183,15 @@ class Agents:
                     found[node] = worker
         return found
 
+    def trains(self, node: int, generation: int) -> bool:
+        """Whether a node has run workers of a generation."""
+        return any((self.work / f"node-{node}" / "logs").glob(f"generation-{generation}/rank-*.log"))
+
     def logs(self) -> str:
         return "\n".join(path.read_text()[-3000:] for path in sorted(self.work.glob("agent-*.log")))
+
+    def log(self, node: int) -> str:
+        return (self.work / f"agent-{node}.log").read_text()
 
     def done(self) -> Progress:
         return Progress.model_validate_json(self.store.get(self.prefix + File.DONE))
@@ -165,3 +203,20 @@ def children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+def weights(agents: Agents, step: int) -> dict[str, "torch.Tensor"]:
+    from safetensors.torch import load
+
+    key = f"{agents.prefix}checkpoints/{checkpoint_name(step)}/node-0/adapter_model.safetensors"
+    return load(agents.store.get(key))
+
+
+def assert_same_bits(agents: Agents, undisturbed: Agents, step: int) -> None:
+    """The weights that two runs saved at a step are equal to the bit."""
+    import torch
+
+    expected, seen = weights(undisturbed, step), weights(agents, step)
+    assert expected.keys() == seen.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, seen[name]), name

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.harness import Bench
+from finetune_api.contract import ExitCode
+from finetune_api.messages import MethodType, Plan, Task
+from tests.local.agents import EVERY, STEPS, Agents
+from tests.local.harness import Bench, make_plan, write_dataset
 from tests.models import make_bert, make_llama
 
 
@@ -30,3 +33,31 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench = Bench(tmp_path_factory.mktemp("bench"))
     yield bench
     bench.close()
+
+
+@pytest.fixture(scope="session")
+def gang_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data"), Task.CAUSAL_LM)
+
+
+@pytest.fixture(scope="session")
+def gang_plan() -> Plan:
+    return make_plan(
+        Task.CAUSAL_LM,
+        MethodType.LORA,
+        max_steps=STEPS,
+        checkpoint_every_steps=EVERY,
+        keep_last=2,
+        learning_rate=1e-3,
+        lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "all-linear"},
+    )
+
+
+@pytest.fixture(scope="session")
+def undisturbed_gang(
+    tmp_path_factory: pytest.TempPathFactory, gang_plan: Plan, llama: Path, gang_data: Path
+) -> Iterator[Agents]:
+    with Agents.prepared(tmp_path_factory.mktemp("undisturbed-gang"), gang_plan, llama, gang_data) as agents:
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        yield agents

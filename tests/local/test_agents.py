@@ -3,59 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-import torch
-from safetensors.torch import load
 
 from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Plan, Task
-from tests.local.agents import Agents, wait_for
-from tests.local.harness import make_plan, write_dataset
-
-STEPS = 60
-EVERY = 10
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data"), Task.CAUSAL_LM)
-
-
-@pytest.fixture(scope="module")
-def plan() -> Plan:
-    return make_plan(
-        Task.CAUSAL_LM,
-        MethodType.LORA,
-        max_steps=STEPS,
-        checkpoint_every_steps=EVERY,
-        keep_last=2,
-        learning_rate=1e-3,
-        lora={"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "all-linear"},
-    )
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, plan: Plan, llama: Path, data: Path) -> Iterator[Agents]:
-    with Agents.prepared(tmp_path_factory.mktemp("undisturbed"), plan, llama, data) as agents:
-        agents.start()
-        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
-        yield agents
-
-
-def weights(agents: Agents) -> dict[str, torch.Tensor]:
-    key = f"{agents.prefix}checkpoints/{checkpoint_name(STEPS)}/node-0/adapter_model.safetensors"
-    return load(agents.store.get(key))
-
-
-def assert_same_bits(agents: Agents, undisturbed: Agents) -> None:
-    expected, seen = weights(undisturbed), weights(agents)
-    assert expected.keys() == seen.keys()
-    for name, value in expected.items():
-        assert torch.equal(value, seen[name]), name
+from tests.local.agents import EVERY, STEPS, Agents, assert_same_bits, wait_for
+from tests.local.harness import make_plan
 
 
 def manifests(agents: Agents) -> dict[str, Manifest]:
@@ -66,36 +21,40 @@ def manifests(agents: Agents) -> dict[str, Manifest]:
     }
 
 
-def test_a_manifest_names_every_file_with_its_sha256(undisturbed: Agents) -> None:
-    found = manifests(undisturbed)
+def test_a_manifest_names_every_file_with_its_sha256(undisturbed_gang: Agents) -> None:
+    found = manifests(undisturbed_gang)
     assert [prefix.rsplit("/", 2)[1] for prefix in found] == [checkpoint_name(STEPS - EVERY), checkpoint_name(STEPS)]
     for prefix, manifest in found.items():
         listed = {entry.path for entry in manifest.files}
-        stored = {entry.key.removeprefix(prefix) for entry in undisturbed.store.list(prefix)}
+        stored = {entry.key.removeprefix(prefix) for entry in undisturbed_gang.store.list(prefix)}
         assert stored - listed == {File.MANIFEST, f"node-0/{File.PART}", f"node-1/{File.PART}"}
         assert any(path.startswith("node-1/") for path in listed)
         for entry in manifest.files:
-            content = undisturbed.store.get(prefix + entry.path)
+            content = undisturbed_gang.store.get(prefix + entry.path)
             assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.size, entry.sha256), entry.path
         info = CheckpointInfo.model_validate(manifest.info)
         assert info.samples == info.step * 8
 
 
-def test_the_end_of_a_run_is_told(undisturbed: Agents) -> None:
-    done = undisturbed.done()
+def test_the_end_of_a_run_is_told(undisturbed_gang: Agents) -> None:
+    done = undisturbed_gang.done()
     assert (done.step, done.max_steps, done.phase) == (STEPS, STEPS, "train")
     assert done.recoveries == ()
     assert done.tokens > STEPS * 8
     assert done.evals[-1].values["eval_loss"] > 0
-    logs = [entry.key for entry in undisturbed.store.list(f"{undisturbed.prefix}logs/")]
-    assert [key.removeprefix(undisturbed.prefix) for key in logs] == [
+    logs = [entry.key for entry in undisturbed_gang.store.list(f"{undisturbed_gang.prefix}logs/")]
+    assert [key.removeprefix(undisturbed_gang.prefix) for key in logs] == [
         "logs/generation-1/rank-0.log",
         "logs/generation-1/rank-1.log",
     ]
 
 
-def test_a_killed_worker_costs_no_bit(tmp_path: Path, plan: Plan, llama: Path, data: Path, undisturbed: Agents) -> None:
-    with Agents.prepared(tmp_path, plan, llama, data) as agents:
+def test_a_killed_worker_costs_no_bit(
+    tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path, undisturbed_gang: Agents
+) -> None:
+    with Agents.prepared(tmp_path, gang_plan, llama, gang_data) as agents:
+        half = f"{agents.prefix}checkpoints/{checkpoint_name(5)}/node-0/weights"
+        agents.store.put(half, b"of an upload that no commit followed")
         agents.start()
         for node, step in ((1, 15), (0, 35)):
             before = agents.wait_for_step(step)
@@ -109,32 +68,35 @@ def test_a_killed_worker_costs_no_bit(tmp_path: Path, plan: Plan, llama: Path, d
         ]
         assert all((recovery.resumed_step or 0) >= EVERY for recovery in done.recoveries)
         assert all(recovery.lost_steps <= 2 * EVERY for recovery in done.recoveries)
-        assert_same_bits(agents, undisturbed)
+        assert all(0 < (recovery.seconds or 0) < 60 for recovery in done.recoveries)
+        assert (done.recovery_totals.count, done.recovery_totals.restarts) == (2, 2)
+        assert agents.store.head(half) is None
+        assert agents.result(0).progress == done.model_copy(update={"phase": "done"})
+        assert_same_bits(agents, undisturbed_gang, STEPS)
 
 
 def test_nodes_lost_with_their_disks_are_replaced_from_storage(
-    tmp_path: Path, plan: Plan, llama: Path, data: Path, undisturbed: Agents
+    tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path, undisturbed_gang: Agents
 ) -> None:
     """SIGKILL of everything at once, with all local checkpoints gone: only storage is left."""
-    import shutil
-
-    with Agents.prepared(tmp_path, plan, llama, data) as agents:
+    with Agents.prepared(tmp_path, gang_plan, llama, gang_data) as agents:
         agents.start()
         wait_for("a committed checkpoint", lambda: (agents.progress() or agents.wait_for_step(1)).checkpoints or None)
-        agents.send(signal.SIGKILL, 0, 1)
-        agents.wait()
-        for node in range(2):
-            shutil.rmtree(tmp_path / f"node-{node}")
+        agents.lose(0, 1)
         agents.start()
         assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
         assert "start from checkpoint" in agents.logs()
-        assert_same_bits(agents, undisturbed)
+        [recovery] = agents.done().recoveries
+        assert (recovery.reason, recovery.category, recovery.node) == ("the leader's pod was lost", "NodeFault", 0)
+        assert (recovery.resumed_step or 0) >= EVERY
+        assert recovery.seconds is not None
+        assert_same_bits(agents, undisturbed_gang, STEPS)
 
 
 def test_a_gang_told_to_stop_saves_first_and_loses_no_step(
-    tmp_path: Path, plan: Plan, llama: Path, data: Path, undisturbed: Agents
+    tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path, undisturbed_gang: Agents
 ) -> None:
-    with Agents.prepared(tmp_path, plan, llama, data) as agents:
+    with Agents.prepared(tmp_path, gang_plan, llama, gang_data) as agents:
         agents.start()
         told = agents.wait_for_step(13).step
         agents.send(signal.SIGTERM, 0, 1)
@@ -142,10 +104,23 @@ def test_a_gang_told_to_stop_saves_first_and_loses_no_step(
         newest = max(CheckpointInfo.model_validate(manifest.info).step for manifest in manifests(agents).values())
         assert newest >= told
         assert newest % EVERY, "saved where it was told, not at the next interval"
-        agents.start()
+        left = agents.result(0).progress
+        assert left is not None
+        assert left.checkpoints[-1].step == newest
+        assert agents.result(1).progress is None, "only the leader knows"
+        before = agents.stored()
+        for node in range(2):
+            shutil.rmtree(tmp_path / f"node-{node}")
+        agents.start()  # the next attempt: other pods, the same run
         assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
         assert f"start from checkpoint {newest}" in agents.logs()
-        assert_same_bits(agents, undisturbed)
+        done = agents.done()
+        assert done.generation > before.generation
+        [recovery] = done.recoveries
+        assert (recovery.category, recovery.resumed_step, recovery.lost_steps) == ("Preempted", newest, 0)
+        assert done.recovery_totals.restarts == 0, "an announced stop is free"
+        assert done.checkpoint_count > before.checkpoint_count
+        assert_same_bits(agents, undisturbed_gang, STEPS)
 
 
 SPY = """
@@ -170,7 +145,7 @@ if "finetune_trainer.agent.zygote" in open("/proc/self/cmdline").read():
 """
 
 
-def test_code_in_a_worker_sees_no_key_of_the_agent(tmp_path: Path, llama: Path, data: Path) -> None:
+def test_code_in_a_worker_sees_no_key_of_the_agent(tmp_path: Path, llama: Path, gang_data: Path) -> None:
     """The spy runs in the worker itself, as model code would; the agent does hold the keys."""
     spy = tmp_path / "spy"
     spy.mkdir()
@@ -183,7 +158,7 @@ def test_code_in_a_worker_sees_no_key_of_the_agent(tmp_path: Path, llama: Path, 
         "HF_TOKEN": "the-hub-token",
     }
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1)
-    with Agents.prepared(tmp_path, plan, llama, data, environ) as agents:
+    with Agents.prepared(tmp_path, plan, llama, gang_data, environ) as agents:
         agents.start()
         assert agents.wait() == {0: ExitCode.OK}, agents.logs()
     seen = json.loads((spy / "seen.json").read_text())

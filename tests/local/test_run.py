@@ -89,7 +89,7 @@ class Job:
 
 
 def classification(
-    folder: Path, model: Path, data: Path, storage: str, environ: Mapping[str, str] | None = None
+    folder: Path, model: Path, data: Path, storage: str, environ: Mapping[str, str] | None = None, spares: int = 0
 ) -> Job:
     spec = {
         "model": {"uri": f"file://{model}"},
@@ -99,6 +99,7 @@ def classification(
         "training": {"learning_rate": 0.002, "num_train_epochs": 8, "eval_steps": 60, "global_batch_size": 8},
         "checkpoint": {"everySteps": 10},
         "nodes": 2,
+        "spares": spares,
         "storage": {"uri": storage},
     }
     return Job(folder, spec, environ or {})
@@ -176,7 +177,7 @@ def test_a_complete_run_says_so_when_run_again(undisturbed: Job) -> None:
 def test_a_run_interrupted_and_killed_goes_on_and_ends_with_the_same_bits(
     undisturbed: Job, bert: Path, words: Path, tmp_path: Path
 ) -> None:
-    job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}")
+    job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}", spares=1)
 
     def committed() -> list[int]:
         keys = [entry.key for entry in job.store.list("jobs/") if entry.key.endswith(File.MANIFEST)]

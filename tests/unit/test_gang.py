@@ -11,6 +11,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
+from finetune_trainer.agent.failures import announced_stop, culprit
 from finetune_trainer.agent.gang import Decision, Drain, Fail, Finish, GoOn, NextGeneration, Start, Wait
 from finetune_trainer.agent.roster import Gang, Rendezvous
 
@@ -181,6 +182,21 @@ CASES = [
         Drain(),
     ),
     Case("after the agreed save the others go on", running(*DRAINED), NextGeneration),
+    Case(
+        "a stop while workers load is no failure of those that lost a peer",
+        running(DRAINED[1], died(0, ExitCode.DISTRIBUTED), heard_at=NOW - 5),
+        NextGeneration(announced_stop([1])),
+    ),
+    Case(
+        "nor where nothing was started yet",
+        running(beat(0, AgentState.ENDED), beat(1, AgentState.ENDED, draining=True)),
+        NextGeneration(announced_stop([1])),
+    ),
+    Case(
+        "a worker that dies meanwhile is one",
+        running(DRAINED[1], died(0, -9), heard_at=NOW - 5),
+        NextGeneration(culprit(gang(died(0, -9)).members.values())),
+    ),
     Case("a node told to stop does not take part again", gang(beat(0), beat(1, draining=True)), Wait),
     Case("a trained gang waits for the last commit", running(*TRAINED), GoOn()),
     Case("trained and committed is finished", running(*TRAINED, committed=frozenset({100})), Finish()),
@@ -217,6 +233,19 @@ def test_the_culprit_is_named_and_not_its_victims() -> None:
     assert (decided.failure.node, decided.failure.rank, decided.failure.exit_code) == (1, 1, -9)
     assert "killed by signal 9" in decided.failure.message
     assert "after step 55" in decided.failure.message
+
+
+def test_a_victim_is_not_named_while_its_culprit_may_turn_up() -> None:
+    """A lost node is known by its closed connection or its silence; its peers' workers fail within milliseconds."""
+    victim = died(0, ExitCode.DISTRIBUTED)
+    heard = roster.hear(running(*RUNNING), victim, NOW)
+    assert policy.decide(heard, NOW + 1) == GoOn()
+    decided = policy.decide(roster.hear_closed(heard, 1, "i1", NOW + 0.1), NOW + 0.3)
+    assert isinstance(decided, NextGeneration)
+    assert (decided.failure.category, decided.failure.node) == (FailureCategory.NODE_FAULT, 1)
+    decided = policy.decide(roster.hear(heard, RUNNING[1], NOW + 3), NOW + 3.1)
+    assert isinstance(decided, NextGeneration)
+    assert (decided.failure.category, decided.failure.rank) == (FailureCategory.UNKNOWN, 0)
 
 
 def test_uploads_that_keep_failing_fail_a_trained_run() -> None:

@@ -13,8 +13,8 @@ from finetune_api.contract import Env, ExitCode, run_prefix
 from finetune_api.errors import FineTuneError, Problem, SpecError, exit_code
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
-from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.yaml12 import load_job
+from finetune_api.v1alpha1 import FineTuneJob, parse_job
+from finetune_api.yaml12 import load
 from finetune_trainer.processes import die_with_parent
 from finetune_trainer.storage import ObjectStore, open_store
 from finetune_trainer.termination import fit
@@ -39,6 +39,20 @@ class StageInputs:
     def report(self, line: str) -> None:
         """Shows what the stage does."""
         print(line, flush=True)
+
+
+def load_given_job(path: Path) -> FineTuneJob:
+    """The job as a stage is given it: of the object only its name and its spec; what else an API server wrote, perhaps
+    a newer one, is passed over.
+
+    Raises:
+        SpecError: the spec is none that this version can run.
+    """
+    data, lines = load(path.read_text("utf-8"), str(path))
+    if isinstance(data, dict) and isinstance(metadata := data.get("metadata"), dict):
+        known = {name: metadata[name] for name in ("name", "namespace", "uid") if name in metadata}
+        data = {**{name: value for name, value in data.items() if name != "status"}, "metadata": known}
+    return parse_job(data, lines, str(path))
 
 
 def own_process() -> None:
@@ -68,7 +82,7 @@ def _run(stage: Stage, work: Callable[[StageInputs], StageResult], environ: Mapp
     for name in (Env.JOB, Env.JOB_UID):
         if not environ.get(name):
             raise SpecError(Problem(code="NotSet", field=name, message="is not set", cure="set it; see contract.Env"))
-    job, uid = load_job(Path(environ[Env.JOB])), environ[Env.JOB_UID]
+    job, uid = load_given_job(Path(environ[Env.JOB])), environ[Env.JOB_UID]
     store = open_store(job.spec.storage.uri, environ)
     prefix = run_prefix(job.metadata.namespace, job.metadata.name, uid)
     with tempfile.TemporaryDirectory(prefix=f"finetune-{stage}-", dir=environ.get(Env.WORK_DIR) or None) as folder:

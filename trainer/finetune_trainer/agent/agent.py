@@ -187,6 +187,10 @@ class Agent:
             match directive.action:
                 case Action.RUN if self._node.state is AgentState.READY:
                     await self._start_workers(directive)
+                case Action.DRAIN if self._node.state is AgentState.READY:
+                    if self._config.node in directive.ranks:  # they would have been started; others wait for them
+                        self._node.state = AgentState.ENDED
+                        self._news.set()
                 case Action.DRAIN:
                     self._workers.terminate()
                 case Action.DONE | Action.STOPPED | Action.FAILED:
@@ -227,6 +231,7 @@ class Agent:
             await self._workers.changed()
         if self._node.state is AgentState.BOOT:
             self._node.state = AgentState.READY
+            log.info("ready: model and data are here, workers start warm")
         self._news.set()
         await asyncio.Event().wait()
 

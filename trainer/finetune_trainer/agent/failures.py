@@ -18,12 +18,25 @@ def first_failure(gang: Gang, now: float) -> Failure | None:
         if gang.rendezvous.resume in member.beat.broken:
             return _node_fault(node, f"checkpoint {gang.rendezvous.resume} does not verify on node {node}")
     failed = [m for m in gang.members.values() if m.failed_at is not None]
-    if failed and now - min(m.failed_at or now for m in failed) >= gang.limits.culprit:
-        return culprit(failed)
+    since = now - min((m.failed_at or now for m in failed), default=now)
+    if failed and since >= gang.limits.culprit:
+        if not only_victims(failed):
+            return culprit(failed)
+        for node in gang.rendezvous.ranks:  # a lost peer and a closed connection: no need to wait for certainty
+            if gang.members[node].closed_at is not None:
+                return _node_fault(node, f"node {node} was lost: its connection closed")
+        if since >= gang.limits.blame:
+            return culprit(failed)
     for node in gang.rendezvous.ranks:
         if reason := lost(gang, gang.members[node], now):
             return _node_fault(node, f"node {node} was lost: {reason}")
     return None
+
+
+def only_victims(failed: Iterable[Member]) -> bool:
+    """Whether all failures reported so far are of workers that lost a peer."""
+    codes = {rank.exit_code for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED}
+    return codes == {ExitCode.DISTRIBUTED}
 
 
 def culprit(failed: Iterable[Member]) -> Failure:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from finetune_api.beats import AgentState, Beat, Failure, RankState, Saved
+from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent.failures import announced_stop, budget_left, first_failure, storage_failure
 from finetune_trainer.agent.roster import Gang, lost
@@ -80,15 +81,16 @@ def decide(gang: Gang, now: float) -> Decision:
         if missing := not_ready(gang, now):
             return Wait(missing)
         return Start(node_ranks(gang, now), newest_checkpoint(gang, node_ranks(gang, now)))
+    leaving = draining_nodes(gang)
+    if leaving and everyone_stopped(gang):
+        return NextGeneration(announced_stop(leaving))
     if failure := first_failure(gang, now):
         return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
     if everyone_trained(gang):
         if failure := storage_failure(gang, now):
             return Fail(failure)
         return Finish() if gang.last_step in gang.committed else GoOn()
-    if leaving := draining_nodes(gang):
-        return NextGeneration(announced_stop(leaving)) if everyone_ended(gang) else Drain()
-    return GoOn()
+    return Drain() if leaving else GoOn()
 
 
 def may_leave(gang: Gang, node: int, now: float) -> bool:
@@ -188,6 +190,14 @@ def commit_worth_waiting_for(gang: Gang, now: float) -> int | None:
 def everyone_ended(gang: Gang) -> bool:
     """Whether all workers of this generation have exited."""
     return all(beat.state is AgentState.ENDED and beat.generation == gang.generation for beat in _training(gang))
+
+
+def everyone_stopped(gang: Gang) -> bool:
+    """Whether all workers are gone as they were told. One that still loads ends at once, and its peers lose it."""
+    ranks = [rank for beat in _training(gang) for rank in beat.ranks]
+    return everyone_ended(gang) and all(
+        rank.state is RankState.DRAINED or rank.exit_code == ExitCode.DISTRIBUTED for rank in ranks
+    )
 
 
 def everyone_trained(gang: Gang) -> bool:

@@ -13,7 +13,6 @@ from finetune_api.contract import Env, ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, FineTuneError, Problem, exit_code
 from finetune_api.messages import Plan, Stage
 from finetune_api.results import StageResult
-from finetune_api.yaml12 import load_job
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.leader import NOT_THE_LEADER, Leader
@@ -23,6 +22,7 @@ from finetune_trainer.agent.security import hide_from_children
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.agent.workers import Workers
 from finetune_trainer.processes import die_with_parent, reap_orphans
+from finetune_trainer.stages import load_given_job
 from finetune_trainer.storage import open_store
 from finetune_trainer.termination import fit
 
@@ -103,7 +103,7 @@ class Node:
         config = self._config
         await self._workers.warm_up()  # first: its imports are the longest part of a start
         address = endpoint(config.host, await self._server.listen(interface(config.host), config.port))
-        job = load_job(config.job)
+        job = load_given_job(config.job)
         store = open_store(job.spec.storage.uri, self._environ)
         run = run_prefix(job.metadata.namespace, job.metadata.name, config.uid)
         plan = Plan.model_validate_json(await patiently(store.get, run + File.PLAN))

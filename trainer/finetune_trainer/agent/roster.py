@@ -14,6 +14,7 @@ class Limits:
         closed: a closed connection is a dead process, but only when no new one comes within this time.
         silence: an open connection without a beat is a dead node or network after this time.
         culprit: failures are collected this long before the first is named, because its victims follow within 40 ms.
+        blame: a worker that merely lost a peer is named when nothing else turned up within this time.
         storage: how long uploads may fail after training has ended.
         max_restarts: generations after the first, over the whole run; an announced stop is free.
         fruitless_restarts: restarts in a row that resumed from the same point.
@@ -22,6 +23,7 @@ class Limits:
     closed: float = 2.0
     silence: float = 10.0
     culprit: float = 0.2
+    blame: float = 3.0
     storage: float = 300.0
     max_restarts: int = 10
     fruitless_restarts: int = 3

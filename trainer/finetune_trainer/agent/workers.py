@@ -65,6 +65,7 @@ class Workers:
         self._alive: dict[str, Worker] = {}  # by request id; also those being killed
         self._current: list[Worker] = []
         self._change = asyncio.Event()
+        self._told_to_stop = False
         self.warm = False
         self.lost = False
 
@@ -113,6 +114,7 @@ class Workers:
         assert self._zygote is not None
         assert self._zygote.stdin is not None
         self._current = []
+        self._told_to_stop = False
         for order in orders:
             log = self._logs / f"generation-{order.generation}" / f"rank-{order.rank}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,8 @@ class Workers:
                     _kill_group(worker.pid)  # it was forked meanwhile, or so young that its group did not exist
 
     def terminate(self) -> None:
-        """Asks the workers to agree on a step, save and stop."""
+        """Asks the workers to agree on a step, save and stop; those that still load just end."""
+        self._told_to_stop = True
         for worker in self._current:
             if worker.pid and not worker.exited.is_set():
                 with contextlib.suppress(ProcessLookupError):
@@ -167,10 +170,14 @@ class Workers:
                     worker = self._alive[answer["id"]]
                     worker.pid = answer["pid"]
                     worker.report = _updated(worker.report, state=RankState.RUNNING)
+                    if self._told_to_stop and worker in self._current:
+                        self.terminate()
                 case "exited":
                     name, worker = next((n, w) for n, w in self._alive.items() if w.pid == answer["pid"])
                     del self._alive[name]
-                    _end(worker, answer["exit_code"])
+                    code = answer["exit_code"]
+                    told = self._told_to_stop and code == -signal.SIGTERM
+                    _end(worker, ExitCode.DRAINED if told else code)
             self._tell_change()
         self.warm, self.lost = False, True
         for worker in self._alive.values():  # the kernel has killed them with their parent
