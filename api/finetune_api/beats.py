@@ -162,7 +162,7 @@ class Recovery(Message):
     """One move to a new generation.
 
     Attributes:
-        generation: the one that was started.
+        generation: the first that was given out for it, which no other recovery has.
         time: when the failure was seen, ISO 8601 with a time zone.
         node: index of the pod at fault, if one is.
         rank: the first rank that failed, if one did.

@@ -51,13 +51,13 @@ class History:
         )
         return replace(self, recoveries=(*self.recoveries, recovery)[-LISTED:], totals=totals)
 
-    def starts(self, generation: int, resume: int | None, lost_steps: int) -> "History":
-        """The workers of a generation were started."""
+    def starts(self, resume: int | None, lost_steps: int) -> "History":
+        """Workers were started."""
         if self.open is None:
             return self
         more = lost_steps - self.open.lost_steps
         return replace(
-            self._with_last(generation=generation, resumed_step=resume, lost_steps=lost_steps),
+            self._with_last(resumed_step=resume, lost_steps=lost_steps),
             totals=self.totals.model_copy(update={"lost_steps": self.totals.lost_steps + more}),
         )
 

@@ -189,7 +189,7 @@ class Leader:
         log.info("generation %d: %d nodes start from %s", gang.generation, len(ranks), _point(resume))
         self._draining = False
         self._update(replace(gang, rendezvous=rendezvous))
-        self.scribe.starts(gang.generation, resume)
+        self.scribe.starts(resume)
 
     def _next_generation(self, failure: Failure) -> None:
         before = self._gang

@@ -49,10 +49,10 @@ class Scribe:
         """No workers run: why."""
         self._phase, self._note = "recovering" if self.history.open else "starting", missing
 
-    def starts(self, generation: int, resume: int | None) -> None:
-        """A generation's workers were started."""
+    def starts(self, resume: int | None) -> None:
+        """Workers were started."""
         step = resume or 0
-        self.history = self.history.starts(generation, resume, max(0, self._highest - step))
+        self.history = self.history.starts(resume, max(0, self._highest - step))
         self._steps = {at: metrics for at, metrics in self._steps.items() if at <= step}
         self._highest = step
         self._phase, self._note = "load", ""
