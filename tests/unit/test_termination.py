@@ -75,6 +75,16 @@ def test_a_leaders_result_keeps_the_last_of_each_and_all_figures() -> None:
     assert seen.checkpoints == PROGRESS.checkpoints
 
 
+def test_the_end_of_a_log_stays() -> None:
+    tail = "\n".join(f"line {number}" for number in range(1000))
+    failure = Failure(category=FailureCategory.UNKNOWN, node=0, message="m", log_tail=tail)
+    progress = PROGRESS.model_copy(update={"failure": failure})
+    seen = StageResult.model_validate_json(fit(StageResult(stage=Stage.TRAIN, succeeded=False, progress=progress)))
+    assert seen.progress is not None
+    assert seen.progress.failure is not None
+    assert seen.progress.failure.log_tail.endswith("line 998\nline 999")
+
+
 def test_choices_go_first() -> None:
     plan = PlanSummary(
         task=Task.CAUSAL_LM,
@@ -102,7 +112,7 @@ def test_choices_go_first() -> None:
     assert seen == result.model_copy(update={"plan": plan.model_copy(update={"choices": ()})})
 
 
-TEXTS = st.text(max_size=3000)
+TEXTS = st.builds(str.__mul__, st.text(max_size=30), st.sampled_from([1, 10, 100]))
 RESULTS = st.builds(
     StageResult,
     stage=st.sampled_from(Stage),

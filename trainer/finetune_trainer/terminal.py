@@ -31,7 +31,7 @@ class Screen:
         self._task = self._bar.add_task("train", total=None, numbers="", start=False)
         self._live: Live | None = None
         self._evaluated = 0
-        self._recovered = 0
+        self._recovered: set[int] = set()
         self._checkpoints: set[int] = set()
         self._next_line = 0.0
         self._note = ""
@@ -71,9 +71,10 @@ class Screen:
         for evaluation in progress.evals[self._evaluated :]:
             self.says("eval", f"step {evaluation.step}: {figures(evaluation)}")
         self._evaluated = max(self._evaluated, len(progress.evals))
-        for recovery in progress.recoveries[self._recovered :]:
-            self.says("recovery", f"generation {recovery.generation}: {recovery.reason}")
-        self._recovered = max(self._recovered, len(progress.recoveries))
+        for recovery in progress.recoveries:
+            if recovery.generation not in self._recovered:
+                self._recovered.add(recovery.generation)
+                self.says("recovery", f"generation {recovery.generation}: {recovery.reason}")
         for step in sorted({facts.step for facts in progress.checkpoints} - self._checkpoints):
             self._checkpoints.add(step)
             self.says("saved", f"checkpoint {step} committed")

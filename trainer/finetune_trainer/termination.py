@@ -1,5 +1,6 @@
 """A stage's result within the 4,096 bytes that Kubernetes keeps of a termination message."""
 
+import json
 from collections.abc import Callable
 
 from finetune_api.beats import Failure, Progress
@@ -7,8 +8,7 @@ from finetune_api.errors import Problem
 from finetune_api.results import StageResult
 
 LIMIT = 4000  # bytes, of 4,096
-SHORT_TEXT = 300  # bytes of a text, where it must shrink
-SHORTEST_TEXT = 120
+LONG_TEXT, SHORT_TEXT, SHORTEST_TEXT = 1000, 300, 120  # bytes of a text, where it must shrink
 SHORT_LINES = 5
 RECOVERIES = 5  # of the last, where not all fit
 CHECKPOINTS = 3
@@ -33,27 +33,11 @@ def _without_choices(result: StageResult) -> StageResult:
     return result.model_copy(update={"plan": result.plan and result.plan.model_copy(update={"choices": ()})})
 
 
-def _with_short_texts(result: StageResult) -> StageResult:
-    problems = tuple(_short_problem(problem, SHORT_TEXT) for problem in result.problems)
-    progress = result.progress and result.progress.model_copy(
-        update={
-            "note": _shortened(result.progress.note),
-            "failure": _short_failure(result.progress.failure, SHORT_TEXT),
-            "recoveries": tuple(
-                recovery.model_copy(update={"reason": _shortened(recovery.reason)})
-                for recovery in result.progress.recoveries
-            ),
-        }
-    )
-    note = _shortened(result.note)
-    return result.model_copy(update={"problems": problems, "progress": progress, "note": note})
-
-
 def _without_labels(result: StageResult) -> StageResult:
     if result.dataset is None or not result.dataset.labels:
         return result
     dataset = result.dataset.model_copy(update={"labels": ()})
-    note = _shortened(f"{len(result.dataset.labels)} labels left out; {result.note}")
+    note = f"{len(result.dataset.labels)} labels left out; {result.note}"
     return result.model_copy(update={"dataset": dataset, "note": note})
 
 
@@ -76,6 +60,30 @@ def _with_the_last_checkpoints(result: StageResult) -> StageResult:
             )
         },
     )
+
+
+def _with_long_texts(result: StageResult) -> StageResult:
+    return _with_texts(result, LONG_TEXT)
+
+
+def _with_short_texts(result: StageResult) -> StageResult:
+    return _with_texts(result, SHORT_TEXT)
+
+
+def _with_texts(result: StageResult, limit: int) -> StageResult:
+    problems = tuple(_short_problem(problem, limit) for problem in result.problems)
+    progress = result.progress and result.progress.model_copy(
+        update={
+            "note": _shortened(result.progress.note, limit),
+            "failure": _short_failure(result.progress.failure, limit),
+            "recoveries": tuple(
+                recovery.model_copy(update={"reason": _shortened(recovery.reason, SHORT_TEXT)})
+                for recovery in result.progress.recoveries
+            ),
+        }
+    )
+    note = _shortened(result.note, limit)
+    return result.model_copy(update={"problems": problems, "progress": progress, "note": note})
 
 
 def _with_fewer_problems(result: StageResult) -> StageResult:
@@ -115,11 +123,12 @@ def _bare(result: StageResult) -> StageResult:
 
 SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
     _without_choices,
-    _with_short_texts,
     _without_labels,
     _with_the_last_eval,
     _with_the_last_recoveries,
     _with_the_last_checkpoints,
+    _with_long_texts,
+    _with_short_texts,
     _with_fewer_problems,
     _with_figures_only,
     _bare,
@@ -141,11 +150,11 @@ def _short_problem(problem: Problem, limit: int) -> Problem:
 def _short_failure(failure: Failure | None, limit: int) -> Failure | None:
     if failure is None:
         return None
-    message, tail = _shortened(failure.message, limit), failure.log_tail[-limit:]
-    return failure.model_copy(update={"message": message, "log_tail": _shortened(tail, limit)})
+    tail = _shortened(failure.log_tail[::-1], limit)[::-1]  # of a log the last lines tell most
+    return failure.model_copy(update={"message": _shortened(failure.message, limit), "log_tail": tail})
 
 
-def _shortened(text: str, limit: int = SHORT_TEXT) -> str:
+def _shortened(text: str, limit: int) -> str:
     """The beginning of a text, in at most `limit` bytes of JSON: a control character takes six."""
     if _json_bytes(text) <= limit:
         return text
@@ -156,8 +165,7 @@ def _shortened(text: str, limit: int = SHORT_TEXT) -> str:
 
 
 def _json_bytes(text: str) -> int:
-    escaped = sum(5 if character < " " else 1 for character in text if character < " " or character in '"\\\x7f')
-    return len(text.encode(errors="replace")) + escaped
+    return len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) - 2
 
 
 def _json(result: StageResult) -> str:

@@ -62,6 +62,11 @@ class Leader:
         self._written: GenerationRecord | None = None
         self.scribe = Scribe(plan)
 
+    @property
+    def works(self) -> bool:
+        """Whether workers of its gang were started and count on it."""
+        return self._gang.rendezvous is not None
+
     async def run(self) -> None:
         """Leads until every node may go.
 

@@ -94,7 +94,8 @@ class Node:
             await self._workers.close()
 
     def _told_to_stop(self, taking_part: asyncio.Task[ExitCode]) -> None:
-        if self._agent is None or self._agent.boots:
+        works = self._leader is not None and self._leader.works
+        if self._agent is None or (self._agent.boots and not works):
             taking_part.cancel()  # nobody counts on it yet
         else:
             self._agent.drain()
