@@ -12,6 +12,7 @@ import pytest
 
 from finetune_api.crd import crd
 from tests.cluster.control_plane import Api, control_plane
+from tests.cluster.installation import Inputs, Installation, add_credentials, make_inputs
 from tests.cluster.local import lifecycle
 from tests.cluster.local.cluster import Cluster, Settings
 from tests.cluster.local.state import State, clusters
@@ -62,6 +63,27 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 shutil.copytree(cluster.logs, logs)
                 print(f"logs of the cluster: {logs}")
             lifecycle.down(state)
+
+
+@pytest.fixture(scope="session")
+def installation(cluster: Cluster) -> Installation:
+    """The operator, installed by Helm."""
+    installed = Installation(cluster)
+    installed.install()
+    return installed
+
+
+@pytest.fixture(scope="session")
+def inputs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """Models and data in the cluster's S3."""
+    return make_inputs(cluster, tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def team(installation: Installation, cluster: Cluster, namespace: str) -> str:
+    """A namespace in which the operator works and a job finds its keys."""
+    add_credentials(cluster, namespace)
+    return namespace
 
 
 @pytest.fixture

@@ -137,6 +137,13 @@ def test_the_api_server_can_be_killed_and_frozen_without_losing_a_node(cluster: 
         assert len(changed) == 4 * len(NODES)
 
 
+def test_without_root_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(lifecycle.ClusterUnavailableError, match="needs root"):
+        lifecycle.up(State(tmp_path / "refused"), Settings(), print)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_second_cluster_leaves_no_trace_of_itself(cluster: Cluster) -> None:
     state = State(clusters() / f"{lifecycle.TEST_PREFIX}{os.getpid()}-again")
     before = traces()
@@ -167,7 +174,7 @@ def processes(state: State) -> list[str]:
 
 
 def groups(state: State) -> list[Path]:
-    return [group for node in NODES for group in cgroups.found(f"{state.group}-{node.name}")]
+    return [group for node in NODES for group in cgroups.found(state.group(node.name))]
 
 
 def traces() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Control groups of the nodes: a directory in each hierarchy, below the caller's, so that its limits hold for them.
 
-A node gets a cgroup namespace rooted there; kubelet's /kubepods is then its own. On a machine with cgroup2 only, the
-directory lies at the root: elsewhere a group cannot hold processes and give its controllers on.
+A node gets a cgroup namespace rooted there; kubelet's /kubepods is then its own. On a machine with cgroup2 only, a
+group cannot hold processes and give its controllers on: there the directory lies at the root, and the node's own
+processes in a LEAF of it.
 """
 
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 V1 = "cgroup"
 V2 = "cgroup2"
+LEAF = "init"
 
 
 def _mounts() -> list[tuple[Path, str, set[str]]]:
@@ -37,7 +39,7 @@ def make(name: str) -> list[Path]:
         if only_v2:
             enabled = (mounted[0] / "cgroup.controllers").read_text().split()
             (mounted[0] / "cgroup.subtree_control").write_text(" ".join(f"+{one}" for one in enabled))
-            (group / "init").mkdir(exist_ok=True)  # node.sh moves there: see above
+            (group / LEAF).mkdir(exist_ok=True)
         made.append(group)
     return made
 
@@ -49,6 +51,14 @@ def found(name: str) -> list[Path]:
         for folder, below, _ in os.walk(mount):
             groups += [Path(folder, one) for one in below if one == name]
     return groups
+
+
+def clear(name: str) -> None:
+    """Remove all below the directories called `name`; its processes must have ended."""
+    for group in found(name):
+        for folder, _, _ in os.walk(group, topdown=False):
+            if Path(folder) not in (group, group / LEAF):
+                Path(folder).rmdir()
 
 
 def remove(name: str) -> None:

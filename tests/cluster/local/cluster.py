@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.local import services
+from tests.cluster.local import cgroups, services
 from tests.cluster.local.network import GATEWAY, S3_PORT
 from tests.cluster.local.state import FABRIC, State
 from tests.s3 import S3Server
@@ -100,6 +100,7 @@ class Cluster:
         pid = self._process_1(node)
         self.kill(node)
         wait(lambda: not Path(f"/proc/{pid}").exists(), PROCESS_SECONDS, f"{node} to end", self.logs)
+        cgroups.clear(self.state.group(node))  # the groups of its pods: kubelet would look at each for 3 s
 
     def boot(self, node: str) -> None:
         """Switch a node on; `wait_ready` tells when pods can run there."""

@@ -74,7 +74,7 @@ def owned(state: State) -> Iterator[None]:
     with _lock_file(state, "owner").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
-    _lock_file(state, "owner").unlink()
+    _forget(state)
 
 
 def remove_abandoned() -> None:
@@ -87,7 +87,7 @@ def remove_abandoned() -> None:
             except BlockingIOError:
                 continue
             down(state)
-        _lock_file(state, "owner").unlink()
+        _forget(state)
 
 
 def _require_machine() -> None:
@@ -113,7 +113,7 @@ def _prepare(state: State, settings: Settings) -> Cluster:
     keys = ("local-key", secrets.token_hex(16))
     services.write(state, FABRIC, services.fabric(state, keys, settings.node_grace, settings.toleration))
     for node in NODES:
-        groups = cgroups.make(f"{state.group}-{node.name}")
+        groups = cgroups.make(state.group(node.name))
         services.write(state, FABRIC, {node.name: services.boot(state, node, groups)})
         services.write(state, node.name, services.node(state, node))
     return Cluster(state, S3Server("", *keys, state.s3 / "buckets"), settings)
@@ -188,7 +188,7 @@ def _end(state: State) -> None:
         os.kill(pid, signal.SIGKILL)
         wait(lambda: not Path(f"/proc/{pid}").exists(), PROCESS_SECONDS, "the cluster to end", state.logs)
     for node in NODES:
-        cgroups.remove(f"{state.group}-{node.name}")
+        cgroups.remove(state.group(node.name))
 
 
 def _remove(state: State) -> None:
@@ -203,6 +203,11 @@ def _locked(state: State) -> Iterator[None]:
     with _lock_file(state, "lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield
+
+
+def _forget(state: State) -> None:
+    for purpose in ("owner", "lock"):
+        _lock_file(state, purpose).unlink(missing_ok=True)
 
 
 def _lock_file(state: State, purpose: str) -> Path:

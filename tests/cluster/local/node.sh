@@ -7,6 +7,7 @@ run=$state/run/$node disk=$state/nodes/$node
 read -r pid _ </run/machine-proc/self/stat
 
 mount -t proc proc /proc
+hostname "$node"
 mount --make-rshared / # kubelet and containerd hand mounts on to each other and to pods
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p "$disk"/{kubelet,containerd,log} /run/disk /run/state /run/upper /run/work /run/plain
@@ -22,7 +23,6 @@ mount --bind /run/state "$state"
 # away from cgroup2, for the whole machine.
 if [ "$(cut -d: -f1-2 /proc/self/cgroup)" = "0:" ]; then
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
-  echo 1 >/sys/fs/cgroup/init/cgroup.procs # the root must be free of processes to give its controllers on
 else
   mount -t tmpfs -o mode=755 tmpfs /sys/fs/cgroup
   while IFS=: read -r _ controllers _; do

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.local import cgroups
 from tests.cluster.local.network import (
     API_PORT,
     DNS_DOMAIN,
@@ -144,11 +145,15 @@ def _s3(state: State, access_key: str, secret_key: str) -> Command:
 
 def boot(state: State, node: Node, groups: list[Path]) -> str:
     """Script of a node as a service of the fabric: joins its cgroups, then namespaces of its own, then node.sh."""
-    joined = "".join(f"echo $$ >{shlex.quote(str(group / 'cgroup.procs'))}\n" for group in groups)
-    own = "--mount --pid --uts --cgroup --propagation private --fork --kill-child=SIGKILL"
-    inits = shlex.join(["bash", str(HERE / "node.sh"), str(state.folder), node.name])
-    named = f"hostname {node.name} && exec {inits}"
-    return f"{joined}exec ip netns exec {node.name} unshare {own} sh -c {shlex.quote(named)}"
+    leaves = [group / cgroups.LEAF for group in groups if (group / cgroups.LEAF).exists()]
+    init = shlex.join(["bash", str(HERE / "node.sh"), str(state.folder), node.name])
+    own = "--mount --pid --uts --propagation private --fork --kill-child=SIGKILL"
+    entered = f"{_join(leaves)}exec ip netns exec {node.name} unshare {own} {init}"
+    return f"{_join(groups)}exec unshare --cgroup bash -c {shlex.quote(entered)}"
+
+
+def _join(groups: list[Path]) -> str:
+    return "".join(f"echo $$ >{shlex.quote(str(group / 'cgroup.procs'))}\n" for group in groups)
 
 
 def node(state: State, node: Node) -> dict[str, Command]:

@@ -44,11 +44,6 @@ class State:
         return self.folder / "container.json"
 
     @property
-    def group(self) -> str:
-        """What the names of its control groups begin with: those are the machine's, not the cluster's own."""
-        return f"finetune-{self.name}"
-
-    @property
     def s3(self) -> Path:
         return self.folder / "s3"
 
@@ -63,6 +58,10 @@ class State:
         except (OSError, ValueError):
             return None
         return pid if str(self.folder) in command else None  # else the file is old, and the number another's by now
+
+    def group(self, node: str) -> str:
+        """Name of the node's control groups; of one cluster only, for they lie beside those of the machine."""
+        return f"finetune-{self.name}-{node}"
 
     def disk(self, node: str) -> Path:
         return self.folder / "nodes" / node
