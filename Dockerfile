@@ -12,20 +12,32 @@ RUN python -m venv /build/pip \
     && python -m venv --without-pip /opt/venv \
     && echo /opt/finetune > "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/finetune.pth" \
     && if [ "${WHEELS}" != requirements ]; then printf '[install]\nno-index = true\nfind-links = /build/wheels\n' > /etc/pip.conf; fi
-ENV PIP_REQUIRE_HASHES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
 FROM build AS operator-build
 COPY requirements/operator.txt /build/requirements.txt
-RUN /build/pip/bin/pip --python /opt/venv install --requirement /build/requirements.txt
+RUN /build/pip/bin/pip --python /opt/venv install --require-hashes --requirement /build/requirements.txt
 COPY api operator /opt/finetune/
 # containers cannot write, so what is not compiled here is compiled at every start
-RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
+RUN chmod -R a+rX /opt/finetune \
+    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune
+
+FROM ${BASE} AS operator
+COPY --from=operator-build /opt /opt
+COPY LICENSE /licenses/
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 65532:65532
+WORKDIR /
+ENTRYPOINT []
+CMD ["python", "-m", "finetune_operator"]
 
 FROM build AS trainer-build
 COPY requirements/trainer.txt /build/requirements.txt
-RUN /build/pip/bin/pip --python /opt/venv install --requirement /build/requirements.txt
+RUN /build/pip/bin/pip --python /opt/venv install --require-hashes --requirement /build/requirements.txt
 COPY api trainer /opt/finetune/
-RUN /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune \
+RUN chmod -R a+rX /opt/finetune \
+    && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune \
     && printf '#!/opt/venv/bin/python\nimport sys\nfrom finetune_trainer.cli import main\nsys.exit(main())\n' > /opt/venv/bin/finetune \
     && chmod 755 /opt/venv/bin/finetune
 
@@ -41,14 +53,3 @@ USER 1000:1000
 WORKDIR /
 ENTRYPOINT []
 CMD ["finetune", "--help"]
-
-# last, so that a build without --target makes the small one
-FROM ${BASE} AS operator
-COPY --from=operator-build /opt /opt
-COPY LICENSE /licenses/
-ENV PATH=/opt/venv/bin:$PATH \
-    HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
-USER 65532:65532
-WORKDIR /
-ENTRYPOINT []
-CMD ["python", "-m", "finetune_operator"]

@@ -2,12 +2,13 @@
 
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from charts.generate import NAMESPACE, OF_HELM, RELEASE, ROOT, files
+from charts.generate import CHART, NAMESPACE, OF_HELM, RELEASE, ROOT, files
 from tests.chart.conftest import Helm, one
 from tests.tools import tool
 
@@ -29,6 +30,15 @@ def without_helm(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[st
         if not annotations:
             each["metadata"].pop("annotations", None)
     return {(each["kind"], each["metadata"]["name"]): each for each in objects}
+
+
+def version() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def test_the_chart_installs_the_images_of_this_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == version()
 
 
 def test_the_committed_files_are_what_is_generated(helm: Helm) -> None:
@@ -55,5 +65,6 @@ def test_the_overlay_mounts_the_key_it_makes(tmp_path: Path) -> None:
     (secret,) = (each for each in objects if each["kind"] == "Secret")
     assert list(secret["data"]) == ["key"]
     pod = one(objects, "Deployment")["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == f"{RELEASE}:{version()}"
     (volume,) = (each["secret"] for each in pod["volumes"] if each["name"] == "token-key")
     assert volume["secretName"] == secret["metadata"]["name"]
