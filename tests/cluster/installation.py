@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import random
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from finetune_trainer.storage import ObjectStore, open_store
 from tests.cluster.local.cluster import Cluster
+from tests.models import CORPUS, make_bert, make_llama
 from tests.tools import build
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"
@@ -112,3 +114,49 @@ def add_credentials(cluster: Cluster, namespace: str) -> None:
         "data": {name: base64.b64encode(value.encode()).decode() for name, value in keys.items()},
     }
     cluster.kubectl("apply", "--filename=-", input=json.dumps(secret))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What jobs are made of: uris in the cluster's S3, and the same models as folders here."""
+
+    llama: str
+    bert: str
+    texts: str
+    prompts: str
+    words: str
+    llama_folder: Path
+    bert_folder: Path
+
+
+WORDS = {
+    "good": "great lovely best fine happy",
+    "bad": "awful poor worst sad angry",
+    "post": "parcel order price refund",
+}
+
+
+def make_inputs(cluster: Cluster, folder: Path) -> Inputs:
+    """Two tiny models, texts, prompts with completions, and labelled words as CSV."""
+    store = bucket(cluster)
+    llama, bert = make_llama(folder / "llama"), make_bert(folder / "bert")
+    source = random.Random(7)
+    texts = [{"text": f"{source.choice(CORPUS)} {source.choice(CORPUS)} {number}"} for number in range(320)]
+    prompts = [
+        {"prompt": f"The word is {word}.", "completion": f" Yes, {word}!"}
+        for word in source.choices(["great", "poor", "invoice"], k=160)
+    ]
+    lines = ["text,label"]
+    for _ in range(300):
+        label = source.choice(list(WORDS))
+        lines.append(" ".join(source.choices(WORDS[label].split(), k=5)) + f",{label}")
+    store.put("data/words.csv", ("\n".join(lines) + "\n").encode())
+    return Inputs(
+        llama=put_folder(store, llama, "models/llama"),
+        bert=put_folder(store, bert, "models/bert"),
+        texts=put_rows(store, texts, "data/texts.jsonl"),
+        prompts=put_rows(store, prompts, "data/prompts.jsonl"),
+        words=f"{store.uri}/data/words.csv",
+        llama_folder=llama,
+        bert_folder=bert,
+    )

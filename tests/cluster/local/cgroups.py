@@ -40,8 +40,16 @@ def make(name: str) -> list[Path]:
             enabled = (mounted[0] / "cgroup.controllers").read_text().split()
             (mounted[0] / "cgroup.subtree_control").write_text(" ".join(f"+{one}" for one in enabled))
             (group / LEAF).mkdir(exist_ok=True)
+        _weigh(group)
         made.append(group)
     return made
+
+
+def _weigh(group: Path) -> None:
+    """Let a node count as one process per CPU beside the rest of the machine, not as a single one."""
+    for setting, of_one_process in (("cpu.shares", 1024), ("cpu.weight", 100)):
+        if (group / setting).exists():
+            (group / setting).write_text(str(of_one_process * (os.cpu_count() or 1)))
 
 
 def found(name: str) -> list[Path]:
