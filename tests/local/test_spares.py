@@ -103,6 +103,19 @@ def test_a_node_told_to_stop_while_it_starts_leaves_at_once(
         assert not agents.healthy(1)
 
 
+def test_a_stop_while_workers_load_is_announced_and_no_failure(
+    tmp_path: Path, endless: Plan, llama: Path, gang_data: Path
+) -> None:
+    with Agents.prepared(tmp_path, endless, llama, gang_data) as agents:
+        agents.start()
+        wait_for("workers to be started", lambda: all(agents.trains(node, 1) for node in (0, 1)) or None)
+        agents.send(signal.SIGTERM, 0, 1)
+        assert agents.wait() == {0: ExitCode.DRAINED, 1: ExitCode.DRAINED}, agents.logs()
+        [recovery] = agents.stored().recoveries
+        assert (recovery.category, recovery.resumed_step) == ("Preempted", None)
+        assert agents.stored().recovery_totals.restarts == 0
+
+
 def test_only_the_leader_ends_with_the_verdict(tmp_path: Path, endless: Plan, llama: Path, gang_data: Path) -> None:
     """A follower goes first; with a terminal code the Job would fail before the leader has said why."""
     job = {"recovery": {"maxRestarts": 0}}

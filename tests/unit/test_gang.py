@@ -235,6 +235,15 @@ def test_the_culprit_is_named_and_not_its_victims() -> None:
     assert "after step 55" in decided.failure.message
 
 
+def test_an_agent_whose_place_was_taken_is_heard_no_more() -> None:
+    """Its node was cut off, its pod replaced; when the network heals, two agents speak for one node."""
+    heard = gang(beat(0), beat(1))
+    heard = roster.hear(heard, beat(1, incarnation="new"), NOW + 1)
+    again = roster.hear(heard, beat(1, draining=True), NOW + 2)
+    assert again == heard
+    assert again.replaced == {"i1"}
+
+
 def test_a_victim_is_not_named_while_its_culprit_may_turn_up() -> None:
     """A lost node is known by its closed connection or its silence; its peers' workers fail within milliseconds."""
     victim = died(0, ExitCode.DISTRIBUTED)

@@ -126,10 +126,13 @@ class Leader:
             resume=rendezvous.resume,
         )
 
-    async def next_directive(self, node: int, have: str, patience: float) -> Directive:
-        """The directive of a node: at once if it differs from the one it has, else after `patience` seconds."""
+    async def next_directive(self, beat: Beat, patience: float) -> Directive:
+        """The answer to a beat: at once if it differs from the directive it has, else after `patience` seconds."""
+        if beat.incarnation in self._gang.replaced:
+            reason = "another agent has the place of this one"
+            return Directive(generation=self._gang.generation, action=Action.STOPPED, reason=reason)
         deadline = time.monotonic() + patience
-        while (directive := self.directive(node)).key == have and time.monotonic() < deadline:
+        while (directive := self.directive(beat.node)).key == beat.have and time.monotonic() < deadline:
             changed = self._changed
             try:
                 await asyncio.wait_for(changed.wait(), deadline - time.monotonic())

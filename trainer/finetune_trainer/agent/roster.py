@@ -67,6 +67,7 @@ class Gang:
         stored: the highest generation that storage has heard of; no rendezvous before it is the current one.
         committed: steps whose checkpoint has a manifest in storage.
         last_resume: where the generation before started from, to see whether a restart bore fruit.
+        replaced: incarnations of agents whose place another one has taken.
         done_stored: DONE.json is written.
     """
 
@@ -82,13 +83,17 @@ class Gang:
     fruitless: int = 0
     last_resume: int | None = None
     failure: Failure | None = None
+    replaced: frozenset[str] = frozenset()
     done_stored: bool = False
 
 
 def hear(gang: Gang, beat: Beat, now: float) -> Gang:
-    """The gang after a beat."""
+    """The gang after a beat; one that was replaced is heard no more, when its node comes back."""
+    if beat.incarnation in gang.replaced:
+        return gang
     before = gang.members.get(beat.node)
     known = before if before and before.beat.incarnation == beat.incarnation else None
+    replaced = {before.beat.incarnation} if before and not known else set()
     failing = beat.generation == gang.generation and any(rank.state is RankState.FAILED for rank in beat.ranks)
     member = Member(
         beat,
@@ -96,7 +101,7 @@ def hear(gang: Gang, beat: Beat, now: float) -> Gang:
         failed_at=((known and known.failed_at) or now) if failing else None,
         unstored_at=((known and known.unstored_at) or now) if beat.storage_error else None,
     )
-    return replace(gang, members={**gang.members, beat.node: member})
+    return replace(gang, members={**gang.members, beat.node: member}, replaced=gang.replaced | replaced)
 
 
 def hear_closed(gang: Gang, node: int, incarnation: str, now: float) -> Gang:

@@ -62,7 +62,7 @@ class AgentServer:
         beat = Beat.model_validate_json(await request.text())
         leader.hear(beat)
         try:
-            directive = await leader.next_directive(beat.node, beat.have, POLL_SECONDS)
+            directive = await leader.next_directive(beat, POLL_SECONDS)
         except BaseException:
             leader.hear_closed(beat.node, beat.incarnation)
             raise
