@@ -144,6 +144,18 @@ def test_without_root_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not any(tmp_path.iterdir())
 
 
+def test_what_an_interrupted_run_left_is_removed_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path))
+    interrupted, runs, of_a_user = (State(clusters() / name) for name in ("test-1", "test-2", "dev-3"))
+    for state in (interrupted, runs, of_a_user):
+        state.logs.mkdir(parents=True)
+    with lifecycle.owned(runs):
+        lifecycle.remove_abandoned()
+    assert sorted(path.name for path in clusters().iterdir()) == ["dev-3", "test-2"]
+
+
 def test_a_second_cluster_leaves_no_trace_of_itself(cluster: Cluster) -> None:
     state = State(clusters() / f"{lifecycle.TEST_PREFIX}{os.getpid()}-again")
     before = traces()

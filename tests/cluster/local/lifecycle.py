@@ -45,9 +45,8 @@ def up(state: State, settings: Settings, say: Callable[[str], None]) -> Cluster:
     _require_machine()
     with _locked(state):
         _remove(state)
-        cluster = _prepare(state, settings)
         try:
-            return _start(cluster, say)
+            return _start(_prepare(state, settings), say)
         except BaseException:
             _end(state)  # the rest stays, to be looked at
             raise
