@@ -103,6 +103,20 @@ def test_a_node_told_to_stop_while_it_starts_leaves_at_once(
         assert not agents.healthy(1)
 
 
+def test_libraries_that_cannot_be_imported_are_named(
+    tmp_path: Path, endless: Plan, llama: Path, gang_data: Path
+) -> None:
+    """As in an image of one's own; a pod that waits for ever would cost as much as one that works."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "peft.py").write_text("raise ImportError('peft is not what it was')")
+    environ = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "broken"), os.environ.get("PYTHONPATH", "")])}
+    with Agents.prepared(tmp_path, endless, llama, gang_data, environ) as agents:
+        agents.start(0)
+        assert agents.wait() == {0: ExitCode.UNKNOWN}, agents.logs()
+        [problem] = agents.result(0).problems
+        assert "peft is not what it was" in problem.message
+
+
 def test_a_stop_while_workers_load_is_announced_and_no_failure(
     tmp_path: Path, endless: Plan, llama: Path, gang_data: Path
 ) -> None:

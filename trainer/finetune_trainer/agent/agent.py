@@ -228,6 +228,8 @@ class Agent:
         ):
             await patiently(download_tree, self._store, prefix, folder)
         while not self._workers.warm:
+            if self._workers.lost:
+                raise self._workers.unfit()
             await self._workers.changed()
         if self._node.state is AgentState.BOOT:
             self._node.state = AgentState.READY

@@ -5,14 +5,14 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from finetune_api.beats import Action, Beat, Directive, Failure, GenerationRecord, Progress
+from finetune_api.beats import Action, Beat, Directive, Failure, GenerationRecord, Progress, Saved
 from finetune_api.contract import ExitCode, File
 from finetune_api.errors import FailureCategory, Problem, StateError, StorageError
-from finetune_api.messages import Plan
+from finetune_api.messages import Manifest, Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
 from finetune_trainer.agent.failures import budget_left, leader_lost
@@ -59,6 +59,7 @@ class Leader:
         self._gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, generation=0, limits=limits)
         self._changed = asyncio.Event()
         self._draining = False
+        self._committing = asyncio.Lock()
         self._written: GenerationRecord | None = None
         self.scribe = Scribe(plan)
 
@@ -86,6 +87,7 @@ class Leader:
                         keeper.result()
                 self._act(policy.decide(self._gang, time.monotonic()))
                 await asyncio.sleep(TICK_SECONDS)
+            await self._committing.acquire()  # a deletion under way comes to its end
         finally:
             for keeper in keepers:
                 keeper.cancel()
@@ -223,30 +225,32 @@ class Leader:
     async def _keep_commits(self) -> None:
         """Commits every checkpoint whose shares are all uploaded, and deletes those that are superseded."""
         while True:
-            for saved in sorted(policy.uncommitted(self._gang), key=lambda share: share.step):
-                await asyncio.to_thread(self._still_leading)
-                if manifest := await self._tried(self._checkpoints.commit, saved, self._plan):
-                    log.info("checkpoint %d committed: %d files", saved.step, len(manifest.files))
-                    self.scribe.commits()
-                    self._update(replace(self._gang, committed=self._gang.committed | {saved.step}))
-                    await self._retain()
-            if broken := policy.broken(self._gang):
-                await self._tried(self._checkpoints.delete, sorted(broken))
-                self._update(replace(self._gang, committed=self._gang.committed - broken))
+            async with self._committing:
+                for saved in sorted(policy.uncommitted(self._gang), key=lambda share: share.step):
+                    if manifest := await self._tried(self._commit, saved):
+                        log.info("checkpoint %d committed: %d files", saved.step, len(manifest.files))
+                        await self._retain(saved.step)
+                if broken := policy.broken(self._gang):
+                    await self._tried(self._checkpoints.delete, sorted(broken))
+                    self._update(replace(self._gang, committed=self._gang.committed - broken))
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _retain(self) -> None:
-        """Deletes checkpoints that are superseded, and what is left of uploads that no commit followed."""
-        committed = await self._tried(self._checkpoints.committed)
-        if not committed:
-            return  # the next commit comes again
+    def _commit(self, saved: Saved) -> Manifest:
+        self._still_leading()
+        return self._checkpoints.commit(saved, self._plan)
+
+    async def _retain(self, step: int) -> None:
+        """Takes note of a new checkpoint; deletes those that it supersedes, and what is left of uploads that no commit
+        followed. No start may name a checkpoint that is being deleted, hence the order."""
+        committed: Mapping[int, Manifest] = await self._tried(self._checkpoints.committed) or {}
         facts = told(committed, self._plan)
         old = superseded(facts, self._plan)
-        self.scribe.keeps(facts)
-        abandoned = await self._tried(self._checkpoints.abandoned, facts)
-        if await self._tried(self._checkpoints.delete, [*old, *(abandoned or ())]):
-            self.scribe.keeps({step: kept for step, kept in facts.items() if step not in old})
-            self._update(replace(self._gang, committed=self._gang.committed - set(old)))
+        self.scribe.commits()
+        if facts:
+            self.scribe.keeps({kept: facts[kept] for kept in facts if kept not in old})
+        self._update(replace(self._gang, committed=(self._gang.committed | {step}) - set(old)))
+        abandoned = await self._tried(self._checkpoints.abandoned, facts) or ()
+        await self._tried(self._checkpoints.delete, [*old, *abandoned])
 
     async def _tried(self, work: Callable[..., Any], *args: Any) -> Any:
         """The result of storage work, True for None; False, after a while, when storage refused: callers come again."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from finetune_api.beats import RankReport, RankState
 from finetune_api.contract import ExitCode
+from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.agent.security import worker_environment
 from finetune_trainer.orders import WorkerEvent, WorkerOrder
 
@@ -83,6 +84,19 @@ class Workers:
     def all_ended(self) -> bool:
         """Whether there were workers and every one has exited."""
         return bool(self._current) and all(worker.exited.is_set() for worker in self._current)
+
+    def unfit(self) -> RunError:
+        """The error of a zygote that died before it was warm: a library is missing or broken, or memory is short."""
+        lines = _tail(self._logs / "zygote.log").strip().splitlines() or ["it left no word"]
+        return RunError(
+            Problem(
+                code="WorkersCannotStart",
+                field="spec.image",
+                message=f"the libraries of the workers could not be loaded: {lines[-1]}",
+                cure="use the trainer's image or one built on it, and give the pod enough memory",
+            ),
+            FailureCategory.UNKNOWN,
+        )
 
     async def changed(self) -> None:
         """Returns at the next start or exit of a worker or of the zygote."""
