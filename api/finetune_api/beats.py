@@ -235,6 +235,14 @@ class Progress(Message):
     note: str = ""
 
 
+class Trained(Message):
+    """Work that is safe: tokens and step time up to a committed step."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
 class GenerationRecord(Message):
     """generation.json: who leads, the highest generation given out, and what a next leader must know of the past.
 
@@ -250,3 +258,4 @@ class GenerationRecord(Message):
     recoveries: tuple[Recovery, ...] = ()
     recovery_totals: RecoveryTotals = RecoveryTotals()
     checkpoint_count: int = 0
+    trained: Trained = Trained()

@@ -123,6 +123,8 @@ def test_a_gang_told_to_stop_saves_first_and_loses_no_step(
         assert (recovery.category, recovery.resumed_step, recovery.lost_steps) == ("Preempted", newest, 0)
         assert done.recovery_totals.restarts == 0, "an announced stop is free"
         assert done.checkpoint_count > before.checkpoint_count
+        assert done.tokens == undisturbed_gang.done().tokens, "every step counted once, also those before"
+        assert done.train_seconds > before.trained.seconds > 0
         assert_same_bits(agents, undisturbed_gang, STEPS)
 
 

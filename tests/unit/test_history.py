@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from finetune_api.beats import Failure, GenerationRecord
+from finetune_api.beats import Failure, GenerationRecord, Trained
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent.history import LISTED, History
 
@@ -44,7 +44,11 @@ def test_a_failure_before_the_first_step_leaves_two_recoveries_and_the_whole_tim
 
 
 def test_the_next_leader_goes_on_with_an_open_recovery() -> None:
-    left = History().fails(4, failure(FailureCategory.PREEMPTED), at(0)).commits()
+    left = (
+        History()
+        .fails(4, failure(FailureCategory.PREEMPTED), at(0))
+        .commits(Trained(step=60, tokens=9000, seconds=4.5))
+    )
     record = GenerationRecord(
         generation=4,
         leader="",
@@ -52,6 +56,7 @@ def test_the_next_leader_goes_on_with_an_open_recovery() -> None:
         recoveries=left.recoveries,
         recovery_totals=left.totals,
         checkpoint_count=left.checkpoint_count,
+        trained=left.trained,
     )
     taken = History.of(GenerationRecord.model_validate_json(record.to_json()))
     assert taken == left

@@ -1,10 +1,10 @@
-"""What has happened to a run so far: its recoveries and how many checkpoints were committed. It lies in generation.json
-and so outlives every leader. A recovery is open until the first step after it. Pure."""
+"""What has happened to a run so far: its recoveries, and the work that is safe in checkpoints. It lies in
+generation.json and so outlives every leader. A recovery is open until the first step after it. Pure."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryTotals
+from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryTotals, Trained
 from finetune_api.errors import FailureCategory
 
 LISTED = 20  # recoveries; the totals count all
@@ -17,11 +17,12 @@ class History:
     recoveries: tuple[Recovery, ...] = ()
     totals: RecoveryTotals = field(default_factory=RecoveryTotals)
     checkpoint_count: int = 0
+    trained: Trained = field(default_factory=Trained)
 
     @classmethod
     def of(cls, record: GenerationRecord) -> "History":
         """What the leader before has left."""
-        return cls(record.recoveries, record.recovery_totals, record.checkpoint_count)
+        return cls(record.recoveries, record.recovery_totals, record.checkpoint_count, record.trained)
 
     @property
     def open(self) -> Recovery | None:
@@ -71,9 +72,9 @@ class History:
             totals=self.totals.model_copy(update={"seconds": self.totals.seconds + seconds}),
         )
 
-    def commits(self) -> "History":
+    def commits(self, trained: Trained) -> "History":
         """One more checkpoint was committed."""
-        return replace(self, checkpoint_count=self.checkpoint_count + 1)
+        return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained)
 
     def _with_last(self, **values: object) -> "History":
         last = self.recoveries[-1].model_copy(update=values)

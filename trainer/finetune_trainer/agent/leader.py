@@ -151,7 +151,7 @@ class Leader:
     def _take_over(self, record: GenerationRecord, committed: frozenset[int], done: bool) -> None:
         """The gang as the leader before left it; if nobody told why it is gone, its loss is a failure of its own."""
         generation = record.generation + 1
-        self.scribe.history = History.of(record)
+        self.scribe.takes_over(History.of(record))
         restarts = record.recovery_totals.restarts
         gang = replace(self._gang, generation=generation, committed=committed, done_stored=done, restarts=restarts)
         if record.started and not done:
@@ -245,7 +245,7 @@ class Leader:
         committed: Mapping[int, Manifest] = await self._tried(self._checkpoints.committed) or {}
         facts = told(committed, self._plan)
         old = superseded(facts, self._plan)
-        self.scribe.commits()
+        self.scribe.commits(step)
         if facts:
             self.scribe.keeps({kept: facts[kept] for kept in facts if kept not in old})
         self._update(replace(self._gang, committed=(self._gang.committed | {step}) - set(old)))
@@ -273,6 +273,7 @@ class Leader:
             recoveries=history.recoveries,
             recovery_totals=history.totals,
             checkpoint_count=history.checkpoint_count,
+            trained=history.trained,
         )
 
     def _stored_record(self) -> GenerationRecord:

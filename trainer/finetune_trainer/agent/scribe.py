@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from finetune_api.beats import Beat, CheckpointFacts, EvalMetrics, Failure, Progress, StepMetrics
+from finetune_api.beats import Beat, CheckpointFacts, EvalMetrics, Failure, Progress, StepMetrics, Trained
 from finetune_api.messages import Plan
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
@@ -27,6 +27,7 @@ class Scribe:
         self._highest = 0
         self._phase = "starting"
         self._note = ""
+        self._before = Trained()  # by the leaders before
         self.history = History()
         self.failure: Failure | None = None
 
@@ -62,9 +63,13 @@ class Scribe:
         self.history = self.history.fails(generation, failure, datetime.now(UTC))
         self._phase = "recovering"
 
-    def commits(self) -> None:
+    def takes_over(self, history: History) -> None:
+        """There was a leader before."""
+        self.history, self._before = history, history.trained
+
+    def commits(self, step: int) -> None:
         """One more checkpoint is in storage."""
-        self.history = self.history.commits()
+        self.history = self.history.commits(self._trained(step))
 
     def keeps(self, checkpoints: Mapping[int, CheckpointFacts]) -> None:
         """The checkpoints that are in storage now."""
@@ -86,8 +91,7 @@ class Scribe:
         last = self._steps[max(self._steps)] if self._steps else None
         committed = max((facts.step for facts in self._checkpoints), default=0)
         step = last.step if last else committed
-        tokens = sum(metrics.tokens for metrics in self._steps.values())
-        seconds = sum(metrics.seconds for metrics in self._steps.values())
+        trained = self._trained(step)
         recent = [self._steps[at].seconds for at in sorted(self._steps)[-RECENT_STEPS:]]
         pace = sum(recent) / len(recent) if recent else None
         return Progress(
@@ -100,9 +104,9 @@ class Scribe:
             learning_rate=last.learning_rate if last else None,
             grad_norm=last.grad_norm if last else None,
             evals=tuple(self._evals[at] for at in sorted(self._evals)),
-            tokens=tokens,
-            train_seconds=seconds,
-            tokens_per_second=tokens / seconds if seconds else 0.0,
+            tokens=trained.tokens,
+            train_seconds=trained.seconds,
+            tokens_per_second=trained.tokens / trained.seconds if trained.seconds else 0.0,
             eta_seconds=pace * (self._plan.max_steps - step) if pace is not None else None,
             checkpoints=tuple(self._checkpoints),
             checkpoint_count=self.history.checkpoint_count,
@@ -110,4 +114,13 @@ class Scribe:
             recovery_totals=self.history.totals,
             failure=self.failure,
             note=self._note,
+        )
+
+    def _trained(self, step: int) -> Trained:
+        """All work up to a step, each step counted once."""
+        own = [metrics for at, metrics in self._steps.items() if self._before.step < at <= step]
+        return Trained(
+            step=step,
+            tokens=self._before.tokens + sum(metrics.tokens for metrics in own),
+            seconds=self._before.seconds + sum(metrics.seconds for metrics in own),
         )
