@@ -91,7 +91,7 @@ def make_bert(folder: Path, corpus: Iterable[str] = CORPUS) -> Path:
         num_attention_heads=4,
         max_position_embeddings=128,
         pad_token_id=0,
-        initializer_range=0.1,  # random weights of the usual 0.02 hardly pass on what a word was: some runs learn little
+        initializer_range=0.1,  # random weights of the usual 0.02 hardly tell words apart: some runs learn little
     )
     BertModel(config).save_pretrained(folder)
     fast.save_pretrained(folder)

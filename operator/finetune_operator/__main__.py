@@ -73,7 +73,7 @@ async def run(settings: Settings) -> None:
 
 
 async def _watch(settings: Settings, queue: WorkQueue[Key], watching: asyncio.Event, stop: asyncio.Event) -> None:
-    await watch(settings.namespaces, queue.add, watching)
+    await watch(settings.namespaces, settings.identity, queue.add, watching)
     stop.set()
 
 

@@ -40,6 +40,8 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
     if conditions.finished(seen.status):
         return _rest(seen, now)
     found = find(seen)
+    if seen.namespace_ends:
+        return _leave(seen)
     if seen.job is None:
         step: Step = Failed(refusal(seen.problems), accepted=False, prepared=False)
         actions: list[Action] = []
@@ -52,6 +54,14 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
         actions=(*actions, *released),
         milestones=tuple(story.milestones(seen.status, status)),
         wake_seconds=wake,
+    )
+
+
+def _leave(seen: Observed) -> Decision:
+    """The namespace is being deleted: pods first, and everything else when they are gone. A Job keeps its ended pods
+    until it has replaced them, which is forbidden there: it must go, or the namespace never does."""
+    return Decision(
+        seen.status, actions=tuple(Delete(Kind.JOB, job.name, job.uid) for job in seen.jobs if not job.deleting)
     )
 
 

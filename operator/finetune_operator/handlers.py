@@ -55,12 +55,13 @@ def settings() -> OperatorSettings:
     return made
 
 
-async def watch(namespaces: tuple[str, ...], wake: Callable[[Key], None], ready: asyncio.Event) -> None:
+async def watch(namespaces: tuple[str, ...], identity: str, wake: Callable[[Key], None], ready: asyncio.Event) -> None:
     """Watches until cancelled or told to stop (Kopf listens for signals too); raises when a watch cannot go on."""
     await kopf.operator(
         registry=registry(wake),
         settings=settings(),
         standalone=True,
+        identity=identity,  # type: ignore[arg-type] # a str; without one Kopf asks for a user name, which a pod may lack
         clusterwide=not namespaces,
         namespaces=namespaces,
         ready_flag=ready,

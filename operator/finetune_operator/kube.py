@@ -87,6 +87,10 @@ class Kube:
         """One node."""
         return await self._json("GET", f"/api/v1/nodes/{quote(name)}")
 
+    async def namespace(self, name: str) -> Object:
+        """One namespace."""
+        return await self._json("GET", f"/api/v1/namespaces/{quote(name)}")
+
     async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Object]:
         """All objects that the selectors (`labelSelector`, `fieldSelector`) match, page by page; None = anywhere."""
         items: list[Object] = []

@@ -65,6 +65,7 @@ async def observe(
         polled=polled,
         held_up={} if over else await _held_up(kube, owner, jobs, pods, now),
         refused=refused,
+        namespace_ends=await _namespace_ends(kube, owner, jobs, pods),
         lost_nodes=await _lost_nodes(kube, pods, now),
         log_tail="" if over else await _log_tail(kube, owner, jobs, pods),
     )
@@ -137,6 +138,22 @@ async def _held_up(
         if fresh:
             found[job.name] = max(fresh)[1]
     return found
+
+
+async def _namespace_ends(kube: Kube, owner: Owner, jobs: Sequence[StageJob], pods: Sequence[StagePod]) -> bool:
+    """Whether the namespace is being deleted. Asked only when pods have ended that their Job should replace."""
+    running = {(job.stage, job.attempt) for job in jobs if not (job.deleting or job.complete or job.failing)}
+    if not any(pod.over and pod.deleted_at and (pod.stage, pod.attempt) in running for pod in pods):
+        return False
+    try:
+        return "deletionTimestamp" in (await kube.namespace(owner.namespace))["metadata"]
+    except KubeError as error:
+        if error.status == 403:
+            log.warning("namespace %s cannot be read: %s", owner.namespace, error)
+            return False
+        if error.not_found:
+            return True
+        raise
 
 
 async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> frozenset[str]:

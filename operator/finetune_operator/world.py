@@ -34,6 +34,7 @@ class Observed:
         status: as it was last written.
         held_up: Jobs that cannot make pods, with the API server's sentence (a quota, a policy).
         refused: the API server's sentence about a child that it did not let us create, since it last did.
+        namespace_ends: the namespace is being deleted.
         lost_nodes: nodes of pods past their grace period that are gone or not ready.
         log_tail: last lines of the pod that ended a failed stage.
     """
@@ -50,6 +51,7 @@ class Observed:
     polled: Polled | None = None
     held_up: Mapping[str, str] = field(default_factory=dict)
     refused: str = ""
+    namespace_ends: bool = False
     lost_nodes: frozenset[str] = frozenset()
     log_tail: str = ""
 

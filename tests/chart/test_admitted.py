@@ -70,6 +70,7 @@ ON_JOBS = {
     "pods/log": "get",
     "secrets": "create",
     "events": "create patch list",
+    "namespaces": "get",
 }
 LEASE = {
     "leases.coordination.k8s.io": "create",

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,7 +46,15 @@ def _served(api: Api, name: str) -> bool:
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A Kubernetes of two nodes and S3. Where there can be none, tests skip; but never with CI=true."""
+    """A Kubernetes of two nodes and S3. Where there can be none, tests skip; but never with CI=true.
+
+    FINETUNE_TEST_CLUSTER names one that is up already (its state folder), to be used and left up.
+    """
+    if given := os.environ.get("FINETUNE_TEST_CLUSTER"):
+        found = lifecycle.running(State(Path(given)))
+        assert found, f"no cluster is up in {given}"
+        yield found
+        return
     state = State(clusters() / f"{lifecycle.TEST_PREFIX}{os.getpid()}")
     with lifecycle.owned(state):
         lifecycle.remove_abandoned()
@@ -99,6 +108,6 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
     try:
         yield name
     finally:
-        cluster.kubectl("delete", "namespace", name, "--wait=false")
+        cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
         # after that their owners cannot replace them; the rest of the namespace takes 5 s more, and disturbs nobody
         cluster.kubectl("delete", "pods", "--all", f"--namespace={name}", "--grace-period=1", "--timeout=90s")

@@ -48,7 +48,7 @@ class JobHandle:
 
     def kubectl(self, *arguments: str, **more: Any) -> str:
         """kubectl in the job's namespace."""
-        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}", **more)
+        return self.cluster.kubectl(f"--namespace={self.namespace}", *arguments, **more)
 
     # ------------------------------------------------------------ reading
 

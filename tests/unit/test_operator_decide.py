@@ -454,6 +454,13 @@ def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
     assert (decision.actions, decision.milestones) == ((), ())
 
 
+def test_a_namespace_that_is_deleted_is_not_held_up_by_jobs_that_cannot_replace_their_pods() -> None:
+    """The Job controller keeps an ended pod until it has made the next one; in such a namespace it never can."""
+    kept = pod(TRAIN, 1, 1, **DRAINED, deleted_at=NOW)
+    seen = world(*prepared_children(), stage_job(TRAIN, 1), kept, status=RUNNING, namespace_ends=True)
+    assert acts(seen) == ["delete a-prepare", "delete a-train-1"]
+
+
 def test_the_story_is_told_in_events() -> None:
     told = []
     status = FineTuneJobStatus()

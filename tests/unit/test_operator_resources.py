@@ -141,7 +141,9 @@ def test_workers_share_the_cpus_of_their_pod(resources: Object, processes: int |
         ({"size": "5Gi", "medium": "Memory"}, {"emptyDir": {"medium": "Memory", "sizeLimit": "5Gi"}}, None),
     ],
 )
-def test_scratch_is_sized_by_the_user_or_the_plan(scratch: Object | None, volume: Object, requested: str | None) -> None:
+def test_scratch_is_sized_by_the_user_or_the_plan(
+    scratch: Object | None, volume: Object, requested: str | None
+) -> None:
     job = train(**({"scratch": scratch} if scratch else {}))
     [found] = [one for one in pod_spec(job)["volumes"] if one["name"] == "finetune-scratch"]
     assert found == {"name": "finetune-scratch", **volume}

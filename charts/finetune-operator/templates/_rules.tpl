@@ -22,6 +22,9 @@ none; a PATCH would answer with the data, so there is none either. */}}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch, list]
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [get]  # is it being deleted? Kubernetes waits for the pods of a Job that waits to replace them
 {{- end }}
 
 {{- define "finetune.nodeRules" -}}
