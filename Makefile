@@ -29,6 +29,9 @@ quickstart: install ## Fine-tune a real model on real data, on this machine, wit
 cluster: install ## Bring up a real Kubernetes with two nodes and S3 on this machine (needs root)
 	@$(BIN)/python -m tests.cluster.local up
 
+demo: install ## Install the operator on that cluster and run a job on two nodes: helm, kubectl, Succeeded
+	@$(BIN)/python scripts/demo
+
 cluster-down: ## Take it down, without a trace
 	@$(BIN)/python -m tests.cluster.local down
 
@@ -71,4 +74,4 @@ images: ## Build both container images with docker, podman or buildah (REGISTRY,
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart cluster cluster-down test test-all test-unit lint format generate lock images clean
+.PHONY: help install quickstart cluster demo cluster-down test test-all test-unit lint format generate lock images clean

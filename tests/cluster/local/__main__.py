@@ -21,9 +21,7 @@ BUILT = CHECKOUT / "build" / "cluster"
 
 def main() -> int:
     arguments = _parser().parse_args()
-    # two checkouts have two clusters
-    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]
-    state = State(clusters() / f"dev-{checkout}")
+    state = dev_state()
     try:
         return int(arguments.run(state, arguments) or 0)
     except (ClusterUnavailableError, ProgramsMissingError, GoMissingError, ClusterError) as error:
@@ -32,6 +30,12 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd))} ended with code {error.returncode}", file=sys.stderr)
         return 1
+
+
+def dev_state() -> State:
+    """Where the cluster of this checkout lies: two checkouts have two clusters."""
+    checkout = hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:8]
+    return State(clusters() / f"dev-{checkout}")
 
 
 def up(state: State, arguments: argparse.Namespace) -> None:
