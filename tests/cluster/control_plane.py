@@ -38,6 +38,7 @@ class Api:
 
     url: str
     trust: ssl.SSLContext
+    certificate: str
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """One request; a refusal is an answer too. Header names have underscores; a body of text is sent as it is."""
@@ -132,7 +133,7 @@ def _ready(server: subprocess.Popen[bytes], url: str, folder: Path) -> Api:
         except subprocess.TimeoutExpired:
             if certificate.exists():
                 try:
-                    api = Api(url, ssl.create_default_context(cafile=str(certificate)))
+                    api = Api(url, ssl.create_default_context(cafile=str(certificate)), str(certificate))
                     namespace = api.call("GET", "/api/v1/namespaces/default")
                     if namespace.status == 200 and api.call("GET", "/readyz").status == 200:
                         return api
