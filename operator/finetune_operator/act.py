@@ -14,7 +14,7 @@ from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
 from finetune_operator.resources import Owner
-from finetune_operator.world import Action, Create, Delete, Milestone, Observed
+from finetune_operator.world import Action, Create, Delete, Milestone, Observed, Release
 
 log = logging.getLogger("operator.act")
 
@@ -66,9 +66,13 @@ async def act(kube: Kube, owner: Owner, actions: tuple[Action, ...]) -> str:
                     log.warning("%s/%s: %s", owner.namespace, body["metadata"]["name"], error)
                     return str(error)
                 log.info("%s/%s: created %s", owner.namespace, owner.name, body["metadata"]["name"])
-            case Delete(kind, name, uid, grace_seconds):
-                await kube.delete(kind, owner.namespace, name, uid, grace_seconds=grace_seconds)
+            case Delete(kind, name, uid):
+                await kube.delete(kind, owner.namespace, name, uid)
                 log.info("%s/%s: deleted %s", owner.namespace, owner.name, name)
+            case Release(name, uid, node):
+                await kube.delete(Kind.POD, owner.namespace, name, uid, grace_seconds=0)
+                await kube.fail_pod(owner.namespace, name, uid, f"the node {node} is gone")
+                log.warning("%s/%s: released %s from %s", owner.namespace, owner.name, name, node)
     return ""
 
 

@@ -25,7 +25,7 @@ from finetune_operator.steps import (
     Succeeded,
     Suspended,
 )
-from finetune_operator.world import Action, Create, Decision, Delete, Observed
+from finetune_operator.world import Action, Create, Decision, Delete, Observed, Release
 
 DEFAULT_GRACE_SECONDS = 60
 DEFAULT_SCRATCH_BYTES = 10 << 30
@@ -211,7 +211,7 @@ def release_lost_pods(seen: Observed, now: datetime, settings: Settings) -> tupl
         if left > 0:
             wake = min(left, wake) if wake is not None else left
         elif pod.node in seen.lost_nodes:
-            actions.append(Delete(Kind.POD, pod.name, pod.uid, grace_seconds=0))
+            actions.append(Release(pod.name, pod.uid, pod.node))
         else:
             wake = min(WAIT_SECONDS, wake) if wake is not None else WAIT_SECONDS
     return actions, wake

@@ -20,6 +20,7 @@ Object = dict[str, Any]
 
 TIMEOUT_SECONDS = 30
 PAGE = 500  # objects of one LIST request
+MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 
 
@@ -122,6 +123,15 @@ class Kube:
             body["gracePeriodSeconds"] = grace_seconds
         try:
             await self._json("DELETE", _path(kind, namespace, name), body)
+        except KubeError as error:
+            if not (error.not_found or error.conflict):
+                raise
+
+    async def fail_pod(self, namespace: str, name: str, uid: str, message: str) -> None:
+        """Marks this very pod as failed, as its kubelet would; nothing when it is gone or another one has its name."""
+        body = {"metadata": {"uid": uid}, "status": {"phase": "Failed", "reason": "NodeLost", "message": message}}
+        try:
+            await self._json("PATCH", f"{_path(Kind.POD, namespace, name)}/status", body, MERGE)
         except KubeError as error:
             if not (error.not_found or error.conflict):
                 raise

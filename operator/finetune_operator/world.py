@@ -81,15 +81,26 @@ class Create:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete this very object; grace 0 = now, even if its node does not answer."""
+    """Delete this very object, and its children after it."""
 
     kind: Kind
     name: str
     uid: str
-    grace_seconds: int | None = None
 
 
-Action = Create | Delete
+@dataclass(frozen=True)
+class Release:
+    """Declare a pod dead whose node cannot: delete it for good, and mark it as failed.
+
+    Deleting alone is not enough: the Job controller keeps the object (its tracking finalizer) until the pod has failed.
+    """
+
+    name: str
+    uid: str
+    node: str
+
+
+Action = Create | Delete | Release
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ ON_JOBS = {
     "jobs.batch": "get list watch create delete",
     "pods": "get list watch delete",
     "pods/log": "get",
+    "pods/status": "patch",
     "secrets": "create",
     "events": "create patch list",
     "namespaces": "get",

@@ -14,7 +14,7 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.conditions import condition, is_true
 from finetune_operator.kinds import Kind
-from finetune_operator.world import Create, Delete, Observed
+from finetune_operator.world import Create, Delete, Observed, Release
 from tests.unit.operator_worlds import (
     BROKEN,
     EXPORTED,
@@ -43,8 +43,10 @@ def acts(seen: Observed) -> list[str]:
             case Create(kind, body):
                 words.append(f"create {body['metadata']['name']}")
                 assert kind in {Kind.JOB, Kind.SECRET}
-            case Delete(_, name, _, grace):
-                words.append(f"delete {name}" + ("" if grace is None else f" with grace {grace}"))
+            case Delete(_, name, _):
+                words.append(f"delete {name}")
+            case Release(name, _, node):
+                words.append(f"release {name} from {node}")
     return words
 
 
@@ -437,7 +439,7 @@ def test_pods_on_dead_nodes_are_released_after_grace_and_fence(
         status=RUNNING,
         lost_nodes=frozenset({"n2"} if lost else ()),
     )
-    assert acts(seen) == ([f"delete {gone.name} with grace 0"] if released else [])
+    assert acts(seen) == ([f"release {gone.name} from n2"] if released else [])
     assert released or decided(seen).wake_seconds, "it is looked at again"
 
 

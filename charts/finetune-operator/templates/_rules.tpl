@@ -14,6 +14,9 @@ none; a PATCH would answer with the data, so there is none either. */}}
   resources: [pods]
   verbs: [get, list, watch, delete]  # delete: pods that stay on a node that is gone
 - apiGroups: [""]
+  resources: [pods/status]
+  verbs: [patch]  # such a pod is marked as failed: its kubelet cannot
+- apiGroups: [""]
   resources: [pods/log]
   verbs: [get]
 - apiGroups: [""]
