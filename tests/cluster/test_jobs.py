@@ -136,7 +136,8 @@ def test_bert_classification_from_csv(cluster: Cluster, team: str, inputs: Input
     assert status.plan.task == "classification"
     adapter, metrics = artifact(handle, tmp_path / "adapter")
     rows = eval_rows(handle, tmp_path / "eval.arrow")
-    assert accuracy(inputs.bert_folder, rows, adapter) == pytest.approx(metrics["eval_accuracy"])
+    tie = 1.5 / 60  # rows: one whose two best labels are a tie may fall otherwise elsewhere
+    assert accuracy(inputs.bert_folder, rows, adapter) == pytest.approx(metrics["eval_accuracy"], abs=tie)
     # deleting the job leaves no child behind, and the artifacts where they are
     prefix = handle.prefix
     handle.kubectl("delete", "ftj", handle.name, "--timeout=60s")

@@ -19,6 +19,7 @@ import pytest
 
 from finetune_api.contract import ExitCode, File
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
+from tests import vanilla
 from tests.local.agents import children, wait_for
 from tests.s3 import S3Server, start_s3
 
@@ -125,24 +126,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, s3: S3Server, bert: Pa
     return job
 
 
-PREDICT = """
-import json, sys
-import pyarrow as pa, torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-base, adapter, rows = sys.argv[1:]
-labels = json.load(open(f"{adapter}/labels.json"))
-model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
-model = PeftModel.from_pretrained(model, adapter).eval()
-right = total = 0
-for row in pa.ipc.open_file(rows).read_all().to_pylist():
-    logits = model(input_ids=torch.tensor([row["input_ids"]])).logits
-    right += int(logits.argmax()) == row["label"]
-    total += 1
-print(right / total)
-"""
-
-
 def test_the_adapter_loads_with_vanilla_peft_and_reproduces_the_reported_accuracy(
     undisturbed: Job, bert: Path, tmp_path: Path
 ) -> None:
@@ -150,8 +133,7 @@ def test_the_adapter_loads_with_vanilla_peft_and_reproduces_the_reported_accurac
     store = undisturbed.store
     [rows] = [entry.key for entry in store.list("datasets/") if entry.key.endswith("eval.arrow")]
     store.get_file(rows, tmp_path / "eval.arrow")
-    command = [sys.executable, "-c", PREDICT, str(bert), str(adapter), str(tmp_path / "eval.arrow")]
-    accuracy = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    accuracy = vanilla.accuracy(bert, tmp_path / "eval.arrow", adapter)
     reported = undisturbed.result["artifacts"][0]["metrics"]["eval_accuracy"]
     labels = pa.ipc.open_file(str(tmp_path / "eval.arrow")).read_all()["label"].to_pylist()
     assert abs(accuracy - reported) < 1.5 / len(labels), "beyond one row whose two best labels are a tie"
@@ -219,24 +201,6 @@ def running(pid: int) -> bool:
         return False
 
 
-LOSS = """
-import sys
-import pyarrow as pa, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model_folder, rows = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(model_folder).eval()
-AutoTokenizer.from_pretrained(model_folder)
-total = tokens = 0
-with torch.no_grad():
-    for row in pa.ipc.open_file(rows).read_all().to_pylist():
-        labels = torch.tensor([row["labels"]])
-        count = int((labels[:, 1:] != -100).sum())
-        total += float(model(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss) * count
-        tokens += count
-print(total / tokens)
-"""
-
-
 def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reported_loss(
     llama: Path, tmp_path: Path
 ) -> None:
@@ -258,8 +222,7 @@ def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reporte
     assert job.run() == ExitCode.OK, job.output
     model = job.artifact(tmp_path / "model")
     [rows] = (tmp_path / "storage" / "datasets").glob("*/eval.arrow")
-    command = [sys.executable, "-c", LOSS, str(model), str(rows)]
-    loss = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    loss = vanilla.token_loss(model, rows)
     reported = job.result["artifacts"][0]["metrics"]["eval_loss"]
     assert loss == pytest.approx(reported, abs=1e-4)
     assert loss < 3, "it has learnt something"
@@ -283,6 +246,14 @@ def test_a_misspelt_field_is_answered_with_the_name_that_was_meant(bert: Path, w
     assert misspelt.run() == ExitCode.USER_ERROR
     assert "spec.training.learning_rat" in misspelt.output
     assert "did you mean `learning_rate`" in misspelt.output
+
+
+def test_a_suspended_job_does_not_run(bert: Path, words: Path, tmp_path: Path) -> None:
+    job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}")
+    suspended = Job(tmp_path, {**job.spec, "suspend": True})
+    assert suspended.run() == ExitCode.USER_ERROR
+    assert "spec.suspend" in suspended.output
+    assert not (tmp_path / "storage").exists()
 
 
 def test_operator_is_the_standard_librarys() -> None:

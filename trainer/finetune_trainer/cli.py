@@ -67,6 +67,8 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
 
     screen = Screen(console)
     job = local.LocalJob.open(load(options), options.work_dir)
+    if job.without_effect:
+        screen.says("note", f"on this machine these have no effect: {', '.join(job.without_effect)}")
     uid = local.begin_run(job, screen) if options.fresh else local.find_run(job, screen)
     result = asyncio.run(local.run(job, uid, screen))
     for artifact in result.artifacts:

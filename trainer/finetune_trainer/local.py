@@ -20,7 +20,7 @@ import aiohttp
 
 from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import Env, ExitCode, File, run_prefix
-from finetune_api.errors import FailureCategory, Problem, RunError, StateError, StorageError
+from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StateError, StorageError
 from finetune_api.messages import Artifact, Message, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
@@ -31,6 +31,7 @@ from finetune_trainer.terminal import Screen
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # of one node; the gang's own budget is recovery.maxRestarts
 AGENT_DELAY_SECONDS = 1.0
+CLUSTER_ONLY = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
 VERDICTS = {code for code in ExitCode if code not in {ExitCode.UNKNOWN, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED}}
 
 
@@ -69,9 +70,28 @@ class LocalJob:
 
     @classmethod
     def open(cls, job: FineTuneJob, work: Path) -> "LocalJob":
-        """Raises StorageError when the job's storage cannot be used."""
+        """The job, if it may run.
+
+        Raises:
+            SpecError: it is suspended.
+            StorageError: its storage cannot be used.
+        """
+        if job.spec.suspend:
+            raise SpecError(
+                Problem(
+                    code="Suspended",
+                    field="spec.suspend",
+                    message="is true: nothing of the job may run",
+                    cure="set it to false, or leave it out",
+                )
+            )
         spec = job.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
         return cls(job, spec, work, open_store(job.spec.storage.uri, storage_environment(job)))
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields that the job sets and that mean something on a cluster only."""
+        return [f"spec.{name}" for name in CLUSTER_ONLY if self.spec.get(name)]
 
     def run_prefix(self, uid: str) -> str:
         """Key prefix of a run, with the trailing slash."""
