@@ -146,13 +146,7 @@ def train_job(
             "completions": count,
             "backoffLimitPerIndex": UNLIMITED,
             "podReplacementPolicy": "Failed",  # never two pods of one index
-            "podFailurePolicy": {
-                "rules": [
-                    _on_exit_codes("FailJob", [code.value for code in TERMINAL_CODES]),
-                    _on_exit_codes("Ignore", [ExitCode.DRAINED.value]),
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                ]
-            },
+            "podFailurePolicy": {"rules": _failure_rules()},
             # The leader leaves last: once it has exited 0, all is done, whether or not a spare was ever scheduled.
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
             "template": _owned(template, owner, job, labels),
@@ -184,16 +178,19 @@ def _stage_job(owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage,
             "completions": 1,
             "backoffLimit": STAGE_RETRIES,
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {
-                "rules": [
-                    _on_exit_codes("FailJob", [code.value for code in TERMINAL_CODES]),
-                    _on_exit_codes("Ignore", [ExitCode.DRAINED.value]),
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                ]
-            },
+            "podFailurePolicy": {"rules": _failure_rules()},
             "template": _owned(template, owner, job, labels),
         },
     }
+
+
+def _failure_rules() -> list[Object]:
+    """Our verdicts fail the Job at once; an announced stop and a disruption are no failure."""
+    return [
+        _on_exit_codes("FailJob", [code.value for code in TERMINAL_CODES]),
+        _on_exit_codes("Ignore", [ExitCode.DRAINED.value]),
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
 
 
 def _on_exit_codes(action: str, codes: list[int]) -> Object:

@@ -122,10 +122,10 @@ def test_suspended_and_resumed_in_mid_run(cluster: Cluster, team: str, inputs: I
     assert status.recovery_totals.lost_steps == 0
 
 
-def test_a_job_goes_on_while_its_operator_is_killed_and_upgraded(
+def test_a_job_goes_on_while_its_operator_is_killed_upgraded_and_uninstalled(
     cluster: Cluster, installation: Installation, team: str, inputs: Inputs
 ) -> None:
-    handle = long_job(cluster, team, "orphaned", inputs, steps=900).apply()
+    handle = long_job(cluster, team, "orphaned", inputs, steps=1500).apply()
     handle.wait_step(20)
     before = {index: pod["metadata"]["uid"] for index, pod in handle.training_pods().items()}
     killed = installation.pods
@@ -135,6 +135,10 @@ def test_a_job_goes_on_while_its_operator_is_killed_and_upgraded(
     installation.install({"podAnnotations": {"upgraded": "true"}, "operator": _quick()})
     upgraded = cluster.get("pods", f"--namespace={SYSTEM}")["items"]
     assert any(pod["metadata"].get("annotations", {}).get("upgraded") == "true" for pod in upgraded)
+    installation.uninstall()
+    assert installation.pods == []
+    assert handle.object["spec"]["nodes"] == 2, "CRD and jobs are kept"
+    installation.install()
     assert {index: pod["metadata"]["uid"] for index, pod in handle.training_pods().items()} == before
     status = handle.wait_phase(Phase.SUCCEEDED)
     assert (status.attempt, status.restarts) == (1, 0)

@@ -69,6 +69,11 @@ def test_what_only_the_operator_can_see_is_refused_within_seconds(cluster: Clust
     assert handle.children("jobs") == []
 
 
+def test_a_finished_job_is_deleted_after_its_time_to_live(cluster: Cluster, team: str, inputs: Inputs) -> None:
+    handle = small(cluster, team, "mortal", inputs, queueName="gpus", ttlSecondsAfterFinished=2).apply()
+    handle.kubectl("wait", "--for=delete", "ftj/mortal", "--timeout=30s")
+
+
 def test_an_image_that_cannot_be_pulled_is_named(cluster: Cluster, team: str, inputs: Inputs) -> None:
     handle = small(cluster, team, "image", inputs, image="localhost/no-such-image:1").apply()
     message = handle.wait(
