@@ -8,7 +8,7 @@ from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob, Phase
 from finetune_operator import conditions, lifecycle, resources, story
 from finetune_operator.facts import StageJob, StagePod
-from finetune_operator.failures import obstacle, refusal, result_of, stage_failure
+from finetune_operator.failures import obstacle, refusal, result_of, stage_failure, unreadable
 from finetune_operator.kinds import Kind
 from finetune_operator.settings import Settings
 from finetune_operator.steps import (
@@ -30,6 +30,7 @@ from finetune_operator.world import Action, Create, Decision, Delete, Observed, 
 DEFAULT_GRACE_SECONDS = 60
 DEFAULT_SCRATCH_BYTES = 10 << 30
 RECOVERING_PHASES = {"recovering"}  # as the leader names them
+START_SECONDS = 12.0  # between two looks at a pod that starts
 WAIT_SECONDS = 5.0  # between two looks at the node of a pod that should be gone
 
 
@@ -48,6 +49,8 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
     else:
         step, actions = _next(seen, seen.job, found, settings)
     released, wake = release_lost_pods(seen, now, settings)
+    if any(pod.starting for pod in seen.living_pods):  # should it never start, only Events tell
+        wake = START_SECONDS if wake is None else min(wake, START_SECONDS)
     status = lifecycle.status(seen, step, found, now)
     return Decision(
         status=status,
@@ -105,10 +108,20 @@ def _ended(seen: Observed, found: Found) -> tuple[Step, list[Action]] | None:
         failure = stage_failure(job, seen.stage_pods(stage, job.attempt), seen.log_tail)
         prepared, trained = stage is not Stage.PREPARE, stage is Stage.EXPORT
         return Failed(failure, prepared=prepared, trained=trained), []
+    for stage in (Stage.EXPORT, Stage.PREPARE):
+        job = seen.stage_job(stage)
+        said_well = [pod for pod in seen.stage_pods(stage) if pod.exit_code == 0] if job and job.complete else []
+        if said_well and not _says_enough(stage, result_of(said_well[-1])):
+            return Failed(unreadable(said_well[-1]), prepared=stage is not Stage.PREPARE), []
     export = seen.stage_job(Stage.EXPORT)
     if export is not None and export.complete and (result := _result(seen, Stage.EXPORT)):
         return Succeeded(result.artifacts), []
     return None
+
+
+def _says_enough(stage: Stage, result: StageResult | None) -> bool:
+    """Whether a stage that ended well left what comes next needs."""
+    return result is not None and result.succeeded and (stage is not Stage.PREPARE or result.plan is not None)
 
 
 def _suspend(seen: Observed) -> tuple[Step, list[Action]]:

@@ -9,6 +9,7 @@ from finetune_api.contract import Label
 from finetune_api.messages import Stage
 
 Object = dict[str, Any]
+STARTING = frozenset({"ContainerCreating", "PodInitializing"})  # reasons of waiting when all goes its way
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 
@@ -103,6 +104,11 @@ class StagePod:
     message: str
     disruption: str
     reason: str
+
+    @property
+    def starting(self) -> bool:
+        """Whether its node prepares its container, and says no more than that."""
+        return self.waiting is not None and self.waiting[0] in STARTING and self.deleted_at is None
 
     @property
     def over(self) -> bool:

@@ -83,6 +83,20 @@ def stage_failure(job: StageJob, pods: Sequence[StagePod], log_tail: str) -> Fai
     )
 
 
+def unreadable(pod: StagePod) -> FailureStatus:
+    """The failure of a stage that ended well in a language that this operator does not speak."""
+    return FailureStatus(
+        category=FailureCategory.USER_ERROR,
+        code="ResultUnreadable",
+        message=f"the {pod.stage} pod {pod.name} ended well, but what it left cannot be read",
+        hint="use a trainer image (spec.image) of the operator's own version",
+        node=pod.node or None,
+        pod=pod.name,
+        exit_code=0,
+        log_tail=pod.message[:MOST_LOG_CHARACTERS] or None,
+    )
+
+
 def culprit(pods: Sequence[StagePod]) -> StagePod | None:
     """The pod whose end made the Job fail: a verdict of ours counts more than what followed, the leader's most."""
     ended = [pod for pod in pods if pod.exit_code not in {None, 0, ExitCode.DRAINED}]
@@ -105,7 +119,7 @@ def obstacle(pod: StagePod) -> tuple[str, str] | None:
     """Why a pod does not start, as reason and sentence; None while all goes its way."""
     if pod.unschedulable:
         return "Unschedulable", f"no node can take {pod.name}: {pod.unschedulable}"
-    if pod.waiting and pod.waiting[0] not in {"ContainerCreating", "PodInitializing"}:
+    if pod.waiting and not pod.starting:
         reason, message = pod.waiting
         return reason, f"{pod.name} on {pod.node}: {message or reason}"
     return None

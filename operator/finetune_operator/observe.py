@@ -6,6 +6,7 @@ Children are listed, not remembered: a deletion in a gap of the watch is never r
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ log = logging.getLogger("operator.observe")
 
 LOG_LINES = 40
 LOG_BYTES = 8000
+SLOW_START = timedelta(seconds=10)
 FRESH_EVENT = timedelta(minutes=15)
 
 
@@ -52,6 +54,8 @@ async def observe(
     job, problems = _parsed(raw)
     status = _status(raw)
     over = conditions.finished(status)
+    if not over:
+        pods = await _with_reasons(kube, owner, pods, now)
     return Observed(
         owner=owner,
         generation=metadata.get("generation", 0),
@@ -117,6 +121,22 @@ def _status(raw: Object) -> FineTuneJobStatus:
             "%s/%s: its status cannot be read: %s", raw["metadata"]["namespace"], raw["metadata"]["name"], error
         )
         return FineTuneJobStatus()
+
+
+async def _with_reasons(kube: Kube, owner: Owner, pods: tuple[StagePod, ...], now: datetime) -> tuple[StagePod, ...]:
+    """The pods, where one takes long to start with what its node says of it: a volume that cannot be mounted is told in
+    Events only."""
+    told = []
+    for pod in pods:
+        if pod.starting and now - pod.created > SLOW_START:
+            events = await kube.list(
+                Kind.EVENT, owner.namespace, fieldSelector=f"involvedObject.uid={pod.uid},type=Warning"
+            )
+            if events:
+                last = max(events, key=lambda event: event.get("lastTimestamp") or "")
+                pod = replace(pod, waiting=(last["reason"], last["message"]))
+        told.append(pod)
+    return tuple(told)
 
 
 async def _held_up(

@@ -2,6 +2,7 @@
 token. Pure. What is made here is created once and never applied again: a queue may own fields of a Job afterwards."""
 
 import base64
+import hashlib
 import hmac
 import json
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def token(key: bytes, uid: str) -> str:
 def token_secret(owner: Owner, settings: Settings) -> Object:
     """The Secret that hands the token to the training pods."""
     value = base64.b64encode(token(settings.token_key, owner.uid).encode()).decode()
-    metadata = {**_metadata(owner, secret_name(owner)), "labels": _labels(owner)}
+    metadata = {**_metadata(owner, secret_name(owner, settings)), "labels": _labels(owner)}
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -116,7 +117,7 @@ def train_job(
             *_common_env(owner),
             pods.from_field(Env.NODE_INDEX, "metadata.annotations['batch.kubernetes.io/job-completion-index']"),
             pods.from_field(Env.ADVERTISE_HOST, "status.podIP"),
-            pods.from_secret(Env.TOKEN, secret_name(owner), TOKEN_KEY),
+            pods.from_secret(Env.TOKEN, secret_name(owner, settings), TOKEN_KEY),
             {"name": Env.AGENT_PORT.value, "value": str(AGENT_PORT)},
             {"name": Env.THREADS.value, "value": str(pods.threads(job))},
         ],
@@ -154,9 +155,10 @@ def train_job(
     }
 
 
-def secret_name(owner: Owner) -> str:
-    """Name of the Secret with the token."""
-    return f"{owner.name}-token"
+def secret_name(owner: Owner, settings: Settings) -> str:
+    """Name of the Secret with the token; another key of the operator makes another Secret, for the next attempt."""
+    digest = hashlib.sha256(token(settings.token_key, owner.uid).encode()).hexdigest()
+    return f"{owner.name}-token-{digest[:8]}"
 
 
 def stage_job_name(owner: Owner, stage: Stage, attempt: int = 0) -> str:

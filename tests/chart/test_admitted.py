@@ -64,18 +64,18 @@ def test_its_pods_meet_the_restricted_standard(server: Server, helm: Helm, tmp_p
 
 ON_JOBS = {
     "finetunejobs.finetune.dev": "get list watch delete",
-    "finetunejobs.finetune.dev/status": "patch update",
+    "finetunejobs.finetune.dev/status": "patch",
     "jobs.batch": "get list watch create delete",
     "pods": "get list watch delete",
     "pods/log": "get",
     "pods/status": "patch",
     "secrets": "create",
-    "events": "create patch list",
+    "events": "create list",
     "namespaces": "get",
 }
 LEASE = {
     "leases.coordination.k8s.io": "create",
-    "leases.coordination.k8s.io finetune-operator": "get update patch",
+    "leases.coordination.k8s.io finetune-operator": "get update",
 }
 NODES = {"nodes": "get"}
 OF_EVERYBODY = {"authorization.k8s.io", "authentication.k8s.io"}  # who am I, what may I do

@@ -120,6 +120,13 @@ def test_a_secret_that_is_missing_is_named(cluster: Cluster, team: str, inputs: 
     assert "s3-credentials" in message
 
 
+def test_a_volume_that_cannot_be_mounted_is_told(cluster: Cluster, team: str, inputs: Inputs) -> None:
+    handle = small(cluster, team, "unmounted", inputs)
+    handle.spec["storage"]["caSecretRef"] = {"name": "no-such-ca"}
+    message = waits_for(handle.apply(), ConditionType.PREPARED, "FailedMount")
+    assert "no-such-ca" in message
+
+
 def test_the_operator_cannot_read_secrets(cluster: Cluster, installation: Installation, team: str) -> None:
     """Tried with its own token, from inside its own pod."""
     [pod, *_] = installation.pods

@@ -14,6 +14,7 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.conditions import condition, is_true
 from finetune_operator.kinds import Kind
+from finetune_operator.resources import secret_name
 from finetune_operator.world import Create, Delete, Observed, Release
 from tests.unit.operator_worlds import (
     BROKEN,
@@ -32,6 +33,7 @@ from tests.unit.operator_worlds import (
     world,
 )
 
+TOKEN_SECRET = secret_name(world().owner, SETTINGS)
 PREPARE, TRAIN, EXPORT = Stage.PREPARE, Stage.TRAIN, Stage.EXPORT
 
 
@@ -101,7 +103,7 @@ CASES = [
         world(*prepared_children()),
         Phase.STARTING,
         "WaitingForNodes",
-        ["create a-token", "create a-train-1"],
+        [f"create {TOKEN_SECRET}", "create a-train-1"],
     ),
     Case(
         "a prepare result that is lost is made again",
@@ -115,7 +117,7 @@ CASES = [
         world(status=decided(world(*prepared_children())).status),
         Phase.STARTING,
         "WaitingForNodes",
-        ["create a-token", "create a-train-1"],
+        [f"create {TOKEN_SECRET}", "create a-train-1"],
     ),
     Case(
         "pods that find no node are told",
@@ -237,7 +239,7 @@ CASES = [
         world(*prepared_children(), status=RUNNING),
         Phase.STARTING,
         "WaitingForNodes",
-        ["create a-token", "create a-train-2"],
+        [f"create {TOKEN_SECRET}", "create a-train-2"],
     ),
     Case(
         "another number of nodes is refused before any pod is made",
@@ -279,6 +281,13 @@ CASES = [
         Phase.FAILED,
         "InvalidRow",
         says="line 214",
+    ),
+    Case(
+        "a result in another language is told, not made again and again",
+        world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, '{"stage": "prepare", "news": 1}')),
+        Phase.FAILED,
+        "ResultUnreadable",
+        says="cannot be read",
     ),
     Case(
         "a gang that failed says why",

@@ -1,6 +1,7 @@
 """The objects the operator makes: the semantics of the Jobs, restricted pods, and what a job may add to them."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,9 +94,12 @@ def test_every_pod_is_restricted_and_holds_no_token(stage: str) -> None:
 
 
 def test_only_training_pods_get_the_gangs_token() -> None:
-    assert env(train())["FINETUNE_TOKEN"] == {"secretKeyRef": {"name": "a-token", "key": "token"}}
-    assert "FINETUNE_TOKEN" not in env(prepare_job(*made(), SETTINGS))
     secret = token_secret(made()[0], SETTINGS)
+    name = secret["metadata"]["name"]
+    assert env(train())["FINETUNE_TOKEN"] == {"secretKeyRef": {"name": name, "key": "token"}}
+    rotated = replace(SETTINGS, token_key=b"another key, that is new")
+    assert token_secret(made()[0], rotated)["metadata"]["name"] != name, "the next attempt gets another Secret"
+    assert "FINETUNE_TOKEN" not in env(prepare_job(*made(), SETTINGS))
     assert secret["immutable"] is True
     assert token(b"one key", UID) != token(b"another", UID) != token(b"another", "uid")
 

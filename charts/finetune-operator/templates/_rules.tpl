@@ -6,7 +6,7 @@ none; a PATCH would answer with the data, so there is none either. */}}
   verbs: [get, list, watch, delete]  # delete: ttlSecondsAfterFinished
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status]
-  verbs: [patch, update]
+  verbs: [patch]
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, delete]
@@ -24,7 +24,7 @@ none; a PATCH would answer with the data, so there is none either. */}}
   verbs: [create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch, list]
+  verbs: [create, list]
 - apiGroups: [""]
   resources: [namespaces]
   verbs: [get]  # is it being deleted? Kubernetes waits for the pods of a Job that waits to replace them
