@@ -9,7 +9,7 @@ from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.status import FailureStatus
-from finetune_operator.facts import StageJob, StagePod
+from finetune_operator.facts import STARTING, StageJob, StagePod
 
 MOST_CHARACTERS = 4000
 MOST_LOG_CHARACTERS = 8000
@@ -119,7 +119,7 @@ def obstacle(pod: StagePod) -> tuple[str, str] | None:
     """Why a pod does not start, as reason and sentence; None while all goes its way."""
     if pod.unschedulable:
         return "Unschedulable", f"no node can take {pod.name}: {pod.unschedulable}"
-    if pod.waiting and not pod.starting:
+    if pod.waiting and pod.waiting[0] not in STARTING:
         reason, message = pod.waiting
         return reason, f"{pod.name} on {pod.node}: {message or reason}"
     return None
