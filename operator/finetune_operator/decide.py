@@ -230,11 +230,6 @@ def release_lost_pods(seen: Observed, now: datetime, settings: Settings) -> tupl
     return actions, wake
 
 
-def past_grace(pod: StagePod, now: datetime) -> bool:
-    """Whether a pod should have been gone by now: then its node is worth a look."""
-    return not pod.over and pod.deleted_at is not None and now >= pod.deleted_at
-
-
 def _pods_of(seen: Observed, job: StageJob) -> list[StagePod]:
     return seen.stage_pods(job.stage, job.attempt)
 

@@ -110,6 +110,10 @@ class StagePod:
         """Whether its node prepares its container, and says no more than that."""
         return self.waiting is not None and self.waiting[0] in STARTING and self.deleted_at is None
 
+    def past_grace(self, now: datetime) -> bool:
+        """Whether it should have been gone by now: then its node is worth a look."""
+        return not self.over and self.deleted_at is not None and now >= self.deleted_at
+
     @property
     def over(self) -> bool:
         """Whether nothing of it runs any more."""

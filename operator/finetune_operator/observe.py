@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job
 from finetune_operator import conditions
-from finetune_operator.decide import past_grace
 from finetune_operator.facts import Object, StageJob, StagePod, moment, stage_job, stage_pod
 from finetune_operator.failures import culprit, result_of
 from finetune_operator.kinds import Kind
@@ -179,7 +178,7 @@ async def _namespace_ends(kube: Kube, owner: Owner, jobs: Sequence[StageJob], po
 async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> frozenset[str]:
     """Nodes of pods that should be gone by now, if they are gone or not ready themselves."""
     lost = set()
-    for name in {pod.node for pod in pods if pod.node and past_grace(pod, now)}:
+    for name in {pod.node for pod in pods if pod.node and pod.past_grace(now)}:
         try:
             node = await kube.node(name)
         except KubeError as error:
