@@ -13,26 +13,11 @@ from typing import Any, Literal
 
 from finetune_api.contract import File
 from finetune_api.messages import MethodType, ModelFacts, Plan
+from finetune_trainer.model_files import CONFIG, GENERATION_CONFIG, WEIGHTS_INDEX
 from finetune_trainer.storage import ObjectStore
 
 ADAPTER_CONFIG = "adapter_config.json"
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
 CARD = "README.md"
-
-TOKENIZER_FILES = frozenset(
-    {
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-        "tokenizer.model",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +57,7 @@ MODEL = Layout(
     kind="model",
     required=frozenset({CONFIG}),
     weights=re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
-    optional=frozenset({GENERATION_CONFIG, "model.safetensors.index.json"}),
+    optional=frozenset({GENERATION_CONFIG, WEIGHTS_INDEX}),
 )
 
 

@@ -15,8 +15,6 @@ from finetune_trainer.checkpoints import committed
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.layout import (
     CARD,
-    GENERATION_CONFIG,
-    TOKENIZER_FILES,
     Base,
     Layout,
     base_of,
@@ -24,6 +22,7 @@ from finetune_trainer.export.layout import (
     mend,
 )
 from finetune_trainer.export.pick import pick, step_of
+from finetune_trainer.model_files import GENERATION_CONFIG, TOKENIZER_FILES
 from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
 
 MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.errors import ModelError, Problem
-from finetune_trainer.prepare.models import (
+from finetune_trainer.model_files import (
     CONFIG,
     SMALL_FILES,
     WEIGHTS_INDEX,

@@ -11,9 +11,19 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from finetune_api.contract import model_prefix
-from finetune_api.errors import ModelError, Problem
+from finetune_api.errors import ModelError
 from finetune_api.messages import Manifest, ModelFacts, Task
 from finetune_api.v1alpha1 import ModelSpec
+from finetune_trainer.model_files import (
+    CONFIG,
+    SMALL_FILES,
+    WEIGHTS_INDEX,
+    check_names,
+    model_problem,
+    parse_json,
+    weight_names,
+)
+from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.memory import Architecture
 from finetune_trainer.storage import (
     FolderStore,
@@ -27,25 +37,6 @@ from finetune_trainer.storage import (
     upload_files,
 )
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
-# beside weights; everything else in a folder (other formats, optimizer states, code) stays where it is
-SMALL_FILES = (
-    CONFIG,
-    "generation_config.json",
-    WEIGHTS_INDEX,
-    TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
 FAMILIES = {"bert": Task.CLASSIFICATION, "llama": Task.CAUSAL_LM}
 LARGEST_HEADER = 100 << 20  # safetensors' own limit
 
@@ -100,7 +91,9 @@ class FolderModel:
         names = [info.key for info in self.listing if info.key in SMALL_FILES] + weight_names(weights)
         missing = [name for name in names if not self._has(name)]
         if missing:
-            raise ModelError(_problem("ModelIncomplete", f"{self.source} has no {missing[0]}", "copy the whole model"))
+            raise ModelError(
+                model_problem("ModelIncomplete", f"{self.source} has no {missing[0]}", "copy the whole model")
+            )
         if isinstance(self.store, FolderStore):
             return {name: self.store.path(name) for name in names}
         paths = {name: folder / self.fingerprint / name for name in names}
@@ -128,11 +121,9 @@ def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
         StorageError: the store it lies in refuses or is unreachable.
     """
     if spec.name is not None:
-        from finetune_trainer.prepare.hub import locate_on_hub
-
         return locate_on_hub(spec.name, spec.revision, environ)
     if spec.uri is None:
-        raise ModelError(_problem("NoModel", "neither name nor uri is given", "give one of the two"))
+        raise ModelError(model_problem("NoModel", "neither name nor uri is given", "give one of the two"))
     store = open_store(spec.uri, environ)
     listing = tuple(info for info in store.list() if "/" not in info.key)
     names = {info.key for info in listing}
@@ -140,32 +131,6 @@ def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
     kept = tuple(info for info in listing if info.key in SMALL_FILES or info.key.endswith(".safetensors"))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.uri.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
     return FolderModel(name, spec.uri, store, kept)
-
-
-def check_names(names: set[str], source: str) -> None:
-    """Raises ModelError unless these files make a model that can be used."""
-    if not names:
-        cure = "correct spec.model.uri, or upload the model"
-        raise ModelError(_problem("ModelNotFound", f"there is nothing at {source}", cure))
-    if CONFIG not in names:
-        message = f"{source} has no {CONFIG}: it is no model in Hugging Face's layout"
-        raise ModelError(_problem("ModelIncomplete", message, "save it with save_pretrained"))
-    if not names & {WEIGHTS, WEIGHTS_INDEX}:
-        message = f"{source} has no {WEIGHTS} and no {WEIGHTS_INDEX}; pickled weights are not loaded"
-        raise ModelError(_problem("NoSafetensors", message, "save it again with a recent save_pretrained"))
-    if TOKENIZER not in names:
-        cure = "save a fast tokenizer beside the model with save_pretrained"
-        raise ModelError(_problem("NoTokenizer", f"{source} has no {TOKENIZER}", cure))
-
-
-def weight_names(index: Mapping[str, Any] | None) -> list[str]:
-    """The weight files: those of the index, or the single one."""
-    if index is None:
-        return [WEIGHTS]
-    names = sorted(set(index.get("weight_map", {}).values()))
-    if not names or any("/" in name or not name.endswith(".safetensors") for name in names):
-        raise ModelError(_problem("ModelIncomplete", f"{WEIGHTS_INDEX} names no weight files", "save the model again"))
-    return names
 
 
 def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
@@ -178,10 +143,10 @@ def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
     if family not in FAMILIES:
         supported = ", ".join(f"{name} ({use})" for name, use in FAMILIES.items())
         message = f"the architecture {family or 'without model_type'!r} is not supported yet; {supported} are"
-        raise ModelError(_problem("ArchitectureNotSupported", message, "use a model of one of these"))
+        raise ModelError(model_problem("ArchitectureNotSupported", message, "use a model of one of these"))
     if task is not None and task is not FAMILIES[family]:
         message = f"{family} with task {task} is not supported yet; it is used for {FAMILIES[family]}"
-        raise ModelError(_problem("TaskNotSupported", message, "change spec.task or spec.model", "spec.task"))
+        raise ModelError(model_problem("TaskNotSupported", message, "change spec.task or spec.model", "spec.task"))
     return FAMILIES[family]
 
 
@@ -271,7 +236,9 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
             vocabulary=int(config["vocab_size"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(_problem("ModelInvalid", f"{CONFIG} has no valid {error}", "save the model again")) from error
+        raise ModelError(
+            model_problem("ModelInvalid", f"{CONFIG} has no valid {error}", "save the model again")
+        ) from error
 
 
 def count_parameters(path: Path) -> int:
@@ -280,7 +247,7 @@ def count_parameters(path: Path) -> int:
     Raises:
         ModelError: it is no safetensors file, or it is cut short.
     """
-    damaged = _problem("ModelInvalid", f"{path.name} is damaged or no safetensors file", "copy or save it again")
+    damaged = model_problem("ModelInvalid", f"{path.name} is damaged or no safetensors file", "copy or save it again")
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -303,18 +270,3 @@ def _product(shape: list[int]) -> int:
     for size in shape:
         total *= size
     return total
-
-
-def parse_json(name: str, raw: bytes) -> dict[str, Any]:
-    """A JSON object from a model's file; ModelError if it is none."""
-    try:
-        value = json.loads(raw)
-    except ValueError as error:
-        raise ModelError(_problem("ModelInvalid", f"{name} is no JSON: {error}", "save the model again")) from error
-    if not isinstance(value, dict):
-        raise ModelError(_problem("ModelInvalid", f"{name} is no JSON object", "save the model again"))
-    return value
-
-
-def _problem(code: str, message: str, cure: str, field: str = "spec.model") -> Problem:
-    return Problem(code=code, field=field, message=message, cure=cure)
