@@ -59,7 +59,7 @@ def in_pod(handle: JobHandle, pod: str, program: str) -> str:
 def test_deleted_pods_and_killed_workers_cost_nothing_or_one_interval(
     cluster: Cluster, team: str, inputs: Inputs
 ) -> None:
-    handle = long_job(cluster, team, "faults", inputs, steps=2400, recovery={"maxRestarts": 1}).apply()
+    handle = long_job(cluster, team, "faults", inputs, steps=1600, recovery={"maxRestarts": 1}).apply()
     handle.wait_step(20)
     # a follower's pod is deleted: announced, so that nothing is lost and no restart is charged
     first = handle.training_pods()
