@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 PACKAGES = {
+    "buildah": "buildah",
     "ip": "iproute2",
     "nft": "nftables",
     "nsenter": "util-linux",

@@ -2,9 +2,7 @@
 
 import ensurepip
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.local import images
+from tests.debian import ProgramsMissingError, require
 
 BASE = "localhost/base:1"
 
@@ -50,26 +49,22 @@ class Buildah:
 
 
 def installed() -> None:
-    """Skip without root or buildah; where CI=true install it, and never skip."""
-    in_ci = os.environ.get("CI") == "true"
-    if os.geteuid() != 0:
-        reason = "images are built as root: only root may keep files of several users"
-        if in_ci:
-            raise PermissionError(reason)
-        pytest.skip(reason)
-    if shutil.which("buildah") is None:
-        if not in_ci:
-            pytest.skip("buildah is not installed: apt-get install buildah")
-        for command in (("update", "-qq"), ("install", "-qq", "--no-install-recommends", "buildah")):
-            print("apt-get", *command, file=sys.stderr, flush=True)
-            subprocess.run(["apt-get", "-y", *command], check=True, stdout=sys.stderr)
+    """Skip without root or buildah, but never where CI=true."""
+    try:
+        if os.geteuid() != 0:
+            raise PermissionError("images are built as root: only root may keep files of several users")
+        require("buildah")
+    except (PermissionError, ProgramsMissingError) as missing:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(missing))
 
 
 def make_base(buildah: Buildah, folder: Path) -> None:
     """The image BASE: the programs, libraries and Python of this machine, with pip's own installer."""
     layer = folder / "base.tar"
     (pip,) = ensurepip.__path__  # pods need none, so the cluster's images have none
-    images._write_layer(layer, [*images._files(), *images._tree(Path(pip))])
+    images.write_layer(layer, [*images.layer_files(), *images.tree(Path(pip))])
     container = buildah.out("from", "scratch")
     buildah("add", container, layer, "/")
     buildah("config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", container)

@@ -86,7 +86,7 @@ MEDIA = "application/vnd.oci.image"
 
 def seed() -> Path:
     """A containerd store that holds the images; made if the cache has none of the same files."""
-    files = _files()
+    files = layer_files()
     key = hashlib.sha256(Path(__file__).read_bytes())
     for source in files:
         if source.suffix == ".pyc":
@@ -154,12 +154,12 @@ def _compile(*folders: Path) -> None:
     subprocess.run([sys.executable, "-m", "compileall", "-qq", *folders], check=False)
 
 
-def _files() -> list[Path]:
+def layer_files() -> list[Path]:
     """Every file of the layer, links before what they lead to."""
     programs = [shutil.which(name) for name in PROGRAMS.split()]
     interpreter = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     library = Path(sys.base_prefix, "lib")
-    python = [interpreter, *library.glob("libpython3*.so*"), *_tree(library / interpreter.name)]
+    python = [interpreter, *library.glob("libpython3*.so*"), *tree(library / interpreter.name)]
     known = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     libraries = [re.search(rf"^\s+{re.escape(name)} .*=> (.*)$", known, re.M) for name in LIBRARIES.split()]
     binaries = [Path(name) for name in programs if name] + [Path(match[1]) for match in libraries if match]
@@ -167,11 +167,12 @@ def _files() -> list[Path]:
     return sorted({step for path in [*binaries, *_loaded(binaries), *python] for step in _steps(path)})
 
 
-def _tree(folder: Path) -> Iterator[Path]:
+def tree(folder: Path) -> Iterator[Path]:
+    """The files below a folder that belong into an image."""
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             if not NOT_IN_LAYER.search(str(entry)):
-                yield from _tree(entry)
+                yield from tree(entry)
         elif entry.suffix != ".a" and not entry.name.startswith("_tkinter"):
             yield entry
 
@@ -193,7 +194,7 @@ def _steps(path: Path) -> Iterator[Path]:
 def _write_archive(archive: Path, files: list[Path]) -> None:
     """An OCI archive with every image of IMAGES over one layer of the files."""
     layer = archive.with_suffix(".layer")
-    _write_layer(layer, files)
+    write_layer(layer, files)
     with layer.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     with tarfile.open(archive, "w") as tar:
@@ -217,7 +218,8 @@ def _write_archive(archive: Path, files: list[Path]) -> None:
     layer.unlink()
 
 
-def _write_layer(layer: Path, files: list[Path]) -> None:
+def write_layer(layer: Path, files: list[Path]) -> None:
+    """A root file system of these files, and what every container needs beside them."""
     with tarfile.open(layer, "w") as tar:
         folders = {str(parent)[1:] for file in files for parent in file.parents if parent != Path("/")} | set(FOLDERS)
         for folder in sorted(folders | {str(parent) for one in folders for parent in Path(one).parents} - {"."}):
