@@ -217,17 +217,20 @@ def test_a_drained_node_gives_its_pods_away(cluster: Cluster, team: str, inputs:
     assert status.restarts == 1
 
 
-def test_a_node_that_loses_power_is_replaced_by_the_other(cluster: Cluster, team: str, inputs: Inputs) -> None:
+@pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.matrix)], ids=["follower", "leader"])
+def test_a_node_that_loses_power_is_replaced_by_the_other(
+    cluster: Cluster, team: str, inputs: Inputs, index: int
+) -> None:
     handle = long_job(cluster, team, "power", inputs, steps=900).apply()
     handle.wait_step(EVERY + 20)
-    node = handle.training_pods()[1]["spec"]["nodeName"]
+    node = handle.training_pods()[index]["spec"]["nodeName"]
     cluster.power_off(node)
     try:
         handle.wait_phase(Phase.RECOVERING)
         status = recovered(handle, 1)
         assert status.recoveries[0].category is FailureCategory.NODE_FAULT
         assert (status.recoveries[0].lost_steps or 0) <= 2 * EVERY
-        assert handle.training_pods()[1]["spec"]["nodeName"] != node
+        assert handle.training_pods()[index]["spec"]["nodeName"] != node
         status = handle.wait_phase(Phase.SUCCEEDED)
         assert status.restarts == 1
     finally:
