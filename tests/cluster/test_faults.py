@@ -15,17 +15,17 @@ from tests.cluster.local.cluster import Cluster
 
 EVERY = 100  # steps between checkpoints
 
-KILL_A_WORKER = """
+WORKERS = """
 import os, signal
 children = {}
 for pid in filter(str.isdigit, os.listdir("/proc")):
     stat = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
-    children.setdefault(int(stat[1]), []).append((int(pid), stat[0]))
-[zygote] = [pid for pid, state in children[1] if state != "Z" and pid in children and pid != os.getpid()]
-[worker] = [pid for pid, state in children[zygote] if state != "Z"]
-os.kill(worker, signal.SIGKILL)
-print(worker)
+    if stat[0] != "Z":
+        children.setdefault(int(stat[1]), []).append(int(pid))
+workers = [pid for zygote in children[1] for pid in children.get(zygote, []) if zygote != os.getpid()]
 """
+COUNT_WORKERS = WORKERS + "print(len(workers))"
+KILL_A_WORKER = WORKERS + "[worker] = workers; os.kill(worker, signal.SIGKILL)"
 
 
 def long_job(cluster: Cluster, team: str, name: str, inputs: Inputs, steps: int, **spec: Any) -> JobHandle:
@@ -50,6 +50,10 @@ def recovered(handle: JobHandle, count: int) -> FineTuneJobStatus:
         return status if done and status.phase in {Phase.RUNNING, Phase.EXPORTING, Phase.SUCCEEDED} else None
 
     return handle.wait(f"recovery {count}", look)
+
+
+def name_of(handle: JobHandle, index: int) -> str:
+    return str(handle.training_pods()[index]["metadata"]["name"])
 
 
 def in_pod(handle: JobHandle, pod: str, program: str) -> str:
@@ -164,14 +168,17 @@ def uncordoned(cluster: Cluster) -> Any:
 def test_a_lost_nodes_rank_goes_to_the_spare(cluster: Cluster, team: str, inputs: Inputs, uncordoned: None) -> None:
     handle = long_job(cluster, team, "spare", inputs, steps=700, spares=1).apply()
     handle.wait_step(120)
-    handle.wait("a ready spare", lambda _: _is_ready(handle.training_pods().get(2)))
+    handle.wait("a ready spare", lambda _: all(_is_ready(handle.training_pods().get(index)) for index in (1, 2)))
     for node in ("n1", "n2"):
         cluster.kubectl("cordon", node)  # no replacement will be scheduled
-    kill_container(cluster, handle.training_pods()[1])
+    # whoever was ready first trains; the other one stands by
+    training = [index for index in (1, 2) if in_pod(handle, name_of(handle, index), COUNT_WORKERS) != "0"]
+    assert len(training) == 1
+    kill_container(cluster, handle.training_pods()[training[0]])
     status = recovered(handle, 1)
     assert status.recoveries[0].category is FailureCategory.NODE_FAULT
     status = handle.wait_phase(Phase.EXPORTING, Phase.SUCCEEDED)
-    replacement = [pod for index, pod in handle.training_pods().items() if index == 1]
+    replacement = [pod for index, pod in handle.training_pods().items() if index == training[0]]
     assert all(pod["status"]["phase"] == "Pending" for pod in replacement)
     for node in ("n1", "n2"):
         cluster.kubectl("uncordon", node)  # the export needs one
