@@ -196,9 +196,9 @@ def _export(seen: Observed, job: FineTuneJob, settings: Settings) -> tuple[Step,
 
 def _rest(seen: Observed, now: datetime) -> Decision:
     """A finished job stays as it is, until its time to live is over."""
-    ttl = seen.job.spec.ttl_seconds_after_finished if seen.job else None
+    ttl = seen.owner.spec.get("ttlSecondsAfterFinished")  # also of a spec that was refused
     done = seen.status.completion_time
-    if ttl is None or done is None:
+    if not isinstance(ttl, int) or done is None:
         return Decision(seen.status)
     left = (done + timedelta(seconds=ttl) - now).total_seconds()
     if left > 0:

@@ -422,7 +422,7 @@ def test_time_to_live_deletes_the_job_itself() -> None:
     seen = world(status=done, spec_={"ttlSecondsAfterFinished": 60})
     early = decided(seen, NOW + timedelta(seconds=59))
     assert (early.actions, early.wake_seconds) == ((), 1.0)
-    late = decided(seen, NOW + timedelta(seconds=60))
+    late = decided(replace(seen, job=None), NOW + timedelta(seconds=60))  # one whose spec was refused, too
     assert late.actions == (Delete(Kind.FINETUNEJOB, "a", seen.owner.uid),)
 
 
