@@ -108,10 +108,10 @@ def measure(cluster: Cluster, inputs: Inputs, name: str, samples: Samples) -> No
     handle.patch(suspend=True)
     handle.wait("Suspended", lambda status: status.reason == "Suspended" or None)
     samples["suspended: saved and nodes free"].append(time.monotonic() - clock)
-    before = handle.status.progress
+    saved = int((handle.status.last_checkpoint or "step-0").removeprefix("step-"))
     clock = time.monotonic()
     handle.patch(suspend=False)
-    handle.wait_step(((before.step or 0) if before else 0) + 1)
+    handle.wait_step(saved + 1)
     samples["resumed to next step"].append(time.monotonic() - clock)
     handle.kubectl("delete", "ftj", name, "--timeout=60s")
     handle.kubectl("wait", "--for=delete", "pods", f"--selector=finetune.dev/job-name={name}", "--timeout=90s")

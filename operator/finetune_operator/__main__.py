@@ -58,7 +58,7 @@ async def run(settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_watch(settings, queue, watching, stop)),
+                group.create_task(_watch(settings, queue, poller, watching, stop)),
                 group.create_task(elector.run()),
                 group.create_task(_lead(elector, controller, poller)),
             ]
@@ -72,8 +72,10 @@ async def run(settings: Settings) -> None:
         await kube.close()
 
 
-async def _watch(settings: Settings, queue: WorkQueue[Key], watching: asyncio.Event, stop: asyncio.Event) -> None:
-    await watch(settings.namespaces, settings.identity, queue.add, watching)
+async def _watch(
+    settings: Settings, queue: WorkQueue[Key], poller: Poller, watching: asyncio.Event, stop: asyncio.Event
+) -> None:
+    await watch(settings.namespaces, settings.identity, queue.add, poller.hear_last_words, watching)
     stop.set()
 
 

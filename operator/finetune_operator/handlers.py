@@ -11,14 +11,20 @@ import kopf
 from kopf import OperatorRegistry, OperatorSettings
 
 from finetune_api.contract import GROUP, MANAGER, PLURAL, VERSION, Label
+from finetune_operator.facts import Object
 from finetune_operator.progress import Key
 
 WATCH_SECONDS = 300  # the server ends a watch after so long, and it begins anew
 BACKOFFS = (1, 1, 2, 3, 5)  # seconds; also the lag after an outage of the API server
 
 
-def registry(wake: Callable[[Key], None]) -> OperatorRegistry:
-    """The watches of the operator: FineTuneJobs, and the Jobs and pods that it made."""
+def registry(wake: Callable[[Key], None], last_words: Callable[[Key, Object], None]) -> OperatorRegistry:
+    """The watches of the operator: FineTuneJobs, and the Jobs and pods that it made.
+
+    Args:
+        last_words: called with every pod that is seen: one whose Job was deleted is gone as soon as it has ended, and
+            with it what it left, unless a watch has told.
+    """
     watches = OperatorRegistry()
 
     async def job(*, namespace: str | None, name: str, **_: Any) -> None:
@@ -29,9 +35,14 @@ def registry(wake: Callable[[Key], None]) -> OperatorRegistry:
         if namespace and (name := labels.get(Label.JOB.value)):
             wake((namespace, name))
 
+    async def pod(*, namespace: str | None, labels: Mapping[str, str], event: Any, **_: Any) -> None:
+        if namespace and (name := labels.get(Label.JOB.value)):
+            wake((namespace, name))  # only queues: what follows is known before anybody looks
+            last_words((namespace, name), event["object"])
+
     kopf.on.event(GROUP, VERSION, PLURAL, registry=watches, id="finetunejob")(job)
     kopf.on.event("batch", "v1", "jobs", registry=watches, id="job")(child)
-    kopf.on.event("", "v1", "pods", registry=watches, id="pod")(child)
+    kopf.on.event("", "v1", "pods", registry=watches, id="pod")(pod)
     kopf.on.login(registry=watches)(_login)
     return watches
 
@@ -55,10 +66,16 @@ def settings() -> OperatorSettings:
     return made
 
 
-async def watch(namespaces: tuple[str, ...], identity: str, wake: Callable[[Key], None], ready: asyncio.Event) -> None:
+async def watch(
+    namespaces: tuple[str, ...],
+    identity: str,
+    wake: Callable[[Key], None],
+    last_words: Callable[[Key, Object], None],
+    ready: asyncio.Event,
+) -> None:
     """Watches until cancelled or told to stop (Kopf listens for signals too); raises when a watch cannot go on."""
     await kopf.operator(
-        registry=registry(wake),
+        registry=registry(wake, last_words),
         settings=settings(),
         standalone=True,
         identity=identity,  # type: ignore[arg-type] # a str; without one Kopf asks for a user name, which a pod may lack

@@ -13,8 +13,10 @@ import aiohttp
 from pydantic import ValidationError
 
 from finetune_api.beats import Progress
-from finetune_api.contract import AGENT_PORT
+from finetune_api.contract import AGENT_PORT, Label
 from finetune_api.messages import Stage
+from finetune_operator.facts import Object, stage_pod
+from finetune_operator.failures import result_of
 from finetune_operator.resources import token
 from finetune_operator.world import Observed, Polled
 
@@ -66,6 +68,17 @@ class Poller:
         if gang is None or (gang.uid, gang.address) != (seen.owner.uid, address):
             self._gangs[key] = Gang(seen.owner.uid, address)
 
+    def hear_last_words(self, key: Key, pod: Object) -> None:
+        """Takes what a leader left when its pod ended, if this is one: the newest there is to know of its gang."""
+        seen = stage_pod(pod)
+        result = result_of(seen) if seen.stage is Stage.TRAIN and seen.index == 0 and seen.over else None
+        if result is None or result.progress is None:
+            return
+        uid = str(pod["metadata"]["labels"][Label.UID.value])
+        before = self.latest(key, uid)
+        if before is None or before.progress is None or _is_newer(result.progress, before.progress):
+            self._answers[key] = (uid, Polled(result.progress, datetime.now(UTC)))
+
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._gangs.pop(key, None)
@@ -112,6 +125,10 @@ class Poller:
         self._answers[key] = (gang.uid, polled)
         if before is None or (before.progress, before.error) != (polled.progress, polled.error):
             self._wake(key)
+
+
+def _is_newer(one: Progress, other: Progress) -> bool:
+    return (one.generation, one.step, one.checkpoint_count) >= (other.generation, other.step, other.checkpoint_count)
 
 
 def _address(ip: str) -> str:
