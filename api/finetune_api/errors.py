@@ -117,13 +117,23 @@ class RunError(FineTuneError):
         self.category = category
 
 
+EXIT_CODES = {
+    FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
+    FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
+    FailureCategory.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
+    FailureCategory.DIVERGED: ExitCode.DIVERGED,
+}
+VERDICTS = frozenset({*EXIT_CODES.values(), ExitCode.GANG_FAILED})
+"""Exit codes after which trying again is of no use."""
+
+
 def exit_code(error: FineTuneError) -> ExitCode:
     """How a program of ours ends for an error."""
     if isinstance(error, StorageError):
         return ExitCode.STORAGE_ERROR
-    return {
-        FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
-        FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
-        FailureCategory.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
-        FailureCategory.DIVERGED: ExitCode.DIVERGED,
-    }.get(error.category, ExitCode.UNKNOWN)
+    return EXIT_CODES.get(error.category, ExitCode.UNKNOWN)
+
+
+def category_of(code: int | None) -> FailureCategory:
+    """What an exit code says; of most it is nothing."""
+    return next((category for category, own in EXIT_CODES.items() if own == code), FailureCategory.UNKNOWN)

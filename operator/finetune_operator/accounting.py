@@ -1,14 +1,12 @@
 """Where the time went, from the times of the stages' Jobs and what the leader measured. Pure."""
 
-from datetime import datetime
-
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_api.v1alpha1.status import AccountingStatus
 from finetune_operator.world import Observed
 
 
-def account(seen: Observed, status: FineTuneJobStatus, now: datetime) -> AccountingStatus | None:
+def account(seen: Observed, status: FineTuneJobStatus) -> AccountingStatus | None:
     """Seconds in preparation, in training and in recoveries, as far as they are known.
 
     Whole seconds of finished stages only: a clock that ticks in the status would be written for ever.

@@ -34,14 +34,12 @@ TRAINED = "Trained"  # reason of Running=False once all is trained
 class Answer:
     """A condition without its times."""
 
-    yes: bool | None
+    yes: bool
     reason: str
     message: str = ""
 
     @property
     def status(self) -> ConditionStatus:
-        if self.yes is None:
-            return ConditionStatus.UNKNOWN
         return ConditionStatus.TRUE if self.yes else ConditionStatus.FALSE
 
 
@@ -164,7 +162,7 @@ def _step_answers(step: Step) -> Answers:
                 ConditionType.EXPORTED: Answer(True, "Exported", where),
                 ConditionType.COMPLETE: Answer(True, "Succeeded", where),
             }
-        case Failed(failure, accepted, prepared, _):
+        case Failed(failure, accepted, prepared):
             reason = failure.code
             made = {
                 ConditionType.FAILED: Answer(True, failure.category.value, failure.message),

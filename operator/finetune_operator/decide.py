@@ -106,8 +106,7 @@ def _ended(seen: Observed, found: Found) -> tuple[Step, list[Action]] | None:
         if job is None or job.deleting or not job.failed or (stage is Stage.TRAIN and found.complete):
             continue
         failure = stage_failure(job, seen.stage_pods(stage, job.attempt), seen.log_tail)
-        prepared, trained = stage is not Stage.PREPARE, stage is Stage.EXPORT
-        return Failed(failure, prepared=prepared, trained=trained), []
+        return Failed(failure, prepared=stage is not Stage.PREPARE), []
     for stage in (Stage.EXPORT, Stage.PREPARE):
         job = seen.stage_job(stage)
         said_well = [pod for pod in seen.stage_pods(stage) if pod.exit_code == 0] if job and job.complete else []

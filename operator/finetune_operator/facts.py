@@ -20,7 +20,6 @@ class ConditionFact:
     true: bool
     reason: str
     message: str
-    since: datetime | None
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,6 @@ class StagePod:
     unschedulable: str
     exit_code: int | None
     ended: str
-    ended_at: datetime | None
     message: str
     disruption: str
     reason: str
@@ -165,7 +163,6 @@ def stage_pod(item: Object) -> StagePod:
         unschedulable=scheduled.message if scheduled and not scheduled.true else "",
         exit_code=ended.get("exitCode"),
         ended=ended.get("reason") or "",
-        ended_at=moment(ended["finishedAt"]) if ended.get("finishedAt") else None,
         message=ended.get("message") or "",
         disruption=disrupted.reason if disrupted and disrupted.true else "",
         reason=status.get("reason") or "",
@@ -187,7 +184,6 @@ def _conditions(items: Iterable[Object]) -> dict[str, ConditionFact]:
             true=item["status"] == "True",
             reason=item.get("reason") or "",
             message=item.get("message") or "",
-            since=moment(item["lastTransitionTime"]) if item.get("lastTransitionTime") else None,
         )
         for item in items
     }

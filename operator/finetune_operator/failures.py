@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from finetune_api.contract import ExitCode
-from finetune_api.errors import FailureCategory, Problem
+from finetune_api.errors import VERDICTS, FailureCategory, Problem, category_of
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.status import FailureStatus
@@ -14,12 +14,6 @@ from finetune_operator.facts import STARTING, StageJob, StagePod
 MOST_CHARACTERS = 4000
 MOST_LOG_CHARACTERS = 8000
 
-_CATEGORIES = {
-    ExitCode.USER_ERROR: FailureCategory.USER_ERROR,
-    ExitCode.DATA_ERROR: FailureCategory.DATA_ERROR,
-    ExitCode.OUT_OF_MEMORY: FailureCategory.OUT_OF_MEMORY,
-    ExitCode.DIVERGED: FailureCategory.DIVERGED,
-}
 _CURES = {
     FailureCategory.OUT_OF_MEMORY: "raise the memory of the stage's resources, or make the job smaller",
     FailureCategory.NODE_FAULT: "look at the node named; a new job of the same data starts where preparation ended",
@@ -100,7 +94,7 @@ def unreadable(pod: StagePod) -> FailureStatus:
 def culprit(pods: Sequence[StagePod]) -> StagePod | None:
     """The pod whose end made the Job fail: a verdict of ours counts more than what followed, the leader's most."""
     ended = [pod for pod in pods if pod.exit_code not in {None, 0, ExitCode.DRAINED}]
-    verdicts = [pod for pod in ended if pod.exit_code in _VERDICTS]
+    verdicts = [pod for pod in ended if pod.exit_code in VERDICTS]
     failed = ended or [pod for pod in pods if pod.phase == "Failed"]
     if verdicts:
         return min(verdicts, key=lambda pod: pod.index)
@@ -125,9 +119,6 @@ def obstacle(pod: StagePod) -> tuple[str, str] | None:
     return None
 
 
-_VERDICTS = {*_CATEGORIES, ExitCode.GANG_FAILED}
-
-
 def _ending(stage: Stage, pod: StagePod) -> tuple[FailureCategory, str, str]:
     """Category, code and sentence of a pod that left no result."""
     what = f"the {stage} pod {pod.name} on {pod.node or 'no node'}"
@@ -138,7 +129,7 @@ def _ending(stage: Stage, pod: StagePod) -> tuple[FailureCategory, str, str]:
     if pod.ended in {"StartError", "ContainerCannotRun"}:
         return FailureCategory.USER_ERROR, pod.ended, f"{what} could not start: {pod.message}"
     code = pod.exit_code if pod.exit_code is not None else ExitCode.UNKNOWN
-    category = _CATEGORIES[ExitCode(code)] if code in _CATEGORIES else FailureCategory.UNKNOWN
+    category = category_of(code)
     if code == ExitCode.STORAGE_ERROR:
         return category, "StorageUnavailable", f"{what} could not use the job's storage, again and again"
     return category, pod.ended or "Error", f"{what} ended with exit code {code} and left no reason"

@@ -6,6 +6,7 @@ What only passed by (a result whose pod is gone) is kept from the status before.
 from datetime import datetime
 
 from finetune_api.beats import Progress
+from finetune_api.contract import checkpoint_name, run_prefix
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import (
     MAX_CHECKPOINTS,
@@ -50,13 +51,13 @@ def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJ
         progress=display.progress_status(progress, seen.polled.at if seen.polled else now, before.progress, over),
         checkpoints=checkpoints,
         checkpoint_count=progress.checkpoint_count if progress else before.checkpoint_count,
-        last_checkpoint=checkpoints[0].uri.rsplit("/", 1)[-1] if checkpoints else before.last_checkpoint,
+        last_checkpoint=checkpoint_name(checkpoints[0].step) if checkpoints else before.last_checkpoint,
         recoveries=recovery_list(seen, progress) or before.recoveries,
         recovery_totals=totals,
         artifacts=artifacts(step) or before.artifacts,
         failure=step.failure if isinstance(step, Failed) else None,
     )
-    return made.model_copy(update={"accounting": accounting.account(seen, made, now)})
+    return made.model_copy(update={"accounting": accounting.account(seen, made)})
 
 
 def attempt(seen: Observed) -> int:
@@ -118,11 +119,12 @@ def checkpoint_list(seen: Observed, progress: Progress | None) -> list[Checkpoin
     if progress is None or seen.job is None:
         return []
     owner = seen.owner
-    folder = f"{seen.job.spec.storage.uri.rstrip('/')}/jobs/{owner.namespace}/{owner.name}/{owner.uid}/checkpoints"
+    run = run_prefix(owner.namespace, owner.name, owner.uid)
+    folder = f"{seen.job.spec.storage.uri.rstrip('/')}/{run}checkpoints"
     return [
         CheckpointStatus(
             step=one.step,
-            uri=f"{folder}/step-{one.step:08d}",
+            uri=f"{folder}/{checkpoint_name(one.step)}",
             size_bytes=one.size_bytes,
             saved=datetime.fromisoformat(one.saved),
             metrics=one.metrics,

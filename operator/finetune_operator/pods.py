@@ -21,7 +21,7 @@ GPU_SUFFIXES = ("/gpu", "/tpu", "/neuron")
 
 
 def container(
-    stage: Stage, job: FineTuneJob, settings: Settings, *, command: list[str], env: Sequence[Object], resources: Object
+    job: FineTuneJob, settings: Settings, *, command: list[str], env: Sequence[Object], resources: Object
 ) -> Object:
     """The one container of a pod."""
     added = job.spec.pod_template
@@ -62,7 +62,6 @@ def container(
 def template(
     stage: Stage,
     job: FineTuneJob,
-    settings: Settings,
     container: Object,
     *,
     grace_seconds: int,

@@ -5,7 +5,7 @@ It writes nothing itself: the status has one writer. A leader that does not answ
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -88,11 +88,6 @@ class Poller:
         """What the job's leader said last."""
         known = self._answers.get(key)
         return known[1] if known and (uid is None or known[0] == uid) else None
-
-    @property
-    def gangs(self) -> Mapping[Key, Gang]:
-        """Who is asked."""
-        return self._gangs
 
     async def run(self) -> None:
         """Polls until it is cancelled."""

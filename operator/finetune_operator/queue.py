@@ -67,16 +67,6 @@ class WorkQueue(Generic[Key]):
         if key in self._dirty:
             self._waiting.put_nowait(key)
 
-    def clear(self) -> None:
-        """Forgets every key that nobody works on."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        self._dirty.clear()
-        self._failures.clear()
-        while not self._waiting.empty():
-            self._waiting.get_nowait()
-
     def _due(self, key: Key) -> None:
         del self._timers[key]
         self.add(key)

@@ -19,6 +19,7 @@ from finetune_api.contract import (
     Label,
     PodPath,
 )
+from finetune_api.errors import VERDICTS
 from finetune_api.messages import Stage
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
@@ -30,13 +31,6 @@ Object = dict[str, Any]
 # Budgets are kept by leader and operator: the Job itself never gives up on an index.
 UNLIMITED = 2_147_483_647
 STAGE_RETRIES = 3  # of prepare and export, for faults that are nobody's: storage away, node lost
-TERMINAL_CODES = (
-    ExitCode.USER_ERROR,
-    ExitCode.DATA_ERROR,
-    ExitCode.OUT_OF_MEMORY,
-    ExitCode.DIVERGED,
-    ExitCode.GANG_FAILED,
-)
 CPU_STAGE_REQUESTS = {"cpu": "1", "memory": "4Gi"}
 TOKEN_KEY = "token"
 
@@ -109,7 +103,6 @@ def train_job(
     if not (spec.scratch and (spec.scratch.storage_class_name or spec.scratch.medium == "Memory")):
         resources = {**resources, "requests": {"ephemeral-storage": str(size), **resources.get("requests", {})}}
     container = pods.container(
-        Stage.TRAIN,
         job,
         settings,
         command=["python", "-m", "finetune_trainer.agent"],
@@ -131,7 +124,7 @@ def train_job(
         "timeoutSeconds": 2,
         "failureThreshold": 2,
     }
-    template = pods.template(Stage.TRAIN, job, settings, container, grace_seconds=grace_seconds, scratch_bytes=size)
+    template = pods.template(Stage.TRAIN, job, container, grace_seconds=grace_seconds, scratch_bytes=size)
     template["spec"]["affinity"] = pods.affinity(job, owner.uid)
     template["spec"]["tolerations"] = pods.tolerations(job, settings.node_toleration_seconds)
     if spec.priority_class_name:
@@ -140,7 +133,7 @@ def train_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**_metadata(owner, f"{owner.name}-train-{attempt}"), "labels": labels},
+        "metadata": {**_metadata(owner, stage_job_name(owner, Stage.TRAIN, attempt)), "labels": labels},
         "spec": {
             "completionMode": "Indexed",
             "parallelism": count,
@@ -169,8 +162,8 @@ def stage_job_name(owner: Owner, stage: Stage, attempt: int = 0) -> str:
 def _stage_job(owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage, resources: Object) -> Object:
     labels = {**_labels(owner), Label.STAGE: stage.value}
     command = ["python", "-m", f"finetune_trainer.{stage}"]
-    container = pods.container(stage, job, settings, command=command, env=_common_env(owner), resources=resources)
-    template = pods.template(stage, job, settings, container, grace_seconds=30, scratch_bytes=None)
+    container = pods.container(job, settings, command=command, env=_common_env(owner), resources=resources)
+    template = pods.template(stage, job, container, grace_seconds=30, scratch_bytes=None)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -189,7 +182,7 @@ def _stage_job(owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage,
 def _failure_rules() -> list[Object]:
     """Our verdicts fail the Job at once; an announced stop and a disruption are no failure."""
     return [
-        _on_exit_codes("FailJob", [code.value for code in TERMINAL_CODES]),
+        _on_exit_codes("FailJob", [code.value for code in VERDICTS]),
         _on_exit_codes("Ignore", [ExitCode.DRAINED.value]),
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]

@@ -82,13 +82,11 @@ class Succeeded:
 
 @dataclass(frozen=True)
 class Failed:
-    """No retry will help. `accepted`: whether the spec itself was fine; `prepared`: whether the stage before training
-    was."""
+    """No retry will help. `accepted`: whether the spec was fine; `prepared`: whether the stage before training was."""
 
     failure: FailureStatus
     accepted: bool = True
     prepared: bool = True
-    trained: bool = False
 
 
 Step = Preparing | Starting | Queued | Running | Recovering | Ending | Suspended | Exporting | Succeeded | Failed

@@ -30,13 +30,13 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
         yield Milestone(True, after.failure.code, after.failure.message)
         return
     if is_true(after, ConditionType.PREPARED) and not is_true(before, ConditionType.PREPARED):
-        yield _told(after, ConditionType.PREPARED, warning=False)
+        yield _told(after, ConditionType.PREPARED)
     known = {one.generation for one in before.recoveries}
     for recovery in reversed(after.recoveries):
         if recovery.generation not in known:
             yield Milestone(True, recovery.category.value, f"generation {recovery.generation}: {recovery.message}")
     if is_true(after, ConditionType.CHECKPOINTED) and not is_true(before, ConditionType.CHECKPOINTED):  # only the first
-        yield _told(after, ConditionType.CHECKPOINTED, warning=False)
+        yield _told(after, ConditionType.CHECKPOINTED)
     asked = {
         Phase.PREPARING: ConditionType.PREPARED,
         Phase.EXPORTING: ConditionType.EXPORTED,
@@ -54,7 +54,7 @@ _EXPECTED = {
 }
 
 
-def _told(status: FineTuneJobStatus, kind: ConditionType, warning: bool) -> Milestone:
+def _told(status: FineTuneJobStatus, kind: ConditionType) -> Milestone:
     found = condition(status, kind)
     assert found is not None
-    return Milestone(warning, found.reason, found.message)
+    return Milestone(False, found.reason, found.message)

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
-from tests.cluster.installation import SYSTEM, Inputs, Installation
+from tests.cluster.installation import QUICK, SYSTEM, Inputs, Installation
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local.cluster import Cluster
 
@@ -136,7 +136,7 @@ def test_a_job_goes_on_while_its_operator_is_killed_upgraded_and_uninstalled(
     cluster.kubectl("delete", "pods", *killed, f"--namespace={SYSTEM}", "--grace-period=0", "--force")
     handle.wait_step(handle.status.progress.step + 50 if handle.status.progress else 50)  # told by the new replicas
     assert not set(installation.pods) & set(killed)
-    installation.install({"podAnnotations": {"upgraded": "true"}, "operator": _quick()})
+    installation.install({"podAnnotations": {"upgraded": "true"}, **QUICK})
     upgraded = cluster.get("pods", f"--namespace={SYSTEM}")["items"]
     assert any(pod["metadata"].get("annotations", {}).get("upgraded") == "true" for pod in upgraded)
     installation.uninstall()
@@ -149,12 +149,6 @@ def test_a_job_goes_on_while_its_operator_is_killed_upgraded_and_uninstalled(
     reasons = [event["reason"] for event in handle.events()]
     told_once = ("Preparing", "Prepared", "Committed", "Exporting", "Succeeded")
     assert [reasons.count(reason) for reason in told_once] == [1] * 5, "no operator told again what another had told"
-
-
-def _quick() -> dict[str, Any]:
-    from tests.cluster.installation import QUICK
-
-    return dict(QUICK["operator"])
 
 
 @pytest.fixture

@@ -54,14 +54,9 @@ def check_manifests(store: ObjectStore, prefix: str) -> int:
 ONCE = ("Preparing", "Prepared", "Committed", "Exporting", "Succeeded")  # reasons of Events
 
 
-@pytest.fixture
-def told(cluster: Cluster) -> list[str]:
-    """What `kubectl get ftj` showed while a job ran."""
-    return []
-
-
-def watched(handle: JobHandle, told: list[str]) -> None:
-    """Runs a job to its end; keeps the lines of kubectl on the way."""
+def watched(handle: JobHandle) -> list[str]:
+    """Runs a job to its end; returns the different lines that `kubectl get ftj` showed on the way."""
+    told: list[str] = []
 
     def look(status: Any) -> bool:
         line = handle.kubectl("get", "ftj", handle.name, "--no-headers").strip()
@@ -70,11 +65,12 @@ def watched(handle: JobHandle, told: list[str]) -> None:
         return bool(status.phase is Phase.SUCCEEDED)
 
     handle.apply().wait("Succeeded", look)
+    return told
 
 
-def test_lora_on_two_nodes(cluster: Cluster, team: str, inputs: Inputs, tmp_path: Path, told: list[str]) -> None:
+def test_lora_on_two_nodes(cluster: Cluster, team: str, inputs: Inputs, tmp_path: Path) -> None:
     handle = job(cluster, team, "lora", model=inputs.llama, train=inputs.texts)
-    watched(handle, told)
+    told = watched(handle)
     status = handle.status
     nodes = {pod["spec"]["nodeName"] for pod in handle.children("pods", "finetune.dev/stage=train")}
     assert nodes == {"n1", "n2"}, "one pod on each node"

@@ -47,7 +47,6 @@ def test_failures_wait_longer_and_longer_until_one_goes_well() -> None:
         assert await queue.get() == "a", "due after the first of these delays"
         queue.done("a")
         assert queue.add_failed("a") == FIRST_DELAY
-        queue.clear()
 
     run(test())
 
@@ -59,6 +58,5 @@ def test_the_earliest_of_several_times_counts() -> None:
         queue.add_after("a", 0.01)
         queue.add_after("a", 60)
         assert await queue.get() == "a"
-        queue.clear()
 
     run(test())

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from finetune_api.beats import Failure, RankReport, RankState
 from finetune_api.contract import ExitCode
-from finetune_api.errors import FailureCategory
+from finetune_api.errors import FailureCategory, category_of
 from finetune_trainer.agent.roster import Gang, Member, lost
 
 
@@ -44,23 +44,13 @@ def culprit(failed: Iterable[Member]) -> Failure:
     reports = [(m.beat.node, rank) for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
     node, report = min(reports, key=lambda r: (r[1].exit_code == ExitCode.DISTRIBUTED, r[1].ended_at or 0.0))
     return Failure(
-        category=category(report.exit_code),
+        category=category_of(report.exit_code),
         node=node,
         rank=report.rank,
         exit_code=report.exit_code,
         message=describe(node, report),
         log_tail=report.log_tail,
     )
-
-
-def category(exit_code: int | None) -> FailureCategory:
-    """What an exit code says."""
-    return {
-        ExitCode.USER_ERROR: FailureCategory.USER_ERROR,
-        ExitCode.DATA_ERROR: FailureCategory.DATA_ERROR,
-        ExitCode.OUT_OF_MEMORY: FailureCategory.OUT_OF_MEMORY,
-        ExitCode.DIVERGED: FailureCategory.DIVERGED,
-    }.get(ExitCode(exit_code) if exit_code in set(ExitCode) else ExitCode.UNKNOWN, FailureCategory.UNKNOWN)
 
 
 def describe(node: int, report: RankReport) -> str:

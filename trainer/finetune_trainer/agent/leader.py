@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune_api.beats import Action, Beat, Directive, Failure, GenerationRecord, Progress, Saved
 from finetune_api.contract import ExitCode, File
-from finetune_api.errors import FailureCategory, Problem, StateError, StorageError
+from finetune_api.errors import EXIT_CODES, Problem, StateError, StorageError
 from finetune_api.messages import Manifest, Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
@@ -28,13 +28,6 @@ TICK_SECONDS = 0.1
 RETRY_SECONDS = 2.0
 
 NOT_THE_LEADER = "NotTheLeader"
-
-TERMINAL_EXIT_CODES = {
-    FailureCategory.USER_ERROR: ExitCode.USER_ERROR,
-    FailureCategory.DATA_ERROR: ExitCode.DATA_ERROR,
-    FailureCategory.OUT_OF_MEMORY: ExitCode.OUT_OF_MEMORY,
-    FailureCategory.DIVERGED: ExitCode.DIVERGED,
-}
 
 
 class Leader:
@@ -110,7 +103,7 @@ class Leader:
         if gang.done_stored:
             return Directive(generation=gang.generation, action=Action.DONE)
         if gang.failure:
-            code = TERMINAL_EXIT_CODES.get(gang.failure.category, ExitCode.GANG_FAILED)
+            code = EXIT_CODES.get(gang.failure.category, ExitCode.GANG_FAILED)
             return Directive(
                 generation=gang.generation, action=Action.FAILED, reason=gang.failure.message, exit_code=code
             )
