@@ -54,6 +54,8 @@ class Env(StrEnum):
     THREADS = "FINETUNE_THREADS"  # intra-op threads of each worker; 0 = cores / workers
     PARENT_PID = "FINETUNE_PARENT_PID"  # die with this process (local mode)
     ADVERTISE_HOST = "FINETUNE_ADVERTISE_HOST"  # address under which other nodes reach this agent
+    GPU_PRODUCT = "FINETUNE_GPU_PRODUCT"  # of the nodes that the job may use, as their labels name it
+    GPU_MEMORY_MIB = "FINETUNE_GPU_MEMORY_MIB"  # of one GPU, the smallest of those nodes
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"
@@ -85,6 +87,7 @@ class File(StrEnum):
     GENERATION = "generation.json"  # the gang's current generation and its leader's address
     DONE = "DONE.json"
     DATASET_REPORT = "dataset-report.json"
+    DATASET_PAGE = "dataset-report.html"
     LABELS = "labels.json"
 
 

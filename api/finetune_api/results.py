@@ -47,6 +47,7 @@ class StageResult(Message):
 
     Attributes:
         plan, dataset: of prepare.
+        warnings: of prepare: what the quality report warns of, a sentence each, the weightiest first.
         progress: of training, from the leader only: the run as it stood when its pod ended.
         artifacts: of export.
     """
@@ -57,6 +58,7 @@ class StageResult(Message):
     problems: tuple[Problem, ...] = ()
     dataset: DatasetFacts | None = None
     plan: PlanSummary | None = None
+    warnings: tuple[str, ...] = ()
     progress: Progress | None = None
     artifacts: tuple[Artifact, ...] = ()
     note: str = ""

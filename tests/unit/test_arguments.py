@@ -5,7 +5,7 @@ import inspect
 
 from finetune_api.v1alpha1.supported import LATER
 from finetune_api.v1alpha1.training import TrainingSpec
-from finetune_trainer.prepare.planner import PLANNED
+from finetune_trainer.prepare.plan.planner import PLANNED
 
 
 def names_set_by_the_worker() -> set[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.dataset import CheckedData, check, hold_out, label_order, locate_all
+from finetune_trainer.prepare.data.dataset import CheckedData, check, hold_out, label_order, locate_all
 
 Rows = list[Any]
 

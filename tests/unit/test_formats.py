@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.errors import DataError, SpecError
-from finetune_trainer.prepare.formats import Code, DataFile, Fault, Format, Row, detect, read
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Format, Row, detect, read
 
 
 def file(folder: Path, content: bytes, form: Format, delimiter: str = ",") -> DataFile:

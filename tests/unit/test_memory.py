@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from finetune_trainer.prepare.memory import (
+from finetune_trainer.prepare.plan.memory import (
     PROCESS_BYTES,
     Architecture,
     Load,

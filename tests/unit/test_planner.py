@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from finetune_api.errors import SpecError
 from finetune_api.messages import Choice, DatasetFacts, MethodType, ModelFacts, Plan, SplitFacts, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare import planner
-from finetune_trainer.prepare.memory import Architecture
+from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.memory import Architecture
 
 SHAPE = Architecture(hidden=384, layers=6, heads=12, intermediate=1536, vocabulary=30522)
 MODEL = ModelFacts(

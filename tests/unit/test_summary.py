@@ -3,8 +3,8 @@
 import pytest
 
 from finetune_api.messages import MethodType, Plan, Task
-from finetune_trainer.prepare import summary
-from finetune_trainer.prepare.memory import Architecture, lora_parameters
+from finetune_trainer.prepare.plan import summary
+from finetune_trainer.prepare.plan.memory import Architecture, lora_parameters
 from tests.local.harness import make_plan
 
 SHAPE = Architecture(hidden=4096, layers=32, heads=32, intermediate=14336, vocabulary=128256)

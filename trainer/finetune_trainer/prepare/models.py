@@ -24,7 +24,7 @@ from finetune_trainer.model_files import (
     weight_names,
 )
 from finetune_trainer.prepare.hub import locate_on_hub
-from finetune_trainer.prepare.memory import Architecture
+from finetune_trainer.prepare.plan.memory import Architecture
 from finetune_trainer.storage import (
     FolderStore,
     NotFoundError,

@@ -20,8 +20,7 @@ from finetune_api.errors import FineTuneError, Problem, StateError
 from finetune_api.messages import DatasetFacts, Message, Plan, Stage, Task
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
-from finetune_trainer.prepare import planner
-from finetune_trainer.prepare.dataset import Sources, check, locate_all
+from finetune_trainer.prepare.data.dataset import Sources, check, locate_all
 from finetune_trainer.prepare.models import (
     BaseModel,
     ModelSource,
@@ -31,8 +30,9 @@ from finetune_trainer.prepare.models import (
     read_model,
     resolve_task,
 )
-from finetune_trainer.prepare.summary import summary
-from finetune_trainer.prepare.tokenize import VERSION, Encoder, Tokenized, load_tokenizer, tokenize
+from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.summary import summary
+from finetune_trainer.prepare.tokens.tokenize import VERSION, Encoder, Tokenized, load_tokenizer, tokenize
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore, read_manifest, upload_tree
 
 Report = Callable[[str], None]

@@ -12,9 +12,9 @@ from pathlib import Path
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
-from finetune_trainer.prepare.formats import Code, DataFile, Fault, detect
-from finetune_trainer.prepare.rows import Columns, Example, Layout, Tally, columns_of, examples
-from finetune_trainer.prepare.sources import Source, locate
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, detect
+from finetune_trainer.prepare.data.rows import Columns, Example, Layout, Tally, columns_of, examples
+from finetune_trainer.prepare.data.sources import Source, locate
 
 TRAIN, EVAL = "spec.dataset.train", "spec.dataset.eval"
 

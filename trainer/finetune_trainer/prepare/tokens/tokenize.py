@@ -19,9 +19,9 @@ from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
 from finetune_api.messages import DatasetFacts, SplitFacts, Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.dataset import CheckedData, invalid
-from finetune_trainer.prepare.formats import Code, Fault
-from finetune_trainer.prepare.rows import Example, Layout, Tally
+from finetune_trainer.prepare.data.dataset import CheckedData, invalid
+from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.data.rows import Example, Layout, Tally
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,7 +4,7 @@ import math
 
 from finetune_api.messages import Choice, DatasetFacts, MethodType, Plan
 from finetune_api.results import PlanSummary
-from finetune_trainer.prepare.memory import OPTIMIZER_BYTES, Architecture, lora_parameters
+from finetune_trainer.prepare.plan.memory import OPTIMIZER_BYTES, Architecture, lora_parameters
 
 UPLOAD_BANDWIDTH = 50_000_000  # bytes a second that any node's way to its object storage should reach
 AGREEMENT_SECONDS = 30  # to finish the step at hand, write to the local disk, commit, upload logs

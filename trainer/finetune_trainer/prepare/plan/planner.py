@@ -11,9 +11,9 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, Plan, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.batch import Machine, choose_batch, machine_of
-from finetune_trainer.prepare.ledger import Ledger, problem
-from finetune_trainer.prepare.memory import Architecture, Load, lora_parameters
+from finetune_trainer.prepare.plan.batch import Machine, choose_batch, machine_of
+from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.memory import Architecture, Load, lora_parameters
 
 SEED = 42
 EVALUATIONS = 10  # over the run

@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
-from finetune_trainer.prepare.formats import Code, DataFile, Fault, Row, json_type, read
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Row, json_type, read
 
 SNIFFED_ROWS = 1000  # by then a file that has the right columns has shown them
 SHOWN_LINES = 20
@@ -20,6 +20,7 @@ class Layout(StrEnum):
     LABELLED = "text, label"
     TEXT = "text"
     PAIR = "prompt, completion"
+    CHAT = "messages"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -32,12 +33,22 @@ LAYOUTS = {Task.CLASSIFICATION: (Layout.LABELLED,), Task.CAUSAL_LM: (Layout.PAIR
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One checked row: `text` (the prompt of a pair) with a label or a completion, if the layout has one."""
+    """One checked row.
+
+    Attributes:
+        line: where its record starts in its file; a row number, from 1, where the format has no lines.
+        text: the text, or the prompt of a pair; empty for a conversation.
+        label: of a labelled text.
+        completion: of a pair.
+        messages: of a conversation: `role` and `content`, and whatever else a chat template reads. A message with
+            `weight: 0` carries no loss.
+    """
 
     line: int
     text: str
     label: str = ""
     completion: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

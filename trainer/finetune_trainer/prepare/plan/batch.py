@@ -6,8 +6,8 @@ from typing import Literal
 from finetune_api.errors import SpecError
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.ledger import Ledger, problem
-from finetune_trainer.prepare.memory import BUSY, Load, largest_micro_batch, row_bytes, state_bytes
+from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.memory import BUSY, Load, largest_micro_batch, row_bytes, state_bytes
 
 GIB = 1 << 30
 GLOBAL_BATCH = 16

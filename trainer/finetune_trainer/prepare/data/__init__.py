@@ -1,0 +1,1 @@
+"""Data in: files found, read as a stream, and every record checked against the task."""

@@ -1,0 +1,40 @@
+"""Work spread over processes, results in order. For data that is worth it; a small file is done by the caller."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 2  # items in flight per process: enough to keep it busy, and all that memory has to hold
+
+
+def map_in_order(work: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
+    """The result of each item, in the items' order; at most `AHEAD` x `processes` items are held at a time.
+
+    Args:
+        work: sent to each process with every item: a function of a module, or a small frozen value with `__call__`.
+        processes: 1 = no other process.
+
+    Raises:
+        BrokenProcessPool: a process died, such as for want of memory; errors of `work` are raised as they are.
+    """
+    if processes <= 1:
+        yield from map(work, items)
+        return
+    # a fresh interpreter each: a fork would copy locked locks of threads that libraries keep
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= AHEAD * processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,1 @@
+"""Examples to token ids, once, for every rank of every run."""
