@@ -13,6 +13,8 @@ class PlanSummary(Message):
         checkpoint_bytes: expected bytes of one checkpoint's largest node share.
         grace_seconds: what a pod needs to save and upload when it is told to stop.
         scratch_bytes: node-local space for model, data and two checkpoints.
+        estimated_hours: predicted wall time with steps; gpu_hours and cost None without GPUs or price.
+        bytes_per_gpu: predicted peak of one GPU, or of one rank without GPUs; `memory` says what for.
         choices: a sentence for each value that a rule chose; the first to go where bytes are short.
     """
 
@@ -34,6 +36,11 @@ class PlanSummary(Message):
     checkpoint_bytes: int
     grace_seconds: int
     scratch_bytes: int
+    estimated_hours: float | None = None
+    estimated_gpu_hours: float | None = None
+    estimated_cost: str | None = None
+    bytes_per_gpu: int | None = None
+    memory: str = ""
     choices: tuple[str, ...] = ()
 
     @property

@@ -16,6 +16,7 @@ from finetune_operator.steps import (
     Exporting,
     Failed,
     Found,
+    Planned,
     Preparing,
     Queued,
     Recovering,
@@ -78,6 +79,8 @@ def phase_of(step: Step) -> Phase:
     match step:
         case Preparing():
             return Phase.PREPARING
+        case Planned():
+            return Phase.PLANNED
         case Starting():
             return Phase.STARTING
         case Queued():
@@ -115,7 +118,7 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
     elif condition(seen.status, ConditionType.DEGRADED):
         made[ConditionType.DEGRADED] = Answer(False, "AsExpected")
     made |= _step_answers(step)
-    settled = isinstance(step, Running | Suspended | Exporting | Succeeded | Failed)
+    settled = isinstance(step, Planned | Running | Suspended | Exporting | Succeeded | Failed)
     made[ConditionType.RECONCILING] = Answer(not settled, phase_of(step).value)
     made[ConditionType.STALLED] = (
         Answer(True, step.failure.code, step.failure.message)
@@ -130,6 +133,11 @@ def _step_answers(step: Step) -> Answers:
         case Preparing(obstacle):
             waits = obstacle or ("Preparing", "data and model are checked on a CPU")
             return {ConditionType.PREPARED: Answer(False, *waits)}
+        case Planned():
+            return {
+                ConditionType.RUNNING: Answer(False, "DryRun", "planned; set spec.dryRun to false to train"),
+                ConditionType.ADMITTED: Answer(False, "DryRun", "no pod runs"),
+            }
         case Starting(number, ready, wanted, obstacle):
             waits = obstacle or ("WaitingForNodes", f"attempt {number}: {ready} of {wanted} nodes are ready")
             admitted = Answer(False, *obstacle) if obstacle and _keeps_out(obstacle[0]) else _ADMITTED

@@ -16,6 +16,7 @@ from finetune_operator.steps import (
     Exporting,
     Failed,
     Found,
+    Planned,
     Preparing,
     Queued,
     Recovering,
@@ -95,6 +96,8 @@ def _next(seen: Observed, job: FineTuneJob, found: Found, settings: Settings) ->
     if train is not None or remaining:
         return Ending(len(remaining), suspended=False), []
     if found.prepared or conditions.prepared(seen.status):
+        if job.spec.dry_run:  # also of a run that had begun: no attempt is made while it is true
+            return Planned(), []
         return _begin_attempt(seen, job, found, settings)
     return _prepare(seen, job, settings)
 

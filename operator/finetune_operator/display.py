@@ -63,8 +63,19 @@ def prepared_sentence(plan: PlanStatus | None) -> str:
     """What prepare found and chose, in one line."""
     if plan is None:
         return "data and model are prepared"
-    return (
+    told = (
         f"{plan.model}, {magnitude(plan.parameters or 0)} parameters: {plan.max_steps} steps of {plan.global_batch} "
         f"rows on {plan.world_size} ranks, ZeRO-{plan.zero_stage}, micro-batch {plan.micro_batch} x "
         f"{plan.gradient_accumulation}, learning rate {plan.learning_rate:g}"
     )
+    return "; about ".join(filter(None, (told, estimate(plan))))
+
+
+def estimate(plan: PlanStatus) -> str:
+    """What the plan will take, such as `2h10m, 17.3 GPU hours, cost 43.33`; empty where it is not known."""
+    parts = [] if plan.estimated_hours is None else [duration(plan.estimated_hours * 3600)]
+    if plan.estimated_gpu_hours is not None:
+        parts.append(f"{plan.estimated_gpu_hours:.3g} GPU hours")
+    if plan.estimated_cost is not None:
+        parts.append(f"cost {plan.estimated_cost}")
+    return ", ".join(parts)

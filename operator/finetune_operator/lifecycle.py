@@ -6,11 +6,12 @@ What only passed by (a result whose pod is gone) is kept from the status before.
 from datetime import datetime
 
 from finetune_api.beats import Progress
-from finetune_api.contract import checkpoint_name, run_prefix
+from finetune_api.contract import File, checkpoint_name, run_prefix
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import (
     MAX_CHECKPOINTS,
     MAX_RECOVERIES,
+    MAX_WARNINGS,
     ArtifactStatus,
     CheckpointStatus,
     DatasetStatus,
@@ -46,7 +47,7 @@ def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJ
         completion_time=now if over else None,
         restarts=totals.count if totals else before.restarts,
         reason=conditions.weightiest(step, merged),
-        dataset=dataset_status(found) or before.dataset,
+        dataset=dataset_status(seen, found) or before.dataset,
         plan=plan,
         progress=display.progress_status(progress, seen.polled.at if seen.polled else now, before.progress, over),
         checkpoints=checkpoints,
@@ -95,14 +96,19 @@ def plan_status(seen: Observed, found: Found) -> PlanStatus | None:
         checkpoint_every_steps=plan.checkpoint_every_steps,
         grace_period_seconds=plan.grace_seconds,
         scratch_bytes=plan.scratch_bytes,
+        estimated_hours=plan.estimated_hours,
+        estimated_gpu_hours=plan.estimated_gpu_hours,
+        estimated_cost=plan.estimated_cost,
+        bytes_per_gpu=plan.bytes_per_gpu,
+        memory=plan.memory or None,
         choices=list(plan.choices[:MOST_CHOICES]),
     )
 
 
-def dataset_status(found: Found) -> DatasetStatus | None:
+def dataset_status(seen: Observed, found: Found) -> DatasetStatus | None:
     """What prepare found in the data."""
     facts = found.prepared.dataset if found.prepared else None
-    if facts is None:
+    if found.prepared is None or facts is None:
         return None
     return DatasetStatus(
         sha256=facts.sha256,
@@ -111,16 +117,24 @@ def dataset_status(found: Found) -> DatasetStatus | None:
         tokens=facts.train.tokens,
         skipped_rows=facts.skipped_rows,
         truncated_rows=facts.train.truncated_rows,
+        warnings=list(found.prepared.warnings[:MAX_WARNINGS]),
+        report=run_uri(seen, File.DATASET_PAGE),
     )
+
+
+def run_uri(seen: Observed, key: str) -> str | None:
+    """Where something of the run lies; None where the spec names no storage."""
+    if seen.job is None:
+        return None
+    owner = seen.owner
+    return f"{seen.job.spec.storage.uri.rstrip('/')}/{run_prefix(owner.namespace, owner.name, owner.uid)}{key}"
 
 
 def checkpoint_list(seen: Observed, progress: Progress | None) -> list[CheckpointStatus]:
     """The last checkpoints, newest first."""
-    if progress is None or seen.job is None:
+    folder = run_uri(seen, "checkpoints")
+    if progress is None or folder is None:
         return []
-    owner = seen.owner
-    run = run_prefix(owner.namespace, owner.name, owner.uid)
-    folder = f"{seen.job.spec.storage.uri.rstrip('/')}/{run}checkpoints"
     return [
         CheckpointStatus(
             step=one.step,

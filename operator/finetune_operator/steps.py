@@ -16,6 +16,11 @@ class Preparing:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Prepared, and `spec.dryRun` asks for no more: nothing runs until it is false."""
+
+
+@dataclass(frozen=True)
 class Starting:
     """A train Job is made, or its pods are coming. `obstacle` as above; `ready` of `wanted` nodes beat."""
 
@@ -89,7 +94,9 @@ class Failed:
     prepared: bool = True
 
 
-Step = Preparing | Starting | Queued | Running | Recovering | Ending | Suspended | Exporting | Succeeded | Failed
+Step = (
+    Preparing | Planned | Starting | Queued | Running | Recovering | Ending | Suspended | Exporting | Succeeded | Failed
+)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
         return
     if is_true(after, ConditionType.PREPARED) and not is_true(before, ConditionType.PREPARED):
         yield _told(after, ConditionType.PREPARED)
+    known_warnings = before.dataset.warnings if before.dataset else []
+    for sentence in after.dataset.warnings if after.dataset else []:
+        if sentence not in known_warnings:
+            yield Milestone(True, "DatasetWarning", sentence)
     known = {one.generation for one in before.recoveries}
     for recovery in reversed(after.recoveries):
         if recovery.generation not in known:
@@ -49,7 +53,17 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
 
 
 _EXPECTED = {
-    *("Preparing", "Prepared", "WaitingForNodes", "Queued", "AllNodesReady", "Suspending", "Ending", "Suspended"),
+    *(
+        "Preparing",
+        "Prepared",
+        "DryRun",
+        "WaitingForNodes",
+        "Queued",
+        "AllNodesReady",
+        "Suspending",
+        "Ending",
+        "Suspended",
+    ),
     *("Exporting", "Exported", "Succeeded", TRAINED),
 }
 

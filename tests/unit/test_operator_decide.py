@@ -20,7 +20,10 @@ from tests.unit.operator_worlds import (
     BROKEN,
     EXPORTED,
     NOW,
+    PLAN,
+    PREPARED,
     SETTINGS,
+    UID,
     decided,
     ended,
     gang,
@@ -69,6 +72,7 @@ class Case:
 
 RUNNING = running_status()
 SUSPEND = {"spec_": {"suspend": True}}
+DRY = {"spec_": {"dryRun": True}}
 DRAINED = {"phase": "Failed", "ready": False, "exit_code": 143, "ended": "Error"}
 
 CASES = [
@@ -104,6 +108,38 @@ CASES = [
         Phase.STARTING,
         "WaitingForNodes",
         [f"create {TOKEN_SECRET}", "create a-train-1"],
+    ),
+    Case(
+        "a dry run ends with its plan",
+        world(*prepared_children(), **DRY),
+        Phase.PLANNED,
+        "DryRun",
+        says="set spec.dryRun to false to train",
+    ),
+    Case(
+        "a dry run whose prepare Job is gone stays planned",
+        world(status=decided(world(*prepared_children(), **DRY)).status, **DRY),
+        Phase.PLANNED,
+        "DryRun",
+    ),
+    Case(
+        "a dry run that is no longer one is trained from the plan it has",
+        world(status=decided(world(*prepared_children(), **DRY)).status),
+        Phase.STARTING,
+        "WaitingForNodes",
+        [f"create {TOKEN_SECRET}", "create a-train-1"],
+    ),
+    Case(
+        "a run that goes on is not undone by dryRun",
+        world(*prepared_children(), *gang(), status=RUNNING, **DRY),
+        Phase.RUNNING,
+        "AllNodesReady",
+    ),
+    Case(
+        "no further attempt is made while dryRun is true",
+        world(*prepared_children(), status=RUNNING, **DRY),
+        Phase.PLANNED,
+        "DryRun",
     ),
     Case(
         "a prepare result that is lost is made again",
@@ -327,7 +363,7 @@ def test_a_status_follows_from_the_world_alone(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_conditions_are_those_that_helm_waits_on(case: Case) -> None:
     status = decided(case.seen).status
-    settled = {Phase.RUNNING, Phase.EXPORTING, Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED}
+    settled = {Phase.PLANNED, Phase.RUNNING, Phase.EXPORTING, Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED}
     assert is_true(status, ConditionType.RECONCILING) == (status.phase not in settled or status.reason == "Suspending")
     assert is_true(status, ConditionType.STALLED) == (status.phase is Phase.FAILED)
     assert status.observed_generation == 1
@@ -499,6 +535,51 @@ def test_the_story_is_told_in_events() -> None:
         (False, "Exporting"),
         (False, "Succeeded"),
     ]
+
+
+def test_a_dry_run_is_settled_but_not_finished() -> None:
+    """Helm and GitOps tools stop waiting; nothing terminal is said, so that dryRun: false can go on."""
+    status = decided(world(*prepared_children(), **DRY)).status
+    assert is_true(status, ConditionType.PREPARED)
+    assert not any(is_true(status, kind) for kind in (ConditionType.RECONCILING, ConditionType.STALLED))
+    assert condition(status, ConditionType.COMPLETE) is None
+    assert status.completion_time is None
+    assert decided(world(status=status, spec_={"dryRun": True, "ttlSecondsAfterFinished": 0})).actions == ()
+
+
+def test_what_the_plan_will_take_stands_on_the_object() -> None:
+    plan = PLAN.model_copy(
+        update={
+            "estimated_hours": 2.5,
+            "estimated_gpu_hours": 20.0,
+            "estimated_cost": "50.00",
+            "bytes_per_gpu": 61 << 30,
+            "memory": "weights 14.0 GiB",
+        }
+    )
+    result = PREPARED.model_copy(update={"plan": plan})
+    status = decided(world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, result))).status
+    written = status.model_dump(mode="json", by_alias=True)["plan"]
+    assert [written[name] for name in ("estimatedHours", "estimatedGPUHours", "estimatedCost")] == [2.5, 20.0, "50.00"]
+    assert (written["bytesPerGPU"], written["memory"]) == (61 << 30, "weights 14.0 GiB")
+    told = condition(status, ConditionType.PREPARED)
+    assert told
+    assert told.message.endswith("about 2h30m, 20 GPU hours, cost 50.00")
+
+
+def test_what_the_report_warns_of_is_told_once_each_and_stays() -> None:
+    result = PREPARED.model_copy(update={"warnings": ("3 rows stand twice", "2 rows of eval stand in train")})
+    seen = world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, result))
+    first = decided(seen)
+    assert first.status.dataset
+    assert first.status.dataset.warnings == list(result.warnings)
+    assert first.status.dataset.report == f"s3://b/p/jobs/team/a/{UID}/dataset-report.html"
+    told = [one.message for one in first.milestones if one.reason == "DatasetWarning" and one.warning]
+    assert told == list(result.warnings)
+    for later in (replace(seen, status=first.status), world(*gang(), status=first.status)):
+        again = decided(later)
+        assert "DatasetWarning" not in [one.reason for one in again.milestones]
+        assert again.status.dataset == first.status.dataset
 
 
 @given(

@@ -85,31 +85,65 @@ def test_the_end_of_a_log_stays() -> None:
     assert seen.progress.failure.log_tail.endswith("line 998\nline 999")
 
 
-def test_choices_go_first() -> None:
-    plan = PlanSummary(
-        task=Task.CAUSAL_LM,
-        method=MethodType.LORA,
-        model="m",
-        commit="c",
-        parameters=1,
-        size_bytes=1,
-        nodes=2,
-        processes_per_node=8,
-        zero_stage=2,
-        micro_batch=1,
-        gradient_accumulation=1,
-        global_batch=16,
-        max_steps=1,
-        learning_rate=1e-4,
-        checkpoint_every_steps=1,
-        checkpoint_bytes=1,
-        grace_seconds=60,
-        scratch_bytes=1,
-        choices=tuple(f"choice {number} " + "c" * 100 for number in range(40)),
-    )
-    result = StageResult(stage=Stage.PREPARE, succeeded=True, plan=plan, dataset=FACTS, note="n" * 500)
+PLAN = PlanSummary(
+    task=Task.CAUSAL_LM,
+    method=MethodType.LORA,
+    model="m",
+    commit="c",
+    parameters=1,
+    size_bytes=1,
+    nodes=2,
+    processes_per_node=8,
+    zero_stage=2,
+    micro_batch=1,
+    gradient_accumulation=1,
+    global_batch=16,
+    max_steps=1,
+    learning_rate=1e-4,
+    checkpoint_every_steps=1,
+    checkpoint_bytes=1,
+    grace_seconds=60,
+    scratch_bytes=1,
+    choices=tuple(f"choice {number} " + "c" * 100 for number in range(40)),
+)
+
+
+def prepared(**more: object) -> StageResult:
+    """A prepare stage that ended well, with more choices than fit."""
+    return StageResult(stage=Stage.PREPARE, succeeded=True, plan=PLAN, dataset=FACTS).model_copy(update=more)
+
+
+def test_the_last_choices_go_first() -> None:
+    result = prepared(note="n" * 500, warnings=("2 rows stand twice",))
     seen = StageResult.model_validate_json(fit(result))
-    assert seen == result.model_copy(update={"plan": plan.model_copy(update={"choices": ()})})
+    assert seen.plan
+    kept = len(seen.plan.choices)
+    assert 10 < kept < 40
+    assert seen == result.model_copy(update={"plan": PLAN.model_copy(update={"choices": PLAN.choices[:kept]})})
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "kept"), [(5, 100, 5), (5, 2000, 5), (60, 100, 15), (60, 5000, 5), (1, 9000, 1)]
+)
+def test_of_many_warnings_the_weightiest_stay_and_the_rest_is_counted(count: int, length: int, kept: int) -> None:
+    warnings = tuple(f"{number} " + "ä" * length for number in range(count))
+    text = fit(prepared(warnings=warnings, note="kept"))
+    assert len(text.encode()) <= LIMIT
+    seen = StageResult.model_validate_json(text)
+    assert seen.plan is not None
+    assert len(seen.warnings) >= kept
+    assert [one.split()[0] for one in seen.warnings] == [str(number) for number in range(len(seen.warnings))]
+    left = count - len(seen.warnings)
+    assert seen.note == (f"{left} more warnings in the report; kept" if left else "kept")
+
+
+def test_problems_stay_where_warnings_go() -> None:
+    result = StageResult(
+        stage=Stage.PREPARE, succeeded=False, problems=problems(3, 400), warnings=("w" * 299,) * 20, note=""
+    )
+    seen = StageResult.model_validate_json(fit(result))
+    assert seen.problems == result.problems
+    assert seen.note == f"{20 - len(seen.warnings)} more warnings in the report"
 
 
 TEXTS = st.builds(str.__mul__, st.text(max_size=30), st.sampled_from([1, 10, 100]))
@@ -120,6 +154,7 @@ RESULTS = st.builds(
     problems=st.lists(
         st.builds(Problem, code=TEXTS, field=TEXTS, message=TEXTS, cure=TEXTS, file=TEXTS | st.none()), max_size=8
     ).map(tuple),
+    warnings=st.lists(TEXTS, max_size=8).map(tuple),
     dataset=st.none() | st.builds(lambda names: FACTS.model_copy(update={"labels": tuple(names)}), st.lists(TEXTS)),
     progress=st.none()
     | st.builds(

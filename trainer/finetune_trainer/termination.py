@@ -17,7 +17,7 @@ CHECKPOINTS = 3
 def fit(result: StageResult) -> str:
     """The result as JSON, with as much of it as fits; what goes first is what can best be read elsewhere.
 
-    Labels and problems that were left out are counted in `note`.
+    Labels, warnings and problems that were left out are counted in `note`.
     """
     for shrink in SHRINKS:
         if _size(result) <= LIMIT:
@@ -29,8 +29,11 @@ def fit(result: StageResult) -> str:
 # ---------------------------------------------------------------- what may go, the least missed first
 
 
-def _without_choices(result: StageResult) -> StageResult:
-    return result.model_copy(update={"plan": result.plan and result.plan.model_copy(update={"choices": ()})})
+def _with_fewer_choices(result: StageResult) -> StageResult:
+    while result.plan is not None and result.plan.choices and _size(result) > LIMIT:
+        fewer = result.plan.model_copy(update={"choices": result.plan.choices[:-1]})
+        result = result.model_copy(update={"plan": fewer})
+    return result
 
 
 def _without_labels(result: StageResult) -> StageResult:
@@ -39,6 +42,23 @@ def _without_labels(result: StageResult) -> StageResult:
     dataset = result.dataset.model_copy(update={"labels": ()})
     note = f"{len(result.dataset.labels)} labels left out; {result.note}"
     return result.model_copy(update={"dataset": dataset, "note": note})
+
+
+def _with_short_warnings(result: StageResult) -> StageResult:
+    warnings = tuple(_shortened(warning, SHORT_TEXT) for warning in result.warnings)
+    return result.model_copy(update={"warnings": warnings})
+
+
+def _with_fewer_warnings(result: StageResult) -> StageResult:
+    """The last are the least weighty."""
+    warnings, note = result.warnings, result.note
+    for kept in reversed(range(len(warnings))):
+        if _size(result) <= LIMIT:
+            break
+        left = f"{len(warnings) - kept} more warnings in the report"
+        said = f"{left}; {note}" if note else left
+        result = result.model_copy(update={"warnings": warnings[:kept], "note": said})
+    return result
 
 
 def _with_the_last_eval(result: StageResult) -> StageResult:
@@ -122,8 +142,10 @@ def _bare(result: StageResult) -> StageResult:
 
 
 SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
-    _without_choices,
+    _with_fewer_choices,
     _without_labels,
+    _with_short_warnings,
+    _with_fewer_warnings,
     _with_the_last_eval,
     _with_the_last_recoveries,
     _with_the_last_checkpoints,

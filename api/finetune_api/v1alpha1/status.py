@@ -18,6 +18,7 @@ Log = Annotated[str, StringConstraints(max_length=16_384)]
 Reason = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
 Metrics = Annotated[dict[str, float], Field(max_length=64)]
 
+MAX_WARNINGS = 20
 MAX_CHECKPOINTS = 10
 MAX_RECOVERIES = 20
 
@@ -27,6 +28,7 @@ class Phase(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
+    PLANNED = "Planned"  # of a dry run: nothing runs until dryRun is false
     QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
@@ -51,7 +53,7 @@ class ConditionType(StrEnum):
     OVERFITTING = "Overfitting"  # warnings
     PROGRESS_STALLED = "ProgressStalled"
     DEGRADED = "Degraded"
-    RECONCILING = "Reconciling"  # kstatus: True until Running or terminal
+    RECONCILING = "Reconciling"  # kstatus: True until Planned, Running or terminal
     STALLED = "Stalled"  # kstatus: True only with Failed
 
 
@@ -93,8 +95,10 @@ class DatasetStatus(Observed):
     """Rows left out because they broke a rule."""
     truncated_rows: int | None = None
     """Rows cut at maxLength."""
-    warnings: Annotated[list[Sentence], Field(max_length=20)] = Field(default_factory=list)
-    """What the quality report warns of."""
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS)] = Field(default_factory=list)
+    """What the quality report warns of, the weightiest first."""
+    report: Sentence | None = None
+    """Where the quality report lies, a page for the browser."""
 
 
 class PlanStatus(Observed):
@@ -130,6 +134,16 @@ class PlanStatus(Observed):
     """What a pod gets to save and upload when it is told to stop."""
     scratch_bytes: int | None = None
     """Node-local space of a training pod."""
+    estimated_hours: float | None = None
+    """Predicted time with steps."""
+    estimated_gpu_hours: Annotated[float | None, Field(alias="estimatedGPUHours")] = None
+    """Predicted GPU hours."""
+    estimated_cost: Short | None = None
+    """Predicted cost at spec.budget.gpuHourPrice."""
+    bytes_per_gpu: Annotated[int | None, Field(alias="bytesPerGPU")] = None
+    """Predicted peak memory of a GPU, or of a rank without one."""
+    memory: Sentence | None = None
+    """What that memory is for."""
     choices: Annotated[list[Sentence], Field(max_length=40)] = Field(default_factory=list)
     """What the plan chose, and why."""
 

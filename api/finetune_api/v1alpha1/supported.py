@@ -35,6 +35,7 @@ class Later:
 SUPPORTED: frozenset[str] = frozenset(
     {
         "spec.suspend",
+        "spec.dryRun",
         "spec.ttlSecondsAfterFinished",
         "spec.priorityClassName",
         "spec.task",
@@ -65,15 +66,18 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.podTemplate",
         "spec.processesPerNode",
         "spec.resourcesPerNode",
+        "spec.gpuType",
         "spec.image",
         "spec.storage",
         "spec.checkpoint.everySteps",
+        "spec.checkpoint.everyMinutes",
         "spec.checkpoint.keepLast",
         "spec.recovery.maxRestarts",
         "spec.recovery.onOutOfMemory",
         "spec.recovery.onDivergence",
         "spec.prepare.resources",
         "spec.export.resources",
+        "spec.budget.gpuHourPrice",
     }
 )
 
@@ -85,7 +89,6 @@ _EVALUATED = "evaluation follows eval_steps, and comes once at the end"
 _ADAPTER = "only plain LoRA adapters are trained"
 
 LATER: dict[str, Later] = {
-    "spec.dryRun": Later("a job cannot end after its plan", "use `finetune plan` to see the plan alone"),
     "spec.activeDeadlineSeconds": Later("no deadline is watched"),
     "spec.queueName": Later("jobs are not queued"),
     "spec.task": Later(
@@ -136,7 +139,6 @@ LATER: dict[str, Later] = {
     "spec.training.dataloader_pin_memory": Later("memory is pinned where there is a GPU"),
     "spec.deepspeed.offload": Later("states stay where DeepSpeed's stage puts them"),
     "spec.deepspeed.config": Later("the DeepSpeed configuration is made by the plan", "set spec.deepspeed.stage"),
-    "spec.checkpoint.everyMinutes": Later("checkpoints are counted in steps", "use spec.checkpoint.everySteps"),
     "spec.resumeFrom": Later("a job resumes its own checkpoints only"),
     "spec.recovery.hangTimeoutSeconds": Later("hangs are not detected"),
     "spec.recovery.onOutOfMemory": Later(
@@ -148,7 +150,7 @@ LATER: dict[str, Later] = {
     "spec.prepare.queueName": Later("jobs are not queued"),
     "spec.export.merge": Later("the export is an adapter for lora and a model for full", harmless=(False,)),
     "spec.export.smokeTestPrompts": Later("the exported model is not asked anything"),
-    "spec.budget": Later("no budget is watched"),
+    "spec.budget.maxGPUHours": Later("no budget is watched"),
 }
 
 
