@@ -60,6 +60,13 @@ class Env(StrEnum):
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"
     STORAGE_CA = "AWS_CA_BUNDLE"
+    # of the data set, where it lies elsewhere or is read with other keys than the job's storage (spec.dataset.storage)
+    DATA_ENDPOINT = "FINETUNE_DATA_ENDPOINT"
+    DATA_REGION = "FINETUNE_DATA_REGION"
+    DATA_ACCESS_KEY = "FINETUNE_DATA_ACCESS_KEY_ID"
+    DATA_SECRET_KEY = "FINETUNE_DATA_SECRET_ACCESS_KEY"
+    DATA_SESSION_TOKEN = "FINETUNE_DATA_SESSION_TOKEN"
+    DATA_CA = "FINETUNE_DATA_CA_BUNDLE"  # path of a file
 
 
 class ExitCode(IntEnum):
