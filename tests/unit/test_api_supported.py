@@ -133,5 +133,5 @@ spec:
 
 
 def test_the_refusal_reaches_the_reader_of_a_job() -> None:
-    with pytest.raises(SpecError, match=r"spec.budget: is not supported yet: no budget is watched"):
+    with pytest.raises(SpecError, match=r"spec.budget.maxGPUHours: is not supported yet: no budget is watched"):
         parse_job({"spec": {"budget": {"maxGPUHours": 1}}})

@@ -227,6 +227,15 @@ RULES: tuple[Rule, ...] = (
         says="config is taken as it is: write stage and offload into it, or leave it out",
     ),
     Rule(
+        at=("spec", "checkpoint"),
+        field="everyMinutes",
+        code="Conflict",
+        broken=_not_with("everyMinutes", "everySteps"),
+        cure="keep one of the two",
+        cel="!has(self.everyMinutes) || !has(self.everySteps)",
+        says="everyMinutes and everySteps exclude each other",
+    ),
+    Rule(
         at=("spec", "scratch"),
         field="medium",
         code="Conflict",

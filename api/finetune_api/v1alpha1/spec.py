@@ -228,7 +228,7 @@ class CheckpointSpec(Kubernetes):
     every_steps: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Steps between two checkpoints."""
     every_minutes: Annotated[int, Field(ge=1, le=10_080)] | None = None
-    """Minutes between two checkpoints."""
+    """Minutes between two checkpoints, by the plan's step time; not together with everySteps."""
     keep_last: Annotated[int, Field(ge=1, le=1000)] | None = None
     """How many of the newest are kept, beside the best."""
 
@@ -281,7 +281,7 @@ class BudgetSpec(Kubernetes):
     max_gpu_hours: Annotated[float, Field(gt=0, le=100_000_000)] | None = Field(default=None, alias="maxGPUHours")
     """GPU hours over all attempts."""
     gpu_hour_price: Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,4})?$", max_length=14)] | None = None
-    """Price of a GPU hour, such as "2.50"; a string, so that no digit is lost."""
+    """Price of a GPU hour, such as "2.50", for the plan's cost; a string, so that no digit is lost."""
 
 
 class FineTuneJobSpec(Kubernetes):
@@ -319,6 +319,8 @@ class FineTuneJobSpec(Kubernetes):
     """Ranks per pod; omitted = one per GPU."""
     resources_per_node: Resources = Field(default_factory=Resources)
     """Resources of one training pod."""
+    gpu_type: Word | None = None
+    """Kind of the GPUs, such as A100-80GB, H100 or NVIDIA-L40S; omitted = from the nodes' labels."""
     scratch: ScratchSpec | None = None
     """Node-local space."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
