@@ -87,9 +87,10 @@ def schema() -> Schema:
     conditions["x-kubernetes-list-type"] = "map"
     conditions["x-kubernetes-list-map-keys"] = ["type"]
     for rule in RULES:
-        _at(root, rule.at).setdefault("x-kubernetes-validations", []).append(
-            {"rule": rule.cel, "message": rule.says, "reason": "FieldValueInvalid"}
-        )
+        if rule.cel is not None:
+            _at(root, rule.at).setdefault("x-kubernetes-validations", []).append(
+                {"rule": rule.cel, "message": rule.says, "reason": "FieldValueInvalid"}
+            )
     properties["spec"]["x-kubernetes-validations"] += list(_transition_rules())
     return root
 

@@ -74,6 +74,6 @@ def test_the_schema_has_every_field_of_the_models() -> None:
     assert {branch.dotted for branch in spec_fields()} <= in_schema
 
 
-def test_every_rule_is_in_the_crd_with_a_message() -> None:
+def test_every_rule_that_cel_can_say_is_in_the_crd_with_a_message() -> None:
     said = {one["message"] for _, node in NODES for one in node.get("x-kubernetes-validations", [])}
-    assert {rule.says for rule in RULES} <= said
+    assert {rule.says for rule in RULES if rule.cel is not None} <= said

@@ -4,13 +4,27 @@ Our half reads the job as it was written, so that a rule is checked even where a
 value of the wrong type counts as not given (its own error says so).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from finetune_api.v1alpha1.base import shown
-
-Given = Mapping[str, Any]
+from finetune_api.v1alpha1.given import (
+    Given,
+    adapted_and_saved,
+    batch,
+    checkpointing,
+    has,
+    model_source,
+    mounts,
+    not_with,
+    offload,
+    only_with,
+    prefetch,
+    ranks,
+    schedule,
+    unevaluated,
+    warmup,
+    whole_devices,
+)
 
 
 @dataclass(frozen=True)
@@ -23,8 +37,9 @@ class Rule:
         code: identifier of the problem.
         broken: what is wrong, in words with the values seen, or None where the rule holds.
         cure: what to do.
-        cel: the same rule for the API server.
-        says: the message for the API server, which cannot name values.
+        cel: the same rule for the API server; None where CEL cannot see the fields (those without one type), or cannot
+            say it in few words. The operator refuses such a job a second later.
+        says: the message for the API server, which cannot name values; for the reference too.
     """
 
     at: tuple[str, ...]
@@ -32,91 +47,8 @@ class Rule:
     code: str
     broken: Callable[[Given], str | None]
     cure: str
-    cel: str
+    cel: str | None
     says: str
-
-
-def _has(given: Given, name: str) -> bool:
-    return given.get(name) is not None
-
-
-def _whole(given: Given, name: str) -> int | None:
-    value = given.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _part(given: Given, name: str) -> Given:
-    value = given.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _model_source(model: Given) -> str | None:
-    sources = [name for name in ("name", "uri", "persistentVolumeClaim") if _has(model, name)]
-    if len(sources) == 1:
-        return None
-    seen = "none of them" if not sources else " and ".join(sources)
-    return f"has {seen}; must have exactly one of name, uri and persistentVolumeClaim"
-
-
-def _batch(spec: Given) -> str | None:
-    training = _part(spec, "training")
-    whole = _whole(training, "global_batch_size")
-    if whole is None:
-        return None
-    parts = {
-        name: size
-        for name, size in (
-            ("per_device_train_batch_size", _whole(training, "per_device_train_batch_size")),
-            ("gradient_accumulation_steps", _whole(training, "gradient_accumulation_steps")),
-            ("processesPerNode", _whole(spec, "processesPerNode")),
-        )
-        if size is not None
-    }
-    nodes = spec.get("nodes", 1)
-    if "processesPerNode" in parts and isinstance(nodes, int) and not isinstance(nodes, bool) and nodes > 0:
-        parts["nodes"] = nodes
-    product = 1
-    for size in parts.values():
-        product *= size
-    if whole % product == 0 and (len(parts) < 4 or whole == product):
-        return None
-    listed = " x ".join(f"{name} {size}" for name, size in parts.items())
-    rule = "must be their product" if len(parts) == 4 else "must be a multiple of their product"
-    return f"is {whole}, and {listed} = {product}; {rule}"
-
-
-def _prefetch(training: Given) -> str | None:
-    if not _has(training, "dataloader_prefetch_factor") or _whole(training, "dataloader_num_workers"):
-        return None
-    return f"is {shown(training['dataloader_prefetch_factor'])}; only loader processes read ahead, and there are none"
-
-
-def _checkpointing(training: Given) -> str | None:
-    new, old = training.get("activation_checkpointing"), training.get("gradient_checkpointing")
-    if new is None or old is None or new == old:
-        return None
-    return f"is {shown(old)} and activation_checkpointing is {shown(new)}; they are two names of one thing"
-
-
-def _only_with(name: str, other: str) -> Callable[[Given], str | None]:
-    def broken(given: Given) -> str | None:
-        if not _has(given, name) or _has(given, other):
-            return None
-        return f"is {shown(given[name])}; goes only with {other}"
-
-    return broken
-
-
-def _not_with(name: str, *others: str) -> Callable[[Given], str | None]:
-    def broken(given: Given) -> str | None:
-        both = [other for other in others if _has(given, other)]
-        return (
-            f"is given together with {' and '.join(both)}; they exclude each other"
-            if _has(given, name) and both
-            else None
-        )
-
-    return broken
 
 
 _TRAINING = ("spec", "training")
@@ -126,7 +58,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "model"),
         field="",
         code="ExactlyOne",
-        broken=_model_source,
+        broken=model_source,
         cure="name the base model in one way: `name` (hub), `uri` (s3:// or file://) or `persistentVolumeClaim`",
         cel="[has(self.name), has(self.uri), has(self.persistentVolumeClaim)].filter(given, given).size() == 1",
         says="must have exactly one of name, uri and persistentVolumeClaim",
@@ -135,7 +67,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "model"),
         field="revision",
         code="NeedsOther",
-        broken=_only_with("revision", "name"),
+        broken=only_with("revision", "name"),
         cure="leave it out, or name a model of the hub",
         cel="!has(self.revision) || has(self.name)",
         says="revision goes only with name: leave it out, or name a model of the hub",
@@ -144,7 +76,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "model"),
         field="tokenSecretRef",
         code="NeedsOther",
-        broken=_only_with("tokenSecretRef", "name"),
+        broken=only_with("tokenSecretRef", "name"),
         cure="leave it out, or name a model of the hub",
         cel="!has(self.tokenSecretRef) || has(self.name)",
         says="tokenSecretRef goes only with name: leave it out, or name a model of the hub",
@@ -155,7 +87,7 @@ RULES: tuple[Rule, ...] = (
         code="Conflict",
         broken=lambda method: (
             "is given, and type is full; only lora and qlora train an adapter"
-            if method.get("type") == "full" and _has(method, "lora")
+            if method.get("type") == "full" and has(method, "lora")
             else None
         ),
         cure="leave it out, or set spec.method.type to lora",
@@ -168,7 +100,7 @@ RULES: tuple[Rule, ...] = (
         code="Conflict",
         broken=lambda dataset: (
             f"is given, and format is {dataset['format']}; only csv has a delimiter"
-            if _has(dataset, "delimiter") and dataset.get("format") not in (None, "csv")
+            if has(dataset, "delimiter") and dataset.get("format") not in (None, "csv")
             else None
         ),
         cure="leave it out, or set spec.dataset.format to csv",
@@ -192,7 +124,7 @@ RULES: tuple[Rule, ...] = (
         at=_TRAINING,
         field="gradient_checkpointing",
         code="Conflict",
-        broken=_checkpointing,
+        broken=checkpointing,
         cure="keep activation_checkpointing",
         cel="!has(self.gradient_checkpointing) || !has(self.activation_checkpointing)"
         " || self.gradient_checkpointing == self.activation_checkpointing",
@@ -202,17 +134,100 @@ RULES: tuple[Rule, ...] = (
         at=_TRAINING,
         field="dataloader_prefetch_factor",
         code="NeedsOther",
-        broken=_prefetch,
+        broken=prefetch,
         cure="set dataloader_num_workers to 1 or more, or leave it out",
         cel="!has(self.dataloader_prefetch_factor)"
         " || (has(self.dataloader_num_workers) && self.dataloader_num_workers > 0)",
         says="dataloader_prefetch_factor goes only with dataloader_num_workers of 1 or more",
     ),
     Rule(
+        at=_TRAINING,
+        field="warmup_steps",
+        code="NeverReached",
+        broken=warmup,
+        cure="lower it to a tenth of the steps or less, or write a ratio such as 0.03",
+        cel="!has(self.warmup_steps) || !has(self.max_steps) || self.warmup_steps < double(self.max_steps)",
+        says="warmup_steps must be less than max_steps: the learning rate would never reach its peak",
+    ),
+    Rule(
+        at=_TRAINING,
+        field="lr_scheduler_type",
+        code="NeedsOther",
+        broken=schedule,
+        cure="write it there, such as lr_scheduler_kwargs: {min_lr_rate: 0.1}, or use cosine",
+        cel=None,
+        says="cosine_with_min_lr needs min_lr or min_lr_rate, warmup_stable_decay needs num_decay_steps, in"
+        " lr_scheduler_kwargs",
+    ),
+    Rule(
+        at=("spec",),
+        field="training.eval_steps",
+        code="NeedsOther",
+        broken=unevaluated("eval_steps"),
+        cure="set spec.dataset.eval to a file or to {split: 0.05}, or leave it out",
+        cel=None,
+        says="training.eval_steps goes only with dataset.eval",
+    ),
+    Rule(
+        at=("spec",),
+        field="training.metric_for_best_model",
+        code="NeedsOther",
+        broken=unevaluated("metric_for_best_model"),
+        cure="set spec.dataset.eval to a file or to {split: 0.05}, or leave it out",
+        cel=None,
+        says="training.metric_for_best_model goes only with dataset.eval",
+    ),
+    Rule(
+        at=("spec", "method", "lora"),
+        field="modules_to_save",
+        code="Conflict",
+        broken=adapted_and_saved,
+        cure="take it out of one of the two",
+        cel=None,
+        says="modules_to_save and target_modules must not name the same module",
+    ),
+    Rule(
+        at=("spec", "deepspeed"),
+        field="offload.parameters",
+        code="NeedsOther",
+        broken=offload,
+        cure="set stage to 3, or offload the optimizer alone",
+        cel="!has(self.stage) || self.stage == 3 || !has(self.offload) || !has(self.offload.parameters)"
+        " || self.offload.parameters == 'none'",
+        says="offload.parameters goes only with stage 3",
+    ),
+    Rule(
+        at=("spec", "resourcesPerNode", "limits"),
+        field="",
+        code="InvalidQuantity",
+        broken=whole_devices,
+        cure="write a whole number of devices",
+        cel=None,
+        says="devices such as nvidia.com/gpu are given out whole",
+    ),
+    Rule(
+        at=("spec",),
+        field="processesPerNode",
+        code="TooManyProcesses",
+        broken=ranks,
+        cure="leave it out: there is one rank per GPU; or ask for more GPUs in spec.resourcesPerNode.limits",
+        cel=None,
+        says="processesPerNode must not be more than the GPUs of a node",
+    ),
+    Rule(
+        at=("spec", "podTemplate"),
+        field="volumeMounts",
+        code="NeedsOther",
+        broken=mounts,
+        cure="add the volume to spec.podTemplate.volumes, or correct the name",
+        cel=None,
+        says="volumeMounts must name volumes of podTemplate.volumes",
+    ),
+    Rule(
         at=("spec", "method", "lora"),
         field="layers_pattern",
         code="NeedsOther",
-        broken=_only_with("layers_pattern", "layers_to_transform"),
+        broken=only_with("layers_pattern", "layers_to_transform"),
         cure="name the layers in layers_to_transform, or leave it out",
         cel="!has(self.layers_pattern) || has(self.layers_to_transform)",
         says="layers_pattern goes only with layers_to_transform",
@@ -221,7 +236,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "deepspeed"),
         field="config",
         code="Conflict",
-        broken=_not_with("config", "stage", "offload"),
+        broken=not_with("config", "stage", "offload"),
         cure="write stage and offload into the config, or leave the config out",
         cel="!has(self.config) || !(has(self.stage) || has(self.offload))",
         says="config is taken as it is: write stage and offload into it, or leave it out",
@@ -230,7 +245,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "checkpoint"),
         field="everyMinutes",
         code="Conflict",
-        broken=_not_with("everyMinutes", "everySteps"),
+        broken=not_with("everyMinutes", "everySteps"),
         cure="keep one of the two",
         cel="!has(self.everyMinutes) || !has(self.everySteps)",
         says="everyMinutes and everySteps exclude each other",
@@ -239,7 +254,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "scratch"),
         field="medium",
         code="Conflict",
-        broken=_not_with("medium", "storageClassName"),
+        broken=not_with("medium", "storageClassName"),
         cure="keep medium for an emptyDir, or storageClassName for a volume",
         cel="!has(self.medium) || !has(self.storageClassName)",
         says="medium and storageClassName exclude each other",
@@ -248,7 +263,7 @@ RULES: tuple[Rule, ...] = (
         at=("spec",),
         field="training.global_batch_size",
         code="NotDivisible",
-        broken=_batch,
+        broken=batch,
         cure="change it, or leave out one of the others: the plan finds it",
         cel="!has(self.training) || !has(self.training.global_batch_size) || self.training.global_batch_size % ("
         "(has(self.training.per_device_train_batch_size) ? self.training.per_device_train_batch_size : 1)"
