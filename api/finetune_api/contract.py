@@ -36,6 +36,8 @@ class PodPath(StrEnum):
 
     JOB = "/etc/finetune/job.json"
     CA = "/etc/finetune-ca/ca.crt"
+    DATA_CA = "/etc/finetune-data-ca/ca.crt"  # of prepare only, as everything of dataset.storage
+    MODEL_VOLUME = "/volumes/model"  # of prepare only: model.persistentVolumeClaim
     SCRATCH = "/scratch"
     TMP = "/tmp"  # also HOME and caches
     SHM = "/dev/shm"
@@ -56,6 +58,8 @@ class Env(StrEnum):
     ADVERTISE_HOST = "FINETUNE_ADVERTISE_HOST"  # address under which other nodes reach this agent
     GPU_PRODUCT = "FINETUNE_GPU_PRODUCT"  # of the nodes that the job may use, as their labels name it
     GPU_MEMORY_MIB = "FINETUNE_GPU_MEMORY_MIB"  # of one GPU, the smallest of those nodes
+    MODEL_VOLUME = "FINETUNE_MODEL_VOLUME"  # folder where the claim of model.persistentVolumeClaim is mounted
+    PROCESSES = "FINETUNE_PROCESSES"  # of prepare: how many work at once; unset = one per core
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"

@@ -100,7 +100,8 @@ class Controller:
         """
         now = datetime.now(UTC).replace(microsecond=0)
         memory = self._memories.setdefault(key, Memory())
-        seen = await observe(self._kube, *key, self._poller.latest(key), memory.refused, now)
+        last = self._poller.latest(key)
+        seen = await observe(self._kube, *key, last, memory.refused, now, read_nodes=self._settings.read_nodes)
         if seen is None:
             self._memories.pop(key, None)
             self._poller.forget(key)

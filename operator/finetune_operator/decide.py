@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob, Phase
-from finetune_operator import conditions, lifecycle, resources, story
+from finetune_operator import conditions, lifecycle, machines, resources, story
 from finetune_operator.facts import StageJob, StagePod
 from finetune_operator.failures import obstacle, refusal, result_of, stage_failure, unreadable
 from finetune_operator.kinds import Kind
@@ -137,7 +137,8 @@ def _suspend(seen: Observed) -> tuple[Step, list[Action]]:
 def _prepare(seen: Observed, job: FineTuneJob, settings: Settings) -> tuple[Step, list[Action]]:
     stage_job = seen.stage_job(Stage.PREPARE)
     if stage_job is None:
-        return Preparing(_refused(seen)), [Create(Kind.JOB, resources.prepare_job(seen.owner, job, settings))]
+        body = resources.prepare_job(seen.owner, job, settings, machines.gpu_of(job, seen.nodes))
+        return Preparing(_refused(seen)), [Create(Kind.JOB, body)]
     if stage_job.complete and not stage_job.deleting:  # its pod is gone, and with it what it said: quick to repeat
         return Preparing(), [Delete(Kind.JOB, stage_job.name, stage_job.uid)]
     return Preparing(_obstacle(seen, stage_job)), []

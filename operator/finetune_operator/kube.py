@@ -88,21 +88,29 @@ class Kube:
         """One node."""
         return await self._json("GET", f"/api/v1/nodes/{quote(name)}")
 
+    async def nodes(self, selector: str) -> list[Object]:
+        """The nodes that a label selector matches."""
+        return await self._pages("/api/v1/nodes", labelSelector=selector)
+
     async def namespace(self, name: str) -> Object:
         """One namespace."""
         return await self._json("GET", f"/api/v1/namespaces/{quote(name)}")
 
-    async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Object]:
-        """All objects that the selectors (`labelSelector`, `fieldSelector`) match, page by page; None = anywhere."""
+    async def _pages(self, path: str, **selectors: str) -> list[Object]:
+        """All items of a list, page by page."""
         items: list[Object] = []
         more = ""
         while True:
             query = {"limit": str(PAGE), **selectors, **({"continue": more} if more else {})}
-            page = await self._json("GET", f"{_path(kind, namespace)}?{urlencode(query)}")
+            page = await self._json("GET", f"{path}?{urlencode(query)}")
             items += page["items"]
             more = page["metadata"].get("continue") or ""
             if not more:
                 return items
+
+    async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Object]:
+        """All objects that the selectors (`labelSelector`, `fieldSelector`) match, page by page; None = anywhere."""
+        return await self._pages(_path(kind, namespace), **selectors)
 
     async def create(self, kind: Kind, body: Object) -> Object:
         """A new object; a conflict when there is one of its name."""

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job
-from finetune_operator import conditions
+from finetune_operator import conditions, machines
 from finetune_operator.facts import Object, StageJob, StagePod, moment, stage_job, stage_pod
 from finetune_operator.failures import culprit, result_of
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
+from finetune_operator.machines import Node
 from finetune_operator.resources import Owner
 from finetune_operator.world import Observed, Polled
 
@@ -30,13 +31,21 @@ FRESH_EVENT = timedelta(minutes=15)
 
 
 async def observe(
-    kube: Kube, namespace: str, name: str, polled: Polled | None, refused: str, now: datetime
+    kube: Kube,
+    namespace: str,
+    name: str,
+    polled: Polled | None,
+    refused: str,
+    now: datetime,
+    *,
+    read_nodes: bool = True,
 ) -> Observed | None:
     """What is, or None when the job is gone.
 
     Args:
         polled: what the leader of its gang said last.
         refused: why its last child could not be created.
+        read_nodes: whether nodes may be looked at for their GPUs.
 
     Raises:
         KubeError: the API server could not be asked.
@@ -71,6 +80,7 @@ async def observe(
         namespace_ends=await _namespace_ends(kube, owner, jobs, pods),
         lost_nodes=await _lost_nodes(kube, pods, now),
         log_tail="" if over else await _log_tail(kube, owner, jobs, pods),
+        nodes=await _gpu_nodes(kube, job) if job and read_nodes and not (over or jobs or status.plan) else (),
     )
 
 
@@ -193,6 +203,23 @@ async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> fr
         if ready != ["True"]:
             lost.add(name)
     return frozenset(lost)
+
+
+async def _gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
+    """Nodes whose labels tell of GPUs and that the job's selector allows; none where we may not look."""
+    if job.spec.suspend or not machines.gpu_resources(job):
+        return ()
+    found: dict[str, Node] = {}
+    for label in machines.TELLING:
+        try:
+            items = await kube.nodes(",".join(filter(None, (label, machines.selector(job)))))
+        except KubeError as error:
+            if not error.refused:
+                raise
+            log.info("plans are made without a look at nodes: %s", error)
+            return ()
+        found |= {one.name: one for one in map(machines.node, items)}
+    return tuple(found.values())
 
 
 async def _log_tail(kube: Kube, owner: Owner, jobs: Sequence[StageJob], pods: Sequence[StagePod]) -> str:

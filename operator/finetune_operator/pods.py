@@ -9,6 +9,7 @@ from finetune_api.messages import Stage
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.spec import Resources
+from finetune_operator.machines import gpu_resources
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
@@ -17,27 +18,33 @@ CONTAINER = "trainer"
 USER = 1000  # of every image of ours; a user's image need not name one
 CREDENTIALS = (("AWS_ACCESS_KEY_ID", False), ("AWS_SECRET_ACCESS_KEY", False), ("AWS_SESSION_TOKEN", True))
 NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
-GPU_SUFFIXES = ("/gpu", "/tpu", "/neuron")
 
 
 def container(
-    job: FineTuneJob, settings: Settings, *, command: list[str], env: Sequence[Object], resources: Object
+    job: FineTuneJob,
+    settings: Settings,
+    *,
+    command: list[str],
+    env: Sequence[Object],
+    resources: Object,
+    mounts: Sequence[Object] = (),
 ) -> Object:
-    """The one container of a pod."""
+    """The one container of a pod; `mounts` are of volumes that its template adds."""
     added = job.spec.pod_template
     ours = [*env, *_storage_env(job)]
     names = {variable["name"] for variable in ours}
     theirs = [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in added.env] if added else []
-    mounts = [
+    mounted = [
+        *mounts,
         {"name": "finetune-job", "mountPath": PodPath.JOB.value.rpartition("/")[0], "readOnly": True},
         {"name": "finetune-scratch", "mountPath": PodPath.SCRATCH.value},
         {"name": "finetune-tmp", "mountPath": PodPath.TMP.value},
         {"name": "finetune-shm", "mountPath": PodPath.SHM.value},
     ]
     if job.spec.storage.ca_secret_ref:
-        mounts.append({"name": "finetune-ca", "mountPath": PodPath.CA.value.rpartition("/")[0], "readOnly": True})
+        mounted.append({"name": "finetune-ca", "mountPath": PodPath.CA.value.rpartition("/")[0], "readOnly": True})
     if added:
-        mounts += [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in added.volume_mounts]
+        mounted += [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in added.volume_mounts]
     made: Object = {
         "name": CONTAINER,
         "image": job.spec.image or settings.trainer_image,
@@ -45,7 +52,7 @@ def container(
         "command": command,
         "env": [*(variable for variable in theirs if variable["name"] not in names), *ours],
         "resources": resources,
-        "volumeMounts": mounts,
+        "volumeMounts": mounted,
         "terminationMessagePath": PodPath.TERMINATION_LOG.value,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -66,10 +73,15 @@ def template(
     *,
     grace_seconds: int,
     scratch_bytes: int | None,
+    volumes: Sequence[Object] = (),
 ) -> Object:
-    """A pod template around a container. CPU stages do not go where `podTemplate` sends the training pods."""
+    """A pod template around a container, with `volumes` of its own.
+
+    CPU stages do not go where `podTemplate` sends the training pods.
+    """
     added = job.spec.pod_template
-    volumes: list[Object] = [
+    mountable: list[Object] = [
+        *volumes,
         {
             "name": "finetune-job",
             "downwardAPI": {
@@ -87,7 +99,7 @@ def template(
     ]
     if reference := job.spec.storage.ca_secret_ref:
         items = [{"key": "ca.crt", "path": PodPath.CA.value.rpartition("/")[2]}]
-        volumes.append({"name": "finetune-ca", "secret": {"secretName": reference.name, "items": items}})
+        mountable.append({"name": "finetune-ca", "secret": {"secretName": reference.name, "items": items}})
     spec: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -102,10 +114,10 @@ def template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
-        "volumes": volumes,
+        "volumes": mountable,
     }
     if added:
-        volumes += list(added.volumes)
+        mountable += list(added.volumes)
         if added.image_pull_secrets:
             spec["imagePullSecrets"] = [{"name": one.name} for one in added.image_pull_secrets]
         if added.service_account_name:
@@ -168,9 +180,7 @@ def threads(job: FineTuneJob) -> int:
 
 def gpus(job: FineTuneJob) -> int:
     """Accelerators of one training pod."""
-    resources = job.spec.resources_per_node
-    named = {**resources.requests, **resources.limits}
-    return sum(int(parse_quantity(value)) for name, value in named.items() if name.endswith(GPU_SUFFIXES))
+    return sum(gpu_resources(job).values())
 
 
 def from_field(name: str, path: str) -> Object:

@@ -24,6 +24,8 @@ from finetune_api.messages import Stage
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_operator import pods
+from finetune_operator.inputs import Inputs, inputs
+from finetune_operator.machines import Gpu
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
@@ -31,7 +33,9 @@ Object = dict[str, Any]
 # Budgets are kept by leader and operator: the Job itself never gives up on an index.
 UNLIMITED = 2_147_483_647
 STAGE_RETRIES = 3  # of prepare and export, for faults that are nobody's: storage away, node lost
-CPU_STAGE_REQUESTS = {"cpu": "1", "memory": "4Gi"}
+EXPORT_RESOURCES = {"requests": {"cpu": "1", "memory": "4Gi"}}
+# Two processes tokenise within 1.5 GiB, whatever the size of the data; the limit is for what nobody foresaw.
+PREPARE_RESOURCES = {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "8Gi"}}
 TOKEN_KEY = "token"
 
 
@@ -73,18 +77,22 @@ def token_secret(owner: Owner, settings: Settings) -> Object:
     }
 
 
-def prepare_job(owner: Owner, job: FineTuneJob, settings: Settings) -> Object:
-    """The Job that checks data and model, and plans."""
+def prepare_job(owner: Owner, job: FineTuneJob, settings: Settings, gpu: Gpu | None = None) -> Object:
+    """The Job that checks data and model, and plans.
+
+    Args:
+        gpu: what training may count on, if nodes told.
+    """
     asked = job.spec.prepare.resources if job.spec.prepare else None
-    resources = pods.requirements(asked) if asked else {"requests": CPU_STAGE_REQUESTS}
-    return _stage_job(owner, job, settings, Stage.PREPARE, resources)
+    resources = pods.requirements(asked) if asked else PREPARE_RESOURCES
+    return _stage_job(owner, job, settings, Stage.PREPARE, resources, inputs(job, settings, resources, gpu))
 
 
 def export_job(owner: Owner, job: FineTuneJob, settings: Settings) -> Object:
     """The Job that makes artifacts of the best checkpoint."""
     asked = job.spec.export.resources
-    resources = pods.requirements(asked) if asked else {"requests": CPU_STAGE_REQUESTS}
-    return _stage_job(owner, job, settings, Stage.EXPORT, resources)
+    resources = pods.requirements(asked) if asked else EXPORT_RESOURCES
+    return _stage_job(owner, job, settings, Stage.EXPORT, resources, Inputs())
 
 
 def train_job(
@@ -159,11 +167,14 @@ def stage_job_name(owner: Owner, stage: Stage, attempt: int = 0) -> str:
     return f"{owner.name}-{stage}-{attempt}" if attempt else f"{owner.name}-{stage}"
 
 
-def _stage_job(owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage, resources: Object) -> Object:
+def _stage_job(
+    owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage, resources: Object, given: Inputs
+) -> Object:
     labels = {**_labels(owner), Label.STAGE: stage.value}
     command = ["python", "-m", f"finetune_trainer.{stage}"]
-    container = pods.container(job, settings, command=command, env=_common_env(owner), resources=resources)
-    template = pods.template(stage, job, container, grace_seconds=30, scratch_bytes=None)
+    env = [*_common_env(owner), *given.env]
+    container = pods.container(job, settings, command=command, env=env, resources=resources, mounts=given.mounts)
+    template = pods.template(stage, job, container, grace_seconds=30, scratch_bytes=None, volumes=given.volumes)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -33,6 +33,8 @@ class Settings:
         node_toleration_seconds: how long a pod stays on a node that is not ready.
         concurrency: jobs that are reconciled at the same time.
         requests: requests to the API server at the same time.
+        read_nodes: look at the labels of nodes for the GPUs that plans are made for.
+        hub_endpoint: a mirror of the Hugging Face hub for prepare pods; empty = the hub.
     """
 
     namespaces: tuple[str, ...]
@@ -52,6 +54,8 @@ class Settings:
     requests: int
     http_port: int
     log_level: str
+    read_nodes: bool
+    hub_endpoint: str
 
 
 def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -83,6 +87,8 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | N
         requests=given.requests,
         http_port=given.http_port,
         log_level=given.log_level,
+        read_nodes=given.read_nodes,
+        hub_endpoint=given.hub_endpoint,
     )
 
 
@@ -121,6 +127,8 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     flag("lease-namespace", "", "namespace of the Lease", variable="POD_NAMESPACE")
     flag("identity", "", "name of this replica", variable="POD_NAME")
     flag("force-delete", "true", "delete pods on dead nodes for good", type=_boolean)
+    flag("read-nodes", "true", "look at the labels of nodes for their GPUs", type=_boolean)
+    flag("hub-endpoint", "", "URL of a mirror of the Hugging Face hub", type=_url)
     flag("log-level", "info", "what is logged", type=_one_of(*LEVELS))
     number("lease-seconds", "15", "a silent leader is replaced after so long", 2)
     number("resync-seconds", "300", "every job is looked at again at least so often", 5)
@@ -162,6 +170,12 @@ def _boolean(text: str) -> bool:
     if text.lower() not in {"true", "false"}:
         raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
     return text.lower() == "true"
+
+
+def _url(text: str) -> str:
+    if text and not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} must start with http:// or https://")
+    return text
 
 
 def _given(value: str, name: str) -> str:

@@ -11,6 +11,7 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from finetune_operator.facts import StageJob, StagePod
 from finetune_operator.kinds import Kind
+from finetune_operator.machines import Node
 from finetune_operator.resources import Owner
 
 Object = dict[str, Any]
@@ -37,6 +38,7 @@ class Observed:
         namespace_ends: the namespace is being deleted.
         lost_nodes: nodes of pods past their grace period that are gone or not ready.
         log_tail: last lines of the pod that ended a failed stage.
+        nodes: those with GPUs that may take training pods; looked for only before the prepare stage.
     """
 
     owner: Owner
@@ -54,6 +56,7 @@ class Observed:
     namespace_ends: bool = False
     lost_nodes: frozenset[str] = frozenset()
     log_tail: str = ""
+    nodes: tuple[Node, ...] = ()
 
     def stage_job(self, stage: Stage) -> StageJob | None:
         """The Job of a stage; of training, the one of the highest attempt."""

@@ -77,7 +77,7 @@ LEASE = {
     "leases.coordination.k8s.io": "create",
     "leases.coordination.k8s.io finetune-operator": "get update",
 }
-NODES = {"nodes": "get"}
+NODES = {"nodes": "get list"}
 OF_EVERYBODY = {"authorization.k8s.io", "authentication.k8s.io"}  # who am I, what may I do
 
 
@@ -131,11 +131,15 @@ def may(server: Server, verb: str, resource: str) -> bool:
             {"elsewhere": NODES, "team-a": ON_JOBS | NODES, "team-b": ON_JOBS | NODES, NAMESPACE: NODES | LEASE},
         ),
         (
+            {**cases.NAMESPACED, "operator": {"readNodes": False}},
+            {"elsewhere": {"nodes": "get"}, "team-a": ON_JOBS | {"nodes": "get"}},
+        ),
+        (
             {**cases.NAMESPACED, "rbac": {"nodes": False}},
             {"elsewhere": {}, "team-a": ON_JOBS, "team-b": ON_JOBS, NAMESPACE: LEASE},
         ),
     ],
-    ids=["all namespaces", "two namespaces", "two namespaces, no cluster right"],
+    ids=["all namespaces", "two namespaces", "two namespaces, GPUs not looked for", "two namespaces, no cluster right"],
 )
 def test_the_operator_may_do_this_and_nothing_else(
     server: Server, helm: Helm, tmp_path: Path, case: Object, expected: dict[str, dict[str, str]]

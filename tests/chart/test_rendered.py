@@ -64,6 +64,8 @@ def test_the_operator_gets_its_settings(helm: Helm, tmp_path: Path) -> None:
         "FINETUNE_OPERATOR_NODE_TOLERATION_SECONDS": "30",
         "FINETUNE_OPERATOR_PROGRESS_SECONDS": "60",
         "FINETUNE_OPERATOR_REQUESTS": "32",
+        "FINETUNE_OPERATOR_READ_NODES": "true",
+        "FINETUNE_OPERATOR_HUB_ENDPOINT": "",
     }
 
 

@@ -25,6 +25,8 @@ EVERYTHING: dict[str, Any] = {
         "pollSeconds": 60,
         "leaseSeconds": 30,
         "forceDelete": False,
+        "readNodes": False,
+        "hubEndpoint": "https://hub.example.org",
     },
     "tokenKey": {"existingSecret": "ours", "key": "token"},
     "crds": {"enabled": True, "keep": False},

@@ -37,6 +37,8 @@ SETTINGS = Settings(
     requests=8,
     http_port=8080,
     log_level="info",
+    read_nodes=True,
+    hub_endpoint="",
 )
 
 PLAN = PlanSummary(

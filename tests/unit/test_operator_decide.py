@@ -14,6 +14,7 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.conditions import condition, is_true
 from finetune_operator.kinds import Kind
+from finetune_operator.machines import Node
 from finetune_operator.resources import secret_name
 from finetune_operator.world import Create, Delete, Observed, Release
 from tests.unit.operator_worlds import (
@@ -535,6 +536,15 @@ def test_the_story_is_told_in_events() -> None:
         (False, "Exporting"),
         (False, "Succeeded"),
     ]
+
+
+def test_prepare_is_told_of_the_smallest_gpu_that_nodes_tell_of() -> None:
+    labels = {"nvidia.com/gpu.product": "A10", "nvidia.com/gpu.memory": "23028"}
+    asked = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 1}}}
+    [create] = decided(world(nodes=(Node("n1", labels, {"nvidia.com/gpu": "1"}),), spec_=asked)).actions
+    assert isinstance(create, Create)
+    [container] = create.body["spec"]["template"]["spec"]["containers"]
+    assert {"name": "FINETUNE_GPU_MEMORY_MIB", "value": "23028"} in container["env"]
 
 
 def test_a_dry_run_is_settled_but_not_finished() -> None:

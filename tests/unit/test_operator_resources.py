@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.contract import JOB_ANNOTATION
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_operator.machines import Gpu
 from finetune_operator.resources import Owner, export_job, prepare_job, token, token_secret, train_job
 from tests.unit.operator_worlds import SETTINGS, UID, world
 
@@ -122,6 +123,80 @@ def test_storage_comes_by_environment_and_secret() -> None:
     assert "AWS_ACCESS_KEY_ID" not in env(train(storage={"uri": "s3://b/p"})), "web identity brings its own"
 
 
+DATA_STORAGE = {
+    "endpoint": "https://data.example.org",
+    "region": "eu-2",
+    "credentialsSecretRef": {"name": "readers"},
+    "caSecretRef": {"name": "data-ca"},
+}
+
+
+def test_the_datas_own_storage_is_known_to_prepare_alone() -> None:
+    job = {"dataset": {"train": "s3://d/x.jsonl", "storage": DATA_STORAGE}}
+    prepare = prepare_job(*made(**job), SETTINGS)
+    found = env(prepare)
+    assert (found["FINETUNE_DATA_ENDPOINT"], found["FINETUNE_DATA_REGION"]) == ("https://data.example.org", "eu-2")
+    assert found["FINETUNE_DATA_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "readers", "key": "AWS_ACCESS_KEY_ID"}}
+    assert found["FINETUNE_DATA_SECRET_ACCESS_KEY"]["secretKeyRef"]["key"] == "AWS_SECRET_ACCESS_KEY"
+    assert found["FINETUNE_DATA_SESSION_TOKEN"]["secretKeyRef"]["optional"] is True
+    assert found["FINETUNE_DATA_CA_BUNDLE"] == "/etc/finetune-data-ca/ca.crt"
+    assert "/etc/finetune-data-ca" in {one["mountPath"] for one in container(prepare)["volumeMounts"]}
+    assert found["AWS_ACCESS_KEY_ID"]["secretKeyRef"]["name"] == "s3", "results go to the job's own storage"
+    for other in (train(**job), export_job(*made(**job), SETTINGS)):
+        assert "readers" not in json.dumps(container(other))
+        assert "data-ca" not in json.dumps(pod_spec(other)["volumes"])
+
+
+def test_the_hubs_token_is_known_to_prepare_alone() -> None:
+    job = {"model": {"name": "org/gated", "tokenSecretRef": {"name": "hub", "key": "token"}}}
+    found = env(prepare_job(*made(**job), SETTINGS))
+    assert found["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+    for other in (train(**job), export_job(*made(**job), SETTINGS)):
+        assert "HF_TOKEN" not in env(other)
+
+
+def test_a_mirror_of_the_hub_is_the_admins_unless_the_job_names_one() -> None:
+    mirrored = replace(SETTINGS, hub_endpoint="https://hub.intern")
+    assert "HF_ENDPOINT" not in env(prepare_job(*made(), SETTINGS))
+    assert env(prepare_job(*made(), mirrored))["HF_ENDPOINT"] == "https://hub.intern"
+    own = {"podTemplate": {"env": [{"name": "HF_ENDPOINT", "value": "https://mine"}]}}
+    assert env(prepare_job(*made(**own), mirrored))["HF_ENDPOINT"] == "https://mine"
+
+
+def test_a_model_on_a_claim_is_mounted_read_only_in_prepare_alone() -> None:
+    job = {"model": {"persistentVolumeClaim": {"claimName": "models", "path": "llama"}}}
+    prepare = prepare_job(*made(**job), SETTINGS)
+    claim = {"name": "finetune-model", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
+    assert claim in pod_spec(prepare)["volumes"]
+    mount = {"name": "finetune-model", "mountPath": "/volumes/model", "readOnly": True}
+    assert mount in container(prepare)["volumeMounts"]
+    assert env(prepare)["FINETUNE_MODEL_VOLUME"] == "/volumes/model"
+    for other in (train(**job), export_job(*made(**job), SETTINGS)):
+        assert claim not in pod_spec(other)["volumes"]
+
+
+def test_prepare_is_told_of_the_gpus_that_training_may_get() -> None:
+    found = env(prepare_job(*made(), SETTINGS, Gpu("NVIDIA-H100-80GB-HBM3", 81559)))
+    assert (found["FINETUNE_GPU_PRODUCT"], found["FINETUNE_GPU_MEMORY_MIB"]) == ("NVIDIA-H100-80GB-HBM3", "81559")
+    assert "FINETUNE_GPU_MEMORY_MIB" not in env(prepare_job(*made(), SETTINGS, Gpu("nvidia-l4")))
+    assert "FINETUNE_GPU_PRODUCT" not in env(prepare_job(*made(), SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("resources", "processes"),
+    [
+        (None, "2"),
+        ({"limits": {"cpu": 6}}, "6"),
+        ({"requests": {"cpu": "250m"}}, "1"),
+        ({"requests": {"cpu": 2}, "limits": {"cpu": "7500m"}}, "8"),
+        ({"limits": {"memory": "1Gi"}}, None),
+    ],
+)
+def test_prepare_works_with_as_many_processes_as_it_has_cpus(resources: Object | None, processes: str | None) -> None:
+    asked = {"prepare": {"resources": resources}} if resources else {}
+    assert env(prepare_job(*made(**asked), SETTINGS)).get("FINETUNE_PROCESSES") == processes
+
+
 @pytest.mark.parametrize(
     ("resources", "processes", "threads"),
     [
@@ -208,7 +283,11 @@ def test_pods_rather_stand_on_different_nodes_unless_the_user_says_otherwise() -
 
 
 def test_stage_resources_and_priority() -> None:
-    assert container(prepare_job(*made(), SETTINGS))["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
+    assert container(export_job(*made(), SETTINGS))["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
+    assert container(prepare_job(*made(), SETTINGS))["resources"] == {
+        "requests": {"cpu": "2", "memory": "4Gi"},
+        "limits": {"memory": "8Gi"},
+    }
     asked = {"prepare": {"resources": {"limits": {"memory": "1Gi"}}}}
     assert container(prepare_job(*made(**asked), SETTINGS))["resources"] == {"limits": {"memory": "1Gi"}}
     assert pod_spec(train(priorityClassName="high"))["priorityClassName"] == "high"

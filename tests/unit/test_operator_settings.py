@@ -48,7 +48,13 @@ def test_a_wrong_setting_is_named_with_its_cure(environ: dict[str, str], change:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("POLL_SECONDS", "soon"), ("CONCURRENCY", "0"), ("FORCE_DELETE", "maybe"), ("LOG_LEVEL", "loud")],
+    [
+        ("POLL_SECONDS", "soon"),
+        ("CONCURRENCY", "0"),
+        ("FORCE_DELETE", "maybe"),
+        ("LOG_LEVEL", "loud"),
+        ("HUB_ENDPOINT", "hub"),
+    ],
 )
 def test_a_malformed_value_is_refused(
     environ: dict[str, str], name: str, value: str, capsys: pytest.CaptureFixture[str]

@@ -73,7 +73,9 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     result = asyncio.run(local.run(job, uid, screen))
     for artifact in result.artifacts:
         screen.says(artifact.kind, artifact.uri)
-    if result.already_complete:
+    if result.state == "Planned":
+        screen.says("planned", "a dry run ends here; without spec.dryRun the same command trains what is planned")
+    elif result.already_complete:
         screen.says("done", "this run was complete already; --fresh starts anew")
     else:
         screen.says("done", f"{result.seconds:,.0f} s, {result.tokens_per_second:,.0f} tokens/s while training")
@@ -85,10 +87,12 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
 
 def validate_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune validate`."""
+    from finetune_trainer.local import storage_environment
     from finetune_trainer.prepare.stage import validate
     from finetune_trainer.terminal import Screen
 
-    problems = validate(load(options))
+    job = load(options)
+    problems = validate(job, storage_environment(job))
     Screen(console).problems(problems)
     if problems:
         return ExitCode.DATA_ERROR
@@ -98,10 +102,12 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune plan`."""
+    from finetune_trainer.local import storage_environment
     from finetune_trainer.prepare.stage import plan
     from finetune_trainer.terminal import Screen, choices_table
 
-    planned = plan(load(options))
+    job = load(options)
+    planned = plan(job, storage_environment(job))
     if options.json:
         sys.stdout.write(planned.to_json())
         return ExitCode.OK

@@ -39,6 +39,7 @@ class RunResult(Message):
     """What `finetune run --result FILE` writes.
 
     Attributes:
+        state: Succeeded, or Planned for a dry run.
         already_complete: an earlier invocation had done all of it.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall clock of this invocation.
@@ -103,14 +104,16 @@ class LocalJob:
 
 
 def storage_environment(job: FineTuneJob) -> dict[str, str]:
-    """The environment of every child: what `spec.storage` says, and the user's own credentials."""
-    storage = job.spec.storage
+    """The environment of every child: what `spec.storage` and `spec.dataset.storage` say, and the user's own keys."""
+    storage, data = job.spec.storage, job.spec.dataset.storage
     given = {Env.STORAGE_ENDPOINT: storage.endpoint, Env.STORAGE_REGION: storage.region}
+    if data:
+        given |= {Env.DATA_ENDPOINT: data.endpoint, Env.DATA_REGION: data.region}
     return {**os.environ, **{name.value: value for name, value in given.items() if value}}
 
 
 async def run(local: LocalJob, uid: str, screen: Screen) -> RunResult:
-    """Prepares, trains and exports; what is done already is not done again.
+    """Prepares, trains and exports; what is done already is not done again. A dry run ends after the plan.
 
     Raises:
         FineTuneError: a stage failed; its problems say why.
@@ -122,6 +125,17 @@ async def run(local: LocalJob, uid: str, screen: Screen) -> RunResult:
     if not complete:
         await supervisor.stage(Stage.PREPARE)
         screen.planned(supervisor.plan())
+        if local.job.spec.dry_run:
+            screen.explains(supervisor.plan())
+            return RunResult(
+                state="Planned",
+                job=local.job.metadata.name,
+                uid=uid,
+                artifacts=(),
+                tokens_per_second=0.0,
+                seconds=time.monotonic() - began,
+                already_complete=False,
+            )
         if not supervisor.is_done():
             await supervisor.train()
         await supervisor.stage(Stage.EXPORT)

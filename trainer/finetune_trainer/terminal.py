@@ -54,6 +54,10 @@ class Screen:
             f"{plan.max_steps:,} steps of {plan.global_batch} rows, learning rate {plan.learning_rate:g}",
         )
 
+    def explains(self, plan: Plan) -> None:
+        """Every value of a plan, and why."""
+        self._console.print(choices_table(plan.choices))
+
     def start(self) -> None:
         """Training begins."""
         if self._console.is_terminal:

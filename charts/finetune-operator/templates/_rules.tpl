@@ -33,5 +33,5 @@ none; a PATCH would answer with the data, so there is none either. */}}
 {{- define "finetune.nodeRules" -}}
 - apiGroups: [""]
   resources: [nodes]
-  verbs: [get]
+  verbs: [get{{ if .Values.operator.readNodes }}, list{{ end }}]  # is this node gone? which GPUs do they have?
 {{- end }}

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from finetune_api.contract import model_prefix
+from finetune_api.contract import Env, model_prefix
 from finetune_api.errors import ModelError
 from finetune_api.messages import Manifest, ModelFacts, Task
 from finetune_api.v1alpha1 import ModelSpec
+from finetune_api.v1alpha1.spec import VolumeClaimRef
 from finetune_trainer.model_files import (
     CONFIG,
     SMALL_FILES,
@@ -79,7 +81,7 @@ class FolderModel:
     def fingerprint(self) -> str:
         """Over names, sizes and tags."""
         parts = [(self.store.uri, info.key, info.size, info.etag) for info in self.listing]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.source, parts]).encode()).hexdigest()
 
     def config(self, folder: Path) -> dict[str, Any]:
         """`config.json`."""
@@ -122,15 +124,34 @@ def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
     """
     if spec.name is not None:
         return locate_on_hub(spec.name, spec.revision, environ)
-    if spec.uri is None:
+    if claim := spec.persistent_volume_claim:
+        source, uri = f"{claim.claim_name}/{claim.path.strip('/')}".rstrip("/"), _mounted(claim, environ)
+    elif spec.uri is not None:
+        source = uri = spec.uri
+    else:
         raise ModelError(model_problem("NoModel", "neither name nor uri is given", "give one of the two"))
-    store = open_store(spec.uri, environ)
+    store = open_store(uri, environ)
     listing = tuple(info for info in store.list() if "/" not in info.key)
     names = {info.key for info in listing}
-    check_names(names, spec.uri)
+    check_names(names, source)
     kept = tuple(info for info in listing if info.key in SMALL_FILES or info.key.endswith(".safetensors"))
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.uri.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
-    return FolderModel(name, spec.uri, store, kept)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
+    return FolderModel(name, source, store, kept)
+
+
+def _mounted(claim: VolumeClaimRef, environ: Mapping[str, str]) -> str:
+    """The uri of a folder on a claim, where the pod has it mounted."""
+    field = "spec.model.persistentVolumeClaim"
+    volume = environ.get(Env.MODEL_VOLUME)
+    if not volume:
+        message = f"{claim.claim_name} is not mounted here: volumes are a cluster's"
+        raise ModelError(model_problem("NoVolume", message, "use spec.model.uri with file:// on this machine", field))
+    if ".." in Path(claim.path).parts:
+        message = f"{claim.path!r} leads out of the volume"
+        raise ModelError(
+            model_problem("InvalidPath", message, "write a folder below the volume's root", f"{field}.path")
+        )
+    return f"file://{quote(str(Path(volume) / claim.path.strip('/')))}"
 
 
 def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
