@@ -1,22 +1,178 @@
-"""What is counted of one split while its rows are tokenised: small, picklable, and the sum of its parts."""
+"""What is counted of one split while its rows are tokenised: small, picklable, and the sum of its parts.
 
+About 40 bytes a row in arrays, and a sample of at most 20,000 rows. Nothing here depends on how rows were cut into
+chunks: only on their order.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.quality.fingerprints import SHOWN_CHARACTERS, digest, keys
+from finetune_trainer.prepare.quality.leftovers import Leftovers
+from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, Kept, Sample, limit_for
+from finetune_trainer.prepare.quality.texts import Sides, sides
 from finetune_trainer.prepare.tokens.encoded import Encoded
+
+NO_TOKENS_TRAINED = -1  # in `trained`: the target is no token of the row
+LONGEST_WORD = 40  # an answer longer than that has blanks in it
+
+ROW = np.dtype(
+    [
+        ("tokens", "<i4"),  # after the cut
+        ("full", "<i4"),  # before it
+        ("trained", "<i4"),  # of those that are predicted: the first never is
+        ("unknown", "<i4"),
+        ("line", "<i4"),
+        ("label", "<i4"),  # index into `labels`; -1 for none
+        ("given", "<u8"),  # hash of what the model is given
+        ("content", "<u8"),  # hash of the whole row
+        ("answer", "i1"),  # words of the answer, at most 2; -1 where there is none to be
+    ]
+)
 
 
 @dataclass
 class Observation:
-    """Counts over some rows of a split; two of them merge into the counts over both."""
+    """Counts over some rows of a split; two of them merge into the counts over both.
 
-    lengths: list[int] = field(default_factory=list)
+    Attributes:
+        unk_id: the token that stands for unknown characters; None if the tokenizer has none.
+        rows: good rows of the whole split, as far as known: a chunk then keeps only rows that the sample may want.
+            The same for all parts of a split.
+        file: the data file's name, for the report.
+    """
+
+    unk_id: int | None = None
+    rows: int = 0
+    file: str = ""
+    labels: dict[str, int] = field(default_factory=dict)  # name -> index, in the order of first appearance
+    leftovers: Leftovers = field(default_factory=Leftovers)
+    unknown_characters: Counter[str] = field(default_factory=Counter)  # of rows with unknown tokens: rows that hold it
+    sample: Sample = field(init=False)
+    files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
+    _parts: list[npt.NDArray[np.void]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sample = Sample(limit_for(self.rows, ROWS))
 
     def add(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
         """Look at some rows and their tokens; both have the same length and order."""
-        self.lengths.extend(len(row.ids) for row in encoded)
+        if not examples:
+            return
+        both = [sides(example, bool(example.label)) for example in examples]
+        part = np.zeros(len(examples), ROW)
+        part["tokens"] = [len(row.ids) for row in encoded]
+        part["full"] = np.maximum([row.full_length for row in encoded], part["tokens"])
+        part["trained"] = [_trained(row) for row in encoded]
+        part["unknown"] = self._unknown(encoded, part["tokens"])
+        part["line"] = [example.line for example in examples]
+        part["label"] = [self._label(example) for example in examples]
+        part["answer"] = [_answer_words(example, side) for example, side in zip(examples, both, strict=True)]
+        wholes = [side.whole for side in both]
+        part["given"] = [digest(side.given) for side in both]
+        part["content"] = [
+            digest(f"{whole}\0{side.system}\0{example.label}\0{len(side.given)}")
+            for example, whole, side in zip(examples, wholes, both, strict=True)
+        ]
+        self._keep(examples, encoded, both, part, keys(wholes))
+        self.leftovers.add(self.file, part["line"].tolist(), wholes)
+        for index in np.flatnonzero(part["unknown"]):
+            self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
+        self._parts.append(part)
+        self._count_file(self.file, len(examples))
 
     def merge(self, later: "Observation") -> None:
         """Take in what was counted of the rows that follow."""
-        self.lengths.extend(later.lengths)
+        renumbered = np.array([self.labels.setdefault(name, len(self.labels)) for name in later.labels], np.int32)
+        for part in later._parts:
+            if len(renumbered):
+                part = part.copy()
+                part["label"] = np.where(part["label"] < 0, -1, renumbered[part["label"]])
+            self._parts.append(part)
+        for file, count in later.files:
+            self._count_file(file, count)
+        self.leftovers.merge(later.leftovers)
+        self.unknown_characters.update(later.unknown_characters)
+        self.sample.merge(later.sample)
+
+    def table(self) -> npt.NDArray[np.void]:
+        """All rows, in order, with the fields of `ROW`."""
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
+        return self._parts[0] if self._parts else np.zeros(0, ROW)
+
+    def place(self, row: int) -> str:
+        """`train.jsonl:214` of a row by its index."""
+        line = int(self.table()["line"][row])
+        for file, count in self.files:
+            if row < count:
+                return f"{file}:{line}" if file else f"line {line}"
+            row -= count
+        raise IndexError(row)
+
+    def _label(self, example: Example) -> int:
+        return self.labels.setdefault(example.label, len(self.labels)) if example.label else -1
+
+    def _count_file(self, file: str, count: int) -> None:
+        if self.files and self.files[-1][0] == file:
+            self.files[-1] = (file, self.files[-1][1] + count)
+        else:
+            self.files.append((file, count))
+
+    def _unknown(self, encoded: Sequence[Encoded], lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        if self.unk_id is None or not lengths.any():
+            return np.zeros(len(encoded), np.int64)
+        found = np.concatenate([row.ids for row in encoded]) == self.unk_id
+        totals = np.concatenate([[0], np.cumsum(found)])
+        ends = np.cumsum(lengths)
+        counts: npt.NDArray[np.int64] = totals[ends] - totals[ends - lengths]
+        return counts
+
+    def _keep(
+        self,
+        examples: Sequence[Example],
+        encoded: Sequence[Encoded],
+        both: Sequence[Sides],
+        part: npt.NDArray[np.void],
+        rows_keys: npt.NDArray[np.uint64],
+    ) -> None:
+        token_limit = limit_for(self.rows, TOKEN_ROWS)
+        wanted = np.flatnonzero(rows_keys <= np.uint64(self.sample.limit - 1)).tolist()
+        for index in wanted:
+            key, content = int(rows_keys[index]), int(part["content"][index])
+            if not self.sample.wants(key, content):
+                continue
+            ids = encoded[index].ids[:KEPT_TOKENS].copy() if key < token_limit else None
+            self.sample.take(
+                Kept(
+                    key,
+                    content,
+                    self.file,
+                    examples[index].line,
+                    examples[index].label,
+                    both[index].given[:SHOWN_CHARACTERS],
+                    both[index].learnt[:SHOWN_CHARACTERS],
+                    int(part["tokens"][index]),
+                    int(part["unknown"][index]),
+                    ids,
+                )
+            )
+
+
+def _trained(row: Encoded) -> int:
+    if row.target is not None:
+        return len(row.target)
+    return NO_TOKENS_TRAINED if row.trained is None else int(np.count_nonzero(row.trained[1:]))
+
+
+def _answer_words(example: Example, side: Sides) -> int:
+    if example.label:
+        return -1
+    if len(side.last) > LONGEST_WORD:
+        return 2
+    return min(2, len(side.last.split(None, 2)))

@@ -1,0 +1,117 @@
+"""What is to be said: empty and one-word answers, the same words in every row, leftovers of tools."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.leftovers import TRACES, Kind
+from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
+
+ONE_WORD_SHARE, ONE_WORD_ROWS = 0.02, 5
+ANSWERS_ARE_LABELS = 0.5  # where most answers are one word, this is meant
+FRAME_WORDS = 8
+FRAME_SHARE, FRAME_ROWS = 0.2, 20
+FRAMED_WORDS = 12  # a text must have so many, or its frame is all of it
+
+# kind -> (share and number of rows from which on it is a warning, what it is, cure)
+LEFTOVERS: dict[Kind, tuple[float, int, str, str]] = {
+    Kind.TEMPLATE: (
+        0.001,
+        3,
+        "marks of a chat template inside the text",
+        "split such rows into messages: the template of the tokenizer writes these marks itself",
+    ),
+    Kind.PLACEHOLDER: (0.005, 3, "placeholders that nobody filled", "fill them, or remove these rows"),
+    Kind.REFUSAL: (
+        0.005,
+        3,
+        "a model that talks of itself",
+        "remove these rows, unless the tuned model is to say so too",
+    ),
+    Kind.DUMMY: (0.005, 3, "text that stands in for text", "write what is meant, or remove these rows"),
+    Kind.MARKUP: (0.01, 5, "HTML tags or entities", "strip the markup, unless the model is to write it"),
+}
+
+
+def short_answers(split: Split) -> Iterator[Finding]:
+    """Answers of no word and of one."""
+    words = split.table["answer"]
+    empty = np.flatnonzero(words == 0)
+    if len(empty):
+        yield split.finding(
+            Severity.WARNING,
+            "EmptyAnswers",
+            f"{counted(len(empty), 'row')} ({percent(len(empty) / split.rows)}) "
+            f"{'has' if len(empty) == 1 else 'have'} nothing to say: the last answer is empty",
+            "remove these rows, or write the answers: they teach to stop at once",
+            "any such row",
+            len(empty),
+            split.rows,
+            excerpts=tuple(split.excerpt(int(row)) for row in empty[:EXCERPTS]),
+        )
+    single = np.flatnonzero(words == 1)
+    share = len(single) / split.rows
+    if not len(single) or share >= ANSWERS_ARE_LABELS:
+        return
+    yield split.finding(
+        Severity.WARNING if len(single) >= ONE_WORD_ROWS and share >= ONE_WORD_SHARE else Severity.NOTE,
+        "OneWordAnswers",
+        f"{counted(len(single), 'answer')} ({percent(share)}) {'has' if len(single) == 1 else 'have'} one word, among "
+        "longer ones",
+        "write these answers as the others are, or keep them apart: a model takes over the mixture",
+        "warning from 5 rows and 2 %; none where most answers are one word",
+        len(single),
+        split.rows,
+        excerpts=tuple(split.excerpt(int(row)) for row in single[:EXCERPTS]),
+    )
+
+
+def frames(split: Split) -> Iterator[Finding]:
+    """The same first or last words in many texts or answers."""
+    texts = [(row, words) for row in split.kept if len(words := (row.learnt or row.given).split()) >= FRAMED_WORDS]
+    for where, part in (("begin", slice(FRAME_WORDS)), ("end", slice(-FRAME_WORDS, None))):
+        counts = Counter(" ".join(words[part]) for _, words in texts)
+        for frame, rows in counts.most_common(1):
+            share = rows / len(split.kept)
+            if rows < FRAME_ROWS or share < FRAME_SHARE:
+                continue
+            holders = [row for row, words in texts if " ".join(words[part]) == frame][:EXCERPTS]
+            yield split.finding(
+                Severity.WARNING,
+                "RepeatedFrame",
+                f"{counted(rows, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: {frame!r}",
+                "remove what all rows share, or put it into the system message: it is learnt first and costs tokens",
+                "the same 8 words in more than 20 % of the rows",
+                rows,
+                len(split.kept),
+                split.sampled(),
+                tuple(Excerpt(place=row.place, text=shortened(row.learnt or row.given)) for row in holders),
+            )
+
+
+def leftovers(split: Split) -> Iterator[Finding]:
+    """Traces of tools."""
+    for kind, hits in split.seen.leftovers.kinds.items():
+        least_share, least_rows, what, cure = LEFTOVERS[kind]
+        share = hits.rows / split.rows
+        needles = [
+            trace.needle for trace in TRACES if trace.kind is kind and trace.needle in split.seen.leftovers.needles
+        ]
+        found = ", ".join(
+            repr(needle) for needle in sorted(needles, key=split.seen.leftovers.needles.__getitem__)[::-1][:4]
+        )
+        yield split.finding(
+            Severity.WARNING if hits.rows >= least_rows and share >= least_share else Severity.NOTE,
+            kind,
+            f"{counted(hits.rows, 'row')} ({percent(share)}) {'holds' if hits.rows == 1 else 'hold'} {what}: {found}",
+            cure,
+            f"warning from {least_rows} rows and {percent(least_share)}",
+            hits.rows,
+            split.rows,
+            excerpts=tuple(
+                Excerpt(place=f"{file}:{line}" if file else f"line {line}", text=shortened(text))
+                for file, line, text in hits.first
+            ),
+        )

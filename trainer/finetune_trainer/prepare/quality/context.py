@@ -1,0 +1,125 @@
+"""What a question about the data is asked of: one split, and what the job wants of it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.quality.observation import Observation
+from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
+from finetune_trainer.prepare.quality.sample import Kept
+
+EXCERPTS = 3  # rows that show a finding
+EXCERPT_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class Context:
+    """The job, as far as it judges data.
+
+    Attributes:
+        completion_only: whether prompts are to carry no loss; of no effect where rows have no prompt.
+        max_length: tokens; rows are cut at it.
+        micro_batch: rows per rank and forward pass, as planned.
+        name: the data set's, for the report's head.
+    """
+
+    task: Task
+    max_length: int
+    method: MethodType | None = None
+    completion_only: bool = True
+    micro_batch: int = 8
+    name: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether targets are labels."""
+        return self.task is Task.CLASSIFICATION
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, all of it observed."""
+
+    name: SplitName
+    seen: Observation
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.void]:
+        """All rows with the fields of `observation.ROW`."""
+        return self.seen.table()
+
+    @cached_property
+    def kept(self) -> list[Kept]:
+        """The sample."""
+        return self.seen.sample.rows()
+
+    @cached_property
+    def distinct(self) -> int:
+        """Rows that differ."""
+        return len(np.unique(self.table["content"]))
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return len(self.table)
+
+    def sampled(self, looked_at: int | None = None) -> int:
+        """What a finding says of its sample: 0 if no row was left out but copies of others."""
+        looked_at = len(self.kept) if looked_at is None else looked_at
+        return 0 if looked_at >= self.distinct else looked_at
+
+    def finding(
+        self,
+        severity: Severity,
+        code: str,
+        message: str,
+        cure: str,
+        rule: str,
+        count: int = 0,
+        of: int = 0,
+        sampled: int = 0,
+        excerpts: tuple[Excerpt, ...] = (),
+    ) -> Finding:
+        """A finding of this split; `share` is `count` of `of` rows."""
+        return Finding(
+            severity=severity,
+            code=code,
+            split=self.name,
+            message=message,
+            cure=cure,
+            rule=rule,
+            count=count,
+            share=round(count / of, 6) if of else 0.0,
+            sampled=sampled,
+            excerpts=excerpts,
+        )
+
+    def excerpt(self, row: int, other: int | None = None) -> Excerpt:
+        """Where rows stand, by index; their text if the sample has it."""
+        texts = {kept.content: kept.text for kept in self.kept}
+        text = shortened(texts.get(int(self.table["content"][row]), ""))
+        if other is None:
+            return Excerpt(place=self.seen.place(row), text=text)
+        second = shortened(texts.get(int(self.table["content"][other]), ""))
+        return Excerpt(place=self.seen.place(row), text=text, other_place=self.seen.place(other), other=second)
+
+
+def shortened(text: str, characters: int = EXCERPT_CHARACTERS) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(text[: 4 * characters].split())
+    return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
+
+
+def percent(share: float) -> str:
+    """`3.4 %`; never `0 %` of something that is there."""
+    if 0 < share < 0.0005:
+        return "under 0.1 %"
+    return f"{100 * share:.3g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `1,200 rows`"""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

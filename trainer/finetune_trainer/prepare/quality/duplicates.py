@@ -1,0 +1,234 @@
+"""Rows that stand there twice, word for word or nearly, in one split or in both.
+
+Equal rows are found among all; near twins in the sample, by MinHash and locality-sensitive hashing (datasketch), each
+pair then verified on its shingles.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from datasketch import MinHash, MinHashLSH
+
+from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
+from finetune_trainer.prepare.quality.sample import Kept
+
+SIMILAR = 0.8  # Jaccard similarity from which on rows are near twins: Lee et al. 2022, "Deduplicating Training Data"
+PERMUTATIONS = 128
+BANDS = (16, 8)  # bands x rows: finds a pair of similarity 0.8 in 95 % of cases (1 - (1 - 0.8^8)^16), of 0.9 always
+WORDS = 5  # of a shingle, as in Lee et al.
+CHARACTERS = 5  # of a shingle of a text of fewer than 8 words, and of one without blanks
+SHORT = 8
+CANDIDATES = 8  # verified for one row: more of the same band say nothing new
+COMMON = 0.2  # shingles in more of the rows are a frame around the text, not the text
+EQUAL_SHARE, EQUAL_ROWS = 0.01, 5
+NEAR_SHARE, NEAR_ROWS = 0.05, 10
+LEAKED_SHARE, LEAKED_ROWS = 0.01, 2
+
+_EQUAL_RULE = "warning from 1 % of the rows; copies are trained on twice and memorised (Lee et al. 2022)"
+_NEAR_RULE = (
+    "Jaccard similarity of 5-word shingles of at least 0.8; warning from 5 % of the rows looked at: "
+    "web corpora hold 3 to 14 % (Lee et al. 2022)"
+)
+_LEAK_RULE = "warning from 2 rows and 1 % of the evaluation rows: they are known by heart and flatter every metric"
+
+Hashes = npt.NDArray[np.uint32]
+
+
+def equal_rows(split: Split) -> Iterator[Finding]:
+    """Rows that are copies of an earlier one."""
+    copies = split.rows - split.distinct
+    if not copies:
+        return
+    _, first, index = np.unique(split.table["content"], return_index=True, return_inverse=True)
+    shown = np.flatnonzero(first[index] != np.arange(split.rows))[:EXCERPTS].tolist()
+    loud = copies >= EQUAL_ROWS and copies / split.rows >= EQUAL_SHARE
+    yield split.finding(
+        Severity.WARNING if loud else Severity.NOTE,
+        "DuplicateRows",
+        f"{counted(copies, 'row')} of {split.rows:,} ({percent(copies / split.rows)}) are copies of an earlier row",
+        "remove the copies; if a row is to weigh more, say so with the weight of its source",
+        _EQUAL_RULE,
+        copies,
+        split.rows,
+        excerpts=tuple(split.excerpt(int(first[index[row]]), row) for row in shown),
+    )
+
+
+def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
+    """Evaluation rows that stand in the training data word for word."""
+    field = "given" if train.seen.labels else "content"  # with labels the text is what must be new
+    leaked = np.flatnonzero(np.isin(evaluation.table[field], train.table[field]))
+    if not len(leaked):
+        return
+    share = len(leaked) / evaluation.rows
+    shown = []
+    for row in leaked[:EXCERPTS].tolist():
+        own = evaluation.excerpt(row)
+        twin = int(np.argmax(train.table[field] == evaluation.table[field][row]))
+        shown.append(own.model_copy(update={"other_place": train.seen.place(twin), "other": own.text}))
+    yield evaluation.finding(
+        Severity.WARNING if len(leaked) >= LEAKED_ROWS and share >= LEAKED_SHARE else Severity.NOTE,
+        "EvalInTrain",
+        f"{counted(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
+        f"{'stands' if len(leaked) == 1 else 'stand'} in the training data word for word",
+        "remove them from one of the two, or split anew after removing duplicates",
+        _LEAK_RULE,
+        len(leaked),
+        evaluation.rows,
+        excerpts=tuple(shown),
+    )
+
+
+def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
+    """Rows that nearly equal another, in each split and across."""
+    own = [evaluation.kept] if evaluation is not None else []
+    sketches = _Sketches([train.kept, *own])
+    index = _Index(sketches)
+    pairs = [(row, twin) for row in sketches.rows[0] if (twin := index.twin(row, insert=True)) is not None]
+    yield from _near(train, sketches, pairs)
+    if evaluation is None:
+        return
+    comparable = train.seen.sample.complete_below()
+    looked_at = [row for row in sketches.rows[1] if sketches.kept[row].key < comparable]
+    known = {row.content for row in train.kept}
+    leaks = [
+        (row, twin)
+        for row in looked_at
+        if sketches.kept[row].content not in known and (twin := index.twin(row, insert=False)) is not None
+    ]
+    yield from _leaked(evaluation, sketches, leaks, len(looked_at))
+    apart = _Index(sketches)
+    pairs = [(row, twin) for row in sketches.rows[1] if (twin := apart.twin(row, insert=True)) is not None]
+    yield from _near(evaluation, sketches, pairs)
+
+
+def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]]) -> Iterator[Finding]:
+    if not pairs:
+        return
+    looked_at = len(split.kept)
+    share = len(pairs) / looked_at
+    yield split.finding(
+        Severity.WARNING if len(pairs) >= NEAR_ROWS and share >= NEAR_SHARE else Severity.NOTE,
+        "NearDuplicates",
+        f"{counted(len(pairs), 'row')} of {looked_at:,} distinct ones ({percent(share)}) nearly "
+        f"{'equals' if len(pairs) == 1 else 'equal'} another row",
+        "keep one of each group, unless the small differences are what is to be learnt",
+        _NEAR_RULE,
+        len(pairs),
+        looked_at,
+        split.sampled(),
+        tuple(_excerpt(sketches, pair) for pair in pairs[:EXCERPTS]),
+    )
+
+
+def _leaked(
+    evaluation: Split, sketches: "_Sketches", leaks: list[tuple[int, int]], looked_at: int
+) -> Iterator[Finding]:
+    if not leaks:
+        return
+    share = len(leaks) / looked_at
+    yield evaluation.finding(
+        Severity.WARNING if len(leaks) >= LEAKED_ROWS and share >= NEAR_SHARE else Severity.NOTE,
+        "EvalNearTrain",
+        f"{counted(len(leaks), 'evaluation row')} of {looked_at:,} ({percent(share)}) nearly "
+        f"{'equals' if len(leaks) == 1 else 'equal'} a training row",
+        "split by document, customer or date, so that twins fall on the same side",
+        _NEAR_RULE.replace("rows looked at", "evaluation rows looked at"),
+        len(leaks),
+        looked_at,
+        evaluation.sampled(looked_at),
+        tuple(_excerpt(sketches, pair) for pair in leaks[:EXCERPTS]),
+    )
+
+
+def _excerpt(sketches: "_Sketches", pair: tuple[int, int]) -> Excerpt:
+    row, twin = (sketches.kept[index] for index in pair)
+    return Excerpt(place=twin.place, text=shortened(twin.text), other_place=row.place, other=shortened(row.text))
+
+
+@dataclass(init=False)
+class _Sketches:
+    """Shingles of the rows of several samples, rows numbered through."""
+
+    kept: list[Kept]
+    rows: list[range]
+    shingles: list[Hashes]
+
+    def __init__(self, samples: list[list[Kept]]) -> None:
+        self.kept = [row for sample in samples for row in sample]
+        starts = np.cumsum([0, *map(len, samples)]).tolist()
+        self.rows = [range(start, end) for start, end in pairwise(starts)]
+        self.shingles = _without_frames(shingles([row.text for row in self.kept]))
+
+
+def shingles(texts: list[str]) -> list[Hashes]:
+    """Distinct hashes of each text's shingles, sorted: 5 words, or 5 characters of short texts."""
+    numbers: dict[str, int] = {}
+    ids: list[int] = []
+    widths: list[int] = []
+    for text in texts:
+        words = text.lower().split()
+        if len(words) < SHORT:
+            joined = " ".join(words)
+            words = list(joined) if len(joined) >= CHARACTERS else [joined]
+        start = len(ids)
+        ids += [numbers.setdefault(word, len(numbers)) for word in words]
+        widths.append(len(ids) - start)
+    # the numbers depend on the order of the texts, hashes do not matter beyond this call
+    return _windows(np.array(ids, np.uint64), widths)
+
+
+def _windows(ids: npt.NDArray[np.uint64], widths: list[int]) -> list[Hashes]:
+    padded = np.concatenate([ids, np.zeros(WORDS, np.uint64)])
+    mixed = np.zeros(len(ids), np.uint64)
+    for offset in range(WORDS):
+        mixed = (mixed ^ (padded[offset : offset + len(ids)] + np.uint64(1))) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    hashes = (mixed >> np.uint64(32)).astype(np.uint32)
+    ends = np.cumsum(widths).tolist()
+    return [
+        np.unique(hashes[end - width : max(end - WORDS + 1, end - width + 1)])
+        for end, width in zip(ends, widths, strict=True)
+    ]
+
+
+def _without_frames(rows: list[Hashes]) -> list[Hashes]:
+    """Without shingles that very many rows share, such as an instruction that stands above each text."""
+    if len(rows) < 50:
+        return rows
+    values, counts = np.unique(np.concatenate(rows), return_counts=True)
+    common = values[counts > COMMON * len(rows)]
+    if not len(common):
+        return rows
+    rests = (np.setdiff1d(row, common, assume_unique=True) for row in rows)
+    return [rest if len(rest) else row for rest, row in zip(rests, rows, strict=True)]
+
+
+class _Index:
+    """Finds an earlier row that is similar; of each group of similar rows it holds the first."""
+
+    def __init__(self, sketches: _Sketches) -> None:
+        self._shingles = sketches.shingles
+        self._lsh = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS)
+        self._blank = MinHash(PERMUTATIONS, hashfunc=int)
+
+    def twin(self, row: int, insert: bool) -> int | None:
+        """The first similar row; if there is none, this one is inserted where asked."""
+        sketch = self._blank.copy()
+        sketch.update_batch(self._shingles[row])
+        for _, candidate in zip(range(CANDIDATES), sorted(self._lsh.query(sketch)), strict=False):
+            if jaccard(self._shingles[row], self._shingles[candidate]) >= SIMILAR:
+                return int(candidate)
+        if insert:
+            self._lsh.insert(row, sketch, check_duplication=False)
+        return None
+
+
+def jaccard(first: Hashes, second: Hashes) -> float:
+    """Of all shingles of two rows, the share that both have."""
+    both = len(np.intersect1d(first, second, assume_unique=True))
+    return both / (len(first) + len(second) - both)

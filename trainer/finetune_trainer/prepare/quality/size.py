@@ -1,0 +1,67 @@
+"""Whether there are enough rows: to learn from, and to measure with."""
+
+import math
+from collections.abc import Iterator
+
+from finetune_api.messages import MethodType
+from finetune_trainer.prepare.quality.context import Context, Split
+from finetune_trainer.prepare.quality.report import Finding, Severity
+
+FEWEST = 10  # OpenAI's fine-tuning guide: "you are required to provide at least 10 examples"
+ENOUGH_TO_SHOW = 50  # the same: "we typically see clear improvements from fine-tuning on 50 to 100"
+ENOUGH_FOR_FULL = 1000  # LIMA (Zhou et al. 2023): a 65B model tuned in full on 1,000 chosen examples
+FEWEST_EVAL = 20
+ENOUGH_EVAL = 100
+
+
+def of_train(split: Split, context: Context) -> Iterator[Finding]:
+    """Enough rows for the method."""
+    rows = split.rows
+    if rows < ENOUGH_TO_SHOW:
+        least = FEWEST if rows < FEWEST else ENOUGH_TO_SHOW
+        yield split.finding(
+            Severity.WARNING,
+            "FewRows",
+            f"{rows} training rows: {'at least 10 are needed' if least == FEWEST else 'gains begin to show at 50'}",
+            f"add rows: {ENOUGH_TO_SHOW} to 100 good ones are where a difference shows",
+            "at least 10 rows, clear improvements from 50 to 100 (OpenAI, fine-tuning guide)",
+            rows,
+            rows,
+        )
+    elif rows < ENOUGH_FOR_FULL and context.method is MethodType.FULL and not context.labelled:
+        yield split.finding(
+            Severity.NOTE,
+            "FewRowsForFull",
+            f"{rows:,} training rows for tuning all weights",
+            "take method.type: lora, which forgets less, or at least 1,000 rows",
+            "1,000 well-chosen rows sufficed to tune a model in full (LIMA, Zhou et al. 2023)",
+            rows,
+            rows,
+        )
+
+
+def of_evaluation(train: Split, evaluation: Split | None) -> Iterator[Finding]:
+    """Enough rows to tell two models apart."""
+    if evaluation is None:
+        yield train.finding(
+            Severity.NOTE,
+            "NoEvaluation",
+            "there are no evaluation rows: nothing will tell when the model begins to know the rows by heart",
+            "name a file in spec.dataset.eval, or hold rows out: spec.dataset.eval: {split: 0.05}",
+            "",
+        )
+        return
+    rows = evaluation.rows
+    if rows >= ENOUGH_EVAL:
+        return
+    error = math.sqrt(0.25 / rows)
+    yield evaluation.finding(
+        Severity.WARNING if rows < FEWEST_EVAL else Severity.NOTE,
+        "FewEvalRows",
+        f"{rows} evaluation rows: a share measured on them, such as an accuracy, has a standard error of up to "
+        f"{100 * error:.0f} percentage points",
+        f"hold out at least {ENOUGH_EVAL} rows",
+        "standard error of a share: sqrt(p (1 - p) / n), at most 5 points from 100 rows; warning below 20",
+        rows,
+        rows,
+    )
