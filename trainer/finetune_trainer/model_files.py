@@ -1,6 +1,7 @@
 """The files of a model in Hugging Face's layout: which there are, which must be, and how their JSON is read."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+ADAPTER = "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs"
 TOKENIZER_FILES = frozenset(
     {
         TOKENIZER,
@@ -33,15 +36,41 @@ def check_names(names: set[str], source: str) -> None:
     if not names:
         cure = "correct spec.model.uri, or upload the model"
         raise ModelError(model_problem("ModelNotFound", f"there is nothing at {source}", cure))
+    weights = names & {WEIGHTS, WEIGHTS_INDEX}
+    if not weights:
+        _check_other_kinds(names, source)
     if CONFIG not in names:
         message = f"{source} has no {CONFIG}: it is no model in Hugging Face's layout"
         raise ModelError(model_problem("ModelIncomplete", message, "save it with save_pretrained"))
-    if not names & {WEIGHTS, WEIGHTS_INDEX}:
+    if not weights:
         message = f"{source} has no {WEIGHTS} and no {WEIGHTS_INDEX}; pickled weights are not loaded"
         raise ModelError(model_problem("NoSafetensors", message, "save it again with a recent save_pretrained"))
     if TOKENIZER not in names:
         cure = "save a fast tokenizer beside the model with save_pretrained"
         raise ModelError(model_problem("NoTokenizer", f"{source} has no {TOKENIZER}", cure))
+
+
+def _check_other_kinds(names: set[str], source: str) -> None:
+    """Says what a folder without whole weights is instead, where its files tell it."""
+    if ADAPTER in names:
+        message = f"{source} is an adapter ({ADAPTER}), not a whole model"
+        cure = "name its base model (base_model_name_or_path in that file), or merge the two and save them"
+        raise ModelError(model_problem("AdapterGiven", message, cure))
+    if gguf := next((name for name in sorted(names) if name.endswith(".gguf")), None):
+        message = f"{source} holds {gguf}: GGUF is a format for inference, its weights cannot be trained"
+        raise ModelError(model_problem("GGUFGiven", message, "use the model it was made from, with safetensors"))
+    if shard := next((name for name in sorted(names) if re.search(r"-of-[0-9]+\.safetensors$", name)), None):
+        message = f"{source} has {shard} and no {WEIGHTS_INDEX}, which says what is in which file"
+        raise ModelError(model_problem("ModelIncomplete", message, "copy the whole model, or save it again"))
+
+
+def check_trainable(config: Mapping[str, Any]) -> None:
+    """Raises ModelError if `config.json` says that the weights are quantized: there is nothing to update."""
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, Mapping):
+        method = quantization.get("quant_method") or "an unnamed method"
+        message = f"{CONFIG} says that the weights are quantized ({method}); such weights are not trained"
+        raise ModelError(model_problem("QuantizedModel", message, "use the model it was made from, in 16 or 32 bits"))
 
 
 def weight_names(index: Mapping[str, Any] | None) -> list[str]:

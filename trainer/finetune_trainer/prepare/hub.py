@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from finetune_api.errors import ModelError, Problem
@@ -98,17 +99,37 @@ def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library passes its HTTP client's errors through, and changes that client
-        reasons: dict[type[Exception], tuple[str, str]] = {
-            errors.GatedRepoError: ("is gated", "accept its terms on the hub and set HF_TOKEN"),
-            errors.RevisionNotFoundError: ("has no such revision", "correct spec.model.revision"),
-            errors.RepositoryNotFoundError: ("is not on the hub, or is private", "correct the name, or set HF_TOKEN"),
-            errors.HFValidationError: ("is no name of a model on the hub", "write organisation/model"),
-        }
-        fitting = (reason for kind, reason in reasons.items() if isinstance(error, kind))
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        cure = "check the connection to the hub (HF_ENDPOINT), or copy the model and use spec.model.uri"
-        message, cure = next(fitting, (f"cannot be fetched: {said}", cure))
-        raise ModelError(_problem("HubFailed", f"{name} {message}", cure)) from error
+        code, field, message, cure = _reason(error, errors)
+        raise ModelError(Problem(code=code, field=field, message=f"{name} {message}", cure=cure)) from error
+
+
+def _reason(error: Exception, errors: ModuleType) -> tuple[str, str, str, str]:
+    """Code, field, message and cure of what the hub's client raised."""
+    reasons: dict[type[Exception], tuple[str, str, str, str]] = {
+        errors.GatedRepoError: ("GatedModel", FIELD, "is gated", "accept its terms on the hub and set HF_TOKEN"),
+        errors.RevisionNotFoundError: (
+            "RevisionNotFound",
+            "spec.model.revision",
+            "has no such revision",
+            "name a branch, a tag or a commit that exists, or leave it out",
+        ),
+        errors.RepositoryNotFoundError: (
+            "ModelNotFound",
+            FIELD,
+            "is not on the hub, or is private",
+            "correct the name, or set HF_TOKEN",
+        ),
+        errors.HFValidationError: (
+            "InvalidModelName",
+            FIELD,
+            "is no name of a model on the hub",
+            "write organisation/model; for a folder write spec.model.uri: file://folder instead",
+        ),
+    }
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    cure = "check the connection to the hub (HF_ENDPOINT), or copy the model and use spec.model.uri"
+    fitting = (reason for kind, reason in reasons.items() if isinstance(error, kind))
+    return next(fitting, ("HubFailed", FIELD, f"cannot be fetched: {said}", cure))
 
 
 def _problem(code: str, message: str, cure: str) -> Problem:

@@ -18,9 +18,11 @@ from finetune_api.v1alpha1 import ModelSpec
 from finetune_api.v1alpha1.spec import VolumeClaimRef
 from finetune_trainer.model_files import (
     CONFIG,
+    LFS_POINTER,
     SMALL_FILES,
     WEIGHTS_INDEX,
     check_names,
+    check_trainable,
     model_problem,
     parse_json,
     weight_names,
@@ -160,6 +162,7 @@ def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
     Raises:
         ModelError: the architecture, or the task with it, is not supported yet.
     """
+    check_trainable(config)
     family = str(config.get("model_type", ""))
     if family not in FAMILIES:
         supported = ", ".join(f"{name} ({use})" for name, use in FAMILIES.items())
@@ -271,9 +274,14 @@ def count_parameters(path: Path) -> int:
     damaged = model_problem("ModelInvalid", f"{path.name} is damaged or no safetensors file", "copy or save it again")
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(len(LFS_POINTER))
+        if start == LFS_POINTER:
+            message = f"{path.name} is a pointer of Git LFS, not the weights"
+            raise ModelError(model_problem("GitLFSPointer", message, "fetch the weights with `git lfs pull`"))
+        length = int.from_bytes(start[:8], "little")
         if not 2 <= length <= min(LARGEST_HEADER, size - 8):
             raise ModelError(damaged)
+        file.seek(8)
         header = file.read(length)
     try:
         tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
