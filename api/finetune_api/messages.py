@@ -68,7 +68,8 @@ class SplitFacts(Message):
     """One split of the prepared data.
 
     Attributes:
-        rows: examples.
+        rows: sequences that a model sees: examples, or packs of them.
+        examples: rows before packing; 0 in files of an older version.
         tokens: non-padding tokens over all rows, after truncation.
         trained_tokens: tokens that carry loss (rows, for classification).
         longest: tokens in the longest row, after truncation.
@@ -80,13 +81,15 @@ class SplitFacts(Message):
     trained_tokens: int
     longest: int
     truncated_rows: int = 0
+    examples: int = 0
 
 
 class DatasetFacts(Message):
     """The prepared data set at `datasets/<sha256>/`: `train.arrow`, `eval.arrow` and MANIFEST.json.
 
     Arrow columns: `input_ids` list<int32>; causal-lm: `labels` list<int32> with -100 where no loss is due;
-    classification: `label` int32 (index into `labels`).
+    classification: `label` int32 (index into `labels`); seq2seq: `labels` list<int32>, the target. With packing also
+    `seq_lengths` list<int32>: the lengths of a sequence's documents. Conversations: `chat_template.jinja` for inference.
     """
 
     sha256: str

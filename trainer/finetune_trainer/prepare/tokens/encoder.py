@@ -1,0 +1,263 @@
+"""Examples of one layout to token ids. Picklable: the processes that tokenise load the tokenizer from its file."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune_api.errors import DataError, Problem, SpecError
+from finetune_api.messages import Task
+from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.data.rows import Example, Layout
+from finetune_trainer.prepare.tokens import templates
+from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
+from finetune_trainer.prepare.tokens.encoded import Encoded
+from finetune_trainer.prepare.tokens.render import Renderer, TemplateError
+from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, Speaker, Speech
+from finetune_trainer.prepare.tokens.templates import ChatTemplate
+from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
+
+PROBES = (  # a template that refuses a role or an order is no fault of its own: rows without it may still be rendered
+    [{"role": role, "content": f"{role} {turn}"} for turn in (1, 2) for role in ("user", "assistant")],
+    [{"role": role, "content": role} for role in ("user", "assistant")],
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How examples of one layout become token ids.
+
+    Attributes:
+        definition: file with the tokenizer's JSON.
+        limit: rows are cut at so many tokens.
+        eos_id: ends texts and pairs that do not end with it already.
+        loss_on_prompt: prompts carry loss too (lossOn: all).
+        to_target: completions are the target of an encoder-decoder, not the prompt's continuation.
+        template: of conversations.
+        specials: what the template reads of the tokenizer.
+        notes: what a careful reader should know.
+    """
+
+    definition: Path
+    layout: Layout
+    limit: int
+    eos_id: int | None = None
+    unk_id: int | None = None
+    embeddings: int | None = None
+    loss_on_prompt: bool = False
+    to_target: bool = False
+    template: ChatTemplate | None = None
+    specials: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __call__(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        """Encode some examples; a Fault for each of which nothing can be learnt."""
+        encode: Mapping[Layout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
+            Layout.LABELLED: self._labelled,
+            Layout.TEXT: self._texts,
+            Layout.PAIR: self._to_target if self.to_target else self._pairs,
+            Layout.CHAT: self._chats,
+        }
+        return encode[self.layout](batch)
+
+    @property
+    def _backend(self) -> Backend:
+        return backend(self.definition)
+
+    @cached_property
+    def speaker(self) -> Speaker:
+        """Renders conversations and finds the assistant's words."""
+        if self.template is None:
+            raise ValueError("conversations need a template")
+        return Speaker(
+            Renderer(self.template.training, self.specials),
+            self.template.marked,
+            self.loss_on_prompt,
+            str(self.specials.get("eos_token") or ""),
+        )
+
+    # ---------------------------------------------------------------- by layout
+
+    def _labelled(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        whole = self._backend.ids([example.text for example in batch])
+        # the tokenizer cuts before it adds its last special token, such as BERT's [SEP]
+        cut = [index for index, ids in enumerate(whole) if len(ids) > self.limit]
+        shorter = self._backend.cut([batch[index].text for index in cut], self.limit) if cut else []
+        rows = list(whole)
+        for index, ids in zip(cut, shorter, strict=True):
+            rows[index] = ids
+        return [Encoded(ids, None, None, len(full)) for ids, full in zip(rows, whole, strict=True)]
+
+    def _texts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        rows = [self._ended(ids) for ids in self._backend.ids([example.text for example in batch])]
+        return [self._row(example, ids, np.ones(len(ids), np.bool_)) for example, ids in zip(batch, rows, strict=True)]
+
+    def _pairs(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        prompts = self._backend.ids([example.text for example in batch])
+        completions = self._backend.ids([example.completion for example in batch], specials=False)
+        rows: list[Encoded | Fault] = []
+        for example, prompt, completion in zip(batch, prompts, completions, strict=True):
+            start = len(prompt)
+            while start and prompt[start - 1] == self.eos_id:  # a tokenizer that ends each text: the prompt is no end
+                start -= 1
+            ids = self._ended(np.concatenate([prompt[:start], completion]))
+            trained = np.ones(len(ids), np.bool_)
+            if not self.loss_on_prompt:
+                trained[:start] = False
+            rows.append(self._row(example, ids, trained))
+        return rows
+
+    def _to_target(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        inputs = self._labelled(batch)
+        answers = self._backend.ids([example.completion for example in batch])
+        rows: list[Encoded | Fault] = []
+        for row, answer in zip(inputs, answers, strict=True):
+            target = self._ended(answer)[: self.limit]
+            if isinstance(row, Encoded):
+                row = Encoded(row.ids, None, target, row.full_length)
+            rows.append(row)
+        return rows
+
+    def _chats(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        spoken = [self._speech(example) for example in batch]
+        good = [speech for speech in spoken if isinstance(speech, Speech)]
+        marked = iter(self._backend.marked([speech.text for speech in good], [speech.spans for speech in good]))
+        rows: list[Encoded | Fault] = []
+        for example, speech in zip(batch, spoken, strict=True):
+            if isinstance(speech, Fault):
+                rows.append(speech)
+                continue
+            ids, trained = next(marked)
+            if not speech.ended:
+                ids, trained = self._ended(ids), np.append(trained, trained[-1:])
+            rows.append(self._row(example, ids, trained[: len(ids)]))
+        return rows
+
+    def _speech(self, example: Example) -> Speech | Fault:
+        try:
+            return self.speaker(example.messages, example.tools)
+        except TemplateError as error:
+            return Fault(example.line, Code.TEMPLATE_FAILED, f"the chat template refuses the conversation: {error}")
+        except NotPrefixConsistentError as error:
+            return Fault(example.line, Code.TEMPLATE_FAILED, str(error))
+
+    # ---------------------------------------------------------------- parts
+
+    def _ended(self, ids: Ids) -> Ids:
+        if len(ids) and ids[-1] == self.eos_id:
+            return ids
+        return np.append(ids, np.int32(self.eos_id or 0))
+
+    def _row(self, example: Example, ids: Ids, trained: Mask) -> Encoded | Fault:
+        # a row that was cut has no end, and none is added: it would teach to stop in mid-sentence
+        kept = trained[: self.limit]
+        if not kept[1:].any():  # the first token is never predicted
+            message = f"no token to learn is left of the row when cut at {self.limit} tokens"
+            return Fault(example.line, Code.NOTHING_TO_LEARN, message)
+        return Encoded(ids[: self.limit], kept, None, len(ids))
+
+
+def encoder_for(
+    spec: DatasetSpec,
+    task: Task,
+    tokenizer: LoadedTokenizer,
+    layout: Layout,
+    limit: int,
+    given: str | None,
+    work: Path,
+) -> Encoder:
+    """The encoder of a job's data.
+
+    Args:
+        given: the text of `spec.chat_template`, as of `templates.given_template`.
+        work: folder for the tokenizer's file.
+
+    Raises:
+        SpecError: packing is asked for where it cannot be, or the named template does not work.
+        DataError: conversations without any template.
+    """
+    _check_packing(spec, task)
+    template = _template(spec, tokenizer, given) if layout is Layout.CHAT else None
+    name = hashlib.sha256(tokenizer.definition.encode()).hexdigest()[:16]
+    work.mkdir(parents=True, exist_ok=True)
+    definition = work / f"tokenizer-{name}.json"
+    definition.write_text(tokenizer.definition, "utf-8")
+    encoder = Encoder(
+        definition=definition,
+        layout=layout,
+        limit=limit,
+        eos_id=tokenizer.eos_id,
+        unk_id=tokenizer.unk_id,
+        embeddings=tokenizer.embeddings,
+        loss_on_prompt=spec.loss_on == "all",
+        to_target=task is Task.SEQ2SEQ,
+        template=template,
+        specials=tokenizer.specials,
+        notes=_notes(template, tokenizer) if template else (),
+    )
+    if template is not None:
+        _probe(encoder.speaker, templates.FIELD if given else "spec.model")
+    return encoder
+
+
+def _check_packing(spec: DatasetSpec, task: Task) -> None:
+    if spec.packing and task is not Task.CAUSAL_LM:
+        raise SpecError(
+            Problem(
+                code="PackingNotForTask",
+                field="spec.dataset.packing",
+                message=f"rows of {task} cannot be packed: each has a result of its own",
+                cure="set packing to false, or leave it out",
+            )
+        )
+
+
+def _template(spec: DatasetSpec, tokenizer: LoadedTokenizer, given: str | None) -> ChatTemplate:
+    text = given or tokenizer.template
+    if not text:
+        raise DataError(
+            Problem(
+                code="NoChatTemplate",
+                field="spec.dataset.train" if spec.train else "spec.dataset.mix",
+                message="the rows are conversations, and the model's tokenizer has no chat template",
+                cure=f"name one in {templates.FIELD}, such as chatml, or use a model that was tuned to chat",
+            )
+        )
+    return templates.chat_template(text)
+
+
+def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
+    plain = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark in template.training]
+    missing = [mark for mark in plain if f'"content":"{mark}"' not in tokenizer.definition]
+    if not missing:
+        return ()
+    return (
+        f"{' and '.join(missing)} are no tokens of this tokenizer: they are learnt as plain text, several tokens each",
+    )
+
+
+def _probe(speaker: Speaker, field: str) -> None:
+    """Find a template that works for no conversation before any row is read."""
+    reasons: list[Exception] = []
+    for messages in PROBES:
+        try:
+            speaker(messages)
+        except (TemplateError, NotPrefixConsistentError) as error:
+            reasons.append(error)
+    refused = [error for error in reasons if isinstance(error, NotPrefixConsistentError)]
+    if refused:
+        raise SpecError(
+            Problem(
+                code="TemplateNotPrefixConsistent",
+                field=field,
+                message=str(refused[0]),
+                cure=f"name a template with generation marks in {templates.FIELD}, such as chatml",
+            )
+        )
+    if len(reasons) == len(PROBES):
+        raise SpecError(templates.invalid(f"the chat template renders no conversation: {reasons[0]}", field))

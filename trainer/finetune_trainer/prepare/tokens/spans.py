@@ -1,0 +1,113 @@
+"""What the assistant says in a rendered conversation: by the template's marks, else by rendering the beginnings.
+
+A template without `{% generation %}` marks still shows where an answer lies, if it renders the beginning of a
+conversation as it renders it within the whole: the text that message i adds to messages[:i] is message i.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_trainer.prepare.tokens.render import Message, Rendered, Renderer
+
+# How templates of well-known models end a turn. Where the marks stop just before one of them, it belongs to the answer:
+# a model that is never taught to end its turn talks until the limit.
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_turn|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001 - DeepSeek writes it so
+    "</s>",
+)
+NEXT_SPEAKER = ("<|user|>", "<|observation|>")  # GLM ends a turn by the name of who is next
+
+
+class NotPrefixConsistentError(ValueError):
+    """The template renders the beginning of a conversation in another way than within the whole."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A rendered conversation with the characters to learn; `ended` if its last turn has an end."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Finds the assistant's words.
+
+    Attributes:
+        marked: whether the template marks them.
+        everything: learn all of the text (lossOn: all), but messages of weight 0.
+        eos: the tokenizer's end-of-text token.
+    """
+
+    renderer: Renderer
+    marked: bool
+    everything: bool = False
+    eos: str = ""
+
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Speech:
+        """Render a conversation and find what is to be learnt of it.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+            NotPrefixConsistentError: it has no marks, and the beginnings differ.
+        """
+        whole = self.renderer(messages, tools)
+        ends = (self.eos, *END_OF_TURN) if self.eos else END_OF_TURN
+        ended = whole.text.rstrip().endswith((*ends, *NEXT_SPEAKER)) or messages[-1].get("role") != "assistant"
+        answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
+        silent = any(messages[index].get("weight", 1) == 0 for index in answers)
+        if self.everything and not silent:
+            return Speech(whole.text, ((0, len(whole.text)),), ended)
+        if self.marked and (len(whole.spans) == len(answers) or not silent):
+            spans = list(whole.spans)
+        else:
+            spans = [self._said(messages, tools, index, whole) for index in answers]
+        spans = [_with_end(whole.text, span, ends) for span in spans]
+        if silent:
+            learnt = [messages[index].get("weight", 1) != 0 for index in answers]
+            if self.everything:
+                quiet = [span for span, loud in zip(spans, learnt, strict=True) if not loud]
+                return Speech(whole.text, _outside(quiet, len(whole.text)), ended)
+            spans = [span for span, loud in zip(spans, learnt, strict=True) if loud]
+        return Speech(whole.text, tuple(spans), ended)
+
+    def _said(
+        self, messages: Sequence[Message], tools: Sequence[Message], index: int, whole: Rendered
+    ) -> tuple[int, int]:
+        before = self.renderer(messages[:index], tools, add_generation_prompt=True).text
+        after = self.renderer(messages[: index + 1], tools).text
+        if not (after.startswith(before) and whole.text.startswith(after)):
+            raise NotPrefixConsistentError(
+                f"the chat template has no generation marks, and it renders the first {index + 1} messages in another "
+                "way when more follow: what the assistant said cannot be told"
+            )
+        return len(before), len(after)
+
+
+def _with_end(text: str, span: tuple[int, int], ends: Sequence[str]) -> tuple[int, int]:
+    start, end = span
+    if not text[start:end].rstrip().endswith(tuple(ends)):
+        for token in ends:
+            if text.startswith(token, end):
+                return start, end + len(token)
+    return span
+
+
+def _outside(spans: Sequence[tuple[int, int]], length: int) -> tuple[tuple[int, int], ...]:
+    borders = [0, *(border for span in spans for border in span), length]
+    pairs = zip(borders[::2], borders[1::2], strict=True)
+    return tuple((start, end) for start, end in pairs if start < end)

@@ -1,0 +1,144 @@
+"""Which chat template a data set is tokenised with: the tokenizer's own, a named one, or a file.
+
+Completion-only loss needs to know which text is the assistant's. TRL ships, for the templates of well-known models, a
+second version with `{% generation %}` marks; a template is recognised by its exact text, as TRL does. TRL's functions
+for it import torch, so its files are read instead.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from finetune_api.errors import Problem, SpecError
+from finetune_trainer.prepare.tokens import render
+from finetune_trainer.storage import NotFoundError, open_object
+
+FIELD = "spec.dataset.chatTemplate"
+SUFFIX = ".jinja"
+TRAINING = "_training"
+
+# ChatML as Qwen and many others write it, the whole answer with its end within the marks.
+CHATML = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}
+{{- message['content'] + '<|im_end|>\\n' }}
+{%- endgeneration %}
+{%- else %}
+{{- message['content'] + '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template in its two versions.
+
+    Attributes:
+        training: rows are rendered with it.
+        inference: goes with the trained model: the training version may keep what a stock template drops.
+        marked: whether `training` marks what the assistant says.
+    """
+
+    training: str
+    inference: str
+
+    @property
+    def marked(self) -> bool:
+        return "generation" in self.training and "endgeneration" in self.training
+
+
+def given_template(wanted: str | None, environ: Mapping[str, str]) -> str | None:
+    """The text that `spec.dataset.chatTemplate` stands for, or None without one: a name, a path, or a URI.
+
+    Raises:
+        SpecError: there is no such name or file, or it is no template.
+        StorageError: the store refuses or is unreachable.
+    """
+    if wanted is None:
+        return None
+    text = _read(wanted, environ) if wanted.endswith(SUFFIX) else _named(wanted)
+    try:
+        render.check(text)
+    except render.TemplateError as error:
+        raise SpecError(invalid(f"{wanted} is no Jinja template: {error}")) from error
+    return text
+
+
+def invalid(message: str, field: str = FIELD) -> Problem:
+    """The problem with a template that does not work."""
+    cure = f"mend it, or name another one in {FIELD}"
+    return Problem(code="InvalidChatTemplate", field=field, message=message, cure=cure)
+
+
+def names() -> tuple[str, ...]:
+    """Templates that a job can name."""
+    return ("chatml", *sorted(name for name in _shipped() if not name.endswith(TRAINING)))
+
+
+def _named(name: str) -> str:
+    if name == "chatml":
+        return CHATML
+    known = names()
+    if name in known:
+        return _shipped()[name]
+    near = difflib.get_close_matches(name, known, 1)
+    raise SpecError(
+        Problem(
+            code="UnknownTemplate",
+            field=FIELD,
+            message=f'there is no chat template named "{name}"',
+            cure=f"did you mean {near[0]}?" if near else f"name one of {', '.join(known)}, or a {SUFFIX} file",
+        )
+    )
+
+
+def _read(path: str, environ: Mapping[str, str]) -> str:
+    uri = path if "://" in path else f"file://{path}"
+    store, key = open_object(uri, environ)
+    try:
+        return store.get(key).decode("utf-8")
+    except NotFoundError as error:
+        message = f"there is no file {uri}"
+        raise SpecError(Problem(code="FileNotFound", field=FIELD, message=message, cure="correct the path")) from error
+    except UnicodeDecodeError as error:
+        raise SpecError(invalid(f"{uri} is no text: {error}")) from error
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> Mapping[str, str]:
+    """Every template in TRL's package, by name."""
+    folder = resources.files("trl") / "chat_templates"
+    files = [file for file in folder.iterdir() if file.name.endswith(SUFFIX)]
+    return {file.name.removesuffix(SUFFIX): file.read_text("utf-8") for file in files}
+
+
+def chat_template(text: str) -> ChatTemplate:
+    """A template with the training version that is known for it, else with itself."""
+    if "endgeneration" in text:
+        return ChatTemplate(text, text)
+    shipped = _shipped()
+    for name, stock in shipped.items():
+        if stock == text and name + TRAINING in shipped:
+            return ChatTemplate(shipped[name + TRAINING], text)
+    return ChatTemplate(text, text)
+
+
+def has_template(folder: Path) -> bool:
+    """Whether the tokenizer in a folder has a chat template, by its files; transformers is not asked."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))

@@ -1,0 +1,98 @@
+"""The model's tokenizer as plain data: what transformers made of its files, without transformers.
+
+transformers' tokenizers import torch (680 MB of memory, seconds). So a process of its own loads one and goes; what
+stays is the definition that the `tokenizers` library reads, with every change that transformers made to it (special
+tokens, BOS and EOS), so that the ids are the same.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from finetune_api.errors import ModelError, Problem
+from finetune_api.messages import Task
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A fast tokenizer.
+
+    Attributes:
+        definition: JSON of the `tokenizers` library, as in tokenizer.json.
+        specials: special tokens by transformers' names (`eos_token`, ...): chat templates read them.
+        unk_id: id of what the vocabulary lacks; None where every character has ids of its own.
+        size: ids run from 0 to `size` - 1.
+        embeddings: rows of the model's embedding by its config.json; None where it does not say.
+        template: its chat template, or None.
+    """
+
+    definition: str
+    specials: Mapping[str, Any] = field(default_factory=dict)
+    eos_id: int | None = None
+    unk_id: int | None = None
+    size: int = 0
+    embeddings: int | None = None
+    template: str | None = None
+
+
+def load_tokenizer(folder: Path, task: Task) -> LoadedTokenizer:
+    """The fast tokenizer in a folder.
+
+    Raises:
+        ModelError: there is none, or it lacks the end-of-text token that a language model is taught with.
+    """
+    if "torch" in sys.modules:  # paid for already
+        loaded = _load(folder)
+    else:
+        with ProcessPoolExecutor(1, get_context("spawn")) as other:
+            loaded = other.submit(_load, folder).result()
+    if isinstance(loaded, str):
+        raise ModelError(_unusable(loaded))
+    if task is not Task.CLASSIFICATION and loaded.eos_id is None:
+        raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
+    return loaded
+
+
+def _load(folder: Path) -> LoadedTokenizer | str:
+    """The tokenizer, or why there is none: our errors do not survive the way between two processes."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever malformed files make the library raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"the tokenizer cannot be loaded: {reason}"
+    if not tokenizer.is_fast:
+        return "the tokenizer has no fast version"
+    template = tokenizer.chat_template
+    return LoadedTokenizer(
+        definition=tokenizer.backend_tokenizer.to_str(),
+        specials=dict(tokenizer.special_tokens_map),
+        eos_id=tokenizer.eos_token_id,
+        unk_id=tokenizer.unk_token_id,
+        size=len(tokenizer),
+        embeddings=_embeddings(folder),
+        template=template.get("default") if isinstance(template, dict) else template,
+    )
+
+
+def _embeddings(folder: Path) -> int | None:
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    inner = config.get("text_config") if isinstance(config, dict) else None
+    for part in (config, inner):
+        if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
+            return int(part["vocab_size"])
+    return None
+
+
+def _unusable(message: str) -> Problem:
+    cure = "use a model with tokenizer.json and tokenizer_config.json as transformers saves them"
+    return Problem(code="TokenizerUnusable", field="spec.model", message=message, cure=cure)
