@@ -259,10 +259,10 @@ def test_a_suspended_job_does_not_run(bert: Path, words: Path, tmp_path: Path) -
 def test_a_dry_run_shows_the_plan_and_is_trained_from_it_later(bert: Path, words: Path, tmp_path: Path) -> None:
     job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}")
     short = {**job.spec, "nodes": 1, "training": {"max_steps": 4, "global_batch_size": 4, "learning_rate": 0.001}}
-    dry = Job(tmp_path, {**short, "dryRun": True})
+    dry = Job(tmp_path, {**short, "dryRun": True}, {"COLUMNS": "200"})
     assert dry.run() == ExitCode.OK, dry.output
     assert (dry.result["state"], dry.result["artifacts"]) == ("Planned", [])
-    assert "learning_rate" in dry.output
+    assert "spec.deepspeed.stage" in dry.output
     assert "a dry run ends here" in dry.output
     assert not list(tmp_path.rglob("agent-0.log")), "no agent was started"
     train = Job(tmp_path, {**short, "dryRun": False})
