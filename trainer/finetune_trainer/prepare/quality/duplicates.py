@@ -94,11 +94,11 @@ def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
         return
     comparable = train.seen.sample.complete_below()
     looked_at = [row for row in sketches.rows[1] if sketches.kept[row].key < comparable]
-    known = {row.content for row in train.kept}
+    known = {row.text for row in train.kept}
     leaks = [
         (row, twin)
         for row in looked_at
-        if sketches.kept[row].content not in known and (twin := index.twin(row, insert=False)) is not None
+        if sketches.kept[row].text not in known and (twin := index.twin(row, insert=False)) is not None
     ]
     yield from _leaked(evaluation, sketches, leaks, len(looked_at))
     apart = _Index(sketches)

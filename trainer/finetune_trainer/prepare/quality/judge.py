@@ -120,6 +120,6 @@ def _far(evaluation: Split, distance: Distance) -> Finding:
     )
 
 
-def _weight(finding: Finding) -> tuple[int, int, float, str]:
+def _weight(finding: Finding) -> tuple[int, int, bool, float]:
     place = WEIGHT.index(finding.code) if finding.code in WEIGHT else len(WEIGHT)
-    return _SEVERITIES.index(finding.severity), place, -finding.share, finding.split
+    return _SEVERITIES.index(finding.severity), place, finding.split == "eval", -finding.share

@@ -1,0 +1,300 @@
+"""Each sickness put into a clean data set gives its own finding, and no other alarm."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from finetune_api.messages import MethodType
+from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.quality.report import Severity
+from finetune_trainer.prepare.tokens.encoded import Encoded
+from tests.unit.quality_sets import (
+    LABELS,
+    alarms,
+    answer,
+    changed,
+    chats,
+    encode,
+    labelled,
+    pairs,
+    reported,
+    rewritten,
+    sentence,
+)
+
+Rows = list[Example]
+MAKERS = {"labels": labelled, "pairs": pairs, "chats": chats}
+TRAIN, EVAL = 600, 120
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sickness: how it comes into the rows, and what must be said of it."""
+
+    name: str
+    code: str
+    layout: str
+    infect: Callable[[Rows, Rows], tuple[Rows, Rows]]
+    says: str = ""
+    severity: Severity = Severity.WARNING
+    how: Callable[[Example], Encoded] = encode
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.layout})"
+
+
+def in_train(change: Callable[[Rows], Rows]) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
+    return lambda train, evaluation: (change(train), evaluation)
+
+
+def in_both(change: Callable[[Rows], Rows]) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
+    return lambda train, evaluation: (change(train), change(evaluation))
+
+
+def framed(before: str, after: str) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
+    return in_both(lambda rows: changed(rows, 3, lambda row: rewritten(row, before + answer(row) + after)))
+
+
+def in_answers(every: int, change: Callable[[str], str]) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
+    return in_train(lambda rows: changed(rows, every, lambda row: rewritten(row, change(answer(row)))))
+
+
+def one_word_changed(row: Example) -> Example:
+    words = answer(row).split()
+    return rewritten(row, " ".join([*words[:-1], "otherwise"]))
+
+
+def relabelled(row: Example) -> Example:
+    return replace(row, label=LABELS[(LABELS.index(row.label) + 1) % 4])
+
+
+def rarely(label: str, keep: int) -> Callable[[Rows], Rows]:
+    def change(rows: Rows) -> Rows:
+        own = [row for row in rows if row.label == label]
+        return [row for row in rows if row.label != label] + own[:keep]
+
+    return change
+
+
+def unbalanced(rows: Rows) -> Rows:
+    """Fifteen times as many rows, the rest of them with one label."""
+    return [*rows, *(replace(row, label=LABELS[0]) for row in labelled(14 * len(rows), seed=len(rows)))]
+
+
+def with_loss(share: float) -> Callable[[Example], Encoded]:
+    def how(example: Example) -> Encoded:
+        whole = encode(example)
+        trained = np.zeros(len(whole.ids), bool)
+        trained[len(trained) - round(share * len(trained)) :] = True
+        return replace(whole, trained=trained)
+
+    return how
+
+
+def silent(example: Example) -> Encoded:
+    whole = encode(example)
+    return replace(whole, trained=np.zeros(len(whole.ids), bool)) if example.line % 20 == 0 else whole
+
+
+def about_women(rows: Rows) -> Rows:
+    random_ = random.Random(3)
+    return [
+        replace(row, text=f"{row.text} she said", label=LABELS[0] if random_.random() < 0.7 else row.label)
+        if index % 6 == 0
+        else row
+        for index, row in enumerate(rows)
+    ]
+
+
+FRAME = "Certainly , here is the answer that you asked for today"
+CASES = [
+    Case("copies", "DuplicateRows", "labels", in_train(lambda rows: rows + rows[:30]), "30 rows of 630 (4.76 %)"),
+    Case("copies", "DuplicateRows", "chats", in_train(lambda rows: rows + rows[:30])),
+    Case(
+        "near copies", "NearDuplicates", "pairs", in_train(lambda rows: rows + [one_word_changed(r) for r in rows[:60]])
+    ),
+    Case(
+        "near copies", "NearDuplicates", "chats", in_train(lambda rows: rows + [one_word_changed(r) for r in rows[:60]])
+    ),
+    Case("leakage", "EvalInTrain", "labels", lambda train, own: (train, own[:-6] + train[:6]), "6 evaluation rows"),
+    Case(
+        "leakage with another label",
+        "EvalInTrain",
+        "labels",
+        lambda train, own: (train, own[:-6] + [relabelled(row) for row in train[:6]]),
+    ),
+    Case("leakage", "EvalInTrain", "pairs", lambda train, own: (train, own[:-6] + train[:6])),
+    Case(
+        "near leakage",
+        "EvalNearTrain",
+        "pairs",
+        lambda train, own: (train, own[:-9] + [one_word_changed(row) for row in train[:9]]),
+    ),
+    Case(
+        "two labels for a text",
+        "ConflictingLabels",
+        "labels",
+        in_train(lambda rows: rows + [relabelled(row) for row in rows[:5]]),
+        "5 texts",
+    ),
+    Case(
+        "a rare label",
+        "RareLabels",
+        "labels",
+        lambda train, own: (rarely("praise", 5)(train), rarely("praise", 1)(own)),
+        "'praise' (5)",
+    ),
+    Case("one label in most rows", "UnbalancedLabels", "labels", in_both(unbalanced)),
+    Case(
+        "case of labels",
+        "LabelsAlike",
+        "labels",
+        in_train(lambda rows: changed(rows, 9, lambda row: replace(row, label=row.label.title()))),
+        "'Billing'",
+    ),
+    Case(
+        "a label only in eval",
+        "UnseenLabels",
+        "labels",
+        lambda train, own: (train, [*own[:-1], replace(own[-1], label="complaint")]),
+        "'complaint' (1)",
+    ),
+    Case(
+        "labels spread otherwise in eval",
+        "FarLabels",
+        "labels",
+        lambda train, own: (train, [row for row in labelled(400, 9) if row.label != "praise"][:EVAL] + own[:9]),
+    ),
+    Case(
+        "longer rows in eval",
+        "FarLengths",
+        "pairs",
+        lambda train, own: (
+            train,
+            [replace(row, completion=sentence(random.Random(row.line), 55, 90)) for row in own],
+        ),
+    ),
+    Case(
+        "other words in eval",
+        "FarVocabulary",
+        "pairs",
+        lambda train, own: (train, [replace(row, completion=row.completion.upper()) for row in own]),
+    ),
+    Case("few rows", "FewRows", "pairs", in_train(lambda rows: rows[:30]), "30 training rows"),
+    Case("few rows for evaluation", "FewEvalRows", "pairs", lambda train, own: (train, own[:12]), "14 percentage"),
+    Case("empty answers", "EmptyAnswers", "chats", in_answers(100, lambda text: ""), "6 rows (1 %)"),
+    Case("one-word answers", "OneWordAnswers", "pairs", in_answers(20, lambda text: "yes"), "30 answers (5 %)"),
+    Case("marks of a template", "TemplateLeftovers", "chats", in_answers(50, lambda text: text + " <|im_end|>"), "12"),
+    Case("marks of another", "TemplateLeftovers", "pairs", in_answers(50, lambda text: "### Response: " + text)),
+    Case("placeholders", "UnfilledPlaceholders", "pairs", in_answers(50, lambda text: f"Dear {{{{name}}}} , {text}")),
+    Case(
+        "a model about itself", "ModelTalksOfItself", "chats", in_answers(50, lambda t: f"As an AI language model {t}")
+    ),
+    Case("dummy text", "DummyText", "pairs", in_answers(50, lambda text: f"{text} Lorem ipsum dolor")),
+    Case("markup", "MarkupLeftovers", "pairs", in_answers(20, lambda text: f"{text} &amp;nbsp; more<br>")),
+    Case("the same beginning", "RepeatedFrame", "pairs", framed(f"{FRAME} ", ""), "begin with"),
+    Case("the same end", "RepeatedFrame", "chats", framed("", f" {FRAME}"), "end with"),
+    Case("unknown characters", "UnknownCharacters", "pairs", in_answers(2, lambda text: f"{text} ☃ ☃ ☃ ☃"), "☃"),
+    Case("nothing trained", "NothingTrained", "chats", in_train(list), "0 %", Severity.ERROR, with_loss(0)),
+    Case("all trained", "EverythingTrained", "chats", in_train(list), "100 %", Severity.ERROR, with_loss(1)),
+    Case("little trained", "LittleTrained", "chats", in_train(list), "carry loss", how=with_loss(0.03)),
+    Case("rows without loss", "RowsWithoutLoss", "pairs", in_train(list), "30 rows (5 %)", how=silent),
+    Case(
+        "rows cut",
+        "TruncatedRows",
+        "pairs",
+        in_train(list),
+        "set spec.dataset.maxLength to",
+        how=lambda example: encode(example, limit=90),
+    ),
+    Case("a skew", "SkewedMentions", "labels", lambda train, own: (about_women(labelled(1500, 7)), own), "women"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_each_sickness_gives_its_own_finding_and_no_other(case: Case) -> None:
+    make = MAKERS[case.layout]
+    train, evaluation = case.infect(make(TRAIN, 1), make(EVAL, 2))
+    report = reported(train, evaluation, case.how)
+    assert set(alarms(report)) == {case.code}
+    found = next(finding for finding in report.findings if finding.code == case.code)
+    assert found.severity is case.severity
+    assert case.says in f"{found.message}; {found.cure}"
+    assert found.cure
+    assert found.rule
+
+
+RUSSIAN = "добрый день , ваш заказ отправлен сегодня утром и будет доставлен завтра"
+NOTES = [
+    ("PersonalData", lambda row: rewritten(row, "call +44 20 7946 0018 , card 4539 1488 0343 6467")),
+    ("MixedScripts", lambda row: replace(row, text=f"{RUSSIAN} {row.line}", completion=RUSSIAN)),
+    ("MentionsOfGroups", lambda row: rewritten(row, "she is an immigrant and her brother too")),
+    ("VeryLongRows", lambda row: rewritten(row, " ".join([answer(row)] * 40)) if row.line == 1 else row),
+]
+
+
+@pytest.mark.parametrize(("code", "change"), NOTES, ids=[code for code, _ in NOTES])
+def test_what_may_be_meant_is_a_note(code: str, change: Callable[[Example], Example]) -> None:
+    report = reported(changed(pairs(TRAIN, 1), 20, change), pairs(EVAL, 2), limit=4096)
+    assert code in [finding.code for finding in report.of(Severity.NOTE)]
+
+
+def test_personal_data_is_not_repeated_in_the_report() -> None:
+    train = changed(pairs(200), 20, lambda row: rewritten(row, "write to jane.doe@garden-shop.co.uk"))
+    found = next(finding for finding in reported(train).findings if finding.code == "PersonalData")
+    assert found.count == 10
+    assert [excerpt.text for excerpt in found.excerpts] == ["ja••••••••uk"]
+
+
+def test_a_set_without_evaluation_is_told_so() -> None:
+    report = reported(pairs(TRAIN))
+    assert [finding.code for finding in report.findings] == ["NoEvaluation"]
+    assert report.eval is None
+    assert report.distances == ()
+
+
+def test_few_rows_for_full_tuning_are_a_note() -> None:
+    report = reported(pairs(200), pairs(EVAL, 2), method=MethodType.FULL)
+    assert [finding.code for finding in report.findings] == ["FewRowsForFull"]
+
+
+def test_one_word_answers_are_meant_where_most_are() -> None:
+    random_ = random.Random(0)
+    train = [replace(row, completion=random_.choice(("yes", "no"))) for row in pairs(200)]
+    assert alarms(reported(train)) == []
+
+
+def test_an_instruction_above_every_text_does_not_make_them_twins() -> None:
+    above = "Read the following message of a customer with care and name the department that has to answer it . " * 3
+    train = [
+        replace(row, text=above + sentence(random.Random(row.line), 8, 12), completion="it is for billing")
+        for row in pairs(200)
+    ]
+    assert alarms(reported(train)) == []
+
+
+def test_errors_come_first_and_become_problems() -> None:
+    train = pairs(TRAIN)
+    report = reported(train + train[:60], pairs(EVAL, 2), with_loss(0))
+    severities = [finding.severity for finding in report.findings]
+    assert severities == sorted(severities, key=list(Severity).index)
+    assert [problem.field for problem in report.problems()] == ["spec.dataset.train", "spec.dataset.eval"]
+    assert {problem.code for problem in report.problems()} == {"NothingTrained"}
+
+
+def test_places_name_file_and_line() -> None:
+    train = pairs(100)
+    report = reported([*train, replace(train[3], line=2140)])
+    duplicate = next(finding for finding in report.findings if finding.code == "DuplicateRows")
+    assert (duplicate.excerpts[0].place, duplicate.excerpts[0].other_place) == ("train.jsonl:4", "train.jsonl:2140")
+    assert duplicate.excerpts[0].text == duplicate.excerpts[0].other != ""
+
+
+def test_the_length_that_keeps_99_percent_is_named() -> None:
+    lengths: Sequence[int] = [len(encode(row).ids) for row in pairs(1000)]
+    report = reported(pairs(1000), how=lambda example: encode(example, limit=80))
+    enough = report.train.length_for_99_percent
+    assert sum(length <= enough for length in lengths) >= 990 > sum(length < enough for length in lengths)
