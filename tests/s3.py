@@ -1,5 +1,6 @@
 """A real S3 server for tests: versitygw over a folder, on a free loopback port."""
 
+import json
 import os
 import secrets
 import socket
@@ -46,16 +47,37 @@ class S3Server:
         make_client(self.environ).create_bucket(Bucket=name)
         return f"s3://{name}"
 
+    def add_user(self, name: str) -> dict[str, str]:
+        """Make a user who may do nothing yet; returns what a client of theirs needs."""
+        secret = secrets.token_hex(16)
+        ours = ["--access", self.access_key, "--secret", self.secret_key, "--endpoint-url", self.endpoint]
+        made = ["create-user", "--access", name, "--secret", secret, "--role", "user"]
+        subprocess.run([tool("versitygw"), "admin", *ours, *made], check=True, capture_output=True)
+        return {**self.environ, "AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": secret}
+
+    def allow(self, bucket: str, user: str, *actions: str) -> None:
+        """Let a user do this in a bucket, such as `s3:GetObject`; what was allowed there before is not any more."""
+        from finetune_trainer.storage.s3 import make_client
+
+        where = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
+        each = [
+            {"Effect": "Allow", "Principal": {"AWS": [user]}, "Action": action, "Resource": place}
+            for action in actions
+            for place in (where if action == "s3:*" else where[:1] if action == "s3:ListBucket" else where[1:])
+        ]
+        policy = json.dumps({"Version": "2012-10-17", "Statement": each})
+        make_client(self.environ).put_bucket_policy(Bucket=bucket, Policy=policy)
+
 
 @contextmanager
 def start_s3(folder: Path) -> Iterator[S3Server]:
     """Serve `folder` until the block ends; the server's own log is `folder`/server.log."""
     access_key, secret_key = "test-key", secrets.token_hex(16)
-    buckets, sidecar = folder / "buckets", folder / "sidecar"
-    buckets.mkdir(parents=True)
-    sidecar.mkdir()
+    buckets, sidecar, users = folder / "buckets", folder / "sidecar", folder / "users"
+    for made in (buckets, sidecar, users):
+        made.mkdir(parents=True)
     port = _free_port()
-    command = [str(tool("versitygw")), "--port", f"127.0.0.1:{port}", "--health", "/health"]
+    command = [str(tool("versitygw")), "--port", f"127.0.0.1:{port}", "--health", "/health", "--iam-dir", str(users)]
     # metadata in files of their own: not every file system under a temporary folder has user xattrs
     command += ["posix", "--sidecar", str(sidecar), str(buckets)]
     environ = {**os.environ, "ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": secret_key}

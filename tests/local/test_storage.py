@@ -293,6 +293,13 @@ def test_a_link_out_of_the_folder_is_no_key(tmp_path: Path) -> None:
         FolderStore(tmp_path / "root").get("link/secret")
 
 
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "ring").symlink_to("ring")  # for root, who may read everything
+    with pytest.raises(StorageError, match="ring below file://"):
+        list(FolderStore(tmp_path).list("ring/"))
+    assert list(FolderStore(tmp_path / "nothing").list()) == []
+
+
 def test_a_folder_in_a_files_place_is_an_error_with_a_cure(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     store.put("a/b", b"")

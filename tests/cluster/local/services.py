@@ -135,11 +135,12 @@ def _corefile(state: State) -> Path:
 
 
 def _s3(state: State, access_key: str, secret_key: str) -> Command:
-    buckets, sidecar = state.s3 / "buckets", state.s3 / "sidecar"
-    buckets.mkdir(parents=True)
-    sidecar.mkdir()
+    buckets, sidecar, users = state.s3 / "buckets", state.s3 / "sidecar", state.s3 / "users"
+    for made in (buckets, sidecar, users):
+        made.mkdir(parents=True)
     environ = [f"ROOT_ACCESS_KEY={access_key}", f"ROOT_SECRET_KEY={secret_key}"]
-    served = ["--port", f":{S3_PORT}", "--health", "/health", "posix", "--sidecar", sidecar, buckets]
+    served = ["--port", f":{S3_PORT}", "--health", "/health", "--iam-dir", users]
+    served += ["posix", "--sidecar", sidecar, buckets]
     return ["env", *environ, build("versitygw"), *served]
 
 

@@ -90,13 +90,18 @@ class FolderStore:
         if folder:
             checked_key(folder)
         keys = []
-        for parent, names, files in os.walk(self._root / folder):
+        for parent, names, files in os.walk(self._root / folder, onerror=self._unlisted):
             names[:] = [name for name in names if name != SCRATCH]
             relative = Path(parent).relative_to(self._root)
             keys += [(relative / name).as_posix() for name in files]
         for key in sorted(key for key in keys if key.startswith(prefix)):
             if info := self.head(key):  # None: deleted meanwhile
                 yield info
+
+    def _unlisted(self, error: OSError) -> None:
+        """A folder that is not there holds nothing; one that may not be read might."""
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise StorageError(_refusal(self.uri, os.path.relpath(error.filename, self._root), error)) from error
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object, or None if there is none."""
