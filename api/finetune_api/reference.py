@@ -93,7 +93,7 @@ def _meaning(path: str, field: dict[str, Any]) -> str:
     later = LATER.get(path)
     if later is None:
         return text
-    some = ", ".join(str(value) for value in (*(later.values or ()), *later.prefixes))
+    some = ", ".join(str(value) for value in later.values or ())
     return f"{text} *Later{f' ({some})' if some else ''}: {later.reason}.*"
 
 

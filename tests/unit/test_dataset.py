@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.dataset import CheckedData, check, hold_out, label_order, locate_all
+from finetune_trainer.prepare.data.choice import hold_out, label_order
+from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.sources import locate_all
 
 Rows = list[Any]
 
@@ -41,12 +43,13 @@ GOOD = [row(label="a"), row(label="b")]
 BROKEN: dict[str, tuple[Any, str, str]] = {
     "a number for text": (row(text=5), "WrongType", "'text' is a number; it must be a string"),
     "nested text": (row(text={"x": 1}), "WrongType", "'text' is an object"),
-    "no text": (row(text=None), "WrongType", "'text' is null"),
+    "no text": (row(text=None), "NullValue", "'text' is null"),
     "blank text": (row(text=" \n"), "EmptyText", "'text' is empty"),
     "a missing field": ({"text": "x"}, "MissingField", "there is no 'label'"),
-    "a list for a label": (row(label=["a"]), "LabelType", "'label' is a list"),
-    "a boolean label": (row(label=True), "LabelType", "'label' is a boolean"),
-    "a fraction for a label": (row(label=0.5), "LabelType", "'label' is a number with a fraction"),
+    "a row of other columns": ({"body": "x", "class": "a"}, "MixedColumns", "the row has 'body', 'class' instead"),
+    "several labels": (row(label=["a"]), "MultiLabel", "'label' is a list; several labels of one row are not"),
+    "an object for a label": (row(label={"a": 1}), "LabelType", "'label' is an object"),
+    "no label": (row(label=None), "NullValue", "'label' is null"),
     "an empty label": (row(label=" "), "EmptyLabel", "'label' is empty"),
     "half a character": ('{"text": "a\\ud83d", "label": "a"}', "BadUnicode", "half of a character (\\ud83d alone)"),
     "a line cut short": ('{"text": "a', "InvalidJSON", "column 10"),
@@ -155,6 +158,20 @@ def test_language_models_take_text_or_prompt_and_completion(
         assert [example.text, example.completion] == expected
 
 
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([0, 1], ("0", "1")),
+        ([True, False], ("false", "true")),
+        ([0.5, 1.5], ("0.5", "1.5")),
+        ([1.0, 2.0, 10], ("1", "2", "10")),
+        (["x ", "y", 3], ("3", "x", "y")),
+    ],
+)
+def test_labels_of_any_type_become_names(tmp_path: Path, labels: Rows, names: tuple[str, ...]) -> None:
+    assert checked(tmp_path, [row(label=label) for label in labels]).labels == names
+
+
 def test_one_label_only_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one label only, 'a'"):
         checked(tmp_path, [row(), row()])
@@ -178,6 +195,9 @@ def test_skipped_evaluation_rows_are_not_evaluated(tmp_path: Path) -> None:
         ({"10", "9", "-1"}, ("-1", "9", "10")),
         ({"10", "9", "x"}, ("10", "9", "x")),
         ({"01", "1"}, ("01", "1")),
+        ({"2", "10", "0.5"}, ("0.5", "2", "10")),
+        ({"true", "false"}, ("false", "true")),
+        ({"nan", "1"}, ("1", "nan")),
     ],
 )
 def test_labels_are_numbered_by_value_or_by_name(names: set[str], expected: tuple[str, ...]) -> None:
@@ -215,16 +235,3 @@ def test_a_split_of_a_file_parts_its_rows(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 rows cannot be split"):
         checked(tmp_path, GOOD, eval={"split": 0.5})
-
-
-@pytest.mark.parametrize(
-    ("uri", "message"),
-    [("file:///no/such.jsonl", "there is no file"), ("file://{folder}", "is a folder"), ("hf://d/x", "cannot be read")],
-)
-def test_a_source_that_is_no_file_is_refused(tmp_path: Path, uri: str, message: str) -> None:
-    folder = tmp_path / "parts"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text("{}")
-    spec = DatasetSpec.model_validate({"train": uri.format(folder=folder)})
-    with pytest.raises((DataError, SpecError), match=message):
-        locate_all(spec, {})

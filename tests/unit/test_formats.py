@@ -4,17 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.errors import DataError, SpecError
-from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Format, Row, detect, read
+from finetune_api.errors import DataError
+from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Format, Row
 
 
-def file(folder: Path, content: bytes, form: Format, delimiter: str = ",") -> DataFile:
+def file(folder: Path, content: bytes, form: Format, delimiter: str | None = None) -> DataFile:
     path = folder / "data"
     path.write_bytes(content)
     return DataFile(path, "s3://bucket/data", "spec.dataset.train", form, delimiter)
 
 
-def records(folder: Path, content: bytes, form: Format, delimiter: str = ",") -> list[tuple[int, object]]:
+def records(folder: Path, content: bytes, form: Format, delimiter: str | None = None) -> list[tuple[int, object]]:
     """(line, values) of rows and (line, code) of faults."""
     found = read(file(folder, content, form, delimiter))
     return [(record.line, record.values if isinstance(record, Row) else record.code) for record in found]
@@ -34,7 +36,7 @@ JSONL: dict[str, tuple[bytes, list[tuple[int, object]]]] = {
         ],
     ),
     "no JSON": (b'{"a": 1}\n{"a": \n{"a": 2}\n', [(1, {"a": 1}), (2, Code.INVALID_JSON), (3, {"a": 2})]),
-    "two objects on one line": (b'{"a": 1} {"a": 2}\n', [(1, Code.INVALID_JSON)]),
+    "two objects on one line": (b'{"a": 1} {"a": 2}\n', [(1, Code.SEVERAL_OBJECTS)]),
     "no object": (b'7\nnull\n"x"\n{}\n', [*((line, Code.NOT_AN_OBJECT) for line in (1, 2, 3)), (4, {})]),
     "a list on a later line": (b"{}\n[1]\n", [(1, {}), (2, Code.NOT_AN_OBJECT)]),
     "bad UTF-8": (b'{"a": "\xff"}\n{}\n', [(1, Code.BAD_UTF8), (2, {})]),
@@ -100,8 +102,9 @@ def test_a_long_text_in_one_field_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_named(tmp_path: Path, content: bytes, form: Format, code: str) -> None:
+    (tmp_path / "data").write_bytes(content)
     with pytest.raises(DataError) as caught:
-        list(read(file(tmp_path, content, form)))
+        list(read(open_file(tmp_path / "data", "s3://bucket/data", "spec.dataset.train", form)))
     problem = caught.value.problems[0]
     assert (problem.code, problem.file, problem.field) == (code, "s3://bucket/data", "spec.dataset.train")
 
@@ -119,23 +122,3 @@ def test_a_fault_says_what_is_seen_and_where(tmp_path: Path, content: bytes, for
     fault = list(read(file(tmp_path, content, form)))[-1]
     assert isinstance(fault, Fault)
     assert message in fault.message
-
-
-@pytest.mark.parametrize(
-    ("uri", "declared", "expected"),
-    [
-        ("s3://b/train.jsonl", None, Format.JSONL),
-        ("s3://b/train.NDJSON", None, Format.JSONL),
-        ("file:///d/train.csv", None, Format.CSV),
-        ("file:///d/train.txt", "csv", Format.CSV),
-        ("file:///d/train.csv", "jsonl", Format.JSONL),
-    ],
-)
-def test_the_format_is_as_declared_or_by_suffix(uri: str, declared: str | None, expected: Format) -> None:
-    assert detect(uri, declared) is expected
-
-
-@pytest.mark.parametrize("uri", ["s3://b/train", "s3://b/x.txt", "file:///d.jsonl/x"])
-def test_a_suffix_that_tells_nothing_is_refused(uri: str) -> None:
-    with pytest.raises(SpecError, match=r"spec\.dataset\.format: .* set format to jsonl or csv"):
-        detect(uri, None)

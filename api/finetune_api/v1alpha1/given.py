@@ -35,6 +35,24 @@ def model_source(model: Given) -> str | None:
     return f"has {seen}; must have exactly one of name, uri and persistentVolumeClaim"
 
 
+def data_source(dataset: Given) -> str | None:
+    """Training data comes from one uri or from a mix."""
+    sources = [name for name in ("train", "mix") if has(dataset, name)]
+    if len(sources) == 1:
+        return None
+    return f"has {'both train and mix' if sources else 'neither train nor mix'}; must have exactly one of them"
+
+
+def delimiter(dataset: Given) -> str | None:
+    """One character of CSV and TSV, any of pairs."""
+    mark, form = dataset.get("delimiter"), dataset.get("format")
+    if not isinstance(mark, str) or form in (None, "pairs"):
+        return None
+    if form not in ("csv", "tsv"):
+        return f"is given, and format is {form}; only csv, tsv and pairs have a delimiter"
+    return f"is {shown(mark)}, and format is {form}, whose delimiter is one character" if len(mark) > 1 else None
+
+
 def batch(spec: Given) -> str | None:
     training = part(spec, "training")
     total = whole(training, "global_batch_size")
@@ -109,6 +127,18 @@ def unevaluated(name: str) -> Callable[[Given], str | None]:
         return f"is {shown(value)}, and there are no evaluation data"
 
     return broken
+
+
+METRICS = {"classification": ("loss", "accuracy", "macro_f1"), "causal-lm": ("loss",), "seq2seq": ("loss",)}
+"""What evaluation measures, by task; with or without `eval_` before it."""
+
+
+def metric(spec: Given) -> str | None:
+    name, task = part(spec, "training").get("metric_for_best_model"), spec.get("task")
+    known = METRICS.get(task, METRICS["classification"]) if isinstance(task, str) else METRICS["classification"]
+    if not isinstance(name, str) or not name or name.removeprefix("eval_") in known:
+        return None
+    return f"is {shown(name)}; evaluation measures {', '.join(f'eval_{one}' for one in known)}"
 
 
 def warmup(training: Given) -> str | None:

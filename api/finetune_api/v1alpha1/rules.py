@@ -12,7 +12,10 @@ from finetune_api.v1alpha1.given import (
     adapted_and_saved,
     batch,
     checkpointing,
+    data_source,
+    delimiter,
     has,
+    metric,
     model_source,
     mounts,
     not_with,
@@ -96,16 +99,35 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         at=("spec", "dataset"),
+        field="",
+        code="ExactlyOne",
+        broken=data_source,
+        cure="name the training data in one way: `train` (one uri) or `mix` (several, each with a weight)",
+        cel="has(self.train) != has(self.mix)",
+        says="must have exactly one of train and mix",
+    ),
+    Rule(
+        at=("spec", "dataset"),
         field="delimiter",
         code="Conflict",
+        broken=delimiter,
+        cure="leave it out, or set spec.dataset.format to csv, tsv (one character) or pairs (one or more)",
+        cel="!has(self.delimiter) || !has(self.format) || self.format == 'pairs'"
+        " || (self.format in ['csv', 'tsv'] && size(self.delimiter) == 1)",
+        says="delimiter goes only with format csv and tsv, as one character, and with pairs",
+    ),
+    Rule(
+        at=("spec", "dataset"),
+        field="documents",
+        code="Conflict",
         broken=lambda dataset: (
-            f"is given, and format is {dataset['format']}; only csv has a delimiter"
-            if has(dataset, "delimiter") and dataset.get("format") not in (None, "csv")
+            f"is given, and format is {dataset['format']}; only plain text has documents"
+            if has(dataset, "documents") and dataset.get("format") not in (None, "text")
             else None
         ),
-        cure="leave it out, or set spec.dataset.format to csv",
-        cel="!has(self.delimiter) || !has(self.format) || self.format == 'csv'",
-        says="delimiter goes only with format csv",
+        cure="leave it out, or set spec.dataset.format to text",
+        cel="!has(self.documents) || !has(self.format) || self.format == 'text'",
+        says="documents goes only with format text",
     ),
     Rule(
         at=_TRAINING,
@@ -176,6 +198,15 @@ RULES: tuple[Rule, ...] = (
         cure="set spec.dataset.eval to a file or to {split: 0.05}, or leave it out",
         cel=None,
         says="training.metric_for_best_model goes only with dataset.eval",
+    ),
+    Rule(
+        at=("spec",),
+        field="training.metric_for_best_model",
+        code="UnknownMetric",
+        broken=metric,
+        cure="write one of them, or leave it out: the plan chooses",
+        cel=None,
+        says="training.metric_for_best_model is eval_loss, and for classification eval_accuracy or eval_macro_f1 too",
     ),
     Rule(
         at=("spec", "method", "lora"),

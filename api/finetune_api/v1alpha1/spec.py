@@ -146,19 +146,33 @@ EvalSource = Annotated[
 ]
 
 
-class DatasetSpec(Kubernetes):
-    """The data: what to read, and what to do with rows that break the rules."""
+class MixSource(Kubernetes):
+    """One of several sources of training data."""
 
-    train: DataUri
-    """Training data: s3://, file://, https:// or hf://. file:// with a relative path starts at the current folder."""
+    uri: DataUri
+    """Its files, as of `train`."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often its rows are seen in an epoch: 2 = twice, 0.5 = half of them, chosen by the seed."""
+
+
+class DatasetSpec(Kubernetes):
+    """The data: what to read, and what to do with rows that break the rules. Exactly one of train and mix."""
+
+    train: DataUri | None = None
+    """Training data: a file, a pattern or a folder behind s3://, file://, https:// or hf://datasets/. file:// with a
+    relative path starts at the current folder."""
+    mix: Annotated[list[MixSource], Field(min_length=1, max_length=64)] | None = None
+    """Training data of several sources, each with its weight."""
     eval: EvalSource | None = None
     """Evaluation data: a URI, or {split: 0.05} to hold out a share of the training rows."""
-    format: Literal["jsonl", "csv", "parquet", "arrow", "text"] | None = None
-    """Format of the files; omitted = by their names."""
+    format: Literal["jsonl", "json", "csv", "tsv", "pairs", "text", "parquet", "arrow"] | None = None
+    """Format of the files; omitted = by their names and content."""
     columns: StringMap = Field(default_factory=dict)
     """Which column plays which part: {text: body, label: category}."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
-    """Column separator of CSV; omitted = a comma."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=16)] | None = None
+    """Between columns: one character of CSV and TSV, one or more of pairs; omitted = a comma in CSV, else a tab."""
+    documents: Literal["file", "paragraph", "line"] | None = None
+    """What is one document of plain text: the file, what stands between blank lines, or a line; omitted = a line."""
     max_length: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Rows are cut at so many tokens."""
     packing: bool | None = None

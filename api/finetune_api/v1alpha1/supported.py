@@ -22,14 +22,12 @@ class Later:
         instead: what to do until then.
         harmless: values that ask for what happens today anyway, beside the field's default.
         values: only these values are missing; None = every value that is not harmless.
-        prefixes: only strings that start so are missing.
     """
 
     reason: str
     instead: str = "leave it out"
     harmless: tuple[Any, ...] = ()
     values: tuple[Any, ...] | None = None
-    prefixes: tuple[str, ...] = ()
 
 
 SUPPORTED: frozenset[str] = frozenset(
@@ -45,10 +43,13 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.model.persistentVolumeClaim",
         "spec.model.tokenSecretRef",
         "spec.dataset.train",
+        "spec.dataset.mix",
         "spec.dataset.eval",
         "spec.dataset.storage",
         "spec.dataset.format",
         "spec.dataset.columns",
+        "spec.dataset.delimiter",
+        "spec.dataset.documents",
         "spec.dataset.maxLength",
         "spec.dataset.lossOn",
         "spec.dataset.chatTemplate",
@@ -89,7 +90,6 @@ SUPPORTED: frozenset[str] = frozenset(
 _KERNELS = "the worker runs the model's own kernels"
 _OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
 _REPORTED = "the loss of every step is reported"
-_REMOTE = Later("data is read from s3:// and file://", "copy the data to one of them", prefixes=("https://", "hf://"))
 _EVALUATED = "evaluation follows eval_steps, and comes once at the end"
 _ADAPTER = "only plain LoRA adapters are trained"
 
@@ -99,14 +99,8 @@ LATER: dict[str, Later] = {
     "spec.task": Later(
         "encoder-decoder models are not trained", "use causal-lm or classification", values=("seq2seq",)
     ),
-    "spec.dataset.train": _REMOTE,
-    "spec.dataset.eval": _REMOTE,
     "spec.model.adapter": Later("an adapter always starts new"),
     "spec.model.trustRemoteCode": Later("code that comes with a model is never run", "use a model that needs none"),
-    "spec.dataset.format": Later(
-        "data is read as JSON lines or CSV", "convert the data to jsonl or csv", values=("parquet", "arrow", "text")
-    ),
-    "spec.dataset.delimiter": Later("CSV is read with commas", "use commas", harmless=(",",)),
     "spec.method.type": Later("4-bit base models are not trained", "use lora or full", values=("qlora",)),
     "spec.method.lora.exclude_modules": Later(_ADAPTER, "name the modules in target_modules"),
     "spec.method.lora.use_dora": Later(_ADAPTER, harmless=(False,)),
@@ -172,9 +166,7 @@ def unsupported_in(data: Mapping[str, Any]) -> list[Problem]:
 
 def _problem(path: str, value: Any) -> Problem | None:
     later = LATER[path]
-    if later.prefixes:
-        missing = isinstance(value, str) and value.startswith(later.prefixes)
-    elif later.values is not None:
+    if later.values is not None:
         missing = isinstance(value, str) and value in later.values
     else:
         missing = not _asks_nothing(value) and not any(
@@ -182,7 +174,7 @@ def _problem(path: str, value: Any) -> Problem | None:
         )
     if not missing:
         return None
-    subject = f"{shown(value)} " if later.values is not None or later.prefixes else ""
+    subject = f"{shown(value)} " if later.values is not None else ""
     return Problem(
         code="NotSupportedYet",
         field=dotted(tuple(path.split("."))),

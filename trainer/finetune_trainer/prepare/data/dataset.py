@@ -3,58 +3,61 @@
 A file is read twice: once to check it, once to tokenise it; between the two only labels are held in memory.
 """
 
-import hashlib
+import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
-from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, detect
-from finetune_trainer.prepare.data.rows import Columns, Example, Layout, Tally, columns_of, examples
-from finetune_trainer.prepare.data.sources import Source, locate
+from finetune_trainer.prepare.data.choice import hold_out, label_order, repeats
+from finetune_trainer.prepare.data.chunks import EMPTY, Chunk, chunks
+from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
+from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
+from finetune_trainer.prepare.data.progress import Progress
+from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples
+from finetune_trainer.prepare.data.shapes import columns_of
+from finetune_trainer.prepare.data.sources import Source, Sources
+from finetune_trainer.prepare.data.tally import Tally
+from finetune_trainer.prepare.pool import map_in_order
 
-TRAIN, EVAL = "spec.dataset.train", "spec.dataset.eval"
+WORTH_PROCESSES = 32 << 20  # bytes: below, starting processes takes longer than the work
+MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
+
+Report = Callable[[str], None]
+
+
+def processes(size: int) -> int:
+    """How many processes to read so many bytes with."""
+    return len(os.sched_getaffinity(0)) if size >= WORTH_PROCESSES else 1
 
 
 @dataclass(frozen=True)
-class Sources:
-    """The files of a data set; `evaluation` is None without one of its own."""
+class CheckedFile:
+    """One file of a source; `good` has the number of good rows of each of its chunks."""
 
-    train: Source
-    evaluation: Source | None
-
-    def check_unchanged(self) -> None:
-        """Raises DataError if a file is another than when it was located."""
-        for source in (self.train, self.evaluation):
-            if source is not None:
-                source.check_unchanged()
-
-
-def locate_all(spec: DatasetSpec, environ: Mapping[str, str]) -> Sources:
-    """Find the files; errors as of `sources.locate`."""
-    own = locate(spec.eval, EVAL, environ) if isinstance(spec.eval, str) else None
-    return Sources(locate(spec.train, TRAIN, environ), own)
+    source: int
+    file: DataFile
+    columns: Columns
+    good: "array[int]" = field(default_factory=lambda: array("q"))
 
 
 @dataclass
-class Part:
-    """One checked file: how to read it, its columns, what is wrong in it, and the label of each good row."""
+class CheckedSource:
+    """One source: what is wrong in it, and the label (index into `names`) of each good row, if it has labels."""
 
-    file: DataFile
-    columns: Columns
+    source: Source
     tally: Tally
-    row_labels: "array[int]" = field(default_factory=lambda: array("l"))
+    labels: "array[int]" = field(default_factory=lambda: array("l"))
     good: int = 0
-
-    def examples(self, wanted: Callable[[int], bool]) -> Iterator[Example]:
-        """Good rows by their index among the good ones, in the file's order; faults were counted before."""
-        checked = (record for record in examples(self.file, self.columns) if isinstance(record, Example))
-        for index, example in enumerate(checked):
-            if wanted(index):
-                yield example
+    choice: npt.NDArray[np.uint8] | None = None  # None: every row once, for training
 
 
 @dataclass(frozen=True)
@@ -62,78 +65,112 @@ class CheckedData:
     """A data set without faults, or with faults that may be skipped.
 
     Attributes:
-        evaluation: None where the evaluation rows are held out of `train`, or there are none.
-        held_out: for each good row of `train`, whether it is for evaluation; empty if none is.
+        sources: those to train on, in the order of the job, then that of evaluation, if it has one of its own.
         labels: names by index; empty for language models.
+        layout: what the examples are made of.
     """
 
-    train: Part
-    evaluation: Part | None
-    held_out: bytearray
+    spec: DatasetSpec
+    sources: tuple[CheckedSource, ...]
+    files: tuple[CheckedFile, ...]
     labels: tuple[str, ...]
+    layout: Layout
+    has_eval: bool
 
     @property
-    def layout(self) -> Layout:
-        """What the examples are made of."""
-        return self.train.columns.layout
+    def good(self) -> int:
+        """Good rows in all."""
+        return sum(source.good for source in self.sources)
+
+    @property
+    def bytes(self) -> int:
+        """Of all files, as they lie on disk."""
+        return sum(checked.file.path.stat().st_size for checked in self.files)
+
+    def portions(self) -> Iterator[Portion]:
+        """The files again, in parts: training sources first. Parts of which no row is chosen are left out."""
+        done = [0] * len(self.sources)
+        for checked in self.files:
+            choice = self.sources[checked.source].choice
+            for chunk, count in zip(chunks(checked.file), checked.good, strict=True):
+                start = done[checked.source]
+                done[checked.source] += count
+                chosen = b"\1" * count if choice is None else choice[start : start + count].tobytes()
+                if any(chosen):
+                    yield Portion(checked.source, chunk, checked.columns, chosen)
 
     def train_examples(self) -> Iterator[Example]:
-        """The rows to learn from."""
-        return self.train.examples(lambda index: not (self.held_out and self.held_out[index]))
+        """The rows to learn from, as often as an epoch has them."""
+        rows = chain.from_iterable(portion.examples() for portion in self.portions())
+        return (example for split, times, example in rows if split is Split.TRAIN for _ in range(times))
 
     def eval_examples(self) -> Iterator[Example] | None:
         """The rows to evaluate on, or None."""
-        if self.evaluation is not None:
-            known = set(self.labels)
-            rows = self.evaluation.examples(lambda _: True)
-            return (row for row in rows if not known or row.label in known)
-        return self.train.examples(lambda index: bool(self.held_out[index])) if self.held_out else None
+        if not self.has_eval:
+            return None
+        rows = chain.from_iterable(portion.examples() for portion in self.portions())
+        return (example for split, _, example in rows if split is Split.EVAL)
 
     def tallies(self) -> list[Tally]:
-        """What is wrong, by file."""
-        return [part.tally for part in (self.train, self.evaluation) if part is not None]
+        """What is wrong, by source."""
+        return [source.tally for source in self.sources]
+
+    def add_fault(self, source: int, file: DataFile, fault: Fault) -> None:
+        """Count a fault that was found after the check, in a row that was good."""
+        self.sources[source].tally.add(file, fault)
+
+    def problems(self) -> list[Problem]:
+        """The problems that stop the job: none if there are few enough and the job says to skip them."""
+        return [problem for tally in self.tallies() for problem in invalid(self.spec, tally)]
 
 
-def check(spec: DatasetSpec, task: Task, sources: Sources, folder: Path, seed: int) -> CheckedData:
+def check(
+    spec: DatasetSpec,
+    task: Task,
+    sources: Sources,
+    folder: Path,
+    seed: int,
+    *,
+    has_template: bool = False,
+    report: Report = lambda line: None,
+) -> CheckedData:
     """Read every row once.
 
     Args:
         folder: where files that lie elsewhere are downloaded to.
-        seed: chooses the held-out rows, with `eval: {split}`.
+        seed: chooses the held-out rows, with `eval: {split}`, and those of sources with a fraction for a weight.
+        has_template: the model has a chat template.
+        report: called with a line of progress every so often, if there is much to read.
 
     Raises:
         SpecError: columns or format do not fit the task or the file.
         DataError: all that is wrong with the rows, grouped.
     """
     fatal: list[Problem] = []
+    parts = [CheckedSource(source, Tally(source.field)) for source in sources.all()]
+    files = list(_open_all(spec, task, sources, folder, has_template, report, fatal))
+    if not fatal and len({file.columns.layout for file in files}) > 1:
+        fatal.append(_mixed_layouts(files))
     names: list[str] = []
-    parts: list[Part | None] = []
-    for source in (sources.train, sources.evaluation):
-        try:
-            parts.append(_read_part(spec, task, source, folder, names) if source else None)
-        except DataError as error:
-            fatal += error.problems
-            parts.append(None)
-    train, evaluation = parts
-    if train is not None and task is Task.CLASSIFICATION and not fatal:
-        trained = {names[index] for index in train.row_labels}
+    _read_all(parts, files, task, names, fatal, report)
+    training = parts[: len(sources.train)]
+    evaluation = parts[-1] if sources.evaluation is not None else None
+    if task is Task.CLASSIFICATION and not fatal:
+        trained = {index for part in training for index in part.labels}
         if evaluation is not None:
-            _count_unseen(evaluation, trained)
+            _leave_out_unseen(evaluation, trained, names, [file for file in files if file.source == len(parts) - 1])
         if len(trained) < 2:
-            fatal.append(_too_few_labels(train, trained))
+            fatal.append(_too_few_labels(training[0], {names[index] for index in trained}))
     for part in parts:
-        if part is not None:
-            fatal += invalid(spec, part.tally)
-    if fatal or train is None:
+        fatal += invalid(spec, part.tally)
+        if not part.good and not any(problem.field == part.source.field for problem in fatal):
+            fatal += part.tally.problems()  # all are faults, and may be skipped: then nothing is left
+    if fatal:
         raise DataError(fatal)
-    held_out = bytearray()
-    if isinstance(spec.eval, EvalSplit):
-        held_out = hold_out(list(train.row_labels) or [0] * train.good, spec.eval.split, seed)
-        if sum(held_out) in (0, len(held_out)):
-            message = f"{train.good} rows cannot be split into training and evaluation rows"
-            raise DataError(train.file.problem("TooFewRows", message, "add rows, or leave spec.dataset.eval out"))
-    labels = label_order({names[index] for index in train.row_labels}) if task is Task.CLASSIFICATION else ()
-    return CheckedData(train, evaluation, held_out, labels)
+    _choose(spec, training, evaluation, seed)
+    labels = label_order({names[index] for part in training for index in part.labels})
+    has_eval = evaluation is not None or isinstance(spec.eval, EvalSplit)
+    return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval)
 
 
 def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
@@ -149,80 +186,194 @@ def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
         f"{tally.faults} of {tally.rows} rows ({percent:.3g} %) are invalid; {spec.max_invalid_percent:g} % may be"
     )
     cure = "mend the rows below, or raise spec.dataset.maxInvalidPercent"
-    return [tally.file.problem("TooManyInvalidRows", message, cure), *tally.problems()]
+    return [Problem(code="TooManyInvalidRows", field=tally.field, message=message, cure=cure), *tally.problems()]
 
 
-def _read_part(spec: DatasetSpec, task: Task, source: Source, folder: Path, names: list[str]) -> Part:
-    form = detect(source.uri, spec.format)
-    file = DataFile(source.fetch(folder), source.uri, source.field, form, spec.delimiter or ",")
-    columns = columns_of(file, task, spec.columns)
-    part = Part(file, columns, Tally(file))
-    index_of = {name: index for index, name in enumerate(names)}
-    for example in part.tally.good(examples(file, columns)):
-        part.good += 1
-        if task is Task.CLASSIFICATION:
-            if example.label not in index_of:
-                index_of[example.label] = len(names)
-                names.append(example.label)
-            part.row_labels.append(index_of[example.label])
-    if not part.good:
-        raise DataError(part.tally.problems())
-    return part
+# ---------------------------------------------------------------- files
 
 
-def _count_unseen(part: Part, trained: set[str]) -> None:
-    unseen = 0
-    for example in part.examples(lambda _: True):
-        if example.label not in trained:
-            unseen += 1
-            part.tally.add(Fault(example.line, Code.UNSEEN_LABEL, f"no training row has the label {example.label!r}"))
-    part.good -= unseen
+def _open_all(
+    spec: DatasetSpec,
+    task: Task,
+    sources: Sources,
+    folder: Path,
+    has_template: bool,
+    report: Report,
+    fatal: list[Problem],
+) -> Iterator[CheckedFile]:
+    """Every file with its format and columns; what cannot be read at all goes to `fatal`."""
+    for index, source in enumerate(sources.all()):
+        found = 0
+        empty: list[Problem] = []
+        for place in source.files:
+            try:
+                path = place.fetch(folder, report)
+                file = open_file(path, place.name, source.field, spec.format, spec.delimiter, spec.documents)
+                yield CheckedFile(index, file, columns_of(file, task, spec.columns, has_template))
+                found += 1
+            except DataError as error:
+                if len(source.files) > 1 and error.problems[0].code == EMPTY:  # as engines leave them among others
+                    empty += error.problems
+                else:
+                    fatal += error.problems
+        if not found and not any(problem.field == source.field for problem in fatal):
+            fatal += empty
 
 
-def _too_few_labels(part: Part, trained: set[str]) -> Problem:
+def _mixed_layouts(files: list[CheckedFile]) -> Problem:
+    first = files[0]
+    other = next(file for file in files if file.columns.layout is not first.columns.layout)
+    message = (
+        f"the rows have {other.columns.layout}, and those of {first.file.name} have {first.columns.layout}; "
+        "one data set is of one kind"
+    )
+    return other.file.problem("MixedLayouts", message, "bring all files to the same columns, or leave some out")
+
+
+# ---------------------------------------------------------------- rows
+
+
+@dataclass(frozen=True)
+class _Item:
+    index: int  # of the file
+    chunk: Chunk
+    columns: Columns
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What is known of one chunk."""
+
+    index: int
+    end: int
+    tally: Tally
+    good: int
+    names: tuple[str, ...]
+    labels: "array[int]"
+
+
+def _count(item: _Item) -> _Counted:
+    """Parse and check one chunk; runs in a process of the pool."""
+    tally = Tally(item.chunk.file.field)
+    labelled = item.columns.layout is Layout.LABELLED
+    names: dict[str, int] = {}
+    labels = array("l")
+    good = 0
+    for example in tally.good(item.chunk.file, examples(item.chunk.records(), item.columns)):
+        good += 1
+        if labelled:
+            labels.append(names.setdefault(example.label, len(names)))
+    return _Counted(item.index, item.chunk.end, tally, good, tuple(names), labels)
+
+
+def _read_all(
+    parts: list[CheckedSource],
+    files: list[CheckedFile],
+    task: Task,
+    names: list[str],
+    fatal: list[Problem],
+    report: Report,
+) -> None:
+    sizes = [checked.file.path.stat().st_size for checked in files]
+    progress = Progress("checked", sizes, report)
+    index_of: dict[str, int] = {}
+    for counted in map_in_order(_count, _items(files, fatal), processes(sum(sizes))):
+        checked = files[counted.index]
+        part = parts[checked.source]
+        checked.good.append(counted.good)
+        part.good += counted.good
+        part.tally.merge(counted.tally)
+        for name in counted.names:
+            if name not in index_of:
+                index_of[name] = len(names)
+                names.append(name)
+        if len(names) > MOST_LABELS:
+            fatal.append(_too_many_labels(checked))
+            return
+        here = np.array([index_of[name] for name in counted.names], np.int64)
+        part.labels.extend(here[np.asarray(counted.labels, np.int64)].tolist())
+        progress.at(counted.index, counted.end, sum(part.tally.faults for part in parts))
+
+
+def _items(files: list[CheckedFile], fatal: list[Problem]) -> Iterator[_Item]:
+    for index, checked in enumerate(files):
+        try:
+            for chunk in chunks(checked.file):
+                yield _Item(index, chunk, checked.columns)
+        except DataError as error:  # the other files are read all the same: all problems at once
+            fatal += error.problems
+
+
+def _leave_out_unseen(part: CheckedSource, trained: set[int], names: list[str], files: list[CheckedFile]) -> None:
+    """Evaluation rows with a label that no training row has are faults; only then the file is read again."""
+    labels = np.asarray(part.labels, np.int64)
+    seen = np.isin(labels, sorted(trained))
+    if seen.all():
+        return
+    part.choice = np.where(seen, EVALUATED, 0).astype(np.uint8)
+    rows = _examples(files)
+    for label, known, (file, example) in zip(part.labels, seen, rows, strict=True):
+        if not known:
+            message = f"no training row has the label {names[label]!r}"
+            part.tally.add(file, Fault(example.line, Code.UNSEEN_LABEL, message))
+    part.good = int(seen.sum())
+
+
+def _examples(files: Iterable[CheckedFile]) -> Iterator[tuple[DataFile, Example]]:
+    for checked in files:
+        for chunk in chunks(checked.file):
+            for record in examples(chunk.records(), checked.columns):
+                if isinstance(record, Example):
+                    yield checked.file, record
+
+
+def _too_few_labels(part: CheckedSource, trained: set[str]) -> Problem:
     only = "".join(f", {name!r}" for name in sorted(trained))
-    return part.file.problem(
-        "TooFewLabels", f"the training rows have one label only{only}", "a classifier needs rows of two labels or more"
+    return Problem(
+        code="TooFewLabels",
+        field=part.source.field,
+        message=f"the training rows have one label only{only}",
+        cure="a classifier needs rows of two labels or more",
     )
 
 
-def label_order(names: set[str]) -> tuple[str, ...]:
-    """Labels by index: whole numbers by value, anything else by its characters. Does not depend on the rows' order."""
-    if all(_canonical_integer(name) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
+def _too_many_labels(checked: CheckedFile) -> Problem:
+    column = checked.columns.names["label"]
+    message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is no label"
+    return checked.file.problem("TooManyLabels", message, "say in spec.dataset.columns which column is the label")
 
 
-def _canonical_integer(name: str) -> bool:
-    try:
-        return str(int(name)) == name
-    except ValueError:
-        return False
+# ---------------------------------------------------------------- choice
 
 
-def hold_out(groups: Sequence[int], share: float, seed: int) -> bytearray:
-    """Which rows are held out: of each group its share, rounded, but never the last row of a group.
-
-    Rows are ordered by a hash of seed and index: the choice is the same on every machine and Python.
-
-    Returns:
-        1 for a row held out, 0 for a row to train on; the same length as `groups`.
-    """
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    order = {group: sorted(rows, key=lambda row: _rank(seed, row)) for group, rows in members.items()}
-    counts = {group: min(len(rows) - 1, round(len(rows) * share)) for group, rows in members.items()}
-    if not any(counts.values()):
-        largest = max(members, key=lambda group: len(members[group]), default=None)
-        if largest is not None and len(members[largest]) > 1:
-            counts[largest] = 1
-    chosen = bytearray(len(groups))
-    for group, rows in order.items():
-        for row in rows[: counts[group]]:
-            chosen[row] = 1
-    return chosen
+def _choose(spec: DatasetSpec, training: list[CheckedSource], evaluation: CheckedSource | None, seed: int) -> None:
+    """Which rows are seen when; sources without a choice have every row once."""
+    if evaluation is not None and evaluation.choice is None:
+        evaluation.choice = np.full(evaluation.good, EVALUATED, np.uint8)
+    for index, part in enumerate(training):
+        if part.source.weight != 1:
+            part.choice = repeats(part.source.weight, part.good, seed, index)
+    if isinstance(spec.eval, EvalSplit):
+        _hold_out(training, spec.eval.split, seed)
+    if not any(part.choice is None or ((part.choice > 0) & (part.choice < EVALUATED)).any() for part in training):
+        message = "the weights leave no row to train on"
+        raise DataError(
+            Problem(code="TooFewRows", field="spec.dataset.mix", message=message, cure="raise them, or add rows")
+        )
 
 
-def _rank(seed: int, row: int) -> bytes:
-    return hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=16).digest()
+def _hold_out(training: list[CheckedSource], share: float, seed: int) -> None:
+    rows = sum(part.good for part in training)
+    groups = np.concatenate([np.asarray(part.labels, np.int64) for part in training])
+    held = np.frombuffer(hold_out(groups if len(groups) else np.zeros(rows, np.int64), share, seed), np.uint8)
+    if held.sum() in (0, rows):
+        message = f"{rows} rows cannot be split into training and evaluation rows"
+        field = training[0].source.field
+        cure = "add rows, or leave spec.dataset.eval out"
+        raise DataError(Problem(code="TooFewRows", field=field, message=message, cure=cure))
+    done = 0
+    for part in training:
+        here = held[done : done + part.good]
+        once = np.ones(part.good, np.uint8) if part.choice is None else part.choice
+        part.choice = np.where(here == 1, np.uint8(EVALUATED), once).astype(np.uint8)
+        done += part.good

@@ -1,79 +1,126 @@
-"""Where data comes from: one file behind s3:// or file://, known by a fingerprint before it is read."""
+"""Where data comes from: the files behind each uri of the job, known by fingerprints before they are read."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from finetune_api.errors import DataError, Problem, SpecError
-from finetune_trainer.storage import FolderStore, ObjectInfo, ObjectStore, open_object
+from finetune_api.contract import Env
+from finetune_api.errors import DataError, FineTuneError, Problem
+from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.places import Place, hashed
 
-SCHEMES = ("file://", "s3://")
+TRAIN, EVAL, MIX = "spec.dataset.train", "spec.dataset.eval", "spec.dataset.mix"
+
+_OWN: dict[str, Env] = {
+    "AWS_ACCESS_KEY_ID": Env.DATA_ACCESS_KEY,
+    "AWS_SECRET_ACCESS_KEY": Env.DATA_SECRET_KEY,
+    "AWS_SESSION_TOKEN": Env.DATA_SESSION_TOKEN,
+}
+_PLACE: dict[str, Env] = {
+    Env.STORAGE_ENDPOINT: Env.DATA_ENDPOINT,
+    Env.STORAGE_REGION: Env.DATA_REGION,
+    Env.STORAGE_CA: Env.DATA_CA,
+}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that exists.
+    """The files behind one uri.
 
     Attributes:
         field: the field of the job that names it.
+        weight: how often its rows are seen in an epoch.
     """
 
     uri: str
     field: str
-    store: ObjectStore
-    info: ObjectInfo
+    files: tuple[Place, ...]
+    weight: float = 1.0
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the file does, and costs no reading of it."""
-        parts = (self.store.uri, self.info.key, str(self.info.size), self.info.etag)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-    def fetch(self, folder: Path) -> Path:
-        """The file on this machine: in place if it lies here, else downloaded into `folder`."""
-        if isinstance(self.store, FolderStore):
-            return self.store.path(self.info.key)
-        path = folder / self.fingerprint / self.info.key
-        if not path.exists():
-            self.store.get_file(self.info.key, path)
-        return path
+        """Changes when a file does, or when there are others."""
+        return hashed(self.weight, *(file.fingerprint for file in self.files))
 
     def check_unchanged(self) -> None:
-        """Raises DataError if the file is another than when it was located."""
-        if self.store.head(self.info.key) != self.info:
-            raise DataError(
-                Problem(
-                    code="SourceChanged",
-                    field=self.field,
-                    message=f"{self.uri} changed while it was read",
-                    cure="wait until it is written, then start again",
+        """Raises DataError if a file is another than when it was located."""
+        for file in self.files:
+            if not file.is_unchanged():
+                raise DataError(
+                    Problem(
+                        code="SourceChanged",
+                        field=self.field,
+                        message=f"{file.name} changed while it was read",
+                        cure="wait until it is written, then start again",
+                    )
                 )
-            )
 
 
-def locate(uri: str, field: str, environ: Mapping[str, str]) -> Source:
-    """Find a data file.
+@dataclass(frozen=True)
+class Sources:
+    """All that a data set is made from; `evaluation` is None without files of its own."""
+
+    train: tuple[Source, ...]
+    evaluation: Source | None
+
+    def all(self) -> tuple[Source, ...]:
+        """Training sources in the order of the job, then evaluation's."""
+        return (*self.train, self.evaluation) if self.evaluation else self.train
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any file or weight does."""
+        evaluation = self.evaluation.fingerprint if self.evaluation else ""
+        return hashed(*(source.fingerprint for source in self.train), "evaluation", evaluation)
+
+    def check_unchanged(self) -> None:
+        """Raises DataError if a file is another than when it was located."""
+        for source in self.all():
+            source.check_unchanged()
+
+
+def locate_all(spec: DatasetSpec, environ: Mapping[str, str]) -> Sources:
+    """Find all files of a data set.
+
+    Args:
+        environ: credentials and endpoints, of the job's storage and, where given, the data's own.
 
     Raises:
-        SpecError: the scheme cannot be read yet.
-        DataError: there is no such file.
-        StorageError: the store refuses or is unreachable.
+        SpecError: a uri cannot be read.
+        DataError: a file is not there; every one that is missing.
+        StorageError: a store refuses or is unreachable.
     """
-    if not uri.startswith(SCHEMES):
-        raise SpecError(
-            Problem(
-                code="NotSupportedYet",
-                field=field,
-                message=f"{uri} cannot be read yet; {' and '.join(SCHEMES)} can",
-                cure="copy the data to one of them",
-            )
-        )
-    store, key = open_object(uri, environ)
-    info = store.head(key)
-    if info is None:
-        below = next(iter(store.list(f"{key}/")), None)
-        message = f"{uri} is a folder; one file is read" if below else f"there is no file {uri}"
-        cure = f"name one file in it, such as {below.key}" if below else "correct the path"
-        raise DataError(Problem(code="FileNotFound", field=field, message=message, cure=cure))
-    return Source(uri, field, store, info)
+    environ = data_environ(environ)
+    wanted = [(spec.train, TRAIN, 1.0)] if spec.train is not None else []
+    wanted += [(part.uri, f"{MIX}[{index}].uri", part.weight) for index, part in enumerate(spec.mix or ())]
+    if isinstance(spec.eval, str):
+        wanted.append((spec.eval, EVAL, 1.0))
+    found: list[Source] = []
+    errors: list[FineTuneError] = []
+    for uri, field, weight in wanted:
+        try:
+            found.append(Source(uri, field, locate(uri, field, environ, spec.format), weight))
+        except FineTuneError as error:
+            errors.append(error)
+    if errors:
+        raise type(errors[0])([problem for error in errors for problem in error.problems])
+    has_own = isinstance(spec.eval, str)
+    return Sources(tuple(found[:-1] if has_own else found), found[-1] if has_own else None)
+
+
+def data_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment that data is read with: the data's own endpoint and keys in the place of the job's.
+
+    Another endpoint has neither the region nor the certificate of the job's. Keys replace the job's as a whole: a
+    session token belongs to its own key.
+    """
+    own = dict(environ)
+    if environ.get(Env.DATA_ENDPOINT):
+        for name in _PLACE:
+            own.pop(name, None)
+        own.pop("AWS_DEFAULT_REGION", None)
+    if environ.get(Env.DATA_ACCESS_KEY) or environ.get(Env.DATA_SECRET_KEY):
+        for name in _OWN:
+            own.pop(name, None)
+    own |= {name: environ[source] for name, source in (_PLACE | _OWN).items() if environ.get(source)}
+    return own

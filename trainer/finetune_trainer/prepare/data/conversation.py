@@ -1,0 +1,202 @@
+"""Conversations as rows have them (chat `messages`, ShareGPT, prompts and completions of messages, Alpaca) to one form.
+
+One message is `role`, `content` and whatever else a chat template may read; a message of weight 0 carries no loss.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from finetune_trainer.prepare.data.formats import Code, json_type
+
+Message = dict[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+OPENERS = ("system", "developer")
+# what ShareGPT and its descendants call the roles
+SHAREGPT = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "function": "tool",
+    "tool": "tool",
+    "observation": "tool",
+}
+NEAR = {**SHAREGPT, "bot": "assistant", "ai": "assistant", "prompter": "user", "customer": "user", "agent": "assistant"}
+
+
+class Wrong(Exception):  # noqa: N818 - control flow within this package, told as a Fault
+    """A conversation breaks a rule.
+
+    Args:
+        code: which one.
+        message: the sentence of the fault.
+    """
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def conversation(column: str, value: Any) -> tuple[Message, ...]:
+    """The checked messages of one row; of `role`/`content` or ShareGPT's `from`/`value`.
+
+    Raises:
+        Wrong: it breaks a rule.
+    """
+    messages = _messages(column, value)
+    check_order(column, messages)
+    return messages
+
+
+def prompt_and_completion(prompt: Any, completion: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
+    """TRL's conversational prompt-completion: only the completion carries loss.
+
+    Raises:
+        Wrong: as of `conversation`.
+    """
+    before = [dict(message) for message in _messages(names["prompt"], prompt)]
+    for message in before:
+        if message["role"] == "assistant":
+            message["weight"] = 0
+    messages = (*before, *_messages(names["completion"], completion))
+    check_order(names["completion"], messages)
+    return messages
+
+
+def _messages(column: str, value: Any) -> tuple[Message, ...]:
+    if value is None:
+        raise Wrong(Code.NULL_VALUE, f"{column!r} is null")
+    if not isinstance(value, list):
+        hint = ""
+        if isinstance(value, str) and value.lstrip().startswith("[{"):
+            hint = ", and this string holds JSON: write the list itself, as JSON lines or Parquet can"
+        raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a list of messages{hint}")
+    if not value:
+        raise Wrong(Code.NO_MESSAGES, f"{column!r} is an empty list")
+    return tuple(_message(f"{column}[{index}]", item) for index, item in enumerate(value))
+
+
+def _message(where: str, item: Any) -> Message:
+    if not isinstance(item, dict):
+        raise Wrong(Code.INVALID_MESSAGE, f"{where} is {json_type(item)}; a message is an object")
+    message = {key: value for key, value in item.items() if value is not None}  # columnar files fill up with nulls
+    sharegpt = "from" in message and "role" not in message
+    role_key, text_key = ("from", "value") if sharegpt else ("role", "content")
+    if role_key not in message:
+        keys = ", ".join(map(repr, message)) or "nothing"
+        raise Wrong(Code.INVALID_MESSAGE, f"{where} has no 'role' (and no 'from'), but {keys}")
+    role = _role(f"{where}.{role_key}", message.pop(role_key), sharegpt)
+    content = message.pop(text_key, None)
+    if content is None and not (role == "assistant" and message.get("tool_calls")):
+        raise Wrong(Code.INVALID_MESSAGE, f"{where} has no {text_key!r}")
+    made: Message = {"role": role}
+    if content is not None:
+        made["content"] = _content(f"{where}.{text_key}", content)
+        if not made["content"].strip() and role in ("user", "assistant") and not message.get("tool_calls"):
+            raise Wrong(Code.EMPTY_MESSAGE, f"{where}.{text_key} is empty, and its role is {role}")
+    if "tool_calls" in message and not isinstance(message["tool_calls"], list):
+        seen = json_type(message["tool_calls"])
+        raise Wrong(Code.INVALID_MESSAGE, f"{where}.tool_calls is {seen}; it must be a list")
+    if "weight" in message:
+        message["weight"] = _weight(f"{where}.weight", message["weight"])
+    return made | message
+
+
+def _role(where: str, role: Any, sharegpt: bool) -> str:
+    if isinstance(role, str):
+        known = SHAREGPT.get(role.strip().lower()) if sharegpt else role if role in ROLES else None
+        if known is not None:
+            return known
+        near = NEAR.get(role.strip().lower()) or (role.strip().lower() if role.strip().lower() in ROLES else None)
+        meant = f"; {near!r} is probably meant" if near else ""
+        raise Wrong(Code.UNKNOWN_ROLE, f"{where} is {role[:40]!r}; roles are {', '.join(ROLES)}{meant}")
+    raise Wrong(Code.INVALID_MESSAGE, f"{where} is {json_type(role)}; it must be a string")
+
+
+def _content(where: str, content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(_part(f"{where}[{index}]", part) for index, part in enumerate(content))
+    if not isinstance(content, str):
+        raise Wrong(Code.WRONG_TYPE, f"{where} is {json_type(content)}; it must be a string")
+    _encodable(where, content)
+    return content
+
+
+def _part(where: str, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+        _encodable(where, part["text"])
+        text: str = part["text"]
+        return text
+    if isinstance(kind, str) and kind != "text":
+        raise Wrong(Code.NOT_TEXT, f"{where} is of type {kind!r}; only text can be learnt from")
+    raise Wrong(Code.WRONG_TYPE, f"{where} is no text part: it must be {{type: text, text: ...}}")
+
+
+def _weight(where: str, weight: Any) -> int:
+    if isinstance(weight, (int, float)) and weight in (0, 1):
+        return int(weight)
+    seen = weight if isinstance(weight, (int, float)) else json_type(weight)
+    raise Wrong(Code.INVALID_WEIGHT, f"{where} is {seen}; a message has weight 0 (no loss) or 1")
+
+
+def _encodable(where: str, value: str) -> None:
+    if value.isascii():
+        return
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise Wrong(Code.BAD_UNICODE, f"{where} holds half of a character (\\u{code:04x} alone)") from None
+
+
+def check_order(column: str, messages: Sequence[Message]) -> None:
+    """Rules over a whole conversation. Two turns of one role in a row are left to the chat template.
+
+    Raises:
+        Wrong: one is broken.
+    """
+    before = ""
+    for index, message in enumerate(messages):
+        role = message["role"]
+        if role in OPENERS and before not in ("", *OPENERS):
+            raise Wrong(
+                Code.WRONG_ROLE_ORDER, f"{column}[{index}] is of role {role}, after {before}; it can only come first"
+            )
+        if role == "tool" and before not in ("assistant", "tool"):
+            after = f"after {before}" if before else "first"
+            raise Wrong(
+                Code.WRONG_ROLE_ORDER,
+                f"{column}[{index}] is of role tool, {after}; a tool answers an assistant's message",
+            )
+        before = role
+    spoken = [message for message in messages if message["role"] == "assistant"]
+    if not spoken:
+        raise Wrong(Code.NO_ASSISTANT, "no assistant message")
+    if all(message.get("weight", 1) == 0 for message in spoken):
+        raise Wrong(Code.NOTHING_TO_LEARN, "every assistant message has weight 0")
+
+
+def tools_of(column: str, value: Any) -> tuple[Mapping[str, Any], ...]:
+    """Descriptions of tools that stand beside a conversation.
+
+    Raises:
+        Wrong: it is no list of objects.
+    """
+    if isinstance(value, str):  # as columns that hold no lists have it
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise Wrong(Code.WRONG_TYPE, f"{column!r} is a string that is no JSON list of tools") from None
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a list of tools as objects")
+    return tuple(value)

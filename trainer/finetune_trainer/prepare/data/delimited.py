@@ -1,0 +1,147 @@
+"""Columns between delimiters: CSV and TSV with a header and quotes, and pairs (`input<TAB>output`) with neither."""
+
+import csv
+from collections.abc import Iterator
+
+from finetune_api.errors import DataError
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Fault, Format, Record, Row
+from finetune_trainer.prepare.data.jsonl import not_utf8
+from finetune_trainer.prepare.data.lines import lines, too_long
+from finetune_trainer.prepare.data.streams import Reader
+
+PAIR = ("input", "output")
+DELIMITERS = (",", ";", "\t", "|")
+
+
+class _TooLongError(Exception):
+    """Raised through csv.reader for a line that was not read."""
+
+
+class _Feed:
+    """The lines of a file for csv.reader: an iterator that goes on after an error, which a generator does not."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._lines = lines(reader)
+        self.number = 0  # of the line that was given out last
+        self.size = 0  # bytes of the lines given out
+        self.end = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.number, raw, self.end = next(self._lines)
+        if raw is None:
+            raise _TooLongError
+        self.size += len(raw)
+        # bytes that are no UTF-8 become lone surrogates, so that one bad record does not end the reading
+        return raw.decode("utf-8", "surrogateescape")
+
+
+def read_csv(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]]:
+    """(record, bytes of plain data so far, bytes of the file so far) of every record.
+
+    Raises:
+        DataError: the header is wrong.
+        StreamError: as of `lines`.
+    """
+    csv.field_size_limit(LONGEST_LINE)
+    feed = _Feed(reader)
+    rows = csv.reader(feed, delimiter=file.separator, strict=True)
+    header: list[str] | None = None
+    while True:
+        line = feed.number + 1
+        try:
+            fields = next(rows)
+        except StopIteration:
+            return
+        except _TooLongError:
+            yield too_long(feed.number), feed.size, feed.end
+            continue
+        except csv.Error as error:
+            yield Fault(line, Code.INVALID_CSV, _said(error)), feed.size, feed.end
+            continue
+        if not fields:
+            continue
+        if header is None:
+            header = _header(file, line, fields)
+        else:
+            yield _csv_row(line, header, fields), feed.size, feed.end
+
+
+def _said(error: csv.Error) -> str:
+    if "unexpected end of data" in str(error) or "field larger" in str(error):
+        return "a quote is opened here and never closed"
+    return f"no valid CSV: {error}"
+
+
+def _header(file: DataFile, line: int, fields: list[str]) -> list[str]:
+    names = [name.strip() for name in fields]
+    escaped = next((char for char in "".join(names) if "\udc80" <= char <= "\udcff"), None)
+    if escaped is not None:
+        message = f"the header holds {not_utf8(ord(escaped) - 0xDC00)}"
+        raise DataError(file.problem("NotUTF8", message, "save the file as UTF-8"))
+    if len(names) == 1:
+        other = max((mark for mark in DELIMITERS if mark != file.separator), key=names[0].count)
+        if other in names[0]:
+            raise DataError(
+                file.problem(
+                    "WrongDelimiter",
+                    f"the header is one column, {names[0]!r}; the delimiter seems to be {other!r}",
+                    f"set spec.dataset.delimiter to {other!r}",
+                )
+            )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        wrong = f"the column {twice[0]!r} occurs twice" if twice and twice[0] else "a column has no name"
+        raise DataError(
+            file.problem("InvalidHeader", f"line {line} is no header: {wrong}", "begin with a line of names")
+        )
+    return names
+
+
+def _csv_row(line: int, header: list[str], fields: list[str]) -> Record:
+    for name, field in zip(header, fields, strict=False):
+        if (bad := _bad_text(line, f"column {name!r}", field)) is not None:
+            return bad
+    if len(fields) != len(header):
+        return Fault(line, Code.RAGGED_ROW, f"there are {len(fields)} fields, but the header has {len(header)}")
+    return Row(line, dict(zip(header, fields, strict=True)))
+
+
+def _bad_text(line: int, what: str, field: str) -> Fault | None:
+    if "\0" in field:
+        return Fault(line, Code.NUL, f"there is a NUL character in {what}")
+    if not field.isascii() and (escaped := next((c for c in field if "\udc80" <= c <= "\udcff"), None)) is not None:
+        return Fault(line, Code.BAD_UTF8, f"{what} holds the byte {not_utf8(ord(escaped) - 0xDC00)}")
+    return None
+
+
+def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
+    """One line of pairs, without its line break."""
+    text = raw.decode("utf-8", "surrogateescape")
+    if (bad := _bad_text(line, "the line", text)) is not None:
+        return bad
+    fields = text.split(file.separator)
+    if len(fields) != len(PAIR):
+        seen = "there is no" if len(fields) == 1 else f"there are {len(fields) - 1} times"
+        return Fault(line, Code.RAGGED_ROW, f"{seen} {file.separator!r} on the line; a pair has it once")
+    return Row(line, dict(zip(PAIR, fields, strict=True)))
+
+
+def looks_like_pairs(start: bytes) -> bool:
+    """Whether text begins with lines of one tab each, with something on both sides."""
+    whole = start.rpartition(b"\n")[0].splitlines()
+    found = [line.split(b"\t") for line in whole if line.strip()]
+    return len(found) > 1 and all(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
+
+
+def delimiter_problem(file: DataFile) -> str | None:
+    """Why the format cannot take the delimiter, if it cannot."""
+    if file.delimiter is None or file.format is Format.PAIRS:
+        return None
+    if file.format not in (Format.CSV, Format.TSV):
+        return f"is {file.delimiter!r}, and {file.name} is {file.format}, which has no delimiter"
+    if len(file.delimiter) > 1:
+        return f"is {file.delimiter!r}; a delimiter of {file.format} is one character (of pairs, any number)"
+    return None

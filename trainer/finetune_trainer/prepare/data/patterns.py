@@ -1,0 +1,82 @@
+"""Which files a uri names: one, those that fit a pattern, or the data files of a folder. Pure: names in, names out.
+
+A folder is not searched below its own level: `data/**/*.jsonl` says that this is meant.
+"""
+
+import re
+from collections.abc import Iterable
+from fnmatch import translate
+
+from finetune_trainer.prepare.data.detect import suffixes_of
+from finetune_trainer.prepare.data.formats import Format
+
+WILDCARDS = "*?["
+NO_DATA = re.compile(r"^(readme|license|licence|notice|changelog|requirements)\b", re.IGNORECASE)
+BESIDE_DATA = {"_SUCCESS", "_metadata", "_common_metadata", "dataset_info.json", "dataset_infos.json", "state.json"}
+EVALUATION = {"test", "valid", "validation", "val", "eval", "evaluation", "dev", "heldout"}
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path has wildcards."""
+    return any(char in path for char in WILDCARDS)
+
+
+def fixed_part(pattern: str) -> str:
+    """The folder that a pattern cannot leave: `data` of `data/*/x.jsonl`; empty for the root."""
+    fixed = []
+    for part in pattern.split("/")[:-1]:
+        if is_pattern(part):
+            break
+        fixed.append(part)
+    return "/".join(fixed)
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that fit, sorted. `*` stays within a folder, `**` is any number of folders; no hidden ones."""
+    parts = pattern.split("/")
+    expressions = [None if part == "**" else re.compile(translate(part)) for part in parts]
+    return sorted(name for name in names if not _hidden(name, pattern) and _fits(name.split("/"), expressions))
+
+
+def _fits(names: list[str], parts: list["re.Pattern[str] | None"]) -> bool:
+    if not parts:
+        return not names
+    if parts[0] is None:
+        return any(_fits(names[start:], parts[1:]) for start in range(len(names) + 1))
+    return bool(names) and parts[0].match(names[0]) is not None and _fits(names[1:], parts[1:])
+
+
+def _hidden(name: str, pattern: str) -> bool:
+    asked = {part for part in pattern.split("/") if part.startswith(".")}
+    return any(part.startswith(".") and part not in asked for part in name.split("/"))
+
+
+def data_files(names: Iterable[str]) -> list[str]:
+    """The data files among those of one folder, sorted; what usually stands beside data is left out.
+
+    Files without a suffix of data are taken only where no file has one.
+    """
+    left = [
+        name
+        for name in sorted(names)
+        if not name.startswith((".", "_")) and name not in BESIDE_DATA and not NO_DATA.match(name)
+    ]
+    return [name for name in left if suffixes_of(name)[0] is not None] or left
+
+
+def formats_of(names: Iterable[str]) -> dict[Format, str]:
+    """The formats that names tell, each with the first name that does."""
+    found: dict[Format, str] = {}
+    for name in names:
+        form, _ = suffixes_of(name)
+        if form is not None:
+            found.setdefault(form, name)
+    return found
+
+
+def splits_among(names: Iterable[str]) -> tuple[str, str] | None:
+    """A file of training and one of evaluation data, where names tell that there are both."""
+    words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in names}
+    train = next((name for name, said in words.items() if said & {"train", "training"}), None)
+    other = next((name for name, said in words.items() if said & EVALUATION and "train" not in said), None)
+    return (train, other) if train and other else None

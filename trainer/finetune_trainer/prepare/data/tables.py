@@ -1,0 +1,77 @@
+"""Parquet and Arrow files: batches of rows, sent to processes as Arrow's own bytes and turned into Python there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from finetune_api.errors import DataError
+from finetune_trainer.prepare.data.detect import ARROW_STREAM
+from finetune_trainer.prepare.data.formats import DataFile, Format, Record, Row
+from finetune_trainer.prepare.data.lines import PIECE
+from finetune_trainer.prepare.data.streams import Compression, compression_of
+
+MOST_ROWS = 10_000  # of one batch
+
+
+def read_tables(file: DataFile) -> Iterator[tuple[int, bytes, int]]:
+    """(number of its first row, a batch as an Arrow stream, bytes of the file so far) of every batch of some MiB.
+
+    Raises:
+        DataError: the file is damaged, or compressed as a whole.
+    """
+    size = file.path.stat().st_size
+    if compression_of(file.path) is not Compression.NONE:
+        message = f"the file is {file.format} inside {compression_of(file.path)}, which cannot be read in parts"
+        raise DataError(file.problem("CompressedTable", message, "store it as it is: it compresses its own columns"))
+    try:
+        total, batches = _parquet(file) if file.format is Format.PARQUET else _arrow(file)
+        done = 0
+        for batch in batches:
+            rows = max(1, min(MOST_ROWS, batch.num_rows * PIECE // max(1, batch.nbytes)))
+            for start in range(0, batch.num_rows, rows):
+                part = batch.slice(start, rows)
+                share = (done + start + part.num_rows) / total if total else 1
+                yield done + start + 1, _packed(part), min(size, int(size * share))
+            done += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"the file cannot be read as {file.format}: {said}"
+        cure = "copy it again, whole, or set spec.dataset.format"
+        raise DataError(file.problem("DamagedFile", message, cure)) from error
+
+
+def _parquet(file: DataFile) -> tuple[int, Iterator[Any]]:
+    table = pa.parquet.ParquetFile(file.path, pre_buffer=False)
+    meta = table.metadata
+    size = sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
+    rows = max(1, min(MOST_ROWS, meta.num_rows * PIECE // max(1, size)))
+    return meta.num_rows, table.iter_batches(batch_size=rows)
+
+
+def _arrow(file: DataFile) -> tuple[int, Iterator[Any]]:
+    source = pa.memory_map(str(file.path))
+    if source.read(4) == ARROW_STREAM:
+        source.seek(0)
+        return 0, iter(pa.ipc.open_stream(source))
+    source.seek(0)
+    table = pa.ipc.open_file(source)
+    batches = range(table.num_record_batches)
+    return sum(table.get_batch(index).num_rows for index in batches), map(table.get_batch, batches)
+
+
+def _packed(batch: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+def parse_table(first: int, packed: bytes) -> Iterator[Record]:
+    """The rows of a batch."""
+    for batch in pa.ipc.open_stream(packed):
+        for index, values in enumerate(batch.to_pylist(), first):
+            yield Row(index, values)

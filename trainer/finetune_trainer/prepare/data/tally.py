@@ -1,0 +1,122 @@
+"""What is wrong with the rows of one source: grouped by code, over all its files. Tallies of parts add up."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from dataclasses import field as with_default
+from typing import TypeVar
+
+from finetune_api.errors import Problem
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
+
+SHOWN_LINES = 20
+T = TypeVar("T")
+
+CURES = {
+    Code.BAD_UTF8: "save the file as UTF-8",
+    Code.NUL: "remove it: text has no NUL characters",
+    Code.LINE_TOO_LONG: "break the record into several; perhaps a line break or a closing quote is missing",
+    Code.INVALID_JSON: "write one whole JSON object on each line",
+    Code.PYTHON_LITERAL: "write it with json.dumps, not with str or print",
+    Code.TRAILING_COMMA: "remove the comma",
+    Code.SEVERAL_OBJECTS: "break the line between the objects",
+    Code.DUPLICATE_KEY: "keep one of the two",
+    Code.NOT_A_NUMBER: "write null, or leave the field out",
+    Code.NOT_AN_OBJECT: 'write an object: {"text": ...}',
+    Code.INVALID_CSV: 'quote fields with "..." and double the quotes within',
+    Code.RAGGED_ROW: "quote fields that hold the delimiter, and write all of them",
+    Code.MISSING_FIELD: "add it, or say in spec.dataset.columns which column it is",
+    Code.MIXED_COLUMNS: "give all rows the same columns",
+    Code.WRONG_TYPE: "write it as the type that is asked for",
+    Code.NULL_VALUE: "remove the row, or fill it",
+    Code.EMPTY_TEXT: "remove the row, or fill it",
+    Code.EMPTY_LABEL: "remove the row, or label it",
+    Code.LABEL_TYPE: "write a string, a number or a boolean",
+    Code.MULTI_LABEL: "give each row one label",
+    Code.BAD_UNICODE: "write the whole character, or remove it",
+    Code.NO_MESSAGES: "remove the row, or fill it",
+    Code.INVALID_MESSAGE: 'write messages as {"role": "user", "content": "..."}',
+    Code.UNKNOWN_ROLE: "use one of the roles",
+    Code.WRONG_ROLE_ORDER: "put the messages in the order in which they were said",
+    Code.NO_ASSISTANT: "add the answer that is to be learnt, or remove the row",
+    Code.EMPTY_MESSAGE: "remove the message, or fill it",
+    Code.NOT_TEXT: "remove images, audio and other parts, or the row",
+    Code.INVALID_WEIGHT: "write 0 or 1",
+    Code.UNSEEN_LABEL: "add training rows of that label, or remove it from the evaluation data",
+    Code.NOTHING_TO_LEARN: "raise spec.dataset.maxLength, shorten the prompt, or weigh an answer",
+    Code.TEMPLATE_FAILED: "order the messages as the chat template wants, or set spec.dataset.chatTemplate",
+}
+
+
+@dataclass
+class _Group:
+    """Faults of one code: all counted, the first lines of the first file kept."""
+
+    first: Fault
+    file: DataFile
+    count: int = 0
+    lines: list[int] = with_default(default_factory=list)
+    files: set[str] = with_default(default_factory=set)
+
+
+@dataclass
+class Tally:
+    """Faults of one source by code.
+
+    Attributes:
+        field: the field of the job that names the source.
+        rows: all records, faults included.
+        faults: records that are broken.
+    """
+
+    field: str
+    rows: int = 0
+    faults: int = 0
+    _groups: dict[Code, _Group] = with_default(default_factory=dict)
+
+    def good(self, file: DataFile, records: Iterable[T | Fault]) -> Iterator[T]:
+        """The examples among the records of a file; faults are counted."""
+        for record in records:
+            self.rows += 1
+            if isinstance(record, Fault):
+                self.add(file, record)
+            else:
+                yield record
+
+    def add(self, file: DataFile, fault: Fault) -> None:
+        """Count a fault of a record that was counted already."""
+        self.faults += 1
+        group = self._groups.setdefault(fault.code, _Group(fault, file))
+        group.count += 1
+        group.files.add(file.name)
+        if group.file.name == file.name and len(group.lines) < SHOWN_LINES:
+            group.lines.append(fault.line)
+
+    def merge(self, later: "Tally") -> None:
+        """Take in what was counted of the records that follow."""
+        self.rows += later.rows
+        self.faults += later.faults
+        for code, other in later._groups.items():
+            group = self._groups.setdefault(code, _Group(other.first, other.file))
+            group.count += other.count
+            group.files |= other.files
+            if group.file.name == other.file.name:
+                group.lines = (group.lines + other.lines)[:SHOWN_LINES]
+
+    def problems(self) -> list[Problem]:
+        """One problem per code, in the order in which they were met."""
+        return [_problem(self.field, code, group) for code, group in self._groups.items()]
+
+
+def _problem(where: str, code: Code, group: _Group) -> Problem:
+    message = group.first.message
+    if len(group.files) > 1:
+        message += f" (the first of {len(group.files)} files with such rows)"
+    return Problem(
+        code=code,
+        field=where,
+        message=message,
+        cure=CURES[code],
+        file=group.file.name,
+        lines=tuple(group.lines),
+        count=group.count,
+    )
