@@ -1,0 +1,116 @@
+"""Rules between fields: what is refused, what is not, and which field is blamed."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from finetune_api.errors import SpecError
+from finetune_api.v1alpha1 import parse_job
+
+MINIMAL: dict[str, Any] = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "support-bot"},
+    "spec": {
+        "model": {"uri": "file://models/base"},
+        "dataset": {"train": "file://data/train.csv"},
+        "method": {"type": "lora"},
+        "storage": {"uri": "file://build/store"},
+    },
+}
+
+
+def told(spec: dict[str, Any]) -> list[tuple[str, str]]:
+    """Code and field of every problem of the minimal job with these parts of its spec replaced."""
+    job = copy.deepcopy(MINIMAL)
+    job["spec"] |= spec
+    try:
+        parse_job(job)
+    except SpecError as error:
+        return [(problem.code, problem.field) for problem in error.problems if problem.code != "NotSupportedYet"]
+    return []
+
+
+EVALUATED = {"dataset": {"train": "file://data/train.csv", "eval": {"split": 0.1}}}
+GPUS = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 4}}}
+BROKEN = {
+    "evaluation without data": ({"training": {"eval_steps": 10}}, "NeedsOther", "spec.training.eval_steps"),
+    "a best model without evaluation": (
+        {"training": {"metric_for_best_model": "loss"}},
+        "NeedsOther",
+        "spec.training.metric_for_best_model",
+    ),
+    "a metric that nobody measures": (
+        EVALUATED | {"training": {"metric_for_best_model": "eval_f1"}},
+        "UnknownMetric",
+        "spec.training.metric_for_best_model",
+    ),
+    "a metric of another task": (
+        EVALUATED | {"task": "causal-lm", "training": {"metric_for_best_model": "accuracy"}},
+        "UnknownMetric",
+        "spec.training.metric_for_best_model",
+    ),
+    "a warm-up as long as the run": (
+        {"training": {"warmup_steps": 100, "max_steps": 100}},
+        "NeverReached",
+        "spec.training.warmup_steps",
+    ),
+    "a schedule without its minimum": (
+        {"training": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"num_cycles": 1}}},
+        "NeedsOther",
+        "spec.training.lr_scheduler_type",
+    ),
+    "a module adapted and trained whole": (
+        {"method": {"type": "lora", "lora": {"target_modules": ["query", "value"], "modules_to_save": ["query"]}}},
+        "Conflict",
+        "spec.method.lora.modules_to_save",
+    ),
+    "parameters offloaded that are not sharded": (
+        {"deepspeed": {"stage": 2, "offload": {"parameters": "cpu"}}},
+        "NeedsOther",
+        "spec.deepspeed.offload.parameters",
+    ),
+    "half a device": (
+        {"resourcesPerNode": {"limits": {"nvidia.com/gpu": "500m"}}},
+        "InvalidQuantity",
+        "spec.resourcesPerNode.limits",
+    ),
+    "more ranks than GPUs": (GPUS | {"processesPerNode": 5}, "TooManyProcesses", "spec.processesPerNode"),
+    "a mount without its volume": (
+        {"podTemplate": {"volumes": [{"name": "a"}], "volumeMounts": [{"name": "b", "mountPath": "/b"}]}},
+        "NeedsOther",
+        "spec.podTemplate.volumeMounts",
+    ),
+}
+KEPT = {
+    "evaluation of a split": EVALUATED | {"training": {"eval_steps": 10, "metric_for_best_model": "eval_macro_f1"}},
+    "a metric without its prefix": EVALUATED | {"task": "causal-lm", "training": {"metric_for_best_model": "loss"}},
+    "a warm-up as a ratio": {"training": {"warmup_steps": 0.5, "max_steps": 1}},
+    "a warm-up of unknown share": {"training": {"warmup_steps": 100}},
+    "a schedule with its minimum": {
+        "training": {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
+    },
+    "modules by pattern": {
+        "method": {"type": "lora", "lora": {"target_modules": "all-linear", "modules_to_save": ["pooler"]}}
+    },
+    "parameters not offloaded": {"deepspeed": {"stage": 2, "offload": {"parameters": "none"}}},
+    "parameters of stage 3": {"deepspeed": {"stage": 3, "offload": {"parameters": "cpu"}}},
+    "half a core": {"resourcesPerNode": {"limits": {"cpu": "500m", "nvidia.com/gpu": "2"}}},
+    "a rank per GPU": GPUS | {"processesPerNode": 4},
+    "ranks on CPU": {"processesPerNode": 4},
+    "a mount with its volume": {
+        "podTemplate": {"volumes": [{"name": "a"}], "volumeMounts": [{"name": "a", "mountPath": "/a"}]}
+    },
+}
+
+
+@pytest.mark.parametrize("about", BROKEN)
+def test_a_broken_rule_blames_its_field(about: str) -> None:
+    spec, code, field = BROKEN[about]
+    assert told(spec) == [(code, field)]
+
+
+@pytest.mark.parametrize("about", KEPT)
+def test_a_rule_that_is_kept_is_not_mentioned(about: str) -> None:
+    assert told(KEPT[about]) == []
