@@ -151,7 +151,7 @@ def _checked(row: int, text: str, value: object) -> Record:
 def _invalid(file: DataFile, buffer: _Buffer, row: int, error: json.JSONDecodeError) -> DataError:
     if (buffer.ended and error.pos >= len(buffer.text.rstrip()) - 1) or error.msg.startswith("Unterminated string"):
         return _broken(file, buffer, row - 1, "")
-    guess = explain(row, buffer.text[buffer.at : buffer.at + 1000], error)
-    code = guess.code if guess.code is Code.PYTHON_LITERAL else Code.INVALID_JSON
+    python = buffer.text.startswith("{'", buffer.at)
+    code = Code.PYTHON_LITERAL if python else Code.INVALID_JSON
     message = f"row {row} is no valid JSON at {buffer.where(error.pos)}: {error.msg}"
     return DataError(file.problem(code, message, CURE))

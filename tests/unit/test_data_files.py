@@ -1,0 +1,312 @@
+"""Data files of every format: told by name and content, uncompressed whatever they are called, read in parts."""
+
+import gzip
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from finetune_api.errors import DataError, FineTuneError
+from finetune_trainer.prepare.data import lines
+from finetune_trainer.prepare.data.chunks import chunks, read
+from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Format, Row
+
+ROWS = [{"text": f"text {index} \u00e4", "label": index % 3} for index in range(50)]
+
+
+def jsonl(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def open_as(folder: Path, name: str, content: bytes, **given: Any) -> DataFile:
+    (folder / name).write_bytes(content)
+    return open_file(folder / name, f"s3://bucket/{name}", "spec.dataset.train", **given)
+
+
+def records(file: DataFile) -> list[tuple[int, Any]]:
+    return [(record.line, record.values if isinstance(record, Row) else record.code) for record in read(file)]
+
+
+def refusal(folder: Path, name: str, content: bytes, **given: Any) -> tuple[str, str]:
+    with pytest.raises(FineTuneError) as caught:
+        list(read(open_as(folder, name, content, **given)))
+    return caught.value.problems[0].code, caught.value.problems[0].message
+
+
+# ---------------------------------------------------------------- which format
+
+
+def parquet(rows: list[Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.Table.from_pylist(rows), sink, row_group_size=7)
+    return bytes(sink.getvalue())
+
+
+def arrow(rows: list[Any], stream: bool) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(rows)
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    return bytes(sink.getvalue())
+
+
+def csv_of(rows: list[Any]) -> bytes:
+    return ("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)).encode()
+
+
+WRITERS: dict[str, tuple[bytes, Format]] = {
+    "rows.jsonl": (jsonl(ROWS), Format.JSONL),
+    "rows.NDJSON": (jsonl(ROWS), Format.JSONL),
+    "rows.jsonl.gz": (gzip.compress(jsonl(ROWS)), Format.JSONL),
+    "rows.json.zst": (zstandard.compress(json.dumps(ROWS).encode()), Format.JSON),
+    "an array called jsonl.jsonl": (json.dumps(ROWS).encode(), Format.JSON),
+    "indented.json": (json.dumps(ROWS, indent=2).encode(), Format.JSON),
+    "lines called json.json": (jsonl(ROWS), Format.JSONL),
+    "gzip that says nothing.jsonl": (gzip.compress(jsonl(ROWS)), Format.JSONL),
+    "plain that says gzip.jsonl.gz": (jsonl(ROWS), Format.JSONL),
+    "zstd that says gzip.jsonl.gz": (zstandard.compress(jsonl(ROWS)), Format.JSONL),
+    "two gzips in one.jsonl": (gzip.compress(jsonl(ROWS[:20])) + gzip.compress(jsonl(ROWS[20:])), Format.JSONL),
+    "two zstds in one.jsonl": (
+        zstandard.compress(jsonl(ROWS[:20])) + zstandard.compress(jsonl(ROWS[20:])),
+        Format.JSONL,
+    ),
+    "no suffix": (jsonl(ROWS), Format.JSONL),
+    "no suffix, an array": (json.dumps(ROWS).encode(), Format.JSON),
+    "rows.parquet": (parquet(ROWS), Format.PARQUET),
+    "a table without suffix": (parquet(ROWS), Format.PARQUET),
+    "rows.arrow": (arrow(ROWS, stream=False), Format.ARROW),
+    "stream.arrow": (arrow(ROWS, stream=True), Format.ARROW),
+    "feather.bin": (arrow(ROWS, stream=False), Format.ARROW),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_same_rows_are_read_from_every_format(tmp_path: Path, name: str) -> None:
+    content, form = WRITERS[name]
+    file = open_as(tmp_path, name, content)
+    assert file.format is form
+    assert [values for _, values in records(file)] == ROWS
+    assert [line for line, _ in records(file)] == list(range(1, len(ROWS) + 1))
+
+
+@pytest.mark.parametrize(("name", "mark"), [("rows.csv", ","), ("rows.tsv", "\t"), ("rows.csv.gz", ",")])
+def test_columns_between_delimiters_are_text(tmp_path: Path, name: str, mark: str) -> None:
+    content = csv_of(ROWS).replace(b",", mark.encode())
+    file = open_as(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    assert [values for _, values in records(file)] == [{**row, "label": str(row["label"])} for row in ROWS]
+
+
+def test_a_declared_format_goes_before_name_and_content(tmp_path: Path) -> None:
+    file = open_as(tmp_path, "x.csv", b'{"a": 1}\n', declared="jsonl")
+    assert records(file) == [(1, {"a": 1})]
+    assert records(open_as(tmp_path, "x.jsonl", b'{"a": 1}\n', declared="text")) == [(1, {"text": '{"a": 1}'})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "given", "expected"),
+    [
+        ("x.txt", b"one\ttwo\nthree\tfour\n", {}, [(1, "one", "two"), (2, "three", "four")]),
+        ("x.txt", b"one ||| two\n", {"delimiter": " ||| "}, [(1, "one", "two")]),
+        ("x", b"q=>a\n\nq2=>a2", {"declared": "pairs", "delimiter": "=>"}, [(1, "q", "a"), (3, "q2", "a2")]),
+    ],
+)
+def test_pairs_have_one_delimiter_and_no_header(
+    tmp_path: Path, name: str, content: bytes, given: dict[str, Any], expected: list[tuple[int, str, str]]
+) -> None:
+    found = records(open_as(tmp_path, name, content, **given))
+    assert found == [(line, {"input": first, "output": second}) for line, first, second in expected]
+
+
+def test_a_line_without_or_with_two_delimiters_is_no_pair(tmp_path: Path) -> None:
+    file = open_as(tmp_path, "x", b"a\tb\nc\nd\te\tf\n", declared="pairs")
+    assert records(file) == [(1, {"input": "a", "output": "b"}), (2, Code.RAGGED_ROW), (3, Code.RAGGED_ROW)]
+
+
+TEXT = b"First line.\r\nSecond line.\n\n  \nThird, a paragraph of its own.\n"
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        (None, [(1, "First line."), (2, "Second line."), (5, "Third, a paragraph of its own.")]),
+        ("line", [(1, "First line."), (2, "Second line."), (5, "Third, a paragraph of its own.")]),
+        ("paragraph", [(1, "First line.\r\nSecond line."), (5, "Third, a paragraph of its own.")]),
+        ("file", [(1, TEXT.decode().rstrip())]),
+    ],
+)
+def test_plain_text_is_documents_by_line_paragraph_or_file(
+    tmp_path: Path, documents: str | None, expected: list[tuple[int, str]]
+) -> None:
+    file = open_as(tmp_path, "x.txt", TEXT, documents=documents)
+    assert records(file) == [(line, {"text": text}) for line, text in expected]
+
+
+def test_a_byte_that_is_no_utf8_has_its_own_line_in_a_paragraph(tmp_path: Path) -> None:
+    (fault,) = read(open_as(tmp_path, "x.txt", b"one\ntwo \xe9\n", documents="paragraph"))
+    assert (fault.line, getattr(fault, "code", None)) == (2, Code.BAD_UTF8)
+    assert "byte 5 of the line is 0xe9" in getattr(fault, "message", "")
+    assert "in Latin-1 (Windows-1252) it is '\u00e9'" in getattr(fault, "message", "")
+
+
+# ---------------------------------------------------------------- files that cannot be read
+
+
+def cut(content: bytes, share: float = 0.6) -> bytes:
+    return content[: int(len(content) * share)]
+
+
+LONG = jsonl([{"text": f"{index * 7919}"} for index in range(30_000)])
+REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str, str]] = {
+    "gzip cut short": ("x.jsonl.gz", cut(gzip.compress(LONG)), {}, "TruncatedFile", "before its end mark"),
+    "zstd cut short": ("x.jsonl.zst", cut(zstandard.compress(LONG)), {}, "TruncatedFile", "before its end mark"),
+    "gzip with a bit turned": (
+        "x.jsonl.gz",
+        gzip.compress(LONG)[:-8] + b"\0" * 8,
+        {},
+        "DamagedFile",
+        "the gzip data is damaged",
+    ),
+    "zstd with bytes turned": (
+        "x.jsonl.zst",
+        zstandard.ZstdCompressor(write_checksum=True).compress(LONG)[:-4] + b"\0" * 4,
+        {},
+        "DamagedFile",
+        "the zstd data is damaged",
+    ),
+    "an array cut short": ("x.json", cut(json.dumps(ROWS).encode()), {}, "TruncatedFile", "the file ends after"),
+    "an array cut between rows": ("x.json", b'[{"a": 1},', {}, "TruncatedFile", "the file ends after 1 rows"),
+    "an array that stops": ("x.json", b'[{"a": 1}', {}, "TruncatedFile", "the file ends after 1 rows"),
+    "an array with a last comma": ("x.json", b'[{"a": 1},\n]', {}, "TrailingComma", "line 2 column 1"),
+    "an array without a comma": ("x.json", b'[{"a": 1}\n{"a": 2}]', {}, "InvalidJSON", "line 2 column 1"),
+    "an array with a broken row": ("x.json", b'[{"a": 1},\n {"a" 2}]', {}, "InvalidJSON", "row 2 is no valid JSON at"),
+    "an array with more behind it": ("x.json", b'[{"a": 1}] x', {}, "InvalidJSON", "more after the end"),
+    "an array of Python's": ("x.json", b"[{'a': None}]", {}, "PythonLiteral", "row 1"),
+    "an empty array": ("x.json", b"[]", {}, "EmptyFile", "no rows"),
+    "lines declared as an array": ("x.json", b'{"a": 1}\n', {"declared": "json"}, "NotAnArray", "begin with '['"),
+    "an array declared as lines": ("x.json", b'[{"a": 1}]', {"declared": "jsonl"}, "JSONArray", "JSON array"),
+    "indented JSON": ("x.jsonl", b'{\n  "a": 1\n}\n{\n  "a": 2\n}\n', {}, "IndentedJSON", "indented JSON"),
+    "nothing": ("x.jsonl", b"", {}, "EmptyFile", "empty"),
+    "nothing in gzip": ("x.jsonl.gz", gzip.compress(b""), {}, "EmptyFile", "no rows"),
+    "a name that tells nothing": ("x.dat", b"a b c\n", {}, "UnknownFormat", "neither the name nor the content"),
+    "UTF-16 without a mark": ("x.jsonl", '{"a": "text"}'.encode("utf-16-le"), {}, "NotUTF8", "UTF-16"),
+    "a pointer of Git LFS": (
+        "x.jsonl",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n",
+        {},
+        "GitLFSPointer",
+        "not the data",
+    ),
+    "a web page": ("x.jsonl", b"<!DOCTYPE html><html>", {}, "WebPage", "a web page"),
+    "a zip archive": ("x.csv", b"PK\x03\x04rest", {}, "NotData", "zip archive or an office document"),
+    "bzip2": ("x.jsonl.bz2", b"BZh91AY&SYrest", {"declared": "jsonl"}, "NotData", "bzip2"),
+    "a name that says gzip": ("x.jsonl.gz", b"\x01\0\x02", {}, "NotCompressed", "the name says gzip"),
+    "a table in gzip": ("x.parquet.gz", gzip.compress(parquet(ROWS)), {}, "CompressedTable", "inside gzip"),
+    "half a table": ("x.parquet", cut(parquet(ROWS)), {}, "DamagedFile", "cannot be read as parquet"),
+    "text called a table": ("x.parquet", b"a,b\n", {}, "DamagedFile", "cannot be read as parquet"),
+    "text called an arrow file": ("x.arrow", b"a,b\n", {}, "DamagedFile", "cannot be read as arrow"),
+    "a wrong delimiter": ("x.csv", b"a;b;c\n1;2;3\n", {}, "WrongDelimiter", "one column, 'a;b;c'; the delimiter"),
+    "tabs in CSV": ("x.csv", b"a\tb\n1\t2\n", {}, "WrongDelimiter", "seems to be '\\t'"),
+    "a long delimiter of CSV": ("x.csv", b"a||b\n", {"delimiter": "||"}, "InvalidDelimiter", "is one character"),
+    "a delimiter of JSON lines": ("x.jsonl", b"{}", {"delimiter": ","}, "InvalidDelimiter", "has no delimiter"),
+    "a header in Latin-1": ("x.csv", b"caf\xe9,b\n1,2\n", {}, "NotUTF8", "the header holds 0xe9"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_cannot_be_read_is_refused_with_its_reason(tmp_path: Path, case: str) -> None:
+    name, content, given, code, message = REFUSED[case]
+    seen = refusal(tmp_path, name, content, **given)
+    assert seen[0] == code
+    assert message in seen[1]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress], ids=["gzip", "zstd"])
+def test_what_stands_before_the_cut_is_read_and_counted(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    file = open_as(tmp_path, "x.jsonl", compress(LONG)[:-200])
+    seen = []
+    with pytest.raises(DataError, match=r"the .* data ends before its end mark; [\d,]+ whole lines could be read"):
+        seen.extend(read(file))
+    assert seen
+    assert all(isinstance(record, Row) for record in seen)
+
+
+# ---------------------------------------------------------------- rows that cannot be read
+
+BROKEN_LINES: dict[str, tuple[bytes, Code, str]] = {
+    "Python's dict": (b"{'text': 'x', 'label': None}", Code.PYTHON_LITERAL, "as Python prints it"),
+    "a comma at the end of the line": (b'{"text": "x"},', Code.TRAILING_COMMA, "a comma follows the object"),
+    "a comma before the bracket": (b'{"text": "x",}', Code.TRAILING_COMMA, "column 14: a comma stands before"),
+    "a comma in a list": (b'{"text": ["x", ]}', Code.TRAILING_COMMA, "a comma stands before"),
+    "two objects": (b'{"text": "x"}{"text": "y"}', Code.SEVERAL_OBJECTS, "several objects"),
+    "NaN": (b'{"text": NaN}', Code.NOT_A_NUMBER, "NaN is no JSON"),
+    "infinity": (b'{"a": {"b": -Infinity}}', Code.NOT_A_NUMBER, "-Infinity is no JSON"),
+    "a key twice": (b'{"text": "x", "text": "y"}', Code.DUPLICATE_KEY, "'text' stands twice"),
+    "a key twice within": (b'{"a": [{"b": 1, "b": 2}]}', Code.DUPLICATE_KEY, "'b' stands twice"),
+    "no quotes": (b"{text: x}", Code.INVALID_JSON, "column 2"),
+    "half a line": (b'{"text": "x', Code.INVALID_JSON, "column 10"),
+    "a line break within": (b'{"text": "x\ty"}', Code.INVALID_JSON, "Invalid control character"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_LINES)
+def test_a_broken_line_says_what_its_author_did(tmp_path: Path, case: str) -> None:
+    content, code, message = BROKEN_LINES[case]
+    _, fault = read(open_as(tmp_path, "x.jsonl", b'{"text": "fine"}\n' + content + b"\n"))
+    assert (fault.line, getattr(fault, "code", None)) == (2, code)
+    assert message in getattr(fault, "message", "")
+
+
+@pytest.mark.parametrize("case", ["NaN", "a key twice", "a key twice within"])
+def test_a_row_of_an_array_that_breaks_a_rule_of_ours_does_not_end_it(tmp_path: Path, case: str) -> None:
+    content, code, _ = BROKEN_LINES[case]
+    file = open_as(tmp_path, "x.json", b'[{"a": 1}, ' + content + b', 7, {"a": 2}]')
+    assert records(file) == [(1, {"a": 1}), (2, code), (3, Code.NOT_AN_OBJECT), (4, {"a": 2})]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_line_of_100_mb_is_named_and_passed_over(tmp_path: Path, compressed: bool) -> None:
+    path = tmp_path / "x.jsonl"
+    with gzip.open(path, "wb", 1) if compressed else path.open("wb") as file:
+        file.write(b'{"a": 1}\n{"a": "')
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n{"a": 2}\n')
+    found = open_file(path, "x.jsonl", "spec.dataset.train")
+    assert records(found) == [(1, {"a": 1}), (2, Code.LINE_TOO_LONG), (3, {"a": 2})]
+    assert max(len(getattr(chunk, "piece").data or b"") for chunk in chunks(found)) < 2 * LONGEST_LINE  # noqa: B009
+
+
+def test_a_quote_that_is_never_closed_says_so(tmp_path: Path) -> None:
+    (_, fault) = read(open_as(tmp_path, "x.csv", b'a,b\n1,2\n"3,4\n5,6\n'))
+    assert (fault.line, getattr(fault, "message", "")) == (3, "a quote is opened here and never closed")
+
+
+# ---------------------------------------------------------------- in parts
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1 << 20])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.csv", "x.json", "x.txt"])
+def test_parts_hold_the_same_records_however_long_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    content = {"csv": csv_of(ROWS), "json": json.dumps(ROWS).encode(), "txt": TEXT}.get(
+        name.rpartition(".")[2], b"\xef\xbb\xbf\n" + jsonl(ROWS)
+    )
+    file = open_as(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    whole = list(read(file))
+    monkeypatch.setattr(lines, "PIECE", size)
+    monkeypatch.setattr("finetune_trainer.prepare.data.chunks.PIECE", size)
+    monkeypatch.setattr("finetune_trainer.prepare.data.streams.BLOCK", max(1, size // 3))
+    monkeypatch.setattr("finetune_trainer.prepare.data.streams.COMPRESSED_BLOCK", max(1, size // 30))
+    parts = list(chunks(file))
+    assert [record for part in parts for record in pickle.loads(pickle.dumps(part)).records()] == whole
+    assert len(parts) > 1 or size > 10
+    assert [part.end for part in parts] == sorted(part.end for part in parts)
