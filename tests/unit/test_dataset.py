@@ -1,6 +1,8 @@
 """The data set as a whole: all that is wrong at once, labels in a stable order, a split that is always the same."""
 
+import gzip
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data import dataset, lines, progress, streams
 from finetune_trainer.prepare.data.choice import hold_out, label_order
 from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.sources import locate_all
 
 Rows = list[Any]
@@ -235,3 +239,168 @@ def test_a_split_of_a_file_parts_its_rows(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 rows cannot be split"):
         checked(tmp_path, GOOD, eval={"split": 0.5})
+
+
+# ---------------------------------------------------------------- several files and sources
+
+
+def texts(name: str, count: int) -> Rows:
+    return [{"text": f"{name} {index}"} for index in range(count)]
+
+
+def mixed(folder: Path, *sources: tuple[Rows, float], seed: int = 1, **fields: Any) -> CheckedData:
+    mix = [
+        {"uri": write(folder / f"{index}.jsonl", rows), "weight": weight}
+        for index, (rows, weight) in enumerate(sources)
+    ]
+    spec = DatasetSpec.model_validate({"mix": mix, **fields}, by_alias=True)
+    return check(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=seed)
+
+
+def seen(data: CheckedData) -> list[str]:
+    return [example.text for example in data.train_examples()]
+
+
+def test_a_weight_says_how_often_a_source_is_seen(tmp_path: Path) -> None:
+    rows = seen(mixed(tmp_path, (texts("a", 3), 2), (texts("b", 2), 1), (texts("c", 1000), 0.25)))
+    assert rows[:8] == ["a 0", "a 0", "a 1", "a 1", "a 2", "a 2", "b 0", "b 1"]
+    chosen = rows[8:]
+    assert len(set(chosen)) == len(chosen)
+    assert 200 < len(chosen) < 300
+
+
+def test_the_rows_of_a_fraction_are_chosen_by_the_seed(tmp_path: Path) -> None:
+    first = seen(mixed(tmp_path, (texts("a", 200), 0.5)))
+    assert first == seen(mixed(tmp_path, (texts("a", 200), 0.5)))
+    assert first != seen(mixed(tmp_path, (texts("a", 200), 0.5), seed=2))
+    assert first[:5] == ["a 0", "a 1", "a 3", "a 4", "a 5"]  # on every machine
+
+
+def test_a_weight_of_two_and_a_half_is_twice_and_for_half_of_the_rows_once_more(tmp_path: Path) -> None:
+    rows = seen(mixed(tmp_path, (texts("a", 400), 2.5)))
+    counts = [rows.count(f"a {index}") for index in range(400)]
+    assert set(counts) == {2, 3}
+    assert 150 < counts.count(3) < 250
+
+
+def test_held_out_rows_are_never_weighted_and_come_from_all_sources(tmp_path: Path) -> None:
+    data = mixed(tmp_path, (texts("a", 50), 3), (texts("b", 50), 0.5), eval={"split": 0.2})
+    held = [example.text for example in data.eval_examples() or ()]
+    assert len(held) == len(set(held)) == 20
+    assert {text[0] for text in held} == {"a", "b"}
+    assert not set(held) & set(seen(data))
+
+
+def test_weights_that_leave_nothing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"spec\.dataset\.mix: the weights leave no row to train on"):
+        mixed(tmp_path, (texts("a", 1), 0.0001))
+
+
+def test_faults_are_grouped_over_the_files_of_a_source(tmp_path: Path) -> None:
+    for name, rows in {"a": [*texts("a", 3), {"text": ""}], "b": [{"text": ""}], "c": texts("c", 1)}.items():
+        write(tmp_path / f"{name}.jsonl", rows)
+    spec = DatasetSpec(train=f"file://{tmp_path}/*.jsonl")
+    with pytest.raises(DataError) as caught:
+        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.lines, problem.count) == (f"file://{tmp_path}/a.jsonl", (4,), 2)
+    assert "'text' is empty (the first of 2 files with such rows)" in problem.message
+
+
+def test_each_source_of_a_mix_names_its_own_faults(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        mixed(tmp_path, (["{", *texts("a", 1)], 1), ([*texts("b", 1), "{"], 1))
+    assert [(one.field, one.lines) for one in caught.value.problems] == [
+        ("spec.dataset.mix[0].uri", (1,)),
+        ("spec.dataset.mix[1].uri", (2,)),
+    ]
+
+
+def test_sources_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one data set is of one kind") as caught:
+        mixed(tmp_path, (texts("a", 1), 1), ([{"prompt": "p", "completion": "c"}], 1))
+    assert caught.value.problems[0].code == "MixedLayouts"
+
+
+def test_empty_files_among_others_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "part-0.jsonl", [])
+    write(tmp_path / "part-1.jsonl", texts("a", 2))
+    (tmp_path / "part-2.jsonl").write_text("\n\n")
+    spec = DatasetSpec(train=f"file://{tmp_path}")
+    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+    assert seen(data) == ["a 0", "a 1"]
+
+
+def test_nothing_but_empty_files_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "part-0.jsonl", [])
+    write(tmp_path / "part-1.jsonl", [])
+    spec = DatasetSpec(train=f"file://{tmp_path}")
+    with pytest.raises(DataError, match="the file is empty"):
+        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+
+
+def test_a_file_that_ends_early_is_told_with_the_faults_before(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    content = "".join(json.dumps({"text": f"{index * 7919}" if index else ""}) + "\n" for index in range(5000))
+    path.write_bytes(gzip.compress(content.encode())[:-100])
+    spec = DatasetSpec(train=f"file://{path}")
+    with pytest.raises(DataError) as caught:
+        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+    assert [(one.code, one.lines) for one in caught.value.problems] == [("TruncatedFile", ()), ("EmptyText", (1,))]
+
+
+def test_more_labels_than_a_classifier_has_are_refused(tmp_path: Path) -> None:
+    rows = [row(label=f"text number {index}") for index in range(10_001)]
+    with pytest.raises(DataError, match="'label' has more than 10,000 different values: it is no label"):
+        checked(tmp_path, rows)
+
+
+def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: Rows = [row(label="abc"[index % 3]) for index in range(3000)]
+    rows[1999] = row(text="")
+    options = {"onInvalid": "Skip", "eval": {"split": 0.1}}
+    monkeypatch.setattr(lines, "PIECE", 10_000)
+    monkeypatch.setattr(streams, "BLOCK", 5_000)
+    alone = checked(tmp_path, rows, **options)
+    monkeypatch.setattr(dataset, "processes", lambda size: 2)
+    together = checked(tmp_path, rows, **options)
+    assert list(alone.train_examples()) == list(together.train_examples())
+    assert alone.labels == together.labels
+    assert [tally.problems() for tally in alone.tallies()] == [tally.problems() for tally in together.tallies()]
+    assert len(list(together.portions())) > 5
+
+
+def test_long_work_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "PIECE", 1000)
+    monkeypatch.setattr(streams, "BLOCK", 500)
+    monkeypatch.setattr(progress, "WATCHED", 10_000)
+    write(tmp_path / "x.jsonl", [*texts("a", 999), {"text": ""}])
+    spec = DatasetSpec(train=f"file://{tmp_path}/x.jsonl", onInvalid="Skip")
+    told: list[str] = []
+    check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, report=told.append)
+    assert len(told) == 9
+    assert told[4] == "dataset: checked 9 kB of 17.9 kB"
+
+
+def test_a_portion_is_sent_to_a_process_whole(tmp_path: Path) -> None:
+    data = mixed(
+        tmp_path, (texts("a", 3), 2), ([*texts("b", 2), {"text": ""}], 1), onInvalid="Skip", maxInvalidPercent=50
+    )
+    portions = [pickle.loads(pickle.dumps(portion)) for portion in data.portions()]
+    assert [(one.source, one.choice, one.file.name.rpartition("/")[2]) for one in portions] == [
+        (0, b"\2\2\2", "0.jsonl"),
+        (1, b"\1\1", "1.jsonl"),
+    ]
+    assert [(split, times, example.text) for split, times, example in portions[1].examples()] == [
+        ("train", 1, "b 0"),
+        ("train", 1, "b 1"),
+    ]
+
+
+def test_a_fault_found_later_counts_against_its_source(tmp_path: Path) -> None:
+    data = mixed(tmp_path, (texts("a", 3), 1), (texts("b", 2), 1))
+    (_, portion) = data.portions()
+    data.add_fault(portion.source, portion.file, Fault(2, Code.NOTHING_TO_LEARN, "nothing is left"))
+    assert [(one.field, one.code, one.lines) for one in data.problems()] == [
+        ("spec.dataset.mix[1].uri", "NothingToLearn", (2,))
+    ]
