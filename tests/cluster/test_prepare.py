@@ -76,7 +76,10 @@ def model_on_a_volume(cluster: Cluster, namespace: str, folder: Path) -> Iterato
 def test_a_dry_run_of_data_and_model_on_volumes_is_planned_then_trained(
     cluster: Cluster, team: str, inputs: Inputs, tmp_path: Path
 ) -> None:
-    shutil.copytree(inputs.llama_folder, tmp_path / "volume" / "team-a" / "llama")  # tmp_path itself is root's alone
+    folder = tmp_path / "volume" / "team-a" / "llama"  # tmp_path itself is root's alone
+    shutil.copytree(inputs.llama_folder, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
     rows = "\n".join(json.dumps(row) for row in TEXTS)
     create(cluster, team, kind="ConfigMap", metadata={"name": "texts"}, data={"train.jsonl": rows})
     with model_on_a_volume(cluster, team, tmp_path / "volume") as claim:

@@ -32,6 +32,13 @@ def test_it_is_found_below_the_mount(volume: Path, path: str) -> None:
     assert found.files(volume)["config.json"].parent == volume / "team a" / "llama", "read in place"
 
 
+def test_files_that_may_not_be_read_are_named(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = locate_model(on_claim("team a/llama"), {Env.MODEL_VOLUME: str(volume)})
+    monkeypatch.setattr("os.access", lambda path, mode: path.name != "model.safetensors")  # for root, who may read all
+    with pytest.raises(ModelError, match="llama may not be read by the user"):
+        found.files(volume)
+
+
 def test_the_root_of_a_volume_has_the_claims_name(volume: Path) -> None:
     found = locate_model(on_claim(), {Env.MODEL_VOLUME: str(volume / "team a" / "llama")})
     assert (found.name, found.source) == ("models", "models")
