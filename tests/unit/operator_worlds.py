@@ -12,9 +12,10 @@ from finetune_api.results import PlanSummary, StageResult
 from finetune_api.v1alpha1 import FineTuneJobStatus, parse_job
 from finetune_operator.decide import decide
 from finetune_operator.facts import ConditionFact, StageJob, StagePod
+from finetune_operator.kinds import Kind
 from finetune_operator.resources import Owner
 from finetune_operator.settings import Settings
-from finetune_operator.world import Decision, Observed, Polled
+from finetune_operator.world import Create, Decision, Delete, Observed, Polled, Release
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 UID = "5e0c7c5e-0000-4000-8000-000000000001"
@@ -241,3 +242,31 @@ def gang_failure(**more: Any) -> StageResult:
         problems=(problem,),
         progress=progress.model_copy(update={"failure": failure}),
     ).model_copy(update=more)
+
+
+def acts(seen: Observed) -> list[str]:
+    """The actions of a decision, in words."""
+    words = []
+    for action in decided(seen).actions:
+        match action:
+            case Create(kind, body):
+                words.append(f"create {body['metadata']['name']}")
+                assert kind in {Kind.JOB, Kind.SECRET}
+            case Delete(_, name, _):
+                words.append(f"delete {name}")
+            case Release(name, _, node):
+                words.append(f"release {name} from {node}")
+    return words
+
+
+PREPARE, TRAIN, EXPORT = Stage.PREPARE, Stage.TRAIN, Stage.EXPORT
+RUNNING = running_status()
+DRY: dict[str, Any] = {"spec_": {"dryRun": True}}
+DRAINED: dict[str, Any] = {"phase": "Failed", "ready": False, "exit_code": 143, "ended": "Error"}
+EVERYTHING_DONE = world(
+    *prepared_children(),
+    stage_job(TRAIN, 1, "Complete"),
+    stage_job(EXPORT, 0, "Complete"),
+    ended(EXPORT, EXPORTED),
+    status=RUNNING,
+)

@@ -1,0 +1,158 @@
+"""What stands on the object, and the story that its Events tell."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from finetune_api.beats import Recovery
+from finetune_api.errors import FailureCategory
+from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
+from finetune_operator.conditions import condition
+from tests.unit.operator_worlds import (
+    DRAINED,
+    EVERYTHING_DONE,
+    NOW,
+    PLAN,
+    PREPARE,
+    PREPARED,
+    RUNNING,
+    TRAIN,
+    UID,
+    decided,
+    ended,
+    gang,
+    gang_failure,
+    pod,
+    polled,
+    prepared_children,
+    stage_job,
+    world,
+)
+
+
+def test_a_failure_tells_rank_node_code_and_log() -> None:
+    seen = world(
+        *prepared_children(),
+        stage_job(TRAIN, 1, "Failed"),
+        ended(TRAIN, gang_failure(), 0, 1, code=78),
+        pod(TRAIN, 1, 1, **DRAINED),
+        status=RUNNING,
+    )
+    failure = decided(seen).status.failure
+    assert failure
+    assert (failure.category, failure.rank, failure.exit_code) == (FailureCategory.DIVERGED, 1, 78)
+    assert (failure.node, failure.pod, failure.log_tail) == ("n2", "a-train-1-1-x", "step 41")
+
+
+@pytest.mark.parametrize(
+    ("more", "category", "code"),
+    [
+        ({"ended": "OOMKilled", "exit_code": 137}, FailureCategory.OUT_OF_MEMORY, "OOMKilled"),
+        ({"ended": "StartError", "exit_code": 128}, FailureCategory.USER_ERROR, "StartError"),
+        ({"ended": "Error", "exit_code": 69}, FailureCategory.UNKNOWN, "StorageUnavailable"),
+        ({"ended": "", "exit_code": None, "reason": "Evicted"}, FailureCategory.NODE_FAULT, "Evicted"),
+        ({"ended": "Error", "exit_code": 1}, FailureCategory.UNKNOWN, "Error"),
+    ],
+)
+def test_a_pod_that_left_no_result_is_explained_by_its_end(
+    more: dict[str, Any], category: FailureCategory, code: str
+) -> None:
+    dead = pod(PREPARE, phase="Failed", ready=False, message="Traceback: boom", **more)
+    failure = decided(world(stage_job(PREPARE, 0, "Failed"), dead, log_tail="boom")).status.failure
+    assert failure
+    assert (failure.category, failure.code) == (category, code)
+    assert failure.pod == dead.name
+    assert "boom" in (failure.log_tail or "")
+
+
+def test_columns_are_filled_from_the_leader() -> None:
+    status = decided(world(*prepared_children(), *gang(), status=RUNNING, polled=polled())).status
+    assert status.progress
+    shown = status.progress
+    assert (shown.percent_text, shown.step_text, shown.loss_text) == ("40%", "40/100", "1.25")
+    assert (shown.eta_text, shown.speed_text) == ("2m10s", "12.4k")
+    assert status.last_checkpoint == "step-00000030"
+    assert status.checkpoints[0].uri == f"s3://b/p/jobs/team/a/{world().owner.uid}/checkpoints/step-00000030"
+
+
+def test_progress_that_is_not_known_any_more_stays() -> None:
+    status = decided(world(*prepared_children(), *gang(), status=RUNNING, polled=polled())).status
+    again = decided(world(*prepared_children(), *gang(), status=status)).status
+    assert again.progress == status.progress
+    assert again.checkpoints == status.checkpoints
+
+
+def test_recoveries_keep_the_node_they_happened_on() -> None:
+    recovery = Recovery(generation=2, time=NOW.isoformat(), reason="node 1 was lost", node=1)
+    there = world(*prepared_children(), *gang(), status=RUNNING, polled=polled(recoveries=[recovery]))
+    status = decided(there).status
+    assert [one.node for one in status.recoveries] == ["n2"]
+    moved = [pod(TRAIN, 0, 1), pod(TRAIN, 1, 1, node="n9")]
+    again = decided(replace(there, status=status, pods=(*prepared_children()[1:], *moved))).status  # type: ignore[arg-type]
+    assert [one.node for one in again.recoveries] == ["n2"]
+    assert again.restarts == 1
+
+
+def test_what_the_plan_will_take_stands_on_the_object() -> None:
+    plan = PLAN.model_copy(
+        update={
+            "estimated_hours": 2.5,
+            "estimated_gpu_hours": 20.0,
+            "estimated_cost": "50.00",
+            "bytes_per_gpu": 61 << 30,
+            "memory": "weights 14.0 GiB",
+        }
+    )
+    result = PREPARED.model_copy(update={"plan": plan})
+    status = decided(world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, result))).status
+    written = status.model_dump(mode="json", by_alias=True)["plan"]
+    assert [written[name] for name in ("estimatedHours", "estimatedGPUHours", "estimatedCost")] == [2.5, 20.0, "50.00"]
+    assert (written["bytesPerGPU"], written["memory"]) == (61 << 30, "weights 14.0 GiB")
+    told = condition(status, ConditionType.PREPARED)
+    assert told
+    assert told.message.endswith("about 2h30m, 20 GPU hours, cost 50.00")
+
+
+def test_what_the_report_warns_of_is_told_once_each_and_stays() -> None:
+    result = PREPARED.model_copy(update={"warnings": ("3 rows stand twice", "2 rows of eval stand in train")})
+    seen = world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, result))
+    first = decided(seen)
+    assert first.status.dataset
+    assert first.status.dataset.warnings == list(result.warnings)
+    assert first.status.dataset.report == f"s3://b/p/jobs/team/a/{UID}/dataset-report.html"
+    told = [one.message for one in first.milestones if one.reason == "DatasetWarning" and one.warning]
+    assert told == list(result.warnings)
+    for later in (replace(seen, status=first.status), world(*gang(), status=first.status)):
+        again = decided(later)
+        assert "DatasetWarning" not in [one.reason for one in again.milestones]
+        assert again.status.dataset == first.status.dataset
+
+
+def test_the_story_is_told_in_events() -> None:
+    told = []
+    status = FineTuneJobStatus()
+    recovery = Recovery(
+        generation=2, time=NOW.isoformat(), reason="rank 1 was killed", category=FailureCategory.UNKNOWN
+    )
+    for seen in (
+        world(),
+        world(*prepared_children()),
+        world(*prepared_children(), *gang()),
+        world(*prepared_children(), *gang(), polled=polled(20, recoveries=[recovery])),
+        world(*prepared_children(), stage_job(TRAIN, 1, "Complete")),
+        EVERYTHING_DONE,
+    ):
+        decision = decided(replace(seen, status=status))
+        told += [(one.warning, one.reason) for one in decision.milestones]
+        status = decision.status
+    assert told == [
+        (False, "Preparing"),
+        (False, "Prepared"),
+        (False, "WaitingForNodes"),
+        (False, "AllNodesReady"),
+        (True, "Unknown"),
+        (False, "Committed"),
+        (False, "Exporting"),
+        (False, "Succeeded"),
+    ]
