@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 @dataclass
@@ -18,6 +19,8 @@ class Hub:
 
     Attributes:
         models: repository -> folder with its files.
+        datasets: the same of data sets; files may lie deeper.
+        refs: further names of that commit.
         gated: repositories whose files need `token`.
         seen: every request, as `METHOD path`.
     """
@@ -25,7 +28,9 @@ class Hub:
     endpoint: str
     models: dict[str, Path]
     token: str
+    datasets: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    refs: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
 
     def sha(self, name: str) -> str:
@@ -34,10 +39,10 @@ class Hub:
 
 
 @contextmanager
-def start_hub(models: dict[str, Path]) -> Iterator[Hub]:
-    """Serve models until the block ends."""
+def start_hub(models: dict[str, Path], datasets: dict[str, Path] | None = None) -> Iterator[Hub]:
+    """Serve models and data sets until the block ends."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    hub = Hub(f"http://127.0.0.1:{server.server_port}", models, "hf_test")
+    hub = Hub(f"http://127.0.0.1:{server.server_port}", models, "hf_test", datasets or {})
     server.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -65,28 +70,32 @@ class _Answers(BaseHTTPRequestHandler):
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         path = self.path.partition("?")[0]
         hub.seen.append(f"{self.command} {path}")
-        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        info = re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
+        file = re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = info or file
-        if match is None or match.group(1) not in hub.models:
+        folders = hub.datasets if match is not None and (match.group(1) or "").startswith("datasets") else hub.models
+        if match is None or match.group(2) not in folders:
             return self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
-        name = match.group(1)
-        revision = match.group(3) if info else match.group(2)
-        if revision not in (None, "main", hub.sha(name)):
+        name, folder = match.group(2), folders[match.group(2)]
+        revision = unquote((match.group(4) if info else match.group(3)) or "main")
+        if revision not in ("main", *hub.refs, hub.sha(name)):
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         if name in hub.gated and self.headers["Authorization"] != f"Bearer {hub.token}":
             return self._send(403, b"", {"X-Error-Code": "GatedRepo"}, body)
         if info:
-            return self._send(200, json.dumps(self._listing(hub, name, info.group(2) == "tree")).encode(), {}, body)
-        content = (hub.models[name] / match.group(3)).read_bytes()
+            listing = self._listing(hub, name, folder, info.group(3) == "tree")
+            return self._send(200, json.dumps(listing).encode(), {}, body)
+        content = (folder / unquote(match.group(4))).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
         return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": hub.sha(name)}, body)
 
-    def _listing(self, hub: Hub, name: str, tree: bool) -> object:
-        files = sorted(path for path in hub.models[name].iterdir() if path.is_file())
+    def _listing(self, hub: Hub, name: str, folder: Path, tree: bool) -> object:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        named = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
         if tree:
-            return [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0"} for path in files]
-        return {"id": name, "sha": hub.sha(name), "siblings": [{"rfilename": path.name} for path in files]}
+            return [{"type": "file", "path": path, "size": size, "oid": "0"} for path, size in named]
+        siblings = [{"rfilename": path, "size": size} for path, size in named]
+        return {"id": name, "sha": hub.sha(name), "siblings": siblings}
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         self.send_response(status)

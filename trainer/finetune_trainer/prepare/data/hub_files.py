@@ -116,7 +116,7 @@ def _chosen(uri: str, field: str, names: list[str], path: str) -> list[str]:
 
 
 def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
-    data = [name for name in sorted(names) if suffixes_of(name)[0] is not None]
+    data = patterns.likely_data(names)
     if data:
         cure += f"; it has {', '.join(data[:3])}" + (" ..." if len(data) > 3 else "")
     return Problem(code="FileNotFound", field=field, message=f"there are no data files at {uri}", cure=cure)

@@ -63,7 +63,7 @@ def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
         chosen = patterns.data_files(names)
         if not chosen:
-            raise _empty_folder(uri, field, sorted(_walk(path))[:1])
+            raise _empty_folder(uri, field, patterns.likely_data(_walk(path))[:1])
         return _places(uri, field, (local_file(path / name, named(str(path / name)), field) for name in chosen))
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise _missing(uri, field, path.name, siblings)
@@ -115,7 +115,7 @@ def _stored(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
             raise _missing(uri, field, name, list(siblings)[:1000])
     chosen = patterns.data_files(name for name in below if "/" not in name)
     if not chosen:
-        raise _empty_folder(uri, field, sorted(below)[:1])
+        raise _empty_folder(uri, field, patterns.likely_data(below)[:1])
     return [StoredFile(store, below[name], field) for name in chosen]
 
 

@@ -33,22 +33,26 @@ def fixed_part(pattern: str) -> str:
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
     """The names that fit, sorted. `*` stays within a folder, `**` is any number of folders; no hidden ones."""
-    parts = pattern.split("/")
-    expressions = [None if part == "**" else re.compile(translate(part)) for part in parts]
-    return sorted(name for name in names if not _hidden(name, pattern) and _fits(name.split("/"), expressions))
+    parts = [(part, None if part == "**" else re.compile(translate(part))) for part in pattern.split("/")]
+    return sorted(name for name in names if _fits(name.split("/"), parts))
 
 
-def _fits(names: list[str], parts: list["re.Pattern[str] | None"]) -> bool:
+def _fits(names: list[str], parts: list[tuple[str, "re.Pattern[str] | None"]]) -> bool:
     if not parts:
         return not names
-    if parts[0] is None:
-        return any(_fits(names[start:], parts[1:]) for start in range(len(names) + 1))
-    return bool(names) and parts[0].match(names[0]) is not None and _fits(names[1:], parts[1:])
+    part, expression = parts[0]
+    if expression is None:
+        hidden = next((index for index, name in enumerate(names) if name.startswith(".")), len(names))
+        return any(_fits(names[start:], parts[1:]) for start in range(hidden + 1))
+    if not names or (names[0].startswith(".") and not part.startswith(".")):
+        return False
+    return expression.match(names[0]) is not None and _fits(names[1:], parts[1:])
 
 
-def _hidden(name: str, pattern: str) -> bool:
-    asked = {part for part in pattern.split("/") if part.startswith(".")}
-    return any(part.startswith(".") and part not in asked for part in name.split("/"))
+def likely_data(names: Iterable[str]) -> list[str]:
+    """Those of any files that look like data, sorted: to show what there is."""
+    shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    return sorted(name for name in shown if data_files([base := name.rpartition("/")[2]]) and suffixes_of(base)[0])
 
 
 def data_files(names: Iterable[str]) -> list[str]:

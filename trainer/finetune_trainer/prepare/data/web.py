@@ -22,7 +22,6 @@ ATTEMPTS = 6  # in a row without a byte
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
 TIMEOUT = 60.0  # seconds without a byte
 REDIRECTS = 10
-BLOCK = 1 << 20
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 IDENTITY = {"Accept-Encoding": "identity"}  # the bytes as they are: sizes and ranges count those
 
@@ -102,7 +101,7 @@ class WebFile:
             )
             done = start if follows else 0
             with partial.open("ab" if follows else "wb") as file:
-                for block in response.iter_raw(BLOCK):
+                for block in response.iter_raw():  # not in blocks of a size: half of one would be lost with the rest
                     file.write(block)
                     done += len(block)
                     progress.at(0, done)

@@ -1,0 +1,499 @@
+"""Where data comes from: files, patterns, folders, buckets, the hub and the web, by real servers on this machine."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import Env
+from finetune_api.errors import DataError, FineTuneError, SpecError, StorageError
+from finetune_api.messages import Task
+from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data import places, web
+from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.places import Place
+from finetune_trainer.prepare.data.sources import Sources, data_environ, locate_all
+from finetune_trainer.storage import ObjectStore, open_store
+from tests.hub import Hub, start_hub
+from tests.s3 import S3Server, start_s3
+from tests.web import Web, start_web
+
+FIELD = "spec.dataset.train"
+ROWS = "".join(json.dumps({"text": f"row {index}"}) + "\n" for index in range(100)).encode()
+TREE = [
+    ".hidden.jsonl",
+    "LICENSE.txt",
+    "README.md",
+    "_SUCCESS",
+    "a.jsonl",
+    "b.jsonl",
+    "deep/c.jsonl",
+    "deep/deeper/d.jsonl",
+    "deep/e.csv",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with start_s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def bucket(server: S3Server) -> str:
+    """A bucket with the tree, below `data/`."""
+    uri = server.make_bucket("tree")
+    store = open_store(uri, server.environ)
+    for name in TREE:
+        store.put(f"data/{name}", ROWS)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tree")
+    for name in TREE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(ROWS)
+    return folder
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(web, "FIRST_WAIT", 0.001)
+    with start_web() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hub(tree: Path) -> Iterator[Hub]:
+    with start_hub({}, {"team/rows": tree}) as running:
+        running.refs |= {"v1", "refs/convert/parquet"}
+        yield running
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def names(found: tuple[Place, ...], base: str) -> list[str]:
+    assert all(place.name.startswith(base) for place in found)
+    return [place.name.removeprefix(base) for place in found]
+
+
+def refused(uri: str, environ: dict[str, str] | None = None, declared: str | None = None) -> tuple[str, str]:
+    with pytest.raises(FineTuneError) as caught:
+        locate(uri, FIELD, environ or {}, declared)
+    (problem,) = caught.value.problems
+    assert problem.field == FIELD
+    return problem.code, str(problem)
+
+
+# ---------------------------------------------------------------- one, many, a folder
+
+CHOICES: dict[str, list[str]] = {
+    "a.jsonl": ["a.jsonl"],
+    "": ["a.jsonl", "b.jsonl"],
+    "*.jsonl": ["a.jsonl", "b.jsonl"],
+    "[b-z].jsonl": ["b.jsonl"],
+    "?.jsonl": ["a.jsonl", "b.jsonl"],
+    "**/*.jsonl": ["a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/deeper/d.jsonl"],
+    "deep/*.jsonl": ["deep/c.jsonl"],
+    "deep/**/*.jsonl": ["deep/c.jsonl", "deep/deeper/d.jsonl"],
+    "*/*/d.jsonl": ["deep/deeper/d.jsonl"],
+    ".hidden.jsonl": [".hidden.jsonl"],
+    ".*.jsonl": [".hidden.jsonl"],
+}
+
+
+@pytest.mark.parametrize("path", CHOICES)
+@pytest.mark.parametrize("scheme", ["file", "s3", "hf"])
+def test_a_uri_names_a_file_a_pattern_or_a_folder(request: pytest.FixtureRequest, scheme: str, path: str) -> None:
+    environ: dict[str, str] = {}
+    if scheme == "file":
+        base = f"file://{request.getfixturevalue('tree')}/"
+    elif scheme == "s3":
+        base = f"{request.getfixturevalue('bucket')}/data/"
+        environ = request.getfixturevalue("server").environ
+    else:
+        base, environ = "hf://datasets/team/rows/", {"HF_ENDPOINT": request.getfixturevalue("hub").endpoint}
+    assert names(locate(base + path, FIELD, environ), base) == CHOICES[path]
+
+
+def test_a_relative_path_begins_at_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    assert names(locate("file://deep/*.csv", FIELD, {}), "file://") == ["deep/e.csv"]
+    assert names(locate("file://.", FIELD, {}), "file://") == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_name_with_wildcards_in_it_is_a_name_where_there_is_such_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rows [1].jsonl").write_bytes(ROWS)
+    assert len(locate(f"file://{tmp_path}/rows%20[1].jsonl", FIELD, {})) == 1
+
+
+def test_a_link_to_a_file_elsewhere_is_followed(tmp_path: Path, tree: Path) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tree / "a.jsonl")
+    (place,) = locate(f"file://{tmp_path}/*.jsonl", FIELD, {})
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        ("c.jsonl", "FileNotFound", "did you mean"),
+        ("deep/deeper/*.csv", "FileNotFound", "no file fits"),
+        ("deep", "MixedFormats", "c.jsonl (jsonl) and e.csv (csv)"),
+        ("deep/*", "MixedFormats", "c.jsonl (jsonl) and e.csv (csv)"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_what_is_not_there_or_does_not_go_together_is_refused(
+    request: pytest.FixtureRequest, scheme: str, path: str, code: str, message: str
+) -> None:
+    environ = request.getfixturevalue("server").environ if scheme == "s3" else {}
+    base = (
+        f"{request.getfixturevalue('bucket')}/data" if scheme == "s3" else f"file://{request.getfixturevalue('tree')}"
+    )
+    seen = refused(f"{base}/{path}", environ)
+    assert seen[0] == code
+    assert message in seen[1]
+
+
+def test_files_of_several_formats_are_taken_where_the_job_says_which(tree: Path) -> None:
+    assert len(locate(f"file://{tree}/deep", FIELD, {}, "jsonl")) == 2
+
+
+def test_a_folder_that_holds_only_folders_says_how_to_search_them(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.jsonl").write_bytes(ROWS)
+    (tmp_path / "README.md").write_text("x")
+    code, text = refused(f"file://{tmp_path}")
+    assert code == "NoDataFiles"
+    assert f"file://{tmp_path}/**/* for all below (there is deep/a.jsonl)" in text
+
+
+@pytest.mark.parametrize(
+    ("files", "both"),
+    [
+        (["train.jsonl", "test.jsonl"], "train.jsonl and test.jsonl"),
+        (["train-00000-of-00001.parquet", "validation-00000-of-00001.parquet"], "train-00000-of-00001.parquet and val"),
+        (["my_train.csv", "my_dev.csv"], "my_train.csv and my_dev.csv"),
+    ],
+)
+def test_training_and_evaluation_data_in_one_folder_are_not_taken_for_one_split(
+    tmp_path: Path, files: list[str], both: str
+) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(ROWS)
+    code, text = refused(f"file://{tmp_path}")
+    assert code == "SplitsInFolder"
+    assert both in text
+
+
+def test_what_a_saved_data_set_has_beside_its_data_is_left_out(tmp_path: Path) -> None:
+    for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
+        (tmp_path / name).write_bytes(b"{}")
+    assert names(locate(f"file://{tmp_path}", FIELD, {}), f"file://{tmp_path}/") == ["data-00000-of-00001.arrow"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    (tmp_path / "a.jsonl").chmod(0)
+    assert refused(f"file://{tmp_path}/a.jsonl")[0] == "FileUnreadable"
+
+
+def test_every_source_that_is_missing_is_named(tmp_path: Path) -> None:
+    spec = DatasetSpec.model_validate(
+        {"mix": [{"uri": f"file://{tmp_path}/a"}, {"uri": f"file://{tmp_path}/b"}], "eval": f"file://{tmp_path}/c"}
+    )
+    with pytest.raises(DataError) as caught:
+        locate_all(spec, {})
+    assert [problem.field for problem in caught.value.problems] == [
+        "spec.dataset.mix[0].uri",
+        "spec.dataset.mix[1].uri",
+        "spec.dataset.eval",
+    ]
+
+
+# ---------------------------------------------------------------- fingerprints
+
+
+def sources(**fields: Any) -> Sources:
+    return locate_all(DatasetSpec.model_validate(fields), {})
+
+
+def test_fingerprints_tell_a_change_of_files_and_weights(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/a.jsonl"
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    first = sources(train=uri)
+    assert first.fingerprint == sources(train=uri).fingerprint
+    assert first.fingerprint != sources(train=uri, eval=uri).fingerprint
+    assert sources(mix=[{"uri": uri}]).fingerprint == first.fingerprint
+    assert sources(mix=[{"uri": uri, "weight": 2}]).fingerprint != first.fingerprint
+    first.check_unchanged()
+    (tmp_path / "a.jsonl").write_bytes(ROWS + b"\n")
+    assert first.fingerprint != sources(train=uri).fingerprint
+    with pytest.raises(DataError, match="changed while it was read"):
+        first.check_unchanged()
+
+
+def test_a_further_file_in_a_folder_changes_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(ROWS)
+    first = sources(train=f"file://{tmp_path}")
+    (tmp_path / "b.jsonl").write_bytes(ROWS)
+    assert first.fingerprint != sources(train=f"file://{tmp_path}").fingerprint
+
+
+# ---------------------------------------------------------------- buckets
+
+
+def test_objects_are_fetched_once(server: S3Server, bucket: str, tmp_path: Path) -> None:
+    (place,) = locate(f"{bucket}/data/a.jsonl", FIELD, server.environ)
+    path = place.fetch(tmp_path, silent)
+    assert path.read_bytes() == ROWS
+    path.write_bytes(b"kept")
+    assert place.fetch(tmp_path, silent).read_bytes() == b"kept"
+    assert place.is_unchanged()
+
+
+def test_a_file_larger_than_the_disk_is_not_begun(
+    server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place,) = locate(f"{bucket}/data/a.jsonl", FIELD, server.environ)
+    monkeypatch.setattr(places, "ROOM", 1 << 60)
+    with pytest.raises(DataError, match=r"are free where data is fetched to .*spec\.scratch\.size"):
+        place.fetch(tmp_path, silent)
+
+
+@pytest.mark.parametrize("uri", ["s3://tree//a", "s3://tree/../a", "s3:///a"])
+def test_a_malformed_key_is_refused(server: S3Server, uri: str) -> None:
+    assert refused(uri, server.environ)[0] == "InvalidURI"
+
+
+def test_a_missing_bucket_and_a_wrong_key_blame_the_data(server: S3Server) -> None:
+    assert "there is no such bucket" in refused("s3://no-such-bucket/a", server.environ)[1]
+    wrong = {**server.environ, "AWS_SECRET_ACCESS_KEY": "x" * 32}
+    assert "the secret does not fit" in refused("s3://tree/data/a.jsonl", wrong)[1]
+
+
+def test_data_is_read_with_keys_of_its_own_that_may_only_read(server: S3Server, tmp_path: Path) -> None:
+    data, models = server.make_bucket("own-data"), server.make_bucket("own-models")
+    owner = open_store(data, server.environ)
+    owner.put("rows.jsonl", ROWS)
+    reader, trainer = server.add_user("reader"), server.add_user("trainer")
+    server.allow("own-data", "reader", "s3:GetObject", "s3:ListBucket")
+    server.allow("own-models", "trainer", "s3:*")
+    environ = {
+        **trainer,
+        Env.DATA_ACCESS_KEY: reader["AWS_ACCESS_KEY_ID"],
+        Env.DATA_SECRET_KEY: reader["AWS_SECRET_ACCESS_KEY"],
+    }
+    spec = DatasetSpec(train=f"{data}/rows.jsonl")
+    with pytest.raises(StorageError, match="access is denied"):
+        locate_all(spec, trainer)
+    found = locate_all(spec, environ)
+    assert check(spec, Task.CAUSAL_LM, found, tmp_path, seed=1).good == 100
+    reading: ObjectStore = open_store(data, data_environ(environ))
+    with pytest.raises(StorageError, match="access is denied"):
+        reading.put("other.jsonl", b"x")
+    open_store(models, environ).put("checkpoint", b"x")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"AWS_ACCESS_KEY_ID": "a", "AWS_ENDPOINT_URL_S3": "e", "AWS_REGION": "r", "AWS_CA_BUNDLE": "c"}),
+        (
+            {Env.DATA_ACCESS_KEY: "A", Env.DATA_SECRET_KEY: "S"},
+            {"AWS_ACCESS_KEY_ID": "A", "AWS_SESSION_TOKEN": None, "AWS_ENDPOINT_URL_S3": "e", "AWS_CA_BUNDLE": "c"},
+        ),
+        (
+            {Env.DATA_ENDPOINT: "E"},
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_ENDPOINT_URL_S3": "E", "AWS_REGION": None, "AWS_CA_BUNDLE": None},
+        ),
+        (
+            {Env.DATA_ENDPOINT: "E", Env.DATA_REGION: "R", Env.DATA_CA: "C", Env.DATA_SESSION_TOKEN: "T"},
+            {"AWS_ENDPOINT_URL_S3": "E", "AWS_REGION": "R", "AWS_CA_BUNDLE": "C", "AWS_SESSION_TOKEN": "T"},
+        ),
+    ],
+    ids=["none of its own", "keys", "an endpoint", "all"],
+)
+def test_the_environment_of_data(given: dict[str, str], expected: dict[str, str | None]) -> None:
+    of_the_job = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_SESSION_TOKEN": "t",
+        "AWS_ENDPOINT_URL_S3": "e",
+        "AWS_REGION": "r",
+        "AWS_CA_BUNDLE": "c",
+    }
+    made = data_environ({**of_the_job, **given})
+    assert {name: made.get(name) for name in expected} == expected
+
+
+# ---------------------------------------------------------------- the hub
+
+
+@pytest.mark.parametrize("revision", ["", "@v1", "@refs/convert/parquet", "@commit"])
+def test_a_file_of_the_hub_is_pinned_and_fetched_once(hub: Hub, tmp_path: Path, revision: str) -> None:
+    environ = {"HF_ENDPOINT": hub.endpoint}
+    given = f"@{hub.sha('team/rows')}" if revision == "@commit" else revision
+    (place,) = locate(f"hf://datasets/team/rows{given}/deep/c.jsonl", FIELD, environ)
+    assert place.size == len(ROWS)
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+    hub.seen.clear()
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+    assert hub.seen == []
+    (other,) = locate("hf://datasets/team/rows/deep/c.jsonl", FIELD, environ)
+    assert other.fingerprint == place.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("uri", "code", "message"),
+    [
+        ("hf://datasets/team/none/x.jsonl", "DatasetNotFound", "is no data set on the hub, or is private"),
+        ("hf://datasets/team/rows@v9/a.jsonl", "RevisionNotFound", "has no such revision"),
+        ("hf://datasets/team/rows/x.jsonl", "FileNotFound", "it has a.jsonl, b.jsonl, deep/c.jsonl ..."),
+        ("hf://datasets/team/rows/x*.jsonl", "FileNotFound", "correct the pattern"),
+        ("hf://datasets/rows", "InvalidURI", "write hf://datasets/organisation/name"),
+        ("hf://team/rows/x.jsonl", "InvalidURI", "names no data set of the hub"),
+        ("hf://datasets/team/a b--c../x", "InvalidURI", "write hf://datasets/organisation/name"),
+    ],
+)
+def test_what_the_hub_has_not_is_refused(hub: Hub, uri: str, code: str, message: str) -> None:
+    seen = refused(uri, {"HF_ENDPOINT": hub.endpoint})
+    assert seen[0] == code
+    assert message in seen[1]
+
+
+def test_a_gated_data_set_needs_the_token(hub: Hub, tree: Path, tmp_path: Path) -> None:
+    hub.datasets["team/gated"] = tree
+    hub.gated.add("team/gated")
+    environ = {"HF_ENDPOINT": hub.endpoint}
+    assert refused("hf://datasets/team/gated/a.jsonl", environ)[0] == "GatedDataset"
+    (place,) = locate("hf://datasets/team/gated/a.jsonl", FIELD, {**environ, "HF_TOKEN": hub.token})
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+def test_a_hub_that_does_not_answer_is_named() -> None:
+    code, text = refused("hf://datasets/team/rows/a.jsonl", {"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert code == "HubFailed"
+    assert "check the connection to the hub (HF_ENDPOINT), or copy the data to s3://" in text
+
+
+# ---------------------------------------------------------------- the web
+
+
+def at(site: Web, path: str, content: bytes = ROWS, tag: str | None = '"1"') -> str:
+    site.files[path] = content
+    if tag:
+        site.tags[path] = tag
+    return site.address + path
+
+
+def test_a_file_of_the_web_is_fetched_without_its_query_in_any_name(site: Web, tmp_path: Path) -> None:
+    uri = at(site, "/data/rows.jsonl") + "?signature=secret"
+    (place,) = locate(uri, FIELD, {})
+    path = place.fetch(tmp_path, silent)
+    assert (path.name, path.read_bytes(), place.size) == ("rows.jsonl", ROWS, len(ROWS))
+    assert "secret" not in place.name + str(path)
+    assert all("signature=secret" in asked for asked, _ in site.seen)
+    assert place.is_unchanged()
+    (again,) = locate(site.address + "/data/rows.jsonl?signature=other", FIELD, {})
+    assert again.fingerprint == place.fingerprint
+
+
+def test_a_broken_download_goes_on_where_it_broke(site: Web, tmp_path: Path) -> None:
+    (place,) = locate(at(site, "/x.jsonl"), FIELD, {})
+    site.breaks["/x.jsonl"] = [500, 300]
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+    assert [asked for _, asked in site.seen] == [None, None, "bytes=500-", "bytes=800-"]
+
+
+@pytest.mark.parametrize("tag", [None, 'W/"1"'])
+def test_without_a_strong_tag_a_broken_download_begins_again(site: Web, tmp_path: Path, tag: str | None) -> None:
+    (place,) = locate(at(site, "/x.jsonl", tag=tag), FIELD, {})
+    site.breaks["/x.jsonl"] = [500]
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+    assert [asked for _, asked in site.seen] == [None, None, None]
+
+
+def test_a_server_that_knows_no_ranges_begins_again(site: Web, tmp_path: Path) -> None:
+    (place,) = locate(at(site, "/x.jsonl"), FIELD, {})
+    site.ranges = False
+    site.breaks["/x.jsonl"] = [500]
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+def test_a_server_that_tells_no_size_is_read_to_its_end(site: Web, tmp_path: Path) -> None:
+    site.lengths = False
+    (place,) = locate(at(site, "/x.jsonl"), FIELD, {})
+    assert place.size is None
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+def test_a_server_that_fails_now_and_then_is_asked_again(site: Web, tmp_path: Path) -> None:
+    uri = at(site, "/x.jsonl")
+    site.statuses["/x.jsonl"] = [503, 429]
+    (place,) = locate(uri, FIELD, {})
+    site.statuses["/x.jsonl"] = [500, 502]
+    assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+def test_a_file_that_changes_meanwhile_is_told(site: Web, tmp_path: Path) -> None:
+    (place,) = locate(at(site, "/x.jsonl"), FIELD, {})
+    site.tags["/x.jsonl"] = '"2"'
+    assert not place.is_unchanged()
+    with pytest.raises(DataError, match="changed while it was read"):
+        place.fetch(tmp_path, silent)
+
+
+def test_a_file_without_a_tag_is_never_taken_for_one_seen_before(site: Web) -> None:
+    uri = at(site, "/x.jsonl", tag=None)
+    assert locate(uri, FIELD, {})[0].fingerprint != locate(uri, FIELD, {})[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code", "message"),
+    [
+        ("/x", 401, "AccessDenied", "asks for a login (the server answers 401)"),
+        ("/x", 403, "AccessDenied", "may not be read (the server answers 403)"),
+        ("/x?signature=s", 403, "AccessDenied", "the signature may have expired"),
+        ("/x", 404, "FileNotFound", "is not there"),
+        ("/x", 418, "WebRefused", "the server answers 418"),
+        ("/x", 500, "WebFailed", "cannot be fetched after 6 attempts: the server answers 500"),
+    ],
+)
+def test_what_a_server_refuses_is_told(site: Web, path: str, status: int, code: str, message: str) -> None:
+    site.statuses["/x"] = [status] * 6
+    seen = refused(site.address + path)
+    assert seen[0] == code
+    assert message in seen[1]
+    assert "signature=s" not in seen[1]
+
+
+def test_addresses_that_lead_nowhere_are_told(site: Web) -> None:
+    site.redirects |= {"/a": "/b", "/b": "/a", "/c": "/x.jsonl", "/d": "http://example.invalid/x", "/e": "ftp://x/y"}
+    at(site, "/x.jsonl")
+    assert refused(f"{site.address}/a")[0] == "RedirectLoop"
+    assert len(locate(f"{site.address}/c", FIELD, {})) == 1
+    assert refused("http://127.0.0.1:9/x.jsonl")[0] == "WebFailed"
+    assert refused(f"{site.address}/*.jsonl")[0] == "InvalidURI"
+    assert refused("http://example.invalid/x.jsonl")[0] == "UnsafeURI"
+    assert refused(f"{site.address}/e")[0] == "RedirectLoop"
+
+
+def test_a_page_instead_of_a_file_is_told(site: Web, tmp_path: Path) -> None:
+    spec = DatasetSpec.model_construct(train=at(site, "/x.jsonl", b"<!doctype html>\n<html></html>"))
+    with pytest.raises(DataError, match="the file is a web page"):
+        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path, seed=1)
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"gs://b/x cannot be read; file://, s3://, hf://, https:// can"):
+        locate("gs://b/x", FIELD, {})
