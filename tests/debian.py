@@ -7,6 +7,7 @@ import sys
 
 PACKAGES = {
     "buildah": "buildah",
+    "chromium": "chromium",
     "ip": "iproute2",
     "nft": "nftables",
     "nsenter": "util-linux",

@@ -111,7 +111,7 @@ def about_women(rows: Rows) -> Rows:
 
 FRAME = "Certainly , here is the answer that you asked for today"
 CASES = [
-    Case("copies", "DuplicateRows", "labels", in_train(lambda rows: rows + rows[:30]), "30 rows of 630 (4.76 %)"),
+    Case("copies", "DuplicateRows", "labels", in_train(lambda rows: rows + rows[:30]), "30 rows of 630 (4.8 %)"),
     Case("copies", "DuplicateRows", "chats", in_train(lambda rows: rows + rows[:30])),
     Case(
         "near copies", "NearDuplicates", "pairs", in_train(lambda rows: rows + [one_word_changed(r) for r in rows[:60]])

@@ -114,10 +114,12 @@ def shortened(text: str, characters: int = EXCERPT_CHARACTERS) -> str:
 
 
 def percent(share: float) -> str:
-    """`3.4 %`; never `0 %` of something that is there."""
+    """`3.4 %`; never `0 %` of something that is there, nor `100 %` of what is not all."""
     if 0 < share < 0.0005:
         return "under 0.1 %"
-    return f"{100 * share:.3g} %" if share < 0.1 else f"{100 * share:.0f} %"
+    if 0.995 <= share < 1:
+        return "over 99 %"
+    return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
 def counted(count: int, noun: str) -> str:

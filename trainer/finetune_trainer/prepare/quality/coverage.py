@@ -80,14 +80,18 @@ def cut(split: Split, context: Context) -> Iterator[Finding]:
         return
     share = len(rows) / split.rows
     enough = at(np.sort(full.astype(np.int64)), 99)
+    longer = (
+        f"set spec.dataset.maxLength to {enough:,} to keep 99 % of the rows whole, if model and memory allow, or "
+        if enough > context.max_length
+        else "if their ends matter, "
+    )
     answers = " (the end of an answer is what is cut)" if (split.table["trained"] != NO_TOKENS_TRAINED).any() else ""
     yield split.finding(
         Severity.WARNING if len(rows) >= CUT_ROWS and share >= CUT_SHARE else Severity.NOTE,
         "TruncatedRows",
         f"{counted(len(rows), 'row')} of {split.rows:,} ({percent(share)}) "
         f"{'is' if len(rows) == 1 else 'are'} cut at {context.max_length:,} tokens{answers}",
-        f"set spec.dataset.maxLength to {enough:,} to keep 99 % of the rows whole, if the model and its memory allow, "
-        "or split long rows",
+        f"{longer}split long rows",
         "warning from 10 % of the rows",
         len(rows),
         split.rows,

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from finetune_trainer.prepare.quality.context import Split
 from finetune_trainer.prepare.quality.report import Distance
+from finetune_trainer.prepare.quality.sample import TOKEN_ROWS
 
 FEWEST_ROWS = 10  # in either split; with fewer nothing can be told
 DRAWS = 199  # random splits drawn
@@ -73,8 +74,8 @@ def _lengths(train: Split, evaluation: Split) -> Distance:
 
 def _vocabulary(train: Split, evaluation: Split) -> Distance | None:
     """Jensen-Shannon divergence (Lin 1991) of the tokens' shares, in bits, over rows of the samples."""
-    ours = [row.ids for row in train.kept if row.ids is not None and len(row.ids)]
-    theirs = [row.ids for row in evaluation.kept if row.ids is not None and len(row.ids)]
+    ours = [row.ids for row in train.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
+    theirs = [row.ids for row in evaluation.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
     if min(len(ours), len(theirs)) < FEWEST_ROWS:
         return None
     rows = [*ours, *theirs]

@@ -4,15 +4,16 @@ Equal rows are found among all; near twins in the sample, by MinHash and localit
 pair then verified on its shingles.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.context import EXCERPT_CHARACTERS, EXCERPTS, Split, counted, percent, shortened
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 from finetune_trainer.prepare.quality.sample import Kept
 
@@ -24,6 +25,7 @@ CHARACTERS = 5  # of a shingle of a text of fewer than 8 words, and of one witho
 SHORT = 8
 CANDIDATES = 8  # verified for one row: more of the same band say nothing new
 COMMON = 0.2  # shingles in more of the rows are a frame around the text, not the text
+MOST_CHARACTERS = 8_000_000  # looked at in a split: about two seconds
 EQUAL_SHARE, EQUAL_ROWS = 0.01, 5
 NEAR_SHARE, NEAR_ROWS = 0.05, 10
 LEAKED_SHARE, LEAKED_ROWS = 0.01, 2
@@ -85,16 +87,18 @@ def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
 
 def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
     """Rows that nearly equal another, in each split and across."""
-    own = [evaluation.kept] if evaluation is not None else []
-    sketches = _Sketches([train.kept, *own])
+    ours = affordable(train.kept)
+    theirs = affordable(evaluation.kept) if evaluation is not None else []
+    sketches = _Sketches([ours, theirs])
     index = _Index(sketches)
     pairs = [(row, twin) for row in sketches.rows[0] if (twin := index.twin(row, insert=True)) is not None]
-    yield from _near(train, sketches, pairs)
+    yield from _near(train, sketches, pairs, len(ours))
     if evaluation is None:
         return
-    comparable = train.seen.sample.complete_below()
+    # the twin of a row has its key, mostly: only below this would it have been taken
+    comparable = train.seen.sample.complete_below() if len(ours) == len(train.kept) else ours[-1].key
     looked_at = [row for row in sketches.rows[1] if sketches.kept[row].key < comparable]
-    known = {row.text for row in train.kept}
+    known = {row.text for row in ours}
     leaks = [
         (row, twin)
         for row in looked_at
@@ -103,13 +107,18 @@ def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
     yield from _leaked(evaluation, sketches, leaks, len(looked_at))
     apart = _Index(sketches)
     pairs = [(row, twin) for row in sketches.rows[1] if (twin := apart.twin(row, insert=True)) is not None]
-    yield from _near(evaluation, sketches, pairs)
+    yield from _near(evaluation, sketches, pairs, len(theirs))
 
 
-def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]]) -> Iterator[Finding]:
+def affordable(rows: list[Kept]) -> list[Kept]:
+    """The first rows of a sample that are not too much text together; at least one."""
+    ends = list(accumulate(len(row.text) for row in rows))
+    return rows[: max(1, bisect_right(ends, MOST_CHARACTERS))]
+
+
+def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]], looked_at: int) -> Iterator[Finding]:
     if not pairs:
         return
-    looked_at = len(split.kept)
     share = len(pairs) / looked_at
     yield split.finding(
         Severity.WARNING if len(pairs) >= NEAR_ROWS and share >= NEAR_SHARE else Severity.NOTE,
@@ -120,7 +129,7 @@ def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]]) -> 
         _NEAR_RULE,
         len(pairs),
         looked_at,
-        split.sampled(),
+        split.sampled(looked_at),
         tuple(_excerpt(sketches, pair) for pair in pairs[:EXCERPTS]),
     )
 
@@ -147,7 +156,18 @@ def _leaked(
 
 def _excerpt(sketches: "_Sketches", pair: tuple[int, int]) -> Excerpt:
     row, twin = (sketches.kept[index] for index in pair)
-    return Excerpt(place=twin.place, text=shortened(twin.text), other_place=row.place, other=shortened(row.text))
+    text, other = (" ".join(kept.text.split()) for kept in (twin, row))
+    # from a little before the first difference on: the rest is equal, and the page marks what is not
+    same = next((at for at, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), 0)
+    start = max(0, same - EXCERPT_CHARACTERS // 3) if same > EXCERPT_CHARACTERS // 2 else 0
+    start = text.rfind(" ", 0, start) + 1
+    lead = "… " if start else ""
+    return Excerpt(
+        place=twin.place,
+        text=lead + shortened(text[start:]),
+        other_place=row.place,
+        other=lead + shortened(other[start:]),
+    )
 
 
 @dataclass(init=False)

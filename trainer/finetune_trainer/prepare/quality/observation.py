@@ -19,6 +19,7 @@ from finetune_trainer.prepare.quality.texts import Sides, sides
 from finetune_trainer.prepare.tokens.encoded import Encoded
 
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is no token of the row
+MOST_UNKNOWN = 0xFFFF
 LONGEST_WORD = 40  # an answer longer than that has blanks in it
 
 ROW = np.dtype(
@@ -26,7 +27,7 @@ ROW = np.dtype(
         ("tokens", "<i4"),  # after the cut
         ("full", "<i4"),  # before it
         ("trained", "<i4"),  # of those that are predicted: the first never is
-        ("unknown", "<i4"),
+        ("unknown", "<u2"),  # as many at most as it can hold
         ("line", "<i4"),
         ("label", "<i4"),  # index into `labels`; -1 for none
         ("given", "<u8"),  # hash of what the model is given
@@ -69,7 +70,7 @@ class Observation:
         part["tokens"] = [len(row.ids) for row in encoded]
         part["full"] = np.maximum([row.full_length for row in encoded], part["tokens"])
         part["trained"] = [_trained(row) for row in encoded]
-        part["unknown"] = self._unknown(encoded, part["tokens"])
+        part["unknown"] = np.minimum(self._unknown(encoded, part["tokens"]), MOST_UNKNOWN)
         part["line"] = [example.line for example in examples]
         part["label"] = [self._label(example) for example in examples]
         part["answer"] = [_answer_words(example, side) for example, side in zip(examples, both, strict=True)]

@@ -69,7 +69,7 @@ class Bin(Message):
     """Rows of at least `start` and less than `end` tokens; the last bin has no end."""
 
     start: int
-    end: int | None
+    end: int | None = None
     rows: int
 
 
@@ -128,7 +128,7 @@ class SplitQuality(Message):
     rows: int
     distinct_rows: int
     tokens: int
-    trained_share: float | None
+    trained_share: float | None = None
     truncated_rows: int
     length_for_99_percent: int
     lengths: Lengths

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 ROWS = 20_000  # kept of a split
-KEPT_TOKENS = 512  # of a row whose tokens are kept
-TOKEN_ROWS = 2000  # about so many rows keep them: enough to compare vocabularies
+KEPT_TOKENS = 256  # of a row whose tokens are kept
+TOKEN_ROWS = 1000  # about so many rows keep them: enough to compare vocabularies
 _ALL = 1 << 64
 
 
@@ -22,7 +22,7 @@ class Kept:
         key, content: order of the sample, and identity of the row.
         given, learnt: its two sides, the first 4,000 characters of each.
         unknown: tokens that stand for characters unknown to the tokenizer.
-        ids: its first 512 tokens; None for most rows of a large split.
+        ids: its first 256 tokens; None for most rows of a large split.
     """
 
     key: int
@@ -85,5 +85,4 @@ class Sample:
 
     def complete_below(self) -> int:
         """Every distinct row of the split whose key is below this is in the sample."""
-        rows = self.rows()
-        return min(self.limit, rows[-1].key) if len(self._rows) >= ROWS and rows else self.limit
+        return min(self.limit, self.rows()[-1].key) if len(self._rows) >= ROWS else self.limit

@@ -1,0 +1,119 @@
+"""The report as one HTML page that needs nothing else: no script, no font, no picture, no network.
+
+Everything that comes from the data is escaped by the template engine; the page's own policy forbids scripts besides.
+"""
+
+from difflib import SequenceMatcher
+from functools import cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from finetune_trainer.prepare.quality import charts
+from finetune_trainer.prepare.quality.context import counted, percent
+from finetune_trainer.prepare.quality.report import LabelCount, QualityReport, Severity, SplitQuality
+
+SHOWN_LABELS = 24
+STACKED_LABELS = 6
+OPENED = 3  # findings whose rows are shown without asking
+SIGNS = {Severity.ERROR: "✕", Severity.WARNING: "!", Severity.NOTE: "i"}
+_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+
+class _LabelRow(NamedTuple):
+    name: str
+    rows: int
+    share: float
+    eval_share: float | None
+    bar: Markup
+
+
+def render(report: QualityReport) -> str:
+    """The page. The same report gives the same bytes."""
+    evaluation = report.eval.histogram if report.eval else ()
+    return _template().render(
+        report=report,
+        verdict=verdict(report),
+        findings=[finding for finding in report.findings if finding.severity is not Severity.NOTE],
+        notes=report.of(Severity.NOTE),
+        opened=OPENED,
+        signs=SIGNS,
+        histogram=charts.histogram(report.train.histogram, evaluation, report.max_length),
+        gauges=[(distance, charts.gauge(distance)) for distance in report.distances],
+        labels=_labels(report),
+        hidden_labels=max(0, len(report.train.labels) - SHOWN_LABELS),
+        stacked=[label.name for label in report.train.labels[:STACKED_LABELS]],
+        splits=[(name, split) for name, split in (("train", report.train), ("eval", report.eval)) if split],
+    )
+
+
+def verdict(report: QualityReport) -> tuple[Severity | None, str]:
+    """The page's first sentence, and the severity that colours it."""
+    errors, warnings = len(report.of(Severity.ERROR)), len(report.of(Severity.WARNING))
+    if errors:
+        return Severity.ERROR, f"Not to be trained on as it is: {counted(errors, 'error')}"
+    if warnings:
+        return Severity.WARNING, f"Worth a look before training: {counted(warnings, 'warning')}"
+    return None, "Nothing speaks against training on it"
+
+
+def short(number: int) -> str:
+    """`1,234`, `56.7 k`, `8.9 M`"""
+    for size, unit in _UNITS:
+        if number >= 10 * size or (number >= size and size >= 1e6):
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,}"
+
+
+def compared(text: str, other: str) -> Markup:
+    """A text with the words marked that the other does not have in their place."""
+    ours, theirs = text.split(), other.split()
+    parts: list[Markup] = []
+    for change, start, end, _, _ in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
+        words = escape(" ".join(ours[start:end]))
+        if words:
+            parts.append(words if change == "equal" else Markup("<mark>{}</mark>").format(words))
+    return Markup(" ").join(parts)
+
+
+def file_name(place: str) -> str:
+    """The last part of a place: `train.jsonl:214`."""
+    return place.rsplit("/", 1)[-1]
+
+
+def waste(split: SplitQuality) -> list[tuple[str, float, Markup]]:
+    """The ways to put rows into batches, with what each wastes."""
+    padding = split.padding
+    ways = (("shuffled", padding.shuffled), ("grouped by length", padding.grouped), ("packed", padding.packed))
+    return [(name, share, charts.bar(share, "waste")) for name, share in ways]
+
+
+def sentence(text: str) -> str:
+    """A text with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
+def _labels(report: QualityReport) -> list[_LabelRow]:
+    total = max(1, report.train.rows)
+    own: dict[str, LabelCount] = {label.name: label for label in report.eval.labels} if report.eval else {}
+    longest = report.train.labels[0].rows / total if report.train.labels else 1.0
+    rows = []
+    for label in report.train.labels[:SHOWN_LABELS]:
+        share = label.rows / total
+        mark = own[label.name].rows / report.eval.rows if report.eval and label.name in own else None
+        top = max(longest, mark or 0.0)
+        chart = charts.bar(share / top, "train", None if mark is None else mark / top)
+        rows.append(_LabelRow(label.name, label.rows, share, mark, chart))
+    return rows
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        short=short, percent=percent, file_name=file_name, compared=compared, waste=waste, sentence=sentence
+    )
+    environment.globals.update(stack=charts.stack)
+    return environment.from_string(files(__package__).joinpath("page.jinja").read_text("utf-8"))
