@@ -20,7 +20,7 @@ from finetune_api.messages import ModelFacts, Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare import stage
-from finetune_trainer.prepare.stage import Prepared, plan, prepare, validate
+from finetune_trainer.prepare.stage import Prepared, inspect, prepare, validate
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests.s3 import S3Server, start_s3
 
@@ -430,7 +430,8 @@ def test_data_and_model_may_lie_in_object_storage(server: S3Server, tmp_path: Pa
     inputs: dict[str, Any] = {"model": {"uri": f"{bucket}/models/tiny"}, "nodes": 2}
     made = house.prepare(job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs)).plan
     assert (made.model.name, made.model.source, made.dataset.train.rows) == ("tiny", f"{bucket}/models/tiny", 40)
-    assert plan(job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs), server.environ) == made
+    job = job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs)
+    assert inspect(job, server.environ).plan == made
 
 
 # ---------------------------------------------------------------- validate and plan
@@ -440,7 +441,7 @@ def test_plan_and_validate_agree_with_prepare_and_store_nothing(house: House, be
     job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)
     before = sorted(house.folder.rglob("*"))
     assert validate(job, {}) == []
-    planned = plan(job, {})
+    planned = inspect(job, {}).plan
     assert sorted(house.folder.rglob("*")) == before
     assert planned == house.prepare(job).plan
 

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
     validate = commands.add_parser("validate", help="check job and data, and change nothing")
     _takes_job(validate)
+    validate.add_argument("--report", type=Path, help="write the report on the data to this file, as a page")
     validate.set_defaults(command=validate_command)
 
     plan = commands.add_parser("plan", help="show every value that would be used, and why")
@@ -88,13 +89,20 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
 def validate_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune validate`."""
     from finetune_trainer.local import storage_environment
-    from finetune_trainer.prepare.stage import validate
+    from finetune_trainer.prepare.quality.page import render
+    from finetune_trainer.prepare.quality.terminal import table
+    from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.terminal import Screen
 
     job = load(options)
-    problems = validate(job, storage_environment(job))
-    Screen(console).problems(problems)
-    if problems:
+    screen = Screen(console)
+    found = inspect(job, storage_environment(job), screen.stage_line)
+    if options.report:
+        options.report.parent.mkdir(parents=True, exist_ok=True)
+        options.report.write_text(render(found.report), "utf-8")
+    console.print(table(found.report))
+    if problems := found.report.problems():
+        screen.problems(problems)
         return ExitCode.DATA_ERROR
     console.print("valid: job, data and model", highlight=False)
     return ExitCode.OK
@@ -103,16 +111,26 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 def plan_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune plan`."""
     from finetune_trainer.local import storage_environment
-    from finetune_trainer.prepare.stage import plan
+    from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
+    from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.terminal import Screen, choices_table
 
     job = load(options)
-    planned = plan(job, storage_environment(job))
+    screen = Screen(Console(stderr=True) if options.json else console)
+    found = inspect(job, storage_environment(job), screen.stage_line)
+    planned = found.plan
     if options.json:
         sys.stdout.write(planned.to_json())
-        return ExitCode.OK
-    Screen(console).planned(planned)
-    console.print(choices_table(planned.choices))
+    else:
+        screen.planned(planned)
+        console.print(choices_table(planned.choices))
+        if planned.memory:
+            console.print(memory_table(planned.memory))
+        if planned.estimate:
+            console.print(estimate_line(planned.estimate), highlight=False)
+    if problems := found.report.problems():
+        screen.problems(problems)
+        return ExitCode.DATA_ERROR
     return ExitCode.OK
 
 

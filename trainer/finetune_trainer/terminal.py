@@ -40,6 +40,11 @@ class Screen:
         """One line of a stage."""
         self._console.print(f"[bold]{stage:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
 
+    def stage_line(self, line: str) -> None:
+        """A line as stages report them: `dataset: tokenising`."""
+        stage, _, text = line.partition(": ")
+        self.says(stage, text)
+
     def planned(self, plan: Plan) -> None:
         """What prepare found and chose, in three lines."""
         data = plan.dataset

@@ -1,41 +1,41 @@
 """The prepare stage: every mistake is found here, before training is paid for.
 
-In order, cheapest first: the files and the model's configuration, every row, the model's weights, tokens, the plan. An
-index by fingerprint leads to data and model that an earlier job prepared; then neither is read again.
+In order, cheapest first: what the job names, every row, the model's weights, tokens, the plan, the report. What an
+earlier job prepared is found by a fingerprint; then neither data nor model is read again.
 """
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from finetune_api.contract import MUTABLE_FIELDS, File, dataset_prefix, run_prefix
-from finetune_api.errors import FineTuneError, Problem, StateError
-from finetune_api.messages import DatasetFacts, Message, Plan, Stage, Task
+from finetune_api.contract import File, dataset_prefix
+from finetune_api.errors import DataError, FineTuneError, Problem
+from finetune_api.messages import DatasetFacts, Plan, Stage
 from finetune_api.results import StageResult
-from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
-from finetune_trainer.prepare.data.dataset import Sources, check, locate_all
-from finetune_trainer.prepare.models import (
-    BaseModel,
-    ModelSource,
-    find_mirrored,
-    locate_model,
-    mirror,
-    read_model,
-    resolve_task,
-)
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.portions import Split
+from finetune_trainer.prepare.inputs import Inputs, find
+from finetune_trainer.prepare.models import BaseModel, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.machine import gpu_hint
 from finetune_trainer.prepare.plan.summary import summary
-from finetune_trainer.prepare.tokens.tokenize import VERSION, Encoder, Tokenized, load_tokenizer, tokenize
-from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore, read_manifest, upload_tree
+from finetune_trainer.prepare.quality.judge import Context, judge
+from finetune_trainer.prepare.quality.page import render
+from finetune_trainer.prepare.quality.report import QualityReport
+from finetune_trainer.prepare.quality.summary import lines
+from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
+from finetune_trainer.prepare.run_files import RunFiles
+from finetune_trainer.prepare.tokens.encoder import encoder_for
+from finetune_trainer.prepare.tokens.templates import has_template
+from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
+from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+from finetune_trainer.storage import ObjectStore, read_manifest, upload_tree
 
 Report = Callable[[str], None]
+REPORT_FILES = (File.DATASET_REPORT, File.DATASET_PAGE)
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,12 @@ class Prepared:
     result: StageResult
 
 
-class _DatasetIndex(Message):
-    """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set."""
-
-    facts: DatasetFacts
-    limit: int
-
-
 @dataclass(frozen=True)
-class _Found:
-    """The inputs of a job: they exist, and the model's architecture can do the task."""
+class Inspected:
+    """What the stage would make of a job: its plan, and the report on its data."""
 
-    sources: Sources
-    model: ModelSource
-    task: Task
+    plan: Plan
+    report: QualityReport
 
 
 def prepare(
@@ -71,8 +63,8 @@ def prepare(
         store: the job's storage.
         uid: identity of the run; a second call with the same one keeps its plan.
         work: folder for downloads and unfinished files.
-        environ: credentials and endpoints of stores and of the hub.
-        report: called with a line for each phase.
+        environ: credentials and endpoints of stores and of the hub, and what is known of the nodes' GPUs.
+        report: called with a line for each phase, and now and then in a long one.
 
     Raises:
         SpecError: a field of the job cannot be used with this data or model.
@@ -82,25 +74,27 @@ def prepare(
         StateError: the run began with another data set, model or spec.
     """
     work.mkdir(parents=True, exist_ok=True)
-    found = _find(job, work, environ)
+    run = RunFiles(job, store, uid)
+    found = find(job, work, environ)
     base = find_mirrored(found.model, store, work / "model")
-    index = _find_dataset(job, found, base, store) if base else None
+    data = find_prepared(store, index_key(job, found, base)) if base else None
     notes = []
-    if base is not None and index is not None:
+    if base is not None and data is not None:
         report("dataset: prepared by an earlier job, not read again")
         notes.append("data set reused, not read again")
+        chosen = _plan(job, found, base, data.facts, environ)
     else:
         notes += ["model reused"] if base else []
         base, made = _build(job, found, base, work, report)
-        index = _DatasetIndex(facts=made.facts, limit=_limit(job, found.task, base))
-        _publish(job, found, store, base, made, index, report)
-    chosen = _choose(job, found, base, index.facts, index.limit)
-    kept = _stored_plan(job, store, uid, chosen)
-    if kept is None:
-        chosen = _store_plan(job, store, uid, chosen)
-    else:
-        chosen = kept
-        notes.append("the plan of this run is kept")
+        chosen = _plan(job, found, base, made.facts, environ)
+        data = PreparedData(made.facts, _judge(job, found, made, chosen))
+        _refuse(run, data.report)
+        _publish(found, store, base, made, data.report, report)
+    remember(store, index_key(job, found, base), data.facts)
+    chosen, kept = run.keep(chosen)
+    notes += ["the plan of this run is kept"] if kept else []
+    for name in REPORT_FILES:
+        store.put(run.key(name), store.get(dataset_prefix(data.facts.sha256) + name))
     report(
         f"plan: {chosen.max_steps} steps of {chosen.global_batch} rows on {chosen.world_size} ranks, "
         f"learning rate {chosen.learning_rate:g}"
@@ -109,7 +103,8 @@ def prepare(
         stage=Stage.PREPARE,
         succeeded=True,
         dataset=chosen.dataset,
-        plan=summary(chosen, base.architecture),
+        plan=summary(chosen),
+        warnings=lines(data.report),
         note="; ".join(notes),
     )
     return Prepared(chosen, result)
@@ -118,163 +113,97 @@ def prepare(
 def validate(job: FineTuneJob, environ: Mapping[str, str] | None = None) -> list[Problem]:
     """Everything that is wrong with a job's data and model; an empty list if nothing is. Stores nothing."""
     try:
-        plan(job, environ)
+        return inspect(job, environ).report.problems()
     except FineTuneError as error:
         return list(error.problems)
-    return []
 
 
-def plan(job: FineTuneJob, environ: Mapping[str, str] | None = None) -> Plan:
-    """The plan a job would get. Reads data and model, stores nothing; errors as of `prepare`."""
+def inspect(
+    job: FineTuneJob, environ: Mapping[str, str] | None = None, report: Report = lambda line: None
+) -> Inspected:
+    """The plan a job would get and the report on its data, which may hold errors. Reads data and model, stores nothing.
+
+    Raises:
+        FineTuneError: as of `prepare`.
+    """
     environ = os.environ if environ is None else environ
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
-        found = _find(job, work, environ)
-        base, made = _build(job, found, None, work, lambda line: None)
-        return _choose(job, found, base, made.facts, _limit(job, found.task, base))
+        found = find(job, work, environ)
+        base, made = _build(job, found, None, work, report)
+        chosen = _plan(job, found, base, made.facts, environ)
+        return Inspected(chosen, _judge(job, found, made, chosen))
 
 
-def _choose(job: FineTuneJob, found: _Found, base: BaseModel, facts: DatasetFacts, limit: int) -> Plan:
-    return planner.plan(job, found.task, base.facts, base.architecture, facts, limit)
+def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts, environ: Mapping[str, str]) -> Plan:
+    hint = gpu_hint(environ)
+    architecture = base.counted(found.task, planner.counting(job, found.task, hint), len(facts.labels))
+    return planner.plan(job, found.task, base.facts, architecture, facts, _limit(job, found, base), hint)
 
 
-def _find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> _Found:
-    model_error: FineTuneError | None = None
-    try:
-        model = locate_model(job.spec.model, environ)
-        task = resolve_task(model.config(work / "model"), job.spec.task)
-    except FineTuneError as error:
-        model_error = error
-    try:
-        sources = locate_all(job.spec.dataset, environ)
-    except FineTuneError as error:
-        raise _with(error, model_error) from error
-    if model_error is not None:
-        raise model_error
-    return _Found(sources, model, task)
-
-
-def _with(error: FineTuneError, other: FineTuneError | None) -> FineTuneError:
-    """The first error with the problems of both: one run of prepare tells all."""
-    return type(error)([*error.problems, *(other.problems if other else ())])
+def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:
+    return planner.length_limit(job, found.task, base.facts.max_positions)
 
 
 def _build(
-    job: FineTuneJob, found: _Found, mirrored: BaseModel | None, work: Path, report: Report
+    job: FineTuneJob, found: Inputs, mirrored: BaseModel | None, work: Path, report: Report
 ) -> tuple[BaseModel, Tokenized]:
     spec = job.spec.dataset
-    report(f"dataset: checking {spec.train}")
-    data = check(spec, found.task, found.sources, work / "data", planner.seed_of(job))
-    rows = data.train.good + (data.evaluation.good if data.evaluation else 0)
-    report(f"dataset: {rows} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
+    report(f"dataset: checking {_name(found)}")
+    chats = found.template is not None or has_template(found.model.small_files(work / "model"))
+    data = check(
+        spec, found.task, found.sources, work / "data", planner.seed_of(job), has_template=chats, report=report
+    )
+    report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
     base = mirrored
     if base is None:
         report(f"model: reading {found.model.source}")
         base = read_model(found.model, work / "model")
     tokenizer = load_tokenizer(base.folder, found.task)
+    encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
     report("dataset: tokenising")
-    encoder = Encoder(tokenizer, data.layout, _limit(job, found.task, base), spec.loss_on == "all")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
-    made = tokenize(spec, found.task, data, encoder, fresh)
+    made = tokenize(spec, found.task, data, encoder, fresh, report=report)
     found.sources.check_unchanged()
     return base, made
 
 
+def _name(found: Inputs) -> str:
+    return ", ".join(source.uri for source in found.sources.all())
+
+
+def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> QualityReport:
+    return judge(
+        made.observations[Split.TRAIN],
+        made.observations.get(Split.EVAL),
+        Context(
+            task=found.task,
+            max_length=chosen.max_length,
+            method=job.spec.method.type,
+            completion_only=job.spec.dataset.loss_on != "all",
+            micro_batch=chosen.micro_batch,
+            name=_name(found),
+        ),
+    )
+
+
+def _refuse(run: RunFiles, report: QualityReport) -> None:
+    """Raises DataError for a report with errors; the run keeps the report."""
+    if problems := report.problems():
+        run.store.put(run.key(File.DATASET_REPORT), report.to_json().encode())
+        run.store.put(run.key(File.DATASET_PAGE), render(report).encode())
+        raise DataError(problems)
+
+
 def _publish(
-    job: FineTuneJob,
-    found: _Found,
-    store: ObjectStore,
-    base: BaseModel,
-    made: Tokenized,
-    index: _DatasetIndex,
-    report: Report,
+    found: Inputs, store: ObjectStore, base: BaseModel, made: Tokenized, judged: QualityReport, report: Report
 ) -> None:
     prefix = dataset_prefix(made.facts.sha256)
     if read_manifest(store, prefix) is None:
         report(f"dataset: storing {prefix}")
+        (made.folder / File.DATASET_REPORT).write_text(judged.to_json(), "utf-8")
+        (made.folder / File.DATASET_PAGE).write_text(render(judged), "utf-8")
         upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"))
     if base.files:
         report(f"model: mirroring to {base.facts.prefix}")
         mirror(base, found.model, store)
-    store.put(_dataset_key(job, found, base), index.to_json().encode())  # last: what it leads to is there
-
-
-def _limit(job: FineTuneJob, task: Task, base: BaseModel) -> int:
-    return planner.length_limit(job, task, base.facts.max_positions)
-
-
-def _dataset_key(job: FineTuneJob, found: _Found, base: BaseModel) -> str:
-    """Key of the index object: all that the prepared data depends on, except the code (which VERSION stands for)."""
-    spec = job.spec.dataset
-    evaluation = found.sources.evaluation
-    split = [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None
-    inputs: dict[str, Any] = {
-        "version": VERSION,
-        "task": found.task,
-        "train": found.sources.train.fingerprint,
-        "eval": evaluation.fingerprint if evaluation else split,
-        "format": spec.format,
-        "delimiter": spec.delimiter,
-        "columns": spec.columns,
-        "loss_on": spec.loss_on,
-        "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
-        "tokenizer": base.facts.commit,
-        "limit": _limit(job, found.task, base),
-    }
-    return f"datasets/index/{hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()}.json"
-
-
-def _find_dataset(job: FineTuneJob, found: _Found, base: BaseModel, store: ObjectStore) -> _DatasetIndex | None:
-    try:
-        index = _DatasetIndex.model_validate_json(store.get(_dataset_key(job, found, base)))
-    except (NotFoundError, ValidationError):
-        return None
-    return index if read_manifest(store, dataset_prefix(index.facts.sha256)) else None
-
-
-# ---------------------------------------------------------------- the run's own files
-
-
-def _run_key(job: FineTuneJob, uid: str, name: File) -> str:
-    return run_prefix(job.metadata.namespace, job.metadata.name, uid) + name
-
-
-def _fixed_spec(job: FineTuneJob) -> dict[str, Any]:
-    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
-
-
-def _store_plan(job: FineTuneJob, store: ObjectStore, uid: str, chosen: Plan) -> Plan:
-    spec = json.dumps(_fixed_spec(job), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    store.put(_run_key(job, uid, File.SPEC), spec.encode())
-    try:
-        store.create(_run_key(job, uid, File.PLAN), chosen.to_json().encode())
-    except AlreadyExistsError:
-        return _stored_plan(job, store, uid, chosen) or chosen
-    return chosen
-
-
-def _stored_plan(job: FineTuneJob, store: ObjectStore, uid: str, new: Plan) -> Plan | None:
-    try:
-        raw = store.get(_run_key(job, uid, File.PLAN))
-        began = json.loads(store.get(_run_key(job, uid, File.SPEC)))
-    except NotFoundError:
-        return None
-    try:
-        stored = Plan.model_validate_json(raw)
-    except ValidationError as error:
-        raise _changed("plan.json", "is of another version of finetune", "PlanUnreadable") from error
-    if stored.dataset.sha256 != new.dataset.sha256:
-        raise _changed("spec.dataset", "the data changed since this run began", "DataChanged")
-    if stored.model.commit != new.model.commit:
-        raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
-    spec = _fixed_spec(job)
-    fields = sorted(name for name in began.keys() | spec.keys() if began.get(name) != spec.get(name))
-    if fields:
-        raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
-    return stored
-
-
-def _changed(field: str, message: str, code: str) -> StateError:
-    cure = "start a new run (locally with --fresh), or restore what was"
-    return StateError(Problem(code=code, field=field, message=message, cure=cure))

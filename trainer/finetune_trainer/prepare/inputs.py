@@ -1,0 +1,54 @@
+"""What a job names, found before any of it is read: the data's files, the model and its configuration, the template."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.errors import FineTuneError
+from finetune_api.messages import Task
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.data.sources import Sources, locate_all
+from finetune_trainer.prepare.models import ModelSource, locate_model, resolve_task
+from finetune_trainer.prepare.tokens.templates import given_template
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a job: they exist, and the model's architecture can do the task.
+
+    Attributes:
+        template: text of the chat template that the job names; None if it names none.
+    """
+
+    sources: Sources
+    model: ModelSource
+    task: Task
+    template: str | None
+
+
+def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
+    """Find all of them; what is wrong with one does not hide what is wrong with another.
+
+    Args:
+        work: folder for downloads.
+
+    Raises:
+        FineTuneError: of the first kind that was met, with the problems of all.
+    """
+    errors: list[FineTuneError] = []
+    try:
+        model = locate_model(job.spec.model, environ)
+        task = resolve_task(model.config(work / "model"), job.spec.task)
+    except FineTuneError as error:
+        errors.append(error)
+    try:
+        sources = locate_all(job.spec.dataset, environ)
+    except FineTuneError as error:
+        errors.insert(0, error)
+    try:
+        template = given_template(job.spec.dataset.chat_template, environ)
+    except FineTuneError as error:
+        errors.append(error)
+    if errors:
+        raise type(errors[0])([problem for error in errors for problem in error.problems])
+    return Inputs(sources, model, task, template)

@@ -1,0 +1,70 @@
+"""What an earlier job prepared, found by a fingerprint of all that it depends on: then no data is read again."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.contract import File, dataset_prefix
+from finetune_api.messages import DatasetFacts, Message
+from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
+from finetune_trainer.prepare.inputs import Inputs
+from finetune_trainer.prepare.models import BaseModel
+from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.quality.report import QualityReport
+from finetune_trainer.prepare.tokens.tokenize import options_key
+from finetune_trainer.storage import NotFoundError, ObjectStore, read_manifest
+
+
+class _Lead(Message):
+    """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set."""
+
+    facts: DatasetFacts
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A data set in storage, with what was said of it when it was prepared."""
+
+    facts: DatasetFacts
+    report: QualityReport
+
+
+def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
+    """Key of the index object: all that the prepared data depends on, except the code (which a version stands for)."""
+    spec = job.spec.dataset
+    inputs: dict[str, Any] = {
+        "task": found.task,
+        "sources": found.sources.fingerprint,
+        "split": [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None,
+        "seed": planner.seed_of(job) if spec.mix else None,  # it chooses rows of a source of less weight
+        "format": spec.format,
+        "documents": spec.documents,
+        "delimiter": spec.delimiter,
+        "columns": spec.columns,
+        "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
+        "tokens": options_key(spec, found.template),
+        "tokenizer": base.facts.commit,
+        "limit": planner.length_limit(job, found.task, base.facts.max_positions),
+    }
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return f"datasets/index/{digest}.json"
+
+
+def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
+    """The data set that an index entry leads to, if it is still there and was made by this version."""
+    try:
+        facts = _Lead.model_validate_json(store.get(key)).facts
+        if read_manifest(store, dataset_prefix(facts.sha256)) is None:
+            return None
+        report = QualityReport.model_validate_json(store.get(dataset_prefix(facts.sha256) + File.DATASET_REPORT))
+    except (NotFoundError, ValidationError):
+        return None
+    return PreparedData(facts, report)
+
+
+def remember(store: ObjectStore, key: str, facts: DatasetFacts) -> None:
+    """Write the index entry: last, when what it leads to is there. Written anew, it counts as used."""
+    store.put(key, _Lead(facts=facts).to_json().encode())

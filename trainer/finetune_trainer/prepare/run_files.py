@@ -1,0 +1,73 @@
+"""The run's own files: the spec and the plan it began with. A run keeps its plan, and goes on with nothing else."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.contract import MUTABLE_FIELDS, File, run_prefix
+from finetune_api.errors import Problem, StateError
+from finetune_api.messages import Plan
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where one run keeps what prepare says of it."""
+
+    job: FineTuneJob
+    store: ObjectStore
+    uid: str
+
+    def key(self, name: File) -> str:
+        """Key of one of its files."""
+        return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid) + name
+
+    def keep(self, chosen: Plan) -> tuple[Plan, bool]:
+        """The plan of this run, and whether it had one before: the plan kept, else `chosen`, stored.
+
+        Raises:
+            StateError: the run began with another data set, model or spec.
+        """
+        kept = self._kept(chosen)
+        if kept is not None:
+            return kept, True
+        spec = json.dumps(_fixed(self.job), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        self.store.put(self.key(File.SPEC), spec.encode())
+        try:
+            self.store.create(self.key(File.PLAN), chosen.to_json().encode())
+        except AlreadyExistsError:
+            return self._kept(chosen) or chosen, True
+        return chosen, False
+
+    def _kept(self, new: Plan) -> Plan | None:
+        try:
+            raw = self.store.get(self.key(File.PLAN))
+            began = json.loads(self.store.get(self.key(File.SPEC)))
+        except NotFoundError:
+            return None
+        try:
+            stored = Plan.model_validate_json(raw)
+        except ValidationError as error:
+            raise _changed("plan.json", "is of another version of finetune", "PlanUnreadable") from error
+        if stored.dataset.sha256 != new.dataset.sha256:
+            raise _changed("spec.dataset", "the data changed since this run began", "DataChanged")
+        if stored.model.commit != new.model.commit:
+            raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
+        spec = _fixed(self.job)
+        fields = sorted(name for name in began.keys() | spec.keys() if began.get(name) != spec.get(name))
+        if fields:
+            raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
+        return stored
+
+
+def _fixed(job: FineTuneJob) -> dict[str, Any]:
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
+
+
+def _changed(field: str, message: str, code: str) -> StateError:
+    cure = "start a new run (locally with --fresh), or restore what was"
+    return StateError(Problem(code=code, field=field, message=message, cure=cure))
