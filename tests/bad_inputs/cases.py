@@ -63,7 +63,6 @@ class Case:
         text: the job file as it is, instead.
         files: name -> content; without a train.jsonl there is a good one.
         model: name of a tiny model, or what to change of it, see `_lay_model`.
-        token: whether the hub's token is given.
     """
 
     name: str
@@ -75,7 +74,6 @@ class Case:
     text: str | bytes | None = None
     files: Mapping[str, Any] = field(default_factory=dict)
     model: str | Mapping[str, Any] = "llama"
-    token: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -90,25 +88,23 @@ class Case:
         """Name of the tiny model it starts from."""
         return self.model if isinstance(self.model, str) else str(self.model.get("base", "llama"))
 
-    def lay_out(self, folder: Path, models: Callable[[str], Path], places: Mapping[str, str]) -> Path:
+    def lay_out(self, folder: Path, models: Callable[[str], Path]) -> Path:
         """Write job, data and model into a folder; returns the job file.
 
         Args:
             models: gives the folder of a tiny model by name.
-            places: what stands for `{server}` and the like in the job.
         """
-        good = "".join(json.dumps(row) + "\n" for row in GOOD[self.base])
-        for name, content in {"train.jsonl": good, **self.files}.items():
+        for name, content in {"train.jsonl": jsonl(GOOD[self.base]), **self.files}.items():
             if content is not None:
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(_bytes(content))
         _lay_model(folder / "model", self.model, models(self.base))
         path = folder / JOB
-        path.write_bytes(_bytes(self.text) if self.text is not None else self._job(places).encode())
+        path.write_bytes(_bytes(self.text) if self.text is not None else self._job().encode())
         return path
 
-    def _job(self, places: Mapping[str, str]) -> str:
+    def _job(self) -> str:
         merged = _merge(copy.deepcopy(BASE), self.job)
         for dotted in self.without:
             *parents, last = dotted.split(".")
@@ -116,10 +112,12 @@ class Case:
             for part in parents:
                 at = at[part]
             del at[last]
-        text = yaml12.dump(merged)
-        for name, value in places.items():
-            text = text.replace(f"{{{name}}}", value)
-        return text
+        return yaml12.dump(merged)
+
+
+def jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as JSON Lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def load(path: Path) -> Case:

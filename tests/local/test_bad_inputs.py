@@ -11,7 +11,7 @@ import pytest
 from finetune_api.errors import FineTuneError, Problem
 from finetune_api.yaml12 import load_job
 from finetune_trainer.prepare.stage import validate
-from tests.bad_inputs.cases import JOB, Case, load_all
+from tests.bad_inputs.cases import GOOD, JOB, Case, jsonl, load_all
 from tests.bad_inputs.page import codes, page
 from tests.hub import Hub, start_hub
 
@@ -21,9 +21,11 @@ TRAINS = ("finetune_trainer.worker", "finetune_trainer.agent", "deepspeed")
 
 
 @pytest.fixture(scope="session")
-def hub(llama: Path) -> Iterator[Hub]:
-    with start_hub({"acme/tiny": llama, "acme/gated": llama}) as running:
-        running.gated.add("acme/gated")
+def hub(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    data = tmp_path_factory.mktemp("hub")
+    (data / "train.jsonl").write_text(jsonl(GOOD["llama"]))
+    with start_hub({"acme/tiny": llama, "acme/gated": llama}, {"acme/data": data, "acme/gated-data": data}) as running:
+        running.gated |= {"acme/gated", "acme/gated-data"}
         yield running
 
 
@@ -45,10 +47,9 @@ def test_it_is_caught_before_training(
     case: Case, tmp_path: Path, models: Callable[[str], Path], hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    job = case.lay_out(tmp_path, models, {})
-    environ = {"HF_ENDPOINT": hub.endpoint} | ({"HF_TOKEN": hub.token} if case.token else {})
+    job = case.lay_out(tmp_path, models)
     loaded = set(sys.modules)
-    problems = found(Path(job.name), environ)
+    problems = found(Path(job.name), {"HF_ENDPOINT": hub.endpoint})
     told = [(problem.code, problem.field, problem.lines[0] if problem.lines else None) for problem in problems]
     expect = case.expect
     assert (expect.code, expect.field, expect.line) in told, "\n".join(map(str, problems)) or "no problem found"
@@ -82,7 +83,7 @@ def test_lines_of_the_job_file_are_those_of_the_field(tmp_path: Path, models: Ca
     ):
         folder = tmp_path / case.name
         folder.mkdir()
-        case.lay_out(folder, models, {})
+        case.lay_out(folder, models)
         line = (folder / JOB).read_text().splitlines()[case.expect.line - 1]
         names = re.findall(r"\w+", case.expect.field)
         assert any(f"{name}:" in line or f"{name}/" in line for name in names), (case.name, line)
