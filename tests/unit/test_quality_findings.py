@@ -1,18 +1,22 @@
 """Each sickness put into a clean data set gives its own finding, and no other alarm."""
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.quality.judge import WEIGHT
 from finetune_trainer.prepare.quality.report import Severity
 from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.unit.quality_sets import (
     LABELS,
+    LIMIT,
     alarms,
     answer,
     changed,
@@ -41,6 +45,7 @@ class Case:
     says: str = ""
     severity: Severity = Severity.WARNING
     how: Callable[[Example], Encoded] = encode
+    limit: int = LIMIT
 
     def __str__(self) -> str:
         return f"{self.name} ({self.layout})"
@@ -209,6 +214,7 @@ CASES = [
         in_train(list),
         "set spec.dataset.maxLength to",
         how=lambda example: encode(example, limit=90),
+        limit=90,
     ),
     Case("a skew", "SkewedMentions", "labels", lambda train, own: (about_women(labelled(1500, 7)), own), "women"),
 ]
@@ -218,7 +224,7 @@ CASES = [
 def test_each_sickness_gives_its_own_finding_and_no_other(case: Case) -> None:
     make = MAKERS[case.layout]
     train, evaluation = case.infect(make(TRAIN, 1), make(EVAL, 2))
-    report = reported(train, evaluation, case.how)
+    report = reported(train, evaluation, case.how, case.limit)
     assert set(alarms(report)) == {case.code}
     found = next(finding for finding in report.findings if finding.code == case.code)
     assert found.severity is case.severity
@@ -298,3 +304,10 @@ def test_the_length_that_keeps_99_percent_is_named() -> None:
     report = reported(pairs(1000), how=lambda example: encode(example, limit=80))
     enough = report.train.length_for_99_percent
     assert sum(length <= enough for length in lengths) >= 990 > sum(length < enough for length in lengths)
+
+
+def test_every_finding_is_in_the_documentation_in_the_order_of_its_weight() -> None:
+    page = Path(__file__).parents[2] / "docs" / "data-quality.md"
+    rows = re.findall(r"^\| `(\w+)` \|", page.read_text("utf-8"), re.M)
+    assert tuple(rows) == WEIGHT
+    assert {case.code for case in CASES} <= set(WEIGHT)

@@ -99,12 +99,18 @@ class Split:
 
     def excerpt(self, row: int, other: int | None = None) -> Excerpt:
         """Where rows stand, by index; their text if the sample has it."""
-        texts = {kept.content: kept.text for kept in self.kept}
-        text = shortened(texts.get(int(self.table["content"][row]), ""))
+        place, text = self.seen.place(row), self._text(row)
         if other is None:
-            return Excerpt(place=self.seen.place(row), text=text)
-        second = shortened(texts.get(int(self.table["content"][other]), ""))
-        return Excerpt(place=self.seen.place(row), text=text, other_place=self.seen.place(other), other=second)
+            return Excerpt(place=place, text=text)
+        return Excerpt(place=place, text=text, other_place=self.seen.place(other), other=self._text(other))
+
+    def _text(self, row: int) -> str:
+        kept = self._by_content.get(int(self.table["content"][row]))
+        return shortened(kept.text) if kept else ""
+
+    @cached_property
+    def _by_content(self) -> dict[int, Kept]:
+        return {kept.content: kept for kept in self.kept}
 
 
 def shortened(text: str, characters: int = EXCERPT_CHARACTERS) -> str:

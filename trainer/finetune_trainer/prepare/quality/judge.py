@@ -11,7 +11,7 @@ from finetune_trainer.prepare.quality.report import Distance, Finding, QualityRe
 
 __all__ = ["Context", "judge"]
 
-# within a severity: what spoils a run before what costs a little
+# every code; within a severity, what spoils a run before what costs a little
 WEIGHT = (
     "NothingTrained",
     "EverythingTrained",
@@ -42,6 +42,12 @@ WEIGHT = (
     "MarkupLeftovers",
     "OneWordAnswers",
     "FewEvalRows",
+    "NoEvaluation",
+    "PersonalData",
+    "MentionsOfGroups",
+    "MixedScripts",
+    "VeryLongRows",
+    "FewRowsForFull",
 )
 _SEVERITIES = list(Severity)
 
@@ -121,5 +127,4 @@ def _far(evaluation: Split, distance: Distance) -> Finding:
 
 
 def _weight(finding: Finding) -> tuple[int, int, bool, float]:
-    place = WEIGHT.index(finding.code) if finding.code in WEIGHT else len(WEIGHT)
-    return _SEVERITIES.index(finding.severity), place, finding.split == "eval", -finding.share
+    return _SEVERITIES.index(finding.severity), WEIGHT.index(finding.code), finding.split == "eval", -finding.share
