@@ -197,6 +197,7 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str, str]] = {
     "nothing in gzip": ("x.jsonl.gz", gzip.compress(b""), {}, "EmptyFile", "no rows"),
     "a name that tells nothing": ("x.dat", b"a b c\n", {}, "UnknownFormat", "neither the name nor the content"),
     "UTF-16 without a mark": ("x.jsonl", '{"a": "text"}'.encode("utf-16-le"), {}, "NotUTF8", "UTF-16"),
+    "a hole": ("x.jsonl", b"\0" * 5000, {}, "DamagedFile", "begins with 4,096 bytes of 0"),
     "a pointer of Git LFS": (
         "x.jsonl",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n",

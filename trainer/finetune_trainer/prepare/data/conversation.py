@@ -80,7 +80,17 @@ def _messages(column: str, value: Any) -> tuple[Message, ...]:
         raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a list of messages{hint}")
     if not value:
         raise Wrong(Code.NO_MESSAGES, f"{column!r} is an empty list")
-    return tuple(_message(f"{column}[{index}]", item) for index, item in enumerate(value))
+    return tuple(
+        item if _is_plain(item) else _message(f"{column}[{index}]", item) for index, item in enumerate(value)
+    )
+
+
+def _is_plain(item: Any) -> bool:
+    """Whether a message is all right as it stands: most are, and the sentences for the others take time to make."""
+    if type(item) is not dict or len(item) != 2:
+        return False
+    role, content = item.get("role"), item.get("content")
+    return type(role) is str and role in ROLES and type(content) is str and content.isascii() and bool(content.strip())
 
 
 def _message(where: str, item: Any) -> Message:

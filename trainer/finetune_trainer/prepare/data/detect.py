@@ -132,7 +132,7 @@ def _by_content(start: bytes, by_name: Format | None) -> Format | None:
 
 
 def _refuse_strangers(file: DataFile, start: bytes) -> None:
-    if file.path.stat().st_size == 0:
+    if not start and file.path.stat().st_size == 0:
         raise DataError(file.problem("EmptyFile", "the file is empty", "name a file with at least one row"))
     for magic, (code, what, cure) in STRANGERS.items():
         if start.startswith(magic):
@@ -144,6 +144,9 @@ def _refuse_strangers(file: DataFile, start: bytes) -> None:
     if compression and streams.compression_of(file.path) is Compression.NONE and b"\0" in start:
         message = f"the name says {compression}, and the content is not"
         raise DataError(file.problem("NotCompressed", message, "compress it again, or give it its own name"))
+    if start and not start.strip(b"\0"):
+        message = f"the file begins with {len(start):,} bytes of 0: it was never written there"
+        raise DataError(file.problem("DamagedFile", message, "copy the file again, whole"))
     if file.format.is_text and (start.startswith(UTF16_BOMS) or _looks_like_utf16(start)):
         raise DataError(file.problem("NotUTF8", "the file is in UTF-16; data files are UTF-8", "save it as UTF-8"))
 

@@ -14,7 +14,7 @@ import zstandard
 
 BLOCK = 1 << 20
 # what is fed at a time: one byte of zstd may stand for 32 KiB (a block that repeats one byte), so this bounds memory
-COMPRESSED_BLOCK = 1 << 12
+COMPRESSED_BLOCK = 1 << 11
 WIDEST_WINDOW = 128 << 20  # bytes that a zstd decoder keeps; `zstd --ultra --long=27`
 
 

@@ -13,6 +13,7 @@ from finetune_trainer.prepare.data.formats import DataFile, Format, Record, Row
 from finetune_trainer.prepare.data.lines import PIECE
 from finetune_trainer.prepare.data.streams import Compression, compression_of
 
+BUFFER = 1 << 20  # bytes read of a column at a time: a row group may be as large as the file
 MOST_ROWS = 10_000  # of one batch
 
 
@@ -44,7 +45,7 @@ def read_tables(file: DataFile) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _parquet(file: DataFile) -> tuple[int, Iterator[Any]]:
-    table = pa.parquet.ParquetFile(file.path, pre_buffer=False)
+    table = pa.parquet.ParquetFile(file.path, pre_buffer=False, buffer_size=BUFFER)
     meta = table.metadata
     size = sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
     rows = max(1, min(MOST_ROWS, meta.num_rows * PIECE // max(1, size)))
