@@ -8,41 +8,83 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from finetune_trainer.prepare.tokens.words import Words
+
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 Span = tuple[int, int]
 
 
 class Backend:
-    """A fast tokenizer that neither cuts nor pads unless told."""
+    """A fast tokenizer that neither cuts nor pads unless told.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Args:
+        words: puts ids together from remembered words, where a text lets it; None where the tokenizer does not.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, words: Words | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._words = words
+        self._around = _around(tokenizer)
 
     def ids(self, texts: Sequence[str], specials: bool = True) -> list[Ids]:
         """The ids of some texts; `specials`: with what the tokenizer adds to each, such as BOS."""
+        words = self._words
+        known = [words is not None and self._around is not None and words.fits(text) for text in texts]
+        others = iter(self._encoded([text for text, own in zip(texts, known, strict=True) if not own], specials))
+        before, after = self._around if self._around and specials else (b"", b"")
         return [
-            _ids(encoded) for encoded in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=specials)
+            np.frombuffer(before + words.ids_of(text) + after, np.int32) if words and own else _ids(next(others))
+            for text, own in zip(texts, known, strict=True)
         ]
 
     def cut(self, texts: Sequence[str], limit: int) -> list[Ids]:
         """The same with specials, cut so that the last special token is kept, such as BERT's [SEP]."""
         self._tokenizer.enable_truncation(limit)
         try:
-            return self.ids(texts)
+            return [_ids(encoded) for encoded in self._encoded(texts, specials=True)]
         finally:
             self._tokenizer.no_truncation()
 
     def marked(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[tuple[Ids, Mask]]:
-        """The ids of some texts without specials, and which of them touch a span of characters."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [(_ids(encoded), _mask(encoded, own)) for encoded, own in zip(encodings, spans, strict=True)]
+        """The ids of some texts without specials, and which of them touch a span (ascending, apart) of characters."""
+        words = self._words
+        known = [words is not None and words.fits(text) for text in texts]
+        unknown = [text for text, own in zip(texts, known, strict=True) if not own]
+        others = iter(self._tokenizer.encode_batch(unknown, add_special_tokens=False))
+        rows: list[tuple[Ids, Mask]] = []
+        for text, own, ranges in zip(texts, known, spans, strict=True):
+            if words is not None and own:
+                packed, touched = words.marked(text, ranges)
+                ids = np.frombuffer(packed, np.int32)
+                mask = np.zeros(len(ids), np.bool_)
+                for first, last in touched:
+                    mask[first:last] = True
+                rows.append((ids, mask))
+            else:
+                encoded = next(others)
+                rows.append((_ids(encoded), _mask(encoded, ranges)))
+        return rows
+
+    def _encoded(self, texts: Sequence[str], specials: bool) -> list[Encoding]:
+        return list(self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=specials))
 
 
 def _ids(encoded: Encoding) -> Ids:
     return np.array(encoded.ids, np.int32)
+
+
+def _around(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:
+    """What the tokenizer adds before and after a text; None if that cannot be told."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    for at in range(len(full) - len(bare) + 1):
+        if bare and full[at : at + len(bare)] == bare:
+            before, after = full[:at], full[at + len(bare) :]
+            return np.array(before, np.int32).tobytes(), np.array(after, np.int32).tobytes()
+    return None
 
 
 def _mask(encoded: Encoding, spans: Sequence[Span]) -> Mask:
@@ -67,4 +109,5 @@ def _covers(encoded: Encoding, token: int, char: int) -> bool:
 @lru_cache(maxsize=2)
 def backend(definition: Path) -> Backend:
     """The tokenizer of a file, loaded once per process."""
-    return Backend(Tokenizer.from_file(str(definition)))
+    text = definition.read_text("utf-8")
+    return Backend(Tokenizer.from_str(text), Words.of(text))

@@ -133,12 +133,12 @@ def chat_template(text: str) -> ChatTemplate:
     return ChatTemplate(text, text)
 
 
-def has_template(folder: Path) -> bool:
-    """Whether the tokenizer in a folder has a chat template, by its files; transformers is not asked."""
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+def has_template(files: Mapping[str, Path]) -> bool:
+    """Whether a model's files, by name, hold a chat template; transformers is not asked."""
+    if files.keys() & {"chat_template.jinja", "chat_template.json"}:
         return True
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config = json.loads(files["tokenizer_config.json"].read_text("utf-8"))
+    except (KeyError, OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("chat_template"))
