@@ -108,6 +108,62 @@ class Choice(Message):
     origin: Literal["user", "rule"]
 
 
+class MemoryPart(Message):
+    """Bytes of one component of a rank's memory, and why so many."""
+
+    name: str
+    bytes: int
+    why: str
+
+
+class PlannedMemory(Message):
+    """The predicted peak of one rank.
+
+    Attributes:
+        unit: what a rank's memory is: a GPU's, or its share of the node's.
+        limit: bytes there are; `source` says where that is known from.
+        moment: when the peak is: at the loss, at the end of the backward pass, or in the optimizer's step.
+        parts: what it is for; they add up to `bytes`.
+        host: the same for a GPU's share of the node's memory; empty without GPU.
+    """
+
+    unit: Literal["GPU", "rank"]
+    limit: int
+    source: str
+    moment: Literal["loss", "backward", "step"]
+    parts: tuple[MemoryPart, ...]
+    host: tuple[MemoryPart, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """The peak."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def sentence(self) -> str:
+        """`14.2 of 80 GiB a GPU: weights 7.5, activations 4.1, ... GiB`"""
+        gib = 1 << 30
+        largest = sorted(self.parts, key=lambda part: -part.bytes)
+        shown = ", ".join(f"{part.name} {part.bytes / gib:.2g}" for part in largest if part.bytes >= gib // 100)
+        return f"{self.bytes / gib:.3g} of {self.limit / gib:.4g} GiB a {self.unit}: {shown} GiB"
+
+
+class Estimate(Message):
+    """What a run is predicted to take; `how` says by what assumptions.
+
+    Attributes:
+        hours: wall time with steps.
+        gpu_hours: None without GPUs.
+        cost: at `spec.budget.gpuHourPrice`, two decimals, in its currency; None without a price.
+    """
+
+    step_seconds: float
+    hours: float
+    gpu_hours: float | None = None
+    cost: str | None = None
+    how: str
+
+
 class Plan(Message):
     """Everything a worker needs to know of the job: `plan.json`.
 
@@ -120,6 +176,7 @@ class Plan(Message):
         deepspeed: the DeepSpeed configuration, with "auto" left where transformers fills in.
         eval_every_steps: 0 = only at the end; meaningless without an eval split.
         checkpoint_every_steps: steps between checkpoints; the last step is always saved.
+        trained: parameters that get gradients; 0 where an older version planned.
         best_metric: name of the metric that chooses the best checkpoint, such as `eval_loss`.
     """
 
@@ -148,6 +205,9 @@ class Plan(Message):
     lora: dict[str, Any] = Field(default_factory=dict)
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    trained: int = 0
+    memory: PlannedMemory | None = None
+    estimate: Estimate | None = None
     choices: tuple[Choice, ...] = ()
 
     @property

@@ -11,9 +11,11 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import Choice, DatasetFacts, MethodType, ModelFacts, Plan, SplitFacts, Task
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner
-from finetune_trainer.prepare.plan.memory import Architecture
+from finetune_trainer.prepare.plan.architecture import Architecture
+from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint
+from tests.unit.plan_models import decoder, encoder
 
-SHAPE = Architecture(hidden=384, layers=6, heads=12, intermediate=1536, vocabulary=30522)
+SHAPE = encoder()
 MODEL = ModelFacts(
     name="m",
     commit="c",
@@ -48,9 +50,10 @@ def planned(
     data: DatasetFacts | None = None,
     shape: Architecture = SHAPE,
     limit: int = 512,
+    hint: GpuHint = NO_HINT,
     **spec: Any,
 ) -> Plan:
-    return planner.plan(job(**spec), task, MODEL, shape, data or dataset(), limit)
+    return planner.plan(job(**spec), task, MODEL, shape, data or dataset(), limit, hint)
 
 
 def choice(plan: Plan, field: str) -> Choice:
@@ -73,7 +76,7 @@ def test_a_minimal_job_gets_a_whole_plan() -> None:
         "task_type": "SEQ_CLS",
     }
     assert (plan.zero_stage, plan.max_length, plan.seed, plan.training) == (2, 96, 42, {})
-    assert plan.deepspeed["zero_optimization"] == {"stage": 2}
+    assert plan.deepspeed["zero_optimization"]["stage"] == 2
     assert plan.deepspeed["optimizer"]["params"]["torch_adam"] is True
     assert not {"bf16", "fp16"} & plan.deepspeed.keys()
 
@@ -242,7 +245,7 @@ def test_a_plan_always_adds_up(rows: int, nodes: int, processes: int, longest: i
         ({"training": {"fp16": True}}, "no float16 on CPU"),
         (
             {"method": {"type": "full"}, "resourcesPerNode": {"limits": {"memory": "1Gi"}}},
-            "alone need 1.42 GiB at ZeRO stage 2",
+            r"full fine-tuning needs 1.\d+ GiB a rank on 1 x 1 GiB \(stated\); fits: memory 2Gi a node",
         ),
     ],
 )
@@ -253,8 +256,8 @@ def test_values_that_cannot_work_are_refused_with_a_cure(spec: dict[str, Any], m
 
 def test_less_memory_means_a_smaller_micro_batch_and_the_same_global_batch() -> None:
     data = dataset(longest=512)
-    plans = [planned(data=data, resourcesPerNode={"limits": {"memory": size}}) for size in ("2Gi", "4Gi", "64Gi")]
-    assert [plan.micro_batch for plan in plans] == [2, 8, 16]
+    plans = [planned(data=data, resourcesPerNode={"limits": {"memory": size}}) for size in ("1500Mi", "2Gi", "64Gi")]
+    assert [plan.micro_batch for plan in plans] == [1, 8, 16]
     assert {plan.global_batch for plan in plans} == {16}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from finetune_trainer.model_files import (
     weight_names,
 )
 from finetune_trainer.prepare.hub import locate_on_hub
-from finetune_trainer.prepare.plan.memory import Architecture
+from finetune_trainer.prepare.plan.architecture import Architecture
+from finetune_trainer.prepare.plan.planner import Counting
+from finetune_trainer.prepare.plan.shape import architecture_of
 from finetune_trainer.storage import (
     FolderStore,
     NotFoundError,
@@ -63,6 +66,9 @@ class ModelSource(Protocol):
     def config(self, folder: Path) -> dict[str, Any]:
         """`config.json`; `folder` is for downloads."""
 
+    def small_files(self, folder: Path) -> dict[str, Path]:
+        """Configuration and tokenizer, on this machine, by name."""
+
     def files(self, folder: Path) -> dict[str, Path]:
         """Every file that is mirrored, on this machine, by name."""
 
@@ -89,6 +95,10 @@ class FolderModel:
         """`config.json`."""
         return parse_json(CONFIG, self.store.get(CONFIG))
 
+    def small_files(self, folder: Path) -> dict[str, Path]:
+        """Configuration and tokenizer; in place if the folder is on this machine, else downloaded."""
+        return self._here([info.key for info in self.listing if info.key in SMALL_FILES], folder)
+
     def files(self, folder: Path) -> dict[str, Path]:
         """In place if the folder is on this machine, else downloaded."""
         weights = parse_json(WEIGHTS_INDEX, self.store.get(WEIGHTS_INDEX)) if self._has(WEIGHTS_INDEX) else None
@@ -98,8 +108,17 @@ class FolderModel:
             raise ModelError(
                 model_problem("ModelIncomplete", f"{self.source} has no {missing[0]}", "copy the whole model")
             )
+        return self._here(names, folder)
+
+    def _here(self, names: list[str], folder: Path) -> dict[str, Path]:
         if isinstance(self.store, FolderStore):
-            return {name: self.store.path(name) for name in names}
+            here = {name: self.store.path(name) for name in names}
+            if locked := [name for name, path in here.items() if not os.access(path, os.R_OK)]:
+                message = f"{locked[0]} in {self.source} may not be read by the user {os.getuid()}"
+                raise ModelError(
+                    model_problem("ModelUnreadable", message, "let everybody read the model: chmod -R a+rX")
+                )
+            return here
         paths = {name: folder / self.fingerprint / name for name in names}
         for name, path in paths.items():
             if not path.exists():
@@ -179,14 +198,24 @@ class BaseModel:
     """A model that can be trained.
 
     Attributes:
+        config: `config.json`.
         folder: where its configuration and tokenizer lie on this machine.
         files: what is to be mirrored, by name; empty if it is mirrored already.
     """
 
     facts: ModelFacts
-    architecture: Architecture
+    config: Mapping[str, Any]
     folder: Path
     files: Mapping[str, Path]
+
+    def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
+        """The model's sizes and what a step of it keeps; imports torch.
+
+        Raises:
+            ModelError: transformers cannot build it.
+            SpecError: it has no modules of the names that LoRA is to adapt.
+        """
+        return architecture_of(self.config, task, how.lora, how.weight_bytes, how.device, max(2, labels))
 
 
 def read_model(model: ModelSource, folder: Path) -> BaseModel:
@@ -198,7 +227,6 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
     files = model.files(folder)
     config = parse_json(CONFIG, files[CONFIG].read_bytes())
     weights = [path for name, path in files.items() if name.endswith(".safetensors")]
-    architecture = architecture_of(config)
     commit = model.commit(files)
     facts = ModelFacts(
         name=model.name,
@@ -210,7 +238,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
         size_bytes=sum(path.stat().st_size for path in weights),
         max_positions=int(config.get("max_position_embeddings") or 0),
     )
-    return BaseModel(facts, architecture, files[CONFIG].parent, files)
+    return BaseModel(facts, config, files[CONFIG].parent, files)
 
 
 def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseModel | None:
@@ -225,7 +253,7 @@ def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseM
     local = folder / facts.commit
     download_files(store, facts.prefix, _small(manifest), local)
     config = parse_json(CONFIG, (local / CONFIG).read_bytes())
-    return BaseModel(facts.model_copy(update={"source": model.source}), architecture_of(config), local, {})
+    return BaseModel(facts.model_copy(update={"source": model.source}), config, local, {})
 
 
 def mirror(base: BaseModel, model: ModelSource, store: ObjectStore) -> None:
@@ -242,27 +270,6 @@ def _index_key(model: ModelSource) -> str:
 
 def _small(manifest: Manifest) -> list[Any]:
     return [entry for entry in manifest.files if entry.path in SMALL_FILES]
-
-
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The sizes that memory depends on, from `config.json`.
-
-    Raises:
-        ModelError: one of them is missing.
-    """
-    try:
-        hidden = int(config["hidden_size"])
-        return Architecture(
-            hidden=hidden,
-            layers=int(config["num_hidden_layers"]),
-            heads=int(config["num_attention_heads"]),
-            intermediate=int(config.get("intermediate_size") or 4 * hidden),
-            vocabulary=int(config["vocab_size"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            model_problem("ModelInvalid", f"{CONFIG} has no valid {error}", "save the model again")
-        ) from error
 
 
 def count_parameters(path: Path) -> int:

@@ -1,88 +1,227 @@
-"""How much memory one rank needs. Pure: formulas of published papers, no measurement and no I/O.
+"""How much memory one rank needs, by component, with the reason of each number. Pure.
 
-Sharded states: ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3). Activations: Korthikanti et al. 2022,
-arXiv 2205.05198, equation 1 (per layer s*b*h*(34 + 5*a*s/h) bytes in 16 bits) and section 5 (2*s*b*h when recomputed).
+Sharded states: ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3). Activations: counted from the model's own
+code (`shape.py`), recomputed ones as in Korthikanti et al. 2022 (arXiv 2205.05198, section 5). 4-bit weights: QLoRA
+(Dettmers et al. 2023, arXiv 2305.14314, section 3). A step has three moments in which memory may be at its peak: the
+loss (everything kept for the backward pass, and the logits), the end of the backward pass (all gradients, and the
+buffers of their reduction), and the optimizer's step (its temporaries). What DeepSpeed and torch hold beside the
+formulas was read in their code and measured with benchmarks/memory.py.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
+from finetune_api.messages import MethodType
+from finetune_trainer.prepare.plan.engine import BUCKET, LIVE, SUB_GROUP
+from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare.plan.reasons import Name, reasons
+
+GIB = 1 << 30
 OPTIMIZER_BYTES = 12  # per trained parameter: float32 master copy and Adam's two moments
-BUSY = 0.8  # share of the memory that is planned with: the rest is fragmentation and what the rule leaves out
-PROCESS_BYTES = 1 << 30  # interpreter, torch and its libraries, communication buffers
+FULL = 4  # bytes of a float32
+NF4_BYTES = (
+    0.5 + 0.127 / 8
+)  # per weight: 4 bits, and 0.127 bits of its block's constants, quantized twice (QLoRA, section 3)
+STAGE_0_BUCKET = 500_000_000  # numbers; engine.py of DeepSpeed, MEMORY_OPT_ALLREDUCE_SIZE
+IMPORTS = 1 * GIB  # interpreter, torch and the libraries
+STARTED = 100 << 20  # what libraries allocate at first use: threads, autograd, gloo; 69 to 120 MiB measured on CPU
+CUDA_CONTEXT = 1 * GIB  # context, cuBLAS workspaces and NCCL's channels; not measured by us
+MARGIN = 0.10  # of all that: fragmentation, and what the formulas leave out
+
+
+Moment = Literal["loss", "backward", "step"]
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The sizes of a transformer that memory depends on."""
+class Component:
+    """Bytes for one purpose, and why so many."""
 
-    hidden: int
-    layers: int
-    heads: int
-    intermediate: int
-    vocabulary: int
+    name: Name
+    bytes: int
+    why: str
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one rank holds.
+class Memory:
+    """The memory of a rank when it needs most.
 
     Attributes:
-        parameters: of the whole model, adapter included.
-        trained: parameters that get gradients.
-        weight_bytes: bytes per weight: 4 in float32, 2 in bfloat16.
-        zero_stage: 1 shards optimizer states over the ranks, 2 gradients too, 3 weights too.
-        world_size: ranks in all.
-        recomputed: whether activations are recomputed in the backward pass.
-        predicts_tokens: whether the head has the vocabulary's width (language model) or a few classes.
+        moment: when that is.
+        components: what it is for; they add up to `bytes`.
+        host: the same for the node's memory beside a GPU, for one rank; empty without GPU.
     """
 
-    architecture: Architecture
-    parameters: int
-    trained: int
-    weight_bytes: int
-    zero_stage: int
-    world_size: int
-    recomputed: bool
-    predicts_tokens: bool
+    moment: Moment
+    components: tuple[Component, ...]
+    host: tuple[Component, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """The peak."""
+        return sum(component.bytes for component in self.components)
+
+    @property
+    def host_bytes(self) -> int:
+        """The peak of the node's memory, for one rank."""
+        return sum(component.bytes for component in self.host)
+
+    def of(self, *names: Name) -> int:
+        """Bytes of some components."""
+        return sum(component.bytes for component in self.components if component.name in names)
 
 
-def state_bytes(load: Load) -> int:
-    """Bytes of weights, gradients and optimizer states on one rank: what does not depend on the batch."""
-    weights = load.parameters * load.weight_bytes
-    gradients = load.trained * load.weight_bytes
-    optimizer = load.trained * OPTIMIZER_BYTES
-    if load.zero_stage >= 1:
-        optimizer //= load.world_size
-    if load.zero_stage >= 2:
-        gradients //= load.world_size
-    if load.zero_stage >= 3:
-        weights //= load.world_size
-    return PROCESS_BYTES + weights + gradients + optimizer
+@dataclass(frozen=True)
+class _Moment:
+    """Bytes at one moment, where they differ between moments."""
+
+    gradients: float
+    temporaries: float  # of the optimizer
+    activations: float
+    logits: float
+    buffers: float
+
+    @property
+    def bytes(self) -> float:
+        return self.gradients + self.temporaries + self.activations + self.logits + self.buffers
 
 
-def row_bytes(load: Load, tokens: int) -> int:
-    """Bytes of activations that one more row of `tokens` in the micro-batch costs."""
-    shape = load.architecture
-    scale = load.weight_bytes / 2  # the paper counts 16-bit numbers
-    whole = tokens * shape.hidden * (34 + 5 * shape.heads * tokens / shape.hidden) * scale
-    kept = 2 * tokens * shape.hidden * scale
-    layers = kept * shape.layers + whole if load.recomputed else whole * shape.layers
-    # logits in the model's type, in float32 for the loss, and their gradient
-    head = tokens * shape.vocabulary * (load.weight_bytes + 8) if load.predicts_tokens else 0
-    return int(layers + head)
+def predict(load: Load) -> Memory:
+    """The peak memory of one rank, by component."""
+    weights, held, optimizer = _weights(load), _gradients(load), _optimizer(load)
+    kept, again, logits = _activations(load)
+    gathered, bucket = _gathered(load), _bucket(load)
+    reduction = _reduction(load)
+    before = held if load.zero_stage == 3 or load.accumulation > 1 else 0.0  # from earlier micro-batches
+    always = bucket if load.device == "gpu" or load.zero_stage == 3 else 0.0  # a CPU gives memory when it is written
+    moments: dict[Moment, _Moment] = {
+        "loss": _Moment(before, 0, kept, logits, gathered + always),
+        "backward": _Moment(max(held, before), 0, again, 0, bucket + max(gathered, reduction)),
+        "step": _step(load, held, bucket if load.zero_stage == 3 else 0.0),
+    }
+    name = max(moments, key=lambda one: moments[one].bytes)
+    most = moments[name]
+    sizes = {
+        Name.WEIGHTS: weights,
+        Name.GRADIENTS: most.gradients,
+        Name.OPTIMIZER: optimizer + most.temporaries,
+        Name.ACTIVATIONS: most.activations,
+        Name.LOGITS: most.logits,
+        Name.BUFFERS: most.buffers,
+        Name.PROCESS: CUDA_CONTEXT if load.device == "gpu" else IMPORTS + STARTED,
+    }
+    sizes[Name.MARGIN] = MARGIN * sum(sizes.values())
+    why = reasons(load, name, most.temporaries)
+    return Memory(
+        moment=name,
+        components=tuple(Component(part, math.ceil(size), why[part]) for part, size in sizes.items()),
+        host=tuple(_host(load)) if load.device == "gpu" else (),
+    )
 
 
-def largest_micro_batch(load: Load, tokens: int, memory_bytes: int) -> int:
-    """Rows that fit into the planned share of a rank's memory; 0 if not even one does."""
-    free = BUSY * memory_bytes - state_bytes(load)
-    return max(0, int(free // max(1, row_bytes(load, tokens))))
+# ---------------------------------------------------------------- states
 
 
-def lora_parameters(architecture: Architecture, rank: int) -> int:
-    """Trained parameters of adapters on all linear layers: rank * (in + out) for each matrix of each layer.
+def _weights(load: Load) -> float:
+    width = load.architecture.weight_bytes
+    if load.method is MethodType.QLORA:
+        quantized = load.architecture.quantized()
+        return (quantized * NF4_BYTES + (load.parameters - quantized) * width) / load.ranks(3)
+    return 0.0 if load.offload_parameters and load.device == "gpu" else load.parameters * width / load.ranks(3)
 
-    Four square attention matrices and three of the feed-forward block (LLaMA's; BERT has two): an upper bound.
-    """
-    attention = 4 * 2 * architecture.hidden
-    feed_forward = 3 * (architecture.hidden + architecture.intermediate)
-    return rank * architecture.layers * (attention + feed_forward)
+
+def _gradients(load: Load) -> float:
+    """Gradients at the end of a backward pass, in the type of the weights."""
+    if load.on_host and load.zero_stage >= 2:
+        return 0.0
+    return load.trained * load.architecture.weight_bytes / load.ranks(2)
+
+
+def _optimizer(load: Load) -> float:
+    if load.on_host:
+        return 0.0
+    return load.trained * load.master_bytes / load.ranks(1)
+
+
+def _step(load: Load, held: float, bucket: float) -> _Moment:
+    """torch's AdamW makes two copies of what it steps on a CPU, one on a GPU (where it works on lists of tensors)."""
+    copies = FULL * (2 if load.device == "cpu" else 1)
+    if load.on_host:
+        return _Moment(held, 0, 0, 0, bucket)
+    if load.zero_stage == 0:
+        largest = min(load.trained, load.architecture.largest) if load.device == "cpu" else load.trained
+        converted = load.trained * FULL if load.architecture.weight_bytes < FULL else 0
+        return _Moment(held, converted + largest * copies, 0, 0, bucket)
+    if load.zero_stage == 3:
+        stepped = min(load.trained / load.world_size, SUB_GROUP)
+        return _Moment(held, stepped * (FULL + copies), 0, 0, bucket)
+    share = load.trained / load.world_size
+    return _Moment(share * FULL, share * copies, 0, 0, bucket)  # gradients as one float32 tensor
+
+
+# ---------------------------------------------------------------- activations
+
+
+def _activations(load: Load) -> tuple[float, float, float]:
+    """Bytes kept at the loss, bytes of the layer that is recomputed at the end, and bytes of the loss itself."""
+    kept, rows, tokens = load.kept, load.micro, load.tokens
+    rest, largest = kept.rest.at(tokens) * rows, kept.largest_layer.at(tokens) * rows
+    logits = 0.0
+    if load.architecture.predicts_tokens:
+        # beside the kept log-probabilities: the gradient of the loss, and its product with them, in float32
+        logits = 2 * FULL * load.architecture.vocabulary * rows * tokens
+    if load.recomputed and largest:
+        inputs = kept.inputs.at(tokens) * rows
+        return max(inputs + rest, inputs + largest - logits), largest, logits
+    return kept.layers.at(tokens) * rows + rest, largest, logits
+
+
+# ---------------------------------------------------------------- buffers
+
+
+def _bucket(load: Load) -> float:
+    """The buffer in which gradients are collected for a collective."""
+    if load.zero_stage == 0:
+        return 0.0
+    numbers = min(load.trained, BUCKET) if load.device == "cpu" else BUCKET
+    return numbers * load.architecture.weight_bytes
+
+
+def _reduction(load: Load) -> float:
+    """What a reduction holds beside the bucket."""
+    width = load.architecture.weight_bytes
+    if load.zero_stage == 0:
+        return min(load.trained, STAGE_0_BUCKET) * width
+    one = min(load.trained, BUCKET) * width
+    if load.zero_stage == 3:
+        return 2 * one
+    return one if load.world_size > 1 else 0.0
+
+
+def _gathered(load: Load) -> float:
+    """Weights of other ranks that ZeRO-3 has fetched: those in use, and those on their way."""
+    width = load.architecture.weight_bytes
+    dequantized = 0.0
+    if load.method is MethodType.QLORA:
+        dequantized = load.architecture.largest * width
+    if load.zero_stage < 3:
+        return dequantized
+    if load.world_size == 1 and not load.offload_parameters:
+        return 0.0 if load.method is MethodType.FULL else min(load.parameters, LIVE) * width
+    live = min(load.parameters, max(LIVE, load.architecture.largest) + BUCKET)
+    return (live + min(load.parameters, max(BUCKET, load.architecture.largest))) * width
+
+
+def _host(load: Load) -> list[Component]:
+    share = load.trained / load.world_size
+    parts = [Component(Name.PROCESS, 4 * GIB, "interpreter, libraries and CUDA's host side")]
+    if load.offload_optimizer:
+        size = share * (OPTIMIZER_BYTES + FULL + load.architecture.weight_bytes + 2 * FULL)
+        why = "master copy, moments, float32 gradients, a copy in the type of the weights and two of the step"
+        parts.append(Component(Name.OPTIMIZER, math.ceil(size), why))
+    if load.offload_parameters:
+        size = load.parameters / load.world_size * load.architecture.weight_bytes
+        parts.append(Component(Name.WEIGHTS, math.ceil(size), "this rank's share of the weights"))
+    saved = load.trained * load.architecture.weight_bytes + share * (0 if load.offload_optimizer else OPTIMIZER_BYTES)
+    parts.append(Component(Name.BUFFERS, math.ceil(saved), "a checkpoint on its way from the GPU to the disk"))
+    return parts

@@ -5,24 +5,32 @@ batch is full and the last epoch may be a fraction.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, Plan, Task
+from finetune_api.messages import DatasetFacts, MemoryPart, MethodType, ModelFacts, Plan, PlannedMemory, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.batch import Machine, choose_batch, machine_of
+from finetune_trainer.prepare.plan.architecture import Architecture
+from finetune_trainer.prepare.plan.batch import global_batch
+from finetune_trainer.prepare.plan.engine import deepspeed_config
+from finetune_trainer.prepare.plan.estimate import estimate
+from finetune_trainer.prepare.plan.gpus import GIB
+from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
-from finetune_trainer.prepare.plan.memory import Architecture, Load, lora_parameters
+from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
+from finetune_trainer.prepare.plan.saving import best_interval, checkpoint_bytes, grace_seconds, save_seconds
 
 SEED = 42
 EVALUATIONS = 10  # over the run
 KEEP_LAST = 3
+PADDING = 1.1  # tokens of a padded row for one that carries data: rows of like lengths share a batch
 SCHEDULES = {
     Task.CLASSIFICATION: ("linear", "linear decay, as in the BERT paper"),
     Task.CAUSAL_LM: ("cosine", "cosine decay, as in the Llama 2 paper's fine-tuning"),
+    Task.SEQ2SEQ: ("linear", "linear decay, as transformers' own examples of translation and summaries"),
 }
-CEILING = {Task.CLASSIFICATION: 512, Task.CAUSAL_LM: 2048}
+CEILING = {Task.CLASSIFICATION: 512, Task.CAUSAL_LM: 2048, Task.SEQ2SEQ: 512}
 
 # fields of the plan: they do not travel in `training` as well
 PLANNED = frozenset(
@@ -39,6 +47,8 @@ PLANNED = frozenset(
         "eval_steps",
         "metric_for_best_model",
         "greater_is_better",
+        "activation_checkpointing",
+        "gradient_checkpointing",
     }
 )
 
@@ -61,49 +71,79 @@ def length_limit(job: FineTuneJob, task: Task, positions: int) -> int:
     return given or min(positions or CEILING[task], CEILING[task])
 
 
+@dataclass(frozen=True)
+class Counting:
+    """How a model must be counted for a job: with these weights, on this device, with this adapter."""
+
+    weight_bytes: int
+    device: Literal["cpu", "gpu"]
+    lora: dict[str, Any] | None
+
+
+def counting(job: FineTuneJob, task: Task, hint: GpuHint = NO_HINT) -> Counting:
+    """What `shape.architecture_of` has to be told of a job."""
+    ledger, machine = Ledger(job.spec.training.given()), machine_of(job, hint)
+    precise = _precision(ledger, machine)
+    lora = _lora(job, ledger, task) or None
+    return Counting(2 if precise.get("bf16") or precise.get("fp16") else 4, machine.device, lora)
+
+
 def plan(
-    job: FineTuneJob, task: Task, model: ModelFacts, architecture: Architecture, dataset: DatasetFacts, limit: int
+    job: FineTuneJob,
+    task: Task,
+    model: ModelFacts,
+    architecture: Architecture,
+    dataset: DatasetFacts,
+    limit: int,
+    hint: GpuHint = NO_HINT,
 ) -> Plan:
     """Choose everything that is not given.
 
     Args:
+        architecture: the model, counted as `counting` says.
         limit: tokens at which the data was cut.
+        hint: what is known of the nodes' GPUs.
 
     Raises:
-        SpecError: given values contradict each other, or cannot work on the machine that is asked for.
+        SpecError: given values contradict each other, or nothing would fit into the machine that is asked for.
     """
-    spec, machine = job.spec, machine_of(job)
+    spec, machine = job.spec, machine_of(job, hint)
     given = spec.training.given()
     ledger = Ledger(given)
-    world = spec.nodes * machine.processes
-    stage = ledger.take("", 2, "shards gradients and optimizer states", "spec.deepspeed.stage", spec.deepspeed.stage)
+    _note_machine(ledger, machine, spec.gpu_type)
     extra = _precision(ledger, machine)
     lora = _lora(job, ledger, task)
     length = _length(job, ledger, dataset, limit)
-    load = Load(
+    batch = global_batch(ledger, machine.world_size, dataset.train.rows)
+    recomputed = given.get("activation_checkpointing", given.get("gradient_checkpointing"))
+    offload = spec.deepspeed.offload
+    request = Request(
         architecture=architecture,
-        parameters=model.parameters,
-        trained=lora_parameters(architecture, int(lora["r"])) if lora else model.parameters,
-        weight_bytes=2 if extra.get("bf16") or extra.get("fp16") else 4,
-        zero_stage=stage,
-        world_size=world,
-        recomputed=bool(given.get("activation_checkpointing") or given.get("gradient_checkpointing")),
-        predicts_tokens=task is Task.CAUSAL_LM,
+        method=spec.method.type,
+        machine=machine,
+        rows=batch.rows,
+        rows_given=batch.given,
+        tokens=length,
+        mean_tokens=min(float(length), PADDING * dataset.train.tokens / max(1, dataset.train.rows)),
+        stage=spec.deepspeed.stage,
+        recomputed=recomputed,
+        offload_optimizer=_offloaded(offload.optimizer if offload else None),
+        offload_parameters=_offloaded(offload.parameters if offload else None),
+        micro=batch.micro,
+        accumulation=batch.accumulation,
     )
-    batch = choose_batch(ledger, load, machine, length, dataset.train.rows)
+    layout = choose(request)
+    load = layout.load
+    _note_layout(ledger, request, layout)
+    if load.recomputed:
+        extra |= {"activation_checkpointing": True}
     steps, epochs = _steps(ledger, dataset.train.rows, batch.rows)
     rate, rate_reason = learning_rate(task, spec.method.type)
     warmup = _warmup(ledger, task, steps)
     shape, shape_reason = SCHEDULES[task]
     evaluated = dataset.eval is not None
     eval_every = _eval_every(ledger, steps, evaluated)
-    save_every = ledger.take(
-        "",
-        eval_every or max(1, math.ceil(steps / EVALUATIONS)),
-        "with each evaluation, so that the best is kept" if evaluated else f"{EVALUATIONS} over the run",
-        "spec.checkpoint.everySteps",
-        spec.checkpoint.every_steps,
-    )
+    save_every = _save_every(job, ledger, layout, machine, steps, eval_every)
     metric, greater = _best(ledger, task, evaluated)
     return Plan(
         task=task,
@@ -112,9 +152,9 @@ def plan(
         dataset=dataset,
         nodes=spec.nodes,
         processes_per_node=machine.processes,
-        zero_stage=stage,
-        micro_batch=batch.micro,
-        gradient_accumulation=batch.accumulation,
+        zero_stage=load.zero_stage,
+        micro_batch=load.micro,
+        gradient_accumulation=load.accumulation,
         global_batch=batch.rows,
         max_length=length,
         epochs=epochs,
@@ -131,8 +171,13 @@ def plan(
         best_metric=metric,
         greater_is_better=greater,
         lora=lora,
-        deepspeed=deepspeed_config(stage, spec.deepspeed.config, extra),
+        deepspeed=deepspeed_config(
+            load.zero_stage, spec.deepspeed.config, extra, load.offload_optimizer, load.offload_parameters
+        ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
+        trained=load.trained,
+        memory=_memory(layout, machine),
+        estimate=estimate(layout, machine, steps, -(-steps // save_every), spec.budget),
         choices=tuple(ledger.choices),
     )
 
@@ -163,44 +208,113 @@ def epochs_for(rows: int) -> float:
     return 3.0
 
 
-def deepspeed_config(stage: int, user: Mapping[str, Any] | None, training: Mapping[str, Any]) -> dict[str, Any]:
-    """DeepSpeed's configuration: the user's as it is, or ours, with "auto" where transformers fills in."""
-    if user is not None:
-        return dict(user)
-    # Without gathering, a checkpoint of stage 3 holds shards only, and nothing that export could use.
-    sharded: dict[str, Any] = {"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}
-    config: dict[str, Any] = {
-        "zero_optimization": {"stage": stage, **sharded},
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "train_batch_size": "auto",
-        "gradient_clipping": "auto",
-        "optimizer": {
-            "type": "AdamW",
-            # torch_adam: DeepSpeed's own is compiled at the first start, half a minute
-            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto", "torch_adam": True},
-        },
-    }
-    for kind in ("bf16", "fp16"):
-        if training.get(kind):
-            config[kind] = {"enabled": "auto"}
-    return config
-
-
 def _precision(ledger: Ledger, machine: Machine) -> dict[str, Any]:
     asked = {name: ledger.given[name] for name in ("bf16", "fp16") if name in ledger.given}
     if asked.get("fp16") and machine.device == "cpu":
         message = "is true, but DeepSpeed has no float16 on CPU"
         raise SpecError(problem("NotOnCPU", "spec.training.fp16", message, "use bf16, or ask for GPUs"))
+    without = machine.gpu is not None and not machine.gpu.bfloat16
+    if asked.get("bf16") and machine.gpu and without:
+        message = f"is true, but a {machine.gpu.name} has no bfloat16"
+        raise SpecError(problem("NoBfloat16", "spec.training.bf16", message, "use fp16, or a GPU since Ampere"))
     for name, value in asked.items():
         ledger.note(f"spec.training.{name}", value, "given", True)
     if asked:
         return asked
+    if machine.gpu and without:
+        ledger.note("spec.training.fp16", True, f"a {machine.gpu.name} has no bfloat16", False)
+        return {"fp16": True}
     if machine.device == "gpu":
         ledger.note("spec.training.bf16", True, "half the memory of float32 and faster on GPUs since Ampere", False)
         return {"bf16": True}
     ledger.note("spec.training.bf16", False, "float32 on CPU: a repeatable run", False)
     return {}
+
+
+def _note_machine(ledger: Ledger, machine: Machine, stated: str | None) -> None:
+    if machine.gpu:
+        value = f"{machine.gpu.name}, {machine.memory_bytes / GIB:.4g} GiB"
+        ledger.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))
+
+
+def _offloaded(where: str | None) -> bool | None:
+    return None if where is None else where == "cpu"
+
+
+def _note_layout(ledger: Ledger, request: Request, layout: Layout) -> None:
+    load, machine, memory = layout.load, request.machine, layout.memory
+    ledger.note(
+        "spec.deepspeed.stage",
+        load.zero_stage,
+        "given" if request.stage is not None else _why_stage(load.zero_stage, machine.world_size),
+        request.stage is not None,
+    )
+    kept = f"{memory.bytes / GIB:.3g} of {machine.memory_bytes / GIB:.4g} GiB a {machine.unit} ({machine.source})"
+    ledger.take(
+        "per_device_train_batch_size", load.micro, f"the fastest that fits: rows of {load.tokens} tokens, {kept}"
+    )
+    ledger.take("gradient_accumulation_steps", load.accumulation, "fills the global batch")
+    ledger.note(
+        "spec.training.activation_checkpointing",
+        load.recomputed,
+        "given"
+        if request.recomputed is not None
+        else ("nothing faster fits" if load.recomputed else "not needed, and a third more arithmetic"),
+        request.recomputed is not None,
+    )
+    for name, chosen, asked in (
+        ("optimizer", load.offload_optimizer, request.offload_optimizer),
+        ("parameters", load.offload_parameters, request.offload_parameters),
+    ):
+        if chosen or asked is not None:
+            reason = "given" if asked is not None else "nothing faster fits without the node's memory"
+            ledger.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, asked is not None)
+
+
+def _why_stage(stage: int, world: int) -> str:
+    if stage == 3:
+        return f"weights, gradients and optimizer states over {world} ranks: nothing faster fits"
+    if stage == 1:
+        return "shards optimizer states; gradients are reduced once a step, not after every micro-batch"
+    return "shards gradients and optimizer states"
+
+
+def _memory(layout: Layout, machine: Machine) -> PlannedMemory:
+    memory = layout.memory
+    return PlannedMemory(
+        unit="GPU" if machine.device == "gpu" else "rank",
+        limit=machine.memory_bytes,
+        source=machine.source,
+        moment=memory.moment,
+        parts=tuple(MemoryPart(name=one.name, bytes=one.bytes, why=one.why) for one in memory.components),
+        host=tuple(MemoryPart(name=one.name, bytes=one.bytes, why=one.why) for one in memory.host),
+    )
+
+
+def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machine, steps: int, eval_every: int) -> int:
+    """Steps between checkpoints: as given, or with the evaluations, or oftener where failures would cost more."""
+    spec, seconds = job.spec.checkpoint, max(layout.speed.seconds, 1e-6)
+    if spec.every_minutes is not None:
+        every = max(1, min(steps, int(spec.every_minutes * 60 / seconds)))
+        reason = f"{spec.every_minutes} minutes at {seconds:.3g} s a step, as given"
+        ledger.note("spec.checkpoint.everySteps", every, reason, True)
+        return every
+    load = layout.load
+    size = checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
+    rule = eval_every or max(1, math.ceil(steps / EVALUATIONS))
+    reason = "with each evaluation, so that the best is kept" if eval_every else f"{EVALUATIONS} over the run"
+    interval = best_interval(size, machine.nodes)
+    often = max(1, int(interval / seconds))
+    if often < rule:
+        rule = often
+        reason = (
+            f"{interval / 60:.0f} minutes: saves of {save_seconds(size):.0f} s and failures of {machine.nodes} nodes "
+            "cost least together (Young and Daly; a node fails every 264 days, Llama 3 paper)"
+        )
+    every = ledger.take("", rule, reason, "spec.checkpoint.everySteps", spec.every_steps)
+    grace = grace_seconds(size)
+    ledger.note("gracePeriodSeconds", grace, f"to save and upload {size / GIB:.3g} GiB of a node at 50 MB/s", False)
+    return every
 
 
 def _lora(job: FineTuneJob, ledger: Ledger, task: Task) -> dict[str, Any]:

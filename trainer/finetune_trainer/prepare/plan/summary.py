@@ -1,23 +1,19 @@
 """The plan in short, and what a pod must be given for it: time to save when told to stop, scratch space. Pure."""
 
-import math
-
-from finetune_api.messages import Choice, DatasetFacts, MethodType, Plan
+from finetune_api.messages import Choice, DatasetFacts, Plan
 from finetune_api.results import PlanSummary
-from finetune_trainer.prepare.plan.memory import OPTIMIZER_BYTES, Architecture, lora_parameters
+from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds
 
-UPLOAD_BANDWIDTH = 50_000_000  # bytes a second that any node's way to its object storage should reach
-AGREEMENT_SECONDS = 30  # to finish the step at hand, write to the local disk, commit, upload logs
-LEAST_GRACE, MOST_GRACE = 60, 1800  # seconds
 LOCAL_CHECKPOINTS = 3  # two are kept, and one is being written
 MARGIN = 1 << 30  # bytes: logs, caches
 ROW_BYTES = 24  # offsets and validity of a row's columns
 TOKEN_BYTES = 8  # input_ids and labels
 
 
-def summary(plan: Plan, architecture: Architecture) -> PlanSummary:
+def summary(plan: Plan) -> PlanSummary:
     """What the operator needs of a plan, and what people see of it."""
-    checkpoint = checkpoint_bytes(plan, architecture)
+    checkpoint = checkpoint_of(plan)
+    estimate, memory = plan.estimate, plan.memory
     return PlanSummary(
         task=plan.task,
         method=plan.method,
@@ -37,22 +33,19 @@ def summary(plan: Plan, architecture: Architecture) -> PlanSummary:
         checkpoint_bytes=checkpoint,
         grace_seconds=grace_seconds(checkpoint),
         scratch_bytes=plan.model.size_bytes + dataset_bytes(plan.dataset) + LOCAL_CHECKPOINTS * checkpoint + MARGIN,
+        estimated_hours=estimate.hours if estimate else None,
+        estimated_gpu_hours=estimate.gpu_hours if estimate else None,
+        estimated_cost=estimate.cost if estimate else None,
+        bytes_per_gpu=memory.bytes if memory else None,
+        memory=memory.sentence if memory else "",
         choices=tuple(sentence(choice) for choice in plan.choices if choice.origin == "rule"),
     )
 
 
-def checkpoint_bytes(plan: Plan, architecture: Architecture) -> int:
-    """Bytes of the largest node's share, node 0's: trained weights in Hugging Face's and in DeepSpeed's layout, and the
-    optimizer states, which ZeRO shards over the nodes."""
-    parameters = plan.model.parameters
-    trained = parameters if plan.method is MethodType.FULL else lora_parameters(architecture, int(plan.lora["r"]))
+def checkpoint_of(plan: Plan) -> int:
+    """Bytes of the largest node's share of a checkpoint."""
     weight = 2 if plan.training.get("bf16") or plan.training.get("fp16") else 4
-    return 2 * trained * weight + trained * OPTIMIZER_BYTES // (plan.nodes if plan.zero_stage else 1)
-
-
-def grace_seconds(checkpoint: int) -> int:
-    """What a pod needs to save a checkpoint of this size and upload it, within bounds."""
-    return min(MOST_GRACE, max(LEAST_GRACE, AGREEMENT_SECONDS + math.ceil(checkpoint / UPLOAD_BANDWIDTH)))
+    return checkpoint_bytes(plan.trained or plan.model.parameters, weight, plan.nodes, plan.zero_stage)
 
 
 def dataset_bytes(facts: DatasetFacts) -> int:

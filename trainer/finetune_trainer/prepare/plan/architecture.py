@@ -1,0 +1,129 @@
+"""What a plan needs to know of a model: sizes, parameters by kind, and what a training step keeps. Pure, JSON-able.
+
+`shape.py` fills these in from a model's own code; everything that predicts reads them from here.
+"""
+
+from collections.abc import Collection
+from enum import StrEnum
+
+from finetune_api.messages import Message, MethodType
+
+
+class Kind(StrEnum):
+    """What parameters are for."""
+
+    EMBEDDING = "embeddings"
+    ATTENTION = "attention"
+    MLP = "MLP"
+    NORM = "norms"
+    HEAD = "head"
+    OTHER = "other"
+
+
+class Part(Message):
+    """A module that owns parameters.
+
+    Attributes:
+        name: its full name in the model, such as `model.layers.0.self_attn.q_proj`.
+        parameters: its own, biases included, those that it shares with an earlier part left out.
+        inputs, outputs: sizes of a linear layer; 0 for everything else.
+    """
+
+    name: str
+    kind: Kind
+    parameters: int
+    inputs: int = 0
+    outputs: int = 0
+
+
+class Growth(Message):
+    """Bytes that grow with a row's tokens: linear * tokens + quadratic * tokens^2."""
+
+    linear: float = 0.0
+    quadratic: float = 0.0
+
+    def at(self, tokens: int) -> float:
+        """Bytes for one row of `tokens`."""
+        return self.linear * tokens + self.quadratic * tokens * tokens
+
+
+class Kept(Message):
+    """What the forward pass keeps for the backward pass, per row, with one method and one type of weights.
+
+    Attributes:
+        trained: parameters that get gradients.
+        layers: of all layers.
+        largest_layer: of the layer that keeps most.
+        rest: of everything outside the layers, the loss included.
+        inputs: the inputs of the layers alone: what is kept when activations are recomputed.
+    """
+
+    trained: int
+    layers: Growth
+    largest_layer: Growth
+    rest: Growth
+    inputs: Growth
+
+
+class Architecture(Message):
+    """A model's sizes.
+
+    Attributes:
+        hidden, layers, heads, vocabulary: as in its configuration; `layers` counts encoder and decoder.
+        predicts_tokens: whether the head has the vocabulary's width (language model) or a few classes.
+        parts: modules with parameters; the sum over them is the model's number of parameters.
+        largest: parameters of the largest module that is gathered as one.
+        weight_bytes: bytes per weight that `kept` was counted with: 4 in float32, 2 in 16 bits.
+        kept: by method.
+    """
+
+    model_type: str
+    hidden: int
+    layers: int
+    heads: int
+    vocabulary: int
+    predicts_tokens: bool
+    parts: tuple[Part, ...]
+    weight_bytes: int
+    kept: dict[MethodType, Kept]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, shared ones once."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest single module."""
+        return max((part.parameters for part in self.parts), default=0)
+
+    def by_kind(self) -> dict[Kind, int]:
+        """Parameters by what they are for."""
+        return {kind: sum(part.parameters for part in self.parts if part.kind is kind) for kind in Kind}
+
+    def matrices(self) -> int:
+        """Parameters that every token is multiplied with; embeddings are looked up."""
+        return sum(part.inputs * part.outputs for part in self.parts)
+
+    def quantized(self) -> int:
+        """Parameters that QLoRA keeps in 4 bits: all linear layers but the head."""
+        return sum(part.inputs * part.outputs for part in self.parts if part.kind is not Kind.HEAD)
+
+
+def lora_parameters(architecture: Architecture, rank: int, targets: Collection[str] | None = None) -> int:
+    """Trained parameters of plain adapters: rank * (inputs + outputs) for each adapted linear layer.
+
+    LoRA paper (arXiv 2106.09685), section 4.1. Heads are adapted only where `targets` names them, as PEFT does it.
+
+    Args:
+        targets: last parts of the names of adapted modules; None = all linear layers but the head.
+    """
+    return rank * sum(
+        part.inputs + part.outputs
+        for part in architecture.parts
+        if part.inputs and (part.kind is not Kind.HEAD if targets is None else _ends(part.name, targets))
+    )
+
+
+def _ends(name: str, targets: Collection[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)

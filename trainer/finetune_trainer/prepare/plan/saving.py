@@ -1,0 +1,37 @@
+"""How often a checkpoint is saved, how large it is, and how long a pod needs to save one. Pure.
+
+The interval that loses least time in all is sqrt(2 * time of a save * mean time between failures): Young 1974 (A first
+order approximation to the optimum checkpoint interval), refined by Daly 2006. Failures: the Llama 3 paper (arXiv
+2407.21783, section 3.3.4) counts 419 unexpected interruptions in 54 days on 16,384 GPUs.
+"""
+
+import math
+
+from finetune_trainer.prepare.plan.memory import OPTIMIZER_BYTES
+
+NODE_MTBF = 54 * 86400 * (16384 / 8) / 419  # seconds: a node of 8 GPUs fails every 264 days
+LOCAL_DISK = 1e9  # bytes a second that a node writes
+UPLOAD_BANDWIDTH = 50_000_000  # bytes a second that any node's way to its object storage should reach
+AGREEMENT_SECONDS = 30  # to finish the step at hand, write to the local disk, commit, upload logs
+LEAST_GRACE, MOST_GRACE = 60, 1800  # seconds
+
+
+def checkpoint_bytes(trained: int, weight_bytes: int, nodes: int, zero_stage: int) -> int:
+    """Bytes of the largest node's share, node 0's: trained weights in Hugging Face's and in DeepSpeed's layout, and the
+    optimizer states, which ZeRO shards over the nodes."""
+    return 2 * trained * weight_bytes + trained * OPTIMIZER_BYTES // (nodes if zero_stage else 1)
+
+
+def grace_seconds(checkpoint: int) -> int:
+    """What a pod needs to save a checkpoint of this size and upload it, within bounds."""
+    return min(MOST_GRACE, max(LEAST_GRACE, AGREEMENT_SECONDS + math.ceil(checkpoint / UPLOAD_BANDWIDTH)))
+
+
+def save_seconds(checkpoint: int) -> float:
+    """How long training stands still for a save of this size."""
+    return max(1.0, checkpoint / LOCAL_DISK)
+
+
+def best_interval(checkpoint: int, nodes: int) -> float:
+    """Seconds between two saves with which failures and saves together cost least."""
+    return math.sqrt(2 * save_seconds(checkpoint) * NODE_MTBF / nodes)

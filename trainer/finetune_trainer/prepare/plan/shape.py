@@ -1,0 +1,346 @@
+"""A model's sizes, and what a training step keeps, counted by building it on the meta device: no weight is loaded.
+
+The only file of the plan that imports torch, transformers and PEFT, inside its functions. The forward pass runs on meta
+tensors (shapes without data) and torch's own hooks say what autograd keeps, so that every family that transformers can
+build is counted by its own code, adapters and dropout included, and no coefficient has to be known.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from finetune_api.errors import ModelError, Problem, SpecError
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
+
+if TYPE_CHECKING:
+    import torch
+
+LENGTHS = (128, 256)  # two points make a line and a parabola
+ROWS = 2
+ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+MLP = re.compile(r"mlp|ffn|feed_?forward|fc\d|dense|intermediate|output|expert|gate|lin\d", re.IGNORECASE)
+
+
+def architecture_of(
+    config: Mapping[str, Any],
+    task: Task,
+    lora: Mapping[str, Any] | None = None,
+    weight_bytes: int = 4,
+    device: Literal["cpu", "gpu"] = "cpu",
+    labels: int = 2,
+) -> Architecture:
+    """Count a model from its `config.json`.
+
+    Args:
+        lora: LoraConfig names and values; None = the plan's defaults.
+        weight_bytes: 4 for float32, 2 for bfloat16.
+        labels: classes of a classification head.
+
+    Raises:
+        ModelError: transformers cannot build this model for the task.
+        SpecError: PEFT finds no such modules in it.
+    """
+    import torch
+
+    dtype = torch.bfloat16 if weight_bytes == 2 else torch.float32
+    with _quiet():
+        model = _build(config, task, dtype, labels)
+        parts = tuple(_parts(model))
+        sizes = model.config.get_text_config()
+        kept = {MethodType.FULL: _kept(model, task, dtype, device)}
+        adapted = _adapt(model, task, lora or {"r": 16, "target_modules": "all-linear"})
+        kept[MethodType.LORA] = kept[MethodType.QLORA] = _kept(adapted, task, dtype, device)
+    return Architecture(
+        model_type=str(config["model_type"]),
+        hidden=int(sizes.hidden_size),
+        layers=len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1)),
+        heads=int(getattr(sizes, "num_attention_heads", 0) or 0),
+        vocabulary=int(sizes.vocab_size),
+        predicts_tokens=task is not Task.CLASSIFICATION,
+        parts=parts,
+        weight_bytes=weight_bytes,
+        kept=kept,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' remarks on a model that nobody will use."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def _build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
+
+    autos: dict[Task, Any] = {
+        Task.CAUSAL_LM: AutoModelForCausalLM,
+        Task.CLASSIFICATION: AutoModelForSequenceClassification,
+        Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
+    }
+    values = {name: value for name, value in config.items() if name not in {"dtype", "torch_dtype", "auto_map"}}
+    for name in ("id2label", "label2id", "num_labels", "quantization_config"):
+        values.pop(name, None)
+    try:
+        family = str(values.pop("model_type"))
+        made = AutoConfig.for_model(family, **values)
+        if task is Task.CLASSIFICATION:
+            made.num_labels = labels
+            made.pad_token_id = getattr(made, "pad_token_id", None) or 0
+        if task is Task.SEQ2SEQ and getattr(made, "decoder_start_token_id", None) is None:
+            made.decoder_start_token_id = 0
+        made.use_cache = False
+        with torch.device("meta"):
+            model = autos[task].from_config(made, dtype=dtype)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        problem = Problem(
+            code="ModelInvalid",
+            field="spec.model",
+            message=f"config.json describes no model that transformers can build for {task}: {text[:300]}",
+            cure="save the model again with the transformers version of the trainer image, or name another",
+        )
+        raise ModelError(problem) from error
+    return model.train()
+
+
+def _parts(model: Any) -> Iterator[Part]:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
+    inside = {id(module) for module in base.modules()} if base is not None else set()
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = [parameter for _, parameter in module.named_parameters(recurse=False)]
+        if not own:
+            continue
+        new = sum(one.numel() for one in own if id(one) not in seen)
+        seen.update(id(one) for one in own)
+        inputs = outputs = 0
+        if isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+        elif isinstance(module, torch.nn.Linear):
+            inputs, outputs = module.in_features, module.out_features
+        outer = base is not None and base is not model and id(module) not in inside
+        kind = Kind.HEAD if module is head or (outer and module is not base) else _kind(name, module)
+        yield Part(name=name, kind=kind, parameters=new, inputs=inputs, outputs=outputs)
+
+
+def _kind(name: str, module: Any) -> Kind:
+    import torch
+
+    if isinstance(module, torch.nn.Embedding):
+        return Kind.EMBEDDING
+    if "norm" in type(module).__name__.lower() or "ln_" in name:
+        return Kind.NORM
+    if ATTENTION.search(name):
+        return Kind.ATTENTION
+    return Kind.MLP if MLP.search(name) else Kind.OTHER
+
+
+def _adapt(model: Any, task: Task, lora: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    types = {
+        Task.CAUSAL_LM: TaskType.CAUSAL_LM,
+        Task.CLASSIFICATION: TaskType.SEQ_CLS,
+        Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
+    }
+    options = {name: value for name, value in lora.items() if name != "task_type"}
+    names = sorted({part.name.rpartition(".")[2] for part in _parts(model) if part.inputs})
+    try:
+        # DeepSpeed turns every weight into the type of the run, so that adapters have it too
+        return get_peft_model(model, LoraConfig(task_type=types[task], **options), autocast_adapter_dtype=False).train()
+    except (ValueError, TypeError) as error:
+        problem = Problem(
+            code="NoSuchModule",
+            field="spec.method.lora.target_modules",
+            message=f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}",
+            cure=f"leave it out, or name some of {', '.join(names[:20])}",
+        )
+        raise SpecError(problem) from error
+
+
+def _layers(model: Any) -> list[Any]:
+    """The blocks that are recomputed as one where activations are."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+# ---------------------------------------------------------------- what autograd keeps
+
+
+@dataclass
+class _Record:
+    """Bytes kept, by the layer that keeps them; -1 = outside of all."""
+
+    bytes: dict[int, int] = field(default_factory=dict)
+    inside: list[int] = field(default_factory=list)
+
+    def add(self, size: int) -> None:
+        at = self.inside[-1] if self.inside else -1
+        self.bytes[at] = self.bytes.get(at, 0) + size
+
+
+def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str) -> Kept:
+    records = [_counted(model, task, tokens, device, dtype) for tokens in LENGTHS]
+    layers = len(_layers(model))
+    rest = [record.bytes.get(-1, 0) / ROWS for record in records]
+    inner = [{at: size / ROWS for at, size in record.bytes.items() if at >= 0} for record in records]
+    largest = max(inner[1], key=lambda at: inner[1][at], default=None)
+    hidden = int(model.config.get_text_config().hidden_size)
+    return Kept(
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        layers=_growth(sum(inner[0].values()), sum(inner[1].values())),
+        largest_layer=_growth(inner[0].get(largest, 0), inner[1][largest]) if largest is not None else Growth(),
+        rest=_growth(*rest),
+        inputs=Growth(linear=layers * hidden * dtype.itemsize),
+    )
+
+
+def _growth(short: float, long: float) -> Growth:
+    first, second = LENGTHS
+    quadratic = max(0.0, (long - short * second / first) / (second * second - first * second))
+    return Growth(linear=(long - quadratic * second * second) / second, quadratic=quadratic)
+
+
+def _counted(model: Any, task: Task, tokens: int, device: str, dtype: "torch.dtype") -> _Record:
+    import torch
+
+    # with the mask of padded rows; one of two dimensions would be looked at, and meta tensors hold nothing to see
+    padded = torch.ones(ROWS, 1, tokens, tokens, dtype=torch.bool, device="meta")
+    for mask in (padded, None):
+        with contextlib.suppress(RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
+            return _trace(model, task, tokens, device, mask)
+    return _paper(model, tokens, dtype.itemsize)
+
+
+def _trace(model: Any, task: Task, tokens: int, device: str, mask: Any) -> _Record:
+    """Runs the forward pass on meta tensors and notes what is kept."""
+    import torch
+
+    record = _Record()
+    seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    alive: list[Any] = []  # an address would be used again
+
+    def pack(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            alive.append(tensor)
+            record.add(storage.nbytes())
+        return tensor
+
+    ids = torch.ones(ROWS, tokens, dtype=torch.int64, device="meta")
+    labels = ids[:, 0] if task is Task.CLASSIFICATION else ids
+    with contextlib.ExitStack() as stack:
+        for at, layer in enumerate(_layers(model)):
+            stack.callback(layer.register_forward_pre_hook(_enter(record, at)).remove)
+            stack.callback(layer.register_forward_hook(_leave(record)).remove)
+        stack.enter_context(_kernels(device))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
+        model(input_ids=ids, attention_mask=mask, labels=labels)
+    return record
+
+
+def _paper(model: Any, tokens: int, itemsize: int) -> _Record:
+    """Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, where a model looks into its tensors: 34sbh + 5abs^2."""
+    sizes = model.config.get_text_config()
+    hidden, heads = int(sizes.hidden_size), int(getattr(sizes, "num_attention_heads", 0) or 0)
+    layer = ROWS * (34 * tokens * hidden + 5 * heads * tokens * tokens) * itemsize // 2
+    head = ROWS * tokens * int(sizes.vocab_size) * 4
+    count = len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1))
+    return _Record({-1: head, **dict.fromkeys(range(count), layer)})
+
+
+def _enter(record: _Record, at: int) -> Callable[..., None]:
+    return lambda *_: record.inside.append(at)
+
+
+def _leave(record: _Record) -> Callable[..., None]:
+    def leave(*_: Any) -> None:
+        record.inside.pop()
+
+    return leave
+
+
+@contextlib.contextmanager
+def _kernels(device: str) -> Iterator[None]:
+    """Attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins do.
+
+    Attention in one kernel keeps query, key, value, output and a float32 per token and head, on CPU and GPU alike
+    (FlashAttention, arXiv 2205.14135). Dropout keeps its mask: a byte on a GPU, a number of the input's type on a CPU.
+    """
+    import torch
+
+    class Attention(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
+            output = query.new_empty(*query.shape[:-1], value.shape[-1])
+            sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+            ctx.save_for_backward(query, key, value, output, sums, *([] if mask is None else [mask]))
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise NotImplementedError
+
+    class Dropout(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, values: Any) -> Any:
+            ctx.save_for_backward(torch.empty_like(values, dtype=torch.bool))
+            return torch.empty_like(values)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise NotImplementedError
+
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> Any:
+        if (
+            device == "cpu" and dropout_p > 0
+        ):  # the CPU has no such kernel for it: scores are held, squared in the length
+            plain = torch.ops.aten._scaled_dot_product_attention_math
+            return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
+        return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+
+    def dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        return Dropout.apply(values) if training and p > 0 else values  # type: ignore[no-untyped-call]
+
+    functional: Any = torch.nn.functional
+    real = functional.scaled_dot_product_attention, functional.dropout
+    functional.scaled_dot_product_attention = attention
+    if device == "gpu":
+        functional.dropout = dropout
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention, functional.dropout = real
