@@ -45,9 +45,13 @@ class HubModel:
         """`config.json`."""
         return parse_json(CONFIG, self._fetch(folder, [CONFIG])[CONFIG].read_bytes())
 
+    def small_files(self, folder: Path) -> dict[str, Path]:
+        """Configuration and tokenizer."""
+        return self._fetch(folder, [name for name in self.names if name in SMALL_FILES])
+
     def files(self, folder: Path) -> dict[str, Path]:
         """Configuration, tokenizer and safetensors of this commit."""
-        small = self._fetch(folder, [name for name in self.names if name in SMALL_FILES])
+        small = self.small_files(folder)
         index = parse_json(WEIGHTS_INDEX, small[WEIGHTS_INDEX].read_bytes()) if WEIGHTS_INDEX in small else None
         return self._fetch(folder, [*small, *weight_names(index)])
 
