@@ -10,20 +10,20 @@ import logging
 import time
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import aiohttp
 
 from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, GenerationRecord, Saved, StepMetrics
-from finetune_api.contract import ExitCode, File, checkpoint_name
+from finetune_api.contract import ExitCode, File
 from finetune_api.errors import StorageError
 from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.patience import patiently
+from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploads import CheckpointStore
 from finetune_trainer.agent.workers import Workers
-from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_trainer.orders import WorkerEvent
 from finetune_trainer.storage import ObjectStore, download_tree
 
 log = logging.getLogger("agent")
@@ -74,6 +74,7 @@ class Agent:
         self._store = store
         self._run = run
         self._checkpoints = CheckpointStore(store, run)
+        self._places = Places(config.work, plan.processes_per_node)
         self._workers = workers
         self._leader = leader
         self._leads = leader is not None
@@ -205,7 +206,7 @@ class Agent:
                 await asyncio.wait_for(self._saves.wait(), UPLOAD_RETRY_SECONDS)
             self._saves.clear()
             for saved in set(self._complete()) - set(self._node.uploaded):
-                folder = self._checkpoint_root(saved.node_rank) / checkpoint_name(saved.step)
+                folder = self._places.checkpoint(saved.node_rank, saved.step)
                 try:
                     await asyncio.to_thread(self._checkpoints.upload, saved, folder)
                 except (StorageError, OSError, IndexError) as error:
@@ -215,16 +216,15 @@ class Agent:
                 else:
                     self._node.uploaded = [*self._node.uploaded, saved][-MOST_UPLOADS_A_BEAT:]
                     self._node.storage_error = ""
-                    await asyncio.to_thread(
-                        disk.retain, self._checkpoint_root(saved.node_rank), self._node.uploaded, KEEP_LOCAL
-                    )
+                    root = self._places.checkpoints(saved.node_rank)
+                    await asyncio.to_thread(disk.retain, root, self._node.uploaded, KEEP_LOCAL)
                 self._news.set()
 
     async def _fetch_inputs(self) -> None:
         """Model and data to the local disk while the zygote warms up; then this node is ready."""
         for prefix, folder in (
-            (self._plan.model.prefix, self._model_folder()),
-            (f"datasets/{self._plan.dataset.sha256}/", self._dataset_folder()),
+            (self._plan.model.prefix, self._places.model),
+            (f"datasets/{self._plan.dataset.sha256}/", self._places.dataset),
         ):
             await patiently(download_tree, self._store, prefix, folder)
         while not self._workers.warm:
@@ -323,12 +323,11 @@ class Agent:
         if node_rank is None:
             return  # a spare waits
         self._node.node_rank = node_rank
-        root = self._checkpoint_root(node_rank)
-        local_ranks = self._plan.processes_per_node
+        root, local_ranks = self._places.checkpoints(node_rank), self._places.local_ranks
         await asyncio.to_thread(disk.prune, root, node_rank, local_ranks, directive.resume)
         held = {saved.step for saved in self._complete()}
         self._node.uploaded = [saved for saved in self._node.uploaded if saved.step in held]
-        resume = root / checkpoint_name(directive.resume) if directive.resume is not None else None
+        resume = self._places.checkpoint(node_rank, directive.resume) if directive.resume is not None else None
         if resume is not None and directive.resume is not None and directive.resume not in held:
             try:
                 await asyncio.to_thread(self._checkpoints.fetch, directive.resume, node_rank, resume)
@@ -341,56 +340,18 @@ class Agent:
         if self._directive is not directive:
             return  # the leader has changed its mind while files were fetched
         self._node.state = AgentState.RUNNING
-        await self._workers.start(
-            [self._order(directive, node_rank, local_rank, resume) for local_rank in range(local_ranks)]
-        )
+        threads = self._config.worker_threads(local_ranks)
+        await self._workers.start(self._places.orders(self._plan, directive, node_rank, threads, resume))
         self._news.set()
-
-    def _order(self, directive: Directive, node_rank: int, local_rank: int, resume: Path | None) -> WorkerOrder:
-        local_ranks = self._plan.processes_per_node
-        return WorkerOrder(
-            plan=self._plan,
-            generation=directive.generation,
-            rank=node_rank * local_ranks + local_rank,
-            local_rank=local_rank,
-            node_rank=node_rank,
-            world_size=self._plan.world_size,
-            local_world_size=local_ranks,
-            master_host=directive.master_host,
-            master_port=directive.master_port,
-            threads=self._config.worker_threads(local_ranks),
-            model=str(self._model_folder()),
-            dataset=str(self._dataset_folder()),
-            checkpoints=str(self._checkpoint_root(node_rank)),
-            resume=str(resume) if resume else None,
-        )
 
     def _upload_logs(self) -> None:
         """All logs of this node's ranks; what cannot be stored stays on the disk and is no reason to fail."""
-        logs = self._config.work / "logs"
-        for path in sorted(logs.glob("generation-*/rank-*.log")):
+        for key, path in self._places.logs():
             with contextlib.suppress(StorageError, OSError):
-                self._store.put_file(f"{self._run}logs/{path.relative_to(logs).as_posix()}", path)
-
-    # ------------------------------------------------------------ where things lie
+                self._store.put_file(f"{self._run}logs/{key}", path)
 
     def _complete(self) -> list[Saved]:
-        if self._node.node_rank is None:
-            found = [path for path in self._config.work.glob("checkpoints/node-*") if path.is_dir()]
-            ranks = [int(path.name.removeprefix("node-")) for path in found]
-        else:
-            ranks = [self._node.node_rank]
-        local_ranks = self._plan.processes_per_node
-        return [saved for rank in ranks for saved in disk.complete(self._checkpoint_root(rank), rank, local_ranks)]
-
-    def _checkpoint_root(self, node_rank: int) -> Path:
-        return self._config.work / "checkpoints" / f"node-{node_rank}"
-
-    def _model_folder(self) -> Path:
-        return self._config.work / "model"
-
-    def _dataset_folder(self) -> Path:
-        return self._config.work / "dataset"
+        return self._places.complete(self._node.node_rank)
 
 
 def ending(directive: Directive, leads: bool) -> ExitCode:

@@ -1,0 +1,86 @@
+"""Where things lie on a node's disk: model, data, checkpoints and logs; and what a worker is told of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.beats import Directive, Saved
+from finetune_api.contract import checkpoint_name
+from finetune_api.messages import Plan
+from finetune_trainer.agent import disk
+from finetune_trainer.orders import WorkerOrder
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of one node.
+
+    Attributes:
+        work: scratch of the node; nobody else writes there.
+        local_ranks: workers of the node.
+    """
+
+    work: Path
+    local_ranks: int
+
+    @property
+    def model(self) -> Path:
+        """The base model."""
+        return self.work / "model"
+
+    @property
+    def dataset(self) -> Path:
+        """The prepared data set."""
+        return self.work / "dataset"
+
+    def checkpoints(self, node_rank: int) -> Path:
+        """Checkpoints saved as a node of this rank; a node may have had another one."""
+        return self.work / "checkpoints" / f"node-{node_rank}"
+
+    def checkpoint(self, node_rank: int, step: int) -> Path:
+        """One checkpoint's part."""
+        return self.checkpoints(node_rank) / checkpoint_name(step)
+
+    def complete(self, node_rank: int | None) -> list[Saved]:
+        """Checkpoints that every local rank has written; of every rank the node has had, where it has none now."""
+        if node_rank is None:
+            found = [path for path in self.work.glob("checkpoints/node-*") if path.is_dir()]
+            ranks = [int(path.name.removeprefix("node-")) for path in found]
+        else:
+            ranks = [node_rank]
+        return [saved for rank in ranks for saved in disk.complete(self.checkpoints(rank), rank, self.local_ranks)]
+
+    def logs(self) -> Iterator[tuple[str, Path]]:
+        """The log of each rank in each generation: its key below `logs/`, and its file."""
+        logs = self.work / "logs"
+        for path in sorted(logs.glob("generation-*/rank-*.log")):
+            yield path.relative_to(logs).as_posix(), path
+
+    def orders(
+        self, plan: Plan, directive: Directive, node_rank: int, threads: int, resume: Path | None
+    ) -> list[WorkerOrder]:
+        """What each worker of this node is to do, as the leader's directive has it.
+
+        Args:
+            threads: intra-op threads of each worker.
+            resume: folder of the checkpoint to go on from; None = from the start.
+        """
+        return [
+            WorkerOrder(
+                plan=plan,
+                generation=directive.generation,
+                rank=node_rank * self.local_ranks + local_rank,
+                local_rank=local_rank,
+                node_rank=node_rank,
+                world_size=plan.world_size,
+                local_world_size=self.local_ranks,
+                master_host=directive.master_host,
+                master_port=directive.master_port,
+                threads=threads,
+                model=str(self.model),
+                dataset=str(self.dataset),
+                checkpoints=str(self.checkpoints(node_rank)),
+                resume=str(resume) if resume else None,
+            )
+            for local_rank in range(self.local_ranks)
+        ]
