@@ -131,6 +131,26 @@ spec:
     assert load(dump(data), "again")[0] == data
 
 
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "{mix: [{uri: s3://b/a/*.jsonl}, {uri: hf://datasets/a/b@v1/c.parquet, weight: 0.5}]}",
+        "{train: https://x.example/a.txt, documents: paragraph}",
+        "{train: file:///a, format: pairs, delimiter: ' => '}",
+        "{train: file:///a, format: tsv, delimiter: '|', eval: hf://datasets/a/b/test.csv}",
+        "{train: s3://a/b, format: arrow}",
+    ],
+)
+def test_data_from_everywhere_in_every_form_is_taken(dataset: str) -> None:
+    text = f"""
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {{name: a}}
+spec: {{model: {{uri: s3://b/m}}, dataset: {dataset}, method: {{type: lora}}, storage: {{uri: s3://b/p}}}}
+"""
+    assert parse_job(load(text, "t")[0]).metadata.name == "a"
+
+
 def test_the_refusal_reaches_the_reader_of_a_job() -> None:
     with pytest.raises(SpecError, match=r"spec.budget.maxGPUHours: is not supported yet: no budget is watched"):
         parse_job({"spec": {"budget": {"maxGPUHours": 1}}})

@@ -4,6 +4,7 @@ import gzip
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,14 @@ def test_a_line_of_100_mb_is_named_and_passed_over(tmp_path: Path, compressed: b
 def test_a_quote_that_is_never_closed_says_so(tmp_path: Path) -> None:
     (_, fault) = read(open_as(tmp_path, "x.csv", b'a,b\n1,2\n"3,4\n5,6\n'))
     assert (fault.line, getattr(fault, "message", "")) == (3, "a quote is opened here and never closed")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "stream.arrow"])
+def test_columns_that_nobody_asks_for_are_not_read(tmp_path: Path, name: str) -> None:
+    rows = [{**row, "image": b"x" * 1000} for row in ROWS]
+    content = parquet(rows) if name == "x.parquet" else arrow(rows, stream=name.startswith("stream"))
+    file = replace(open_as(tmp_path, name, content), columns=("text", "label", "absent"))
+    assert [values for _, values in records(file)] == ROWS
 
 
 # ---------------------------------------------------------------- in parts

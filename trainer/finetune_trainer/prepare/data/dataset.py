@@ -6,7 +6,7 @@ A file is read twice: once to check it, once to tokenise it; between the two onl
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -209,7 +209,8 @@ def _open_all(
             try:
                 path = place.fetch(folder, report)
                 file = open_file(path, place.name, source.field, spec.format, spec.delimiter, spec.documents)
-                yield CheckedFile(index, file, columns_of(file, task, spec.columns, has_template))
+                columns = columns_of(file, task, spec.columns, has_template)
+                yield CheckedFile(index, replace(file, columns=tuple(columns.names.values())), columns)
                 found += 1
             except DataError as error:
                 if len(source.files) > 1 and error.problems[0].code == EMPTY:  # as engines leave them among others

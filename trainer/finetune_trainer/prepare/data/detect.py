@@ -81,12 +81,11 @@ def open_file(
         Format(declared) if declared else by_name or Format.TEXT,
         delimiter,
         Documents(documents or Documents.LINE),
-        declared is not None,
     )
     _refuse_strangers(file, start)
     if declared is not None:
         return _usable(file)
-    form = _by_content(start, by_name)
+    form = _by_content(start, by_name) or (Format.TEXT if documents is not None else None)
     if form is None:
         known = ", ".join(sorted(SUFFIXES))
         raise SpecError(

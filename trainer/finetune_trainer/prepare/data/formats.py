@@ -108,7 +108,7 @@ class DataFile:
         field: the field of the job that led to it.
         delimiter: between columns; None = the format's own.
         documents: of plain text.
-        declared: the job says the format; else it was detected, and the error may say so.
+        columns: all that is read of a columnar file; None = every column.
     """
 
     path: Path
@@ -117,7 +117,7 @@ class DataFile:
     format: Format
     delimiter: str | None = None
     documents: Documents = Documents.LINE
-    declared: bool = False
+    columns: tuple[str, ...] | None = None
 
     @property
     def separator(self) -> str:

@@ -49,18 +49,27 @@ def _parquet(file: DataFile) -> tuple[int, Iterator[Any]]:
     meta = table.metadata
     size = sum(meta.row_group(index).total_byte_size for index in range(meta.num_row_groups))
     rows = max(1, min(MOST_ROWS, meta.num_rows * PIECE // max(1, size)))
-    return meta.num_rows, table.iter_batches(batch_size=rows)
+    return meta.num_rows, table.iter_batches(batch_size=rows, columns=_read_of(file, table.schema_arrow))
+
+
+def _read_of(file: DataFile, schema: Any) -> list[str]:
+    """The columns to read: large ones that nobody asks for, such as images, are passed over."""
+    return [name for name in schema.names if file.columns is None or name in file.columns]
 
 
 def _arrow(file: DataFile) -> tuple[int, Iterator[Any]]:
     source = pa.memory_map(str(file.path))
     if source.read(4) == ARROW_STREAM:
         source.seek(0)
-        return 0, iter(pa.ipc.open_stream(source))
+        stream = pa.ipc.open_stream(source)
+        wanted = _read_of(file, stream.schema)
+        return 0, (batch.select(wanted) for batch in stream)
     source.seek(0)
     table = pa.ipc.open_file(source)
     batches = range(table.num_record_batches)
-    return sum(table.get_batch(index).num_rows for index in batches), map(table.get_batch, batches)
+    wanted = _read_of(file, table.schema)
+    total = sum(table.get_batch(index).num_rows for index in batches)
+    return total, (table.get_batch(index).select(wanted) for index in batches)
 
 
 def _packed(batch: Any) -> bytes:
