@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +23,7 @@ class _Lead(Message):
     """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set."""
 
     facts: DatasetFacts
+    used: str  # when, in ISO 8601: `tokens.expiry` removes what nobody uses
 
 
 @dataclass(frozen=True)
@@ -67,4 +69,5 @@ def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
 
 def remember(store: ObjectStore, key: str, facts: DatasetFacts) -> None:
     """Write the index entry: last, when what it leads to is there. Written anew, it counts as used."""
-    store.put(key, _Lead(facts=facts).to_json().encode())
+    used = datetime.now(UTC).isoformat(timespec="seconds")
+    store.put(key, _Lead(facts=facts, used=used).to_json().encode())

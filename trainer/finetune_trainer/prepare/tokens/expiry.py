@@ -1,0 +1,73 @@
+"""Prepared data sets that nobody has used for long are removed from storage; an index entry says when one was used.
+
+A data set goes manifest first, so that nobody finds half of one, and its index entries last, so that an interrupted
+removal is taken up again by the next job.
+"""
+
+import json
+import re
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+
+from finetune_api.contract import File, dataset_prefix
+from finetune_api.errors import StorageError
+from finetune_trainer.storage import NotFoundError, ObjectStore, read_manifest
+
+KEPT_DAYS = 90
+ROOT = "datasets/"
+INDEX = f"{ROOT}index/"
+ADDRESS = re.compile(r"[0-9a-f]{64}")
+
+
+def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS) -> list[str]:
+    """Remove data sets that were neither made nor reused for so many days.
+
+    Args:
+        now: with a time zone.
+
+    Returns:
+        The addresses (sha256) of those removed.
+
+    Raises:
+        StorageError: the store refuses or is unreachable.
+    """
+    leads: dict[str, list[str]] = defaultdict(list)
+    used: dict[str, datetime] = {}
+    files: dict[str, list[str]] = defaultdict(list)
+    for info in store.list(ROOT):
+        address = info.key.removeprefix(ROOT).partition("/")[0]
+        if info.key.startswith(INDEX):
+            address, at = _lead(store, info.key)
+            leads[address].append(info.key)
+            used[address] = max(at, used.get(address, at))
+        elif ADDRESS.fullmatch(address):
+            files[address].append(info.key)
+    old = now - timedelta(days=days)
+    expired = [address for address in files if _last_use(store, address, used) < old]
+    for address in expired:
+        manifest = dataset_prefix(address) + File.MANIFEST
+        store.delete([manifest])
+        store.delete(key for key in files[address] if key != manifest)
+        store.delete(leads[address])
+    return expired
+
+
+def _lead(store: ObjectStore, key: str) -> tuple[str, datetime]:
+    """The data set that an index entry leads to, and when it was last used."""
+    try:
+        entry = json.loads(store.get(key))
+        return str(entry["facts"]["sha256"]), datetime.fromisoformat(entry["used"])
+    except (NotFoundError, ValueError, KeyError, TypeError):  # of another version, or removed meanwhile
+        return "", datetime.min.replace(tzinfo=UTC)
+
+
+def _last_use(store: ObjectStore, address: str, used: dict[str, datetime]) -> datetime:
+    """When a data set was made or last used; now and for ever where nothing tells: it may be on its way."""
+    for_ever = datetime.max.replace(tzinfo=UTC)
+    try:
+        manifest = read_manifest(store, dataset_prefix(address))
+    except StorageError:  # not for us to judge
+        return for_ever
+    if manifest is None:
+        return used.get(address, for_ever)
+    return max(datetime.fromisoformat(manifest.created), used.get(address, datetime.min.replace(tzinfo=UTC)))
