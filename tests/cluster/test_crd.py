@@ -80,6 +80,20 @@ def test_the_minimal_job_is_accepted_and_gets_its_defaults(stored: dict[str, Any
     assert "training" not in spec, "what is omitted is planned, not filled in"
 
 
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        {"mix": [{"uri": "s3://b/a/*.jsonl"}, {"uri": "hf://datasets/a/b/c.parquet", "weight": 0.5}]},
+        {"train": "https://x.example/a.txt", "format": "pairs", "delimiter": " => "},
+        {"train": "file:///a", "format": "tsv", "delimiter": "|"},
+        {"train": "file:///a", "documents": "paragraph"},
+    ],
+)
+def test_data_of_many_kinds_is_accepted(api: Api, dataset: dict[str, Any]) -> None:
+    answer = create(api, changed(minimal(), "spec/dataset", dataset))
+    assert answer.status == 201, answer.message
+
+
 def test_a_learning_rate_in_yaml_is_stored_as_a_number(api: Api) -> None:
     text = """
 apiVersion: finetune.dev/v1alpha1
@@ -109,6 +123,8 @@ class Refusal:
         return self.about
 
 
+TRAIN = {"train": "s3://data/train.csv"}
+CSV = {"format": "csv"}
 REFUSALS = [
     Refusal("no model source", "must have exactly one of name, uri and persistentVolumeClaim", {"spec/model": {}}),
     Refusal("two model sources", "must have exactly one of name, uri", {"spec/model/uri": "s3://models/base"}),
@@ -132,6 +148,14 @@ REFUSALS = [
         "delimiter goes only with format csv",
         {"spec/dataset/format": "jsonl", "spec/dataset/delimiter": ";"},
     ),
+    Refusal(
+        "a long delimiter of csv",
+        "delimiter goes only with format csv and tsv, as one character",
+        {"spec/dataset/format": "csv", "spec/dataset/delimiter": "||"},
+    ),
+    Refusal("documents of csv", "documents goes only with", {"spec/dataset": {**TRAIN, **CSV, "documents": "line"}}),
+    Refusal("no training data", "must have exactly one of train and mix", {"spec/dataset": {}}),
+    Refusal("training data twice", "must have exactly one of train", {"spec/dataset/mix": [{"uri": "s3://b/x"}]}),
     Refusal("both precisions", "fp16 and bf16 are both true", {"spec/training": {"fp16": True, "bf16": True}}),
     Refusal(
         "two answers to one question",
