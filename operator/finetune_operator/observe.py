@@ -108,6 +108,7 @@ def _cluster_problems(job: FineTuneJob) -> list[Problem]:
         "spec.storage.uri": job.spec.storage.uri,
         "spec.model.uri": job.spec.model.uri,
         "spec.dataset.train": dataset.train,
+        **{f"spec.dataset.mix[{index}].uri": part.uri for index, part in enumerate(dataset.mix or ())},
         "spec.dataset.eval": dataset.eval if isinstance(dataset.eval, str) else None,
     }
     return [
