@@ -11,6 +11,7 @@ from typing import Any, Literal
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MemoryPart, MethodType, ModelFacts, Plan, PlannedMemory, Task
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.given import METRICS
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.engine import deepspeed_config
@@ -393,5 +394,9 @@ def _best(ledger: Ledger, task: Task, evaluated: bool) -> tuple[str, bool]:
     reason = "every label counts the same" if task is Task.CLASSIFICATION else "what training minimises, on unseen rows"
     metric = str(ledger.take("metric_for_best_model", rule, reason))
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    if metric.removeprefix("eval_") not in METRICS[task]:  # known only now, where the job does not name its task
+        known = ", ".join(f"eval_{name}" for name in METRICS[task])
+        message = f"is {metric!r}; evaluation of {task} measures {known}"
+        raise SpecError(problem("UnknownMetric", "spec.training.metric_for_best_model", message, "write one of them"))
     by_name = not metric.endswith(("loss", "perplexity"))
     return metric, bool(ledger.take("greater_is_better", by_name, f"follows from {metric}"))

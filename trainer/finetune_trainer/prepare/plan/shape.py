@@ -8,7 +8,7 @@ build is counted by its own code, adapters and dropout included, and no coeffici
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,17 +168,30 @@ def _adapt(model: Any, task: Task, lora: Mapping[str, Any]) -> Any:
     }
     options = {name: value for name, value in lora.items() if name != "task_type"}
     names = sorted({part.name.rpartition(".")[2] for part in _parts(model) if part.inputs})
+    for option in ("target_modules", "modules_to_save"):
+        _check_names(model, option, lora.get(option), names)
     try:
         # DeepSpeed turns every weight into the type of the run, so that adapters have it too
         return get_peft_model(model, LoraConfig(task_type=types[task], **options), autocast_adapter_dtype=False).train()
     except (ValueError, TypeError) as error:
-        problem = Problem(
-            code="NoSuchModule",
-            field="spec.method.lora.target_modules",
-            message=f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}",
-            cure=f"leave it out, or name some of {', '.join(names[:20])}",
-        )
-        raise SpecError(problem) from error
+        message = f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}"
+        raise SpecError(_no_such_module("target_modules", message, names)) from error
+
+
+def _check_names(model: Any, option: str, given: Any, names: Sequence[str]) -> None:
+    """Refuses a list of modules of which one is not there: PEFT skips it in silence where another one matches."""
+    if not isinstance(given, (list, tuple)):
+        return
+    known = [name for name, _ in model.named_modules()]
+    missing = [name for name in given if not any(own == name or own.endswith(f".{name}") for own in known)]
+    if missing:
+        message = f"names {', '.join(map(repr, missing))}, and the model has no such module"
+        raise SpecError(_no_such_module(option, message, names))
+
+
+def _no_such_module(option: str, message: str, names: Sequence[str]) -> Problem:
+    cure = f"leave it out, or name some of {', '.join(names[:20])}"
+    return Problem(code="NoSuchModule", field=f"spec.method.lora.{option}", message=message, cure=cure)
 
 
 def _layers(model: Any) -> list[Any]:
