@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.contract import Env
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
@@ -404,3 +405,11 @@ def test_a_fault_found_later_counts_against_its_source(tmp_path: Path) -> None:
     assert [(one.field, one.code, one.lines) for one in data.problems()] == [
         ("spec.dataset.mix[1].uri", "NothingToLearn", (2,))
     ]
+
+
+def test_a_pod_reads_with_the_cpus_it_was_given_not_with_those_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(64))
+    assert dataset.processes(1 << 40) == 64
+    monkeypatch.setenv(Env.PROCESSES, "2")
+    assert dataset.processes(1 << 40) == 2
+    assert dataset.processes(1) == 1

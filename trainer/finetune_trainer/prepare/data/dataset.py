@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
@@ -35,8 +36,9 @@ Report = Callable[[str], None]
 
 
 def processes(size: int) -> int:
-    """How many processes to read so many bytes with."""
-    return len(os.sched_getaffinity(0)) if size >= WORTH_PROCESSES else 1
+    """How many processes to read so many bytes with: a pod is told its share, for it sees all cores of its node."""
+    given = int(os.environ.get(Env.PROCESSES) or len(os.sched_getaffinity(0)))
+    return given if size >= WORTH_PROCESSES else 1
 
 
 @dataclass(frozen=True)
