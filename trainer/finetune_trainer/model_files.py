@@ -12,6 +12,7 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 ADAPTER = "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs"
 TOKENIZER_FILES = frozenset(
@@ -20,7 +21,7 @@ TOKENIZER_FILES = frozenset(
         "tokenizer_config.json",
         "special_tokens_map.json",
         "added_tokens.json",
-        "chat_template.jinja",
+        CHAT_TEMPLATE,
         "vocab.txt",
         "vocab.json",
         "merges.txt",

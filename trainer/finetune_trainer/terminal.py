@@ -49,8 +49,10 @@ class Screen:
         """What prepare found and chose, in three lines."""
         data = plan.dataset
         labels = f", {len(data.labels)} labels" if data.labels else ""
-        held_out = f" + {data.eval.rows:,} held out" if data.eval else ""
-        self.says("data", f"{data.train.rows:,} rows{held_out}, {data.train.tokens:,} tokens{labels}")
+        held_out = f" + {data.eval.examples or data.eval.rows:,} held out" if data.eval else ""
+        packed = f" in {data.train.rows:,} packs" if data.train.examples > data.train.rows else ""
+        rows = data.train.examples or data.train.rows
+        self.says("data", f"{rows:,} rows{packed}{held_out}, {data.train.tokens:,} tokens{labels}")
         millions = plan.model.parameters / 1e6
         self.says("model", f"{plan.model.name}: {plan.model.model_type}, {millions:,.1f} M parameters")
         self.says(

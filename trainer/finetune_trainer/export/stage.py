@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.contract import File, checkpoint_name, dataset_prefix
 from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage
 from finetune_api.results import StageResult
@@ -22,7 +22,7 @@ from finetune_trainer.export.layout import (
     mend,
 )
 from finetune_trainer.export.pick import pick, step_of
-from finetune_trainer.model_files import GENERATION_CONFIG, TOKENIZER_FILES
+from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_FILES
 from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
 
 MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all
@@ -78,6 +78,7 @@ def _build(plan: Plan, store: ObjectStore, run: str, best: Manifest, layout: Lay
         raise _no_checkpoint(f"checkpoint {info.step} holds no {' and no '.join(missing)}")
     download_files(store, share, [entries[name] for name in layout.chosen(list(entries))], folder)
     download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
+    download_files(store, dataset_prefix(plan.dataset.sha256), _from_dataset(plan, store), folder)
     base = base_of(plan.model, store)
     mend(folder, plan, base)
     _write_card(folder, plan, base, info)
@@ -97,6 +98,12 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
         )
     wanted = TOKENIZER_FILES | ({GENERATION_CONFIG} if plan.method is MethodType.FULL else set())
     return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
+
+
+def _from_dataset(plan: Plan, store: ObjectStore) -> list[FileEntry]:
+    """The chat template that the data was tokenised with: it takes the place of the base model's own."""
+    manifest = read_manifest(store, dataset_prefix(plan.dataset.sha256))
+    return [entry for entry in manifest.files if entry.path == CHAT_TEMPLATE] if manifest else []
 
 
 def _write_card(folder: Path, plan: Plan, base: Base, info: CheckpointInfo) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,9 +21,14 @@ from finetune_trainer.storage import NotFoundError, ObjectStore, read_manifest
 
 
 class _Lead(Message):
-    """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set."""
+    """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set.
+
+    Attributes:
+        used: when it was made or last reused, ISO 8601; `tokens.expiry` goes by it.
+    """
 
     facts: DatasetFacts
+    used: str
     used: str  # when, in ISO 8601: `tokens.expiry` removes what nobody uses
 
 

@@ -8,6 +8,8 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.contract import File, dataset_prefix
@@ -29,6 +31,8 @@ from finetune_trainer.prepare.quality.summary import lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.tokens.encoder import encoder_for
+from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
+from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
 from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
@@ -86,15 +90,25 @@ def prepare(
     else:
         notes += ["model reused"] if base else []
         base, made = _build(job, found, base, work, report)
+        notes += made.notes
         chosen = _plan(job, found, base, made.facts, environ)
         data = PreparedData(made.facts, _judge(job, found, made, chosen))
         _refuse(run, data.report)
         _publish(found, store, base, made, data.report, report)
-    remember(store, index_key(job, found, base), data.facts)
+    now = datetime.now(UTC)
+    remember(store, index_key(job, found, base), data.facts, now)
+    for address in expire(store, now):
+        report(f"dataset: {address} removed, unused for {KEPT_DAYS} days")
+    for address in expire(store, datetime.now(UTC)):
+        report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
     chosen, kept = run.keep(chosen)
     notes += ["the plan of this run is kept"] if kept else []
     for name in REPORT_FILES:
         store.put(run.key(name), store.get(dataset_prefix(data.facts.sha256) + name))
+    warnings = lines(data.report)
+    for warning in warnings:
+        report(f"warning: {warning}")
+    report(f"report: {store.uri}/{run.key(File.DATASET_PAGE)}")
     report(
         f"plan: {chosen.max_steps} steps of {chosen.global_batch} rows on {chosen.world_size} ranks, "
         f"learning rate {chosen.learning_rate:g}"
@@ -104,7 +118,7 @@ def prepare(
         succeeded=True,
         dataset=chosen.dataset,
         plan=summary(chosen),
-        warnings=lines(data.report),
+        warnings=warnings,
         note="; ".join(notes),
     )
     return Prepared(chosen, result)

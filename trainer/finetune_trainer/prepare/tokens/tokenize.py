@@ -17,6 +17,7 @@ from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
 from finetune_api.messages import DatasetFacts, SplitFacts, Task
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.model_files import CHAT_TEMPLATE
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
 from finetune_trainer.prepare.data.formats import DataFile, Fault
@@ -31,7 +32,6 @@ from finetune_trainer.prepare.tokens.writer import SplitWriter
 
 BATCH = 500  # examples per call of the tokenizer
 VERSION = 2  # of all that turns examples to tokens: part of every address and index
-CHAT_TEMPLATE = "chat_template.jinja"  # the name that transformers reads
 
 
 @dataclass(frozen=True)
