@@ -198,6 +198,16 @@ REFUSALS = [
     Refusal("eval without split", "spec.dataset.eval.split: Required value", {"spec/dataset/eval": {"part": 0.1}}),
     Refusal("eval split of 2", "should be less than 1", {"spec/dataset/eval": {"split": 2}}),
     Refusal("eval as a list", "must have at most 0 items", {"spec/dataset/eval": ["s3://a/b"]}),
+    Refusal(
+        "a warm-up as long as the run",
+        "warmup_steps must be less than max_steps",
+        {"spec/training": {"warmup_steps": 100, "max_steps": 100}},
+    ),
+    Refusal(
+        "parameters offloaded that are not sharded",
+        "offload.parameters goes only with stage 3",
+        {"spec/deepspeed": {"stage": 2, "offload": {"parameters": "cpu"}}},
+    ),
     Refusal("no nodes", "should be greater than or equal to 1", {"spec/nodes": 0}),
     Refusal("no quantity", "should match", {"spec/resourcesPerNode": {"limits": {"memory": "64 GB"}}}),
     Refusal("no storage", "spec.storage: Required value", {"spec/storage": ...}),
