@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -29,7 +28,6 @@ class _Lead(Message):
 
     facts: DatasetFacts
     used: str
-    used: str  # when, in ISO 8601: `tokens.expiry` removes what nobody uses
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,6 @@ def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
     return PreparedData(facts, report)
 
 
-def remember(store: ObjectStore, key: str, facts: DatasetFacts) -> None:
+def remember(store: ObjectStore, key: str, facts: DatasetFacts, now: datetime) -> None:
     """Write the index entry: last, when what it leads to is there. Written anew, it counts as used."""
-    used = datetime.now(UTC).isoformat(timespec="seconds")
-    store.put(key, _Lead(facts=facts, used=used).to_json().encode())
+    store.put(key, _Lead(facts=facts, used=now.isoformat(timespec="seconds")).to_json().encode())

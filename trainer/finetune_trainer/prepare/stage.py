@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.contract import File, dataset_prefix
@@ -31,7 +30,6 @@ from finetune_trainer.prepare.quality.summary import lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.tokens.encoder import encoder_for
-from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
 from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
@@ -98,8 +96,6 @@ def prepare(
     now = datetime.now(UTC)
     remember(store, index_key(job, found, base), data.facts, now)
     for address in expire(store, now):
-        report(f"dataset: {address} removed, unused for {KEPT_DAYS} days")
-    for address in expire(store, datetime.now(UTC)):
         report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
     chosen, kept = run.keep(chosen)
     notes += ["the plan of this run is kept"] if kept else []
