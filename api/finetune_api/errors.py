@@ -11,6 +11,7 @@ FineTuneError
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -80,6 +81,10 @@ class FineTuneError(Exception):
             raise ValueError("an error needs at least one problem")
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # an exception is sent between processes as its class and `args`, which hold the sentence, not the problems
+        return type(self), (list(self.problems),)
+
 
 class SpecError(FineTuneError):
     """The job itself breaks a rule."""
@@ -115,6 +120,9 @@ class RunError(FineTuneError):
     def __init__(self, problems: Problem | Iterable[Problem], category: FailureCategory) -> None:
         super().__init__(problems)
         self.category = category
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (list(self.problems), self.category)
 
 
 EXIT_CODES = {

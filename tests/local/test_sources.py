@@ -494,6 +494,10 @@ def test_a_page_instead_of_a_file_is_told(site: Web, tmp_path: Path) -> None:
         check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path, seed=1)
 
 
+def test_a_shells_home_is_no_path() -> None:
+    assert "~ is a shell's" in refused("file://~/x.jsonl")[1]
+
+
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(SpecError, match=r"gs://b/x cannot be read; file://, s3://, hf://, https:// can"):
         locate("gs://b/x", FIELD, {})

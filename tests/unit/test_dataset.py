@@ -6,6 +6,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -413,3 +415,19 @@ def test_a_pod_reads_with_the_cpus_it_was_given_not_with_those_of_its_node(monke
     monkeypatch.setenv(Env.PROCESSES, "2")
     assert dataset.processes(1 << 40) == 2
     assert dataset.processes(1) == 1
+
+
+@pytest.mark.parametrize("rows", [texts("a", 2), texts("a", 4), [*texts("a", 2), {"text": ""}]])
+def test_a_file_that_changes_between_its_two_readings_is_told(tmp_path: Path, rows: Rows) -> None:
+    data = mixed(tmp_path, (texts("a", 3), 1))
+    write(tmp_path / "0.jsonl", rows)
+    with pytest.raises(DataError, match="changed while it was read"):
+        seen(data)
+
+
+def test_null_in_a_column_of_numbers_is_no_label(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, None, float("nan")]}), tmp_path / "x.parquet")
+    spec = DatasetSpec(train=f"file://{tmp_path}/x.parquet")
+    with pytest.raises(DataError) as caught:
+        check(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
+    assert [(one.code, one.lines) for one in caught.value.problems][-1] == ("NullValue", (2, 3))

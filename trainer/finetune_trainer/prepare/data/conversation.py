@@ -80,9 +80,7 @@ def _messages(column: str, value: Any) -> tuple[Message, ...]:
         raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a list of messages{hint}")
     if not value:
         raise Wrong(Code.NO_MESSAGES, f"{column!r} is an empty list")
-    return tuple(
-        item if _is_plain(item) else _message(f"{column}[{index}]", item) for index, item in enumerate(value)
-    )
+    return tuple(item if _is_plain(item) else _message(f"{column}[{index}]", item) for index, item in enumerate(value))
 
 
 def _is_plain(item: Any) -> bool:

@@ -7,7 +7,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from finetune_trainer.prepare.data.choice import hold_out, label_order, repeats
 from finetune_trainer.prepare.data.chunks import EMPTY, Chunk, chunks
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
-from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
+from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split, changed
 from finetune_trainer.prepare.data.progress import Progress
 from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples
 from finetune_trainer.prepare.data.shapes import columns_of
@@ -90,11 +90,17 @@ class CheckedData:
         return sum(checked.file.path.stat().st_size for checked in self.files)
 
     def portions(self) -> Iterator[Portion]:
-        """The files again, in parts: training sources first. Parts of which no row is chosen are left out."""
+        """The files again, in parts: training sources first. Parts of which no row is chosen are left out.
+
+        Raises:
+            DataError: a file has other parts than when it was checked.
+        """
         done = [0] * len(self.sources)
         for checked in self.files:
             choice = self.sources[checked.source].choice
-            for chunk, count in zip(chunks(checked.file), checked.good, strict=True):
+            for chunk, count in zip_longest(chunks(checked.file), checked.good):
+                if chunk is None or count is None:
+                    raise changed(checked.file)
                 start = done[checked.source]
                 done[checked.source] += count
                 chosen = b"\1" * count if choice is None else choice[start : start + count].tobytes()

@@ -132,4 +132,4 @@ class DataFile:
 def json_type(value: object) -> str:
     """What JSON calls a value, with its article."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

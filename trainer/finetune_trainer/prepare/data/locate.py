@@ -134,6 +134,8 @@ def _on_the_web(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
 def _missing(uri: str, field: str, name: str, siblings: Iterable[str]) -> DataError:
     close = difflib.get_close_matches(name, [other for other in siblings if other != name], 1)
     cure = f"did you mean {close[0]}?" if close else "correct the path"
+    if uri.startswith("file://~"):
+        cure = "write the whole path: ~ is a shell's"
     return DataError(Problem(code="FileNotFound", field=field, message=f"there is no file {uri}", cure=cure))
 
 

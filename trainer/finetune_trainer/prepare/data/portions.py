@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import zip_longest
 
+from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.chunks import Chunk
 from finetune_trainer.prepare.data.formats import DataFile
 from finetune_trainer.prepare.data.rows import Columns, Example, examples
@@ -15,6 +17,12 @@ EVALUATED = 255  # any other value: trained on, so many times
 class Split(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
+
+
+def changed(file: DataFile) -> DataError:
+    """The error for a file that is not what it was when it was checked."""
+    message = f"{file.name} changed while it was read"
+    return DataError(file.problem("SourceChanged", message, "wait until it is written, then start again"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +45,15 @@ class Portion:
         return self.chunk.file
 
     def examples(self) -> Iterator[tuple[Split, int, Example]]:
-        """(split, how often, example) of each good row that is not left out; faults were counted before."""
+        """(split, how often, example) of each good row that is not left out; faults were counted before.
+
+        Raises:
+            DataError: there are other rows than when they were checked.
+        """
         good = (record for record in examples(self.chunk.records(), self.columns) if isinstance(record, Example))
-        for choice, example in zip(self.choice, good, strict=True):
+        for choice, example in zip_longest(self.choice, good):
+            if choice is None or example is None:
+                raise changed(self.file)
             if choice == EVALUATED:
                 yield Split.EVAL, 1, example
             elif choice != LEFT_OUT:

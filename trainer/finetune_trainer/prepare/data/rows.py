@@ -148,13 +148,13 @@ def _label(column: str, value: Any) -> str:
         return _encodable(column, value.strip())  # "spam " is no class of its own
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):
+    if isinstance(value, float) and value == value:
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, int):
         return str(value)
     if isinstance(value, list):
         raise Wrong(Code.MULTI_LABEL, f"{column!r} is a list; several labels of one row are not supported yet")
-    if value is None:
+    if value is None or value != value:  # NaN stands for null in columns of numbers
         raise Wrong(Code.NULL_VALUE, f"{column!r} is null; a label is a string, a number or a boolean")
     raise Wrong(Code.LABEL_TYPE, f"{column!r} is {json_type(value)}; a label is a string, a number or a boolean")
 
