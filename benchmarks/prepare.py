@@ -224,7 +224,7 @@ def ours(folder: Path) -> Sample:
     encoder = encoder_for(spec, Task.CAUSAL_LM, tokenizer, data.layout, LENGTH, None, work)
     made = tokenize(spec, Task.CAUSAL_LM, data, encoder, work / "out")
     ended = time.monotonic()
-    report = judge(made.observations[Split.TRAIN], None, Context(Task.CAUSAL_LM, data.layout, max_length=LENGTH))
+    report = judge(made.observations[Split.TRAIN], None, Context(Task.CAUSAL_LM, LENGTH))
     report.to_json()
     reported = time.monotonic()
     facts = made.facts.train
