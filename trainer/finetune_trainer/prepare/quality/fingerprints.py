@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 SHOWN_CHARACTERS = 4000  # of a row: what near duplicates, word lists and the report's samples look at
+_LOOKED_AT = 2048  # bytes of a row: twins that differ behind them are twins still
 _WINDOW = 24  # bytes of one shingle of `keys`, about four words: shorter ones stand in every other row
 _ANCHORS = np.zeros(256, bool)  # a shingle begins at each blank, and at every eighth kind of byte beyond ASCII
 _ANCHORS[[ord(" "), ord("\n")]] = True
@@ -15,13 +16,13 @@ _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(
 _SHIFT = np.uint64(31)
 
 
-def digest(text: str) -> int:
-    """64 bits of a text's blake2b. Of a million rows two share it by chance once in 37 million sets."""
-    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "little")
+def digest(*parts: bytes) -> int:
+    """64 bits of the blake2b over some parts. Of a million rows two share it by chance once in 37 million sets."""
+    return int.from_bytes(blake2b(b"\0".join(parts), digest_size=8).digest(), "little")
 
 
-def keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """One MinHash of each text: the least hash over its shingles of 24 bytes, mixed once more to spread evenly.
+def keys(texts: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    """One MinHash of each text (UTF-8): the least hash over its shingles of 24 bytes, mixed once more to spread evenly.
 
     Two texts share it with the probability of their Jaccard similarity (Broder 1997). A sample that takes the rows
     with the least keys therefore takes a row together with its near twin, where one by chance would part them.
@@ -31,7 +32,7 @@ def keys(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     """
     if not texts:
         return np.empty(0, np.uint64)
-    parts = [b" " + text[:SHOWN_CHARACTERS].encode("utf-8", "replace").lower() for text in texts]
+    parts = [b" " + text[:_LOOKED_AT].lower() for text in texts]
     pad = b"\0" * _WINDOW
     joined = pad.join(parts) + pad
     lengths = np.fromiter(map(len, parts), np.int64, len(parts)) + _WINDOW

@@ -75,13 +75,14 @@ class Observation:
         part["label"] = [self._label(example) for example in examples]
         part["answer"] = [_answer_words(example, side) for example, side in zip(examples, both, strict=True)]
         wholes = [side.whole for side in both]
-        part["given"] = [digest(side.given) for side in both]
+        raw = [whole.encode("utf-8", "replace") for whole in wholes]
+        part["given"] = [digest(side.given.encode("utf-8", "replace")) for side in both]
         part["content"] = [
-            digest(f"{whole}\0{side.system}\0{example.label}\0{len(side.given)}")
-            for example, whole, side in zip(examples, wholes, both, strict=True)
+            digest(whole, side.system.encode("utf-8", "replace"), example.label.encode(), b"%d" % len(side.given))
+            for example, whole, side in zip(examples, raw, both, strict=True)
         ]
-        self._keep(examples, encoded, both, part, keys(wholes))
-        self.leftovers.add(self.file, part["line"].tolist(), wholes)
+        self._keep(examples, encoded, both, part, keys(raw))
+        self.leftovers.add(self.file, part["line"].tolist(), wholes, raw)
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
         self._parts.append(part)
