@@ -147,3 +147,28 @@ def test_parts_of_a_message_and_calls_of_tools_are_read() -> None:
     parts = [{"type": "text", "text": "look"}, {"type": "image"}]
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
     assert sides(Example(1, "", messages=({"role": "user", "content": parts}, call)), False)[:2] == ("look", "weather")
+
+
+def test_twins_have_about_the_same_share_in_a_small_sample_as_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.prepare.quality.observation.ROWS", 500)
+    monkeypatch.setattr(sample, "ROWS", 500)
+    examples = pairs(4000)
+    twins = [replace(row, line=row.line + 4000, completion=f"{row.completion} indeed") for row in examples[:1000]]
+    report = judge(observed(examples + twins, rows=5000), None, CONTEXT[pairs])
+    found = next(finding for finding in report.findings if finding.code == "NearDuplicates")
+    assert found.sampled == 500
+    assert 0.14 < found.share < 0.26  # 0.2 of all; drawn one by one, a tenth of a tenth would be left
+
+
+def test_evaluation_rows_are_compared_only_where_the_training_sample_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    examples = pairs(4000)
+    near = [replace(row, completion=f"{row.completion} indeed") for row in examples[::8]]
+    own = observed(near, file="eval.jsonl")
+    monkeypatch.setattr("finetune_trainer.prepare.quality.observation.ROWS", 400)
+    monkeypatch.setattr(sample, "ROWS", 400)
+    report = judge(observed(examples, rows=4000), own, CONTEXT[pairs])
+    found = next(finding for finding in report.findings if finding.code == "EvalNearTrain")
+    assert found.sampled < 80
+    assert found.share > 0.7  # each of them is a twin
