@@ -55,6 +55,11 @@ CSV: dict[str, tuple[bytes, list[tuple[int, object]]]] = {
     "carriage returns": (b"a\r\n1\r\n\r\n2\r\n", [(2, {"a": "1"}), (4, {"a": "2"})]),
     "a byte order mark, and spaces in the header": (b"\xef\xbb\xbfa , b\n1,2\n", [(2, {"a": "1", "b": "2"})]),
     "ragged rows": (b"a,b\n1\n1,2,3\n1,2\n", [(2, Code.RAGGED_ROW), (3, Code.RAGGED_ROW), (4, {"a": "1", "b": "2"})]),
+    "a header between rows, as of joined files": (
+        b"a,b\n1,2\na, b\n3,4\n",
+        [(2, {"a": "1", "b": "2"}), (3, Code.REPEATED_HEADER), (4, {"a": "3", "b": "4"})],
+    ),
+    "one column: its name may be a value": (b"a\na\n", [(2, {"a": "a"})]),
     "bad UTF-8 after a record of two lines": (
         b'a,b\n"x\ny",1\nz,\xe9\nok,2\n',
         [(2, {"a": "x\ny", "b": "1"}), (4, Code.BAD_UTF8), (5, {"a": "ok", "b": "2"})],

@@ -106,6 +106,8 @@ def _csv_row(line: int, header: list[str], fields: list[str]) -> Record:
             return bad
     if len(fields) != len(header):
         return Fault(line, Code.RAGGED_ROW, f"there are {len(fields)} fields, but the header has {len(header)}")
+    if len(header) > 1 and [field.strip() for field in fields] == header:
+        return Fault(line, Code.REPEATED_HEADER, "the line is the header once more")
     return Row(line, dict(zip(header, fields, strict=True)))
 
 

@@ -55,6 +55,7 @@ class Code(StrEnum):
     NOT_AN_OBJECT = "NotAnObject"
     INVALID_CSV = "InvalidCSV"
     RAGGED_ROW = "RaggedRow"
+    REPEATED_HEADER = "RepeatedHeader"
     MISSING_FIELD = "MissingField"
     MIXED_COLUMNS = "MixedColumns"
     WRONG_TYPE = "WrongType"

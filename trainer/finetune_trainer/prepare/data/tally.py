@@ -23,6 +23,7 @@ CURES = {
     Code.NOT_A_NUMBER: "write null, or leave the field out",
     Code.NOT_AN_OBJECT: 'write an object: {"text": ...}',
     Code.INVALID_CSV: 'quote fields with "..." and double the quotes within',
+    Code.REPEATED_HEADER: "remove the line: it was left when files were joined",
     Code.RAGGED_ROW: "quote fields that hold the delimiter, and write all of them",
     Code.MISSING_FIELD: "add it, or say in spec.dataset.columns which column it is",
     Code.MIXED_COLUMNS: "give all rows the same columns",
