@@ -80,7 +80,7 @@ async def observe(
         namespace_ends=await _namespace_ends(kube, owner, jobs, pods),
         lost_nodes=await _lost_nodes(kube, pods, now),
         log_tail="" if over else await _log_tail(kube, owner, jobs, pods),
-        nodes=await _gpu_nodes(kube, job) if job and read_nodes and not (over or jobs or status.plan) else (),
+        nodes=await gpu_nodes(kube, job) if job and read_nodes and not (over or jobs or status.plan) else (),
     )
 
 
@@ -206,7 +206,7 @@ async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> fr
     return frozenset(lost)
 
 
-async def _gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
+async def gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
     """Nodes whose labels tell of GPUs and that the job's selector allows; none where we may not look."""
     if job.spec.suspend or not machines.gpu_resources(job):
         return ()

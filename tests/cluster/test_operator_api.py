@@ -11,11 +11,13 @@ import pytest
 from kubernetes.aio.client import Configuration
 
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
+from finetune_api.v1alpha1.status import PlanStatus
 from finetune_operator.act import act, tell, write_status
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
 from finetune_operator.leader import NAME, Elector, LostLeaseError
-from finetune_operator.observe import observe
+from finetune_operator.machines import MEMORY, PRODUCT, Gpu, gpu_of
+from finetune_operator.observe import gpu_nodes, observe
 from finetune_operator.world import Create, Delete, Milestone, Observed
 from tests.cluster.control_plane import TOKEN, Api
 
@@ -34,11 +36,12 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def client(api: Api) -> AsyncIterator[Kube]:
+async def client(api: Api, *, token: str = TOKEN) -> AsyncIterator[Kube]:
     configuration = Configuration()
     configuration.host = api.url
     configuration.ssl_ca_cert = api.certificate
-    configuration.api_key["BearerToken"] = f"Bearer {TOKEN}"
+    if token:
+        configuration.api_key["BearerToken"] = f"Bearer {token}"
     kube = Kube(configuration, requests=8)
     try:
         yield kube
@@ -117,8 +120,9 @@ def test_a_leader_whose_lease_was_taken_stops(api: Api, namespace: str) -> None:
     run(test())
 
 
-def make_job(api: Api, name: str) -> None:
-    body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": SPEC}
+def make_job(api: Api, name: str, **more: Any) -> None:
+    spec = {**SPEC, **more}
+    body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": spec}
     made = api.call("POST", JOBS_PATH, body)
     assert made.status == 201, made.message
 
@@ -206,6 +210,36 @@ def test_an_event_is_posted_once(api: Api) -> None:
             assert [event["type"] for event in found] == ["Warning"]
 
     run(test())
+
+
+def test_nodes_that_tell_of_gpus_are_seen_until_the_plan_is_made(api: Api) -> None:
+    labels: dict[str, str] = {PRODUCT: "NVIDIA-L4", MEMORY: "23034", "pool": "gpus"}
+    for name, given in (("one", labels), ("other", {**labels, "pool": "others"}), ("plain", {"pool": "gpus"})):
+        made = api.call("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": given}})
+        assert made.status == 201, made.message
+        status = {"status": {"capacity": {"nvidia.com/gpu": "4"}}}
+        merge = "application/merge-patch+json"
+        assert api.call("PATCH", f"/api/v1/nodes/{name}/status", status, Content_Type=merge).status == 200
+    asked = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 4}}, "podTemplate": {"nodeSelector": {"pool": "gpus"}}}
+    make_job(api, "gpus", **asked)
+    make_job(api, "cpus")
+
+    async def test() -> None:
+        async with client(api) as kube, client(api, token="") as nobody:
+            seen = await look(kube, "gpus")
+            assert [one.name for one in seen.nodes] == ["one"]
+            assert seen.job
+            assert gpu_of(seen.job, seen.nodes) == Gpu("NVIDIA-L4", 23034)
+            assert await gpu_nodes(nobody, seen.job) == (), "a right that is missing is no failure"
+            assert (await look(kube, "cpus")).nodes == ()
+            await write_status(kube, seen, FineTuneJobStatus(plan=PlanStatus(nodes=1)))
+            assert (await look(kube, "gpus")).nodes == ()
+
+    try:
+        run(test())
+    finally:
+        for name in ("one", "other", "plain"):
+            api.call("DELETE", f"/api/v1/nodes/{name}")
 
 
 def test_a_server_that_is_away_is_an_error_of_ours() -> None:

@@ -177,9 +177,9 @@ def test_data_is_read_with_its_own_key_that_may_only_read(cluster: Cluster, team
     status = planned(handle).status
     assert status.dataset
     assert status.dataset.rows == 180
-    keys = environment(handle)
-    assert keys["FINETUNE_DATA_ACCESS_KEY_ID"]["secretKeyRef"]["name"] == "reader"
-    assert keys["AWS_ACCESS_KEY_ID"]["secretKeyRef"]["name"] == "writer"
+    given = environment(handle)
+    assert given["FINETUNE_DATA_ACCESS_KEY_ID"]["secretKeyRef"]["name"] == "reader"
+    assert given["AWS_ACCESS_KEY_ID"]["secretKeyRef"]["name"] == "writer"
 
 
 def test_what_is_sick_in_the_data_is_told_on_the_job_and_in_events(cluster: Cluster, team: str, inputs: Inputs) -> None:
