@@ -145,7 +145,7 @@ def gpus(cluster: Cluster, machines: dict[str, tuple[str, int]]) -> Iterator[Non
 
 def test_a_dry_run_plans_for_the_smallest_gpu_that_nodes_tell_of(cluster: Cluster, team: str, inputs: Inputs) -> None:
     small, large = ("NVIDIA-A100-SXM4-40GB", 40960), ("NVIDIA-H100-80GB-HBM3", 81559)
-    asked = {"resourcesPerNode": {"limits": {GPU: 1}}, "nodes": 1, "dryRun": True}
+    asked: Object = {"resourcesPerNode": {"limits": {GPU: 1}}, "nodes": 1, "dryRun": True}
     with gpus(cluster, {"n1": large, "n2": small}):
         handle = planned(job(cluster, team, "gpus", model=inputs.llama, train=inputs.texts, **asked))
     told = environment(handle)
@@ -167,6 +167,8 @@ def test_data_is_read_with_its_own_key_that_may_only_read(cluster: Cluster, team
     cluster.s3.allow(results, f"writer-{team}", "s3:*")
     with pytest.raises(StorageError, match="AccessDenied"):
         open_store(f"s3://{corpus}", users["writer"]).get("in/train.jsonl")
+    with pytest.raises(StorageError, match="AccessDenied"):
+        open_store(f"s3://{results}", users["reader"]).get("models/llama/config.json")
     for name, environ in users.items():
         keys = {key: value for key, value in environ.items() if key.endswith(("KEY_ID", "ACCESS_KEY"))}
         data = {key: base64.b64encode(value.encode()).decode() for key, value in keys.items()}
@@ -185,10 +187,8 @@ def test_data_is_read_with_its_own_key_that_may_only_read(cluster: Cluster, team
 def test_what_is_sick_in_the_data_is_told_on_the_job_and_in_events(cluster: Cluster, team: str, inputs: Inputs) -> None:
     sick = [*TEXTS, *TEXTS[:60], *TEXTS[:40], *({"text": "[TODO] write this"} for _ in range(20))]
     store = bucket(cluster)
-    train, held_out = (
-        put_rows(store, sick, f"data/{team}.jsonl"),
-        put_rows(store, TEXTS[:30], f"data/{team}-eval.jsonl"),
-    )
+    train = put_rows(store, sick, f"data/{team}.jsonl")
+    held_out = put_rows(store, TEXTS[:30], f"data/{team}-eval.jsonl")
     handle = job(cluster, team, "sick", model=inputs.llama, train=train, split=None, dryRun=True)
     handle.spec["dataset"]["eval"] = held_out
     status = planned(handle).status
