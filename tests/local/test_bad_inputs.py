@@ -1,5 +1,6 @@
 """Every wrong input of tests/bad_inputs is caught with code, field and line, before anything is trained or stored."""
 
+import multiprocessing
 import re
 import sys
 from collections import Counter
@@ -58,6 +59,7 @@ def test_it_is_caught_before_training(
         assert problem.message
         assert problem.cure
     assert not list(tmp_path.glob("store/**/*"))
+    assert not multiprocessing.active_children()
     assert not [name for name in set(sys.modules) - loaded if name.startswith(TRAINS)]
 
 
