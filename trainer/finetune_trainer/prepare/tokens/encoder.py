@@ -158,6 +158,8 @@ class Encoder:
         kept = trained[: self.limit]
         if not kept[1:].any():  # the first token is never predicted
             message = f"no token to learn is left of the row when cut at {self.limit} tokens"
+            if not trained[1:].any():
+                message = "nothing of the row is to be learnt: the chat template marks none of it as the assistant's"
             return Fault(example.line, Code.NOTHING_TO_LEARN, message)
         return Encoded(ids[: self.limit], kept, None, len(ids))
 
