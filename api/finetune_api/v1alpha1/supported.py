@@ -66,6 +66,8 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.method.lora.bias",
         "spec.training",
         "spec.deepspeed.stage",
+        "spec.deepspeed.offload.optimizer",
+        "spec.deepspeed.offload.parameters",
         "spec.nodes",
         "spec.spares",
         "spec.scratch",
@@ -92,6 +94,7 @@ _OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
 _REPORTED = "the loss of every step is reported"
 _EVALUATED = "evaluation follows eval_steps, and comes once at the end"
 _ADAPTER = "only plain LoRA adapters are trained"
+_NVME = Later("nothing is kept on disks", "use cpu, the node's memory", values=("nvme",))
 
 LATER: dict[str, Later] = {
     "spec.activeDeadlineSeconds": Later("no deadline is watched"),
@@ -132,7 +135,8 @@ LATER: dict[str, Later] = {
     "spec.training.eval_delay": Later(_EVALUATED),
     "spec.training.eval_on_start": Later(_EVALUATED),
     "spec.training.dataloader_pin_memory": Later("memory is pinned where there is a GPU"),
-    "spec.deepspeed.offload": Later("states stay where DeepSpeed's stage puts them"),
+    "spec.deepspeed.offload.optimizer": _NVME,
+    "spec.deepspeed.offload.parameters": _NVME,
     "spec.deepspeed.config": Later("the DeepSpeed configuration is made by the plan", "set spec.deepspeed.stage"),
     "spec.resumeFrom": Later("a job resumes its own checkpoints only"),
     "spec.recovery.hangTimeoutSeconds": Later("hangs are not detected"),

@@ -72,6 +72,9 @@ def choose(request: Request) -> Layout:
             "is 3, and 4-bit weights have not been sharded on a GPU by any test of ours: refused until one has passed"
         )
         raise SpecError(problem("QLoRAWithZeRO3", "spec.deepspeed.stage", message, "use stage 2, or method lora"))
+    if request.stage == 0 and request.offload_optimizer:
+        message = "is cpu, and stage is 0; DeepSpeed moves optimizer states from stage 1 on"
+        raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
     found = best(request)
     if found is None:
         raise SpecError(_does_not_fit(request))
@@ -124,7 +127,7 @@ def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:
     """To the node's memory only where the job says how much there is: a pod that takes more is killed."""
     free = request.machine.device == "gpu" and request.machine.host_bytes > 0
     for optimizer in _choices(request.offload_optimizer, free and stage > 0):
-        for parameters in _choices(request.offload_parameters, free and stage == 3):
+        for parameters in _choices(request.offload_parameters, free and stage == 3 and optimizer):
             yield optimizer, parameters
 
 

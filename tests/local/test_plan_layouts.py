@@ -1,0 +1,56 @@
+"""Layouts that the planner may choose train with real workers, to the losses of the plain one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.contract import ExitCode
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.plan.engine import deepspeed_config
+from tests.local.harness import Bench, make_plan, write_dataset
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "ZeRO-1": {"stage": 1},
+    "ZeRO-2, optimizer in the node's memory": {"stage": 2, "offload_optimizer": True},
+    "ZeRO-3, optimizer and parameters in the node's memory": {
+        "stage": 3,
+        "offload_optimizer": True,
+        "offload_parameters": True,
+    },
+    "ZeRO-2, activations recomputed": {"stage": 2, "training": {"activation_checkpointing": True}},
+    "ZeRO-3, activations recomputed": {"stage": 3, "training": {"activation_checkpointing": True}},
+}
+
+
+FEW = list(LAYOUTS)[2:4]
+CASES = [
+    (MethodType.LORA, FEW),
+    pytest.param(MethodType.LORA, [name for name in LAYOUTS if name not in FEW], marks=pytest.mark.matrix),
+    pytest.param(MethodType.FULL, list(LAYOUTS), marks=pytest.mark.matrix),
+]
+
+
+@pytest.mark.parametrize(("method", "names"), CASES)
+def test_every_layout_of_the_planner_gives_the_losses_of_the_plain_one(
+    method: MethodType, names: list[str], bench: Bench, llama: Path, tmp_path: Path
+) -> None:
+    data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
+    losses = {}
+    for name, layout in {"ZeRO-2": {"stage": 2}, **{name: LAYOUTS[name] for name in names}}.items():
+        values = dict(layout)
+        stage, training = values.pop("stage"), values.pop("training", {})
+        plan = make_plan(
+            Task.CAUSAL_LM,
+            method,
+            world=2,
+            stage=stage,
+            max_steps=6,
+            training=training,
+            deepspeed=deepspeed_config(stage, None, training, **values),
+        )
+        run = bench.run(plan, llama, data, tmp_path / name.replace(" ", "_"))
+        assert set(run.exit_codes) == {ExitCode.OK}, f"{name}: {run.logs}"
+        losses[name] = run.losses()
+    for name, values in losses.items():
+        assert values == pytest.approx(losses["ZeRO-2"], abs=1e-4), name
