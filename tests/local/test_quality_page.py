@@ -7,7 +7,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from finetune_trainer.prepare.quality.page import render
+from finetune_trainer.prepare.quality.page import headline, render
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
 from finetune_trainer.prepare.quality.summary import lines
 from finetune_trainer.prepare.quality.terminal import table
@@ -76,6 +76,19 @@ def test_a_page_can_be_made_of_any_layout(make, severity: Severity) -> None:
     report = reported(make())
     assert report.of(severity)
     assert render(report) == render(QualityReport.model_validate_json(report.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("", "Data set"),
+        ("s3://data/train.jsonl", "train.jsonl"),
+        ("s3://data/train.csv, s3://data/eval.csv", "train.csv and 1 more"),
+        ("hf://datasets/shop/tickets", "tickets"),
+    ],
+)
+def test_the_headline_is_the_first_file(name: str, expected: str) -> None:
+    assert headline(name) == expected
 
 
 def test_one_row_makes_a_report_too() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_api.messages import MethodType
+from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.data.rows import Example
-from finetune_trainer.prepare.quality.judge import WEIGHT
+from finetune_trainer.prepare.quality.context import Context
+from finetune_trainer.prepare.quality.judge import WEIGHT, judge
 from finetune_trainer.prepare.quality.report import Severity
 from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.unit.quality_sets import (
@@ -23,6 +24,7 @@ from tests.unit.quality_sets import (
     chats,
     encode,
     labelled,
+    observed,
     pairs,
     reported,
     rewritten,
@@ -304,6 +306,20 @@ def test_the_length_that_keeps_99_percent_is_named() -> None:
     report = reported(pairs(1000), how=lambda example: encode(example, limit=80))
     enough = report.train.length_for_99_percent
     assert sum(length <= enough for length in lengths) >= 990 > sum(length < enough for length in lengths)
+
+
+@pytest.mark.parametrize(
+    ("longest", "says"),
+    [
+        (0, "set spec.dataset.maxLength to"),
+        (100, "maxLength to 100, the most this model takes"),
+        (80, "choose another"),
+    ],
+)
+def test_no_length_is_advised_that_the_model_cannot_take(longest: int, says: str) -> None:
+    train = observed(pairs(500), lambda example: encode(example, limit=80))
+    report = judge(train, None, Context(task=Task.CAUSAL_LM, max_length=80, longest=longest))
+    assert says in next(finding.cure for finding in report.findings if finding.code == "TruncatedRows")
 
 
 def test_every_finding_is_in_the_documentation_in_the_order_of_its_weight() -> None:

@@ -22,12 +22,14 @@ class Context:
     Attributes:
         completion_only: whether prompts are to carry no loss; of no effect where rows have no prompt.
         max_length: tokens; rows are cut at it.
+        longest: tokens of the longest sequence the model takes; 0 where it does not say.
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
     """
 
     task: Task
     max_length: int
+    longest: int = 0
     method: MethodType | None = None
     completion_only: bool = True
     micro_batch: int = 8

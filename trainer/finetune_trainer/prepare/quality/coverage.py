@@ -80,23 +80,28 @@ def cut(split: Split, context: Context) -> Iterator[Finding]:
         return
     share = len(rows) / split.rows
     enough = at(np.sort(full.astype(np.int64)), 99)
-    longer = (
-        f"set spec.dataset.maxLength to {enough:,} to keep 99 % of the rows whole, if model and memory allow, or "
-        if enough > context.max_length
-        else "if their ends matter, "
-    )
     answers = " (the end of an answer is what is cut)" if (split.table["trained"] != NO_TOKENS_TRAINED).any() else ""
     yield split.finding(
-        Severity.WARNING if len(rows) >= CUT_ROWS and share >= CUT_SHARE else Severity.NOTE,
+        Severity.WARNING if split.name == "train" and len(rows) >= CUT_ROWS and share >= CUT_SHARE else Severity.NOTE,
         "TruncatedRows",
         f"{counted(len(rows), 'row')} of {split.rows:,} ({percent(share)}) "
         f"{'is' if len(rows) == 1 else 'are'} cut at {context.max_length:,} tokens{answers}",
-        f"{longer}split long rows",
-        "warning from 10 % of the rows",
+        f"{_longer(enough, context)}split long rows",
+        "warning from 10 % of the training rows",
         len(rows),
         split.rows,
         excerpts=tuple(split.excerpt(int(row)) for row in rows[:EXCERPTS]),
     )
+
+
+def _longer(enough: int, context: Context) -> str:
+    if enough <= context.max_length:
+        return "if their ends matter, "
+    if not context.longest or enough <= context.longest:
+        return f"set spec.dataset.maxLength to {enough} to keep 99 % of the rows whole, if memory allows, or "
+    if context.longest > context.max_length:
+        return f"set spec.dataset.maxLength to {context.longest}, the most this model takes (99 % need {enough}), or "
+    return f"99 % of the rows need {enough} tokens, and this model takes {context.longest}: choose another, or "
 
 
 def outliers(split: Split) -> Iterator[Finding]:

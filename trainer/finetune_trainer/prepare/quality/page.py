@@ -35,6 +35,7 @@ def render(report: QualityReport) -> str:
     evaluation = report.eval.histogram if report.eval else ()
     return _template().render(
         report=report,
+        headline=headline(report.name),
         verdict=verdict(report),
         findings=[finding for finding in report.findings if finding.severity is not Severity.NOTE],
         notes=report.of(Severity.NOTE),
@@ -90,9 +91,15 @@ def waste(split: SplitQuality) -> list[tuple[str, float, Markup]]:
     return [(name, share, charts.bar(share, "waste")) for name, share in ways]
 
 
+def headline(name: str) -> str:
+    """`train.jsonl`, or `train.jsonl and 2 more`, of a list of addresses."""
+    first, *others = name.split(", ")
+    return f"{file_name(first) or 'Data set'}{f' and {len(others)} more' if others else ''}"
+
+
 def sentence(text: str) -> str:
-    """A text with a capital letter."""
-    return text[:1].upper() + text[1:]
+    """A text with a capital letter, and percentages that stay on one line."""
+    return (text[:1].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _labels(report: QualityReport) -> list[_LabelRow]:
