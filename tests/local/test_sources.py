@@ -101,6 +101,7 @@ CHOICES: dict[str, list[str]] = {
     "*.jsonl": ["a.jsonl", "b.jsonl"],
     "[b-z].jsonl": ["b.jsonl"],
     "?.jsonl": ["a.jsonl", "b.jsonl"],
+    "*": ["a.jsonl", "b.jsonl"],
     "**/*.jsonl": ["a.jsonl", "b.jsonl", "deep/c.jsonl", "deep/deeper/d.jsonl"],
     "deep/*.jsonl": ["deep/c.jsonl"],
     "deep/**/*.jsonl": ["deep/c.jsonl", "deep/deeper/d.jsonl"],
@@ -264,10 +265,16 @@ def test_objects_are_fetched_once(server: S3Server, bucket: str, tmp_path: Path)
 def test_a_file_larger_than_the_disk_is_not_begun(
     server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (place,) = locate(f"{bucket}/data/a.jsonl", FIELD, server.environ)
+    spec = DatasetSpec(train=f"{bucket}/data/*.jsonl")
+    found = locate_all(spec, server.environ)
     monkeypatch.setattr(places, "ROOM", 1 << 60)
-    with pytest.raises(DataError, match=r"are free where data is fetched to .*spec\.scratch\.size"):
-        place.fetch(tmp_path, silent)
+    with pytest.raises(DataError, match=r"a.jsonl and 1 more files have 3.78 kB, and .* are free where") as caught:
+        check(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1)
+    assert "spec.scratch.size" in caught.value.problems[0].cure
+    assert not list((tmp_path / "work").iterdir())
+    for place in found.train[0].files:
+        place.fetch(tmp_path / "work", silent)
+    assert check(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1).good == 200, "it is there already"
 
 
 @pytest.mark.parametrize("uri", ["s3://tree//a", "s3://tree/../a", "s3:///a"])
@@ -443,6 +450,14 @@ def test_a_server_that_fails_now_and_then_is_asked_again(site: Web, tmp_path: Pa
     (place,) = locate(uri, FIELD, {})
     site.statuses["/x.jsonl"] = [500, 502]
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+def test_a_server_that_always_sends_less_than_it_announces_is_given_up(site: Web, tmp_path: Path) -> None:
+    (place,) = locate(at(site, "/x.jsonl", tag=None), FIELD, {})
+    site.breaks["/x.jsonl"] = [500] * 10
+    with pytest.raises(StorageError, match="cannot be fetched after 6 attempts"):
+        place.fetch(tmp_path, silent)
+    assert not list(tmp_path.rglob("x.jsonl"))
 
 
 def test_a_file_that_changes_meanwhile_is_told(site: Web, tmp_path: Path) -> None:

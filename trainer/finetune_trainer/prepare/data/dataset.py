@@ -5,8 +5,8 @@ A file is read twice: once to check it, once to tokenise it; between the two onl
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
 from finetune_trainer.prepare.data.choice import hold_out, label_order, repeats
-from finetune_trainer.prepare.data.chunks import EMPTY, Chunk, chunks
-from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.chunks import Chunk, chunks
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
+from finetune_trainer.prepare.data.opening import CheckedFile, mixed_layouts, open_all
+from finetune_trainer.prepare.data.places import Report
 from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split, changed
 from finetune_trainer.prepare.data.progress import Progress
 from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples
-from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import Source, Sources
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.pool import map_in_order
@@ -32,23 +32,11 @@ from finetune_trainer.prepare.pool import map_in_order
 WORTH_PROCESSES = 32 << 20  # bytes: below, starting processes takes longer than the work
 MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
 
-Report = Callable[[str], None]
-
 
 def processes(size: int) -> int:
     """How many processes to read so many bytes with: a pod is told its share, for it sees all cores of its node."""
     given = int(os.environ.get(Env.PROCESSES) or len(os.sched_getaffinity(0)))
     return given if size >= WORTH_PROCESSES else 1
-
-
-@dataclass(frozen=True)
-class CheckedFile:
-    """One file of a source; `good` has the number of good rows of each of its chunks."""
-
-    source: int
-    file: DataFile
-    columns: Columns
-    good: "array[int]" = field(default_factory=lambda: array("q"))
 
 
 @dataclass
@@ -156,9 +144,9 @@ def check(
     """
     fatal: list[Problem] = []
     parts = [CheckedSource(source, Tally(source.field)) for source in sources.all()]
-    files = list(_open_all(spec, task, sources, folder, has_template, report, fatal))
+    files = list(open_all(spec, task, sources, folder, has_template, report, fatal))
     if not fatal and len({file.columns.layout for file in files}) > 1:
-        fatal.append(_mixed_layouts(files))
+        fatal.append(mixed_layouts(files))
     names: list[str] = []
     _read_all(parts, files, task, names, fatal, report)
     training = parts[: len(sources.train)]
@@ -195,48 +183,6 @@ def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
     )
     cure = "mend the rows below, or raise spec.dataset.maxInvalidPercent"
     return [Problem(code="TooManyInvalidRows", field=tally.field, message=message, cure=cure), *tally.problems()]
-
-
-# ---------------------------------------------------------------- files
-
-
-def _open_all(
-    spec: DatasetSpec,
-    task: Task,
-    sources: Sources,
-    folder: Path,
-    has_template: bool,
-    report: Report,
-    fatal: list[Problem],
-) -> Iterator[CheckedFile]:
-    """Every file with its format and columns; what cannot be read at all goes to `fatal`."""
-    for index, source in enumerate(sources.all()):
-        found = 0
-        empty: list[Problem] = []
-        for place in source.files:
-            try:
-                path = place.fetch(folder, report)
-                file = open_file(path, place.name, source.field, spec.format, spec.delimiter, spec.documents)
-                columns = columns_of(file, task, spec.columns, has_template)
-                yield CheckedFile(index, replace(file, columns=tuple(columns.names.values())), columns)
-                found += 1
-            except DataError as error:
-                if len(source.files) > 1 and error.problems[0].code == EMPTY:  # as engines leave them among others
-                    empty += error.problems
-                else:
-                    fatal += error.problems
-        if not found and not any(problem.field == source.field for problem in fatal):
-            fatal += empty
-
-
-def _mixed_layouts(files: list[CheckedFile]) -> Problem:
-    first = files[0]
-    other = next(file for file in files if file.columns.layout is not first.columns.layout)
-    message = (
-        f"the rows have {other.columns.layout}, and those of {first.file.name} have {first.columns.layout}; "
-        "one data set is of one kind"
-    )
-    return other.file.problem("MixedLayouts", message, "bring all files to the same columns, or leave some out")
 
 
 # ---------------------------------------------------------------- rows

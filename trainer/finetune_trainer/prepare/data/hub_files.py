@@ -12,7 +12,7 @@ from pathlib import Path
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
 from finetune_trainer.prepare.data import patterns
 from finetune_trainer.prepare.data.detect import suffixes_of
-from finetune_trainer.prepare.data.places import Place, Report, announce, hashed, make_room
+from finetune_trainer.prepare.data.places import Place, Report, announce, hashed
 
 URI = re.compile(
     r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)"
@@ -42,10 +42,8 @@ class HubFile:
         """Downloaded by the hub's own client, which resumes and verifies."""
         from huggingface_hub import hf_hub_download
 
-        target = folder / f"{self.repository.replace('/', '--')}-{self.sha}"
-        path = target / self.path
+        path = self._path(folder)
         if not path.exists():
-            make_room(self, target)
             announce(self, report)
             with _told(self.repository, self.field):
                 hf_hub_download(
@@ -53,11 +51,21 @@ class HubFile:
                     self.path,
                     repo_type="dataset",
                     revision=self.sha,
-                    local_dir=target,
+                    local_dir=self._folder(folder),
                     endpoint=self.endpoint,
                     token=self.token or False,
                 )
         return path
+
+    def is_here(self, folder: Path) -> bool:
+        """Whether it was downloaded."""
+        return self._path(folder).exists()
+
+    def _folder(self, folder: Path) -> Path:
+        return folder / f"{self.repository.replace('/', '--')}-{self.sha}"
+
+    def _path(self, folder: Path) -> Path:
+        return self._folder(folder) / self.path
 
     def is_unchanged(self) -> bool:
         """A commit never changes."""

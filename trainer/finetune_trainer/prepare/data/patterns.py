@@ -32,9 +32,14 @@ def fixed_part(pattern: str) -> str:
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that fit, sorted. `*` stays within a folder, `**` is any number of folders; no hidden ones."""
+    """The names that fit, sorted. `*` stays within a folder, `**` is any number of folders; no hidden ones.
+
+    A pattern whose last part has no dot, such as `folder/*`, says nothing of the files: then only data files are taken.
+    """
     parts = [(part, None if part == "**" else re.compile(translate(part))) for part in pattern.split("/")]
-    return sorted(name for name in names if _fits(name.split("/"), parts))
+    # a key that ends in a slash stands for a folder in a bucket
+    found = sorted(name for name in names if not name.endswith("/") and _fits(name.split("/"), parts))
+    return found if "." in pattern.rpartition("/")[2] else data_files(found)
 
 
 def _fits(names: list[str], parts: list[tuple[str, "re.Pattern[str] | None"]]) -> bool:
@@ -49,23 +54,23 @@ def _fits(names: list[str], parts: list[tuple[str, "re.Pattern[str] | None"]]) -
     return expression.match(names[0]) is not None and _fits(names[1:], parts[1:])
 
 
-def likely_data(names: Iterable[str]) -> list[str]:
-    """Those of any files that look like data, sorted: to show what there is."""
-    shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
-    return sorted(name for name in shown if data_files([base := name.rpartition("/")[2]]) and suffixes_of(base)[0])
-
-
 def data_files(names: Iterable[str]) -> list[str]:
-    """The data files among those of one folder, sorted; what usually stands beside data is left out.
+    """The data files among these, sorted; what usually stands beside data is left out.
 
     Files without a suffix of data are taken only where no file has one.
     """
-    left = [
-        name
-        for name in sorted(names)
-        if not name.startswith((".", "_")) and name not in BESIDE_DATA and not NO_DATA.match(name)
-    ]
+    left = [name for name in sorted(names) if _may_be_data(name.rpartition("/")[2])]
     return [name for name in left if suffixes_of(name)[0] is not None] or left
+
+
+def _may_be_data(base: str) -> bool:
+    return not base.startswith((".", "_")) and base not in BESIDE_DATA and not NO_DATA.match(base)
+
+
+def likely_data(names: Iterable[str]) -> list[str]:
+    """Those of any files that look like data, sorted: to show what there is."""
+    shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    return [name for name in data_files(shown) if suffixes_of(name)[0] is not None]
 
 
 def formats_of(names: Iterable[str]) -> dict[Format, str]:

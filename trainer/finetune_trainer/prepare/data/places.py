@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,9 @@ class Place(Protocol):
     def fetch(self, folder: Path, report: Report) -> Path:
         """The file on this machine: in place if it lies here, else downloaded into `folder`, once."""
 
+    def is_here(self, folder: Path) -> bool:
+        """Whether there is nothing to download."""
+
     def is_unchanged(self) -> bool:
         """Whether it still is the file that was found."""
 
@@ -67,6 +70,10 @@ class LocalFile:
     def fetch(self, folder: Path, report: Report) -> Path:
         """Where it lies."""
         return self.path
+
+    def is_here(self, folder: Path) -> bool:
+        """Always."""
+        return True
 
     def is_unchanged(self) -> bool:
         """By size and time."""
@@ -129,13 +136,20 @@ class StoredFile:
 
     def fetch(self, folder: Path, report: Report) -> Path:
         """Downloaded in parts."""
-        path = folder / self.fingerprint / self.info.key.rpartition("/")[2]
+        path = self._path(folder)
         if not path.exists():
-            make_room(self, folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
             announce(self, report)
             with blamed(self.field):
                 self.store.get_file(self.info.key, path)
         return path
+
+    def is_here(self, folder: Path) -> bool:
+        """Whether it was downloaded."""
+        return self._path(folder).exists()
+
+    def _path(self, folder: Path) -> Path:
+        return folder / self.fingerprint / self.info.key.rpartition("/")[2]
 
     def is_unchanged(self) -> bool:
         """By size and tag."""
@@ -159,15 +173,19 @@ def announce(place: Place, report: Report) -> None:
         report(f"dataset: fetching {place.name}{size}")
 
 
-def make_room(place: Place, folder: Path) -> None:
-    """Make the folder that a file is fetched to.
+def make_room(places: Sequence[Place], folder: Path) -> None:
+    """Make the folder that files are fetched to.
 
     Raises:
-        DataError: the file does not fit on its disk.
+        DataError: they do not fit on its disk together.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if place.size is not None and place.size + ROOM > free:
-        message = f"{place.name} has {amount(place.size)}, and {amount(free)} are free where data is fetched to"
+    missing = [place for place in places if not place.is_here(folder)]
+    wanted = sum(place.size or 0 for place in missing)
+    if wanted and wanted + ROOM > free:
+        place = missing[0]
+        more = f" and {len(missing) - 1} more files have" if len(missing) > 1 else " has"
+        message = f"{place.name}{more} {amount(wanted)}, and {amount(free)} are free where data is fetched to"
         cure = "raise spec.scratch.size in a cluster; free space, or set TMPDIR, on one machine"
         raise DataError(Problem(code="NoSpace", field=place.field, message=message, cure=cure))

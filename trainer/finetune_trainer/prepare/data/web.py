@@ -15,7 +15,7 @@ import httpx2 as httpx
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
 from finetune_trainer.prepare.data.patterns import is_pattern
-from finetune_trainer.prepare.data.places import Report, announce, hashed, make_room
+from finetune_trainer.prepare.data.places import Report, announce, hashed
 from finetune_trainer.prepare.data.progress import Progress
 
 ATTEMPTS = 6  # in a row without a byte
@@ -58,11 +58,10 @@ class WebFile:
 
     def fetch(self, folder: Path, report: Report) -> Path:
         """Downloaded; a broken connection is taken up where it broke."""
-        base = unquote(self.name.rstrip("/").rpartition("/")[2]).replace("/", "_").replace("\0", "_")[-200:]
-        path = folder / self.fingerprint / (base or "data")
+        path = self._path(folder)
         if path.exists():
             return path
-        make_room(self, path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         announce(self, report)
         partial = path.with_name(f".{path.name}.partial")
         progress = Progress("fetched", [self.size or 0], report)
@@ -107,6 +106,14 @@ class WebFile:
                     progress.at(0, done)
         if self.size is not None and done != self.size:
             raise _AgainError(f"{done:,} bytes came, {self.size:,} were announced")
+
+    def is_here(self, folder: Path) -> bool:
+        """Whether it was downloaded."""
+        return self._path(folder).exists()
+
+    def _path(self, folder: Path) -> Path:
+        base = unquote(self.name.rstrip("/").rpartition("/")[2]).replace("/", "_").replace("\0", "_")[-200:]
+        return folder / self.fingerprint / (base or "data")
 
     def is_unchanged(self) -> bool:
         """By size and tag, where the server tells them."""
