@@ -3,6 +3,7 @@
 import gzip
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,17 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from finetune_api.errors import DataError, FineTuneError
+from finetune_api.errors import DataError, FineTuneError, Problem, SpecError
+from finetune_api.messages import Task
 from finetune_trainer.prepare.data import lines
 from finetune_trainer.prepare.data.chunks import chunks, read
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Format, Row
+from finetune_trainer.prepare.data.rows import examples
+from finetune_trainer.prepare.data.shapes import columns_of
 
 ROWS = [{"text": f"text {index} \u00e4", "label": index % 3} for index in range(50)]
 
@@ -297,6 +303,44 @@ def test_columns_that_nobody_asks_for_are_not_read(tmp_path: Path, name: str) ->
     content = parquet(rows) if name == "x.parquet" else arrow(rows, stream=name.startswith("stream"))
     file = replace(open_as(tmp_path, name, content), columns=("text", "label", "absent"))
     assert [values for _, values in records(file)] == ROWS
+
+
+def test_text_of_a_table_that_is_no_utf8_is_named_with_its_row(tmp_path: Path) -> None:
+    column = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(struct.pack("<4i", 0, 2, 6, 8)), pa.py_buffer(b"okcaf\xe9ok")]
+    )
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.table({"text": column}), sink)
+    file = open_as(tmp_path, "x.parquet", bytes(sink.getvalue()))
+    assert records(file) == [(1, {"text": "ok"}), (2, Code.BAD_UTF8), (3, {"text": "ok"})]
+
+
+# ---------------------------------------------------------------- anything at all
+
+WORDS = [b'{"text": "a"}', b'{"messages": [', b"NaN", b"1e999", b":", b",", b'"', b"[", b"]", b"{", b"}", b"\n", b"\t"]
+BYTES = [b"PAR1", b"ARROW1", b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xff\xff\xff\xff", b"\xef\xbb\xbf", b"\0", b"\r"]
+FRAGMENTS = st.sampled_from([*WORDS, *BYTES])
+ANYTHING = st.one_of(st.binary(max_size=200), st.lists(FRAGMENTS, max_size=20).map(b"".join))
+
+
+@pytest.mark.parametrize("form", [None, *Format])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(content=ANYTHING, compressed=st.booleans())
+def test_whatever_a_file_holds_is_rows_faults_or_a_refusal(
+    tmp_path: Path, form: Format | None, content: bytes, compressed: bool
+) -> None:
+    name = "data.gz" if form is None else f"data.{form}"
+    seen: list[int] = []
+    problems: list[Problem] = []
+    try:
+        file = open_as(tmp_path, name, gzip.compress(content) if compressed else content, declared=form)
+        columns = columns_of(file, Task.CAUSAL_LM, {})
+        seen = [record.line for record in examples(read(file), columns)]
+    except (DataError, SpecError) as error:
+        problems = list(error.problems)
+    assert seen == sorted(seen)
+    assert seen or problems
+    assert all(problem.message and problem.cure for problem in problems)
 
 
 # ---------------------------------------------------------------- in parts

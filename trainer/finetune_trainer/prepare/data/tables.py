@@ -9,7 +9,8 @@ import pyarrow.parquet
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.detect import ARROW_STREAM
-from finetune_trainer.prepare.data.formats import DataFile, Format, Record, Row
+from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Format, Record, Row
+from finetune_trainer.prepare.data.jsonl import not_utf8
 from finetune_trainer.prepare.data.lines import PIECE
 from finetune_trainer.prepare.data.streams import Compression, compression_of
 
@@ -83,5 +84,17 @@ def _packed(batch: Any) -> bytes:
 def parse_table(first: int, packed: bytes) -> Iterator[Record]:
     """The rows of a batch."""
     for batch in pa.ipc.open_stream(packed):
-        for index, values in enumerate(batch.to_pylist(), first):
-            yield Row(index, values)
+        try:
+            rows = batch.to_pylist()
+        except UnicodeDecodeError:  # Arrow believes what a file says is text: look for the rows that are none
+            rows = None
+        for index in range(batch.num_rows):
+            yield Row(first + index, rows[index]) if rows is not None else _row(first + index, batch.slice(index, 1))
+
+
+def _row(number: int, batch: Any) -> Record:
+    try:
+        (values,) = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        return Fault(number, Code.BAD_UTF8, f"a text holds the byte {not_utf8(error.object[error.start])}")
+    return Row(number, values)
