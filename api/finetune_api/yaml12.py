@@ -7,7 +7,7 @@ strings. JSON is accepted as it is. Tags, merge keys and cyclic aliases are refu
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from finetune_api.v1alpha1.tree import Path as Keys
 MAX_DEPTH = 50  # the parser takes quadratic time in the depth
 MAX_NODES = 100_000  # values in one file, aliases counted as often as they are used
 
+_DATA = frozenset({("spec", "dataset", name) for name in ("train", "eval", "mix")})
 _INT = re.compile(r"[-+]?[0-9]+")
 _OCTAL = re.compile(r"0o[0-7]+")
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
@@ -100,6 +101,29 @@ def load_job(path: str | Path) -> FineTuneJob:
         _refuse(source, None, "CannotRead", f"cannot be read: {error.strerror}", "check the path and its permissions")
     data, lines = load(text, source)
     return parse_job(data, lines, source)
+
+
+def located(problems: Iterable[Problem], path: str | Path) -> list[Problem]:
+    """Problems that were found after a job had been read, with the line of the field in its file.
+
+    Those of a data file keep the file's own lines; so do the fields that name such files, whose lines would be mistaken
+    for them.
+
+    Args:
+        path: the job's file. Where it could not be read, the problems say so and carry it already.
+    """
+    given, source = list(problems), str(path)
+    if all(problem.file is not None for problem in given):
+        return given
+    _, lines = load(Path(path).read_bytes().decode("utf-8-sig"), source)
+    found = []
+    for problem in given:
+        keys = tuple(int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", problem.field))
+        line = lines(keys) if keys[:1] == ("spec",) and keys[:3] not in _DATA else None
+        if problem.file is None and line is not None:
+            problem = problem.model_copy(update={"file": source, "lines": (line,)})
+        found.append(problem)
+    return found
 
 
 def dump(data: Any) -> str:

@@ -13,7 +13,7 @@ from finetune_api import crd
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FineTuneError, exit_code
 from finetune_api.v1alpha1 import FineTuneJob, parse_job
-from finetune_api.yaml12 import load_job
+from finetune_api.yaml12 import load_job, located
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FineTuneError as error:
         from finetune_trainer.terminal import Screen
 
-        Screen(console).problems(error.problems)
+        Screen(console).problems(located(error.problems, options.job))
         return exit_code(error)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint", highlight=False)
