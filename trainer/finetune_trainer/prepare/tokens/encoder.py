@@ -1,6 +1,7 @@
 """Examples of one layout to token ids. Picklable: the processes that tokenise load the tokenizer from its file."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -235,12 +236,11 @@ def _template(spec: DatasetSpec, tokenizer: LoadedTokenizer, given: str | None) 
 
 def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
     plain = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark in template.training]
-    missing = [mark for mark in plain if f'"content":"{mark}"' not in tokenizer.definition]
+    known = {token["content"] for token in json.loads(tokenizer.definition).get("added_tokens") or []}
+    missing = " and ".join(mark for mark in plain if mark not in known)
     if not missing:
         return ()
-    return (
-        f"{' and '.join(missing)} are no tokens of this tokenizer: they are learnt as plain text, several tokens each",
-    )
+    return (f"the tokenizer has no token {missing}: such marks are learnt as plain text, several tokens each",)
 
 
 def _probe(speaker: Speaker, field: str) -> None:
