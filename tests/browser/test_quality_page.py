@@ -10,7 +10,7 @@ from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport
 from tests.browser.chromium import Page, browse, colours
 from tests.local.test_quality_page import sick
-from tests.unit.quality_sets import chats, labelled, reported
+from tests.unit.quality_sets import chats, reported
 
 __all__ = ["sick"]  # a fixture
 MARK = "document.documentElement"
@@ -19,6 +19,32 @@ TOO_WIDE = f"""[...document.querySelectorAll('body *')].filter(
     own => !own.closest('.scroll') && own.getBoundingClientRect().right > {MARK}.clientWidth + 1
 ).map(own => own.outerHTML.slice(0, 120))"""
 BARS = "[...document.querySelectorAll('svg .bar')].filter(own => own.getBoundingClientRect().width > 1).length"
+
+# text whose contrast with what is behind it is below WCAG 2.2's 4.5 : 1 (success criterion 1.4.3)
+FAINT = """(() => {
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = colour => {
+        const [r, g, b] = numbers(colour).slice(0, 3).map(own => own / 255)
+            .map(own => own <= 0.04045 ? own / 12.92 : ((own + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const paper = own => {
+        for (let node = own; node; node = node.parentElement) {
+            const back = getComputedStyle(node).backgroundColor;
+            if ((numbers(back)[3] ?? 1) > 0) return back;
+        }
+        return 'rgb(255, 255, 255)';
+    };
+    const faint = new Set();
+    for (const own of document.querySelectorAll('body *')) {
+        if (![...own.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
+        const style = getComputedStyle(own);
+        const ink = own instanceof SVGElement ? style.fill : style.color;
+        const [low, high] = [light(ink), light(paper(own))].sort((a, b) => a - b);
+        if ((high + 0.05) / (low + 0.05) < 4.5) faint.add(own.outerHTML.slice(0, 100));
+    }
+    return [...faint];
+})()"""
 
 
 @pytest.fixture
@@ -39,6 +65,7 @@ def opened(tmp_path: Path) -> Callable[[QualityReport, int, str], tuple[Page, di
                     "width": await page.value(f"{MARK}.scrollWidth"),
                     "height": await page.value(f"{MARK}.scrollHeight"),
                     "too wide": await page.value(TOO_WIDE),
+                    "faint": await page.value(FAINT),
                     "bars": await page.value(BARS),
                     "paper": await page.value("getComputedStyle(document.body).backgroundColor"),
                     "colours": colours(await page.picture()),
@@ -70,9 +97,10 @@ def test_a_clean_set_is_drawn_too(opened) -> None:
     assert seen["colours"] > 20
 
 
-def test_it_is_dark_where_the_reader_wants_it(opened) -> None:
-    report = reported(labelled(100))
-    papers = [opened(report, 800, scheme)[1]["paper"] for scheme in ("light", "dark")]
+def test_it_is_dark_where_the_reader_wants_it_and_legible_in_both(opened, sick: QualityReport) -> None:
+    looks = [opened(sick, 800, scheme)[1] for scheme in ("light", "dark")]
+    assert [look["faint"] for look in looks] == [[], []]
+    papers = [look["paper"] for look in looks]
     light, dark = (sum(map(int, paper[4:-1].split(","))) for paper in papers)
     assert light > 600
     assert dark < 150

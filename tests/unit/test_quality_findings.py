@@ -275,6 +275,65 @@ def test_one_word_answers_are_meant_where_most_are() -> None:
     assert alarms(reported(train)) == []
 
 
+def test_one_word_answers_that_differ_for_one_prompt_are_conflicting_labels() -> None:
+    random_ = random.Random(0)
+    train = [replace(row, completion=random_.choice(("yes", "no"))) for row in pairs(200)]
+    other = [replace(row, completion="no" if row.completion == "yes" else "yes") for row in train[:5]]
+    report = reported(train + other)
+    assert alarms(report) == ["ConflictingLabels"]
+    assert report.findings[0].message.startswith("5 texts stand there")
+
+
+@pytest.mark.parametrize(
+    ("names", "alike"),
+    [
+        (("Spam", "spam"), True),
+        (("not spam", "not_spam"), True),
+        (("-1", "1"), False),
+        (("A-", "A"), False),
+        (("10-20", "1020"), False),
+        (("10-20", "10 20"), True),
+    ],
+)
+def test_labels_are_alike_without_their_case_and_blanks(names: tuple[str, str], alike: bool) -> None:
+    train = [replace(row, label=names[index % 2]) for index, row in enumerate(labelled(200))]
+    assert alarms(reported(train)) == (["LabelsAlike"] if alike else [])
+
+
+def test_names_of_any_length_leave_sentences_short() -> None:
+    train = [replace(row, label=row.label * 500) for row in labelled(400)]
+    report = reported(train[:200] + [row for row in train[200:] if not row.label.startswith("praise")][:9])
+    assert all(len(finding.message) < 400 for finding in report.findings)
+
+
+LEFTOVERS = [
+    ("a <|IM_START|> b", "TemplateLeftovers"),
+    ("[INST] a [/INST]", "TemplateLeftovers"),
+    ("go\nHuman: hello\nAssistant: hi", "TemplateLeftovers"),
+    ("the\nassistant: a role", None),
+    ("Dear [Your Name],", "UnfilledPlaceholders"),
+    ("a dict {{1: 2}} or a set {{x}}", "UnfilledPlaceholders"),
+    ("a dict {{1, 2}}", None),
+    ("TODO: write", "DummyText"),
+    ("todo list", None),
+    ("this language model is large", None),
+    ("Sorry, as a large language model I cannot", "ModelTalksOfItself"),
+    ("1 < 2 and 3 & 4 # [5]", None),
+    ("İstanbul ☃ &amp; ☃", "MarkupLeftovers"),
+    ("{{" * 5000, None),
+    ("&lt;" * 5000, "MarkupLeftovers"),
+]
+
+
+@pytest.mark.parametrize(("text", "kind"), LEFTOVERS, ids=[str(number) for number in range(len(LEFTOVERS))])
+def test_traces_of_tools_are_told_from_text_that_looks_like_them(text: str, kind: str | None) -> None:
+    seen = observed([Example(1, "before"), Example(2, f"☃ {text}"), Example(3, "behind")]).leftovers
+    assert {found.value: hits.rows for found, hits in seen.kinds.items()} == ({kind: 1} if kind else {})
+    assert [(file, line) for hits in seen.kinds.values() for file, line, _ in hits.first] == (
+        [("train.jsonl", 2)] if kind else []
+    )
+
+
 def test_an_instruction_above_every_text_does_not_make_them_twins() -> None:
     above = "Read the following message of a customer with care and name the department that has to answer it . " * 3
     train = [

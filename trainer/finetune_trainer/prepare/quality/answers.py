@@ -35,6 +35,12 @@ LEFTOVERS: dict[Kind, tuple[float, int, str, str]] = {
 }
 
 
+def answers_are_labels(split: Split) -> bool:
+    """Whether most answers are one word, to something given: a classification in the form of pairs."""
+    words = split.table["answer"]
+    return bool(np.mean(words == 1) >= ANSWERS_ARE_LABELS) and bool(split.kept[0].given)
+
+
 def short_answers(split: Split) -> Iterator[Finding]:
     """Answers of no word and of one."""
     words = split.table["answer"]
@@ -70,18 +76,20 @@ def short_answers(split: Split) -> Iterator[Finding]:
 
 def frames(split: Split) -> Iterator[Finding]:
     """The same first or last words in many texts or answers."""
-    texts = [(row, words) for row in split.kept if len(words := (row.learnt or row.given).split()) >= FRAMED_WORDS]
-    for where, part in (("begin", slice(FRAME_WORDS)), ("end", slice(-FRAME_WORDS, None))):
-        counts = Counter(" ".join(words[part]) for _, words in texts)
-        for frame, rows in counts.most_common(1):
+    texts = [(row, row.learnt or row.given) for row in split.kept]
+    texts = [(row, text) for row, text in texts if len(text.split(None, FRAMED_WORDS)) >= FRAMED_WORDS]
+    for where, words_of in (("begin", _first_words), ("end", _last_words)):
+        words = [words_of(text) for _, text in texts]
+        for frame, rows in Counter(words).most_common(1):
             share = rows / len(split.kept)
             if rows < FRAME_ROWS or share < FRAME_SHARE:
                 continue
-            holders = [row for row, words in texts if " ".join(words[part]) == frame][:EXCERPTS]
+            holders = [row for (row, _), own in zip(texts, words, strict=True) if own == frame][:EXCERPTS]
             yield split.finding(
                 Severity.WARNING,
                 "RepeatedFrame",
-                f"{counted(rows, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: {frame!r}",
+                f"{counted(rows, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: "
+                f"{shortened(frame)!r}",
                 "remove what all rows share, or put it into the system message: it is learnt first and costs tokens",
                 "the same 8 words in more than 20 % of the rows",
                 rows,
@@ -89,6 +97,14 @@ def frames(split: Split) -> Iterator[Finding]:
                 split.sampled(),
                 tuple(Excerpt(place=row.place, text=shortened(row.learnt or row.given)) for row in holders),
             )
+
+
+def _first_words(text: str) -> str:
+    return " ".join(text.split(None, FRAME_WORDS)[:FRAME_WORDS])
+
+
+def _last_words(text: str) -> str:
+    return " ".join(text.rsplit(None, FRAME_WORDS)[-FRAME_WORDS:])
 
 
 def leftovers(split: Split) -> Iterator[Finding]:

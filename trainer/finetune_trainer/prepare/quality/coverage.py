@@ -14,6 +14,7 @@ LITTLE_TRAINED = 0.05
 SILENT_SHARE, SILENT_ROWS = 0.01, 3
 UNKNOWN_SHARE = 0.01  # of the tokens
 SHOWN_CHARACTERS = 20
+KNOWN_ROWS = 5000  # searched for characters that are known
 LONG_PROMPT = 12  # characters: it has more than one token
 OUTLIER = 20  # times the median, and 4 times the 99th percentile
 
@@ -132,7 +133,9 @@ def unknown(split: Split) -> Iterator[Finding]:
     tokens = int(split.table["tokens"].sum())
     rows = np.flatnonzero(split.table["unknown"])
     # characters that also stand in rows without unknown tokens are known
-    known = {letter for row in split.kept if not row.unknown for letter in row.text}
+    known = set[str]()
+    for row in split.kept[:KNOWN_ROWS]:
+        known.update(() if row.unknown else row.text)
     suspects = [
         (count, letter)
         for letter, count in split.seen.unknown_characters.items()

@@ -94,8 +94,8 @@ def skews(split: Split, rows: list[tuple[Kept, set[str]]]) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING,
             "SkewedMentions",
-            f"rows that mention {group} are labelled {skew.label!r} in {percent(skew.share)} of {skew.mentions:,} "
-            f"cases, other rows in {percent(skew.usual)}",
+            f"rows that mention {group} are labelled {shortened(skew.label, 40)!r} in {percent(skew.share)} of "
+            f"{skew.mentions:,} cases, other rows in {percent(skew.usual)}",
             f"look whether that is meant; if not, add rows that mention {group} under other labels: a tuned model "
             "makes the difference larger",
             "30 mentions, 15 points and 1.5 times apart, chi-square test with p < 0.00001; amplified by training "

@@ -100,8 +100,7 @@ def _of_rows(splits: list[Split], context: Context) -> Iterator[Finding]:
         yield from answers.leftovers(split)
         yield from personal.personal(split)
         yield from personal.scripts(split)
-        if context.labelled:
-            yield from labels.conflicts(split)
+        yield from labels.conflicts(split)
 
 
 _DIFFERENCES = {

@@ -1,10 +1,12 @@
 """Labels: balance, rare ones, ones that training never sees, names that differ in case only, texts with two of them."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
 
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.quality.answers import answers_are_labels
+from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
 from finetune_trainer.prepare.quality.figures import labels
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
@@ -13,6 +15,8 @@ UNBALANCED = 50  # rows of the largest label to one of the smallest
 UNEVEN = 10
 CONFLICT_SHARE, CONFLICT_TEXTS = 0.005, 3
 NAMED = 5  # labels named in a sentence
+NAME_CHARACTERS = 40
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")  # not the sign of "-1", nor the mark "A-"
 
 _RARE_RULE = "fewer than 10 rows: few-shot results vary by many points with the choice of rows (Zhang et al. 2021)"
 _BALANCE_RULE = "note from 10 : 1, warning from 50 : 1 (imbalance begins to cost near 10 : 1: Buda et al. 2018)"
@@ -28,17 +32,22 @@ def of_train(split: Split) -> Iterator[Finding]:
     yield from _alike(split)
 
 
+def named(name: str) -> str:
+    """A label in a sentence."""
+    return repr(shortened(name, NAME_CHARACTERS))
+
+
 def _rare(split: Split) -> Iterator[Finding]:
     rare = [label for label in labels(split) if label.rows < RARE]
     if rare:
-        named = ", ".join(f"{label.name!r} ({label.rows})" for label in rare[::-1][:NAMED])
+        shown = ", ".join(f"{named(label.name)} ({label.rows})" for label in rare[::-1][:NAMED])
         more = f" and {len(rare) - NAMED} more" if len(rare) > NAMED else ""
         rows = sum(label.rows for label in rare)
         yield split.finding(
             Severity.WARNING,
             "RareLabels",
             f"{counted(len(rare), 'label')} {'has' if len(rare) == 1 else 'have'} fewer than {RARE} rows: "
-            f"{named}{more}",
+            f"{shown}{more}",
             "add rows of them, merge them with a neighbour, or remove them",
             _RARE_RULE,
             rows,
@@ -57,9 +66,9 @@ def _balance(split: Split) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if ratio >= UNBALANCED else Severity.NOTE,
         "UnbalancedLabels",
-        f"{most.name!r} has {ratio:,.0f} times the rows of {least.name!r} ({most.rows:,} to {least.rows:,})",
-        f"add rows of {least.name!r} or take fewer of {most.name!r}, and judge by macro F1 in place of accuracy: "
-        f"always {most.name!r} is right in {percent(most.rows / split.rows)}",
+        f"{named(most.name)} has {ratio:,.0f} times the rows of {named(least.name)} ({most.rows:,} to {least.rows:,})",
+        f"add rows of {named(least.name)} or take fewer of {named(most.name)}, and judge by macro F1 in place of "
+        f"accuracy: always {named(most.name)} is right in {percent(most.rows / split.rows)}",
         _BALANCE_RULE,
         most.rows,
         split.rows,
@@ -69,18 +78,18 @@ def _balance(split: Split) -> Iterator[Finding]:
 def _alike(split: Split) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {}
     for name in split.seen.labels:
-        groups.setdefault("".join(letter for letter in name.casefold() if letter not in " _-\t"), []).append(name)
+        groups.setdefault(_BETWEEN_WORDS.sub(" ", name.casefold()), []).append(name)
     alike = [sorted(group) for group in groups.values() if len(group) > 1]
     if alike:
         rows = {label.name: label.rows for label in labels(split)}
-        named = "; ".join(
-            " and ".join(f"{name!r} ({rows[name]:,})" for name in group) for group in sorted(alike)[:NAMED]
+        shown = "; ".join(
+            " and ".join(f"{named(name)} ({rows[name]:,})" for name in group) for group in sorted(alike)[:NAMED]
         )
         count = sum(rows[name] for group in alike for name in group)
         yield split.finding(
             Severity.WARNING,
             "LabelsAlike",
-            f"names of labels differ in nothing but case, blanks or dashes: {named}",
+            f"names of labels differ in nothing but case, blanks or dashes: {shown}",
             "write each label in one way; as they stand they are learnt as different ones",
             "any such pair",
             count,
@@ -89,30 +98,19 @@ def _alike(split: Split) -> Iterator[Finding]:
 
 
 def conflicts(split: Split) -> Iterator[Finding]:
-    """Texts that stand there with different labels."""
-    order = np.lexsort((split.table["label"], split.table["given"]))
-    texts, own = split.table["given"][order], split.table["label"][order]
+    """Texts that stand there with different labels, or with different answers where answers are labels."""
+    target = "label" if split.seen.labels else "content"
+    if target == "content" and not answers_are_labels(split):
+        return
+    order = np.lexsort((split.table[target], split.table["given"]))
+    texts, own = split.table["given"][order], split.table[target][order]
     starts = np.flatnonzero(np.concatenate([[True], texts[1:] != texts[:-1]]))
-    least, most = np.minimum.reduceat(own, starts), np.maximum.reduceat(own, starts)
-    torn = np.flatnonzero(least != most)
+    torn = np.flatnonzero(np.minimum.reduceat(own, starts) != np.maximum.reduceat(own, starts))
     if not len(torn):
         return
     ends = np.append(starts[1:], len(order))
     rows = int((ends[torn] - starts[torn]).sum())
-    names = list(split.seen.labels)
-    shown = []
-    for group in torn[:EXCERPTS]:
-        first, last = int(order[starts[group]]), int(order[ends[group] - 1])
-        pair = split.excerpt(first, last)
-        labels_of = [names[split.table["label"][row]] for row in (first, last)]
-        shown.append(
-            Excerpt(
-                place=pair.place,
-                text=f"[{labels_of[0]}] {pair.text}",
-                other_place=pair.other_place,
-                other=f"[{labels_of[1]}] {pair.other}",
-            )
-        )
+    shown = [_torn(split, int(order[starts[group]]), int(order[ends[group] - 1])) for group in torn[:EXCERPTS]]
     yield split.finding(
         Severity.WARNING if len(torn) >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingLabels",
@@ -126,17 +124,26 @@ def conflicts(split: Split) -> Iterator[Finding]:
     )
 
 
+def _torn(split: Split, first: int, second: int) -> Excerpt:
+    pair = split.excerpt(first, second)
+    if not split.seen.labels:  # the answers stand in the text
+        return pair
+    names = list(split.seen.labels)
+    one, other = (shortened(names[split.table["label"][row]], NAME_CHARACTERS) for row in (first, second))
+    return pair.model_copy(update={"text": f"[{one}] {pair.text}", "other": f"[{other}] {pair.other}"})
+
+
 def unseen(train: Split, evaluation: Split) -> Iterator[Finding]:
     """Evaluation rows with a label that no training row has."""
     rows = {label.name: label.rows for label in labels(evaluation) if label.name not in train.seen.labels}
     if rows:
-        named = ", ".join(f"{name!r} ({rows[name]:,})" for name in list(rows)[:NAMED])
+        shown = ", ".join(f"{named(name)} ({rows[name]:,})" for name in list(rows)[:NAMED])
         count = sum(rows.values())
         yield evaluation.finding(
             Severity.WARNING,
             "UnseenLabels",
             f"{counted(len(rows), 'label')} of the evaluation data {'has' if len(rows) == 1 else 'have'} no training "
-            f"row: {named}",
+            f"row: {shown}",
             "add training rows of them, or remove them from the evaluation data: they are always wrong",
             "any such label",
             count,

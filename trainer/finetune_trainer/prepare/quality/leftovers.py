@@ -5,14 +5,17 @@ places are found at once, and only there is looked further. Where a needle is no
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate
 
 import numpy as np
 
 SHOWN = 3  # rows kept per trace
 AROUND = 60  # characters shown on each side
+PATTERN_BYTES = 400
 
 
 class Kind(StrEnum):
@@ -27,11 +30,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What is searched: `needle`, ASCII in lower case, and `pattern` for the rows that hold it."""
+    """What is searched: `needle`, ASCII in lower case; `pattern` decides on the text around it."""
 
     kind: Kind
     needle: str
-    pattern: re.Pattern[str] | None = None
+    pattern: re.Pattern[bytes] | None = None
 
 
 def _words(kind: Kind, *needles: str) -> tuple[Trace, ...]:
@@ -43,18 +46,18 @@ TRACES = (
     *_words(Kind.TEMPLATE, "<|im_start|>", "<|im_end|>", "[inst]", "[/inst]", "<<sys>>", "<|eot_id|>", "<|eot|>"),
     *_words(Kind.TEMPLATE, "<|start_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|endoftext|>", "<|end|>"),
     *_words(Kind.TEMPLATE, "<|user|>", "<|assistant|>", "<|system|>", "### response:", "### instruction:"),
-    Trace(Kind.TEMPLATE, "\nassistant:", re.compile(r"\nuser: .*\nassistant:", re.I | re.S)),
-    Trace(Kind.PLACEHOLDER, "{{", re.compile(r"\{\{\s*[\w.]+\s*\}\}")),
-    Trace(Kind.PLACEHOLDER, "${", re.compile(r"\$\{[a-z_][\w.]*\}", re.I)),
-    Trace(Kind.PLACEHOLDER, "[your ", re.compile(r"\[your [\w ]{2,30}\]", re.I)),
-    Trace(Kind.PLACEHOLDER, "[insert ", re.compile(r"\[insert [\w ]{2,40}\]", re.I)),
+    Trace(Kind.TEMPLATE, "\nassistant:", re.compile(rb"\n(user|human): [^\0]*\nassistant:", re.I)),
+    Trace(Kind.PLACEHOLDER, "{{", re.compile(rb"\{\{\s*[\w.]+\s*\}\}")),
+    Trace(Kind.PLACEHOLDER, "${", re.compile(rb"\$\{[a-z_][\w.]*\}", re.I)),
+    Trace(Kind.PLACEHOLDER, "[your ", re.compile(rb"\[your [\w ]{2,30}\]", re.I)),
+    Trace(Kind.PLACEHOLDER, "[insert ", re.compile(rb"\[insert [\w ]{2,40}\]", re.I)),
     Trace(
-        Kind.REFUSAL, "language model", re.compile(r"\b(as an? ai|as an? (large )?language model|i'm an? ai)\b", re.I)
+        Kind.REFUSAL, "language model", re.compile(rb"\b(as an? ai|as an? (large )?language model|i'm an? ai)\b", re.I)
     ),
-    Trace(Kind.REFUSAL, "knowledge cutoff", re.compile(r"\bmy knowledge cutoff\b", re.I)),
+    Trace(Kind.REFUSAL, "knowledge cutoff", re.compile(rb"\bmy knowledge cutoff\b", re.I)),
     *_words(Kind.DUMMY, "lorem ipsum"),
-    Trace(Kind.DUMMY, "todo", re.compile(r"\bTODO\b")),
-    Trace(Kind.DUMMY, "fixme", re.compile(r"\bFIXME\b")),
+    Trace(Kind.DUMMY, "todo", re.compile(rb"\bTODO\b")),
+    Trace(Kind.DUMMY, "fixme", re.compile(rb"\bFIXME\b")),
     *_words(Kind.MARKUP, "&nbsp;", "&amp;", "&quot;", "&lt;", "&gt;", "&#39;", "<br>", "<br/>", "<br />", "</p>"),
     *_words(Kind.MARKUP, "</div>", "</span>", "</a>", "</li>", "</b>", "</i>"),
 )
@@ -94,13 +97,16 @@ class Leftovers:
         """Search some rows; `raw` are the texts in UTF-8."""
         found: dict[Trace, dict[int, int]] = {}  # row -> where the trace stands first, in bytes
         for row, at, trace in sorted(_places(raw), key=lambda place: place[:2]):
-            if trace.pattern is None or row in found.get(trace, ()) or trace.pattern.search(texts[row]):
-                found.setdefault(trace, {}).setdefault(row, at)
+            own = found.setdefault(trace, {})
+            if row not in own and (trace.pattern is None or trace.pattern.search(raw[row], *_near(at))):
+                own[row] = at
         rows_of: dict[Kind, dict[int, int]] = {}
         for trace, rows in found.items():
+            if not rows:
+                continue
             self.needles[trace.needle] = self.needles.get(trace.needle, 0) + len(rows)
-            own = rows_of.setdefault(trace.kind, {})
-            own.update({row: min(at, own.get(row, at)) for row, at in rows.items()})
+            firsts = rows_of.setdefault(trace.kind, {})
+            firsts.update({row: min(at, firsts.get(row, at)) for row, at in rows.items()})
         for kind, rows in rows_of.items():
             hits = self.kinds.setdefault(kind, Hits())
             hits.rows += len(rows)
@@ -119,11 +125,11 @@ class Leftovers:
 def _places(raw: Sequence[bytes]) -> Iterator[tuple[int, int, Trace]]:
     """(row, byte, trace) wherever a needle stands."""
     joined = b"\0".join(raw).lower() + b"\0\0"
-    ends = np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)) + 1)
+    ends = list(accumulate(len(own) + 1 for own in raw))
 
     def place(at: int, trace: Trace) -> tuple[int, int, Trace]:
-        row = int(np.searchsorted(ends, at, "right"))
-        return row, at - (int(ends[row - 1]) if row else 0), trace
+        row = bisect_right(ends, at)
+        return row, at - (ends[row - 1] if row else 0), trace
 
     rare = np.flatnonzero(_RARE[np.frombuffer(joined, np.uint8)])
     pairs = np.ndarray((len(joined) - 1,), np.dtype("<u2"), joined, strides=(1,))
@@ -136,6 +142,11 @@ def _places(raw: Sequence[bytes]) -> Iterator[tuple[int, int, Trace]]:
         while at >= 0:
             yield place(at, trace)
             at = joined.find(needle, at + len(needle))
+
+
+def _near(at: int) -> tuple[int, int]:
+    """Where a pattern is searched: a long row that is full of needles must not be read as often."""
+    return max(0, at - PATTERN_BYTES), at + PATTERN_BYTES
 
 
 def _around(text: str, at: int) -> str:
