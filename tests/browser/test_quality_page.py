@@ -36,7 +36,7 @@ FAINT = """(() => {
         return 'rgb(255, 255, 255)';
     };
     const faint = new Set();
-    for (const own of document.querySelectorAll('body *')) {
+    for (const own of document.querySelectorAll('body :not(title)')) {
         if (![...own.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
         const style = getComputedStyle(own);
         const ink = own instanceof SVGElement ? style.fill : style.color;
