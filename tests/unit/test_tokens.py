@@ -151,6 +151,7 @@ def test_processes_and_the_size_of_parts_change_no_byte(
     assert whole.facts == parts.facts == several.facts
     assert bytes_of(whole.folder) == bytes_of(parts.folder) == bytes_of(several.folder)
     assert set(bytes_of(whole.folder)) == {"train.arrow", "eval.arrow", "chat_template.jinja"}
+    assert {split: seen.rows for split, seen in whole.observations.items()} == {Split.TRAIN: 48, Split.EVAL: 12}
     assert whole.observations[Split.TRAIN].table().tolist() == several.observations[Split.TRAIN].table().tolist()
 
 

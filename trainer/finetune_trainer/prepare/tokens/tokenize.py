@@ -21,7 +21,7 @@ from finetune_trainer.model_files import CHAT_TEMPLATE
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
 from finetune_trainer.prepare.data.formats import DataFile, Fault
-from finetune_trainer.prepare.data.portions import Portion, Split
+from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT, Portion, Split
 from finetune_trainer.prepare.data.rows import Example
 from finetune_trainer.prepare.pool import map_in_order
 from finetune_trainer.prepare.quality.observation import Observation
@@ -82,9 +82,10 @@ def tokenize(
     count = processes_for(data.bytes) if processes is None else processes
     labels = {label: index for index, label in enumerate(data.labels)}
     splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
-    observed = {split: Observation(encoder.unk_id, data.good) for split in splits}
+    sizes = _sizes(data)
+    observed = {split: Observation(encoder.unk_id, sizes[split]) for split in splits}
     pack_length = encoder.limit if spec.packing else None
-    work = _Work(encoder, labels, data.good, alone=count == 1)
+    work = _Work(encoder, labels, sizes, alone=count == 1)
     top = 0
     with ExitStack() as files:
         writers = {
@@ -116,6 +117,19 @@ def tokenize(
     for split, writer in writers.items():
         address.update(f"{split}:{writer.digest}".encode())
     return Tokenized(folder, _facts(address.hexdigest(), facts, data), observed, encoder.notes)
+
+
+def _sizes(data: CheckedData) -> dict[Split, int]:
+    """Rows of each split, each counted once however often it is seen."""
+    sizes = dict.fromkeys(Split, 0)
+    for source in data.sources:
+        if source.choice is None:
+            sizes[Split.TRAIN] += source.good
+        else:
+            evaluated = int((source.choice == EVALUATED).sum())
+            sizes[Split.EVAL] += evaluated
+            sizes[Split.TRAIN] += int((source.choice != LEFT_OUT).sum()) - evaluated
+    return sizes
 
 
 def _facts(address: str, splits: Mapping[Split, SplitFacts], data: CheckedData) -> DatasetFacts:
@@ -164,7 +178,7 @@ class _Work:
 
     encoder: Encoder
     labels: Mapping[str, int]
-    good: int
+    sizes: Mapping[Split, int]  # rows of each split
     alone: bool
 
     def __call__(self, portion: Portion) -> _Done:
@@ -179,7 +193,7 @@ class _Work:
                     faults.append(row)
                     continue
                 if split not in kept:
-                    kept[split] = _Kept(Observation(self.encoder.unk_id, self.good, portion.file.name))
+                    kept[split] = _Kept(Observation(self.encoder.unk_id, self.sizes[split], portion.file.name))
                 kept[split].add(example, row, times)
             for part in kept.values():
                 part.observe()
