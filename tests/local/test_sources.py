@@ -1,5 +1,6 @@
 """Where data comes from: files, patterns, folders, buckets, the hub and the web, by real servers on this machine."""
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -11,12 +12,13 @@ import pytest
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_api.messages import Task
-from finetune_api.v1alpha1 import DatasetSpec
+from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob
 from finetune_trainer.prepare.data import places, web
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.locate import locate
 from finetune_trainer.prepare.data.places import Place
 from finetune_trainer.prepare.data.sources import Sources, data_environ, locate_all
+from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.storage import ObjectStore, open_store
 from tests.hub import Hub, start_hub
 from tests.s3 import S3Server, start_s3
@@ -511,6 +513,38 @@ def test_a_page_instead_of_a_file_is_told(site: Web, tmp_path: Path) -> None:
 
 def test_a_shells_home_is_no_path() -> None:
     assert "~ is a shell's" in refused("file://~/x.jsonl")[1]
+
+
+# ---------------------------------------------------------------- all of it, through the stage
+
+
+def test_a_mix_of_sources_is_prepared_once(hub: Hub, server: S3Server, llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("a text\nanother text\n")
+    bucket = server.make_bucket("mixed")
+    open_store(bucket, server.environ).put("rows/part-0.jsonl.gz", gzip.compress(ROWS))
+    mix = [
+        {"uri": f"{bucket}/rows", "weight": 2},
+        {"uri": "hf://datasets/team/rows/**/*.jsonl", "weight": 0.5},
+        {"uri": f"file://{tmp_path}/rows.txt"},
+    ]
+    spec = {
+        "model": {"uri": f"file://{llama}"},
+        "dataset": {"mix": mix, "eval": {"split": 0.1}},
+        "method": {"type": "lora"},
+        "storage": {"uri": f"file://{tmp_path}/store"},
+    }
+    head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "mixed"}}
+    job = FineTuneJob.model_validate_json(json.dumps({**head, "spec": spec}))
+    store = open_store(f"file://{tmp_path}/store")
+    environ = {**server.environ, "HF_ENDPOINT": hub.endpoint}
+    told: list[str] = []
+    first = prepare(job, store, "one", tmp_path / "work", environ, told.append).plan.dataset
+    assert first.eval is not None
+    assert first.eval.rows == 50  # of 100 in the bucket, 400 on the hub and 2 here
+    assert 300 < first.train.rows < 420  # twice 90, half of 360, and two
+    again = prepare(job, store, "two", tmp_path / "other", environ, told.append)
+    assert "data set reused, not read again" in again.result.note
+    assert not (tmp_path / "other" / "data").exists()
 
 
 def test_an_unknown_scheme_is_refused() -> None:
