@@ -111,9 +111,8 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 def plan_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune plan`."""
     from finetune_trainer.local import storage_environment
-    from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
     from finetune_trainer.prepare.stage import inspect
-    from finetune_trainer.terminal import Screen, choices_table
+    from finetune_trainer.terminal import Screen
 
     job = load(options)
     screen = Screen(Console(stderr=True) if options.json else console)
@@ -123,11 +122,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
         sys.stdout.write(planned.to_json())
     else:
         screen.planned(planned)
-        console.print(choices_table(planned.choices))
-        if planned.memory:
-            console.print(memory_table(planned.memory))
-        if planned.estimate:
-            console.print(estimate_line(planned.estimate), highlight=False)
+        screen.explains(planned)
     if problems := found.report.problems():
         screen.problems(problems)
         return ExitCode.DATA_ERROR

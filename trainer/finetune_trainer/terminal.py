@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_api.errors import Problem
 from finetune_api.messages import Choice, Plan
+from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
 
 PLAIN_LINE_EVERY = 0.1  # of the run, where there is no terminal to redraw
 
@@ -62,8 +63,12 @@ class Screen:
         )
 
     def explains(self, plan: Plan) -> None:
-        """Every value of a plan, and why."""
+        """Every value of a plan and why, its memory by component, and what it will take."""
         self._console.print(choices_table(plan.choices))
+        if plan.memory:
+            self._console.print(memory_table(plan.memory))
+        if plan.estimate:
+            self._console.print(estimate_line(plan.estimate), highlight=False)
 
     def start(self) -> None:
         """Training begins."""
