@@ -28,13 +28,15 @@ def histogram(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Ma
     top = max([*ours, *theirs, 1e-9]) * 1.06
     width = 100 / len(ours)
     parts = [_open(ABOVE + PLOT + BELOW, "chart", "rows by their length in tokens")]
-    parts += _grid(top)
+    parts += [_line("grid", 0, _y(level, top), 100, _y(level, top)) for level in _levels(top)]
+    parts.append(_line("base", 0, ABOVE + PLOT, 100, ABOVE + PLOT))
     for index, share in enumerate(ours):
         y = _y(share, top)
         parts.append(
             _rect("bar train", index * width + width * 0.06, y, width * 0.88, ABOVE + PLOT - y) if share else Markup("")
         )
     parts += _steps(theirs, width, top)
+    parts += [_text("axis", 100, _y(level, top) - 4, f"{100 * level:.3g} %", "end") for level in _levels(top)]
     parts += _length_axis(train, width)
     last = train[-1]
     span = last.start + (train[1].start - train[0].start if len(train) > 1 else last.start or 1)
@@ -54,15 +56,9 @@ def _y(share: float, top: float) -> float:
     return ABOVE + PLOT * (1 - share / top)
 
 
-def _grid(top: float) -> Iterator[Markup]:
+def _levels(top: float) -> list[float]:
     step = _round_step(top / 3)
-    level = step
-    while level < top:
-        y = _y(level, top)
-        yield _line("grid", 0, y, 100, y)
-        yield _text("axis", 100, y - 4, f"{100 * level:g} %", "end")
-        level = round(level + step, 9)
-    yield _line("base", 0, ABOVE + PLOT, 100, ABOVE + PLOT)
+    return [step * number for number in range(1, int(top / step) + 1) if step * number < top]
 
 
 def _round_step(about: float) -> float:

@@ -12,10 +12,11 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from finetune_trainer.prepare.quality import charts
-from finetune_trainer.prepare.quality.context import counted, percent
+from finetune_trainer.prepare.quality.context import counted, percent, shortened
 from finetune_trainer.prepare.quality.report import LabelCount, QualityReport, Severity, SplitQuality
 
-SHOWN_LABELS = 24
+SHOWN_LABELS = 16
+NAME_CHARACTERS = 40  # of a label
 STACKED_LABELS = 6
 OPENED = 3  # findings whose rows are shown without asking
 SIGNS = {Severity.ERROR: "✕", Severity.WARNING: "!", Severity.NOTE: "i"}
@@ -97,6 +98,11 @@ def headline(name: str) -> str:
     return f"{file_name(first) or 'Data set'}{f' and {len(others)} more' if others else ''}"
 
 
+def name(label: str) -> str:
+    """A label that fits into a table."""
+    return shortened(label, NAME_CHARACTERS)
+
+
 def sentence(text: str) -> str:
     """A text with a capital letter, and percentages that stay on one line."""
     return (text[:1].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%")
@@ -120,7 +126,7 @@ def _labels(report: QualityReport) -> list[_LabelRow]:
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        short=short, percent=percent, file_name=file_name, compared=compared, waste=waste, sentence=sentence
+        short=short, percent=percent, file_name=file_name, compared=compared, waste=waste, name=name, sentence=sentence
     )
     environment.globals.update(stack=charts.stack)
     return environment.from_string(files(__package__).joinpath("page.jinja").read_text("utf-8"))
