@@ -91,7 +91,7 @@ def prepare(
         notes += made.notes
         chosen = _plan(job, found, base, made.facts, environ)
         data = PreparedData(made.facts, _judge(job, found, made, chosen))
-        _refuse(run, data.report)
+        _refuse(run, data.report, report)
         _publish(found, store, base, made, data.report, report)
     now = datetime.now(UTC)
     remember(store, index_key(job, found, base), data.facts, now)
@@ -189,6 +189,7 @@ def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Qu
         Context(
             task=found.task,
             max_length=chosen.max_length,
+            longest=chosen.model.max_positions,
             method=job.spec.method.type,
             completion_only=job.spec.dataset.loss_on != "all",
             micro_batch=chosen.micro_batch,
@@ -197,11 +198,12 @@ def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Qu
     )
 
 
-def _refuse(run: RunFiles, report: QualityReport) -> None:
+def _refuse(run: RunFiles, judged: QualityReport, report: Report) -> None:
     """Raises DataError for a report with errors; the run keeps the report."""
-    if problems := report.problems():
-        run.store.put(run.key(File.DATASET_REPORT), report.to_json().encode())
-        run.store.put(run.key(File.DATASET_PAGE), render(report).encode())
+    if problems := judged.problems():
+        run.store.put(run.key(File.DATASET_REPORT), judged.to_json().encode())
+        run.store.put(run.key(File.DATASET_PAGE), render(judged).encode())
+        report(f"report: {run.store.uri}/{run.key(File.DATASET_PAGE)}")
         raise DataError(problems)
 
 
