@@ -18,7 +18,7 @@ from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROW
 from finetune_trainer.prepare.quality.texts import Sides, sides
 from finetune_trainer.prepare.tokens.encoded import Encoded
 
-NO_TOKENS_TRAINED = -1  # in `trained`: the target is no token of the row
+NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or tokens of its own
 MOST_UNKNOWN = 0xFFFF
 LONGEST_WORD = 40  # an answer longer than that has blanks in it
 
@@ -167,8 +167,6 @@ class Observation:
 
 
 def _trained(row: Encoded) -> int:
-    if row.target is not None:
-        return len(row.target)
     return NO_TOKENS_TRAINED if row.trained is None else int(np.count_nonzero(row.trained[1:]))
 
 
