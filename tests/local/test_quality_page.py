@@ -1,8 +1,10 @@
 """The page of the report: whole, escaped, its own; and the two short forms of it."""
 
+import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -104,6 +106,16 @@ def test_the_weightiest_lines_keep_to_their_budget(sick: QualityReport) -> None:
         assert codes == warned[: len(codes)]
     assert len(lines(sick, 10_000)) == len(warned)
     assert lines(sick, 500)[-1].endswith("more in the report")
+
+
+def test_files_beside_the_code_are_packaged() -> None:
+    root = Path(__file__).parents[2]
+    told = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    package = root / "trainer" / "finetune_trainer"
+    packaged = {path for pattern in told["finetune_trainer"] for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert package / "prepare" / "quality" / "page.jinja" in packaged
+    assert others <= packaged
 
 
 def test_a_clean_set_has_no_lines() -> None:
