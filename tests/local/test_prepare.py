@@ -347,7 +347,7 @@ def test_the_entry_point_leaves_its_result_and_shows_its_phases(house: House, be
     assert result.dataset is not None
     assert result.dataset.train.rows == 60
     phases = list(dict.fromkeys(line.partition(":")[0] for line in ended.stdout.splitlines()))
-    assert phases == ["dataset", "model", "report", "plan"]
+    assert phases == ["dataset", "model", "warning", "report", "plan"]  # the rows are nearly alike
 
 
 @pytest.mark.parametrize(
