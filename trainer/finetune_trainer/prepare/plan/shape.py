@@ -19,6 +19,7 @@ from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kep
 if TYPE_CHECKING:
     import torch
 
+BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError)
 LENGTHS = (128, 256)  # two points make a line and a parabola
 ROWS = 2
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
@@ -84,6 +85,7 @@ def _quiet() -> Iterator[None]:
 
 def _build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
@@ -110,7 +112,7 @@ def _build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: 
         made.use_cache = False
         with torch.device("meta"):
             model = autos[task].from_config(made, dtype=dtype)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except (*BUILD_ERRORS, StrictDataclassError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         problem = Problem(
             code="ModelInvalid",
@@ -310,8 +312,11 @@ def _kernels(device: str) -> Iterator[None]:
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
-            output = query.new_empty(*query.shape[:-1], value.shape[-1])
+            rows, heads, tokens = query.shape[:-1]
+            output = query.new_empty(rows, tokens, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it out
             sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+            if mask is not None and mask.dtype is torch.bool:
+                mask = mask.to(query.dtype)  # each call makes its own
             ctx.save_for_backward(query, key, value, output, sums, *([] if mask is None else [mask]))
             return output
 

@@ -1,0 +1,183 @@
+"""Models counted on the meta device: every family as transformers and PEFT build it, and what autograd really keeps."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+
+from finetune_api.errors import ModelError, SpecError
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.plan.architecture import Kind, lora_parameters
+from finetune_trainer.prepare.plan.shape import architecture_of
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16}
+CONFIGS: dict[str, tuple[Task, dict[str, Any]]] = {
+    "llama": (Task.CAUSAL_LM, GROUPED),
+    "qwen2": (Task.CAUSAL_LM, GROUPED),
+    "qwen3": (Task.CAUSAL_LM, GROUPED),
+    "mistral": (Task.CAUSAL_LM, GROUPED),
+    "gemma": (Task.CAUSAL_LM, GROUPED),
+    "gemma2": (Task.CAUSAL_LM, GROUPED),
+    "phi": (Task.CAUSAL_LM, SMALL),
+    "phi3": (Task.CAUSAL_LM, SMALL),
+    "gpt_neox": (Task.CAUSAL_LM, SMALL),
+    "gpt2": (Task.CAUSAL_LM, {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300, "n_positions": 512}),
+    "bert": (Task.CLASSIFICATION, SMALL),
+    "roberta": (Task.CLASSIFICATION, SMALL),
+    "deberta-v2": (Task.CLASSIFICATION, SMALL),
+    "t5": (Task.SEQ2SEQ, {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 300}),
+    "bart": (
+        Task.SEQ2SEQ,
+        {"d_model": 64, "vocab_size": 300, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128}
+        | {"decoder_ffn_dim": 128, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+    ),
+}
+COUNTED_BY_FORMULA = {"bart", "deberta-v2"}  # they look into their tensors, of which a meta device has none
+AUTOS: dict[Task, tuple[Any, TaskType]] = {
+    Task.CAUSAL_LM: (AutoModelForCausalLM, TaskType.CAUSAL_LM),
+    Task.CLASSIFICATION: (AutoModelForSequenceClassification, TaskType.SEQ_CLS),
+    Task.SEQ2SEQ: (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
+}
+
+
+def config(family: str) -> dict[str, Any]:
+    return {"model_type": family, **CONFIGS[family][1]}
+
+
+def built(family: str, **changes: Any) -> Any:
+    made = AutoConfig.for_model(family, **CONFIGS[family][1], **changes)
+    made.use_cache = False
+    torch.manual_seed(0)
+    return AUTOS[CONFIGS[family][0]][0].from_config(made)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's, of GPT-2 and of transformers 6
+def test_parameters_and_adapters_are_those_of_the_real_model(family: str) -> None:
+    task = CONFIGS[family][0]
+    lora = {"r": 4, "target_modules": "all-linear"}
+    counted = architecture_of(config(family), task, lora)
+    real = built(family)
+    assert counted.parameters == sum(one.numel() for one in real.parameters())
+    assert counted.kept[MethodType.FULL].trained == sum(one.numel() for one in real.parameters() if one.requires_grad)
+    adapted = get_peft_model(real, LoraConfig(task_type=AUTOS[task][1], **lora))
+    trained = counted.kept[MethodType.LORA].trained
+    assert trained == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+    kinds = counted.by_kind()
+    assert kinds[Kind.EMBEDDING] > 0
+    assert kinds[Kind.ATTENTION] > 0
+    assert kinds[Kind.MLP] > 0
+    assert kinds[Kind.NORM] > 0
+    assert kinds[Kind.OTHER] <= counted.parameters // 50
+    if task is not Task.CLASSIFICATION:  # whose heads are trained beside the adapter
+        assert lora_parameters(counted, 4) == trained
+
+
+@pytest.mark.parametrize("family", [name for name in CONFIGS if name not in COUNTED_BY_FORMULA])
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str) -> None:
+    task = CONFIGS[family][0]
+    kept = architecture_of(config(family), task).kept[MethodType.FULL]
+    model = built(family).train()
+    if task is Task.SEQ2SEQ:
+        model.config.decoder_start_token_id = 0
+    rows, tokens = 3, 192
+    ids = torch.randint(5, 300, (rows, tokens))
+    mask = torch.ones(rows, tokens, dtype=torch.int64)
+    mask[1:, -8:] = 0
+    own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=ids, attention_mask=mask, labels=ids[:, 0] % 2 if task is Task.CLASSIFICATION else ids)
+    predicted = rows * (kept.layers.at(tokens) + kept.rest.at(tokens))
+    assert predicted == pytest.approx(sum(found.values()), rel=0.05)
+
+
+def test_kept_bytes_of_a_model_that_cannot_be_traced_are_those_of_the_papers_equation() -> None:
+    kept = architecture_of(config("bart"), Task.SEQ2SEQ).kept[MethodType.FULL]
+    assert kept.layers.linear == pytest.approx(4 * 34 * 64 * 2)
+    assert kept.layers.quadratic == pytest.approx(4 * 5 * 4 * 2)
+
+
+def test_names_and_patterns_of_modules_are_pefts() -> None:
+    def trained(**lora: Any) -> int:
+        return architecture_of(config("llama"), Task.CAUSAL_LM, lora).kept[MethodType.LORA].trained
+
+    assert trained(r=4, target_modules=["q_proj", "v_proj"]) == 4 * 2 * ((64 + 64) + (64 + 32))
+    assert trained(r=4, target_modules=r".*layers\.1\..*down_proj") == 4 * (128 + 64)
+    both = trained(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    assert both == 4 * 2 * (64 + 64) + 300 * 64
+
+
+def test_bfloat16_takes_half_but_for_what_is_kept_in_float32() -> None:
+    wide = architecture_of(config("gpt2"), Task.CAUSAL_LM).kept[MethodType.FULL]
+    half = architecture_of(config("gpt2"), Task.CAUSAL_LM, weight_bytes=2).kept[MethodType.FULL]
+    assert half.layers.linear == pytest.approx(wide.layers.linear / 2, rel=0.15)
+    assert half.rest.linear > wide.rest.linear / 2
+
+
+def test_a_gpu_keeps_a_byte_for_each_dropped_number_and_no_scores() -> None:
+    cpu = architecture_of(config("gpt2"), Task.CAUSAL_LM).kept[MethodType.FULL].layers
+    gpu = architecture_of(config("gpt2"), Task.CAUSAL_LM, device="gpu").kept[MethodType.FULL].layers
+    assert gpu.linear < cpu.linear
+    assert gpu.quadratic < cpu.quadratic / 10
+
+
+def test_a_large_model_is_counted_without_its_weights() -> None:
+    llama = {"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+    llama |= {"num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128256}
+    counted = architecture_of(llama, Task.CAUSAL_LM, weight_bytes=2, device="gpu")
+    assert counted.parameters == 70_553_706_496  # Llama 3 70B
+    assert counted.layers == 80
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"model_type": "nothing"}, ModelError),
+        ({"model_type": "llama", **GROUPED, "hidden_size": "wide"}, ModelError),
+        ({"model_type": "llama", **GROUPED, "num_attention_heads": 0}, ModelError),
+        ({}, ModelError),
+    ],
+)
+def test_a_configuration_that_builds_no_model_is_refused(values: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match="describes no model that transformers can build"):
+        architecture_of(values, Task.CAUSAL_LM)
+
+
+@pytest.mark.parametrize("targets", [["query"], "nothing.*", ["q_proj", "qproj"]])
+def test_modules_that_the_model_lacks_are_refused_with_those_it_has(targets: Any) -> None:
+    with pytest.raises(SpecError, match="q_proj") as refused:
+        architecture_of(config("llama"), Task.CAUSAL_LM, {"r": 4, "target_modules": targets})
+    assert refused.value.problems[0].field == "spec.method.lora.target_modules"
+
+
+def test_nothing_slow_is_imported_before_a_model_is_counted() -> None:
+    code = "import finetune_trainer.prepare.plan.shape, finetune_trainer.prepare.plan.planner, sys; "
+    code += "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert made.stdout.strip() == "[]"
