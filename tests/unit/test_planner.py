@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from finetune_api.errors import SpecError
 from finetune_api.messages import Choice, DatasetFacts, MethodType, ModelFacts, Plan, SplitFacts, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint
 from tests.unit.plan_models import decoder, encoder
@@ -159,7 +159,7 @@ def test_training_carries_only_what_the_plan_has_no_field_for() -> None:
     ],
 )
 def test_the_learning_rate_follows_task_and_method(task: Task, method: MethodType, expected: float) -> None:
-    assert planner.learning_rate(task, method)[0] == expected
+    assert schedule.learning_rate(task, method)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_the_learning_rate_follows_task_and_method(task: Task, method: MethodTyp
     [(1, 25), (3, 25), (10, 10), (33, 4), (34, 3), (5000, 3), (8333, 3), (8334, 2), (20_000, 1), (10**6, 1)],
 )
 def test_epochs_follow_the_cookbook(rows: int, epochs: float) -> None:
-    assert planner.epochs_for(rows) == epochs
+    assert schedule.epochs_for(rows) == epochs
 
 
 def test_language_models_are_judged_by_loss_and_follow_a_cosine() -> None:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MemoryPart, MethodType, ModelFacts, Plan, PlannedMemory, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.given import METRICS
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.engine import deepspeed_config
@@ -21,16 +20,19 @@ from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
 from finetune_trainer.prepare.plan.saving import best_interval, checkpoint_bytes, grace_seconds, save_seconds
+from finetune_trainer.prepare.plan.schedule import (
+    EVALUATIONS,
+    SCHEDULES,
+    best_by,
+    evaluated_every,
+    learning_rate,
+    steps_of,
+    warmup_of,
+)
 
 SEED = 42
-EVALUATIONS = 10  # over the run
 KEEP_LAST = 3
 PADDING = 1.1  # tokens of a padded row for one that carries data: rows of like lengths share a batch
-SCHEDULES = {
-    Task.CLASSIFICATION: ("linear", "linear decay, as in the BERT paper"),
-    Task.CAUSAL_LM: ("cosine", "cosine decay, as in the Llama 2 paper's fine-tuning"),
-    Task.SEQ2SEQ: ("linear", "linear decay, as transformers' own examples of translation and summaries"),
-}
 CEILING = {Task.CLASSIFICATION: 512, Task.CAUSAL_LM: 2048, Task.SEQ2SEQ: 512}
 
 # fields of the plan: they do not travel in `training` as well
@@ -138,14 +140,14 @@ def plan(
     _note_layout(ledger, request, layout)
     if load.recomputed:
         extra |= {"activation_checkpointing": True}
-    steps, epochs = _steps(ledger, dataset.train.rows, batch.rows)
+    steps, epochs = steps_of(ledger, dataset.train.rows, batch.rows)
     rate, rate_reason = learning_rate(task, spec.method.type)
-    warmup = _warmup(ledger, task, steps)
+    warmup = warmup_of(ledger, task, steps)
     shape, shape_reason = SCHEDULES[task]
     evaluated = dataset.eval is not None
-    eval_every = _eval_every(ledger, steps, evaluated)
+    eval_every = evaluated_every(ledger, steps, evaluated)
     save_every = _save_every(job, ledger, layout, machine, steps, eval_every)
-    metric, greater = _best(ledger, task, evaluated)
+    metric, greater = best_by(ledger, task, evaluated)
     return Plan(
         task=task,
         method=spec.method.type,
@@ -181,32 +183,6 @@ def plan(
         estimate=estimate(layout, machine, steps, -(-steps // save_every), spec.budget),
         choices=tuple(ledger.choices),
     )
-
-
-def learning_rate(task: Task, method: MethodType) -> tuple[float, str]:
-    """The peak learning rate when none is given, and where it comes from."""
-    if method is not MethodType.FULL:
-        if task is Task.CLASSIFICATION:
-            return (
-                1e-3,
-                "adapter and new head of an encoder: measured with MiniLM, rank 16, 16 classes",
-            )
-        return 2e-4, "adapters of a language model: QLoRA paper (arXiv 2305.14314)"
-    if task is Task.CLASSIFICATION:
-        return 5e-5, "all weights of an encoder: BERT paper (arXiv 1810.04805), the largest of its three"
-    return 2e-5, "all weights of a language model: Llama 2 paper's fine-tuning (arXiv 2307.09288)"
-
-
-def epochs_for(rows: int) -> float:
-    """Passes when none are given: 3, but at least 100 and at most 25,000 rows seen in all, and 1 to 25 passes.
-
-    The rule of OpenAI's cookbook ("Data preparation and analysis for chat model fine-tuning").
-    """
-    if rows * 3 < 100:
-        return float(min(25, math.ceil(100 / rows)))
-    if rows * 3 > 25_000:
-        return float(max(1, 25_000 // rows))
-    return 3.0
 
 
 def _precision(ledger: Ledger, machine: Machine) -> dict[str, Any]:
@@ -344,59 +320,3 @@ def _length(job: FineTuneJob, ledger: Ledger, dataset: DatasetFacts, limit: int)
         reason = f"the model's limit, or what is affordable for the task; {cut} rows were cut"
     rule = min(limit, math.ceil(longest / 8) * 8)
     return ledger.take("", rule, reason, "spec.dataset.maxLength", job.spec.dataset.max_length)
-
-
-def _steps(ledger: Ledger, rows: int, batch: int) -> tuple[int, float]:
-    if "max_steps" in ledger.given:
-        steps = int(ledger.given["max_steps"])
-        epochs = steps * batch / rows
-        ledger.note("spec.training.max_steps", steps, "given", True)
-        ledger.note("spec.training.num_train_epochs", round(epochs, 4), "max_steps x global batch / rows", False)
-        return steps, epochs
-    rule = epochs_for(rows)
-    reason = f"{rows} rows: 3 passes, at least 100 and at most 25,000 rows in all (OpenAI cookbook)"
-    epochs = float(ledger.take("num_train_epochs", rule, reason))
-    steps = max(1, math.ceil(round(epochs * rows / batch, 9)))
-    ledger.note("spec.training.max_steps", steps, f"{epochs:g} epochs x {rows} rows / {batch} rows a step", False)
-    return steps, epochs
-
-
-def _warmup(ledger: Ledger, task: Task, steps: int) -> int:
-    share, source = (
-        (0.06, "RoBERTa paper, arXiv 1907.11692") if task is Task.CLASSIFICATION else (0.03, "QLoRA's training script")
-    )
-    given = ledger.given.get("warmup_steps")
-    if isinstance(given, float) and given < 1:
-        ledger.note("spec.training.warmup_steps", round(given * steps), f"{given:g} of {steps} steps, as given", True)
-        return round(given * steps)
-    return int(ledger.take("warmup_steps", round(share * steps), f"{share:.0%} of {steps} steps ({source})"))
-
-
-def _eval_every(ledger: Ledger, steps: int, evaluated: bool) -> int:
-    if not evaluated:
-        return 0
-    given = ledger.given.get("eval_steps")
-    if isinstance(given, float) and given < 1:
-        every = max(1, math.ceil(given * steps))  # rounded down, the last one would come twice
-        ledger.note("spec.training.eval_steps", every, f"{given:g} of {steps} steps, as given", True)
-        return every
-    rule = max(1, math.ceil(steps / EVALUATIONS))
-    return int(ledger.take("eval_steps", rule, f"{EVALUATIONS} evaluations over the run, and one at the end"))
-
-
-def _best(ledger: Ledger, task: Task, evaluated: bool) -> tuple[str, bool]:
-    if not evaluated:
-        ledger.note(
-            "spec.training.metric_for_best_model", "last", "without evaluation rows the last one is kept", False
-        )
-        return "last", True
-    rule = "eval_macro_f1" if task is Task.CLASSIFICATION else "eval_loss"
-    reason = "every label counts the same" if task is Task.CLASSIFICATION else "what training minimises, on unseen rows"
-    metric = str(ledger.take("metric_for_best_model", rule, reason))
-    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
-    if metric.removeprefix("eval_") not in METRICS[task]:  # known only now, where the job does not name its task
-        known = ", ".join(f"eval_{name}" for name in METRICS[task])
-        message = f"is {metric!r}; evaluation of {task} measures {known}"
-        raise SpecError(problem("UnknownMetric", "spec.training.metric_for_best_model", message, "write one of them"))
-    by_name = not metric.endswith(("loss", "perplexity"))
-    return metric, bool(ledger.take("greater_is_better", by_name, f"follows from {metric}"))
