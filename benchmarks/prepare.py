@@ -129,7 +129,7 @@ def in_child(way: str, folder: Path) -> Sample:
     if process.returncode:
         raise SystemExit(f"{way} failed")
     sample: Sample = json.loads(out.splitlines()[-1])
-    return {**sample, "peak_mib": round(peak.mib, 1)}
+    return {**sample, "peak_mib": round(peak.mib, 1), "peak_after": round(peak.at, 1)}
 
 
 class Peak:
@@ -137,12 +137,15 @@ class Peak:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self.mib = 0.0
+        self._began = time.monotonic()
+        self.mib = self.at = 0.0
 
     def watch(self, alive: Callable[[], bool]) -> None:
         """Samples until the process has ended."""
         while alive():
-            self.mib = max(self.mib, sum(_pss_kib(pid) for pid in _tree(self._pid)) / 1024)
+            now = sum(_pss_kib(pid) for pid in _tree(self._pid)) / 1024
+            if now > self.mib:
+                self.mib, self.at = now, time.monotonic() - self._began
             time.sleep(0.1)
 
 
@@ -234,7 +237,7 @@ def ours(folder: Path) -> Sample:
         "load": loaded - checked,
         "tokenise": ended - loaded,
         "report": reported - ended,
-        **counted(pa.ipc.open_file(pa.memory_map(str(work / "out" / "train.arrow"))), facts.tokens),
+        **counted(pa.ipc.open_file(pa.OSFile(str(work / "out" / "train.arrow"))), facts.tokens),
     }
 
 
