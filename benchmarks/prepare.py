@@ -80,7 +80,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
         figures = (speed[way], min(rates), max(rates), peak[way], last["seconds"])
         totals = (last["tokens"], last["trained"], last["sequences"])
         table.add_row(way, *(f"{value:,.0f}" for value in (*figures, *totals)))
-    Console().print(table)
+    Console(width=140).print(table)
     print("equal work" if len(counts) == 1 else f"UNEQUAL WORK: {sorted(counts)}")
     best = max((speed[way] for way in ways if way.startswith("trl")), default=None)
     if options.only:
