@@ -89,7 +89,7 @@ class DatasetFacts(Message):
 
     Arrow columns: `input_ids` list<int32>; causal-lm: `labels` list<int32> with -100 where no loss is due;
     classification: `label` int32 (index into `labels`); seq2seq: `labels` list<int32>, the target. With packing also
-    `seq_lengths` list<int32>: the lengths of a sequence's documents. Conversations: `chat_template.jinja` for inference.
+    `seq_lengths` list<int32>: of a sequence's documents. Conversations: `chat_template.jinja` for inference.
     """
 
     sha256: str

@@ -65,9 +65,7 @@ def test_asking_for_what_happens_anyway_is_accepted(path: str) -> None:
 
 
 def test_a_later_field_below_a_later_object_is_found() -> None:
-    assert [one.field for one in unsupported_in({"spec": {"resumeFrom": {"uri": "s3://b/p"}}})] == [
-        "spec.resumeFrom"
-    ]
+    assert [one.field for one in unsupported_in({"spec": {"resumeFrom": {"uri": "s3://b/p"}}})] == ["spec.resumeFrom"]
 
 
 def test_a_parsed_job_is_looked_at_too() -> None:

@@ -1,4 +1,4 @@
-"""The memory model: states by ZeRO stage as in the paper, peaks at the loss, after the backward pass and in the step."""
+"""The memory model: states by ZeRO stage as in the paper; peaks at the loss, after backward and in the step."""
 
 from dataclasses import replace
 

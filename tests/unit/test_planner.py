@@ -13,7 +13,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint
-from tests.unit.plan_models import decoder, encoder
+from tests.unit.plan_models import encoder
 
 SHAPE = encoder()
 MODEL = ModelFacts(

@@ -19,7 +19,14 @@ from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
-from finetune_trainer.prepare.plan.saving import best_interval, checkpoint_bytes, grace_seconds, save_seconds
+from finetune_trainer.prepare.plan.saving import (
+    LOCAL_CHECKPOINTS,
+    best_interval,
+    checkpoint_bytes,
+    grace_seconds,
+    save_seconds,
+    scratch_bytes,
+)
 from finetune_trainer.prepare.plan.schedule import (
     EVALUATIONS,
     SCHEDULES,
@@ -116,6 +123,9 @@ def plan(
     _note_machine(ledger, machine, spec.gpu_type)
     extra = _precision(ledger, machine)
     lora = _lora(job, ledger, task)
+    if task is Task.CAUSAL_LM:
+        packed = "rows of like lengths share a batch; without a kernel for documents packing was slower (measured)"
+        ledger.take("", False, packed, "spec.dataset.packing", spec.dataset.packing)
     length = _length(job, ledger, dataset, limit)
     batch = global_batch(ledger, machine.world_size, dataset.train.rows)
     recomputed = given.get("activation_checkpointing", given.get("gradient_checkpointing"))
@@ -147,6 +157,7 @@ def plan(
     evaluated = dataset.eval is not None
     eval_every = evaluated_every(ledger, steps, evaluated)
     save_every = _save_every(job, ledger, layout, machine, steps, eval_every)
+    _note_saving(job, ledger, _checkpoint(layout, machine), model, dataset)
     metric, greater = best_by(ledger, task, evaluated)
     return Plan(
         task=task,
@@ -268,6 +279,11 @@ def _memory(layout: Layout, machine: Machine) -> PlannedMemory:
     )
 
 
+def _checkpoint(layout: Layout, machine: Machine) -> int:
+    load = layout.load
+    return checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
+
+
 def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machine, steps: int, eval_every: int) -> int:
     """Steps between checkpoints: as given, or with the evaluations, or oftener where failures would cost more."""
     spec, seconds = job.spec.checkpoint, max(layout.speed.seconds, 1e-6)
@@ -276,8 +292,7 @@ def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machi
         reason = f"{spec.every_minutes} minutes at {seconds:.3g} s a step, as given"
         ledger.note("spec.checkpoint.everySteps", every, reason, True)
         return every
-    load = layout.load
-    size = checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
+    size = _checkpoint(layout, machine)
     rule = eval_every or max(1, math.ceil(steps / EVALUATIONS))
     reason = "with each evaluation, so that the best is kept" if eval_every else f"{EVALUATIONS} over the run"
     interval = best_interval(size, machine.nodes)
@@ -289,9 +304,17 @@ def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machi
             "cost least together (Young and Daly; a node fails every 264 days, Llama 3 paper)"
         )
     every = ledger.take("", rule, reason, "spec.checkpoint.everySteps", spec.every_steps)
-    grace = grace_seconds(size)
-    ledger.note("gracePeriodSeconds", grace, f"to save and upload {size / GIB:.3g} GiB of a node at 50 MB/s", False)
     return every
+
+
+def _note_saving(job: FineTuneJob, ledger: Ledger, checkpoint: int, model: ModelFacts, dataset: DatasetFacts) -> None:
+    """What the pods get so that they can save: not given in the job, or only in part."""
+    reason = f"to save and upload {checkpoint / GIB:.3g} GiB of a node at 50 MB/s"
+    ledger.note("gracePeriodSeconds", grace_seconds(checkpoint), reason, False)
+    given = job.spec.scratch.size if job.spec.scratch else None
+    space = f"{-(-scratch_bytes(model, dataset, checkpoint) // GIB)}Gi"
+    reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints of a node"
+    ledger.note("spec.scratch.size", given or space, reason, given is not None)
 
 
 def _lora(job: FineTuneJob, ledger: Ledger, task: Task) -> dict[str, Any]:

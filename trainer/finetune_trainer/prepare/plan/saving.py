@@ -7,6 +7,7 @@ order approximation to the optimum checkpoint interval), refined by Daly 2006. F
 
 import math
 
+from finetune_api.messages import DatasetFacts, ModelFacts
 from finetune_trainer.prepare.plan.memory import OPTIMIZER_BYTES
 
 NODE_MTBF = 54 * 86400 * (16384 / 8) / 419  # seconds: a node of 8 GPUs fails every 264 days
@@ -14,6 +15,10 @@ LOCAL_DISK = 1e9  # bytes a second that a node writes
 UPLOAD_BANDWIDTH = 50_000_000  # bytes a second that any node's way to its object storage should reach
 AGREEMENT_SECONDS = 30  # to finish the step at hand, write to the local disk, commit, upload logs
 LEAST_GRACE, MOST_GRACE = 60, 1800  # seconds
+LOCAL_CHECKPOINTS = 3  # two are kept, and one is being written
+SPARE = 1 << 30  # bytes of scratch: logs, caches
+ROW_BYTES = 24  # offsets and validity of a row's columns
+TOKEN_BYTES = 8  # input_ids and labels
 
 
 def checkpoint_bytes(trained: int, weight_bytes: int, nodes: int, zero_stage: int) -> int:
@@ -35,3 +40,14 @@ def save_seconds(checkpoint: int) -> float:
 def best_interval(checkpoint: int, nodes: int) -> float:
     """Seconds between two saves with which failures and saves together cost least."""
     return math.sqrt(2 * save_seconds(checkpoint) * NODE_MTBF / nodes)
+
+
+def scratch_bytes(model: ModelFacts, dataset: DatasetFacts, checkpoint: int) -> int:
+    """Node-local space for model, data and checkpoints."""
+    return model.size_bytes + dataset_bytes(dataset) + LOCAL_CHECKPOINTS * checkpoint + SPARE
+
+
+def dataset_bytes(facts: DatasetFacts) -> int:
+    """Bytes of the prepared data set's files."""
+    splits = [facts.train, *([facts.eval] if facts.eval else [])]
+    return sum(split.tokens * TOKEN_BYTES + split.rows * ROW_BYTES for split in splits)

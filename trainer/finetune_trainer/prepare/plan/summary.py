@@ -1,13 +1,8 @@
 """The plan in short, and what a pod must be given for it: time to save when told to stop, scratch space. Pure."""
 
-from finetune_api.messages import Choice, DatasetFacts, Plan
+from finetune_api.messages import Choice, Plan
 from finetune_api.results import PlanSummary
-from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds
-
-LOCAL_CHECKPOINTS = 3  # two are kept, and one is being written
-MARGIN = 1 << 30  # bytes: logs, caches
-ROW_BYTES = 24  # offsets and validity of a row's columns
-TOKEN_BYTES = 8  # input_ids and labels
+from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds, scratch_bytes
 
 
 def summary(plan: Plan) -> PlanSummary:
@@ -32,7 +27,7 @@ def summary(plan: Plan) -> PlanSummary:
         checkpoint_every_steps=plan.checkpoint_every_steps,
         checkpoint_bytes=checkpoint,
         grace_seconds=grace_seconds(checkpoint),
-        scratch_bytes=plan.model.size_bytes + dataset_bytes(plan.dataset) + LOCAL_CHECKPOINTS * checkpoint + MARGIN,
+        scratch_bytes=scratch_bytes(plan.model, plan.dataset, checkpoint),
         estimated_hours=estimate.hours if estimate else None,
         estimated_gpu_hours=estimate.gpu_hours if estimate else None,
         estimated_cost=estimate.cost if estimate else None,
@@ -46,12 +41,6 @@ def checkpoint_of(plan: Plan) -> int:
     """Bytes of the largest node's share of a checkpoint."""
     weight = 2 if plan.training.get("bf16") or plan.training.get("fp16") else 4
     return checkpoint_bytes(plan.trained or plan.model.parameters, weight, plan.nodes, plan.zero_stage)
-
-
-def dataset_bytes(facts: DatasetFacts) -> int:
-    """Bytes of the prepared data set's files."""
-    splits = [facts.train, *([facts.eval] if facts.eval else [])]
-    return sum(split.tokens * TOKEN_BYTES + split.rows * ROW_BYTES for split in splits)
 
 
 def sentence(choice: Choice) -> str:
