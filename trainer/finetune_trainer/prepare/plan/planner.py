@@ -303,8 +303,7 @@ def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machi
             f"{interval / 60:.0f} minutes: saves of {save_seconds(size):.0f} s and failures of {machine.nodes} nodes "
             "cost least together (Young and Daly; a node fails every 264 days, Llama 3 paper)"
         )
-    every = ledger.take("", rule, reason, "spec.checkpoint.everySteps", spec.every_steps)
-    return every
+    return ledger.take("", rule, reason, "spec.checkpoint.everySteps", spec.every_steps)
 
 
 def _note_saving(job: FineTuneJob, ledger: Ledger, checkpoint: int, model: ModelFacts, dataset: DatasetFacts) -> None:

@@ -1,0 +1,45 @@
+"""The memory model against what was measured on CPU (benchmarks/memory.json): a change for the worse fails here."""
+
+import importlib.util
+import json
+import statistics
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+RECORD: dict[str, Any] = json.loads((BENCHMARKS / "memory.json").read_text())
+COUNTED = [sample for sample in RECORD["samples"] if sample["counts"]]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("memory_benchmark", BENCHMARKS / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_predicted_today_is_near_to_what_was_measured(benchmark: ModuleType) -> None:
+    errors = {}
+    for case in benchmark.recorded():
+        predicted, _ = benchmark.predict_case(case)
+        errors[str(case)] = predicted / max(benchmark.phases_of(case).values()) - 1
+    counted = [errors[sample["case"]] for sample in COUNTED]
+    assert statistics.median(abs(error) for error in counted) <= 0.10
+    assert min(counted) >= -0.15, errors
+
+
+def test_the_record_covers_families_methods_stages_and_sizes() -> None:
+    assert len(COUNTED) >= 24
+    for name, least in (("family", 4), ("method", 2), ("stage", 4), ("ranks", 2), ("checkpointing", 2), ("bf16", 2)):
+        assert len(Counter(sample[name] for sample in COUNTED)) >= least, name
+    assert all(sample["measured_mib"] >= 512 for sample in COUNTED)
+    assert RECORD["cases"] == len(COUNTED)
