@@ -7,6 +7,7 @@ finds the optimizer's states in place) with a model of random weights made from 
 are counted. Predicted is the model's peak without its margin and without the imports, which lie below the baseline.
 
     python benchmarks/memory.py [--only TEXT] [--phases]
+    python benchmarks/memory.py --heap     # a few cases with the C library's own settings, against the whole prediction
     python benchmarks/memory.py --again    # predict what is recorded again, with the memory model as it is now
 """
 
@@ -39,7 +40,8 @@ from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from tests.local.harness import free_port, make_plan  # noqa: E402
 
 # glibc keeps freed blocks of up to 32 MiB in its heaps, as many as happened to be cut: here they go back at once, so
-# that the figures are those of the tensors. A worker runs without these settings and may hold some 100 MiB more.
+# that the figures are those of the tensors. A worker runs without these settings; --heap measures what that costs,
+# which the plan's margin has to cover.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft")
 RECORD = ROOT / "benchmarks" / "memory.json"
@@ -328,7 +330,7 @@ def predicted(case: Case) -> tuple[int, str]:
     return size, moment
 
 
-def predict_case(case: Case) -> tuple[int, str]:
+def predict_case(case: Case, *, with_margin: bool = False) -> tuple[int, str]:
     """What the memory model says, as far as it lies above the baseline."""
     width = 2 if case.bf16 else 4
     load = Load(
@@ -342,7 +344,7 @@ def predict_case(case: Case) -> tuple[int, str]:
         case.checkpointing,
     )
     made = predict(load)
-    return made.bytes - made.of(Name.MARGIN) - IMPORTS, made.moment
+    return made.bytes - (0 if with_margin else made.of(Name.MARGIN)) - IMPORTS, made.moment
 
 
 def fork(path: Path, work: Callable[[], Any]) -> int:
@@ -377,14 +379,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
     parser.add_argument("--phases", action="store_true", help="print the peak of each phase")
     parser.add_argument("--again", action="store_true", help="measure nothing: predict the recorded cases again")
+    parser.add_argument("--heap", action="store_true", help="a few cases with the C library's own settings")
     options = parser.parse_args()
+    if options.heap:
+        heap()
+        return
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):  # read when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
-    import deepspeed  # noqa: F401
-    import peft  # noqa: F401
-
-    import finetune_trainer.worker.main  # noqa: F401
-
+    imports()
     samples = []
     print(f"{'case':<48}{'measured':>9}{'predicted':>10}{'error':>8}  peak at   (MiB)", flush=True)
     for case in recorded() if options.again else ():
@@ -402,6 +404,39 @@ def main() -> None:
             if not options.only:
                 write(samples)
     print(json.dumps(summary(samples)))
+
+
+HEAP_CASES = {
+    "llama-s full ZeRO-2 4x256",
+    "llama-s lora ZeRO-2 4x256",
+    "bert-s full ZeRO-2 8x256",
+    "t5-s lora ZeRO-2 8x128",
+    "gpt2-s lora ZeRO-2 4x256",
+    "llama-m full ZeRO-2 1x64 on 2 ranks",
+}
+
+
+def heap() -> None:
+    """Measures some cases as a worker runs them; the record gets them beside the prediction with its margin."""
+    imports()
+    samples = []
+    for case in GRID:
+        if str(case) in HEAP_CASES:
+            peak = max(measure(case).values())
+            with_margin, _ = predict_case(case, with_margin=True)
+            figures = {"measured_mib": round(peak / MIB, 1), "predicted_with_margin_mib": round(with_margin / MIB, 1)}
+            samples.append({"case": str(case), **figures})
+            print(f"{case!s:<48}{peak / MIB:9.0f}{with_margin / MIB:10.0f}", flush=True)
+    record = json.loads(RECORD.read_text())
+    RECORD.write_text(json.dumps({**record, "default_allocator": samples}, indent=2) + "\n")
+
+
+def imports() -> None:
+    """Everything slow, before the first fork."""
+    import deepspeed  # noqa: F401
+    import peft  # noqa: F401
+
+    import finetune_trainer.worker.main  # noqa: F401
 
 
 def sample(case: Case) -> dict[str, Any]:
@@ -456,7 +491,9 @@ def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write(samples: list[dict[str, Any]]) -> None:
     """The record beside this file, after every case."""
+    before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record = {
+        **before,
         **summary(samples),
         "samples": samples,
         "command": "python benchmarks/memory.py",

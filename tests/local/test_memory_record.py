@@ -37,6 +37,15 @@ def test_what_is_predicted_today_is_near_to_what_was_measured(benchmark: ModuleT
     assert min(counted) >= -0.15, errors
 
 
+def test_with_its_margin_the_prediction_covers_a_worker_with_the_c_librarys_own_settings(benchmark: ModuleType) -> None:
+    measured = {sample["case"]: sample["measured_mib"] for sample in RECORD["default_allocator"]}
+    assert len(measured) >= 6
+    for case in benchmark.GRID:
+        if str(case) in measured:
+            predicted, _ = benchmark.predict_case(case, with_margin=True)
+            assert predicted / benchmark.MIB >= measured[str(case)], str(case)
+
+
 def test_the_record_covers_families_methods_stages_and_sizes() -> None:
     assert len(COUNTED) >= 24
     for name, least in (("family", 4), ("method", 2), ("stage", 4), ("ranks", 2), ("checkpointing", 2), ("bf16", 2)):

@@ -257,7 +257,7 @@ def test_values_that_cannot_work_are_refused_with_a_cure(spec: dict[str, Any], m
 def test_less_memory_means_a_smaller_micro_batch_and_the_same_global_batch() -> None:
     data = dataset(longest=512)
     plans = [planned(data=data, resourcesPerNode={"limits": {"memory": size}}) for size in ("1500Mi", "2Gi", "64Gi")]
-    assert [plan.micro_batch for plan in plans] == [1, 8, 16]
+    assert [plan.micro_batch for plan in plans] == [1, 4, 16]
     assert {plan.global_batch for plan in plans} == {16}
 
 

@@ -28,6 +28,7 @@ IMPORTS = 1 * GIB  # interpreter, torch and the libraries
 STARTED = 100 << 20  # what libraries allocate at first use: threads, autograd, gloo; 69 to 120 MiB measured on CPU
 CUDA_CONTEXT = 1 * GIB  # context, cuBLAS workspaces and NCCL's channels; not measured by us
 MARGIN = 0.10  # of all that: fragmentation, and what the formulas leave out
+HEAP = 0.75  # of activations and logits on CPU: glibc keeps freed blocks below 32 MiB; measured 0.4 to 0.75
 
 
 Moment = Literal["loss", "backward", "step"]
@@ -110,7 +111,8 @@ def predict(load: Load) -> Memory:
         Name.BUFFERS: most.buffers,
         Name.PROCESS: CUDA_CONTEXT if load.device == "gpu" else IMPORTS + STARTED,
     }
-    sizes[Name.MARGIN] = MARGIN * sum(sizes.values())
+    heap = HEAP * (most.activations + most.logits) if load.device == "cpu" else 0.0
+    sizes[Name.MARGIN] = MARGIN * sum(sizes.values()) + heap
     why = reasons(load, name, most.temporaries)
     return Memory(
         moment=name,

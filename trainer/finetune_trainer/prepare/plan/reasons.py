@@ -36,7 +36,8 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
         Name.LOGITS: _why_logits(load, moment),
         Name.BUFFERS: _why_buffers(load, moment),
         Name.PROCESS: "CUDA context, cuBLAS and NCCL" if load.device == "gpu" else "interpreter, torch and libraries",
-        Name.MARGIN: "fragmentation, and what the formulas leave out",
+        Name.MARGIN: "fragmentation, and what the formulas leave out"
+        + ("; freed blocks that the C library keeps" if load.device == "cpu" else ""),
     }
 
 
