@@ -1,11 +1,13 @@
-"""Layouts that the planner may choose train with real workers, to the losses of the plain one."""
+"""Layouts that the planner may choose: real workers train to the losses of the plain one, and resume to the bits."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from finetune_api.contract import ExitCode
+from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from tests.local.harness import Bench, make_plan, write_dataset
@@ -54,3 +56,25 @@ def test_every_layout_of_the_planner_gives_the_losses_of_the_plain_one(
         losses[name] = run.losses()
     for name, values in losses.items():
         assert values == pytest.approx(losses["ZeRO-2"], abs=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "name", ["ZeRO-1", "ZeRO-2, optimizer in the node's memory", pytest.param(FEW[0], marks=pytest.mark.matrix)]
+)
+def test_a_run_resumed_in_any_layout_ends_with_the_bits_of_an_undisturbed_one(
+    name: str, bench: Bench, llama: Path, tmp_path: Path
+) -> None:
+    data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
+    values = dict(LAYOUTS[name])
+    stage = values.pop("stage")
+    config = deepspeed_config(stage, None, {}, **values)
+    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=2, stage=stage, accumulation=2, deepspeed=config)
+    whole = bench.run(plan, llama, data, tmp_path / "whole")
+    assert set(whole.exit_codes) == {ExitCode.OK}, whole.logs
+    halfway = tmp_path / "whole" / "node-{rank}" / checkpoint_name(8)
+    resumed = bench.run(plan, llama, data, tmp_path / "resumed", resume=halfway, generation=2)
+    assert set(resumed.exit_codes) == {ExitCode.OK}, resumed.logs
+    last = f"node-0/{checkpoint_name(12)}/adapter_model.safetensors"
+    first, again = load_file(tmp_path / "whole" / last), load_file(tmp_path / "resumed" / last)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
