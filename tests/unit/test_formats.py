@@ -64,6 +64,7 @@ CSV: dict[str, tuple[bytes, list[tuple[int, object]]]] = {
         b'a,b\n"x\ny",1\nz,\xe9\nok,2\n',
         [(2, {"a": "x\ny", "b": "1"}), (4, Code.BAD_UTF8), (5, {"a": "ok", "b": "2"})],
     ),
+    "an index without a name, as pandas writes it": (b",a\n0,x\n", [(2, {"column 1": "0", "a": "x"})]),
     "NUL": (b"a\nx\0y\nz\n", [(2, Code.NUL), (3, {"a": "z"})]),
     "text after a closing quote": (b'a\n"x"y\nz\n', [(2, Code.INVALID_CSV), (3, {"a": "z"})]),
     "a quote that is never closed": (b'a\nx\n"y\nz\n', [(2, {"a": "x"}), (3, Code.INVALID_CSV)]),
@@ -103,7 +104,7 @@ def test_a_long_text_in_one_field_is_read(tmp_path: Path) -> None:
         ("a,b\n1,2\n".encode("utf-16"), Format.CSV, "NotUTF8"),
         (b'[{"a": 1}]', Format.JSONL, "JSONArray"),
         (b"a,a\n1,2\n", Format.CSV, "InvalidHeader"),
-        (b"a,\n1,2\n", Format.CSV, "InvalidHeader"),
+        (b",\n1,2\n", Format.CSV, "InvalidHeader"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all_is_named(tmp_path: Path, content: bytes, form: Format, code: str) -> None:

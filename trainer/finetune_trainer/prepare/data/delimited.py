@@ -91,9 +91,10 @@ def _header(file: DataFile, line: int, fields: list[str]) -> list[str]:
                     f"set spec.dataset.delimiter to {other!r}",
                 )
             )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or "" in names:
-        wrong = f"the column {twice[0]!r} occurs twice" if twice and twice[0] else "a column has no name"
+    # pandas writes its index as a column without name; one that nobody asks for does no harm
+    names = [name or f"column {place}" for place, name in enumerate(names, start=1)] if any(names) else names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        wrong = f"the column {twice[0]!r} occurs twice" if twice[0] else "no column has a name"
         raise DataError(
             file.problem("InvalidHeader", f"line {line} is no header: {wrong}", "begin with a line of names")
         )
