@@ -68,6 +68,12 @@ def test_hours_and_cost_follow_from_the_steps() -> None:
     assert "40% of a A100-80GB's 312 TFLOP/s" in made.how
 
 
+def test_gpus_without_a_rank_are_paid_for_too() -> None:
+    made = on_gpus(processesPerNode=4).estimate
+    assert made is not None
+    assert made.gpu_hours == pytest.approx(made.hours * 8, rel=0.01)
+
+
 def test_without_a_price_there_is_no_cost_and_without_gpus_no_gpu_hours() -> None:
     assert on_gpus().estimate.cost is None  # type: ignore[union-attr]
     made = planned().estimate

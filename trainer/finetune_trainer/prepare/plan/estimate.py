@@ -19,7 +19,7 @@ def estimate(layout: Layout, machine: Machine, steps: int, saves: int, budget: B
     load, speed = layout.load, layout.speed
     size = checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
     hours = (speed.seconds * steps + save_seconds(size) * saves) / 3600
-    gpu_hours = rounded(hours * machine.world_size) if machine.device == "gpu" else None
+    gpu_hours = rounded(hours * machine.nodes * machine.gpus) if machine.gpus else None
     cost = None
     if budget and budget.gpu_hour_price and gpu_hours is not None:
         cost = str((Decimal(budget.gpu_hour_price) * Decimal(str(gpu_hours))).quantize(Decimal("0.01"), ROUND_HALF_UP))

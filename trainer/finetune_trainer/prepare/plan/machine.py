@@ -43,6 +43,7 @@ class Machine:
         assumed: whether it is a default.
         host_bytes: a rank's share of the node's memory beside its GPU; 0 where the job does not say.
         cores: a rank's share of the node's.
+        gpus: of a node; they are paid for, whether a rank uses them or not.
     """
 
     device: Literal["cpu", "gpu"]
@@ -54,6 +55,7 @@ class Machine:
     gpu: Gpu | None = None
     host_bytes: int = 0
     cores: float = 2.0
+    gpus: int = 0
 
     @property
     def world_size(self) -> int:
@@ -82,7 +84,16 @@ def machine_of(job: FineTuneJob, hint: GpuHint = NO_HINT) -> Machine:
         gpu, bytes_each, source, assumed = _gpu(job, hint)
         shared = -(-processes // gpus)  # ranks on one GPU
         return Machine(
-            "gpu", bytes_each // shared, source, assumed, spec.nodes, processes, gpu, host_bytes=memory, cores=cores
+            "gpu",
+            bytes_each // shared,
+            source,
+            assumed,
+            spec.nodes,
+            processes,
+            gpu,
+            host_bytes=memory,
+            cores=cores,
+            gpus=gpus,
         )
     if memory:
         source, assumed = "stated", False
