@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from memory import LIBRARIES, LORA, MIB, ROOT, fork, result, summary
+from measured_step import LORA, ROOT, fork, imports, result
+from memory import LIBRARIES, MIB, summary
 
 from finetune_api.messages import MethodType, Plan, Task
 
@@ -221,11 +222,7 @@ def main() -> int:
     if not Path("/dev/nvidiactl").exists():  # asking torch would start CUDA, and no fork could use it
         print("no NVIDIA GPU on this machine: nothing was measured", file=sys.stderr)
         return NO_GPU
-    import deepspeed  # noqa: F401
-    import peft  # noqa: F401
-
-    import finetune_trainer.worker.main  # noqa: F401
-
+    imports()
     samples = []
     print(f"{'case':<42}{'allocated':>10}{'reserved':>10}{'predicted':>10}{'error':>8}   (MiB)", flush=True)
     for case in GRID:

@@ -18,98 +18,21 @@ import os
 import platform
 import statistics
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from finetune_api.messages import MethodType, Plan, Task
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
-from finetune_trainer.prepare.plan.load import Load  # noqa: E402
-from finetune_trainer.prepare.plan.memory import IMPORTS, Name, predict  # noqa: E402
-from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
-from tests.local.harness import free_port, make_plan  # noqa: E402
+from measured_step import Case, imports, measure, predict_case, predicted
 
 # glibc keeps freed blocks of up to 32 MiB in its heaps, as many as happened to be cut: here they go back at once, so
 # that the figures are those of the tensors. A worker runs without these settings; --heap measures what that costs,
 # which the plan's margin has to cover.
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft")
-RECORD = ROOT / "benchmarks" / "memory.json"
+RECORD = Path(__file__).with_name("memory.json")
 MIB = 1 << 20
 LEAST = 512 * MIB  # above the baseline: smaller cases measure the libraries, not the model
-STEPS = 2
-LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
-TASKS = {
-    "llama": Task.CAUSAL_LM,
-    "gpt2": Task.CAUSAL_LM,
-    "bert": Task.CLASSIFICATION,
-    "t5": Task.SEQ2SEQ,
-}
-
-
-def config_of(family: str, size: str) -> dict[str, Any]:
-    """A model of 8 layers (T5: 4 and 4), 512 or 1,024 wide; at most 130 million parameters."""
-    wide = {"s": 512, "m": 1024}[size]
-    heads = wide // 64
-    sizes = {"hidden_size": wide, "num_hidden_layers": 8, "num_attention_heads": heads}
-    return {
-        "llama": {
-            **sizes,
-            "num_key_value_heads": heads // 2,
-            "intermediate_size": wide * 11 // 4 // 32 * 32,
-            "max_position_embeddings": 2048,
-        },
-        "gpt2": {
-            "n_embd": wide,
-            "n_layer": 8,
-            "n_head": heads,
-            "n_positions": 1024,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        "bert": {**sizes, "intermediate_size": 4 * wide, "max_position_embeddings": 512},
-        "t5": {
-            "d_model": wide,
-            "d_ff": 4 * wide,
-            "d_kv": 64,
-            "num_layers": 4,
-            "num_heads": heads,
-            "decoder_start_token_id": 0,
-        },
-    }[family] | {"model_type": family, "vocab_size": 16000}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One measured step: rows of `length` tokens, `batch` of them on each rank at a time."""
-
-    family: str
-    size: str
-    method: str
-    stage: int
-    batch: int
-    length: int
-    ranks: int = 1
-    accumulation: int = 1
-    checkpointing: bool = False
-    bf16: bool = False
-
-    def __str__(self) -> str:
-        flags = [name for name in ("checkpointing", "bf16") if getattr(self, name)]
-        flags += [f"accumulation {self.accumulation}"] if self.accumulation > 1 else []
-        shape = f"{self.batch}x{self.length}" + (f" on {self.ranks} ranks" if self.ranks > 1 else "")
-        return " ".join([f"{self.family}-{self.size}", self.method, f"ZeRO-{self.stage}", shape, *flags])
-
 
 GRID: tuple[Case, ...] = (
     Case("llama", "s", "full", 2, 4, 256),
@@ -143,234 +66,6 @@ GRID: tuple[Case, ...] = (
     Case("llama", "s", "lora", 2, 8, 512, checkpointing=True),
     Case("bert", "m", "lora", 2, 8, 128),
 )
-
-
-# ---------------------------------------------------------------- one rank
-
-
-@dataclass
-class Marks:
-    """High-water marks above the baseline, by phase, in bytes."""
-
-    baseline: int
-    phases: dict[str, int] = field(default_factory=dict)
-
-    def phase(self, name: str) -> None:
-        """The peak since the last mark belongs to `name`; the mark starts anew."""
-        self.phases[name] = max(self.phases.get(name, 0), memory("VmHWM") - self.baseline)
-        reset()
-
-    @property
-    def peak(self) -> int:
-        """The highest of all."""
-        return max(self.phases.values())
-
-
-def memory(name: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(name)
-
-
-def reset() -> None:
-    """The high-water mark falls to what is held now (man 5 proc, clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-class Rows:
-    """Random tokens; the first row of each micro-batch has the full length, the others are an eighth shorter."""
-
-    def __init__(self, case: Case) -> None:
-        self._case = case
-
-    def __len__(self) -> int:
-        return self._case.batch * self._case.ranks * self._case.accumulation * STEPS
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        length = self._case.length if index % self._case.batch == 0 else self._case.length * 7 // 8
-        ids = np.random.default_rng(index).integers(5, 15000, length).astype(np.int32)
-        if self._case.family == "bert":
-            return {"input_ids": ids, "label": index % 2}
-        return {"input_ids": ids, "labels": ids.astype(np.int64)}
-
-
-def plan_of(case: Case) -> Plan:
-    """The plan of a case, with the DeepSpeed configuration that the planner writes."""
-    training: dict[str, Any] = {"bf16": case.bf16}
-    training |= {"activation_checkpointing": True} if case.checkpointing else {}
-    return make_plan(
-        TASKS[case.family],
-        MethodType(case.method),
-        world=case.ranks,
-        stage=case.stage,
-        micro_batch=case.batch,
-        gradient_accumulation=case.accumulation,
-        global_batch=case.batch * case.ranks * case.accumulation,
-        max_steps=STEPS,
-        deepspeed=deepspeed_config(case.stage, None, training),
-        training=training,
-        lora=LORA if case.method == "lora" else {},
-    )
-
-
-def model_of(case: Case, dtype: Any) -> Any:
-    """A model with random weights, with its adapter."""
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
-
-    values = config_of(case.family, case.size)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    config.use_cache = False
-    config.pad_token_id = 0
-    autos: dict[Task, Any] = {
-        Task.CAUSAL_LM: AutoModelForCausalLM,
-        Task.CLASSIFICATION: AutoModelForSequenceClassification,
-        Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
-    }
-    types = {
-        Task.CAUSAL_LM: TaskType.CAUSAL_LM,
-        Task.CLASSIFICATION: TaskType.SEQ_CLS,
-        Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-    }
-    task = TASKS[case.family]
-    model = autos[task].from_config(config, dtype=dtype)
-    if case.method == "lora":
-        model = get_peft_model(model, LoraConfig(task_type=types[task], **LORA), autocast_adapter_dtype=case.stage != 3)
-    return model
-
-
-def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
-    """What a worker does, to the end of the second step, without checkpoints."""
-    import torch
-    from transformers import set_seed
-
-    from finetune_trainer.orders import WorkerOrder
-    from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-    from finetune_trainer.worker.collate import PaddedBatch
-    from finetune_trainer.worker.rendezvous import join
-    from finetune_trainer.worker.trainer import FineTuneTrainer
-
-    order = WorkerOrder(
-        plan=plan_of(case),
-        generation=1,
-        rank=rank,
-        local_rank=rank,
-        node_rank=0,
-        world_size=case.ranks,
-        local_world_size=case.ranks,
-        master_host="127.0.0.1",
-        master_port=port,
-        threads=1,
-        model="",
-        dataset="",
-        checkpoints=str(folder / "checkpoints"),
-    )
-    torch.set_num_threads(max(1, 2 // case.ranks))
-    rows = Rows(case)
-    marks = Marks(memory("VmRSS"))
-    reset()
-    join(order)
-    args = training_arguments(order)
-    set_seed(1)
-    model = model_of(case, weight_dtype(args))
-    marks.phase("build")
-    data: Any = rows
-    trainer: Any = FineTuneTrainer(order, None, model, args, train_dataset=data, data_collator=PaddedBatch(0))  # type: ignore[arg-type]
-    trainer._save_checkpoint = lambda *_: None
-    loss, first = trainer.compute_loss, True
-
-    def compute_loss(*arguments: Any, **named: Any) -> Any:
-        nonlocal first
-        if first:
-            first = False
-            marks.phase("start")
-            optimizer = trainer.model_wrapped.optimizer
-            step = optimizer.step
-
-            def measured_step(*one: Any, **two: Any) -> Any:
-                marks.phase("backward")
-                made = step(*one, **two)
-                marks.phase("step")
-                return made
-
-            optimizer.step = measured_step
-        made = loss(*arguments, **named)
-        marks.phase("forward")
-        return made
-
-    trainer.compute_loss = compute_loss
-    trainer.train()
-    marks.phase("end")
-    return marks
-
-
-# ---------------------------------------------------------------- all cases
-
-
-def measure(case: Case) -> dict[str, int]:
-    """A process per rank; the marks of the one with the highest peak."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ranks = [folder / f"rank-{rank}" for rank in range(case.ranks)]
-        children = [
-            fork(path, lambda rank=rank: run_rank(case, rank, port, folder).phases) for rank, path in enumerate(ranks)
-        ]
-        found: list[dict[str, int]] = [result(pid, path) for pid, path in zip(children, ranks, strict=True)]
-    return max(found, key=lambda one: max(one.values()))
-
-
-def predicted(case: Case) -> tuple[int, str]:
-    """The peak above the baseline that the plan predicts, and its moment; by a process too: the next baseline stays."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "predicted"
-        size, moment = result(fork(path, lambda: predict_case(case)), path)
-    return size, moment
-
-
-def predict_case(case: Case, *, with_margin: bool = False) -> tuple[int, str]:
-    """What the memory model says, as far as it lies above the baseline."""
-    width = 2 if case.bf16 else 4
-    load = Load(
-        architecture_of(config_of(case.family, case.size), TASKS[case.family], LORA, width),
-        MethodType(case.method),
-        case.stage,
-        case.ranks,
-        case.batch,
-        case.length,
-        case.accumulation,
-        case.checkpointing,
-    )
-    made = predict(load)
-    return made.bytes - (0 if with_margin else made.of(Name.MARGIN)) - IMPORTS, made.moment
-
-
-def fork(path: Path, work: Callable[[], Any]) -> int:
-    """A child that leaves what `work` returns in a file, and what it prints beside it."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        log = os.open(f"{path}.log", os.O_CREAT | os.O_WRONLY)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        path.write_text(json.dumps(work()))
-        code = 0
-    except BaseException:
-        traceback.print_exc(file=sys.stderr)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def result(pid: int, path: Path) -> Any:
-    """What a child left."""
-    if os.waitpid(pid, 0)[1]:
-        raise SystemExit(f"{path.name} failed\n{Path(f'{path}.log').read_text()[-3000:]}")
-    return json.loads(path.read_text())
 
 
 def main() -> None:
@@ -429,14 +124,6 @@ def heap() -> None:
             print(f"{case!s:<48}{peak / MIB:9.0f}{with_margin / MIB:10.0f}", flush=True)
     record = json.loads(RECORD.read_text())
     RECORD.write_text(json.dumps({**record, "default_allocator": samples}, indent=2) + "\n")
-
-
-def imports() -> None:
-    """Everything slow, before the first fork."""
-    import deepspeed  # noqa: F401
-    import peft  # noqa: F401
-
-    import finetune_trainer.worker.main  # noqa: F401
 
 
 def sample(case: Case) -> dict[str, Any]:

@@ -18,6 +18,7 @@ COUNTED = [sample for sample in RECORD["samples"] if sample["counts"]]
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
+    sys.path.append(str(BENCHMARKS))  # it imports its neighbour
     spec = importlib.util.spec_from_file_location("memory_benchmark", BENCHMARKS / "memory.py")
     assert spec is not None
     assert spec.loader is not None
