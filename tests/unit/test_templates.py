@@ -14,7 +14,7 @@ from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.encoded import Encoded
-from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder, check_packing, encoder_for
 from finetune_trainer.prepare.tokens.templates import CHATML, given_template
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from tests.chats import CONVERSATIONS, LONG, SHORT, SYSTEM, chat_tokenizer
@@ -243,7 +243,8 @@ def test_the_date_in_a_template_does_not_move(tmp_path: Path):
     assert Renderer("{{ strftime_now('%Y-%m-%d') }}", {})(SHORT).text == "2024-07-26"
 
 
-def test_packing_is_refused_for_classification(tmp_path: Path):
+def test_packing_is_refused_for_classification():
+    check_packing(spec(packing=True), Task.CAUSAL_LM)
     with pytest.raises(SpecError) as caught:
-        encoder_for(spec(packing=True), Task.CLASSIFICATION, loaded(), Layout.LABELLED, 9, None, tmp_path)
+        check_packing(spec(packing=True), Task.CLASSIFICATION)
     assert caught.value.problems[0].code == "PackingNotForTask"

@@ -9,6 +9,9 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.models import ModelSource, locate_model, resolve_task
+from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.machine import gpu_hint
+from finetune_trainer.prepare.tokens.encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
 
 
@@ -27,7 +30,7 @@ class Inputs:
 
 
 def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
-    """Find all of them; what is wrong with one does not hide what is wrong with another.
+    """Find all of them, and check what needs no data; what is wrong with one does not hide what is wrong with another.
 
     Args:
         work: folder for downloads.
@@ -36,17 +39,20 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
         FineTuneError: of the first kind that was met, with the problems of all.
     """
     errors: list[FineTuneError] = []
+    spec = job.spec.dataset
     try:
-        model = locate_model(job.spec.model, environ)
-        task = resolve_task(model.config(work / "model"), job.spec.task)
+        sources = locate_all(spec, environ)
     except FineTuneError as error:
         errors.append(error)
     try:
-        sources = locate_all(job.spec.dataset, environ)
+        template = given_template(spec.chat_template, environ)
     except FineTuneError as error:
-        errors.insert(0, error)
+        errors.append(error)
     try:
-        template = given_template(job.spec.dataset.chat_template, environ)
+        model = locate_model(job.spec.model, environ)
+        task = resolve_task(model.config(work / "model"), job.spec.task)
+        check_packing(spec, task)
+        planner.counting(job, task, gpu_hint(environ))  # a GPU that nobody knows, a precision that the machine lacks
     except FineTuneError as error:
         errors.append(error)
     if errors:

@@ -181,10 +181,9 @@ def encoder_for(
         work: folder for the tokenizer's file.
 
     Raises:
-        SpecError: packing is asked for where it cannot be, or the named template does not work.
+        SpecError: the named template does not work.
         DataError: conversations without any template.
     """
-    _check_packing(spec, task)
     template = _template(spec, tokenizer, given) if layout is Layout.CHAT else None
     name = hashlib.sha256(tokenizer.definition.encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
@@ -208,7 +207,8 @@ def encoder_for(
     return encoder
 
 
-def _check_packing(spec: DatasetSpec, task: Task) -> None:
+def check_packing(spec: DatasetSpec, task: Task) -> None:
+    """Raises SpecError for packing where rows cannot share a sequence."""
     if spec.packing and task is not Task.CAUSAL_LM:
         raise SpecError(
             Problem(
