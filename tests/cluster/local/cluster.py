@@ -190,10 +190,14 @@ class Cluster:
             self._restart_controller_manager(self.settings.node_grace)
 
     def _restart_controller_manager(self, node_grace: int) -> None:
-        name = "kube-controller-manager"
+        name, log = "kube-controller-manager", self.logs / "kube-controller-manager.log"
         services.write(self.state, FABRIC, {name: services.controller_manager(self.state, node_grace)})
-        self.kill(name)
+        if self._runs(int((self.state.run(FABRIC) / f"{name}.pid").read_text()), FABRIC):
+            self.kill(name)
+        written = log.stat().st_size
         self.start(name)
+        # it ends if the API server goes away before all of its controllers are made
+        wait(lambda: b"Starting controller" in log.read_bytes()[written:], READY_SECONDS, f"{name} to work", log)
 
     def _tell(self, place: str, process: str) -> bool:
         """Write a name to the FIFO of process 1; False while nobody listens."""
