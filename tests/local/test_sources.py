@@ -3,21 +3,25 @@
 import gzip
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_api.contract import Env
-from finetune_api.errors import DataError, FineTuneError, SpecError, StorageError
+from finetune_api.errors import DataError, FineTuneError, ModelError, SpecError, StorageError
 from finetune_api.messages import Task
-from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob
+from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob, ModelSpec
 from finetune_trainer.prepare.data import places, web
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.locate import locate
 from finetune_trainer.prepare.data.places import Place
 from finetune_trainer.prepare.data.sources import Sources, data_environ, locate_all
+from finetune_trainer.prepare.models import locate_model
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.storage import ObjectStore, open_store
 from tests.hub import Hub, start_hub
@@ -203,11 +207,39 @@ def test_what_a_saved_data_set_has_beside_its_data_is_left_out(tmp_path: Path) -
     assert names(locate(f"file://{tmp_path}", FIELD, {}), f"file://{tmp_path}/") == ["data-00000-of-00001.arrow"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(ROWS)
-    (tmp_path / "a.jsonl").chmod(0)
-    assert refused(f"file://{tmp_path}/a.jsonl")[0] == "FileUnreadable"
+@contextmanager
+def no_root() -> Iterator[None]:
+    """Root may read everything, so it is somebody else for a while."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.setresuid(0, 0, 0)
+
+
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        Path(folder).chmod(0o755)
+        file = Path(folder) / "a.jsonl"
+        file.write_bytes(ROWS)
+        file.chmod(0o600 if os.geteuid() == 0 else 0)
+        with no_root():
+            assert refused(f"file://{file}")[0] == "FileUnreadable"
+
+
+def test_a_model_that_may_not_be_read_is_named(bert: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(bert, folder, dirs_exist_ok=True)
+        Path(folder).chmod(0o755)
+        for path in Path(folder).iterdir():
+            path.chmod(0o644)
+        (Path(folder) / "model.safetensors").chmod(0o600 if os.geteuid() == 0 else 0)
+        with no_root(), pytest.raises(ModelError) as caught:
+            locate_model(ModelSpec(uri=f"file://{folder}"), {}).files(Path(folder))
+    assert caught.value.problems[0].code == "ModelUnreadable"
 
 
 def test_every_source_that_is_missing_is_named(tmp_path: Path) -> None:
