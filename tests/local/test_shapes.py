@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.prepare.plan.architecture import Kind, lora_parameters
+from finetune_trainer.prepare.plan.architecture import Kind
 from finetune_trainer.prepare.plan.shape import architecture_of
+from tests.unit.plan_models import lora_parameters
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64,

@@ -1,7 +1,9 @@
 """Architectures by formula, for tests of what is pure; tests/local/test_shapes.py counts real ones."""
 
+from collections.abc import Collection
+
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part, lora_parameters
+from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
 
 RANK = 16
 
@@ -56,3 +58,22 @@ def decoder(
 def encoder(weight_bytes: int = 4) -> Architecture:
     """About the size of MiniLM: 6 layers of 384."""
     return decoder(384, 6, 1024, 30522, weight_bytes, predicts_tokens=False)
+
+
+def lora_parameters(architecture: Architecture, rank: int, targets: Collection[str] | None = None) -> int:
+    """Trained parameters of plain adapters: rank * (inputs + outputs) for each adapted linear layer.
+
+    LoRA paper (arXiv 2106.09685), section 4.1. Heads are adapted only where `targets` names them, as PEFT does it.
+
+    Args:
+        targets: last parts of the names of adapted modules; None = all linear layers but the head.
+    """
+    return rank * sum(
+        part.inputs + part.outputs
+        for part in architecture.parts
+        if part.inputs and (part.kind is not Kind.HEAD if targets is None else _ends(part.name, targets))
+    )
+
+
+def _ends(name: str, targets: Collection[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -7,18 +7,7 @@ import pytest
 
 from finetune_api.errors import SpecError
 from finetune_api.v1alpha1 import parse_job
-
-MINIMAL: dict[str, Any] = {
-    "apiVersion": "finetune.dev/v1alpha1",
-    "kind": "FineTuneJob",
-    "metadata": {"name": "support-bot"},
-    "spec": {
-        "model": {"uri": "file://models/base"},
-        "dataset": {"train": "file://data/train.csv"},
-        "method": {"type": "lora"},
-        "storage": {"uri": "file://build/store"},
-    },
-}
+from tests.unit.test_api_parse import MINIMAL
 
 
 def told(spec: dict[str, Any]) -> list[tuple[str, str]]:

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.plan.architecture import lora_parameters
 from finetune_trainer.prepare.plan.engine import BUCKET, LIVE, SUB_GROUP
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, MARGIN, Memory, Name, predict
-from tests.unit.plan_models import decoder, encoder
+from tests.unit.plan_models import decoder, encoder, lora_parameters
 
 GIB = 1 << 30
 SHAPE = decoder()

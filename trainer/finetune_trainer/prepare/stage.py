@@ -37,7 +37,6 @@ from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
 from finetune_trainer.storage import ObjectStore, read_manifest, upload_tree
 
 Report = Callable[[str], None]
-REPORT_FILES = (File.DATASET_REPORT, File.DATASET_PAGE)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,9 @@ def prepare(
         notes += made.notes
         chosen = _plan(job, found, base, made.facts, environ)
         data = PreparedData(made.facts, _judge(job, found, made, chosen))
-        _refuse(run, data.report, report)
+        if problems := data.report.problems():
+            _show(run, data.report, report)
+            raise DataError(problems)
         _publish(found, store, base, made, data.report, report)
     now = datetime.now(UTC)
     remember(store, index_key(job, found, base), data.facts, now)
@@ -99,12 +100,10 @@ def prepare(
         report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
     chosen, kept = run.keep(chosen)
     notes += ["the plan of this run is kept"] if kept else []
-    for name in REPORT_FILES:
-        store.put(run.key(name), store.get(dataset_prefix(data.facts.sha256) + name))
     warnings = lines(data.report)
     for warning in warnings:
         report(f"warning: {warning}")
-    report(f"report: {store.uri}/{run.key(File.DATASET_PAGE)}")
+    _show(run, data.report, report)
     report(
         f"plan: {chosen.max_steps} steps of {chosen.global_batch} rows on {chosen.world_size} ranks, "
         f"learning rate {chosen.learning_rate:g}"
@@ -198,13 +197,11 @@ def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Qu
     )
 
 
-def _refuse(run: RunFiles, judged: QualityReport, report: Report) -> None:
-    """Raises DataError for a report with errors; the run keeps the report."""
-    if problems := judged.problems():
-        run.store.put(run.key(File.DATASET_REPORT), judged.to_json().encode())
-        run.store.put(run.key(File.DATASET_PAGE), render(judged).encode())
-        report(f"report: {run.store.uri}/{run.key(File.DATASET_PAGE)}")
-        raise DataError(problems)
+def _show(run: RunFiles, judged: QualityReport, report: Report) -> None:
+    """The run gets the report on its data, and the log says where it lies."""
+    run.store.put(run.key(File.DATASET_REPORT), judged.to_json().encode())
+    run.store.put(run.key(File.DATASET_PAGE), render(judged).encode())
+    report(f"report: {run.store.uri}/{run.key(File.DATASET_PAGE)}")
 
 
 def _publish(
@@ -214,7 +211,6 @@ def _publish(
     if read_manifest(store, prefix) is None:
         report(f"dataset: storing {prefix}")
         (made.folder / File.DATASET_REPORT).write_text(judged.to_json(), "utf-8")
-        (made.folder / File.DATASET_PAGE).write_text(render(judged), "utf-8")
         upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"))
     if base.files:
         report(f"model: mirroring to {base.facts.prefix}")

@@ -3,7 +3,6 @@
 `shape.py` fills these in from a model's own code; everything that predicts reads them from here.
 """
 
-from collections.abc import Collection
 from enum import StrEnum
 
 from finetune_api.messages import Message, MethodType
@@ -108,22 +107,3 @@ class Architecture(Message):
     def quantized(self) -> int:
         """Parameters that QLoRA keeps in 4 bits: all linear layers but the head."""
         return sum(part.inputs * part.outputs for part in self.parts if part.kind is not Kind.HEAD)
-
-
-def lora_parameters(architecture: Architecture, rank: int, targets: Collection[str] | None = None) -> int:
-    """Trained parameters of plain adapters: rank * (inputs + outputs) for each adapted linear layer.
-
-    LoRA paper (arXiv 2106.09685), section 4.1. Heads are adapted only where `targets` names them, as PEFT does it.
-
-    Args:
-        targets: last parts of the names of adapted modules; None = all linear layers but the head.
-    """
-    return rank * sum(
-        part.inputs + part.outputs
-        for part in architecture.parts
-        if part.inputs and (part.kind is not Kind.HEAD if targets is None else _ends(part.name, targets))
-    )
-
-
-def _ends(name: str, targets: Collection[str]) -> bool:
-    return any(name == target or name.endswith(f".{target}") for target in targets)

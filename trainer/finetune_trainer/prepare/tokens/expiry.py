@@ -43,7 +43,9 @@ def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS) -> list[s
         elif ADDRESS.fullmatch(address):
             files[address].append(info.key)
     old = now - timedelta(days=days)
-    expired = [address for address in files if _last_use(store, address, used) < old]
+    # an entry that is young enough spares a look at the manifest
+    doubtful = [address for address in files if address not in used or used[address] < old]
+    expired = [address for address in doubtful if _last_use(store, address, used) < old]
     for address in expired:
         manifest = dataset_prefix(address) + File.MANIFEST
         store.delete([manifest])
