@@ -140,7 +140,7 @@ def run(case: Case, port: int, folder: Path) -> dict[str, int]:
 
     from finetune_trainer.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments
-    from finetune_trainer.worker.collate import PaddedBatch
+    from finetune_trainer.worker.batches.padded import PaddedBatch
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
@@ -158,6 +158,7 @@ def run(case: Case, port: int, folder: Path) -> dict[str, int]:
         model="",
         dataset="",
         checkpoints=str(folder),
+        outputs=str(folder / "outputs"),
     )
     join(order)
     args = training_arguments(order)

@@ -187,7 +187,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
 
     from finetune_trainer.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-    from finetune_trainer.worker.collate import PaddedBatch
+    from finetune_trainer.worker.batches.padded import PaddedBatch
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
@@ -205,6 +205,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
         model="",
         dataset="",
         checkpoints=str(folder / "checkpoints"),
+        outputs=str(folder / "outputs"),
     )
     torch.set_num_threads(max(1, 2 // case.ranks))
     rows = Rows(case)

@@ -23,6 +23,15 @@ class Task(StrEnum):
     CAUSAL_LM = "causal-lm"
     CLASSIFICATION = "classification"
     SEQ2SEQ = "seq2seq"
+    MASKED_LM = "masked-lm"
+
+
+class ProblemType(StrEnum):
+    """What a classification predicts, by the names that transformers has for it."""
+
+    SINGLE_LABEL = "single_label_classification"
+    MULTI_LABEL = "multi_label_classification"
+    REGRESSION = "regression"
 
 
 class MethodType(StrEnum):
@@ -64,6 +73,20 @@ class ModelFacts(Message):
     max_positions: int = 0
 
 
+class AdapterFacts(Message):
+    """The mirrored adapter that training starts from.
+
+    Attributes:
+        commit: sha256 over its files.
+        prefix: key prefix in the job's storage: `adapter_config.json` and `adapter_model.safetensors`.
+        source: the URI the user gave.
+    """
+
+    commit: str
+    prefix: str
+    source: str
+
+
 class SplitFacts(Message):
     """One split of the prepared data.
 
@@ -88,14 +111,20 @@ class DatasetFacts(Message):
     """The prepared data set at `datasets/<sha256>/`: `train.arrow`, `eval.arrow` and MANIFEST.json.
 
     Arrow columns: `input_ids` list<int32>; causal-lm: `labels` list<int32> with -100 where no loss is due;
-    classification: `label` int32 (index into `labels`); seq2seq: `labels` list<int32>, the target. With packing also
-    `seq_lengths` list<int32>: of a sequence's documents. Conversations: `chat_template.jinja` for inference.
+    classification: `label` int32 (index into `labels`), with several labels a row list<int32> of such indices, and for
+    regression float32; seq2seq: `labels` list<int32>, the target; masked-lm: none but the ids, the worker masks. With
+    packing also `seq_lengths` list<int32>: of a sequence's documents. Conversations: `chat_template.jinja` to infer.
+    Where the job has new tokens: the files of the tokenizer that knows them.
+
+    Attributes:
+        problem_type: of classification, else None.
     """
 
     sha256: str
     train: SplitFacts
     eval: SplitFacts | None = None
     labels: tuple[str, ...] = ()
+    problem_type: ProblemType | None = None
     skipped_rows: int = 0
 
 
@@ -164,6 +193,20 @@ class Estimate(Message):
     how: str
 
 
+class PlannedEvaluation(Message):
+    """What an evaluation does beside the loss.
+
+    Attributes:
+        generate: rows of the eval split, from its beginning, whose answers are generated and compared; 0 = none.
+        max_new_tokens: at most so many tokens an answer.
+        samples: how many of the generated answers are kept to be read.
+    """
+
+    generate: int = 0
+    max_new_tokens: int = 0
+    samples: int = 0
+
+
 class Plan(Message):
     """Everything a worker needs to know of the job: `plan.json`.
 
@@ -178,6 +221,16 @@ class Plan(Message):
         checkpoint_every_steps: steps between checkpoints; the last step is always saved.
         trained: parameters that get gradients; 0 where an older version planned.
         best_metric: name of the metric that chooses the best checkpoint, such as `eval_loss`.
+        adapter: the adapter to start from, instead of a new one.
+        freeze: regular expressions; parameters whose name one of them is found in are not trained.
+        new_tokens: tokens that the base model's tokenizer lacks; the data set's tokenizer has them.
+        loss_head: how logits become a loss: all of the trained tokens at once, in chunks, or by a fused CUDA kernel.
+        mlm_probability: share of the tokens that are hidden; only for masked-lm.
+        early_stopping_patience: evaluations without a better `best_metric` after which the run ends; 0 = never.
+        early_stopping_threshold: by how much it has to be better.
+        report_to: transformers' names of trackers, beside `tensorboard`.
+        flops_per_token: floating point operations of a trained token, forward and backward; 0 = not known.
+        peak_flops: of one rank's GPU in the type of the run, per second; 0 = not known.
     """
 
     task: Task
@@ -206,6 +259,17 @@ class Plan(Message):
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     trained: int = 0
+    adapter: AdapterFacts | None = None
+    freeze: tuple[str, ...] = ()
+    new_tokens: tuple[str, ...] = ()
+    loss_head: Literal["labelled", "chunked", "liger"] = "labelled"
+    mlm_probability: float = 0.15
+    evaluation: PlannedEvaluation = PlannedEvaluation()
+    early_stopping_patience: int = 0
+    early_stopping_threshold: float = 0.0
+    report_to: tuple[str, ...] = ()
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0
     memory: PlannedMemory | None = None
     estimate: Estimate | None = None
     choices: tuple[Choice, ...] = ()

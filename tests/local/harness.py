@@ -127,6 +127,7 @@ def orders(
             model=str(model),
             dataset=str(dataset),
             checkpoints=str(work / f"node-{rank}"),
+            outputs=str(work / "outputs"),
             resume=str(resume).format(rank=rank) if resume else None,
         )
         for rank in range(plan.world_size)

@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(bench: Bench, llama: 
 
 
 def test_a_metric_that_is_no_number_is_left_out_of_what_is_stored() -> None:
-    from finetune_trainer.worker.cadence import quality
+    from finetune_trainer.worker.reports.cadence import quality
 
     measured = {"eval_loss": math.nan, "eval_accuracy": 0.5, "eval_runtime": 1.0, "epoch": 1.0}
     assert quality(measured) == {"eval_accuracy": 0.5}

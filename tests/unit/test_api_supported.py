@@ -83,7 +83,6 @@ spec:
     job = FineTuneJob.model_validate_json(json.dumps(load(text, "t")[0]))
     assert {one.field for one in unsupported(job)} == {
         "spec.model.trustRemoteCode",
-        "spec.method.type",
         "spec.recovery.onOutOfMemory",
     }
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from finetune_trainer.prepare.tokens.packing import pack
-from finetune_trainer.worker.collate import IGNORED, PaddedBatch
+from finetune_trainer.worker.batches.padded import IGNORED, PaddedBatch
 from tests.models import VOCABULARY, make_llama
 
 LENGTHS = (17, 5, 30, 9, 23, 12, 2)

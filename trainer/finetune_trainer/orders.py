@@ -12,6 +12,9 @@ class WorkerOrder(Message):
 
     Attributes:
         threads: intra-op threads; part of what makes a run repeatable to the bit on CPU.
+        adapter: folder of the adapter to start from; None = the plan has none.
+        outputs: folder for what people look at beside checkpoints: rank 0 writes TensorBoard's events, samples and
+            tables there, its agent keeps the run's prefix in storage up to date with it.
         resume: folder of the checkpoint to go on from, complete on this node; None = start from the base model.
         checkpoints: folder below which checkpoints are written, one folder each, named by `contract.checkpoint_name`.
     """
@@ -29,6 +32,8 @@ class WorkerOrder(Message):
     model: str
     dataset: str
     checkpoints: str
+    outputs: str
+    adapter: str | None = None
     resume: str | None = None
 
 

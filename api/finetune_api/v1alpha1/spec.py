@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from finetune_api.messages import MethodType, Task
+from finetune_api.messages import MethodType, ProblemType, Task
 from finetune_api.v1alpha1.base import (
     DATA_URI_PATTERN,
     DataUri,
@@ -66,6 +66,8 @@ class ModelSpec(Kubernetes):
     """Adapter to start from, instead of a new one."""
     token_secret_ref: SecretKeyRef | None = None
     """Hub token for gated models. Only prepare sees it."""
+    new_tokens: Annotated[list[Word], Field(max_length=1024)] = Field(default_factory=list)
+    """Tokens to add to the tokenizer, such as <|tool|>; their embeddings are trained."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
 
@@ -196,6 +198,20 @@ class MethodSpec(Kubernetes):
     """lora = adapters, qlora = adapters on a 4-bit base model, full = all weights."""
     lora: LoraSpec | None = None
     """LoraConfig names and values; only with lora and qlora."""
+    freeze: Annotated[list[Text], Field(max_length=64)] = Field(default_factory=list)
+    """Regular expressions: parameters whose name one of them is found in are not trained; only with full."""
+
+
+class EvaluationSpec(Kubernetes):
+    """What an evaluation does beside the loss: answers are generated for rows of the eval split, compared with the
+    right ones (exact match, chrF, ROUGE), and some are kept to be read."""
+
+    generate: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    """Rows for which an answer is generated; 0 = none."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Longest answer."""
+    samples: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Answers that are kept to be read."""
 
 
 class OffloadSpec(Kubernetes):
@@ -317,6 +333,8 @@ class FineTuneJobSpec(Kubernetes):
     """PriorityClass of the training pods."""
     task: Task | None = None
     """What the model learns; omitted = from the architecture and the data."""
+    problem_type: ProblemType | None = None
+    """What a classification predicts: one label, several, or a number; omitted = from the data."""
     model: ModelSpec
     """The base model."""
     dataset: DatasetSpec
@@ -325,6 +343,8 @@ class FineTuneJobSpec(Kubernetes):
     """How weights are trained."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     """TrainingArguments names and values."""
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    """What an evaluation does beside the loss; only with dataset.eval."""
     deepspeed: DeepSpeedSpec = Field(default_factory=DeepSpeedSpec)
     """Sharding."""
     nodes: Annotated[int, Field(ge=1, le=1000)] = 1

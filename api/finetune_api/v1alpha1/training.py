@@ -122,6 +122,14 @@ class TrainingSpec(Verbatim):
     """Metric that chooses the best checkpoint, such as eval_loss."""
     greater_is_better: bool | None = None
     """Whether a greater value of that metric is better."""
+    early_stopping_patience: Count | None = None
+    """Evaluations without a better metric_for_best_model after which the run ends; omitted = it runs to its end."""
+    early_stopping_threshold: Annotated[float, Field(ge=0)] | None = None
+    """By how much the metric has to be better; only with early_stopping_patience."""
+    mlm_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the tokens that are hidden; only for the task masked-lm."""
+    report_to: Annotated[list[Word], Field(max_length=16)] | None = None
+    """Trackers by transformers' names, such as wandb or mlflow; TensorBoard's events are always in storage."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
     """Seed of everything random, the order of samples included."""
     full_determinism: bool | None = None
@@ -240,7 +248,6 @@ TRAINING_OWNED: dict[str, str] = {
     "include_num_input_tokens_seen": _LOGGING,
     "skip_memory_metrics": _LOGGING,
     "debug": _LOGGING,
-    "report_to": _LOGGING,
     "run_name": "metadata.name",
     "project": "metadata.name",
     "trackio_space_id": _LOGGING,

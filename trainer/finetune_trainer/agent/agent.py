@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, GenerationRecord, Saved, StepMetrics
-from finetune_api.contract import ExitCode, File
+from finetune_api.contract import ExitCode, File, dataset_prefix
 from finetune_api.errors import StorageError
 from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
@@ -222,10 +222,13 @@ class Agent:
 
     async def _fetch_inputs(self) -> None:
         """Model and data to the local disk while the zygote warms up; then this node is ready."""
-        for prefix, folder in (
+        inputs = [
             (self._plan.model.prefix, self._places.model),
-            (f"datasets/{self._plan.dataset.sha256}/", self._places.dataset),
-        ):
+            (dataset_prefix(self._plan.dataset.sha256), self._places.dataset),
+        ]
+        if self._plan.adapter:
+            inputs.append((self._plan.adapter.prefix, self._places.adapter))
+        for prefix, folder in inputs:
             await patiently(download_tree, self._store, prefix, folder)
         while not self._workers.warm:
             if self._workers.lost:

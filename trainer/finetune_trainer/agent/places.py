@@ -33,6 +33,16 @@ class Places:
         """The prepared data set."""
         return self.work / "dataset"
 
+    @property
+    def adapter(self) -> Path:
+        """The adapter that training starts from."""
+        return self.work / "adapter"
+
+    @property
+    def outputs(self) -> Path:
+        """What rank 0 writes for people."""
+        return self.work / "outputs"
+
     def checkpoints(self, node_rank: int) -> Path:
         """Checkpoints saved as a node of this rank; a node may have had another one."""
         return self.work / "checkpoints" / f"node-{node_rank}"
@@ -80,6 +90,8 @@ class Places:
                 model=str(self.model),
                 dataset=str(self.dataset),
                 checkpoints=str(self.checkpoints(node_rank)),
+                outputs=str(self.outputs),
+                adapter=str(self.adapter) if plan.adapter else None,
                 resume=str(resume) if resume else None,
             )
             for local_rank in range(self.local_ranks)

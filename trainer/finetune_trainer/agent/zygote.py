@@ -35,6 +35,8 @@ LAZY_IMPORTS = (
 
 def warm_up() -> None:
     """Imports everything, fills the caches each worker would fill, and freezes the heap so that forks share it."""
+    # PEFT imports bitsandbytes where it is installed, which asks CUDA for its devices: no fork could use a GPU then.
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     importlib.import_module("finetune_trainer.worker.main")
     for name in LAZY_IMPORTS:
         with contextlib.suppress(ImportError):  # a library's inner module may move; the worker then imports it itself

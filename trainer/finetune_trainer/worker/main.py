@@ -13,12 +13,12 @@ from finetune_api.contract import ExitCode
 from finetune_trainer.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-from finetune_trainer.worker.cadence import Cadence, Reports
-from finetune_trainer.worker.collate import PaddedBatch
+from finetune_trainer.worker.batches.padded import PaddedBatch
 from finetune_trainer.worker.data import ArrowRows
-from finetune_trainer.worker.events import Reporter
-from finetune_trainer.worker.models import load_model, load_tokenizer
+from finetune_trainer.worker.models.load import load_model, load_tokenizer
 from finetune_trainer.worker.rendezvous import join
+from finetune_trainer.worker.reports.cadence import Cadence, Reports
+from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.sampling import VirtualDataset
 from finetune_trainer.worker.trainer import FineTuneTrainer
 

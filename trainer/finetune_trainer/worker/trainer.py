@@ -12,9 +12,9 @@ from finetune_api.contract import checkpoint_name
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_api.messages import Task
 from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
-from finetune_trainer.worker.cadence import quality
-from finetune_trainer.worker.events import Reporter
-from finetune_trainer.worker.metrics import metrics_of
+from finetune_trainer.worker.evaluation.metrics import metrics_of
+from finetune_trainer.worker.reports.cadence import quality
+from finetune_trainer.worker.reports.events import Reporter
 
 
 class FineTuneTrainer(Trainer):

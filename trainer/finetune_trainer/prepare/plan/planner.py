@@ -59,6 +59,10 @@ PLANNED = frozenset(
         "greater_is_better",
         "activation_checkpointing",
         "gradient_checkpointing",
+        "early_stopping_patience",
+        "early_stopping_threshold",
+        "mlm_probability",
+        "report_to",
     }
 )
 

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_api.messages import Plan
-from finetune_trainer.worker.events import Reporter
+from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.sampling import VirtualDataset
 
 

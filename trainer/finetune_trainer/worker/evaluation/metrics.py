@@ -9,7 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from transformers import EvalPrediction
 
 from finetune_api.messages import Task
-from finetune_trainer.worker.collate import IGNORED
+from finetune_trainer.worker.batches.padded import IGNORED
 
 Reduce = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Score = Callable[[EvalPrediction], dict[str, float]]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,8 +18,7 @@ from transformers import (
 )
 
 from finetune_api.messages import MethodType, Plan, Task
-
-TASK_TYPES = {Task.CAUSAL_LM: TaskType.CAUSAL_LM, Task.CLASSIFICATION: TaskType.SEQ_CLS}
+from finetune_trainer.worker.models.adapters import with_adapter
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -41,7 +39,7 @@ def load_model(plan: Plan, folder: Path, dtype: torch.dtype, pad_token_id: int) 
     model.config.use_cache = False
     if plan.method is MethodType.FULL:
         return model
-    return _with_adapter(plan, model, newly_initialised(missing))
+    return with_adapter(plan, model, newly_initialised(missing))
 
 
 def newly_initialised(missing_keys: Iterable[str]) -> list[str]:
@@ -64,12 +62,3 @@ def _load_base(plan: Plan, folder: Path, dtype: torch.dtype) -> tuple[PreTrained
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         model, info = loaded
     return model, set(info["missing_keys"])
-
-
-def _with_adapter(plan: Plan, model: PreTrainedModel, new_modules: list[str]) -> torch.nn.Module:
-    options: dict[str, Any] = dict(plan.lora)
-    trained = list(dict.fromkeys([*(options.pop("modules_to_save", None) or []), *new_modules]))
-    options.pop("task_type", None)
-    config = LoraConfig(task_type=TASK_TYPES[plan.task], modules_to_save=trained or None, **options)
-    # float32 adapters on bf16 weights break ZeRO-3's gathering of one dtype
-    return get_peft_model(model, config, autocast_adapter_dtype=plan.zero_stage != 3)
