@@ -1,0 +1,105 @@
+"""Masked language modelling: which tokens of a row are hidden, and by what.
+
+15 % of a row's tokens are to be predicted; of those 80 % read [MASK], 10 % another token, 10 % themselves (BERT paper,
+arXiv 1810.04805, section 3.1). The choice depends on seed and position alone, so that every layout of a run hides the
+same tokens; how many they are depends on the row's length alone, so that the loss of a step can be divided by them
+without a look at the batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.messages import Plan
+from finetune_trainer.worker.batches.padded import IGNORED
+
+Ids = npt.NDArray[np.int32]
+
+REPLACED, RANDOM = 0.8, 0.1  # of the hidden tokens
+EVALUATED = 2**64 - 1  # no seed is that high: every run of a model is measured by the same tokens
+    2**64 - 1
+)  # the stream of evaluation: no seed has it, and every run of a model is measured by the same tokens
+
+
+class Rows(Protocol):
+    """Prepared rows by position."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Masking:
+    """The rule for one tokenizer.
+
+    Attributes:
+        probability: share of a row's tokens to be predicted.
+        mask_id: id of the mask token.
+        vocabulary: ids of random tokens lie below it.
+        specials: ids that are hidden last: [CLS], [SEP], [UNK] and the like.
+        around: how many specials the tokenizer adds to a text; they count for nothing.
+    """
+
+    probability: float
+    mask_id: int
+    vocabulary: int
+    specials: tuple[int, ...]
+    around: int
+
+    def count(self, length: int) -> int:
+        """How many tokens of a row of `length` tokens are predicted: at least one."""
+        return max(1, round(self.probability * (length - self.around)))
+
+    def hide(self, ids: npt.ArrayLike, stream: int, position: int) -> tuple[Ids, Ids]:
+        """The ids [tokens] as the model reads them, and the labels [tokens]: -100 but where a token is predicted."""
+        whole = np.asarray(ids, np.int32)
+        random = np.random.Generator(np.random.Philox(key=np.array([stream, position], np.uint64)))
+        order = random.random(len(whole)) + np.isin(whole, self.specials)
+        hidden = np.argsort(order, kind="stable")[: self.count(len(whole))]
+        kind = random.random(len(hidden))
+        others = random.integers(self.vocabulary, size=len(hidden), dtype=np.int32)
+        labels = np.full_like(whole, IGNORED)
+        labels[hidden] = whole[hidden]
+        read = whole.copy()
+        read[hidden] = np.where(
+            kind < REPLACED, np.int32(self.mask_id), np.where(kind < REPLACED + RANDOM, others, whole[hidden])
+        )
+        return read, labels
+
+
+def masking_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Masking:
+    """The rule of a run; prepare has made sure that the tokenizer has a mask token."""
+    return Masking(
+        probability=plan.mlm_probability,
+        mask_id=int(tokenizer.mask_token_id),
+        vocabulary=len(tokenizer),
+        specials=tuple(tokenizer.all_special_ids),
+        around=tokenizer.num_special_tokens_to_add(pair=False),
+    )
+
+
+class MaskedRows(Dataset[dict[str, Any]]):
+    """Rows with `input_ids` as the model reads them and `labels`, both int32 [tokens]; for any collator of tokens.
+
+    Args:
+        rows: training: the virtual data set, in which an index is a position of the run; evaluation: the rows.
+        stream: the run's seed, or EVALUATED.
+    """
+
+    def __init__(self, rows: Rows, masking: Masking, stream: int) -> None:
+        self._rows = rows
+        self._masking = masking
+        self._stream = stream
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        row = self._rows[position]
+        ids, labels = self._masking.hide(row["input_ids"], self._stream, position)
+        return {**row, "input_ids": ids, "labels": labels}
