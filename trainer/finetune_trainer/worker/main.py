@@ -16,6 +16,7 @@ from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.batches.padded import PaddedBatch
 from finetune_trainer.worker.data import ArrowRows
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
+from finetune_trainer.worker.models.tokens import new_ids
 from finetune_trainer.worker.rendezvous import join
 from finetune_trainer.worker.reports.cadence import Cadence, Reports
 from finetune_trainer.worker.reports.events import Reporter
@@ -48,8 +49,15 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     args = training_arguments(order)
     set_seed(plan.seed)  # before the adapter is initialised
 
-    tokenizer = load_tokenizer(Path(order.model))
-    model = load_model(plan, Path(order.model), weight_dtype(args), int(tokenizer.pad_token_id))
+    tokenizer = load_tokenizer(Path(order.dataset if plan.new_tokens else order.model))
+    model = load_model(
+        plan,
+        Path(order.model),
+        weight_dtype(args),
+        int(tokenizer.pad_token_id),
+        new_ids(plan, tokenizer),
+        Path(order.adapter) if order.adapter else None,
+    )
     train_rows = VirtualDataset(
         ArrowRows(Path(order.dataset) / "train.arrow"), plan.seed, plan.max_steps, plan.global_batch
     )

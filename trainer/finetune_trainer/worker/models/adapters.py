@@ -1,12 +1,15 @@
-"""Adapters: low-rank updates beside frozen weights (LoRA, arXiv 2106.09685)."""
+"""Adapters: low-rank updates beside frozen weights (LoRA, arXiv 2106.09685), new ones and those of an earlier run."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from finetune_api.messages import Plan, Task
+from finetune_trainer.worker.models.tokens import trained_rows
 
 TASK_TYPES = {
     Task.CAUSAL_LM: TaskType.CAUSAL_LM,
@@ -15,11 +18,40 @@ TASK_TYPES = {
 }  # PEFT has none for masked-lm, and needs none
 
 
-def with_adapter(plan: Plan, model: PreTrainedModel, new_modules: list[str]) -> torch.nn.Module:
-    """The model with a new adapter; `new_modules`, which the checkpoint lacks, are trained and saved beside it."""
-    options: dict[str, Any] = dict(plan.lora)
-    trained = list(dict.fromkeys([*(options.pop("modules_to_save", None) or []), *new_modules]))
-    options.pop("task_type", None)
-    config = LoraConfig(task_type=TASK_TYPES.get(plan.task), modules_to_save=trained or None, **options)
+def with_adapter(
+    plan: Plan,
+    model: PreTrainedModel,
+    new_modules: Sequence[str],
+    new_ids: Sequence[int] = (),
+    adapter: Path | None = None,
+) -> torch.nn.Module:
+    """The model with an adapter: a new one as the plan has it, or the one in a folder, trained further.
+
+    Args:
+        new_modules: modules that the checkpoint lacks: they are trained and saved beside the adapter.
+        new_ids: ids of new tokens: their rows of the embeddings are trained and saved beside the adapter.
+        adapter: folder of the adapter to start from.
+    """
     # float32 adapters on bf16 weights break ZeRO-3's gathering of one dtype
-    return get_peft_model(model, config, autocast_adapter_dtype=plan.zero_stage != 3)
+    cast = plan.zero_stage != 3
+    if adapter is not None:
+        config = PeftConfig.from_pretrained(str(adapter))
+        config.modules_to_save = _together(config.modules_to_save, new_modules)
+        return PeftModel.from_pretrained(
+            model, str(adapter), is_trainable=True, config=config, autocast_adapter_dtype=cast
+        )
+    options: dict[str, Any] = dict(plan.lora)
+    options.pop("task_type", None)
+    options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
+    if new_ids:
+        options |= trained_rows(options, model, new_ids)
+    return get_peft_model(
+        model, LoraConfig(task_type=TASK_TYPES.get(plan.task), **options), autocast_adapter_dtype=cast
+    )
+
+
+def _together(given: Sequence[str] | None, new_modules: Sequence[str]) -> list[str] | None:
+    """The modules to save; one that the given names cover already (as PEFT reads them: by their end) is not twice."""
+    names = list(given or ())
+    names += [name for name in new_modules if not any(name == one or name.endswith(f".{one}") for one in names)]
+    return names or None
