@@ -79,10 +79,19 @@ class Bench:
         self._changed.clear()
 
     def run(
-        self, plan: Plan, model: Path, dataset: Path, work: Path, *, resume: Path | None = None, generation: int = 1
+        self,
+        plan: Plan,
+        model: Path,
+        dataset: Path,
+        work: Path,
+        *,
+        resume: Path | None = None,
+        generation: int = 1,
+        adapter: Path | None = None,
     ) -> Run:
         """All ranks of the plan, to their end; every node has a folder of its own below `work`."""
-        return self.loop.run(self._run(orders(plan, model, dataset, work, resume=resume, generation=generation)))
+        given = orders(plan, model, dataset, work, resume=resume, generation=generation, adapter=adapter)
+        return self.loop.run(self._run(given))
 
     async def _run(self, to_run: Sequence[WorkerOrder]) -> Run:
         self._events.clear()
@@ -108,7 +117,14 @@ def free_port() -> int:
 
 
 def orders(
-    plan: Plan, model: Path, dataset: Path, work: Path, *, resume: Path | None = None, generation: int = 1
+    plan: Plan,
+    model: Path,
+    dataset: Path,
+    work: Path,
+    *,
+    resume: Path | None = None,
+    generation: int = 1,
+    adapter: Path | None = None,
 ) -> list[WorkerOrder]:
     """One order per rank, one rank per node, one thread each."""
     port = free_port()
@@ -128,6 +144,7 @@ def orders(
             dataset=str(dataset),
             checkpoints=str(work / f"node-{rank}"),
             outputs=str(work / "outputs"),
+            adapter=str(adapter) if adapter else None,
             resume=str(resume).format(rank=rank) if resume else None,
         )
         for rank in range(plan.world_size)
@@ -187,7 +204,7 @@ def make_plan(
         "best_metric": "eval_loss",
         "greater_is_better": False,
         "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
-        if method is MethodType.LORA
+        if method is not MethodType.FULL
         else {},
         "deepspeed": {
             "zero_optimization": {"stage": stage},
