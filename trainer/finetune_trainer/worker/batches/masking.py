@@ -21,8 +21,6 @@ Ids = npt.NDArray[np.int32]
 
 REPLACED, RANDOM = 0.8, 0.1  # of the hidden tokens
 EVALUATED = 2**64 - 1  # no seed is that high: every run of a model is measured by the same tokens
-    2**64 - 1
-)  # the stream of evaluation: no seed has it, and every run of a model is measured by the same tokens
 
 
 class Rows(Protocol):
