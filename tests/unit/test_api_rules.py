@@ -55,6 +55,36 @@ BROKEN = {
         "Conflict",
         "spec.method.lora.modules_to_save",
     ),
+    "names frozen beside an adapter": (
+        {"method": {"type": "lora", "freeze": ["embed"]}},
+        "Conflict",
+        "spec.method.freeze",
+    ),
+    "an adapter to start from, and all weights": (
+        {"model": {"uri": "file://m", "adapter": "file://a"}, "method": {"type": "full"}},
+        "Conflict",
+        "spec.model.adapter",
+    ),
+    "an adapter to start from, and a configuration of another": (
+        {"model": {"uri": "file://m", "adapter": "file://a"}, "method": {"type": "lora", "lora": {"r": 8}}},
+        "Conflict",
+        "spec.model.adapter",
+    ),
+    "some layers of all linear modules": (
+        {"method": {"type": "lora", "lora": {"layers_to_transform": [1]}}},
+        "Conflict",
+        "spec.method.lora.layers_to_transform",
+    ),
+    "DoRA with a bias": (
+        {"method": {"type": "lora", "lora": {"use_dora": True, "lora_bias": True}}},
+        "Conflict",
+        "spec.method.lora.lora_bias",
+    ),
+    "parameters adapted with dropout": (
+        {"method": {"type": "lora", "lora": {"target_parameters": ["mlp.w"], "lora_dropout": 0.1}}},
+        "Conflict",
+        "spec.method.lora.target_parameters",
+    ),
     "parameters offloaded that are not sharded": (
         {"deepspeed": {"stage": 2, "offload": {"parameters": "cpu"}}},
         "NeedsOther",

@@ -173,6 +173,24 @@ def adapted_and_saved(lora: Given) -> str | None:
     return f"names {both[0]}, which target_modules names too; it is adapted or trained whole" if both else None
 
 
+def whole_parameters(lora: Given) -> str | None:
+    """PEFT adapts parameters (not modules) without dropout, bias and DoRA."""
+    wrong = [name for name in ("lora_dropout", "use_dora", "lora_bias") if lora.get(name)]
+    if not has(lora, "target_parameters") or not wrong:
+        return None
+    return f"is given together with {' and '.join(wrong)}; PEFT does not do so for parameters"
+
+
+def adapter(spec: Given) -> str | None:
+    """An adapter to start from has a configuration of its own."""
+    if not has(part(spec, "model"), "adapter"):
+        return None
+    method = part(spec, "method")
+    if method.get("type") == "full":
+        return "is given, and method.type is full; only lora and qlora train an adapter"
+    return "is given together with method.lora; it has a configuration of its own" if has(method, "lora") else None
+
+
 def offload(deepspeed: Given) -> str | None:
     stage, place = deepspeed.get("stage"), part(deepspeed, "offload").get("parameters")
     if place in (None, "none") or stage in (None, 3):

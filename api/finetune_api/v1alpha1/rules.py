@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from finetune_api.v1alpha1.given import (
     Given,
     adapted_and_saved,
+    adapter,
     batch,
     checkpointing,
     data_source,
@@ -27,6 +28,7 @@ from finetune_api.v1alpha1.given import (
     unevaluated,
     warmup,
     whole_devices,
+    whole_parameters,
 )
 
 
@@ -216,6 +218,64 @@ RULES: tuple[Rule, ...] = (
         cure="take it out of one of the two",
         cel=None,
         says="modules_to_save and target_modules must not name the same module",
+    ),
+    Rule(
+        at=("spec", "method"),
+        field="freeze",
+        code="Conflict",
+        broken=lambda method: (
+            f"is given, and type is {method['type']}; an adapter's base model is frozen as a whole"
+            if method.get("type") in ("lora", "qlora") and method.get("freeze")
+            else None
+        ),
+        cure="leave it out, set spec.method.type to full, or name modules to leave alone in lora.exclude_modules",
+        cel="self.type == 'full' || !has(self.freeze) || size(self.freeze) == 0",
+        says="freeze is given, and type is not full: an adapter's base model is frozen as a whole",
+    ),
+    Rule(
+        at=("spec",),
+        field="model.adapter",
+        code="Conflict",
+        broken=adapter,
+        cure="leave the adapter out, or set spec.method.type to lora (or qlora) and leave spec.method.lora out",
+        cel="!has(self.model.adapter) || (self.method.type != 'full' && !has(self.method.lora))",
+        says="model.adapter goes with type lora or qlora, and without method.lora: it has its own configuration",
+    ),
+    Rule(
+        at=("spec", "method", "lora"),
+        field="layers_to_transform",
+        code="Conflict",
+        broken=lambda lora: (
+            "is given, and target_modules is no list of names; only such a list is narrowed to some layers"
+            if has(lora, "layers_to_transform") and not isinstance(lora.get("target_modules"), list)
+            else None
+        ),
+        cure="name the modules, such as target_modules: [q_proj, v_proj]",
+        cel=None,
+        says="layers_to_transform goes only with target_modules as a list of names",
+    ),
+    Rule(
+        at=("spec", "method", "lora"),
+        field="lora_bias",
+        code="Conflict",
+        broken=lambda lora: (
+            "is true, and so is use_dora; DoRA has no bias"
+            if lora.get("lora_bias") is True and lora.get("use_dora") is True
+            else None
+        ),
+        cure="keep one of the two",
+        cel="!(has(self.lora_bias) && self.lora_bias && has(self.use_dora) && self.use_dora)",
+        says="lora_bias and use_dora exclude each other",
+    ),
+    Rule(
+        at=("spec", "method", "lora"),
+        field="target_parameters",
+        code="Conflict",
+        broken=whole_parameters,
+        cure="leave the other one out, or name modules in target_modules instead",
+        cel="!has(self.target_parameters) || !((has(self.lora_dropout) && self.lora_dropout > 0.0)"
+        " || (has(self.use_dora) && self.use_dora) || (has(self.lora_bias) && self.lora_bias))",
+        says="target_parameters goes without lora_dropout, use_dora and lora_bias: PEFT has none for parameters",
     ),
     Rule(
         at=("spec", "deepspeed"),

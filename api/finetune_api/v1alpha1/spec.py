@@ -63,7 +63,7 @@ class ModelSpec(Kubernetes):
     persistent_volume_claim: VolumeClaimRef | None = None
     """Folder on a volume."""
     adapter: StoreUri | None = None
-    """Adapter to start from, instead of a new one."""
+    """Folder of the adapter to start from, instead of a new one; it keeps its own configuration."""
     token_secret_ref: SecretKeyRef | None = None
     """Hub token for gated models. Only prepare sees it."""
     new_tokens: Annotated[list[Word], Field(max_length=1024)] = Field(default_factory=list)

@@ -68,6 +68,16 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.method.lora.modules_to_save",
         "spec.method.lora.use_rslora",
         "spec.method.lora.bias",
+        "spec.method.lora.exclude_modules",
+        "spec.method.lora.use_dora",
+        "spec.method.lora.lora_bias",
+        "spec.method.lora.layers_to_transform",
+        "spec.method.lora.layers_pattern",
+        "spec.method.lora.rank_pattern",
+        "spec.method.lora.alpha_pattern",
+        "spec.method.lora.target_parameters",
+        "spec.method.lora.trainable_token_indices",
+        "spec.method.lora.fan_in_fan_out",
         "spec.training",
         "spec.evaluation",
         "spec.deepspeed.stage",
@@ -99,24 +109,17 @@ _KERNELS = "the worker runs the model's own kernels"
 _OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
 _REPORTED = "the loss of every step is reported"
 _EVALUATED = "evaluation follows eval_steps, and comes once at the end"
-_ADAPTER = "only plain LoRA adapters are trained"
 _NVME = Later("nothing is kept on disks", "use cpu, the node's memory", values=("nvme",))
 
 LATER: dict[str, Later] = {
     "spec.activeDeadlineSeconds": Later("no deadline is watched"),
     "spec.queueName": Later("jobs are not queued"),
     "spec.model.trustRemoteCode": Later("code that comes with a model is never run", "use a model that needs none"),
-    "spec.method.lora.exclude_modules": Later(_ADAPTER, "name the modules in target_modules"),
-    "spec.method.lora.use_dora": Later(_ADAPTER, harmless=(False,)),
-    "spec.method.lora.lora_bias": Later(_ADAPTER, harmless=(False,)),
-    "spec.method.lora.init_lora_weights": Later(_ADAPTER, harmless=(True,)),
-    "spec.method.lora.layers_to_transform": Later(_ADAPTER),
-    "spec.method.lora.layers_pattern": Later(_ADAPTER),
-    "spec.method.lora.rank_pattern": Later(_ADAPTER),
-    "spec.method.lora.alpha_pattern": Later(_ADAPTER),
-    "spec.method.lora.target_parameters": Later(_ADAPTER),
-    "spec.method.lora.trainable_token_indices": Later(_ADAPTER),
-    "spec.method.lora.fan_in_fan_out": Later(_ADAPTER, harmless=(False,)),
+    "spec.method.lora.init_lora_weights": Later(
+        "such a start changes the base model's weights, which an adapter does not hold",
+        "use true, gaussian or orthogonal",
+        harmless=(True, False, "gaussian", "orthogonal"),
+    ),
     "spec.training.optim": Later(_OPTIMIZER, harmless=("adamw_torch", "adamw_torch_fused")),
     "spec.training.optim_args": Later(_OPTIMIZER),
     "spec.training.optim_target_modules": Later(_OPTIMIZER),
