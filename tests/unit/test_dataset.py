@@ -32,13 +32,13 @@ def write(path: Path, rows: Rows) -> str:
 
 
 def checked(folder: Path, train: Rows, task: Task = Task.CLASSIFICATION, **fields: Any) -> CheckedData:
-    evaluation = fields.pop("eval", None)
+    evaluation, kind = fields.pop("eval", None), fields.pop("problem_type", None)
     if isinstance(evaluation, list):
         evaluation = write(folder / "eval.jsonl", evaluation)
     spec = DatasetSpec.model_validate(
         {"train": write(folder / "train.jsonl", train), "eval": evaluation, **fields}, by_alias=True
     )
-    return check(spec, task, locate_all(spec, {}), folder / "work", seed=1)
+    return check(spec, task, locate_all(spec, {}), folder / "work", seed=1, problem_type=kind)
 
 
 def row(text: Any = "some text", label: Any = "a") -> dict[str, Any]:
@@ -54,7 +54,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "blank text": (row(text=" \n"), "EmptyText", "'text' is empty"),
     "a missing field": ({"text": "x"}, "MissingField", "there is no 'label'"),
     "a row of other columns": ({"body": "x", "class": "a"}, "MixedColumns", "the row has 'body', 'class' instead"),
-    "several labels": (row(label=["a"]), "MultiLabel", "'label' is a list; several labels of one row are not"),
+    "several labels": (row(label=["a"]), "MixedLabels", "'label' is a list, and other rows have one label each"),
     "an object for a label": (row(label={"a": 1}), "LabelType", "'label' is an object"),
     "no label": (row(label=None), "NullValue", "'label' is null"),
     "an empty label": (row(label=" "), "EmptyLabel", "'label' is empty"),
@@ -170,7 +170,6 @@ def test_language_models_take_text_or_prompt_and_completion(
     [
         ([0, 1], ("0", "1")),
         ([True, False], ("false", "true")),
-        ([0.5, 1.5], ("0.5", "1.5")),
         ([1.0, 2.0, 10], ("1", "2", "10")),
         (["x ", "y", 3], ("3", "x", "y")),
     ],

@@ -1,6 +1,7 @@
 """Which rows are held out for evaluation, and how often the others are seen: the same on every machine and Python."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,25 @@ def hold_out(groups: Sequence[int] | npt.NDArray[np.int64], share: float, seed: 
     for start, count in zip(starts, counts, strict=True):
         chosen[order[start : start + count]] = 1
     return bytearray(chosen.tobytes())
+
+
+def rarest(rows: npt.NDArray[np.int64], targets: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int64]:
+    """For each row the label that fewest rows have, of its own labels: by it a split keeps the share of each label.
+
+    Args:
+        rows: index of each row's labels in `targets`.
+    """
+    if not len(rows):
+        return rows
+    counts: Counter[str] = Counter()
+    for index, count in enumerate(np.bincount(rows, minlength=len(targets)).tolist()):
+        counts.update(dict.fromkeys(targets[index], count))
+    number = {name: index for index, name in enumerate(sorted(counts))}
+    group_of = [
+        number[min(target, key=lambda name: (counts[name], name))] if target else len(number) for target in targets
+    ]
+    groups: npt.NDArray[np.int64] = np.asarray(group_of, np.int64)[rows]
+    return groups
 
 
 def _ranks(seed: int, rows: int) -> npt.NDArray[np.uint64]:

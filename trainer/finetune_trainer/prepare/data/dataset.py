@@ -3,10 +3,11 @@
 A file is read twice: once to check it, once to tokenise it; between the two only labels are held in memory.
 """
 
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -15,9 +16,9 @@ import numpy.typing as npt
 
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
-from finetune_api.messages import Task
+from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
-from finetune_trainer.prepare.data.choice import hold_out, label_order, repeats
+from finetune_trainer.prepare.data.choice import hold_out, label_order, rarest, repeats
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
 from finetune_trainer.prepare.data.opening import CheckedFile, mixed_layouts, open_all
@@ -41,13 +42,23 @@ def processes(size: int) -> int:
 
 @dataclass
 class CheckedSource:
-    """One source: what is wrong in it, and the label (index into `names`) of each good row, if it has labels."""
+    """One source: what is wrong in it, and the labels (index into `Check.targets`) of each good row, if it has any.
+
+    Attributes:
+        lowest, highest: of the numbers that stand where labels do; the first above the second if there are none.
+        numbers: good rows with such a number.
+        fractions: whether one of them is none of 1, 2, 3 ...
+    """
 
     source: Source
     tally: Tally
     labels: "array[int]" = field(default_factory=lambda: array("l"))
     good: int = 0
     choice: npt.NDArray[np.uint8] | None = None  # None: every row once, for training
+    lowest: float = math.inf
+    highest: float = -math.inf
+    numbers: int = 0
+    fractions: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,8 @@ class CheckedData:
 
     Attributes:
         sources: those to train on, in the order of the job, then that of evaluation, if it has one of its own.
-        labels: names by index; empty for language models.
+        labels: names by index; empty for language models and for regression.
+        problem_type: what a classification predicts, else None.
         layout: what the examples are made of.
     """
 
@@ -66,6 +78,7 @@ class CheckedData:
     labels: tuple[str, ...]
     layout: Layout
     has_eval: bool
+    problem_type: ProblemType | None = None
 
     @property
     def good(self) -> int:
@@ -128,6 +141,7 @@ def check(
     seed: int,
     *,
     has_template: bool = False,
+    problem_type: ProblemType | None = None,
     report: Report = lambda line: None,
 ) -> CheckedData:
     """Read every row once.
@@ -136,6 +150,7 @@ def check(
         folder: where files that lie elsewhere are downloaded to.
         seed: chooses the held-out rows, with `eval: {split}`, and those of sources with a fraction for a weight.
         has_template: the model has a chat template.
+        problem_type: what a classification is to predict; None = what the labels look like.
         report: called with a line of progress every so often, if there is much to read.
 
     Raises:
@@ -147,26 +162,32 @@ def check(
     files = list(open_all(spec, task, sources, folder, has_template, report, fatal))
     if not fatal and len({file.columns.layout for file in files}) > 1:
         fatal.append(mixed_layouts(files))
-    names: list[str] = []
-    _read_all(parts, files, task, names, fatal, report)
+    files = _of_one_kind(files, problem_type)
+    targets: list[tuple[str, ...]] = []
+    _read_all(parts, files, targets, fatal, report)
     training = parts[: len(sources.train)]
     evaluation = parts[-1] if sources.evaluation is not None else None
+    kind = None
     if task is Task.CLASSIFICATION and not fatal:
-        trained = {index for part in training for index in part.labels}
+        kind = problem_type or _kind(files, training)
+        if kind is ProblemType.REGRESSION:
+            files = _of_one_kind(files, kind)
+            _forget_labels(parts, targets)
+        trained = {name for part in training for index in set(part.labels) for name in targets[index]}
         if evaluation is not None:
-            _leave_out_unseen(evaluation, trained, names, [file for file in files if file.source == len(parts) - 1])
-        if len(trained) < 2:
-            fatal.append(_too_few_labels(training[0], {names[index] for index in trained}))
+            _leave_out_unseen(evaluation, trained, targets, [file for file in files if file.source == len(parts) - 1])
+        if (problem := _nothing_to_tell(kind, training, trained)) is not None:
+            fatal.append(problem)
     for part in parts:
         fatal += invalid(spec, part.tally)
         if not part.good and not any(problem.field == part.source.field for problem in fatal):
             fatal += part.tally.problems()  # all are faults, and may be skipped: then nothing is left
     if fatal:
         raise DataError(fatal)
-    _choose(spec, training, evaluation, seed)
-    labels = label_order({names[index] for part in training for index in part.labels})
+    _choose(spec, training, evaluation, targets, seed)
+    labels = label_order({name for part in training for index in set(part.labels) for name in targets[index]})
     has_eval = evaluation is not None or isinstance(spec.eval, EvalSplit)
-    return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval)
+    return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind)
 
 
 def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
@@ -203,49 +224,71 @@ class _Counted:
     end: int
     tally: Tally
     good: int
-    names: tuple[str, ...]
+    targets: tuple[tuple[str, ...], ...]
     labels: "array[int]"
+    lowest: float
+    highest: float
+    numbers: int
+    fractions: bool
 
 
 def _count(item: _Item) -> _Counted:
     """Parse and check one chunk; runs in a process of the pool."""
     tally = Tally(item.chunk.file.field)
     labelled = item.columns.layout is Layout.LABELLED
-    names: dict[str, int] = {}
-    labels = array("l")
+    targets: dict[tuple[str, ...], int] = {}
+    labels, numbers = array("l"), array("d")
     good = 0
     for example in tally.good(item.chunk.file, examples(item.chunk.records(), item.columns)):
         good += 1
         if labelled:
-            labels.append(names.setdefault(example.label, len(names)))
-    return _Counted(item.index, item.chunk.end, tally, good, tuple(names), labels)
+            labels.append(targets.setdefault(tuple(sorted(example.names)), len(targets)))
+            if example.number is not None:
+                numbers.append(example.number)
+    return _Counted(
+        item.index,
+        item.chunk.end,
+        tally,
+        good,
+        tuple(targets),
+        labels,
+        min(numbers, default=math.inf),
+        max(numbers, default=-math.inf),
+        len(numbers),
+        any(not number.is_integer() for number in numbers),
+    )
 
 
 def _read_all(
     parts: list[CheckedSource],
     files: list[CheckedFile],
-    task: Task,
-    names: list[str],
+    targets: list[tuple[str, ...]],
     fatal: list[Problem],
     report: Report,
 ) -> None:
     sizes = [checked.file.path.stat().st_size for checked in files]
     progress = Progress("checked", sizes, report)
-    index_of: dict[str, int] = {}
+    index_of: dict[tuple[str, ...], int] = {}
+    names: set[str] = set()
     for counted in map_in_order(_count, _items(files, fatal), processes(sum(sizes))):
         checked = files[counted.index]
         part = parts[checked.source]
         checked.good.append(counted.good)
         part.good += counted.good
         part.tally.merge(counted.tally)
-        for name in counted.names:
-            if name not in index_of:
-                index_of[name] = len(names)
-                names.append(name)
-        if len(names) > MOST_LABELS:
-            fatal.append(_too_many_labels(checked))
+        part.lowest, part.highest = min(part.lowest, counted.lowest), max(part.highest, counted.highest)
+        part.numbers += counted.numbers
+        part.fractions |= counted.fractions
+        for target in counted.targets:
+            if target not in index_of:
+                index_of[target] = len(targets)
+                targets.append(target)
+                names.update(target)
+        numeric = all(one.numbers == one.good for one in parts) and any(one.fractions for one in parts)
+        if len(names) > MOST_LABELS and not numeric:
+            fatal.append(_too_many_labels(checked, part.numbers == part.good))
             return
-        here = np.array([index_of[name] for name in counted.names], np.int64)
+        here = np.array([index_of[target] for target in counted.targets], np.int64)
         part.labels.extend(here[np.asarray(counted.labels, np.int64)].tolist())
         progress.at(counted.index, counted.end, sum(part.tally.faults for part in parts))
 
@@ -259,18 +302,45 @@ def _items(files: list[CheckedFile], fatal: list[Problem]) -> Iterator[_Item]:
             fatal += error.problems
 
 
-def _leave_out_unseen(part: CheckedSource, trained: set[int], names: list[str], files: list[CheckedFile]) -> None:
+def _of_one_kind(files: list[CheckedFile], declared: ProblemType | None) -> list[CheckedFile]:
+    """The files, all of whose labels are what the job says, or of the kind of the first file's."""
+    labelled = [checked.columns.kind for checked in files if checked.columns.layout is Layout.LABELLED]
+    if not labelled:
+        return files
+    kind = declared or labelled[0]
+    return [
+        replace(checked, columns=replace(checked.columns, kind=kind, declared=declared is not None))
+        for checked in files
+    ]
+
+
+def _kind(files: list[CheckedFile], training: list[CheckedSource]) -> ProblemType:
+    """What labels are that the job says nothing of: numbers of which one has a fraction are no names."""
+    numbers = all(part.numbers == part.good for part in training) and any(part.fractions for part in training)
+    return ProblemType.REGRESSION if numbers else files[0].columns.kind
+
+
+def _forget_labels(parts: list[CheckedSource], targets: list[tuple[str, ...]]) -> None:
+    """Numbers were taken for names until the last of them was seen."""
+    targets[:] = [()]
+    for part in parts:
+        part.labels = array("l", bytes(8 * len(part.labels)))
+
+
+def _leave_out_unseen(
+    part: CheckedSource, trained: set[str], targets: list[tuple[str, ...]], files: list[CheckedFile]
+) -> None:
     """Evaluation rows with a label that no training row has are faults; only then the file is read again."""
     labels = np.asarray(part.labels, np.int64)
-    seen = np.isin(labels, sorted(trained))
+    seen = np.isin(labels, [index for index, target in enumerate(targets) if trained.issuperset(target)])
     if seen.all():
         return
     part.choice = np.where(seen, EVALUATED, 0).astype(np.uint8)
     rows = _examples(files)
-    for label, known, (file, example) in zip(part.labels, seen, rows, strict=True):
+    for index, known, (file, example) in zip(part.labels, seen, rows, strict=True):
         if not known:
-            message = f"no training row has the label {names[label]!r}"
-            part.tally.add(file, Fault(example.line, Code.UNSEEN_LABEL, message))
+            name = next(name for name in targets[index] if name not in trained)
+            part.tally.add(file, Fault(example.line, Code.UNSEEN_LABEL, f"no training row has the label {name!r}"))
     part.good = int(seen.sum())
 
 
@@ -282,26 +352,49 @@ def _examples(files: Iterable[CheckedFile]) -> Iterator[tuple[DataFile, Example]
                     yield checked.file, record
 
 
-def _too_few_labels(part: CheckedSource, trained: set[str]) -> Problem:
+def _nothing_to_tell(kind: ProblemType, training: list[CheckedSource], trained: set[str]) -> Problem | None:
+    """The problem of rows that are all labelled alike."""
+    where = training[0].source.field
+    if kind is ProblemType.REGRESSION:
+        lowest, highest = min(part.lowest for part in training), max(part.highest for part in training)
+        if lowest < highest or sum(part.good for part in training) < 2:
+            return None
+        return Problem(
+            code="ConstantNumber",
+            field=where,
+            message=f"all training rows have the number {lowest:g}",
+            cure="regression needs rows of different numbers",
+        )
+    if len(trained) >= (1 if kind is ProblemType.MULTI_LABEL else 2):
+        return None
     only = "".join(f", {name!r}" for name in sorted(trained))
     return Problem(
         code="TooFewLabels",
-        field=part.source.field,
-        message=f"the training rows have one label only{only}",
-        cure="a classifier needs rows of two labels or more",
+        field=where,
+        message=f"the training rows have one label only{only}" if trained else "no training row has a label",
+        cure="a classifier needs rows of two labels or more" if trained else "name labels in some rows",
     )
 
 
-def _too_many_labels(checked: CheckedFile) -> Problem:
+def _too_many_labels(checked: CheckedFile, numbers: bool) -> Problem:
     column = checked.columns.names["label"]
     message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is no label"
-    return checked.file.problem("TooManyLabels", message, "say in spec.dataset.columns which column is the label")
+    cure = "say in spec.dataset.columns which column is the label"
+    if numbers:
+        cure = f"{cure}; to predict the number itself, set spec.problemType to {ProblemType.REGRESSION}"
+    return checked.file.problem("TooManyLabels", message, cure)
 
 
 # ---------------------------------------------------------------- choice
 
 
-def _choose(spec: DatasetSpec, training: list[CheckedSource], evaluation: CheckedSource | None, seed: int) -> None:
+def _choose(
+    spec: DatasetSpec,
+    training: list[CheckedSource],
+    evaluation: CheckedSource | None,
+    targets: list[tuple[str, ...]],
+    seed: int,
+) -> None:
     """Which rows are seen when; sources without a choice have every row once."""
     if evaluation is not None and evaluation.choice is None:
         evaluation.choice = np.full(evaluation.good, EVALUATED, np.uint8)
@@ -309,7 +402,7 @@ def _choose(spec: DatasetSpec, training: list[CheckedSource], evaluation: Checke
         if part.source.weight != 1:
             part.choice = repeats(part.source.weight, part.good, seed, index)
     if isinstance(spec.eval, EvalSplit):
-        _hold_out(training, spec.eval.split, seed)
+        _hold_out(training, spec.eval.split, targets, seed)
     if not any(part.choice is None or ((part.choice > 0) & (part.choice < EVALUATED)).any() for part in training):
         message = "the weights leave no row to train on"
         raise DataError(
@@ -317,9 +410,9 @@ def _choose(spec: DatasetSpec, training: list[CheckedSource], evaluation: Checke
         )
 
 
-def _hold_out(training: list[CheckedSource], share: float, seed: int) -> None:
+def _hold_out(training: list[CheckedSource], share: float, targets: list[tuple[str, ...]], seed: int) -> None:
     rows = sum(part.good for part in training)
-    groups = np.concatenate([np.asarray(part.labels, np.int64) for part in training])
+    groups = rarest(np.concatenate([np.asarray(part.labels, np.int64) for part in training]), targets)
     held = np.frombuffer(hold_out(groups if len(groups) else np.zeros(rows, np.int64), share, seed), np.uint8)
     if held.sum() in (0, rows):
         message = f"{rows} rows cannot be split into training and evaluation rows"

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from finetune_api.messages import Task
+from finetune_api.messages import ProblemType, Task
 from finetune_trainer.prepare.data import alpaca, conversation
 from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
+from finetune_trainer.prepare.data.labels import Target, encodable, target
 
 
 class Layout(StrEnum):
@@ -29,6 +30,7 @@ LAYOUTS = {
     Task.CLASSIFICATION: (Layout.LABELLED,),
     Task.CAUSAL_LM: (Layout.CHAT, Layout.PAIR, Layout.TEXT),
     Task.SEQ2SEQ: (Layout.PAIR,),
+    Task.MASKED_LM: (Layout.TEXT,),
 }
 
 
@@ -39,11 +41,13 @@ class Example:
     Attributes:
         line: where its record starts in its file; a row number, from 1, where the format has no lines.
         text: the text, or the prompt of a pair; empty for a conversation.
-        label: of a labelled text.
+        label: of a labelled text with one label.
         completion: of a pair.
         messages: of a conversation: `role` and `content`, and whatever else a chat template reads. A message with
             `weight: 0` carries no loss.
         tools: descriptions of tools, for the chat template.
+        labels: of a text with any number of labels; None elsewhere.
+        number: to be predicted of a text, or its label where that is a number in the file.
     """
 
     line: int
@@ -52,6 +56,25 @@ class Example:
     completion: str = ""
     messages: tuple[Mapping[str, Any], ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    labels: tuple[str, ...] | None = None
+    number: float | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the target is a label or a number, not text."""
+        return bool(self.label) or self.labels is not None or self.number is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All labels."""
+        return self.labels if self.labels is not None else (self.label,) if self.label else ()
+
+    @property
+    def said(self) -> str:
+        """The label or labels or number as one text."""
+        if self.labels is not None:
+            return "; ".join(sorted(self.labels)) or "(none)"
+        return self.label or ("" if self.number is None else f"{self.number:g}")
 
 
 @dataclass(frozen=True)
@@ -62,17 +85,23 @@ class Columns:
         layout: what the examples are.
         names: part -> the file's column. The parts are the layout's, or those of Alpaca (`instruction`, ...), or, for
             a conversation, `prompt` and `completion` as lists of messages.
+        kind: what labels are.
+        declared: whether the job says what they are.
     """
 
     layout: Layout
     names: Mapping[str, str]
+    kind: ProblemType = ProblemType.SINGLE_LABEL
+    declared: bool = False
 
     def example(self, row: Row) -> Example | Fault:
         """The row as an example, or the first rule it breaks."""
         try:
             if "instruction" in self.names:
                 return self._alpaca(row)
-            return self._conversation(row) if self.layout is Layout.CHAT else self._texts(row)
+            if self.layout is Layout.CHAT:
+                return self._conversation(row)
+            return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
         except Wrong as wrong:
             return Fault(row.line, wrong.code, wrong.message)
 
@@ -92,12 +121,13 @@ class Columns:
         return row.values.get(self.names.get(part, part))
 
     def _texts(self, row: Row) -> Example:
-        values: dict[str, str] = {}
-        for part in self.layout.parts:
-            value = self._value(row, part)
-            values[part] = (_label if part == "label" else _text)(self.names[part], value)
+        if self.layout is Layout.LABELLED:
+            text = _text(self.names["text"], self._value(row, "text"))
+            found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
+            return _labelled(row.line, text, found, self.kind)
+        values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
         text = values.get("text", values.get("prompt", ""))
-        return Example(row.line, text, values.get("label", ""), values.get("completion", ""))
+        return Example(row.line, text, completion=values.get("completion", ""))
 
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
@@ -107,6 +137,19 @@ class Columns:
             messages = conversation.prompt_and_completion(prompt, completion, self.names)
         tools = self._optional(row, "tools") if "tools" in self.names else None
         return Example(row.line, "", messages=messages, tools=conversation.tools_of("tools", tools))
+
+    def _holds_messages(self, row: Row) -> bool:
+        return "messages" in self.names or isinstance(row.values.get(self.names.get("prompt", "")), list)
+
+    def _one_answer(self, row: Row) -> Example:
+        """A conversation for a model that has no other form for it than a text and an answer."""
+        messages = self._conversation(row).messages
+        answers = sum(message["role"] == "assistant" for message in messages)
+        if answers > 1 or messages[-1]["role"] != "assistant":
+            seen = f"{answers} answers" if answers > 1 else "no answer at its end"
+            raise Wrong(Code.SEVERAL_ANSWERS, f"the conversation has {seen}; an encoder-decoder learns one of each row")
+        prompt = "\n\n".join(message.get("content", "") for message in messages[:-1])
+        return Example(row.line, prompt, completion=messages[-1].get("content", ""))
 
     def _alpaca(self, row: Row) -> Example:
         instruction = _text(self.names["instruction"], self._value(row, "instruction"))
@@ -127,7 +170,13 @@ class Columns:
         if not isinstance(value, str):
             column = self.names.get(part, part)
             raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a string")
-        return _encodable(self.names.get(part, part), value)
+        return encodable(self.names.get(part, part), value)
+
+
+def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example:
+    if kind is ProblemType.MULTI_LABEL:
+        return Example(line, text, labels=found.names)
+    return Example(line, text, found.names[0] if found.names else "", number=found.number)
 
 
 def _text(column: str, value: Any) -> str:
@@ -137,37 +186,7 @@ def _text(column: str, value: Any) -> str:
         raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a string")
     if not value or value.isspace():
         raise Wrong(Code.EMPTY_TEXT, f"{column!r} is empty")
-    return _encodable(column, value)
-
-
-def _label(column: str, value: Any) -> str:
-    """A label's name: the text, or a number or boolean as JSON writes it (1.0 is 1: a float column with gaps)."""
-    if isinstance(value, str):
-        if not value.strip():
-            raise Wrong(Code.EMPTY_LABEL, f"{column!r} is empty")
-        return _encodable(column, value.strip())  # "spam " is no class of its own
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value == value:
-        return str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, list):
-        raise Wrong(Code.MULTI_LABEL, f"{column!r} is a list; several labels of one row are not supported yet")
-    if value is None or value != value:  # NaN stands for null in columns of numbers
-        raise Wrong(Code.NULL_VALUE, f"{column!r} is null; a label is a string, a number or a boolean")
-    raise Wrong(Code.LABEL_TYPE, f"{column!r} is {json_type(value)}; a label is a string, a number or a boolean")
-
-
-def _encodable(column: str, value: str) -> str:
-    if value.isascii():
-        return value
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = ord(value[error.start])
-        raise Wrong(Code.BAD_UNICODE, f"{column!r} holds half of a character (\\u{code:04x} alone)") from None
-    return value
+    return encodable(column, value)
 
 
 def examples(records: Iterator[Record], columns: Columns) -> Iterator[Example | Fault]:

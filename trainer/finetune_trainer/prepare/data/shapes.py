@@ -4,7 +4,7 @@ A shape is one common set of names. The first that fits wins; of those that are 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.formats import DataFile, Format, Row
+from finetune_trainer.prepare.data.labels import kind_of
 from finetune_trainer.prepare.data.rows import Columns, Layout
 from finetune_trainer.prepare.data.tally import Tally
 
@@ -44,7 +45,7 @@ class Shape:
         """Whether a row has all its columns."""
         return all(given.get(part, part) in row for part in self.parts)
 
-    def columns(self, row: Mapping[str, Any], given: Mapping[str, str], has_template: bool) -> Columns:
+    def columns(self, row: Mapping[str, Any], given: Mapping[str, str], has_template: bool, task: Task) -> Columns:
         """The columns of a file whose rows look like this one."""
         names = {name: given.get(part, part) for name, part in zip(self.names or self.parts, self.parts, strict=True)}
         names |= {part: given.get(part, part) for part in self.optional}
@@ -54,6 +55,8 @@ class Shape:
         elif layout is Layout.PAIR and any(isinstance(row.get(column), list) for column in names.values()):
             layout = Layout.CHAT
             names["tools"] = given.get("tools", "tools")
+        if task is Task.SEQ2SEQ:  # a conversation of one answer is a pair, too
+            layout = Layout.PAIR
         return Columns(layout, names)
 
 
@@ -72,7 +75,20 @@ TEXT = Shape(Layout.TEXT, ("text",))
 SHAPES = {
     Task.CLASSIFICATION: (LABELLED,),
     Task.CAUSAL_LM: (MESSAGES, SHAREGPT, PROMPT_COMPLETION, ALPACA, *PAIRS, TEXT),
-    Task.SEQ2SEQ: (PROMPT_COMPLETION, *PAIRS),
+    Task.SEQ2SEQ: (PROMPT_COMPLETION, ALPACA, *PAIRS, MESSAGES, SHAREGPT),
+    Task.MASKED_LM: (TEXT,),
+}
+
+EXPECTED = {  # what a file without the columns is probably meant to have
+    Task.CLASSIFICATION: LABELLED,
+    Task.CAUSAL_LM: PROMPT_COMPLETION,
+    Task.SEQ2SEQ: PROMPT_COMPLETION,
+    Task.MASKED_LM: TEXT,
+}
+EXAMPLES = {
+    LABELLED.parts: "{text: body, label: category}",
+    PROMPT_COMPLETION.parts: "{prompt: query, completion: reply}",
+    TEXT.parts: "{text: body}",
 }
 
 # what columns are called elsewhere: never taken by themselves, only proposed
@@ -115,10 +131,16 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
             rivals = [shape for shape in fitting if shape.ambiguous]
             if fitting[0].ambiguous and len(rivals) > 1:
                 raise DataError(_ambiguous(file, rivals))
-            return fitting[0].columns(row.values, given, has_template)
+            columns = fitting[0].columns(row.values, given, has_template, task)
+            return _with_kind(file, columns) if columns.layout is Layout.LABELLED else columns
     if first is None:
         raise DataError(_unreadable(file))
     raise DataError(_missing(file, task, candidates or list(shapes), given, first))
+
+
+def _with_kind(file: DataFile, columns: Columns) -> Columns:
+    rows = islice((row for row in read(file) if isinstance(row, Row)), SNIFFED_ROWS)
+    return replace(columns, kind=kind_of(row.values.get(columns.names["label"]) for row in rows))
 
 
 def _unreadable(file: DataFile) -> Iterable[Problem]:
@@ -153,13 +175,12 @@ def _cure(file: DataFile, task: Task, row: Row) -> str:
         return f"the rows seem to lie in {nested!r}: write that list as the file, or its items as JSON lines"
     if task is Task.CLASSIFICATION and "messages" in seen:
         return "these are conversations: set spec.task to causal-lm, or give each row a text and a label"
-    found = _proposal(LABELLED.parts if task is Task.CLASSIFICATION else PROMPT_COMPLETION.parts, seen)
+    found = _proposal(EXPECTED[task].parts, seen)
     if found is None and task is Task.CAUSAL_LM:
         found = _proposal(MESSAGES.parts, seen) or _proposal(TEXT.parts, seen)
     if found is not None:
         return f"say which column is which; perhaps spec.dataset.columns: {{{found}}}"
-    example = "{text: body, label: category}" if task is Task.CLASSIFICATION else "{prompt: query, completion: reply}"
-    return f"correct the names, or say in spec.dataset.columns which column is which: {example}"
+    return f"correct the names, or say in spec.dataset.columns which column is which: {EXAMPLES[EXPECTED[task].parts]}"
 
 
 def _proposal(parts: tuple[str, ...], seen: Mapping[str, Any]) -> str | None:
