@@ -1,0 +1,130 @@
+"""Answers to questions, generated greedily by the model in training. What training set on it is put back afterwards."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_api.messages import Task
+from finetune_trainer.worker.batches.padded import IGNORED
+from finetune_trainer.worker.evaluation.questions import Question
+from finetune_trainer.worker.evaluation.shares import share_of
+
+BATCH_TOKENS = 8192  # prompts and answers of a batch: without gradients, the cache is what it needs memory for
+BATCH_ROWS = 32
+END = 2  # an end-of-turn token is the last of a reference, or stands before a line break
+
+
+class Generator:
+    """Answers questions with one model.
+
+    Args:
+        model: as loaded, with its adapter; an engine's wrapper around it is not needed, its hooks are in the modules.
+        most: tokens of an answer, at most; never more than the longest reference has.
+        tokens: prompts and answers of a batch together, at most (but one row always goes).
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, most: int, tokens: int = BATCH_TOKENS) -> None:
+        self._task = task
+        self._tokenizer = tokenizer
+        self._most = most
+        self._tokens = tokens
+
+    def __call__(
+        self, model: torch.nn.Module, questions: Sequence[Question], rank: int, world_size: int, device: torch.device
+    ) -> dict[int, list[int]]:
+        """The answers of one rank's share: place in `questions` -> token ids without the end of the answer."""
+        longest = max(len(question.reference) for question in questions)
+        most = min(self._most, longest)
+        lengths = [len(question.prompt) for question in questions]
+        fitting = max(1, self._tokens // (max(lengths) + most))
+        spread = -(-len(questions) // world_size)
+        share = share_of(lengths, min(fitting, BATCH_ROWS, spread), rank, world_size)
+        config = self._config(model, questions, most)
+        stops = set(config.eos_token_id)
+        answers: dict[int, list[int]] = {}
+        with generating(model), torch.no_grad():
+            for number, batch in enumerate(share.batches):
+                asked = [questions[place] for place in batch]
+                said = self._generate(model, asked, config, device)
+                if number < share.counted:
+                    for place, ids in zip(batch, said, strict=True):
+                        answers[place] = _until(ids, stops)
+        return answers
+
+    def _generate(
+        self, model: torch.nn.Module, asked: Sequence[Question], config: GenerationConfig, device: torch.device
+    ) -> list[list[int]]:
+        width = max(len(question.prompt) for question in asked)
+        ids = torch.full((len(asked), width), int(self._tokenizer.pad_token_id or 0), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for line, question in enumerate(asked):
+            # a causal model goes on from the last token of its prompt: padding stands before it
+            where = (
+                slice(width - len(question.prompt), width)
+                if self._task is Task.CAUSAL_LM
+                else slice(len(question.prompt))
+            )
+            ids[line, where] = torch.from_numpy(question.prompt)
+            mask[line, where] = 1
+        made: torch.Tensor = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+        start = width if self._task is Task.CAUSAL_LM else 1  # a decoder begins with its start token
+        return [[int(token) for token in line] for line in made[:, start:].tolist()]
+
+    def _config(self, model: torch.nn.Module, questions: Sequence[Question], most: int) -> GenerationConfig:
+        """Greedy, whatever the model's own generation settings say of sampling and beams."""
+        return GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            use_cache=True,
+            pad_token_id=self._tokenizer.pad_token_id,
+            eos_token_id=self._stops(model, questions),
+        )
+
+    def _stops(self, model: torch.nn.Module, questions: Sequence[Question]) -> list[int]:
+        """The model's and the tokenizer's ends, and the special tokens that references end with: those of a turn."""
+        own: Any = getattr(model, "generation_config", None)
+        known = getattr(own, "eos_token_id", None)
+        stops = set(known if isinstance(known, list) else [known]) | {self._tokenizer.eos_token_id}
+        special = set(self._tokenizer.added_tokens_decoder) | set(self._tokenizer.all_special_ids)
+        for question in questions:
+            stops |= special & {int(token) for token in question.reference[-END:]}
+        return sorted(int(stop) for stop in stops - {None, IGNORED})
+
+
+@contextlib.contextmanager
+def generating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and an attention that knows padding and a cache; the model's own are put back."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[assignment, operator]
+    training, before = model.training, str(base.config._attn_implementation)
+    standard = before in {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"}
+    model.eval()
+    if not standard:  # the worker's own is made for batches without padding
+        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        if not standard:
+            base.set_attn_implementation(before)
+        model.train(training)
+
+
+def _until(ids: Sequence[int], stops: set[int]) -> list[int]:
+    """The answer without what ends it."""
+    kept: list[int] = []
+    for token in ids:
+        if token in stops:
+            break
+        kept.append(token)
+    return kept

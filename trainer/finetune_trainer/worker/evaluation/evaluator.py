@@ -1,0 +1,220 @@
+"""One evaluation from beginning to end: loss and predictions of the whole split, generated answers, scores, records.
+
+Every rank takes its share of the rows and all of them learn the same numbers, so that what follows from them (early
+stopping) needs no further word. Of a batch nothing is kept but sums and one prediction a row.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.messages import ProblemType, Task
+from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.worker.evaluation.answers import Generator
+from finetune_trainer.worker.evaluation.questions import Question, questions
+from finetune_trainer.worker.evaluation.records import Sample, write_records
+from finetune_trainer.worker.evaluation.scores import THRESHOLD, Scores, classification_scores, token_scores
+from finetune_trainer.worker.evaluation.shares import share_of
+from finetune_trainer.worker.evaluation.similarity import similarity
+from finetune_trainer.worker.losses.head import Head
+
+Batch = Mapping[str, Any]
+Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
+
+@dataclass
+class _Part:
+    """What one rank has seen; travels to all others.
+
+    Attributes:
+        rows: numbers of the rows in `predicted` and `truth`.
+    """
+
+    total: float = 0.0
+    items: int = 0
+    hits: int | None = None
+    rows: list[int] = field(default_factory=list)
+    predicted: np.ndarray[Any, Any] | None = None
+    truth: np.ndarray[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The model in training, as an evaluation needs it.
+
+    Attributes:
+        model: as loaded, with its adapter.
+        wrapped: what DeepSpeed made of it; forward passes go through it.
+        head: from a batch to its summed loss.
+        place: moves a batch to the device.
+    """
+
+    model: torch.nn.Module
+    wrapped: torch.nn.Module
+    head: Head
+    place: Callable[[Any], Any]
+    device: torch.device
+
+
+class Evaluator:
+    """Evaluates the split of a run.
+
+    Args:
+        rows: the eval split, with the columns and `lengths` of `data.ArrowRows`.
+        collate: makes batches, as in training.
+        batch_rows: rows of a batch.
+    """
+
+    def __init__(
+        self,
+        order: WorkerOrder,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Dataset[dict[str, Any]],
+        collate: Collate,
+        batch_rows: int,
+        loaders: int = 0,
+    ) -> None:
+        self._order = order
+        self._plan = order.plan
+        self._tokenizer = tokenizer
+        self._rows: Any = rows
+        self._collate = collate
+        self._batch_rows = batch_rows
+        self._loaders = loaders
+        self._questions: list[Question] | None = None
+
+    def __call__(self, engine: Engine, step: int) -> dict[str, float]:
+        """Metrics by name, each with `eval_` before it, the same on every rank; rank 0 writes the records."""
+        was_training = engine.wrapped.training
+        engine.wrapped.eval()
+        try:
+            scores = self._scores(engine)
+            answered = self._answers(engine)
+        finally:
+            engine.wrapped.train(was_training)
+        metrics = scores.metrics | similarity([one.answer for one in answered], [one.reference for one in answered])
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        if self._order.rank == 0:
+            kept = answered[: self._plan.evaluation.samples]
+            write_records(Path(self._order.outputs), step, named, scores.per_class, kept, len(answered))
+        return named
+
+    # ------------------------------------------------------------ losses and predictions
+
+    def _scores(self, engine: Engine) -> Scores:
+        parts = _everyone(self._measured(engine))
+        items = sum(part.items for part in parts)
+        loss = sum(part.total for part in parts) / items if items else float("nan")
+        metrics = {"loss": loss}
+        if self._plan.task is not Task.CLASSIFICATION:
+            metrics |= token_scores(loss)
+            hits = [part.hits for part in parts if part.hits is not None]
+            if self._plan.task is Task.MASKED_LM and hits and items:
+                metrics["accuracy"] = sum(hits) / items
+            return Scores(metrics)
+        seen = [part for part in parts if part.rows]
+        order = np.argsort(np.concatenate([part.rows for part in seen]), kind="stable")
+        predicted = np.concatenate([part.predicted for part in seen if part.predicted is not None])[order]
+        truth = np.concatenate([part.truth for part in seen if part.truth is not None])[order]
+        labels = self._plan.dataset.labels
+        scores = classification_scores(self._problem, predicted, truth, labels)
+        return Scores(metrics | scores.metrics, scores.per_class)
+
+    @property
+    def _problem(self) -> ProblemType:
+        return self._plan.dataset.problem_type or ProblemType.SINGLE_LABEL
+
+    def _measured(self, engine: Engine) -> _Part:
+        """This rank's share. The device is waited for once, at the end."""
+        order = self._order
+        share = share_of(self._rows.lengths, self._batch_rows, order.rank, order.world_size)
+        part = _Part()
+        total = torch.zeros((), dtype=torch.float64, device=engine.device)
+        hits: list[torch.Tensor] = []
+        predicted: list[torch.Tensor] = []
+        truth: list[torch.Tensor] = []
+        for number, (rows, batch) in enumerate(zip(share.batches, self._batches(share.batches), strict=True)):
+            with torch.no_grad():
+                summed = engine.head(engine.wrapped, engine.place(batch))
+            if number >= share.counted:
+                continue
+            total += summed.total.double()
+            part.items += summed.items
+            if summed.hits is not None:
+                hits.append(summed.hits)
+            if summed.outputs is not None:
+                predicted.append(decided(self._problem, summed.outputs))
+                truth.append(batch["labels"])
+                part.rows += rows
+        part.total = float(total)
+        part.hits = int(torch.stack(hits).sum()) if hits else None
+        if predicted:
+            part.predicted = torch.cat(predicted).cpu().numpy()
+            part.truth = torch.cat(truth).numpy().reshape(part.predicted.shape)
+        return part
+
+    def _batches(self, batches: Sequence[Sequence[int]]) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            self._rows,
+            batch_sampler=[list(batch) for batch in batches],
+            collate_fn=self._collate,
+            num_workers=self._loaders,
+            generator=torch.Generator(),  # else it draws from the generator that dropout draws from
+        )
+
+    # ------------------------------------------------------------ answers
+
+    def _answers(self, engine: Engine) -> list[Sample]:
+        asked = self._asked()
+        if not asked:
+            return []
+        order, wanted = self._order, self._plan.evaluation
+        generator = Generator(self._plan.task, self._tokenizer, wanted.max_new_tokens)
+        own = generator(engine.model, asked, order.rank, order.world_size, engine.device)
+        said: dict[int, list[int]] = {}
+        for part in _everyone(own):
+            said |= part
+        return [
+            Sample(
+                row=question.number,
+                prompt=self._text(question.prompt.tolist(), specials=self._plan.task is Task.CAUSAL_LM),
+                reference=self._text([token for token in question.reference.tolist() if token >= 0]),
+                answer=self._text(said[place]),
+            )
+            for place, question in enumerate(asked)
+        ]
+
+    def _asked(self) -> list[Question]:
+        if self._questions is None:
+            self._questions = questions(self._plan.task, self._rows, self._plan.evaluation.generate)
+        return self._questions
+
+    def _text(self, ids: Sequence[int], specials: bool = False) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not specials)).strip()
+
+
+def decided(problem: ProblemType, logits: torch.Tensor) -> torch.Tensor:
+    """[rows, labels] logits -> what they say: [rows] label ids, [rows, labels] bools, or [rows] numbers."""
+    match problem:
+        case ProblemType.SINGLE_LABEL:
+            return logits.argmax(dim=-1)
+        case ProblemType.MULTI_LABEL:
+            return logits.float().sigmoid() > THRESHOLD
+        case ProblemType.REGRESSION:
+            return logits.float().squeeze(-1)
+
+
+def _everyone(own: Any) -> list[Any]:
+    """What each rank holds, by rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [own]
+    held: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(held, own)
+    return held

@@ -1,0 +1,106 @@
+"""Scores of a whole split from small numbers: sums of losses, one prediction a row. Pure; the formulas are
+scikit-learn's and SciPy's."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_recall_fscore_support,
+    r2_score,
+)
+
+from finetune_api.messages import ProblemType
+
+Values = npt.NDArray[Any]
+THRESHOLD = 0.5  # a label of several is predicted where its probability is above
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a task's predictions are worth.
+
+    Attributes:
+        metrics: name -> value.
+        per_class: a line for each label: `label`, `precision`, `recall`, `f1`, `support`; empty without labels.
+    """
+
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+
+
+def token_scores(loss: float) -> dict[str, float]:
+    """Perplexity, from the mean loss of a token in nats; infinite where it is beyond what a float can say."""
+    return {"perplexity": math.exp(loss) if loss < 700 else math.inf}
+
+
+def classification_scores(problem: ProblemType, predicted: Values, truth: Values, labels: Sequence[str] = ()) -> Scores:
+    """Scores of a classification.
+
+    Args:
+        predicted, truth: of the same shape: [rows] label ids, [rows, labels] bools, or [rows] numbers.
+        labels: names of the labels, by id.
+    """
+    match problem:
+        case ProblemType.SINGLE_LABEL:
+            return _single(predicted, truth, labels)
+        case ProblemType.MULTI_LABEL:
+            return _multiple(predicted, truth, labels)
+        case ProblemType.REGRESSION:
+            return _regression(predicted, truth)
+
+
+def _single(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores:
+    """F1 is averaged over the labels that occur in truth or prediction, as scikit-learn does when it is not told."""
+    metrics = {"accuracy": float(accuracy_score(truth, predicted))}
+    for average in ("macro", "weighted"):
+        metrics[f"{average}_f1"] = float(f1_score(truth, predicted, average=average, zero_division=0.0))
+    return Scores(metrics, _per_class(predicted, truth, labels))
+
+
+def _multiple(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores:
+    metrics = {
+        f"{average}_f1": float(f1_score(truth, predicted, average=average, zero_division=0.0))
+        for average in ("micro", "macro", "weighted")
+    }
+    metrics["exact_match"] = float(accuracy_score(truth, predicted))  # all labels of a row, and no other
+    return Scores(metrics, _per_class(predicted, truth, labels))
+
+
+def _regression(predicted: Values, truth: Values) -> Scores:
+    """R2 and the correlations are left out where they are not defined: below two rows, or for a constant."""
+    metrics = {
+        "mse": float(mean_squared_error(truth, predicted)),
+        "mae": float(mean_absolute_error(truth, predicted)),
+    }
+    one, other = np.ravel(predicted).astype(np.float64), np.ravel(truth).astype(np.float64)
+    if len(one) >= 2:
+        metrics["r2"] = float(r2_score(truth, predicted))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConstantInputWarning)
+            metrics["pearson"] = float(pearsonr(one, other).statistic)
+            metrics["spearman"] = float(spearmanr(one, other).statistic)
+    return Scores({name: value for name, value in metrics.items() if math.isfinite(value)})
+
+
+def _per_class(predicted: Values, truth: Values, labels: Sequence[str]) -> list[dict[str, Any]]:
+    columns = precision_recall_fscore_support(truth, predicted, labels=range(len(labels)), zero_division=0.0)
+    return [
+        {
+            "label": label,
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "support": int(support),
+        }
+        for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
+    ]

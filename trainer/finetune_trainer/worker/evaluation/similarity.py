@@ -1,0 +1,43 @@
+"""How like the generated answers are to the right ones: exact match, chrF, ROUGE, by sacreBLEU and rouge-score."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rouge_score import scoring, tokenizers
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.chrf import CHRF
+
+ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
+WORD = re.compile(r"[^\W_]+")
+
+
+class Words(tokenizers.Tokenizer):  # type: ignore[misc]
+    """Letters and digits of any script. rouge-score's own words are ASCII only: every other language would score 0."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Lower-case words; for ASCII text the same as rouge-score's."""
+        return WORD.findall(text.lower())
+
+
+def similarity(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Scores over all pairs; empty where there are none.
+
+    Gives `exact_match`, the share of answers that equal their reference but for white space around them; `chrf`, 0 to
+    100, of the corpus (Popović 2015, character n-grams up to 6, beta 2); `rouge_1`, `rouge_2` and `rouge_l`, mean F1
+    of the pairs without stemming (Lin 2004).
+    """
+    if not answers:
+        return {}
+    pairs = list(zip(answers, references, strict=True))
+    equal = sum(answer.strip() == reference.strip() for answer, reference in pairs)
+    scorer = RougeScorer(list(ROUGE), use_stemmer=False, tokenizer=Words())
+    scored: list[dict[str, scoring.Score]] = [scorer.score(reference, answer) for answer, reference in pairs]
+    means: dict[str, Any] = {
+        name: sum(score[kind].fmeasure for score in scored) / len(scored) for kind, name in ROUGE.items()
+    }
+    return {
+        "exact_match": equal / len(pairs),
+        "chrf": float(CHRF().corpus_score(list(answers), [list(references)]).score),
+        **{name: float(value) for name, value in means.items()},
+    }

@@ -1,0 +1,59 @@
+"""Early stopping: the run ends when its metric has not improved for so many evaluations (Prechelt 1998).
+
+Whether it does is a function of the evaluations so far, which every rank has and every checkpoint carries. So all ranks
+agree without a word, and a run that is started again after its end does not train on.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+
+from finetune_api.messages import Plan
+from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
+
+
+def best_of(values: Sequence[float], greater: bool, threshold: float) -> int:
+    """Index of the last value that was better than the best before it by more than `threshold`; 0 = the first.
+
+    A value that is no number is never better.
+    """
+    sign = 1.0 if greater else -1.0
+    best, place = -math.inf, 0
+    for index, value in enumerate(values):
+        if sign * value > best + (threshold if index else 0.0):
+            best, place = sign * value, index
+    return place
+
+
+def stops(plan: Plan, past: Sequence[Evaluated]) -> bool:
+    """Whether training ends with the last of these evaluations."""
+    if not plan.early_stopping_patience or not past:
+        return False
+    values = [one.metrics.get(plan.best_metric, math.nan) for one in past]
+    waited = len(values) - 1 - best_of(values, plan.greater_is_better, plan.early_stopping_threshold)
+    return waited >= plan.early_stopping_patience
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends the loop after the evaluation that is one too many; the checkpoint of that step is saved beside it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if stops(self._plan, evaluations(state.log_history)):
+            control.should_training_stop = True
+
+
+def past_of(resume: str | None) -> list[Evaluated]:
+    """The evaluations before the checkpoint that a run goes on from."""
+    state = Path(resume) / TRAINER_STATE_NAME if resume else None
+    if state is None or not state.exists():
+        return []
+    history: Iterable[Mapping[str, Any]] = json.loads(state.read_text("utf-8")).get("log_history") or []
+    return evaluations(history)
