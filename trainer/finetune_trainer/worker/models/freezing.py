@@ -13,7 +13,7 @@ def freeze(model: torch.nn.Module, patterns: Sequence[str], new_modules: Collect
     """Take the gradients from every parameter whose full name one of the patterns is found in (`re.search`).
 
     Args:
-        new_modules: names of newly initialised modules, as of `load.newly_initialised`.
+        new_modules: names of newly initialised modules, as of `heads.new_modules`.
     """
     for name, parameter in model.named_parameters():
         fits = any(re.search(pattern, name) for pattern in patterns)

@@ -1,0 +1,96 @@
+"""The head of a model: which class has the one a task needs, what it is told to predict, and what of it is new.
+
+New is what the checkpoint lacks. Weights that a model shares (an output layer tied to its embeddings) are not lacking,
+transformers says so itself. A checkpoint that lacks parts of the body is of another model: it is refused, for nobody
+means to train those from random numbers.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from finetune_api.errors import ModelError, Problem
+from finetune_api.messages import Plan, ProblemType, Task
+
+AUTOS: dict[Task, Any] = {
+    Task.CAUSAL_LM: AutoModelForCausalLM,
+    Task.CLASSIFICATION: AutoModelForSequenceClassification,
+    Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
+    Task.MASKED_LM: AutoModelForMaskedLM,
+}
+POOLER = "pooler"  # a part of BERT's body that many checkpoints lack: only the classifier looks at it
+
+
+def head_options(plan: Plan) -> dict[str, Any]:
+    """What `from_pretrained` is told of the head: how many labels of which kind, and their names; for a language model
+    nothing. Regression has one label, without a name."""
+    if plan.task is not Task.CLASSIFICATION:
+        return {}
+    problem = plan.dataset.problem_type or ProblemType.SINGLE_LABEL
+    if problem is ProblemType.REGRESSION:
+        return {"num_labels": 1, "problem_type": str(problem)}
+    labels = plan.dataset.labels
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": str(problem),
+    }
+
+
+def new_modules(missing_keys: Iterable[str]) -> list[str]:
+    """Modules that own parameters a checkpoint lacks: `bert.pooler.dense.weight` -> `bert.pooler.dense`."""
+    return sorted({owner for key in missing_keys if (owner := key.rpartition(".")[0])})
+
+
+def trained_wholly(model: PreTrainedModel, missing_keys: Collection[str]) -> list[str]:
+    """The fewest modules that hold every lacking parameter, to be trained and saved beside an adapter: none of them
+    inside another, and as large as they can be without taking in what the checkpoint has.
+
+    RoBERTa's `classifier.dense` and `classifier.out_proj` make `classifier`, which PEFT saves by that name anyway (two
+    copies, one in the other, would be trained, and one of them used).
+    """
+    names = [name for name, _ in model.named_parameters()]
+    grown = {_largest_new(owner, names, missing_keys) for owner in new_modules(missing_keys)}
+    return sorted(name for name in grown if not any(name.startswith(f"{other}.") for other in grown))
+
+
+def _largest_new(module: str, parameters: Sequence[str], missing_keys: Collection[str]) -> str:
+    while parent := module.rpartition(".")[0]:
+        if any(name.startswith(f"{parent}.") and name not in missing_keys for name in parameters):
+            break
+        module = parent
+    return module
+
+
+def check_body(model: PreTrainedModel, missing_keys: Collection[str]) -> None:
+    """Refuse a checkpoint that lacks parts of the model's body.
+
+    Raises:
+        ModelError: says how much of it, and names a part.
+    """
+    body, head = model.base_model, model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    within = {id(module) for module in body.modules() if module is not head}
+    inside = [f"{name}." for name, module in model.named_modules() if id(module) in within and name]
+    lacking = sorted(
+        key for key in missing_keys if f"{key.rpartition('.')[0]}." in inside and POOLER not in key.split(".")
+    )
+    if lacking:
+        raise ModelError(other_model(f"lack {len(lacking)} parameters of the model's body, such as {lacking[0]}"))
+
+
+def other_model(fault: str) -> Problem:
+    """What is wrong with weights that do not fit config.json."""
+    return Problem(
+        code="OtherModel",
+        field="spec.model",
+        message=f"the weights {fault}: they are of another model than config.json describes",
+        cure="copy config.json and the weights from the same place, or save the model again with save_pretrained",
+    )
