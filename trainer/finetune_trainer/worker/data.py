@@ -1,5 +1,6 @@
 """Prepared rows from Arrow files, mapped into memory: nothing is tokenised or copied here."""
 
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,42 @@ class ArrowRows(Dataset[dict[str, Any]]):
 
     Attributes:
         lengths: tokens of each row.
+        packed: whether a row may hold several documents.
     """
 
     def __init__(self, path: Path) -> None:
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self.lengths: list[int] = pc.list_value_length(self._table["input_ids"]).to_pylist()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._rows = int(table.num_rows)
+        self._columns = {name: _Column(table[name]) for name in table.column_names}
+        self.packed = "seq_lengths" in self._columns
+        self.lengths: list[int] = pc.list_value_length(table["input_ids"]).to_pylist()
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return self._rows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: self._value(name, index) for name in self._table.column_names}
+        return {name: column[index] for name, column in self._columns.items()}
 
-    def _value(self, name: str, index: int) -> Any:
-        scalar = self._table[name][index]
-        return np.asarray(scalar.values) if isinstance(scalar, pa.ListScalar) else scalar.as_py()
+    def value(self, name: str, index: int) -> Any:
+        """One column of a row: a view on its values for a list, a number else."""
+        return self._columns[name][index]
+
+
+class _Column:
+    """Views on the mapped file, without a scalar object of Arrow's for every value (a row in 3 us instead of 30)."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._starts = [0]
+        self._parts: list[tuple[np.ndarray | None, np.ndarray]] = []
+        for chunk in column.chunks:
+            self._starts.append(self._starts[-1] + len(chunk))
+            if isinstance(chunk, pa.ListArray):
+                self._parts.append((chunk.offsets.to_numpy(), chunk.values.to_numpy()))
+            else:
+                self._parts.append((None, chunk.to_numpy(zero_copy_only=False)))
+
+    def __getitem__(self, index: int) -> Any:
+        part = bisect_right(self._starts, index) - 1
+        offsets, values = self._parts[part]
+        at = index - self._starts[part]
+        return values[at].item() if offsets is None else values[offsets[at] : offsets[at + 1]]

@@ -1,5 +1,6 @@
 """One rank's whole run, from top to bottom. Everything slow to import is imported here, once, in the zygote."""
 
+import functools
 import sys
 import traceback
 from pathlib import Path
@@ -10,16 +11,22 @@ from transformers import set_seed
 
 from finetune_api import errors
 from finetune_api.contract import ExitCode
+from finetune_api.messages import Task
 from finetune_trainer.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-from finetune_trainer.worker.batches.padded import PaddedBatch
+from finetune_trainer.worker.batches.choice import collator_of
+from finetune_trainer.worker.batches.masking import EVALUATED, masked, masking_of
 from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.evaluation.evaluator import Evaluator
+from finetune_trainer.worker.losses.items import items_of
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
 from finetune_trainer.worker.models.tokens import new_ids
 from finetune_trainer.worker.rendezvous import join
 from finetune_trainer.worker.reports.cadence import Cadence, Reports
+from finetune_trainer.worker.reports.diverged import loss_alone
 from finetune_trainer.worker.reports.events import Reporter
+from finetune_trainer.worker.reports.trackers import Trackers
 from finetune_trainer.worker.sampling import VirtualDataset
 from finetune_trainer.worker.trainer import FineTuneTrainer
 
@@ -58,23 +65,32 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         new_ids(plan, tokenizer),
         Path(order.adapter) if order.adapter else None,
     )
-    train_rows = VirtualDataset(
-        ArrowRows(Path(order.dataset) / "train.arrow"), plan.seed, plan.max_steps, plan.global_batch
-    )
-    eval_rows = ArrowRows(Path(order.dataset) / "eval.arrow") if plan.dataset.eval else None
+    masking = masking_of(plan, tokenizer) if plan.task is Task.MASKED_LM else None
+    collate = collator_of(plan, model, int(tokenizer.pad_token_id))
+    rows = ArrowRows(Path(order.dataset) / "train.arrow")
+    data = VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items_of(plan, rows, masking))
+    evaluator = None
+    if plan.dataset.eval:
+        eval_rows = masked(ArrowRows(Path(order.dataset) / "eval.arrow"), masking, EVALUATED)
+        evaluator = Evaluator(order, tokenizer, eval_rows, collate, args.per_device_eval_batch_size)
 
-    agreement = StopAgreement()
+    agreement, trackers, reports = StopAgreement(), Trackers(order), Reports(reporter, plan, data)
     trainer = FineTuneTrainer(
         order,
         reporter,
         model,
         args,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        data_collator=PaddedBatch(int(tokenizer.pad_token_id)),
-        callbacks=[Cadence(plan), Reports(reporter, train_rows), agreement],
+        data=data,
+        evaluator=evaluator,
+        train_dataset=masked(data, masking, plan.seed),
+        data_collator=collate,
+        callbacks=[Cadence(plan), reports, *trackers.callbacks, agreement],
     )
-    trainer.train(resume_from_checkpoint=order.resume)
+    reports.follow(trainer.meter, functools.partial(loss_alone, trainer))
+    try:
+        trainer.train(resume_from_checkpoint=order.resume)
+    finally:
+        trackers.close()
     dist.barrier()  # nobody leaves while a peer still needs it
     return ExitCode.DRAINED if agreement.stopped else ExitCode.OK
 

@@ -1,57 +1,95 @@
 """transformers.Trainer with our checkpoints: a folder per step, a share per rank, a marker as each last file."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput
 
 from finetune_api.contract import checkpoint_name
 from finetune_api.errors import FailureCategory, Problem, RunError
-from finetune_api.messages import Task
 from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
-from finetune_trainer.worker.evaluation.metrics import metrics_of
+from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
+from finetune_trainer.worker.losses.head import Head, head_of
 from finetune_trainer.worker.reports.cadence import quality
 from finetune_trainer.worker.reports.events import Reporter
+from finetune_trainer.worker.reports.meter import Meter
+from finetune_trainer.worker.sampling import VirtualDataset
 
 
 class FineTuneTrainer(Trainer):
     """One rank's training loop.
 
+    The loss of a step is the sum over all its items, on all ranks, divided by their number: the same for any world
+    size, micro-batch and accumulation. transformers' own is multiplied by the world size for models that take
+    `**kwargs` for support but ignore `num_items_in_batch` (BERT, T5; seen in 5.17 and 5.23).
+
     Args:
         order: who this rank is and where its files lie.
         reporter: where saves are announced.
-        model, args, train_dataset, eval_dataset, data_collator, callbacks: as for `Trainer`.
+        data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
+        evaluator: scores the eval split; None without one.
+        model, args, train_dataset, data_collator, callbacks: as for `Trainer`.
+
+    Attributes:
+        head: from a batch to its summed loss.
+        meter: times the steps.
     """
 
+    loss_is_scaled_for_ga = True  # by us, over the whole step
+
     def __init__(
-        self, order: WorkerOrder, reporter: Reporter, model: torch.nn.Module, args: TrainingArguments, **parts: Any
+        self,
+        order: WorkerOrder,
+        reporter: Reporter,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        *,
+        data: VirtualDataset,
+        evaluator: Evaluator | None = None,
+        **parts: Any,
     ):
-        reduce, score = metrics_of(order.plan.task)
-        super().__init__(model, args, compute_metrics=score, preprocess_logits_for_metrics=reduce, **parts)
-        # These losses ignore num_items_in_batch, yet transformers takes **kwargs in forward for support and then
-        # multiplies loss and gradients by the world size (seen in 5.17 and 5.23).
-        if order.plan.task is Task.CLASSIFICATION:
-            self.model_accepts_loss_kwargs = False
+        self.head: Head = head_of(order.plan, model)
+        super().__init__(model, args, **parts)
+        self.meter = Meter(order.plan)
+        self._data = data
+        self._evaluator = evaluator
         self._order = order
         self._reporter = reporter
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Scores the eval split; remembers the result for the checkpoint of the same step."""
-        self._reporter.phase("eval", self.state.global_step)
-        metrics = super().evaluate(*args, **kwargs)
-        self._evaluated = (self.state.global_step, quality(metrics))
-        return metrics
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """The micro-batches of the next step, and the items of the whole step on all ranks."""
+        with self.meter.waiting():
+            batches = list(islice(epoch_iterator, num_batches))
+            return batches, self._data.step_items(self.state.global_step + 1)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """One pass over a split; the loss of a language model is per token, however rows are batched."""
-        output = super().evaluation_loop(*args, **kwargs)
-        metrics = output.metrics or {}
-        per_token = metrics.pop("eval_token_loss", None)
-        return output if per_token is None else output._replace(metrics={**metrics, "eval_loss": per_token})
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """This micro-batch's share of the step's loss, times the world size: DeepSpeed averages over the ranks. Without
+        a number of items: the mean of the batch."""
+        summed = self.head(model, inputs)
+        if num_items_in_batch is None:
+            return summed.total / max(1, summed.items)
+        return summed.total * (self.args.world_size / max(1, num_items_in_batch))
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Scores the eval split; remembers the result for the checkpoint of the same step."""
+        assert self._evaluator is not None
+        step = self.state.global_step
+        self._reporter.phase("eval", step)
+        engine = Engine(self.model, self.model_wrapped, self.head, self._prepare_inputs, self.args.device)
+        metrics = self._evaluator(engine, step)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._evaluated = (step, quality(metrics))
+        return metrics
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]

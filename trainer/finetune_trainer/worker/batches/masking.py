@@ -6,6 +6,7 @@ same tokens; how many they are depends on the row's length alone, so that the lo
 without a look at the batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ EVALUATED = 2**64 - 1  # no seed is that high: every run of a model is measured 
 
 class Rows(Protocol):
     """Prepared rows by position."""
+
+    @property
+    def lengths(self) -> Sequence[int]: ...
 
     def __len__(self) -> int: ...
 
@@ -101,3 +105,13 @@ class MaskedRows(Dataset[dict[str, Any]]):
         row = self._rows[position]
         ids, labels = self._masking.hide(row["input_ids"], self._stream, position)
         return {**row, "input_ids": ids, "labels": labels}
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+        return self._rows.lengths
+
+
+def masked(rows: Rows, masking: Masking | None, stream: int) -> Any:
+    """The rows as their task reads them: hidden where there is a rule, else as they are."""
+    return rows if masking is None else MaskedRows(rows, masking, stream)

@@ -1,61 +1,131 @@
 """Rows to a padded batch; sequences of several documents to one in which no document sees another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-IGNORED = -100  # torch's cross entropy skips this label
+from finetune_api.messages import ProblemType
+
+IGNORED = -100  # a label that is not trained
+Decoder = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class PaddedBatch:
-    """Pads rows on the right to the longest of the batch.
+class PaddedTokens:
+    """Language models' rows, padded on the right to the longest of the batch.
 
-    Gives `input_ids` and `attention_mask`, int64 [rows, tokens], and `labels`: int64 [rows, tokens] for language
-    models, [rows] for classification. Packed rows (those with `seq_lengths`) have `position_ids` instead of the mask.
+    Gives `input_ids` and `attention_mask`, int64 [rows, tokens], and what `losses.head` trains: `kept`, the positions
+    among rows x tokens that predict something, and `targets`, what, both int64 [trained]. Packed rows (those with
+    `seq_lengths`) have `position_ids` instead of the mask.
 
     Args:
         pad_token_id: what fills `input_ids` where the mask is 0.
+        shifted: labels are what follows, as causal models predict it; otherwise what a position itself hides.
     """
 
     pad_token_id: int
+    shifted: bool = True
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
+        ids, mask = padded_inputs(rows, self.pad_token_id)
+        labels = pad([row["labels"] for row in rows], ids.shape[1], IGNORED)
+        positions = None
         if "seq_lengths" in rows[0]:
-            return self._packed(rows, longest)
-        batch = {
-            "input_ids": self._pad([row["input_ids"] for row in rows], longest, self.pad_token_id),
-            "attention_mask": self._pad([np.ones(len(row["input_ids"])) for row in rows], longest, 0),
-        }
-        if "label" in rows[0]:
-            batch["labels"] = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
-        else:
-            batch["labels"] = self._pad([row["labels"] for row in rows], longest, IGNORED)
-        return batch
+            # No attention_mask: transformers finds documents by positions that start again, and only if there is none;
+            # an all-ones mask makes every document see those before it, silently. Padding is a document of its own.
+            positions = packed_positions(rows, ids.shape[1])
+            labels[positions == 0] = IGNORED  # what begins a document does not follow from the one before
+        kept, targets = trained(labels, shifted=self.shifted)
+        inputs = {"attention_mask": mask} if positions is None else {"position_ids": torch.from_numpy(positions)}
+        return {"input_ids": torch.from_numpy(ids), **inputs, "kept": kept, "targets": targets}
 
-    def _packed(self, rows: Sequence[dict[str, Any]], longest: int) -> dict[str, torch.Tensor]:
-        # No attention_mask: transformers finds documents by positions that start again, and only if there is none; an
-        # all-ones mask makes every document see those before it, silently. Padding is a document of its own.
-        positions = np.zeros((len(rows), longest), dtype=np.int64)
-        labels = self._pad([row["labels"] for row in rows], longest, IGNORED)
-        for line, row in zip(positions, rows, strict=True):
-            padding = longest - len(row["input_ids"])
-            lengths = [*row["seq_lengths"], *([padding] if padding else [])]
-            line[:] = np.concatenate([np.arange(length) for length in lengths])
-        positions_of = torch.from_numpy(positions)
-        labels[positions_of == 0] = IGNORED  # what begins a document does not follow from the one before
+
+@dataclass(frozen=True)
+class PaddedPairs:
+    """Encoder-decoders' rows: as `PaddedTokens`, with `decoder_input_ids`, int64 [rows, target tokens]; `kept` counts
+    in those. The decoder needs no mask: it is causal, and its padding comes last.
+
+    Args:
+        decoder_inputs: the model's own shift of labels [rows, target tokens].
+    """
+
+    pad_token_id: int
+    decoder_inputs: Decoder
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, mask = padded_inputs(rows, self.pad_token_id)
+        labels = pad([row["labels"] for row in rows], max(len(row["labels"]) for row in rows), IGNORED)
+        kept, targets = trained(labels, shifted=False)
         return {
-            "input_ids": self._pad([row["input_ids"] for row in rows], longest, self.pad_token_id),
-            "position_ids": positions_of,
-            "labels": labels,
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": mask,
+            "decoder_input_ids": self.decoder_inputs(torch.from_numpy(labels)),
+            "kept": kept,
+            "targets": targets,
         }
 
-    def _pad(self, values: Sequence[Any], longest: int, fill: int) -> torch.Tensor:
-        padded = np.full((len(values), longest), fill, dtype=np.int64)
-        for line, row in zip(padded, values, strict=True):
-            line[: len(row)] = row
-        return torch.from_numpy(padded)
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Classification's rows: padded inputs, and `labels`: int64 [rows] of label ids, float32 [rows] of numbers, or
+    float32 [rows, labels], 1 for each of a row's labels.
+
+    Args:
+        labels: how many there are; only for several a row.
+    """
+
+    pad_token_id: int
+    problem: ProblemType
+    labels: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids, mask = padded_inputs(rows, self.pad_token_id)
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": mask, "labels": self._labels(rows)}
+
+    def _labels(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
+        if self.problem is ProblemType.REGRESSION:
+            return torch.tensor([row["label"] for row in rows], dtype=torch.float32)
+        if self.problem is ProblemType.SINGLE_LABEL:
+            return torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+        chosen = torch.zeros(len(rows), self.labels)
+        for line, row in zip(chosen, rows, strict=True):
+            line[np.asarray(row["label"], np.int64)] = 1.0
+        return chosen
+
+
+def padded_inputs(rows: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.ndarray, torch.Tensor]:
+    """`input_ids` and `attention_mask`, both int64 [rows, tokens]."""
+    lengths = np.array([len(row["input_ids"]) for row in rows])
+    longest = int(lengths.max())
+    mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+    return pad([row["input_ids"] for row in rows], longest, pad_token_id), torch.from_numpy(mask)
+
+
+def pad(values: Sequence[Any], longest: int, fill: int) -> np.ndarray:
+    """Lists to one array, int64 [rows, longest]."""
+    padded = np.full((len(values), longest), fill, dtype=np.int64)
+    for line, row in zip(padded, values, strict=True):
+        line[: len(row)] = row
+    return padded
+
+
+def packed_positions(rows: Sequence[dict[str, Any]], longest: int) -> np.ndarray:
+    """Positions int64 [rows, longest] that start again with every document, and with the padding."""
+    positions = np.zeros((len(rows), longest), dtype=np.int64)
+    for line, row in zip(positions, rows, strict=True):
+        padding = longest - len(row["input_ids"])
+        lengths = [*row["seq_lengths"], *([padding] if padding else [])]
+        line[:] = np.concatenate([np.arange(length) for length in lengths])
+    return positions
+
+
+def trained(labels: np.ndarray, *, shifted: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions among rows x tokens that predict a trained token, and those tokens, from labels [rows, tokens]."""
+    if shifted:
+        labels = np.concatenate([labels[:, 1:], np.full((len(labels), 1), IGNORED)], axis=1)
+    flat = labels.ravel()
+    kept = np.flatnonzero(flat != IGNORED)
+    return torch.from_numpy(kept), torch.from_numpy(flat[kept])

@@ -1,0 +1,89 @@
+"""From a batch to the sum of its losses: one function for training and evaluation, and for every task.
+
+Models are called without labels. Only the positions that predict a trained token go through the output layer, so that
+a logits tensor is [trained tokens, vocabulary], not [rows, tokens, vocabulary]; each family's own scaling of hidden
+states or logits around that layer stays as it is.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+from finetune_api.messages import Plan, ProblemType, Task
+from finetune_trainer.worker.losses.output import OutputLayer
+
+Batch = Mapping[str, Any]
+BESIDE = ("kept", "targets", "labels")  # entries of a batch that are not the model's
+
+
+@dataclass(frozen=True)
+class Summed:
+    """The loss of one batch; over several, totals and items add up.
+
+    Attributes:
+        total: float32 scalar, the sum of the losses of all items, with its graph.
+        items: how many there are: trained tokens, or rows for classification. Known on the host: no synchronisation.
+        outputs: classification: logits [rows, labels]; token tasks: None.
+        hits: token tasks, where no gradients are kept: how many targets had the highest logit, int64 scalar; else None.
+    """
+
+    total: torch.Tensor
+    items: int
+    outputs: torch.Tensor | None = None
+    hits: torch.Tensor | None = None
+
+
+Head = Callable[[torch.nn.Module, Batch], Summed]
+
+
+def head_of(plan: Plan, model: torch.nn.Module) -> Head:
+    """The loss of a plan's task.
+
+    Args:
+        model: as loaded, with its adapter, before an engine wraps it: its output layer is watched from here on. The
+            head takes the model, or what wraps it, and a batch as the collators of `batches` make it.
+    """
+    if plan.task is Task.CLASSIFICATION:
+        return Rows(plan.dataset.problem_type or ProblemType.SINGLE_LABEL)
+    return Tokens(OutputLayer(model, plan.loss_head))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A loss a row: cross entropy, its binary form averaged over the labels, or the squared error."""
+
+    problem: ProblemType
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Summed:
+        labels: torch.Tensor = batch["labels"]
+        logits: torch.Tensor = model(**inputs(batch)).logits
+        return Summed(self._total(logits.float(), labels), len(labels), logits.detach())
+
+    def _total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        match self.problem:
+            case ProblemType.SINGLE_LABEL:
+                return cross_entropy(logits, labels, reduction="sum")
+            case ProblemType.MULTI_LABEL:
+                return binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / logits.shape[-1]
+            case ProblemType.REGRESSION:
+                return mse_loss(logits.squeeze(-1), labels.float(), reduction="sum")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Cross entropy of the batch's `targets` [trained], predicted at its `kept` positions [trained]."""
+
+    layer: OutputLayer
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Summed:
+        targets: torch.Tensor = batch["targets"]
+        total, hits = self.layer.losses(lambda: model(**inputs(batch)).logits, batch["kept"], targets)
+        return Summed(total, len(targets), hits=hits)
+
+
+def inputs(batch: Batch) -> dict[str, Any]:
+    """What of a batch the model itself takes."""
+    return {name: value for name, value in batch.items() if name not in BESIDE}

@@ -1,0 +1,86 @@
+"""The end of a run whose numbers are none: the step, what was no number first, and the rows that were in the batch.
+
+DeepSpeed skips an update by a gradient that is no number (ZeRO 1 to 3), so that the weights are still those before the
+step, and each row of the batch can be asked alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+
+from finetune_api.errors import FailureCategory, Problem, RunError
+from finetune_trainer.worker.sampling import VirtualDataset
+
+MOST_ROWS = 64  # named in the message; an event of a worker is one short line
+
+
+def diverged(step: int, loss: float, norm: float, rows: Sequence[int], guilty: Sequence[int]) -> RunError:
+    """The error to end with.
+
+    Args:
+        step: the step whose numbers are none, counted from 1.
+        loss: mean loss of the step.
+        norm: norm of its gradient, before clipping.
+        rows: of train.arrow, in the step's global batch.
+        guilty: those whose loss alone is no number.
+    """
+    what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
+    alone = ""
+    if len(guilty) == len(rows):
+        alone = "; every row of the batch has such a loss: the weights are spoilt"
+    elif guilty:
+        alone = f"; alone, {_named(guilty)} of train.arrow gives it, the others of the batch do not"
+    cure = "lower learning_rate, add warmup_steps, or look at the rows of that batch"
+    if guilty and len(guilty) < len(rows):
+        cure = (
+            f"look at {_named(guilty)} of the prepared data: its tokens, or the model's weights for them, are at fault"
+        )
+    return RunError(
+        Problem(
+            code="Diverged",
+            field="spec.training.learning_rate",
+            message=f"{what} at step {step}{alone}; in the batch: {_named(rows)} of train.arrow",
+            cure=cure,
+        ),
+        FailureCategory.DIVERGED,
+    )
+
+
+def diagnosed(
+    step: int, loss: float, norm: float, data: VirtualDataset, batch: int, loss_of: Callable[[int], float]
+) -> RunError:
+    """The error, with the rows at fault looked for: one forward pass a row, shared out among the ranks.
+
+    All ranks call it at the same step, as they all have seen the same mean loss; under ZeRO-3 their passes go in step.
+
+    Args:
+        batch: rows of a step.
+        loss_of: the loss of the row that the loader's index, one of the step's, stands for.
+    """
+    positions = range((step - 1) * batch, step * batch)
+    guilty: list[int] = []
+    if not math.isfinite(loss):
+        rank, world = dist.get_rank(), dist.get_world_size()
+        own = [data.row(data.position(at)) for at in positions[rank::world] if not math.isfinite(loss_of(at))]
+        found: list[list[int]] = [[] for _ in range(world)]
+        dist.all_gather_object(found, own)
+        guilty = sorted({row for some in found for row in some})
+    return diverged(step, loss, norm, sorted({data.row(at) for at in positions}), guilty)
+
+
+@torch.no_grad()
+def loss_alone(trainer: Trainer, position: int) -> float:
+    """The loss of the row at one position of the run, in a batch of its own, without dropout."""
+    assert trainer.train_dataset is not None
+    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[position]]))
+    trainer.model_wrapped.eval()
+    return float(trainer.compute_loss(trainer.model_wrapped, batch))
+
+
+def _named(rows: Sequence[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:MOST_ROWS])
+    more = f" and {len(rows) - MOST_ROWS} more" if len(rows) > MOST_ROWS else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
