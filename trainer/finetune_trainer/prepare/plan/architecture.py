@@ -55,6 +55,8 @@ class Kept(Message):
         largest_layer: of the layer that keeps most.
         rest: of everything outside the layers, the loss included.
         inputs: the inputs of the layers alone: what is kept when activations are recomputed.
+        sharded: further parameters that get gradients where ZeRO-3 shards weights: embeddings of which otherwise only
+            the rows of new tokens are trained.
     """
 
     trained: int
@@ -62,6 +64,7 @@ class Kept(Message):
     largest_layer: Growth
     rest: Growth
     inputs: Growth
+    sharded: int = 0
 
 
 class Architecture(Message):

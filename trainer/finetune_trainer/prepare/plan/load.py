@@ -38,7 +38,7 @@ class Load:
     @property
     def trained(self) -> int:
         """Parameters that get gradients."""
-        return self.kept.trained
+        return self.kept.trained + (self.kept.sharded if self.zero_stage == 3 else 0)
 
     @property
     def parameters(self) -> int:

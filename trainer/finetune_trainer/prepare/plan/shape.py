@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_api.errors import ModelError, Problem, SpecError
+from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def architecture_of(
     weight_bytes: int = 4,
     device: Literal["cpu", "gpu"] = "cpu",
     labels: int = 2,
+    freeze: Sequence[str] = (),
+    new_tokens: int = 0,
 ) -> Architecture:
     """Count a model from its `config.json`.
 
@@ -40,21 +43,29 @@ def architecture_of(
         lora: LoraConfig names and values; None = the plan's defaults.
         weight_bytes: 4 for float32, 2 for bfloat16.
         labels: classes of a classification head.
+        freeze: regular expressions of parameters that full fine-tuning leaves alone.
+        new_tokens: tokens that the vocabulary grows by.
 
     Raises:
         ModelError: transformers cannot build this model for the task.
-        SpecError: PEFT finds no such modules in it.
+        SpecError: it has no modules or parameters of the names that the method has.
     """
     import torch
 
     dtype = torch.bfloat16 if weight_bytes == 2 else torch.float32
     with _quiet():
         model = _build(config, task, dtype, labels)
+        if new_tokens:
+            model.resize_token_embeddings(int(model.config.get_text_config().vocab_size) + new_tokens, None, False)
         parts = tuple(_parts(model))
         sizes = model.config.get_text_config()
+        adapt.freeze(model, freeze)
         kept = {MethodType.FULL: _kept(model, task, dtype, device)}
-        adapted = _adapt(model, task, lora or {"r": 16, "target_modules": "all-linear"})
-        kept[MethodType.LORA] = kept[MethodType.QLORA] = _kept(adapted, task, dtype, device)
+        linear = [part.name for part in parts if part.inputs]
+        adapted = adapt.adapted(model, task, lora or {"r": 16, "target_modules": "all-linear"}, linear, new_tokens)
+        beside = _kept(adapted, task, dtype, device)
+        whole = adapt.embeddings(adapted) if new_tokens else 0
+        kept[MethodType.LORA] = kept[MethodType.QLORA] = beside.model_copy(update={"sharded": whole})
     return Architecture(
         model_type=str(config["model_type"]),
         hidden=int(sizes.hidden_size),
@@ -158,42 +169,6 @@ def _kind(name: str, module: Any) -> Kind:
     if ATTENTION.search(name):
         return Kind.ATTENTION
     return Kind.MLP if MLP.search(name) else Kind.OTHER
-
-
-def _adapt(model: Any, task: Task, lora: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    types = {
-        Task.CAUSAL_LM: TaskType.CAUSAL_LM,
-        Task.CLASSIFICATION: TaskType.SEQ_CLS,
-        Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-    }
-    options = {name: value for name, value in lora.items() if name != "task_type"}
-    names = sorted({part.name.rpartition(".")[2] for part in _parts(model) if part.inputs})
-    for option in ("target_modules", "modules_to_save"):
-        _check_names(model, option, lora.get(option), names)
-    try:
-        # DeepSpeed turns every weight into the type of the run, so that adapters have it too
-        return get_peft_model(model, LoraConfig(task_type=types[task], **options), autocast_adapter_dtype=False).train()
-    except (ValueError, TypeError) as error:
-        message = f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}"
-        raise SpecError(_no_such_module("target_modules", message, names)) from error
-
-
-def _check_names(model: Any, option: str, given: Any, names: Sequence[str]) -> None:
-    """Refuses a list of modules of which one is not there: PEFT skips it in silence where another one matches."""
-    if not isinstance(given, (list, tuple)):
-        return
-    known = [name for name, _ in model.named_modules()]
-    missing = [name for name in given if not any(own == name or own.endswith(f".{name}") for own in known)]
-    if missing:
-        message = f"names {', '.join(map(repr, missing))}, and the model has no such module"
-        raise SpecError(_no_such_module(option, message, names))
-
-
-def _no_such_module(option: str, message: str, names: Sequence[str]) -> Problem:
-    cure = f"leave it out, or name some of {', '.join(names[:20])}"
-    return Problem(code="NoSuchModule", field=f"spec.method.lora.{option}", message=message, cure=cure)
 
 
 def _layers(model: Any) -> list[Any]:

@@ -44,7 +44,7 @@ def with_adapter(
     options.pop("task_type", None)
     options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
     if new_ids:
-        options |= trained_rows(options, model, new_ids)
+        options |= trained_rows(options, model, new_ids, sharded=plan.zero_stage == 3)
     return get_peft_model(
         model, LoraConfig(task_type=TASK_TYPES.get(plan.task), **options), autocast_adapter_dtype=cast
     )

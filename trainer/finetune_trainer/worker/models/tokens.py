@@ -9,18 +9,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import PreTrainedTokenizerBase
 
 from finetune_api.messages import Plan
 
 
 def new_ids(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids of the plan's new tokens."""
-    return [int(tokenizer.convert_tokens_to_ids(token)) for token in plan.new_tokens]
+    ids = tokenizer.convert_tokens_to_ids(list(plan.new_tokens))
+    return ids if isinstance(ids, list) else [ids]
 
 
-def add_rows(model: PreTrainedModel, ids: Sequence[int]) -> None:
+def add_rows(model: Any, ids: Sequence[int]) -> None:
     """Give the model's embeddings rows for new tokens, where it has too few, and set them to the mean of the others.
 
     Args:
@@ -38,47 +38,52 @@ def add_rows(model: PreTrainedModel, ids: Sequence[int]) -> None:
                     weight[list(ids)] = weight[:known].float().mean(0, keepdim=True).to(weight.dtype)
 
 
-def trained_rows(options: Mapping[str, Any], model: PreTrainedModel, ids: Sequence[int]) -> dict[str, Any]:
+def trained_rows(options: Mapping[str, Any], model: Any, ids: Sequence[int], *, sharded: bool) -> dict[str, Any]:
     """What LoraConfig has to be told so that the rows of new tokens are trained, on both sides of the model.
+
+    Args:
+        options: LoraConfig names and values so far.
+        sharded: whether weights are sharded (ZeRO-3).
 
     PEFT trains single rows (`trainable_token_indices`) also where the two sides share them. It cannot where ZeRO-3
     shards them, nor beside a head with a bias, which it would forget (0.21.2, TrainableTokensLayer.forward): there
     both embeddings are trained and saved whole.
     """
     names = embedding_names(model)
-    head = model.get_output_embeddings()
-    if is_deepspeed_zero3_enabled() or getattr(head, "bias", None) is not None:
+    if sharded or getattr(model.get_output_embeddings(), "bias", None) is not None:
         saved = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *names]))
         return {"modules_to_save": saved, "ensure_weight_tying": _tied(model)}
     trained = names[:1] if _tied(model) else names
-    return {"trainable_token_indices": {name: list(ids) for name in trained}}
+    given = options.get("trainable_token_indices") or {}  # a list is of the input embedding
+    others = given if isinstance(given, Mapping) else {names[0]: given}
+    return {"trainable_token_indices": {name: [*others.get(name, ()), *ids] for name in trained}}
 
 
-def embedding_names(model: PreTrainedModel) -> list[str]:
+def embedding_names(model: Any) -> list[str]:
     """Full names of the input embedding and, where there is one, of the output embedding."""
     sides = [model.get_input_embeddings(), model.get_output_embeddings()]
     return [name for side in sides if side is not None for name, module in model.named_modules() if module is side]
 
 
-def _tied(model: PreTrainedModel) -> bool:
+def _tied(model: Any) -> bool:
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def _weights(model: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
+def _weights(model: Any) -> Iterator[torch.nn.Parameter]:
     yield model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     if head is not None and not _tied(model):
         yield head.weight
 
 
-def _rows(embedding: torch.nn.Module) -> int:
-    weight: Any = embedding.weight
+def _rows(embedding: Any) -> int:
+    weight = embedding.weight
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
 def _whole(weight: torch.nn.Parameter) -> AbstractContextManager[Any]:
-    if not is_deepspeed_zero3_enabled():
+    if not hasattr(weight, "ds_shape"):  # ZeRO-3 has not taken it
         return nullcontext()
     import deepspeed
 

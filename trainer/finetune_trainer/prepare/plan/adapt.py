@@ -1,0 +1,150 @@
+"""What a method does to a model, tried on its shapes: adapters, frozen parameters, rows for new tokens.
+
+PEFT skips in silence what it does not find, as long as it finds something; here every name has to lead somewhere.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from finetune_api.errors import Problem, SpecError
+from finetune_api.messages import Task
+
+NAMED = ("target_modules", "exclude_modules", "modules_to_save")
+PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[str], new_tokens: int = 0) -> Any:
+    """The model with an adapter, to be counted.
+
+    Args:
+        lora: LoraConfig names and values.
+        linear: names of the model's linear layers, to be named in errors.
+        new_tokens: the last so many rows of the embeddings are new, and trained.
+
+    Raises:
+        SpecError: a name leads nowhere, or PEFT refuses the configuration.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    from finetune_trainer.worker.models.tokens import trained_rows
+
+    types = {
+        Task.CAUSAL_LM: TaskType.CAUSAL_LM,
+        Task.CLASSIFICATION: TaskType.SEQ_CLS,
+        Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
+    }
+    names = sorted({name.rpartition(".")[2] for name in linear})
+    known = [name for name, _ in model.named_modules()]
+    for option in NAMED:
+        _check_modules(known, option, lora.get(option), names)
+    _check_parameters([name for name, _ in model.named_parameters()], lora.get("target_parameters"))
+    _check_layers(known, lora.get("layers_to_transform"))
+    rows = model.get_input_embeddings().weight.shape[0]
+    _check_tokens(lora.get("trainable_token_indices"), rows)
+    options = {name: value for name, value in lora.items() if name != "task_type"}
+    if new_tokens:
+        options |= trained_rows(options, model, range(rows - new_tokens, rows), sharded=False)
+    try:
+        # DeepSpeed turns every weight into the type of the run, so that adapters have it too
+        config = LoraConfig(task_type=types.get(task), **options)
+        made = get_peft_model(model, config, autocast_adapter_dtype=False).train()
+    except (ValueError, TypeError) as error:
+        message = f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}"
+        raise SpecError(_nowhere("NoSuchModule", "target_modules", message, names)) from error
+    for option in PATTERNS:
+        _check_patterns(made, option, lora.get(option) or {})
+    return made
+
+
+def embeddings(model: Any) -> int:
+    """Parameters of an adapted model's embeddings, on both sides, that are not trained."""
+    sides = [side for side in (model.get_input_embeddings(), model.get_output_embeddings()) if side is not None]
+    frozen = {id(one): one.numel() for side in sides for one in side.parameters() if not one.requires_grad}
+    return sum(frozen.values())
+
+
+def freeze(model: Any, patterns: Sequence[str]) -> None:
+    """Take the gradients from what `spec.method.freeze` names.
+
+    Raises:
+        SpecError: a pattern is no regular expression or fits nothing, or nothing is left to train.
+    """
+    if not patterns:
+        return
+    names = [name for name, _ in model.named_parameters()]
+    for at, pattern in enumerate(patterns):
+        _check_pattern(f"spec.method.freeze[{at}]", pattern, names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(re.search(pattern, name) for pattern in patterns))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        message = f"fits all {len(names)} parameters of the model: nothing is left to train"
+        cure = "name fewer, such as ^model.layers.0. for the first layer, or use method lora"
+        raise SpecError(Problem(code="NothingToTrain", field="spec.method.freeze", message=message, cure=cure))
+
+
+def _check_pattern(field: str, pattern: str, names: Sequence[str]) -> None:
+    try:
+        if any(re.search(pattern, name) for name in names):
+            return
+        code, message = "NoSuchParameter", f"is {pattern!r}, which is found in no name of a parameter of the model"
+    except re.error as error:
+        code, message = "InvalidPattern", f"is {pattern!r}, which is no regular expression: {error}"
+    cure = f"write a part of a parameter's name, such as {', '.join(names[:: max(1, len(names) // 4)][:5])}"
+    raise SpecError(Problem(code=code, field=field, message=message, cure=cure))
+
+
+def _check_modules(known: Iterable[str], option: str, given: Any, names: Sequence[str]) -> None:
+    """Refuses a list of modules of which one is not there: PEFT skips it in silence where another one matches."""
+    if not isinstance(given, (list, tuple)):
+        return
+    modules = list(known)
+    missing = [name for name in given if not any(own == name or own.endswith(f".{name}") for own in modules)]
+    if missing:
+        message = f"names {', '.join(map(repr, missing))}, and the model has no such module"
+        raise SpecError(_nowhere("NoSuchModule", option, message, names))
+
+
+def _check_parameters(known: Sequence[str], given: Any) -> None:
+    missing = [name for name in given or () if not any(own == name or own.endswith(f".{name}") for own in known)]
+    if missing:
+        message = f"names {', '.join(map(repr, missing))}, and the model has no such parameter"
+        some = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in known})
+        raise SpecError(_nowhere("NoSuchParameter", "target_parameters", message, some))
+
+
+def _check_layers(known: Sequence[str], given: Any) -> None:
+    if not given:
+        return
+    there = {int(number) for name in known for number in re.findall(r"\.(\d+)(?=\.|$)", name)}
+    missing = [layer for layer in given if layer not in there]
+    if missing:
+        message = f"names {', '.join(map(str, missing))}, and the model's layers are 0 to {max(there, default=0)}"
+        raise SpecError(_nowhere("NoSuchLayer", "layers_to_transform", message, [f"0 to {max(there, default=0)}"]))
+
+
+def _check_tokens(given: Any, rows: int) -> None:
+    if not given:
+        return
+    lists = list(given.values()) if isinstance(given, Mapping) else [given]
+    beyond = [index for one in lists for index in one if index >= rows]
+    if beyond:
+        message = f"names {', '.join(map(str, beyond[:5]))}, and the model has tokens 0 to {rows - 1}"
+        raise SpecError(_nowhere("NoSuchToken", "trainable_token_indices", message, [f"0 to {rows - 1}"]))
+
+
+def _check_patterns(model: Any, option: str, given: Mapping[str, Any]) -> None:
+    adapted_names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    for key in given:
+        try:
+            if any(re.match(rf"(.*\.)?({key})$", name) for name in adapted_names):  # PEFT's rule
+                continue
+            code, message = "NoSuchModule", f"has {key!r}, and no adapted module is called so"
+        except re.error as error:
+            code, message = "InvalidPattern", f"has {key!r}, which is no regular expression: {error}"
+        raise SpecError(_nowhere(code, option, message, sorted({name.rpartition(".")[2] for name in adapted_names})))
+
+
+def _nowhere(code: str, option: str, message: str, names: Sequence[str]) -> Problem:
+    cure = f"leave it out, or name some of {', '.join(names[:20])}"
+    return Problem(code=code, field=f"spec.method.lora.{option}", message=message, cure=cure)
