@@ -73,10 +73,12 @@ class StepMetrics(Message):
 
 
 class EvalMetrics(Message):
-    """The metrics of one evaluation, such as eval_loss."""
+    """The metrics of one evaluation, such as eval_loss. `overfitting_since`: the step at which the run turned, if it
+    overfits by now."""
 
     step: int
     values: dict[str, float]
+    overfitting_since: int | None = None
 
 
 class Beat(Message):
@@ -212,6 +214,8 @@ class Progress(Message):
         checkpoints: committed ones that are kept, ascending.
         checkpoint_count: checkpoints committed in all, also those deleted since.
         recoveries: the last of all attempts, oldest first.
+        overfitting_since: the step with the lowest eval loss, if it has risen since while the training loss fell.
+        stopped_early: why the run ended before its last step, in a sentence; empty where it did not.
     """
 
     phase: str
@@ -231,6 +235,8 @@ class Progress(Message):
     checkpoint_count: int = 0
     recoveries: tuple[Recovery, ...] = ()
     recovery_totals: RecoveryTotals = RecoveryTotals()
+    overfitting_since: int | None = None
+    stopped_early: str = ""
     failure: Failure | None = None
     note: str = ""
 
@@ -249,6 +255,7 @@ class GenerationRecord(Message):
     Attributes:
         started: workers of this generation were started and none of its endings is recorded; a next leader that reads
             this has lost the leader before it in the middle of work.
+        overfitting_since: as the last evaluation told it.
     """
 
     generation: int
@@ -259,3 +266,4 @@ class GenerationRecord(Message):
     recovery_totals: RecoveryTotals = RecoveryTotals()
     checkpoint_count: int = 0
     trained: Trained = Trained()
+    overfitting_since: int | None = None

@@ -107,12 +107,19 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
     if found.prepared or prepared(seen.status):
         made[ConditionType.PREPARED] = Answer(True, "Prepared", display.prepared_sentence(plan))
     if found.complete:
-        made[ConditionType.RUNNING] = Answer(False, TRAINED, "all steps are trained and committed")
+        sentence = progress.stopped_early if progress else ""
+        made[ConditionType.RUNNING] = Answer(False, TRAINED, sentence or "all steps are trained and committed")
     if progress and progress.checkpoints:
         last = progress.checkpoints[-1]
         made[ConditionType.CHECKPOINTED] = Answer(
             True, "Committed", f"checkpoint {last.step} is committed; {progress.checkpoint_count} so far"
         )
+    if progress and progress.overfitting_since is not None:
+        made[ConditionType.OVERFITTING] = Answer(
+            True, "EvalLossRises", overfitting_sentence(progress.overfitting_since)
+        )
+    elif progress and progress.evals and condition(seen.status, ConditionType.OVERFITTING):
+        made[ConditionType.OVERFITTING] = Answer(False, "AsExpected")
     if seen.polled and seen.polled.error and isinstance(step, Running | Recovering):
         made[ConditionType.DEGRADED] = Answer(True, "LeaderUnreachable", f"progress is not known: {seen.polled.error}")
     elif condition(seen.status, ConditionType.DEGRADED):
@@ -126,6 +133,14 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
         else Answer(False, phase_of(step).value)
     )
     return made
+
+
+def overfitting_sentence(since: int) -> str:
+    """What overfitting is, since when, and what to do."""
+    return (
+        f"eval_loss has risen since step {since} while the training loss falls; fewer epochs, more rows or "
+        "training.early_stopping_patience would end the run nearer to that step"
+    )
 
 
 def _step_answers(step: Step) -> Answers:

@@ -23,7 +23,7 @@ def progress_status(
         tokens_per_second=round(progress.tokens_per_second, 1),
         generation=progress.generation,
         updated=at.replace(microsecond=0),
-        percent_text=f"{100 * step // progress.max_steps}%",
+        percent_text="100%" if progress.stopped_early else f"{100 * step // progress.max_steps}%",
         step_text=f"{step}/{progress.max_steps}",
         loss_text=f"{progress.loss:.4g}" if progress.loss is not None else (before.loss_text if before else None),
         eval_text=eval_text(last.values) if last else None,

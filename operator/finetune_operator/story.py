@@ -41,6 +41,8 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
             yield Milestone(True, recovery.category.value, f"generation {recovery.generation}: {recovery.message}")
     if is_true(after, ConditionType.CHECKPOINTED) and not is_true(before, ConditionType.CHECKPOINTED):  # only the first
         yield _told(after, ConditionType.CHECKPOINTED)
+    if is_true(after, ConditionType.OVERFITTING) and not is_true(before, ConditionType.OVERFITTING):
+        yield _told(after, ConditionType.OVERFITTING, warning=True)
     asked = {
         Phase.PREPARING: ConditionType.PREPARED,
         Phase.EXPORTING: ConditionType.EXPORTED,
@@ -68,7 +70,7 @@ _EXPECTED = {
 }
 
 
-def _told(status: FineTuneJobStatus, kind: ConditionType) -> Milestone:
+def _told(status: FineTuneJobStatus, kind: ConditionType, warning: bool = False) -> Milestone:
     found = condition(status, kind)
     assert found is not None
-    return Milestone(False, found.reason, found.message)
+    return Milestone(warning, found.reason, found.message)

@@ -43,6 +43,15 @@ MEET = Rendezvous(ranks={0: 0, 1: 1}, incarnations={0: "i0", 1: "i1"}, host="hos
 READY = (beat(0), beat(1))
 RUNNING = tuple(beat(node, AgentState.RUNNING, ranks=(rank(node),)) for node in range(2))
 TRAINED = tuple(beat(node, AgentState.ENDED, ranks=(rank(node, RankState.FINISHED),)) for node in range(2))
+EARLY = tuple(
+    beat(
+        node,
+        AgentState.ENDED,
+        ranks=(rank(node, RankState.FINISHED),),
+        complete=(share(20, node, GENERATION), share(40, node, GENERATION)),
+    )
+    for node in range(2)
+)
 DRAINED = tuple(
     beat(node, AgentState.ENDED, ranks=(rank(node, RankState.DRAINED),), draining=node == 1) for node in range(2)
 )
@@ -200,6 +209,22 @@ CASES = [
     Case("a node told to stop does not take part again", gang(beat(0), beat(1, draining=True)), Wait),
     Case("a trained gang waits for the last commit", running(*TRAINED), GoOn()),
     Case("trained and committed is finished", running(*TRAINED, committed=frozenset({100})), Finish()),
+    Case(
+        "a run that ended early is finished when the checkpoint it ended at is committed",
+        running(*EARLY, committed=frozenset({20, 40}), may_end_early=True),
+        Finish(),
+    ),
+    Case("and not before", running(*EARLY, committed=frozenset({20}), may_end_early=True), GoOn()),
+    Case(
+        "a run that may not end early has more steps to go",
+        running(*EARLY, committed=frozenset({20, 40})),
+        GoOn(),
+    ),
+    Case(
+        "a run that may end early and did not ends at its last step",
+        running(*TRAINED, committed=frozenset({100}), may_end_early=True),
+        Finish(),
+    ),
     Case(
         "a failure once named stays",
         gang(*READY, failure=Failure(category=FailureCategory.UNKNOWN, node=0, message="x")),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.beats import Recovery
+from finetune_api.beats import EvalMetrics, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
 from finetune_operator.conditions import condition
@@ -127,6 +127,33 @@ def test_what_the_report_warns_of_is_told_once_each_and_stays() -> None:
         again = decided(later)
         assert "DatasetWarning" not in [one.reason for one in again.milestones]
         assert again.status.dataset == first.status.dataset
+
+
+def test_overfitting_is_a_warning_with_the_step_where_it_turned_until_it_is_over() -> None:
+    evals = [EvalMetrics(step=40, values={"eval_loss": 1.5})]
+    status, told = RUNNING, []
+    for since in (None, 20, 20, None):
+        seen = polled(40, evals=evals, overfitting_since=since)
+        decision = decided(world(*prepared_children(), *gang(), status=status, polled=seen))
+        status = decision.status
+        found = condition(status, ConditionType.OVERFITTING)
+        told.append(
+            (found and found.status.value, [one.warning for one in decision.milestones if "Eval" in one.reason])
+        )
+        assert since is None or (found and f"since step {since} " in found.message)
+    assert told == [(None, []), ("True", [True]), ("True", []), ("False", [])]
+
+
+def test_a_run_that_stopped_early_says_so_and_is_whole() -> None:
+    sentence = "stopped early at step 40: eval_loss did not improve for 3 evaluations"
+    seen = polled(40, stopped_early=sentence)
+    done = world(*prepared_children(), stage_job(TRAIN, 1, "Complete"), status=RUNNING, polled=seen)
+    status = decided(done).status
+    found = condition(status, ConditionType.RUNNING)
+    assert found
+    assert (found.reason, found.message) == ("Trained", sentence)
+    assert status.progress
+    assert (status.progress.percent_text, status.progress.step_text) == ("100%", "40/100")
 
 
 def test_the_story_is_told_in_events() -> None:

@@ -7,6 +7,9 @@ from pydantic import Field
 from finetune_api.messages import Message, Plan
 
 
+OVERFITTING_SINCE = "overfitting_since"  # beside the metrics of an evaluation: the step at which the run turned
+
+
 class WorkerOrder(Message):
     """Everything one rank needs; paths are on the node's own disk.
 
@@ -41,7 +44,7 @@ class WorkerEvent(Message):
     """One line a worker writes to its agent; under 4,096 bytes, so that lines of several workers never mix.
 
     Attributes:
-        values: numbers by name; which ones depends on `event` (see worker/events.py).
+        values: numbers by name; which ones depends on `event` (see worker/reports/events.py).
     """
 
     event: Literal["phase", "step", "eval", "saved", "error"]

@@ -36,6 +36,7 @@ class Screen:
         self._checkpoints: set[int] = set()
         self._next_line = 0.0
         self._note = ""
+        self._told = ""
 
     def says(self, stage: str, text: str) -> None:
         """One line of a stage."""
@@ -97,6 +98,13 @@ class Screen:
         if progress.note and progress.note != self._note:
             self._note = progress.note
             self.says("note", progress.note)
+        since = progress.overfitting_since
+        told = progress.stopped_early or (
+            f"overfits since step {since}: eval loss rises, training loss falls" if since else ""
+        )
+        if told and told != self._told:
+            self._told = told
+            self.says("eval", told)
         self._bar.update(
             self._task, total=progress.max_steps or None, completed=progress.step, numbers=numbers(progress)
         )

@@ -23,7 +23,7 @@ from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploads import CheckpointStore
 from finetune_trainer.agent.workers import Workers
-from finetune_trainer.orders import WorkerEvent
+from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
 from finetune_trainer.storage import ObjectStore, download_tree
 
 log = logging.getLogger("agent")
@@ -119,7 +119,7 @@ class Agent:
                     self._stepped = event.generation
                     self._news.set()
             case "eval" if event.rank == 0:
-                self._node.evals.append(EvalMetrics(step=event.step, values=event.values))
+                self._node.evals.append(evaluated(event))
             case "saved":
                 self._saves.set()
                 self._news.set()
@@ -355,6 +355,13 @@ class Agent:
 
     def _complete(self) -> list[Saved]:
         return self._places.complete(self._node.node_rank)
+
+
+def evaluated(event: WorkerEvent) -> EvalMetrics:
+    """An evaluation as its worker told it."""
+    values = dict(event.values)
+    turned = values.pop(OVERFITTING_SINCE, None)
+    return EvalMetrics(step=event.step, values=values, overfitting_since=None if turned is None else int(turned))
 
 
 def ending(directive: Directive, leads: bool) -> ExitCode:

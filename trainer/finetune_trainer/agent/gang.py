@@ -89,7 +89,7 @@ def decide(gang: Gang, now: float) -> Decision:
     if everyone_trained(gang):
         if failure := storage_failure(gang, now):
             return Fail(failure)
-        return Finish() if gang.last_step in gang.committed else GoOn()
+        return Finish() if end_of_run(gang) in gang.committed else GoOn()
     return Drain() if leaving else GoOn()
 
 
@@ -204,6 +204,14 @@ def everyone_trained(gang: Gang) -> bool:
     """Whether all workers of this generation have reached the last step and exited well."""
     states = [rank.state for beat in _training(gang) for rank in beat.ranks]
     return everyone_ended(gang) and all(state is RankState.FINISHED for state in states)
+
+
+def end_of_run(gang: Gang) -> int:
+    """The step at which a trained gang has ended. Shares on disk are looked at, not what workers have told: an exit may
+    be seen before the last words are read."""
+    if not gang.may_end_early:
+        return gang.last_step
+    return max((saved.step for beat in _training(gang) for saved in beat.complete), default=gang.last_step)
 
 
 def draining_nodes(gang: Gang) -> list[int]:

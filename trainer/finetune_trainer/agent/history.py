@@ -18,11 +18,18 @@ class History:
     totals: RecoveryTotals = field(default_factory=RecoveryTotals)
     checkpoint_count: int = 0
     trained: Trained = field(default_factory=Trained)
+    overfitting_since: int | None = None
 
     @classmethod
     def of(cls, record: GenerationRecord) -> "History":
         """What the leader before has left."""
-        return cls(record.recoveries, record.recovery_totals, record.checkpoint_count, record.trained)
+        return cls(
+            record.recoveries,
+            record.recovery_totals,
+            record.checkpoint_count,
+            record.trained,
+            record.overfitting_since,
+        )
 
     @property
     def open(self) -> Recovery | None:
@@ -75,6 +82,10 @@ class History:
     def commits(self, trained: Trained) -> "History":
         """One more checkpoint was committed."""
         return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained)
+
+    def evaluated(self, overfitting_since: int | None) -> "History":
+        """One more evaluation, and since when the run overfits, if it does."""
+        return replace(self, overfitting_since=overfitting_since)
 
     def _with_last(self, **values: object) -> "History":
         last = self.recoveries[-1].model_copy(update=values)

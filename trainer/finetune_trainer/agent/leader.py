@@ -49,7 +49,8 @@ class Leader:
         self._checkpoints = CheckpointStore(store, run)
         self._address = address
         self._incarnation = incarnation
-        self._gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, generation=0, limits=limits)
+        early = plan.early_stopping_patience > 0
+        self._gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, may_end_early=early, generation=0, limits=limits)
         self._changed = asyncio.Event()
         self._draining = False
         self._committing = asyncio.Lock()
@@ -209,9 +210,9 @@ class Leader:
                 self._written = record
                 self._update(replace(self._gang, stored=record.generation))
             if policy.decide(gang, time.monotonic()) == policy.Finish():
-                done = self.progress().to_json().encode()
-                if await self._tried(self._store.put, self._run + File.DONE, done):
-                    log.info("done: %d steps", gang.last_step)
+                progress = self.progress()
+                if await self._tried(self._store.put, self._run + File.DONE, progress.to_json().encode()):
+                    log.info("done: %d steps %s", progress.step, progress.stopped_early)
                     self._update(replace(self._gang, done_stored=True))
             await asyncio.sleep(TICK_SECONDS / 5)
 
@@ -267,6 +268,7 @@ class Leader:
             recovery_totals=history.totals,
             checkpoint_count=history.checkpoint_count,
             trained=history.trained,
+            overfitting_since=history.overfitting_since,
         )
 
     def _stored_record(self) -> GenerationRecord:

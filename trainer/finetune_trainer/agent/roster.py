@@ -64,6 +64,7 @@ class Gang:
     Attributes:
         nodes: how many nodes train.
         last_step: the step that ends the run.
+        may_end_early: the workers may end it before, at the step of their newest checkpoint.
         stored: the highest generation that storage has heard of; no rendezvous before it is the current one.
         committed: steps whose checkpoint has a manifest in storage.
         last_resume: where the generation before started from, to see whether a restart bore fruit.
@@ -74,6 +75,7 @@ class Gang:
     nodes: int
     last_step: int
     generation: int
+    may_end_early: bool = False
     stored: int = 0
     limits: Limits = field(default_factory=Limits)
     members: Mapping[int, Member] = field(default_factory=dict)

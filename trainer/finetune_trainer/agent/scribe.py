@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from finetune_api.beats import Beat, CheckpointFacts, EvalMetrics, Failure, Progress, StepMetrics, Trained
 from finetune_api.messages import Plan
+from finetune_trainer.agent.gang import everyone_trained
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
 
@@ -37,6 +38,7 @@ class Scribe:
             self._steps[metrics.step] = metrics
         for evaluation in beat.evals:
             self._evals[evaluation.step] = evaluation
+            self.history = self.history.evaluated(evaluation.overfitting_since)
         highest = max((rank.step for rank in beat.ranks), default=0)
         self._highest = max(self._highest, highest)
         if gang.rendezvous is not None and beat.generation == gang.generation and beat.ranks:
@@ -94,6 +96,7 @@ class Scribe:
         trained = self._trained(step)
         recent = [self._steps[at].seconds for at in sorted(self._steps)[-RECENT_STEPS:]]
         pace = sum(recent) / len(recent) if recent else None
+        stopped = self._stopped_early(gang, step)
         return Progress(
             phase="done" if gang.done_stored else self._phase,
             generation=gang.generation,
@@ -107,14 +110,24 @@ class Scribe:
             tokens=trained.tokens,
             train_seconds=trained.seconds,
             tokens_per_second=trained.tokens / trained.seconds if trained.seconds else 0.0,
-            eta_seconds=pace * (self._plan.max_steps - step) if pace is not None else None,
+            eta_seconds=pace * (self._plan.max_steps - step) if pace is not None and not stopped else None,
             checkpoints=tuple(self._checkpoints),
             checkpoint_count=self.history.checkpoint_count,
             recoveries=self.history.recoveries,
             recovery_totals=self.history.totals,
+            overfitting_since=self.history.overfitting_since,
+            stopped_early=stopped,
             failure=self.failure,
             note=self._note,
         )
+
+    def _stopped_early(self, gang: Gang, step: int) -> str:
+        trained = gang.done_stored or (gang.rendezvous is not None and everyone_trained(gang))
+        if not gang.may_end_early or not trained or step >= self._plan.max_steps:
+            return ""
+        patience = self._plan.early_stopping_patience
+        times = f"{patience} evaluations" if patience > 1 else "1 evaluation"
+        return f"stopped early at step {step}: {self._plan.best_metric} did not improve for {times}"
 
     def _trained(self, step: int) -> Trained:
         """All work up to a step, each step counted once."""

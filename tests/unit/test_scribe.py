@@ -1,0 +1,68 @@
+"""What the leader tells of a run: evaluations, overfitting, and why a run ended before its last step."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.beats import AgentState, Beat, EvalMetrics, GenerationRecord, RankReport, RankState, StepMetrics
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.agent.agent import evaluated
+from finetune_trainer.agent.history import History
+from finetune_trainer.agent.roster import Gang, Rendezvous, hear
+from finetune_trainer.agent.scribe import Scribe
+from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
+from tests.local.harness import make_plan
+
+MEET = Rendezvous(ranks={0: 0}, incarnations={0: "i"}, host="host", port=1, resume=None)
+
+
+def told(scribe: Scribe, state: RankState = RankState.RUNNING, patience: int = 0, **values: Any) -> Gang:
+    """The gang after one beat of its only node, which the scribe has heard too."""
+    agent = AgentState.ENDED if state is RankState.FINISHED else AgentState.RUNNING
+    ranks = (RankReport(rank=0, state=state),)
+    beat = Beat(node=0, incarnation="i", host="host", generation=1, state=agent, ranks=ranks, **values)
+    gang = hear(
+        Gang(nodes=1, last_step=12, may_end_early=patience > 0, generation=1, stored=1, rendezvous=MEET), beat, 0.0
+    )
+    scribe.heard(beat, gang)
+    return gang
+
+
+def step(number: int) -> StepMetrics:
+    return StepMetrics(step=number, loss=1.0, learning_rate=1e-3, seconds=2.0)
+
+
+def test_an_evaluation_says_since_when_the_run_overfits() -> None:
+    values = {"eval_loss": 1.5, OVERFITTING_SINCE: 20.0}
+    event = WorkerEvent(event="eval", generation=1, rank=0, step=40, values=values)
+    assert evaluated(event) == EvalMetrics(step=40, values={"eval_loss": 1.5}, overfitting_since=20)
+
+
+def test_overfitting_is_told_until_an_evaluation_says_that_it_is_over_also_by_the_next_leader() -> None:
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    gang = told(scribe, evals=(EvalMetrics(step=8, values={"eval_loss": 1.5}, overfitting_since=4),))
+    assert scribe.progress(gang).overfitting_since == 4
+    record = GenerationRecord(generation=1, leader="", incarnation="", overfitting_since=4)
+    after = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    after.takes_over(History.of(record))
+    assert after.progress(gang).overfitting_since == 4
+    gang = told(after, evals=(EvalMetrics(step=12, values={"eval_loss": 1.0}),))
+    assert after.progress(gang).overfitting_since is None
+
+
+@pytest.mark.parametrize(
+    ("patience", "state", "at", "expect"),
+    [
+        (3, RankState.FINISHED, 8, "stopped early at step 8: eval_loss did not improve for 3 evaluations"),
+        (1, RankState.FINISHED, 8, "stopped early at step 8: eval_loss did not improve for 1 evaluation"),
+        (3, RankState.RUNNING, 8, ""),
+        (3, RankState.FINISHED, 12, ""),
+        (0, RankState.FINISHED, 8, ""),
+    ],
+)
+def test_a_run_that_ended_before_its_last_step_says_why(patience: int, state: RankState, at: int, expect: str) -> None:
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL, early_stopping_patience=patience))
+    gang = told(scribe, state, patience, steps=(step(at),))
+    progress = scribe.progress(gang)
+    assert progress.stopped_early == expect
+    assert (progress.eta_seconds is None) == bool(expect)
