@@ -8,7 +8,8 @@ from finetune_api.errors import FineTuneError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.data.sources import Sources, locate_all
-from finetune_trainer.prepare.models import ModelSource, locate_model, resolve_task
+from finetune_trainer.prepare.families import resolve_task
+from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.machine import gpu_hint
 from finetune_trainer.prepare.tokens.encoder import check_packing

@@ -23,11 +23,11 @@ from finetune_trainer.model_files import (
     SMALL_FILES,
     WEIGHTS_INDEX,
     check_names,
-    check_trainable,
     model_problem,
     parse_json,
     weight_names,
 )
+from finetune_trainer.prepare.families import positions_of
 from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.planner import Counting
@@ -44,7 +44,6 @@ from finetune_trainer.storage import (
     upload_files,
 )
 
-FAMILIES = {"bert": Task.CLASSIFICATION, "llama": Task.CAUSAL_LM}
 LARGEST_HEADER = 100 << 20  # safetensors' own limit
 
 
@@ -175,24 +174,6 @@ def _mounted(claim: VolumeClaimRef, environ: Mapping[str, str]) -> str:
     return f"file://{quote(str(Path(volume) / claim.path.strip('/')))}"
 
 
-def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
-    """The task of a job: as given, or the one the architecture is for.
-
-    Raises:
-        ModelError: the architecture, or the task with it, is not supported yet.
-    """
-    check_trainable(config)
-    family = str(config.get("model_type", ""))
-    if family not in FAMILIES:
-        supported = ", ".join(f"{name} ({use})" for name, use in FAMILIES.items())
-        message = f"the architecture {family or 'without model_type'!r} is not supported yet; {supported} are"
-        raise ModelError(model_problem("ArchitectureNotSupported", message, "use a model of one of these"))
-    if task is not None and task is not FAMILIES[family]:
-        message = f"{family} with task {task} is not supported yet; it is used for {FAMILIES[family]}"
-        raise ModelError(model_problem("TaskNotSupported", message, "change spec.task or spec.model", "spec.task"))
-    return FAMILIES[family]
-
-
 @dataclass(frozen=True)
 class BaseModel:
     """A model that can be trained.
@@ -236,7 +217,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
         model_type=str(config["model_type"]),
         parameters=sum(count_parameters(path) for path in weights),
         size_bytes=sum(path.stat().st_size for path in weights),
-        max_positions=int(config.get("max_position_embeddings") or 0),
+        max_positions=positions_of(config),
     )
     return BaseModel(facts, config, files[CONFIG].parent, files)
 
