@@ -43,6 +43,7 @@ def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
     spec = job.spec.dataset
     inputs: dict[str, Any] = {
         "task": found.task,
+        "problem_type": job.spec.problem_type,
         "sources": found.sources.fingerprint,
         "split": [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None,
         "seed": planner.seed_of(job) if spec.mix else None,  # it chooses rows of a source of less weight

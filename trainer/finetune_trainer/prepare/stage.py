@@ -161,7 +161,14 @@ def _build(
     report(f"dataset: checking {_name(found)}")
     chats = found.template is not None or has_template(found.model.small_files(work / "model"))
     data = check(
-        spec, found.task, found.sources, work / "data", planner.seed_of(job), has_template=chats, report=report
+        spec,
+        found.task,
+        found.sources,
+        work / "data",
+        planner.seed_of(job),
+        has_template=chats,
+        problem_type=job.spec.problem_type,
+        report=report,
     )
     report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
     base = mirrored

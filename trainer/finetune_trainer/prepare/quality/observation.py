@@ -65,7 +65,7 @@ class Observation:
         """Look at some rows and their tokens; both have the same length and order."""
         if not examples:
             return
-        both = [sides(example, bool(example.label)) for example in examples]
+        both = [sides(example, example.labelled) for example in examples]
         part = np.zeros(len(examples), ROW)
         part["tokens"] = [len(row.ids) for row in encoded]
         part["full"] = np.maximum([row.full_length for row in encoded], part["tokens"])
@@ -171,7 +171,7 @@ def _trained(row: Encoded) -> int:
 
 
 def _answer_words(example: Example, side: Sides) -> int:
-    if example.label:
+    if example.labelled:
         return -1
     if len(side.last) > LONGEST_WORD:
         return 2

@@ -40,6 +40,12 @@ class Backend:
             for text, own in zip(texts, known, strict=True)
         ]
 
+    @property
+    def around(self) -> tuple[Ids, Ids]:
+        """What the tokenizer adds before and after a text; nothing if that cannot be told."""
+        before, after = self._around or (b"", b"")
+        return np.frombuffer(before, np.int32), np.frombuffer(after, np.int32)
+
     def cut(self, texts: Sequence[str], limit: int) -> list[Ids]:
         """The same with specials, cut so that the last special token is kept, such as BERT's [SEP]."""
         self._tokenizer.enable_truncation(limit)

@@ -15,12 +15,22 @@ class Encoded:
     Attributes:
         ids: int32 [tokens], after the cut.
         trained: bool [tokens], which of them carry loss (the first is never predicted, whatever it says); None where
-            the target is not a token (classification) or stands in `target`.
-        target: int32 [tokens] of an encoder-decoder's output; None elsewhere.
+            the target is not a token of the row.
+        target: int32 [tokens] of an encoder-decoder's output; int32 [labels], the classes of a text; float32 [1], its
+            number; None elsewhere.
         full_length: tokens before the cut; more than `len(ids)` if it was cut.
+        full_target: the same for `target`; 0 where it is not cut.
+        parts: int32 [rows], the lengths of the rows that a long document becomes; None where it is one.
     """
 
     ids: npt.NDArray[np.int32]
     trained: npt.NDArray[np.bool_] | None = None
-    target: npt.NDArray[np.int32] | None = None
+    target: npt.NDArray[np.int32] | npt.NDArray[np.float32] | None = None
     full_length: int = 0
+    full_target: int = 0
+    parts: npt.NDArray[np.int32] | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether something is left out."""
+        return self.full_length > len(self.ids) or self.full_target > len(() if self.target is None else self.target)

@@ -39,6 +39,7 @@ class Encoder:
         eos_id: ends texts and pairs that do not end with it already.
         loss_on_prompt: prompts carry loss too (lossOn: all).
         to_target: completions are the target of an encoder-decoder, not the prompt's continuation.
+        in_parts: texts beyond the limit become several rows: what is hidden in a row needs no beginning.
         template: of conversations.
         specials: what the template reads of the tokenizer.
         notes: what a careful reader should know.
@@ -52,6 +53,7 @@ class Encoder:
     embeddings: int | None = None
     loss_on_prompt: bool = False
     to_target: bool = False
+    in_parts: bool = False
     template: ChatTemplate | None = None
     specials: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -60,7 +62,7 @@ class Encoder:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
         encode: Mapping[Layout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
             Layout.LABELLED: self._labelled,
-            Layout.TEXT: self._texts,
+            Layout.TEXT: self._in_parts if self.in_parts else self._texts,
             Layout.PAIR: self._to_target if self.to_target else self._pairs,
             Layout.CHAT: self._chats,
         }
@@ -113,14 +115,28 @@ class Encoder:
             rows.append(self._row(example, ids, trained))
         return rows
 
+    def _in_parts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        before, after = self._backend.around
+        room = max(1, self.limit - len(before) - len(after))
+        rows: list[Encoded | Fault] = []
+        for example, ids in zip(batch, self._backend.ids([one.text for one in batch], specials=False), strict=True):
+            if not len(ids):
+                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, "the tokenizer leaves nothing of the text"))
+                continue
+            parts = [np.concatenate([before, part, after]) for part in np.array_split(ids, -(-len(ids) // room))]
+            whole = np.concatenate(parts)
+            rows.append(Encoded(whole, full_length=len(whole), parts=np.array([len(part) for part in parts], np.int32)))
+        return rows
+
     def _to_target(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         inputs = self._labelled(batch)
-        answers = self._backend.ids([example.completion for example in batch])
+        # a completion's leading blank parts it from a prompt that it follows; here it begins a text of its own
+        answers = self._backend.ids([example.completion.lstrip() for example in batch])
         rows: list[Encoded | Fault] = []
         for row, answer in zip(inputs, answers, strict=True):
-            target = self._ended(answer)[: self.limit]
             if isinstance(row, Encoded):
-                row = Encoded(row.ids, None, target, row.full_length)
+                target = self._ended(answer)
+                row = Encoded(row.ids, None, target[: self.limit], row.full_length, len(target))
             rows.append(row)
         return rows
 
@@ -198,6 +214,7 @@ def encoder_for(
         embeddings=tokenizer.embeddings,
         loss_on_prompt=spec.loss_on == "all",
         to_target=task is Task.SEQ2SEQ,
+        in_parts=task is Task.MASKED_LM,
         template=template,
         specials=tokenizer.specials,
         notes=_notes(template, tokenizer) if template else (),

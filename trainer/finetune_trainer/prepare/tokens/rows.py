@@ -11,6 +11,7 @@ from finetune_trainer.prepare.tokens.encoded import Encoded
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 
 A = TypeVar("A", Ints, Bools)
 
@@ -27,15 +28,16 @@ class TokenRows:
         lengths: int32 [rows], tokens of each.
         cut: bool [rows], whether it was longer than the limit.
         trained: bool [tokens] for causal models, else empty.
-        targets: int32: [rows] the class; or [target tokens] of an encoder-decoder; else empty.
-        target_lengths: int32 [rows] for an encoder-decoder, else empty.
+        targets: what stands beside each row, one after the other: int32 [classes], float32 [numbers], or int32 [target
+            tokens] of an encoder-decoder; else empty.
+        target_lengths: int32 [rows], how much of it each has; else empty.
     """
 
     ids: Ints
     lengths: Ints
     cut: Bools
     trained: Bools
-    targets: Ints
+    targets: Ints | Floats
     target_lengths: Ints
 
     def __len__(self) -> int:
@@ -56,8 +58,7 @@ class TokenRows:
         if start == 0 and stop >= len(self):
             return self
         tokens = _between(self.lengths, start, stop)
-        apiece = not len(self.target_lengths)  # a class for each row, or nothing
-        targets = slice(start, stop) if apiece else _between(self.target_lengths, start, stop)
+        targets = _between(self.target_lengths, start, stop)
         return TokenRows(
             self.ids[tokens],
             self.lengths[start:stop],
@@ -77,27 +78,37 @@ class TokenRows:
             _joined([part.lengths for part in parts], _NONE),
             _joined([part.cut for part in parts], _NO),
             _joined([part.trained for part in parts], _NO),
-            _joined([part.targets for part in parts], _NONE),
+            _beside([part.targets for part in parts if len(part.targets)]),
             _joined([part.target_lengths for part in parts], _NONE),
         )
 
     @staticmethod
-    def of(rows: Iterable[Encoded], labels: Sequence[int] = ()) -> "TokenRows":
-        """Some rows; `labels`: the class of each, for classification."""
+    def of(rows: Iterable[Encoded]) -> "TokenRows":
+        """Some rows."""
         rows = list(rows)
         targets = [row.target for row in rows if row.target is not None]
+        lengths, cut = np.array([len(row.ids) for row in rows], np.int32), np.array([row.cut for row in rows], np.bool_)
+        if any(row.parts is not None for row in rows):
+            parts = [row.parts if row.parts is not None else lengths[at : at + 1] for at, row in enumerate(rows)]
+            lengths, cut = np.concatenate(parts), np.repeat(cut, [len(part) for part in parts])
         return TokenRows(
             ids=_joined([row.ids for row in rows], _NONE),
-            lengths=np.array([len(row.ids) for row in rows], np.int32),
-            cut=np.array([row.full_length > len(row.ids) for row in rows], np.bool_),
+            lengths=lengths,
+            cut=cut,
             trained=_joined([row.trained for row in rows if row.trained is not None], _NO),
-            targets=np.array(labels, np.int32) if labels else _joined(targets, _NONE),
+            targets=_beside(targets),
             target_lengths=np.array([len(target) for target in targets], np.int32),
         )
 
 
 def _joined(parts: Sequence[A], none: A) -> A:
     return np.concatenate(parts) if parts else none
+
+
+def _beside(parts: Sequence[Ints | Floats]) -> Ints | Floats:
+    """Targets, all of one kind."""
+    joined: Ints | Floats = np.concatenate(parts) if parts else _NONE  # type: ignore[assignment]
+    return joined
 
 
 def _between(lengths: Ints, start: int, stop: int) -> slice:

@@ -8,14 +8,18 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
-from finetune_api.messages import DatasetFacts, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.model_files import CHAT_TEMPLATE
 from finetune_trainer.prepare.data.dataset import CheckedData
@@ -31,7 +35,7 @@ from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter
 
 BATCH = 500  # examples per call of the tokenizer
-VERSION = 2  # of all that turns examples to tokens: part of every address and index
+VERSION = 3  # of all that turns examples to tokens: part of every address and index
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,19 @@ def tokenize(
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = processes_for(data.bytes) if processes is None else processes
-    labels = {label: index for index, label in enumerate(data.labels)}
+    classes = Classes(data.problem_type, data.labels) if data.problem_type else None
     splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
     sizes = _sizes(data)
     observed = {split: Observation(encoder.unk_id, sizes[split]) for split in splits}
     pack_length = encoder.limit if spec.packing else None
-    work = _Work(encoder, labels, sizes, alone=count == 1)
+    work = _Work(encoder, classes, sizes, alone=count == 1)
     top = 0
     with ExitStack() as files:
         writers = {
-            split: files.enter_context(SplitWriter(folder / f"{split}.arrow", task, pack_length)) for split in splits
+            split: files.enter_context(
+                SplitWriter(folder / f"{split}.arrow", task, pack_length, kind=data.problem_type)
+            )
+            for split in splits
         }
         progress = _Progress(report, data.good)
         for done in map_in_order(work, data.portions(), count):
@@ -111,7 +118,8 @@ def tokenize(
         (folder / File.LABELS).write_text(json.dumps(data.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
     if encoder.template is not None:
         (folder / CHAT_TEMPLATE).write_text(encoder.template.inference, "utf-8")
-    address = hashlib.sha256(json.dumps([VERSION, task, data.labels], ensure_ascii=False).encode())
+    identity = [VERSION, task, data.problem_type, data.labels]
+    address = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
     if encoder.template is not None:
         address.update(f"template:{encoder.template.inference}".encode())
     for split, writer in writers.items():
@@ -138,6 +146,7 @@ def _facts(address: str, splits: Mapping[Split, SplitFacts], data: CheckedData) 
         train=splits[Split.TRAIN],
         eval=splits.get(Split.EVAL),
         labels=data.labels,
+        problem_type=data.problem_type,
         skipped_rows=sum(tally.faults for tally in data.tallies()),
     )
 
@@ -173,11 +182,33 @@ class _Done:
 
 
 @dataclass(frozen=True)
+class Classes:
+    """How labels become numbers.
+
+    Attributes:
+        names: by index; none for regression.
+    """
+
+    kind: ProblemType
+    names: tuple[str, ...]
+
+    def of(self, example: Example) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
+        """int32 [labels] the indices, ascending; for regression float32 [1], the number."""
+        if self.kind is ProblemType.REGRESSION:
+            return np.array([example.number], np.float32)
+        return np.array(sorted(self._index[name] for name in example.names), np.int32)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True)
 class _Work:
     """Tokenises a portion."""
 
     encoder: Encoder
-    labels: Mapping[str, int]
+    classes: Classes | None
     sizes: Mapping[Split, int]  # rows of each split
     alone: bool
 
@@ -194,10 +225,12 @@ class _Work:
                     continue
                 if split not in kept:
                     kept[split] = _Kept(Observation(self.encoder.unk_id, self.sizes[split], portion.file.name))
+                if self.classes is not None:
+                    row = replace(row, target=self.classes.of(example))
                 kept[split].add(example, row, times)
             for part in kept.values():
                 part.observe()
-        rows = {split: part.arrays(self.labels) for split, part in kept.items()}
+        rows = {split: TokenRows.of(part.rows) for split, part in kept.items()}
         return _Done(
             source=portion.source,
             file=portion.file,
@@ -214,22 +247,17 @@ class _Kept:
 
     observation: Observation
     rows: list[Encoded] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
     _examples: list[Example] = field(default_factory=list)
     _unseen: list[Encoded] = field(default_factory=list)
 
     def add(self, example: Example, row: Encoded, times: int) -> None:
         self.rows += [row] * times
-        self.labels += [example.label] * times
         self._examples.append(example)
         self._unseen.append(row)
 
     def observe(self) -> None:
         self.observation.add(self._examples, self._unseen)
         self._examples, self._unseen = [], []
-
-    def arrays(self, labels: Mapping[str, int]) -> TokenRows:
-        return TokenRows.of(self.rows, [labels[label] for label in self.labels] if labels else [])
 
 
 @dataclass

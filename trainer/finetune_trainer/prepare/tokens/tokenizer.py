@@ -44,7 +44,8 @@ def load_tokenizer(folder: Path, task: Task) -> LoadedTokenizer:
     """The fast tokenizer in a folder.
 
     Raises:
-        ModelError: there is none, or it lacks the end-of-text token that a language model is taught with.
+        ModelError: there is none, or it lacks the end-of-text token that a language model is taught with, or the mask
+            token that hides words.
     """
     if "torch" in sys.modules:  # paid for already
         loaded = _load(folder)
@@ -53,8 +54,10 @@ def load_tokenizer(folder: Path, task: Task) -> LoadedTokenizer:
             loaded = other.submit(_load, folder).result()
     if isinstance(loaded, str):
         raise ModelError(_unusable(loaded))
-    if task is not Task.CLASSIFICATION and loaded.eos_id is None:
+    if task in (Task.CAUSAL_LM, Task.SEQ2SEQ) and loaded.eos_id is None:
         raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
+    if task is Task.MASKED_LM and not loaded.specials.get("mask_token"):
+        raise ModelError(_unusable("the tokenizer has no mask token (mask_token): nothing can be hidden"))
     return loaded
 
 

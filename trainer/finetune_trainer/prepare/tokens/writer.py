@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.ipc
 
-from finetune_api.messages import SplitFacts, Task
+from finetune_api.messages import ProblemType, SplitFacts, Task
 from finetune_trainer.prepare.tokens.encoded import IGNORED
 from finetune_trainer.prepare.tokens.packing import pack
 from finetune_trainer.prepare.tokens.rows import TokenRows
@@ -25,10 +25,21 @@ WINDOW_TOKENS = 1 << 22  # tokens that are packed together: 32 MiB with their la
 IDS = pa.list_(pa.int32())
 
 
-def schema(task: Task, packed: bool) -> pa.Schema:
-    """The columns of a split, see `messages.DatasetFacts`."""
-    target = ("label", pa.int32()) if task is Task.CLASSIFICATION else ("labels", IDS)
-    return pa.schema([("input_ids", IDS), target, *([("seq_lengths", IDS)] if packed else [])])
+LABELS = {
+    ProblemType.SINGLE_LABEL: pa.int32(),
+    ProblemType.MULTI_LABEL: IDS,
+    ProblemType.REGRESSION: pa.float32(),
+}
+
+
+def schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
+    """The columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
+    columns = [("input_ids", IDS)]
+    if task is Task.CLASSIFICATION:
+        columns.append(("label", LABELS[kind or ProblemType.SINGLE_LABEL]))
+    elif task is not Task.MASKED_LM:
+        columns.append(("labels", IDS))
+    return pa.schema([*columns, *([("seq_lengths", IDS)] if packed else [])])
 
 
 class SplitWriter:
@@ -38,11 +49,20 @@ class SplitWriter:
         path: the file to write.
         pack_length: longest sequence of several rows; None = each row is a sequence of its own.
         batch_tokens: tokens of one Arrow batch, at least; rows are packed within it.
+        kind: what a classification predicts.
     """
 
-    def __init__(self, path: Path, task: Task, pack_length: int | None = None, batch_tokens: int | None = None) -> None:
-        self._schema = schema(task, pack_length is not None)
+    def __init__(
+        self,
+        path: Path,
+        task: Task,
+        pack_length: int | None = None,
+        batch_tokens: int | None = None,
+        kind: ProblemType | None = None,
+    ) -> None:
+        self._schema = schema(task, pack_length is not None, kind)
         self._task = task
+        self._kind = kind
         self._pack_length = pack_length
         self._full = batch_tokens or (BATCH_TOKENS if pack_length is None else WINDOW_TOKENS)
         self._sink = pa.OSFile(str(path), "wb")
@@ -92,20 +112,21 @@ class SplitWriter:
         if not len(rows):
             return
         self._examples += len(rows)
-        self._tokens += rows.tokens
+        self._tokens += rows.tokens + (len(rows.targets) if self._task is Task.SEQ2SEQ else 0)
         self._cut += int(rows.cut.sum())
         self._trained += self._learnt(rows)
         table = self._packed(rows) if self._pack_length is not None else pa.table(self._columns(rows), self._schema)
         table = table.combine_chunks()
-        lengths = table["input_ids"].chunk(0).value_lengths()
         self._sequences += table.num_rows
-        self._longest = max(self._longest, int(np.max(lengths.to_numpy())))
+        for column in ("input_ids", *(["labels"] if self._task is Task.SEQ2SEQ else [])):
+            lengths = table[column].chunk(0).value_lengths()
+            self._longest = max(self._longest, int(np.max(lengths.to_numpy())))
         for column in table.columns:
             values = column.chunk(0)
             if pa.types.is_list(values.type):
                 self._digest.update(np.asarray(values.value_lengths(), "<i4").tobytes())
                 values = values.flatten()
-            self._digest.update(np.asarray(values, "<i4").tobytes())
+            self._digest.update(np.asarray(values, "<f4" if pa.types.is_floating(values.type) else "<i4").tobytes())
         self._file.write_table(table)
 
     def _learnt(self, rows: TokenRows) -> int:
@@ -113,14 +134,18 @@ class SplitWriter:
             return len(rows)
         if self._task is Task.SEQ2SEQ:
             return len(rows.targets)
+        if self._task is Task.MASKED_LM:
+            return rows.tokens
         first = rows.trained[rows.starts]  # never predicted
         return int(rows.trained.sum() - first.sum())
 
     def _columns(self, rows: TokenRows) -> list[pa.Array]:
         ids = _lists(rows.ids, rows.lengths)
-        if self._task is Task.CLASSIFICATION:
-            return [ids, pa.array(rows.targets, pa.int32())]
-        if self._task is Task.SEQ2SEQ:
+        if self._task is Task.MASKED_LM:
+            return [ids]
+        if self._task is Task.CLASSIFICATION and self._kind is not ProblemType.MULTI_LABEL:
+            return [ids, pa.array(rows.targets)]
+        if self._task in (Task.CLASSIFICATION, Task.SEQ2SEQ):
             return [ids, _lists(rows.targets, rows.target_lengths)]
         labels = np.where(rows.trained, rows.ids, np.int32(IGNORED))
         if self._pack_length is not None:
@@ -132,7 +157,7 @@ class SplitWriter:
         return pack(table, self._pack_length or 0).cast(self._schema)
 
 
-def _lists(values: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> pa.Array:
+def _lists(values: npt.NDArray[np.generic], lengths: npt.NDArray[np.int32]) -> pa.Array:
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
