@@ -173,6 +173,18 @@ def adapted_and_saved(lora: Given) -> str | None:
     return f"names {both[0]}, which target_modules names too; it is adapted or trained whole" if both else None
 
 
+def biased(lora: Given) -> str | None:
+    """PEFT has a bias in plain LoRA only, and only with its usual start."""
+    if lora.get("lora_bias") is not True:
+        return None
+    if lora.get("use_dora") is True:
+        return "is true, and so is use_dora; PEFT has no bias in DoRA"
+    start = lora.get("init_lora_weights")
+    return (
+        f"is true, and init_lora_weights is {shown(start)}; PEFT has no bias then" if isinstance(start, str) else None
+    )
+
+
 def whole_parameters(lora: Given) -> str | None:
     """PEFT adapts parameters (not modules) without dropout, bias and DoRA."""
     wrong = [name for name in ("lora_dropout", "use_dora", "lora_bias") if lora.get(name)]

@@ -12,6 +12,7 @@ from finetune_api.v1alpha1.given import (
     adapted_and_saved,
     adapter,
     batch,
+    biased,
     checkpointing,
     data_source,
     delimiter,
@@ -258,14 +259,10 @@ RULES: tuple[Rule, ...] = (
         at=("spec", "method", "lora"),
         field="lora_bias",
         code="Conflict",
-        broken=lambda lora: (
-            "is true, and so is use_dora; DoRA has no bias"
-            if lora.get("lora_bias") is True and lora.get("use_dora") is True
-            else None
-        ),
-        cure="keep one of the two",
-        cel="!(has(self.lora_bias) && self.lora_bias && has(self.use_dora) && self.use_dora)",
-        says="lora_bias and use_dora exclude each other",
+        broken=biased,
+        cure="leave lora_bias out, or the other one",
+        cel=None,
+        says="lora_bias goes without use_dora, and with init_lora_weights true or false: PEFT has no other",
     ),
     Rule(
         at=("spec", "method", "lora"),
