@@ -1,8 +1,7 @@
 """The head of a model: which class has the one a task needs, what it is told to predict, and what of it is new.
 
 New is what the checkpoint lacks. Weights that a model shares (an output layer tied to its embeddings) are not lacking,
-transformers says so itself. A checkpoint that lacks parts of the body is of another model: it is refused, for nobody
-means to train those from random numbers.
+transformers says so itself.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -16,7 +15,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Plan, ProblemType, Task
 
 AUTOS: dict[Task, Any] = {
@@ -25,7 +23,6 @@ AUTOS: dict[Task, Any] = {
     Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
     Task.MASKED_LM: AutoModelForMaskedLM,
 }
-POOLER = "pooler"  # a part of BERT's body that many checkpoints lack: only the classifier looks at it
 
 
 def head_options(plan: Plan) -> dict[str, Any]:
@@ -68,29 +65,3 @@ def _largest_new(module: str, parameters: Sequence[str], missing_keys: Collectio
             break
         module = parent
     return module
-
-
-def check_body(model: PreTrainedModel, missing_keys: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks parts of the model's body.
-
-    Raises:
-        ModelError: says how much of it, and names a part.
-    """
-    body, head = model.base_model, model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    within = {id(module) for module in body.modules() if module is not head}
-    inside = [f"{name}." for name, module in model.named_modules() if id(module) in within and name]
-    lacking = sorted(
-        key for key in missing_keys if f"{key.rpartition('.')[0]}." in inside and POOLER not in key.split(".")
-    )
-    if lacking:
-        raise ModelError(other_model(f"lack {len(lacking)} parameters of the model's body, such as {lacking[0]}"))
-
-
-def other_model(fault: str) -> Problem:
-    """What is wrong with weights that do not fit config.json."""
-    return Problem(
-        code="OtherModel",
-        field="spec.model",
-        message=f"the weights {fault}: they are of another model than config.json describes",
-        cure="copy config.json and the weights from the same place, or save the model again with save_pretrained",
-    )

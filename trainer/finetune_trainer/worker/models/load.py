@@ -12,16 +12,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import MethodType, Plan, Task
+from finetune_trainer.fitting import check_body, other_model
 from finetune_trainer.worker.models.adapters import with_adapter
 from finetune_trainer.worker.models.freezing import freeze
-from finetune_trainer.worker.models.heads import (
-    AUTOS,
-    check_body,
-    head_options,
-    new_modules,
-    other_model,
-    trained_wholly,
-)
+from finetune_trainer.worker.models.heads import AUTOS, head_options, new_modules, trained_wholly
 from finetune_trainer.worker.models.quantized import loading
 from finetune_trainer.worker.models.tokens import add_rows
 
