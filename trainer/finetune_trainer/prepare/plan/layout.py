@@ -30,6 +30,7 @@ class Request:
         rows: of a step, over all ranks; `rows_given` whether the user says so.
         tokens: of the longest row; `mean_tokens` of a row on average.
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
+        whole_weights: whether a rank must hold each weight whole, for an adapter that trains single rows of one.
     """
 
     architecture: Architecture
@@ -45,6 +46,7 @@ class Request:
     offload_parameters: bool | None = None
     micro: int | None = None
     accumulation: int | None = None
+    whole_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def choose(request: Request) -> Layout:
             "is 3, and 4-bit weights have not been sharded on a GPU by any test of ours: refused until one has passed"
         )
         raise SpecError(problem("QLoRAWithZeRO3", "spec.deepspeed.stage", message, "use stage 2, or method lora"))
+    if request.whole_weights and (request.stage == 3 or request.offload_parameters):
+        # PEFT 0.21.2 reads those rows in its own forward pass, where ZeRO-3 has gathered nothing
+        message = "is given, and ZeRO-3 holds no embedding whole of which rows could be trained"
+        cure = "use stage 2, or name the embedding in modules_to_save instead: then all of it is trained"
+        raise SpecError(problem("Conflict", "spec.method.lora.trainable_token_indices", message, cure))
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states from stage 1 on"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
@@ -120,7 +127,7 @@ def _stages(request: Request) -> tuple[int, ...]:
         return (request.stage,)
     if request.offload_parameters:
         return (3,)
-    return STAGES[:2] if request.method is MethodType.QLORA else STAGES
+    return STAGES[:2] if request.method is MethodType.QLORA or request.whole_weights else STAGES
 
 
 def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:

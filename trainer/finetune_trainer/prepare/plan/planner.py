@@ -5,11 +5,12 @@ batch is full and the last epoch may be a fraction.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, MemoryPart, MethodType, ModelFacts, Plan, PlannedMemory, Task
+from finetune_api.messages import DatasetFacts, MemoryPart, ModelFacts, Plan, PlannedMemory, Task
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
@@ -18,6 +19,7 @@ from finetune_trainer.prepare.plan.estimate import estimate
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.lora import Start, check_quantizable, lora_of
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
 from finetune_trainer.prepare.plan.saving import (
     LOCAL_CHECKPOINTS,
@@ -87,19 +89,35 @@ def length_limit(job: FineTuneJob, task: Task, positions: int) -> int:
 
 @dataclass(frozen=True)
 class Counting:
-    """How a model must be counted for a job: with these weights, on this device, with this adapter."""
+    """How a model must be counted for a job: with these weights, on this device, with this adapter.
+
+    Attributes:
+        freeze: regular expressions of parameters that are not trained.
+        new_tokens: how many rows the embeddings get.
+        saved: shapes of the tensors of the adapter to start from, by name.
+    """
 
     weight_bytes: int
     device: Literal["cpu", "gpu"]
     lora: dict[str, Any] | None
+    freeze: tuple[str, ...] = ()
+    new_tokens: int = 0
+    saved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def counting(job: FineTuneJob, task: Task, hint: GpuHint = NO_HINT) -> Counting:
+def counting(job: FineTuneJob, task: Task, hint: GpuHint = NO_HINT, start: Start | None = None) -> Counting:
     """What `shape.architecture_of` has to be told of a job."""
     ledger, machine = Ledger(job.spec.training.given()), machine_of(job, hint)
     precise = _precision(ledger, machine)
-    lora = _lora(job, ledger, task) or None
-    return Counting(2 if precise.get("bf16") or precise.get("fp16") else 4, machine.device, lora)
+    check_quantizable(job, machine, hint)
+    return Counting(
+        weight_bytes=2 if precise.get("bf16") or precise.get("fp16") else 4,
+        device=machine.device,
+        lora=lora_of(job, ledger, task, start) or None,
+        freeze=tuple(job.spec.method.freeze),
+        new_tokens=len(job.spec.model.new_tokens),
+        saved=start.shapes if start else {},
+    )
 
 
 def plan(
@@ -110,6 +128,7 @@ def plan(
     dataset: DatasetFacts,
     limit: int,
     hint: GpuHint = NO_HINT,
+    start: Start | None = None,
 ) -> Plan:
     """Choose everything that is not given.
 
@@ -117,6 +136,7 @@ def plan(
         architecture: the model, counted as `counting` says.
         limit: tokens at which the data was cut.
         hint: what is known of the nodes' GPUs.
+        start: the adapter that training starts from.
 
     Raises:
         SpecError: given values contradict each other, or nothing would fit into the machine that is asked for.
@@ -126,7 +146,7 @@ def plan(
     ledger = Ledger(given)
     _note_machine(ledger, machine, spec.gpu_type)
     extra = _precision(ledger, machine)
-    lora = _lora(job, ledger, task)
+    lora = lora_of(job, ledger, task, start)
     if task is Task.CAUSAL_LM:
         packed = "rows of like lengths share a batch; without a kernel for documents packing was slower (measured)"
         ledger.take("", False, packed, "spec.dataset.packing", spec.dataset.packing)
@@ -148,6 +168,7 @@ def plan(
         offload_parameters=_offloaded(offload.parameters if offload else None),
         micro=batch.micro,
         accumulation=batch.accumulation,
+        whole_weights=bool(lora.get("trainable_token_indices")),
     )
     layout = choose(request)
     load = layout.load
@@ -194,6 +215,9 @@ def plan(
         ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
         trained=load.trained,
+        adapter=start.facts if start else None,
+        freeze=tuple(spec.method.freeze),
+        new_tokens=tuple(spec.model.new_tokens),
         memory=_memory(layout, machine),
         estimate=estimate(layout, machine, steps, -(-steps // save_every), spec.budget),
         choices=tuple(ledger.choices),
@@ -318,24 +342,6 @@ def _note_saving(job: FineTuneJob, ledger: Ledger, checkpoint: int, model: Model
     space = f"{-(-scratch_bytes(model, dataset, checkpoint) // GIB)}Gi"
     reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints of a node"
     ledger.note("spec.scratch.size", given or space, reason, given is not None)
-
-
-def _lora(job: FineTuneJob, ledger: Ledger, task: Task) -> dict[str, Any]:
-    if job.spec.method.type is MethodType.FULL:
-        return {}
-    given = job.spec.method.lora.given() if job.spec.method.lora else {}
-    rank = given.get("r", 16)
-    rules: dict[str, tuple[Any, str]] = {
-        "r": (16, "enough for most data sets; more rarely helps (LoRA paper, arXiv 2106.09685, section 7.2)"),
-        "lora_alpha": (2 * rank, "twice the rank: the learning rate keeps its meaning when the rank changes"),
-        "lora_dropout": (0.05, "light regularisation (QLoRA paper: 0.1 up to 13 billion parameters, 0.05 above)"),
-        "target_modules": ("all-linear", "adapters on all layers reach full fine-tuning (QLoRA paper, section 4)"),
-    }
-    lora = dict(given)
-    for name, (value, reason) in rules.items():
-        lora[name] = ledger.take(name, value, reason, f"spec.method.lora.{name}", given.get(name))
-    lora["task_type"] = "SEQ_CLS" if task is Task.CLASSIFICATION else "CAUSAL_LM"
-    return lora
 
 
 def _length(job: FineTuneJob, ledger: Ledger, dataset: DatasetFacts, limit: int) -> int:

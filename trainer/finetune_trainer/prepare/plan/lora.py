@@ -1,0 +1,90 @@
+"""The adapter of a job: chosen, given, or the one it starts from; and where 4-bit weights can be trained. Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.errors import SpecError
+from finetune_api.messages import AdapterFacts, MethodType, Task
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.machine import GpuHint, Machine
+
+TASK_TYPES = {
+    Task.CAUSAL_LM: "CAUSAL_LM",
+    Task.CLASSIFICATION: "SEQ_CLS",
+    Task.SEQ2SEQ: "SEQ_2_SEQ_LM",
+}  # PEFT has none for masked-lm, and needs none
+# bitsandbytes' 4 bits need compute capability 6.0 (its installation guide); these are of Kepler and Maxwell
+TOO_OLD = re.compile(r"\b(k20|k40|k80|m4|m6|m40|m60)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The adapter that training starts from.
+
+    Attributes:
+        lora: LoraConfig names and values of its own configuration.
+        shapes: of its tensors, by their names in the file.
+    """
+
+    facts: AdapterFacts
+    lora: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = None) -> dict[str, Any]:
+    """LoraConfig names and values of a job; empty for full fine-tuning.
+
+    Raises:
+        SpecError: parameters of a 4-bit model are to be adapted.
+    """
+    if job.spec.method.type is MethodType.FULL:
+        return {}
+    kind = {"task_type": TASK_TYPES[task]} if task in TASK_TYPES else {}
+    if start is not None:
+        rank = start.lora.get("r")
+        ledger.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
+        return {**start.lora, **kind}
+    given = job.spec.method.lora.given() if job.spec.method.lora else {}
+    parameters = bool(given.get("target_parameters"))
+    if parameters and job.spec.method.type is MethodType.QLORA:
+        message = "is given, and method.type is qlora; a 4-bit weight is no matrix that could be adapted as such"
+        cure = "name modules in target_modules instead, or use method lora"
+        raise SpecError(problem("Conflict", "spec.method.lora.target_parameters", message, cure))
+    rank = given.get("r", 16)
+    rules: dict[str, tuple[Any, str]] = {
+        "r": (16, "enough for most data sets; more rarely helps (LoRA paper, arXiv 2106.09685, section 7.2)"),
+        "lora_alpha": (2 * rank, "twice the rank: the learning rate keeps its meaning when the rank changes"),
+        "lora_dropout": (0.05, "light regularisation (QLoRA paper: 0.1 up to 13 billion parameters, 0.05 above)"),
+        "target_modules": ("all-linear", "adapters on all layers reach full fine-tuning (QLoRA paper, section 4)"),
+    }
+    if given.get("use_rslora"):
+        # alpha / sqrt(r) with alpha = 2 sqrt(r) is the scale 2 that the rule above gives without it, at every rank
+        rules["lora_alpha"] = (max(1, round(2 * rank**0.5)), "twice the root of the rank: the scale of plain LoRA")
+    if parameters:
+        rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
+        del rules["target_modules"]
+    lora = dict(given)
+    for name, (value, reason) in rules.items():
+        lora[name] = ledger.take(name, value, reason, f"spec.method.lora.{name}", given.get(name))
+    return {**lora, **kind}
+
+
+def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None:
+    """Raises SpecError where QLoRA is asked for on a GPU that bitsandbytes' 4 bits do not run on."""
+    if job.spec.method.type is not MethodType.QLORA or machine.device == "cpu":
+        return
+    limits = job.spec.resources_per_node.limits
+    selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
+    names = [job.spec.gpu_type or "", hint.product, *selector.values()]
+    amd = any(name.startswith("amd.com/") for name in limits) or (machine.gpu and machine.gpu.name.startswith("MI"))
+    old = next((name for name in names if TOO_OLD.search(name)), None)
+    if not amd and not old:
+        return
+    why = "bitsandbytes has been run on no AMD GPU by any test of ours"
+    if old:
+        why = f"bitsandbytes needs a GPU since Pascal (compute capability 6.0), and {old} is older"
+    message = f"is qlora, and {why}"
+    raise SpecError(problem("QuantizationUnavailable", "spec.method.type", message, "use lora, or another GPU"))
