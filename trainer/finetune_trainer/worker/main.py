@@ -15,10 +15,11 @@ from finetune_api.messages import Task
 from finetune_trainer.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-from finetune_trainer.worker.batches.choice import collator_of
+from finetune_trainer.worker.batches.choice import batching_of
 from finetune_trainer.worker.batches.masking import EVALUATED, masked, masking_of
 from finetune_trainer.worker.data import ArrowRows
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
+from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
 from finetune_trainer.worker.losses.items import items_of
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
 from finetune_trainer.worker.models.tokens import new_ids
@@ -53,6 +54,8 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     reporter.phase("load")
     torch.set_num_threads(order.threads)
     join(order)
+    if stops(plan, past_of(order.resume)):  # it had ended when somebody was lost
+        return ExitCode.OK
     args = training_arguments(order)
     set_seed(plan.seed)  # before the adapter is initialised
 
@@ -66,13 +69,14 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         Path(order.adapter) if order.adapter else None,
     )
     masking = masking_of(plan, tokenizer) if plan.task is Task.MASKED_LM else None
-    collate = collator_of(plan, model, int(tokenizer.pad_token_id))
+    batching = batching_of(plan, model, int(tokenizer.pad_token_id))
     rows = ArrowRows(Path(order.dataset) / "train.arrow")
-    data = VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items_of(plan, rows, masking))
+    items = items_of(plan, rows, masking)
+    data = VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt)
     evaluator = None
     if plan.dataset.eval:
         eval_rows = masked(ArrowRows(Path(order.dataset) / "eval.arrow"), masking, EVALUATED)
-        evaluator = Evaluator(order, tokenizer, eval_rows, collate, args.per_device_eval_batch_size)
+        evaluator = Evaluator(order, tokenizer, eval_rows, batching.collate, args.per_device_eval_batch_size)
 
     agreement, trackers, reports = StopAgreement(), Trackers(order), Reports(reporter, plan, data)
     trainer = FineTuneTrainer(
@@ -83,8 +87,8 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         data=data,
         evaluator=evaluator,
         train_dataset=masked(data, masking, plan.seed),
-        data_collator=collate,
-        callbacks=[Cadence(plan), reports, *trackers.callbacks, agreement],
+        data_collator=batching.collate,
+        callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), agreement],
     )
     reports.follow(trainer.meter, functools.partial(loss_alone, trainer))
     try:

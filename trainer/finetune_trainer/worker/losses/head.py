@@ -81,6 +81,9 @@ class Tokens:
     def __call__(self, model: torch.nn.Module, batch: Batch) -> Summed:
         targets: torch.Tensor = batch["targets"]
         total, hits = self.layer.losses(lambda: model(**inputs(batch)).logits, batch["kept"], targets)
+        documents = batch.get("documents")
+        if documents is not None and not documents.kept_apart:
+            raise RuntimeError("the model's attention does not keep the documents of a flat batch apart")
         return Summed(total, len(targets), hits=hits)
 
 
