@@ -13,6 +13,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint
+from finetune_trainer.prepare.plan.rates import learning_rate
 from tests.unit.plan_models import encoder
 
 SHAPE = encoder()
@@ -150,16 +151,32 @@ def test_training_carries_only_what_the_plan_has_no_field_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "method", "expected"),
+    ("task", "family", "parameters", "full", "lora"),
     [
-        (Task.CLASSIFICATION, MethodType.LORA, 1e-3),
-        (Task.CLASSIFICATION, MethodType.FULL, 5e-5),
-        (Task.CAUSAL_LM, MethodType.LORA, 2e-4),
-        (Task.CAUSAL_LM, MethodType.FULL, 2e-5),
+        (Task.CLASSIFICATION, "bert", 22_713_216, 8.5e-5, 1e-3),
+        (Task.CLASSIFICATION, "roberta", 125_000_000, 4.8e-5, 5.7e-4),
+        (Task.CLASSIFICATION, "llama", 7_000_000_000, 2e-5, 2e-4),
+        (Task.CAUSAL_LM, "llama", 7_000_000_000, 2e-5, 2e-4),
+        (Task.CAUSAL_LM, "llama", 70_000_000_000, 9.3e-6, 9.3e-5),
+        (Task.CAUSAL_LM, "gpt2", 124_000_000, 7.7e-5, 7.7e-4),
+        (Task.MASKED_LM, "bert", 110_000_000, 5e-5, 5e-4),
+        (Task.SEQ2SEQ, "t5", 220_000_000, 3e-4, 1.8e-3),
+        (Task.SEQ2SEQ, "bart", 406_000_000, 3e-5, 3e-4),
     ],
 )
-def test_the_learning_rate_follows_task_and_method(task: Task, method: MethodType, expected: float) -> None:
-    assert schedule.learning_rate(task, method)[0] == expected
+def test_the_learning_rate_follows_task_method_and_size(
+    task: Task, family: str, parameters: int, full: float, lora: float
+) -> None:
+    model = MODEL.model_copy(update={"model_type": family, "parameters": parameters})
+    found = {method: learning_rate(task, method, model)[0] for method in MethodType}
+    assert found == {MethodType.FULL: full, MethodType.LORA: lora, MethodType.QLORA: lora}
+
+
+def test_masked_language_models_say_how_much_is_hidden() -> None:
+    plan = planned(Task.MASKED_LM)
+    assert (plan.mlm_probability, plan.lr_scheduler_type, plan.warmup_steps) == (0.15, "linear", 56)
+    assert "BERT paper" in choice(plan, "spec.training.mlm_probability").reason
+    assert planned(Task.MASKED_LM, training={"mlm_probability": 0.3}).mlm_probability == 0.3
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
 from finetune_trainer.prepare.plan.lora import Start, check_quantizable, lora_of
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
+from finetune_trainer.prepare.plan.rates import learning_rate
 from finetune_trainer.prepare.plan.saving import (
     LOCAL_CHECKPOINTS,
     best_interval,
@@ -34,7 +35,7 @@ from finetune_trainer.prepare.plan.schedule import (
     SCHEDULES,
     best_by,
     evaluated_every,
-    learning_rate,
+    hidden_share,
     steps_of,
     warmup_of,
 )
@@ -42,7 +43,7 @@ from finetune_trainer.prepare.plan.schedule import (
 SEED = 42
 KEEP_LAST = 3
 PADDING = 1.1  # tokens of a padded row for one that carries data: rows of like lengths share a batch
-CEILING = {Task.CLASSIFICATION: 512, Task.CAUSAL_LM: 2048, Task.SEQ2SEQ: 512}
+CEILING = {Task.CLASSIFICATION: 512, Task.CAUSAL_LM: 2048, Task.SEQ2SEQ: 512, Task.MASKED_LM: 512}
 
 # fields of the plan: they do not travel in `training` as well
 PLANNED = frozenset(
@@ -176,7 +177,7 @@ def plan(
     if load.recomputed:
         extra |= {"activation_checkpointing": True}
     steps, epochs = steps_of(ledger, dataset.train.rows, batch.rows)
-    rate, rate_reason = learning_rate(task, spec.method.type)
+    rate, rate_reason = learning_rate(task, spec.method.type, model)
     warmup = warmup_of(ledger, task, steps)
     shape, shape_reason = SCHEDULES[task]
     evaluated = dataset.eval is not None
@@ -200,6 +201,7 @@ def plan(
         max_steps=steps,
         learning_rate=ledger.take("learning_rate", rate, rate_reason),
         warmup_steps=warmup,
+        mlm_probability=hidden_share(ledger, task),
         lr_scheduler_type=ledger.take("lr_scheduler_type", shape, shape_reason),
         seed=ledger.take("seed", SEED, "any fixed number makes the run repeatable"),
         eval_every_steps=eval_every,

@@ -41,7 +41,8 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
     }
 
 
-def _count(number: float) -> str:
+def count(number: float) -> str:
+    """`7 billion`"""
     for limit, letter in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if number >= limit:
             return f"{number / limit:.4g}{letter}"
@@ -57,22 +58,22 @@ def _why_weights(load: Load) -> str:
     if load.method is MethodType.QLORA:
         quantized = load.architecture.quantized()
         return (
-            f"{_count(quantized)} weights of 4.127 bits, {_count(load.parameters - quantized)} of {width} bytes"
+            f"{count(quantized)} weights of 4.127 bits, {count(load.parameters - quantized)} of {width} bytes"
             f"{_over(load, 3)}"
         )
     if load.offload_parameters and load.device == "gpu":
         return "in the node's memory"
-    return f"{_count(load.parameters)} parameters of {width} bytes{_over(load, 3)}"
+    return f"{count(load.parameters)} parameters of {width} bytes{_over(load, 3)}"
 
 
 def _why_gradients(load: Load, moment: str) -> str:
     if load.on_host:
         return "moved to the node's memory as they come"
     if moment == "step" and load.zero_stage in (1, 2):
-        return f"{_count(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
+        return f"{count(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
     if moment == "loss" and not (load.zero_stage == 3 or load.accumulation > 1):
         return "none yet at the loss"
-    return f"{_count(load.trained)} trained parameters of {load.architecture.weight_bytes} bytes{_over(load, 2)}"
+    return f"{count(load.trained)} trained parameters of {load.architecture.weight_bytes} bytes{_over(load, 2)}"
 
 
 def _why_optimizer(load: Load, temporaries: float) -> str:
@@ -81,7 +82,7 @@ def _why_optimizer(load: Load, temporaries: float) -> str:
     master = load.master_bytes
     what = "Adam's two moments" if master < 12 else "a float32 copy and Adam's two moments"
     more = f", and {temporaries / GIB:.2f} GiB of temporaries in the step" if temporaries else ""
-    return f"{_count(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
+    return f"{count(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
 
 
 def _why_activations(load: Load, moment: str) -> str:

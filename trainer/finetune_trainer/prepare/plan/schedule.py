@@ -3,7 +3,7 @@
 import math
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import MethodType, Task
+from finetune_api.messages import Task
 from finetune_api.v1alpha1.given import METRICS
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
 
@@ -12,21 +12,16 @@ SCHEDULES = {
     Task.CLASSIFICATION: ("linear", "linear decay, as in the BERT paper"),
     Task.CAUSAL_LM: ("cosine", "cosine decay, as in the Llama 2 paper's fine-tuning"),
     Task.SEQ2SEQ: ("linear", "linear decay, as transformers' own examples of translation and summaries"),
+    Task.MASKED_LM: ("linear", "linear decay, as in the BERT and RoBERTa papers"),
 }
-
-
-def learning_rate(task: Task, method: MethodType) -> tuple[float, str]:
-    """The peak learning rate when none is given, and where it comes from."""
-    if method is not MethodType.FULL:
-        if task is Task.CLASSIFICATION:
-            return (
-                1e-3,
-                "adapter and new head of an encoder: measured with MiniLM, rank 16, 16 classes",
-            )
-        return 2e-4, "adapters of a language model: QLoRA paper (arXiv 2305.14314)"
-    if task is Task.CLASSIFICATION:
-        return 5e-5, "all weights of an encoder: BERT paper (arXiv 1810.04805), the largest of its three"
-    return 2e-5, "all weights of a language model: Llama 2 paper's fine-tuning (arXiv 2307.09288)"
+# of all steps
+WARMUPS = {
+    Task.CLASSIFICATION: (0.06, "RoBERTa paper, arXiv 1907.11692"),
+    Task.CAUSAL_LM: (0.03, "QLoRA's training script"),
+    Task.SEQ2SEQ: (0.03, "QLoRA's training script"),
+    Task.MASKED_LM: (0.06, "RoBERTa paper, arXiv 1907.11692"),
+}
+HIDDEN = 0.15  # BERT paper, arXiv 1810.04805
 
 
 def epochs_for(rows: int) -> float:
@@ -59,14 +54,20 @@ def steps_of(ledger: Ledger, rows: int, batch: int) -> tuple[int, float]:
 
 def warmup_of(ledger: Ledger, task: Task, steps: int) -> int:
     """Steps until the learning rate is at its peak."""
-    share, source = (
-        (0.06, "RoBERTa paper, arXiv 1907.11692") if task is Task.CLASSIFICATION else (0.03, "QLoRA's training script")
-    )
+    share, source = WARMUPS[task]
     given = ledger.given.get("warmup_steps")
     if isinstance(given, float) and given < 1:
         ledger.note("spec.training.warmup_steps", round(given * steps), f"{given:g} of {steps} steps, as given", True)
         return round(given * steps)
     return int(ledger.take("warmup_steps", round(share * steps), f"{share:.0%} of {steps} steps ({source})"))
+
+
+def hidden_share(ledger: Ledger, task: Task) -> float:
+    """The share of tokens that masked language modelling hides; of no meaning elsewhere."""
+    if task is not Task.MASKED_LM:
+        return HIDDEN
+    reason = "BERT paper (arXiv 1810.04805); up to 0.4 serves large models (Wettig et al. 2023, arXiv 2202.08005)"
+    return float(ledger.take("mlm_probability", HIDDEN, reason))
 
 
 def evaluated_every(ledger: Ledger, steps: int, evaluated: bool) -> int:
