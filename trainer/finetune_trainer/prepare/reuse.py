@@ -54,6 +54,7 @@ def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
         "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
         "tokens": options_key(spec, found.template),
         "tokenizer": base.facts.commit,
+        "new_tokens": job.spec.model.new_tokens,
         "limit": planner.length_limit(job, found.task, base.facts.max_positions),
     }
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()

@@ -175,7 +175,7 @@ def _build(
     if base is None:
         report(f"model: reading {found.model.source}")
         base = read_model(found.model, work / "model")
-    tokenizer = load_tokenizer(base.folder, found.task)
+    tokenizer = load_tokenizer(base.folder, found.task, job.spec.model.new_tokens, work / "tokenizer")
     encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
     report("dataset: tokenising")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded

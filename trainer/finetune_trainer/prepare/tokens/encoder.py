@@ -43,6 +43,7 @@ class Encoder:
         template: of conversations.
         specials: what the template reads of the tokenizer.
         notes: what a careful reader should know.
+        extended: folder with the tokenizer's files, where it has new tokens.
     """
 
     definition: Path
@@ -57,6 +58,7 @@ class Encoder:
     template: ChatTemplate | None = None
     specials: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    extended: Path | None = None
 
     def __call__(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
@@ -218,6 +220,7 @@ def encoder_for(
         template=template,
         specials=tokenizer.specials,
         notes=_notes(template, tokenizer) if template else (),
+        extended=tokenizer.extended,
     )
     if template is not None:
         _probe(encoder.speaker, templates.FIELD if given else "spec.model")

@@ -6,6 +6,7 @@ The parent only writes and hashes. Nothing depends on how many processes there a
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.model_files import CHAT_TEMPLATE
+from finetune_trainer.model_files import CHAT_TEMPLATE, TOKENIZER_FILES
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
 from finetune_trainer.prepare.data.formats import DataFile, Fault
@@ -122,9 +123,22 @@ def tokenize(
     address = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
     if encoder.template is not None:
         address.update(f"template:{encoder.template.inference}".encode())
+    if encoder.extended is not None:
+        address.update(f"tokenizer:{_keep_tokenizer(encoder.extended, folder)}".encode())
     for split, writer in writers.items():
         address.update(f"{split}:{writer.digest}".encode())
     return Tokenized(folder, _facts(address.hexdigest(), facts, data), observed, encoder.notes)
+
+
+def _keep_tokenizer(extended: Path, folder: Path) -> str:
+    """Put the files of a tokenizer with new tokens beside the data (a chat template is there, or the model's stays);
+    a hash over them."""
+    digest = hashlib.sha256()
+    for path in sorted(extended.iterdir()):
+        if path.name in TOKENIZER_FILES - {CHAT_TEMPLATE}:
+            shutil.copyfile(path, folder / path.name)
+            digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    return digest.hexdigest()
 
 
 def _sizes(data: CheckedData) -> dict[Split, int]:

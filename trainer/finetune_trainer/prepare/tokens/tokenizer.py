@@ -7,14 +7,14 @@ tokens, BOS and EOS), so that the ids are the same.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from finetune_api.errors import ModelError, Problem
+from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
 
 
@@ -29,6 +29,8 @@ class LoadedTokenizer:
         size: ids run from 0 to `size` - 1.
         embeddings: rows of the model's embedding by its config.json; None where it does not say.
         template: its chat template, or None.
+        extended: folder with its files, where it has tokens that the model's own lacks; else None.
+        known: tokens that were to be added and that it had already.
     """
 
     definition: str
@@ -38,22 +40,33 @@ class LoadedTokenizer:
     size: int = 0
     embeddings: int | None = None
     template: str | None = None
+    extended: Path | None = None
+    known: tuple[str, ...] = ()
 
 
-def load_tokenizer(folder: Path, task: Task) -> LoadedTokenizer:
+def load_tokenizer(
+    folder: Path, task: Task, new_tokens: Sequence[str] = (), extended: Path | None = None
+) -> LoadedTokenizer:
     """The fast tokenizer in a folder.
 
+    Args:
+        new_tokens: tokens to add to it; each becomes one id, wherever it stands in a text.
+        extended: folder to save it to, where there are any.
+
     Raises:
+        SpecError: it knows a new token already.
         ModelError: there is none, or it lacks the end-of-text token that a language model is taught with, or the mask
             token that hides words.
     """
     if "torch" in sys.modules:  # paid for already
-        loaded = _load(folder)
+        loaded = _load(folder, new_tokens, extended)
     else:
         with ProcessPoolExecutor(1, get_context("spawn")) as other:
-            loaded = other.submit(_load, folder).result()
+            loaded = other.submit(_load, folder, new_tokens, extended).result()
     if isinstance(loaded, str):
         raise ModelError(_unusable(loaded))
+    if loaded.known:
+        raise SpecError([_known(new_tokens.index(token), token) for token in loaded.known])
     if task in (Task.CAUSAL_LM, Task.SEQ2SEQ) and loaded.eos_id is None:
         raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
     if task is Task.MASKED_LM and not loaded.specials.get("mask_token"):
@@ -61,9 +74,9 @@ def load_tokenizer(folder: Path, task: Task) -> LoadedTokenizer:
     return loaded
 
 
-def _load(folder: Path) -> LoadedTokenizer | str:
+def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> LoadedTokenizer | str:
     """The tokenizer, or why there is none: our errors do not survive the way between two processes."""
-    from transformers import AutoTokenizer
+    from transformers import AddedToken, AutoTokenizer
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -72,6 +85,15 @@ def _load(folder: Path) -> LoadedTokenizer | str:
         return f"the tokenizer cannot be loaded: {reason}"
     if not tokenizer.is_fast:
         return "the tokenizer has no fast version"
+    embeddings = _embeddings(folder)
+    vocabulary = tokenizer.get_vocab()
+    known = tuple(token for at, token in enumerate(new_tokens) if token in vocabulary or token in new_tokens[:at])
+    if new_tokens and extended and not known:
+        # not special: decoded text keeps them; not normalized: found as they are written, also by a tokenizer that
+        # puts everything in lower case
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in new_tokens])
+        tokenizer.save_pretrained(extended)
+        embeddings = None if embeddings is None else max(embeddings, len(tokenizer))
     template = tokenizer.chat_template
     return LoadedTokenizer(
         definition=tokenizer.backend_tokenizer.to_str(),
@@ -79,8 +101,10 @@ def _load(folder: Path) -> LoadedTokenizer | str:
         eos_id=tokenizer.eos_token_id,
         unk_id=tokenizer.unk_token_id,
         size=len(tokenizer),
-        embeddings=_embeddings(folder),
+        embeddings=embeddings,
         template=template.get("default") if isinstance(template, dict) else template,
+        extended=extended if new_tokens else None,
+        known=known,
     )
 
 
@@ -94,6 +118,12 @@ def _embeddings(folder: Path) -> int | None:
         if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
             return int(part["vocab_size"])
     return None
+
+
+def _known(index: int, token: str) -> Problem:
+    message = f"is {token!r}, which the model's tokenizer has already, or which is named twice"
+    cure = "leave it out: it is one token as it is"
+    return Problem(code="TokenKnown", field=f"spec.model.newTokens[{index}]", message=message, cure=cure)
 
 
 def _unusable(message: str) -> Problem:
