@@ -99,18 +99,17 @@ GRID = (
 
 
 class Rows:
-    """Rows of random tokens, all of the full length but the last of each batch."""
+    """Rows of random tokens, all of the full length."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
+        self.lengths = [case.length] * len(self)
 
     def __len__(self) -> int:
         return self._case.batch * STEPS
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        short = index % self._case.batch == self._case.batch - 1 and self._case.batch > 1
-        length = self._case.length * 7 // 8 if short else self._case.length
-        ids = np.random.default_rng(index).integers(5, 50_000, length)
+        ids = np.random.default_rng(index).integers(5, 50_000, self._case.length)
         return {"input_ids": ids.astype(np.int32), "labels": ids.astype(np.int64)}
 
 
@@ -140,8 +139,9 @@ def run(case: Case, port: int, folder: Path) -> dict[str, int]:
 
     from finetune_trainer.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments
-    from finetune_trainer.worker.batches.padded import PaddedBatch
+    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
+    from finetune_trainer.worker.sampling import VirtualDataset
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     order = WorkerOrder(
@@ -172,8 +172,17 @@ def run(case: Case, port: int, folder: Path) -> dict[str, int]:
         model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    rows: Any = Rows(case)
-    trainer: Any = FineTuneTrainer(order, None, model, args, train_dataset=rows, data_collator=PaddedBatch(0))  # type: ignore[arg-type]
+    batching = batching_of(order.plan, model, 0)
+    data = VirtualDataset(Rows(case), 1, STEPS, case.batch, dealt=batching.dealt)
+    trainer: Any = FineTuneTrainer(
+        order,
+        None,  # type: ignore[arg-type]
+        model,
+        args,
+        data=data,
+        train_dataset=data,
+        data_collator=batching.collate,
+    )
     trainer._save_checkpoint = lambda *_: None
     trainer.train()
     return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}

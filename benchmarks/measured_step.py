@@ -119,17 +119,22 @@ def reset() -> None:
 
 
 class Rows:
-    """Random tokens; the first row of each micro-batch has the full length, the others are an eighth shorter."""
+    """Random tokens; all rows have the full length, but for padded batches, where only the first of each micro-batch
+    has it and the others are an eighth shorter: where nothing is padded, that would be a smaller batch."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
+        self.lengths = [self._length(index) for index in range(len(self))]
+
+    def _length(self, index: int) -> int:
+        full = TASKS[self._case.family] is Task.CAUSAL_LM or index % self._case.batch == 0
+        return self._case.length if full else self._case.length * 7 // 8
 
     def __len__(self) -> int:
         return self._case.batch * self._case.ranks * self._case.accumulation * STEPS
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        length = self._case.length if index % self._case.batch == 0 else self._case.length * 7 // 8
-        ids = np.random.default_rng(index).integers(5, 15000, length).astype(np.int32)
+        ids = np.random.default_rng(index).integers(5, 15000, self.lengths[index]).astype(np.int32)
         if self._case.family == "bert":
             return {"input_ids": ids, "label": index % 2}
         return {"input_ids": ids, "labels": ids.astype(np.int64)}
@@ -187,8 +192,9 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
 
     from finetune_trainer.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-    from finetune_trainer.worker.batches.padded import PaddedBatch
+    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
+    from finetune_trainer.worker.sampling import VirtualDataset
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     order = WorkerOrder(
@@ -216,8 +222,17 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
     set_seed(1)
     model = model_of(case, weight_dtype(args))
     marks.phase("build")
-    data: Any = rows
-    trainer: Any = FineTuneTrainer(order, None, model, args, train_dataset=data, data_collator=PaddedBatch(0))  # type: ignore[arg-type]
+    batching = batching_of(order.plan, model, 0)
+    data = VirtualDataset(rows, 1, STEPS, order.plan.global_batch, dealt=batching.dealt)
+    trainer: Any = FineTuneTrainer(
+        order,
+        None,  # type: ignore[arg-type]
+        model,
+        args,
+        data=data,
+        train_dataset=data,
+        data_collator=batching.collate,
+    )
     trainer._save_checkpoint = lambda *_: None
     loss, first = trainer.compute_loss, True
 

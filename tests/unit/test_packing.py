@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from finetune_trainer.prepare.tokens.packing import pack
-from finetune_trainer.worker.batches.padded import IGNORED, PaddedBatch
+from finetune_trainer.worker.attention import use_segmented
+from finetune_trainer.worker.batches.flat import Documents, FlatTokens
+from finetune_trainer.worker.batches.padded import IGNORED, PaddedTokens
+from finetune_trainer.worker.losses.head import inputs
 from tests.models import VOCABULARY, make_llama
 
-LENGTHS = (17, 5, 30, 9, 23, 12, 2)
+LENGTHS = (17, 5, 30, 9, 23, 12, 2)  # the last is the shortest: documents are sorted
 PAD = 2
 
 
@@ -42,50 +45,64 @@ def together(*rows: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def losses(model: Any, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """Loss of every trained token of a batch."""
-    batch = PaddedBatch(PAD)(rows)
+def losses(model: Any, rows: Sequence[dict[str, Any]], *, flat: bool = True) -> torch.Tensor:
+    """Loss of every trained token of a batch, in the order of its targets."""
+    batch: dict[str, Any] = FlatTokens()(rows) if flat else PaddedTokens(PAD)(rows)
     with torch.no_grad():
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    targets = batch["labels"][:, 1:]
-    each = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return each[targets.flatten() != IGNORED]
+        logits = model(**inputs(batch)).logits
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1)[batch["kept"]], batch["targets"], reduction="none")
 
 
-@pytest.mark.parametrize("before", [[0], [2], [0, 3]])
-def test_a_document_has_the_same_loss_whatever_stands_before_it(before: list[int], model: Any) -> None:
+@pytest.fixture(params=[True, False], ids=["flat", "padded"])
+def flat(request: pytest.FixtureRequest, model: Any) -> bool:
+    """Flat batches with our attention; or padded ones, for families that it does not serve, with transformers' own."""
+    if request.param:
+        use_segmented(model)
+    else:
+        model.set_attn_implementation("sdpa")
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("before", [[0], [2], [0, 3], [0, 1, 2, 3]])
+def test_a_document_has_the_same_loss_whatever_stands_before_it(before: list[int], model: Any, flat: bool) -> None:
     rows = documents()
-    alone = losses(model, [together(rows[4])])
-    packed = losses(model, [together(*(rows[index] for index in before), rows[4])])
+    alone = losses(model, [together(rows[6])], flat=flat)
+    packed = losses(model, [together(*(rows[index] for index in before), rows[6])], flat=flat)
     torch.testing.assert_close(packed[-len(alone) :], alone, atol=1e-5, rtol=0)
 
 
-def test_packed_and_unpacked_rows_have_the_same_loss_per_token(model: Any) -> None:
+def test_packed_and_unpacked_rows_have_the_same_loss_per_token(model: Any, flat: bool) -> None:
     rows = documents()
-    unpacked = losses(model, rows)
-    packed = losses(model, [together(*rows[:3]), together(*rows[3:5]), together(*rows[5:])])  # two need padding
-    assert len(packed) == len(unpacked)
-    torch.testing.assert_close(packed.mean(), unpacked.mean(), atol=1e-5, rtol=0)
+    unpacked = losses(model, rows, flat=flat)
+    packed = losses(model, [together(*rows[:3]), together(*rows[3:5]), together(*rows[5:])], flat=flat)  # some padded
+    torch.testing.assert_close(packed.sort().values, unpacked.sort().values, atol=1e-5, rtol=0)
 
 
-def test_the_models_own_loss_is_that_of_the_documents(model: Any) -> None:
+def test_a_batch_that_is_flat_has_the_losses_of_a_padded_one(model: Any) -> None:
     rows = documents()
-    packed = PaddedBatch(PAD)([together(*rows)])
-    apart = PaddedBatch(PAD)(rows)
-    with torch.no_grad():
-        assert model(**packed).loss.item() == pytest.approx(model(**apart).loss.item(), abs=1e-5)
+    model.set_attn_implementation("sdpa")
+    padded = losses(model, rows, flat=False)
+    use_segmented(model)
+    torch.testing.assert_close(losses(model, rows).sort().values, padded.sort().values, atol=1e-5, rtol=0)
 
 
-def test_a_packed_batch_has_positions_that_begin_again_and_no_mask() -> None:
+def test_a_packed_batch_that_is_padded_has_positions_that_begin_again_and_no_mask() -> None:
     rows = documents()
-    batch = PaddedBatch(PAD)([together(rows[1], rows[6]), together(rows[3])])
-    assert set(batch) == {"input_ids", "position_ids", "labels"}
+    batch = PaddedTokens(PAD)([together(rows[1], rows[6]), together(rows[3])])
+    assert set(batch) == {"input_ids", "position_ids", "kept", "targets"}
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 0, 1], list(range(9))]
-    assert batch["labels"][0, 5] == IGNORED
-    assert batch["labels"][0, 7:].tolist() == [IGNORED, IGNORED]
     assert batch["input_ids"][0, 7:].tolist() == [PAD, PAD]
+    assert 4 not in batch["kept"].tolist(), "the second document does not follow from the first"
+
+
+def test_a_flat_batch_holds_every_token_once_and_no_padding() -> None:
+    rows = documents()
+    batch = FlatTokens()([together(rows[1], rows[6]), rows[3], rows[1]])
+    assert batch["input_ids"].shape == (1, 5 + 2 + 9 + 5)
+    assert batch["documents"] == Documents(((1, 9), (2, 5), (1, 2)), 9)
+    assert batch["cu_seq_lens"].tolist() == [0, 9, 14, 19, 21]
+    assert batch["position_ids"].tolist() == [[*range(9), *range(5), *range(5), *range(2)]]
+    assert "attention_mask" not in batch
 
 
 # ---------------------------------------------------------------- packing itself
