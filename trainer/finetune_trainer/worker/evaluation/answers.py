@@ -1,11 +1,10 @@
-"""Answers to questions, generated greedily by the model in training. What training set on it is put back afterwards."""
+"""Answers to questions, generated greedily by the model in training."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_api.messages import Task
 from finetune_trainer.worker.batches.padded import IGNORED
@@ -45,7 +44,7 @@ class Generator:
         config = self._config(model, questions, most)
         stops = set(config.eos_token_id)
         answers: dict[int, list[int]] = {}
-        with generating(model), torch.no_grad():
+        with torch.no_grad():
             for number, batch in enumerate(share.batches):
                 asked = [questions[place] for place in batch]
                 said = self._generate(model, asked, config, device)
@@ -101,23 +100,6 @@ class Generator:
         for question in questions:
             stops |= special & {int(token) for token in question.reference[-END:]}
         return sorted(int(stop) for stop in stops - {None, IGNORED})
-
-
-@contextlib.contextmanager
-def generating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and an attention that knows padding and a cache; the model's own are put back."""
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[assignment, operator]
-    training, before = model.training, str(base.config._attn_implementation)
-    standard = before in {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"}
-    model.eval()
-    if not standard:  # the worker's own is made for batches without padding
-        base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")
-    try:
-        yield
-    finally:
-        if not standard:
-            base.set_attn_implementation(before)
-        model.train(training)
 
 
 def _until(ids: Sequence[int], stops: set[int]) -> list[int]:

@@ -135,7 +135,7 @@ class Evaluator:
         """This rank's share. The device is waited for once, at the end."""
         order = self._order
         share = share_of(self._rows.lengths, self._batch_rows, order.rank, order.world_size)
-        part = _Part()
+        part, multiple = _Part(), self._problem is ProblemType.MULTI_LABEL
         total = torch.zeros((), dtype=torch.float64, device=engine.device)
         hits: list[torch.Tensor] = []
         predicted: list[torch.Tensor] = []
@@ -151,7 +151,7 @@ class Evaluator:
                 hits.append(summed.hits)
             if summed.outputs is not None:
                 predicted.append(decided(self._problem, summed.outputs))
-                truth.append(batch["labels"])
+                truth.append(batch["labels"] > THRESHOLD if multiple else batch["labels"])
                 part.rows += rows
         part.total = float(total)
         part.hits = int(torch.stack(hits).sum()) if hits else None
