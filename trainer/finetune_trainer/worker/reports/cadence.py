@@ -1,14 +1,18 @@
 """When a run evaluates and saves, and what it reports: callbacks that carry no state a checkpoint would need."""
 
 import math
-import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_api.messages import Plan
+from finetune_trainer.orders import OVERFITTING_SINCE
+from finetune_trainer.worker.evaluation.history import evaluations
+from finetune_trainer.worker.evaluation.overfitting import overfitting_since
+from finetune_trainer.worker.reports.diverged import diagnosed
 from finetune_trainer.worker.reports.events import Reporter
+from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
 
 
@@ -37,22 +41,28 @@ class Cadence(TrainerCallback):
 
 
 class Reports(TrainerCallback):
-    """Tells the agent what happens, and ends the run when the loss is no number any more."""
+    """Tells the agent what happens, and ends the run when its numbers are none. Trackers come after it in the list of
+    callbacks: they see what it adds to the logs.
 
-    def __init__(self, reporter: Reporter, data: VirtualDataset) -> None:
+    Args:
+        reporter: the way to the agent.
+        plan: what is trained.
+        data: the rows of the run.
+    """
+
+    def __init__(self, reporter: Reporter, plan: Plan, data: VirtualDataset) -> None:
         self._reporter = reporter
+        self._plan = plan
         self._data = data
-        self._began = 0.0
-        self._seconds = 0.0
+        self._meter = Meter(plan)
+        self._loss_of: Callable[[int], float] = lambda position: math.nan
+
+    def follow(self, meter: Meter, loss_of: Callable[[int], float]) -> None:
+        """What a trainer measures, and where it tells the loss of the row at a single position of the run."""
+        self._meter, self._loss_of = meter, loss_of
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._reporter.phase("train", state.global_step)
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._seconds = time.perf_counter() - self._began
 
     def on_log(
         self,
@@ -64,13 +74,17 @@ class Reports(TrainerCallback):
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        measured = {name: float(logs.get(name, 0.0)) for name in ("loss", "learning_rate", "grad_norm")}
-        if not math.isfinite(measured["loss"]):
-            raise diverged(state.global_step, measured["loss"])
-        if not math.isfinite(measured["grad_norm"]):
-            raise diverged(state.global_step, measured["grad_norm"])
-        tokens = self._data.step_tokens(state.global_step)
-        self._reporter.step(state.global_step, {**measured, "tokens": tokens, "seconds": self._seconds})
+        step = state.global_step
+        taken = self._meter.taken(self._data.step_tokens(step))
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm") or 0.0)
+        if math.isfinite(loss) and args.fp16 and not math.isfinite(norm):
+            norm = 0.0  # float16's loss scaler has tried too much: it skips this update and tries half
+            logs["grad_norm"] = norm
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise diagnosed(step, loss, norm, self._data, self._plan.global_batch, self._loss_of)
+        logs.update(taken.logs)
+        told = {"loss": loss, "learning_rate": float(logs.get("learning_rate", 0.0)), "grad_norm": norm}
+        self._reporter.step(step, {**told, **taken.event})
 
     def on_evaluate(
         self,
@@ -80,7 +94,9 @@ class Reports(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        self._reporter.evaluation(state.global_step, quality(metrics or {}))
+        turned = overfitting_since(evaluations(state.log_history))
+        told = {} if turned is None else {OVERFITTING_SINCE: float(turned)}
+        self._reporter.evaluation(state.global_step, quality(metrics or {}) | told)
         self._reporter.phase("train", state.global_step)
 
 
@@ -94,16 +110,3 @@ def quality(metrics: dict[str, float]) -> dict[str, float]:
         and isinstance(value, int | float)
         and math.isfinite(value)
     }
-
-
-def diverged(step: int, value: float) -> RunError:
-    """The error of a run whose numbers are none."""
-    return RunError(
-        Problem(
-            code="Diverged",
-            field="spec.training.learning_rate",
-            message=f"loss or gradient norm became {value} at step {step}",
-            cure="lower learning_rate, add warmup_steps, or look at the rows of that batch",
-        ),
-        FailureCategory.DIVERGED,
-    )

@@ -35,9 +35,7 @@ def diverged(step: int, loss: float, norm: float, rows: Sequence[int], guilty: S
         alone = f"; alone, {_named(guilty)} of train.arrow gives it, the others of the batch do not"
     cure = "lower learning_rate, add warmup_steps, or look at the rows of that batch"
     if guilty and len(guilty) < len(rows):
-        cure = (
-            f"look at {_named(guilty)} of the prepared data: its tokens, or the model's weights for them, are at fault"
-        )
+        cure = f"look at {_named(guilty)} of the prepared data: its tokens, or the model's weights for them"
     return RunError(
         Problem(
             code="Diverged",
@@ -77,7 +75,8 @@ def loss_alone(trainer: Trainer, position: int) -> float:
     assert trainer.train_dataset is not None
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[position]]))
     trainer.model_wrapped.eval()
-    return float(trainer.compute_loss(trainer.model_wrapped, batch))
+    loss = trainer.compute_loss(trainer.model_wrapped, batch)
+    return float(loss[0] if isinstance(loss, tuple) else loss)
 
 
 def _named(rows: Sequence[int]) -> str:

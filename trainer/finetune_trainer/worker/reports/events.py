@@ -28,7 +28,7 @@ class Reporter:
         self._send(WorkerEvent(event="phase", generation=self._generation, rank=self._rank, step=step, phase=phase))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """A step is done; `values`: loss, learning_rate, grad_norm, tokens, seconds."""
+        """A step is done; `values`: loss, learning_rate, grad_norm, tokens, seconds, data_wait, memory_bytes."""
         self._send(
             WorkerEvent(event="step", generation=self._generation, rank=self._rank, step=step, values=dict(values))
         )

@@ -1,0 +1,99 @@
+"""What a step took: seconds, how many of them it waited for data, tokens and samples, memory, share of the GPU's peak.
+
+By the host's clock alone: a step ends where its loss is read, the one moment when host and GPU meet anyway.
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from finetune_api.messages import Plan
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Taken:
+    """One step as rank 0 saw it, without evaluation and saving.
+
+    Attributes:
+        tokens: non-padding tokens of the global batch.
+        samples: rows of the global batch.
+        seconds: from asking for its batches to having its loss.
+        data_wait: of these, seconds until its batches were there.
+        memory_bytes: peak so far: what tensors took of the GPU's memory; without GPU, resident memory of the process.
+        mfu: model FLOPs utilisation, PaLM paper (arXiv 2204.02311), appendix B; None if the GPU's peak is not known.
+    """
+
+    tokens: int
+    samples: int
+    seconds: float
+    data_wait: float
+    memory_bytes: int
+    mfu: float | None
+
+    @property
+    def logs(self) -> dict[str, float]:
+        """Under the names that trackers show."""
+        shown = {
+            "tokens_per_second": self.tokens / self.seconds,
+            "samples_per_second": self.samples / self.seconds,
+            "data_wait_seconds": self.data_wait,
+            "memory_gib": self.memory_bytes / GIB,
+        }
+        return shown if self.mfu is None else {**shown, "mfu": self.mfu}
+
+    @property
+    def event(self) -> dict[str, float]:
+        """As the agent hears it."""
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "data_wait": self.data_wait,
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+class Meter:
+    """Times the steps of one rank.
+
+    Args:
+        plan: has the rows of a step, the operations of a token and the GPU's peak.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._began = time.perf_counter()
+        self._waited = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around fetching all batches of a step, with which the step begins."""
+        self._began = time.perf_counter()
+        yield
+        self._waited = time.perf_counter() - self._began
+
+    def taken(self, tokens: int) -> Taken:
+        """The step that has just ended; `tokens`: non-padding ones of the global batch."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        plan = self._plan
+        peak = plan.peak_flops * plan.world_size
+        return Taken(
+            tokens=tokens,
+            samples=plan.global_batch,
+            seconds=seconds,
+            data_wait=min(self._waited, seconds),
+            memory_bytes=peak_memory(),
+            mfu=plan.flops_per_token * tokens / seconds / peak if peak and plan.flops_per_token else None,
+        )
+
+
+def peak_memory() -> int:
+    """Bytes: the most that tensors took on this rank's GPU, or that this process had resident."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
