@@ -112,6 +112,11 @@ def model_prefix(name: str, commit: str) -> str:
     return f"models/{name}/{commit}/"
 
 
+def adapter_prefix(commit: str) -> str:
+    """Key prefix of a mirrored adapter that training starts from."""
+    return f"adapters/{commit}/"
+
+
 def run_prefix(namespace: str, name: str, uid: str) -> str:
     """Key prefix of everything that belongs to one run."""
     return f"jobs/{namespace}/{name}/{uid}/"

@@ -70,6 +70,11 @@ BROKEN = {
         "Conflict",
         "spec.model.adapter",
     ),
+    "an adapter to start from, and tokens new to it": (
+        {"model": {"uri": "file://m", "adapter": "file://a", "newTokens": ["<x>"]}},
+        "Conflict",
+        "spec.model.adapter",
+    ),
     "some layers of all linear modules": (
         {"method": {"type": "lora", "lora": {"layers_to_transform": [1]}}},
         "Conflict",

@@ -14,6 +14,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LFS_POINTER = b"version https://git-lfs"
 TOKENIZER_FILES = frozenset(
     {

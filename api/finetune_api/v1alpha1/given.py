@@ -114,33 +114,6 @@ def not_with(name: str, *others: str) -> Callable[[Given], str | None]:
     return broken
 
 
-def unevaluated(name: str) -> Callable[[Given], str | None]:
-    def broken(spec: Given) -> str | None:
-        training, dataset = part(spec, "training"), spec.get("dataset")
-        value = training.get(name)
-        if not isinstance(value, (int, str, float)) or isinstance(value, bool):
-            return None
-        if isinstance(value, float) and value > 1 and not value.is_integer():
-            return None
-        if not isinstance(dataset, Mapping) or has(dataset, "eval"):
-            return None
-        return f"is {shown(value)}, and there are no evaluation data"
-
-    return broken
-
-
-METRICS = {"classification": ("loss", "accuracy", "macro_f1"), "causal-lm": ("loss",), "seq2seq": ("loss",)}
-"""What evaluation measures, by task; with or without `eval_` before it."""
-
-
-def metric(spec: Given) -> str | None:
-    name, task = part(spec, "training").get("metric_for_best_model"), spec.get("task")
-    known = METRICS.get(task, METRICS["classification"]) if isinstance(task, str) else METRICS["classification"]
-    if not isinstance(name, str) or not name or name.removeprefix("eval_") in known:
-        return None
-    return f"is {shown(name)}; evaluation measures {', '.join(f'eval_{one}' for one in known)}"
-
-
 def warmup(training: Given) -> str | None:
     rising, steps = whole(training, "warmup_steps"), whole(training, "max_steps")
     if rising is None or steps is None or rising < steps:
@@ -195,8 +168,11 @@ def whole_parameters(lora: Given) -> str | None:
 
 def adapter(spec: Given) -> str | None:
     """An adapter to start from has a configuration of its own."""
-    if not has(part(spec, "model"), "adapter"):
+    model = part(spec, "model")
+    if not has(model, "adapter"):
         return None
+    if model.get("newTokens"):
+        return "is given together with newTokens; an adapter has no place for the rows of tokens that are new to it"
     method = part(spec, "method")
     if method.get("type") == "full":
         return "is given, and method.type is full; only lora and qlora train an adapter"

@@ -4,11 +4,8 @@ Our half reads the job as it was written, so that a rule is checked even where a
 value of the wrong type counts as not given (its own error says so).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
+from finetune_api.v1alpha1.evaluation_rules import EVALUATION_RULES
 from finetune_api.v1alpha1.given import (
-    Given,
     adapted_and_saved,
     adapter,
     batch,
@@ -17,7 +14,6 @@ from finetune_api.v1alpha1.given import (
     data_source,
     delimiter,
     has,
-    metric,
     model_source,
     mounts,
     not_with,
@@ -26,36 +22,11 @@ from finetune_api.v1alpha1.given import (
     prefetch,
     ranks,
     schedule,
-    unevaluated,
     warmup,
     whole_devices,
     whole_parameters,
 )
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One rule on the object at `at`.
-
-    Attributes:
-        at: path of the object that the rule looks at.
-        field: the field to blame, relative to `at`; empty = the object itself.
-        code: identifier of the problem.
-        broken: what is wrong, in words with the values seen, or None where the rule holds.
-        cure: what to do.
-        cel: the same rule for the API server; None where CEL cannot see the fields (those without one type), or cannot
-            say it in few words. The operator refuses such a job a second later.
-        says: the message for the API server, which cannot name values; for the reference too.
-    """
-
-    at: tuple[str, ...]
-    field: str
-    code: str
-    broken: Callable[[Given], str | None]
-    cure: str
-    cel: str | None
-    says: str
-
+from finetune_api.v1alpha1.rule import Rule
 
 _TRAINING = ("spec", "training")
 
@@ -185,33 +156,6 @@ RULES: tuple[Rule, ...] = (
         " lr_scheduler_kwargs",
     ),
     Rule(
-        at=("spec",),
-        field="training.eval_steps",
-        code="NeedsOther",
-        broken=unevaluated("eval_steps"),
-        cure="set spec.dataset.eval to a file or to {split: 0.05}, or leave it out",
-        cel=None,
-        says="training.eval_steps goes only with dataset.eval",
-    ),
-    Rule(
-        at=("spec",),
-        field="training.metric_for_best_model",
-        code="NeedsOther",
-        broken=unevaluated("metric_for_best_model"),
-        cure="set spec.dataset.eval to a file or to {split: 0.05}, or leave it out",
-        cel=None,
-        says="training.metric_for_best_model goes only with dataset.eval",
-    ),
-    Rule(
-        at=("spec",),
-        field="training.metric_for_best_model",
-        code="UnknownMetric",
-        broken=metric,
-        cure="write one of them, or leave it out: the plan chooses",
-        cel=None,
-        says="training.metric_for_best_model is eval_loss, and for classification eval_accuracy or eval_macro_f1 too",
-    ),
-    Rule(
         at=("spec", "method", "lora"),
         field="modules_to_save",
         code="Conflict",
@@ -238,9 +182,11 @@ RULES: tuple[Rule, ...] = (
         field="model.adapter",
         code="Conflict",
         broken=adapter,
-        cure="leave the adapter out, or set spec.method.type to lora (or qlora) and leave spec.method.lora out",
-        cel="!has(self.model.adapter) || (self.method.type != 'full' && !has(self.method.lora))",
-        says="model.adapter goes with type lora or qlora, and without method.lora: it has its own configuration",
+        cure="leave the adapter out, or take type lora or qlora and leave method.lora and newTokens out",
+        cel="!has(self.model.adapter) || (self.method.type != 'full' && !has(self.method.lora)"
+        " && (!has(self.model.newTokens) || size(self.model.newTokens) == 0))",
+        says="model.adapter goes with type lora or qlora, and without method.lora and model.newTokens: it has its own"
+        " configuration",
     ),
     Rule(
         at=("spec", "method", "lora"),
@@ -360,4 +306,5 @@ RULES: tuple[Rule, ...] = (
         says="training.global_batch_size must be a multiple of per_device_train_batch_size"
         " x gradient_accumulation_steps x processesPerNode x nodes, as far as they are given",
     ),
+    *EVALUATION_RULES,
 )

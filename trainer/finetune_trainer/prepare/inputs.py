@@ -1,16 +1,19 @@
 """What a job names, found before any of it is read: the data's files, the model and its configuration, the template."""
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.errors import FineTuneError
-from finetune_api.messages import Task
+from finetune_api.errors import FineTuneError, Problem, SpecError
+from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.adapters import StartAdapter, find_adapter
 from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.families import resolve_task
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.lora import Start
 from finetune_trainer.prepare.plan.machine import gpu_hint
 from finetune_trainer.prepare.tokens.encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
@@ -22,12 +25,19 @@ class Inputs:
 
     Attributes:
         template: text of the chat template that the job names; None if it names none.
+        adapter: the adapter that training starts from; None if the job names none.
     """
 
     sources: Sources
     model: ModelSource
     task: Task
     template: str | None
+    adapter: StartAdapter | None
+
+    @property
+    def start(self) -> Start | None:
+        """What the plan needs to know of the adapter."""
+        return self.adapter.start if self.adapter else None
 
 
 def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
@@ -40,7 +50,7 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
         FineTuneError: of the first kind that was met, with the problems of all.
     """
     errors: list[FineTuneError] = []
-    spec = job.spec.dataset
+    spec, adapter = job.spec.dataset, None
     try:
         sources = locate_all(spec, environ)
     except FineTuneError as error:
@@ -53,9 +63,20 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
         model = locate_model(job.spec.model, environ)
         task = resolve_task(model.config(work / "model"), job.spec.task)
         check_packing(spec, task)
+        check_installed(job.spec.method.type)
+        if uri := job.spec.model.adapter:
+            adapter = find_adapter(uri, task, environ, work / "adapter")
         planner.counting(job, task, gpu_hint(environ))  # a GPU that nobody knows, a precision that the machine lacks
     except FineTuneError as error:
         errors.append(error)
     if errors:
         raise type(errors[0])([problem for error in errors for problem in error.problems])
-    return Inputs(sources, model, task, template)
+    return Inputs(sources, model, task, template, adapter)
+
+
+def check_installed(method: MethodType) -> None:
+    """Raises SpecError for QLoRA where this machine, which has what the training pods have, lacks bitsandbytes."""
+    if method is MethodType.QLORA and importlib.util.find_spec("bitsandbytes") is None:
+        message = "is qlora, and the package bitsandbytes, which makes 4-bit weights, is not installed here"
+        cure = "use lora, or an image with bitsandbytes"
+        raise SpecError(Problem(code="QuantizationUnavailable", field="spec.method.type", message=message, cure=cure))

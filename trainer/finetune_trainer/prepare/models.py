@@ -194,9 +194,19 @@ class BaseModel:
 
         Raises:
             ModelError: transformers cannot build it.
-            SpecError: it has no modules of the names that LoRA is to adapt.
+            SpecError: it has no modules or parameters of the names that the method has.
         """
-        return architecture_of(self.config, task, how.lora, how.weight_bytes, how.device, max(2, labels))
+        return architecture_of(
+            self.config,
+            task,
+            how.lora,
+            how.weight_bytes,
+            how.device,
+            max(2, labels),
+            how.freeze,
+            how.new_tokens,
+            how.saved,
+        )
 
 
 def read_model(model: ModelSource, folder: Path) -> BaseModel:

@@ -16,6 +16,7 @@ from finetune_api.errors import DataError, FineTuneError, Problem
 from finetune_api.messages import DatasetFacts, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.adapters import mirror_adapter
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.inputs import Inputs, find
@@ -94,6 +95,8 @@ def prepare(
             _show(run, data.report, report)
             raise DataError(problems)
         _publish(found, store, base, made, data.report, report)
+    if found.adapter:
+        mirror_adapter(found.adapter, store)
     now = datetime.now(UTC)
     remember(store, index_key(job, found, base), data.facts, now)
     for address in expire(store, now):
@@ -146,8 +149,9 @@ def inspect(
 
 def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts, environ: Mapping[str, str]) -> Plan:
     hint = gpu_hint(environ)
-    architecture = base.counted(found.task, planner.counting(job, found.task, hint), len(facts.labels))
-    return planner.plan(job, found.task, base.facts, architecture, facts, _limit(job, found, base), hint)
+    architecture = base.counted(found.task, planner.counting(job, found.task, hint, found.start), len(facts.labels))
+    limit = _limit(job, found, base)
+    return planner.plan(job, found.task, base.facts, architecture, facts, limit, hint, found.start)
 
 
 def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from finetune_api.errors import Problem, SpecError
+from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_trainer.fitting import classifiers
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -43,6 +44,8 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     rows = model.get_input_embeddings().weight.shape[0]
     _check_tokens(lora.get("trainable_token_indices"), rows)
     options = {name: value for name, value in lora.items() if name != "task_type"}
+    if task is Task.CLASSIFICATION and (heads := classifiers(model)):
+        options["modules_to_save"] = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *heads]))
     if new_tokens:
         options |= trained_rows(options, model, range(rows - new_tokens, rows), sharded=False)
     try:
@@ -57,6 +60,35 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     return made
 
 
+def check_saved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ModelError if an adapter's tensors are not those of the adapted model."""
+    if not shapes:
+        return
+    from peft import get_peft_model_state_dict
+
+    wanted = {
+        name: tuple(one.shape) for name, one in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    other = next((name for name in shapes if name in wanted and shapes[name] != wanted[name]), None)
+    strange = next((name for name in shapes if name not in wanted), None)
+    missing = next((name for name in wanted if name not in shapes), None)
+    if other:
+        seen = f"{other} is {_by(shapes[other])}, and the model takes {_by(wanted[other])}"
+    elif strange:
+        seen = f"it holds {strange}, and the model has no place for it"
+    elif missing:
+        seen = f"it lacks {missing}"
+    else:
+        return
+    message = f"is an adapter of another model, or not as its configuration says: {seen}"
+    cure = "name the model that it was made for (base_model_name_or_path in adapter_config.json), or leave it out"
+    raise ModelError(Problem(code="AdapterMismatch", field="spec.model.adapter", message=message, cure=cure))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
 def embeddings(model: Any) -> int:
     """Parameters of an adapted model's embeddings, on both sides, that are not trained."""
     sides = [side for side in (model.get_input_embeddings(), model.get_output_embeddings()) if side is not None]
@@ -64,11 +96,11 @@ def embeddings(model: Any) -> int:
     return sum(frozen.values())
 
 
-def freeze(model: Any, patterns: Sequence[str]) -> None:
+def freeze(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
     """Take the gradients from what `spec.method.freeze` names.
 
     Raises:
-        SpecError: a pattern is no regular expression or fits nothing, or nothing is left to train.
+        SpecError: a pattern is no regular expression or fits nothing, nothing is left to train, or new tokens are not.
     """
     if not patterns:
         return
@@ -81,6 +113,10 @@ def freeze(model: Any, patterns: Sequence[str]) -> None:
         message = f"fits all {len(names)} parameters of the model: nothing is left to train"
         cure = "name fewer, such as ^model.layers.0. for the first layer, or use method lora"
         raise SpecError(Problem(code="NothingToTrain", field="spec.method.freeze", message=message, cure=cure))
+    if new_tokens and not model.get_input_embeddings().weight.requires_grad:
+        message = "fits the embeddings, and spec.model.newTokens are to be learnt: their rows would stay as they start"
+        cure = "name other parameters, or leave one of the two out"
+        raise SpecError(Problem(code="Conflict", field="spec.method.freeze", message=message, cure=cure))
 
 
 def _check_pattern(field: str, pattern: str, names: Sequence[str]) -> None:

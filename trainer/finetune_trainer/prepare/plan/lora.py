@@ -60,9 +60,6 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
         "lora_dropout": (0.05, "light regularisation (QLoRA paper: 0.1 up to 13 billion parameters, 0.05 above)"),
         "target_modules": ("all-linear", "adapters on all layers reach full fine-tuning (QLoRA paper, section 4)"),
     }
-    if given.get("use_rslora"):
-        # alpha / sqrt(r) with alpha = 2 sqrt(r) is the scale 2 that the rule above gives without it, at every rank
-        rules["lora_alpha"] = (max(1, round(2 * rank**0.5)), "twice the root of the rank: the scale of plain LoRA")
     if parameters:
         rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
         del rules["target_modules"]

@@ -1,5 +1,6 @@
 """Adapters: low-rank updates beside frozen weights (LoRA, arXiv 2106.09685), new ones and those of an earlier run."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,24 @@ def with_adapter(
     if adapter is not None:
         config = PeftConfig.from_pretrained(str(adapter))
         config.modules_to_save = _together(config.modules_to_save, new_modules)
-        return PeftModel.from_pretrained(
+        made: Any = PeftModel.from_pretrained(
             model, str(adapter), is_trainable=True, config=config, autocast_adapter_dtype=cast
         )
+        return _saved_alone(made)
     options: dict[str, Any] = dict(plan.lora)
     options.pop("task_type", None)
     options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
     if new_ids:
         options |= trained_rows(options, model, new_ids, sharded=plan.zero_stage == 3)
-    return get_peft_model(
-        model, LoraConfig(task_type=TASK_TYPES.get(plan.task), **options), autocast_adapter_dtype=cast
-    )
+    config = LoraConfig(task_type=TASK_TYPES.get(plan.task), **options)
+    return _saved_alone(get_peft_model(model, config, autocast_adapter_dtype=cast))
+
+
+def _saved_alone(model: Any) -> torch.nn.Module:
+    # PEFT saves whole embeddings beside an adapter where their size changed; what is new in them is in the adapter
+    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+    made: torch.nn.Module = model
+    return made
 
 
 def _together(given: Sequence[str] | None, new_modules: Sequence[str]) -> list[str] | None:
