@@ -7,10 +7,18 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 
 from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
+from finetune_trainer.fitting import classifiers
+from finetune_trainer.prepare.families import FAMILIES
 from finetune_trainer.prepare.plan.architecture import Kind
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.unit.plan_models import lora_parameters
@@ -27,57 +35,63 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16}
-CONFIGS: dict[str, tuple[Task, dict[str, Any]]] = {
-    "llama": (Task.CAUSAL_LM, GROUPED),
-    "qwen2": (Task.CAUSAL_LM, GROUPED),
-    "qwen3": (Task.CAUSAL_LM, GROUPED),
-    "mistral": (Task.CAUSAL_LM, GROUPED),
-    "gemma": (Task.CAUSAL_LM, GROUPED),
-    "gemma2": (Task.CAUSAL_LM, GROUPED),
-    "phi": (Task.CAUSAL_LM, SMALL),
-    "phi3": (Task.CAUSAL_LM, SMALL),
-    "gpt_neox": (Task.CAUSAL_LM, SMALL),
-    "gpt2": (Task.CAUSAL_LM, {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300, "n_positions": 512}),
-    "bert": (Task.CLASSIFICATION, SMALL),
-    "roberta": (Task.CLASSIFICATION, SMALL),
-    "deberta-v2": (Task.CLASSIFICATION, SMALL),
-    "t5": (Task.SEQ2SEQ, {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 300}),
-    "bart": (
-        Task.SEQ2SEQ,
-        {"d_model": 64, "vocab_size": 300, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128}
-        | {"decoder_ffn_dim": 128, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
-    ),
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "qwen2": GROUPED,
+    "qwen3": GROUPED,
+    "mistral": GROUPED,
+    "gemma": GROUPED,
+    "gemma2": GROUPED,
+    "phi": SMALL,
+    "phi3": SMALL,
+    "gpt_neox": SMALL,
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300, "n_positions": 512},
+    "bert": SMALL,
+    "roberta": {**SMALL, "max_position_embeddings": 514},
+    "distilbert": {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4, "vocab_size": 300, "pad_token_id": 0},
+    "modernbert": {**SMALL, "local_attention": 32, "cls_token_id": 1, "sep_token_id": 2},
+    "t5": {"d_model": 64, "d_ff": 128, "d_kv": 16, "num_layers": 2, "num_heads": 4, "vocab_size": 300},
+    "bart": {"d_model": 64, "vocab_size": 300, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128}
+    | {"decoder_ffn_dim": 128, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
+    "deberta-v2": SMALL,
 }
-COUNTED_BY_FORMULA = {"bart", "deberta-v2"}  # they look into their tensors, of which a meta device has none
-AUTOS: dict[Task, tuple[Any, TaskType]] = {
+CASES = [(family, task) for family, tasks in FAMILIES.items() for task in tasks]
+OTHERS = [("deberta-v2", Task.CLASSIFICATION)]  # not trained yet, but counted: nothing here knows families by name
+# BART's decoder is counted with a mask that it makes itself; GPT-NeoX's classifier keeps a little that nobody sees
+ROUGH = {("bart", Task.SEQ2SEQ): 0.07, ("gpt_neox", Task.CLASSIFICATION): 0.06}
+NEED_ENDS = [("t5", Task.CLASSIFICATION), ("bart", Task.CLASSIFICATION)]  # of text among their tokens
+AUTOS: dict[Task, tuple[Any, TaskType | None]] = {
     Task.CAUSAL_LM: (AutoModelForCausalLM, TaskType.CAUSAL_LM),
     Task.CLASSIFICATION: (AutoModelForSequenceClassification, TaskType.SEQ_CLS),
     Task.SEQ2SEQ: (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
+    Task.MASKED_LM: (AutoModelForMaskedLM, None),
 }
 
 
 def config(family: str) -> dict[str, Any]:
-    return {"model_type": family, **CONFIGS[family][1]}
+    return {"model_type": family, **CONFIGS[family]}
 
 
-def built(family: str, **changes: Any) -> Any:
-    made = AutoConfig.for_model(family, **CONFIGS[family][1], **changes)
+def built(family: str, task: Task, **changes: Any) -> Any:
+    made = AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
     made.use_cache = False
     torch.manual_seed(0)
-    return AUTOS[CONFIGS[family][0]][0].from_config(made)
+    if task is Task.CLASSIFICATION:
+        made.num_labels = 2
+    return AUTOS[task][0].from_config(made)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(("family", "task"), CASES + OTHERS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's, of GPT-2 and of transformers 6
-def test_parameters_and_adapters_are_those_of_the_real_model(family: str) -> None:
-    task = CONFIGS[family][0]
+def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: Task) -> None:
     lora = {"r": 4, "target_modules": "all-linear"}
     counted = architecture_of(config(family), task, lora)
-    real = built(family)
+    real = built(family, task)
     assert counted.parameters == sum(one.numel() for one in real.parameters())
     assert counted.kept[MethodType.FULL].trained == sum(one.numel() for one in real.parameters() if one.requires_grad)
-    adapted = get_peft_model(real, LoraConfig(task_type=AUTOS[task][1], **lora))
+    heads = classifiers(real) if task is Task.CLASSIFICATION else None
+    adapted = get_peft_model(real, LoraConfig(task_type=AUTOS[task][1], modules_to_save=heads, **lora))
     trained = counted.kept[MethodType.LORA].trained
     assert trained == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
     kinds = counted.by_kind()
@@ -86,15 +100,14 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str) -> Non
     assert kinds[Kind.MLP] > 0
     assert kinds[Kind.NORM] > 0
     assert kinds[Kind.OTHER] <= counted.parameters // 50
-    if task is not Task.CLASSIFICATION:  # whose heads are trained beside the adapter
+    if task in (Task.CAUSAL_LM, Task.SEQ2SEQ):  # an encoder's head is trained, or adapted, beside the rest
         assert lora_parameters(counted, 4) == trained
 
 
-@pytest.mark.parametrize("family", [name for name in CONFIGS if name not in COUNTED_BY_FORMULA])
-def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str) -> None:
-    task = CONFIGS[family][0]
+@pytest.mark.parametrize(("family", "task"), [case for case in CASES if case not in NEED_ENDS])
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str, task: Task) -> None:
     kept = architecture_of(config(family), task).kept[MethodType.FULL]
-    model = built(family).train()
+    model = built(family, task, **({"pad_token_id": 0} if task is Task.CLASSIFICATION else {})).train()
     if task is Task.SEQ2SEQ:
         model.config.decoder_start_token_id = 0
     rows, tokens = 3, 192
@@ -115,13 +128,13 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str) 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(input_ids=ids, attention_mask=mask, labels=ids[:, 0] % 2 if task is Task.CLASSIFICATION else ids)
     predicted = rows * (kept.layers.at(tokens) + kept.rest.at(tokens))
-    assert predicted == pytest.approx(sum(found.values()), rel=0.05)
+    assert predicted == pytest.approx(sum(found.values()), rel=ROUGH.get((family, task), 0.05))
 
 
 def test_kept_bytes_of_a_model_that_cannot_be_traced_are_those_of_the_papers_equation() -> None:
-    kept = architecture_of(config("bart"), Task.SEQ2SEQ).kept[MethodType.FULL]
-    assert kept.layers.linear == pytest.approx(4 * 34 * 64 * 2)
-    assert kept.layers.quadratic == pytest.approx(4 * 5 * 4 * 2)
+    kept = architecture_of(config("deberta-v2"), Task.CLASSIFICATION).kept[MethodType.FULL]
+    assert kept.layers.linear == pytest.approx(2 * 34 * 64 * 2)
+    assert kept.layers.quadratic == pytest.approx(2 * 5 * 4 * 2)
 
 
 def test_names_and_patterns_of_modules_are_pefts() -> None:

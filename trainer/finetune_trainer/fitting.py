@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError, Problem
 
+CLASSIFIERS = ("classifier", "score", "classification_head")
 POOLER = "pooler"  # a part of BERT's body that many checkpoints lack: only the classifier looks at it
 
 
@@ -31,6 +32,14 @@ def in_body(model: Any, keys: Iterable[str]) -> list[str]:
     within = {id(module) for module in model.base_model.modules() if module is not head}
     inside = {name for name, module in model.named_modules() if id(module) in within}
     return sorted(key for key in keys if key.rpartition(".")[0] in inside and POOLER not in key.split("."))
+
+
+def classifiers(model: Any) -> list[str]:
+    """The modules at the top of a classifier that PEFT leaves alone or trains whole, by the ends of their names.
+
+    It takes a DistilBERT's `pre_classifier` for both, and fails: a head that it may mean is always trained whole.
+    """
+    return [name for name, _ in model.named_children() if name.endswith(CLASSIFIERS)]
 
 
 def other_model(fault: str) -> Problem:

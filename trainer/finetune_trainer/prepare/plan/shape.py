@@ -7,20 +7,19 @@ build is counted by its own code, adapters and dropout included, and no coeffici
 
 import contextlib
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.families import positions_of
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
+from finetune_trainer.prepare.plan.built import build, quiet
 
 if TYPE_CHECKING:
     import torch
 
-BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError)
 LENGTHS = (128, 256)  # two points make a line and a parabola
 ROWS = 2
 ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
@@ -36,6 +35,7 @@ def architecture_of(
     labels: int = 2,
     freeze: Sequence[str] = (),
     new_tokens: int = 0,
+    saved: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Architecture:
     """Count a model from its `config.json`.
 
@@ -45,24 +45,26 @@ def architecture_of(
         labels: classes of a classification head.
         freeze: regular expressions of parameters that full fine-tuning leaves alone.
         new_tokens: tokens that the vocabulary grows by.
+        saved: shapes of the tensors of the adapter to start from, by name.
 
     Raises:
-        ModelError: transformers cannot build this model for the task.
+        ModelError: transformers cannot build this model for the task, or the adapter is another model's.
         SpecError: it has no modules or parameters of the names that the method has.
     """
     import torch
 
     dtype = torch.bfloat16 if weight_bytes == 2 else torch.float32
-    with _quiet():
-        model = _build(config, task, dtype, labels)
+    with quiet():
+        model = build(config, task, dtype, labels)
         if new_tokens:
             model.resize_token_embeddings(int(model.config.get_text_config().vocab_size) + new_tokens, None, False)
         parts = tuple(_parts(model))
         sizes = model.config.get_text_config()
-        adapt.freeze(model, freeze)
+        adapt.freeze(model, freeze, new_tokens)
         kept = {MethodType.FULL: _kept(model, task, dtype, device)}
         linear = [part.name for part in parts if part.inputs]
         adapted = adapt.adapted(model, task, lora or {"r": 16, "target_modules": "all-linear"}, linear, new_tokens)
+        adapt.check_saved(adapted, saved or {})
         beside = _kept(adapted, task, dtype, device)
         whole = adapt.embeddings(adapted) if new_tokens else 0
         kept[MethodType.LORA] = kept[MethodType.QLORA] = beside.model_copy(update={"sharded": whole})
@@ -77,62 +79,6 @@ def architecture_of(
         weight_bytes=weight_bytes,
         kept=kept,
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' remarks on a model that nobody will use."""
-    import transformers
-
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
-
-
-def _build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForSeq2SeqLM,
-        AutoModelForSequenceClassification,
-    )
-
-    autos: dict[Task, Any] = {
-        Task.CAUSAL_LM: AutoModelForCausalLM,
-        Task.CLASSIFICATION: AutoModelForSequenceClassification,
-        Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
-    }
-    values = {name: value for name, value in config.items() if name not in {"dtype", "torch_dtype", "auto_map"}}
-    for name in ("id2label", "label2id", "num_labels", "quantization_config"):
-        values.pop(name, None)
-    try:
-        family = str(values.pop("model_type"))
-        made = AutoConfig.for_model(family, **values)
-        if task is Task.CLASSIFICATION:
-            made.num_labels = labels
-            made.pad_token_id = getattr(made, "pad_token_id", None) or 0
-        if task is Task.SEQ2SEQ and getattr(made, "decoder_start_token_id", None) is None:
-            made.decoder_start_token_id = 0
-        made.use_cache = False
-        with torch.device("meta"):
-            model = autos[task].from_config(made, dtype=dtype)
-    except (*BUILD_ERRORS, StrictDataclassError) as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        problem = Problem(
-            code="ModelInvalid",
-            field="spec.model",
-            message=f"config.json describes no model that transformers can build for {task}: {text[:300]}",
-            cure="save the model again with the transformers version of the trainer image, or name another",
-        )
-        raise ModelError(problem) from error
-    return model.train()
 
 
 def _parts(model: Any) -> Iterator[Part]:
@@ -194,7 +140,9 @@ class _Record:
 
 
 def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str) -> Kept:
-    records = [_counted(model, task, tokens, device, dtype) for tokens in LENGTHS]
+    limit = positions_of(model.config.to_dict()) or LENGTHS[1]
+    lengths = LENGTHS if limit >= LENGTHS[1] else (limit // 2, limit)
+    records = _counted(model, task, lengths, device, dtype)
     layers = len(_layers(model))
     rest = [record.bytes.get(-1, 0) / ROWS for record in records]
     inner = [{at: size / ROWS for at, size in record.bytes.items() if at >= 0} for record in records]
@@ -202,32 +150,41 @@ def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str) -> Kept:
     hidden = int(model.config.get_text_config().hidden_size)
     return Kept(
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        layers=_growth(sum(inner[0].values()), sum(inner[1].values())),
-        largest_layer=_growth(inner[0].get(largest, 0), inner[1][largest]) if largest is not None else Growth(),
-        rest=_growth(*rest),
+        layers=_growth(lengths, sum(inner[0].values()), sum(inner[1].values())),
+        largest_layer=_growth(lengths, inner[0].get(largest, 0), inner[1][largest])
+        if largest is not None
+        else Growth(),
+        rest=_growth(lengths, *rest),
         inputs=Growth(linear=layers * hidden * dtype.itemsize),
     )
 
 
-def _growth(short: float, long: float) -> Growth:
-    first, second = LENGTHS
+def _growth(lengths: tuple[int, int], short: float, long: float) -> Growth:
+    first, second = lengths
     quadratic = max(0.0, (long - short * second / first) / (second * second - first * second))
     return Growth(linear=(long - quadratic * second * second) / second, quadratic=quadratic)
 
 
-def _counted(model: Any, task: Task, tokens: int, device: str, dtype: "torch.dtype") -> _Record:
+def _counted(model: Any, task: Task, lengths: tuple[int, int], device: str, dtype: "torch.dtype") -> list[_Record]:
     import torch
 
-    # with the mask of padded rows; one of two dimensions would be looked at, and meta tensors hold nothing to see
-    padded = torch.ones(ROWS, 1, tokens, tokens, dtype=torch.bool, device="meta")
-    for mask in (padded, None):
+    def masks(tokens: int) -> list[dict[str, Any]]:
+        # as of padded rows; one of two dimensions would be looked at, and meta tensors hold nothing to see
+        padded = torch.ones(ROWS, 1, tokens, tokens, dtype=torch.bool, device="meta")
+        return [{"attention_mask": padded}, {"attention_mask": padded, "decoder_attention_mask": padded}, {}]
+
+    for way in range(len(masks(1))):
         with contextlib.suppress(RuntimeError, NotImplementedError, ValueError, TypeError, IndexError):
-            return _trace(model, task, tokens, device, mask)
-    return _paper(model, tokens, dtype.itemsize)
+            return [_trace(model, task, tokens, device, masks(tokens)[way]) for tokens in lengths]
+    return [_paper(model, tokens, dtype.itemsize) for tokens in lengths]
 
 
-def _trace(model: Any, task: Task, tokens: int, device: str, mask: Any) -> _Record:
-    """Runs the forward pass on meta tensors and notes what is kept."""
+def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str, Any]) -> _Record:
+    """Runs the forward pass on meta tensors and notes what is kept.
+
+    An encoder-decoder is counted with targets as long as its inputs: too much where they are shorter, as in summaries.
+    Its classifier looks for ends of text among the tokens, of which there are none, and is left out.
+    """
     import torch
 
     record = _Record()
@@ -243,14 +200,16 @@ def _trace(model: Any, task: Task, tokens: int, device: str, mask: Any) -> _Reco
         return tensor
 
     ids = torch.ones(ROWS, tokens, dtype=torch.int64, device="meta")
-    labels = ids[:, 0] if task is Task.CLASSIFICATION else ids
+    called, given = model, {"labels": ids[:, 0] if task is Task.CLASSIFICATION else ids}
+    if task is Task.CLASSIFICATION and model.config.is_encoder_decoder:
+        called, given = model.base_model, {"decoder_input_ids": ids}
     with contextlib.ExitStack() as stack:
         for at, layer in enumerate(_layers(model)):
             stack.callback(layer.register_forward_pre_hook(_enter(record, at)).remove)
             stack.callback(layer.register_forward_hook(_leave(record)).remove)
         stack.enter_context(_kernels(device))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
-        model(input_ids=ids, attention_mask=mask, labels=labels)
+        called(input_ids=ids, **masks, **given)
     return record
 
 

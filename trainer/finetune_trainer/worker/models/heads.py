@@ -47,15 +47,18 @@ def new_modules(missing_keys: Iterable[str]) -> list[str]:
     return sorted({owner for key in missing_keys if (owner := key.rpartition(".")[0])})
 
 
-def trained_wholly(model: PreTrainedModel, missing_keys: Collection[str]) -> list[str]:
+def trained_wholly(model: PreTrainedModel, missing_keys: Collection[str], also: Iterable[str] = ()) -> list[str]:
     """The fewest modules that hold every lacking parameter, to be trained and saved beside an adapter: none of them
     inside another, and as large as they can be without taking in what the checkpoint has.
+
+    Args:
+        also: names of further modules to be trained.
 
     RoBERTa's `classifier.dense` and `classifier.out_proj` make `classifier`, which PEFT saves by that name anyway (two
     copies, one in the other, would be trained, and one of them used).
     """
     names = [name for name, _ in model.named_parameters()]
-    grown = {_largest_new(owner, names, missing_keys) for owner in new_modules(missing_keys)}
+    grown = set(also) | {_largest_new(owner, names, missing_keys) for owner in new_modules(missing_keys)}
     return sorted(name for name in grown if not any(name.startswith(f"{other}.") for other in grown))
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import MethodType, Plan, Task
-from finetune_trainer.fitting import check_body, other_model
+from finetune_trainer.fitting import check_body, classifiers, other_model
 from finetune_trainer.worker.models.adapters import with_adapter
 from finetune_trainer.worker.models.freezing import freeze
 from finetune_trainer.worker.models.heads import AUTOS, head_options, new_modules, trained_wholly
@@ -56,7 +56,8 @@ def load_model(
     if plan.method is MethodType.FULL:
         freeze(model, plan.freeze, new_modules(missing))
         return model
-    return with_adapter(plan, model, trained_wholly(model, missing), new_ids, adapter)
+    beside = trained_wholly(model, missing, classifiers(model) if plan.task is Task.CLASSIFICATION else ())
+    return with_adapter(plan, model, beside, new_ids, adapter)
 
 
 def _load_base(plan: Plan, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:

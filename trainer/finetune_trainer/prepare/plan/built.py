@@ -1,0 +1,94 @@
+"""A model as its config.json describes it, on the meta device: sizes without weights. Imports torch in functions."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.errors import ModelError, Problem
+from finetune_api.messages import Task
+
+if TYPE_CHECKING:
+    import torch
+
+BUILD_ERRORS = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError)
+NOT_SHAPES = frozenset(
+    {"dtype", "torch_dtype", "auto_map", "id2label", "label2id", "num_labels", "problem_type", "quantization_config"}
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' remarks on a model that nobody will use."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
+    """The model for a task, in training mode, its parameters on the meta device.
+
+    Args:
+        labels: outputs of a classification head.
+
+    Raises:
+        ModelError: transformers cannot build it.
+    """
+    import torch
+
+    with _refused(task):
+        made, auto = configured(config, task, labels)
+        with torch.device("meta"):
+            model = auto.from_config(made, dtype=dtype)
+    return model.train()
+
+
+def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any, Any]:
+    """A configuration for the task, and the Auto class of transformers that has its model."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoModelForSequenceClassification,
+    )
+
+    autos: dict[Task, Any] = {
+        Task.CAUSAL_LM: AutoModelForCausalLM,
+        Task.CLASSIFICATION: AutoModelForSequenceClassification,
+        Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
+        Task.MASKED_LM: AutoModelForMaskedLM,
+    }
+    values = {name: value for name, value in config.items() if name not in NOT_SHAPES}
+    made = AutoConfig.for_model(str(values.pop("model_type")), **values)
+    if task is Task.CLASSIFICATION:
+        made.num_labels = labels
+        made.pad_token_id = getattr(made, "pad_token_id", None) or 0
+    if made.is_encoder_decoder and getattr(made, "decoder_start_token_id", None) is None:
+        made.decoder_start_token_id = 0
+    made.use_cache = False
+    return made, autos[task]
+
+
+@contextlib.contextmanager
+def _refused(task: Task) -> Iterator[None]:
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (*BUILD_ERRORS, StrictDataclassError) as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        problem = Problem(
+            code="ModelInvalid",
+            field="spec.model",
+            message=f"config.json describes no model that transformers can build for {task}: {text[:300]}",
+            cure="save the model again with the transformers version of the trainer image, or name another",
+        )
+        raise ModelError(problem) from error
