@@ -51,6 +51,11 @@ def snippet(plan: Plan, base: Base) -> str:
             lines.append('labels = json.loads(Path(artifact, "labels.json").read_text("utf-8"))')
             source += ", num_labels=len(labels), id2label=dict(enumerate(labels))"
         lines.append(f"base = {auto}.from_pretrained({source})")
+        if plan.new_tokens:
+            lines.append(
+                "rows = max(len(AutoTokenizer.from_pretrained(artifact)), base.get_input_embeddings().num_embeddings)"
+            )
+            lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
         lines.append("model = PeftModel.from_pretrained(base, artifact).eval()")
     else:
         lines.append(f"model = {auto}.from_pretrained(artifact).eval()")
@@ -111,6 +116,14 @@ def _training(plan: Plan) -> dict[str, object]:
         "seed": plan.seed,
         "ranks": f"{plan.world_size}, ZeRO-{plan.zero_stage}",
     }
+    if plan.adapter:
+        facts["began with the adapter"] = f"{plan.adapter.source}, sha256 {plan.adapter.commit}"
+    if plan.freeze:
+        facts["not trained"] = json.dumps(plan.freeze, ensure_ascii=False)
+    if plan.new_tokens:
+        facts["new tokens"] = json.dumps(plan.new_tokens, ensure_ascii=False)
+    if plan.method is MethodType.QLORA:
+        facts["base model's weights in training"] = "4 bits (NF4, bitsandbytes, constants quantized twice)"
     return facts | {name: json.dumps(value) for name, value in (plan.lora | plan.training).items()}
 
 

@@ -96,14 +96,17 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
                 cure="run the job again: its prepare stage mirrors the model",
             )
         )
-    wanted = TOKENIZER_FILES | ({GENERATION_CONFIG} if plan.method is MethodType.FULL else set())
+    tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES
+    wanted = tokenizer | ({GENERATION_CONFIG} if plan.method is MethodType.FULL else set())
     return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
 
 
 def _from_dataset(plan: Plan, store: ObjectStore) -> list[FileEntry]:
-    """The chat template that the data was tokenised with: it takes the place of the base model's own."""
+    """The chat template that the data was tokenised with takes the place of the base model's own; where there are new
+    tokens, so does the tokenizer."""
     manifest = read_manifest(store, dataset_prefix(plan.dataset.sha256))
-    return [entry for entry in manifest.files if entry.path == CHAT_TEMPLATE] if manifest else []
+    wanted = TOKENIZER_FILES if plan.new_tokens else {CHAT_TEMPLATE}
+    return [entry for entry in manifest.files if entry.path in wanted] if manifest else []
 
 
 def _write_card(folder: Path, plan: Plan, base: Base, info: CheckpointInfo) -> None:
