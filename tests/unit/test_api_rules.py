@@ -40,6 +40,37 @@ BROKEN = {
         "UnknownMetric",
         "spec.training.metric_for_best_model",
     ),
+    "a metric of answers, and none are generated": (
+        EVALUATED | {"evaluation": {"generate": 0}, "training": {"metric_for_best_model": "chrf"}},
+        "UnknownMetric",
+        "spec.training.metric_for_best_model",
+    ),
+    "a metric of several labels for one": (
+        EVALUATED
+        | {
+            "task": "classification",
+            "problemType": "single_label_classification",
+            "training": {"metric_for_best_model": "micro_f1"},
+        },
+        "UnknownMetric",
+        "spec.training.metric_for_best_model",
+    ),
+    "stopping early without evaluation": (
+        {"training": {"early_stopping_patience": 3}},
+        "NeedsOther",
+        "spec.training.early_stopping_patience",
+    ),
+    "by how much without how often": (
+        EVALUATED | {"training": {"early_stopping_threshold": 0.1}},
+        "NeedsOther",
+        "spec.training.early_stopping_threshold",
+    ),
+    "answers without rows to answer": ({"evaluation": {"generate": 8}}, "NeedsOther", "spec.evaluation.generate"),
+    "answers of a classification": (
+        EVALUATED | {"task": "classification", "evaluation": {"generate": 8}},
+        "NeedsOther",
+        "spec.evaluation.generate",
+    ),
     "a warm-up as long as the run": (
         {"training": {"warmup_steps": 100, "max_steps": 100}},
         "NeverReached",
@@ -110,6 +141,13 @@ BROKEN = {
 KEPT = {
     "evaluation of a split": EVALUATED | {"training": {"eval_steps": 10, "metric_for_best_model": "eval_macro_f1"}},
     "a metric without its prefix": EVALUATED | {"task": "causal-lm", "training": {"metric_for_best_model": "loss"}},
+    "a metric of answers": EVALUATED | {"task": "seq2seq", "training": {"metric_for_best_model": "eval_rouge_l"}},
+    "a metric of numbers": EVALUATED
+    | {"task": "classification", "problemType": "regression", "training": {"metric_for_best_model": "spearman"}},
+    "stopping early by evaluations": EVALUATED
+    | {"training": {"early_stopping_patience": 3, "early_stopping_threshold": 0.01}},
+    "answers of rows held out": EVALUATED | {"evaluation": {"generate": 8, "samples": 2}},
+    "no answers": {"evaluation": {"generate": 0}},
     "a warm-up as a ratio": {"training": {"warmup_steps": 0.5, "max_steps": 1}},
     "a warm-up of unknown share": {"training": {"warmup_steps": 100}},
     "a schedule with its minimum": {

@@ -1,0 +1,39 @@
+"""What an evaluation measures, by task: the names for training.metric_for_best_model, with `eval_` before or not."""
+
+from finetune_api.messages import ProblemType, Task
+
+PREFIX = "eval_"
+ANSWERS = ("exact_match", "chrf", "rouge_1", "rouge_2", "rouge_l")  # of generated answers
+LOSSES = ("loss", "perplexity")
+ROWS: dict[ProblemType, tuple[str, ...]] = {
+    ProblemType.SINGLE_LABEL: ("loss", "accuracy", "macro_f1", "weighted_f1"),
+    ProblemType.MULTI_LABEL: ("loss", "micro_f1", "macro_f1", "weighted_f1", "exact_match"),
+    ProblemType.REGRESSION: ("loss", "mse", "mae", "r2", "pearson", "spearman"),
+}
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
+
+
+def measured(task: Task, problem: ProblemType | None = None, *, answers: bool = True) -> tuple[str, ...]:
+    """Names of a task's metrics; of a classification whose problem type is not known, those of all types.
+
+    Args:
+        answers: whether answers are generated.
+    """
+    match task:
+        case Task.CLASSIFICATION:
+            rows = [ROWS[problem]] if problem else list(ROWS.values())
+            return tuple(dict.fromkeys(name for names in rows for name in names))
+        case Task.MASKED_LM:
+            return (*LOSSES, "accuracy")
+        case Task.CAUSAL_LM | Task.SEQ2SEQ:
+            return (*LOSSES, *ANSWERS) if answers else LOSSES
+
+
+def full_name(metric: str) -> str:
+    """`eval_loss` of `loss`."""
+    return metric if metric.startswith(PREFIX) else f"{PREFIX}{metric}"
+
+
+def greater_is_better(metric: str) -> bool:
+    """Whether more of a metric is better, by its name."""
+    return metric.removeprefix(PREFIX) not in LOWER_IS_BETTER
