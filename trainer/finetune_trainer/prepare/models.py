@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -19,7 +20,6 @@ from finetune_api.v1alpha1 import ModelSpec
 from finetune_api.v1alpha1.spec import VolumeClaimRef
 from finetune_trainer.model_files import (
     CONFIG,
-    LFS_POINTER,
     SMALL_FILES,
     WEIGHTS_INDEX,
     check_names,
@@ -32,6 +32,7 @@ from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.planner import Counting
 from finetune_trainer.prepare.plan.shape import architecture_of
+from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of
 from finetune_trainer.storage import (
     FolderStore,
     NotFoundError,
@@ -43,8 +44,6 @@ from finetune_trainer.storage import (
     read_manifest,
     upload_files,
 )
-
-LARGEST_HEADER = 100 << 20  # safetensors' own limit
 
 
 class ModelSource(Protocol):
@@ -189,6 +188,23 @@ class BaseModel:
     folder: Path
     files: Mapping[str, Path]
 
+    def check(self, task: Task, labels: int) -> None:
+        """Refuse weights that are not those of the configuration, or of a head for other labels; imports torch.
+
+        Weights that an earlier job mirrored were looked at then.
+
+        Args:
+            labels: outputs that a classifier needs for the data; 1 for regression.
+
+        Raises:
+            ModelError: they do not fit.
+        """
+        check_head(self.config, task, labels)
+        if self.files:
+            files = (path for name, path in self.files.items() if name.endswith(".safetensors"))
+            shapes = {name: shape for path in files for name, shape in shapes_of(path).items()}
+            check_weights(self.config, task, labels, shapes)
+
     def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
         """The model's sizes and what a step of it keeps; imports torch.
 
@@ -225,7 +241,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
         prefix=model_prefix(model.name, commit),
         source=model.source,
         model_type=str(config["model_type"]),
-        parameters=sum(count_parameters(path) for path in weights),
+        parameters=sum(math.prod(shape) for path in weights for shape in shapes_of(path).values()),
         size_bytes=sum(path.stat().st_size for path in weights),
         max_positions=positions_of(config),
     )
@@ -261,39 +277,3 @@ def _index_key(model: ModelSource) -> str:
 
 def _small(manifest: Manifest) -> list[Any]:
     return [entry for entry in manifest.files if entry.path in SMALL_FILES]
-
-
-def count_parameters(path: Path) -> int:
-    """Parameters in a safetensors file, from its header: 8 bytes of length, little-endian, then JSON.
-
-    Raises:
-        ModelError: it is no safetensors file, or it is cut short.
-    """
-    damaged = model_problem("ModelInvalid", f"{path.name} is damaged or no safetensors file", "copy or save it again")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
-            message = f"{path.name} is a pointer of Git LFS, not the weights"
-            raise ModelError(model_problem("GitLFSPointer", message, "fetch the weights with `git lfs pull`"))
-        length = int.from_bytes(start[:8], "little")
-        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise ModelError(damaged)
-        file.seek(8)
-        header = file.read(length)
-    try:
-        tensors = [value for name, value in json.loads(header).items() if name != "__metadata__"]
-        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        total = sum(_product(tensor["shape"]) for tensor in tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(damaged) from error
-    if 8 + length + end != size:
-        raise ModelError(damaged)
-    return total
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

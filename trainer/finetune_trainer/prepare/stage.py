@@ -179,6 +179,7 @@ def _build(
     if base is None:
         report(f"model: reading {found.model.source}")
         base = read_model(found.model, work / "model")
+    base.check(found.task, len(data.labels) or 1)
     tokenizer = load_tokenizer(base.folder, found.task, job.spec.model.new_tokens, work / "tokenizer")
     encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
     report("dataset: tokenising")

@@ -43,7 +43,7 @@ def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: i
     """
     import torch
 
-    with _refused(task):
+    with refused(task):
         made, auto = configured(config, task, labels)
         with torch.device("meta"):
             model = auto.from_config(made, dtype=dtype)
@@ -78,7 +78,8 @@ def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any,
 
 
 @contextlib.contextmanager
-def _refused(task: Task) -> Iterator[None]:
+def refused(task: Task) -> Iterator[None]:
+    """Turns what transformers says of a configuration that it cannot build into a ModelError."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

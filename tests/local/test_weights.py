@@ -1,0 +1,115 @@
+"""A checkpoint of another model, or with a head for other labels, is refused before training, and by the worker."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetune_api.errors import ModelError
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.families import FAMILIES, positions_of, resolve_task
+from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of
+from finetune_trainer.worker.models.load import load_model
+from tests.local.harness import make_plan
+from tests.models import MAKERS, make_bert, make_gpt2, make_llama, make_roberta
+
+Change = Callable[[Path], None]
+
+
+def configuration(**values: Any) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def without(part: str) -> Change:
+    def change(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        kept = {name: value for name, value in load_file(path).items() if part not in name}
+        save_file(kept, path, metadata={"format": "pt"})
+
+    return change
+
+
+def in_prepare(folder: Path, task: Task, labels: int = 3) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    check_head(config, task, labels)
+    check_weights(config, task, labels, shapes_of(folder / "model.safetensors"))
+
+
+def in_worker(folder: Path, task: Task) -> None:
+    load_model(make_plan(task, MethodType.FULL), folder, torch.float32, 0)
+
+
+WRONG: dict[str, tuple[Any, Task, Change, str]] = {
+    "narrower": (
+        make_bert,
+        Task.CLASSIFICATION,
+        configuration(hidden_size=32),
+        "is 64 in the file and 32 by config|other shapes",
+    ),
+    "fewer layers than the configuration has": (
+        make_llama,
+        Task.CAUSAL_LM,
+        configuration(num_hidden_layers=3),
+        r"lack 9 parameters of the model's body, such as model\.layers\.2\.",
+    ),
+    "another vocabulary": (make_gpt2, Task.CAUSAL_LM, configuration(vocab_size=600), "500 x 64 in .* 600 x 64|other"),
+    "embeddings missing": (make_roberta, Task.MASKED_LM, without("word_embeddings"), "lack 1 parameters of the model"),
+}
+
+
+@pytest.mark.parametrize("check", [in_prepare, in_worker])
+@pytest.mark.parametrize("case", WRONG)
+def test_weights_of_another_model_are_refused(case: str, check: Callable[[Path, Task], None], tmp_path: Path) -> None:
+    make, task, change, message = WRONG[case]
+    folder = make(tmp_path / "model")
+    change(folder)
+    with pytest.raises(ModelError, match=message) as refused:
+        check(folder, task)
+    assert refused.value.problems[0].code == "OtherModel"
+
+
+@pytest.mark.parametrize("architecture", ["BertForSequenceClassification", "BertModel"])
+def test_a_head_for_other_labels_is_refused_not_drawn_anew(architecture: str, tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "model", auto="AutoModelForSequenceClassification", num_labels=2)
+    configuration(architectures=[architecture])(folder)  # known from the configuration, or from the shapes
+    with pytest.raises(ModelError, match=r"of 2 labels, and the data has 3|is 2 in the file") as refused:
+        in_prepare(folder, Task.CLASSIFICATION)
+    assert refused.value.problems[0].code == "OtherHead"
+    in_prepare(folder, Task.CLASSIFICATION, labels=2)
+    in_prepare(folder, Task.MASKED_LM)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_fits_itself_and_lacks_only_heads(family: str, tmp_path: Path) -> None:
+    folder = MAKERS[family](tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for task in FAMILIES[family]:
+        assert resolve_task(config, task) is task
+        in_prepare(folder, task)
+    assert resolve_task(config, None) is FAMILIES[family][0]
+    assert positions_of(config) == {"t5": 0}.get(family, 128 if Task.MASKED_LM in FAMILIES[family] else 256)
+
+
+def test_weights_under_old_names_and_prefixes_fit(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "model")
+    path = folder / "model.safetensors"
+    old = {
+        "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in load_file(path).items()
+    }
+    save_file(old, path, metadata={"format": "pt"})
+    in_prepare(folder, Task.CLASSIFICATION)
+
+
+def test_a_task_that_an_architecture_is_not_for_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ModelError, match=r"t5 with task causal-lm .* used for seq2seq and classification.* gpt2") as no:
+        resolve_task({"model_type": "t5"}, Task.CAUSAL_LM)
+    assert no.value.problems[0].field == "spec.task"
