@@ -62,6 +62,8 @@ class StepMetrics(Message):
     Attributes:
         tokens: non-padding tokens of the global batch of this step.
         seconds: duration of the step on rank 0, without evaluation and saving.
+        data_wait: of these, seconds that it waited for data.
+        memory_bytes: peak so far, of rank 0: what tensors took of the GPU's memory; without GPU, resident memory.
     """
 
     step: int
@@ -70,6 +72,8 @@ class StepMetrics(Message):
     grad_norm: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    data_wait: float = 0.0
+    memory_bytes: int = 0
 
 
 class EvalMetrics(Message):
@@ -210,6 +214,10 @@ class Progress(Message):
     Attributes:
         epoch: passes over the training rows so far.
         tokens_per_second: non-padding tokens trained per second of step time, all ranks.
+        samples_per_second: rows trained per second of step time, all ranks.
+        mfu: model FLOPs utilisation (PaLM paper, appendix B): share of the GPUs' peak; None if that is not known.
+        data_wait: share of the recent steps' time that rank 0 waited for data.
+        memory_bytes: peak of rank 0, as of StepMetrics.
         train_seconds: step time so far, without evaluation and saving.
         checkpoints: committed ones that are kept, ascending.
         checkpoint_count: checkpoints committed in all, also those deleted since.
@@ -230,6 +238,10 @@ class Progress(Message):
     tokens: int = 0
     train_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    samples_per_second: float = 0.0
+    mfu: float | None = None
+    data_wait: float = 0.0
+    memory_bytes: int = 0
     eta_seconds: float | None = None
     checkpoints: tuple[CheckpointFacts, ...] = ()
     checkpoint_count: int = 0

@@ -100,6 +100,7 @@ class File(StrEnum):
     DATASET_REPORT = "dataset-report.json"
     DATASET_PAGE = "dataset-report.html"
     LABELS = "labels.json"
+    OUTPUTS = "outputs"  # prefix of what people look at beside checkpoints: TensorBoard's events, samples, tables
 
 
 def dataset_prefix(sha256: str) -> str:

@@ -201,6 +201,8 @@ class Supervisor:
     async def train(self) -> None:
         """Runs the gang, and nodes that stand by, to its end."""
         nodes = self.plan().nodes + self._local.job.spec.spares
+        charts = f"{self._local.store.uri}/{self._prefix}{File.OUTPUTS}/tensorboard"
+        self._screen.says("charts", f"tensorboard --logdir {charts.removeprefix('file://')}")
         with self._locked(), self._stoppable():
             self._screen.start()
             watching = asyncio.create_task(self._watch())

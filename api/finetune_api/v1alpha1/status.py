@@ -163,6 +163,14 @@ class ProgressStatus(Observed):
     """Last evaluation."""
     tokens_per_second: float | None = None
     """Over all ranks."""
+    samples_per_second: float | None = None
+    """Rows, over all ranks."""
+    mfu: float | None = None
+    """Model FLOPs utilisation: share of the GPUs' peak; omitted where the peak is not known."""
+    data_wait: float | None = None
+    """Share of the recent steps' time that was spent waiting for data."""
+    memory_bytes: int | None = None
+    """Peak of rank 0: of its GPU's memory, or of its own without GPU."""
     generation: int | None = None
     """Generation of the gang: one more after each recovery."""
     updated: datetime | None = None

@@ -1,7 +1,7 @@
 """One node's agent: it beats to the leader, obeys the directive in the answer, and uploads what its workers save.
 
-Three tasks that never wait for each other: beating (a slow start of workers must not look like a dead node), obeying,
-uploading.
+Tasks that never wait for each other: beating (a slow start of workers must not look like a dead node), obeying,
+uploading checkpoints, keeping the run's outputs in storage.
 """
 
 import asyncio
@@ -9,7 +9,9 @@ import contextlib
 import logging
 import time
 import uuid
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -19,10 +21,11 @@ from finetune_api.errors import StorageError
 from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.outputs import Outputs, put_all
 from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploads import CheckpointStore
-from finetune_trainer.agent.workers import Workers
+from finetune_trainer.agent.workers import Workers, step_metrics
 from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
 from finetune_trainer.storage import ObjectStore, download_tree
 
@@ -33,7 +36,7 @@ BEAT_TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
 RETRY_SECONDS = 0.3
 HEALTHY_SECONDS = 10.0  # a beat was answered within this time
 UPLOAD_RETRY_SECONDS = 3.0
-LOG_UPLOAD_SECONDS = 15.0  # a node that was told to stop has no time to lose
+LOG_UPLOAD_SECONDS = 15.0  # for logs and outputs: a node that was told to stop has no time to lose
 GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
 KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
 MOST_STEPS_A_BEAT = 500
@@ -75,6 +78,7 @@ class Agent:
         self._run = run
         self._checkpoints = CheckpointStore(store, run)
         self._places = Places(config.work, plan.processes_per_node)
+        self._outputs = Outputs(store, run, self._places.outputs)
         self._workers = workers
         self._leader = leader
         self._leads = leader is not None
@@ -83,6 +87,7 @@ class Agent:
         self._news = asyncio.Event()  # something the leader should hear at once
         self._orders = asyncio.Event()  # a directive that differs from the last
         self._saves = asyncio.Event()  # a checkpoint may be complete
+        self._ended = asyncio.Event()  # all workers have exited by themselves
         self._heard_leader = time.monotonic()
         self._answered: float | None = None
         self._stepped = 0  # the last generation that has made a step
@@ -103,17 +108,7 @@ class Agent:
         """A worker said something."""
         match event.event:
             case "step" if event.rank == 0:
-                values = event.values
-                self._node.steps.append(
-                    StepMetrics(
-                        step=event.step,
-                        loss=values["loss"],
-                        learning_rate=values["learning_rate"],
-                        grad_norm=values["grad_norm"],
-                        tokens=int(values["tokens"]),
-                        seconds=values["seconds"],
-                    )
-                )
+                self._node.steps.append(step_metrics(event))
                 del self._node.steps[:-MOST_STEPS_A_BEAT]
                 if event.generation > self._stepped:  # the first step after a start: recovery is over
                     self._stepped = event.generation
@@ -128,6 +123,7 @@ class Agent:
         """A worker started or exited, or the zygote did."""
         if self._node.state is AgentState.RUNNING and self._workers.all_ended:
             self._node.state = AgentState.ENDED
+            self._ended.set()
         self._news.set()
 
     def drain(self) -> None:
@@ -136,14 +132,14 @@ class Agent:
         self._node.draining = True
         self._news.set()
 
-    # ------------------------------------------------------------ its three tasks
+    # ------------------------------------------------------------ its tasks
 
     async def run(self) -> ExitCode:
         """Takes part until the leader lets this node go; the exit code says how."""
         async with aiohttp.ClientSession(
             timeout=BEAT_TIMEOUT, headers={"Authorization": f"Bearer {self._config.token}"}
         ) as session:
-            tasks = [asyncio.create_task(work) for work in (self._beat(session), self._upload(), self._fetch_inputs())]
+            tasks = [asyncio.create_task(work) for work in self._background(session)]
             endings = [asyncio.create_task(self._obey()), asyncio.create_task(self._fence())]
             try:
                 await asyncio.wait([*endings, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -157,6 +153,9 @@ class Agent:
                 for task in (*tasks, *endings):
                     task.cancel()
                 await asyncio.gather(*tasks, *endings, return_exceptions=True)
+
+    def _background(self, session: aiohttp.ClientSession) -> tuple[Coroutine[Any, Any, None], ...]:
+        return self._beat(session), self._upload(), self._keep_outputs(), self._fetch_inputs()
 
     async def _beat(self, session: aiohttp.ClientSession) -> None:
         while True:
@@ -197,7 +196,7 @@ class Agent:
                 case Action.DONE | Action.STOPPED | Action.FAILED:
                     await self._workers.kill()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(asyncio.to_thread(self._upload_logs), LOG_UPLOAD_SECONDS)
+                        await asyncio.wait_for(asyncio.to_thread(self._upload_rest), LOG_UPLOAD_SECONDS)
                     return ending(directive, self._leads)
 
     async def _upload(self) -> None:
@@ -219,6 +218,15 @@ class Agent:
                     root = self._places.checkpoints(saved.node_rank)
                     await asyncio.to_thread(disk.retain, root, self._node.uploaded, KEEP_LOCAL)
                 self._news.set()
+
+    async def _keep_outputs(self) -> None:
+        """Storage follows what rank 0 writes for people; a storage that refuses is asked again later."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), self._outputs.rest)
+            self._ended.clear()
+            if self._node.node_rank == 0 and (refused := await asyncio.to_thread(put_all, self._outputs)):
+                log.warning("outputs are not in storage yet: %s", refused)
 
     async def _fetch_inputs(self) -> None:
         """Model and data to the local disk while the zygote warms up; then this node is ready."""
@@ -326,6 +334,9 @@ class Agent:
         if node_rank is None:
             return  # a spare waits
         self._node.node_rank = node_rank
+        if node_rank == 0:
+            with contextlib.suppress(StorageError):  # a gap in a chart is no reason to wait
+                await asyncio.to_thread(self._outputs.fetch)
         root, local_ranks = self._places.checkpoints(node_rank), self._places.local_ranks
         await asyncio.to_thread(disk.prune, root, node_rank, local_ranks, directive.resume)
         held = {saved.step for saved in self._complete()}
@@ -347,8 +358,10 @@ class Agent:
         await self._workers.start(self._places.orders(self._plan, directive, node_rank, threads, resume))
         self._news.set()
 
-    def _upload_logs(self) -> None:
-        """All logs of this node's ranks; what cannot be stored stays on the disk and is no reason to fail."""
+    def _upload_rest(self) -> None:
+        """Outputs, and all logs of this node's ranks; what cannot be stored stays here and is no reason to fail."""
+        if self._node.node_rank == 0 and (refused := put_all(self._outputs)):
+            log.warning("outputs are not in storage: %s", refused)
         for key, path in self._places.logs():
             with contextlib.suppress(StorageError, OSError):
                 self._store.put_file(f"{self._run}logs/{key}", path)

@@ -94,8 +94,11 @@ class Scribe:
         committed = max((facts.step for facts in self._checkpoints), default=0)
         step = last.step if last else committed
         trained = self._trained(step)
-        recent = [self._steps[at].seconds for at in sorted(self._steps)[-RECENT_STEPS:]]
-        pace = sum(recent) / len(recent) if recent else None
+        recent = [self._steps[at] for at in sorted(self._steps)[-RECENT_STEPS:]]
+        took = sum(metrics.seconds for metrics in recent)
+        pace = took / len(recent) if recent else None
+        speed = trained.tokens / trained.seconds if trained.seconds else 0.0
+        peak = self._plan.peak_flops * self._plan.world_size
         stopped = self._stopped_early(gang, step)
         return Progress(
             phase="done" if gang.done_stored else self._phase,
@@ -109,7 +112,11 @@ class Scribe:
             evals=tuple(self._evals[at] for at in sorted(self._evals)),
             tokens=trained.tokens,
             train_seconds=trained.seconds,
-            tokens_per_second=trained.tokens / trained.seconds if trained.seconds else 0.0,
+            tokens_per_second=speed,
+            samples_per_second=step * self._plan.global_batch / trained.seconds if trained.seconds else 0.0,
+            mfu=speed * self._plan.flops_per_token / peak if peak and self._plan.flops_per_token else None,
+            data_wait=sum(metrics.data_wait for metrics in recent) / took if took else 0.0,
+            memory_bytes=last.memory_bytes if last else 0,
             eta_seconds=pace * (self._plan.max_steps - step) if pace is not None and not stopped else None,
             checkpoints=tuple(self._checkpoints),
             checkpoint_count=self.history.checkpoint_count,

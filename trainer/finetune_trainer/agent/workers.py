@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api.beats import RankReport, RankState
+from finetune_api.beats import RankReport, RankState, StepMetrics
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.agent.security import worker_environment
@@ -229,6 +229,21 @@ class Workers:
                 case "error":
                     worker.report = _updated(worker.report, error=event.message)
             self._on_event(event)
+
+
+def step_metrics(event: WorkerEvent) -> StepMetrics:
+    """What a worker said of a step that is done."""
+    values = event.values
+    return StepMetrics(
+        step=event.step,
+        loss=values["loss"],
+        learning_rate=values["learning_rate"],
+        grad_norm=values["grad_norm"],
+        tokens=int(values["tokens"]),
+        seconds=values["seconds"],
+        data_wait=values.get("data_wait", 0.0),
+        memory_bytes=int(values.get("memory_bytes", 0)),
+    )
 
 
 def _updated(report: RankReport, **values: object) -> RankReport:
