@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from finetune_api.beats import RankState
-from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, Plan, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, Plan, ProblemType, SplitFacts, Task
 from finetune_trainer.agent.workers import Workers
 from finetune_trainer.orders import WorkerEvent, WorkerOrder
 
 DEADLINE = 300
 LABELS = ("animal", "colour", "number")
+IDS = pa.list_(pa.int32())
 T = TypeVar("T")
 
 
@@ -151,39 +152,75 @@ def orders(
     ]
 
 
-def write_dataset(folder: Path, task: Task, *, rows: int = 96, seed: int = 7) -> Path:
-    """A learnable data set: the first token tells the label, or predicts the rest of the row."""
+def write_dataset(
+    folder: Path,
+    task: Task,
+    *,
+    rows: int = 96,
+    seed: int = 7,
+    problem: ProblemType = ProblemType.SINGLE_LABEL,
+    end: int | None = None,
+) -> Path:
+    """A learnable data set, as prepare writes it: the first token tells the label, or predicts the rest of the row.
+
+    Args:
+        problem: what a classification predicts.
+        end: token that ends every row and target, as encoder-decoders need it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    ending = [] if end is None else [end]
     for name, count in (("train", rows), ("eval", rows // 4)):
         source = random.Random(f"{seed}-{name}")
-        columns: dict[str, list[Any]] = {"input_ids": []}
-        target = "label" if task is Task.CLASSIFICATION else "labels"
-        columns[target] = []
+        made = []
         for _ in range(count):
             label = source.randrange(len(LABELS))
             ids = [5 + label] + [20 + label * 30 + source.randrange(8) for _ in range(source.randrange(6, 30))]
-            columns["input_ids"].append(ids)
-            columns[target].append(label if task is Task.CLASSIFICATION else ids)
-        kind = pa.int32() if task is Task.CLASSIFICATION else pa.list_(pa.int32())
-        table = pa.table(
-            {"input_ids": pa.array(columns["input_ids"], pa.list_(pa.int32())), target: pa.array(columns[target], kind)}
-        )
+            made.append((label, [*ids, *ending]))
+        columns = {"input_ids": pa.array([ids for _, ids in made], IDS)}
+        if task is Task.CLASSIFICATION:
+            columns["label"] = _labels([label for label, _ in made], problem)
+        elif task is Task.SEQ2SEQ:
+            targets = [[*ids[: 2 + len(ids) // 3], *ending] for _, ids in made]
+            columns["labels"] = pa.array(targets, IDS)
+        elif task is Task.CAUSAL_LM:
+            columns["labels"] = columns["input_ids"]
+        table = pa.table(columns)
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     return folder
 
 
+def _labels(labels: Sequence[int], problem: ProblemType) -> pa.Array:
+    if problem is ProblemType.REGRESSION:
+        return pa.array([float(label) for label in labels], pa.float32())
+    if problem is ProblemType.MULTI_LABEL:
+        return pa.array([sorted({label, 2}) for label in labels], IDS)
+    return pa.array(labels, pa.int32())
+
+
 def make_plan(
-    task: Task, method: MethodType, *, world: int = 2, stage: int = 2, accumulation: int = 1, **changes: Any
+    task: Task,
+    method: MethodType,
+    *,
+    world: int = 2,
+    stage: int = 2,
+    accumulation: int = 1,
+    problem: ProblemType = ProblemType.SINGLE_LABEL,
+    **changes: Any,
 ) -> Plan:
     """A plan of 12 steps with a global batch of 8, a checkpoint every 4."""
+    classes = task is Task.CLASSIFICATION
     split = SplitFacts(rows=96, tokens=96 * 18, trained_tokens=96, longest=30)
     values: dict[str, Any] = {
         "task": task,
         "method": method,
         "model": ModelFacts(name="tiny", commit="0", prefix="", source="", model_type="", parameters=0, size_bytes=0),
         "dataset": DatasetFacts(
-            sha256="0" * 64, train=split, eval=split, labels=LABELS if task is Task.CLASSIFICATION else ()
+            sha256="0" * 64,
+            train=split,
+            eval=split,
+            labels=LABELS if classes and problem is not ProblemType.REGRESSION else (),
+            problem_type=problem if classes else None,
         ),
         "nodes": world,
         "processes_per_node": 1,
