@@ -16,6 +16,7 @@ from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.estimate import estimate
+from finetune_trainer.prepare.plan.evaluation import judging_of
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
@@ -33,7 +34,6 @@ from finetune_trainer.prepare.plan.saving import (
 from finetune_trainer.prepare.plan.schedule import (
     EVALUATIONS,
     SCHEDULES,
-    best_by,
     evaluated_every,
     hidden_share,
     steps_of,
@@ -180,11 +180,10 @@ def plan(
     rate, rate_reason = learning_rate(task, spec.method.type, model)
     warmup = warmup_of(ledger, task, steps)
     shape, shape_reason = SCHEDULES[task]
-    evaluated = dataset.eval is not None
-    eval_every = evaluated_every(ledger, steps, evaluated)
+    eval_every = evaluated_every(ledger, steps, dataset.eval is not None)
     save_every = _save_every(job, ledger, layout, machine, steps, eval_every)
     _note_saving(job, ledger, _checkpoint(layout, machine), model, dataset)
-    metric, greater = best_by(ledger, task, evaluated)
+    judging = judging_of(job, ledger, task, dataset, layout, machine, steps, eval_every)
     return Plan(
         task=task,
         method=spec.method.type,
@@ -209,8 +208,11 @@ def plan(
         keep_last=ledger.take(
             "", KEEP_LAST, "beside the best one", "spec.checkpoint.keepLast", spec.checkpoint.keep_last
         ),
-        best_metric=metric,
-        greater_is_better=greater,
+        best_metric=judging.metric,
+        greater_is_better=judging.greater,
+        early_stopping_patience=judging.patience,
+        early_stopping_threshold=judging.threshold,
+        evaluation=judging.evaluation,
         lora=lora,
         deepspeed=deepspeed_config(
             load.zero_stage, spec.deepspeed.config, extra, load.offload_optimizer, load.offload_parameters

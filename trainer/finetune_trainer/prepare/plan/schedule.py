@@ -2,10 +2,8 @@
 
 import math
 
-from finetune_api.errors import SpecError
 from finetune_api.messages import Task
-from finetune_api.v1alpha1.given import METRICS
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.ledger import Ledger
 
 EVALUATIONS = 10  # over the run
 SCHEDULES = {
@@ -81,26 +79,3 @@ def evaluated_every(ledger: Ledger, steps: int, evaluated: bool) -> int:
         return every
     rule = max(1, math.ceil(steps / EVALUATIONS))
     return int(ledger.take("eval_steps", rule, f"{EVALUATIONS} evaluations over the run, and one at the end"))
-
-
-def best_by(ledger: Ledger, task: Task, evaluated: bool) -> tuple[str, bool]:
-    """The metric that chooses the best checkpoint, and whether more of it is better.
-
-    Raises:
-        SpecError: evaluation of this task does not measure the given one.
-    """
-    if not evaluated:
-        ledger.note(
-            "spec.training.metric_for_best_model", "last", "without evaluation rows the last one is kept", False
-        )
-        return "last", True
-    rule = "eval_macro_f1" if task is Task.CLASSIFICATION else "eval_loss"
-    reason = "every label counts the same" if task is Task.CLASSIFICATION else "what training minimises, on unseen rows"
-    metric = str(ledger.take("metric_for_best_model", rule, reason))
-    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
-    if metric.removeprefix("eval_") not in METRICS[task]:  # known only now, where the job does not name its task
-        known = ", ".join(f"eval_{name}" for name in METRICS[task])
-        message = f"is {metric!r}; evaluation of {task} measures {known}"
-        raise SpecError(problem("UnknownMetric", "spec.training.metric_for_best_model", message, "write one of them"))
-    by_name = not metric.endswith(("loss", "perplexity"))
-    return metric, bool(ledger.take("greater_is_better", by_name, f"follows from {metric}"))

@@ -1,0 +1,184 @@
+"""What is evaluated, what chooses the best checkpoint, and when a run ends early. Pure.
+
+Generating an answer takes a pass of the model for each of its tokens, so how many rows are answered depends on what
+that costs beside the training itself.
+"""
+
+import math
+from dataclasses import dataclass
+
+from finetune_api.errors import SpecError
+from finetune_api.messages import DatasetFacts, PlannedEvaluation, ProblemType, Task
+from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.layout import Layout
+from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.machine import Machine
+from finetune_trainer.prepare.plan.speed import CPU_CORE, CPU_NETWORK, HOST_MEMORY, NETWORK, UTILISATION
+
+ROWS = (64, 32, 16, 8, 4)  # to be answered: as many of these as may be afforded
+SHARE = 0.1  # of the training's time, for all answers of all evaluations
+SAMPLES = 4
+BATCH_ROWS = 32  # the worker's, where their tokens fit
+BATCH_TOKENS = 8192
+LAYER_SECONDS = 1e-3  # Python and launches, per layer and token: 32 layers generate some 30 tokens a second
+SHORTEST, LONGEST = 16, 256  # answers, tokens
+METRIC_FIELD = "spec.training.metric_for_best_model"
+BEST: dict[ProblemType, tuple[str, str]] = {
+    ProblemType.SINGLE_LABEL: ("eval_macro_f1", "every label counts the same"),
+    ProblemType.MULTI_LABEL: ("eval_micro_f1", "every decision counts the same; those on rare labels alone vary much"),
+    ProblemType.REGRESSION: ("eval_loss", "the mean squared error, on unseen rows"),
+}
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How a run is judged.
+
+    Attributes:
+        metric: chooses the best checkpoint; `last` without evaluation rows.
+        patience: evaluations without a better one after which the run ends; 0 = never.
+        threshold: by how much it has to be better.
+    """
+
+    metric: str
+    greater: bool
+    patience: int
+    threshold: float
+    evaluation: PlannedEvaluation
+
+
+def judging_of(
+    job: FineTuneJob,
+    ledger: Ledger,
+    task: Task,
+    dataset: DatasetFacts,
+    layout: Layout,
+    machine: Machine,
+    steps: int,
+    eval_every: int,
+) -> Judging:
+    """How the run of a job is judged.
+
+    Raises:
+        SpecError: evaluation of this task does not measure the given metric, or there is nothing to answer.
+    """
+    evaluations = math.ceil(steps / eval_every) if eval_every else 1
+    evaluation = _answers(job, ledger, task, dataset, layout, machine, steps, evaluations)
+    metric, greater = best_by(ledger, task, dataset, evaluation.generate > 0)
+    patience = int(ledger.given.get("early_stopping_patience", 0))
+    threshold = float(ledger.given.get("early_stopping_threshold", 0.0))
+    if dataset.eval is not None:
+        reason = "given" if patience else "the run goes to its end; the best checkpoint is kept anyway"
+        ledger.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
+    if threshold:
+        ledger.note("spec.training.early_stopping_threshold", threshold, "given", True)
+    return Judging(metric, greater, patience, threshold, evaluation)
+
+
+def best_by(ledger: Ledger, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
+    """The metric that chooses the best checkpoint, and whether more of it is better.
+
+    Raises:
+        SpecError: evaluation of this task does not measure the given one.
+    """
+    if dataset.eval is None:
+        ledger.note(METRIC_FIELD, "last", "without evaluation rows the last one is kept", False)
+        return "last", True
+    problem_type = dataset.problem_type or ProblemType.SINGLE_LABEL
+    rule, reason = "eval_loss", "what training minimises, on unseen rows"
+    if task is Task.CLASSIFICATION:
+        rule, reason = BEST[problem_type]
+    metric = full_name(str(ledger.take("metric_for_best_model", rule, reason)))
+    known = [full_name(name) for name in measured(task, problem_type, answers=answers)]
+    if metric not in known:  # known only now, where the job does not name its task
+        kind = f"{task} ({problem_type})" if task is Task.CLASSIFICATION else str(task)
+        message = f"is {metric!r}; evaluation of {kind} measures {', '.join(known)}"
+        if metric in [full_name(name) for name in ANSWERS]:
+            message += ", and no answers are generated"
+        raise SpecError(problem("UnknownMetric", METRIC_FIELD, message, "write one of them"))
+    return metric, bool(ledger.take("greater_is_better", greater_is_better(metric), f"follows from {metric}"))
+
+
+def _answers(
+    job: FineTuneJob,
+    ledger: Ledger,
+    task: Task,
+    dataset: DatasetFacts,
+    layout: Layout,
+    machine: Machine,
+    steps: int,
+    evaluations: int,
+) -> PlannedEvaluation:
+    spec, split = job.spec.evaluation, dataset.eval
+    if split is None or task not in {Task.CAUSAL_LM, Task.SEQ2SEQ}:
+        if spec.generate:
+            _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
+        return PlannedEvaluation()
+    examples = split.examples or split.rows
+    if task is Task.CAUSAL_LM and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
+        if spec.generate:
+            _refuse(spec.generate, "the rows have no prompts: every token of them is trained")
+        ledger.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)
+        return PlannedEvaluation()
+    target = split.trained_tokens / examples
+    rule = min(LONGEST, max(SHORTEST, 8 * math.ceil(2 * target / 8)))
+    tokens = int(
+        ledger.take(
+            "",
+            rule,
+            f"twice the mean of {target:.0f}; never more than the longest right answer",
+            "spec.evaluation.maxNewTokens",
+            spec.max_new_tokens,
+        )
+    )
+    rows, reason = _affordable(layout, machine, split.tokens / examples, tokens, steps, evaluations)
+    generate = int(ledger.take("", min(rows, examples), reason, "spec.evaluation.generate", spec.generate))
+    generate = min(generate, examples)
+    samples = int(ledger.take("", SAMPLES, "to be read", "spec.evaluation.samples", spec.samples))
+    return PlannedEvaluation(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
+
+
+def _affordable(
+    layout: Layout, machine: Machine, mean: float, tokens: int, steps: int, evaluations: int
+) -> tuple[int, str]:
+    budget = SHARE * steps * layout.speed.seconds
+    for rows in ROWS:
+        seconds = evaluations * generation_seconds(layout, machine, mean, tokens, rows)
+        if seconds <= budget or rows == ROWS[-1]:
+            break
+    took = f"{evaluations} x {rows} answers take about {seconds:.2g} s of {steps * layout.speed.seconds:.2g} s"
+    return rows, took if rows == ROWS[0] else f"{took}: more would take over a tenth of the run"
+
+
+def generation_seconds(layout: Layout, machine: Machine, mean: float, tokens: int, rows: int) -> float:
+    """How long all ranks together take to answer some rows, roughly: each token of a batch is a pass through the model,
+    which reads all weights, and under ZeRO-3 gathers them.
+
+    Args:
+        mean: tokens of a row.
+        tokens: of an answer.
+    """
+    load = layout.load
+    shape = load.architecture
+    batch = max(1, min(BATCH_ROWS, math.ceil(rows / load.world_size), int(BATCH_TOKENS / (mean + tokens))))
+    batches = math.ceil(rows / batch / load.world_size)
+    width = load.parameters * shape.weight_bytes
+    if machine.gpu:
+        arithmetic, memory = machine.gpu.teraflops * 1e12 * UTILISATION, machine.gpu.bandwidth * 1e9
+    else:
+        arithmetic, memory = CPU_CORE * machine.cores, HOST_MEMORY
+    gathered = 0.0
+    if load.zero_stage == 3 and load.world_size > 1:
+        inside = machine.gpu.link * 1e9 if machine.gpu else CPU_NETWORK
+        between = NETWORK if machine.gpu else CPU_NETWORK
+        gathered = width / (min(inside, between) if machine.nodes > 1 else inside)
+    a_pass = max(width / memory, 2 * load.parameters * batch / arithmetic) + gathered + LAYER_SECONDS * shape.layers
+    prompt = 2 * load.parameters * batch * mean / arithmetic
+    return batches * (prompt + tokens * a_pass)
+
+
+def _refuse(rows: int, why: str) -> None:
+    message = f"is {rows}, and {why}"
+    cure = "leave it out, or evaluate rows with a prompt and an answer"
+    raise SpecError(problem("NothingToAnswer", "spec.evaluation.generate", message, cure))
