@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_api.messages import Task
+from finetune_api.messages import Plan, Task
 from finetune_trainer.worker.batches.padded import IGNORED
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.shares import share_of
 
-BATCH_TOKENS = 8192  # prompts and answers of a batch: without gradients, the cache is what it needs memory for
+BATCH_TOKENS = (2048, 8192)  # prompts and answers of a batch, at most: what a training step holds, within these
 BATCH_ROWS = 32
 END = 2  # an end-of-turn token is the last of a reference, or stands before a line break
 
@@ -20,37 +20,40 @@ class Generator:
     """Answers questions with one model.
 
     Args:
-        model: as loaded, with its adapter; an engine's wrapper around it is not needed, its hooks are in the modules.
-        most: tokens of an answer, at most; never more than the longest reference has.
-        tokens: prompts and answers of a batch together, at most (but one row always goes).
+        plan: says the task and how long an answer may be; no answer gets longer than the longest reference.
     """
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, most: int, tokens: int = BATCH_TOKENS) -> None:
-        self._task = task
+    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._task = plan.task
         self._tokenizer = tokenizer
-        self._most = most
-        self._tokens = tokens
+        self._most = plan.evaluation.max_new_tokens
+        self._positions = plan.model.max_positions
+        least, most = BATCH_TOKENS
+        self._tokens = min(most, max(least, plan.micro_batch * plan.max_length))
 
     def __call__(
         self, model: torch.nn.Module, questions: Sequence[Question], rank: int, world_size: int, device: torch.device
     ) -> dict[int, list[int]]:
-        """The answers of one rank's share: place in `questions` -> token ids without the end of the answer."""
+        """The answers of one rank's share: place in `questions` -> token ids without the end of the answer.
+
+        Args:
+            model: as loaded, with its adapter; DeepSpeed's hooks are in its modules.
+        """
         longest = max(len(question.reference) for question in questions)
         most = min(self._most, longest)
         lengths = [len(question.prompt) for question in questions]
         fitting = max(1, self._tokens // (max(lengths) + most))
         spread = -(-len(questions) // world_size)
         share = share_of(lengths, min(fitting, BATCH_ROWS, spread), rank, world_size)
-        config = self._config(model, questions, most)
-        stops = set(config.eos_token_id)
+        stops = self._stops(model, questions)
         answers: dict[int, list[int]] = {}
         with torch.no_grad():
             for number, batch in enumerate(share.batches):
                 asked = [questions[place] for place in batch]
-                said = self._generate(model, asked, config, device)
+                said = self._generate(model, asked, self._config(asked, most, stops), device)
                 if number < share.counted:
                     for place, ids in zip(batch, said, strict=True):
-                        answers[place] = _until(ids, stops)
+                        answers[place] = _until(ids, set(stops))
         return answers
 
     def _generate(
@@ -74,8 +77,11 @@ class Generator:
         start = width if self._task is Task.CAUSAL_LM else 1  # a decoder begins with its start token
         return [[int(token) for token in line] for line in made[:, start:].tolist()]
 
-    def _config(self, model: torch.nn.Module, questions: Sequence[Question], most: int) -> GenerationConfig:
+    def _config(self, asked: Sequence[Question], most: int, stops: list[int]) -> GenerationConfig:
         """Greedy, whatever the model's own generation settings say of sampling and beams."""
+        if self._positions:  # beyond them, models with learned positions fail
+            before = max(len(question.prompt) for question in asked) if self._task is Task.CAUSAL_LM else 1
+            most = max(1, min(most, self._positions - before))
         return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=most,
             do_sample=False,
@@ -88,7 +94,7 @@ class Generator:
             min_length=0,
             use_cache=True,
             pad_token_id=self._tokenizer.pad_token_id,
-            eos_token_id=self._stops(model, questions),
+            eos_token_id=stops,
         )
 
     def _stops(self, model: torch.nn.Module, questions: Sequence[Question]) -> list[int]:
@@ -96,7 +102,8 @@ class Generator:
         own: Any = getattr(model, "generation_config", None)
         known = getattr(own, "eos_token_id", None)
         stops = set(known if isinstance(known, list) else [known]) | {self._tokenizer.eos_token_id}
-        special = set(self._tokenizer.added_tokens_decoder) | set(self._tokenizer.all_special_ids)
+        added = self._tokenizer.added_tokens_decoder
+        special = {token for token, about in added.items() if about.special} | set(self._tokenizer.all_special_ids)
         for question in questions:
             stops |= special & {int(token) for token in question.reference[-END:]}
         return sorted(int(stop) for stop in stops - {None, IGNORED})

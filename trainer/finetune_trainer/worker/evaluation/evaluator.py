@@ -175,8 +175,8 @@ class Evaluator:
         asked = self._asked()
         if not asked:
             return []
-        order, wanted = self._order, self._plan.evaluation
-        generator = Generator(self._plan.task, self._tokenizer, wanted.max_new_tokens)
+        order = self._order
+        generator = Generator(self._plan, self._tokenizer)
         own = generator(engine.model, asked, order.rank, order.world_size, engine.device)
         said: dict[int, list[int]] = {}
         for part in _everyone(own):
