@@ -2,23 +2,24 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
-from finetune_api.messages import Plan
 from finetune_trainer.orders import WorkerOrder
 
 EVAL_BATCH_FACTOR = 2  # no gradients are kept
+# of a user's own configuration that has none of them DeepSpeed would say that one is missing
+BATCH_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def training_arguments(order: WorkerOrder) -> TrainingArguments:
     """Arguments for one rank; `rendezvous.join` has run. The value must live as long as the model: it keeps the
-    DeepSpeed configuration of transformers alive, which ZeRO-3 needs while a model is loaded."""
+    DeepSpeed configuration of transformers alive, which ZeRO-3 needs while a model is loaded. The precision is the
+    plan's: without a word of it, float32."""
     plan = order.plan
     on_gpu = torch.cuda.is_available()
-    given: dict[str, Any] = {**precision(plan), **plan.training}
+    given = dict(plan.training)
     given.setdefault("per_device_eval_batch_size", plan.micro_batch * EVAL_BATCH_FACTOR)
     return TrainingArguments(
         output_dir=str(Path(order.checkpoints)),
@@ -29,7 +30,7 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         warmup_steps=plan.warmup_steps,
         lr_scheduler_type=plan.lr_scheduler_type,
         seed=plan.seed,
-        deepspeed=copy.deepcopy(plan.deepspeed),
+        deepspeed={**dict.fromkeys(BATCH_SIZES, "auto"), **copy.deepcopy(plan.deepspeed)},
         use_cpu=not on_gpu,
         train_sampling_strategy="sequential",  # the order is sampling.VirtualDataset's
         eval_strategy="no",  # cadence.Cadence decides when to evaluate and save
@@ -43,12 +44,6 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         dataloader_pin_memory=on_gpu,
         **given,
     )
-
-
-def precision(plan: Plan) -> dict[str, bool]:
-    """bf16 where the GPU has it, float32 otherwise, unless the plan says."""
-    chosen = {"bf16", "fp16"} & plan.training.keys()
-    return {} if chosen else {"bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported()}
 
 
 def weight_dtype(args: TrainingArguments) -> torch.dtype:

@@ -17,6 +17,7 @@ from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.estimate import estimate
 from finetune_trainer.prepare.plan.evaluation import judging_of
+from finetune_trainer.prepare.plan.given_config import given_values, sharding
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
@@ -108,7 +109,7 @@ class Counting:
 
 def counting(job: FineTuneJob, task: Task, hint: GpuHint = NO_HINT, start: Start | None = None) -> Counting:
     """What `shape.architecture_of` has to be told of a job."""
-    ledger, machine = Ledger(job.spec.training.given()), machine_of(job, hint)
+    ledger, machine = Ledger(given_values(job)), machine_of(job, hint)
     precise = _precision(ledger, machine)
     check_quantizable(job, machine, hint)
     return Counting(
@@ -143,7 +144,7 @@ def plan(
         SpecError: given values contradict each other, or nothing would fit into the machine that is asked for.
     """
     spec, machine = job.spec, machine_of(job, hint)
-    given = spec.training.given()
+    given, sharded = given_values(job), sharding(job)
     ledger = Ledger(given)
     _note_machine(ledger, machine, spec.gpu_type)
     extra = _precision(ledger, machine)
@@ -154,7 +155,6 @@ def plan(
     length = _length(job, ledger, dataset, limit)
     batch = global_batch(ledger, machine.world_size, dataset.train.rows)
     recomputed = given.get("activation_checkpointing", given.get("gradient_checkpointing"))
-    offload = spec.deepspeed.offload
     request = Request(
         architecture=architecture,
         method=spec.method.type,
@@ -163,10 +163,10 @@ def plan(
         rows_given=batch.given,
         tokens=length,
         mean_tokens=min(float(length), PADDING * dataset.train.tokens / max(1, dataset.train.rows)),
-        stage=spec.deepspeed.stage,
+        stage=sharded.stage,
         recomputed=recomputed,
-        offload_optimizer=_offloaded(offload.optimizer if offload else None),
-        offload_parameters=_offloaded(offload.parameters if offload else None),
+        offload_optimizer=sharded.offload_optimizer,
+        offload_parameters=sharded.offload_parameters,
         micro=batch.micro,
         accumulation=batch.accumulation,
         whole_weights=bool(lora.get("trainable_token_indices")),
@@ -255,10 +255,6 @@ def _note_machine(ledger: Ledger, machine: Machine, stated: str | None) -> None:
     if machine.gpu:
         value = f"{machine.gpu.name}, {machine.memory_bytes / GIB:.4g} GiB"
         ledger.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))
-
-
-def _offloaded(where: str | None) -> bool | None:
-    return None if where is None else where == "cpu"
 
 
 def _note_layout(ledger: Ledger, request: Request, layout: Layout) -> None:
