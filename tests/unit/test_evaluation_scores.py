@@ -29,11 +29,11 @@ def test_a_table_holds_every_label_with_scikit_learns_figures() -> None:
         truth, predicted, labels=range(4), target_names=LABELS, output_dict=True, zero_division=0.0
     )
     for line in scores.per_class:
-        expected = report[line["label"]]
-        assert line["support"] == expected["support"]
+        expected = report[line.label]
+        assert line.support == expected["support"]
         for ours, theirs in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
-            assert line[ours] == pytest.approx(expected[theirs]), line
-    assert [line["label"] for line in scores.per_class] == list(LABELS)
+            assert getattr(line, ours) == pytest.approx(expected[theirs]), line
+    assert [line.label for line in scores.per_class] == list(LABELS)
     assert scores.metrics["accuracy"] == pytest.approx(4 / 6)
     assert scores.metrics["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
 
@@ -45,7 +45,7 @@ def test_a_row_of_several_labels_matches_only_if_all_of_them_do() -> None:
     assert scores.metrics["exact_match"] == pytest.approx(2 / 3)
     assert scores.metrics["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1))  # 2 TP / (2 TP + FP + FN)
     assert scores.metrics["macro_f1"] == pytest.approx(2 / 4)  # labels 0 and 1 of four
-    assert [line["support"] for line in scores.per_class] == [1, 1, 1, 0]
+    assert [line.support for line in scores.per_class] == [1, 1, 1, 0]
 
 
 def test_a_regression_is_scored_by_its_distances_and_correlations() -> None:

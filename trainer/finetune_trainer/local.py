@@ -24,6 +24,7 @@ from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, S
 from finetune_api.messages import Artifact, Message, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.evaluations import told
 from finetune_trainer.runs import LocalRuns
 from finetune_trainer.storage import ObjectStore, open_store
 from finetune_trainer.terminal import Screen
@@ -214,7 +215,10 @@ class Supervisor:
                 self._screen.stop()
         for code in codes:
             self._check(Stage.TRAIN, code)
-        self._screen.shows(self.final_progress())
+        progress = self.final_progress()
+        self._screen.shows(progress)
+        if progress.evals:
+            self._screen.answered(told(self._local.store, self._prefix, progress.evals[-1].step).samples)
         for node in range(nodes):  # everything of worth is in storage now
             shutil.rmtree(self._folder / f"node-{node}", ignore_errors=True)
 

@@ -6,7 +6,6 @@ from pydantic import Field
 
 from finetune_api.messages import Message, Plan
 
-
 OVERFITTING_SINCE = "overfitting_since"  # beside the metrics of an evaluation: the step at which the run turned
 
 

@@ -13,7 +13,10 @@ from finetune_api.beats import EvalMetrics, Progress
 from finetune_api.errors import Problem
 from finetune_api.messages import Choice, Plan
 from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
+from finetune_trainer.records import Sample
 
+SHOWN_SAMPLES = 2
+SAMPLE_CHARACTERS = 160
 PLAIN_LINE_EVERY = 0.1  # of the run, where there is no terminal to redraw
 
 
@@ -115,11 +118,27 @@ class Screen:
             )
             self._next_line = done + PLAIN_LINE_EVERY
 
+    def answered(self, samples: Iterable[Sample]) -> None:
+        """A few generated answers beside the right ones, of the last evaluation."""
+        for sample in list(samples)[:SHOWN_SAMPLES]:
+            prompt, right, answer = (
+                " ".join(text.split()) for text in (sample.prompt, sample.reference, sample.answer)
+            )
+            self.says("sample", f"{_end_of(prompt)} -> {_start_of(answer)} (right: {_start_of(right)})")
+
     def problems(self, problems: Iterable[Problem]) -> None:
         """Everything that is wrong, each with its cure."""
         for problem in problems:
             text = escape(str(problem))
             self._console.print(f"[bold red]error[/bold red]     {text}", highlight=False, soft_wrap=True)
+
+
+def _start_of(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else f"{text[:SAMPLE_CHARACTERS]}..."
+
+
+def _end_of(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else f"...{text[-SAMPLE_CHARACTERS:]}"
 
 
 def figures(evaluation: EvalMetrics) -> str:

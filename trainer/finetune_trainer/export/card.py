@@ -5,21 +5,32 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from finetune_api.messages import MethodType, Plan, Task
+from finetune_trainer.evaluations import Told
+from finetune_trainer.export.evaluated import evaluated
 from finetune_trainer.export.layout import Base
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
 HERE = 'artifact = "."'  # replaced by who prints the snippet elsewhere
+NOTHING_TOLD = Told()
 CLASSES = {Task.CLASSIFICATION: "AutoModelForSequenceClassification"}
 PIPELINES = {Task.CLASSIFICATION: "text-classification", Task.SEQ2SEQ: "text2text-generation"}
 
 
-def card(plan: Plan, base: Base, step: int, metrics: Mapping[str, float], versions: Mapping[str, str]) -> str:
+def card(
+    plan: Plan,
+    base: Base,
+    step: int,
+    metrics: Mapping[str, float],
+    versions: Mapping[str, str],
+    evaluation: Told = NOTHING_TOLD,
+) -> str:
     """The model card, Markdown with the YAML head that the Hugging Face hub reads.
 
     Args:
         step: the checkpoint's.
         metrics: its evaluation; empty if there was none.
         versions: package name -> version that made it.
+        evaluation: what else is known of it: scores of each label, generated answers.
     """
     adapter = plan.method is not MethodType.FULL
     parts = [
@@ -33,6 +44,7 @@ def card(plan: Plan, base: Base, step: int, metrics: Mapping[str, float], versio
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
     if metrics:
         parts += ["## Evaluation\n", f"On {_rows(plan)} held-out rows:\n", _table(metrics, ".6g")]
+        parts += evaluated(evaluation)
     parts += ["## Training\n", _table(_training(plan)), "## Made with\n", _table(versions)]
     return "\n".join(parts)
 

@@ -12,10 +12,10 @@ from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import committed
+from finetune_trainer.evaluations import told
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.layout import (
     CARD,
-    Base,
     Layout,
     base_of,
     layout_of,
@@ -81,7 +81,8 @@ def _build(plan: Plan, store: ObjectStore, run: str, best: Manifest, layout: Lay
     download_files(store, dataset_prefix(plan.dataset.sha256), _from_dataset(plan, store), folder)
     base = base_of(plan.model, store)
     mend(folder, plan, base)
-    _write_card(folder, plan, base, info)
+    text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step))
+    (folder / CARD).write_text(text, "utf-8")
 
 
 def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
@@ -107,10 +108,6 @@ def _from_dataset(plan: Plan, store: ObjectStore) -> list[FileEntry]:
     manifest = read_manifest(store, dataset_prefix(plan.dataset.sha256))
     wanted = TOKENIZER_FILES if plan.new_tokens else {CHAT_TEMPLATE}
     return [entry for entry in manifest.files if entry.path in wanted] if manifest else []
-
-
-def _write_card(folder: Path, plan: Plan, base: Base, info: CheckpointInfo) -> None:
-    (folder / CARD).write_text(card(plan, base, info.step, info.metrics, installed_versions()), "utf-8")
 
 
 def _made_from(store: ObjectStore, prefix: str) -> int | None:

@@ -4,6 +4,7 @@ Every rank takes its share of the rows and all of them learn the same numbers, s
 stopping) needs no further word. Of a batch nothing is kept but sums and one prediction a row.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.messages import ProblemType, Task
 from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.records import EvaluationRecord, Sample
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question, questions
-from finetune_trainer.worker.evaluation.records import Sample, write_records
+from finetune_trainer.worker.evaluation.records import write_records
 from finetune_trainer.worker.evaluation.scores import THRESHOLD, Scores, classification_scores, token_scores
 from finetune_trainer.worker.evaluation.shares import share_of
 from finetune_trainer.worker.evaluation.similarity import similarity
@@ -103,7 +105,13 @@ class Evaluator:
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
             kept = answered[: self._plan.evaluation.samples]
-            write_records(Path(self._order.outputs), step, named, scores.per_class, kept, len(answered))
+            record = EvaluationRecord(
+                step=step,
+                metrics={name: value for name, value in named.items() if math.isfinite(value)},  # JSON has no NaN
+                generated=len(answered),
+                per_class=scores.per_class,
+            )
+            write_records(Path(self._order.outputs), record, kept)
         return named
 
     # ------------------------------------------------------------ losses and predictions

@@ -4,7 +4,7 @@ scikit-learn's and SciPy's."""
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from sklearn.metrics import (
 )
 
 from finetune_api.messages import ProblemType
+from finetune_trainer.records import LabelScore
 
 Values = npt.NDArray[Any]
 THRESHOLD = 0.5  # a label of several is predicted where its probability is above
@@ -31,11 +32,11 @@ class Scores:
 
     Attributes:
         metrics: name -> value.
-        per_class: a line for each label: `label`, `precision`, `recall`, `f1`, `support`; empty without labels.
+        per_class: a line for each label; empty without labels.
     """
 
     metrics: dict[str, float]
-    per_class: list[dict[str, Any]] = field(default_factory=list)
+    per_class: tuple[LabelScore, ...] = ()
 
 
 def token_scores(loss: float) -> dict[str, float]:
@@ -92,15 +93,9 @@ def _regression(predicted: Values, truth: Values) -> Scores:
     return Scores({name: value for name, value in metrics.items() if math.isfinite(value)})
 
 
-def _per_class(predicted: Values, truth: Values, labels: Sequence[str]) -> list[dict[str, Any]]:
+def _per_class(predicted: Values, truth: Values, labels: Sequence[str]) -> tuple[LabelScore, ...]:
     columns = precision_recall_fscore_support(truth, predicted, labels=range(len(labels)), zero_division=0.0)
-    return [
-        {
-            "label": label,
-            "precision": float(precision),
-            "recall": float(recall),
-            "f1": float(f1),
-            "support": int(support),
-        }
+    return tuple(
+        LabelScore(label=label, precision=precision, recall=recall, f1=f1, support=support)
         for label, precision, recall, f1, support in zip(labels, *columns, strict=True)
-    ]
+    )

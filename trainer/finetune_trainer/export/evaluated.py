@@ -1,0 +1,50 @@
+"""The part of a model card that shows an evaluation: the table of labels, and samples of generated answers."""
+
+import re
+
+from finetune_trainer.evaluations import Told
+from finetune_trainer.records import LabelScore, Sample
+
+LONGEST = 600  # characters of a sample's part
+
+
+def evaluated(evaluation: Told) -> list[str]:
+    """Markdown, a part each; none where nothing is known."""
+    parts = []
+    record = evaluation.record
+    if record and record.per_class:
+        parts.append(_labels(record.per_class))
+    if record and record.generated:
+        parts.append(f"Exact match, chrF and ROUGE are of {record.generated} generated answers.\n")
+    if evaluation.samples:
+        parts += ["## Samples\n", "Answers of this very model to held-out rows, generated greedily:\n"]
+        parts += [_sample(sample) for sample in evaluation.samples]
+    return parts
+
+
+def _labels(scores: tuple[LabelScore, ...]) -> str:
+    rows = [
+        f"| {_cell(one.label)} | {one.precision:.3f} | {one.recall:.3f} | {one.f1:.3f} | {one.support} |"
+        for one in scores
+    ]
+    return "\n".join(["| label | precision | recall | F1 | rows |", "|---|---|---|---|---|", *rows, ""])
+
+
+def _sample(sample: Sample) -> str:
+    named = {"prompt": sample.prompt, "right": sample.reference, "answer": sample.answer}
+    return "\n".join(f"{name}:\n\n{_fenced(_cut(text))}\n" for name, text in named.items())
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [...]"
+
+
+def _fenced(text: str) -> str:
+    """A block of code whose fence no run of backticks in the text ends."""
+    ticks = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, ticks + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
