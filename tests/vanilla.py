@@ -1,8 +1,13 @@
 """What we export, used as anybody would: plain transformers and peft in a process of its own, none of our code."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from finetune_api.messages import MethodType, Plan, ProblemType, Task
 
 LOSS = """
 import sys
@@ -41,6 +46,102 @@ for row in pa.ipc.open_file(rows).read_all().to_pylist():
     total += 1
 print(right / total)
 """
+
+
+LOSSES = """
+import json, sys, warnings
+import pyarrow as pa, torch, transformers
+from peft import PeftModel
+torch.set_num_threads(1)
+def loss_of(auto, folder, options, rows):
+    auto = getattr(transformers, auto)
+    try:
+        base = json.load(open(f"{folder}/adapter_config.json"))["base_model_name_or_path"]
+        model = PeftModel.from_pretrained(auto.from_pretrained(base, **options), folder)
+    except FileNotFoundError:
+        model = auto.from_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(folder)
+    model.eval()
+    shifted = auto is transformers.AutoModelForCausalLM
+    total = items = 0
+    for row in pa.ipc.open_file(rows).read_all().to_pylist():
+        ids = torch.tensor([row["input_ids"]])
+        if "labels" in row:
+            labels = torch.tensor([row["labels"]])
+            count = int((labels[:, int(shifted):] != -100).sum())
+        else:
+            count, label, kind = 1, row["label"], model.config.problem_type
+            if kind == "multi_label_classification":
+                label = [float(index in label) for index in range(model.config.num_labels)]
+            labels = torch.tensor([label])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=labels).loss) * count
+        items += count
+    return total / items
+for line in sys.stdin:
+    try:
+        answer = {"loss": loss_of(**json.loads(line))}
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    print("\\n" + json.dumps(answer), flush=True)
+"""
+AUTOS = {
+    Task.CAUSAL_LM: "AutoModelForCausalLM",
+    Task.CLASSIFICATION: "AutoModelForSequenceClassification",
+    Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
+    Task.MASKED_LM: "AutoModelForMaskedLM",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was exported, and how it is loaded: `options` are those that its card says for the base of an adapter."""
+
+    auto: str
+    folder: str
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan, folder: Path) -> "Artifact":
+        options: dict[str, Any] = {}
+        if plan.task is Task.CLASSIFICATION and plan.method is not MethodType.FULL:
+            problem = plan.dataset.problem_type or ProblemType.SINGLE_LABEL
+            options = {"num_labels": len(plan.dataset.labels) or 1, "problem_type": str(problem)}
+        return cls(AUTOS[plan.task], str(folder), options)
+
+
+class Vanilla:
+    """A process with plain transformers and peft, that loads artifact after artifact."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", LOSSES],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def loss(self, artifact: Artifact, rows: Path) -> float:
+        """Its mean loss over the items of a prepared split (trained tokens, or rows), a row at a time.
+
+        Raises:
+            AssertionError: the libraries cannot load or run it.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({**asdict(artifact), "rows": str(rows)}) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith('{"loss"') or line.startswith('{"error"'):
+                answer = json.loads(line)
+                assert "loss" in answer, answer["error"]
+                return float(answer["loss"])
+        raise AssertionError("the process with vanilla libraries ended")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
 
 
 def token_loss(model: Path, rows: Path, adapter: Path | None = None) -> float:

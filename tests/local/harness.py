@@ -244,7 +244,10 @@ def make_plan(
         if method is not MethodType.FULL
         else {},
         "deepspeed": {
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": {
+                "stage": stage,
+                **({"stage3_gather_16bit_weights_on_model_save": True} if stage == 3 else {}),
+            },
             "train_micro_batch_size_per_gpu": "auto",
             "train_batch_size": "auto",
             "gradient_accumulation_steps": "auto",
