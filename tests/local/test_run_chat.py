@@ -69,3 +69,12 @@ def test_a_folder_of_conversations_is_packed_trained_and_exported_with_its_templ
     model = AutoPeftModelForCausalLM.from_pretrained(adapter)
     ids = tokenizer(asked, return_tensors="pt").input_ids
     assert model(ids).logits.shape[:2] == ids.shape
+
+    said = (tmp_path / "output.log").read_text()
+    samples = [json.loads(line) for line in next((run / "outputs/samples").iterdir()).read_text().splitlines()]
+    assert len(samples) == 4, "of the packs' conversations, held out"
+    assert all("<|im_start|>assistant" in sample["prompt"] for sample in samples)
+    assert all(sample["reference"].startswith("On day ") for sample in samples)
+    assert "## Samples" in (adapter / "README.md").read_text()
+    assert "chrf" in said
+    assert said.count("\nsample ") == 2
