@@ -9,8 +9,13 @@ from transformers import TrainingArguments
 from finetune_trainer.orders import WorkerOrder
 
 EVAL_BATCH_FACTOR = 2  # no gradients are kept
-# of a user's own configuration that has none of them DeepSpeed would say that one is missing
-BATCH_SIZES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+# DeepSpeed's defaults, which accelerate wants to be written out; a user's own configuration may lack them
+DEFAULTS = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "zero_optimization": {"stage": 0},
+}
 
 
 def training_arguments(order: WorkerOrder) -> TrainingArguments:
@@ -30,7 +35,7 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         warmup_steps=plan.warmup_steps,
         lr_scheduler_type=plan.lr_scheduler_type,
         seed=plan.seed,
-        deepspeed={**dict.fromkeys(BATCH_SIZES, "auto"), **copy.deepcopy(plan.deepspeed)},
+        deepspeed=copy.deepcopy({**DEFAULTS, **plan.deepspeed}),
         use_cpu=not on_gpu,
         train_sampling_strategy="sequential",  # the order is sampling.VirtualDataset's
         eval_strategy="no",  # cadence.Cadence decides when to evaluate and save
