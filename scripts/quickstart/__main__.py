@@ -22,7 +22,7 @@ from rich.table import Table
 
 from finetune_api.contract import ExitCode
 from finetune_api.yaml12 import load_job
-from finetune_trainer.export.card import HERE
+from finetune_trainer.export.snippet import HERE
 from finetune_trainer.processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,9 @@
 The checkpoints are what peft and transformers save of tiny models, committed as the agent commits them.
 """
 
+import ast
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from finetune_api.messages import (
     MethodType,
     ModelFacts,
     Plan,
+    ProblemType,
     SplitFacts,
     Task,
 )
@@ -37,6 +40,8 @@ from finetune_trainer.export.pick import pick
 from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, read_manifest, upload_tree
+from finetune_trainer.worker.models.load import load_model, load_tokenizer
+from tests.models import MAKERS
 
 # peft 0.21 asks transformers 5.23 by an older name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -272,34 +277,65 @@ def upload_again(run: Run, step: int) -> None:
     upload_tree(run.store, folder, prefix, "checkpoint", info)
 
 
-@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL])
-@pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.CAUSAL_LM])
+ONE, SEVERAL, NUMBER = ProblemType
+CARDS = [
+    ("llama", Task.CAUSAL_LM, MethodType.LORA, None),
+    ("gpt2", Task.CAUSAL_LM, MethodType.FULL, None),
+    ("bert", Task.CLASSIFICATION, MethodType.LORA, ONE),
+    ("gpt2", Task.CLASSIFICATION, MethodType.FULL, ONE),
+    ("mistral", Task.CLASSIFICATION, MethodType.LORA, SEVERAL),
+    ("roberta", Task.CLASSIFICATION, MethodType.FULL, SEVERAL),
+    ("distilbert", Task.CLASSIFICATION, MethodType.LORA, NUMBER),
+    ("t5", Task.CLASSIFICATION, MethodType.FULL, NUMBER),
+    ("t5", Task.SEQ2SEQ, MethodType.LORA, None),
+    ("bart", Task.SEQ2SEQ, MethodType.FULL, None),
+    ("modernbert", Task.MASKED_LM, MethodType.LORA, None),
+    ("bert", Task.MASKED_LM, MethodType.FULL, None),
+]
+
+
+@pytest.mark.parametrize(("family", "task", "method", "problem"), CARDS)
 def test_the_code_in_the_card_runs_as_it_stands(
+    family: str,
     task: Task,
     method: MethodType,
-    bert: Path,
-    llama: Path,
+    problem: ProblemType | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    base = bert if task is Task.CLASSIFICATION else llama
-    run = Run.of(base, tmp_path, task, method)
-    auto = AutoModelForSequenceClassification if task is Task.CLASSIFICATION else AutoModelForCausalLM
-    model: torch.nn.Module = auto.from_pretrained(base, **({"num_labels": 3} if task is Task.CLASSIFICATION else {}))
-    if method is MethodType.LORA:
-        kind = "SEQ_CLS" if task is Task.CLASSIFICATION else "CAUSAL_LM"
-        model = get_peft_model(model, LoraConfig(task_type=kind, r=4, target_modules="all-linear"))
-    run.commit(20, scrambled(model), eval_loss=0.25)
+    base = MAKERS[family](tmp_path / "base")
+    labels = LABELS if problem in (ONE, SEVERAL) else ()
+    split = SplitFacts(rows=100, tokens=1000, trained_tokens=100, longest=40)
+    data = DatasetFacts(sha256="d" * 64, train=split, eval=split, labels=labels, problem_type=problem)
+    lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
+    run = Run.of(base, tmp_path, task, method, dataset=data, lora=lora)
+    pad = load_tokenizer(base).pad_token_id
+    run.commit(20, scrambled(load_model(run.plan, base, torch.float32, int(pad))), eval_loss=0.25)
     result = run.export()
     folder = run.artifact(result.artifacts[0].kind)
     text = (folder / "README.md").read_text()
     assert "0.25" in text
     code = text.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(folder)
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own card
+    made: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), made)  # noqa: S102 - our own card
     printed = capsys.readouterr().out.strip().splitlines()[-1]
-    assert printed in LABELS if task is Task.CLASSIFICATION else printed
+    if problem is ONE:
+        assert printed in LABELS
+    elif problem is NUMBER:
+        assert math.isfinite(float(printed))
+    elif problem is SEVERAL:
+        assert set(ast.literal_eval(printed)) <= set(LABELS)
+    if problem:
+        assert made["model"].config.problem_type == problem or method is MethodType.LORA
+        padded = made["tokenizer"]([TEXT, "Some"], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            alone = made["model"](**made["tokenizer"]("Some", return_tensors="pt")).logits
+            same(made["model"](**padded).logits[1:], alone)
+    elif task is not Task.MASKED_LM:
+        assert made["model"].generation_config.use_cache
+        assert getattr(made["model"].config, "use_cache", True)
 
 
 def test_nothing_of_the_training_nodes_scratch_folder_is_in_the_artifact(classification: Run) -> None:

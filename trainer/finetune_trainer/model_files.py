@@ -12,6 +12,7 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -19,7 +20,7 @@ LFS_POINTER = b"version https://git-lfs"
 TOKENIZER_FILES = frozenset(
     {
         TOKENIZER,
-        "tokenizer_config.json",
+        TOKENIZER_CONFIG,
         "special_tokens_map.json",
         "added_tokens.json",
         CHAT_TEMPLATE,

@@ -1,19 +1,22 @@
-"""README.md of an artifact: what it was made from and how it is loaded. The code in it runs as it stands (tested)."""
+"""README.md of an artifact: what it was made from and how it is loaded."""
 
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Plan, ProblemType, Task
 from finetune_trainer.evaluations import Told
 from finetune_trainer.export.evaluated import evaluated
 from finetune_trainer.export.layout import Base
+from finetune_trainer.export.snippet import snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
-HERE = 'artifact = "."'  # replaced by who prints the snippet elsewhere
 NOTHING_TOLD = Told()
-CLASSES = {Task.CLASSIFICATION: "AutoModelForSequenceClassification"}
-PIPELINES = {Task.CLASSIFICATION: "text-classification", Task.SEQ2SEQ: "text2text-generation"}
+PIPELINES = {  # transformers 5 has none for encoder-decoders any more
+    Task.CAUSAL_LM: "text-generation",
+    Task.CLASSIFICATION: "text-classification",
+    Task.MASKED_LM: "fill-mask",
+}
 
 
 def card(
@@ -49,39 +52,6 @@ def card(
     return "\n".join(parts)
 
 
-def snippet(plan: Plan, base: Base) -> str:
-    """Python that loads the artifact with vanilla transformers and peft and uses it once."""
-    classes = plan.task is Task.CLASSIFICATION
-    auto = CLASSES.get(plan.task, "AutoModelForCausalLM")
-    adapter = plan.method is not MethodType.FULL
-    lines = [f"from transformers import {auto}, AutoTokenizer", "", HERE]
-    if adapter:
-        lines.insert(0, "from peft import PeftModel")
-        source = json.dumps(base.location) + (f', revision="{base.revision}"' if base.revision else "")
-        if classes:
-            lines[:0] = ["import json", "from pathlib import Path", ""]
-            lines.append('labels = json.loads(Path(artifact, "labels.json").read_text("utf-8"))')
-            source += ", num_labels=len(labels), id2label=dict(enumerate(labels))"
-        lines.append(f"base = {auto}.from_pretrained({source})")
-        if plan.new_tokens:
-            lines.append(
-                "rows = max(len(AutoTokenizer.from_pretrained(artifact)), base.get_input_embeddings().num_embeddings)"
-            )
-            lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
-        lines.append("model = PeftModel.from_pretrained(base, artifact).eval()")
-    else:
-        lines.append(f"model = {auto}.from_pretrained(artifact).eval()")
-    lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
-    cut = f'truncation=True, max_length={plan.max_length}, return_tensors="pt"'
-    lines += ["", f'inputs = tokenizer("Some text.", {cut})']
-    if classes:
-        lines.append("print(model.config.id2label[int(model(**inputs).logits.argmax())])")
-    else:
-        lines.append("output = model.generate(**inputs, max_new_tokens=40)")
-        lines.append("print(tokenizer.decode(output[0], skip_special_tokens=True))")
-    return "\n".join(lines) + "\n"
-
-
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that matter for a result; those that are not installed are left out."""
     found = {}
@@ -98,14 +68,22 @@ def _head(plan: Plan, base: Base, adapter: bool) -> str:
     if base.on_hub:
         head.append(f"base_model: {base.location}")
     head.append(f"library_name: {'peft' if adapter else 'transformers'}")
-    head.append(f"pipeline_tag: {PIPELINES.get(plan.task, 'text-generation')}")
+    if plan.task in PIPELINES:
+        head.append(f"pipeline_tag: {PIPELINES[plan.task]}")
     return "\n".join([*head, "tags:", "- finetune-operator", *(["- lora"] if adapter else []), "---", ""])
 
 
 def _task(plan: Plan) -> str:
-    if plan.dataset.labels:
-        return f"for classification into {len(plan.dataset.labels)} labels (`labels.json`)"
-    return "for text generation"
+    if plan.task is not Task.CLASSIFICATION:
+        return {
+            Task.CAUSAL_LM: "for text generation",
+            Task.SEQ2SEQ: "for text from text",
+            Task.MASKED_LM: "for text with hidden tokens: an encoder pre-trained further",
+        }[plan.task]
+    if plan.dataset.problem_type is ProblemType.REGRESSION:
+        return "for a number (regression)"
+    several = ", several a text" if plan.dataset.problem_type is ProblemType.MULTI_LABEL else ""
+    return f"for classification into {len(plan.dataset.labels)} labels{several} (`labels.json`)"
 
 
 def _rows(plan: Plan) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.contract import File
-from finetune_api.messages import MethodType, ModelFacts, Plan
-from finetune_trainer.model_files import CONFIG, GENERATION_CONFIG, WEIGHTS_INDEX
+from finetune_api.messages import MethodType, ModelFacts, Plan, Task
+from finetune_trainer.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS_INDEX
 from finetune_trainer.storage import ObjectStore
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -93,9 +93,14 @@ def mend(folder: Path, plan: Plan, base: Base) -> None:
     """Rewrite the configurations of a checkpoint in place: the training node's paths go, base and labels come."""
     if plan.dataset.labels:
         (folder / File.LABELS).write_text(json.dumps(plan.dataset.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    if plan.task is Task.CLASSIFICATION:
+        _pad(folder / TOKENIZER_CONFIG)
     if plan.method is MethodType.FULL:
         config = _read(folder / CONFIG)
         config.pop("_name_or_path", None)
+        config.pop("use_cache", None)  # off in training only: answers would take each token from the beginning
+        if plan.dataset.problem_type:
+            config["problem_type"] = str(plan.dataset.problem_type)
         if plan.dataset.labels:
             config["id2label"] = {str(index): label for index, label in enumerate(plan.dataset.labels)}
             config["label2id"] = {label: index for index, label in enumerate(plan.dataset.labels)}
@@ -105,6 +110,12 @@ def mend(folder: Path, plan: Plan, base: Base) -> None:
     adapter["base_model_name_or_path"] = base.location
     adapter["revision"] = base.revision
     _write(folder / ADAPTER_CONFIG, adapter)
+
+
+def _pad(path: Path) -> None:
+    """Batches need padding: a tokenizer that has no token for it gets the one that the training padded with."""
+    if path.exists() and not (config := _read(path)).get("pad_token") and config.get("eos_token"):
+        _write(path, config | {"pad_token": config["eos_token"]})
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""Python that loads an artifact with vanilla transformers and peft and uses it once; it runs as it stands (tested)."""
+
+import json
+
+from finetune_api.messages import MethodType, Plan, ProblemType, Task
+from finetune_trainer.export.layout import Base
+
+HERE = 'artifact = "."'  # replaced by who prints the snippet elsewhere
+AUTOS = {
+    Task.CAUSAL_LM: "AutoModelForCausalLM",
+    Task.CLASSIFICATION: "AutoModelForSequenceClassification",
+    Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
+    Task.MASKED_LM: "AutoModelForMaskedLM",
+}
+PADDED = frozenset({"bart", "bert", "distilbert", "modernbert", "roberta", "t5"})  # all have a padding token
+
+
+def snippet(plan: Plan, base: Base) -> str:
+    """The code, for a card and for the terminal."""
+    adapter = plan.method is not MethodType.FULL
+    auto = AUTOS[plan.task]
+    lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
+    lines += ["from peft import PeftModel"] if adapter else []
+    lines += [f"from transformers import {auto}, AutoTokenizer", "", HERE]
+    lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
+    lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
+    return "\n".join([*lines, "", *_used(plan)]) + "\n"
+
+
+def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
+    lines, source = [], json.dumps(base.location)
+    if base.revision:
+        source += f', revision="{base.revision}"'
+    if plan.dataset.labels:
+        lines.append('labels = json.loads(Path(artifact, "labels.json").read_text("utf-8"))')
+        source += ", num_labels=len(labels), id2label=dict(enumerate(labels))"
+    elif plan.task is Task.CLASSIFICATION:
+        source += ", num_labels=1"
+    if plan.dataset.problem_type not in (None, ProblemType.SINGLE_LABEL):
+        source += f', problem_type="{plan.dataset.problem_type}"'
+    lines.append(f"base = {auto}.from_pretrained({source})")
+    if plan.task is Task.CLASSIFICATION and plan.model.model_type not in PADDED:
+        lines.append("base.config.pad_token_id = tokenizer.pad_token_id  # a row ends where that begins")
+    if plan.new_tokens:
+        lines.append("rows = max(len(tokenizer), base.get_input_embeddings().num_embeddings)")
+        lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
+    return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
+
+
+def _used(plan: Plan) -> list[str]:
+    text = 'f"Some {tokenizer.mask_token}."' if plan.task is Task.MASKED_LM else '"Some text."'
+    lines = [f'inputs = tokenizer({text}, truncation=True, max_length={plan.max_length}, return_tensors="pt")']
+    if plan.task is Task.MASKED_LM:
+        lines.append('hidden = inputs["input_ids"][0] == tokenizer.mask_token_id')
+        lines.append("print(tokenizer.decode(model(**inputs).logits[0, hidden].argmax(-1)))")
+    elif plan.task is not Task.CLASSIFICATION:
+        lines.append("output = model.generate(**inputs, max_new_tokens=40)")
+        lines.append("print(tokenizer.decode(output[0], skip_special_tokens=True))")
+    elif plan.dataset.problem_type is ProblemType.REGRESSION:
+        lines.append("print(model(**inputs).logits.item())")
+    elif plan.dataset.problem_type is ProblemType.MULTI_LABEL:
+        lines.append("scores = model(**inputs).logits.sigmoid()[0]")
+        lines.append("print([model.config.id2label[index] for index, score in enumerate(scores) if score >= 0.5])")
+    else:
+        lines.append("print(model.config.id2label[int(model(**inputs).logits.argmax())])")
+    return lines
