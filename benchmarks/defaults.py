@@ -1,0 +1,379 @@
+"""Do the defaults work? What the plan chooses for three real tasks, beside a grid of learning rates and batches.
+
+Each point is a job through the real prepare and the real worker, one process with one thread: everything is the plan's
+choice but what the grid sets. A point is scored as a user would get it: by its best checkpoint, on modules that nothing
+was trained on. Points that are done are kept: a program that was stopped goes on.
+
+    python -m benchmarks.defaults [--parallel 2] [--cache FOLDER]       # about half an hour on two cores
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import stdlib_tasks, tiny_pretrained
+
+CACHE = Path.home() / ".cache" / "finetune-operator" / "defaults"
+RESULT = Path(__file__).with_suffix(".json")
+PAGE = Path(__file__).parents[1] / "docs" / "defaults.md"
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+BATCHES = (8, 16, 32)
+WITHIN = 0.05
+LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task as it is measured: `metric` of the evaluation, and what else is shown."""
+
+    task: str
+    what: str
+    model: str
+    method: str
+    metric: str
+    length: int
+    shown: tuple[str, ...] = ()
+
+    @property
+    def higher(self) -> bool:
+        """Whether more of the metric is better."""
+        return not self.metric.endswith("loss")
+
+
+CASES = (
+    Case(
+        "classification",
+        "the package that a docstring is from, 12 of them",
+        "MiniLM, 22.7 million parameters, pre-trained",
+        "lora",
+        "eval_macro_f1",
+        48,
+        ("eval_accuracy",),
+    ),
+    Case(
+        "seq2seq",
+        "the summary line of a docstring",
+        "a T5 of 1.2 million parameters, pre-trained for minutes",
+        "full",
+        "eval_loss",
+        128,
+        ("eval_chrf",),
+    ),
+    Case(
+        "causal-lm",
+        "the second half of a function",
+        "a LLaMA of 1.0 million parameters, pre-trained for minutes",
+        "full",
+        "eval_loss",
+        160,
+        ("eval_chrf",),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run: None = the plan's choice."""
+
+    case: Case
+    rate: float | None = None
+    batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.task}-" + ("default" if self.rate is None else f"{self.rate:g}-{self.batch}")
+
+    def job(self, base: Path, folder: Path) -> dict[str, Any]:
+        """The job; evaluation is the benchmark's, so that it costs the same everywhere."""
+        training: dict[str, Any] = {"eval_steps": 0.34}
+        if self.rate is not None:
+            training |= {"learning_rate": self.rate, "global_batch_size": self.batch}
+        return {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "defaults"},
+            "spec": {
+                "task": self.case.task,
+                "model": {"uri": f"file://{base}"},
+                "dataset": {
+                    "train": f"file://{folder}/train.jsonl",
+                    "eval": f"file://{folder}/eval.jsonl",
+                    "maxLength": self.case.length,
+                },
+                "method": {"type": self.case.method},
+                "training": training,
+                "evaluation": {} if self.case.task == "classification" else {"generate": 24, "maxNewTokens": 32},
+                "storage": {"uri": f"file://{folder}/store"},
+            },
+        }
+
+
+def points() -> Iterator[Point]:
+    """The defaults first, then the grid."""
+    for case in CASES:
+        yield Point(case)
+    for case in CASES:
+        for rate in RATES:
+            for batch in BATCHES:
+                yield Point(case, rate, batch)
+
+
+def main() -> None:
+    """Runs what is missing, then writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--parallel", type=int, default=2)
+    parser.add_argument("--only", choices=[case.task for case in CASES], help="one task; nothing is recorded")
+    parser.add_argument("--again", action="store_true", help="run the defaults anew: a rule has changed")
+    options = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    place = options.cache / recipe_key()
+    place.mkdir(parents=True, exist_ok=True)
+    import finetune_trainer.prepare.stage
+    import finetune_trainer.worker.main  # noqa: F401 - once, here: every run is forked
+
+    cases = [case for case in CASES if options.only in (None, case.task)]
+    in_turns([(build, (case, place)) for case in cases], options.parallel)
+    wanted = [point for point in points() if point.case in cases]
+    anew = [point for point in wanted if options.again and point.rate is None]
+    todo = [*anew, *(one for one in wanted if one not in anew and not result_of(place, one).exists())]
+    began = time.monotonic()
+    in_turns([(measure, (point, place)) for point in todo], options.parallel)
+    print(f"{len(todo)} runs in {(time.monotonic() - began) / 60:.0f} minutes", file=sys.stderr)
+    missing = [point.name for point in wanted if not result_of(place, point).exists()]
+    if missing:
+        raise SystemExit(f"{len(missing)} runs failed: {', '.join(missing)}; their logs are in {place}")
+    if options.only:
+        return
+    record = summary({point.name: json.loads(result_of(place, point).read_text()) for point in points()})
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(page(record))
+    print(json.dumps({case: round(found["behind"], 4) for case, found in record["cases"].items()}))
+
+
+def recipe_key() -> str:
+    """Of all that data and base models are made by."""
+    recipes = {task: asdict(recipe) for task, recipe in tiny_pretrained.RECIPES.items()}
+    return hashlib.sha256(json.dumps([recipes, stdlib_tasks.VERSION, sys.version]).encode()).hexdigest()[:16]
+
+
+def result_of(place: Path, point: Point) -> Path:
+    return place / "points" / f"{point.name}.json"
+
+
+def in_turns(work: list[tuple[Any, tuple[Any, ...]]], parallel: int) -> None:
+    """Calls, each in a forked process of its own, some at a time."""
+    context = multiprocessing.get_context("fork")
+    running: list[Any] = []
+    for function, arguments in work:
+        while len(running) >= parallel:
+            multiprocessing.connection.wait([process.sentinel for process in running])
+            running = [process for process in running if process.is_alive()]
+        process = context.Process(target=function, args=arguments)
+        process.start()
+        running.append(process)
+    for process in running:
+        process.join()
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+def build(case: Case, place: Path) -> None:
+    """Data and base model of a task, unless they are there."""
+    import torch
+
+    torch.set_num_threads(1)
+    if not (place / case.task / "eval.jsonl").exists():
+        stdlib_tasks.write(case.task, place / case.task)
+    base = place / "models" / case.task
+    if base.exists():
+        return
+    partial = place / "models" / f"{case.task}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if case.task == "classification":
+        from scripts.quickstart.data import copy_model
+
+        copy_model(partial)
+    else:
+        tiny_pretrained.pretrain(tiny_pretrained.RECIPES[case.task], partial)
+    partial.rename(base)
+
+
+def measure(point: Point, place: Path) -> None:
+    """One run from its job to its scores."""
+    from finetune_api.contract import ExitCode, dataset_prefix
+    from finetune_api.v1alpha1 import FineTuneJob
+    from finetune_trainer.orders import WorkerEvent, WorkerOrder
+    from finetune_trainer.prepare.stage import prepare
+    from finetune_trainer.storage import open_store
+    from finetune_trainer.worker.main import run
+
+    work = place / "work" / point.name
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    log = os.open(place / f"{point.name}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    job = FineTuneJob.model_validate_json(
+        json.dumps(point.job(place / "models" / point.case.task, place / point.case.task))
+    )
+    store = open_store(job.spec.storage.uri, {})
+    began = time.monotonic()
+    plan = prepare(job, store, point.name, work, {}).plan
+    events = work / "events.jsonl"
+    descriptor = os.open(events, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    order = WorkerOrder(
+        plan=plan,
+        generation=1,
+        rank=0,
+        local_rank=0,
+        node_rank=0,
+        world_size=1,
+        local_world_size=1,
+        master_host="127.0.0.1",
+        master_port=free_port(),
+        threads=1,
+        model=str(place / point.case.task / "store" / plan.model.prefix),
+        dataset=str(place / point.case.task / "store" / dataset_prefix(plan.dataset.sha256)),
+        checkpoints=str(work / "checkpoints"),
+        outputs=str(work / "outputs"),
+    )
+    code = run(order, descriptor)
+    lines = [WorkerEvent.model_validate_json(line) for line in events.read_text().splitlines()]
+    evaluations = [event.values for event in lines if event.event == "eval"]
+    if not evaluations or code not in (ExitCode.OK, ExitCode.DIVERGED):
+        raise SystemExit(f"{point.name}: ended with {code.name} after {len(evaluations)} evaluations")
+    choose = max if point.case.higher else min
+    best = choose(evaluations, key=lambda values: values.get(point.case.metric, -1e9 if point.case.higher else 1e9))
+    found = {
+        "learning_rate": plan.learning_rate,
+        "global_batch": plan.global_batch,
+        "steps": plan.max_steps,
+        "epochs": plan.epochs,
+        "rows": plan.dataset.train.rows,
+        "eval_rows": plan.dataset.eval.rows if plan.dataset.eval else 0,
+        "scores": {name: best.get(name) for name in (point.case.metric, *point.case.shown)},
+        "course": [values.get(point.case.metric) for values in evaluations],
+        "seconds": round(time.monotonic() - began, 1),
+        "ended": str(code.name),
+    }
+    if point.rate is None:
+        wanted = ("learning_rate", "global_batch_size", "num_train_epochs", "warmup_steps", "lr_scheduler_type")
+        chosen = {choice.field.rpartition(".")[2]: [choice.value, choice.reason] for choice in plan.choices}
+        found["choices"] = {name: chosen[name] for name in wanted}
+    result = result_of(place, point)
+    result.parent.mkdir(exist_ok=True)
+    partial = result.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1))
+    partial.rename(result)
+    shutil.rmtree(work)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# ---------------------------------------------------------------- what came of it
+
+
+def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """All runs, and for each task how far its defaults are behind the best of the grid, as a share of the best."""
+    cases = {}
+    for case in CASES:
+        scores = {point.name: score(found, point) for point in points() if point.case == case}
+        default = scores.pop(Point(case).name)
+        best = (max if case.higher else min)(scores, key=scores.__getitem__)
+        behind = (scores[best] - default) / scores[best] * (1 if case.higher else -1)
+        cases[case.task] = {"default": default, "best": scores[best], "best_point": best, "behind": behind}
+    return {
+        "cases": cases,
+        "within": WITHIN,
+        "holds": all(one["behind"] <= WITHIN for one in cases.values()),
+        "runs": found,
+        "described": {case.task: asdict(case) for case in CASES},
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+    }
+
+
+def score(found: dict[str, dict[str, Any]], point: Point) -> float:
+    """The metric of a run; the worst there is where the run gave none."""
+    value = found[point.name]["scores"][point.case.metric]
+    return float(value) if value is not None else (0.0 if point.case.higher else float("inf"))
+
+
+def page(record: dict[str, Any]) -> str:
+    """docs/defaults.md."""
+    lines = [
+        "# Do the defaults work?",
+        "",
+        "Made by `python -m benchmarks.defaults`; every run stands in `benchmarks/defaults.json`.",
+        "",
+        "Three tasks made from the standard library of Python. Modules are parted, not rows: the rows that are scored",
+        "come from files that neither pre-training nor training has read. The defaults are what the plan chooses for a",
+        "job that names model, data and method; the grid sets learning rate and global batch, and leaves the rest to",
+        "the plan as well. A run counts by its best checkpoint. *Behind* is how much worse the defaults are than the",
+        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}.",
+        "",
+        "| task | model | method | metric | defaults | best of the grid | behind |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in CASES:
+        found = record["cases"][case.task]
+        best = record["runs"][found["best_point"]]
+        own = record["runs"][Point(case).name]
+        lines.append(
+            f"| {case.what} ({case.task}) | {case.model} | {case.method} | {case.metric.removeprefix('eval_')} "
+            f"| {found['default']:.4f} (rate {own['learning_rate']:g}, batch {own['global_batch']}) "
+            f"| {found['best']:.4f} (rate {best['learning_rate']:g}, batch {best['global_batch']}) "
+            f"| {100 * found['behind']:+.1f} % |"
+        )
+    for case in CASES:
+        lines += ["", *grid(record, case)]
+    return "\n".join(lines) + "\n"
+
+
+def grid(record: dict[str, Any], case: Case) -> list[str]:
+    """The grid of one task, and what the plan chose."""
+    own = record["runs"][Point(case).name]
+    names = [case.metric, *(name for name in case.shown if own["scores"].get(name) is not None)]
+    head = " / ".join(name.removeprefix("eval_") for name in names)
+    lines = [
+        f"## {case.what[0].upper()}{case.what[1:]}",
+        "",
+        f"{own['rows']} rows, {own['eval_rows']} of them scored apart; {head}:",
+        "",
+        "| learning rate | " + " | ".join(f"batch {batch}" for batch in BATCHES) + " |",
+        "| --- |" + " --- |" * len(BATCHES),
+    ]
+    for rate in RATES:
+        cells = [shown(record["runs"][Point(case, rate, batch).name], names) for batch in BATCHES]
+        lines.append(f"| {rate:g} | " + " | ".join(cells) + " |")
+    lines += ["", f"The defaults: {shown(own, names)}.", ""]
+    lines += [f"* `{name}`: {value} - {reason}" for name, (value, reason) in own["choices"].items()]
+    return lines
+
+
+def shown(run: dict[str, Any], names: list[str]) -> str:
+    return " / ".join("-" if (value := run["scores"].get(name)) is None else f"{value:.4g}" for name in names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Two small models to fine-tune, pre-trained here for some minutes because none can be had: a T5 on prose, a LLaMA on
+code. About a million parameters each, with tokenizers of their own; the same recipe gives the same weights."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.stdlib_tasks import code, prose
+
+VOCABULARY = 2048
+LENGTH = 96  # tokens of a row in pre-training
+SENTINELS = 32
+HIDDEN_SHARE, SPAN = 0.15, 3  # T5 paper, arXiv 1910.10683, section 3.1.4
+WARM_UP = 50
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a model is made by; its cache is keyed by these values."""
+
+    family: str
+    steps: int
+    rows: int
+    rate: float
+    width: int = 128
+    layers: int = 4
+    seed: int = 0
+    version: int = 1
+
+
+RECIPES = {
+    "seq2seq": Recipe("t5", steps=600, rows=16, rate=3e-3, layers=3),
+    "causal-lm": Recipe("llama", steps=600, rows=16, rate=3e-3),
+}
+
+
+def pretrain(recipe: Recipe, folder: Path) -> None:
+    """Make the model and save it as transformers does; prints its loss now and then."""
+    torch.manual_seed(recipe.seed)
+    texts = prose() if recipe.family == "t5" else code()
+    tokenizer = train_tokenizer(recipe.family, texts)
+    model = built(recipe, tokenizer)
+    batches = spans(recipe, tokenizer, texts) if recipe.family == "t5" else windows(recipe, tokenizer, texts)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.01)
+
+    def factor(step: int) -> float:
+        return min(1.0, (step + 1) / WARM_UP) * max(0.05, 1 - step / recipe.steps)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{recipe.family}: {parameters:,} parameters, {len(texts):,} texts", flush=True)
+    for step, batch in zip(range(1, recipe.steps + 1), batches, strict=False):
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 0 or step == 1:
+            print(f"{recipe.family}: step {step}, loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def train_tokenizer(family: str, texts: Sequence[str]) -> Any:
+    """Byte-level BPE: </s> after each text for T5, <s> before it for LLaMA."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<pad>", "</s>", "<s>", "<unk>"]
+    specials += [f"<extra_id_{index}>" for index in range(SENTINELS)] if family == "t5" else []
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    single, own = ("$A </s>", ("</s>", 1)) if family == "t5" else ("<s> $A", ("<s>", 2))
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[own])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>"
+    )
+
+
+def built(recipe: Recipe, tokenizer: Any) -> Any:
+    """The model with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+    ids = {"pad_token_id": 0, "eos_token_id": 1}
+    if recipe.family == "t5":
+        config = T5Config(
+            vocab_size=len(tokenizer),
+            d_model=recipe.width,
+            d_kv=recipe.width // 4,
+            d_ff=2 * recipe.width,
+            num_layers=recipe.layers,
+            num_heads=4,
+            dropout_rate=0.1,
+            decoder_start_token_id=0,
+            **ids,
+        )
+        return T5ForConditionalGeneration(config).train()
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=5 * recipe.width // 2,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=2,
+        **ids,
+    )
+    return LlamaForCausalLM(llama).train()
+
+
+def windows(recipe: Recipe, tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of texts one after the other, for ever."""
+    draw = random.Random(recipe.seed)
+    ids = [[*row, 1] for row in tokenizer(list(texts))["input_ids"]]
+    while True:
+        draw.shuffle(ids)
+        stream = torch.tensor([token for row in ids for token in row])
+        size = recipe.rows * LENGTH
+        for start in range(0, len(stream) - size, size):
+            rows = stream[start : start + size].view(recipe.rows, LENGTH)
+            yield {"input_ids": rows, "labels": rows}
+
+
+def spans(recipe: Recipe, tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches in which spans are to be filled in, for ever."""
+    draw = random.Random(recipe.seed)
+    first = tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    ids = [row[:-1] for row in tokenizer(list(texts))["input_ids"] if len(row) >= 8]
+    while True:
+        rows = draw.choices(ids, k=recipe.rows)
+        cut = [row[(at := draw.randrange(max(1, len(row) - LENGTH + 1))) : at + LENGTH] for row in rows]
+        pairs = [corrupted(row, draw, first) for row in cut]
+        inputs, labels = ([[*side, 1] for side in sides] for sides in zip(*pairs, strict=True))
+        yield {
+            "input_ids": padded(inputs, 0),
+            "attention_mask": padded([[1] * len(row) for row in inputs], 0),
+            "labels": padded(labels, -100),
+        }
+
+
+def corrupted(row: list[int], draw: random.Random, first: int) -> tuple[list[int], list[int]]:
+    """A row with spans replaced by sentinels, and the spans after their sentinels."""
+    count = max(1, min(SENTINELS, round(len(row) * HIDDEN_SHARE / SPAN)))
+    starts = sorted(draw.sample(range(0, len(row), SPAN + 1), min(count, -(-len(row) // (SPAN + 1)))))
+    kept: list[int] = []
+    spoken: list[int] = []
+    at = 0
+    for index, start in enumerate(starts):
+        kept += [*row[at:start], first + index]
+        at = start + SPAN
+        spoken += [first + index, *row[start:at]]
+    return kept + row[at:], spoken
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    """[rows, longest] int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
