@@ -310,6 +310,7 @@ def test_the_code_in_the_card_runs_as_it_stands(
     data = DatasetFacts(sha256="d" * 64, train=split, eval=split, labels=labels, problem_type=problem)
     lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
     run = Run.of(base, tmp_path, task, method, dataset=data, lora=lora)
+    torch.manual_seed(0)
     pad = load_tokenizer(base).pad_token_id
     run.commit(20, scrambled(load_model(run.plan, base, torch.float32, int(pad))), eval_loss=0.25)
     result = run.export()
@@ -320,7 +321,7 @@ def test_the_code_in_the_card_runs_as_it_stands(
     monkeypatch.chdir(folder)
     made: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), made)  # noqa: S102 - our own card
-    printed = capsys.readouterr().out.strip().splitlines()[-1]
+    printed = capsys.readouterr().out.rstrip("\n").rpartition("\n")[2]  # empty where a model only says special tokens
     if problem is ONE:
         assert printed in LABELS
     elif problem is NUMBER:
