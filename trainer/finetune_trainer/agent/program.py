@@ -102,9 +102,9 @@ class Node:
 
     async def _take_part(self) -> ExitCode:
         config = self._config
-        await self._workers.warm_up()  # first: its imports are the longest part of a start
-        address = endpoint(config.host, await self._server.listen(interface(config.host), config.port))
         job = load_given_job(config.job)
+        await self._workers.warm_up(job.spec.training.report_to)  # first: its imports are the longest part of a start
+        address = endpoint(config.host, await self._server.listen(interface(config.host), config.port))
         store = open_store(job.spec.storage.uri, self._environ)
         run = run_prefix(job.metadata.namespace, job.metadata.name, config.uid)
         plan = Plan.model_validate_json(await patiently(store.get, run + File.PLAN))

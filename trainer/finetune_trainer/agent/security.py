@@ -3,7 +3,7 @@
 import ctypes
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from finetune_trainer.processes import libc, prctl
 
@@ -28,6 +28,22 @@ INHERITED_PREFIXES = (
     "HSA_",
     "ROCR_",
 )
+# What trackers that the job names may inherit beside that, by transformers' names; no tracker gets the keys to storage.
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    "azure_ml": ("AZUREML_",),
+    "clearml": ("CLEARML_", "TRAINS_"),
+    "codecarbon": ("CODECARBON_",),
+    "comet_ml": ("COMET_",),
+    "dagshub": ("DAGSHUB_", "MLFLOW_"),
+    "dvclive": ("DVCLIVE_", "DVC_"),
+    "flyte": ("FLYTE_",),
+    "mlflow": ("MLFLOW_", "HF_MLFLOW_"),
+    "neptune": ("NEPTUNE_",),
+    "swanlab": ("SWANLAB_",),
+    "trackio": ("TRACKIO_",),
+    "wandb": ("WANDB_",),
+}
+TRACKER_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def hide_from_children() -> None:
@@ -46,10 +62,18 @@ def drop_capabilities() -> None:
         raise OSError(code, f"capset: {os.strerror(code)}")
 
 
-def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of zygote and workers: an allow-list of the agent's, and settings every worker needs."""
+def worker_environment(environ: Mapping[str, str], trackers: Collection[str] = ()) -> dict[str, str]:
+    """The environment of zygote and workers: an allow-list of the agent's, and settings every worker needs.
+
+    Args:
+        trackers: transformers' names of those that the job reports to.
+    """
+    prefixes = (*INHERITED_PREFIXES, *(prefix for name in trackers for prefix in TRACKERS.get(name, ())))
+    network = TRACKER_NETWORK if trackers else ()
     inherited = {
-        name: value for name, value in environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)
+        name: value
+        for name, value in environ.items()
+        if name in INHERITED or name.upper() in network or name.startswith(prefixes)
     }
     return {
         "HOME": "/tmp",  # of a user without an entry in passwd; torch and triton keep caches below it

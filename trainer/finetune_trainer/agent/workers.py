@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +57,8 @@ class Workers:
         on_event: Callable[[WorkerEvent], None],
         on_change: Callable[[], None],
     ) -> None:
-        self._environ = worker_environment(environ)
+        self._environ = environ
+        self._trackers: tuple[str, ...] = ()
         self._logs = logs
         self._on_event = on_event
         self._on_change = on_change
@@ -102,9 +103,14 @@ class Workers:
         """Returns at the next start or exit of a worker or of the zygote."""
         await self._change.wait()
 
-    async def warm_up(self) -> None:
-        """Starts the zygote in the background; call from the main thread, whose death it follows."""
+    async def warm_up(self, trackers: Collection[str] | None = None) -> None:
+        """Starts the zygote in the background; call from the main thread, whose death it follows.
+
+        Args:
+            trackers: those that the job reports to, whose settings the workers get; None = as before.
+        """
         self.lost = False
+        self._trackers = self._trackers if trackers is None else tuple(trackers)
         read, write = os.pipe()
         self._logs.mkdir(parents=True, exist_ok=True)
         with (self._logs / "zygote.log").open("ab") as log:
@@ -113,7 +119,7 @@ class Workers:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=self._environ,
+                env=worker_environment(self._environ, self._trackers),
                 pass_fds=(write,),
                 start_new_session=True,
             )

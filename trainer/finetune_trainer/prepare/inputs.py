@@ -18,6 +18,7 @@ from finetune_trainer.prepare.plan.lora import Start
 from finetune_trainer.prepare.plan.machine import gpu_hint, machine_of
 from finetune_trainer.prepare.tokens.encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
+from finetune_trainer.prepare.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
             adapter = find_adapter(uri, task, environ, work / "adapter")
         machine = machine_of(job, gpu_hint(environ))
         check_config(job, machine.device, machine.world_size)
+        check_trackers(job.spec.training.report_to or ())
         planner.counting(job, task, gpu_hint(environ))  # a GPU that nobody knows, a precision that the machine lacks
     except FineTuneError as error:
         errors.append(error)

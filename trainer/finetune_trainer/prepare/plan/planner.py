@@ -40,6 +40,7 @@ from finetune_trainer.prepare.plan.schedule import (
     steps_of,
     warmup_of,
 )
+from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops
 
 SEED = 42
 KEEP_LAST = 3
@@ -144,7 +145,7 @@ def plan(
         SpecError: given values contradict each other, or nothing would fit into the machine that is asked for.
     """
     spec, machine = job.spec, machine_of(job, hint)
-    given, sharded = given_values(job), sharding(job)
+    given, sharded, train = given_values(job), sharding(job), dataset.train
     ledger = Ledger(given)
     _note_machine(ledger, machine, spec.gpu_type)
     extra = _precision(ledger, machine)
@@ -218,6 +219,11 @@ def plan(
             load.zero_stage, spec.deepspeed.config, extra, load.offload_optimizer, load.offload_parameters
         ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
+        report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
+        flops_per_token=flops_per_token(
+            load, train.tokens / max(1, train.rows), train.trained_tokens / max(1, train.tokens)
+        ),
+        peak_flops=peak_flops(load, machine),
         trained=load.trained,
         adapter=start.facts if start else None,
         freeze=tuple(spec.method.freeze),

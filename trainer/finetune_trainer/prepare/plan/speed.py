@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType
+from finetune_trainer.prepare.plan.architecture import Kind
 from finetune_trainer.prepare.plan.load import Load
-from finetune_trainer.prepare.plan.machine import Machine
+from finetune_trainer.prepare.plan.machine import DEFAULT_GPU, Machine
 
 UTILISATION = 0.4  # of a GPU's dense peak; the Llama 3 paper (arXiv 2407.21783, table 4) reports 0.38 to 0.43 on H100
 KERNELS = 60  # launches per layer, forward and backward
@@ -109,6 +110,33 @@ def _offload(load: Load) -> float:
         passes = 3 if load.recomputed else 2
         seconds += load.accumulation * passes * load.parameters / load.world_size * width / HOST_LINK
     return seconds
+
+
+def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
+    """Floating point operations that a token takes by the model's own arithmetic, forward and backward.
+
+    PaLM paper (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T, here with 2 N for a forward pass, 2 N for the gradients
+    of inputs, and 2 for each trained weight's own: 4 N + 6 A for an adapter of A weights. What is recomputed does not
+    count, causal masks are not counted as half, and of N are: matrices alone, the head for labelled tokens only.
+
+    Args:
+        tokens: of a row on average: what its tokens attend to.
+        labelled: share of the tokens that carry loss.
+    """
+    shape = load.architecture
+    head = sum(part.inputs * part.outputs for part in shape.parts if part.kind is Kind.HEAD)
+    matrices = (shape.matrices() or shape.parameters) - (1 - min(1.0, labelled)) * head
+    scores = 12 * shape.layers * shape.hidden * tokens
+    if load.method is MethodType.FULL:
+        return matrices * (4 + 2 * min(1.0, load.trained / max(1, shape.parameters))) + scores
+    return 4 * matrices + 6 * load.trained + scores
+
+
+def peak_flops(load: Load, machine: Machine) -> float:
+    """Operations a second of one rank's share of its GPU, dense, in 16 bits; 0 where they are not known."""
+    if machine.gpu is None or machine.gpu is DEFAULT_GPU or load.architecture.weight_bytes != 2:
+        return 0.0
+    return machine.gpu.teraflops * 1e12 * min(1.0, machine.gpus / machine.processes)
 
 
 def hours(step_seconds: float, steps: int) -> float:
