@@ -81,7 +81,6 @@ class Evaluator:
         rows: Dataset[dict[str, Any]],
         collate: Collate,
         batch_rows: int,
-        loaders: int = 0,
     ) -> None:
         self._order = order
         self._plan = order.plan
@@ -89,7 +88,6 @@ class Evaluator:
         self._rows: Any = rows
         self._collate = collate
         self._batch_rows = batch_rows
-        self._loaders = loaders
         self._questions: list[Question] | None = None
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float]:
@@ -173,7 +171,6 @@ class Evaluator:
             self._rows,
             batch_sampler=[list(batch) for batch in batches],
             collate_fn=self._collate,
-            num_workers=self._loaders,
             generator=torch.Generator(),  # else it draws from the generator that dropout draws from
         )
 
