@@ -29,7 +29,8 @@ def distances(train: Split, evaluation: Split) -> tuple[Distance, ...]:
     """The distances that can be told; none for very small splits."""
     if min(train.rows, evaluation.rows) < FEWEST_ROWS:
         return ()
-    found = [_labels(train, evaluation), _lengths(train, evaluation), _vocabulary(train, evaluation)]
+    found = [_labels(train, evaluation), _numbers(train, evaluation), _lengths(train, evaluation)]
+    found.append(_vocabulary(train, evaluation))
     return tuple(distance for distance in found if distance is not None)
 
 
@@ -58,13 +59,22 @@ def _total_variation(first: Ints, second: Ints) -> float:
 
 
 def _lengths(train: Split, evaluation: Split) -> Distance:
-    """Kolmogorov-Smirnov: the largest difference between the shares of rows up to a length."""
-    ours, theirs = np.sort(train.table["full"]), np.sort(evaluation.table["full"])
+    return _shares("lengths", train.table["full"], evaluation.table["full"])
+
+
+def _numbers(train: Split, evaluation: Split) -> Distance | None:
+    ours, theirs = train.seen.numbers(), evaluation.seen.numbers()
+    return _shares("numbers", ours, theirs) if len(ours) and len(theirs) else None
+
+
+def _shares(name: str, train: npt.NDArray[np.generic], evaluation: npt.NDArray[np.generic]) -> Distance:
+    """Kolmogorov-Smirnov: the largest difference between the shares of rows up to a value."""
+    ours, theirs = np.sort(train), np.sort(evaluation)
     steps = np.union1d(ours, theirs)
     gaps = np.searchsorted(ours, steps, "right") / len(ours) - np.searchsorted(theirs, steps, "right") / len(theirs)
     scale = math.sqrt((len(ours) + len(theirs)) / (len(ours) * len(theirs)))
     return Distance(
-        name="lengths",
+        name=name,
         measure="Kolmogorov-Smirnov",
         value=_rounded(float(np.abs(gaps).max())),
         usual=_rounded(min(1.0, KOLMOGOROV_95 * scale)),

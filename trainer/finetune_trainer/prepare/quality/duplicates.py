@@ -62,7 +62,9 @@ def equal_rows(split: Split) -> Iterator[Finding]:
 
 def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
     """Evaluation rows that stand in the training data word for word."""
-    field = "given" if train.seen.labels else "content"  # with labels the text is what must be new
+    field = (
+        "given" if train.seen.labels or len(train.seen.numbers()) else "content"
+    )  # with labels the text is what must be new
     leaked = np.flatnonzero(np.isin(evaluation.table[field], train.table[field]))
     if not len(leaked):
         return

@@ -1,6 +1,7 @@
 """The figures of a split: lengths, truncation, padding, labels."""
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from finetune_trainer.prepare.quality.report import (
     Bin,
     LabelCount,
     Lengths,
+    Numbers,
     Padding,
     Shown,
     SplitQuality,
@@ -54,8 +56,9 @@ def figures(split: Split, context: Context, edges: Sequence[int]) -> SplitQualit
             longest=int(full[-1]),
         ),
         histogram=histogram(full, edges),
-        padding=padding(tokens, context.micro_batch, context.max_length),
+        padding=padding(np.minimum(tokens, context.max_length), context.micro_batch, context.max_length),
         labels=labels(split),
+        numbers=numbers(split),
         sampled=len(split.kept),
         sample_complete=not split.sampled(),
         shown=tuple(
@@ -85,11 +88,31 @@ def trained_share(split: Split) -> float | None:
 
 
 def labels(split: Split) -> tuple[LabelCount, ...]:
-    """Labels by their rows, the largest first."""
+    """Labels by their rows, the largest first; a row of several labels counts for each."""
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
-    named = zip(split.seen.labels, counts.tolist(), strict=True)
-    return tuple(LabelCount(name=name, rows=rows) for name, rows in sorted(named, key=lambda pair: (-pair[1], pair[0])))
+    rows: Counter[str] = Counter()
+    for said, count in zip(split.seen.labels, counts.tolist(), strict=True):
+        rows.update(dict.fromkeys(split.seen.members.get(said, (said,)), count))
+    ordered = sorted(rows.items(), key=lambda pair: (-pair[1], pair[0]))
+    return tuple(LabelCount(name=name, rows=count) for name, count in ordered)
+
+
+def numbers(split: Split) -> Numbers | None:
+    """How the numbers to be predicted are spread."""
+    own = np.sort(split.seen.numbers().astype(np.float64))
+    if not len(own):
+        return None
+    low, median, high = (own[max(0, -(-len(own) * percent // 100) - 1)] for percent in (5, 50, 95))
+    return Numbers(
+        least=float(own[0]),
+        p5=float(low),
+        p50=float(median),
+        p95=float(high),
+        greatest=float(own[-1]),
+        mean=round(float(own.mean()), 6),
+        deviation=round(float(own.std()), 6),
+    )
 
 
 def bin_edges(*splits: Split) -> list[int]:

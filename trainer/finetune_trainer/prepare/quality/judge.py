@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from finetune_trainer.prepare.quality import answers, coverage, duplicates, groups, labels, personal, size
+from finetune_trainer.prepare.quality import answers, coverage, duplicates, groups, labels, numbers, personal, size
 from finetune_trainer.prepare.quality.context import Context, Split, percent
 from finetune_trainer.prepare.quality.distances import distances
 from finetune_trainer.prepare.quality.figures import bin_edges, figures
@@ -19,7 +19,9 @@ WEIGHT = (
     "EvalNearTrain",
     "ConflictingLabels",
     "LabelsAlike",
+    "ConflictingNumbers",
     "UnseenLabels",
+    "LargeNumbers",
     "EmptyAnswers",
     "RowsWithoutLoss",
     "LittleTrained",
@@ -32,6 +34,7 @@ WEIGHT = (
     "DuplicateRows",
     "NearDuplicates",
     "FarLabels",
+    "FarNumbers",
     "FarLengths",
     "FarVocabulary",
     "SkewedMentions",
@@ -41,6 +44,7 @@ WEIGHT = (
     "DummyText",
     "MarkupLeftovers",
     "OneWordAnswers",
+    "OneLabelEach",
     "FewEvalRows",
     "NoEvaluation",
     "PersonalData",
@@ -68,13 +72,13 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
         *duplicates.near_twins(ours, theirs),
         *size.of_train(ours, context),
         *size.of_evaluation(ours, theirs),
-        *(groups.skews if context.labelled else groups.noted)(ours, people),
+        *(groups.skews if ours.seen.labels else groups.noted)(ours, people),
+        *labels.of_train(ours),
+        *numbers.of_train(ours),
     ]
-    if context.labelled:
-        found += labels.of_train(ours)
     if theirs:
         found += duplicates.equal_across(ours, theirs)
-        found += labels.unseen(ours, theirs) if context.labelled else ()
+        found += labels.unseen(ours, theirs)
         found += [_far(theirs, distance) for distance in apart if distance.is_far]
     return QualityReport(
         name=context.name,
@@ -107,6 +111,10 @@ _DIFFERENCES = {
     "labels": (
         "the labels of train and eval are spread differently",
         "stratify: hold out the same share of each label",
+    ),
+    "numbers": (
+        "the numbers of train and eval are spread differently",
+        "hold rows out at random",
     ),
     "lengths": ("rows of train and eval differ in length", "draw both from one source, or say why they differ"),
     "vocabulary": ("train and eval use different words", "draw both from one source, or say why they differ"),

@@ -30,6 +30,7 @@ def of_train(split: Split) -> Iterator[Finding]:
     yield from _rare(split)
     yield from _balance(split)
     yield from _alike(split)
+    yield from _one_each(split)
 
 
 def named(name: str) -> str:
@@ -67,8 +68,9 @@ def _balance(split: Split) -> Iterator[Finding]:
         Severity.WARNING if ratio >= UNBALANCED else Severity.NOTE,
         "UnbalancedLabels",
         f"{named(most.name)} has {ratio:,.0f} times the rows of {named(least.name)} ({most.rows:,} to {least.rows:,})",
-        f"add rows of {named(least.name)} or take fewer of {named(most.name)}, and judge by macro F1 in place of "
-        f"accuracy: always {named(most.name)} is right in {percent(most.rows / split.rows)}",
+        f"add rows of {named(least.name)} or take fewer of {named(most.name)}, and judge by macro F1"
+        + ("" if several(split) else f" in place of accuracy: always {named(most.name)} is right in ")
+        + ("" if several(split) else percent(most.rows / split.rows)),
         _BALANCE_RULE,
         most.rows,
         split.rows,
@@ -77,7 +79,7 @@ def _balance(split: Split) -> Iterator[Finding]:
 
 def _alike(split: Split) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {}
-    for name in split.seen.labels:
+    for name in (label.name for label in labels(split)):
         groups.setdefault(_BETWEEN_WORDS.sub(" ", name.casefold()), []).append(name)
     alike = [sorted(group) for group in groups.values() if len(group) > 1]
     if alike:
@@ -95,6 +97,25 @@ def _alike(split: Split) -> Iterator[Finding]:
             count,
             split.rows,
         )
+
+
+def several(split: Split) -> bool:
+    """Whether rows may have any number of labels."""
+    return any(members != (said,) for said, members in split.seen.members.items())
+
+
+def _one_each(split: Split) -> Iterator[Finding]:
+    if not split.seen.several or several(split):
+        return
+    yield split.finding(
+        Severity.NOTE,
+        "OneLabelEach",
+        "every row has a list of exactly one label",
+        "if no row can ever have two, write the label without a list: then the labels compete, and one is chosen",
+        "",
+        split.rows,
+        split.rows,
+    )
 
 
 def conflicts(split: Split) -> Iterator[Finding]:
@@ -135,7 +156,8 @@ def _torn(split: Split, first: int, second: int) -> Excerpt:
 
 def unseen(train: Split, evaluation: Split) -> Iterator[Finding]:
     """Evaluation rows with a label that no training row has."""
-    rows = {label.name: label.rows for label in labels(evaluation) if label.name not in train.seen.labels}
+    known = {label.name for label in labels(train)}
+    rows = {label.name: label.rows for label in labels(evaluation) if label.name not in known}
     if rows:
         shown = ", ".join(f"{named(name)} ({rows[name]:,})" for name in list(rows)[:NAMED])
         count = sum(rows.values())

@@ -46,17 +46,23 @@ class Observation:
         rows: good rows of the whole split, as far as known: a chunk then keeps only rows that the sample may want.
             The same for all parts of a split.
         file: the data file's name, for the report.
+        labels: what rows say, by its first appearance: a label, or all labels of a row as one.
+        members: the labels that each of them stands for.
+        several: whether rows have lists of labels.
     """
 
     unk_id: int | None = None
     rows: int = 0
     file: str = ""
     labels: dict[str, int] = field(default_factory=dict)  # name -> index, in the order of first appearance
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    several: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
     unknown_characters: Counter[str] = field(default_factory=Counter)  # of rows with unknown tokens: rows that hold it
     sample: Sample = field(init=False)
     files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
     _parts: list[npt.NDArray[np.void]] = field(default_factory=list)
+    _numbers: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sample = Sample(limit_for(self.rows, ROWS))
@@ -69,6 +75,7 @@ class Observation:
         part = np.zeros(len(examples), ROW)
         part["tokens"] = [len(row.ids) for row in encoded]
         part["full"] = np.maximum([row.full_length for row in encoded], part["tokens"])
+        part["full"] += [0 if row.target is None else max(0, row.full_target - len(row.target)) for row in encoded]
         part["trained"] = [_trained(row) for row in encoded]
         part["unknown"] = np.minimum(self._unknown(encoded, part["tokens"]), MOST_UNKNOWN)
         part["line"] = [example.line for example in examples]
@@ -78,7 +85,7 @@ class Observation:
         raw = [whole.encode("utf-8", "replace") for whole in wholes]
         part["given"] = [digest(side.given.encode("utf-8", "replace")) for side in both]
         part["content"] = [
-            digest(whole, side.system.encode("utf-8", "replace"), example.label.encode(), b"%d" % len(side.given))
+            digest(whole, side.system.encode("utf-8", "replace"), example.said.encode(), b"%d" % len(side.given))
             for example, whole, side in zip(examples, raw, both, strict=True)
         ]
         self._keep(examples, encoded, both, part, keys(raw))
@@ -86,6 +93,9 @@ class Observation:
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
         self._parts.append(part)
+        numbers = [example.number for example in examples if example.number is not None and not example.names]
+        if numbers:
+            self._numbers.append(np.array(numbers, np.float32))
         self._count_file(self.file, len(examples))
 
     def merge(self, later: "Observation") -> None:
@@ -96,6 +106,9 @@ class Observation:
                 part = part.copy()
                 part["label"] = np.where(part["label"] < 0, -1, renumbered[part["label"]])
             self._parts.append(part)
+        self.members.update(later.members)
+        self.several |= later.several
+        self._numbers += later._numbers
         for file, count in later.files:
             self._count_file(file, count)
         self.leftovers.merge(later.leftovers)
@@ -108,6 +121,10 @@ class Observation:
             self._parts = [np.concatenate(self._parts)]
         return self._parts[0] if self._parts else np.zeros(0, ROW)
 
+    def numbers(self) -> npt.NDArray[np.float32]:
+        """The number of each row, in order; none where numbers are not what is learnt."""
+        return np.concatenate(self._numbers) if self._numbers else np.zeros(0, np.float32)
+
     def place(self, row: int) -> str:
         """`train.jsonl:214` of a row by its index."""
         line = int(self.table()["line"][row])
@@ -118,7 +135,12 @@ class Observation:
         raise IndexError(row)
 
     def _label(self, example: Example) -> int:
-        return self.labels.setdefault(example.label, len(self.labels)) if example.label else -1
+        if not example.label and example.labels is None:
+            return -1
+        self.several |= example.labels is not None
+        said = example.said
+        self.members.setdefault(said, example.names)
+        return self.labels.setdefault(said, len(self.labels))
 
     def _count_file(self, file: str, count: int) -> None:
         if self.files and self.files[-1][0] == file:
@@ -156,7 +178,7 @@ class Observation:
                     content,
                     self.file,
                     examples[index].line,
-                    examples[index].label,
+                    examples[index].said,
                     both[index].given[:SHOWN_CHARACTERS],
                     both[index].learnt[:SHOWN_CHARACTERS],
                     int(part["tokens"][index]),

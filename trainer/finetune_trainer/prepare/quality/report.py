@@ -96,6 +96,18 @@ class LabelCount(Message):
     rows: int
 
 
+class Numbers(Message):
+    """How the numbers to be predicted are spread: percentiles, mean and standard deviation."""
+
+    least: float
+    p5: float
+    p50: float
+    p95: float
+    greatest: float
+    mean: float
+    deviation: float
+
+
 class GroupMentions(Message):
     """Rows that mention a group of people, by label where there are labels."""
 
@@ -135,6 +147,7 @@ class SplitQuality(Message):
     histogram: tuple[Bin, ...]
     padding: Padding
     labels: tuple[LabelCount, ...] = ()
+    numbers: Numbers | None = None
     sampled: int
     sample_complete: bool
     shown: tuple[Shown, ...] = ()
@@ -144,7 +157,7 @@ class Distance(Message):
     """How far train and eval differ in one respect.
 
     Attributes:
-        name: `labels`, `lengths` or `vocabulary`.
+        name: `labels`, `numbers`, `lengths` or `vocabulary`.
         measure: the name of the distance; it lies between 0 and 1.
         usual: what 19 of 20 random splits of the same sizes stay below.
         far: from where on it cannot be chance, and matters.

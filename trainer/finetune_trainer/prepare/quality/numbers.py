@@ -1,0 +1,59 @@
+"""Numbers to be predicted: how large they are, and texts that stand there with two of them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.quality.figures import numbers
+from finetune_trainer.prepare.quality.report import Finding, Severity
+
+FAR, WIDE = 10.0, 10.0  # mean and standard deviation from which on a new head has a long way to go
+APART = 0.5  # standard deviations between two numbers of one text
+CONFLICT_SHARE, CONFLICT_TEXTS = 0.005, 3
+
+
+def of_train(split: Split) -> Iterator[Finding]:
+    """What is amiss with the numbers to learn."""
+    found = numbers(split)
+    if found is None:
+        return
+    if abs(found.mean) > FAR or found.deviation > WIDE:
+        scale = max(found.deviation, 1e-12)
+        yield split.finding(
+            Severity.WARNING,
+            "LargeNumbers",
+            f"the numbers lie around {found.mean:.4g} with a standard deviation of {found.deviation:.4g}; a new head "
+            "says about 0",
+            f"subtract {found.mean:.4g} and divide by {scale:.4g}: most of the run would go into finding the scale",
+            "a mean beyond 10 or a standard deviation above 10: gradients of squared errors grow with the numbers, and "
+            "are clipped",
+            split.rows,
+            split.rows,
+        )
+    yield from _conflicts(split, found.deviation)
+
+
+def _conflicts(split: Split, deviation: float) -> Iterator[Finding]:
+    own = split.seen.numbers()
+    order = np.lexsort((own, split.table["given"]))
+    texts, values = split.table["given"][order], own[order]
+    starts = np.flatnonzero(np.concatenate([[True], texts[1:] != texts[:-1]]))
+    ends = np.append(starts[1:], len(order))
+    torn = np.flatnonzero(values[ends - 1] - values[starts] > APART * deviation)
+    if not len(torn) or not deviation:
+        return
+    rows = int((ends[torn] - starts[torn]).sum())
+    yield split.finding(
+        Severity.WARNING if len(torn) >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
+        "ConflictingNumbers",
+        f"{counted(len(torn), 'text')} {'stands' if len(torn) == 1 else 'stand'} there with numbers that are far apart "
+        f"({counted(rows, 'row')}, {percent(rows / split.rows)})",
+        "decide on one number for each, or take their mean: that is all that can be learnt",
+        "half a standard deviation apart; warning from 3 texts and 0.5 % of the rows",
+        rows,
+        split.rows,
+        excerpts=tuple(
+            split.excerpt(int(order[starts[group]]), int(order[ends[group] - 1])) for group in torn[:EXCERPTS]
+        ),
+    )
