@@ -47,6 +47,13 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     if task is Task.CLASSIFICATION and (heads := classifiers(model)):
         options["modules_to_save"] = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *heads]))
     if new_tokens:
+        if task is Task.CLASSIFICATION and model.config.is_encoder_decoder:
+            # its encoder and decoder hold the embedding under names of their own, which PEFT 0.21.2 does not follow
+            message = (
+                "are given, and the model is an encoder-decoder that classifies: an adapter cannot hold their rows"
+            )
+            cure = "use spec.method.type full, or a model that is an encoder or a decoder"
+            raise SpecError(Problem(code="Conflict", field="spec.model.newTokens", message=message, cure=cure))
         options |= trained_rows(options, model, range(rows - new_tokens, rows), sharded=False)
     try:
         # DeepSpeed turns every weight into the type of the run, so that adapters have it too

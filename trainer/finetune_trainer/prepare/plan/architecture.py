@@ -54,6 +54,7 @@ class Kept(Message):
         layers: of all layers.
         largest_layer: of the layer that keeps most.
         rest: of everything outside the layers, the loss included.
+        head: of `rest`, what is as wide as the vocabulary: kept by a loss that makes all logits at once.
         inputs: the inputs of the layers alone: what is kept when activations are recomputed.
         sharded: further parameters that get gradients where ZeRO-3 shards weights: embeddings of which otherwise only
             the rows of new tokens are trained.
@@ -64,6 +65,7 @@ class Kept(Message):
     largest_layer: Growth
     rest: Growth
     inputs: Growth
+    head: Growth = Growth()
     sharded: int = 0
 
 
@@ -106,6 +108,11 @@ class Architecture(Message):
     def matrices(self) -> int:
         """Parameters that every token is multiplied with; embeddings are looked up."""
         return sum(part.inputs * part.outputs for part in self.parts)
+
+    @property
+    def head(self) -> int:
+        """Parameters of the output layer."""
+        return sum(part.inputs * part.outputs for part in self.parts if part.kind is Kind.HEAD)
 
     def quantized(self) -> int:
         """Parameters that QLoRA keeps in 4 bits: all linear layers but the head."""

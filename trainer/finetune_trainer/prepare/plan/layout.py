@@ -13,7 +13,7 @@ from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.ledger import problem
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.memory import Memory, predict
+from finetune_trainer.prepare.plan.memory import CHUNK, Memory, predict
 from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
@@ -30,7 +30,7 @@ class Request:
         rows: of a step, over all ranks; `rows_given` whether the user says so.
         tokens: of the longest row; `mean_tokens` of a row on average.
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
-        whole_weights: whether a rank must hold each weight whole, for an adapter that trains single rows of one.
+        unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
     """
 
     architecture: Architecture
@@ -46,7 +46,7 @@ class Request:
     offload_parameters: bool | None = None
     micro: int | None = None
     accumulation: int | None = None
-    whole_weights: bool = False
+    unsharded: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,10 @@ def choose(request: Request) -> Layout:
             "is 3, and 4-bit weights have not been sharded on a GPU by any test of ours: refused until one has passed"
         )
         raise SpecError(problem("QLoRAWithZeRO3", "spec.deepspeed.stage", message, "use stage 2, or method lora"))
-    if request.whole_weights and (request.stage == 3 or request.offload_parameters):
+    if request.unsharded and (request.stage == 3 or request.offload_parameters):
         # PEFT 0.21.2 reads those rows in its own forward pass, where ZeRO-3 has gathered nothing
         message = "is given, and ZeRO-3 holds no embedding whole of which rows could be trained"
-        cure = "use stage 2, or name the embedding in modules_to_save instead: then all of it is trained"
-        raise SpecError(problem("Conflict", "spec.method.lora.trainable_token_indices", message, cure))
+        raise SpecError(problem("Conflict", request.unsharded, message, "use stage 2, or leave it out"))
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states from stage 1 on"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
@@ -119,7 +118,9 @@ def layouts(request: Request) -> Iterator[Layout]:
                         parameters,
                         machine.device,
                     )
-                    yield Layout(load, predict(load), step_speed(load, machine, request.mean_tokens))
+                    heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
+                    for one in heads:
+                        yield Layout(one, predict(one), step_speed(one, machine, request.mean_tokens))
 
 
 def _stages(request: Request) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ def _stages(request: Request) -> tuple[int, ...]:
         return (request.stage,)
     if request.offload_parameters:
         return (3,)
-    return STAGES[:2] if request.method is MethodType.QLORA or request.whole_weights else STAGES
+    return STAGES[:2] if request.method is MethodType.QLORA or request.unsharded else STAGES
 
 
 def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:

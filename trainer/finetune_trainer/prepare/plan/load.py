@@ -16,6 +16,7 @@ class Load:
         accumulation: micro-batches per step.
         zero_stage: 1 shards optimizer states over the ranks, 2 gradients too, 3 weights too.
         recomputed: whether activations are recomputed in the backward pass.
+        chunked: whether the loss makes its logits a chunk at a time, and again in the backward pass.
     """
 
     architecture: Architecture
@@ -29,6 +30,12 @@ class Load:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     device: Literal["cpu", "gpu"] = "cpu"
+    chunked: bool = False
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of all logits of a micro-batch in float32, as if every token were trained."""
+        return 4 * self.architecture.vocabulary * self.micro * self.tokens if self.architecture.predicts_tokens else 0
 
     @property
     def kept(self) -> Kept:

@@ -85,3 +85,11 @@ def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None
         why = f"bitsandbytes needs a GPU since Pascal (compute capability 6.0), and {old} is older"
     message = f"is qlora, and {why}"
     raise SpecError(problem("QuantizationUnavailable", "spec.method.type", message, "use lora, or another GPU"))
+
+
+def unsharded(job: FineTuneJob, task: Task, lora: Mapping[str, Any]) -> str:
+    """The field that keeps a job from ZeRO-3; empty if none does. (New tokens of other models are trained there with
+    their whole embeddings; an encoder-decoder's are held by three modules, of which PEFT would train one.)"""
+    if lora.get("trainable_token_indices"):
+        return "spec.method.lora.trainable_token_indices"
+    return "spec.model.newTokens" if lora and job.spec.model.new_tokens and task is Task.SEQ2SEQ else ""

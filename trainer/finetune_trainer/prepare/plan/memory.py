@@ -27,6 +27,7 @@ STAGE_0_BUCKET = 500_000_000  # numbers; engine.py of DeepSpeed, MEMORY_OPT_ALLR
 IMPORTS = 1 * GIB  # interpreter, torch and the libraries
 STARTED = 100 << 20  # what libraries allocate at first use: threads, autograd, gloo; 69 to 120 MiB measured on CPU
 CUDA_CONTEXT = 1 * GIB  # context, cuBLAS workspaces and NCCL's channels; not measured by us
+CHUNK = 256 << 20  # bytes of a chunk's logits in float32: CHUNK_BYTES of worker/losses/output.py
 MARGIN = 0.10  # of all that: fragmentation, and what the formulas leave out
 HEAP = 0.75  # of activations and logits on CPU: glibc keeps freed blocks below 32 MiB; measured 0.4 to 0.75
 
@@ -168,10 +169,12 @@ def _activations(load: Load) -> tuple[float, float, float]:
     """Bytes kept at the loss, bytes of the layer that is recomputed at the end, and bytes of the loss itself."""
     kept, rows, tokens = load.kept, load.micro, load.tokens
     rest, largest = kept.rest.at(tokens) * rows, kept.largest_layer.at(tokens) * rows
-    logits = 0.0
-    if load.architecture.predicts_tokens:
-        # beside the kept log-probabilities: the gradient of the loss, and its product with them, in float32
-        logits = 2 * FULL * load.architecture.vocabulary * rows * tokens
+    # beside the kept log-probabilities: the gradient of the loss, and its product with them, in float32
+    logits = 2.0 * load.logits_bytes
+    if load.chunked:
+        rest -= kept.head.at(tokens) * rows
+        # of one chunk: logits, log-probabilities, and the same two
+        logits = 4.0 * min(load.logits_bytes, CHUNK)
     if load.recomputed and largest:
         inputs = kept.inputs.at(tokens) * rows
         return max(inputs + rest, inputs + largest - logits), largest, logits

@@ -21,7 +21,7 @@ from finetune_trainer.prepare.plan.given_config import given_values, sharding
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
-from finetune_trainer.prepare.plan.lora import Start, check_quantizable, lora_of
+from finetune_trainer.prepare.plan.lora import Start, check_quantizable, lora_of, unsharded
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
 from finetune_trainer.prepare.plan.rates import learning_rate
 from finetune_trainer.prepare.plan.saving import (
@@ -151,7 +151,7 @@ def plan(
     extra = _precision(ledger, machine)
     lora = lora_of(job, ledger, task, start)
     if task is Task.CAUSAL_LM:
-        packed = "rows of like lengths share a batch; without a kernel for documents packing was slower (measured)"
+        packed = "batches hold no padding that packing could save, and a step has as many rows as you asked for"
         ledger.take("", False, packed, "spec.dataset.packing", spec.dataset.packing)
     length = _length(job, ledger, dataset, limit)
     batch = global_batch(ledger, machine.world_size, dataset.train.rows)
@@ -170,7 +170,7 @@ def plan(
         offload_parameters=sharded.offload_parameters,
         micro=batch.micro,
         accumulation=batch.accumulation,
-        whole_weights=bool(lora.get("trainable_token_indices")),
+        unsharded=unsharded(job, task, lora),
     )
     layout = choose(request)
     load = layout.load
@@ -193,6 +193,7 @@ def plan(
         nodes=spec.nodes,
         processes_per_node=machine.processes,
         zero_stage=load.zero_stage,
+        loss_head="chunked" if load.chunked else "labelled",
         micro_batch=load.micro,
         gradient_accumulation=load.accumulation,
         global_batch=batch.rows,
@@ -284,6 +285,10 @@ def _note_layout(ledger: Ledger, request: Request, layout: Layout) -> None:
         else ("nothing faster fits" if load.recomputed else "not needed, and a third more arithmetic"),
         request.recomputed is not None,
     )
+    if load.architecture.predicts_tokens:
+        size = f"logits of a micro-batch take {load.logits_bytes / GIB:.3g} GiB in float32 at most"
+        why = "a chunk at a time, as nothing faster fits" if load.chunked else "of the trained tokens, all at once"
+        ledger.note("lossHead", "chunked" if load.chunked else "labelled", f"{size}: {why}", False)
     for name, chosen, asked in (
         ("optimizer", load.offload_optimizer, request.offload_optimizer),
         ("parameters", load.offload_parameters, request.offload_parameters),

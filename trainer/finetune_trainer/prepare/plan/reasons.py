@@ -103,6 +103,8 @@ def _why_logits(load: Load, moment: str) -> str:
         return "no words are predicted"
     if moment != "loss":
         return "gone by then"
+    if load.chunked:
+        return "of one chunk: made a chunk at a time, and again in the backward pass"
     return (
         f"8 bytes for each of {load.micro * load.tokens} tokens and {load.architecture.vocabulary} words, for the loss"
     )

@@ -129,9 +129,10 @@ def _layers(model: Any) -> list[Any]:
 
 @dataclass
 class _Record:
-    """Bytes kept, by the layer that keeps them; -1 = outside of all."""
+    """Bytes kept, by the layer that keeps them; -1 = outside of all. `head`: of these, as wide as the vocabulary."""
 
     bytes: dict[int, int] = field(default_factory=dict)
+    head: int = 0
     inside: list[int] = field(default_factory=list)
 
     def add(self, size: int) -> None:
@@ -155,6 +156,7 @@ def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str) -> Kept:
         if largest is not None
         else Growth(),
         rest=_growth(lengths, *rest),
+        head=_growth(lengths, *(record.head / ROWS for record in records)),
         inputs=Growth(linear=layers * hidden * dtype.itemsize),
     )
 
@@ -190,6 +192,7 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
     record = _Record()
     seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     alive: list[Any] = []  # an address would be used again
+    vocabulary = int(model.config.get_text_config().vocab_size)
 
     def pack(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
@@ -197,6 +200,8 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
             seen.add(storage._cdata)
             alive.append(tensor)
             record.add(storage.nbytes())
+            if not record.inside and tensor.dim() > 1 and tensor.shape[-1] == vocabulary and tensor.is_floating_point():
+                record.head += storage.nbytes()
         return tensor
 
     ids = torch.ones(ROWS, tokens, dtype=torch.int64, device="meta")
@@ -220,7 +225,7 @@ def _paper(model: Any, tokens: int, itemsize: int) -> _Record:
     layer = ROWS * (34 * tokens * hidden + 5 * heads * tokens * tokens) * itemsize // 2
     head = ROWS * tokens * int(sizes.vocab_size) * 4
     count = len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1))
-    return _Record({-1: head, **dict.fromkeys(range(count), layer)})
+    return _Record({-1: head, **dict.fromkeys(range(count), layer)}, head)
 
 
 def _enter(record: _Record, at: int) -> Callable[..., None]:

@@ -62,6 +62,7 @@ def _arithmetic(load: Load, machine: Machine, tokens: float) -> float:
     forward = 2 * (matrices + adapter)
     scores = 4 * shape.layers * tokens * shape.hidden  # of a token: products of query and key, and with value
     passes = 2 if load.recomputed else 1
+    backward += 2 * shape.head if load.chunked else 0  # its product is made again
     operations = rows * (passes * (forward + scores) + backward + 2 * scores)
     slower = DEQUANTIZED if load.method is MethodType.QLORA else 1.0
     if machine.gpu:

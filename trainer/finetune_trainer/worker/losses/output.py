@@ -85,6 +85,10 @@ class OutputLayer:
         return summed(self._softened(self._layer(hidden)), targets)[0]
 
     def _softened(self, logits: torch.Tensor) -> torch.Tensor:
+        """What Gemma and BART do with the output layer's logits."""
+        bias = getattr(self._model, "final_logits_bias", None)
+        if bias is not None:
+            logits = logits + bias
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -113,7 +117,5 @@ def output_layer(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_logits(model: torch.nn.Module) -> bool:
-    """Whether the logits are what the output layer gives, but for a soft cap."""
-    config = model.config
-    scaled = any(getattr(config, name, None) is not None for name in ("logit_scale", "logits_scaling"))
-    return not scaled and not any(name.endswith("final_logits_bias") for name, _ in model.named_buffers())
+    """Whether the logits are what the output layer gives, but for what `_softened` does."""
+    return all(getattr(model.config, name, None) is None for name in ("logit_scale", "logits_scaling"))
