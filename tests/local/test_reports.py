@@ -13,7 +13,7 @@ from finetune_trainer.storage import FolderStore
 from finetune_trainer.storage.base import storage_problem
 from tests.events import scalars
 from tests.local.agents import STEPS, Agents
-from tests.local.harness import Bench, make_plan, write_dataset
+from tests.local.harness import Bench, make_plan, orders, write_dataset
 
 PEAK, PER_TOKEN = 1e12, 1e6
 
@@ -120,3 +120,20 @@ def test_the_figures_of_a_step_are_what_a_clock_says() -> None:
     assert taken.logs["tokens_per_second"] == pytest.approx(100 / taken.seconds)
     assert taken.logs["samples_per_second"] == pytest.approx(plan.global_batch / taken.seconds)
     assert not math.isnan(taken.data_wait)
+
+
+def test_a_tracker_that_the_job_names_hears_of_rank_0_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainerCallback
+
+    from finetune_trainer.worker.reports import trackers
+
+    class Tracker(TrainerCallback):
+        pass
+
+    monkeypatch.setitem(trackers.INTEGRATION_TO_CALLBACK, "wandb", Tracker)
+    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, report_to=("wandb",))
+    first, second = orders(plan, tmp_path, tmp_path, tmp_path)
+    heard = trackers.Trackers(first)
+    assert [type(callback).__name__ for callback in heard.callbacks] == ["TensorBoardCallback", "Tracker"]
+    heard.close()
+    assert trackers.Trackers(second).callbacks == []

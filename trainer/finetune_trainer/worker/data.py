@@ -10,6 +10,9 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 from torch.utils.data import Dataset
 
+from finetune_api.errors import DataError, Problem
+from finetune_trainer.orders import WorkerOrder
+
 
 class ArrowRows(Dataset[dict[str, Any]]):
     """The rows of one split, as prepare wrote them (see `messages.DatasetFacts` for the columns).
@@ -35,6 +38,31 @@ class ArrowRows(Dataset[dict[str, Any]]):
     def value(self, name: str, index: int) -> Any:
         """One column of a row: a view on its values for a list, a number else."""
         return self._columns[name][index]
+
+
+def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
+    """The rows of `train` or `eval`, all of a length that the model takes.
+
+    Raises:
+        DataError: a row is longer than the plan says, or than the model has positions. Unchecked it would be an index
+            error in the middle of the run, on a GPU one that names no line.
+    """
+    plan = order.plan
+    rows = ArrowRows(Path(order.dataset) / f"{split}.arrow")
+    limit = min(plan.max_length, plan.model.max_positions or plan.max_length)
+    too_long = [row for row, length in enumerate(rows.lengths) if length > limit]
+    if too_long:
+        row, tokens = too_long[0], rows.lengths[too_long[0]]
+        raise DataError(
+            Problem(
+                code="TooLong",
+                field="spec.dataset.maxLength",
+                message=f"row {row} of {split}.arrow has {tokens} tokens, and the model is given {limit} at most",
+                cure="prepare the job again: its data and its plan do not belong together",
+                count=len(too_long),
+            )
+        )
+    return rows
 
 
 class _Column:

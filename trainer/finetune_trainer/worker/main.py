@@ -17,7 +17,7 @@ from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.batches.choice import batching_of
 from finetune_trainer.worker.batches.masking import EVALUATED, masked, masking_of
-from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.data import rows_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
 from finetune_trainer.worker.losses.items import items_of
@@ -70,12 +70,12 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     )
     masking = masking_of(plan, tokenizer) if plan.task is Task.MASKED_LM else None
     batching = batching_of(plan, model, int(tokenizer.pad_token_id))
-    rows = ArrowRows(Path(order.dataset) / "train.arrow")
+    rows = rows_of(order, "train")
     items = items_of(plan, rows, masking)
     data = VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt)
     evaluator = None
     if plan.dataset.eval:
-        eval_rows = masked(ArrowRows(Path(order.dataset) / "eval.arrow"), masking, EVALUATED)
+        eval_rows = masked(rows_of(order, "eval"), masking, EVALUATED)
         evaluator = Evaluator(order, tokenizer, eval_rows, batching.collate, args.per_device_eval_batch_size)
 
     agreement, trackers, reports = StopAgreement(), Trackers(order), Reports(reporter, plan, data)
@@ -106,6 +106,8 @@ def exit_code(error: Exception) -> ExitCode:
     if isinstance(error, torch.OutOfMemoryError):
         return ExitCode.OUT_OF_MEMORY
     text = str(error)
+    if "loss scale already at minimum" in text:  # DeepSpeed, in float16: every scale has overflowed
+        return ExitCode.DIVERGED
     lost_peer = isinstance(error, dist.DistError | ConnectionError) or any(
         sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
     )
