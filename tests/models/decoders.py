@@ -27,7 +27,7 @@ def make_llama(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> 
 
 
 def make_mistral(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Mistral: SentencePiece BPE that adds BOS, no padding token, a sliding window of 32 tokens."""
+    """A Mistral: SentencePiece BPE that adds BOS, no padding token, a sliding window of 12 tokens."""
     tokenizer = fast(
         sentence_piece_bpe(corpus, ("<unk>", "<s>", "</s>"), "<s> $A", "<s> $A <s>:1 $B:1"),
         unk_token="<unk>",
@@ -35,7 +35,7 @@ def make_mistral(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -
         eos_token="</s>",
         model_max_length=POSITIONS,
     )
-    values = {**GROUPED, "sliding_window": 32, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
+    values = {**GROUPED, "sliding_window": 12, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
     return save(folder, CAUSAL, "mistral", tokenizer, values | changes)
 
 
@@ -46,7 +46,7 @@ def make_gemma(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> 
 
 def make_gemma2(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
     """A Gemma 2: every other layer with a sliding window, logits and attention scores capped."""
-    return _gemma(folder, corpus, "gemma2", {"sliding_window": 32, "query_pre_attn_scalar": 24}, changes)
+    return _gemma(folder, corpus, "gemma2", {"sliding_window": 12, "query_pre_attn_scalar": 24}, changes)
 
 
 def _gemma(folder: Path, corpus: Iterable[str], family: str, own: dict[str, Any], changes: dict[str, Any]) -> Path:

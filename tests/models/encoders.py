@@ -67,7 +67,7 @@ def make_modernbert(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = MA
         model_max_length=LENGTH,
     )
     ids = {"cls_token_id": 1, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 3}
-    own = {"global_attn_every_n_layers": 2, "local_attention": 32, "initializer_cutoff_factor": 2.0}
+    own = {"global_attn_every_n_layers": 2, "local_attention": 12, "initializer_cutoff_factor": 2.0}
     values = {**SIZES, "max_position_embeddings": LENGTH, **ids, **own}
     return save(folder, auto, "modernbert", tokenizer, values | changes)
 

@@ -1,0 +1,122 @@
+"""docs/support.json: which cases were run, with what versions, and how they ended; docs/support.md, made of it.
+
+A case that was not run is shown as not run. A run goes on where it was stopped: what has passed is not run again,
+unless the versions have changed.
+"""
+
+import json
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_api.messages import ProblemType
+from tests.families.cases import METHODS, STAGES, Case, matrix
+
+if TYPE_CHECKING:
+    from tests.families.house import House
+
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS, PAGE = DOCS / "support.json", DOCS / "support.md"
+PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "tokenizers")
+PASSED = "passed"
+HEAD = """# What trains, seen
+
+Made by `python -m tests.families` from `support.json`, which `python -m tests.families run` writes; do not edit.
+
+Each cell is a tiny model of the family (real architecture, real tokenizer, random weights) that two ranks trained for
+six steps over gloo on CPU in float32: the loss fell; from the checkpoint after three steps another run ended with the
+same losses; the last checkpoint was exported, and transformers and PEFT alone, in a process of their own, gave the
+exported artifact the evaluation loss that the run had reported, within 1e-4. `make test-all` runs every cell again.
+
+"""
+
+
+def run(wanted: Callable[[Case], bool], say: Callable[[str], None] = print) -> None:
+    """Run the cases that have not passed with these versions; each result is kept at once, and the page with it."""
+    from tests.families.house import House
+    from tests.local.harness import Bench
+    from tests.vanilla import Vanilla
+
+    known = load()
+    if known["versions"] != versions():
+        known = {"versions": versions(), "machine": machine(), "cases": {}}
+    left = [case for case in matrix() if wanted(case) and known["cases"].get(str(case)) != PASSED]
+    left.sort(key=lambda case: case.problem is not ProblemType.SINGLE_LABEL)  # what most jobs are comes first
+    say(f"{len(left)} cases")
+    with tempfile.TemporaryDirectory(prefix="finetune-families-") as folder:
+        vanilla, bench = Vanilla(), Bench(Path(folder))
+        try:
+            house = House(bench, vanilla, Path(folder))
+            for case in left:
+                began = time.monotonic()
+                known["cases"][str(case)] = _outcome(house, case, Path(folder) / str(case))
+                say(f"{case}: {known['cases'][str(case)]} ({time.monotonic() - began:.1f} s)")
+                RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+                PAGE.write_text(page(known))
+        finally:
+            bench.close()
+            vanilla.close()
+
+
+def _outcome(house: "House", case: Case, folder: Path) -> str:
+    try:
+        house.passes(case, folder)
+    except Exception as error:
+        traceback.print_exc()
+        return f"failed: {str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return PASSED
+
+
+def load() -> dict[str, Any]:
+    """What is known."""
+    if not RESULTS.exists():
+        return {"versions": {}, "machine": "", "cases": {}}
+    known: dict[str, Any] = json.loads(RESULTS.read_text())
+    return known
+
+
+def versions() -> dict[str, str]:
+    """Of what a result depends on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def machine() -> str:
+    """Where it ran, in words."""
+    return f"{platform.system()} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor}, CPU"
+
+
+def page(known: dict[str, Any]) -> str:
+    """docs/support.md."""
+    cases = list(matrix())
+    outcomes = {str(case): known["cases"].get(str(case), "") for case in cases}
+    passed = sum(outcome == PASSED for outcome in outcomes.values())
+    seen = ", ".join(f"{name} {number}" for name, number in known["versions"].items())
+    parts = [HEAD, f"{passed} of {len(cases)} cells passed, with {seen} ({known['machine']}).\n\n"]
+    columns = [f"{method}, ZeRO-{stage}" for method in METHODS for stage in STAGES]
+    parts.append("| family | task | " + " | ".join(columns) + " |\n" + "|---|---|" + ":-:|" * len(columns) + "\n")
+    for family, kind in dict.fromkeys((case.family, case.kind) for case in cases):
+        row = [case for case in cases if (case.family, case.kind) == (family, kind)]
+        parts.append(f"| {family} | {kind} | " + " | ".join(_mark(outcomes[str(case)]) for case in row) + " |\n")
+    if failed := [case for case in cases if outcomes[str(case)] not in ("", PASSED)]:
+        parts.append("\n## What failed\n\n")
+        parts += [f"* {case}: {outcomes[str(case)].removeprefix('failed: ')}\n" for case in failed]
+    return "".join(parts)
+
+
+def _mark(outcome: str) -> str:
+    return {"": "not run", PASSED: "yes"}.get(outcome, "**failed**")
+
+
+def chosen(patterns: Iterable[str]) -> Callable[[Case], bool]:
+    """Cases whose name holds all of some words."""
+    words = list(patterns)
+    return lambda case: all(word in str(case) for word in words)

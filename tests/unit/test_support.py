@@ -1,0 +1,35 @@
+"""docs/support.md is made of docs/support.json, and names every family and task that the gate lets through."""
+
+from finetune_api.messages import Task
+from finetune_trainer.prepare.families import FAMILIES
+from tests.families.cases import each_family, matrix
+from tests.families.support import PAGE, PASSED, load, page
+
+ASKED = ("llama", "gpt2", "gpt_neox", "mistral", "qwen3", "gemma", "phi")
+ASKED += ("bert", "roberta", "distilbert", "modernbert", "t5", "bart")
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    assert PAGE.read_text() == page(load())
+
+
+def test_nothing_that_is_accepted_has_failed() -> None:
+    assert not {name: how for name, how in load()["cases"].items() if how != PASSED}
+
+
+def test_every_family_has_a_case_in_make_test_and_all_of_its_tasks_in_the_matrix() -> None:
+    assert {case.family for case in each_family()} == set(ASKED)
+    assert {(case.family, case.task) for case in matrix()} == {
+        (family, task) for family, tasks in FAMILIES.items() for task in tasks
+    }
+    taken = each_family()
+    assert {case.task for case in taken} == set(Task)
+    assert {(case.method, case.stage > 1) for case in taken} == {(case.method, case.stage > 1) for case in matrix()}
+
+
+def test_what_was_not_run_is_never_shown_as_passed() -> None:
+    case = next(matrix())
+    shown = page({"versions": {}, "machine": "", "cases": {str(case): PASSED}})
+    assert shown.count("| yes ") == 1
+    assert "not run" in shown
+    assert "**failed**" in page({"versions": {}, "machine": "", "cases": {str(case): "failed: why"}})
