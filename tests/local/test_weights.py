@@ -15,7 +15,7 @@ from finetune_trainer.prepare.families import FAMILIES, positions_of, resolve_ta
 from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of
 from finetune_trainer.worker.models.load import load_model
 from tests.local.harness import make_plan
-from tests.models import MAKERS, make_bert, make_gpt2, make_llama, make_roberta
+from tests.models import MAKERS, make_bert, make_distilbert, make_gpt2, make_llama, make_roberta
 
 Change = Callable[[Path], None]
 
@@ -113,3 +113,47 @@ def test_a_task_that_an_architecture_is_not_for_is_refused_with_those_that_are()
     with pytest.raises(ModelError, match=r"t5 with task causal-lm .* used for seq2seq and classification.* gpt2") as no:
         resolve_task({"model_type": "t5"}, Task.CAUSAL_LM)
     assert no.value.problems[0].field == "spec.task"
+
+
+BESIDE = {
+    ("llama", Task.CAUSAL_LM): set(),
+    ("gpt2", Task.CLASSIFICATION): {"score"},
+    ("roberta", Task.CLASSIFICATION): {"classifier"},
+    ("distilbert", Task.CLASSIFICATION): {"classifier", "pre_classifier"},
+    ("modernbert", Task.CLASSIFICATION): {"classifier"},
+    ("t5", Task.CLASSIFICATION): {"classification_head"},
+    ("bert", Task.MASKED_LM): {"cls"},
+    ("roberta", Task.MASKED_LM): set(),
+    ("t5", Task.SEQ2SEQ): set(),
+}
+
+
+@pytest.mark.parametrize(("family", "task"), BESIDE)
+@pytest.mark.filterwarnings("ignore:.*fan_in_fan_out:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's, of transformers 6
+def test_new_heads_are_trained_whole_beside_an_adapter_and_only_once(family: str, task: Task, tmp_path: Path) -> None:
+    model = load_model(make_plan(task, MethodType.LORA), MAKERS[family](tmp_path / "model"), torch.float32, 0)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
+    beside = {name.partition(".modules_to_save.")[0].removeprefix("base_model.model.") for name in trained}
+    assert beside == BESIDE[(family, task)]
+    assert not [name for name in trained if name.count("modules_to_save") > 1], "a copy within a copy is never used"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_classifier_may_be_trained_further_with_an_adapter(tmp_path: Path) -> None:
+    folder = make_distilbert(tmp_path / "model", auto="AutoModelForSequenceClassification", num_labels=3)
+    model = load_model(make_plan(Task.CLASSIFICATION, MethodType.LORA), folder, torch.float32, 0)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
+    assert {name.split(".")[2] for name in trained} == {"classifier", "pre_classifier"}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma", "qwen3", "roberta", "distilbert", "modernbert", "t5", "bart"])
+def test_an_output_layer_that_is_shared_is_not_new(family: str, tmp_path: Path) -> None:
+    task = next(task for task in FAMILIES[family] if task is not Task.CLASSIFICATION)
+    model: Any = load_model(make_plan(task, MethodType.FULL), MAKERS[family](tmp_path / "model"), torch.float32, 0)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    first = load_file(tmp_path / "model" / "model.safetensors")
+    model.save_pretrained(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == first.keys()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
