@@ -138,6 +138,7 @@ LATER: dict[str, Later] = {
     "spec.training.logging_nan_inf_filter": Later(_REPORTED),
     "spec.training.eval_delay": Later(_EVALUATED),
     "spec.training.eval_on_start": Later(_EVALUATED),
+    "spec.training.eval_accumulation_steps": Later("an evaluation keeps one prediction a row, nothing to move"),
     "spec.training.dataloader_pin_memory": Later("memory is pinned where there is a GPU"),
     "spec.deepspeed.offload.optimizer": _NVME,
     "spec.deepspeed.offload.parameters": _NVME,
