@@ -7,12 +7,11 @@ import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
@@ -21,44 +20,31 @@ from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
 from finetune_trainer.prepare.data.choice import hold_out, label_order, rarest, repeats
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
+from finetune_trainer.prepare.data.kinds import (
+    MOST_LABELS,
+    CheckedSource,
+    forget_labels,
+    kind_of_all,
+    nothing_to_tell,
+    of_one_kind,
+    too_many_labels,
+)
 from finetune_trainer.prepare.data.opening import CheckedFile, mixed_layouts, open_all
 from finetune_trainer.prepare.data.places import Report
 from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split, changed
 from finetune_trainer.prepare.data.progress import Progress
 from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples
-from finetune_trainer.prepare.data.sources import Source, Sources
+from finetune_trainer.prepare.data.sources import Sources
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.pool import map_in_order
 
 WORTH_PROCESSES = 32 << 20  # bytes: below, starting processes takes longer than the work
-MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
 
 
 def processes(size: int) -> int:
     """How many processes to read so many bytes with: a pod is told its share, for it sees all cores of its node."""
     given = int(os.environ.get(Env.PROCESSES) or len(os.sched_getaffinity(0)))
     return given if size >= WORTH_PROCESSES else 1
-
-
-@dataclass
-class CheckedSource:
-    """One source: what is wrong in it, and the labels (index into `Check.targets`) of each good row, if it has any.
-
-    Attributes:
-        lowest, highest: of the numbers that stand where labels do; the first above the second if there are none.
-        numbers: good rows with such a number.
-        fractions: whether one of them is none of 1, 2, 3 ...
-    """
-
-    source: Source
-    tally: Tally
-    labels: "array[int]" = field(default_factory=lambda: array("l"))
-    good: int = 0
-    choice: npt.NDArray[np.uint8] | None = None  # None: every row once, for training
-    lowest: float = math.inf
-    highest: float = -math.inf
-    numbers: int = 0
-    fractions: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,21 +148,21 @@ def check(
     files = list(open_all(spec, task, sources, folder, has_template, report, fatal))
     if not fatal and len({file.columns.layout for file in files}) > 1:
         fatal.append(mixed_layouts(files))
-    files = _of_one_kind(files, problem_type)
+    files = of_one_kind(files, problem_type)
     targets: list[tuple[str, ...]] = []
     _read_all(parts, files, targets, fatal, report)
     training = parts[: len(sources.train)]
     evaluation = parts[-1] if sources.evaluation is not None else None
     kind = None
     if task is Task.CLASSIFICATION and not fatal:
-        kind = problem_type or _kind(files, training)
+        kind = problem_type or kind_of_all(files, training)
         if kind is ProblemType.REGRESSION:
-            files = _of_one_kind(files, kind)
-            _forget_labels(parts, targets)
+            files = of_one_kind(files, kind)
+            forget_labels(parts, targets)
         trained = {name for part in training for index in set(part.labels) for name in targets[index]}
         if evaluation is not None:
             _leave_out_unseen(evaluation, trained, targets, [file for file in files if file.source == len(parts) - 1])
-        if (problem := _nothing_to_tell(kind, training, trained)) is not None:
+        if (problem := nothing_to_tell(kind, training, trained)) is not None:
             fatal.append(problem)
     for part in parts:
         fatal += invalid(spec, part.tally)
@@ -286,7 +272,7 @@ def _read_all(
                 names.update(target)
         numeric = all(one.numbers == one.good for one in parts) and any(one.fractions for one in parts)
         if len(names) > MOST_LABELS and not numeric:
-            fatal.append(_too_many_labels(checked, part.numbers == part.good))
+            fatal.append(too_many_labels(checked, part.numbers == part.good))
             return
         here = np.array([index_of[target] for target in counted.targets], np.int64)
         part.labels.extend(here[np.asarray(counted.labels, np.int64)].tolist())
@@ -300,31 +286,6 @@ def _items(files: list[CheckedFile], fatal: list[Problem]) -> Iterator[_Item]:
                 yield _Item(index, chunk, checked.columns)
         except DataError as error:  # the other files are read all the same: all problems at once
             fatal += error.problems
-
-
-def _of_one_kind(files: list[CheckedFile], declared: ProblemType | None) -> list[CheckedFile]:
-    """The files, all of whose labels are what the job says, or of the kind of the first file's."""
-    labelled = [checked.columns.kind for checked in files if checked.columns.layout is Layout.LABELLED]
-    if not labelled:
-        return files
-    kind = declared or labelled[0]
-    return [
-        replace(checked, columns=replace(checked.columns, kind=kind, declared=declared is not None))
-        for checked in files
-    ]
-
-
-def _kind(files: list[CheckedFile], training: list[CheckedSource]) -> ProblemType:
-    """What labels are that the job says nothing of: numbers of which one has a fraction are no names."""
-    numbers = all(part.numbers == part.good for part in training) and any(part.fractions for part in training)
-    return ProblemType.REGRESSION if numbers else files[0].columns.kind
-
-
-def _forget_labels(parts: list[CheckedSource], targets: list[tuple[str, ...]]) -> None:
-    """Numbers were taken for names until the last of them was seen."""
-    targets[:] = [()]
-    for part in parts:
-        part.labels = array("l", bytes(8 * len(part.labels)))
 
 
 def _leave_out_unseen(
@@ -350,39 +311,6 @@ def _examples(files: Iterable[CheckedFile]) -> Iterator[tuple[DataFile, Example]
             for record in examples(chunk.records(), checked.columns):
                 if isinstance(record, Example):
                     yield checked.file, record
-
-
-def _nothing_to_tell(kind: ProblemType, training: list[CheckedSource], trained: set[str]) -> Problem | None:
-    """The problem of rows that are all labelled alike."""
-    where = training[0].source.field
-    if kind is ProblemType.REGRESSION:
-        lowest, highest = min(part.lowest for part in training), max(part.highest for part in training)
-        if lowest < highest or sum(part.good for part in training) < 2:
-            return None
-        return Problem(
-            code="ConstantNumber",
-            field=where,
-            message=f"all training rows have the number {lowest:g}",
-            cure="regression needs rows of different numbers",
-        )
-    if len(trained) >= (1 if kind is ProblemType.MULTI_LABEL else 2):
-        return None
-    only = "".join(f", {name!r}" for name in sorted(trained))
-    return Problem(
-        code="TooFewLabels",
-        field=where,
-        message=f"the training rows have one label only{only}" if trained else "no training row has a label",
-        cure="a classifier needs rows of two labels or more" if trained else "name labels in some rows",
-    )
-
-
-def _too_many_labels(checked: CheckedFile, numbers: bool) -> Problem:
-    column = checked.columns.names["label"]
-    message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is no label"
-    cure = "say in spec.dataset.columns which column is the label"
-    if numbers:
-        cure = f"{cure}; to predict the number itself, set spec.problemType to {ProblemType.REGRESSION}"
-    return checked.file.problem("TooManyLabels", message, cure)
 
 
 # ---------------------------------------------------------------- choice

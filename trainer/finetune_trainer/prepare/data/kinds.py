@@ -1,0 +1,97 @@
+"""What the labels of a whole data set are, once its files are open and once its rows are read."""
+
+import math
+from array import array
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_api.errors import Problem
+from finetune_api.messages import ProblemType
+from finetune_trainer.prepare.data.opening import CheckedFile
+from finetune_trainer.prepare.data.rows import Layout
+from finetune_trainer.prepare.data.sources import Source
+from finetune_trainer.prepare.data.tally import Tally
+
+MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
+
+
+@dataclass
+class CheckedSource:
+    """One source: what is wrong in it, and the labels (index into `Check.targets`) of each good row, if it has any.
+
+    Attributes:
+        lowest, highest: of the numbers that stand where labels do; the first above the second if there are none.
+        numbers: good rows with such a number.
+        fractions: whether one of them is none of 1, 2, 3 ...
+    """
+
+    source: Source
+    tally: Tally
+    labels: "array[int]" = field(default_factory=lambda: array("l"))
+    good: int = 0
+    choice: npt.NDArray[np.uint8] | None = None  # None: every row once, for training
+    lowest: float = math.inf
+    highest: float = -math.inf
+    numbers: int = 0
+    fractions: bool = False
+
+
+def of_one_kind(files: list[CheckedFile], declared: ProblemType | None) -> list[CheckedFile]:
+    """The files, all of whose labels are what the job says, or of the kind of the first file's."""
+    labelled = [checked.columns.kind for checked in files if checked.columns.layout is Layout.LABELLED]
+    if not labelled:
+        return files
+    kind = declared or labelled[0]
+    return [
+        replace(checked, columns=replace(checked.columns, kind=kind, declared=declared is not None))
+        for checked in files
+    ]
+
+
+def kind_of_all(files: list[CheckedFile], training: list[CheckedSource]) -> ProblemType:
+    """What labels are that the job says nothing of: numbers of which one has a fraction are no names."""
+    numbers = all(part.numbers == part.good for part in training) and any(part.fractions for part in training)
+    return ProblemType.REGRESSION if numbers else files[0].columns.kind
+
+
+def forget_labels(parts: list[CheckedSource], targets: list[tuple[str, ...]]) -> None:
+    """Numbers were taken for names until the last of them was seen."""
+    targets[:] = [()]
+    for part in parts:
+        part.labels = array("l", bytes(8 * len(part.labels)))
+
+
+def nothing_to_tell(kind: ProblemType, training: list[CheckedSource], trained: set[str]) -> Problem | None:
+    """The problem of rows that are all labelled alike."""
+    where = training[0].source.field
+    if kind is ProblemType.REGRESSION:
+        lowest, highest = min(part.lowest for part in training), max(part.highest for part in training)
+        if lowest < highest or sum(part.good for part in training) < 2:
+            return None
+        return Problem(
+            code="ConstantNumber",
+            field=where,
+            message=f"all training rows have the number {lowest:g}",
+            cure="regression needs rows of different numbers",
+        )
+    if len(trained) >= (1 if kind is ProblemType.MULTI_LABEL else 2):
+        return None
+    only = "".join(f", {name!r}" for name in sorted(trained))
+    return Problem(
+        code="TooFewLabels",
+        field=where,
+        message=f"the training rows have one label only{only}" if trained else "no training row has a label",
+        cure="a classifier needs rows of two labels or more" if trained else "name labels in some rows",
+    )
+
+
+def too_many_labels(checked: CheckedFile, numbers: bool) -> Problem:
+    """The problem of a column that holds something else; `numbers`: nothing but numbers."""
+    column = checked.columns.names["label"]
+    message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is no label"
+    cure = "say in spec.dataset.columns which column is the label"
+    if numbers:
+        cure = f"{cure}; to predict the number itself, set spec.problemType to {ProblemType.REGRESSION}"
+    return checked.file.problem("TooManyLabels", message, cure)
