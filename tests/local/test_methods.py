@@ -9,15 +9,21 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSeq2SeqLM,
+    AutoPeftModelForSequenceClassification,
+    PeftModel,
+)
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
+import tests.models
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Plan, Task
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.worker.models.load import load_model
-from tests.local.harness import Bench, Run, make_plan, write_dataset
+from tests.local.harness import LABELS, Bench, Run, make_plan, write_dataset
 from tests.local.journey import job_of, travel
 from tests.models import make_gpt2
 
@@ -93,7 +99,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "a gaussian start": ({"init_lora_weights": "gaussian"}, "lora_A"),
     "an orthogonal start": ({"init_lora_weights": "orthogonal"}, "lora_A"),
     "a start that is no identity": ({"init_lora_weights": False}, "lora_A"),
-    "parameters": ({"target_modules": None, "target_parameters": ["mlp.gate_proj.weight"]}, "mlp.gate_proj.lora_A"),
+    "parameters": ({"target_modules": [], "target_parameters": ["mlp.gate_proj.weight"]}, "mlp.gate_proj.lora_A"),
     "rows of the embedding": ({"trainable_token_indices": [5, 6]}, "trainable_tokens_delta"),
     "modules in full": ({"modules_to_save": ["embed_tokens"]}, "embed_tokens.modules_to_save"),
 }
@@ -229,10 +235,13 @@ TOKENS = {
     "all weights, ZeRO-3": ("llama", "full", 3),
     "4 bits": ("llama", "qlora", 2),
 }
+QUICK = ("untied embeddings, ZeRO-2", "tied embeddings, ZeRO-3", "4 bits")
 
 
 @pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")  # as it is, and said in docs
-@pytest.mark.parametrize("about", TOKENS)
+@pytest.mark.parametrize(
+    "about", [pytest.param(about, marks=[] if about in QUICK else [pytest.mark.matrix]) for about in TOKENS]
+)
 def test_new_tokens_are_one_id_each_are_trained_and_travel_with_the_artifact(
     about: str, bench: Bench, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -255,10 +264,8 @@ def test_new_tokens_are_one_id_each_are_trained_and_travel_with_the_artifact(
     assert ids[0] in row["input_ids"]
     assert ids[1] in row["input_ids"]
     assert tokenizer.decode(row["input_ids"]).count("<|tool|>") == 1
-    if method == "full":
-        model = AutoModelForCausalLM.from_pretrained(made.artifact)
-    else:
-        model = AutoPeftModelForCausalLM.from_pretrained(made.artifact)
+    auto: Any = AutoModelForCausalLM if method == "full" else AutoPeftModelForCausalLM
+    model = auto.from_pretrained(made.artifact)
     if method != "qlora":  # on a base in 32 bits the loss is another
         assert token_loss(model, made.dataset / "eval.arrow") == pytest.approx(made.eval_loss, abs=1e-4)
     weights = load_file(next(made.artifact.glob("*.safetensors")))
@@ -268,11 +275,56 @@ def test_new_tokens_are_one_id_each_are_trained_and_travel_with_the_artifact(
         if name.endswith(("_delta", "embed_tokens.weight", "wte.weight", "lm_head.weight"))
     ]
     assert len(rows) == (1 if family == "gpt2" and stage == 2 else 2), sorted(weights)
-    old = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.detach()
-    moved = [float((one[-2:] - old.mean(0)).abs().max()) for one in rows]
+    old: Any = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings()
+    moved = [float((one[-2:] - old.weight.detach().mean(0)).abs().max()) for one in rows]
     assert min(moved) > 1e-3, "not trained"
     if method == "lora" and stage == 2:
-        assert all(len(one) < len(old) for one in weights.values()), "only the new rows are saved"
+        assert all(len(one) < len(old.weight) for one in weights.values()), "only the new rows are saved"
+
+
+SHARED: dict[str, tuple[str, Task, Any]] = {
+    "an encoder-decoder": ("t5", Task.SEQ2SEQ, AutoPeftModelForSeq2SeqLM),
+    "a decoder that classifies": ("qwen3", Task.CLASSIFICATION, AutoPeftModelForSequenceClassification),
+    "a masked model, its head tied and with a bias": ("bert", Task.MASKED_LM, None),
+    "a head with a bias of its own": ("phi", Task.CAUSAL_LM, AutoPeftModelForCausalLM),
+    "embeddings that are scaled": ("gemma", Task.CAUSAL_LM, AutoPeftModelForCausalLM),
+}
+
+
+@pytest.mark.parametrize("about", SHARED)
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
+def test_the_rows_of_new_tokens_are_trained_wherever_a_model_keeps_them(about: str, tmp_path: Path) -> None:
+    family, task, auto = SHARED[about]
+    base = getattr(tests.models, f"make_{family}")(tmp_path / "base")
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    first = len(tokenizer)
+    tokenizer.add_tokens(list(NEW))
+    plan = make_plan(task, MethodType.LORA, lora=LORA, new_tokens=NEW)
+    set_seed(1)
+    model: Any = load_model(plan, base, torch.float32, 0, [first, first + 1])
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
+    ids = torch.tensor(
+        [[7, first, 8, 9, tokenizer.eos_token_id or 3], [7, first + 1, 8, 9, tokenizer.eos_token_id or 3]]
+    )
+    labels = torch.tensor([0, 1]) if task is Task.CLASSIFICATION else ids
+    for _ in range(2):
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+        assert not [name for name, one in trained.items() if one.grad is None], "out of the loss's reach"
+        optimizer.zero_grad()
+    model.eval()
+    arguments = {"decoder_input_ids": ids} if task is Task.SEQ2SEQ else {}
+    with torch.no_grad():
+        logits = model(input_ids=ids, **arguments).logits
+        assert not torch.allclose(logits[0], logits[1]), "both tokens mean the same"
+        if auto is not None:
+            model.save_pretrained(tmp_path / "adapter")
+            tokenizer.save_pretrained(tmp_path / "adapter")
+            labelled = {"num_labels": len(LABELS)} if task is Task.CLASSIFICATION else {}
+            reloaded = auto.from_pretrained(tmp_path / "adapter", **labelled).eval()
+            reloaded.config.pad_token_id = reloaded.base_model.model.config.pad_token_id = 0
+            torch.testing.assert_close(reloaded(input_ids=ids, **arguments).logits, logits)
 
 
 def test_an_adapter_is_trained_further_from_where_it_was(bench: Bench, llama: Path, tmp_path: Path) -> None:
@@ -289,7 +341,7 @@ def test_an_adapter_is_trained_further_from_where_it_was(bench: Bench, llama: Pa
     assert second.eval_loss < first.eval_loss
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.matrix)])
 def test_a_run_that_began_with_an_adapter_resumes_to_the_bits(
     stage: int, bench: Bench, llama: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
     }
     if parameters:
         rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
-        del rules["target_modules"]
+        rules["target_modules"] = ([], "parameters are adapted in their place; PEFT would add its own for the family")
     lora = dict(given)
     for name, (value, reason) in rules.items():
         lora[name] = ledger.take(name, value, reason, f"spec.method.lora.{name}", given.get(name))

@@ -30,7 +30,7 @@ class LoadedTokenizer:
         embeddings: rows of the model's embedding by its config.json; None where it does not say.
         template: its chat template, or None.
         extended: folder with its files, where it has tokens that the model's own lacks; else None.
-        known: tokens that were to be added and that it had already.
+        known: places in the list of new tokens of those that it had already.
     """
 
     definition: str
@@ -41,7 +41,7 @@ class LoadedTokenizer:
     embeddings: int | None = None
     template: str | None = None
     extended: Path | None = None
-    known: tuple[str, ...] = ()
+    known: tuple[int, ...] = ()
 
 
 def load_tokenizer(
@@ -66,7 +66,7 @@ def load_tokenizer(
     if isinstance(loaded, str):
         raise ModelError(_unusable(loaded))
     if loaded.known:
-        raise SpecError([_known(new_tokens.index(token), token) for token in loaded.known])
+        raise SpecError([_known(at, new_tokens[at]) for at in loaded.known])
     if task in (Task.CAUSAL_LM, Task.SEQ2SEQ) and loaded.eos_id is None:
         raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
     if task is Task.MASKED_LM and not loaded.specials.get("mask_token"):
@@ -87,7 +87,7 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
         return "the tokenizer has no fast version"
     embeddings = _embeddings(folder)
     vocabulary = tokenizer.get_vocab()
-    known = tuple(token for at, token in enumerate(new_tokens) if token in vocabulary or token in new_tokens[:at])
+    known = tuple(at for at, token in enumerate(new_tokens) if token in vocabulary or token in new_tokens[:at])
     if new_tokens and extended and not known:
         # not special: decoded text keeps them; not normalized: found as they are written, also by a tokenizer that
         # puts everything in lower case

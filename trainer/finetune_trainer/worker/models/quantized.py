@@ -35,6 +35,7 @@ HEADS = (
     "lm_head.dense",
     "lm_head.decoder",
     "head.dense",
+    "decoder$",  # ModernBERT's output embedding; a name is also a pattern of how a module's begins
 )
 
 

@@ -51,10 +51,11 @@ def trained_rows(options: Mapping[str, Any], model: Any, ids: Sequence[int], *, 
     """
     names = embedding_names(model)
     if sharded or getattr(model.get_output_embeddings(), "bias", None) is not None:
-        saved = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *names]))
+        saved = list(options.get("modules_to_save") or ())
+        saved += [name for name in names if not any(f"{name}.".startswith(f"{one}.") for one in saved)]
         shared = _tied(model) and names[0].rpartition(".")[2] == "embed_tokens"  # PEFT knows no other name for it
         return {"modules_to_save": saved, "ensure_weight_tying": shared}
-    trained = names[:1] if _tied(model) else names
+    trained = names[:1] if _tied(model) else names  # PEFT follows shared rows to all that share them
     given = options.get("trainable_token_indices") or {}  # a list is of the input embedding
     others = given if isinstance(given, Mapping) else {names[0]: given}
     return {"trainable_token_indices": {name: [*others.get(name, ()), *ids] for name in trained}}
