@@ -134,6 +134,6 @@ def test_a_tracker_that_the_job_names_hears_of_rank_0_alone(tmp_path: Path, monk
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, report_to=("wandb",))
     first, second = orders(plan, tmp_path, tmp_path, tmp_path)
     heard = trackers.Trackers(first)
-    assert [type(callback).__name__ for callback in heard.callbacks] == ["TensorBoardCallback", "Tracker"]
+    assert [type(callback).__name__ for callback in heard.callbacks] == ["Charts", "Tracker"]
     heard.close()
     assert trackers.Trackers(second).callbacks == []

@@ -15,6 +15,7 @@ from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
 from finetune_trainer.worker.losses.head import Head, head_of
 from finetune_trainer.worker.reports.cadence import quality
+from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
@@ -104,7 +105,13 @@ class FineTuneTrainer(Trainer):
                 ),
                 FailureCategory.UNKNOWN,
             )
+        self._guard = Guard(self.model_wrapped)
         return prepared
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm before clipping; without ZeRO and clipping DeepSpeed has none."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        return self._guard.norm if norm is None else norm
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         step = self.state.global_step

@@ -77,6 +77,7 @@ class Reports(TrainerCallback):
         step = state.global_step
         taken = self._meter.taken(self._data.step_tokens(step))
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm") or 0.0)
+        norm = math.nan if norm < 0 else norm  # DeepSpeed says -1 where some of it is no number
         if math.isfinite(loss) and args.fp16 and not math.isfinite(norm):
             norm = 0.0  # float16's loss scaler has tried too much: it skips this update and tries half
             logs["grad_norm"] = norm

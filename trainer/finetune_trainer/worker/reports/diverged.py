@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from transformers import Trainer
 
 from finetune_api.errors import FailureCategory, Problem, RunError
@@ -77,6 +78,29 @@ def loss_alone(trainer: Trainer, position: int) -> float:
     trainer.model_wrapped.eval()
     loss = trainer.compute_loss(trainer.model_wrapped, batch)
     return float(loss[0] if isinstance(loss, tuple) else loss)
+
+
+class Guard:
+    """Keeps the weights as they were when a gradient is no number, where DeepSpeed does not: without ZeRO.
+
+    Attributes:
+        norm: of the last gradient that it has seen; None under ZeRO, which looks itself.
+    """
+
+    def __init__(self, engine: DeepSpeedEngine) -> None:
+        self.norm: float | None = None
+        if engine.zero_optimization_stage() == 0:
+            optimizer = engine.optimizer
+            while not isinstance(optimizer, torch.optim.Optimizer):  # DeepSpeed's own, around torch's
+                optimizer = optimizer.optimizer
+            optimizer.register_step_pre_hook(self._look)
+
+    def _look(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        trained = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+        self.norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in trained]))
+        if not math.isfinite(self.norm):
+            for weight in trained:
+                weight.grad = None  # torch's optimizers leave such weights alone
 
 
 def _named(rows: Sequence[int]) -> str:
