@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_api.errors import DataError
-from finetune_api.messages import ProblemType
+from finetune_api.errors import DataError, SpecError
+from finetune_api.messages import ProblemType, Task
 from finetune_trainer.prepare.data.choice import hold_out, rarest
 from finetune_trainer.prepare.data.dataset import CheckedData
 from tests.unit.test_dataset import checked, row
@@ -124,3 +124,8 @@ def test_a_split_keeps_rows_of_the_rarest_labels_on_both_sides() -> None:
     rows = np.array([0] * 400 + [1] * 10 + [2] * 100 + [3] * 90)
     held = np.frombuffer(hold_out(rarest(rows, targets), 0.2, seed=3), np.uint8)
     assert [int(held[rows == index].sum()) for index in range(4)] == [80, 2, 20, 18]
+
+
+def test_a_task_without_labels_has_no_kind_of_them(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"spec\.problemType: is regression, and causal-lm predicts no labels"):
+        of(tmp_path, [1.5, 2], REGRESSION, task=Task.CAUSAL_LM)

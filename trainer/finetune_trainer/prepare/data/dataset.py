@@ -23,6 +23,7 @@ from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
 from finetune_trainer.prepare.data.kinds import (
     MOST_LABELS,
     CheckedSource,
+    check_kind,
     forget_labels,
     kind_of_all,
     nothing_to_tell,
@@ -143,6 +144,7 @@ def check(
         SpecError: columns or format do not fit the task or the file.
         DataError: all that is wrong with the rows, grouped.
     """
+    check_kind(problem_type, task)
     fatal: list[Problem] = []
     parts = [CheckedSource(source, Tally(source.field)) for source in sources.all()]
     files = list(open_all(spec, task, sources, folder, has_template, report, fatal))

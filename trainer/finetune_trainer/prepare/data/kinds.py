@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from finetune_api.errors import Problem
-from finetune_api.messages import ProblemType
+from finetune_api.errors import Problem, SpecError
+from finetune_api.messages import ProblemType, Task
 from finetune_trainer.prepare.data.opening import CheckedFile
 from finetune_trainer.prepare.data.rows import Layout
 from finetune_trainer.prepare.data.sources import Source
@@ -36,6 +36,15 @@ class CheckedSource:
     highest: float = -math.inf
     numbers: int = 0
     fractions: bool = False
+
+
+def check_kind(declared: ProblemType | None, task: Task) -> None:
+    """Raises SpecError where the job says what labels are, and its task has none."""
+    if declared is None or task is Task.CLASSIFICATION:
+        return
+    message = f"is {declared}, and {task} predicts no labels"
+    cure = "leave it out, or set spec.task to classification"
+    raise SpecError(Problem(code="ProblemTypeNotForTask", field="spec.problemType", message=message, cure=cure))
 
 
 def of_one_kind(files: list[CheckedFile], declared: ProblemType | None) -> list[CheckedFile]:
