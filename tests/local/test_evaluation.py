@@ -206,15 +206,17 @@ class Answering:
     family: str
     method: MethodType
     layouts: tuple[tuple[int, int], ...]  # world size, ZeRO stage
+    training: tuple[tuple[str, bool], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.family}-{self.method}"
+        return "-".join((self.family, self.method, *(name for name, _ in self.training)))
 
     @property
     def task(self) -> Task:
         return Task.SEQ2SEQ if self.family in {"t5", "bart"} else Task.CAUSAL_LM
 
 
+RECOMPUTED = (("activation_checkpointing", True),)  # it forbids a cache while training
 OTHERS = sorted(MAKERS.keys() - {"llama", "t5", "bert", "roberta", "distilbert", "modernbert"})
 
 
@@ -223,6 +225,10 @@ OTHERS = sorted(MAKERS.keys() - {"llama", "t5", "bert", "roberta", "distilbert",
     [
         Answering("llama", MethodType.LORA, ((1, 2), (2, 3))),
         Answering("t5", MethodType.FULL, ((2, 2), (2, 3))),
+        *(
+            pytest.param(Answering(family, method, ((1, 2), (2, 3)), RECOMPUTED), marks=pytest.mark.matrix)
+            for family, method in (("llama", MethodType.LORA), ("t5", MethodType.FULL))
+        ),
         *(
             pytest.param(Answering(family, method, ((1, 2), (2, 2), (2, 3))), marks=pytest.mark.matrix)
             for family in OTHERS
@@ -249,6 +255,7 @@ def test_answers_are_those_of_a_vanilla_model_and_scored_as_sacrebleu_does(
             dataset=facts(),
             evaluation=evaluation,
             learning_rate=rate,
+            training=dict(case.training),
         )
         work = tmp_path / f"{world}-{stage}"
         seen.append((last(bench.run(plan, model, data, work)), work))

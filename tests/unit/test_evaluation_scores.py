@@ -67,6 +67,12 @@ def test_a_score_that_is_not_defined_is_left_out(rows: int) -> None:
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_predictions_that_are_no_numbers_have_no_scores() -> None:
+    truth, predicted = np.array([1.0, 2.0]), np.array([1.0, math.nan])
+    assert classification_scores(ProblemType.REGRESSION, predicted, truth).metrics == {}
+    assert not math.isfinite(token_scores(math.nan)["perplexity"])
+
+
 def test_perplexity_is_the_exponential_of_the_loss() -> None:
     assert token_scores(2.0)["perplexity"] == pytest.approx(math.exp(2))
     assert token_scores(1e4)["perplexity"] == math.inf

@@ -78,7 +78,10 @@ def _multiple(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores
 
 
 def _regression(predicted: Values, truth: Values) -> Scores:
-    """R2 and the correlations are left out where they are not defined: below two rows, or for a constant."""
+    """R2 and the correlations are left out where they are not defined: below two rows, or for a constant; all of them
+    where a prediction is no number."""
+    if not np.isfinite(predicted).all():
+        return Scores({})
     metrics = {
         "mse": float(mean_squared_error(truth, predicted)),
         "mae": float(mean_absolute_error(truth, predicted)),
