@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_api.contract import ExitCode, checkpoint_name
+from finetune_api.errors import FailureCategory
 from finetune_api.messages import MethodType, Plan, Task
 from finetune_trainer.prepare.plan.given_config import settled
 from finetune_trainer.prepare.plan.planner import PLANNED
+from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 
 POISON = 499  # a token that no row has but the one that gets it
@@ -239,3 +241,20 @@ def test_recomputed_activations_give_the_same_losses(
         assert again.losses()[step] == pytest.approx(loss, abs=1e-5), step
     assert again.grad_norms()[1] == pytest.approx(kept.grad_norms()[1], rel=1e-4)
     assert kept.grad_norms()[1] > 0
+
+
+@pytest.mark.matrix
+def test_a_gang_whose_loss_is_no_number_fails_as_diverged_and_is_not_tried_again(llama: Path, tmp_path: Path) -> None:
+    model, data = poisoned_model(llama, tmp_path / "model"), poisoned_data(tmp_path / "data")
+    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, checkpoint_every_steps=1, learning_rate=1e-3)
+    (tmp_path / "gang").mkdir()
+    with Agents.prepared(tmp_path / "gang", plan, model, data) as agents:
+        agents.start()
+        assert agents.wait() == {0: ExitCode.DIVERGED, 1: ExitCode.DRAINED}, agents.logs()
+        result = agents.result(0)
+        assert result.category is FailureCategory.DIVERGED
+        assert f"alone, row {POISONED_ROW} of train.arrow gives it" in result.problems[0].message
+        assert result.progress is not None
+        assert result.progress.recoveries == ()
+        steps = [facts.step for facts in result.progress.checkpoints]
+        assert all(step <= result.progress.step for step in steps), "of the step that diverged there is no checkpoint"
