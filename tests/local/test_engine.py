@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_api.contract import ExitCode, checkpoint_name
-from finetune_api.errors import FailureCategory
+from finetune_api.errors import FailureCategory, SpecError
 from finetune_api.messages import MethodType, Plan, Task
 from finetune_trainer.prepare.plan.given_config import settled
 from finetune_trainer.prepare.plan.planner import PLANNED
@@ -198,6 +198,14 @@ def test_bfloat16_on_cpu_learns_what_float32_learns(bench: Bench, llama: Path, t
         assert loss == pytest.approx(precise[step], rel=0.02), step
     saved = load_file(tmp_path / "bfloat16" / "node-0" / checkpoint_name(12) / "model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+
+
+def test_a_gpu_that_would_emulate_bfloat16_is_refused() -> None:
+    from finetune_trainer.worker.arguments import check_bfloat16
+
+    check_bfloat16("NVIDIA A100-SXM4-80GB", (8, 0))
+    with pytest.raises(SpecError, match="this one is a Tesla V100"):
+        check_bfloat16("Tesla V100-SXM2-16GB", (7, 0))
 
 
 def test_a_gradient_is_clipped_to_max_grad_norm_and_its_norm_told_unclipped(

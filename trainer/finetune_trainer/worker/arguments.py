@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from finetune_api.errors import Problem, SpecError
 from finetune_trainer.orders import WorkerOrder
 
 EVAL_BATCH_FACTOR = 2  # no gradients are kept
@@ -25,6 +26,8 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
     plan = order.plan
     on_gpu = torch.cuda.is_available()
     given = dict(plan.training)
+    if on_gpu and given.get("bf16"):
+        check_bfloat16(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
     given.setdefault("per_device_eval_batch_size", plan.micro_batch * EVAL_BATCH_FACTOR)
     return TrainingArguments(
         output_dir=str(Path(order.checkpoints)),
@@ -49,6 +52,23 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         dataloader_pin_memory=on_gpu,
         **given,
     )
+
+
+def check_bfloat16(name: str, capability: tuple[int, int]) -> None:
+    """Refuses a GPU that would emulate bfloat16, slowly: the plan has been told of another one, or has assumed it.
+
+    Raises:
+        SpecError: the GPU is older than Ampere (compute capability 8.0).
+    """
+    if capability < (8, 0):
+        raise SpecError(
+            Problem(
+                code="NoBfloat16",
+                field="spec.gpuType",
+                message=f"the plan is made for GPUs with bfloat16, and this one is a {name}",
+                cure="say which GPUs the nodes have, or set spec.training.fp16",
+            )
+        )
 
 
 def weight_dtype(args: TrainingArguments) -> torch.dtype:
