@@ -341,6 +341,25 @@ def test_an_adapter_is_trained_further_from_where_it_was(bench: Bench, llama: Pa
     assert second.eval_loss < first.eval_loss
 
 
+def test_a_classifier_begins_with_the_heads_of_its_adapter(bench: Bench, bert: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": f"{word} {i}", "label": label} for i in range(40) for label, word in (("a", "good"), ("b", "bad"))]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = travel(job_of(bert, data, tmp_path / "store"), bench, tmp_path / "first")
+    again = job_of(bert, data, tmp_path / "second-store", model={"adapter": f"file://{first.artifact}"})
+    second = travel(again, bench, tmp_path / "second")
+    assert second.run.losses()[1] < first.run.losses()[1] - 0.01
+    assert second.eval_loss < first.eval_loss
+    before, after = (
+        load_file(first.artifact / "adapter_model.safetensors"),
+        load_file(second.artifact / "adapter_model.safetensors"),
+    )
+    assert before.keys() == after.keys()
+    heads = [name for name in before if "classifier" in name]
+    assert heads
+    assert not any(torch.equal(before[name], after[name]) for name in heads)
+
+
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.matrix)])
 def test_a_run_that_began_with_an_adapter_resumes_to_the_bits(
     stage: int, bench: Bench, llama: Path, data: Path, tmp_path: Path

@@ -36,13 +36,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
         Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
     }
     names = sorted({name.rpartition(".")[2] for name in linear})
-    known = [name for name, _ in model.named_modules()]
-    for option in NAMED:
-        _check_modules(known, option, lora.get(option), names)
-    _check_parameters([name for name, _ in model.named_parameters()], lora.get("target_parameters"))
-    _check_layers(known, lora.get("layers_to_transform"))
     rows = model.get_input_embeddings().weight.shape[0]
-    _check_tokens(lora.get("trainable_token_indices"), rows)
     options = {name: value for name, value in lora.items() if name != "task_type"}
     if task is Task.CLASSIFICATION and (heads := classifiers(model)):
         options["modules_to_save"] = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *heads]))
@@ -65,6 +59,18 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     for option in PATTERNS:
         _check_patterns(made, option, lora.get(option) or {})
     return made
+
+
+def check_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> None:
+    """Raises SpecError if a name of a new adapter's configuration leads nowhere. (That of an earlier one has names of
+    other families too, which PEFT puts there: `score` beside `classifier`.)"""
+    names = sorted({name.rpartition(".")[2] for name in linear})
+    known = [name for name, _ in model.named_modules()]
+    for option in NAMED:
+        _check_modules(known, option, lora.get(option), names)
+    _check_parameters([name for name, _ in model.named_parameters()], lora.get("target_parameters"))
+    _check_layers(known, lora.get("layers_to_transform"))
+    _check_tokens(lora.get("trainable_token_indices"), model.get_input_embeddings().weight.shape[0])
 
 
 def check_saved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:

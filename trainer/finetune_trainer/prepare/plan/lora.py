@@ -69,6 +69,15 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
     return {**lora, **kind}
 
 
+def note_method(job: FineTuneJob, ledger: Ledger) -> None:
+    """What is left alone and what is added, in the plan's own words."""
+    if freeze := job.spec.method.freeze:
+        ledger.note("spec.method.freeze", freeze, "given; modules that the model lacks are trained all the same", True)
+    if tokens := job.spec.model.new_tokens:
+        reason = "given; their rows of the embeddings start as the mean of all others and are trained"
+        ledger.note("spec.model.newTokens", tokens, reason, True)
+
+
 def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None:
     """Raises SpecError where QLoRA is asked for on a GPU that bitsandbytes' 4 bits do not run on."""
     if job.spec.method.type is not MethodType.QLORA or machine.device == "cpu":

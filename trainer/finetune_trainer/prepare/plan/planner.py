@@ -21,7 +21,7 @@ from finetune_trainer.prepare.plan.given_config import given_values, sharding
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.layout import Layout, Request, choose
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
-from finetune_trainer.prepare.plan.lora import Start, check_quantizable, lora_of, unsharded
+from finetune_trainer.prepare.plan.lora import Start, check_quantizable, lora_of, note_method, unsharded
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, machine_of
 from finetune_trainer.prepare.plan.rates import learning_rate
 from finetune_trainer.prepare.plan.saving import (
@@ -150,6 +150,7 @@ def plan(
     _note_machine(ledger, machine, spec.gpu_type)
     extra = _precision(ledger, machine)
     lora = lora_of(job, ledger, task, start)
+    note_method(job, ledger)
     if task is Task.CAUSAL_LM:
         packed = "batches hold no padding that packing could save, and a step has as many rows as you asked for"
         ledger.take("", False, packed, "spec.dataset.packing", spec.dataset.packing)

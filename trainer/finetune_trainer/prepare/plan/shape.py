@@ -63,7 +63,10 @@ def architecture_of(
         adapt.freeze(model, freeze, new_tokens)
         kept = {MethodType.FULL: _kept(model, task, dtype, device)}
         linear = [part.name for part in parts if part.inputs]
-        adapted = adapt.adapted(model, task, lora or {"r": 16, "target_modules": "all-linear"}, linear, new_tokens)
+        lora = lora or {"r": 16, "target_modules": "all-linear"}
+        if not saved:
+            adapt.check_names(model, lora, linear)
+        adapted = adapt.adapted(model, task, lora, linear, new_tokens)
         adapt.check_saved(adapted, saved or {})
         beside = _kept(adapted, task, dtype, device)
         whole = adapt.embeddings(adapted) if new_tokens else 0
