@@ -75,6 +75,8 @@ def forget_labels(parts: list[CheckedSource], targets: list[tuple[str, ...]]) ->
 def nothing_to_tell(kind: ProblemType, training: list[CheckedSource], trained: set[str]) -> Problem | None:
     """The problem of rows that are all labelled alike."""
     where = training[0].source.field
+    if not any(part.good for part in training):  # what is wrong with all of them is told
+        return None
     if kind is ProblemType.REGRESSION:
         lowest, highest = min(part.lowest for part in training), max(part.highest for part in training)
         if lowest < highest or sum(part.good for part in training) < 2:

@@ -78,7 +78,7 @@ def _several(column: str, value: Any, declared: bool) -> tuple[str, ...]:
     if value is None:
         raise Wrong(Code.NULL_VALUE, f"{column!r} is null; a row without any label has an empty list")
     if isinstance(value, str) and declared:
-        if value.strip().startswith("[") and value.strip().endswith("]"):
+        if value.strip()[:1] + value.strip()[-1:] in ("[]", "()"):
             message = f"{column!r} is a list written as text; separate labels with {SEPARATOR!r}: a{SEPARATOR}b"
             raise Wrong(Code.LABEL_TYPE, message)
         value = [part for part in value.split(SEPARATOR) if part.strip()]

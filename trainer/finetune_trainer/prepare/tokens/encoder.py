@@ -219,7 +219,7 @@ def encoder_for(
         in_parts=task is Task.MASKED_LM,
         template=template,
         specials=tokenizer.specials,
-        notes=_notes(template, tokenizer) if template else (),
+        notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
         extended=tokenizer.extended,
     )
     if template is not None:
@@ -261,6 +261,12 @@ def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...
     if not missing:
         return ()
     return (f"the tokenizer has no token {missing}: such marks are learnt as plain text, several tokens each",)
+
+
+def _prefix_note(task: Task, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
+    if task is not Task.SEQ2SEQ or tokenizer.family != "t5":
+        return ()
+    return ("T5 was trained with a prefix such as 'summarize: ' before each input; none is added to the prompts",)
 
 
 def _probe(speaker: Speaker, field: str) -> None:

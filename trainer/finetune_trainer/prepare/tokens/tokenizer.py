@@ -29,6 +29,7 @@ class LoadedTokenizer:
         size: ids run from 0 to `size` - 1.
         embeddings: rows of the model's embedding by its config.json; None where it does not say.
         template: its chat template, or None.
+        family: the model's `model_type`.
         extended: folder with its files, where it has tokens that the model's own lacks; else None.
         known: places in the list of new tokens of those that it had already.
     """
@@ -40,6 +41,7 @@ class LoadedTokenizer:
     size: int = 0
     embeddings: int | None = None
     template: str | None = None
+    family: str = ""
     extended: Path | None = None
     known: tuple[int, ...] = ()
 
@@ -85,7 +87,8 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
         return f"the tokenizer cannot be loaded: {reason}"
     if not tokenizer.is_fast:
         return "the tokenizer has no fast version"
-    embeddings = _embeddings(folder)
+    config = _config(folder)
+    embeddings = _embeddings(config)
     vocabulary = tokenizer.get_vocab()
     known = tuple(at for at, token in enumerate(new_tokens) if token in vocabulary or token in new_tokens[:at])
     if new_tokens and extended and not known:
@@ -105,16 +108,20 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
         template=template.get("default") if isinstance(template, dict) else template,
         extended=extended if new_tokens else None,
         known=known,
+        family=str(config.get("model_type") or ""),
     )
 
 
-def _embeddings(folder: Path) -> int | None:
+def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    inner = config.get("text_config") if isinstance(config, dict) else None
-    for part in (config, inner):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _embeddings(config: Mapping[str, Any]) -> int | None:
+    for part in (config, config.get("text_config")):
         if isinstance(part, dict) and isinstance(part.get("vocab_size"), int):
             return int(part["vocab_size"])
     return None
