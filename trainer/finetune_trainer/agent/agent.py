@@ -37,6 +37,7 @@ RETRY_SECONDS = 0.3
 HEALTHY_SECONDS = 10.0  # a beat was answered within this time
 UPLOAD_RETRY_SECONDS = 3.0
 LOG_UPLOAD_SECONDS = 15.0  # for logs and outputs: a node that was told to stop has no time to lose
+OUTPUTS_SECONDS = 10.0  # for those of the node that was rank 0's before
 GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
 KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
 MOST_STEPS_A_BEAT = 500
@@ -333,10 +334,10 @@ class Agent:
         node_rank = directive.ranks.get(self._config.node)
         if node_rank is None:
             return  # a spare waits
+        if node_rank == 0 and self._node.node_rank != 0:
+            with contextlib.suppress(StorageError, TimeoutError):  # a gap in a chart is no reason to wait
+                await asyncio.wait_for(asyncio.to_thread(self._outputs.fetch), OUTPUTS_SECONDS)
         self._node.node_rank = node_rank
-        if node_rank == 0:
-            with contextlib.suppress(StorageError):  # a gap in a chart is no reason to wait
-                await asyncio.to_thread(self._outputs.fetch)
         root, local_ranks = self._places.checkpoints(node_rank), self._places.local_ranks
         await asyncio.to_thread(disk.prune, root, node_rank, local_ranks, directive.resume)
         held = {saved.step for saved in self._complete()}
