@@ -140,38 +140,37 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="run the defaults anew: a rule has changed")
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    place = options.cache / recipe_key()
-    place.mkdir(parents=True, exist_ok=True)
     import finetune_trainer.prepare.stage
     import finetune_trainer.worker.main  # noqa: F401 - once, here: every run is forked
 
     cases = [case for case in CASES if options.only in (None, case.task)]
-    in_turns([(build, (case, place)) for case in cases], options.parallel)
+    in_turns([(build, (case, options.cache)) for case in cases], options.parallel)
     wanted = [point for point in points() if point.case in cases]
     anew = [point for point in wanted if options.again and point.rate is None]
-    todo = [*anew, *(one for one in wanted if one not in anew and not result_of(place, one).exists())]
+    todo = [*anew, *(one for one in wanted if one not in anew and not result_of(options.cache, one).exists())]
     began = time.monotonic()
-    in_turns([(measure, (point, place)) for point in todo], options.parallel)
+    in_turns([(measure, (point, options.cache)) for point in todo], options.parallel)
     print(f"{len(todo)} runs in {(time.monotonic() - began) / 60:.0f} minutes", file=sys.stderr)
-    missing = [point.name for point in wanted if not result_of(place, point).exists()]
+    missing = [point.name for point in wanted if not result_of(options.cache, point).exists()]
     if missing:
-        raise SystemExit(f"{len(missing)} runs failed: {', '.join(missing)}; their logs are in {place}")
+        raise SystemExit(f"{len(missing)} runs failed: {', '.join(missing)}; their logs are in {options.cache}")
     if options.only:
         return
-    record = summary({point.name: json.loads(result_of(place, point).read_text()) for point in points()})
+    record = summary({point.name: json.loads(result_of(options.cache, point).read_text()) for point in points()})
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     PAGE.write_text(page(record))
     print(json.dumps({case: round(found["behind"], 4) for case, found in record["cases"].items()}))
 
 
-def recipe_key() -> str:
-    """Of all that data and base models are made by."""
-    recipes = {task: asdict(recipe) for task, recipe in tiny_pretrained.RECIPES.items()}
-    return hashlib.sha256(json.dumps([recipes, stdlib_tasks.VERSION, sys.version]).encode()).hexdigest()[:16]
+def place_of(cache: Path, case: Case) -> Path:
+    """The folder of a task's data, model and runs; named by all that data and model are made by."""
+    recipe = tiny_pretrained.RECIPES.get(case.task)
+    made = [asdict(recipe) if recipe else None, stdlib_tasks.VERSION, sys.version]
+    return cache / f"{case.task}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:12]}"
 
 
-def result_of(place: Path, point: Point) -> Path:
-    return place / "points" / f"{point.name}.json"
+def result_of(cache: Path, point: Point) -> Path:
+    return place_of(cache, point.case) / "points" / f"{point.name}.json"
 
 
 def in_turns(work: list[tuple[Any, tuple[Any, ...]]], parallel: int) -> None:
@@ -192,17 +191,18 @@ def in_turns(work: list[tuple[Any, tuple[Any, ...]]], parallel: int) -> None:
 # ---------------------------------------------------------------- in a process of its own
 
 
-def build(case: Case, place: Path) -> None:
+def build(case: Case, cache: Path) -> None:
     """Data and base model of a task, unless they are there."""
     import torch
 
     torch.set_num_threads(1)
-    if not (place / case.task / "eval.jsonl").exists():
-        stdlib_tasks.write(case.task, place / case.task)
-    base = place / "models" / case.task
+    place = place_of(cache, case)
+    if not (place / "data" / "eval.jsonl").exists():
+        stdlib_tasks.write(case.task, place / "data")
+    base = place / "model"
     if base.exists():
         return
-    partial = place / "models" / f"{case.task}.partial"
+    partial = place / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if case.task == "classification":
@@ -214,7 +214,7 @@ def build(case: Case, place: Path) -> None:
     partial.rename(base)
 
 
-def measure(point: Point, place: Path) -> None:
+def measure(point: Point, cache: Path) -> None:
     """One run from its job to its scores."""
     from finetune_api.contract import ExitCode, dataset_prefix
     from finetune_api.v1alpha1 import FineTuneJob
@@ -223,15 +223,14 @@ def measure(point: Point, place: Path) -> None:
     from finetune_trainer.storage import open_store
     from finetune_trainer.worker.main import run
 
+    place = place_of(cache, point.case)
     work = place / "work" / point.name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     log = os.open(place / f"{point.name}.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
-    job = FineTuneJob.model_validate_json(
-        json.dumps(point.job(place / "models" / point.case.task, place / point.case.task))
-    )
+    job = FineTuneJob.model_validate_json(json.dumps(point.job(place / "model", place / "data")))
     store = open_store(job.spec.storage.uri, {})
     began = time.monotonic()
     plan = prepare(job, store, point.name, work, {}).plan
@@ -248,8 +247,8 @@ def measure(point: Point, place: Path) -> None:
         master_host="127.0.0.1",
         master_port=free_port(),
         threads=1,
-        model=str(place / point.case.task / "store" / plan.model.prefix),
-        dataset=str(place / point.case.task / "store" / dataset_prefix(plan.dataset.sha256)),
+        model=str(place / "data" / "store" / plan.model.prefix),
+        dataset=str(place / "data" / "store" / dataset_prefix(plan.dataset.sha256)),
         checkpoints=str(work / "checkpoints"),
         outputs=str(work / "outputs"),
     )
@@ -276,7 +275,7 @@ def measure(point: Point, place: Path) -> None:
         wanted = ("learning_rate", "global_batch_size", "num_train_epochs", "warmup_steps", "lr_scheduler_type")
         chosen = {choice.field.rpartition(".")[2]: [choice.value, choice.reason] for choice in plan.choices}
         found["choices"] = {name: chosen[name] for name in wanted}
-    result = result_of(place, point)
+    result = result_of(cache, point)
     result.parent.mkdir(exist_ok=True)
     partial = result.with_suffix(".partial")
     partial.write_text(json.dumps(found, indent=1))
