@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_trainer.fitting import classifiers
+from finetune_trainer.new_rows import trained_rows
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -27,8 +28,6 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
         SpecError: a name leads nowhere, or PEFT refuses the configuration.
     """
     from peft import LoraConfig, TaskType, get_peft_model
-
-    from finetune_trainer.worker.models.tokens import trained_rows
 
     types = {
         Task.CAUSAL_LM: TaskType.CAUSAL_LM,

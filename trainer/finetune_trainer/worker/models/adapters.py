@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from finetune_api.messages import Plan, Task
-from finetune_trainer.worker.models.tokens import trained_rows
+from finetune_trainer.new_rows import trained_rows
 
 TASK_TYPES = {
     Task.CAUSAL_LM: TaskType.CAUSAL_LM,
