@@ -1,7 +1,6 @@
-"""Workers over real processes: one and two ranks train the same model to the same losses, and resume to the bits."""
+"""Workers over real processes: they resume to the bits, train what is new, and end when their numbers are none."""
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,59 +10,6 @@ from safetensors.torch import load_file
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from tests.local.harness import Bench, make_plan, write_dataset
-
-A_ROW = 0.08  # what one of the 24 rows held out moves accuracy or macro F1 by, at most
-FAMILIES = {"llama": Task.CAUSAL_LM, "bert": Task.CLASSIFICATION}
-
-
-@dataclass(frozen=True)
-class Case:
-    family: str
-    method: MethodType
-
-    def __str__(self) -> str:
-        return f"{self.family}-{self.method}"
-
-    @property
-    def task(self) -> Task:
-        return FAMILIES[self.family]
-
-
-CASES = [Case(family, method) for family in FAMILIES for method in (MethodType.LORA, MethodType.FULL)]
-
-
-def base_model(case: Case, request: pytest.FixtureRequest) -> Path:
-    folder: Path = request.getfixturevalue(case.family)
-    return folder
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_one_and_two_ranks_and_all_zero_stages_give_the_same_loss_curve(
-    case: Case, bench: Bench, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    model, data = base_model(case, request), write_dataset(tmp_path / "data", case.task)
-    layouts = {
-        "one rank, ZeRO-2": make_plan(case.task, case.method, world=1, stage=2),
-        "two ranks, ZeRO-2": make_plan(case.task, case.method, world=2, stage=2),
-        "two ranks, ZeRO-3, accumulation": make_plan(case.task, case.method, world=2, stage=3, accumulation=2),
-        "one rank, ZeRO-0, accumulation": make_plan(case.task, case.method, world=1, stage=0, accumulation=4),
-        "two ranks, ZeRO-1": make_plan(case.task, case.method, world=2, stage=1),
-    }
-    runs = {name: bench.run(plan, model, data, tmp_path / name.replace(" ", "_")) for name, plan in layouts.items()}
-    for name, run in runs.items():
-        assert set(run.exit_codes) == {ExitCode.OK}, f"{name}: {run.logs}"
-    reference = runs["one rank, ZeRO-2"]
-    losses = reference.losses()
-    assert len(losses) == 12
-    assert losses[12] < losses[1], "training must lower the loss"
-    for name, run in runs.items():
-        for step, loss in run.losses().items():
-            assert loss == pytest.approx(losses[step], abs=1e-5), f"{name}, step {step}"
-        for score, value in run.evaluations()[-1].items():
-            tolerance = 1e-5 if score.endswith("loss") else A_ROW  # a tie may fall either way
-            assert value == pytest.approx(reference.evaluations()[-1][score], abs=tolerance), f"{name}, {score}"
-    for step, norm in runs["two ranks, ZeRO-2"].grad_norms().items():
-        assert norm == pytest.approx(reference.grad_norms()[step], rel=1e-3), f"gradient norm, step {step}"
 
 
 @pytest.mark.parametrize("stage", [2, 3])

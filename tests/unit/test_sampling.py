@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.worker.sampling import VirtualDataset, epoch_order
+from finetune_trainer.worker.sampling import Dealt, VirtualDataset, epoch_order
 
 
 class Numbers:
@@ -59,3 +59,37 @@ def test_step_tokens_counts_the_rows_of_that_step() -> None:
     data = VirtualDataset(Numbers([5, 6, 7, 8]), seed=0, max_steps=4, global_batch=2)
     assert data.step_tokens(1) + data.step_tokens(2) == 26
     assert data.step_tokens(3) + data.step_tokens(4) == 26
+
+
+@given(
+    st.lists(st.integers(1, 512), min_size=64, max_size=64), st.sampled_from([1, 2, 4, 8]), st.sampled_from([8, 16, 32])
+)
+def test_dealing_keeps_the_rows_of_a_step_and_evens_out_its_micro_batches(
+    lengths: list[int], micro: int, batch: int
+) -> None:
+    dealt = VirtualDataset(Numbers(lengths), seed=1, max_steps=4, global_batch=batch, dealt=Dealt(micro))
+    plain = VirtualDataset(Numbers(lengths), seed=1, max_steps=4, global_batch=batch, dealt=Dealt(batch))
+    for step in range(1, 5):
+        slots = range((step - 1) * batch, step * batch)
+        rows = [dealt[slot]["row"] for slot in slots]
+        assert sorted(rows) == sorted(dealt.step_rows(step)) == sorted(plain.step_rows(step))
+        assert rows == [dealt.row(dealt.position(slot)) for slot in slots]
+        tokens = [sum(lengths[row] for row in rows[at : at + micro]) for at in range(0, batch, micro)]
+        assert tokens == sorted(tokens, reverse=True), "ranks that work at the same time have about as much to do"
+        if micro > 1:
+            assert max(tokens) - min(tokens) <= max(lengths), "no micro-batch has more than a row beyond another"
+
+
+def test_a_step_in_two_epochs_has_rows_of_both() -> None:
+    data = VirtualDataset(Numbers([3, 4, 5, 6, 7, 8]), seed=0, max_steps=6, global_batch=4, dealt=Dealt(2))
+    rows = [data[slot]["row"] for slot in range(24)]
+    for epoch in range(4):
+        positions = [data.row(position) for position in range(epoch * 6, epoch * 6 + 6)]
+        assert sorted(positions) == list(range(6))
+    assert sorted(rows) == sorted(list(range(6)) * 4)
+
+
+def test_the_items_of_a_step_are_those_of_its_rows() -> None:
+    data = VirtualDataset(Numbers([3, 4, 5]), seed=0, max_steps=2, global_batch=3, items=lambda row: 10**row)
+    assert data.step_items(1) == data.step_items(2) == 111
+    assert VirtualDataset(Numbers([3, 4, 5]), seed=0, max_steps=2, global_batch=3).step_items(1) == 3
