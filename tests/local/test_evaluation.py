@@ -23,7 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from finetune_api.contract import ExitCode, checkpoint_name
+from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.messages import DatasetFacts, MethodType, Plan, PlannedEvaluation, ProblemType, SplitFacts, Task
 from finetune_trainer.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.answers import Generator
@@ -369,6 +369,22 @@ def test_a_run_stops_early_at_a_checkpoint_and_is_done(llama: Path, tmp_path: Pa
         assert (done.stopped_early, done.overfitting_since, done.eta_seconds) == (sentence, best, None)
         assert {facts.step: facts.best for facts in done.checkpoints}[best]
         assert done.checkpoints[-1].step == done.step
+
+
+@pytest.mark.matrix
+def test_a_gang_that_is_lost_after_it_stopped_early_is_done_at_the_same_step(llama: Path, tmp_path: Path) -> None:
+    plan = overfitting_plan(early_stopping_patience=3)
+    with Agents.prepared(tmp_path, plan, llama, overfitting_data(tmp_path / "data")) as agents:
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        done = agents.done()
+        agents.store.delete([agents.prefix + File.DONE])
+        agents.start()
+        assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
+        again = agents.done()
+        assert (again.step, again.stopped_early) == (done.step, done.stopped_early)
+        assert again.overfitting_since == done.overfitting_since
+        assert [facts.step for facts in again.checkpoints] == [facts.step for facts in done.checkpoints]
 
 
 def test_a_run_that_had_stopped_early_does_not_train_on_when_it_is_started_again(
