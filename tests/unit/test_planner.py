@@ -184,7 +184,12 @@ def test_masked_language_models_say_how_much_is_hidden() -> None:
     [(1, 25), (3, 25), (10, 10), (33, 4), (34, 3), (5000, 3), (8333, 3), (8334, 2), (20_000, 1), (10**6, 1)],
 )
 def test_epochs_follow_the_cookbook(rows: int, epochs: float) -> None:
-    assert schedule.epochs_for(rows) == epochs
+    assert schedule.epochs_for(rows, Task.CAUSAL_LM)[0] == epochs
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(10, 20), (299, 20), (400, 15), (1999, 4), (2000, 3), (10**6, 1)])
+def test_a_new_head_sees_more_of_small_data(rows: int, epochs: float) -> None:
+    assert schedule.epochs_for(rows, Task.CLASSIFICATION)[0] == epochs
 
 
 def test_language_models_are_judged_by_loss_and_follow_a_cosine() -> None:

@@ -178,7 +178,7 @@ def plan(
     _note_layout(ledger, request, layout)
     if load.recomputed:
         extra |= {"activation_checkpointing": True}
-    steps, epochs = steps_of(ledger, dataset.train.rows, batch.rows)
+    steps, epochs = steps_of(ledger, task, dataset.train.rows, batch.rows)
     rate, rate_reason = learning_rate(task, spec.method.type, model)
     warmup = warmup_of(ledger, task, steps)
     shape, shape_reason = SCHEDULES[task]

@@ -19,22 +19,32 @@ WARMUPS = {
     Task.SEQ2SEQ: (0.03, "QLoRA's training script"),
     Task.MASKED_LM: (0.06, "RoBERTa paper, arXiv 1907.11692"),
 }
+HEAD_ROWS, HEAD_PASSES = 6000, 20
 HIDDEN = 0.15  # BERT paper, arXiv 1810.04805
 
 
-def epochs_for(rows: int) -> float:
-    """Passes when none are given: 3, but at least 100 and at most 25,000 rows seen in all, and 1 to 25 passes.
+def epochs_for(rows: int, task: Task) -> tuple[float, str]:
+    """Passes when none are given, and why.
 
-    The rule of OpenAI's cookbook ("Data preparation and analysis for chat model fine-tuning").
+    3, but at least 100 and at most 25,000 rows seen in all, and 1 to 25 passes: the rule of OpenAI's cookbook ("Data
+    preparation and analysis for chat model fine-tuning"). A classifier's head is new, and learns nothing in so few
+    steps: it sees 6,000 rows, in at most 20 passes.
     """
+    if task is Task.CLASSIFICATION and rows * 3 < HEAD_ROWS:
+        reason = (
+            f"{rows} rows: at least {HEAD_ROWS:,} seen in all, in at most {HEAD_PASSES} passes; three leave a new head "
+            "untrained on small data (Zhang et al. 2021, arXiv 2006.05987; Mosbach et al. 2021, arXiv 2006.04884)"
+        )
+        return float(min(HEAD_PASSES, math.ceil(HEAD_ROWS / rows))), reason
+    reason = f"{rows} rows: 3 passes, at least 100 and at most 25,000 rows in all (OpenAI cookbook)"
     if rows * 3 < 100:
-        return float(min(25, math.ceil(100 / rows)))
+        return float(min(25, math.ceil(100 / rows))), reason
     if rows * 3 > 25_000:
-        return float(max(1, 25_000 // rows))
-    return 3.0
+        return float(max(1, 25_000 // rows)), reason
+    return 3.0, reason
 
 
-def steps_of(ledger: Ledger, rows: int, batch: int) -> tuple[int, float]:
+def steps_of(ledger: Ledger, task: Task, rows: int, batch: int) -> tuple[int, float]:
     """Optimizer steps of the run, and passes over `rows` rows at `batch` rows a step."""
     if "max_steps" in ledger.given:
         steps = int(ledger.given["max_steps"])
@@ -42,8 +52,7 @@ def steps_of(ledger: Ledger, rows: int, batch: int) -> tuple[int, float]:
         ledger.note("spec.training.max_steps", steps, "given", True)
         ledger.note("spec.training.num_train_epochs", round(epochs, 4), "max_steps x global batch / rows", False)
         return steps, epochs
-    rule = epochs_for(rows)
-    reason = f"{rows} rows: 3 passes, at least 100 and at most 25,000 rows in all (OpenAI cookbook)"
+    rule, reason = epochs_for(rows, task)
     epochs = float(ledger.take("num_train_epochs", rule, reason))
     steps = max(1, math.ceil(round(epochs * rows / batch, 9)))
     ledger.note("spec.training.max_steps", steps, f"{epochs:g} epochs x {rows} rows / {batch} rows a step", False)
