@@ -2,8 +2,10 @@
 promised (order of data, checkpoints that can be exported), against this image, and by DeepSpeed's own schema."""
 
 import difflib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
@@ -233,8 +235,9 @@ def _breaks(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
     """What DeepSpeed's own schema of a block says; "auto" stands for whatever transformers fills in."""
-    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    with _named_accelerator():
+        from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     blocks: dict[str, type[BaseModel]] = {
         ZERO: DeepSpeedZeroConfig,
@@ -253,6 +256,18 @@ def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
                     _problem("InvalidValue", path, f"DeepSpeed: {one['msg']}", "see DeepSpeed's configuration page")
                 )
     return found
+
+
+@contextmanager
+def _named_accelerator() -> Iterator[None]:
+    """DeepSpeed looks for accelerators when it is imported, and tells what it has found; no schema needs one."""
+    before = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = before or "cpu"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DS_ACCELERATOR"]
 
 
 def _problem(code: str, path: str, message: str, cure: str) -> Problem:

@@ -62,6 +62,10 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
     except FineTuneError as error:
         errors.append(error)
     try:
+        check_trackers(job.spec.training.report_to or ())
+    except FineTuneError as error:
+        errors.append(error)
+    try:
         model = locate_model(job.spec.model, environ)
         task = resolve_task(model.config(work / "model"), job.spec.task)
         check_packing(spec, task)
@@ -70,7 +74,6 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
             adapter = find_adapter(uri, task, environ, work / "adapter")
         machine = machine_of(job, gpu_hint(environ))
         check_config(job, machine.device, machine.world_size)
-        check_trackers(job.spec.training.report_to or ())
         planner.counting(job, task, gpu_hint(environ))  # a GPU that nobody knows, a precision that the machine lacks
     except FineTuneError as error:
         errors.append(error)

@@ -55,6 +55,7 @@ class Reports(TrainerCallback):
         self._plan = plan
         self._data = data
         self._meter = Meter(plan)
+        self._rate = 0.0
         self._loss_of: Callable[[int], float] = lambda position: math.nan
 
     def follow(self, meter: Meter, loss_of: Callable[[int], float]) -> None:
@@ -63,6 +64,12 @@ class Reports(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._reporter.phase("train", state.global_step)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        # transformers reads the rate after the step, when DeepSpeed has set the next one
+        self._rate = float(parts["optimizer"].param_groups[0]["lr"])
 
     def on_log(
         self,
@@ -83,8 +90,8 @@ class Reports(TrainerCallback):
             logs["grad_norm"] = norm
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise diagnosed(step, loss, norm, self._data, self._plan.global_batch, self._loss_of)
-        logs.update(taken.logs)
-        told = {"loss": loss, "learning_rate": float(logs.get("learning_rate", 0.0)), "grad_norm": norm}
+        logs |= {"learning_rate": self._rate, **taken.logs}
+        told = {"loss": loss, "learning_rate": self._rate, "grad_norm": norm}
         self._reporter.step(step, {**told, **taken.event})
 
     def on_evaluate(
