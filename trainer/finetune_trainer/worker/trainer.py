@@ -76,13 +76,15 @@ class FineTuneTrainer(Trainer):
         """This micro-batch's share of the step's loss, times the world size: DeepSpeed averages over the ranks. Without
         a number of items: the mean of the batch."""
         summed = self.head(model, inputs)
-        if num_items_in_batch is None:
-            return summed.total / max(1, summed.items)
-        return summed.total * (self.args.world_size / max(1, num_items_in_batch))
+        share = 1 / max(1, summed.items)
+        if num_items_in_batch is not None:
+            share = self.args.world_size / max(1, num_items_in_batch)
+        return summed.total * share
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Scores the eval split; remembers the result for the checkpoint of the same step."""
         assert self._evaluator is not None
+        assert self.model is not None
         step = self.state.global_step
         self._reporter.phase("eval", step)
         engine = Engine(self.model, self.model_wrapped, self.head, self._prepare_inputs, self.args.device)
