@@ -1,7 +1,7 @@
 """The plan: every value of a run chosen by a rule where the user chose none. Pure, but for shape.
 
 What is planned for   shape (the model, counted on the meta device) -> architecture; machine -> gpus
-What is chosen        planner -> layout (the fastest that fits) -> memory, speed, reasons; batch, schedule, rates, saving,
-                      engine
+What is chosen        planner -> layout (the fastest that fits) -> memory, speed, reasons; batch, schedule, rates,
+                      saving, engine
 What is said          ledger (every choice with its reason), estimate, summary, terminal
 """
