@@ -91,11 +91,11 @@ class SplitFacts(Message):
     """One split of the prepared data.
 
     Attributes:
-        rows: sequences that a model sees: examples, or packs of them.
+        rows: sequences that a model sees: examples, or packs of them; for masked-lm also parts of long documents.
         examples: rows before packing; 0 in files of an older version.
-        tokens: non-padding tokens over all rows, after truncation.
-        trained_tokens: tokens that carry loss (rows, for classification).
-        longest: tokens in the longest row, after truncation.
+        tokens: non-padding tokens over all rows, after truncation; of seq2seq inputs and targets.
+        trained_tokens: tokens that carry loss (rows, for classification; for masked-lm all that may be hidden).
+        longest: tokens in the longest row, after truncation; of seq2seq in the longest input or target.
         truncated_rows: rows that were cut at `maxLength`.
     """
 
