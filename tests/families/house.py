@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,11 +27,13 @@ ROWS = 48
 
 @dataclass(frozen=True)
 class House:
-    """What the cases share: a warm zygote, a process with vanilla libraries, a folder for models."""
+    """What the cases share: a warm zygote, a process with vanilla libraries, a folder for models; and the losses that
+    were seen, by family, task and method."""
 
     bench: Bench
     vanilla: Vanilla
     folder: Path
+    seen: dict[tuple[str, str, str], float] = field(default_factory=dict)
 
     def model(self, family: str) -> Path:
         """A tiny model of the family, made once."""
@@ -56,6 +58,8 @@ class House:
         first, last = (run["eval_loss"] for run in whole.evaluations())
         assert math.isfinite(last)
         assert last < first, f"training must lower the loss: {first} at step {HALF}, {last} at step {STEPS}"
+        known = self.seen.setdefault((case.family, case.kind, case.method), last)
+        assert last == pytest.approx(known, abs=1e-3), "the same in every ZeRO stage"
         halfway = folder / "whole" / "node-{rank}" / checkpoint_name(HALF)
         resumed = self.bench.run(plan, base, data, folder / "resumed", resume=halfway, generation=2)
         assert set(resumed.exit_codes) == {ExitCode.OK}, resumed.logs
