@@ -16,6 +16,7 @@ from finetune_api.errors import FailureCategory, SpecError
 from finetune_api.messages import MethodType, Plan, Task
 from finetune_trainer.prepare.plan.given_config import settled
 from finetune_trainer.prepare.plan.planner import PLANNED
+from tests.events import scalars
 from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 
@@ -91,6 +92,8 @@ def test_a_row_that_makes_the_loss_no_number_ends_the_run_and_is_named(
     assert f" {POISONED_ROW}" in message.partition("in the batch:")[2]
     for node in range(plan.nodes):
         assert not (tmp_path / "run" / f"node-{node}" / checkpoint_name(failed)).exists()
+    shown = scalars(tmp_path / "run" / "outputs" / "tensorboard").get("train/loss", [])
+    assert [step for step, _ in shown] == list(range(1, failed)), "the last steps before it matter most"
 
 
 def test_a_gradient_that_explodes_ends_the_run_with_the_rows_of_its_batch(
