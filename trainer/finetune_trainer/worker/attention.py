@@ -101,7 +101,9 @@ def by_flash(
     from torch.nn.attention.varlen import varlen_attn
 
     made: Any = varlen_attn(
-        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         starts,
         starts,
         longest,
@@ -128,15 +130,15 @@ def by_document(
     shared = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, shared), repeat_kv(value, shared)
     sizes = [count * length for count, length in documents.groups]
-    made = []
     # split, not slices: the gradient of a slice is as long as the whole line, and they would all be added up
-    for (count, length), *parts in zip(
-        documents.groups, *(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True
-    ):
-        rows = [part[0].unflatten(1, (count, length)).transpose(0, 1) if count > 1 else part for part in parts]
+    parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    made = []
+    for (count, length), (own, others, values) in zip(documents.groups, parts, strict=True):
         narrow = window is not None and length > window
         attended = scaled_dot_product_attention(
-            *rows,
+            rows_of(own, count, length),
+            rows_of(others, count, length),
+            rows_of(values, count, length),
             attn_mask=banded(length, window, query.device) if narrow else None,
             dropout_p=dropout,
             scale=scaling,
@@ -144,6 +146,11 @@ def by_document(
         )
         made.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(made)[None]
+
+
+def rows_of(part: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """[1, heads, count x length, head_dim] as [count, heads, length, head_dim]."""
+    return part if count == 1 else part.view(part.shape[1], count, length, -1).transpose(0, 1)
 
 
 def banded(length: int, window: int | None, device: torch.device) -> torch.Tensor:

@@ -156,6 +156,7 @@ def plan(
         ledger.take("", False, packed, "spec.dataset.packing", spec.dataset.packing)
     length = _length(job, ledger, dataset, limit)
     batch = global_batch(ledger, machine.world_size, dataset.train.rows)
+    padding = 1.0 if task is Task.CAUSAL_LM else PADDING
     recomputed = given.get("activation_checkpointing", given.get("gradient_checkpointing"))
     request = Request(
         architecture=architecture,
@@ -164,7 +165,7 @@ def plan(
         rows=batch.rows,
         rows_given=batch.given,
         tokens=length,
-        mean_tokens=min(float(length), PADDING * dataset.train.tokens / max(1, dataset.train.rows)),
+        mean_tokens=min(float(length), padding * dataset.train.tokens / max(1, dataset.train.rows)),
         stage=sharded.stage,
         recomputed=recomputed,
         offload_optimizer=sharded.offload_optimizer,

@@ -73,7 +73,7 @@ class OutputLayer:
         size = max(1, CHUNK_BYTES // (4 * int(self._model.config.vocab_size)))  # type: ignore[union-attr, arg-type]
         total = hidden.new_zeros((), dtype=torch.float32)
         hits: torch.Tensor | None = None
-        for part, goals in zip(hidden.split(size), targets.split(size), strict=True):
+        for part, goals in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
             if torch.is_grad_enabled():
                 total = total + checkpoint(self._of_chunk, part, goals, use_reentrant=False)
             else:
