@@ -32,6 +32,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "defaults.md"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 BATCHES = (8, 16, 32)
 WITHIN = 0.05
+NOTHING = 1e-12  # a learning rate
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "tokenizers")
 
 
@@ -86,14 +87,21 @@ CASES = (
 
 @dataclass(frozen=True)
 class Point:
-    """One run: None = the plan's choice."""
+    """One run: None = the plan's choice.
+
+    Attributes:
+        trained: False for one step of no length: the score that there is without training.
+    """
 
     case: Case
     rate: float | None = None
     batch: int | None = None
+    trained: bool = True
 
     @property
     def name(self) -> str:
+        if not self.trained:
+            return f"{self.case.task}-untrained"
         return f"{self.case.task}-" + ("default" if self.rate is None else f"{self.rate:g}-{self.batch}")
 
     def job(self, base: Path, folder: Path) -> dict[str, Any]:
@@ -101,6 +109,8 @@ class Point:
         training: dict[str, Any] = {"eval_steps": 0.34}
         if self.rate is not None:
             training |= {"learning_rate": self.rate, "global_batch_size": self.batch}
+        if not self.trained:
+            training = {"max_steps": 1, "warmup_steps": 0, "learning_rate": NOTHING}
         return {
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
@@ -125,6 +135,7 @@ def points() -> Iterator[Point]:
     """The defaults first, then the grid, the middle of it before its corners."""
     for case in CASES:
         yield Point(case)
+        yield Point(case, trained=False)
     for rate in (1e-3, 3e-3, 3e-4, 1e-4):
         for batch in (16, 8, 32):
             for case in CASES:
@@ -146,7 +157,7 @@ def main() -> None:
     cases = [case for case in CASES if options.only in (None, case.task)]
     in_turns([(build, (case, options.cache)) for case in cases], options.parallel)
     wanted = [point for point in points() if point.case in cases]
-    anew = [point for point in wanted if options.again and point.rate is None]
+    anew = [point for point in wanted if options.again and point.rate is None and point.trained]
     todo = [*anew, *(one for one in wanted if one not in anew and not result_of(options.cache, one).exists())]
     began = time.monotonic()
     in_turns([(measure, (point, options.cache)) for point in todo], options.parallel)
@@ -271,7 +282,7 @@ def measure(point: Point, cache: Path) -> None:
         "seconds": round(time.monotonic() - began, 1),
         "ended": str(code.name),
     }
-    if point.rate is None:
+    if point.rate is None and point.trained:
         wanted = ("learning_rate", "global_batch_size", "num_train_epochs", "warmup_steps", "lr_scheduler_type")
         chosen = {choice.field.rpartition(".")[2]: [choice.value, choice.reason] for choice in plan.choices}
         found["choices"] = {name: chosen[name] for name in wanted}
@@ -293,14 +304,23 @@ def free_port() -> int:
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All runs, and for each task how far its defaults are behind the best of the grid, as a share of the best."""
+    """All runs, and for each task how far its defaults are behind the best of the grid, as a share of the best; and
+    how much they gain of what the best gains over no training at all."""
     cases = {}
     for case in CASES:
         scores = {point.name: score(found, point) for point in points() if point.case == case}
-        default = scores.pop(Point(case).name)
+        default, before = scores.pop(Point(case).name), scores.pop(Point(case, trained=False).name)
         best = (max if case.higher else min)(scores, key=scores.__getitem__)
         behind = (scores[best] - default) / scores[best] * (1 if case.higher else -1)
-        cases[case.task] = {"default": default, "best": scores[best], "best_point": best, "behind": behind}
+        cases[case.task] = {
+            "before": before,
+            "default": default,
+            "best": scores[best],
+            "worst": (min if case.higher else max)(scores.values()),
+            "best_point": best,
+            "behind": behind,
+            "gained": (default - before) / (scores[best] - before),
+        }
     return {
         "cases": cases,
         "within": WITHIN,
@@ -329,10 +349,11 @@ def page(record: dict[str, Any]) -> str:
         "come from files that neither pre-training nor training has read. The defaults are what the plan chooses for a",
         "job that names model, data and method; the grid sets learning rate and global batch, and leaves the rest to",
         "the plan as well. A run counts by its best checkpoint. *Behind* is how much worse the defaults are than the",
-        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}.",
+        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}. *Gain* is what they gain over no training,",
+        "as a share of what the best point gains: the stricter measure where all losses are near each other.",
         "",
-        "| task | model | method | metric | defaults | best of the grid | behind |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| task | model | method | metric | untrained | worst of the grid | best of the grid | defaults | behind | gain |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
         found = record["cases"][case.task]
@@ -340,9 +361,10 @@ def page(record: dict[str, Any]) -> str:
         own = record["runs"][Point(case).name]
         lines.append(
             f"| {case.what} ({case.task}) | {case.model} | {case.method} | {case.metric.removeprefix('eval_')} "
-            f"| {found['default']:.4f} (rate {own['learning_rate']:g}, batch {own['global_batch']}) "
+            f"| {found['before']:.4f} | {found['worst']:.4f} "
             f"| {found['best']:.4f} (rate {best['learning_rate']:g}, batch {best['global_batch']}) "
-            f"| {100 * found['behind']:+.1f} % |"
+            f"| {found['default']:.4f} (rate {own['learning_rate']:g}, batch {own['global_batch']}) "
+            f"| {100 * found['behind']:+.1f} % | {100 * found['gained']:.0f} % |"
         )
     for case in CASES:
         lines += ["", *grid(record, case)]
