@@ -349,10 +349,10 @@ def page(record: dict[str, Any]) -> str:
         "come from files that neither pre-training nor training has read. The defaults are what the plan chooses for a",
         "job that names model, data and method; the grid sets learning rate and global batch, and leaves the rest to",
         "the plan as well. A run counts by its best checkpoint. *Behind* is how much worse the defaults are than the",
-        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}. *Gain* is what they gain over no training,",
-        "as a share of what the best point gains: the stricter measure where all losses are near each other.",
+        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}. *Gain* is what they gain over no",
+        "training, as a share of what the best point gains: the stricter measure where all losses are near each other.",
         "",
-        "| task | model | method | metric | untrained | worst of the grid | best of the grid | defaults | behind | gain |",
+        "| task | model | method | metric | untrained | grid's worst | grid's best | defaults | behind | gain |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
