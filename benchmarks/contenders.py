@@ -107,6 +107,7 @@ def settings(scratch: Path, steps: int, **changes: Any) -> dict[str, Any]:
 
 PEERS: dict[str, dict[str, Any]] = {
     "trl_packed": {"packing": True, "max_length": LONGEST, "per_device_train_batch_size": PACKS},
+    "trl_packed_8": {"packing": True, "max_length": LONGEST},  # who turns packing on and leaves the batch as it is
     "trl_padded": {"max_length": LONGEST},
     "trl_grouped": {"max_length": LONGEST, "train_sampling_strategy": "group_by_length"},
     "trainer_padded": {},
@@ -153,7 +154,8 @@ def peer(name: str, work: Work, scratch: Path, pipe: int) -> None:
             callbacks=[Told()],
         )
         if changes.get("packing"):  # one pass over the same rows
-            trainer.args.max_steps = len(trainer.train_dataset) // PACKS
+            sequences = trainer.args.per_device_train_batch_size
+            trainer.args.max_steps = len(trainer.train_dataset) // sequences
     else:
         trainer = Trainer(
             model=model,

@@ -2,11 +2,13 @@
 
 A LLaMA of 4 layers, 256 wide, with a vocabulary of 4,096; conversations of 16 to 512 tokens (log-normal, median 120),
 loss on what the assistant says; 8 rows a step in float32, or as many tokens packed. Ours runs as a worker does, on
-DeepSpeed; the peers as their users would, at the settings of `contenders.py`. Every run is a process of its own, forked
-from one that has imported everything; contenders take turns. Tokens are those of the rows, without padding; the first
-steps are not timed. Where a contender trains the same 8 rows at each step, its losses are those of ours.
+DeepSpeed; the peers as their users would, at the settings of `contenders.py`. TRL packs to sequences of 512, two of
+them a step (the tokens of 8 rows), and once more eight of them: who turns packing on and leaves the batch size.
+Every run is a process of its own, forked from one that has imported everything; contenders take turns. Tokens are
+those of the rows, without padding; the first steps are not timed. Where a contender trains the same 8 rows at each
+step, its losses are those of ours.
 
-    python benchmarks/throughput.py [--rounds 3] [--steps 50] [--only NAME ...]
+    python benchmarks/throughput.py [--rounds 3] [--steps 25] [--only NAME ...]
 """
 
 import argparse
@@ -30,7 +32,7 @@ from benchmarks.chat_rows import VOCABULARY, chat_rows, write_arrow  # noqa: E40
 from benchmarks.contenders import BATCH, CONTENDERS, PEERS, SEED, SHAPE, Work, settings  # noqa: E402
 
 ROWS = 2000
-UNTIMED = 5  # steps; the first ones fill caches
+UNTIMED = 2  # steps; the first ones fill caches
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "datasets")
 RECORD = Path(__file__).with_name("throughput.json")
 SAME_BATCHES = ("trl_padded", "trainer_padded")
@@ -55,7 +57,7 @@ def main() -> None:
     """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2, help="1 for a machine that does other things as well")
     parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="some of them; nothing is recorded")
     options = parser.parse_args()
@@ -187,6 +189,7 @@ def report(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
     return {
         "ratio_trl_packed": ratio.get("trl_packed"),
         "ratio_trl_padded": ratio.get("trl_padded"),
+        "ratio_trl_packed_8": ratio.get("trl_packed_8"),
         "ratio_best_peer": min((ratio[name] for name in peers if name in ratio), default=None),
         "loss_difference": float(f"{max(apart):.2e}") if apart else None,
     }
