@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.ipc
+import torch
+
 from finetune_api.contract import ExitCode, File, checkpoint_name, dataset_prefix, run_prefix
 from finetune_api.messages import CheckpointInfo, Manifest, Plan
 from finetune_api.v1alpha1 import FineTuneJob
@@ -66,6 +70,27 @@ def travel(job: FineTuneJob, bench: Bench, folder: Path) -> Journey:
     made = export(plan, store, RUN, folder / "export", lambda line: None).artifacts[0]
     download_tree(store, f"{RUN}artifacts/{made.kind}/", folder / "artifact")
     return Journey(plan, run, folder / "model", folder / "dataset", start, folder / "run", folder / "artifact")
+
+
+def texts(folder: Path) -> Path:
+    """Sixty lines of text that can be learnt."""
+    path = folder / "texts.jsonl"
+    lines = [f"<|tool|>add {i} and {i + 1}<|call|>The answer is {2 * i + 1}." for i in range(60)]
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+def token_loss(model: torch.nn.Module, rows: Path) -> float:
+    """Mean loss per trained token of a causal language model, row by row, as anybody would compute it."""
+    total, tokens = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for row in pa.ipc.open_file(pa.memory_map(str(rows))).read_all().to_pylist():
+            labels = torch.tensor(row["labels"])[1:]
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+            total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+            tokens += int((labels != -100).sum())
+    return total / tokens
 
 
 def _commit(store: FolderStore, plan: Plan, share: Path, run: Run) -> None:

@@ -5,26 +5,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.ipc
 import pytest
 import torch
 from peft import (
     AutoPeftModelForCausalLM,
-    AutoPeftModelForSeq2SeqLM,
-    AutoPeftModelForSequenceClassification,
     PeftModel,
 )
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
-import tests.models
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Plan, Task
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.worker.models.load import load_model
-from tests.local.harness import LABELS, Bench, Run, make_plan, write_dataset
-from tests.local.journey import job_of, travel
+from tests.local.harness import Bench, Run, make_plan, write_dataset
+from tests.local.journey import job_of, texts, token_loss, travel
 from tests.models import make_gpt2
 
 # peft 0.21 asks transformers 5.23 by an older name
@@ -39,27 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"), Task.CAUSAL_LM)
 
 
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With tied embeddings, and without dropout."""
-    return make_gpt2(tmp_path_factory.mktemp("gpt2"), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-
-
 def lora_plan(stage: int = 2, method: MethodType = MethodType.LORA, **changes: Any) -> Plan:
     return make_plan(Task.CAUSAL_LM, method, stage=stage, **{"deepspeed": deepspeed_config(stage, None, {}), **changes})
-
-
-def token_loss(model: torch.nn.Module, rows: Path) -> float:
-    """Mean loss per trained token of a causal language model, row by row, as anybody would compute it."""
-    total, tokens = 0.0, 0
-    model.eval()
-    with torch.no_grad():
-        for row in pa.ipc.open_file(pa.memory_map(str(rows))).read_all().to_pylist():
-            labels = torch.tensor(row["labels"])[1:]
-            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].float()
-            total += float(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
-            tokens += int((labels != -100).sum())
-    return total / tokens
 
 
 def saved(run: Path, step: int = 12, name: str = "adapter_model.safetensors") -> Path:
@@ -213,114 +189,7 @@ def test_a_frozen_name_does_not_keep_a_new_head_from_being_trained(bert: Path) -
     assert trained == {"classifier.weight", "classifier.bias"}
 
 
-# ---------------------------------------------------------------- from a job to what vanilla libraries load
-
-
-def texts(folder: Path) -> Path:
-    path = folder / "texts.jsonl"
-    lines = [f"<|tool|>add {i} and {i + 1}<|call|>The answer is {2 * i + 1}." for i in range(60)]
-    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    return path
-
-
-TOKENS = {
-    "untied embeddings, ZeRO-2": ("llama", "lora", 2),
-    "untied embeddings, ZeRO-3": ("llama", "lora", 3),
-    "tied embeddings, ZeRO-2": ("gpt2", "lora", 2),
-    "tied embeddings, ZeRO-3": ("gpt2", "lora", 3),
-    "all weights, ZeRO-3": ("llama", "full", 3),
-    "4 bits": ("llama", "qlora", 2),
-}
-QUICK = ("untied embeddings, ZeRO-2", "tied embeddings, ZeRO-3", "4 bits")
-
-
-@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")  # as it is, and said in docs
-@pytest.mark.parametrize(
-    "about", [pytest.param(about, marks=[] if about in QUICK else [pytest.mark.matrix]) for about in TOKENS]
-)
-def test_new_tokens_are_one_id_each_are_trained_and_travel_with_the_artifact(
-    about: str, bench: Bench, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    family, method, stage = TOKENS[about]
-    base: Path = request.getfixturevalue(family)
-    job = job_of(
-        base,
-        texts(tmp_path),
-        tmp_path / "store",
-        model={"newTokens": list(NEW)},
-        method={"type": method},
-        deepspeed={"stage": stage},
-    )
-    made = travel(job, bench, tmp_path / "job")
-    tokenizer: Any = AutoTokenizer.from_pretrained(made.artifact)
-    ids = tokenizer.convert_tokens_to_ids(list(NEW))
-    known = len(AutoTokenizer.from_pretrained(base))
-    assert ids == [known, known + 1]
-    [row] = pa.ipc.open_file(pa.memory_map(str(made.dataset / "eval.arrow"))).read_all().to_pylist()[:1]
-    assert ids[0] in row["input_ids"]
-    assert ids[1] in row["input_ids"]
-    assert tokenizer.decode(row["input_ids"]).count("<|tool|>") == 1
-    auto: Any = AutoModelForCausalLM if method == "full" else AutoPeftModelForCausalLM
-    model = auto.from_pretrained(made.artifact)
-    if method != "qlora":  # on a base in 32 bits the loss is another
-        assert token_loss(model, made.dataset / "eval.arrow") == pytest.approx(made.eval_loss, abs=1e-4)
-    weights = load_file(next(made.artifact.glob("*.safetensors")))
-    rows = [
-        one
-        for name, one in weights.items()
-        if name.endswith(("_delta", "embed_tokens.weight", "wte.weight", "lm_head.weight"))
-    ]
-    assert len(rows) == (1 if family == "gpt2" and stage == 2 else 2), sorted(weights)
-    old: Any = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings()
-    moved = [float((one[-2:] - old.weight.detach().mean(0)).abs().max()) for one in rows]
-    assert min(moved) > 1e-3, "not trained"
-    if method == "lora" and stage == 2:
-        assert all(len(one) < len(old.weight) for one in weights.values()), "only the new rows are saved"
-
-
-SHARED: dict[str, tuple[str, Task, Any]] = {
-    "an encoder-decoder": ("t5", Task.SEQ2SEQ, AutoPeftModelForSeq2SeqLM),
-    "a decoder that classifies": ("qwen3", Task.CLASSIFICATION, AutoPeftModelForSequenceClassification),
-    "a masked model, its head tied and with a bias": ("bert", Task.MASKED_LM, None),
-    "a head with a bias of its own": ("phi", Task.CAUSAL_LM, AutoPeftModelForCausalLM),
-    "embeddings that are scaled": ("gemma", Task.CAUSAL_LM, AutoPeftModelForCausalLM),
-}
-
-
-@pytest.mark.parametrize("about", SHARED)
-@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
-def test_the_rows_of_new_tokens_are_trained_wherever_a_model_keeps_them(about: str, tmp_path: Path) -> None:
-    family, task, auto = SHARED[about]
-    base = getattr(tests.models, f"make_{family}")(tmp_path / "base")
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    first = len(tokenizer)
-    tokenizer.add_tokens(list(NEW))
-    plan = make_plan(task, MethodType.LORA, lora=LORA, new_tokens=NEW)
-    set_seed(1)
-    model: Any = load_model(plan, base, torch.float32, 0, [first, first + 1])
-    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
-    ids = torch.tensor(
-        [[7, first, 8, 9, tokenizer.eos_token_id or 3], [7, first + 1, 8, 9, tokenizer.eos_token_id or 3]]
-    )
-    labels = torch.tensor([0, 1]) if task is Task.CLASSIFICATION else ids
-    for _ in range(2):
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-        assert not [name for name, one in trained.items() if one.grad is None], "out of the loss's reach"
-        optimizer.zero_grad()
-    model.eval()
-    arguments = {"decoder_input_ids": ids} if task is Task.SEQ2SEQ else {}
-    with torch.no_grad():
-        logits = model(input_ids=ids, **arguments).logits
-        assert not torch.allclose(logits[0], logits[1]), "both tokens mean the same"
-        if auto is not None:
-            model.save_pretrained(tmp_path / "adapter")
-            tokenizer.save_pretrained(tmp_path / "adapter")
-            labelled = {"num_labels": len(LABELS)} if task is Task.CLASSIFICATION else {}
-            reloaded = auto.from_pretrained(tmp_path / "adapter", **labelled).eval()
-            reloaded.config.pad_token_id = reloaded.base_model.model.config.pad_token_id = 0
-            torch.testing.assert_close(reloaded(input_ids=ids, **arguments).logits, logits)
+# ---------------------------------------------------------------- adapters to start from
 
 
 def test_an_adapter_is_trained_further_from_where_it_was(bench: Bench, llama: Path, tmp_path: Path) -> None:
@@ -394,3 +263,13 @@ def test_adapters_under_zero_3_have_the_type_of_the_weights(
     assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
     run = good(bench.run(plan, llama, data, tmp_path / "run"))
     assert run.losses()[12] < run.losses()[1]
+
+
+def test_the_base_model_s_own_dropout_is_at_work_from_the_first_step(bench: Bench, data: Path, tmp_path: Path) -> None:
+    """`from_pretrained` leaves a model in eval mode, and an engine around it says that it trains."""
+    losses = []
+    for share in (0.0, 0.5):
+        folder = make_gpt2(tmp_path / f"gpt2-{share}", resid_pdrop=share, embd_pdrop=share, attn_pdrop=0.0)
+        plan = lora_plan(method=MethodType.FULL, world=1, max_steps=1)
+        losses.append(good(bench.run(plan, folder, data, tmp_path / f"run-{share}")).losses()[1])
+    assert losses[0] != pytest.approx(losses[1], abs=1e-3)

@@ -125,6 +125,7 @@ class FineTuneTrainer(Trainer):
             )
         self._guard = Guard(self.model_wrapped)
         wrapped: Any = self.model_wrapped
+        wrapped.train()  # a loaded model is in its eval mode inside of an engine that says it trains
         if wrapped.zero_optimization():
             # ZeRO's optimizer has done so in its step; transformers asks again, for a walk over all parameters
             wrapped.zero_grad = lambda: None
