@@ -125,7 +125,8 @@ class FineTuneTrainer(Trainer):
             )
         self._guard = Guard(self.model_wrapped)
         wrapped: Any = self.model_wrapped
-        wrapped.train()  # a loaded model is in its eval mode inside of an engine that says it trains
+        # Models are loaded in evaluation mode, and an engine around one says that it trains: without dropout, that is.
+        wrapped.train()
         if wrapped.zero_optimization():
             # ZeRO's optimizer has done so in its step; transformers asks again, for a walk over all parameters
             wrapped.zero_grad = lambda: None
