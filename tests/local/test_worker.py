@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from tests.local.harness import Bench, make_plan, write_dataset
+from tests.models import make_bert
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -91,3 +92,17 @@ def test_a_checkpoint_holds_a_share_of_each_rank_and_the_model_once(bench: Bench
     frozen = (llama / "model.safetensors").stat().st_size
     largest = max(path.stat().st_size for path in shares[0].rglob("*") if path.is_file())
     assert largest < frozen, "a LoRA checkpoint holds no frozen weights"
+
+
+def test_dropout_is_on_from_the_first_step(bench: Bench, tmp_path: Path) -> None:
+    """Models are loaded in evaluation mode, and DeepSpeed's engine around one says that it trains."""
+    data = write_dataset(tmp_path / "data", Task.CLASSIFICATION)
+    plan = make_plan(Task.CLASSIFICATION, MethodType.FULL, world=1, max_steps=2)
+    losses = {}
+    for share in (0.0, 0.5):
+        dropouts = {"hidden_dropout_prob": share, "attention_probs_dropout_prob": share}
+        model = make_bert(tmp_path / f"bert-{share}", **dropouts)
+        run = bench.run(plan, model, data, tmp_path / f"run-{share}")
+        assert set(run.exit_codes) == {ExitCode.OK}, run.logs
+        losses[share] = run.losses()
+    assert losses[0.0][1] != pytest.approx(losses[0.5][1], abs=1e-3)
