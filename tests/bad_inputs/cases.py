@@ -39,6 +39,8 @@ GOOD = {
     "llama": [{"prompt": f"What is {n} + 1?", "completion": f" It is {n + 1}."} for n in range(60)],
 }
 
+SIZES = {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"}  # what shapes of weights follow from
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -188,6 +190,26 @@ def _lay_model(folder: Path, model: str | Mapping[str, Any], base: Path) -> None
         made = {key: value for key, value in _merge(data, values).items() if value is not None}
         path.unlink(missing_ok=True)  # it is a link: never write through it
         path.write_text(json.dumps(made))
+    if SIZES & change.get("json", {}).get("config.json", {}).keys():
+        _fit_weights(folder)
     for name, content in change.get("files", {}).items():
         (folder / name).unlink(missing_ok=True)
         (folder / name).write_bytes(_bytes(content))
+
+
+def _fit_weights(folder: Path) -> None:
+    """A header with tensors of config.json's sizes, all of them over the same two bytes: no weight is read."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = getattr(transformers, config.architectures[0])(config)
+    tensors = {
+        name: {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [0, 2]}
+        for name, weight in model.state_dict().items()
+    }
+    header = json.dumps(tensors).encode()
+    path = folder / "model.safetensors"
+    path.unlink()  # it is a link: never write through it
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
