@@ -1,6 +1,7 @@
 """A model as its config.json describes it, on the meta device: sizes without weights. Imports torch in functions."""
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,18 @@ def quiet() -> Iterator[None]:
     import transformers
 
     level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it misses a kernel for CPUs
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
