@@ -148,8 +148,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--only", choices=[case.task for case in CASES], help="one task; nothing is recorded")
+    parser.add_argument("--record", action="store_true", help="run nothing: write down what there is so far")
     parser.add_argument("--again", action="store_true", help="run the defaults anew: a rule has changed")
     options = parser.parse_args()
+    if options.record:
+        record_what_there_is(options.cache)
+        return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     import finetune_trainer.prepare.stage
     import finetune_trainer.worker.main  # noqa: F401 - once, here: every run is forked
@@ -167,7 +171,13 @@ def main() -> None:
         raise SystemExit(f"{len(missing)} runs failed: {', '.join(missing)}; their logs are in {options.cache}")
     if options.only:
         return
-    record = summary({point.name: json.loads(result_of(options.cache, point).read_text()) for point in points()})
+    record_what_there_is(options.cache)
+
+
+def record_what_there_is(cache: Path) -> None:
+    """Writes the record and its page; a grid that is not complete says so in both."""
+    results = {point.name: result_of(cache, point) for point in points()}
+    record = summary({name: json.loads(path.read_text()) for name, path in results.items() if path.exists()})
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
     PAGE.write_text(page(record))
     print(json.dumps({case: round(found["behind"], 4) for case, found in record["cases"].items()}))
@@ -308,7 +318,7 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     how much they gain of what the best gains over no training at all."""
     cases = {}
     for case in CASES:
-        scores = {point.name: score(found, point) for point in points() if point.case == case}
+        scores = {point.name: score(found, point) for point in points() if point.case == case and point.name in found}
         default, before = scores.pop(Point(case).name), scores.pop(Point(case, trained=False).name)
         best = (max if case.higher else min)(scores, key=scores.__getitem__)
         behind = (scores[best] - default) / scores[best] * (1 if case.higher else -1)
@@ -318,12 +328,14 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "best": scores[best],
             "worst": (min if case.higher else max)(scores.values()),
             "best_point": best,
+            "points": len(scores),
             "behind": behind,
             "gained": (default - before) / (scores[best] - before),
         }
     return {
         "cases": cases,
         "within": WITHIN,
+        "complete": all(one["points"] == len(RATES) * len(BATCHES) for one in cases.values()),
         "holds": all(one["behind"] <= WITHIN for one in cases.values()),
         "runs": found,
         "described": {case.task: asdict(case) for case in CASES},
@@ -352,8 +364,9 @@ def page(record: dict[str, Any]) -> str:
         f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}. *Gain* is what they gain over no",
         "training, as a share of what the best point gains: the stricter measure where all losses are near each other.",
         "",
-        "| task | model | method | metric | untrained | grid's worst | grid's best | defaults | behind | gain |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task | model | method | metric | points run | untrained | grid's worst | grid's best | defaults | behind "
+        "| gain |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for case in CASES:
         found = record["cases"][case.task]
@@ -361,6 +374,7 @@ def page(record: dict[str, Any]) -> str:
         own = record["runs"][Point(case).name]
         lines.append(
             f"| {case.what} ({case.task}) | {case.model} | {case.method} | {case.metric.removeprefix('eval_')} "
+            f"| {found['points']} of {len(RATES) * len(BATCHES)} "
             f"| {found['before']:.4f} | {found['worst']:.4f} "
             f"| {found['best']:.4f} (rate {best['learning_rate']:g}, batch {best['global_batch']}) "
             f"| {found['default']:.4f} (rate {own['learning_rate']:g}, batch {own['global_batch']}) "
@@ -385,7 +399,8 @@ def grid(record: dict[str, Any], case: Case) -> list[str]:
         "| --- |" + " --- |" * len(BATCHES),
     ]
     for rate in RATES:
-        cells = [shown(record["runs"][Point(case, rate, batch).name], names) for batch in BATCHES]
+        runs = [record["runs"].get(Point(case, rate, batch).name) for batch in BATCHES]
+        cells = [shown(run, names) if run else "not run" for run in runs]
         lines.append(f"| {rate:g} | " + " | ".join(cells) + " |")
     lines += ["", f"The defaults: {shown(own, names)}.", ""]
     lines += [f"* `{name}`: {value} - {reason}" for name, (value, reason) in own["choices"].items()]
