@@ -65,6 +65,12 @@ lock: install ## Resolve requirements/ again from pyproject.toml: everything, an
 	$(LOCK) --all-extras -o requirements/all.txt
 	$(LOCK) --extra operator --constraint requirements/all.txt -o requirements/operator.txt
 	$(LOCK) --extra trainer --constraint requirements/all.txt -o requirements/trainer.txt
+	$(BIN)/uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	  --no-header --no-annotate --resolution lowest-direct --extra operator --extra trainer --extra dev \
+	  --constraint tests/gpu/machine.txt pyproject.toml -o requirements/lowest.txt
+
+gpu-kit: install ## Collect what a GPU machine lacks and prove it on the oldest versions we support: docs/development/gpu.md
+	$(BIN)/python -m tests.gpu.kit
 
 images: ## Build both container images with docker, podman or buildah (REGISTRY, TAG, BASE, WHEELS)
 	@for target in operator trainer; do \
@@ -76,4 +82,4 @@ images: ## Build both container images with docker, podman or buildah (REGISTRY,
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart cluster demo cluster-down test test-all test-unit lint format generate lock images clean
+.PHONY: help install quickstart cluster demo cluster-down test test-all test-unit lint format generate lock gpu-kit images clean

@@ -13,6 +13,7 @@ from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1.names import COMMON
 from finetune_api.v1alpha1.training import LORA_LATER, LORA_OWNED, TRAINING_OWNED, LoraSpec, TrainingSpec
 from finetune_api.v1alpha1.tree import spec_fields
+from finetune_trainer.worker.arguments import RENAMED, as_installed
 
 FIELDS = {branch.dotted for branch in spec_fields()} | {"metadata.name", "spec"}
 
@@ -27,9 +28,15 @@ OWN = {"global_batch_size", "mlm_probability", "early_stopping_patience", "early
 
 def test_every_training_argument_has_one_home() -> None:
     accepted, owned = set(TrainingSpec.model_fields), set(TRAINING_OWNED)
-    assert accepted - OWN <= _names(TrainingArguments)
+    assert set(as_installed(dict.fromkeys(accepted - OWN), _names(TrainingArguments))) <= _names(TrainingArguments)
     assert not accepted & owned
     assert _names(TrainingArguments) - accepted - owned == set()
+
+
+def test_an_argument_has_the_name_that_the_installed_transformers_takes() -> None:
+    for new, older in RENAMED.items():
+        assert as_installed({new: True, "seed": 1}, {new, older, "seed"}) == {new: True, "seed": 1}
+        assert as_installed({new: True, "seed": 1}, {older, "seed"}) == {older: True, "seed": 1}
 
 
 def test_every_lora_name_has_one_home() -> None:

@@ -1,7 +1,10 @@
 """The plan as transformers.TrainingArguments."""
 
 import copy
+import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -17,6 +20,11 @@ DEFAULTS = {
     "gradient_accumulation_steps": "auto",
     "zero_optimization": {"stage": 0},
 }
+# Names of transformers' arguments that were renamed within the range of versions we support: new name -> older name
+RENAMED = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
 
 
 def training_arguments(order: WorkerOrder) -> TrainingArguments:
@@ -25,7 +33,7 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
     plan's: without a word of it, float32."""
     plan = order.plan
     on_gpu = torch.cuda.is_available()
-    given = dict(plan.training)
+    given = as_installed(plan.training, {field.name for field in dataclasses.fields(TrainingArguments)})
     if on_gpu and given.get("bf16"):
         check_bfloat16(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
     given.setdefault("per_device_eval_batch_size", plan.micro_batch * EVAL_BATCH_FACTOR)
@@ -52,6 +60,16 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         dataloader_pin_memory=on_gpu,
         **given,
     )
+
+
+def as_installed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Return arguments under the names of the installed transformers.
+
+    Args:
+        given: arguments by the newest names.
+        known: names that the installed version takes.
+    """
+    return {RENAMED.get(name, name) if name not in known else name: value for name, value in given.items()}
 
 
 def check_bfloat16(name: str, capability: tuple[int, int]) -> None:
