@@ -48,43 +48,7 @@ print(right / total)
 """
 
 
-LOSSES = """
-import json, sys, warnings
-import pyarrow as pa, torch, transformers
-from peft import PeftModel
-torch.set_num_threads(1)
-def loss_of(auto, folder, options, rows):
-    auto = getattr(transformers, auto)
-    try:
-        base = json.load(open(f"{folder}/adapter_config.json"))["base_model_name_or_path"]
-        model = PeftModel.from_pretrained(auto.from_pretrained(base, **options), folder)
-    except FileNotFoundError:
-        model = auto.from_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(folder)
-    model.eval()
-    shifted = auto is transformers.AutoModelForCausalLM
-    total = items = 0
-    for row in pa.ipc.open_file(rows).read_all().to_pylist():
-        ids = torch.tensor([row["input_ids"]])
-        if "labels" in row:
-            labels = torch.tensor([row["labels"]])
-            count = int((labels[:, int(shifted):] != -100).sum())
-        else:
-            count, label, kind = 1, row["label"], model.config.problem_type
-            if kind == "multi_label_classification":
-                label = [float(index in label) for index in range(model.config.num_labels)]
-            labels = torch.tensor([label])
-        with torch.no_grad():
-            total += float(model(input_ids=ids, labels=labels).loss) * count
-        items += count
-    return total / items
-for line in sys.stdin:
-    try:
-        answer = {"loss": loss_of(**json.loads(line))}
-    except Exception as error:
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print("\\n" + json.dumps(answer), flush=True)
-"""
+LOSSES = Path(__file__).with_name("vanilla_loss.py")
 AUTOS = {
     Task.CAUSAL_LM: "AutoModelForCausalLM",
     Task.CLASSIFICATION: "AutoModelForSequenceClassification",
@@ -115,7 +79,7 @@ class Vanilla:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", LOSSES],
+            [sys.executable, "-W", "ignore", str(LOSSES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

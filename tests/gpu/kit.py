@@ -181,7 +181,16 @@ def environment(folder: Path, python: str, requirements: Iterable[str]) -> Path:
     subprocess.run([*uv, "venv", "--quiet", "--seed", "--python", python, str(folder)], check=True)
     listed = folder / "requirements.txt"
     listed.write_text("".join(f"{line}\n" for line in wanted.splitlines()[1:] if line != "pip"))
-    install = [*uv, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--python", str(folder / "bin/python")]
+    install = [
+        *uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+        "--python",
+        str(folder / "bin/python"),
+    ]
     subprocess.run([*install, "-r", str(listed)], check=True)
     (folder / INSTALLED).write_text(mark)
     return folder

@@ -9,18 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.ipc
 import pytest
 
 from finetune_api.contract import ExitCode, File
-from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests import vanilla
 from tests.local.agents import children, wait_for
+from tests.local.command import Job
 from tests.s3 import S3Server, start_s3
 
 ROOT = Path(__file__).parents[2]
@@ -43,50 +41,6 @@ def write_csv(path: Path, rows: int = 480) -> Path:
             words = source.choices(WORDS[label] + ["the", "a", "is", "list"], k=source.randrange(3, 16))
             writer.writerow([" ".join(words), label if source.random() < 0.95 else "good"])
     return path
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job file and where it is run."""
-
-    folder: Path
-    spec: Mapping[str, Any]
-    environ: Mapping[str, str] = field(default_factory=dict)
-
-    def command(self, *flags: str) -> list[str]:
-        path = self.folder / "job.yaml"
-        job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "words"}}
-        path.write_text(json.dumps({**job, "spec": self.spec}))  # JSON is YAML
-        places = ["--work-dir", str(self.folder / "work"), "--result", str(self.folder / "result.json")]
-        return [sys.executable, "-m", "finetune_trainer.cli", "run", str(path), *places, *flags]
-
-    def start(self, *flags: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "output.log").open("ab") as log:
-            return subprocess.Popen(self.command(*flags), env={**os.environ, **self.environ}, stdout=log, stderr=log)
-
-    def run(self, *flags: str) -> int:
-        (self.folder / "output.log").unlink(missing_ok=True)
-        return self.start(*flags).wait(300)
-
-    @property
-    def output(self) -> str:
-        return (self.folder / "output.log").read_text()
-
-    @property
-    def result(self) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads((self.folder / "result.json").read_text())
-        return result
-
-    @property
-    def store(self) -> ObjectStore:
-        return open_store(self.spec["storage"]["uri"], {**os.environ, **self.environ})
-
-    def artifact(self, folder: Path) -> Path:
-        """The artifact, fetched and verified."""
-        [artifact] = self.result["artifacts"]
-        prefix = artifact["uri"].removeprefix(self.store.uri + "/")
-        download_tree(self.store, prefix, folder)
-        return folder
 
 
 def classification(

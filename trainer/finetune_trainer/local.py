@@ -160,7 +160,7 @@ class Supervisor:
         self._uid = uid
         self._prefix = local.run_prefix(uid)
         self._folder = local.work / local.job.metadata.name / uid
-        self._token = secrets.token_hex(16)
+        self._token = os.environ.get(Env.TOKEN) or secrets.token_hex(16)  # given: by who wants to ask /progress too
         self._children: set[asyncio.subprocess.Process] = set()
         self._stopping = False
 
