@@ -1,9 +1,10 @@
-"""Training on one GPU: tokens a second, TFLOP/s and MFU, ours through the worker's trainer, TRL's SFTTrainer beside it.
+"""Training on one GPU: tokens a second, TFLOP/s and MFU, ours through the worker's trainer, TRL's SFTTrainer and a bare
+DeepSpeed loop beside it.
 
 Llama 3.1 8B, 3.2 3B and 1B shapes with random weights, one row of 4,096 tokens a step, every token trained, bfloat16,
 no activation checkpointing: LoRA (rank 16, all linear layers), full fine-tuning, QLoRA. Each case is a process of its
-own, forked before CUDA is touched, with a deadline; it prints one JSON line. All of them take under 8 minutes. NOT RUN
-YET on a GPU: none has been at hand. `--tiny` runs the same code on a CPU with a tiny shape, to see that it works.
+own, forked before CUDA is touched, with a deadline; it prints one JSON line. It is part of the GPU check
+(docs/development/gpu.md). `--tiny` runs the same code on a CPU with a tiny shape, to see that it works.
 
 Operations of a token (`prepare.plan.speed.flops_per_token`; PaLM paper, arXiv 2204.02311, appendix B): 6 for each
 weight of a matrix in full fine-tuning; 4, and 6 for each of the adapter's, under LoRA, whose frozen weights need no
@@ -14,13 +15,17 @@ second / dense peak of the GPU in 16 bits (`prepare/plan/gpus.py`).
 """
 
 import argparse
+import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,7 @@ from gpu_memory import MODELS, llama  # noqa: E402
 from measured_step import LORA, fork, imports, result  # noqa: E402
 
 from finetune_api.messages import MethodType, Plan, Task  # noqa: E402
+from finetune_trainer.orders import WorkerOrder  # noqa: E402
 from finetune_trainer.prepare.plan import gpus  # noqa: E402
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
 from finetune_trainer.prepare.plan.load import Load  # noqa: E402
@@ -45,6 +51,8 @@ from tests.local.harness import free_port, make_plan, orders  # noqa: E402
 
 STEPS, UNTIMED = 20, 5
 DEADLINE = 75  # seconds a case
+PROFILED = 10  # steps, where the time goes
+TOP = 25  # kernels that take most of it
 TINY = llama(64, 2, 4, 2, 176, 512, tied=False)
 REFERENCE = {
     "case": "published: NVIDIA NeMo AutoModel, Llama 3 8B LoRA, 4,096 tokens, H100",
@@ -55,36 +63,43 @@ REFERENCE = {
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of step; `head` as in `Plan.loss_head`."""
+    """One kind of step; `head` as in `Plan.loss_head`.
+
+    Attributes:
+        trainer: ours, trl, or bare: DeepSpeed's engine in a loop written by hand, with our batches and loss.
+        profiled: whether torch's profiler watches ten steps: it slows them.
+    """
 
     model: str
     method: MethodType
     trainer: str = "ours"
     head: str = "labelled"
     length: int = 4096
+    profiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model} {self.method} {self.trainer} {self.head}"
+        return f"{self.model} {self.method} {self.trainer} {self.head}{' profiled' if self.profiled else ''}"
 
 
 GRID = (
     Case("8B", MethodType.LORA),
     Case("8B", MethodType.LORA, "trl"),
+    Case("8B", MethodType.LORA, "bare"),
     Case("8B", MethodType.LORA, head="chunked"),
     Case("8B", MethodType.LORA, head="liger"),
     Case("1B", MethodType.FULL),
     Case("3B", MethodType.FULL),
     Case("8B", MethodType.QLORA),
+    Case("8B", MethodType.LORA, profiled=True),
 )
-SMALL = tuple(
-    Case("tiny", method, trainer, head, 64)
-    for method, trainer, head in (
-        (MethodType.LORA, "ours", "labelled"),
-        (MethodType.LORA, "ours", "chunked"),
-        (MethodType.LORA, "trl", "labelled"),
-        (MethodType.FULL, "ours", "labelled"),
-        (MethodType.QLORA, "ours", "labelled"),
-    )
+SMALL = (
+    Case("tiny", MethodType.LORA, length=64),
+    Case("tiny", MethodType.LORA, "trl", length=64),
+    Case("tiny", MethodType.LORA, "bare", length=64),
+    Case("tiny", MethodType.LORA, head="chunked", length=64),
+    Case("tiny", MethodType.FULL, length=64),
+    Case("tiny", MethodType.QLORA, length=64),
+    Case("tiny", MethodType.LORA, length=64, profiled=True),
 )
 
 
@@ -110,7 +125,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU; nothing is written")
     options = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "OMP_NUM_THREADS": "1"}
     chosen = [case for case in (SMALL if options.tiny else GRID) if options.only in str(case)]
     imports()
     if any(case.trainer == "trl" for case in chosen):
@@ -120,13 +135,18 @@ def main() -> int:
         lines.append(measured(case))
         print(json.dumps(lines[-1]), flush=True)
     if not options.tiny:
-        print(json.dumps(REFERENCE))
         lines.append(REFERENCE)
     if not options.tiny and not options.only:
         libraries = ("torch", "transformers", "trl", "deepspeed", "peft", "bitsandbytes", "liger-kernel")
         versions = {name: importlib.metadata.version(name) for name in libraries}
         record = {"cases": lines, "versions": versions, "command": "python benchmarks/gpu.py"}
         Path(__file__).with_name("gpu.json").write_text(json.dumps(record, indent=2) + "\n")
+    for line in lines:
+        figures = (
+            f"{line.get('tokens_per_second', 0):>10.0f} tokens/s{line.get('teraflops_per_second', 0):>8.1f} TFLOP/s"
+        )
+        print(f"{line['case'][:70]:<72}{line.get('error') or figures}")
+    print(json.dumps({line["case"]: line.get("tokens_per_second") for line in lines}))
     return int(any("error" in line for line in lines))
 
 
@@ -161,20 +181,25 @@ def told(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     torch.set_num_threads(1 if case.model == "tiny" else 4)
     times: list[float] = []
-    train = trl if case.trainer == "trl" else ours
-    train(case, shape, folder, clock(times))
-    seconds = (times[-1] - times[UNTIMED - 1]) / (len(times) - UNTIMED)
+    train = {"ours": ours, "trl": trl, "bare": bare}[case.trainer]
+    profile: dict[str, Any] = {}
+    with profiler(profile) if case.profiled else contextlib.nullcontext() as watched:
+        train(case, shape, folder, Clock(times, watched))
+    steps = [later - before for before, later in itertools.pairwise(times[UNTIMED - 1 :])]
+    seconds = statistics.median(steps)
     operations = operations_of(case, shape)
     rate = case.length / seconds
     gpu = gpus.find(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return {
         "tokens_per_second": round(rate, 1),
         "step_seconds": round(seconds, 4),
+        "step_seconds_samples": [round(one, 4) for one in steps],
         "teraflops_per_second": round(rate * operations / 1e12, 4),
         "operations_per_token": operations,
         "mfu": round(rate * operations / (gpu.teraflops * 1e12), 4) if gpu else None,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
+        **profile,
     }
 
 
@@ -184,18 +209,59 @@ def operations_of(case: Case, shape: dict[str, Any]) -> float:
     return flops_per_token(load, case.length, 1.0)
 
 
-def clock(times: list[float]) -> Any:
-    """A callback that notes when each step is done on the GPU."""
+class Clock:
+    """Notes when each step is done on the GPU; tells a profiler of it."""
+
+    def __init__(self, times: list[float], watched: Any) -> None:
+        self._times = times
+        self._watched = watched
+
+    def tick(self) -> None:
+        """A step is done."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._times.append(time.perf_counter())
+        if self._watched is not None:
+            self._watched.step()
+
+    def callback(self) -> Any:
+        """The same as a callback of transformers."""
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Ticking(TrainerCallback):
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                clock.tick()
+
+        return Ticking()
+
+
+@contextlib.contextmanager
+def profiler(found: dict[str, Any]) -> Iterator[Any]:
+    """Watches ten steps after the untimed ones; what takes most of their time ends up in `found`."""
     import torch
-    from transformers import TrainerCallback
+    from torch.profiler import ProfilerActivity, profile, schedule
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times.append(time.perf_counter())
-
-    return Clock()
+    on_gpu = torch.cuda.is_available()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    plan = schedule(skip_first=UNTIMED - 1, wait=0, warmup=1, active=PROFILED, repeat=1)
+    with profile(activities=activities, schedule=plan) as watched:
+        yield watched
+    own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    kinds = torch.autograd.DeviceType
+    kernels = [one for one in watched.key_averages() if not on_gpu or one.device_type == kinds.CUDA]
+    kernels = [one for one in kernels if not one.key.startswith("ProfilerStep")]
+    total = sum(getattr(one, own) for one in kernels) or 1
+    kernels.sort(key=lambda one: getattr(one, own), reverse=True)
+    found["kernel_ms_per_step"] = round(total / 1000 / PROFILED, 2)
+    found["top"] = [
+        f"{getattr(one, own) / total:6.1%} {getattr(one, own) / 1000 / PROFILED:9.3f} ms {one.count // PROFILED:6d} x "
+        f"{one.key[:100]}"
+        for one in kernels[:TOP]
+    ]
 
 
 def model_of(case: Case, shape: dict[str, Any]) -> Any:
@@ -256,46 +322,89 @@ def plan_of(case: Case) -> Plan:
     )
 
 
-def ours(case: Case, shape: dict[str, Any], folder: Path, watch: Any) -> None:
-    """The worker's own trainer on DeepSpeed."""
-    import torch
+@dataclass(frozen=True)
+class Parts:
+    """What both of our loops train."""
+
+    order: WorkerOrder
+    model: Any
+    data: Any
+    collate: Any
+
+
+def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
+    """The model with its adapter, and the rows in their order; the process group has been joined."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
-    from finetune_trainer.worker.arguments import training_arguments
     from finetune_trainer.worker.batches.choice import batching_of
-    from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
-    from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    plan = plan_of(case)
-    order = orders(plan, Path(), Path(), folder)[0].model_copy(update={"master_port": free_port()})
-    join(order)
-    args = training_arguments(order)
+    order = orders(plan_of(case), Path(), Path(), folder)[0].model_copy(update={"master_port": free_port()})
     set_seed(1)
     model = model_of(case, shape)
     if case.method is not MethodType.FULL:
         model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
-    batching = batching_of(plan, model, 0)
-    words = int(shape["vocab_size"])
-    rows = Rows(case.length, words)
+    batching = batching_of(order.plan, model, 0)
+    rows = Rows(case.length, int(shape["vocab_size"]))
     data = VirtualDataset(rows, 1, STEPS, 1, items=lambda row: case.length - 1, dealt=batching.dealt)
+    return Parts(order, model, data, batching.collate)
+
+
+def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
+    """The worker's own trainer on DeepSpeed."""
+    import torch
+
+    from finetune_trainer.worker.arguments import training_arguments
+    from finetune_trainer.worker.rendezvous import join
+    from finetune_trainer.worker.trainer import FineTuneTrainer
+
+    join(orders(plan_of(case), Path(), Path(), folder)[0])
+    parts = parts_of(case, shape, folder)
+    args = training_arguments(parts.order)
     trainer: Any = FineTuneTrainer(
-        order,
+        parts.order,
         None,  # type: ignore[arg-type]
-        model,
+        parts.model,
         args,
-        data=data,
-        train_dataset=data,
-        data_collator=batching.collate,
-        callbacks=[watch],
+        data=parts.data,
+        train_dataset=parts.data,
+        data_collator=parts.collate,
+        callbacks=[clock.callback()],
     )
     trainer._save_checkpoint = lambda *_: None
     trainer.train()
-    assert all(torch.isfinite(weight).all() for weight in model.parameters() if weight.requires_grad)
+    assert all(torch.isfinite(weight).all() for weight in parts.model.parameters() if weight.requires_grad)
 
 
-def trl(case: Case, shape: dict[str, Any], folder: Path, watch: Any) -> None:
+def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
+    """What one would write by hand around DeepSpeed's engine; it reads the loss of every step, as ours does."""
+    import deepspeed
+    import torch
+
+    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker.rendezvous import join
+
+    join(orders(plan_of(case), Path(), Path(), folder)[0])
+    parts = parts_of(case, shape, folder)
+    plan = parts.order.plan
+    head = head_of(plan, parts.model)
+    rate = {"lr": plan.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "torch_adam": True}
+    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": 1, "gradient_accumulation_steps": 1}
+    own = {"gradient_clipping": 1.0, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW", "params": rate}}
+    engine, *_ = deepspeed.initialize(model=parts.model, config={**plan.deepspeed, **sizes, **own})
+    engine.train()
+    loader = torch.utils.data.DataLoader(parts.data, batch_size=1, collate_fn=parts.collate)
+    for step, batch in enumerate(loader, 1):
+        placed = {name: one.to(engine.device) if hasattr(one, "to") else one for name, one in batch.items()}
+        loss = head(engine, placed).total / parts.data.step_items(step)
+        engine.backward(loss)
+        engine.step()
+        loss.item()
+        clock.tick()
+
+
+def trl(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     """TRL's SFTTrainer as its users run it on one GPU, without recomputation, as ours."""
     import torch
     from datasets import Dataset
@@ -332,7 +441,7 @@ def trl(case: Case, shape: dict[str, Any], folder: Path, watch: Any) -> None:
         train_dataset=data,
         processing_class=tokenizer,
         peft_config=LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA),
-        callbacks=[watch],
+        callbacks=[clock.callback()],
     ).train()
 
 

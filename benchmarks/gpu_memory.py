@@ -1,27 +1,31 @@
-"""How much memory a training step takes on a GPU, beside what the plan predicts: models of 0.5 to 8 billion parameters.
+"""How much memory a worker takes on a GPU, phase by phase, beside what the plan predicts: models of 0.5 to 8 billion
+parameters.
 
-Written for one GPU of 80 GiB or more and under 8 minutes; NOT RUN YET: no GPU has been at hand, so that the plan's
-figures for GPUs rest on formulas, on the code of torch and DeepSpeed, and on what benchmarks/memory.py measured on CPU.
-Models are made from configurations with random weights, each case in a process forked before CUDA is touched, two steps
-each. Compared is torch.cuda.max_memory_allocated; reserved, which includes fragmentation, stands beside it. The CUDA
-context counts in neither and is left out of the prediction too.
+A worker's whole program runs, from loading the weights to the last save: three steps, an evaluation, a checkpoint. Its
+phases are told apart by its own reports. Compared with the prediction is torch.cuda.max_memory_allocated while it
+trains; beside it stand loading, evaluation and saving, what torch has reserved, and what the driver says is used, the
+context of CUDA included. Models have random weights; each case is a process of its own, forked before CUDA is touched.
+It is part of the GPU check (docs/development/gpu.md); `--tiny` runs tiny shapes on a CPU, by resident memory.
 
-    python benchmarks/gpu_memory.py [--only TEXT]
+    python benchmarks/gpu_memory.py [--only TEXT] [--tiny]
 """
 
 import argparse
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from measured_step import LORA, ROOT, fork, imports, result
+import pyarrow as pa
+from measured_step import LORA, ROOT, fork, imports, memory, reset, result
 from memory import LIBRARIES, MIB, summary
 
 from finetune_api.messages import MethodType, Plan, Task
@@ -30,12 +34,16 @@ sys.path.insert(0, str(ROOT))
 
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.load import Load
-from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, Name, predict
+from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, IMPORTS, Name, predict
 from finetune_trainer.prepare.plan.shape import architecture_of
-from tests.local.harness import free_port, make_plan
+from tests.gpu.models import make_llama
+from tests.gpu.ranks import in_child
+from tests.gpu.ranks import run as run_rank
+from tests.local.harness import make_plan, orders
 
 NO_GPU = 2  # exit code
-STEPS = 2
+STEPS = 3
+SAVED_BYTES = 20 << 30  # a larger checkpoint is not written: it would take the time of three other cases
 
 
 def llama(
@@ -60,7 +68,9 @@ MODELS = {
     "1B": llama(2048, 16, 32, 8, 8192, 128256, True),
     "3B": llama(3072, 28, 24, 8, 8192, 128256, True),
     "8B": llama(4096, 32, 32, 8, 14336, 128256, False),
+    "tiny": llama(256, 4, 4, 2, 512, 8192, False),
 }
+PARAMETERS = {"0.5B": 0.49e9, "1B": 1.24e9, "3B": 3.21e9, "8B": 8.03e9, "tiny": 6e6}
 
 
 @dataclass(frozen=True)
@@ -80,42 +90,41 @@ class Case:
 
 
 GRID = (
-    Case("0.5B", "full", 2, 4, 1024),
-    Case("0.5B", "full", 0, 1, 1024),
-    Case("0.5B", "lora", 2, 8, 1024),
-    Case("0.5B", "full", 3, 2, 1024),
-    Case("1B", "full", 2, 4, 2048, checkpointing=True),
-    Case("1B", "full", 1, 2, 1024),
-    Case("1B", "lora", 2, 4, 2048),
-    Case("1B", "lora", 3, 2, 2048),
-    Case("3B", "full", 2, 1, 512),
-    Case("3B", "full", 3, 1, 2048, checkpointing=True),
-    Case("3B", "lora", 2, 4, 2048, checkpointing=True),
-    Case("3B", "lora", 0, 2, 2048),
     Case("8B", "lora", 2, 1, 2048),
     Case("8B", "lora", 2, 4, 4096, checkpointing=True),
     Case("8B", "lora", 3, 2, 2048, checkpointing=True),
+    Case("1B", "full", 2, 4, 2048, checkpointing=True),
+    Case("1B", "full", 1, 2, 1024),
+    Case("1B", "lora", 2, 4, 2048),
+    Case("3B", "full", 2, 1, 512),
+    Case("3B", "lora", 2, 4, 2048, checkpointing=True),
+    Case("3B", "lora", 0, 2, 2048),
+    Case("0.5B", "full", 2, 4, 1024),
+    Case("0.5B", "full", 3, 2, 1024),
+    Case("0.5B", "lora", 2, 8, 1024),
 )
+SMALL = (Case("tiny", "lora", 2, 4, 128), Case("tiny", "full", 3, 2, 128, checkpointing=True))
 
 
-class Rows:
-    """Rows of random tokens, all of the full length."""
-
-    def __init__(self, case: Case) -> None:
-        self._case = case
-        self.lengths = [case.length] * len(self)
-
-    def __len__(self) -> int:
-        return self._case.batch * STEPS
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        ids = np.random.default_rng(index).integers(5, 50_000, self._case.length)
-        return {"input_ids": ids.astype(np.int32), "labels": ids.astype(np.int64)}
+def write_rows(case: Case, folder: Path) -> Path:
+    """Random tokens, all rows of the full length: enough for every step, and for a batch of evaluation, which has twice
+    as many rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = np.random.default_rng(0)
+    for name, count in (("train", case.batch * STEPS), ("eval", 2 * case.batch)):
+        words = MODELS[case.model]["vocab_size"]
+        ids = pa.array(
+            [source.integers(5, words - 5, case.length).tolist() for _ in range(count)], pa.list_(pa.int32())
+        )
+        table = pa.table({"input_ids": ids, "labels": ids})
+        with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    return folder
 
 
 def plan_of(case: Case) -> Plan:
     """The plan of a case, with the DeepSpeed configuration that the planner writes."""
-    training: dict[str, Any] = {"bf16": True}
+    training: dict[str, Any] = {} if case.model == "tiny" else {"bf16": True}
     training |= {"activation_checkpointing": True} if case.checkpointing else {}
     return make_plan(
         Task.CAUSAL_LM,
@@ -125,72 +134,63 @@ def plan_of(case: Case) -> Plan:
         micro_batch=case.batch,
         global_batch=case.batch,
         max_steps=STEPS,
+        max_length=case.length,
+        checkpoint_every_steps=STEPS,
+        eval_every_steps=STEPS,
         deepspeed=deepspeed_config(case.stage, None, training),
         training=training,
         lora=LORA if case.method == "lora" else {},
     )
 
 
-def run(case: Case, port: int, folder: Path) -> dict[str, int]:
-    """What a worker does, to the end of the second step; bytes allocated and reserved at most."""
-    import torch
-    from peft import LoraConfig, TaskType, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+def marks(path: Path) -> Callable[[], None]:
+    """What to do in a worker before it runs: its reports of phases note the peaks of the phase that ends."""
 
-    from finetune_trainer.orders import WorkerOrder
-    from finetune_trainer.worker.arguments import training_arguments
-    from finetune_trainer.worker.batches.choice import batching_of
-    from finetune_trainer.worker.rendezvous import join
-    from finetune_trainer.worker.sampling import VirtualDataset
+    def patch() -> None:
+        import torch
+
+        from finetune_trainer.worker import main
+        from finetune_trainer.worker.reports.events import Reporter
+
+        on_gpu = torch.cuda.is_available()
+        baseline = memory("VmRSS")
+        phases: dict[str, dict[str, int]] = {}
+
+        def peaks() -> dict[str, int]:
+            if not on_gpu:
+                return {"allocated": memory("VmHWM") - baseline, "reserved": 0, "driver": 0}
+            free, total = torch.cuda.mem_get_info()
+            reserved = torch.cuda.max_memory_reserved()
+            return {"allocated": torch.cuda.max_memory_allocated(), "reserved": reserved, "driver": total - free}
+
+        class Marking(Reporter):
+            _now = ""
+
+            def phase(self, phase: str, step: int = 0) -> None:
+                super().phase(phase, step)
+                if self._now:
+                    before, seen = phases.get(self._now, {}), peaks()
+                    phases[self._now] = {name: max(size, before.get(name, 0)) for name, size in seen.items()}
+                    path.write_text(json.dumps(phases))
+                    torch.cuda.reset_peak_memory_stats() if on_gpu else reset()
+                self._now = phase
+
+        main.Reporter = Marking  # type: ignore[misc]
+        reset()
+
+    return patch
+
+
+def without_saves() -> None:
+    """Writes no checkpoint."""
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    order = WorkerOrder(
-        plan=plan_of(case),
-        generation=1,
-        rank=0,
-        local_rank=0,
-        node_rank=0,
-        world_size=1,
-        local_world_size=1,
-        master_host="127.0.0.1",
-        master_port=port,
-        threads=4,
-        model="",
-        dataset="",
-        checkpoints=str(folder),
-        outputs=str(folder / "outputs"),
-    )
-    join(order)
-    args = training_arguments(order)
-    set_seed(1)
-    values = dict(MODELS[case.model])
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    config.use_cache = False
-    with torch.device("cuda"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    if case.method == "lora":
-        model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    batching = batching_of(order.plan, model, 0)
-    data = VirtualDataset(Rows(case), 1, STEPS, case.batch, dealt=batching.dealt)
-    trainer: Any = FineTuneTrainer(
-        order,
-        None,  # type: ignore[arg-type]
-        model,
-        args,
-        data=data,
-        train_dataset=data,
-        data_collator=batching.collate,
-    )
-    trainer._save_checkpoint = lambda *_: None
-    trainer.train()
-    return {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    FineTuneTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign, assignment]
 
 
-def predicted(case: Case) -> tuple[int, str]:
+def predicted(case: Case, device: Literal["cpu", "gpu"] = "gpu") -> tuple[int, str]:
     """What the memory model says, without margin and context."""
-    architecture = architecture_of(MODELS[case.model], Task.CAUSAL_LM, LORA, 2, "gpu")
+    architecture = architecture_of(MODELS[case.model], Task.CAUSAL_LM, LORA, 2 if device == "gpu" else 4, device)
     load = Load(
         architecture,
         MethodType(case.method),
@@ -200,54 +200,86 @@ def predicted(case: Case) -> tuple[int, str]:
         case.length,
         1,
         case.checkpointing,
-        device="gpu",
+        device=device,
     )
     made = predict(load)
-    return made.bytes - made.of(Name.MARGIN) - CUDA_CONTEXT, made.moment
+    apart = CUDA_CONTEXT if device == "gpu" else IMPORTS
+    return made.bytes - made.of(Name.MARGIN) - apart, made.moment
 
 
-def sample(case: Case) -> dict[str, Any]:
-    """A case as it was measured and predicted."""
-    with tempfile.TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        measured = result(fork(folder / "measured", lambda: run(case, port, folder)), folder / "measured")
-        guess, moment = result(fork(folder / "predicted", lambda: predicted(case)), folder / "predicted")
+def sample(case: Case, models: Path) -> dict[str, Any]:
+    """A case as it was measured and predicted.
+
+    Args:
+        models: folder of the models on disk, the one of the last case among them.
+    """
+    tiny = case.model == "tiny"
+    model = model_on_disk(case.model, models)
+    with tempfile.TemporaryDirectory(dir=models.parent) as name:
+        folder = Path(name)
+        plan = plan_of(case)
+        order = orders(plan, model, write_rows(case, folder / "data"), folder)[0]
+        patches = [marks(folder / "phases.json"), *([] if saves(case) else [without_saves])]
+        done = run_rank(order.model_copy(update={"threads": 4}), folder, lambda: [patch() for patch in patches])
+        if done.code:
+            raise SystemExit(f"ended with {done.code}: {done.errors() or done.log[-2000:]}")
+        phases: dict[str, dict[str, int]] = json.loads((folder / "phases.json").read_text())
+        device: Literal["cpu", "gpu"] = "cpu" if tiny else "gpu"
+        guess, moment = result(fork(folder / "predicted", lambda: predicted(case, device)), folder / "predicted")
+    trained = phases["train"]["allocated"]
     return {
         "case": str(case),
         **asdict(case),
-        "measured_mib": round(measured["allocated"] / MIB, 1),
-        "reserved_mib": round(measured["reserved"] / MIB, 1),
+        "measured_mib": round(trained / MIB, 1),
+        "reserved_mib": round(phases["train"]["reserved"] / MIB, 1),
+        "driver_mib": round(max(one["driver"] for one in phases.values()) / MIB, 1),
         "predicted_mib": round(guess / MIB, 1),
-        "error": round(guess / measured["allocated"] - 1, 4),
-        "counts": True,
+        "error": round(guess / trained - 1, 4),
+        "counts": not tiny,
         "predicted_at": moment,
+        "phases_mib": {name: round(one["allocated"] / MIB, 1) for name, one in phases.items()},
     }
+
+
+def saves(case: Case) -> bool:
+    """Whether a checkpoint is written: 12 bytes a trained parameter of the optimizer, 2 of the weights."""
+    return case.method != "full" or 14 * PARAMETERS[case.model] <= SAVED_BYTES
+
+
+def model_on_disk(name: str, models: Path) -> Path:
+    """The folder of a model; those of others are removed, for want of space."""
+    folder = models / name
+    if not folder.exists():
+        shutil.rmtree(models, ignore_errors=True)
+        shape = {key: value for key, value in MODELS[name].items() if key not in ("model_type", "vocab_size")}
+        in_child(lambda: make_llama(folder, shape, MODELS[name]["vocab_size"]))
+    return folder
 
 
 def main() -> int:
     """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU; nothing is written")
     options = parser.parse_args()
-    if not Path("/dev/nvidiactl").exists():  # asking torch would start CUDA, and no fork could use it
+    if not options.tiny and not Path("/dev/nvidiactl").exists():  # asking torch would start CUDA before the forks
         print("no NVIDIA GPU on this machine: nothing was measured", file=sys.stderr)
         return NO_GPU
     imports()
     samples = []
-    print(f"{'case':<42}{'allocated':>10}{'reserved':>10}{'predicted':>10}{'error':>8}   (MiB)", flush=True)
-    for case in GRID:
-        if options.only in str(case):
-            began = time.monotonic()
-            try:
-                made = sample(case)
-            except SystemExit as error:  # one that fails, such as for want of memory, leaves the others
-                print(f"{case!s:<42} failed: {str(error).splitlines()[-1][:200]}", flush=True)
-                continue
-            samples.append(made)
-            figures = f"{made['measured_mib']:10.0f}{made['reserved_mib']:10.0f}{made['predicted_mib']:10.0f}"
-            seconds = time.monotonic() - began
-            print(f"{case!s:<42}{figures}{made['error']:+8.1%}  {made['predicted_at']:<9}{seconds:4.0f} s", flush=True)
-    if not options.only:
+    print(f"{'case':<42}{'train':>9}{'reserved':>9}{'driver':>9}{'predicted':>10}{'error':>8}   (MiB)", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in SMALL if options.tiny else GRID:
+            if options.only in str(case):
+                began = time.monotonic()
+                try:
+                    made = sample(case, Path(folder) / "models")
+                except SystemExit as error:  # one that fails, such as for want of memory, leaves the others
+                    print(f"{case!s:<42} failed: {str(error).splitlines()[-1][:200]}", flush=True)
+                    continue
+                samples.append(made)
+                print(f"{row(made)}{time.monotonic() - began:4.0f} s", flush=True)
+    if not options.only and not options.tiny:
         record = {
             **summary(samples),
             "samples": samples,
@@ -258,6 +290,12 @@ def main() -> int:
         (ROOT / "benchmarks" / "gpu_memory.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(summary(samples)))
     return 0
+
+
+def row(made: dict[str, Any]) -> str:
+    """A row of the table."""
+    sizes = "".join(f"{made[name]:9.0f}" for name in ("measured_mib", "reserved_mib", "driver_mib"))
+    return f"{made['case']:<42}{sizes}{made['predicted_mib']:10.0f}{made['error']:+8.1%}  {made['predicted_at']:<9}"
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def make_llama(folder: Path, shape: dict[str, Any], vocabulary: int = 0) -> Path
         model_max_length=POSITIONS,
     )
     own = {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "initializer_range": 0.02}
-    return _save(folder, "AutoModelForCausalLM", "llama", tokenizer, {**shape, **own}, vocabulary)
+    return _save(folder, "AutoModelForCausalLM", "llama", tokenizer, {**own, **shape}, vocabulary)
 
 
 def make_bert(folder: Path, tiny: bool) -> Path:

@@ -62,9 +62,7 @@ def run(order: WorkerOrder, work: Path, around: Callable[[], Any] | None = None)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     lines = events.read_text().splitlines() if events.exists() else []
     seen = tuple(WorkerEvent.model_validate_json(line) for line in lines)
-    text = log.read_text(errors="replace")
-    print(text[-4000:], flush=True)
-    return Trained(code, seen, text)
+    return Trained(code, seen, log.read_text(errors="replace"))
 
 
 def _worker(order: WorkerOrder, events: Path, log: Path, around: Callable[[], Any] | None) -> None:

@@ -1,7 +1,7 @@
 """The cases of the GPU check, in their order of worth: a machine may be taken away at any moment."""
 
 from tests.gpu.case import Case
-from tests.gpu.cases import end_to_end, exactness
+from tests.gpu.cases import end_to_end, exactness, limits, memory, speed
 
 
 def chosen(only: str, *, tiny: bool) -> list[Case]:
@@ -11,5 +11,15 @@ def chosen(only: str, *, tiny: bool) -> list[Case]:
         only: the texts, a comma apart; empty = all cases.
         tiny: for the rehearsal on a CPU.
     """
-    cases = [end_to_end.LORA, *exactness.CASES, *end_to_end.OTHERS]
+    layouts = memory.cases(tiny=tiny)
+    cases = [
+        end_to_end.LORA,
+        speed.BESIDE_PEERS,
+        *exactness.CASES,
+        *end_to_end.OTHERS,
+        limits.OUT_OF_MEMORY,
+        *layouts[:6],
+        *speed.CASES,
+        *layouts[6:],
+    ]
     return [case for case in cases if any(text in case.name for text in only.split(","))]

@@ -109,7 +109,7 @@ def finish(bench: Bench, run: Watched, band: float, task: Task = Task.CAUSAL_LM)
     assert code == ExitCode.OK, f"`finetune run` ended with {code}:\n{run.job.output[-3000:]}"
     bench.expect(run.job.result["state"] == "Succeeded", f"the run ended as {run.job.result['state']}")
     done = run.done()
-    losses = [one.metrics["eval_loss"] for one in done.evals]
+    losses = [one.values["eval_loss"] for one in done.evals]
     bench.note(steps=done.step, first_eval_loss=round(losses[0], 4), last_eval_loss=round(losses[-1], 4))
     bench.note(tokens_per_second=round(done.tokens_per_second), peak_mib=done.memory_bytes >> 20)
     bench.expect(losses[-1] < losses[0], f"the loss does not fall: {losses}")

@@ -193,6 +193,7 @@ def trained(bench: Bench, name: str, resume: Path | None = None, **training: Any
         in_child(lambda: make_llama(model, TINY if bench.tiny else SMALL))
         write_dataset(bench.folder / "data", Task.CAUSAL_LM)
     made = train(plan_of(bench.tiny, training), model, bench.folder / "data", bench.folder / name, resume)
+    print(made.log, flush=True)
     bench.expect(made.code == ExitCode.OK, f"the training {name} ended with {made.code}: {made.errors()}")
     return made
 

@@ -106,6 +106,8 @@ def exit_code(error: Exception) -> ExitCode:
     if isinstance(error, torch.OutOfMemoryError):
         return ExitCode.OUT_OF_MEMORY
     text = str(error)
+    if "DefaultCPUAllocator: can't allocate memory" in text:  # torch has no exception of its own for a CPU
+        return ExitCode.OUT_OF_MEMORY
     if "loss scale already at minimum" in text:  # DeepSpeed, in float16: every scale has overflowed
         return ExitCode.DIVERGED
     lost_peer = isinstance(error, dist.DistError | ConnectionError) or any(
