@@ -8,7 +8,8 @@ PLATFORM = "x86_64"
 GLIBC = (2, 28)  # wheels for this version of the C library, and for older ones, run there
 ARCHIVE_BYTES = 64 << 20  # at most, of sources and wheels together
 
-_LINES = (line.strip() for line in Path(__file__).with_name("machine.txt").read_text().splitlines())
+LISTED = Path(__file__).with_name("machine.txt")
+_LINES = (line.strip() for line in LISTED.read_text().splitlines())
 PRESENT = frozenset(line.partition("==")[0] for line in _LINES if line and not line.startswith("#"))
 # Present there, but in a version that may be another than the one that the figures are for.
 CARRIED = frozenset({"peft"})

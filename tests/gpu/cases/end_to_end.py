@@ -29,7 +29,7 @@ def lora(bench: Bench) -> None:
     steps, kill_at, stop_at = (60, 15, 35) if bench.tiny else (240, 60, 140)
     model = bench.folder / "model"
     in_child(lambda: make_llama(model, TINY if bench.tiny else HALF_BILLION))
-    spec = spec_of(model, sentences(bench), steps, {"type": "lora"}) | {"deepspeed": {"stage": 2}}
+    spec = spec_of(bench, model, sentences(bench), steps, {"type": "lora"}) | {"deepspeed": {"stage": 2}}
     if not bench.tiny:
         spec["training"] |= {"bf16": True}
     job = job_of(bench.folder / "job", spec, tiny=bench.tiny)
@@ -84,17 +84,16 @@ def kind(made: Kind) -> Callable[[Bench], None]:
     """Return the case of a kind: trained, its worker killed, resumed, exported, loaded by vanilla libraries."""
 
     def run(bench: Bench) -> None:
-        steps, kill_at = (30, 12) if bench.tiny else (80, 20)
+        steps, kill_at = (30, 12) if bench.tiny else (150, 20)
         model = bench.folder / "model"
         in_child(lambda: made.model(model, bench.tiny))
-        spec = spec_of(model, made.rows(bench), steps, {"type": made.method})
+        spec = spec_of(bench, model, made.rows(bench), steps, {"type": made.method})
         spec |= {"task": made.task.value, "deepspeed": {"stage": made.stage}}
         if not bench.tiny:
             spec["training"] |= {"bf16": True}
         watched = Watched.start(job_of(bench.folder / "job", spec, tiny=bench.tiny))
-        before = watched.wait("a committed checkpoint", lambda seen: seen.step >= kill_at and bool(seen.checkpoints))
+        watched.wait("a committed checkpoint", lambda seen: seen.step >= kill_at and bool(seen.checkpoints))
         watched.kill_worker()
-        watched.wait("a step after the kill", lambda seen: seen.generation > before.generation and seen.step > 0)
         finish(bench, watched, made.band, made.task)
         resumed = [one.resumed_step for one in watched.done().recoveries]
         bench.note(resumed_at=resumed[0] if resumed else None)
@@ -136,13 +135,14 @@ def vanilla(run: Watched, folder: Path, task: Task) -> float:
     return loss_of(AUTOS[task], str(folder), options, str(run.rows()), device)
 
 
-def spec_of(model: Path, rows: Path, steps: int, method: dict[str, Any]) -> dict[str, Any]:
+def spec_of(bench: Bench, model: Path, rows: Path, steps: int, method: dict[str, Any]) -> dict[str, Any]:
     """Return a job's spec without storage."""
+    training = {"max_steps": steps, "global_batch_size": 8, "eval_steps": steps // 2}
     return {
         "model": {"uri": f"file://{model}"},
         "dataset": {"train": f"file://{rows}", "eval": {"split": 0.1}},
         "method": method,
-        "training": {"max_steps": steps, "global_batch_size": 8, "eval_steps": steps // 2, "learning_rate": 5e-4},
+        "training": {**training, "learning_rate": 2e-3 if bench.tiny else 5e-4},
         "checkpoint": {"everySteps": INTERVAL},
     }
 
@@ -195,7 +195,7 @@ def pairs(bench: Bench) -> Path:
 
 KINDS = {
     "full ZeRO-3": Kind("full", 3, Task.CAUSAL_LM, lambda at, tiny: make_llama(at, TINY if tiny else SMALL), sentences),
-    "classification": Kind("lora", 2, Task.CLASSIFICATION, make_bert, labelled),
+    "classification": Kind("full", 2, Task.CLASSIFICATION, make_bert, labelled),
     "seq2seq": Kind("full", 2, Task.SEQ2SEQ, make_t5, pairs),
     "QLoRA": Kind(
         "qlora",
