@@ -36,10 +36,10 @@ cluster-down: ## Take it down, without a trace
 	@$(BIN)/python -m tests.cluster.local down
 
 test: install ## Run every test (one case per behaviour)
-	$(PYTEST) tests -m "not matrix"
+	$(BIN)/python -m tests.tiers -m "not matrix" --durations=40
 
 test-all: install ## Run every test and the matrices
-	$(PYTEST) tests
+	$(BIN)/python -m tests.tiers --durations=40
 
 test-unit: install ## Run the tests that need no process of their own (half a minute)
 	$(PYTEST) tests/unit

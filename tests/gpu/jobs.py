@@ -68,7 +68,7 @@ class Watched:
         except (OSError, StorageError, NotFoundError, ValueError):
             return None
 
-    def wait(self, what: str, ready: Callable[[Progress], bool], seconds: float = 240) -> Progress:
+    def wait(self, what: str, ready: Callable[[Progress], bool], seconds: float = 600) -> Progress:
         """Return the first progress that is ready.
 
         Raises:
@@ -102,7 +102,7 @@ class Watched:
     def stop(self) -> int:
         """Ask the command to stop, as Ctrl-C or a shutdown does; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(120)
+        return self.process.wait(300)
 
     def committed(self) -> list[int]:
         """Steps of the committed checkpoints, ascending."""

@@ -104,7 +104,7 @@ def kind(made: Kind) -> Callable[[Bench], None]:
 
 def finish(bench: Bench, run: Watched, band: float, task: Task = Task.CAUSAL_LM) -> None:
     """Wait for the run's end; compare its artifact's loss in vanilla libraries with what it reported."""
-    code = run.process.wait(300)
+    code = run.process.wait(600)
     assert code == ExitCode.OK, f"`finetune run` ended with {code}:\n{run.job.output[-3000:]}"
     bench.expect(run.job.result["state"] == "Succeeded", f"the run ended as {run.job.result['state']}")
     done = run.done()
