@@ -19,6 +19,7 @@ from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
+from finetune_trainer.worker.saving import save_weights
 
 
 class FineTuneTrainer(Trainer):
@@ -141,7 +142,9 @@ class FineTuneTrainer(Trainer):
         step = self.state.global_step
         self._reporter.phase("save", step)
         folder = Path(self._order.checkpoints) / checkpoint_name(step)
-        self.save_model(str(folder), _internal_call=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # every node saves its shards (`save_on_each_node`), but the model itself only once
+        save_weights(self.model, self.model_wrapped, folder, writes=self.args.process_index == 0)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
@@ -159,8 +162,3 @@ class FineTuneTrainer(Trainer):
         (folder / marker_name(self._order.rank)).write_text(marker.to_json())
         self._reporter.saved(step)
         self._reporter.phase("train", step)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # Every node saves its shards (`save_on_each_node`), but the model itself only once.
-        if self.args.process_index == 0:
-            super()._save(output_dir, state_dict)
