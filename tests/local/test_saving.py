@@ -14,6 +14,7 @@ from tests.local.patched import Patched
 from tests.models import make_llama
 
 STEPS = 2
+LITTLE = 1024  # bytes: the states of random generators
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,15 @@ def test_a_rank_copies_no_more_than_it_writes(
     plan = make_plan(Task.CAUSAL_LM, method, stage=stage, max_steps=STEPS, checkpoint_every_steps=STEPS)
     ran = patched_workers.run(plan, tied, data, tmp_path, "counted copies")
     assert ran.exit_codes == (ExitCode.OK, ExitCode.OK), ran.logs
-    base = (tied / "model.safetensors").stat().st_size
     name = "model" if method is MethodType.FULL else "adapter_model"
     weights = load_file(tmp_path / "node-0" / checkpoint_name(STEPS) / f"{name}.safetensors")
-    size = sum(one.nbytes for one in weights.values())
-    print("COPIED", method, stage, [one["copied"] for one in ran.facts], size, base)
+    first, second = (one["copied"] for one in ran.facts)
+    assert second[0] < LITTLE, "rank 1 writes its shards from where they are, and no weights"
+    assert first[0] <= sum(one.nbytes for one in weights.values()) + LITTLE
+    assert not any("lm_head" in name for name in weights), "tied weights are saved once"
+    assert not (tmp_path / "node-1" / checkpoint_name(STEPS) / f"{name}.safetensors").exists()
+    if method is MethodType.FULL:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "node-0" / checkpoint_name(STEPS))
+        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+        for name, weight in loaded.state_dict().items():
+            assert torch.equal(weight, weights[name.replace("lm_head", "model.embed_tokens")]), name

@@ -63,7 +63,7 @@ def _save_whole(model: Any, folder: Path, writes: bool) -> None:
         sources = {id(one): one for one in state.values()}
     if writes:
         model.save_pretrained(str(folder), state_dict={})  # the configuration, and weights that are replaced
-        (folder / SAFE_WEIGHTS_NAME).unlink()
+        (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
     pattern = SAFE_WEIGHTS_NAME.replace(".", "{suffix}.")
     shards = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=SHARD)
     for file, names in shards.filename_to_tensors.items():
@@ -78,7 +78,11 @@ def _save_whole(model: Any, folder: Path, writes: bool) -> None:
 
 
 def _tensors(model: torch.nn.Module, *, trained: bool = False) -> dict[str, torch.Tensor]:
-    """The model's own tensors by the names of its state dict, without a copy. `trained`: of the parameters only those."""
+    """The model's own tensors by the names of its state dict, without a copy.
+
+    Args:
+        trained: leave out the parameters that are not.
+    """
     found: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         before = f"{prefix}." if prefix else ""
