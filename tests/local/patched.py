@@ -117,9 +117,49 @@ def counted_copies(order: WorkerOrder, note: Note) -> None:
     FineTuneTrainer._save_checkpoint = counting  # type: ignore[method-assign]
 
 
+def stop_in_evaluation(order: WorkerOrder, note: Note) -> None:
+    """The last rank gets SIGTERM in the third batch of the first evaluation; notes the batches that each rank made."""
+    from finetune_trainer.worker.evaluation.evaluator import Evaluator
+
+    batches = Evaluator._batches
+    note["batches"] = 0
+
+    def watched(self: Any, given: Any) -> Iterator[Any]:
+        for batch in batches(self, given):
+            note["batches"] += 1
+            if note["batches"] == 3 and order.rank == order.world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    Evaluator._batches = watched  # type: ignore[assignment, method-assign]
+
+
+def stop_in_step(order: WorkerOrder, note: Note) -> None:
+    """The last rank gets SIGTERM in the first step: all ranks have agreed at the end of the second."""
+    from finetune_trainer.worker.evaluation.evaluator import Evaluator
+    from finetune_trainer.worker.trainer import FineTuneTrainer
+
+    compute, evaluate = FineTuneTrainer.compute_loss, Evaluator.__call__
+    note["batches"] = 0
+
+    def computed(self: Any, *arguments: Any, **named: Any) -> Any:
+        if self.state.global_step == 0 and order.rank == order.world_size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute(self, *arguments, **named)
+
+    def evaluated(*arguments: Any) -> Any:
+        note["batches"] += 1
+        return evaluate(*arguments)
+
+    FineTuneTrainer.compute_loss = computed  # type: ignore[method-assign]
+    Evaluator.__call__ = evaluated  # type: ignore[method-assign]
+
+
 PATCHES: dict[str, Callable[[WorkerOrder, Note], None]] = {
     "small chunks": small_chunks,
     "counted copies": counted_copies,
+    "stop in evaluation": stop_in_evaluation,
+    "stop in step": stop_in_step,
 }
 
 

@@ -106,6 +106,10 @@ class FineTuneTrainer(Trainer):
         self._reporter.phase("eval", step)
         engine = Engine(self.model, self.model_wrapped, self.head, self._prepare_inputs, self.args.device)
         metrics = self._evaluator(engine, step)
+        if metrics is None:  # given up for a stop: the checkpoint is what matters now
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._evaluated = (step, quality(metrics))
