@@ -88,6 +88,7 @@ class FineTuneTrainer(Trainer):
         if not model.training:
             model.train()
         loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        self._data.prepare(self.state.global_step + 3)  # the device is at work; the loader is a batch ahead of the step
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             torch.cuda.empty_cache()
