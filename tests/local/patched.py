@@ -87,10 +87,45 @@ def small_chunks(order: WorkerOrder, note: Note) -> None:
         import torch
 
         output.CHUNK_BYTES = 4 * int(self._model.config.vocab_size) * CHUNK_ROWS
-        note["chunks"].append([torch.is_grad_enabled(), max(1, -(-len(hidden) // CHUNK_ROWS))])
+        note["chunks"].append([torch.is_grad_enabled(), -(-len(hidden) // CHUNK_ROWS)])
         return chunks(self, hidden, targets)
 
     output.OutputLayer._chunks = counted  # type: ignore[method-assign]
+
+
+def noted_rows(order: WorkerOrder, note: Note) -> None:
+    """Notes of each micro-batch that is trained its step and its rows."""
+    from collections import deque
+    from dataclasses import replace
+
+    from finetune_trainer.worker import main as worker
+    from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.trainer import FineTuneTrainer
+
+    fetch, batching, compute = VirtualDataset.__getitem__, worker.batching_of, FineTuneTrainer.compute_loss
+    waiting: deque[list[int]] = deque()  # the loader is a batch ahead of what is trained
+    note["rows"] = []
+
+    def numbered(self: VirtualDataset, slot: int) -> dict[str, Any]:
+        return {**fetch(self, slot), "number": self.row(self.position(slot))}
+
+    def noting(*arguments: Any) -> Any:
+        made = batching(*arguments)
+
+        def collate(rows: Any) -> dict[str, Any]:
+            if "number" in rows[0]:  # not those of the evaluation
+                waiting.append([row["number"] for row in rows])
+            return made.collate(rows)
+
+        return replace(made, collate=collate)
+
+    def computed(self: FineTuneTrainer, *arguments: Any, **named: Any) -> Any:
+        note["rows"].append([self.state.global_step + 1, waiting.popleft()])
+        return compute(self, *arguments, **named)
+
+    VirtualDataset.__getitem__ = numbered  # type: ignore[method-assign]
+    worker.batching_of = noting  # type: ignore[assignment]
+    FineTuneTrainer.compute_loss = computed  # type: ignore[method-assign]
 
 
 def counted_copies(order: WorkerOrder, note: Note) -> None:
@@ -157,6 +192,7 @@ def stop_in_step(order: WorkerOrder, note: Note) -> None:
 
 PATCHES: dict[str, Callable[[WorkerOrder, Note], None]] = {
     "small chunks": small_chunks,
+    "noted rows": noted_rows,
     "counted copies": counted_copies,
     "stop in evaluation": stop_in_evaluation,
     "stop in step": stop_in_step,

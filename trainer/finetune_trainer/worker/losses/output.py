@@ -71,9 +71,8 @@ class OutputLayer:
                 return summed(forward(), targets)
             finally:
                 self._kept = None
-        if (
-            not self._watched
-        ):  # behind the hooks of the engine, which must see the loss: its gradient gathers the weights
+        if not self._watched:
+            # Behind the engine's own hooks: they must see the loss, as its gradient is what gathers the weights again.
             self._layer.register_forward_hook(self._take)
             self._watched = True
         self._kept, self._targets = kept, targets
