@@ -151,7 +151,8 @@ class PlannedMemory(Message):
     Attributes:
         unit: what a rank's memory is: a GPU's, or its share of the node's.
         limit: bytes there are; `source` says where that is known from.
-        moment: when the peak is: at the loss, at the end of the backward pass, or in the optimizer's step.
+        moment: when the peak is: at the loss, at the end of the backward pass, in the optimizer's step, or
+            in an evaluation.
         parts: what it is for; they add up to `bytes`.
         host: the same for a GPU's share of the node's memory; empty without GPU.
     """
@@ -159,7 +160,7 @@ class PlannedMemory(Message):
     unit: Literal["GPU", "rank"]
     limit: int
     source: str
-    moment: Literal["loss", "backward", "step"]
+    moment: Literal["loss", "backward", "step", "evaluation"]
     parts: tuple[MemoryPart, ...]
     host: tuple[MemoryPart, ...] = ()
 

@@ -10,6 +10,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.messages import MethodType, Plan, Task
 from tests.local.agents import EVERY, STEPS, Agents
 from tests.local.harness import Bench, make_plan, write_dataset
+from tests.local.patched import Patched, patched
 from tests.models import make_bert, make_llama
 
 
@@ -33,6 +34,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     bench = Bench(tmp_path_factory.mktemp("bench"))
     yield bench
     bench.close()
+
+
+@pytest.fixture(scope="session")
+def patched_workers() -> Iterator[Patched]:
+    with patched() as workers:
+        yield workers
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
 )
 
 from finetune_api.contract import ExitCode, File, checkpoint_name
@@ -312,6 +313,31 @@ def test_an_answer_ends_where_the_positions_of_the_model_do(tmp_path: Path) -> N
     assert len(answered(model, prompt, reference, max_positions=256)) <= 6
     with pytest.raises(IndexError):
         answered(model, prompt, reference)
+
+
+def test_ranks_that_generate_at_the_same_time_stop_at_the_same_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ZeRO-3 a rank goes on until the last has ended: with a limit of its own it would leave its positions."""
+    model = make_gpt2(tmp_path / "gpt2")
+    plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, evaluation=PlannedEvaluation(generate=8, max_new_tokens=200))
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"max_positions": 256})})
+    asked = [Question(at, np.full(length, 7), np.full(100, 9)) for at, length in enumerate(range(20, 250, 12))]
+    generator = Generator(plan, AutoTokenizer.from_pretrained(model))
+    limits: list[int] = []
+
+    def noted(_: Any, batch: list[Question], config: GenerationConfig, *__: Any) -> list[list[int]]:
+        limits.append(config.max_new_tokens)
+        return [[] for _ in batch]
+
+    monkeypatch.setattr(generator, "_generate", noted)
+    by_rank = []
+    for rank in range(2):
+        limits.clear()
+        generator(torch.nn.Module(), asked, rank, 2, torch.device("cpu"))
+        by_rank.append(list(limits))
+    assert by_rank[0] == by_rank[1]
+    assert len(set(by_rank[0])) > 1, "those that are asked the shortest prompts may answer longer"
 
 
 def test_an_answer_ends_with_its_turn_although_that_is_not_the_end_of_the_text(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from finetune_api.results import StageResult
 from finetune_trainer.export.pick import pick
 from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
+from finetune_trainer.records import EvaluationRecord, record_path
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, read_manifest, upload_tree
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
 from tests.models import MAKERS
@@ -195,6 +196,17 @@ def same(seen: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.fixture
 def classification(bert: Path, tmp_path: Path) -> Run:
     return Run.of(bert, tmp_path, Task.CLASSIFICATION, MethodType.LORA)
+
+
+def test_a_checkpoint_whose_evaluation_a_stop_had_put_off_is_picked_by_what_was_measured_later(
+    classification: Run,
+) -> None:
+    classification.commit(10, lora_classifier(classification.base), eval_loss=0.5)
+    classification.commit(20, lora_classifier(classification.base, seed=1))
+    record = EvaluationRecord(step=20, metrics={"eval_loss": 0.1})
+    classification.store.put(f"{RUN}{File.OUTPUTS}/{record_path(20)}", record.to_json().encode())
+    [artifact] = classification.export().artifacts
+    assert (artifact.step, artifact.metrics) == (20, {"eval_loss": 0.1})
 
 
 def test_an_adapter_of_a_classifier_loads_with_vanilla_peft_and_gives_the_same_logits(classification: Run) -> None:

@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 import tests.models
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
-from finetune_trainer.prepare.plan.memory import CHUNK
+from finetune_trainer.prepare.plan.memory import ANSWERED, CHUNK, EVALUATED
+from finetune_trainer.worker.arguments import EVAL_BATCH_FACTOR
 from finetune_trainer.worker.attention import FAMILIES, segmented_attention, use_segmented
 from finetune_trainer.worker.batches.choice import batching_of
 from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import IGNORED, PaddedPairs, PaddedTokens
+from finetune_trainer.worker.evaluation.answers import BATCH_TOKENS
 from finetune_trainer.worker.losses import output
 from finetune_trainer.worker.losses.head import Rows, head_of
 from tests.local.harness import make_plan
@@ -208,8 +210,10 @@ def test_a_row_has_the_loss_that_transformers_gives_it(problem: ProblemType, lab
     assert summed.outputs is not None
 
 
-def test_the_memory_model_counts_with_the_chunks_of_the_loss() -> None:
+def test_the_memory_model_counts_with_the_chunks_of_the_loss_and_the_batches_of_an_evaluation() -> None:
     assert CHUNK == output.CHUNK_BYTES
+    assert EVALUATED == EVAL_BATCH_FACTOR
+    assert ANSWERED == BATCH_TOKENS
 
 
 def test_collators_follow_the_problem() -> None:

@@ -130,3 +130,45 @@ def test_more_ranks_never_take_more_of_each() -> None:
     for stage in range(4):
         sizes = [predict(replace(PAPER, zero_stage=stage, world_size=ranks)).bytes for ranks in (2, 4, 8, 16)]
         assert sizes == sorted(sizes, reverse=True)
+
+
+# ---------------------------------------------------------------- beside the steps
+
+
+def test_an_evaluation_holds_the_logits_of_its_own_rows_and_no_gradients() -> None:
+    load = replace(PAPER, method=MethodType.LORA, zero_stage=2, recomputed=True, micro=1, evaluated=16)
+    memory = predict(load)
+    assert memory.moment == "evaluation"
+    assert memory.of(Name.GRADIENTS) == 0
+    assert memory.of(Name.LOGITS) == 16 * 2048 * 32000 * (2 + 4 + 4), "in 16 bits, in float32, and log-probabilities"
+    assert predict(replace(load, evaluated=0)).bytes < memory.bytes
+    assert predict(replace(load, chunked=True)).bytes < memory.bytes
+
+
+def test_a_small_evaluation_is_no_peak() -> None:
+    load = replace(PAPER, zero_stage=2, micro=8)
+    assert predict(replace(load, evaluated=1)) == predict(load)
+
+
+def test_generated_answers_keep_their_keys_and_values() -> None:
+    load = replace(PAPER, method=MethodType.LORA, zero_stage=2, micro=4, recomputed=True, chunked=True, evaluated=1)
+    assert predict(load).moment == "evaluation"
+    assert predict(load).of(Name.ACTIVATIONS) == 4 * 2048 * SHAPE.layers * 2 * SHAPE.hidden * 2
+
+
+def host(load: Load, name: Name) -> int:
+    return sum(part.bytes for part in predict(load).host if part.name is name)
+
+
+def test_a_save_copies_what_a_rank_writes() -> None:
+    adapter = lora_parameters(SHAPE, 16)
+    assert host(replace(PAPER, method=MethodType.LORA, zero_stage=2), Name.BUFFERS) == 2 * adapter * 2
+    assert host(replace(PAPER, zero_stage=2), Name.BUFFERS) == PARAMETERS * 2
+    assert host(replace(PAPER, zero_stage=3), Name.BUFFERS) == pytest.approx(PARAMETERS * 4 / 64, abs=1)
+
+
+def test_loading_takes_the_nodes_memory_where_the_files_have_another_type() -> None:
+    load = replace(PAPER, method=MethodType.LORA, zero_stage=2)
+    assert host(load, Name.WEIGHTS) == 0, "files are mapped"
+    assert host(replace(load, converted=True), Name.WEIGHTS) == PARAMETERS * 2
+    assert host(replace(load, converted=True, zero_stage=3), Name.WEIGHTS) == 0, "each tensor is sharded as it is read"

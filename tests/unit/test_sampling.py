@@ -1,9 +1,13 @@
 """The order of samples: every row once an epoch, whatever the layout, and grouped by length."""
 
+from typing import Any
+
+import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_trainer.worker.sampling import Dealt, VirtualDataset, epoch_order
+from finetune_trainer.worker.sampling import WINDOW_BATCHES, Dealt, VirtualDataset, epoch_order
 
 
 class Numbers:
@@ -19,19 +23,24 @@ class Numbers:
         return {"row": index}
 
 
+def ordered(lengths: list[int], seed: int, epoch: int, batch: int) -> list[int]:
+    order: list[int] = epoch_order(np.array(lengths, np.int32), seed, epoch, batch).tolist()
+    return order
+
+
 LENGTHS = st.lists(st.integers(1, 512), min_size=1, max_size=300)
 
 
 @given(LENGTHS, st.integers(0, 5), st.integers(0, 3), st.integers(1, 16))
 def test_an_epoch_visits_every_row_once(lengths: list[int], seed: int, epoch: int, batch: int) -> None:
-    assert sorted(epoch_order(lengths, seed, epoch, batch)) == list(range(len(lengths)))
+    assert sorted(ordered(lengths, seed, epoch, batch)) == list(range(len(lengths)))
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = [1 + (index * 7919) % 97 for index in range(500)]
-    assert epoch_order(lengths, 1, 0, 8) == epoch_order(lengths, 1, 0, 8)
-    assert epoch_order(lengths, 1, 0, 8) != epoch_order(lengths, 1, 1, 8)
-    assert epoch_order(lengths, 1, 0, 8) != epoch_order(lengths, 2, 0, 8)
+    assert ordered(lengths, 1, 0, 8) == ordered(lengths, 1, 0, 8)
+    assert ordered(lengths, 1, 0, 8) != ordered(lengths, 1, 1, 8)
+    assert ordered(lengths, 1, 0, 8) != ordered(lengths, 2, 0, 8)
 
 
 @given(LENGTHS, st.integers(1, 16), st.integers(1, 40))
@@ -51,7 +60,7 @@ def test_grouping_by_length_saves_padding() -> None:
         return sum(len(batch) * max(lengths[row] for row in batch) for batch in batches)
 
     real = sum(lengths)
-    assert padded(epoch_order(lengths, 0, 0, 16)) < 1.15 * real
+    assert padded(ordered(lengths, 0, 0, 16)) < 1.15 * real
     assert padded(list(range(len(lengths)))) > 1.5 * real
 
 
@@ -93,3 +102,63 @@ def test_the_items_of_a_step_are_those_of_its_rows() -> None:
     data = VirtualDataset(Numbers([3, 4, 5]), seed=0, max_steps=2, global_batch=3, items=lambda row: 10**row)
     assert data.step_items(1) == data.step_items(2) == 111
     assert VirtualDataset(Numbers([3, 4, 5]), seed=0, max_steps=2, global_batch=3).step_items(1) == 3
+
+
+# ---------------------------------------------------------------- as it was: slower, and the same to the last row
+
+
+def dealt_before(micro_batch: int, lengths: list[int]) -> list[int]:
+    """Each row looks at every micro-batch: quadratic in the rows of a step."""
+    batches: list[list[int]] = [[] for _ in range(len(lengths) // micro_batch)]
+    tokens = [0] * len(batches)
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        room = (batch for batch, members in enumerate(batches) if len(members) < micro_batch)
+        chosen = min(room, key=tokens.__getitem__)
+        batches[chosen].append(index)
+        tokens[chosen] += lengths[index]
+    order = sorted(range(len(batches)), key=lambda batch: -tokens[batch])
+    return [index for batch in order for index in sorted(batches[batch])]
+
+
+def ordered_before(lengths: list[int], seed: int, epoch: int, global_batch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    rows_of = torch.randperm(len(lengths), generator=generator).tolist()
+    order: list[int] = []
+    window = WINDOW_BATCHES * global_batch
+    for start in range(0, len(rows_of), window):
+        rows = sorted(rows_of[start : start + window], key=lambda row: lengths[row])
+        batches = [rows[at : at + global_batch] for at in range(0, len(rows), global_batch)]
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
+            order.extend(batches[batch])
+    return order
+
+
+@given(st.data(), st.sampled_from([1, 2, 3, 8]), st.integers(1, 40), st.sampled_from([3, 512]))
+def test_rows_are_dealt_as_by_looking_at_every_micro_batch(
+    data: st.DataObject, micro: int, batches: int, longest: int
+) -> None:
+    count = micro * batches
+    lengths = data.draw(st.lists(st.integers(1, longest), min_size=count, max_size=count))
+    assert Dealt(micro)(np.array(lengths, np.int32)) == dealt_before(micro, lengths)
+
+
+@given(LENGTHS, st.integers(0, 5), st.integers(0, 3), st.integers(1, 16))
+def test_an_epoch_has_the_order_that_it_always_had(lengths: list[int], seed: int, epoch: int, batch: int) -> None:
+    assert ordered(lengths, seed, epoch, batch) == ordered_before(lengths, seed, epoch, batch)
+
+
+def test_a_step_that_was_prepared_is_not_dealt_again() -> None:
+    dealt: list[int] = []
+
+    class Noted(Dealt):
+        def __call__(self, lengths: Any) -> list[int]:
+            dealt.append(len(lengths))
+            return super().__call__(lengths)
+
+    data = VirtualDataset(Numbers([3, 4, 5, 6]), seed=0, max_steps=3, global_batch=4, dealt=Noted(2))
+    for step in (1, 2, 3, 4):
+        data.prepare(step)
+    assert len(dealt) == 3, "there is no fourth step"
+    assert sorted(data[slot]["row"] for slot in range(4, 8)) == [0, 1, 2, 3]
+    assert (data.step_tokens(2), data.step_items(2)) == (18, 4)
+    assert len(dealt) == 3

@@ -44,7 +44,8 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
     checkpoints = committed(store, run)
     if not checkpoints:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    best = pick(checkpoints, plan.best_metric, plan.greater_is_better)
+    scored = [_scored(store, run, plan.best_metric, manifest) for manifest in checkpoints]
+    best = pick(scored, plan.best_metric, plan.greater_is_better)
     info = CheckpointInfo.model_validate(best.info)
     reason = _reason(plan, info)
     layout = layout_of(plan.method)
@@ -64,6 +65,14 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
     artifact = Artifact(kind=layout.kind, uri=f"{store.uri}/{prefix}".rstrip("/"), step=info.step, metrics=info.metrics)
     report(f"{layout.kind}: {artifact.uri}")
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
+
+
+def _scored(store: ObjectStore, run: str, metric: str, manifest: Manifest) -> Manifest:
+    """A checkpoint with its scores, also where a stop came before the evaluation, which was made later."""
+    info = CheckpointInfo.model_validate(manifest.info)
+    if metric in info.metrics or (record := told(store, run, info.step).record) is None:
+        return manifest
+    return manifest.model_copy(update={"info": {**manifest.info, "metrics": record.metrics}})
 
 
 def _build(plan: Plan, store: ObjectStore, run: str, best: Manifest, layout: Layout, folder: Path) -> None:

@@ -18,7 +18,7 @@ class ArrowRows(Dataset[dict[str, Any]]):
     """The rows of one split, as prepare wrote them (see `messages.DatasetFacts` for the columns).
 
     Attributes:
-        lengths: tokens of each row.
+        lengths: tokens of each row, int32 [rows].
         packed: whether a row may hold several documents.
     """
 
@@ -27,7 +27,7 @@ class ArrowRows(Dataset[dict[str, Any]]):
         self._rows = int(table.num_rows)
         self._columns = {name: _Column(table[name]) for name in table.column_names}
         self.packed = "seq_lengths" in self._columns
-        self.lengths: list[int] = pc.list_value_length(table["input_ids"]).to_pylist()
+        self.lengths: np.ndarray = pc.list_value_length(table["input_ids"]).to_numpy()
 
     def __len__(self) -> int:
         return self._rows
@@ -50,8 +50,8 @@ def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
     plan = order.plan
     rows = ArrowRows(Path(order.dataset) / f"{split}.arrow")
     limit = min(plan.max_length, plan.model.max_positions or plan.max_length)
-    too_long = [row for row, length in enumerate(rows.lengths) if length > limit]
-    if too_long:
+    too_long = np.flatnonzero(rows.lengths > limit)
+    if len(too_long):
         row, tokens = too_long[0], rows.lengths[too_long[0]]
         raise DataError(
             Problem(

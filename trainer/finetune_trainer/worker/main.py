@@ -19,6 +19,7 @@ from finetune_trainer.worker.batches.choice import batching_of
 from finetune_trainer.worker.batches.masking import EVALUATED, masked, masking_of
 from finetune_trainer.worker.data import rows_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
+from finetune_trainer.worker.evaluation.owed import OwedEvaluation
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
 from finetune_trainer.worker.losses.items import items_of
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
@@ -73,12 +74,13 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     rows = rows_of(order, "train")
     items = items_of(plan, rows, masking)
     data = VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt)
-    evaluator = None
+    agreement, evaluator = StopAgreement(), None
     if plan.dataset.eval:
         eval_rows = masked(rows_of(order, "eval"), masking, EVALUATED)
-        evaluator = Evaluator(order, tokenizer, eval_rows, batching.collate, args.per_device_eval_batch_size)
+        batch_rows = args.per_device_eval_batch_size
+        evaluator = Evaluator(order, tokenizer, eval_rows, batching.collate, batch_rows, agreement.gives_up)
 
-    agreement, trackers, reports = StopAgreement(), Trackers(order), Reports(reporter, plan, data)
+    trackers, reports, owed = Trackers(order), Reports(reporter, plan, data), OwedEvaluation(plan)
     trainer = FineTuneTrainer(
         order,
         reporter,
@@ -88,8 +90,9 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         evaluator=evaluator,
         train_dataset=masked(data, masking, plan.seed),
         data_collator=batching.collate,
-        callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), agreement],
+        callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )
+    owed.evaluate = trainer.evaluate
     reports.follow(trainer.meter, functools.partial(loss_alone, trainer))
     try:
         trainer.train(resume_from_checkpoint=order.resume)

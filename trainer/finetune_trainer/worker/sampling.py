@@ -5,48 +5,54 @@ max_steps x global_batch rows, read sequentially, that count is right whatever t
 its positions; which rank and micro-batch of the step takes which of them may depend on the layout (`Dealt`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from heapq import heapify, heappop, heappush
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+Numbers = npt.NDArray[np.int32]
+
 WINDOW_BATCHES = 16  # rows are sorted by length within windows of this many global batches
+STEPS_KNOWN = 4  # the step at hand, the one before, and two that are prepared
 
 
 class Rows(Protocol):
     """Random access to prepared rows and their lengths in tokens."""
 
     @property
-    def lengths(self) -> Sequence[int]: ...
+    def lengths(self) -> npt.ArrayLike: ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+def shuffled(count: int, seed: int, epoch: int) -> Numbers:
     """A seeded permutation of range(count)."""
-    order: list[int] = torch.randperm(count, generator=_generator(seed, epoch)).tolist()
-    return order
+    return torch.randperm(count, generator=_generator(seed, epoch)).numpy().astype(np.int32)
 
 
-def epoch_order(lengths: Sequence[int], seed: int, epoch: int, global_batch: int) -> list[int]:
+def epoch_order(lengths: Numbers, seed: int, epoch: int, global_batch: int) -> Numbers:
     """The order in which one epoch visits rows that a batch pads: a permutation of range(len(lengths)).
 
     A seeded shuffle; within windows of it rows are grouped by length, so that a batch holds little padding, and the
     groups of a window are shuffled again, so that no length comes first.
     """
     generator = _generator(seed, epoch)
-    rows_of = torch.randperm(len(lengths), generator=generator).tolist()
-    order: list[int] = []
+    order = torch.randperm(len(lengths), generator=generator).numpy().astype(np.int32)
     window = WINDOW_BATCHES * global_batch
-    for start in range(0, len(rows_of), window):
-        rows = sorted(rows_of[start : start + window], key=lambda row: lengths[row])  # stable: ties stay shuffled
+    for start in range(0, len(order), window):
+        rows = order[start : start + window]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]  # ties stay shuffled
         batches = [rows[at : at + global_batch] for at in range(0, len(rows), global_batch)]
-        for batch in torch.randperm(len(batches), generator=generator).tolist():
-            order.extend(batches[batch])
+        places = torch.randperm(len(batches), generator=generator).tolist()
+        order[start : start + window] = np.concatenate([batches[place] for place in places])
     return order
 
 
@@ -64,21 +70,48 @@ class Dealt:
 
     micro_batch: int
 
-    def __call__(self, lengths: Sequence[int]) -> list[int]:
+    def __call__(self, lengths: Numbers) -> list[int]:
         """Where in the step each slot's row stands: a permutation of range(len(lengths)).
 
         The longest first, each to the micro-batch with the fewest tokens that has room (Graham 1969, LPT); those of
         like size stand beside one another, since ranks that work at the same time wait for the slowest.
         """
-        batches: list[list[int]] = [[] for _ in range(len(lengths) // self.micro_batch)]
+        sizes = lengths.tolist()
+        batches: list[list[int]] = [[] for _ in range(len(sizes) // self.micro_batch)]
         tokens = [0] * len(batches)
-        for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-            room = (batch for batch, members in enumerate(batches) if len(members) < self.micro_batch)
-            chosen = min(room, key=tokens.__getitem__)
+        room = [(0, batch) for batch in range(len(batches))]  # of equally full ones the first
+        heapify(room)
+        for index in np.argsort(-lengths, kind="stable").tolist():
+            held, chosen = heappop(room)
             batches[chosen].append(index)
-            tokens[chosen] += lengths[index]
+            tokens[chosen] = held + sizes[index]
+            if len(batches[chosen]) < self.micro_batch:
+                heappush(room, (tokens[chosen], chosen))
         order = sorted(range(len(batches)), key=lambda batch: -tokens[batch])
         return [index for batch in order for index in sorted(batches[batch])]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What is known of a step; each part is made when it is first asked for.
+
+    Attributes:
+        rows: the real rows by position.
+    """
+
+    rows: Numbers
+    lengths: Numbers
+    deal: Dealt | None
+    count: Callable[[int], int] | None
+
+    @cached_property
+    def slots(self) -> list[int]:
+        """The position within the step that each of its slots stands for."""
+        return list(range(len(self.rows))) if self.deal is None else self.deal(self.lengths)
+
+    @cached_property
+    def items(self) -> int:
+        return len(self.rows) if self.count is None else int(sum(self.count(row) for row in self.rows.tolist()))
 
 
 class VirtualDataset(Dataset[dict[str, Any]]):
@@ -105,18 +138,19 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         dealt: Dealt | None = None,
     ) -> None:
         self._rows = rows
+        self._lengths = np.asarray(rows.lengths, np.int32)
         self._seed = seed
         self._max_steps = max_steps
         self._global_batch = global_batch
         self._items = items
         self._dealt = dealt
-        self._orders: dict[int, list[int]] = {}
-        self._slots: tuple[int, list[int]] = (0, [])
+        self._orders: dict[int, Numbers] = {}
+        self._steps: dict[int, _Step] = {}
 
     @property
-    def lengths(self) -> Sequence[int]:
+    def lengths(self) -> Numbers:
         """Tokens of each real row."""
-        return self._rows.lengths
+        return self._lengths
 
     def __len__(self) -> int:
         return self._max_steps * self._global_batch
@@ -124,39 +158,61 @@ class VirtualDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, slot: int) -> dict[str, Any]:
         return self._rows[self.row(self.position(slot))]
 
+    def prepare(self, step: int) -> None:
+        """Find out all about a step, counted from 1, before it is asked for: while a device is at work."""
+        if step not in self._steps and step <= self._max_steps:
+            made = self._step(step)
+            _ = made.slots, made.items
+
     def position(self, slot: int) -> int:
         """The position whose row the loader's index stands for; the same step's."""
-        if self._dealt is None:
-            return slot
-        step = slot // self._global_batch + 1
-        if self._slots[0] != step:
-            self._slots = (step, self._dealt([self._rows.lengths[row] for row in self.step_rows(step)]))
-        return (step - 1) * self._global_batch + self._slots[1][slot % self._global_batch]
+        step, place = divmod(slot, self._global_batch)
+        return step * self._global_batch + self._step(step + 1).slots[place]
 
     def row(self, position: int) -> int:
         """The real row at a position of the run."""
         epoch, index = divmod(position, len(self._rows))
+        return int(self._order(epoch)[index])
+
+    def _order(self, epoch: int) -> Numbers:
         if epoch not in self._orders:
             for passed in [known for known in self._orders if known < epoch - 1]:  # a step may lie in two epochs
                 del self._orders[passed]
             self._orders[epoch] = self._order_of(epoch)
-        return self._orders[epoch][index]
+        return self._orders[epoch]
 
-    def _order_of(self, epoch: int) -> list[int]:
+    def _order_of(self, epoch: int) -> Numbers:
         if self._dealt is None:
-            return epoch_order(self._rows.lengths, self._seed, epoch, self._global_batch)
+            return epoch_order(self._lengths, self._seed, epoch, self._global_batch)
         return shuffled(len(self._rows), self._seed, epoch)
+
+    def _step(self, step: int) -> _Step:
+        if step not in self._steps:
+            for passed in [known for known in self._steps if not 0 < step - known < STEPS_KNOWN]:
+                del self._steps[passed]
+            rows = self._rows_between((step - 1) * self._global_batch, step * self._global_batch)
+            self._steps[step] = _Step(rows, self._lengths[rows], self._dealt, self._items)
+        return self._steps[step]
+
+    def _rows_between(self, start: int, end: int) -> Numbers:
+        """The real rows at positions from `start` to before `end`."""
+        count, parts = len(self._rows), []
+        while start < end:
+            epoch, index = divmod(start, count)
+            part = self._order(epoch)[index : index + end - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)
 
     def step_rows(self, step: int) -> list[int]:
         """The real rows of a step, counted from 1, by position."""
-        start = (step - 1) * self._global_batch
-        return [self.row(position) for position in range(start, start + self._global_batch)]
+        rows: list[int] = self._step(step).rows.tolist()
+        return rows
 
     def step_tokens(self, step: int) -> int:
         """Non-padding tokens in the global batch of a step, counted from 1."""
-        return sum(self._rows.lengths[row] for row in self.step_rows(step))
+        return int(self._step(step).lengths.sum())
 
     def step_items(self, step: int) -> int:
         """Items of loss in the global batch of a step, over all ranks: what its loss is divided by."""
-        rows = self.step_rows(step)
-        return len(rows) if self._items is None else sum(self._items(row) for row in rows)
+        return self._step(step).items

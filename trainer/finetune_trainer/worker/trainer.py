@@ -19,6 +19,7 @@ from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
+from finetune_trainer.worker.saving import save_weights
 
 
 class FineTuneTrainer(Trainer):
@@ -87,6 +88,7 @@ class FineTuneTrainer(Trainer):
         if not model.training:
             model.train()
         loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        self._data.prepare(self.state.global_step + 3)  # the device is at work; the loader is a batch ahead of the step
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             torch.cuda.empty_cache()
@@ -105,6 +107,10 @@ class FineTuneTrainer(Trainer):
         self._reporter.phase("eval", step)
         engine = Engine(self.model, self.model_wrapped, self.head, self._prepare_inputs, self.args.device)
         metrics = self._evaluator(engine, step)
+        if metrics is None:  # given up for a stop: the checkpoint is what matters now
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._evaluated = (step, quality(metrics))
@@ -141,7 +147,9 @@ class FineTuneTrainer(Trainer):
         step = self.state.global_step
         self._reporter.phase("save", step)
         folder = Path(self._order.checkpoints) / checkpoint_name(step)
-        self.save_model(str(folder), _internal_call=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        # every node saves its shards (`save_on_each_node`), but the model itself only once
+        save_weights(self.model, self.model_wrapped, folder, writes=self.args.process_index == 0)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
@@ -159,8 +167,3 @@ class FineTuneTrainer(Trainer):
         (folder / marker_name(self._order.rank)).write_text(marker.to_json())
         self._reporter.saved(step)
         self._reporter.phase("train", step)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # Every node saves its shards (`save_on_each_node`), but the model itself only once.
-        if self.args.process_index == 0:
-            super()._save(output_dir, state_dict)

@@ -101,6 +101,12 @@ class Architecture(Message):
         """Parameters of the largest single module."""
         return max((part.parameters for part in self.parts), default=0)
 
+    @property
+    def cached(self) -> int:
+        """Numbers that generation keeps of a token: keys and values, as wide as the model if no layer is named so."""
+        named = [part.outputs for part in self.parts if part.name.endswith((".k_proj", ".v_proj"))]
+        return sum(named) or 2 * self.hidden * self.layers
+
     def by_kind(self) -> dict[Kind, int]:
         """Parameters by what they are for."""
         return {kind: sum(part.parameters for part in self.parts if part.kind is kind) for kind in Kind}

@@ -13,7 +13,7 @@ from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.ledger import problem
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.memory import CHUNK, Memory, predict
+from finetune_trainer.prepare.plan.memory import CHUNK, EVALUATED, Memory, predict
 from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
@@ -30,6 +30,8 @@ class Request:
         rows: of a step, over all ranks; `rows_given` whether the user says so.
         tokens: of the longest row; `mean_tokens` of a row on average.
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
+        evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
+        converted: whether the model's files hold its weights in another type than the run's.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
     """
 
@@ -46,6 +48,8 @@ class Request:
     offload_parameters: bool | None = None
     micro: int | None = None
     accumulation: int | None = None
+    evaluated: int | None = 0
+    converted: bool = False
     unsharded: str = ""
 
 
@@ -117,6 +121,8 @@ def layouts(request: Request) -> Iterator[Layout]:
                         optimizer,
                         parameters,
                         machine.device,
+                        evaluated=micro * EVALUATED if request.evaluated is None else request.evaluated,
+                        converted=request.converted,
                     )
                     heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
                     for one in heads:

@@ -17,6 +17,8 @@ class Load:
         zero_stage: 1 shards optimizer states over the ranks, 2 gradients too, 3 weights too.
         recomputed: whether activations are recomputed in the backward pass.
         chunked: whether the loss makes its logits a chunk at a time, and again in the backward pass.
+        evaluated: rows of a batch of the evaluation; 0 = nothing is evaluated.
+        converted: whether the model's files hold its weights in another type than the run's.
     """
 
     architecture: Architecture
@@ -31,11 +33,17 @@ class Load:
     offload_parameters: bool = False
     device: Literal["cpu", "gpu"] = "cpu"
     chunked: bool = False
+    evaluated: int = 0
+    converted: bool = False
 
     @property
     def logits_bytes(self) -> int:
         """Of all logits of a micro-batch in float32, as if every token were trained."""
-        return 4 * self.architecture.vocabulary * self.micro * self.tokens if self.architecture.predicts_tokens else 0
+        return self.logits_of(self.micro)
+
+    def logits_of(self, rows: int) -> int:
+        """Of all logits of so many rows in float32, as if every token were trained."""
+        return 4 * self.architecture.vocabulary * rows * self.tokens if self.architecture.predicts_tokens else 0
 
     @property
     def kept(self) -> Kept:

@@ -4,8 +4,10 @@ Sharded states: ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3). Act
 code (`shape.py`), recomputed ones as in Korthikanti et al. 2022 (arXiv 2205.05198, section 5). 4-bit weights: QLoRA
 (Dettmers et al. 2023, arXiv 2305.14314, section 3). A step has three moments in which memory may be at its peak: the
 loss (everything kept for the backward pass, and the logits), the end of the backward pass (all gradients, and the
-buffers of their reduction), and the optimizer's step (its temporaries). What DeepSpeed and torch hold beside the
-formulas was read in their code and measured with benchmarks/memory.py.
+buffers of their reduction), and the optimizer's step (its temporaries). An evaluation is a fourth: no gradients, but
+larger batches, and keys and values of the answers. Loading holds no more of a GPU than a step does, and a save copies
+what it writes: both are counted in the node's memory. What DeepSpeed and torch hold beside the formulas was read in
+their code and measured with benchmarks/memory.py.
 """
 
 import math
@@ -28,11 +30,13 @@ IMPORTS = 1 * GIB  # interpreter, torch and the libraries
 STARTED = 100 << 20  # what libraries allocate at first use: threads, autograd, gloo; 69 to 120 MiB measured on CPU
 CUDA_CONTEXT = 1 * GIB  # context, cuBLAS workspaces and NCCL's channels; not measured by us
 CHUNK = 256 << 20  # bytes of a chunk's logits in float32: CHUNK_BYTES of worker/losses/output.py
+EVALUATED = 2  # rows of an evaluation's batch for one of a micro-batch: EVAL_BATCH_FACTOR of worker/arguments.py
+ANSWERED = (2048, 8192)  # tokens of a batch of answers: BATCH_TOKENS of worker/evaluation/answers.py
 MARGIN = 0.10  # of all that: fragmentation, and what the formulas leave out
 HEAP = 0.75  # of activations and logits on CPU: glibc keeps freed blocks below 32 MiB; measured 0.4 to 0.75
 
 
-Moment = Literal["loss", "backward", "step"]
+Moment = Literal["loss", "backward", "step", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ def predict(load: Load) -> Memory:
         "backward": _Moment(max(held, before), 0, again, 0, bucket + max(gathered, reduction)),
         "step": _step(load, held, bucket if load.zero_stage == 3 else 0.0),
     }
+    if load.evaluated:
+        moments["evaluation"] = _Moment(0, 0, *_evaluation(load), gathered + always)
     name = max(moments, key=lambda one: moments[one].bytes)
     most = moments[name]
     sizes = {
@@ -181,6 +187,18 @@ def _activations(load: Load) -> tuple[float, float, float]:
     return kept.layers.at(tokens) * rows + rest, largest, logits
 
 
+def _evaluation(load: Load) -> tuple[float, float]:
+    """Bytes of activations and of logits without gradients: of one layer, or of the keys and values of answers."""
+    least, most = ANSWERED
+    width = load.architecture.weight_bytes
+    answers = load.architecture.cached * width * min(most, max(least, load.micro * load.tokens))
+    activations = load.kept.largest_layer.at(load.tokens) * load.evaluated
+    logits = load.logits_of(load.evaluated)
+    # float32 logits and their log-probabilities, beside those that the layer made in 16 bits
+    copies = 2 + (width / FULL if width < FULL else 0)
+    return max(activations, answers if logits else 0), copies * (min(logits, CHUNK) if load.chunked else logits)
+
+
 # ---------------------------------------------------------------- buffers
 
 
@@ -227,6 +245,15 @@ def _host(load: Load) -> list[Component]:
     if load.offload_parameters:
         size = load.parameters / load.world_size * load.architecture.weight_bytes
         parts.append(Component(Name.WEIGHTS, math.ceil(size), "this rank's share of the weights"))
-    saved = load.trained * load.architecture.weight_bytes + share * (0 if load.offload_optimizer else OPTIMIZER_BYTES)
+    width = load.architecture.weight_bytes
+    # One tensor at a time is copied: of the trained weights in one piece, as DeepSpeed holds them, or of the states.
+    saved = max(load.trained * width / load.ranks(3), share * (0 if load.offload_optimizer else FULL))
+    saved += load.trained * width if load.method is not MethodType.FULL else 0
+    # Files are mapped, not read (measured: 2 MiB for 325): only weights of another type take memory of their own.
+    whole = load.converted and load.zero_stage < 3 and load.method is not MethodType.QLORA
+    loaded = load.architecture.parameters * width if whole else 0
+    if loaded > saved + sum(part.bytes for part in parts[1:]):
+        why = "the model on its way to the GPU: its files hold it in another type"
+        return [parts[0], Component(Name.WEIGHTS, math.ceil(loaded), why)]
     parts.append(Component(Name.BUFFERS, math.ceil(saved), "a checkpoint on its way from the GPU to the disk"))
     return parts

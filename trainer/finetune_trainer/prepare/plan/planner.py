@@ -172,6 +172,8 @@ def plan(
         offload_parameters=sharded.offload_parameters,
         micro=batch.micro,
         accumulation=batch.accumulation,
+        evaluated=given.get("per_device_eval_batch_size") if dataset.eval else 0,
+        converted=_converted(model, architecture.weight_bytes),
         unsharded=unsharded(job, task, lora),
     )
     layout = choose(request)
@@ -235,6 +237,12 @@ def plan(
         estimate=estimate(layout, machine, steps, -(-steps // save_every), spec.budget),
         choices=tuple(ledger.choices),
     )
+
+
+def _converted(model: ModelFacts, weight_bytes: int) -> bool:
+    """Whether a model's files hold another type than the run's: by their size, a quarter either way."""
+    held = model.size_bytes / max(1, model.parameters)
+    return abs(held / weight_bytes - 1) > 0.25
 
 
 def _precision(ledger: Ledger, machine: Machine) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
     """The sentence of each component.
 
     Args:
-        moment: when the peak is: loss, backward or step.
+        moment: when the peak is: loss, backward, step or evaluation.
         temporaries: bytes that the optimizer's step takes beside its states.
     """
     return {
@@ -69,6 +69,8 @@ def _why_weights(load: Load) -> str:
 def _why_gradients(load: Load, moment: str) -> str:
     if load.on_host:
         return "moved to the node's memory as they come"
+    if moment == "evaluation":
+        return "none in an evaluation"
     if moment == "step" and load.zero_stage in (1, 2):
         return f"{count(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
     if moment == "loss" and not (load.zero_stage == 3 or load.accumulation > 1):
@@ -89,6 +91,10 @@ def _why_activations(load: Load, moment: str) -> str:
     rows = f"{load.micro} {'row' if load.micro == 1 else 'rows'} of {load.tokens} tokens"
     if moment == "step":
         return "none are left in the step"
+    if moment == "evaluation":
+        return (
+            f"of one layer for {load.evaluated} rows of {load.tokens} tokens, or keys and values of generated answers"
+        )
     if moment == "backward":
         return f"of one layer, at the end of the backward pass over {rows}"
     if load.recomputed:
@@ -101,10 +107,15 @@ def _why_activations(load: Load, moment: str) -> str:
 def _why_logits(load: Load, moment: str) -> str:
     if not load.architecture.predicts_tokens:
         return "no words are predicted"
-    if moment != "loss":
+    if moment not in ("loss", "evaluation"):
         return "gone by then"
     if load.chunked:
-        return "of one chunk: made a chunk at a time, and again in the backward pass"
+        again = "" if moment == "evaluation" else ", and again in the backward pass"
+        return f"of one chunk: made a chunk at a time{again}"
+    if moment == "evaluation":
+        each = 8 if load.architecture.weight_bytes == 4 else 10
+        tokens = load.evaluated * load.tokens
+        return f"{each} bytes for each of {tokens} tokens and {load.architecture.vocabulary} words, without gradients"
     return (
         f"8 bytes for each of {load.micro * load.tokens} tokens and {load.architecture.vocabulary} words, for the loss"
     )

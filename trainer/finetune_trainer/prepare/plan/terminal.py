@@ -12,7 +12,12 @@ GIB = 1 << 30
 
 def memory_table(memory: PlannedMemory) -> Table:
     """The predicted peak by component, and why it is so large."""
-    moment = {"loss": "at the loss", "backward": "at the end of the backward pass", "step": "in the optimizer's step"}
+    moment = {
+        "loss": "at the loss",
+        "backward": "at the end of the backward pass",
+        "step": "in the optimizer's step",
+        "evaluation": "in an evaluation",
+    }
     table = Table(
         Column("memory", no_wrap=True),
         Column("GiB", justify="right"),

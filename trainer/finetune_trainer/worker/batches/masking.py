@@ -6,7 +6,6 @@ same tokens; how many they are depends on the row's length alone, so that the lo
 without a look at the batch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +27,7 @@ class Rows(Protocol):
     """Prepared rows by position."""
 
     @property
-    def lengths(self) -> Sequence[int]: ...
+    def lengths(self) -> npt.ArrayLike: ...
 
     def __len__(self) -> int: ...
 
@@ -107,7 +106,7 @@ class MaskedRows(Dataset[dict[str, Any]]):
         return {**row, "input_ids": ids, "labels": labels}
 
     @property
-    def lengths(self) -> Sequence[int]:
+    def lengths(self) -> npt.ArrayLike:
         """Tokens of each row."""
         return self._rows.lengths
 

@@ -1,6 +1,6 @@
 """Answers to questions, generated greedily by the model in training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,25 +32,37 @@ class Generator:
         self._tokens = min(most, max(least, plan.micro_batch * plan.max_length))
 
     def __call__(
-        self, model: torch.nn.Module, questions: Sequence[Question], rank: int, world_size: int, device: torch.device
+        self,
+        model: torch.nn.Module,
+        questions: Sequence[Question],
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        go_on: Callable[[], None] = lambda: None,
     ) -> dict[int, list[int]]:
         """The answers of one rank's share: place in `questions` -> token ids without the end of the answer.
 
         Args:
             model: as loaded, with its adapter; DeepSpeed's hooks are in its modules.
+            go_on: called before each batch; raises where the rest is not wanted any more.
         """
         longest = max(len(question.reference) for question in questions)
         most = min(self._most, longest)
         lengths = [len(question.prompt) for question in questions]
         fitting = max(1, self._tokens // (max(lengths) + most))
         spread = -(-len(questions) // world_size)
-        share = share_of(lengths, min(fitting, BATCH_ROWS, spread), rank, world_size)
+        rows = min(fitting, BATCH_ROWS, spread)
+        share = share_of(lengths, rows, rank, world_size)
+        longest_first = sorted(lengths, reverse=True)
         stops = self._stops(model, questions)
         answers: dict[int, list[int]] = {}
         with torch.no_grad():
             for number, batch in enumerate(share.batches):
+                go_on()
+                # of all ranks' batches at this time: under ZeRO-3 each goes on until the last of them has ended
+                longest = longest_first[number * world_size * rows]
                 asked = [questions[place] for place in batch]
-                said = self._generate(model, asked, self._config(asked, most, stops), device)
+                said = self._generate(model, asked, self._config(longest, most, stops), device)
                 if number < share.counted:
                     for place, ids in zip(batch, said, strict=True):
                         answers[place] = _until(ids, set(stops))
@@ -77,10 +89,10 @@ class Generator:
         start = width if self._task is Task.CAUSAL_LM else 1  # a decoder begins with its start token
         return [[int(token) for token in line] for line in made[:, start:].tolist()]
 
-    def _config(self, asked: Sequence[Question], most: int, stops: list[int]) -> GenerationConfig:
-        """Greedy, whatever the model's own generation settings say of sampling and beams."""
+    def _config(self, longest: int, most: int, stops: list[int]) -> GenerationConfig:
+        """Greedy, whatever the model's own generation settings say of sampling and beams; `longest`: prompt, tokens."""
         if self._positions:  # beyond them, models with learned positions fail
-            before = max(len(question.prompt) for question in asked) if self._task is Task.CAUSAL_LM else 1
+            before = longest if self._task is Task.CAUSAL_LM else 1
             most = max(1, min(most, self._positions - before))
         return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=most,

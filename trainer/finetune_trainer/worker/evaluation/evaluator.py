@@ -31,6 +31,10 @@ Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
+class _GivenUp(Exception):  # noqa: N818 - no error
+    """A stop was agreed on between two batches."""
+
+
 @dataclass
 class _Part:
     """What one rank has seen; travels to all others.
@@ -72,6 +76,7 @@ class Evaluator:
         rows: the eval split, with the columns and `lengths` of `data.ArrowRows`.
         collate: makes batches, as in training.
         batch_rows: rows of a batch.
+        gives_up: asked between two batches, by all ranks alike: whether to end without a result.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class Evaluator:
         rows: Dataset[dict[str, Any]],
         collate: Collate,
         batch_rows: int,
+        gives_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._order = order
         self._plan = order.plan
@@ -88,15 +94,21 @@ class Evaluator:
         self._rows: Any = rows
         self._collate = collate
         self._batch_rows = batch_rows
+        self._gives_up = gives_up
         self._questions: list[Question] | None = None
 
-    def __call__(self, engine: Engine, step: int) -> dict[str, float]:
-        """Metrics by name, each with `eval_` before it, the same on every rank; rank 0 writes the records."""
+    def __call__(self, engine: Engine, step: int) -> dict[str, float] | None:
+        """Metrics by name, each with `eval_` before it, the same on every rank; rank 0 writes the records.
+
+        None: the evaluation was given up, on every rank.
+        """
         was_training = engine.wrapped.training
         engine.wrapped.eval()
         try:
             scores = self._scores(engine)
             answered = self._answers(engine)
+        except _GivenUp:
+            return None
         finally:
             engine.wrapped.train(was_training)
         metrics = scores.metrics | similarity([one.answer for one in answered], [one.reference for one in answered])
@@ -147,6 +159,7 @@ class Evaluator:
         predicted: list[torch.Tensor] = []
         truth: list[torch.Tensor] = []
         for number, (rows, batch) in enumerate(zip(share.batches, self._batches(share.batches), strict=True)):
+            self._go_on()
             with torch.no_grad():
                 summed = engine.head(engine.wrapped, engine.place(batch))
             if number >= share.counted:
@@ -174,6 +187,10 @@ class Evaluator:
             generator=torch.Generator(),  # else it draws from the generator that dropout draws from
         )
 
+    def _go_on(self) -> None:
+        if self._gives_up():
+            raise _GivenUp
+
     # ------------------------------------------------------------ answers
 
     def _answers(self, engine: Engine) -> list[Sample]:
@@ -182,7 +199,7 @@ class Evaluator:
             return []
         order = self._order
         generator = Generator(self._plan, self._tokenizer)
-        own = generator(engine.model, asked, order.rank, order.world_size, engine.device)
+        own = generator(engine.model, asked, order.rank, order.world_size, engine.device, self._go_on)
         said: dict[int, list[int]] = {}
         for part in _everyone(own):
             said |= part

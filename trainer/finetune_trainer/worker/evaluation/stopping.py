@@ -39,8 +39,15 @@ def stops(plan: Plan, past: Sequence[Evaluated]) -> bool:
     return waited >= plan.early_stopping_patience
 
 
+def ends_best(plan: Plan, past: Sequence[Evaluated]) -> bool:
+    """Whether no evaluation is better than the last of these: of equals export takes the later (`export.pick`)."""
+    sign = 1.0 if plan.greater_is_better else -1.0
+    values = [sign * one.metrics.get(plan.best_metric, math.nan) for one in past]
+    return bool(values) and math.isfinite(values[-1]) and not any(value > values[-1] for value in values)
+
+
 class EarlyStopping(TrainerCallback):
-    """Ends the loop after the evaluation that is one too many; the checkpoint of that step is saved beside it."""
+    """Ends the loop after the evaluation that is one too many; the end of a run is always saved."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -48,6 +55,7 @@ class EarlyStopping(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if stops(self._plan, evaluations(state.log_history)):
             control.should_training_stop = True
+            control.should_save = True
 
 
 def past_of(resume: str | None) -> list[Evaluated]:

@@ -24,7 +24,7 @@ def items_of(plan: Plan, rows: ArrowRows, masking: Masking | None) -> Callable[[
             return lambda row: trained_targets(rows.value("labels", row))
         case Task.MASKED_LM:
             assert masking is not None
-            return lambda row: masking.count(rows.lengths[row])
+            return lambda row: masking.count(int(rows.lengths[row]))
         case Task.CAUSAL_LM:
             return lambda row: trained_following(rows, row)
 

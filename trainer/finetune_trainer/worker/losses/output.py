@@ -3,12 +3,19 @@
 A hook on the layer picks the positions, for every family alike: `logits_to_keep` does the same, but encoders and
 encoder-decoders lack it. `labelled` makes the logits of all trained tokens at once. `chunked` makes them a chunk at a
 time and again in the backward pass, `liger` fuses product and loss: both for where the logits would not fit.
+
+The model calls the layer once for every batch, and `chunked` and `liger` make the whole loss inside that call. So
+ZeRO-3 gathers the layer's weights once in the forward pass and once in the backward pass, however many chunks a rank
+has: that number depends on the rank's own data, and collectives must not.
 """
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from deepspeed.runtime.zero import register_external_parameter
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
@@ -21,7 +28,7 @@ class OutputLayer:
     """Watches a model's output layer.
 
     Args:
-        model: a language model with `get_output_embeddings`, or what PEFT makes of it.
+        model: a language model with `get_output_embeddings`, or what PEFT makes of it; no engine wraps it yet.
         kind: how logits become a loss; the others fall back to `labelled` where a family works on its logits
             in a way that they do not know.
     """
@@ -29,10 +36,19 @@ class OutputLayer:
     def __init__(self, model: torch.nn.Module, kind: Kind) -> None:
         self._model = model
         self._kind = kind if kind == "labelled" or plain_logits(model) else "labelled"
-        self._layer: Callable[[torch.Tensor], torch.Tensor] = output_layer(model)
+        self._layer: Any = output_layer(model)
         self._kept: torch.Tensor | None = None
-        self._hidden: torch.Tensor | None = None
-        output_layer(model).register_forward_pre_hook(self._pick)
+        self._targets: torch.Tensor | None = None
+        self._total: torch.Tensor | None = None
+        self._hits: torch.Tensor | None = None
+        self._watched = False
+        self._layer.register_forward_pre_hook(self._pick)
+        if self._kind != "labelled":
+            self._forward_of_layer: Callable[..., torch.Tensor] = self._layer.forward
+            self._layer.forward = self._forward
+            self._parts = [part for part in self._layer.modules() if part is not self._layer]  # of an adapter
+            for parameter in (one for part in self._parts for one in part.parameters(recurse=False)):
+                register_external_parameter(self._layer, parameter)  # gathered with the layer
 
     @property
     def kind(self) -> Kind:
@@ -49,40 +65,66 @@ class OutputLayer:
             kept: positions [trained] among all of the batch's, row by row.
             targets: their token ids [trained].
         """
-        self._kept = kept
-        try:
-            logits = forward()
-        finally:
-            self._kept = None
         if self._kind == "labelled":
-            return summed(logits, targets)
-        hidden, self._hidden = self._hidden, None
-        assert hidden is not None
-        return self._liger(hidden, targets) if self._kind == "liger" else self._chunks(hidden, targets)
+            self._kept = kept
+            try:
+                return summed(forward(), targets)
+            finally:
+                self._kept = None
+        if not self._watched:
+            # Behind the engine's own hooks: they must see the loss, as its gradient is what gathers the weights again.
+            self._layer.register_forward_hook(self._take)
+            self._watched = True
+        self._kept, self._targets = kept, targets
+        try:
+            forward()
+            assert self._total is not None
+            return self._total, self._hits
+        finally:
+            self._kept = self._targets = self._total = self._hits = None
 
     def _pick(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._kept is None:  # somebody else's pass, such as generation
             return None
-        hidden = arguments[0].flatten(0, -2).index_select(0, self._kept)
-        if self._kind == "labelled":
-            return (hidden, *arguments[1:])
-        self._hidden = hidden
-        return (hidden[:1].detach(), *arguments[1:])  # the layer is called later, by the loss
+        return (arguments[0].flatten(0, -2).index_select(0, self._kept), *arguments[1:])
 
-    def _chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        size = max(1, CHUNK_BYTES // (4 * int(self._model.config.vocab_size)))  # type: ignore[union-attr, arg-type]
+    def _forward(self, hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        """The layer's forward: the loss [] of hidden states [trained, width]; the logits in somebody else's pass."""
+        if self._targets is None:
+            return self._forward_of_layer(hidden, *arguments, **named)
+        if self._kind == "liger" and torch.is_grad_enabled():
+            return self._liger(hidden, self._targets)
+        return self._chunks(hidden, self._targets)
+
+    def _take(self, layer: torch.nn.Module, arguments: tuple[Any, ...], made: torch.Tensor) -> torch.Tensor | None:
+        """Keep the loss; the model goes on with logits of one token, which nobody reads."""
+        if self._targets is None:
+            return None
+        self._total = made
+        hidden: torch.Tensor = arguments[0]
+        return hidden.new_zeros(1, self._vocabulary)
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+
+    def _chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        size = max(1, CHUNK_BYTES // (4 * self._vocabulary))
         total = hidden.new_zeros((), dtype=torch.float32)
-        hits: torch.Tensor | None = None
         for part, goals in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
             if torch.is_grad_enabled():
                 total = total + checkpoint(self._of_chunk, part, goals, use_reentrant=False)
             else:
-                loss, hit = summed(self._softened(self._layer(part)), goals)
-                total, hits = total + loss, hit if hits is None or hit is None else hits + hit
-        return total, hits
+                loss, hit = summed(self._softened(self._logits(part)), goals)
+                total, self._hits = total + loss, hit if self._hits is None or hit is None else self._hits + hit
+        return total
 
     def _of_chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return summed(self._softened(self._layer(hidden)), targets)[0]
+        return summed(self._softened(self._logits(hidden)), targets)[0]
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        with without_hooks(self._parts):
+            return self._forward_of_layer(hidden)
 
     def _softened(self, logits: torch.Tensor) -> torch.Tensor:
         """What Gemma and BART do with the output layer's logits."""
@@ -92,16 +134,26 @@ class OutputLayer:
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def _liger(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if not torch.is_grad_enabled():
-            return self._chunks(hidden, targets)
+    def _liger(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # imports Triton
 
-        layer = output_layer(self._model)
         cap = getattr(self._model.config, "final_logit_softcapping", None)
         loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap)
-        total: torch.Tensor = loss(layer.weight, hidden, targets, getattr(layer, "bias", None))
-        return total.float(), None
+        total: torch.Tensor = loss(self._layer.weight, hidden, targets, getattr(self._layer, "bias", None))
+        return total.float()
+
+
+@contextmanager
+def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Inside, calls of these modules run no hooks: ZeRO-3's count the calls and expect as many in every step."""
+    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
+    for module in modules:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, (before, after) in zip(modules, hooks, strict=True):
+            module._forward_pre_hooks, module._forward_hooks = before, after
 
 
 def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

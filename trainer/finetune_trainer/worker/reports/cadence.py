@@ -10,6 +10,7 @@ from finetune_api.messages import Plan
 from finetune_trainer.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.history import evaluations
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
+from finetune_trainer.worker.evaluation.stopping import ends_best
 from finetune_trainer.worker.reports.diverged import diagnosed
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
@@ -24,12 +25,17 @@ def evaluates_at(plan: Plan, step: int) -> bool:
 
 
 def saves_at(plan: Plan, step: int) -> bool:
-    """Whether a checkpoint is written after this step: at the interval, beside every evaluation, and at the end."""
-    return step % plan.checkpoint_every_steps == 0 or step == plan.max_steps or evaluates_at(plan, step)
+    """Whether a checkpoint is written after this step, whatever an evaluation says: at the interval, and at the end."""
+    return step % plan.checkpoint_every_steps == 0 or step == plan.max_steps
 
 
 class Cadence(TrainerCallback):
-    """Sets the loop's flags as the plan says."""
+    """Sets the loop's flags as the plan says.
+
+    Beside an evaluation a checkpoint is written only if it is the best so far: no other can become the artifact. A
+    checkpoint holds the whole state of the optimizer, so that one beside every evaluation would often cost more than
+    all those of the interval.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -38,6 +44,10 @@ class Cadence(TrainerCallback):
         control.should_log = True
         control.should_evaluate = evaluates_at(self._plan, state.global_step)
         control.should_save = saves_at(self._plan, state.global_step)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if ends_best(self._plan, evaluations(state.log_history)):
+            control.should_save = True
 
 
 class Reports(TrainerCallback):

@@ -1,0 +1,50 @@
+"""A stop waits for no evaluation: it saves at once, and the run that goes on makes up for it."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_api.contract import ExitCode, checkpoint_name
+from finetune_api.messages import MethodType, Task
+from tests.local.harness import make_plan, write_dataset
+from tests.local.patched import Patched
+
+STEPS = 4
+BATCHES = 12  # of each rank in an evaluation
+
+
+@pytest.mark.parametrize(
+    ("moment", "every"),
+    [
+        pytest.param("stop in evaluation", 2, id="in an evaluation"),
+        pytest.param("stop in evaluation", 0, id="in the last evaluation"),
+        pytest.param("stop in step", 2, id="when an evaluation is due"),
+    ],
+)
+def test_a_stop_saves_at_once_and_the_evaluation_is_made_when_the_run_goes_on(
+    moment: str, every: int, patched_workers: Patched, llama: Path, tmp_path: Path
+) -> None:
+    data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
+    plan = make_plan(
+        Task.CAUSAL_LM,
+        MethodType.LORA,
+        max_steps=STEPS,
+        checkpoint_every_steps=STEPS,
+        eval_every_steps=every,
+        training={"per_device_eval_batch_size": 1},
+    )
+    at = every or STEPS
+    whole = patched_workers.run(plan, llama, data, tmp_path / "whole")
+    assert whole.exit_codes == (ExitCode.OK, ExitCode.OK), whole.logs
+    stopped = patched_workers.run(plan, llama, data, tmp_path / "stopped", moment)
+    assert stopped.exit_codes == (ExitCode.DRAINED, ExitCode.DRAINED), stopped.logs
+    made = [one["batches"] for one in stopped.facts]
+    assert made[0] == made[1] < BATCHES, "all ranks give up before the same batch"
+    assert stopped.saves() == [at]
+    assert stopped.evaluations() == []
+    resume = tmp_path / "stopped" / "node-{rank}" / checkpoint_name(at)
+    again = patched_workers.run(plan, llama, data, tmp_path / "again", resume=resume)
+    assert again.exit_codes == (ExitCode.OK, ExitCode.OK), again.logs
+    assert again.evaluations() == whole.evaluations()
+    assert sorted(again.losses()) == list(range(at + 1, STEPS + 1))
+    assert {**stopped.losses(), **again.losses()} == whole.losses()

@@ -1,0 +1,179 @@
+"""The weights of a checkpoint, in Hugging Face's layout: written by rank 0 alone, tensor by tensor.
+
+transformers' own save (5.23) copies the whole model to the memory of every rank first, frozen weights and all, and the
+copies of tied weights are no longer tied. Here a rank that writes nothing copies nothing, an adapter's run copies what
+it trains, and a whole model is never in memory a second time: under ZeRO-3 one tensor at a time is gathered.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.zero import GatheredParameters
+from huggingface_hub import split_torch_state_dict_into_shards
+from peft import PeftModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+SHARD = "50GB"  # transformers' own largest file
+TYPES = {  # safetensors' names
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def save_weights(model: Any, engine: Any, folder: Path, *, writes: bool) -> None:
+    """Save the adapter, or the whole model, with its configuration.
+
+    Every rank calls it: under ZeRO-3 all of them take part in gathering.
+
+    Args:
+        model: as loaded, with its adapter.
+        engine: DeepSpeed's around it.
+        writes: whether this rank's files hold the weights.
+    """
+    with _at_rest(engine):
+        if isinstance(model, PeftModel):
+            trained = _collected(_tensors(model, trained=True), writes)
+            if writes:
+                model.save_pretrained(str(folder), state_dict=trained)
+        else:
+            _save_whole(model, folder, writes)
+
+
+def _save_whole(model: Any, folder: Path, writes: bool) -> None:
+    tensors = _tensors(model)
+    stand_ins = {id(one): torch.empty(_shape(one), dtype=one.dtype, device="meta") for one in tensors.values()}
+    sources = {id(stand_ins[id(one)]): one for one in tensors.values()}
+    state = _as_in_files(model, {name: stand_ins[id(one)] for name, one in tensors.items()})
+    if any(id(one) not in sources for one in state.values()):  # files of this family hold what several weights make
+        state = _as_in_files(model, _collected(tensors, writes))
+        sources = {id(one): one for one in state.values()}
+    if writes:
+        model.save_pretrained(str(folder), state_dict={})  # the configuration, and weights that are replaced
+        (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
+    pattern = SAFE_WEIGHTS_NAME.replace(".", "{suffix}.")
+    shards = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=SHARD)
+    for file, names in shards.filename_to_tensors.items():
+        with _Writer(folder / file, {name: state[name] for name in names}) if writes else nullcontext() as writer:
+            for name in sorted(names, key=lambda name: -state[name].element_size()):
+                with _whole(sources[id(state[name])]) as tensor:
+                    if writer:
+                        writer.write(tensor)
+    if writes and shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _tensors(model: torch.nn.Module, *, trained: bool = False) -> dict[str, torch.Tensor]:
+    """The model's own tensors by the names of its state dict, without a copy.
+
+    Args:
+        trained: leave out the parameters that are not.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        before = f"{prefix}." if prefix else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad or not trained:
+                found[before + name] = parameter
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[before + name] = buffer
+    return found
+
+
+def _as_in_files(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What transformers' `save_pretrained` makes of a state dict: tied weights once, under the names of the family."""
+    kept = {name: one for name, one in state.items() if name not in (model._keys_to_ignore_on_save or ())}
+    made: dict[str, torch.Tensor] = revert_weight_conversion(model, remove_tied_weights_from_state_dict(kept, model))
+    return made
+
+
+def _collected(tensors: Mapping[str, torch.Tensor], writes: bool) -> dict[str, torch.Tensor]:
+    """Tensors in host memory, on a rank that writes; tied ones stay one tensor."""
+    copies: dict[int, torch.Tensor] = {}
+    for one in tensors.values():
+        if id(one) not in copies:
+            with _whole(one) as tensor:
+                copies[id(one)] = tensor.detach().cpu() if writes else one
+    return {name: copies[id(one)] for name, one in tensors.items()} if writes else {}
+
+
+# ---------------------------------------------------------------- ZeRO-3's shards
+
+
+@contextmanager
+def _at_rest(engine: Any) -> Iterator[None]:
+    """ZeRO-3 keeps small weights gathered: inside, none is."""
+    if not engine.zero_optimization_partition_weights():
+        yield
+        return
+    engine.optimizer.checkpoint_event_prologue()
+    try:
+        yield
+    finally:
+        engine.optimizer.checkpoint_event_epilogue()
+
+
+@contextmanager
+def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor as it is without ZeRO-3; a collective with it."""
+    if not hasattr(tensor, "ds_id"):
+        yield tensor
+        return
+    with GatheredParameters([tensor]):
+        yield tensor
+
+
+def _shape(tensor: torch.Tensor) -> torch.Size:
+    return getattr(tensor, "ds_shape", tensor.shape)
+
+
+# ---------------------------------------------------------------- safetensors
+
+
+class _Writer:
+    """A file in safetensors' format (github.com/huggingface/safetensors), written one tensor after the other.
+
+    Args:
+        tensors: shapes and types by name, without data. They are written with the widest type first, so that each lies
+            at a multiple of its width.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._path = path
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
+            tensor = tensors[name]
+            end = at + tensor.numel() * tensor.element_size()
+            header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+            at = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        self._header = text + b" " * (-len(text) % 8)
+
+    def __enter__(self) -> "_Writer":
+        self._file = self._path.open("wb")
+        self._file.write(len(self._header).to_bytes(8, "little") + self._header)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, tensor: torch.Tensor) -> None:
+        """The next one's data."""
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        self._file.write(flat.view(torch.uint8).numpy().data)
