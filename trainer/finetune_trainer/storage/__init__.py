@@ -3,7 +3,16 @@
 `open_store` is the way in; `upload_tree` and `download_tree` move whole folders under a MANIFEST.json.
 """
 
-from finetune_trainer.storage.base import AlreadyExistsError, NotFoundError, ObjectInfo, ObjectStore
+from finetune_trainer.storage.base import (
+    AlreadyExistsError,
+    ChangedError,
+    CorruptedError,
+    ManifestInvalidError,
+    NotFoundError,
+    ObjectInfo,
+    ObjectStore,
+    open_regular,
+)
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.open import open_object, open_store
 from finetune_trainer.storage.s3 import S3Store
@@ -14,11 +23,15 @@ from finetune_trainer.storage.trees import (
     read_manifest,
     upload_files,
     upload_tree,
+    verify_files,
 )
 
 __all__ = [
     "AlreadyExistsError",
+    "ChangedError",
+    "CorruptedError",
     "FolderStore",
+    "ManifestInvalidError",
     "NotFoundError",
     "ObjectInfo",
     "ObjectStore",
@@ -27,8 +40,10 @@ __all__ = [
     "download_tree",
     "hash_file",
     "open_object",
+    "open_regular",
     "open_store",
     "read_manifest",
     "upload_files",
     "upload_tree",
+    "verify_files",
 ]
