@@ -19,6 +19,12 @@ class Message(BaseModel):
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
+class Record(Message):
+    """The base of what another version may read: fields that this one does not know are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class Task(StrEnum):
     CAUSAL_LM = "causal-lm"
     CLASSIFICATION = "classification"
@@ -292,7 +298,7 @@ class Artifact(Message):
 # ---------------------------------------------------------------- stored files
 
 
-class FileEntry(Message):
+class FileEntry(Record):
     """One file below a manifest: `path` relative to the manifest's folder, bytes, hex sha256."""
 
     path: str
@@ -300,7 +306,7 @@ class FileEntry(Message):
     sha256: str
 
 
-class Manifest(Message):
+class Manifest(Record):
     """The list that commits a prefix: present and verified, or the prefix does not exist."""
 
     kind: Literal["dataset", "model", "checkpoint", "artifact"]
@@ -309,7 +315,7 @@ class Manifest(Message):
     info: dict[str, Any] = Field(default_factory=dict)
 
 
-class CheckpointPart(Message):
+class CheckpointPart(Record):
     """PART.json: what one node holds of a checkpoint, saved under one generation."""
 
     step: int
@@ -320,7 +326,7 @@ class CheckpointPart(Message):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
-class CheckpointInfo(Message):
+class CheckpointInfo(Record):
     """`info` of a checkpoint's manifest.
 
     Attributes:

@@ -108,7 +108,7 @@ def train(task: Task, model: Path, scratch: Path, run: Run) -> None:
         max_steps=STEPS,
         checkpoint_every_steps=HALFWAY,
     )
-    resume = scratch / run.resumes / "node-{rank}" / checkpoint_name(HALFWAY) if run.resumes else None
+    resume = scratch / run.resumes / "node-{rank}" / checkpoint_name(HALFWAY, 1) if run.resumes else None
     path = scratch / f"{run.name}.jsonl"
     ranks = orders(plan, model, scratch / "data", scratch / run.name, resume=resume)
     children = [forked(partial(logged, order, path)) for order in ranks]

@@ -15,7 +15,7 @@ from finetune_trainer.storage.base import (
 )
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.open import open_object, open_store
-from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3 import CONTROL, S3Store
 from finetune_trainer.storage.trees import (
     download_files,
     download_tree,
@@ -27,6 +27,7 @@ from finetune_trainer.storage.trees import (
 )
 
 __all__ = [
+    "CONTROL",
     "AlreadyExistsError",
     "ChangedError",
     "CorruptedError",

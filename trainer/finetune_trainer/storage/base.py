@@ -101,7 +101,7 @@ class ObjectStore(Protocol):
         """Remove objects; one that is not there is no error."""
 
     def clean(self, prefix: str, seconds: float) -> None:
-        """Remove what killed writers have left: unfinished writes below `prefix` that began `seconds` ago or earlier."""
+        """Remove what killed writers have left: unfinished writes below `prefix` that began so many seconds ago."""
 
 
 def is_key(key: str) -> bool:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.contract import File
-from finetune_api.errors import StorageError
 from finetune_api.messages import FileEntry, Manifest
 from finetune_trainer.storage.base import (
     AlreadyExistsError,

@@ -140,7 +140,7 @@ class FineTuneTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         step = self.state.global_step
         self._reporter.phase("save", step)
-        folder = Path(self._order.checkpoints) / checkpoint_name(step)
+        folder = Path(self._order.checkpoints) / checkpoint_name(step, self._order.generation)
         self.save_model(str(folder), _internal_call=True)
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
