@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 import time
 import uuid
 from collections.abc import Coroutine
@@ -266,6 +267,7 @@ class Agent:
             node=self._config.node,
             incarnation=self.incarnation,
             host=self._config.host,
+            port=node.port,
             generation=node.generation,
             state=node.state,
             ranks=self._workers.reports,
@@ -288,7 +290,7 @@ class Agent:
                 await self._workers.warm_again()
             await self._uploader.look()
         finally:
-            self._node.generation = generation
+            self._node.generation, self._node.port = generation, free_port()
         if self._node.state is not AgentState.BOOT:
             self._node.state = AgentState.READY
         self._heart.tell()
@@ -356,6 +358,13 @@ class Agent:
         for key, path in self._places.logs():
             with contextlib.suppress(StorageError, OSError):
                 self._store.put_file(f"{self._run}logs/{key}", path)
+
+
+def free_port() -> int:
+    """A port that nobody has on this machine now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def evaluated(event: WorkerEvent) -> EvalMetrics:

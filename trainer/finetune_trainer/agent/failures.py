@@ -54,9 +54,11 @@ def lost_a_peer(report: RankReport) -> bool:
 
 
 def culprit(failed: Iterable[Member]) -> Failure:
-    """The failure to name: the earliest worker that did not merely lose a peer."""
-    reports = [(m.beat.node, rank) for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
-    node, report = min(reports, key=lambda r: (lost_a_peer(r[1]), r[1].ended_at or 0.0))
+    """The failure to name: the earliest worker that did not merely lose a peer. The clocks of two nodes may differ: the
+    leader's counts between them."""
+    reports = [(m, rank) for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
+    member, report = min(reports, key=lambda r: (lost_a_peer(r[1]), r[0].failed_at or 0.0, r[1].ended_at or 0.0))
+    node = member.beat.node
     return Failure(
         category=category_of(report.exit_code),
         node=node,

@@ -8,7 +8,6 @@ every decision wakes those whose directive has changed, and nobody else.
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from dataclasses import replace
 
@@ -236,12 +235,12 @@ class Leader:
 
     def _start(self, ranks: dict[int, int], resume: CheckpointId | None, now: float) -> None:
         gang = self.gang
-        first = next(node for node, rank in ranks.items() if rank == 0)
+        first = next(gang.members[node].beat for node, rank in ranks.items() if rank == 0)
         rendezvous = Rendezvous(
             ranks=ranks,
             incarnations={node: gang.members[node].beat.incarnation for node in ranks},
-            host=gang.members[first].beat.host,
-            port=_free_port(),
+            host=first.host,
+            port=first.port,
             resume=resume,
             since=now,
         )
@@ -296,12 +295,6 @@ class Leader:
             member.beat.have == self.directive(node).key or not policy.alive(gang, node, now)
             for node, member in gang.members.items()
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _point(resume: CheckpointId | None) -> str:
