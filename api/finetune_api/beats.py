@@ -9,7 +9,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from finetune_api.errors import FailureCategory
-from finetune_api.messages import Message, Record
+from finetune_api.messages import Message
 
 
 class AgentState(StrEnum):
@@ -95,7 +95,7 @@ class StepMetrics(Message):
     memory_bytes: int = 0
 
 
-class EvalMetrics(Record):
+class EvalMetrics(Message):
     """The metrics of one evaluation, such as eval_loss. `overfitting_since`: the step at which the run turned, if it
     overfits by now."""
 
@@ -181,7 +181,7 @@ class Directive(Message):
         return f"{key}/{self.resume.step}/{self.resume.generation}/{ranks}"
 
 
-class Failure(Record):
+class Failure(Message):
     """Why a generation ended: the first culprit, not its victims."""
 
     category: FailureCategory
@@ -192,7 +192,7 @@ class Failure(Record):
     log_tail: str = ""
 
 
-class Recovery(Record):
+class Recovery(Message):
     """One move to a new generation.
 
     Attributes:
@@ -216,7 +216,7 @@ class Recovery(Record):
     seconds: float | None = None
 
 
-class RecoveryTotals(Record):
+class RecoveryTotals(Message):
     """All recoveries of a run, also those no longer listed. `restarts`: those that counted, announced stops do not."""
 
     count: int = 0
@@ -226,7 +226,7 @@ class RecoveryTotals(Record):
     by_category: dict[FailureCategory, int] = Field(default_factory=dict)
 
 
-class CheckpointFacts(Record):
+class CheckpointFacts(Message):
     """A committed checkpoint, as people are told of it.
 
     Attributes:
@@ -244,7 +244,7 @@ class CheckpointFacts(Record):
     best: bool = False
 
 
-class Outage(Record):
+class Outage(Message):
     """Storage has refused for a while: nothing is lost, but what is saved stays on the nodes' disks.
 
     Attributes:
@@ -258,7 +258,7 @@ class Outage(Record):
     last_commit: str | None = None
 
 
-class Progress(Record):
+class Progress(Message):
     """What the leader answers to GET /progress.
 
     Attributes:
@@ -305,7 +305,7 @@ class Progress(Record):
     outage: Outage | None = None
 
 
-class Trained(Record):
+class Trained(Message):
     """Work that is safe: tokens and step time up to a committed step."""
 
     step: int = 0
@@ -313,7 +313,7 @@ class Trained(Record):
     seconds: float = 0.0
 
 
-class GenerationRecord(Record):
+class GenerationRecord(Message):
     """generation.json: who leads, the highest generation given out, and what a next leader must know of the past.
 
     Attributes:

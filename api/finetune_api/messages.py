@@ -1,6 +1,7 @@
 """JSON that travels between the parts: plan, manifest, checkpoint. (`beats` has the gang's, `results` the stages'.)
 
-Every message is frozen and refuses unknown fields, so that a mixed-version gang fails loudly.
+Every message is frozen. Unknown fields are skipped: a newer version may have written them. (Unknown values: see
+`lenient`.)
 """
 
 from enum import StrEnum
@@ -12,17 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 class Message(BaseModel):
     """The base of everything sent or stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> str:
         """Stable, indented JSON: the same value gives the same bytes."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
-
-
-class Record(Message):
-    """The base of what another version may read: fields that this one does not know are passed over."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Task(StrEnum):
@@ -298,7 +293,7 @@ class Artifact(Message):
 # ---------------------------------------------------------------- stored files
 
 
-class FileEntry(Record):
+class FileEntry(Message):
     """One file below a manifest: `path` relative to the manifest's folder, bytes, hex sha256."""
 
     path: str
@@ -306,7 +301,7 @@ class FileEntry(Record):
     sha256: str
 
 
-class Manifest(Record):
+class Manifest(Message):
     """The list that commits a prefix: present and verified, or the prefix does not exist."""
 
     kind: Literal["dataset", "model", "checkpoint", "artifact"]
@@ -315,7 +310,7 @@ class Manifest(Record):
     info: dict[str, Any] = Field(default_factory=dict)
 
 
-class CheckpointPart(Record):
+class CheckpointPart(Message):
     """PART.json: what one node holds of a checkpoint, saved under one generation."""
 
     step: int
@@ -326,7 +321,7 @@ class CheckpointPart(Record):
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
-class CheckpointInfo(Record):
+class CheckpointInfo(Message):
     """`info` of a checkpoint's manifest.
 
     Attributes:

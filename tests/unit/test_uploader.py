@@ -87,6 +87,15 @@ def test_the_newest_is_uploaded_first_and_older_ones_never_after_it(tmp_path: Pa
     assert disk.sent == [share(20)]
 
 
+def test_once_its_workers_are_gone_a_node_brings_older_shares_too(tmp_path: Path) -> None:
+    """The newest may be on this node only."""
+    disk = Disk(tmp_path)
+    disk.node.state = AgentState.READY
+    disk.save(10, 20)
+    disk.upload()
+    assert disk.sent == [share(20), share(10)]
+
+
 @pytest.mark.parametrize("rank", [None, 1])
 def test_a_node_without_that_rank_in_the_present_rendezvous_uploads_nothing(tmp_path: Path, rank: int | None) -> None:
     disk = Disk(tmp_path, rank)

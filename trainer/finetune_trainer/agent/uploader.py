@@ -124,11 +124,13 @@ class Uploader:
             self._tell()
 
     def _next(self) -> Saved | None:
-        """The newest share of the node rank that this node has; older ones are superseded by it."""
+        """The newest share that storage lacks. While workers save, the newest of all alone; afterwards the older ones
+        too: the newest may be on this node only, as ranks may be one save apart."""
         rank = self._rank()
         own = [saved for saved in self._node.complete if saved.node_rank == rank]
-        newest = max(own, key=lambda saved: saved.checkpoint, default=None)
-        return None if newest in self._node.uploaded else newest
+        own.sort(key=lambda saved: saved.checkpoint, reverse=True)
+        wanted = own[:1] if self._node.state in {AgentState.RUNNING, AgentState.ENDED} else own
+        return next((saved for saved in wanted if saved not in self._node.uploaded), None)
 
     def _kept(self, shares: list[Saved]) -> set[CheckpointId]:
         """The newest two. Where uploads take longer than two saves, the one being uploaded is one of the two: else none
