@@ -48,12 +48,31 @@ class RankReport(Message):
     log_tail: str = ""
 
 
+class CheckpointId(Message):
+    """The identity of a checkpoint: the step, and the generation that saved it. The same step of two generations is two
+    checkpoints, whose shares never mix. The later of two is the one with more steps, then of the later generation."""
+
+    step: int
+    generation: int
+
+    def __lt__(self, other: "CheckpointId") -> bool:
+        return (self.step, self.generation) < (other.step, other.generation)
+
+    def __str__(self) -> str:
+        return f"{self.step} of generation {self.generation}"
+
+
 class Saved(Message):
-    """One node's share of a checkpoint. Shares of different generations never mix; a share fits one node rank."""
+    """One node's share of a checkpoint; a share fits one node rank."""
 
     step: int
     generation: int
     node_rank: int
+
+    @property
+    def checkpoint(self) -> CheckpointId:
+        """What it is a share of."""
+        return CheckpointId(step=self.step, generation=self.generation)
 
 
 class StepMetrics(Message):
@@ -92,13 +111,15 @@ class Beat(Message):
         node: index of the pod.
         incarnation: differs for every start of the agent, so that a replaced pod is seen.
         host: address under which the other nodes reach this one.
+        port: one that is free on this node, another for each generation: for the rendezvous, if it is rank 0's node.
         generation: the highest generation it has heard of.
         complete: checkpoints complete on its local disk.
         uploaded: checkpoints whose part of this node lies in storage.
         steps: metrics since the last beat that was answered, oldest first (from the node of rank 0).
-        broken: steps whose committed checkpoint did not verify on this node; never resumed from.
+        suspects: stored shares that did not verify on this node; the leader reads them itself before it believes that.
         draining: this pod was told to stop.
-        storage_error: the sentence of the last upload that failed, empty when uploads work.
+        storage_error: the sentence of the last upload or fetch that failed, empty when storage works.
+        unfit: why this node can start no workers, in a sentence; it ends then.
         have: generation and action of the directive it obeys now.
     """
 
@@ -107,19 +128,22 @@ class Beat(Message):
     host: str
     generation: int
     state: AgentState
+    port: int = 0
     ranks: tuple[RankReport, ...] = ()
     complete: tuple[Saved, ...] = ()
     uploaded: tuple[Saved, ...] = ()
     steps: tuple[StepMetrics, ...] = ()
     evals: tuple[EvalMetrics, ...] = ()
-    broken: tuple[int, ...] = ()
+    suspects: tuple[Saved, ...] = ()
     draining: bool = False
     storage_error: str = ""
+    unfit: str = ""
     have: str = ""
 
 
 class Action(StrEnum):
     HOLD = "hold"  # no workers: kill those of an older generation, report what you have
+    FETCH = "fetch"  # no workers: bring this node rank's share of the checkpoint to the local disk
     RUN = "run"  # start the workers of this generation
     DRAIN = "drain"  # agree on a step, save, upload, stop
     DONE = "done"  # everything is trained and committed: exit 0
@@ -133,7 +157,7 @@ class Directive(Message):
     Attributes:
         ranks: node index -> node rank; a node that is not named is a spare.
         master_host, master_port: rendezvous of this generation; a port is never used twice in a row.
-        resume: step of the checkpoint to start from; None = from the base model.
+        resume: the checkpoint to start from, or to fetch; None = from the base model.
         reason: why, in a sentence, for logs and people.
         exit_code: for FAILED, the code every agent exits with.
     """
@@ -143,14 +167,18 @@ class Directive(Message):
     ranks: dict[int, int] = Field(default_factory=dict)
     master_host: str = ""
     master_port: int = 0
-    resume: int | None = None
+    resume: CheckpointId | None = None
     reason: str = ""
     exit_code: int = 0
 
     @property
     def key(self) -> str:
-        """What a beat carries as `have`."""
-        return f"{self.generation}/{self.action}"
+        """What a beat carries as `have`: equal for two directives that ask for the same."""
+        key = f"{self.generation}/{self.action}"
+        if self.action is not Action.FETCH or self.resume is None:
+            return key
+        ranks = ",".join(f"{node}:{rank}" for node, rank in sorted(self.ranks.items()))
+        return f"{key}/{self.resume.step}/{self.resume.generation}/{ranks}"
 
 
 class Failure(Message):
@@ -199,13 +227,35 @@ class RecoveryTotals(Message):
 
 
 class CheckpointFacts(Message):
-    """A committed checkpoint, as people are told of it. `saved`: ISO 8601; `metrics`: its evaluation."""
+    """A committed checkpoint, as people are told of it.
+
+    Attributes:
+        generation: of which it is; None where an older version tells, or where its folder in storage is named by the
+            step alone: `contract.checkpoint_name` of both is the folder's name.
+        saved: ISO 8601.
+        metrics: its evaluation.
+    """
 
     step: int
+    generation: int | None = None
     saved: str
     size_bytes: int
     metrics: dict[str, float] = Field(default_factory=dict)
     best: bool = False
+
+
+class Outage(Message):
+    """Storage has refused for a while: nothing is lost, but what is saved stays on the nodes' disks.
+
+    Attributes:
+        since: ISO 8601.
+        message: the last refusal, a sentence.
+        last_commit: when the last checkpoint was committed, ISO 8601; None = there is none.
+    """
+
+    since: str
+    message: str
+    last_commit: str | None = None
 
 
 class Progress(Message):
@@ -224,6 +274,7 @@ class Progress(Message):
         recoveries: the last of all attempts, oldest first.
         overfitting_since: the step with the lowest eval loss, if it has risen since while the training loss fell.
         stopped_early: why the run ended before its last step, in a sentence; empty where it did not.
+        outage: set while uploads or commits have been refused for a while.
     """
 
     phase: str
@@ -251,6 +302,7 @@ class Progress(Message):
     stopped_early: str = ""
     failure: Failure | None = None
     note: str = ""
+    outage: Outage | None = None
 
 
 class Trained(Message):

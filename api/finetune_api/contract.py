@@ -1,5 +1,6 @@
 """Names that both sides share: API identity, environment variables, object keys, file names, exit codes."""
 
+import re
 from enum import IntEnum, StrEnum
 
 GROUP = "finetune.dev"
@@ -123,12 +124,23 @@ def run_prefix(namespace: str, name: str, uid: str) -> str:
     return f"jobs/{namespace}/{name}/{uid}/"
 
 
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint of a step; names sort as steps do."""
-    return f"step-{step:08d}"
+def checkpoint_name(step: int, generation: int | None = None) -> str:
+    """Name of the checkpoint that a generation saved at a step; names sort as steps do.
+
+    Without a generation: the name of a step, as people see it; and of the folder of its checkpoint in storage and on
+    disk until a checkpoint was identified by its generation too.
+    """
+    step_name = f"step-{step:08d}"
+    return step_name if generation is None else f"{step_name}-g{generation}"
+
+
+def checkpoint_of(name: str) -> tuple[int, int | None] | None:
+    """The step and the generation of a checkpoint's name, or None if it is no such name."""
+    found = re.fullmatch(r"step-(\d{8})(?:-g(\d+))?", name, re.ASCII)
+    return (int(found[1]), int(found[2]) if found[2] else None) if found else None
 
 
 def checkpoint_step(name: str) -> int | None:
     """The step of a checkpoint's name, or None if it is no such name."""
-    digits = name.removeprefix("step-")
-    return int(digits) if name.startswith("step-") and len(digits) == 8 and digits.isdigit() else None
+    found = checkpoint_of(name)
+    return found[0] if found else None

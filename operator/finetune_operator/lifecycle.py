@@ -138,7 +138,7 @@ def checkpoint_list(seen: Observed, progress: Progress | None) -> list[Checkpoin
     return [
         CheckpointStatus(
             step=one.step,
-            uri=f"{folder}/{checkpoint_name(one.step)}",
+            uri=f"{folder}/{checkpoint_name(one.step, one.generation)}",
             size_bytes=one.size_bytes,
             saved=datetime.fromisoformat(one.saved),
             metrics=one.metrics,

@@ -60,7 +60,7 @@ class House:
         assert last < first, f"training must lower the loss: {first} before any update, {last} held out at the end"
         known = self.seen.setdefault((case.family, case.kind, case.method), last)
         assert last == pytest.approx(known, abs=1e-3), "the same in every ZeRO stage"
-        halfway = folder / "whole" / "node-{rank}" / checkpoint_name(HALF)
+        halfway = folder / "whole" / "node-{rank}" / checkpoint_name(HALF, 1)
         resumed = self.bench.run(plan, base, data, folder / "resumed", resume=halfway, generation=2)
         assert set(resumed.exit_codes) == {ExitCode.OK}, resumed.logs
         same_end(whole, resumed)
@@ -101,7 +101,7 @@ def same_end(whole: Run, resumed: Run) -> None:
 
 def exported(plan: Plan, store: FolderStore, trained: Path, run: Run, work: Path) -> Path:
     """The artifact of a run's last checkpoint, committed as agents commit it."""
-    name = checkpoint_name(STEPS)
+    name = checkpoint_name(STEPS, 2)
     shares = {f"node-{node}": trained / f"node-{node}" / name for node in range(plan.nodes)}
     prefix = f"{RUN}checkpoints/{name}/"
     entries = []

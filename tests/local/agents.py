@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_api.beats import GenerationRecord, Progress
-from finetune_api.contract import Env, File, checkpoint_name, dataset_prefix, model_prefix, run_prefix
+from finetune_api.contract import Env, File, dataset_prefix, model_prefix, run_prefix
 from finetune_api.messages import Plan
 from finetune_api.results import StageResult
+from finetune_trainer.checkpoints import find_checkpoints
 from finetune_trainer.storage import FolderStore, NotFoundError, upload_tree
 from tests.local.harness import free_port
 
@@ -208,8 +209,9 @@ def children(pid: int) -> list[int]:
 def weights(agents: Agents, step: int) -> dict[str, "torch.Tensor"]:
     from safetensors.torch import load
 
-    key = f"{agents.prefix}checkpoints/{checkpoint_name(step)}/node-0/adapter_model.safetensors"
-    return load(agents.store.get(key))
+    committed = find_checkpoints(agents.store, agents.prefix).committed
+    newest = max(one for one in committed if one.step == step)
+    return load(agents.store.get(f"{committed[newest].prefix}node-0/adapter_model.safetensors"))
 
 
 def assert_same_bits(agents: Agents, undisturbed: Agents, step: int) -> None:

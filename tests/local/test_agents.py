@@ -23,7 +23,10 @@ def manifests(agents: Agents) -> dict[str, Manifest]:
 
 def test_a_manifest_names_every_file_with_its_sha256(undisturbed_gang: Agents) -> None:
     found = manifests(undisturbed_gang)
-    assert [prefix.rsplit("/", 2)[1] for prefix in found] == [checkpoint_name(STEPS - EVERY), checkpoint_name(STEPS)]
+    assert [prefix.rsplit("/", 2)[1] for prefix in found] == [
+        checkpoint_name(STEPS - EVERY, 1),
+        checkpoint_name(STEPS, 1),
+    ]
     for prefix, manifest in found.items():
         listed = {entry.path for entry in manifest.files}
         stored = {entry.key.removeprefix(prefix) for entry in undisturbed_gang.store.list(prefix)}
@@ -53,7 +56,7 @@ def test_a_killed_worker_costs_no_bit(
     tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path, undisturbed_gang: Agents
 ) -> None:
     with Agents.prepared(tmp_path, gang_plan, llama, gang_data) as agents:
-        half = f"{agents.prefix}checkpoints/{checkpoint_name(5)}/node-0/weights"
+        half = f"{agents.prefix}checkpoints/{checkpoint_name(5, 1)}/node-0/weights"
         agents.store.put(half, b"of an upload that no commit followed")
         agents.start()
         for node, step in ((1, 15), (0, 35)):

@@ -91,7 +91,7 @@ def test_a_row_that_makes_the_loss_no_number_ends_the_run_and_is_named(
     assert f"alone, row {POISONED_ROW} of train.arrow gives it" in message
     assert f" {POISONED_ROW}" in message.partition("in the batch:")[2]
     for node in range(plan.nodes):
-        assert not (tmp_path / "run" / f"node-{node}" / checkpoint_name(failed)).exists()
+        assert not (tmp_path / "run" / f"node-{node}" / checkpoint_name(failed, 1)).exists()
     shown = scalars(tmp_path / "run" / "outputs" / "tensorboard").get("train/loss", [])
     assert [step for step, _ in shown] == list(range(1, failed)), "the last steps before it matter most"
 
@@ -175,7 +175,7 @@ def test_a_configuration_of_the_users_trains_as_it_is(name: str, bench: Bench, l
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs
     losses = run.losses()
     assert losses[12] < losses[1]
-    assert (tmp_path / "run" / "node-0" / checkpoint_name(12) / "adapter_model.safetensors").exists()
+    assert (tmp_path / "run" / "node-0" / checkpoint_name(12, 1) / "adapter_model.safetensors").exists()
     rates = [event.values["learning_rate"] for event in run.events if event.event == "step" and event.rank == 0]
     if "schedule of its own" in name:
         assert rates[3] == max(rates) == pytest.approx(4e-3), "warmed up after three steps"
@@ -199,7 +199,7 @@ def test_bfloat16_on_cpu_learns_what_float32_learns(bench: Bench, llama: Path, t
     assert losses != precise, "it was float32"
     for step, loss in losses.items():
         assert loss == pytest.approx(precise[step], rel=0.02), step
-    saved = load_file(tmp_path / "bfloat16" / "node-0" / checkpoint_name(12) / "model.safetensors")
+    saved = load_file(tmp_path / "bfloat16" / "node-0" / checkpoint_name(12, 1) / "model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.bfloat16}
 
 
@@ -224,7 +224,7 @@ def test_a_gradient_is_clipped_to_max_grad_norm_and_its_norm_told_unclipped(
         run = bench.run(plan, llama, data, tmp_path / name)
         assert set(run.exit_codes) == {ExitCode.OK}, run.logs
         before = load_file(llama / "model.safetensors")
-        after = load_file(tmp_path / name / "node-0" / checkpoint_name(1) / "model.safetensors")
+        after = load_file(tmp_path / name / "node-0" / checkpoint_name(1, 1) / "model.safetensors")
         moved = sum(float((after[key] - before[key]).square().sum()) for key in after) ** 0.5
         return run, moved
 

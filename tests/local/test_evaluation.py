@@ -111,7 +111,7 @@ def last(run: Run) -> dict[str, float]:
 
 
 def final(work: Path, step: int = 12) -> Path:
-    return work / "node-0" / checkpoint_name(step)
+    return work / "node-0" / checkpoint_name(step, 1)
 
 
 def table(work: Path, step: int = 12) -> dict[str, Any]:
@@ -420,7 +420,7 @@ def test_a_run_that_had_stopped_early_does_not_train_on_when_it_is_started_again
     first = bench.run(overfitting_plan(early_stopping_patience=3), llama, data, tmp_path / "run")
     last_step = max(first.losses())
     assert last_step < 24
-    saved = tmp_path / "run" / "node-{rank}" / checkpoint_name(last_step)
+    saved = tmp_path / "run" / "node-{rank}" / checkpoint_name(last_step, 1)
     for world in (2, 1):
         plan = overfitting_plan(early_stopping_patience=3, world=world)
         again = bench.run(plan, llama, data, tmp_path / f"again-{world}", resume=saved, generation=1 + world)

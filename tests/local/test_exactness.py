@@ -170,7 +170,7 @@ def test_every_row_is_trained_once_an_epoch_in_every_layout_also_after_resuming_
             max_steps=STEPS,
             checkpoint_every_steps=HALFWAY,
         )
-        earlier = tmp_path / layout.resumes / "node-{rank}" / checkpoint_name(HALFWAY) if layout.resumes else None
+        earlier = tmp_path / layout.resumes / "node-{rank}" / checkpoint_name(HALFWAY, 1) if layout.resumes else None
         ran = patched_workers.run(plan, model, data, tmp_path / layout.name, "noted rows", resume=earlier)
         assert set(ran.exit_codes) == {ExitCode.OK}, ran.logs
         steps: dict[int, list[int]] = defaultdict(list)

@@ -39,7 +39,9 @@ def lora_plan(stage: int = 2, method: MethodType = MethodType.LORA, **changes: A
 
 
 def saved(run: Path, step: int = 12, name: str = "adapter_model.safetensors") -> Path:
-    return run / "node-0" / checkpoint_name(step) / name
+    """Of the run's only generation."""
+    [folder] = (run / "node-0").glob(f"{checkpoint_name(step)}-g*")
+    return folder / name
 
 
 def same_weights(first: Path, second: Path) -> bool:
@@ -54,7 +56,7 @@ def good(run: Run) -> Run:
 
 def resumed(bench: Bench, plan: Plan, model: Path, data: Path, work: Path, **given: Any) -> Run:
     """A second generation, from step 8 of the run in `work` / "whole"."""
-    halfway = work / "whole" / "node-{rank}" / checkpoint_name(8)
+    halfway = work / "whole" / "node-{rank}" / checkpoint_name(8, 1)
     return good(bench.run(plan, model, data, work / "again", resume=halfway, generation=2, **given))
 
 

@@ -71,10 +71,12 @@ def test_a_run_resumed_in_any_layout_ends_with_the_bits_of_an_undisturbed_one(
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=2, stage=stage, accumulation=2, deepspeed=config)
     whole = bench.run(plan, llama, data, tmp_path / "whole")
     assert set(whole.exit_codes) == {ExitCode.OK}, whole.logs
-    halfway = tmp_path / "whole" / "node-{rank}" / checkpoint_name(8)
+    halfway = tmp_path / "whole" / "node-{rank}" / checkpoint_name(8, 1)
     resumed = bench.run(plan, llama, data, tmp_path / "resumed", resume=halfway, generation=2)
     assert set(resumed.exit_codes) == {ExitCode.OK}, resumed.logs
-    last = f"node-0/{checkpoint_name(12)}/adapter_model.safetensors"
-    first, again = load_file(tmp_path / "whole" / last), load_file(tmp_path / "resumed" / last)
+    first, again = (
+        load_file(tmp_path / run / "node-0" / checkpoint_name(12, generation) / "adapter_model.safetensors")
+        for generation, run in enumerate(("whole", "resumed"), start=1)
+    )
     assert first.keys() == again.keys()
     assert all(torch.equal(first[key], again[key]) for key in first)

@@ -38,7 +38,7 @@ def test_every_step_tells_its_speed_its_memory_and_its_wait_and_a_resumed_run_go
         assert mfu == pytest.approx(tokens * PER_TOKEN / (PEAK * plan.world_size), rel=1e-5)
     assert [step for step, _ in shown["eval/loss"]] == [12]
 
-    halfway = tmp_path / "run" / "node-{rank}" / checkpoint_name(8)
+    halfway = tmp_path / "run" / "node-{rank}" / checkpoint_name(8, 1)
     again = bench.run(plan, llama, data, tmp_path / "run", resume=halfway, generation=2)
     assert set(again.exit_codes) == {ExitCode.OK}, again.logs
     shown = scalars(tmp_path / "run" / "outputs" / "tensorboard")

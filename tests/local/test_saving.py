@@ -36,14 +36,14 @@ def test_a_rank_copies_no_more_than_it_writes(
     ran = patched_workers.run(plan, tied, data, tmp_path, "counted copies")
     assert ran.exit_codes == (ExitCode.OK, ExitCode.OK), ran.logs
     name = "model" if method is MethodType.FULL else "adapter_model"
-    weights = load_file(tmp_path / "node-0" / checkpoint_name(STEPS) / f"{name}.safetensors")
+    weights = load_file(tmp_path / "node-0" / checkpoint_name(STEPS, 1) / f"{name}.safetensors")
     first, second = (one["copied"] for one in ran.facts)
     assert second[0] < LITTLE, "rank 1 writes its shards from where they are, and no weights"
     assert first[0] <= sum(one.nbytes for one in weights.values()) + LITTLE
     assert not any("lm_head" in name for name in weights), "tied weights are saved once"
-    assert not (tmp_path / "node-1" / checkpoint_name(STEPS) / f"{name}.safetensors").exists()
+    assert not (tmp_path / "node-1" / checkpoint_name(STEPS, 1) / f"{name}.safetensors").exists()
     if method is MethodType.FULL:
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "node-0" / checkpoint_name(STEPS))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "node-0" / checkpoint_name(STEPS, 1))
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
         for name, weight in loaded.state_dict().items():
             assert torch.equal(weight, weights[name.replace("lm_head", "model.embed_tokens")]), name

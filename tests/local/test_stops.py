@@ -42,7 +42,7 @@ def test_a_stop_saves_at_once_and_the_evaluation_is_made_when_the_run_goes_on(
     assert made[0] == made[1] < BATCHES, "all ranks give up before the same batch"
     assert stopped.saves() == [at]
     assert stopped.evaluations() == []
-    resume = tmp_path / "stopped" / "node-{rank}" / checkpoint_name(at)
+    resume = tmp_path / "stopped" / "node-{rank}" / checkpoint_name(at, 1)
     again = patched_workers.run(plan, llama, data, tmp_path / "again", resume=resume)
     assert again.exit_codes == (ExitCode.OK, ExitCode.OK), again.logs
     assert again.evaluations() == whole.evaluations()

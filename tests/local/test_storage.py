@@ -12,6 +12,7 @@ import pytest
 from finetune_api.errors import SpecError, StorageError
 from finetune_trainer.storage import (
     AlreadyExistsError,
+    ChangedError,
     FolderStore,
     NotFoundError,
     ObjectStore,
@@ -151,6 +152,56 @@ def test_of_64_racing_creates_exactly_one_wins_and_its_bytes_stay(store: ObjectS
     assert [str(number).encode() for number in winners] == [store.get("deep/er/lock")]
 
 
+def test_swap_replaces_only_the_object_that_was_read(store: ObjectStore) -> None:
+    first = store.swap("a/record", b"one", None)
+    with pytest.raises(ChangedError, match="a/record"):
+        store.swap("a/record", b"zero", None)
+    assert (info := store.head("a/record")) is not None
+    assert info.etag == first
+    second = store.swap("a/record", b"two", first)
+    with pytest.raises(ChangedError, match="a/record"):
+        store.swap("a/record", b"three", first)
+    assert store.get("a/record") == b"two"
+    store.put("a/record", b"of somebody who does not ask")
+    with pytest.raises(ChangedError):
+        store.swap("a/record", b"three", second)
+    store.delete(["a/record"])
+    with pytest.raises(ChangedError):
+        store.swap("a/record", b"three", second)
+    assert store.head("a/record") is None
+
+
+def test_of_64_racing_swaps_exactly_one_wins_and_its_bytes_stay(store: ObjectStore) -> None:
+    read = store.swap("deep/er/record", b"before", None)
+
+    def attempt(number: int) -> int | None:
+        try:
+            store.swap("deep/er/record", str(number).encode(), read)
+        except ChangedError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(16) as pool:
+        winners = [number for number in pool.map(attempt, range(64)) if number is not None]
+    assert [str(number).encode() for number in winners] == [store.get("deep/er/record")]
+
+
+def test_an_object_can_be_hashed_where_it_lies(store: ObjectStore) -> None:
+    store.put("a", bytes_of(PART))
+    found = store.hash("a")
+    assert (found.path, found.size, found.sha256) == ("a", PART, hashlib.sha256(bytes_of(PART)).hexdigest())
+    with pytest.raises(NotFoundError, match="there is no b"):
+        store.hash("b")
+
+
+def test_a_link_in_place_of_a_file_is_not_sent(store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="link"):
+        store.put_file("a", tmp_path / "link")
+    assert keys(store) == []
+
+
 def test_delete_removes_what_is_there_and_ignores_what_is_not(store: ObjectStore) -> None:
     for name in ("a/1", "a/2", "b"):
         store.put(name, b".")
@@ -272,7 +323,46 @@ def test_a_manifest_cannot_make_a_download_write_outside_its_folder(store: Objec
         read_manifest(store, "m")
 
 
+# ---------------------------------------------------------------- S3's own traps
+
+
+def test_a_marker_of_a_folder_is_no_object_and_hinders_nobody(server: S3Server, bucket: str) -> None:
+    """Browsers of buckets and s3fs make them: an empty object whose name ends with a slash."""
+    client, name = make_client(server.environ), bucket.removeprefix("s3://")
+    store = S3Store(client, name, "marked")
+    for marker in ("marked/", "marked/a/"):
+        client.put_object(Bucket=name, Key=marker, Body=b"")
+    store.put("a/1", b"one")
+    assert keys(store) == ["a/1"]
+    store.delete([info.key for info in store.list("a/")])
+    assert keys(store) == []
+
+
+def test_uploads_that_a_killed_writer_left_are_removed_once_they_are_old(server: S3Server, bucket: str) -> None:
+    client, name = make_client(server.environ), bucket.removeprefix("s3://")
+    store = S3Store(client, name, "killed")
+    for key in ("killed/run/weights", "killed/other/weights"):
+        client.create_multipart_upload(Bucket=name, Key=key)
+    store.clean("run/", 3600)
+    assert len(client.list_multipart_uploads(Bucket=name, Prefix="killed/")["Uploads"]) == 2
+    store.clean("run/", 0)
+    [left] = client.list_multipart_uploads(Bucket=name, Prefix="killed/")["Uploads"]
+    assert left["Key"] == "killed/other/weights"
+
+
 # ---------------------------------------------------------------- the folder's own traps
+
+
+def test_files_that_a_killed_writer_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.swap("record", b"one", None)
+    half = tmp_path / ".finetune-tmp" / "half"
+    half.write_bytes(b"half")
+    store.clean("run/", 3600)
+    assert half.exists()
+    store.clean("run/", 0)
+    assert not half.exists()
+    assert store.get("record") == b"one"
 
 
 def test_an_interrupted_write_is_never_seen(tmp_path: Path) -> None:
@@ -367,6 +457,8 @@ REFUSALS = {
 CALLS: dict[str, Callable[[ObjectStore, Path], object]] = {
     "get": lambda store, path: store.get("a"),
     "create": lambda store, path: store.create("a", b""),
+    "swap": lambda store, path: store.swap("a", b"", "tag"),
+    "clean": lambda store, path: store.clean("a/", 0),
     "head": lambda store, path: store.head("a"),
     "list": lambda store, path: list(store.list()),
     "delete": lambda store, path: store.delete(["a"]),
@@ -422,10 +514,10 @@ def test_a_file_that_changes_while_it_is_uploaded_is_refused(
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100)
     store = open_store(bucket, server.environ)
-    hashed = "finetune_trainer.storage.s3.entry_of"
+    hashed = "finetune_trainer.storage.s3._hashed"
 
-    def touch(key: str, file: Path) -> None:
-        os.utime(file, ns=(0, 0))
+    def touch(key: str, descriptor: int) -> None:
+        os.utime(path, ns=(0, 0))
 
     monkeypatch.setattr(hashed, touch)
     with pytest.raises(StorageError, match="file changed while it was uploaded"):

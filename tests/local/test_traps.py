@@ -103,7 +103,7 @@ def test_what_transformers_does_without_asking_all_ranks_is_never_used() -> None
 
 def test_a_checkpoint_with_the_highest_number_counts_only_if_every_rank_has_finished_it(tmp_path: Path) -> None:
     for step, ranks in ((4, (0, 1)), (8, (0,))):
-        folder = tmp_path / checkpoint_name(step)
+        folder = tmp_path / checkpoint_name(step, 1)
         folder.mkdir()
         for number in ranks:
             marker = SavedMarker(step=step, generation=1, rank=number, samples=step * 8)

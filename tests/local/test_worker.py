@@ -21,12 +21,14 @@ def test_a_resumed_run_ends_with_the_bits_of_an_undisturbed_one(
     lora = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.1, "target_modules": "all-linear"}
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, stage=stage, lora=lora)
     bench.run(plan, llama, data, tmp_path / "whole")
-    halfway = tmp_path / "whole" / "node-{rank}" / checkpoint_name(8)
+    halfway = tmp_path / "whole" / "node-{rank}" / checkpoint_name(8, 1)
     resumed = bench.run(plan, llama, data, tmp_path / "resumed", resume=halfway, generation=2)
     assert set(resumed.exit_codes) == {ExitCode.OK}, resumed.logs
     assert sorted(resumed.losses()) == [9, 10, 11, 12], "no step twice, none left out"
-    last = f"node-0/{checkpoint_name(12)}/adapter_model.safetensors"
-    whole, again = load_file(tmp_path / "whole" / last), load_file(tmp_path / "resumed" / last)
+    whole, again = (
+        load_file(tmp_path / run / "node-0" / checkpoint_name(12, generation) / "adapter_model.safetensors")
+        for generation, run in enumerate(("whole", "resumed"), start=1)
+    )
     assert whole.keys() == again.keys()
     for name, weights in whole.items():
         assert torch.equal(weights, again[name]), name
@@ -50,7 +52,7 @@ def test_newly_initialised_modules_are_trained_and_saved_with_the_adapter(
     run = bench.run(plan, headless, data, tmp_path / "run")
     assert run.exit_codes == (ExitCode.OK,), run.logs
     saved = {
-        step: load_file(tmp_path / "run" / "node-0" / checkpoint_name(step) / "adapter_model.safetensors")
+        step: load_file(tmp_path / "run" / "node-0" / checkpoint_name(step, 1) / "adapter_model.safetensors")
         for step in (4, 12)
     }
     for part in ("pooler", "classifier"):
@@ -81,7 +83,7 @@ def test_a_metric_that_is_no_number_is_left_out_of_what_is_stored() -> None:
 def test_a_checkpoint_holds_a_share_of_each_rank_and_the_model_once(bench: Bench, llama: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
     bench.run(make_plan(Task.CAUSAL_LM, MethodType.LORA), llama, data, tmp_path / "run")
-    shares = [tmp_path / "run" / f"node-{node}" / checkpoint_name(8) for node in range(2)]
+    shares = [tmp_path / "run" / f"node-{node}" / checkpoint_name(8, 1) for node in range(2)]
     names = [{path.relative_to(share).as_posix() for path in share.rglob("*") if path.is_file()} for share in shares]
     assert "adapter_model.safetensors" in names[0]
     assert "adapter_model.safetensors" not in names[1]

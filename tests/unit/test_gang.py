@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.beats import AgentState, Beat, Failure, RankReport, RankState, Saved
+from finetune_api.beats import AgentState, Beat, CheckpointId, Failure, RankReport, RankState, Saved
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
 from finetune_trainer.agent.failures import announced_stop, culprit
-from finetune_trainer.agent.gang import Decision, Drain, Fail, Finish, GoOn, NextGeneration, Start, Wait
+from finetune_trainer.agent.gang import Decision, Drain, Fail, Fetch, Finish, GoOn, NextGeneration, Start, Wait
 from finetune_trainer.agent.roster import Gang, Rendezvous
 
 NOW = 1000.0
@@ -21,6 +21,18 @@ GENERATION = 7
 
 def share(step: int, node_rank: int, generation: int = GENERATION - 1) -> Saved:
     return Saved(step=step, generation=generation, node_rank=node_rank)
+
+
+def saved(step: int, generation: int = GENERATION - 1) -> CheckpointId:
+    return CheckpointId(step=step, generation=generation)
+
+
+def committed(*steps: int) -> frozenset[CheckpointId]:
+    return frozenset(saved(step) for step in steps)
+
+
+def on_disk(node_rank: int, *steps: int) -> tuple[Saved, ...]:
+    return tuple(share(step, node_rank) for step in steps)
 
 
 def beat(node: int, state: AgentState = AgentState.READY, **values: object) -> Beat:
@@ -33,13 +45,15 @@ def rank(number: int, state: RankState = RankState.RUNNING, **values: object) ->
 
 
 def gang(*beats: Beat, heard_at: float = NOW, **values: object) -> Gang:
-    empty = Gang(nodes=2, last_step=100, generation=GENERATION, stored=GENERATION)
+    empty = Gang(nodes=2, last_step=100, generation=GENERATION, stored=GENERATION, since=heard_at)
     for one in beats:
         empty = roster.hear(empty, one, heard_at)
     return replace(empty, **values)  # type: ignore[arg-type]
 
 
-MEET = Rendezvous(ranks={0: 0, 1: 1}, incarnations={0: "i0", 1: "i1"}, host="host-0", port=1, resume=40)
+MEET = Rendezvous(
+    ranks={0: 0, 1: 1}, incarnations={0: "i0", 1: "i1"}, host="host-0", port=1, resume=saved(40), since=NOW
+)
 READY = (beat(0), beat(1))
 RUNNING = tuple(beat(node, AgentState.RUNNING, ranks=(rank(node),)) for node in range(2))
 TRAINED = tuple(beat(node, AgentState.ENDED, ranks=(rank(node, RankState.FINISHED),)) for node in range(2))
@@ -57,8 +71,11 @@ DRAINED = tuple(
 )
 
 
-def died(node: int, exit_code: int, ended_at: float = 1.0) -> Beat:
-    report = rank(node, RankState.FAILED, exit_code=exit_code, ended_at=ended_at, step=55)
+WATCHDOG = "[rank0]:[E ProcessGroupNCCL.cpp:616] [Rank 0] Watchdog caught collective operation timeout"
+
+
+def died(node: int, exit_code: int, ended_at: float = 1.0, tail: str = "") -> Beat:
+    report = rank(node, RankState.FAILED, exit_code=exit_code, ended_at=ended_at, step=55, log_tail=tail)
     return beat(node, AgentState.ENDED, ranks=(report,))
 
 
@@ -71,6 +88,7 @@ class Case:
     name: str
     gang: Gang
     expect: Decision | type
+    now: float = NOW
 
     def __str__(self) -> str:
         return self.name
@@ -85,22 +103,44 @@ CASES = [
     Case("a ready gang starts from the base model", gang(*READY), Start({0: 0, 1: 1}, None)),
     Case(
         "it starts from the newest committed checkpoint",
-        gang(*READY, committed=frozenset({20, 40})),
-        Start({0: 0, 1: 1}, 40),
+        gang(beat(0, complete=on_disk(0, 40)), beat(1, complete=on_disk(1, 20, 40)), committed=committed(20, 40)),
+        Start({0: 0, 1: 1}, saved(40)),
+    ),
+    Case(
+        "nodes that lack their share fetch it first",
+        gang(beat(0, complete=on_disk(0, 40)), beat(1), committed=committed(20, 40)),
+        Fetch({0: 0, 1: 1}, saved(40)),
+    ),
+    Case(
+        "the share of another generation is no share",
+        gang(
+            beat(0, complete=(share(40, 0, 5),)),
+            beat(1, complete=(share(40, 1, 6),)),
+            committed=frozenset({saved(40, 6)}),
+        ),
+        Fetch({0: 0, 1: 1}, saved(40, 6)),
+    ),
+    Case(
+        "of two generations of a step the later one is the newer",
+        gang(
+            beat(0, complete=(share(40, 0, 5), share(40, 0, 6))),
+            beat(1, complete=(share(40, 1, 5), share(40, 1, 6))),
+        ),
+        Start({0: 0, 1: 1}, saved(40, 6)),
     ),
     Case(
         "a newer checkpoint complete on all disks comes first",
-        gang(beat(0, complete=(share(60, 0),)), beat(1, complete=(share(60, 1),)), committed=frozenset({40})),
-        Start({0: 0, 1: 1}, 60),
+        gang(beat(0, complete=(share(60, 0),)), beat(1, complete=(share(60, 1),)), committed=committed(40)),
+        Start({0: 0, 1: 1}, saved(60)),
     ),
     Case(
         "shares of different generations are no checkpoint",
         gang(
             beat(0, complete=(share(60, 0),)),
             beat(1, complete=(share(60, 1, generation=3),)),
-            committed=frozenset({40}),
+            committed=committed(40),
         ),
-        Start({0: 0, 1: 1}, 40),
+        Fetch({0: 0, 1: 1}, saved(40)),
     ),
     Case(
         "a share saved under another node rank does not count",
@@ -108,15 +148,25 @@ CASES = [
         Start({0: 0, 1: 1}, None),
     ),
     Case(
-        "a checkpoint that did not verify is passed over",
-        gang(beat(0), beat(1, broken=(40,)), committed=frozenset({20, 40})),
-        Start({0: 0, 1: 1}, 20),
+        "a checkpoint that the leader found broken is passed over, also on disk",
+        gang(
+            beat(0, complete=on_disk(0, 20, 40)),
+            beat(1, complete=on_disk(1, 20, 40)),
+            committed=committed(20),
+            broken=committed(40),
+        ),
+        Start({0: 0, 1: 1}, saved(20)),
+    ),
+    Case(
+        "one that did not verify on a node is not given up: the leader has not read it yet",
+        gang(beat(0), beat(1, suspects=on_disk(1, 40)), committed=committed(20, 40)),
+        Fetch({0: 0, 1: 1}, saved(40)),
     ),
     Case("a spare takes the rank of a missing node", gang(beat(0), beat(2)), Start({0: 0, 2: 1}, None)),
     Case(
         "a node that comes back does not take its rank from the spare that stood in",
         gang(beat(0, complete=(share(60, 0),)), beat(1), beat(2, complete=(share(60, 1),))),
-        Start({0: 0, 2: 1}, 60),
+        Start({0: 0, 2: 1}, saved(60)),
     ),
     Case(
         "of two that hold shares of a rank the newer one keeps it",
@@ -125,7 +175,7 @@ CASES = [
             beat(1, complete=(share(40, 1),)),
             beat(2, complete=(share(60, 1),)),
         ),
-        Start({0: 0, 2: 1}, 60),
+        Start({0: 0, 2: 1}, saved(60)),
     ),
     Case("a spare that is ready first does not wait for a node that boots", gang(beat(0), beat(3)), Start),
     Case("a spare that was told to stop does not take part", gang(beat(0), beat(2, draining=True)), Wait),
@@ -135,7 +185,7 @@ CASES = [
             beat(0, complete=(share(60, 0),)),
             beat(1, draining=True, complete=(share(60, 1),)),
             beat(2),
-            committed=frozenset({40}),
+            committed=committed(40),
         ),
         Wait("checkpoint 60 is being committed"),
     ),
@@ -145,7 +195,7 @@ CASES = [
             beat(0, complete=(share(60, 0),)),
             beat(1, draining=True, uploaded=(share(60, 1),)),
             beat(2),
-            committed=frozenset({40}),
+            committed=committed(40),
         ),
         Wait("checkpoint 60 is being committed"),
     ),
@@ -155,9 +205,53 @@ CASES = [
             beat(0, complete=(share(60, 0),), storage_error="denied"),
             beat(1, draining=True, uploaded=(share(60, 1),)),
             beat(2),
-            committed=frozenset({40}),
+            committed=committed(40),
         ),
-        Start({0: 0, 2: 1}, 40),
+        Fetch({0: 0, 2: 1}, saved(40)),
+    ),
+    Case(
+        "nor for one that takes too long",
+        gang(
+            beat(0, complete=(share(60, 0),)),
+            beat(1, draining=True, uploaded=(share(60, 1),)),
+            beat(2),
+            committed=committed(40),
+            since=NOW - 1000,
+        ),
+        Fetch({0: 0, 2: 1}, saved(40)),
+    ),
+    Case(
+        "a gang that never forms is charged to the budget, with the nodes it waits for",
+        gang(beat(0), since=NOW - 3601),
+        NextGeneration(
+            Failure(
+                category=FailureCategory.NODE_FAULT,
+                node=1,
+                message="no start within 60 minutes: 1 of 2 nodes ready, waiting for node 1",
+            )
+        ),
+    ),
+    Case("and fails when the budget is spent", gang(beat(0), since=NOW - 3601, fruitless=3), Fail),
+    Case("waiting for storage costs nothing", gang(beat(0), since=NOW - 9999, stored=6), Wait("generation.json")),
+    Case(
+        "nor does a fetch that storage refuses",
+        gang(beat(0), beat(1, storage_error="denied"), committed=committed(40), since=NOW - 9999),
+        Fetch({0: 0, 1: 1}, saved(40)),
+    ),
+    Case(
+        "a node that can start no workers is charged, with its reason",
+        gang(beat(0), beat(1, unfit="the libraries could not be loaded")),
+        NextGeneration(
+            Failure(category=FailureCategory.NODE_FAULT, node=1, message="node 1: the libraries could not be loaded")
+        ),
+    ),
+    Case("once", gang(beat(0), beat(1, unfit="x", generation=GENERATION - 1)), Wait),
+    Case("at last it fails", gang(beat(0), beat(1, unfit="x"), fruitless=3), Fail),
+    Case(
+        "a node that does not start its workers ends the generation",
+        running(RUNNING[0], beat(1), heard_at=NOW + 301),
+        NextGeneration,
+        NOW + 301,
     ),
     Case(
         "the leader told to stop makes all save, even where it trains no rank",
@@ -181,11 +275,6 @@ CASES = [
     Case("a node not heard for long is lost", running(*RUNNING, heard_at=NOW - 11), NextGeneration),
     Case("a replaced agent has no workers any more", running(RUNNING[0], beat(1, incarnation="new")), NextGeneration),
     Case(
-        "a checkpoint that turns out broken ends the generation",
-        running(RUNNING[0], beat(1, broken=(40,))),
-        NextGeneration,
-    ),
-    Case(
         "a node told to stop makes all agree on a step",
         running(RUNNING[0], beat(1, AgentState.RUNNING, draining=True)),
         Drain(),
@@ -207,22 +296,34 @@ CASES = [
         NextGeneration(culprit(gang(died(0, -9)).members.values())),
     ),
     Case("a node told to stop does not take part again", gang(beat(0), beat(1, draining=True)), Wait),
+    Case(
+        "NCCL's watchdog ends victims by a signal; they are not the culprits of a lost node",
+        roster.hear_closed(running(died(0, -6, tail=WATCHDOG), RUNNING[1], heard_at=NOW - 1), 1, "i1", NOW - 1),
+        NextGeneration(
+            Failure(category=FailureCategory.NODE_FAULT, node=1, message="node 1 was lost: its connection closed")
+        ),
+    ),
+    Case(
+        "an abort of its own is a failure",
+        running(died(0, -6, tail="double free or corruption"), RUNNING[1], heard_at=NOW - 1),
+        NextGeneration(culprit(gang(died(0, -6, tail="double free or corruption")).members.values())),
+    ),
     Case("a trained gang waits for the last commit", running(*TRAINED), GoOn()),
-    Case("trained and committed is finished", running(*TRAINED, committed=frozenset({100})), Finish()),
+    Case("trained and committed is finished", running(*TRAINED, committed=committed(100)), Finish()),
     Case(
         "a run that ended early is finished when the checkpoint it ended at is committed",
-        running(*EARLY, committed=frozenset({20, 40}), may_end_early=True),
+        running(*EARLY, committed=committed(20, 40), may_end_early=True),
         Finish(),
     ),
-    Case("and not before", running(*EARLY, committed=frozenset({20}), may_end_early=True), GoOn()),
+    Case("and not before", running(*EARLY, committed=committed(20), may_end_early=True), GoOn()),
     Case(
         "a run that may not end early has more steps to go",
-        running(*EARLY, committed=frozenset({20, 40})),
+        running(*EARLY, committed=committed(20, 40)),
         GoOn(),
     ),
     Case(
         "a run that may end early and did not ends at its last step",
-        running(*TRAINED, committed=frozenset({100}), may_end_early=True),
+        running(*TRAINED, committed=committed(100), may_end_early=True),
         Finish(),
     ),
     Case(
@@ -235,7 +336,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_decide(case: Case) -> None:
-    decided = policy.decide(case.gang, NOW)
+    decided = policy.decide(case.gang, case.now)
     if isinstance(case.expect, type):
         assert isinstance(decided, case.expect)
     else:
@@ -282,13 +383,14 @@ def test_a_victim_is_not_named_while_its_culprit_may_turn_up() -> None:
     assert (decided.failure.category, decided.failure.rank) == (FailureCategory.UNKNOWN, 0)
 
 
-def test_uploads_that_keep_failing_fail_a_trained_run() -> None:
+@pytest.mark.parametrize(("hours", "expect"), [(1, GoOn), (23, GoOn), (25, Fail)])
+def test_a_trained_run_waits_for_storage_through_any_outage_but_not_for_ever(hours: int, expect: type) -> None:
     unstored = [replace_beat(one, storage_error="denied") for one in TRAINED]
-    heard = running(*unstored, heard_at=NOW - 400)
+    heard = running(*unstored, heard_at=NOW - 3600 * hours)
     fresh = roster.hear(roster.hear(heard, unstored[0], NOW), unstored[1], NOW)
     decided = policy.decide(fresh, NOW)
-    assert isinstance(decided, Fail)
-    assert decided.failure.message == "denied"
+    assert isinstance(decided, expect)
+    assert not isinstance(decided, Fail) or decided.failure.message == "denied"
 
 
 def replace_beat(one: Beat, **values: object) -> Beat:
@@ -312,6 +414,12 @@ LEAVING = [
     Leaving("who was told to stop and has nothing to save goes", gang(beat(0), beat(1, draining=True)), 1, True),
     Leaving("not while workers run", running(RUNNING[0], replace_beat(RUNNING[1], draining=True)), 1, False),
     Leaving("not before its share is uploaded", gang(beat(0), beat(1, draining=True, complete=SAVED)), 1, False),
+    Leaving(
+        "an older share that was passed over does not keep it",
+        gang(beat(0), beat(1, draining=True, complete=(share(40, 1), *SAVED), uploaded=SAVED)),
+        1,
+        True,
+    ),
     Leaving(
         "a spare at once, while the gang runs",
         running(*RUNNING, beat(2, draining=True)),
@@ -356,7 +464,7 @@ LEAVING = [
         gang(
             beat(0, draining=True, uploaded=(share(60, 0, GENERATION),)),
             beat(1, draining=True, complete=SAVED, uploaded=SAVED),
-            committed=frozenset({60}),
+            committed=frozenset({saved(60, GENERATION)}),
         ),
         0,
         True,
@@ -367,6 +475,28 @@ LEAVING = [
 @pytest.mark.parametrize("case", LEAVING, ids=str)
 def test_may_leave(case: Leaving) -> None:
     assert policy.may_leave(case.gang, case.node, NOW) is case.expect
+
+
+NEVER_COMMITTED_TWICE = [
+    ("shares of all ranks and one generation are a checkpoint", (share(60, 0), share(60, 1)), (), {saved(60)}),
+    ("of two generations are none", (share(60, 0, 5), share(60, 1, 6)), (), set()),
+    ("what the leader found broken is not committed again", (share(60, 0), share(60, 1)), (saved(60),), set()),
+    ("the step done again by a later generation is", (share(60, 0), share(60, 1)), (saved(60, 5),), {saved(60)}),
+]
+
+
+@pytest.mark.parametrize(("name", "shares", "broken", "expect"), NEVER_COMMITTED_TWICE, ids=lambda v: str(v)[:60])
+def test_uncommitted(
+    name: str, shares: tuple[Saved, ...], broken: tuple[CheckpointId, ...], expect: set[CheckpointId]
+) -> None:
+    beats = [beat(one.node_rank, uploaded=(one,)) for one in shares]
+    heard = gang(*beats, committed=committed(40), broken=frozenset(broken))
+    assert policy.uncommitted(heard) == expect
+
+
+def test_broken_is_forgotten_when_nobody_speaks_of_it_any_more() -> None:
+    heard = gang(beat(0, complete=on_disk(0, 40)), beat(1), broken=committed(20, 40))
+    assert policy.still_broken(heard) == committed(40)
 
 
 @given(
@@ -385,6 +515,6 @@ def test_any_history_of_beats_has_an_answer(beats: list[Beat], rendezvous: Rende
         assert sorted(decided.ranks.values()) == [0, 1]
         assert all(policy.ready(heard, node, NOW + later) for node in decided.ranks)
     if isinstance(decided, NextGeneration):
-        after = policy.next_generation(heard, decided.failure)
+        after = policy.next_generation(heard, decided.failure, NOW)
         assert after.generation == GENERATION + 1
         assert after.rendezvous is None

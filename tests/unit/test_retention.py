@@ -1,22 +1,30 @@
-"""Which checkpoints stay in storage, and what people are told of them."""
+"""Which checkpoints there are in storage, which stay, and what people are told of them."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.beats import CheckpointId, Saved
+from finetune_api.contract import File, checkpoint_name, checkpoint_of
+from finetune_api.errors import StorageError
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest, MethodType, Task
-from finetune_trainer.agent.uploads import CheckpointStore, superseded, told
-from finetune_trainer.storage import FolderStore
+from finetune_trainer.agent import disk
+from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, superseded
+from finetune_trainer.checkpoints import Committed, find_checkpoints
+from finetune_trainer.orders import SavedMarker, marker_name
+from finetune_trainer.storage import CorruptedError, FolderStore
+from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan
 
 PLAN = make_plan(Task.CAUSAL_LM, MethodType.LORA, keep_last=2)
+ROOT = "run/checkpoints/"
 
 
-def manifest(step: int, loss: float | None) -> Manifest:
+def manifest(step: int, loss: float | None, generation: int = 1) -> Manifest:
     info = CheckpointInfo(
         step=step,
-        generation=1,
+        generation=generation,
         nodes=2,
         processes_per_node=1,
         zero_stage=2,
@@ -27,28 +35,208 @@ def manifest(step: int, loss: float | None) -> Manifest:
     return Manifest(kind="checkpoint", files=files, created="2026-01-01T00:00:00+00:00", info=info.model_dump())
 
 
+def committed(step: int, loss: float | None) -> Committed:
+    one = manifest(step, loss)
+    return Committed(f"{ROOT}{checkpoint_name(step, 1)}/", one, CheckpointInfo.model_validate(one.info))
+
+
 @pytest.mark.parametrize(
     ("losses", "best", "gone"),
     [
-        ({10: 0.5, 20: 0.3, 30: 0.4, 40: 0.6}, 20, [10]),
-        ({10: 0.3, 20: 0.3, 30: 0.4, 40: 0.6}, 20, [10]),
-        ({10: 0.1, 20: None, 30: None, 40: None}, 10, [20]),
-        ({10: None, 20: None, 30: None}, None, [10]),
-        ({10: 0.1}, 10, []),
+        ({10: 0.5, 20: 0.3, 30: 0.4, 40: 0.6}, 20, {10}),
+        ({10: 0.3, 20: 0.3, 30: 0.4, 40: 0.6}, 20, {10}),
+        ({10: 0.1, 20: None, 30: None, 40: None}, 10, {20}),
+        ({10: None, 20: None, 30: None}, None, {10}),
+        ({10: 0.5, 20: math.inf, 30: math.nan}, 10, set()),
+        ({10: 0.1}, 10, set()),
     ],
 )
-def test_the_newest_and_the_best_stay(losses: dict[int, float | None], best: int | None, gone: list[int]) -> None:
-    facts = told({step: manifest(step, loss) for step, loss in losses.items()}, PLAN)
-    assert [step for step in facts if facts[step].best] == ([] if best is None else [best])
+def test_the_newest_and_the_best_stay(losses: dict[int, float | None], best: int | None, gone: set[int]) -> None:
+    there = [committed(step, loss) for step, loss in losses.items()]
+    facts = facts_of({one.id: one for one in there}, PLAN)
+    assert [one.step for one in facts if facts[one].best] == ([] if best is None else [best])
     assert {one.size_bytes for one in facts.values()} == {200}
-    assert superseded(facts, PLAN) == gone
+    assert {one.step for one in superseded(facts, PLAN)} == gone
 
 
 def test_parts_that_no_commit_followed_are_found_once_a_newer_one_is_committed(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
+    for name in (checkpoint_name(10), checkpoint_name(10, 1), checkpoint_name(20, 1), checkpoint_name(30, 1)):
+        store.put(f"{ROOT}{name}/node-0/weights", b"w")
+    assert abandoned(find_checkpoints(store, "run/")) == [], "any of them may still be committed"
+    store.put(f"{ROOT}{checkpoint_name(20, 1)}/{File.MANIFEST}", manifest(20, 0.1).to_json().encode())
+    gone = [f"{ROOT}{name}/" for name in (checkpoint_name(10), checkpoint_name(10, 1))]
+    assert abandoned(find_checkpoints(store, "run/")) == gone
+
+
+def test_a_name_has_step_and_generation_or_as_older_versions_wrote_it_the_step_alone() -> None:
+    assert checkpoint_of(checkpoint_name(200, 6)) == (200, 6)
+    assert checkpoint_of(checkpoint_name(200)) == (200, None)
+    for other in (
+        "step-1",
+        "step-00000200-g",
+        "step-00000200-gx",
+        "step-000002000",
+        "tmp-00000200-g1",
+        "step-0000020٣",
+    ):
+        assert checkpoint_of(other) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"\xff", b'{"kind": "checkpoint", "created": "", "files": [], "info": {"steps": 1}}'],
+    ids=["cut short", "empty", "not UTF-8", "of another version"],
+)
+def test_one_manifest_that_cannot_be_read_is_passed_over_and_told(tmp_path: Path, content: bytes) -> None:
+    store = FolderStore(tmp_path)
+    for step in (10, 20):
+        key = f"{ROOT}{checkpoint_name(step, 1)}/{File.MANIFEST}"
+        store.put(key, manifest(step, 0.1).to_json().encode() if step == 10 else content)
+    found = find_checkpoints(store, "run/")
+    assert list(found.committed) == [CheckpointId(step=10, generation=1)]
+    [sentence] = found.unreadable
+    assert "step-00000020-g1" in sentence
+    assert abandoned(found) == [], "nobody knows what it was: it is not deleted"
+
+
+def test_a_manifest_of_a_newer_version_is_read_without_the_fields_that_are_not_known(tmp_path: Path) -> None:
+    store, one = FolderStore(tmp_path), manifest(10, 0.1)
+    newer = one.model_copy(update={"info": {**one.info, "universal": True}}).model_dump_json()
+    key = f"{ROOT}{checkpoint_name(10, 1)}/{File.MANIFEST}"
+    store.put(key, newer.replace('"kind":', '"signature": "x", "kind":').encode())
+    assert list(find_checkpoints(store, "run/").committed) == [CheckpointId(step=10, generation=1)]
+
+
+# ---------------------------------------------------------------- shares, from disk to storage and back
+
+LATER = Saved(step=20, generation=6, node_rank=0)
+EARLIER = LATER.model_copy(update={"generation": 5})
+
+
+def save(root: Path, saved: Saved, name: str | None = None) -> Path:
+    """What a worker leaves on its node's disk."""
+    folder = root / (name or checkpoint_name(saved.step, saved.generation))
+    (folder / "deep").mkdir(parents=True)
+    (folder / "weights").write_text(f"of generation {saved.generation}")
+    (folder / "deep" / "shard").write_bytes(b"s")
+    marker = SavedMarker(step=saved.step, generation=saved.generation, rank=saved.node_rank, samples=160)
+    (folder / marker_name(saved.node_rank)).write_text(marker.to_json())
+    return folder
+
+
+def stored(tmp_path: Path, *shares: Saved, nodes: int = 1) -> tuple[FolderStore, CheckpointStore]:
+    store = FolderStore(tmp_path / "storage")
     checkpoints = CheckpointStore(store, "run/")
-    for step in (10, 20, 30):
-        store.put(f"run/checkpoints/{checkpoint_name(step)}/node-0/weights", b"w")
-    assert checkpoints.abandoned([]) == [], "any of them may still be committed"
-    store.put(f"run/checkpoints/{checkpoint_name(20)}/{File.MANIFEST}", manifest(20, 0.1).to_json().encode())
-    assert checkpoints.abandoned(checkpoints.committed()) == [10]
+    plan = PLAN.model_copy(update={"nodes": nodes})
+    for saved in shares:
+        root = tmp_path / f"node-{saved.node_rank}"
+        checkpoints.upload(saved, save(root, saved))
+        checkpoints.commit(saved.checkpoint, plan)
+    return store, checkpoints
+
+
+def test_a_node_that_was_cut_off_cannot_touch_what_a_later_generation_has_committed(tmp_path: Path) -> None:
+    store, checkpoints = stored(tmp_path, LATER)
+    before = {entry.key: entry.etag for entry in store.list("run/")}
+    checkpoints.upload(EARLIER, save(tmp_path / "stale", EARLIER))
+    assert {entry.key: entry.etag for entry in store.list("run/") if entry.key in before} == before
+    assert checkpoints.fault(LATER) == ""
+    checkpoints.fetch(LATER, tmp_path / "fetched")
+    assert (tmp_path / "fetched" / "weights").read_text() == "of generation 6"
+
+
+def test_a_share_that_is_in_storage_is_not_put_again(tmp_path: Path) -> None:
+    store, checkpoints = stored(tmp_path, LATER)
+    before = {entry.key: entry.etag for entry in store.list("run/")}
+    checkpoints.upload(LATER, tmp_path / "node-0" / checkpoint_name(20, 6))
+    assert {entry.key: entry.etag for entry in store.list("run/")} == before
+
+
+def test_a_share_that_is_removed_while_it_is_uploaded_is_no_part_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path / "storage")
+    folder = save(tmp_path / "disk", LATER)
+    put = store.put_file
+
+    def put_and_remove(key: str, path: Path) -> FileEntry:
+        entry = put(key, path)
+        disk.retain(tmp_path / "disk", [LATER], [])
+        return entry
+
+    monkeypatch.setattr(store, "put_file", put_and_remove)
+    with pytest.raises(OSError, match=r"removed while it was uploaded|No such file"):
+        CheckpointStore(store, "run/").upload(LATER, folder)
+    assert not [entry.key for entry in store.list("run/") if entry.key.endswith(File.PART)]
+
+
+def test_a_link_that_a_worker_made_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("x")
+    folder = save(tmp_path / "disk", LATER)
+    (folder / "link").symlink_to(tmp_path / "secret" / "key")
+    (folder / "folder").symlink_to(tmp_path / "secret")
+    part = CheckpointStore(FolderStore(tmp_path / "storage"), "run/").upload(LATER, folder)
+    assert {entry.path for entry in part.files} == {"weights", "deep/shard", marker_name(0)}
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda store, key: None, ""),
+        (lambda store, key: store.put(key, b"of generation 9"), "manifest says"),
+        (lambda store, key: store.delete([key]), "there is no"),
+        (lambda store, key: store.delete([key.replace("node-0/weights", File.MANIFEST)]), "it has no manifest"),
+        (lambda store, key: store.put(key.replace("node-0/weights", File.MANIFEST), b"{"), "is no manifest"),
+    ],
+    ids=["nothing", "another file", "a missing file", "no manifest", "half a manifest"],
+)
+def test_a_checkpoint_is_broken_only_by_what_is_read_of_it(tmp_path: Path, damage: object, fault: str) -> None:
+    store, checkpoints = stored(tmp_path, LATER)
+    assert callable(damage)
+    damage(store, f"{ROOT}{checkpoint_name(20, 6)}/node-0/weights")
+    assert (fault in checkpoints.fault(LATER)) if fault else checkpoints.fault(LATER) == ""
+
+
+def test_a_store_that_refuses_says_nothing_about_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, checkpoints = stored(tmp_path, LATER)
+
+    def refuse(key: str) -> FileEntry:
+        raise StorageError(storage_problem("SlowDown", "the server asks for fewer requests", "try again later"))
+
+    monkeypatch.setattr(store, "hash", refuse)
+    with pytest.raises(StorageError) as refused:
+        checkpoints.fault(LATER)
+    assert not isinstance(refused.value, CorruptedError)
+
+
+def test_a_node_rank_that_the_manifest_lacks_is_an_error(tmp_path: Path) -> None:
+    _, checkpoints = stored(tmp_path, LATER)
+    with pytest.raises(CorruptedError, match="no files of node rank 1"):
+        checkpoints.fetch(LATER.model_copy(update={"node_rank": 1}), tmp_path / "fetched")
+
+
+def test_checkpoints_of_an_older_version_are_found_and_fetched(tmp_path: Path) -> None:
+    """Their folders have the step alone as their name, in storage and on disk; the generation is in their files."""
+    store, checkpoints = stored(tmp_path, LATER)
+    for entry in list(store.list(ROOT)):
+        older = entry.key.replace(checkpoint_name(20, 6), checkpoint_name(20))
+        store.put(older, store.get(entry.key))
+        store.delete([entry.key])
+    found = checkpoints.find()
+    assert list(found.committed) == [LATER.checkpoint]
+    assert facts_of(found.committed, PLAN)[LATER.checkpoint].generation is None, "so that its folder can be named"
+    assert checkpoints.fault(LATER) == ""
+    assert "it has no manifest" in checkpoints.fault(EARLIER), "the same step of another generation"
+    checkpoints.fetch(LATER, disk.folder_of(tmp_path / "fetched", LATER.checkpoint))
+    assert disk.complete(tmp_path / "fetched", 0, 1) == [LATER]
+
+    older = save(tmp_path / "disk", LATER, checkpoint_name(20))
+    assert disk.complete(tmp_path / "disk", 0, 1) == [LATER]
+    assert disk.folder_of(tmp_path / "disk", LATER.checkpoint) == older
+    assert disk.folder_of(tmp_path / "disk", EARLIER.checkpoint) != older
+    disk.prune(tmp_path / "disk", 0, 1, LATER.checkpoint)
+    assert older.exists()
+    disk.prune(tmp_path / "disk", 0, 1, EARLIER.checkpoint)
+    assert not older.exists()

@@ -1,15 +1,29 @@
 """What the leader tells of a run: evaluations, overfitting, and why a run ended before its last step."""
 
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from finetune_api.beats import AgentState, Beat, EvalMetrics, GenerationRecord, RankReport, RankState, StepMetrics
+from finetune_api.beats import (
+    AgentState,
+    Beat,
+    CheckpointFacts,
+    CheckpointId,
+    EvalMetrics,
+    GenerationRecord,
+    Outage,
+    Progress,
+    RankReport,
+    RankState,
+    StepMetrics,
+)
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent.agent import evaluated
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang, Rendezvous, hear
-from finetune_trainer.agent.scribe import Scribe
+from finetune_trainer.agent.scribe import LEADER, Scribe
 from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
 from tests.local.harness import make_plan
 
@@ -66,3 +80,40 @@ def test_a_run_that_ended_before_its_last_step_says_why(patience: int, state: Ra
     progress = scribe.progress(gang)
     assert progress.stopped_early == expect
     assert (progress.eta_seconds is None) == bool(expect)
+
+
+def test_an_outage_that_lasts_is_told_with_its_reason_and_the_last_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    monkeypatch.setattr("finetune_trainer.agent.scribe.datetime", SimpleNamespace(now=lambda zone: clock[0]))
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    saved = CheckpointFacts(step=4, generation=1, saved="2025-12-31T23:50:00+00:00", size_bytes=1)
+    scribe.keeps({CheckpointId(step=4, generation=1): saved})
+    gang = told(scribe, storage_error="cannot connect")
+    assert scribe.progress(gang).outage is None, "not at once: most refusals are over in a moment"
+    clock[0] += timedelta(seconds=20)
+    gang = told(scribe, storage_error="access is denied")
+    clock[0] += timedelta(seconds=20)
+    assert scribe.progress(gang).outage == Outage(
+        since="2026-01-01T00:00:00+00:00", message="access is denied", last_commit="2025-12-31T23:50:00+00:00"
+    )
+    gang = told(scribe)
+    assert scribe.progress(gang).outage is None
+
+
+def test_an_outage_of_the_leaders_own_calls_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    monkeypatch.setattr("finetune_trainer.agent.scribe.datetime", SimpleNamespace(now=lambda zone: clock[0]))
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    scribe.hears_storage(LEADER, "the server asks for fewer requests")
+    clock[0] += timedelta(minutes=1)
+    outage = scribe.progress(told(scribe)).outage
+    assert outage is not None
+    assert (outage.message, outage.last_commit) == ("the server asks for fewer requests", None)
+
+
+def test_a_progress_of_a_newer_version_is_read_without_what_is_not_known() -> None:
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    progress = scribe.progress(told(scribe))
+    text = progress.model_dump_json(exclude_defaults=True)
+    assert "outage" not in text, "an operator of an older version refuses fields that it does not know"
+    assert Progress.model_validate_json(text.replace('"phase"', '"colour": "x", "phase"')) == progress

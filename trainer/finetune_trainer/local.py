@@ -272,7 +272,7 @@ class Supervisor:
         folder = self._folder / (f"node-{node}" if stage is Stage.TRAIN else stage)
         folder.mkdir(parents=True, exist_ok=True)
         cores = len(os.sched_getaffinity(0))
-        ranks = self._local.job.spec.nodes * (self._local.job.spec.processes_per_node or 1)
+        ranks = self.plan().world_size if stage is Stage.TRAIN else 1
         return {
             **storage_environment(self._local.job),
             Env.JOB: str(self._job_path()),

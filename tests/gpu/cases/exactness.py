@@ -177,7 +177,7 @@ RECOMPUTED = {"kept": False, "recomputed": True}
 def disturbed(bench: Bench) -> None:
     """Compare the losses after a resume with those of the run that was never stopped."""
     whole = trained(bench, "whole")
-    stopped = bench.folder / "whole" / "node-0" / checkpoint_name(HALF)
+    stopped = bench.folder / "whole" / "node-0" / checkpoint_name(HALF, 1)
     again = trained(bench, "again", resume=stopped)
     far = farthest(whole, again)
     band = DISTURBED[bench.tiny]

@@ -1,30 +1,31 @@
-"""One node's agent: it beats to the leader, obeys the directive in the answer, and uploads what its workers save.
+"""One node's agent: it obeys the leader's directives, and tells the leader what happens here.
 
-Tasks that never wait for each other: beating (a slow start of workers must not look like a dead node), obeying,
-uploading checkpoints, keeping the run's outputs in storage.
+Tasks that never wait for each other: beating (heart.py; a slow start of workers must not look like a dead node),
+obeying, uploading checkpoints (uploader.py), keeping the run's outputs in storage.
 """
 
 import asyncio
 import contextlib
 import logging
+import random
+import socket
 import time
 import uuid
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
-from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, GenerationRecord, Saved, StepMetrics
-from finetune_api.contract import ExitCode, File, dataset_prefix
-from finetune_api.errors import StorageError
+from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, Saved
+from finetune_api.contract import ExitCode, dataset_prefix
+from finetune_api.errors import RunError, StorageError
 from finetune_api.messages import Plan
-from finetune_trainer.agent import disk
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.heart import Heart
+from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.outputs import Outputs, put_all
 from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.places import Places
-from finetune_trainer.agent.uploads import CheckpointStore
+from finetune_trainer.agent.uploader import Uploader
+from finetune_trainer.agent.uploads import CheckpointStore, Wrong
 from finetune_trainer.agent.workers import Workers, step_metrics
 from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
 from finetune_trainer.storage import ObjectStore, download_tree
@@ -32,31 +33,11 @@ from finetune_trainer.storage import ObjectStore, download_tree
 log = logging.getLogger("agent")
 
 FENCE_SECONDS = 30.0  # without a leader for this long, workers are killed: another gang may be at work
-BEAT_TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
-RETRY_SECONDS = 0.3
-HEALTHY_SECONDS = 10.0  # a beat was answered within this time
-UPLOAD_RETRY_SECONDS = 3.0
+FETCH_RETRY_SECONDS, FETCH_LATEST_SECONDS = 1.0, 30.0  # between two tries, while storage refuses
+LAST_UPLOAD_SECONDS = 120.0  # for the newest checkpoint of a run that has failed
 LOG_UPLOAD_SECONDS = 15.0  # for logs and outputs: a node that was told to stop has no time to lose
 OUTPUTS_SECONDS = 10.0  # for those of the node that was rank 0's before
-GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
-KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
 MOST_STEPS_A_BEAT = 500
-MOST_UPLOADS_A_BEAT = 10  # the leader has committed what is older
-
-
-@dataclass
-class Node:
-    """What this agent would tell the leader now."""
-
-    state: AgentState = AgentState.BOOT
-    generation: int = 0
-    node_rank: int | None = None
-    uploaded: list[Saved] = field(default_factory=list)
-    steps: list[StepMetrics] = field(default_factory=list)
-    evals: list[EvalMetrics] = field(default_factory=list)
-    broken: list[int] = field(default_factory=list)
-    draining: bool = False
-    storage_error: str = ""
 
 
 class Agent:
@@ -64,33 +45,40 @@ class Agent:
 
     Args:
         plan: what is trained.
-        store, run: the job's storage and the run's key prefix in it.
+        store, control: the job's storage, through a client for large objects and one that gives up soon.
+        run: the run's key prefix in it.
         workers: the node's workers, not yet warm.
         leader: `host:port` of this very process if it leads, else None: then generation.json says.
     """
 
     def __init__(
-        self, config: AgentConfig, plan: Plan, store: ObjectStore, run: str, workers: Workers, leader: str | None
+        self,
+        config: AgentConfig,
+        plan: Plan,
+        store: ObjectStore,
+        control: ObjectStore,
+        run: str,
+        workers: Workers,
+        leader: str | None,
     ) -> None:
         self.incarnation = uuid.uuid4().hex[:12]
         self._config = config
         self._plan = plan
         self._store = store
         self._run = run
+        self._leads = leader is not None
+        self._workers = workers
+        self._node = NodeState()
         self._checkpoints = CheckpointStore(store, run)
         self._places = Places(config.work, plan.processes_per_node)
         self._outputs = Outputs(store, run, self._places.outputs)
-        self._workers = workers
-        self._leader = leader
-        self._leads = leader is not None
-        self._node = Node()
+        self._heart = Heart(control, run, config.token, leader, self._current_beat, self._on_answer, self._on_done)
+        self._uploader = Uploader(self._checkpoints, self._places, self._node, self._uploads_for, self._heart.tell)
         self._directive: Directive | None = None
-        self._news = asyncio.Event()  # something the leader should hear at once
-        self._orders = asyncio.Event()  # a directive that differs from the last
-        self._saves = asyncio.Event()  # a checkpoint may be complete
+        self._fetching: asyncio.Task[None] | None = None
+        self._orders = asyncio.Event()  # a directive that asks for something else than the last
         self._ended = asyncio.Event()  # all workers have exited by themselves
-        self._heard_leader = time.monotonic()
-        self._answered: float | None = None
+        self._outputs_due = asyncio.Event()
         self._stepped = 0  # the last generation that has made a step
 
     @property
@@ -101,7 +89,7 @@ class Agent:
     @property
     def healthy(self) -> bool:
         """Whether it takes part: the leader has answered lately."""
-        return self._answered is not None and time.monotonic() - self._answered < HEALTHY_SECONDS
+        return self._heart.healthy
 
     # ------------------------------------------------------------ what happens to it
 
@@ -113,69 +101,81 @@ class Agent:
                 del self._node.steps[:-MOST_STEPS_A_BEAT]
                 if event.generation > self._stepped:  # the first step after a start: recovery is over
                     self._stepped = event.generation
-                    self._news.set()
+                    self._heart.tell()
             case "eval" if event.rank == 0:
                 self._node.evals.append(evaluated(event))
             case "saved":
-                self._saves.set()
-                self._news.set()
+                self._uploader.wake()
 
     def on_worker_change(self) -> None:
         """A worker started or exited, or the zygote did."""
         if self._node.state is AgentState.RUNNING and self._workers.all_ended:
-            self._node.state = AgentState.ENDED
             self._ended.set()
-        self._news.set()
+        self._heart.tell()
 
     def drain(self) -> None:
         """This node was told to stop: the whole gang saves first."""
         log.info("told to stop: saving first")
         self._node.draining = True
-        self._news.set()
+        self._heart.tell()
+
+    def _on_answer(self, directive: Directive, beat: Beat) -> None:
+        del self._node.steps[: len(beat.steps)]
+        del self._node.evals[: len(beat.evals)]
+        if directive.generation < self._node.generation:
+            return
+        before, self._directive = self._directive, directive
+        if before is None or directive.key != before.key:
+            log.info("generation %d: %s %s", directive.generation, directive.action, directive.reason)
+            self._orders.set()
+        if before is None or directive.ranks != before.ranks:
+            self._uploader.wake()
+
+    def _on_done(self) -> None:
+        self._directive = Directive(generation=self._node.generation, action=Action.DONE)
+        self._orders.set()
+
+    def _uploads_for(self) -> int | None:
+        """The node rank for which this node uploads: it has one in the present rendezvous, and is heard there."""
+        directive = self._directive
+        if directive is None or directive.action is Action.FETCH or not self._heart.healthy:
+            return None
+        return directive.ranks.get(self._config.node)
 
     # ------------------------------------------------------------ its tasks
 
     async def run(self) -> ExitCode:
-        """Takes part until the leader lets this node go; the exit code says how."""
-        async with aiohttp.ClientSession(
-            timeout=BEAT_TIMEOUT, headers={"Authorization": f"Bearer {self._config.token}"}
-        ) as session:
-            tasks = [asyncio.create_task(work) for work in self._background(session)]
-            endings = [asyncio.create_task(self._obey()), asyncio.create_task(self._fence())]
-            try:
-                await asyncio.wait([*endings, *tasks], return_when=asyncio.FIRST_COMPLETED)
-                for task in (*tasks, *endings):
-                    if task.done() and task.exception():
-                        raise task.exception() or RuntimeError
-                code = next(ending.result() for ending in endings if ending.done())
-                await self._say_goodbye(session)
-                return code
-            finally:
-                for task in (*tasks, *endings):
-                    task.cancel()
-                await asyncio.gather(*tasks, *endings, return_exceptions=True)
+        """Takes part until the leader lets this node go; the exit code says how.
 
-    def _background(self, session: aiohttp.ClientSession) -> tuple[Coroutine[Any, Any, None], ...]:
-        return self._beat(session), self._upload(), self._keep_outputs(), self._fetch_inputs()
+        Raises:
+            FineTuneError: this node can start no workers; the leader has been told why.
+        """
+        tasks = [asyncio.create_task(work) for work in self._background()]
+        endings = [asyncio.create_task(self._obey()), asyncio.create_task(self._fence())]
+        try:
+            await asyncio.wait([*endings, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in (*tasks, *endings):
+                if task.done() and (error := task.exception()):
+                    if isinstance(error, RunError):
+                        self._node.unfit = error.problems[0].message
+                        await self._heart.say_goodbye()
+                    raise error
+            code = next(ending.result() for ending in endings if ending.done())
+            await self._heart.say_goodbye()
+            return code
+        finally:
+            for task in (*tasks, *endings):
+                task.cancel()
+            await asyncio.gather(*tasks, *endings, return_exceptions=True)
 
-    async def _beat(self, session: aiohttp.ClientSession) -> None:
-        while True:
-            self._news.clear()
-            beat = self._current_beat()
-            posting = asyncio.create_task(self._post(session, beat))
-            news = asyncio.create_task(self._news.wait())
-            try:
-                await asyncio.wait([posting, news], return_when=asyncio.FIRST_COMPLETED)
-                if posting.done():  # else there is news: this answer is not worth waiting for
-                    self._heard(posting.result(), beat)
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                log.info("leader does not answer: %s", error or type(error).__name__)
-                await asyncio.sleep(RETRY_SECONDS)
-                await self._find_leader()
-            finally:
-                posting.cancel()
-                news.cancel()
-                await asyncio.gather(posting, news, return_exceptions=True)
+    def _background(self) -> tuple[Coroutine[Any, Any, None], ...]:
+        return (
+            self._heart.run(),
+            self._uploader.run(),
+            self._notice_ends(),
+            self._keep_outputs(),
+            self._fetch_inputs(),
+        )
 
     async def _obey(self) -> ExitCode:
         while True:
@@ -183,51 +183,47 @@ class Agent:
             self._orders.clear()
             directive = self._directive
             assert directive is not None
+            if self._fetching is not None:
+                self._fetching.cancel()
+                await asyncio.gather(self._fetching, return_exceptions=True)
+                self._fetching = None
             if directive.generation > self._node.generation:
                 await self._stop_workers(directive.generation)
             match directive.action:
+                case Action.FETCH if self._config.node in directive.ranks:
+                    self._fetching = asyncio.create_task(self._fetch(directive))
                 case Action.RUN if self._node.state is AgentState.READY:
                     await self._start_workers(directive)
                 case Action.DRAIN if self._node.state is AgentState.READY:
                     if self._config.node in directive.ranks:  # they would have been started; others wait for them
                         self._node.state = AgentState.ENDED
-                        self._news.set()
+                        self._heart.tell()
                 case Action.DRAIN:
                     self._workers.terminate()
                 case Action.DONE | Action.STOPPED | Action.FAILED:
                     await self._workers.kill()
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(asyncio.to_thread(self._upload_rest), LOG_UPLOAD_SECONDS)
+                    await self._upload_rest(directive.action)
                     return ending(directive, self._leads)
 
-    async def _upload(self) -> None:
+    async def _notice_ends(self) -> None:
+        """Workers that have exited count as ended once their last checkpoint has been seen."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._saves.wait(), UPLOAD_RETRY_SECONDS)
-            self._saves.clear()
-            for saved in set(self._complete()) - set(self._node.uploaded):
-                folder = self._places.checkpoint(saved.node_rank, saved.step)
-                try:
-                    await asyncio.to_thread(self._checkpoints.upload, saved, folder)
-                except (StorageError, OSError, IndexError) as error:
-                    if saved in self._complete():  # else it was pruned meanwhile, which is no error
-                        log.warning("checkpoint %d is not uploaded yet: %s", saved.step, error)
-                        self._node.storage_error = str(error)
-                else:
-                    self._node.uploaded = [*self._node.uploaded, saved][-MOST_UPLOADS_A_BEAT:]
-                    self._node.storage_error = ""
-                    root = self._places.checkpoints(saved.node_rank)
-                    await asyncio.to_thread(disk.retain, root, self._node.uploaded, KEEP_LOCAL)
-                self._news.set()
+            await self._ended.wait()
+            self._ended.clear()
+            await self._uploader.look()
+            if self._node.state is AgentState.RUNNING and self._workers.all_ended:
+                self._node.state = AgentState.ENDED
+            self._uploader.wake()
+            self._heart.tell()
+            self._outputs_due.set()
 
     async def _keep_outputs(self) -> None:
         """Storage follows what rank 0 writes for people; a storage that refuses is asked again later."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), self._outputs.rest)
-            self._ended.clear()
-            if self._node.node_rank == 0 and (refused := await asyncio.to_thread(put_all, self._outputs)):
-                log.warning("outputs are not in storage yet: %s", refused)
+                await asyncio.wait_for(self._outputs_due.wait(), self._outputs.rest)
+            self._outputs_due.clear()
+            await asyncio.to_thread(self._put_outputs)
 
     async def _fetch_inputs(self) -> None:
         """Model and data to the local disk while the zygote warms up; then this node is ready."""
@@ -243,17 +239,18 @@ class Agent:
             if self._workers.lost:
                 raise self._workers.unfit()
             await self._workers.changed()
+        await self._uploader.look()
         if self._node.state is AgentState.BOOT:
             self._node.state = AgentState.READY
             log.info("ready: model and data are here, workers start warm")
-        self._news.set()
+        self._heart.tell()
         await asyncio.Event().wait()
 
     async def _fence(self) -> ExitCode:
         """Returns when this node was told to stop and nobody is left to let it go."""
         while True:
             await asyncio.sleep(1)
-            if time.monotonic() - self._heard_leader <= FENCE_SECONDS:
+            if time.monotonic() - self._heart.heard <= FENCE_SECONDS:
                 continue
             if self._node.state in {AgentState.RUNNING, AgentState.ENDED}:
                 log.error("no leader for %g s: killing the workers", FENCE_SECONDS)
@@ -262,7 +259,7 @@ class Agent:
             if self._node.draining:
                 return ExitCode.DRAINED
 
-    # ------------------------------------------------------------ parts of beating
+    # ------------------------------------------------------------ parts of them
 
     def _current_beat(self) -> Beat:
         node = self._node
@@ -270,105 +267,104 @@ class Agent:
             node=self._config.node,
             incarnation=self.incarnation,
             host=self._config.host,
+            port=node.port,
             generation=node.generation,
             state=node.state,
             ranks=self._workers.reports,
-            complete=tuple(self._complete()),
+            complete=node.complete,
             uploaded=tuple(node.uploaded),
             steps=tuple(node.steps),
             evals=tuple(node.evals),
-            broken=tuple(node.broken),
+            suspects=node.suspects,
             draining=node.draining,
             storage_error=node.storage_error,
+            unfit=node.unfit,
             have=self._directive.key if self._directive else "",
         )
 
-    async def _post(self, session: aiohttp.ClientSession, beat: Beat) -> Directive:
-        if self._leader is None:
-            raise ConnectionError("generation.json names no leader yet")
-        url = f"http://{self._leader}/v1/beat"
-        async with session.post(url, data=beat.model_dump_json(exclude_defaults=True)) as answer:
-            answer.raise_for_status()
-            return Directive.model_validate_json(await answer.text())
-
-    def _heard(self, directive: Directive, beat: Beat) -> None:
-        self._heard_leader = self._answered = time.monotonic()
-        del self._node.steps[: len(beat.steps)]
-        del self._node.evals[: len(beat.evals)]
-        if directive.generation < self._node.generation:
-            return
-        if self._directive is None or directive.key != self._directive.key:
-            log.info("generation %d: %s %s", directive.generation, directive.action, directive.reason)
-            self._directive = directive
-            self._orders.set()
-
-    async def _find_leader(self) -> None:
-        if self._leads:
-            return
-        with contextlib.suppress(StorageError, ValueError):
-            raw = await asyncio.to_thread(self._store.get, self._run + File.GENERATION)
-            self._leader = GenerationRecord.model_validate_json(raw).leader
-            if await asyncio.to_thread(self._store.head, self._run + File.DONE):  # it has left: nobody will answer
-                self._directive = Directive(generation=self._node.generation, action=Action.DONE)
-                self._orders.set()
-
-    async def _say_goodbye(self, session: aiohttp.ClientSession) -> None:
-        """One last beat, so that the leader need not wait for a node that has obeyed."""
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
-            await asyncio.wait_for(self._post(session, self._current_beat()), GOODBYE_SECONDS)
-
-    # ------------------------------------------------------------ parts of obeying
-
     async def _stop_workers(self, generation: int) -> None:
-        await self._workers.kill()
-        if self._workers.lost:
-            await self._workers.warm_up()
-            while not self._workers.warm:
-                await self._workers.changed()
-        self._node.generation = generation
+        self._node.suspects, self._node.fetch_error = (), ""
+        try:
+            await self._workers.kill()
+            if self._workers.lost:
+                await self._workers.warm_again()
+            await self._uploader.look()
+        finally:
+            self._node.generation, self._node.port = generation, free_port()
         if self._node.state is not AgentState.BOOT:
             self._node.state = AgentState.READY
-        self._news.set()
+        self._heart.tell()
+
+    async def _fetch(self, directive: Directive) -> None:
+        """Brings this node rank's share of a committed checkpoint to the local disk, however often that takes."""
+        assert directive.resume is not None
+        rank = directive.ranks[self._config.node]
+        share = Saved(step=directive.resume.step, generation=directive.resume.generation, node_rank=rank)
+        pause = FETCH_RETRY_SECONDS
+        while share not in self._node.complete:
+            folder = self._places.checkpoint(rank, directive.resume)
+            try:
+                await asyncio.to_thread(self._checkpoints.fetch, share, folder)
+                self._node.suspects, self._node.fetch_error = (), ""
+                self._node.uploaded.append(share)
+            except Wrong as error:
+                log.error("checkpoint %s: %s", directive.resume, error)
+                self._node.suspects = (share,)
+            except (StorageError, OSError) as error:
+                log.warning("checkpoint %s is not fetched yet: %s", directive.resume, error)
+                self._node.fetch_error = " ".join(str(error).split())
+            await self._uploader.look()
+            self._heart.tell()
+            if share not in self._node.complete:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                pause = min(2 * pause, FETCH_LATEST_SECONDS)
 
     async def _start_workers(self, directive: Directive) -> None:
-        node_rank = directive.ranks.get(self._config.node)
+        node_rank, resume = directive.ranks.get(self._config.node), directive.resume
         if node_rank is None:
             return  # a spare waits
         if node_rank == 0 and self._node.node_rank != 0:
-            with contextlib.suppress(StorageError, TimeoutError):  # a gap in a chart is no reason to wait
+            with contextlib.suppress(StorageError, OSError, TimeoutError):  # a gap in a chart is no reason to wait
                 await asyncio.wait_for(asyncio.to_thread(self._outputs.fetch), OUTPUTS_SECONDS)
         self._node.node_rank = node_rank
-        root, local_ranks = self._places.checkpoints(node_rank), self._places.local_ranks
-        await asyncio.to_thread(disk.prune, root, node_rank, local_ranks, directive.resume)
-        held = {saved.step for saved in self._complete()}
-        self._node.uploaded = [saved for saved in self._node.uploaded if saved.step in held]
-        resume = self._places.checkpoint(node_rank, directive.resume) if directive.resume is not None else None
-        if resume is not None and directive.resume is not None and directive.resume not in held:
-            try:
-                await asyncio.to_thread(self._checkpoints.fetch, directive.resume, node_rank, resume)
-            except StorageError as error:
-                log.error("checkpoint %d: %s", directive.resume, error)
-                self._node.broken.append(directive.resume)
-                self._news.set()
-                return
-            self._node.uploaded += [saved for saved in self._complete() if saved.step == directive.resume]
-        if self._directive is not directive:
-            return  # the leader has changed its mind while files were fetched
+        await asyncio.to_thread(self._places.prune, node_rank, resume)
+        await self._uploader.look()
+        self._node.uploaded = [saved for saved in self._node.uploaded if saved in self._node.complete]
+        if self._directive is None or self._directive.key != directive.key:
+            return  # the leader has changed its mind meanwhile
+        folder = self._places.checkpoint(node_rank, resume) if resume is not None else None
+        threads = self._config.worker_threads(self._places.local_ranks)
         self._node.state = AgentState.RUNNING
-        threads = self._config.worker_threads(local_ranks)
-        await self._workers.start(self._places.orders(self._plan, directive, node_rank, threads, resume))
-        self._news.set()
+        await self._workers.start(self._places.orders(self._plan, directive, node_rank, threads, folder))
+        self._uploader.wake()
+        self._heart.tell()
 
-    def _upload_rest(self) -> None:
-        """Outputs, and all logs of this node's ranks; what cannot be stored stays here and is no reason to fail."""
+    async def _upload_rest(self, action: Action) -> None:
+        """A failed run's last checkpoint, outputs, and the logs of this node's ranks. What cannot be stored stays here
+        and is no reason to fail."""
+        if action is Action.FAILED:
+            await self._uploader.look()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._uploader.finish(), LAST_UPLOAD_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.to_thread(self._put_logs), LOG_UPLOAD_SECONDS)
+
+    def _put_outputs(self) -> None:
         if self._node.node_rank == 0 and (refused := put_all(self._outputs)):
-            log.warning("outputs are not in storage: %s", refused)
+            log.warning("outputs are not in storage yet: %s", refused)
+
+    def _put_logs(self) -> None:
+        self._put_outputs()
         for key, path in self._places.logs():
             with contextlib.suppress(StorageError, OSError):
                 self._store.put_file(f"{self._run}logs/{key}", path)
 
-    def _complete(self) -> list[Saved]:
-        return self._places.complete(self._node.node_rank)
+
+def free_port() -> int:
+    """A port that nobody has on this machine now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 def evaluated(event: WorkerEvent) -> EvalMetrics:

@@ -2,10 +2,15 @@
 
 from collections.abc import Iterable
 
-from finetune_api.beats import Failure, RankReport, RankState
+from finetune_api.beats import AgentState, Failure, RankReport, RankState
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory, category_of
 from finetune_trainer.agent.roster import Gang, Member, lost
+
+SIGABRT = -6
+# How NCCL's watchdog ends a process whose collective a lost peer has left: by a signal, not by an exception.
+NCCL_SIGNS = ("ProcessGroupNCCL", "NCCL watchdog", "Watchdog caught collective", "ncclRemoteError", "NCCL error")
+DISK_FULL = "No space left on device"
 
 
 def first_failure(gang: Gang, now: float) -> Failure | None:
@@ -15,8 +20,10 @@ def first_failure(gang: Gang, now: float) -> Failure | None:
         member = gang.members[node]
         if member.beat.incarnation != incarnation:
             return _node_fault(node, f"the agent of node {node} was replaced")
-        if gang.rendezvous.resume in member.beat.broken:
-            return _node_fault(node, f"checkpoint {gang.rendezvous.resume} does not verify on node {node}")
+        if member.beat.unfit and member.beat.generation == gang.generation:
+            return _node_fault(node, f"node {node}: {member.beat.unfit}")
+        if member.beat.state is AgentState.READY and now - gang.rendezvous.since > gang.limits.start:
+            return _node_fault(node, f"node {node} did not start its workers within {gang.limits.start:g} s")
     failed = [m for m in gang.members.values() if m.failed_at is not None]
     since = now - min((m.failed_at or now for m in failed), default=now)
     if failed and since >= gang.limits.culprit:
@@ -35,14 +42,23 @@ def first_failure(gang: Gang, now: float) -> Failure | None:
 
 def only_victims(failed: Iterable[Member]) -> bool:
     """Whether all failures reported so far are of workers that lost a peer."""
-    codes = {rank.exit_code for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED}
-    return codes == {ExitCode.DISTRIBUTED}
+    ranks = [rank for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
+    return bool(ranks) and all(lost_a_peer(rank) for rank in ranks)
+
+
+def lost_a_peer(report: RankReport) -> bool:
+    """Whether a worker ended because another one was lost: a victim, not the culprit."""
+    if report.exit_code == SIGABRT:
+        return any(sign in report.log_tail for sign in NCCL_SIGNS)
+    return report.exit_code == ExitCode.DISTRIBUTED
 
 
 def culprit(failed: Iterable[Member]) -> Failure:
-    """The failure to name: the earliest worker that did not merely lose a peer."""
-    reports = [(m.beat.node, rank) for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
-    node, report = min(reports, key=lambda r: (r[1].exit_code == ExitCode.DISTRIBUTED, r[1].ended_at or 0.0))
+    """The failure to name: the earliest worker that did not merely lose a peer. The clocks of two nodes may differ: the
+    leader's counts between them."""
+    reports = [(m, rank) for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
+    member, report = min(reports, key=lambda r: (lost_a_peer(r[1]), r[0].failed_at or 0.0, r[1].ended_at or 0.0))
+    node = member.beat.node
     return Failure(
         category=category_of(report.exit_code),
         node=node,
@@ -58,7 +74,8 @@ def describe(node: int, report: RankReport) -> str:
     code = report.exit_code or 0
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     said = f": {report.error}" if report.error else ""
-    return f"rank {report.rank} on node {node} {how} in phase {report.phase} after step {report.step}{said}"
+    room = "; the node's disk is full: give spec.scratch.size more" if DISK_FULL in report.error else ""
+    return f"rank {report.rank} on node {node} {how} in phase {report.phase} after step {report.step}{said}{room}"
 
 
 def budget_left(gang: Gang, failure: Failure) -> bool:
@@ -76,6 +93,35 @@ def storage_failure(gang: Gang, now: float) -> Failure | None:
         if member.unstored_at is not None and now - member.unstored_at > gang.limits.storage:
             return Failure(category=FailureCategory.UNKNOWN, node=node, message=member.beat.storage_error)
     return None
+
+
+def unfit_node(gang: Gang) -> Failure | None:
+    """A failure when a node of this generation can start no workers."""
+    for node, member in gang.members.items():
+        if member.beat.unfit and member.beat.generation == gang.generation:
+            return _node_fault(node, f"node {node}: {member.beat.unfit}")
+    return None
+
+
+def never_gathered(gang: Gang, missing: str, now: float) -> Failure | None:
+    """A failure when a generation has waited too long for its nodes; waiting for storage costs nothing."""
+    refused = any(member.beat.storage_error for member in gang.members.values())
+    if now - gang.since <= gang.limits.gather or gang.stored < gang.generation or refused:
+        return None
+    absent = [node for node in range(gang.nodes) if node not in gang.members]
+    return _node_fault(absent[0] if absent else 0, f"no start within {gang.limits.gather / 60:g} minutes: {missing}")
+
+
+def end_is_broken(gang: Gang) -> Failure | None:
+    """A failure when what this generation has saved last was found broken in storage: those steps are done again."""
+    own = [one for one in gang.broken if one.generation == gang.generation]
+    if not own:
+        return None
+    last = max(own)
+    shares = [saved for member in gang.members.values() for saved in member.beat.complete]
+    if any(last < saved.checkpoint for saved in shares):
+        return None
+    return Failure(category=FailureCategory.NODE_FAULT, node=0, message=f"checkpoint {last} is broken in storage")
 
 
 def announced_stop(nodes: list[int]) -> Failure:

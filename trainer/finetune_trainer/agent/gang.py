@@ -4,13 +4,21 @@ A generation begins without workers (every agent holds), gets a rendezvous when 
 run or with the next one. Whatever goes wrong, the answer is the same: generation + 1, from the newest checkpoint.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from finetune_api.beats import AgentState, Beat, Failure, RankState, Saved
-from finetune_api.contract import ExitCode
+from finetune_api.beats import AgentState, Beat, CheckpointId, Failure, RankState, Saved
 from finetune_api.errors import FailureCategory
-from finetune_trainer.agent.failures import announced_stop, budget_left, first_failure, storage_failure
+from finetune_trainer.agent.failures import (
+    announced_stop,
+    budget_left,
+    end_is_broken,
+    first_failure,
+    lost_a_peer,
+    never_gathered,
+    storage_failure,
+    unfit_node,
+)
 from finetune_trainer.agent.roster import Gang, lost
 
 
@@ -22,11 +30,19 @@ class Wait:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Give out a rendezvous: node index -> node rank, from a checkpoint or from the base model."""
+class Fetch:
+    """Bring the shares of a committed checkpoint to the nodes that lack theirs: node index -> node rank."""
 
     ranks: Mapping[int, int]
-    resume: int | None
+    resume: CheckpointId
+
+
+@dataclass(frozen=True)
+class Start:
+    """Give out a rendezvous: node index -> node rank, from a checkpoint that every node has, or the base model."""
+
+    ranks: Mapping[int, int]
+    resume: CheckpointId | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,7 @@ class Fail:
     failure: Failure
 
 
-Decision = Wait | Start | GoOn | Drain | NextGeneration | Finish | Done | Fail
+Decision = Wait | Fetch | Start | GoOn | Drain | NextGeneration | Finish | Done | Fail
 
 
 def decide(gang: Gang, now: float) -> Decision:
@@ -78,19 +94,34 @@ def decide(gang: Gang, now: float) -> Decision:
     if gang.failure:
         return Fail(gang.failure)
     if gang.rendezvous is None:
-        if missing := not_ready(gang, now):
-            return Wait(missing)
-        return Start(node_ranks(gang, now), newest_checkpoint(gang, node_ranks(gang, now)))
+        return _gather(gang, now)
     leaving = draining_nodes(gang)
     if leaving and everyone_stopped(gang):
         return NextGeneration(announced_stop(leaving))
     if failure := first_failure(gang, now):
         return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
     if everyone_trained(gang):
+        if failure := end_is_broken(gang):
+            return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
         if failure := storage_failure(gang, now):
             return Fail(failure)
-        return Finish() if end_of_run(gang) in gang.committed else GoOn()
+        return Finish() if end_of_run(gang) in {one.step for one in gang.committed} else GoOn()
     return Drain() if leaving else GoOn()
+
+
+def _gather(gang: Gang, now: float) -> Decision:
+    """Before the workers: wait for the nodes, have them fetch what they lack, start."""
+    if failure := unfit_node(gang):
+        return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
+    ranks = node_ranks(gang, now)
+    missing = not_ready(gang, ranks, now)
+    resume = None if missing else newest_checkpoint(gang, ranks)
+    absent = [] if resume is None else lacking(gang, ranks, resume)
+    if not missing and not absent:
+        return Start(ranks, resume)
+    if failure := never_gathered(gang, missing or f"node {absent[0]} fetches checkpoint {resume}", now):
+        return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
+    return Wait(missing) if resume is None else Fetch(ranks, resume)
 
 
 def may_leave(gang: Gang, node: int, now: float) -> bool:
@@ -103,7 +134,7 @@ def may_leave(gang: Gang, node: int, now: float) -> bool:
     working = gang.rendezvous is not None and (node == 0 or node in gang.rendezvous.ranks)
     if not beat.draining or working or beat.state not in {AgentState.READY, AgentState.BOOT}:
         return False
-    if set(beat.complete) - set(beat.uploaded):
+    if node in (ranks := uploading(gang)) and not_uploaded(beat, ranks[node]):
         return False
     if node != 0:
         return True
@@ -132,14 +163,18 @@ def ready(gang: Gang, node: int, now: float) -> bool:
     return beat.state is AgentState.READY and beat.generation == gang.generation and not beat.draining
 
 
-def not_ready(gang: Gang, now: float) -> str:
-    """Who or what the next rendezvous waits for, in words; empty when nothing does."""
+def not_ready(gang: Gang, ranks: Mapping[int, int], now: float) -> str:
+    """Who or what the next rendezvous waits for, in words; empty when nothing does.
+
+    Args:
+        ranks: the node ranks as they would be given out now.
+    """
     if gang.stored < gang.generation:
         return "generation.json"
-    present = [node for node in gang.members if ready(gang, node, now)]
-    if len(present) >= gang.nodes:
-        step = commit_worth_waiting_for(gang, now)
-        return "" if step is None else f"checkpoint {step} is being committed"
+    if len(ranks) >= gang.nodes:
+        coming = commit_worth_waiting_for(gang, ranks, now)
+        return "" if coming is None else f"checkpoint {coming.step} is being committed"
+    present = {node for node in gang.members if ready(gang, node, now)}
     waiting = [node for node in range(gang.nodes) if node not in present] or list(range(gang.nodes))
     return f"{len(present)} of {gang.nodes} nodes ready, waiting for {', '.join(f'node {node}' for node in waiting)}"
 
@@ -151,40 +186,87 @@ def node_ranks(gang: Gang, now: float) -> dict[int, int]:
     checkpoints, from the spare that stood in. Then each has the rank of its own index, and spares those left over.
     """
     present = sorted(node for node in gang.members if ready(gang, node, now))
-    shares = [(-saved.step, node, saved.node_rank) for node in present for saved in gang.members[node].beat.complete]
-    wishes = [(node, rank) for _, node, rank in sorted(shares)]
-    wishes += [(node, node) for node in present]
-    wishes += [(node, rank) for rank in range(gang.nodes) for node in present]
+    shares = [
+        (-saved.step, -saved.generation, node, saved.node_rank)
+        for node in present
+        for saved in gang.members[node].beat.complete
+    ]
     ranks: dict[int, int] = {}
-    for node, rank in wishes:
-        if node not in ranks and rank < gang.nodes and rank not in ranks.values():
+    free = set(range(gang.nodes))
+    wishes = [(node, rank) for _, _, node, rank in sorted(shares)]
+    for node, rank in [*wishes, *((node, node) for node in present)]:
+        if node not in ranks and rank in free:
             ranks[node] = rank
-    return ranks
+            free.remove(rank)
+    spares = (node for node in present if node not in ranks)
+    return {**ranks, **{node: rank for rank, node in zip(sorted(free), spares, strict=False)}}
 
 
-def newest_checkpoint(gang: Gang, ranks: Mapping[int, int]) -> int | None:
-    """The newest step every node can resume from: complete on all local disks, or committed in storage."""
-    shares = [_own_shares(gang.members[node].beat.complete, rank) for node, rank in ranks.items()]
-    local = {step for step, _ in set.intersection(*shares)} if shares else set()
-    broken = {step for node in ranks for step in gang.members[node].beat.broken}
-    return max((local | gang.committed) - broken, default=None)
+def newest_checkpoint(gang: Gang, ranks: Mapping[int, int]) -> CheckpointId | None:
+    """The newest that every node can resume from: complete on all local disks, or committed in storage."""
+    shares = [
+        {saved.checkpoint for saved in gang.members[node].beat.complete if saved.node_rank == rank}
+        for node, rank in ranks.items()
+    ]
+    local = set.intersection(*shares) if shares else set()
+    return max((local | gang.committed) - gang.broken, default=None)
 
 
-def commit_worth_waiting_for(gang: Gang, now: float) -> int | None:
-    """A step beyond the newest that can be resumed from now: all its shares are in storage or on their way to it, as
-    when a node that was told to stop has saved, and a spare takes its rank."""
-    resume = newest_checkpoint(gang, node_ranks(gang, now)) or 0
+def lacking(gang: Gang, ranks: Mapping[int, int], resume: CheckpointId) -> list[int]:
+    """Nodes whose disk has no share of a checkpoint, as the node ranks that they would get."""
+    return [node for node, rank in ranks.items() if _share(resume, rank) not in gang.members[node].beat.complete]
+
+
+def commit_worth_waiting_for(gang: Gang, ranks: Mapping[int, int], now: float) -> CheckpointId | None:
+    """A checkpoint beyond the newest that can be resumed from now: all its shares are in storage or on their way to it,
+    as when a node that was told to stop has saved, and a spare takes its rank."""
+    if now - gang.since > gang.limits.commit:
+        return None
     beats = [member.beat for member in gang.members.values()]
     shares = {saved for beat in beats for saved in beat.uploaded}
-    shares |= {
-        saved
-        for beat in beats
-        if alive(gang, beat.node, now) and not beat.storage_error  # else nobody knows when it comes
-        for saved in beat.complete
-    }
-    broken = {step for beat in beats for step in beat.broken}
-    coming = {saved.step for saved in shares if saved.step > resume and _whole(saved, shares, gang.nodes)}
-    return max(coming - broken, default=None)
+    for beat in beats:
+        if not beat.storage_error and alive(gang, beat.node, now):  # otherwise the upload may never finish
+            shares.update(beat.complete)
+    resume = newest_checkpoint(gang, ranks)
+    coming = {one for one in whole(shares, gang.nodes) - gang.broken if resume is None or resume < one}
+    return max(coming, default=None)
+
+
+def whole(shares: Iterable[Saved], nodes: int) -> set[CheckpointId]:
+    """The checkpoints of which the shares of all node ranks are there."""
+    ranks: dict[CheckpointId, set[int]] = {}
+    for saved in shares:
+        if saved.node_rank < nodes:
+            ranks.setdefault(saved.checkpoint, set()).add(saved.node_rank)
+    return {one for one, there in ranks.items() if len(there) == nodes}
+
+
+def uploading(gang: Gang) -> Mapping[int, int]:
+    """Who uploads what its workers have saved, node index -> node rank: the nodes of the present rendezvous, which is
+    the last one given out. A leader that has not given one out yet lets each node upload the newest that it has."""
+    if gang.rendezvous is not None:
+        return gang.rendezvous.ranks
+    if gang.last_ranks:
+        return gang.last_ranks
+    shares = {node: max(m.beat.complete, key=_age, default=None) for node, m in gang.members.items()}
+    return {node: saved.node_rank for node, saved in shares.items() if saved is not None}
+
+
+def not_uploaded(beat: Beat, node_rank: int) -> bool:
+    """Whether storage lacks the newest share of a node; it stands for those before it."""
+    own = [saved for saved in beat.complete if saved.node_rank == node_rank]
+    newest = max(own, key=_age, default=None)
+    return newest is not None and newest not in beat.uploaded
+
+
+def unsaved(gang: Gang, now: float) -> bool:
+    """Whether a checkpoint of a failed run is still on its way to storage."""
+    ranks = uploading(gang)
+    return bool(uncommitted(gang)) or any(
+        alive(gang, node, now) and not member.beat.storage_error and not_uploaded(member.beat, ranks[node])
+        for node, member in gang.members.items()
+        if node in ranks
+    )
 
 
 def everyone_ended(gang: Gang) -> bool:
@@ -195,9 +277,7 @@ def everyone_ended(gang: Gang) -> bool:
 def everyone_stopped(gang: Gang) -> bool:
     """Whether all workers are gone as they were told. One that still loads ends at once, and its peers lose it."""
     ranks = [rank for beat in _training(gang) for rank in beat.ranks]
-    return everyone_ended(gang) and all(
-        rank.state is RankState.DRAINED or rank.exit_code == ExitCode.DISTRIBUTED for rank in ranks
-    )
+    return everyone_ended(gang) and all(rank.state is RankState.DRAINED or lost_a_peer(rank) for rank in ranks)
 
 
 def everyone_trained(gang: Gang) -> bool:
@@ -220,31 +300,38 @@ def draining_nodes(gang: Gang) -> list[int]:
     return sorted({beat.node for beat in [*leader, *_training(gang)] if beat.draining})
 
 
-def uncommitted(gang: Gang) -> set[Saved]:
-    """Rank 0's shares of newer checkpoints that every node rank has uploaded, all of the same generation."""
+def uncommitted(gang: Gang) -> set[CheckpointId]:
+    """Newer checkpoints of which every node rank has uploaded its share."""
     shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
-    return {
-        saved
-        for saved in shares
-        if saved.node_rank == 0 and saved.step > max(gang.committed, default=0) and _whole(saved, shares, gang.nodes)
-    }
+    newest = max(gang.committed, default=None)
+    return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
 
 
-def broken(gang: Gang) -> frozenset[int]:
-    """Committed checkpoints that did not verify on some node: worth nothing, and in the way of their successors."""
-    return gang.committed & {step for member in gang.members.values() for step in member.beat.broken}
+def suspects(gang: Gang) -> set[Saved]:
+    """Shares of committed checkpoints that did not verify on a node. Not evidence: the leader reads them before
+    anything is done about them."""
+    shares = {saved for member in gang.members.values() for saved in member.beat.suspects}
+    return {saved for saved in shares if saved.checkpoint in gang.committed}
 
 
-def next_generation(gang: Gang, failure: Failure) -> Gang:
+def still_broken(gang: Gang) -> frozenset[CheckpointId]:
+    """Broken checkpoints that somebody may still speak of."""
+    spoken = {saved.checkpoint for m in gang.members.values() for saved in (*m.beat.complete, *m.beat.uploaded)}
+    resumed = {gang.rendezvous.resume} if gang.rendezvous else set()
+    return gang.broken & (spoken | resumed | gang.committed)
+
+
+def next_generation(gang: Gang, failure: Failure, now: float) -> Gang:
     """The gang at the beginning of its next generation; budgets are charged unless the stop was announced."""
-    assert gang.rendezvous is not None
-    resumed = gang.rendezvous.resume
+    resumed = gang.rendezvous.resume if gang.rendezvous else gang.last_resume
     free = failure.category is FailureCategory.PREEMPTED
     fruitless = gang.fruitless + 1 if gang.restarts and resumed == gang.last_resume else 0
     return replace(
         gang,
         generation=gang.generation + 1,
+        since=now,
         rendezvous=None,
+        last_ranks=gang.rendezvous.ranks if gang.rendezvous else gang.last_ranks,
         restarts=gang.restarts + (not free),
         fruitless=gang.fruitless if free else fruitless,
         last_resume=resumed,
@@ -256,10 +343,9 @@ def _training(gang: Gang) -> list[Beat]:
     return [gang.members[node].beat for node in gang.rendezvous.ranks]
 
 
-def _whole(saved: Saved, shares: Collection[Saved], nodes: int) -> bool:
-    """Whether the shares of all node ranks are there, saved at the same step in the same generation."""
-    return all(saved.model_copy(update={"node_rank": rank}) in shares for rank in range(nodes))
+def _age(saved: Saved) -> tuple[int, int]:
+    return saved.step, saved.generation
 
 
-def _own_shares(complete: Iterable[Saved], node_rank: int) -> set[tuple[int, int]]:
-    return {(saved.step, saved.generation) for saved in complete if saved.node_rank == node_rank}
+def _share(one: CheckpointId, node_rank: int) -> Saved:
+    return Saved(step=one.step, generation=one.generation, node_rank=node_rank)

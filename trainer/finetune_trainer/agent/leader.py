@@ -1,33 +1,34 @@
-"""The leader: the part of node 0's agent that keeps the gang. Beats come in, `gang.decide` decides, and what it decides
-is done here: generation.json, the rendezvous, commits, DONE.json, and the directive each node gets as an answer."""
+"""The leader: the part of node 0's agent that keeps the gang. Beats come in, `gang.decide` decides, and each node gets
+its directive as an answer. What the leader does in storage is in keeper.py.
+
+The gang is decided on once for all beats that came in together, not once for each: with 64 nodes that hold their polls,
+every decision wakes those whose directive has changed, and nobody else.
+"""
 
 import asyncio
+import contextlib
 import logging
-import socket
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
-from finetune_api.beats import Action, Beat, Directive, Failure, GenerationRecord, Progress, Saved
+from finetune_api.beats import Action, Beat, CheckpointId, Directive, Failure, GenerationRecord, Progress
 from finetune_api.contract import ExitCode, File
-from finetune_api.errors import EXIT_CODES, Problem, StateError, StorageError
-from finetune_api.messages import Manifest, Plan
+from finetune_api.errors import EXIT_CODES
+from finetune_api.messages import Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
 from finetune_trainer.agent.failures import budget_left, leader_lost
 from finetune_trainer.agent.history import History
+from finetune_trainer.agent.keeper import Keeper
 from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
-from finetune_trainer.agent.uploads import CheckpointStore, superseded, told
-from finetune_trainer.storage import NotFoundError, ObjectStore
+from finetune_trainer.agent.uploads import CheckpointStore
+from finetune_trainer.storage import ChangedError, ObjectStore
 
 log = logging.getLogger("leader")
-TICK_SECONDS = 0.1
-RETRY_SECONDS = 2.0
-
-NOT_THE_LEADER = "NotTheLeader"
+TICK_SECONDS = 0.1  # time passes: somebody may be lost
+LAST_UPLOADS_SECONDS = 150.0  # after a failure, for checkpoints on their way to storage
 
 
 class Leader:
@@ -35,32 +36,42 @@ class Leader:
 
     Args:
         plan: what is trained.
-        store, run: the job's storage and the run's key prefix in it.
+        store, control: the job's storage, through a client for large objects and one that gives up soon.
+        run: the run's key prefix in it.
         address: `host:port` of the server that hands beats to this leader.
         incarnation: identity of this start of the agent; a newer one in generation.json ends this leader.
     """
 
     def __init__(
-        self, plan: Plan, store: ObjectStore, run: str, address: str, incarnation: str, limits: Limits
+        self,
+        plan: Plan,
+        store: ObjectStore,
+        control: ObjectStore,
+        run: str,
+        address: str,
+        incarnation: str,
+        limits: Limits,
     ) -> None:
-        self._plan = plan
-        self._store = store
+        self._control = control
         self._run = run
         self._checkpoints = CheckpointStore(store, run)
         self._address = address
         self._incarnation = incarnation
         early = plan.early_stopping_patience > 0
-        self._gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, may_end_early=early, generation=0, limits=limits)
-        self._changed = asyncio.Event()
-        self._draining = False
-        self._committing = asyncio.Lock()
-        self._written: GenerationRecord | None = None
+        self.gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, may_end_early=early, generation=0, limits=limits)
         self.scribe = Scribe(plan)
+        self._keeper = Keeper(self, plan, self._checkpoints, control, run)
+        self._changed = asyncio.Event()  # since the last decision
+        self._draining = False
+        self._failed_at = 0.0
+        self._common = Directive(generation=0, action=Action.HOLD, reason="generation.json")
+        self._directives: dict[int, Directive] = {}
+        self._polls: dict[int, asyncio.Event] = {}  # by node: its directive has changed
 
     @property
     def works(self) -> bool:
         """Whether workers of its gang were started and count on it."""
-        return self._gang.rendezvous is not None
+        return self.gang.rendezvous is not None
 
     async def run(self) -> None:
         """Leads until every node may go.
@@ -68,202 +79,67 @@ class Leader:
         Raises:
             StateError: another leader has taken over.
         """
-        committed = await patiently(self._checkpoints.committed)
-        record = await patiently(self._stored_record)
-        done = await patiently(self._store.head, self._run + File.DONE) is not None
-        self._take_over(record, frozenset(committed), done)
-        self.scribe.keeps(told(committed, self._plan))
-        keepers = [asyncio.create_task(self._keep_commits()), asyncio.create_task(self._keep_generation())]
+        found = await patiently(self._checkpoints.find)
+        done = await patiently(self._control.head, self._run + File.DONE) is not None
+        await self._take_over(frozenset(found.committed), done)
+        self._keeper.take_in(found)
+        keepers = [asyncio.create_task(work) for work in (self._keeper.keep_checkpoints(), self._keeper.keep_record())]
         try:
-            while not self._everyone_left():
+            while True:
                 for keeper in keepers:
                     if keeper.done():
                         keeper.result()
-                self._act(policy.decide(self._gang, time.monotonic()))
-                await asyncio.sleep(TICK_SECONDS)
-            await self._committing.acquire()  # a deletion under way comes to its end
+                self._decide()
+                if self._everyone_left():
+                    break
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await self._changed.wait()
+            await self._keeper.busy.acquire()  # a deletion under way comes to its end
         finally:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
 
     def hear(self, beat: Beat) -> None:
-        """Takes a beat in and acts on it at once."""
-        self._update(roster.hear(self._gang, beat, time.monotonic()))
-        self.scribe.heard(beat, self._gang)
-        if self._gang.stored:  # before, neither generation nor committed checkpoints are known
-            self._act(policy.decide(self._gang, time.monotonic()))
+        """Takes a beat in; what it changes is decided on soon."""
+        before = self.gang.members.get(beat.node)
+        self.gang = roster.hear(self.gang, beat, time.monotonic())
+        self.scribe.heard(beat, self.gang)
+        if before is None or roster.matters(before.beat, beat):
+            self._changed.set()
 
     def hear_closed(self, node: int, incarnation: str) -> None:
         """The connection of a node closed while its beat was held."""
-        self._update(roster.hear_closed(self._gang, node, incarnation, time.monotonic()))
+        self.gang = roster.hear_closed(self.gang, node, incarnation, time.monotonic())
 
     def directive(self, node: int) -> Directive:
         """What a node obeys now."""
-        gang, rendezvous, now = self._gang, self._gang.rendezvous, time.monotonic()
-        if gang.done_stored:
-            return Directive(generation=gang.generation, action=Action.DONE)
-        if gang.failure:
-            code = EXIT_CODES.get(gang.failure.category, ExitCode.GANG_FAILED)
-            return Directive(
-                generation=gang.generation, action=Action.FAILED, reason=gang.failure.message, exit_code=code
-            )
-        if node in gang.members and policy.may_leave(gang, node, now):
-            return Directive(generation=gang.generation, action=Action.STOPPED, reason="told to stop")
-        if rendezvous is None:
-            reason = policy.not_ready(gang, now)
-            return Directive(generation=gang.generation, action=Action.HOLD, reason=reason)
-        return Directive(
-            generation=gang.generation,
-            action=Action.DRAIN if self._draining else Action.RUN,
-            ranks=dict(rendezvous.ranks),
-            master_host=rendezvous.host,
-            master_port=rendezvous.port,
-            resume=rendezvous.resume,
-        )
+        return self._directives.get(node, self._common)
 
     async def next_directive(self, beat: Beat, patience: float) -> Directive:
         """The answer to a beat: at once if it differs from the directive it has, else after `patience` seconds."""
-        if beat.incarnation in self._gang.replaced:
+        if beat.incarnation in self.gang.replaced:
             reason = "another agent has the place of this one"
-            return Directive(generation=self._gang.generation, action=Action.STOPPED, reason=reason)
-        deadline = time.monotonic() + patience
-        while (directive := self.directive(beat.node)).key == beat.have and time.monotonic() < deadline:
-            changed = self._changed
-            try:
-                await asyncio.wait_for(changed.wait(), deadline - time.monotonic())
-            except TimeoutError:
-                break
-        return directive
+            return Directive(generation=self.gang.generation, action=Action.STOPPED, reason=reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self.directive(beat.node).key == beat.have:
+                    await self._polls.setdefault(beat.node, asyncio.Event()).wait()
+        return self.directive(beat.node)
 
     def progress(self) -> Progress:
         """The run as it stands."""
-        return self.scribe.progress(self._gang)
+        return self.scribe.progress(self.gang)
 
-    # ------------------------------------------------------------ acting
-
-    def _take_over(self, record: GenerationRecord, committed: frozenset[int], done: bool) -> None:
-        """The gang as the leader before left it; if nobody told why it is gone, its loss is a failure of its own."""
-        generation = record.generation + 1
-        self.scribe.takes_over(History.of(record))
-        restarts = record.recovery_totals.restarts
-        gang = replace(self._gang, generation=generation, committed=committed, done_stored=done, restarts=restarts)
-        if record.started and not done:
-            lost = leader_lost()
-            log.warning("generation %d ends: %s", record.generation, lost.message)
-            self.scribe.recovers(generation, lost)
-            if not budget_left(gang, lost):
-                self.scribe.failed(lost)
-                gang = replace(gang, failure=lost)
-            gang = replace(gang, restarts=restarts + 1)
-        self._update(gang)
-
-    def _act(self, decision: policy.Decision) -> None:
-        gang = self._gang
-        match decision:
-            case policy.Wait(missing):
-                self.scribe.waits(missing)
-            case policy.Start(ranks, resume):
-                self._start(dict(ranks), resume)
-            case policy.Drain():
-                if not self._draining:
-                    log.info("generation %d: agreeing on a step to stop at", gang.generation)
-                    self._draining = True
-                    self._wake()
-            case policy.NextGeneration(failure):
-                self._next_generation(failure)
-            case policy.Fail(failure):
-                if gang.failure is None:
-                    log.error("failed: %s", failure.message)
-                    self._update(replace(gang, failure=failure))
-                    self.scribe.failed(failure)
-            case policy.Finish() | policy.GoOn() | policy.Done():
-                pass
-
-    def _start(self, ranks: dict[int, int], resume: int | None) -> None:
-        gang = self._gang
-        first = next(node for node, rank in ranks.items() if rank == 0)
-        rendezvous = Rendezvous(
-            ranks=ranks,
-            incarnations={node: gang.members[node].beat.incarnation for node in ranks},
-            host=gang.members[first].beat.host,
-            port=_free_port(),
-            resume=resume,
-        )
-        log.info("generation %d: %d nodes start from %s", gang.generation, len(ranks), _point(resume))
-        self._draining = False
-        self._update(replace(gang, rendezvous=rendezvous))
-        self.scribe.starts(resume)
-
-    def _next_generation(self, failure: Failure) -> None:
-        before = self._gang
-        log.warning("generation %d ends: %s", before.generation, failure.message)
-        self._draining = False
-        self._update(policy.next_generation(before, failure))
-        self.scribe.recovers(self._gang.generation, failure)
-
-    async def _keep_generation(self) -> None:
-        """Writes generation.json whenever something in it has changed, and DONE.json when all is trained."""
-        while True:
-            gang, record = self._gang, self._record()
-            if record != self._written and await self._tried(self._write, record):
-                self._written = record
-                self._update(replace(self._gang, stored=record.generation))
-            if policy.decide(gang, time.monotonic()) == policy.Finish():
-                progress = self.progress()
-                if await self._tried(self._store.put, self._run + File.DONE, progress.to_json().encode()):
-                    log.info("done: %d steps %s", progress.step, progress.stopped_early)
-                    self._update(replace(self._gang, done_stored=True))
-            await asyncio.sleep(TICK_SECONDS / 5)
-
-    async def _keep_commits(self) -> None:
-        """Commits every checkpoint whose shares are all uploaded, and deletes those that are superseded."""
-        while True:
-            async with self._committing:
-                for saved in sorted(policy.uncommitted(self._gang), key=lambda share: share.step):
-                    if manifest := await self._tried(self._commit, saved):
-                        log.info("checkpoint %d committed: %d files", saved.step, len(manifest.files))
-                        await self._retain(saved.step)
-                if broken := policy.broken(self._gang):
-                    await self._tried(self._checkpoints.delete, sorted(broken))
-                    self._update(replace(self._gang, committed=self._gang.committed - broken))
-            await asyncio.sleep(TICK_SECONDS)
-
-    def _commit(self, saved: Saved) -> Manifest:
-        self._still_leading()
-        return self._checkpoints.commit(saved, self._plan)
-
-    async def _retain(self, step: int) -> None:
-        """Takes note of a new checkpoint; deletes those that it supersedes, and what is left of uploads that no commit
-        followed. No start may name a checkpoint that is being deleted, hence the order."""
-        committed: Mapping[int, Manifest] = await self._tried(self._checkpoints.committed) or {}
-        facts = told(committed, self._plan)
-        old = superseded(facts, self._plan)
-        self.scribe.commits(step)
-        if facts:
-            self.scribe.keeps({kept: facts[kept] for kept in facts if kept not in old})
-        self._update(replace(self._gang, committed=(self._gang.committed | {step}) - set(old)))
-        abandoned = await self._tried(self._checkpoints.abandoned, facts) or ()
-        await self._tried(self._checkpoints.delete, [*old, *abandoned])
-
-    async def _tried(self, work: Callable[..., Any], *args: Any) -> Any:
-        """The result of storage work, True for None; False, after a while, when storage refused: callers come again."""
-        try:
-            result = await asyncio.to_thread(work, *args)
-        except StorageError as error:
-            log.warning("storage: %s", error)
-            self.scribe.notes(str(error))
-            await asyncio.sleep(RETRY_SECONDS)
-            return False
-        return True if result is None else result
-
-    def _record(self) -> GenerationRecord:
+    def record(self) -> GenerationRecord:
+        """What generation.json should say."""
         history = self.scribe.history
         return GenerationRecord(
-            generation=self._gang.generation,
+            generation=self.gang.generation,
             leader=self._address,
             incarnation=self._incarnation,
-            started=self._gang.rendezvous is not None,
+            started=self.gang.rendezvous is not None,
             recoveries=history.recoveries,
             recovery_totals=history.totals,
             checkpoint_count=history.checkpoint_count,
@@ -271,53 +147,155 @@ class Leader:
             overfitting_since=history.overfitting_since,
         )
 
-    def _stored_record(self) -> GenerationRecord:
-        try:
-            return GenerationRecord.model_validate_json(self._store.get(self._run + File.GENERATION))
-        except NotFoundError:
-            return GenerationRecord(generation=0, leader="", incarnation="")
+    def update(self, gang: Gang) -> None:
+        """Takes a change to the gang in; it is decided on soon."""
+        self.gang = gang
+        self._changed.set()
 
-    def _write(self, record: GenerationRecord) -> None:
-        if self._written is not None:  # the first time, taking over is the point
-            self._still_leading()
-        self._store.put(self._run + File.GENERATION, record.to_json().encode())
+    # ------------------------------------------------------------ deciding
 
-    def _still_leading(self) -> None:
-        record = self._stored_record()
-        if record.incarnation != self._incarnation:
-            raise StateError(
-                Problem(
-                    code=NOT_THE_LEADER,
-                    field="status.progress",
-                    message=f"generation {record.generation} belongs to another leader, at {record.leader}",
-                    cure="nothing: this agent was cut off and stops",
+    def _decide(self) -> None:
+        """Decides until nothing changes, and tells everybody whom it concerns."""
+        self._changed.clear()
+        while self._act(policy.decide(self.gang, time.monotonic())):
+            pass
+        self._direct()
+        if self.record() != self._keeper.ledger.written:
+            self._keeper.record_due.set()
+        gang = self.gang
+        if gang.broken or policy.suspects(gang) or policy.uncommitted(gang):
+            self._keeper.checkpoints_due.set()
+
+    def _act(self, decision: policy.Decision) -> bool:
+        """Does what was decided; returns whether there is more to decide now."""
+        gang, now = self.gang, time.monotonic()
+        match decision:
+            case policy.Wait(missing):
+                self.scribe.waits(missing)
+                self._common = self._hold(Action.HOLD, missing)
+            case policy.Fetch(ranks, resume):
+                reason = f"checkpoint {resume.step} is fetched"
+                self.scribe.waits(reason)
+                self._common = self._hold(Action.FETCH, reason).model_copy(
+                    update={"ranks": dict(ranks), "resume": resume}
                 )
+            case policy.Start(ranks, resume):
+                self._start(dict(ranks), resume, now)
+                return True
+            case policy.Drain() if not self._draining:
+                log.info("generation %d: agreeing on a step to stop at", gang.generation)
+                self._draining = True
+            case policy.NextGeneration(failure):
+                log.warning("generation %d ends: %s", gang.generation, failure.message)
+                self._draining = False
+                self.gang = policy.next_generation(gang, failure, now)
+                self.scribe.recovers(self.gang.generation, failure)
+                return True
+            case policy.Fail(failure) if gang.failure is None:
+                log.error("failed: %s", failure.message)
+                self._fail(failure)
+            case policy.Finish():
+                self._keeper.record_due.set()
+        return False
+
+    def _direct(self) -> None:
+        """Works out the directives, of which most are one and the same, and wakes the polls of those that changed."""
+        gang, rendezvous, now = self.gang, self.gang.rendezvous, time.monotonic()
+        if gang.done_stored:
+            self._common = Directive(generation=gang.generation, action=Action.DONE)
+        elif gang.failure:
+            code = EXIT_CODES.get(gang.failure.category, ExitCode.GANG_FAILED)
+            failed = self._hold(Action.FAILED, gang.failure.message)
+            self._common = failed.model_copy(update={"exit_code": int(code)})
+        elif rendezvous is not None:
+            self._common = Directive(
+                generation=gang.generation,
+                action=Action.DRAIN if self._draining else Action.RUN,
+                ranks=dict(rendezvous.ranks),
+                master_host=rendezvous.host,
+                master_port=rendezvous.port,
+                resume=rendezvous.resume,
             )
+        over = gang.done_stored or gang.failure is not None
+        for node, member in gang.members.items():
+            before = self._directives.get(node)
+            self._directives[node] = self._common
+            if not over and member.beat.draining and policy.may_leave(gang, node, now):
+                stopped = Directive(generation=gang.generation, action=Action.STOPPED, reason="told to stop")
+                self._directives[node] = stopped
+            if before is None or before.key != self._directives[node].key:
+                poll = self._polls.pop(node, None)
+                if poll is not None:
+                    poll.set()
+
+    def _hold(self, action: Action, reason: str) -> Directive:
+        """A directive without a rendezvous; it names those who bring to storage what was saved in the last one."""
+        ranks = dict(policy.uploading(self.gang))
+        return Directive(generation=self.gang.generation, action=action, reason=reason, ranks=ranks)
+
+    def _start(self, ranks: dict[int, int], resume: CheckpointId | None, now: float) -> None:
+        gang = self.gang
+        first = next(gang.members[node].beat for node, rank in ranks.items() if rank == 0)
+        rendezvous = Rendezvous(
+            ranks=ranks,
+            incarnations={node: gang.members[node].beat.incarnation for node in ranks},
+            host=first.host,
+            port=first.port,
+            resume=resume,
+            since=now,
+        )
+        log.info("generation %d: %d nodes start from %s", gang.generation, len(ranks), _point(resume))
+        self._draining = False
+        self.gang = replace(gang, rendezvous=rendezvous)
+        self.scribe.starts(resume)
+
+    def _fail(self, failure: Failure) -> None:
+        self.gang = replace(self.gang, failure=failure)
+        self._failed_at = time.monotonic()
+        self.scribe.failed(failure)
+
+    async def _take_over(self, committed: frozenset[CheckpointId], done: bool) -> None:
+        """Becomes the one whose record generation.json is, and begins where the leader before has left the gang."""
+        while True:
+            record = await patiently(self._keeper.ledger.read)
+            self.gang = self._left_behind(record, committed, done)
+            try:
+                await patiently(self._keeper.ledger.write, self.record())
+            except ChangedError:  # the leader before is not gone, or there is a third
+                continue
+            self.update(replace(self.gang, stored=self.gang.generation, since=time.monotonic()))
+            return
+
+    def _left_behind(self, record: GenerationRecord, committed: frozenset[CheckpointId], done: bool) -> Gang:
+        """The gang after a record; if nobody told why the leader before is gone, its loss is a failure of its own."""
+        generation = record.generation + 1
+        self.scribe.takes_over(History.of(record))
+        restarts = record.recovery_totals.restarts
+        gang = replace(
+            self.gang, generation=generation, committed=committed, done_stored=done, restarts=restarts, failure=None
+        )
+        if record.started and not done:
+            lost = leader_lost()
+            log.warning("generation %d ends: %s", record.generation, lost.message)
+            self.scribe.recovers(generation, lost)
+            if not budget_left(gang, lost):
+                self._failed_at = time.monotonic()
+                self.scribe.failed(lost)
+                gang = replace(gang, failure=lost)
+            gang = replace(gang, restarts=restarts + 1)
+        return gang
 
     def _everyone_left(self) -> bool:
-        gang = self._gang
+        gang, now = self.gang, time.monotonic()
         if not (gang.done_stored or gang.failure):
             return False
-        now = time.monotonic()
+        if gang.failure and now - self._failed_at < LAST_UPLOADS_SECONDS and policy.unsaved(gang, now):
+            return False
         return all(
             member.beat.have == self.directive(node).key or not policy.alive(gang, node, now)
             for node, member in gang.members.items()
         )
 
-    def _update(self, gang: Gang) -> None:
-        self._gang = gang
-        self._wake()
 
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
-def _point(resume: int | None) -> str:
+def _point(resume: CheckpointId | None) -> str:
     return "the base model" if resume is None else f"checkpoint {resume}"

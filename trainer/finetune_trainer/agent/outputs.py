@@ -11,7 +11,8 @@ from pathlib import Path
 
 from finetune_api.contract import File
 from finetune_api.errors import StorageError
-from finetune_trainer.storage import NotFoundError, ObjectStore
+from finetune_trainer.agent.disk import regular_files
+from finetune_trainer.storage import NotFoundError, ObjectStore, open_regular
 
 INTERVAL_SECONDS = 15.0
 SHARE = 20  # putting takes at most one part in so many of the time: events grow, and an object is always put whole
@@ -42,7 +43,7 @@ class Outputs:
         """
         with self._busy:
             began = time.monotonic()
-            for path in sorted(self._folder.rglob("*")):
+            for path in regular_files(self._folder):
                 with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
                     self._put_file(path)
             self.rest = max(INTERVAL_SECONDS, SHARE * (time.monotonic() - began))
@@ -62,11 +63,12 @@ class Outputs:
                         self._put[entry.key] = _seen(path)
 
     def _put_file(self, path: Path) -> None:
-        if not path.is_file() or path.name.startswith("."):
+        if path.name.startswith("."):
             return
         key, seen = f"{self._prefix}{path.relative_to(self._folder).as_posix()}", _seen(path)
         if self._put.get(key) != seen:
-            self._store.put(key, path.read_bytes())  # of one moment: the file may grow while it is read
+            with open_regular(path) as file:
+                self._store.put(key, file.read())  # of one moment: the file may grow while it is read
             self._put[key] = seen
 
 

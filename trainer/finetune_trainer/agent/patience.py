@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from finetune_api.errors import StorageError
-from finetune_trainer.storage import NotFoundError
+from finetune_trainer.storage import ChangedError, NotFoundError
 
 log = logging.getLogger("agent")
 
@@ -21,7 +21,8 @@ async def patiently(work: Callable[..., T], *args: object, seconds: float = PATI
     """The result of storage work, done in a thread.
 
     Raises:
-        NotFoundError: at once; what is missing does not come by waiting.
+        NotFoundError, ChangedError: at once; neither what is missing nor what somebody else has written changes by
+            waiting.
         StorageError: the last refusal, when the time is over.
     """
     end = time.monotonic() + seconds
@@ -29,7 +30,7 @@ async def patiently(work: Callable[..., T], *args: object, seconds: float = PATI
     while True:
         try:
             return await asyncio.to_thread(work, *args)
-        except NotFoundError:
+        except (NotFoundError, ChangedError):
             raise
         except StorageError as error:
             if time.monotonic() + pause > end:

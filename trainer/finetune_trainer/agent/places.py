@@ -1,11 +1,11 @@
 """Where things lie on a node's disk: model, data, checkpoints and logs; and what a worker is told of them."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.beats import Directive, Saved
-from finetune_api.contract import checkpoint_name
+from finetune_api.beats import CheckpointId, Directive, Saved
 from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
 from finetune_trainer.orders import WorkerOrder
@@ -47,24 +47,29 @@ class Places:
         """Checkpoints saved as a node of this rank; a node may have had another one."""
         return self.work / "checkpoints" / f"node-{node_rank}"
 
-    def checkpoint(self, node_rank: int, step: int) -> Path:
-        """One checkpoint's part."""
-        return self.checkpoints(node_rank) / checkpoint_name(step)
+    def checkpoint(self, node_rank: int, checkpoint: CheckpointId) -> Path:
+        """One checkpoint's share."""
+        return disk.folder_of(self.checkpoints(node_rank), checkpoint)
 
-    def complete(self, node_rank: int | None) -> list[Saved]:
-        """Checkpoints that every local rank has written; of every rank the node has had, where it has none now."""
-        if node_rank is None:
-            found = [path for path in self.work.glob("checkpoints/node-*") if path.is_dir()]
-            ranks = [int(path.name.removeprefix("node-")) for path in found]
-        else:
-            ranks = [node_rank]
+    def complete(self) -> list[Saved]:
+        """Checkpoints that every local rank has written, of every node rank that the node has had."""
+        found = [path for path in self.work.glob("checkpoints/node-*") if path.is_dir()]
+        ranks = sorted(int(path.name.removeprefix("node-")) for path in found)
         return [saved for rank in ranks for saved in disk.complete(self.checkpoints(rank), rank, self.local_ranks)]
+
+    def prune(self, node_rank: int, resume: CheckpointId | None) -> None:
+        """Removes what workers of this node rank will not resume from, and all shares of other node ranks."""
+        for path in self.work.glob("checkpoints/node-*"):
+            if path != self.checkpoints(node_rank):
+                shutil.rmtree(path, ignore_errors=True)
+        disk.prune(self.checkpoints(node_rank), node_rank, self.local_ranks, resume)
 
     def logs(self) -> Iterator[tuple[str, Path]]:
         """The log of each rank in each generation: its key below `logs/`, and its file."""
         logs = self.work / "logs"
-        for path in sorted(logs.glob("generation-*/rank-*.log")):
-            yield path.relative_to(logs).as_posix(), path
+        for path in disk.regular_files(logs):
+            if path.parent.name.startswith("generation-") and path.name.startswith("rank-"):
+                yield path.relative_to(logs).as_posix(), path
 
     def orders(
         self, plan: Plan, directive: Directive, node_rank: int, threads: int, resume: Path | None

@@ -15,7 +15,8 @@ from finetune_api.messages import Plan, Stage
 from finetune_api.results import StageResult
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
-from finetune_trainer.agent.leader import NOT_THE_LEADER, Leader
+from finetune_trainer.agent.leader import Leader
+from finetune_trainer.agent.ledger import NOT_THE_LEADER
 from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Limits
 from finetune_trainer.agent.security import hide_from_children
@@ -23,7 +24,7 @@ from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.agent.workers import Workers
 from finetune_trainer.processes import die_with_parent, reap_orphans
 from finetune_trainer.stages import load_given_job
-from finetune_trainer.storage import open_store
+from finetune_trainer.storage import CONTROL, open_store
 from finetune_trainer.termination import fit
 
 log = logging.getLogger("agent")
@@ -106,15 +107,16 @@ class Node:
         await self._workers.warm_up(job.spec.training.report_to)  # first: its imports are the longest part of a start
         address = endpoint(config.host, await self._server.listen(interface(config.host), config.port))
         store = open_store(job.spec.storage.uri, self._environ)
+        control = open_store(job.spec.storage.uri, self._environ, patience=CONTROL)
         run = run_prefix(job.metadata.namespace, job.metadata.name, config.uid)
         plan = Plan.model_validate_json(await patiently(store.get, run + File.PLAN))
         leads = config.node == 0
-        self._agent = Agent(config, plan, store, run, self._workers, address if leads else None)
+        self._agent = Agent(config, plan, store, control, run, self._workers, address if leads else None)
         if not leads:
             return await self._agent.run()
         restarts = job.spec.recovery.max_restarts if job.spec.recovery else None
         limits = Limits() if restarts is None else Limits(max_restarts=restarts)
-        self._leader = Leader(plan, store, run, address, self._agent.incarnation, limits)
+        self._leader = Leader(plan, store, control, run, address, self._agent.incarnation, limits)
         self._server.lead(self._leader)
         return await self._lead(self._agent, self._leader)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from finetune_api.beats import Beat, Failure, RankState
+from finetune_api.beats import Beat, CheckpointId, Failure, RankState
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,10 @@ class Limits:
         silence: an open connection without a beat is a dead node or network after this time.
         culprit: failures are collected this long before the first is named, because its victims follow within 40 ms.
         blame: a worker that merely lost a peer is named when nothing else turned up within this time.
-        storage: how long uploads may fail after training has ended.
+        gather: how long a generation may wait for its nodes until that counts as a failed restart.
+        commit: how long a start waits for the commit of a newer checkpoint whose shares are being uploaded.
+        start: how long a node may take from the rendezvous to its workers.
+        storage: how long a trained model waits for storage. An outage ends before; keys that were revoked do not.
         max_restarts: generations after the first, over the whole run; an announced stop is free.
         fruitless_restarts: restarts in a row that resumed from the same point.
     """
@@ -24,7 +27,10 @@ class Limits:
     silence: float = 10.0
     culprit: float = 0.2
     blame: float = 3.0
-    storage: float = 300.0
+    gather: float = 3600.0
+    commit: float = 900.0
+    start: float = 300.0
+    storage: float = 86400.0
     max_restarts: int = 10
     fruitless_restarts: int = 3
 
@@ -48,13 +54,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """What the workers of a generation were started with. `incarnations`: the agents that started them, by node."""
+    """What the workers of a generation were started with.
+
+    Attributes:
+        incarnations: the agents that started them, by node.
+        since: when it was given out.
+    """
 
     ranks: Mapping[int, int]
     incarnations: Mapping[int, str]
     host: str
     port: int
-    resume: int | None
+    resume: CheckpointId | None
+    since: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,10 @@ class Gang:
         last_step: the step that ends the run.
         may_end_early: the workers may end it before, at the step of their newest checkpoint.
         stored: the highest generation that storage has heard of; no rendezvous before it is the current one.
-        committed: steps whose checkpoint has a manifest in storage.
+        since: when this generation began to wait for its nodes.
+        last_ranks: node ranks of the generation before.
+        committed: checkpoints that have a manifest in storage.
+        broken: checkpoints that the leader has read and found wrong; until nobody speaks of them any more.
         last_resume: where the generation before started from, to see whether a restart bore fruit.
         replaced: incarnations of agents whose place another one has taken.
         done_stored: DONE.json is written.
@@ -77,13 +92,16 @@ class Gang:
     generation: int
     may_end_early: bool = False
     stored: int = 0
+    since: float = 0.0
     limits: Limits = field(default_factory=Limits)
     members: Mapping[int, Member] = field(default_factory=dict)
     rendezvous: Rendezvous | None = None
-    committed: frozenset[int] = frozenset()
+    last_ranks: Mapping[int, int] = field(default_factory=dict)
+    committed: frozenset[CheckpointId] = frozenset()
+    broken: frozenset[CheckpointId] = frozenset()
     restarts: int = 0
     fruitless: int = 0
-    last_resume: int | None = None
+    last_resume: CheckpointId | None = None
     failure: Failure | None = None
     replaced: frozenset[str] = frozenset()
     done_stored: bool = False
@@ -104,6 +122,17 @@ def hear(gang: Gang, beat: Beat, now: float) -> Gang:
         unstored_at=((known and known.unstored_at) or now) if beat.storage_error else None,
     )
     return replace(gang, members={**gang.members, beat.node: member}, replaced=gang.replaced | replaced)
+
+
+def matters(before: Beat, beat: Beat) -> bool:
+    """Whether a beat says anything new that is decided on: not steps, phases and metrics."""
+    return _decisive(before) != _decisive(beat)
+
+
+def _decisive(beat: Beat) -> tuple[object, ...]:
+    ranks = tuple((rank.rank, rank.state, rank.exit_code) for rank in beat.ranks)
+    words = (beat.storage_error, beat.unfit, beat.draining, beat.have)
+    return beat.incarnation, beat.state, beat.generation, ranks, words, beat.complete, beat.uploaded, beat.suspects
 
 
 def hear_closed(gang: Gang, node: int, incarnation: str, now: float) -> Gang:

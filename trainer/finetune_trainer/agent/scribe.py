@@ -1,15 +1,27 @@
 """What the leader can tell of the run at any moment: the source of GET /progress. It records and never decides."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from finetune_api.beats import Beat, CheckpointFacts, EvalMetrics, Failure, Progress, StepMetrics, Trained
+from finetune_api.beats import (
+    Beat,
+    CheckpointFacts,
+    CheckpointId,
+    EvalMetrics,
+    Failure,
+    Outage,
+    Progress,
+    StepMetrics,
+    Trained,
+)
 from finetune_api.messages import Plan
 from finetune_trainer.agent.gang import everyone_trained
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
+OUTAGE = timedelta(seconds=30)  # storage may refuse for so long before anybody is told
+LEADER = -1  # in place of a node: the leader's own calls to storage
 
 
 class Scribe:
@@ -28,6 +40,7 @@ class Scribe:
         self._highest = 0
         self._phase = "starting"
         self._note = ""
+        self._refused: dict[int, tuple[datetime, str]] = {}  # by node: since when storage refuses, and its last word
         self._before = Trained()  # by the leaders before
         self.history = History()
         self.failure: Failure | None = None
@@ -43,19 +56,28 @@ class Scribe:
         self._highest = max(self._highest, highest)
         if gang.rendezvous is not None and beat.generation == gang.generation and beat.ranks:
             self._phase = next((rank.phase for rank in beat.ranks if rank.rank == 0), self._phase)
-            if highest > (gang.rendezvous.resume or 0):
+            resume = gang.rendezvous.resume
+            if highest > (resume.step if resume else 0):
                 self.history = self.history.steps(datetime.now(UTC))
-        if beat.storage_error:
-            self._note = beat.storage_error
+        self.hears_storage(beat.node, beat.storage_error)
+
+    def hears_storage(self, node: int, refusal: str) -> None:
+        """What storage says to a node, or to the leader: a refusal, or nothing where it works."""
+        if refusal:
+            since, _ = self._refused.get(node, (datetime.now(UTC), ""))
+            self._refused[node] = since, refusal
+            self._note = refusal
+        else:
+            self._refused.pop(node, None)
 
     def waits(self, missing: str) -> None:
         """No workers run: why."""
         self._phase, self._note = "recovering" if self.history.open else "starting", missing
 
-    def starts(self, resume: int | None) -> None:
+    def starts(self, resume: CheckpointId | None) -> None:
         """Workers were started."""
-        step = resume or 0
-        self.history = self.history.starts(resume, max(0, self._highest - step))
+        step = resume.step if resume else 0
+        self.history = self.history.starts(step if resume else None, max(0, self._highest - step))
         self._steps = {at: metrics for at, metrics in self._steps.items() if at <= step}
         self._highest = step
         self._phase, self._note = "load", ""
@@ -69,13 +91,13 @@ class Scribe:
         """There was a leader before."""
         self.history, self._before = history, history.trained
 
-    def commits(self, step: int) -> None:
+    def commits(self, checkpoint: CheckpointId) -> None:
         """One more checkpoint is in storage."""
-        self.history = self.history.commits(self._trained(step))
+        self.history = self.history.commits(self._trained(checkpoint.step))
 
-    def keeps(self, checkpoints: Mapping[int, CheckpointFacts]) -> None:
+    def keeps(self, checkpoints: Mapping[CheckpointId, CheckpointFacts]) -> None:
         """The checkpoints that are in storage now."""
-        self._checkpoints = tuple(checkpoints[step] for step in sorted(checkpoints))
+        self._checkpoints = tuple(checkpoints[one] for one in sorted(checkpoints))
         for facts in self._checkpoints:
             if facts.metrics:
                 self._evals.setdefault(facts.step, EvalMetrics(step=facts.step, values=facts.metrics))
@@ -126,6 +148,19 @@ class Scribe:
             stopped_early=stopped,
             failure=self.failure,
             note=self._note,
+            outage=self._outage(gang, datetime.now(UTC)),
+        )
+
+    def _outage(self, gang: Gang, now: datetime) -> Outage | None:
+        """The refusal that has lasted longest, of those who are still there."""
+        lasting = {node: since for node, (since, _) in self._refused.items() if node in {LEADER, *gang.members}}
+        if not lasting or now - min(lasting.values()) < OUTAGE:
+            return None
+        node = min(lasting, key=lambda one: lasting[one])
+        return Outage(
+            since=lasting[node].isoformat(timespec="seconds"),
+            message=self._refused[node][1],
+            last_commit=max((facts.saved for facts in self._checkpoints), default=None),
         )
 
     def _stopped_early(self, gang: Gang, step: int) -> str:

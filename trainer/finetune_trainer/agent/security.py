@@ -18,16 +18,44 @@ INHERITED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", 
 INHERITED_PREFIXES = (
     "LC_",
     "PYTHON",
-    "CUDA_",
-    "NVIDIA_",
-    "NCCL_",
-    "GLOO_",
-    "TORCH_",
-    "TRITON_",
     "XDG_",
+    # GPUs and what runs on them
+    "CUDA_",
+    "CUBLAS_",
+    "CUDNN_",
+    "NVIDIA_",
+    "NVTE_",
     "HSA_",
     "ROCR_",
+    "HIP_",
+    "MIOPEN_",
+    "PYTORCH_",
+    "TORCH",  # also TORCHINDUCTOR_, TORCHDYNAMO_
+    "TRITON_",
+    "DS_",
+    # networks between nodes
+    "NCCL_",
+    "RCCL_",
+    "GLOO_",
+    "FI_",  # libfabric: EFA and others
+    "OFI_",
+    "UCX_",
+    "UCC_",
+    "SHARP_",
+    "IBV_",
+    "RDMAV_",
+    "MLX5_",
+    # threads on CPUs; OMP_NUM_THREADS itself is the zygote's
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "MALLOC_",
 )
+# Withheld as well, and not worth a word: the agent's own, and what Kubernetes sets in every pod.
+EXPECTED_PREFIXES = ("FINETUNE_", "AWS_", "KUBERNETES_")
+EXPECTED = ("HF_TOKEN", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "SHELL", "TERM", "_")
 # What trackers that the job names may inherit beside that, by transformers' names; no tracker gets the keys to storage.
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "azure_ml": ("AZUREML_",),
@@ -60,6 +88,19 @@ def drop_capabilities() -> None:
     if libc.capset(header, no_capabilities) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"capset: {os.strerror(code)}")
+
+
+def withheld(environ: Mapping[str, str], trackers: Collection[str] = ()) -> list[str]:
+    """Names of the variables that somebody may have set for the workers, and that they do not get."""
+    passed_on = worker_environment(environ, trackers)
+    services = {name.removesuffix("_SERVICE_HOST") for name in environ if name.endswith("_SERVICE_HOST")}
+    return sorted(
+        name
+        for name in environ
+        if name not in passed_on
+        and name not in EXPECTED
+        and not name.startswith((*EXPECTED_PREFIXES, *(f"{service}_" for service in services)))
+    )
 
 
 def worker_environment(environ: Mapping[str, str], trackers: Collection[str] = ()) -> dict[str, str]:

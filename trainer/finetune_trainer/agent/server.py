@@ -69,7 +69,7 @@ class AgentServer:
         return web.json_response(text=directive.model_dump_json())
 
     async def _progress(self, request: web.Request) -> web.Response:
-        return web.json_response(text=self._current().progress().model_dump_json())
+        return web.json_response(text=self._current().progress().model_dump_json(exclude_defaults=True))
 
     async def _healthz(self, request: web.Request) -> web.Response:
         if not self._healthy():

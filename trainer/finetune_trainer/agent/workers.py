@@ -6,6 +6,7 @@ Nothing here decides. A kill is followed to the exit; an exit that was asked for
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,11 +18,16 @@ from pathlib import Path
 from finetune_api.beats import RankReport, RankState, StepMetrics
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory, Problem, RunError
-from finetune_trainer.agent.security import worker_environment
+from finetune_trainer.agent.security import withheld, worker_environment
 from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_trainer.storage import open_regular
+
+log = logging.getLogger("agent")
 
 LOG_TAIL_BYTES = 2000
 KILL_AGAIN_SECONDS = 2.0
+KILL_SECONDS = 60.0  # a worker that has not exited by then waits in the kernel, for a device or a disk
+ZYGOTES = 2  # tries to warm up again after the first one has died
 ENDED: Mapping[int, RankState] = {ExitCode.OK: RankState.FINISHED, ExitCode.DRAINED: RankState.DRAINED}
 
 
@@ -110,15 +116,17 @@ class Workers:
             trackers: those that the job reports to, whose settings the workers get; None = as before.
         """
         self.lost = False
+        if names := withheld(self._environ, self._trackers if trackers is None else trackers):
+            log.info("not passed on to the workers: %s", ", ".join(names))
         self._trackers = self._trackers if trackers is None else tuple(trackers)
         read, write = os.pipe()
         self._logs.mkdir(parents=True, exist_ok=True)
-        with (self._logs / "zygote.log").open("ab") as log:
+        with (self._logs / "zygote.log").open("ab") as output:
             self._zygote = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "finetune_trainer.agent.zygote", str(os.getpid()), str(write)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                stderr=log,
+                stderr=output,
                 env=worker_environment(self._environ, self._trackers),
                 pass_fds=(write,),
                 start_new_session=True,
@@ -129,6 +137,21 @@ class Workers:
             asyncio.create_task(self._read_events(read)),
         ]
 
+    async def warm_again(self) -> None:
+        """Replaces a zygote that has died, and waits until workers can be started.
+
+        Raises:
+            RunError: the next ones die too.
+        """
+        tries = 0
+        while not self.warm:
+            if self.lost:
+                if tries == ZYGOTES:
+                    raise self.unfit()
+                tries += 1
+                await self.warm_up()
+            await self.changed()
+
     async def start(self, orders: Sequence[WorkerOrder]) -> None:
         """Asks for one worker per order; the workers of the generation before must have been killed."""
         assert self._zygote is not None
@@ -136,19 +159,24 @@ class Workers:
         self._current = []
         self._told_to_stop = False
         for order in orders:
-            log = self._logs / f"generation-{order.generation}" / f"rank-{order.rank}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            worker = Worker(order, log, RankReport(rank=order.rank, state=RankState.STARTING))
+            path = self._logs / f"generation-{order.generation}" / f"rank-{order.rank}.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            worker = Worker(order, path, RankReport(rank=order.rank, state=RankState.STARTING))
             name = f"{order.generation}/{order.rank}"
             self._alive[name] = worker
             self._current.append(worker)
-            request = {"id": name, "log": str(log), "order": order.model_dump(mode="json")}
+            request = {"id": name, "log": str(path), "order": order.model_dump(mode="json")}
             self._zygote.stdin.write((json.dumps(request) + "\n").encode())
         await self._zygote.stdin.drain()
 
     async def kill(self) -> None:
-        """Kills the workers and waits until every one has exited; afterwards there are none."""
+        """Kills the workers and waits until every one has exited; afterwards there are none.
+
+        Raises:
+            RunError: one cannot be killed.
+        """
         workers, self._current = self._current, []  # from here on nothing they do is reported
+        deadline = time.monotonic() + KILL_SECONDS
         for worker in workers:
             if worker.pid:
                 _kill_group(worker.pid)
@@ -156,7 +184,11 @@ class Workers:
             while not worker.exited.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(worker.exited.wait(), KILL_AGAIN_SECONDS if worker.pid else 0.01)
-                if worker.pid and not worker.exited.is_set():
+                if worker.exited.is_set():
+                    continue
+                if time.monotonic() > deadline:
+                    raise _not_killable(worker)
+                if worker.pid:
                     _kill_group(worker.pid)  # it was forked meanwhile, or so young that its group did not exist
 
     def terminate(self) -> None:
@@ -263,13 +295,27 @@ def _end(worker: Worker, code: int) -> None:
     worker.exited.set()
 
 
-def _tail(log: Path) -> str:
+def _tail(path: Path) -> str:
     """The last lines of a log, at most LOG_TAIL_BYTES."""
     try:
-        data = log.read_bytes()[-LOG_TAIL_BYTES:]
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return file.read(LOG_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""
-    return data.decode(errors="replace")
+
+
+def _not_killable(worker: Worker) -> RunError:
+    return RunError(
+        Problem(
+            code="WorkerNotKillable",
+            field="status.failure",
+            message=f"rank {worker.order.rank}, process {worker.pid}, has not ended {KILL_SECONDS:g} s after SIGKILL: "
+            "it waits in the kernel, for a device or a disk",
+            cure="drain the node and look at its disk and GPUs; another node or a restarted one goes on",
+        ),
+        FailureCategory.NODE_FAULT,
+    )
 
 
 def _kill_group(pid: int) -> None:

@@ -3,30 +3,25 @@
 import math
 from collections.abc import Iterable
 
-from finetune_api.messages import CheckpointInfo, Manifest
+from finetune_trainer.checkpoints import Committed
 
 
-def pick(manifests: Iterable[Manifest], metric: str, greater: bool) -> Manifest:
+def pick(checkpoints: Iterable[Committed], metric: str, greater: bool) -> Committed:
     """The best checkpoint by a metric among those that carry it, the later of equals; the last if none does.
 
     Args:
-        manifests: committed checkpoints in any order, at least one.
+        checkpoints: committed ones in any order, at least one.
         metric: a name in their `metrics`, such as `eval_macro_f1`.
         greater: whether a greater value is better.
     """
-    by_step = {step_of(manifest): manifest for manifest in manifests}
-    scored = {step: value for step, manifest in by_step.items() if (value := _score(manifest, metric)) is not None}
+    by_id = {one.id: one for one in checkpoints}
+    scored = {one.id: value for one in by_id.values() if (value := _score(one, metric)) is not None}
     if not scored:
-        return by_step[max(by_step)]
+        return by_id[max(by_id)]
     sign = 1 if greater else -1
-    return by_step[max(scored, key=lambda step: (sign * scored[step], step))]
+    return by_id[max(scored, key=lambda one: (sign * scored[one], one.step, one.generation))]
 
 
-def step_of(manifest: Manifest) -> int:
-    """The step at which a checkpoint was saved."""
-    return CheckpointInfo.model_validate(manifest.info).step
-
-
-def _score(manifest: Manifest, metric: str) -> float | None:
-    value = CheckpointInfo.model_validate(manifest.info).metrics.get(metric)
+def _score(checkpoint: Committed, metric: str) -> float | None:
+    value = checkpoint.info.metrics.get(metric)
     return value if value is not None and math.isfinite(value) else None

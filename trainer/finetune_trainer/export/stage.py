@@ -5,13 +5,14 @@ The artifact's MANIFEST.json is written last and names the step it was made from
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from finetune_api.contract import File, checkpoint_name, dataset_prefix
+from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import Problem, StateError
-from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Manifest, MethodType, Plan, Stage
+from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, MethodType, Plan, Stage
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import committed
+from finetune_trainer.checkpoints import Committed, find_checkpoints
 from finetune_trainer.evaluations import told
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.layout import (
@@ -21,7 +22,7 @@ from finetune_trainer.export.layout import (
     layout_of,
     mend,
 )
-from finetune_trainer.export.pick import pick, step_of
+from finetune_trainer.export.pick import pick
 from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_FILES
 from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
 
@@ -41,12 +42,14 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         StateError: there is no committed checkpoint, or it holds no weights.
         StorageError: the store refused, or a file is not what its manifest says.
     """
-    checkpoints = committed(store, run)
-    if not checkpoints:
+    found = find_checkpoints(store, run)
+    for sentence in found.unreadable:
+        report(sentence)
+    if not found.committed:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    scored = [_scored(store, run, plan.best_metric, manifest) for manifest in checkpoints]
+    scored = [_scored(store, run, plan.best_metric, one) for one in found.committed.values()]
     best = pick(scored, plan.best_metric, plan.greater_is_better)
-    info = CheckpointInfo.model_validate(best.info)
+    info = best.info
     reason = _reason(plan, info)
     layout = layout_of(plan.method)
     prefix = f"{run}artifacts/{layout.kind}/"
@@ -67,20 +70,20 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
 
 
-def _scored(store: ObjectStore, run: str, metric: str, manifest: Manifest) -> Manifest:
+def _scored(store: ObjectStore, run: str, metric: str, checkpoint: Committed) -> Committed:
     """A checkpoint with its scores, also where a stop came before the evaluation, which was made later."""
-    info = CheckpointInfo.model_validate(manifest.info)
+    info = checkpoint.info
     if metric in info.metrics or (record := told(store, run, info.step).record) is None:
-        return manifest
-    return manifest.model_copy(update={"info": {**manifest.info, "metrics": record.metrics}})
+        return checkpoint
+    return replace(checkpoint, info=info.model_copy(update={"metrics": record.metrics}))
 
 
-def _build(plan: Plan, store: ObjectStore, run: str, best: Manifest, layout: Layout, folder: Path) -> None:
-    info = CheckpointInfo.model_validate(best.info)
-    share = f"{run}checkpoints/{checkpoint_name(step_of(best))}/{MODEL_SHARE}"
+def _build(plan: Plan, store: ObjectStore, run: str, best: Committed, layout: Layout, folder: Path) -> None:
+    info = best.info
+    share = best.prefix + MODEL_SHARE
     entries = {
         name: entry.model_copy(update={"path": name})
-        for entry in best.files
+        for entry in best.manifest.files
         if entry.path.startswith(MODEL_SHARE) and "/" not in (name := entry.path.removeprefix(MODEL_SHARE))
     }
     if missing := layout.missing(list(entries)):

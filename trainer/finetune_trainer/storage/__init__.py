@@ -3,10 +3,19 @@
 `open_store` is the way in; `upload_tree` and `download_tree` move whole folders under a MANIFEST.json.
 """
 
-from finetune_trainer.storage.base import AlreadyExistsError, NotFoundError, ObjectInfo, ObjectStore
+from finetune_trainer.storage.base import (
+    AlreadyExistsError,
+    ChangedError,
+    CorruptedError,
+    ManifestInvalidError,
+    NotFoundError,
+    ObjectInfo,
+    ObjectStore,
+    open_regular,
+)
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.open import open_object, open_store
-from finetune_trainer.storage.s3 import S3Store
+from finetune_trainer.storage.s3 import CONTROL, S3Store
 from finetune_trainer.storage.trees import (
     download_files,
     download_tree,
@@ -14,11 +23,16 @@ from finetune_trainer.storage.trees import (
     read_manifest,
     upload_files,
     upload_tree,
+    verify_files,
 )
 
 __all__ = [
+    "CONTROL",
     "AlreadyExistsError",
+    "ChangedError",
+    "CorruptedError",
     "FolderStore",
+    "ManifestInvalidError",
     "NotFoundError",
     "ObjectInfo",
     "ObjectStore",
@@ -27,8 +41,10 @@ __all__ = [
     "download_tree",
     "hash_file",
     "open_object",
+    "open_regular",
     "open_store",
     "read_manifest",
     "upload_files",
     "upload_tree",
+    "verify_files",
 ]

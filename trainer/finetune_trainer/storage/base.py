@@ -1,6 +1,8 @@
 """The promises every store keeps, its errors, and the rule for keys."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,18 @@ class NotFoundError(StorageError):
 
 class AlreadyExistsError(StorageError):
     """`create` found an object of that key: somebody else was first."""
+
+
+class ChangedError(StorageError):
+    """`swap` found another object than the one it should replace: somebody else has written."""
+
+
+class ManifestInvalidError(StorageError):
+    """There is a MANIFEST.json, but it cannot be understood."""
+
+
+class CorruptedError(StorageError):
+    """An object was read to its end, and is not what its manifest says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +66,47 @@ class ObjectStore(Protocol):
             AlreadyExistsError: there is an object of that key.
         """
 
+    def swap(self, key: str, data: bytes, etag: str | None) -> str:
+        """Write an object over the one that has this tag, or where there is none (None); returns the new tag. Of many
+        racing writers that hold the same tag exactly one wins.
+
+        Raises:
+            ChangedError: the object has another tag, or there is one, or none.
+        """
+
     def get(self, key: str) -> bytes:
         """The content of a small object."""
 
+    def hash(self, key: str) -> FileEntry:
+        """Size and sha256 of an object as it is read now; the entry's path is `key`."""
+
     def put_file(self, key: str, path: Path) -> FileEntry:
-        """Write a file of any size; the entry's path is `key`, its sha256 is of the file as it was sent."""
+        """Write a regular file of any size; the entry's path is `key`, its sha256 is of the file as it was sent.
+
+        Raises:
+            OSError: also if `path` is a link: who may write beside a file must not choose what is read.
+        """
 
     def get_file(self, key: str, path: Path) -> FileEntry:
         """Fetch an object of any size to `path`, which appears whole or not at all; parents are made."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key begins with `prefix`, in the order of their keys."""
+        """All objects whose key begins with `prefix`, in the order of their keys. What other programs put there under
+        names that are no keys, such as markers of empty folders, is left out."""
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object, or None if there is none."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; one that is not there is no error."""
+
+    def clean(self, prefix: str, seconds: float) -> None:
+        """Remove what killed writers have left: unfinished writes below `prefix` that began so many seconds ago."""
+
+
+def is_key(key: str) -> bool:
+    """Whether a name can be an object's key."""
+    return bool(key) and "\0" not in key and not any(part in ("", ".", "..") for part in key.split("/"))
 
 
 def checked_key(key: str) -> str:
@@ -77,7 +115,7 @@ def checked_key(key: str) -> str:
     Raises:
         ValueError: it is empty, absolute, or has empty, `.` or `..` parts: it could leave the store's prefix.
     """
-    if not key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+    if not is_key(key):
         raise ValueError(f"{key!r} is no object key: parts between slashes may not be empty, '.' or '..'")
     return key
 
@@ -101,6 +139,26 @@ def already_exists(uri: str, key: str) -> AlreadyExistsError:
             "AlreadyExists", f"{key} below {uri} exists already", "another writer was first: read its value"
         )
     )
+
+
+def changed(uri: str, key: str) -> ChangedError:
+    """The error for an object that is not the one that was read."""
+    return ChangedError(
+        storage_problem("ObjectChanged", f"{key} below {uri} was written by somebody else", "read it again")
+    )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file opened for reading.
+
+    Raises:
+        OSError: it is a link, a pipe, a folder or a device: workers could make one that leads elsewhere.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise IsADirectoryError(f"{path} is no regular file")
 
 
 def entry_of(key: str, path: Path) -> FileEntry:

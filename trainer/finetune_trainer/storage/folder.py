@@ -4,8 +4,10 @@
 """
 
 import errno
+import fcntl
 import os
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,12 +20,16 @@ from finetune_trainer.storage.base import (
     NotFoundError,
     ObjectInfo,
     already_exists,
+    changed,
     checked_key,
     copy_hashed,
+    is_key,
     not_found,
+    open_regular,
     storage_problem,
 )
 
+LOCK = "lock"  # in SCRATCH; held by a `swap`
 SCRATCH = ".finetune-tmp"  # below the root, so that a rename never crosses file systems; never listed
 PRUNE_RACES = 8  # how often a writer may lose its folder to somebody who deletes the last object in it
 
@@ -60,15 +66,39 @@ class FolderStore:
         """Write an object that must not be there yet."""
         self._commit(key, lambda file: file.write(data), os.link)
 
+    def swap(self, key: str, data: bytes, etag: str | None) -> str:
+        """Write an object over the one that has this tag, or where there is none; swaps exclude each other."""
+        made = []
+
+        def write(file: BinaryIO) -> None:
+            file.write(data)
+            file.flush()
+            made.append(_tag(os.fstat(file.fileno())))
+
+        def name(partial: Path, target: Path) -> None:
+            there = self.head(key)
+            if (there.etag if there else None) != etag:
+                raise changed(self.uri, key)
+            partial.replace(target)
+
+        with self._locked(key):
+            self._commit(key, write, name)
+        return made[0]
+
     def get(self, key: str) -> bytes:
         """The content of a small object."""
         with self._reading(key):
             return self.path(key).read_bytes()
 
+    def hash(self, key: str) -> FileEntry:
+        """Size and sha256 of an object as it is read now."""
+        with self._reading(key), self.path(key).open("rb") as source:
+            return copy_hashed(key, source, None)
+
     def put_file(self, key: str, path: Path) -> FileEntry:
         """Copy a file in; the sha256 is of the bytes on their way."""
         entries = []
-        with path.open("rb") as source:
+        with open_regular(path) as source:
             self._commit(key, lambda file: entries.append(copy_hashed(key, source, file)), os.replace)
         return entries[0]
 
@@ -94,7 +124,7 @@ class FolderStore:
             names[:] = [name for name in names if name != SCRATCH]
             relative = Path(parent).relative_to(self._root)
             keys += [(relative / name).as_posix() for name in files]
-        for key in sorted(key for key in keys if key.startswith(prefix)):
+        for key in sorted(key for key in keys if key.startswith(prefix) and is_key(key)):
             if info := self.head(key):  # None: deleted meanwhile
                 yield info
 
@@ -113,7 +143,7 @@ class FolderStore:
             return None
         if not stat.S_ISREG(found.st_mode):
             return None
-        return ObjectInfo(key, found.st_size, f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}")
+        return ObjectInfo(key, found.st_size, _tag(found))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects, and the folders that this leaves empty."""
@@ -122,6 +152,25 @@ class FolderStore:
             with self._translated(key):
                 path.unlink(missing_ok=True)
             self._prune(path.parent)
+
+    def clean(self, prefix: str, seconds: float) -> None:
+        """Remove temporary files that killed writers have left, whatever key they were for."""
+        before = time.time() - seconds
+        with self._translated(SCRATCH):
+            for path in (self._root / SCRATCH).glob("*"):
+                if path.name != LOCK and path.lstat().st_mtime <= before:
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        with self._translated(key):
+            scratch = self._root / SCRATCH
+            scratch.mkdir(parents=True, exist_ok=True)
+            lock = (scratch / LOCK).open("wb")
+        with lock:
+            with self._translated(key):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _prune(self, folder: Path) -> None:
         while folder != self._root and folder.is_relative_to(self._root):
@@ -164,6 +213,10 @@ class FolderStore:
             raise already_exists(self.uri, key) from None
         except OSError as error:
             raise StorageError(_refusal(self.uri, key, error)) from error
+
+
+def _tag(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
 
 
 def _into_place(partial: Path, target: Path, name: Callable[[Path, Path], None]) -> None:

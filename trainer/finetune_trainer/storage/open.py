@@ -8,10 +8,16 @@ from urllib.parse import unquote
 from finetune_api.errors import SpecError
 from finetune_trainer.storage.base import ObjectStore, checked_key, storage_problem
 from finetune_trainer.storage.folder import FolderStore
-from finetune_trainer.storage.s3 import PART_SIZE, S3Store, make_client
+from finetune_trainer.storage.s3 import PART_SIZE, Patience, S3Store, make_client
 
 
-def open_store(uri: str, environ: Mapping[str, str] | None = None, *, part_size: int = PART_SIZE) -> ObjectStore:
+def open_store(
+    uri: str,
+    environ: Mapping[str, str] | None = None,
+    *,
+    part_size: int = PART_SIZE,
+    patience: Patience | None = None,
+) -> ObjectStore:
     """The store behind `s3://bucket/prefix` or `file://folder` (absolute, or relative to the working directory).
 
     Nothing is contacted yet. Endpoint, region, CA and credentials come from `environ` (default: the process's own),
@@ -19,6 +25,7 @@ def open_store(uri: str, environ: Mapping[str, str] | None = None, *, part_size:
 
     Args:
         part_size: bytes of one part of a multipart upload; at least 5 MiB for S3.
+        patience: how long one call to S3 may take; None = long, as large objects need.
 
     Raises:
         SpecError: the uri has another scheme, or names no bucket or folder.
@@ -32,7 +39,7 @@ def open_store(uri: str, environ: Mapping[str, str] | None = None, *, part_size:
         if bucket:
             if prefix:
                 checked_key(prefix)
-            return S3Store(make_client(environ), bucket, prefix, part_size=part_size)
+            return S3Store(make_client(environ, patience), bucket, prefix, part_size=part_size)
     raise SpecError(
         storage_problem(
             "InvalidURI", f"{uri!r} names no storage", "write s3://bucket/prefix, or file:// and the path of a folder"

@@ -1,11 +1,15 @@
 """A bucket of S3, or of a server that speaks its protocol. The only module that imports boto3."""
 
+import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import boto3
 from boto3.s3.transfer import TransferConfig, create_transfer_manager
@@ -17,12 +21,17 @@ from finetune_api.contract import Env
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import FileEntry
 from finetune_trainer.storage.base import (
+    HASH_BLOCK,
     NotFoundError,
     ObjectInfo,
     already_exists,
+    changed,
     checked_key,
+    copy_hashed,
     entry_of,
+    is_key,
     not_found,
+    open_regular,
     storage_problem,
 )
 
@@ -38,12 +47,30 @@ ATTEMPTS = 6
 CREATE_RACES = 16
 
 
-def make_client(environ: Mapping[str, str]) -> "S3Client":
+@dataclass(frozen=True)
+class Patience:
+    """How long one call may take: seconds to connect, seconds without a byte, attempts. boto's adaptive mode slows all
+    calls of a client down when the server asks for fewer requests."""
+
+    connect: float
+    read: float
+    attempts: int
+    mode: Literal["adaptive", "standard"]
+
+
+CONTROL = Patience(connect=2, read=5, attempts=2, mode="standard")  # for small objects that somebody waits for
+
+
+def make_client(environ: Mapping[str, str], patience: Patience | None = None) -> "S3Client":
     """A client set up from the environment: endpoint, region, CA bundle, credentials, all optional.
+
+    Args:
+        patience: None = that of large objects.
 
     Raises:
         StorageError: the environment holds half a credential, a malformed endpoint, or a CA bundle that is not there.
     """
+    patience = patience or Patience(CONNECT_TIMEOUT, READ_TIMEOUT, ATTEMPTS, "adaptive")
     endpoint = environ.get(Env.STORAGE_ENDPOINT) or None
     ca_bundle = environ.get(Env.STORAGE_CA) or None
     key_id, secret = environ.get("AWS_ACCESS_KEY_ID") or None, environ.get("AWS_SECRET_ACCESS_KEY") or None
@@ -66,10 +93,10 @@ def make_client(environ: Mapping[str, str]) -> "S3Client":
             region_name=region or ("us-east-1" if endpoint else None),  # signatures need one, other servers ignore it
             verify=ca_bundle,
             config=Config(
-                connect_timeout=CONNECT_TIMEOUT,
-                read_timeout=READ_TIMEOUT,
+                connect_timeout=patience.connect,
+                read_timeout=patience.read,
                 max_pool_connections=2 * THREADS,
-                retries={"mode": "adaptive", "total_max_attempts": ATTEMPTS},
+                retries={"mode": patience.mode, "total_max_attempts": patience.attempts},
                 s3={"addressing_style": "path" if endpoint else "auto"},
             ),
         )
@@ -112,26 +139,55 @@ class S3Store:
 
     def create(self, key: str, data: bytes) -> None:
         """Write an object that must not be there yet."""
+        if self._put_if(key, data, IfNoneMatch="*") is None:
+            raise already_exists(self.uri, key)
+
+    def swap(self, key: str, data: bytes, etag: str | None) -> str:
+        """Write an object over the one that has this tag, or where there is none."""
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        if made := self._put_if(key, data, **condition):
+            return made
+        # also refused when the answer to a first try was lost and the client tried again
+        with suppress(NotFoundError):
+            there = self.head(key)
+            if there is not None and there.size == len(data) and self.get(key) == data:
+                return there.etag
+        raise changed(self.uri, key)
+
+    def _put_if(self, key: str, data: bytes, **condition: str) -> str | None:
+        """The new tag; None where the condition does not hold."""
         for attempt in range(CREATE_RACES):
             try:
-                self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
-                return
+                made = self._client.put_object(
+                    Bucket=self._bucket, Key=self._key(key), Body=data, **cast("Any", condition)
+                )
+                return made["ETag"].strip('"')
             except botocore_errors.ClientError as error:
                 status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-                if status == 412:
-                    raise already_exists(self.uri, key) from None
+                code = error.response["Error"]["Code"]
+                if status == 412 or (code == "NoSuchKey" and "IfMatch" in condition):
+                    return None
                 # 409 ConditionalRequestConflict: two conditional writes met, and neither has been chosen yet
-                if status != 409 or error.response["Error"]["Code"] != "ConditionalRequestConflict":
-                    raise self._error(key, error) from error
-                if attempt == CREATE_RACES - 1:
+                if status != 409 or code != "ConditionalRequestConflict" or attempt == CREATE_RACES - 1:
                     raise self._error(key, error) from error
             except botocore_errors.BotoCoreError as error:
                 raise self._error(key, error) from error
+        raise AssertionError("the last attempt returns or raises")
 
     def get(self, key: str) -> bytes:
         """The content of a small object."""
         with self._translated(key):
             return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+
+    def hash(self, key: str) -> FileEntry:
+        """Size and sha256 of an object as it is read now."""
+        with self._translated(key):
+            found = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            entry = copy_hashed(key, cast("BinaryIO", found["Body"]), None)
+        if entry.size != found["ContentLength"]:  # the connection ended early: no evidence on the object
+            message = f"{key} below {self.uri}: {entry.size} of {found['ContentLength']} bytes came"
+            raise StorageError(storage_problem("StorageFailed", message, "check the connection to the server"))
+        return entry
 
     def put_file(self, key: str, path: Path) -> FileEntry:
         """Write a file in parts, hashed at the same time.
@@ -139,12 +195,14 @@ class S3Store:
         Raises:
             StorageError: also if the file changed meanwhile, as what was sent is then not what was hashed.
         """
-        before = path.stat()
-        with self._translated(key), ThreadPoolExecutor(1) as hashing:
-            entry = hashing.submit(entry_of, key, path)
+        with open_regular(path) as file, self._translated(key), ThreadPoolExecutor(1) as hashing:
+            descriptor = file.fileno()
+            before = os.fstat(descriptor)
+            entry = hashing.submit(_hashed, key, descriptor)
             with create_transfer_manager(self._client, self._transfers) as transfers:
-                transfers.upload(str(path), self._bucket, self._key(key)).result()
-        after = path.stat()
+                # this very file, whatever its name leads to by now; from an open file the manager keeps parts in memory
+                transfers.upload(f"/proc/self/fd/{descriptor}", self._bucket, self._key(key)).result()
+            after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(
                 storage_problem(
@@ -173,7 +231,8 @@ class S3Store:
         with self._translated(prefix):
             for page in pages:
                 for found in page.get("Contents", []):
-                    yield ObjectInfo(found["Key"].removeprefix(self._base), found["Size"], found["ETag"].strip('"'))
+                    if is_key(key := found["Key"].removeprefix(self._base)):
+                        yield ObjectInfo(key, found["Size"], found["ETag"].strip('"'))
 
     def head(self, key: str) -> ObjectInfo | None:
         """What is known of an object, or None if there is none."""
@@ -200,6 +259,20 @@ class S3Store:
             for failed in answer.get("Errors", []):
                 key, code = failed.get("Key", "?"), failed.get("Code", "Unknown")
                 raise StorageError(_problem(self.uri, key, code, failed.get("Message", "")))
+
+    def clean(self, prefix: str, seconds: float) -> None:
+        """Abort multipart uploads below `prefix` that began long ago: their parts cost money and are seen nowhere."""
+        before = datetime.now(UTC) - timedelta(seconds=seconds)
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(
+            Bucket=self._bucket, Prefix=self._base + prefix
+        )
+        with self._translated(prefix):
+            for page in pages:
+                for found in page.get("Uploads", []):
+                    if found["Initiated"] <= before:
+                        self._client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=found["Key"], UploadId=found["UploadId"]
+                        )
 
     def _key(self, key: str) -> str:
         return self._base + checked_key(key)
@@ -229,6 +302,15 @@ class S3Store:
         return StorageError(
             storage_problem("StorageFailed", f"{key} below {self.uri}: {reason}", f"check the connection to {endpoint}")
         )
+
+
+def _hashed(key: str, descriptor: int) -> FileEntry:
+    """Size and sha256 of an open file, without moving its position."""
+    digest, size = hashlib.sha256(), 0
+    while block := os.pread(descriptor, HASH_BLOCK, size):
+        digest.update(block)
+        size += len(block)
+    return FileEntry(path=key, size=size, sha256=digest.hexdigest())
 
 
 _CURES = {

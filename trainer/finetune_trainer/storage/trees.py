@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from finetune_api.contract import File
-from finetune_api.errors import StorageError
 from finetune_api.messages import FileEntry, Manifest
 from finetune_trainer.storage.base import (
     AlreadyExistsError,
+    CorruptedError,
+    ManifestInvalidError,
     NotFoundError,
     ObjectStore,
     checked_key,
@@ -53,7 +54,7 @@ def upload_files(
     base = _with_slash(prefix)
 
     def upload(name: str) -> FileEntry:
-        entry = store.put_file(base + name, files[name])
+        entry = store.put_file(base + name, files[name].resolve())  # caches of the hub keep links to their files
         return entry.model_copy(update={"path": name})
 
     with ThreadPoolExecutor(TRANSFERS) as pool:
@@ -89,7 +90,7 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
             checked_key(entry.path)
     except (ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise StorageError(
+        raise ManifestInvalidError(
             storage_problem("ManifestInvalid", f"{key} below {store.uri} is no manifest: {reason}", _remake(prefix))
         ) from error
     return manifest
@@ -125,20 +126,39 @@ def download_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry]
         seen = store.get_file(base + entry.path, partial).model_copy(update={"path": entry.path})
         if seen != entry:
             partial.unlink()
-            raise StorageError(
-                storage_problem(
-                    "Corrupted",
-                    f"{base}{entry.path} below {store.uri} has {seen.size} bytes with sha256 {seen.sha256}, but the "
-                    f"manifest says {entry.size} bytes with sha256 {entry.sha256}",
-                    _remake(prefix),
-                )
-            )
+            raise corrupted(store, base, seen, entry)
         partial.replace(path)
 
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(TRANSFERS) as pool:
         for _ in pool.map(fetch, entries):
             pass
+
+
+def verify_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry]) -> None:
+    """Read some of the files of a manifest to their end, where they are.
+
+    Raises:
+        NotFoundError: an object is missing.
+        CorruptedError: its size or sha256 is not the manifest's.
+    """
+    base = _with_slash(prefix)
+    for entry in entries:
+        seen = store.hash(base + checked_key(entry.path)).model_copy(update={"path": entry.path})
+        if seen != entry:
+            raise corrupted(store, base, seen, entry)
+
+
+def corrupted(store: ObjectStore, base: str, seen: FileEntry, entry: FileEntry) -> CorruptedError:
+    """The error for an object that is not what its manifest says."""
+    return CorruptedError(
+        storage_problem(
+            "Corrupted",
+            f"{base}{entry.path} below {store.uri} has {seen.size} bytes with sha256 {seen.sha256}, but the "
+            f"manifest says {entry.size} bytes with sha256 {entry.sha256}",
+            _remake(base),
+        )
+    )
 
 
 def _with_slash(prefix: str) -> str:

@@ -146,7 +146,7 @@ class FineTuneTrainer(Trainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: object) -> None:
         step = self.state.global_step
         self._reporter.phase("save", step)
-        folder = Path(self._order.checkpoints) / checkpoint_name(step)
+        folder = Path(self._order.checkpoints) / checkpoint_name(step, self._order.generation)
         folder.mkdir(parents=True, exist_ok=True)
         # every node saves its shards (`save_on_each_node`), but the model itself only once
         save_weights(self.model, self.model_wrapped, folder, writes=self.args.process_index == 0)

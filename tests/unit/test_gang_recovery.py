@@ -1,0 +1,258 @@
+"""What once lost a run, played through by the leader, the agents and the storage code: see gang_world."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive
+from finetune_api.contract import File, checkpoint_name
+from finetune_api.errors import StateError
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.agent import gang as policy
+from finetune_trainer.agent.leader import Leader
+from finetune_trainer.agent.roster import Gang, Limits
+from finetune_trainer.checkpoints import find_checkpoints
+from finetune_trainer.storage import FolderStore
+from tests.local.harness import make_plan
+from tests.unit.gang_world import EVERY, NODES, RUN, World
+
+BOTH = set(range(NODES))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A gang that has committed two checkpoints."""
+    made = World(tmp_path)
+    everybody(made)
+    for _ in range(2):
+        everybody(made)
+        made.train(BOTH)
+        store(made)
+    assert steps(made) == [EVERY, 2 * EVERY]
+    yield made
+    made.close()
+
+
+def everybody(world: World) -> None:
+    """Two rounds of beats: what is decided on the first is obeyed on the second."""
+    for _ in range(2):
+        for index in world.nodes:
+            world.beat(index, [])
+        world.keep([])
+
+
+def store(world: World) -> None:
+    for index in world.nodes:
+        world.upload(index, [])
+    everybody(world)
+
+
+def steps(world: World) -> list[int]:
+    return sorted(one.step for one in world.usable())
+
+
+def resume(world: World) -> CheckpointId | None:
+    assert world.leader.gang.rendezvous is not None
+    return world.leader.gang.rendezvous.resume
+
+
+def newest(world: World) -> CheckpointId:
+    return max(world.usable())
+
+
+def until_started(world: World, after: int) -> None:
+    for _ in range(20):
+        everybody(world)
+        world.now += 1
+        if world.leader.gang.rendezvous is not None and world.leader.gang.generation > after:
+            everybody(world)
+            return
+    raise AssertionError(f"no start: {world.leader.gang}")
+
+
+def test_a_node_whose_storage_times_out_costs_no_checkpoint(world: World) -> None:
+    """It made the leader delete the newest checkpoint, then the one before, until the run began anew."""
+    generation = world.leader.gang.generation
+    world.lose(1, with_disk=True)
+    for _ in range(30):
+        for index in world.nodes:
+            world.beat(index, ["refused"] * 4)
+        world.keep([])
+        world.now += 1
+    assert steps(world) == [EVERY, 2 * EVERY]
+    until_started(world, generation)
+    assert resume(world) == newest(world)
+
+
+def test_a_checkpoint_that_is_broken_in_storage_is_read_by_the_leader_and_the_one_before_is_used(world: World) -> None:
+    world.damage(1)
+    generation = world.leader.gang.generation
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    until_started(world, generation)
+    assert resume(world) == CheckpointId(step=EVERY, generation=1)
+    assert list(find_checkpoints(world.raw, RUN).committed) == [resume(world)], "the broken one is gone"
+    world.train(BOTH)
+    store(world)
+    assert steps(world) == [EVERY, 2 * EVERY], "the same step of this generation is another checkpoint"
+    assert world.leader.gang.broken == frozenset(), "nobody speaks of it any more"
+
+
+def test_a_node_that_comes_back_with_the_same_step_of_another_generation_fetches_the_committed_one(
+    world: World,
+) -> None:
+    """Node 1 saves, is cut off before it uploads, and is replaced; the others do the step again and commit it."""
+    world.train(BOTH)
+    third = 3 * EVERY
+    world.nodes[1].connected = False
+    world.now += 11
+    until_started(world, 1)
+    world.train(BOTH)
+    store(world)
+    assert newest(world) == CheckpointId(step=third, generation=world.leader.gang.generation)
+    world.upload(1, [])
+    assert newest(world) in world.usable()
+    world.lose(2, with_disk=True)
+    world.nodes[1].connected = True
+    until_started(world, world.leader.gang.generation)
+    assert resume(world) == newest(world)
+    generation = world.leader.gang.generation
+    everybody(world)
+    assert len(world.origins[generation]) == 1
+    assert world.nodes[1].workers.origin.startswith(f"{third} of {newest(world).generation} ")
+
+
+def test_a_leader_that_was_paused_neither_commits_nor_deletes_nor_writes(world: World) -> None:
+    world.train(BOTH)
+    for index in world.nodes:
+        world.upload(index, [])
+        world.leader.hear(world.nodes[index].agent._current_beat())
+    paused = world.leader
+    assert policy.uncommitted(paused.gang), "it is about to commit"
+    world.replace_leader()
+    before = {entry.key: entry.etag for entry in world.raw.list(RUN)}
+    with pytest.raises(StateError, match="belongs to another leader"):
+        world.run(paused._keeper.look_after_checkpoints())
+    paused.update(dataclasses.replace(paused.gang, generation=99))
+    with pytest.raises(StateError, match="belongs to another leader"):
+        world.run(paused._keeper.write_record())
+    assert {entry.key: entry.etag for entry in world.raw.list(RUN)} == before
+
+
+def test_a_run_of_the_layout_before_goes_on_where_it_was(world: World) -> None:
+    """An upgrade in mid-run: folders in storage are named by the step alone, the disks are gone."""
+    for entry in list(world.raw.list(RUN + "checkpoints/")):
+        key = entry.key.replace(f"-g{world.leader.gang.generation}/", "/")
+        world.raw.put(key, world.raw.get(entry.key))
+        world.raw.delete([entry.key])
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    world.replace_leader()
+    until_started(world, 1)
+    assert resume(world) == CheckpointId(step=2 * EVERY, generation=1)
+    facts = world.leader.progress().checkpoints
+    assert [one.generation for one in facts] == [None, None], "so their folders can be named"
+    for _ in range(2):
+        world.train(BOTH)
+        store(world)
+    names = [one.prefix.split("/")[-2] for one in find_checkpoints(world.raw, RUN).committed.values()]
+    generation = world.leader.gang.generation
+    assert names == [checkpoint_name(step * EVERY, generation) for step in (3, 4)], "retention deletes them like others"
+
+
+def test_a_failed_run_brings_its_last_checkpoint_to_storage_first(world: World) -> None:
+    world.train(BOTH)
+    world.leader.gang = dataclasses.replace(
+        world.leader.gang, limits=dataclasses.replace(world.leader.gang.limits, max_restarts=0)
+    )
+    world.crash(1)
+    everybody(world)
+    world.now += 5
+    everybody(world)
+    assert world.leader.gang.failure is not None
+    assert world.leader.directive(0).action is Action.FAILED
+    assert not world.leader._everyone_left(), "all have heard it, and their newest checkpoint is on its way"
+    store(world)
+    assert steps(world)[-1] == 3 * EVERY
+    assert world.leader._everyone_left()
+
+
+def test_while_a_node_fetches_no_worker_waits_for_it(world: World) -> None:
+    generation = world.leader.gang.generation
+    world.lose(1, with_disk=True)
+    for _ in range(3):
+        for index in world.nodes:
+            world.beat(index, ["refused"])
+            world.keep([])
+    assert world.leader.gang.generation > generation
+    assert world.leader.gang.rendezvous is None
+    assert world.leader.directive(1).action is Action.FETCH
+    world.now += 2 * world.leader.gang.limits.gather
+    for index in world.nodes:
+        world.beat(index, ["refused"])
+    assert world.leader.gang.failure is None
+    assert world.leader.gang.generation == generation + 1, "waiting for storage is charged to nobody"
+
+
+def test_the_port_of_a_rendezvous_is_free_on_the_node_of_rank_0(world: World) -> None:
+    rendezvous = world.leader.gang.rendezvous
+    assert rendezvous is not None
+    [first] = [node for node, rank in rendezvous.ranks.items() if rank == 0]
+    assert rendezvous.port == world.nodes[first].agent._node.port > 0
+
+
+# ---------------------------------------------------------------- how often is decided
+
+
+def beat(node: int, have: str = "") -> Beat:
+    return Beat(node=node, incarnation=f"i{node}", host="h", generation=1, state=AgentState.READY, port=1, have=have)
+
+
+async def settled() -> None:
+    """Everything that can go on without waiting has gone on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_beats_that_come_together_are_decided_on_once_and_wake_only_whom_it_concerns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = 64
+    decided: list[int] = []
+    decide = policy.decide
+
+    def counted(gang: Gang, now: float) -> policy.Decision:
+        decided.append(gang.generation)
+        return decide(gang, now)
+
+    monkeypatch.setattr(policy, "decide", counted)
+    monkeypatch.setattr("finetune_trainer.agent.leader.TICK_SECONDS", 1000.0)
+    store, plan = FolderStore(tmp_path), make_plan(Task.CAUSAL_LM, MethodType.LORA, world=2)
+    plan = plan.model_copy(update={"nodes": nodes})
+
+    async def play() -> None:
+        leader = Leader(plan, store, store, RUN, "a:1", "l", Limits())
+        leading = asyncio.create_task(leader.run())
+        leader.hear(beat(0))
+        await asyncio.wait_for(leader.next_directive(beat(0, have="0/hold"), 1000), 20)
+        await settled()
+        polls: list[asyncio.Task[Directive]] = []
+        decided.clear()
+        for node in range(nodes - 1):
+            leader.hear(beat(node))
+            polls.append(asyncio.create_task(leader.next_directive(beat(node, leader.directive(node).key), 1000)))
+        await settled()
+        assert len(decided) <= 2, "63 beats"
+        assert not [poll for poll in polls if poll.done()]
+        leader.hear(beat(nodes - 1))
+        directives = await asyncio.wait_for(asyncio.gather(*polls), 20)
+        assert {one.action for one in directives} == {Action.RUN}
+        assert len({id(one) for one in directives}) == 1, "one and the same for all"
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+
+    asyncio.run(play())
+    assert store.head(RUN + File.GENERATION) is not None

@@ -1,0 +1,107 @@
+"""The workers of a node, where something does not end as it should: every wait has an end and a sentence."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetune_api.beats import RankReport, RankState
+from finetune_api.errors import RunError
+from finetune_api.messages import MethodType, Task
+from finetune_trainer.agent import workers as module
+from finetune_trainer.agent.security import withheld, worker_environment
+from finetune_trainer.agent.workers import Worker, Workers
+from finetune_trainer.orders import WorkerOrder
+from tests.local.harness import make_plan
+
+DEADLINE = 60.0
+
+
+def made(folder: Path) -> Workers:
+    return Workers(os.environ, folder / "logs", lambda event: None, lambda: None)
+
+
+def test_a_zygote_that_dies_again_and_again_is_given_up_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an end the agent would go on beating, and its gang would wait for it for ever."""
+    dying = tmp_path / "dying"
+    dying.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('CUDA driver was unloaded')\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+
+    async def play() -> None:
+        workers = made(tmp_path)
+        await workers.warm_up()
+        with pytest.raises(RunError, match="CUDA driver was unloaded"):
+            await asyncio.wait_for(workers.warm_again(), DEADLINE)
+        await workers.close()
+
+    asyncio.run(play())
+    assert (tmp_path / "logs" / "zygote.log").read_text().count("unloaded") == 1 + module.ZYGOTES
+
+
+def order() -> WorkerOrder:
+    return WorkerOrder(
+        plan=make_plan(Task.CAUSAL_LM, MethodType.LORA), generation=1, rank=3, local_rank=0, node_rank=3, world_size=4,
+        local_world_size=1, master_host="h", master_port=1, threads=1, model="m", dataset="d", checkpoints="c",
+        outputs="o",
+    )  # fmt: skip
+
+
+def test_a_worker_that_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in the kernel for a disk or a GPU, and no signal reaches it."""
+    monkeypatch.setattr(module, "KILL_SECONDS", 0.05)
+    monkeypatch.setattr(module, "KILL_AGAIN_SECONDS", 0.01)
+    killed: list[int] = []
+    monkeypatch.setattr(module, "_kill_group", killed.append)
+
+    async def play() -> None:
+        workers = made(tmp_path)
+        workers._current = [Worker(order(), tmp_path / "log", RankReport(rank=3, state=RankState.RUNNING), pid=7)]
+        with pytest.raises(RunError, match=r"rank 3, process 7, has not ended .* waits in the kernel"):
+            await asyncio.wait_for(workers.kill(), DEADLINE)
+
+    asyncio.run(play())
+    assert len(killed) > 1, "it was tried again"
+
+
+def test_the_last_lines_of_a_log_are_told_and_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_bytes(b"x" * 1_000_000 + b"the end\n")
+    assert module._tail(log).endswith("xthe end\n")
+    assert len(module._tail(log)) == module.LOG_TAIL_BYTES
+    (tmp_path / "link.log").symlink_to(log)
+    os.mkfifo(tmp_path / "pipe.log")
+    for other in ("link.log", "pipe.log", "missing.log"):
+        assert module._tail(tmp_path / other) == ""
+
+
+CLUSTER = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "FI_PROVIDER": "efa",
+    "UCX_TLS": "rc",
+    "TORCHINDUCTOR_CACHE_DIR": "/cache",
+    "OMP_PROC_BIND": "close",
+    "NCCL_IB_HCA": "mlx5",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+OTHERS = {"MY_SETTING": "1", "DB_PASSWORD": "secret"}
+EXPECTED = {
+    "AWS_SECRET_ACCESS_KEY": "x",
+    "FINETUNE_TOKEN": "x",
+    "HF_TOKEN": "x",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+    "BOT_SERVICE_HOST": "10.0.0.2",
+    "BOT_PORT_80_TCP": "tcp://10.0.0.2:80",
+    "HOSTNAME": "pod",
+}
+
+
+def test_what_gpu_clusters_set_reaches_the_workers_and_what_does_not_is_named() -> None:
+    environ = {**CLUSTER, **OTHERS, **EXPECTED}
+    assert worker_environment(environ).items() >= CLUSTER.items()
+    assert not worker_environment(environ).keys() & {*OTHERS, *EXPECTED}
+    assert withheld(environ) == sorted(OTHERS), "names only, and not what nobody set for the workers"

@@ -1,0 +1,141 @@
+"""Brings what a node's workers save to storage, the newest first, and keeps the local disk from filling up: the newest
+two checkpoints stay there, uploaded or not."""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+
+from finetune_api.beats import AgentState, CheckpointId, Saved
+from finetune_api.errors import StorageError
+from finetune_trainer.agent import disk
+from finetune_trainer.agent.node import NodeState
+from finetune_trainer.agent.places import Places
+from finetune_trainer.agent.uploads import CheckpointStore
+
+log = logging.getLogger("agent")
+
+KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
+MOST_UPLOADS_A_BEAT = 10  # the leader has committed what is older
+SOONEST_SECONDS, LATEST_SECONDS = 1.0, 30.0  # between two tries, while storage refuses
+
+
+class Uploader:
+    """The checkpoints of one node, from its disk to storage.
+
+    Args:
+        node: what the leader is told; the uploader keeps `complete`, `uploaded` and `upload_error`.
+        rank: the node rank for which this node uploads now: that of the present rendezvous; None = it has none there.
+        tell: called when the leader should hear of something at once.
+    """
+
+    def __init__(
+        self,
+        checkpoints: CheckpointStore,
+        places: Places,
+        node: NodeState,
+        rank: Callable[[], int | None],
+        tell: Callable[[], None],
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._places = places
+        self._node = node
+        self._rank = rank
+        self._tell = tell
+        self._woken = asyncio.Event()
+        self._due = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._busy = asyncio.Lock()
+        self._uploading: CheckpointId | None = None
+        self._cut = False  # an upload took so long that its files were removed meanwhile
+
+    def wake(self) -> None:
+        """A checkpoint may be complete, or this node may upload from now on."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Looks and uploads until it is cancelled."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._watch())
+            both.create_task(self._keep_uploading())
+
+    async def look(self) -> None:
+        """Looks at the disk; while workers save, removes what is too much there."""
+        async with self._looking:
+            shares = await asyncio.to_thread(self._places.complete)
+            if self._node.state in {AgentState.RUNNING, AgentState.ENDED} and self._node.node_rank is not None:
+                root, kept = self._places.checkpoints(self._node.node_rank), self._kept(shares)
+                await asyncio.to_thread(disk.retain, root, shares, kept)
+                shares = [saved for saved in shares if saved.checkpoint in kept]
+            self._node.complete = tuple(shares)
+
+    async def finish(self) -> None:
+        """Uploads the newest share, however often that takes."""
+        refused = True
+        while refused:
+            refused = await self._upload_newest()
+            await asyncio.sleep(SOONEST_SECONDS if refused else 0)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._woken.wait()
+            self._woken.clear()
+            await self.look()
+            self._tell()
+            self._due.set()
+
+    async def _keep_uploading(self) -> None:
+        pause = SOONEST_SECONDS
+        while True:
+            refused = await self._upload_newest()
+            pause = min(2 * pause, LATEST_SECONDS) if refused else SOONEST_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause * random.uniform(0.5, 1.5) if refused else None):
+                    await self._due.wait()
+            self._due.clear()
+
+    async def _upload_newest(self) -> bool:
+        """Uploads the newest share as long as there is one that storage lacks; returns whether storage refused."""
+        async with self._busy:
+            while (saved := self._next()) is not None:
+                if not await self._upload(saved):
+                    return True
+        return False
+
+    async def _upload(self, saved: Saved) -> bool:
+        self._uploading = saved.checkpoint
+        folder = self._places.checkpoint(saved.node_rank, saved.checkpoint)
+        try:
+            await asyncio.to_thread(self._checkpoints.upload, saved, folder)
+        except (StorageError, OSError, ValueError, IndexError) as error:
+            await self.look()
+            self._cut = saved not in self._node.complete
+            if not self._cut:
+                log.warning("checkpoint %s is not uploaded yet: %s", saved.checkpoint, error)
+                self._node.upload_error = " ".join(str(error).split())
+            return self._cut  # the next one at once
+        else:
+            self._node.uploaded = [*self._node.uploaded, saved][-MOST_UPLOADS_A_BEAT:]
+            self._node.upload_error, self._cut = "", False
+            return True
+        finally:
+            self._uploading = None
+            self._tell()
+
+    def _next(self) -> Saved | None:
+        """The newest share that storage lacks. While workers save, the newest of all alone; afterwards the older ones
+        too: the newest may be on this node only, as ranks may be one save apart."""
+        rank = self._rank()
+        own = [saved for saved in self._node.complete if saved.node_rank == rank]
+        own.sort(key=lambda saved: saved.checkpoint, reverse=True)
+        wanted = own[:1] if self._node.state in {AgentState.RUNNING, AgentState.ENDED} else own
+        return next((saved for saved in wanted if saved not in self._node.uploaded), None)
+
+    def _kept(self, shares: list[Saved]) -> set[CheckpointId]:
+        """The newest two. Where uploads take longer than two saves, the one being uploaded is one of the two: else none
+        would ever reach storage."""
+        newest = sorted({saved.checkpoint for saved in shares})[-KEEP_LOCAL:]
+        if self._cut and self._uploading is not None and newest:
+            return {newest[-1], self._uploading}
+        return set(newest)
