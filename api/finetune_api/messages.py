@@ -1,6 +1,7 @@
 """JSON that travels between the parts: plan, manifest, checkpoint. (`beats` has the gang's, `results` the stages'.)
 
-Every message is frozen and refuses unknown fields, so that a mixed-version gang fails loudly.
+Every message is frozen. Unknown fields are skipped: a newer version may have written them. (Values that this version does
+not know: see `lenient`.)
 """
 
 from enum import StrEnum
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Message(BaseModel):
     """The base of everything sent or stored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> str:
         """Stable, indented JSON: the same value gives the same bytes."""
