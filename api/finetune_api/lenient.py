@@ -40,16 +40,14 @@ def without(data: Any, paths: Iterable[Path]) -> Any:
 
 
 def _present(data: Any, location: Iterable[str | int]) -> Path:
-    """The part of an error's location that stands in the data: a missing field ends at the object that lacks it, and the
-    tags that pydantic adds for unions are no items."""
+    """Return the part of an error's location that stands in the data: a missing field ends at the object that lacks it,
+    and the tags that pydantic adds for unions are no items."""
     path: Path = ()
     for part in location:
-        if isinstance(data, dict) and part in data:
-            data = data[part]
-        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
-            data = data[part]
-        else:
+        inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if not inside:
             break
+        data = data[part]
         path = (*path, part)
     return path
 

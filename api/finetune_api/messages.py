@@ -1,7 +1,7 @@
 """JSON that travels between the parts: plan, manifest, checkpoint. (`beats` has the gang's, `results` the stages'.)
 
-Every message is frozen. Unknown fields are skipped: a newer version may have written them. (Values that this version does
-not know: see `lenient`.)
+Every message is frozen. Unknown fields are skipped: a newer version may have written them. (Unknown values: see
+`lenient`.)
 """
 
 from enum import StrEnum

@@ -58,8 +58,8 @@ def parse_job(data: Any, lines: Lines | None = None, file: str | None = None) ->
 def reread_job(data: Any) -> FineTuneJob | None:
     """The job in `data`, which was accepted before, perhaps by another version of this software.
 
-    Unknown fields are skipped. Rules between fields, and what is not supported yet, were looked at when it was accepted.
-    None where a value itself cannot be read.
+    Unknown fields are skipped. Rules between fields, and what is not supported yet, were looked at when the job was
+    accepted. None where a value itself cannot be read.
     """
     while True:
         try:

@@ -1,7 +1,7 @@
 """What is happening: `status` of a FineTuneJob, written whole by the operator, one server-side apply per reconcile.
 
-Printer columns cannot format numbers, so `progress` carries strings that are ready to be shown. Much of a status comes from
-pods, which may say anything: what is too long or too large for the API server is cut here, never refused.
+Printer columns cannot format numbers, so `progress` carries strings that are ready to be shown. Much of a status comes
+from pods, which may say anything: what is too long or too large for the API server is cut here, never refused.
 """
 
 import math
@@ -285,7 +285,7 @@ class RecoveryTotals(Observed):
 
     count: Whole = 0
     """Recoveries in all."""
-    by_category: Annotated[dict[str, int], Field(max_length=32)] = Field(default_factory=dict)
+    by_category: Annotated[dict[str, Whole], Field(max_length=32)] = Field(default_factory=dict)
     """Recoveries per category."""
     lost_steps: Whole = 0
     """Steps that were done again."""
@@ -359,6 +359,8 @@ class FineTuneJobStatus(Observed):
     """metadata.generation that this status answers."""
     attempt: Whole | None = None
     """The current train Job."""
+    export_attempt: Whole | None = None
+    """The current export."""
     start_time: datetime | None = None
     """When the operator first saw the job."""
     completion_time: datetime | None = None
