@@ -5,7 +5,7 @@ Terminal conditions never flip back; Reconciling and Stalled are kstatus's, whic
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from finetune_api.beats import Progress
 from finetune_api.v1alpha1 import Condition, ConditionType, FineTuneJobStatus, Phase
@@ -83,10 +83,12 @@ def trained(status: FineTuneJobStatus) -> bool:
     return found is not None and found.reason == TRAINED
 
 
-def not_running_since(status: FineTuneJobStatus) -> datetime | None:
-    """When the gang last stopped running, or has been seen not to run."""
+def ran_until(status: FineTuneJobStatus) -> datetime | None:
+    """When the gang stopped running, or was first seen not to run; None if it runs."""
     found = condition(status, ConditionType.RUNNING)
-    return found.last_transition_time if found and found.status is not ConditionStatus.TRUE else None
+    if found is None:
+        return datetime.min.replace(tzinfo=UTC)
+    return None if found.status is ConditionStatus.TRUE else found.last_transition_time
 
 
 def phase_of(step: Step) -> Phase:

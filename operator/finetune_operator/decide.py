@@ -218,9 +218,9 @@ def _train(seen: Observed, job: FineTuneJob, train: StageJob) -> Step:
     leads = any(pod.index == 0 for pod in fine)
     has_run = seen.status.attempt == train.attempt and seen.status.phase in {Phase.RUNNING, Phase.RECOVERING}
     complete = ready >= wanted and leads
-    lost = most_failed(_pods_of(seen, train), conditions.not_running_since(seen.status))
-    budget = job.spec.recovery.max_restarts
-    if not complete and len(lost) > (DEFAULT_RESTARTS if budget is None else budget):
+    ran_until, budget = conditions.ran_until(seen.status), job.spec.recovery.max_restarts
+    lost = most_failed(_pods_of(seen, train), ran_until) if ran_until and not complete else []
+    if len(lost) > (DEFAULT_RESTARTS if budget is None else budget):
         return Failed(never_started(train, lost))
     progress = seen.polled.progress if seen.polled and not seen.polled.error else None
     recovers = progress is not None and progress.phase in RECOVERING_PHASES

@@ -17,8 +17,9 @@ MOST_CHARACTERS = 4000
 MOST_LOG_CHARACTERS = 8000
 MOST_LAST_WORDS = 800  # characters of a log in a sentence
 
-# An announced stop, an outage of storage and a lost peer are no fault of the pod that they end.
-FREE_EXITS = frozenset({ExitCode.OK, ExitCode.DRAINED, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED})
+# An announced stop, an outage of storage and a lost peer are no fault of the pod that they end; a verdict of ours fails
+# the Job at once.
+FREE_EXITS = frozenset({ExitCode.OK, ExitCode.DRAINED, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED, *VERDICTS})
 KILLED = 137
 
 _CURES = {
@@ -126,11 +127,11 @@ def charged(pods: Iterable[StagePod], stage: Stage) -> list[StagePod]:
     ]
 
 
-def most_failed(pods: Iterable[StagePod], since: datetime | None) -> list[StagePod]:
-    """Of the node whose training pods have ended badly most often, those that were made since then, oldest first."""
+def most_failed(pods: Iterable[StagePod], since: datetime) -> list[StagePod]:
+    """Of the node whose training pods have ended badly most often since then, those pods, oldest first."""
     by_index: dict[int, list[StagePod]] = defaultdict(list)
     for pod in charged(pods, Stage.TRAIN):
-        if since is None or pod.created >= since:
+        if pod.created >= since:
             by_index[pod.index].append(pod)
     return max(by_index.values(), key=len, default=[])
 

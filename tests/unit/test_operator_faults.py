@@ -138,6 +138,20 @@ CASES = [
         ]
     ),
     Case(
+        "a verdict of the gang is waited for, not overtaken",
+        starting(ended(TRAIN, gang_failure(), 0, 1, code=78), polled=polled(), spec_={"recovery": {"maxRestarts": 0}}),
+        Phase.STARTING,
+        "Diverged",
+    ),
+    Case(
+        "the leader, not the operator, judges a pod that a running gang loses",
+        world(
+            *prepared_children(), *gang(ready=[1]), *crashes(1), status=RUNNING, spec_={"recovery": {"maxRestarts": 0}}
+        ),
+        Phase.RECOVERING,
+        "Recovering",
+    ),
+    Case(
         "pods that failed before the gang ran are forgotten",
         world(*prepared_children(), *gang(), *crashes(11), status=RUNNING),
         Phase.RUNNING,
