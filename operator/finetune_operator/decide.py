@@ -81,9 +81,17 @@ def _stop(jobs: Iterable[StageJob]) -> list[Action]:
 
 
 def _superseded(seen: Observed) -> list[StageJob]:
-    """Jobs of earlier attempts. A leader that was frozen may have made one beside the Job of the next."""
+    """Jobs that nobody waits for: of stages whose result is on the status (a sidecar may keep the pods of one), and of
+    earlier attempts (a leader that was frozen may have made one beside the Job of the next)."""
+    over = {Stage.PREPARE: conditions.prepared(seen.status), Stage.TRAIN: conditions.trained(seen.status)}
     newest = {stage: job.attempt for stage in Stage if (job := seen.stage_job(stage))}
-    return [job for job in seen.jobs if job.attempt < newest[job.stage]]
+    return [job for job in seen.jobs if over.get(job.stage) or job.attempt < newest[job.stage]]
+
+
+def _is_done(seen: Observed, job: StageJob) -> bool:
+    """Whether a stage ended well: its Job says so, or our container, whose pod a sidecar keeps."""
+    held = [pod for pod in _pods_of(seen, job) if pod.index == 0 and pod.exit_code == 0 and not pod.over]
+    return job.complete or (job.living and bool(held))
 
 
 def _hold(seen: Observed, now: datetime, released: list[Action], wake: float | None) -> Decision:
@@ -103,8 +111,8 @@ def _leave(seen: Observed, released: list[Action], wake: float | None) -> Decisi
 def find(seen: Observed) -> Found:
     """What finished stages left behind."""
     prepare, train = seen.stage_job(Stage.PREPARE), seen.stage_job(Stage.TRAIN)
-    prepared = _result(seen, prepare) if prepare and prepare.complete else None
-    complete = conditions.trained(seen.status) or (train is not None and train.complete)
+    prepared = _result(seen, prepare) if prepare and _is_done(seen, prepare) else None
+    complete = conditions.trained(seen.status) or (train is not None and _is_done(seen, train))
     return Found(
         prepared=prepared if prepared and prepared.succeeded and prepared.plan else None,
         trained=_leader_result(seen),
@@ -149,11 +157,16 @@ def _ended(seen: Observed, found: Found) -> Failed | Succeeded | None:
         failed = job.failed or (stage is Stage.EXPORT and len(charged(pods, stage)) > resources.STAGE_RETRIES)
         if failed:
             return Failed(stage_failure(job, pods, seen.log_tail), prepared=stage is not Stage.PREPARE)
-        said_well = [pod for pod in pods if pod.exit_code == 0] if job.complete and stage is not Stage.TRAIN else []
-        if said_well and not _says_enough(stage, result_of(said_well[-1])):
+        said_well = [pod for pod in pods if pod.exit_code == 0]
+        if (
+            stage is not Stage.TRAIN
+            and said_well
+            and _is_done(seen, job)
+            and not _says_enough(stage, result_of(said_well[-1]))
+        ):
             return Failed(unreadable(said_well[-1]), prepared=stage is not Stage.PREPARE)
     export = _current_job(seen, Stage.EXPORT)
-    if export is not None and export.complete and (result := _result(seen, export)):
+    if export is not None and _is_done(seen, export) and (result := _result(seen, export)):
         return Succeeded(result.artifacts)
     return None
 

@@ -1,5 +1,6 @@
 """The operator's policy where something goes wrong, as a table: what it sees, what it says, what it does."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.unit.operator_worlds import (
     EXPORTED,
     NOW,
     PREPARE,
+    PREPARED,
     RUNNING,
     SUSPEND,
     TOKEN_SECRET,
@@ -45,6 +47,11 @@ def lacking_a_secret(secret: str) -> StagePod:
     """A pod that takes the place of one of a gang, and cannot start."""
     waiting = Obstacle("CreateContainerConfigError", f'secret "{secret}" not found')
     return pod(TRAIN, 1, 1, phase="Pending", ready=False, waiting=waiting)
+
+
+def beside_a_sidecar(done: StagePod) -> StagePod:
+    """A pod whose container ended well, and which a container of somebody else keeps running."""
+    return replace(done, phase="Running")
 
 
 def crashes(count: int, stage: Stage = TRAIN, **how: Any) -> list[StagePod]:
@@ -190,6 +197,40 @@ CASES = [
         ),
         Phase.SUSPENDED,
         "Suspending",
+    ),
+    Case(
+        "a prepare stage that is done beside a sidecar is done",
+        world(stage_job(PREPARE), beside_a_sidecar(ended(PREPARE, PREPARED))),
+        Phase.STARTING,
+        "WaitingForNodes",
+        [f"create {TOKEN_SECRET}", "create a-train-1"],
+    ),
+    Case(
+        "a sidecar is ended once the result of its stage is on the status",
+        world(stage_job(PREPARE), beside_a_sidecar(ended(PREPARE, PREPARED)), *gang(), status=RUNNING),
+        Phase.RUNNING,
+        "AllNodesReady",
+        ["delete a-prepare"],
+    ),
+    Case(
+        "a training that is done beside sidecars is done",
+        starting(beside_a_sidecar(ended(TRAIN, "", 0, 1)), pod(TRAIN, 1, 1)),
+        Phase.EXPORTING,
+        "Exporting",
+        ["create a-export"],
+    ),
+    Case(
+        "an export that is done beside a sidecar is done",
+        exporting(stage_job(EXPORT), beside_a_sidecar(ended(EXPORT, EXPORTED))),
+        Phase.SUCCEEDED,
+        "Succeeded",
+    ),
+    Case(
+        "a sidecar does not outlive its job",
+        world(*TRAINED, stage_job(EXPORT), status=decided(EVERYTHING_DONE).status),
+        Phase.SUCCEEDED,
+        "Succeeded",
+        ["delete a-export"],
     ),
     Case(
         "an export is tried again through an outage",
