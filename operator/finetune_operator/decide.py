@@ -64,7 +64,8 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
         return _hold(seen, now, released, wake)
     else:
         step, actions = Failed(refusal(seen.problems), accepted=False, prepared=False), []
-    actions += _stop(seen.jobs) if isinstance(step, Failed) else _stop(_superseded(seen))
+    stopped = _stop(seen.jobs if isinstance(step, Failed) else _superseded(seen))
+    actions += [one for one in stopped if one not in actions]
     if any(pod.starting for pod in seen.living_pods):  # should it never start, only Events tell
         wake = START_SECONDS if wake is None else min(wake, START_SECONDS)
     status = lifecycle.status(seen, step, found, now)
@@ -154,17 +155,13 @@ def _ended(seen: Observed, found: Found) -> Failed | Succeeded | None:
         if job is None or job.deleting or over[stage]:
             continue
         pods = _pods_of(seen, job)
-        failed = job.failed or (stage is Stage.EXPORT and len(charged(pods, stage)) > resources.STAGE_RETRIES)
-        if failed:
+        done = _is_done(seen, job)
+        spent = stage is Stage.EXPORT and not done and len(charged(pods, stage)) > resources.STAGE_RETRIES
+        if job.failed or spent:
             return Failed(stage_failure(job, pods, seen.log_tail), prepared=stage is not Stage.PREPARE)
-        said_well = [pod for pod in pods if pod.exit_code == 0]
-        if (
-            stage is not Stage.TRAIN
-            and said_well
-            and _is_done(seen, job)
-            and not _says_enough(stage, result_of(said_well[-1]))
-        ):
-            return Failed(unreadable(said_well[-1]), prepared=stage is not Stage.PREPARE)
+        ended_well = [pod for pod in pods if pod.exit_code == 0] if done and stage is not Stage.TRAIN else []
+        if ended_well and not _says_enough(stage, result_of(ended_well[-1])):
+            return Failed(unreadable(ended_well[-1]), prepared=stage is not Stage.PREPARE)
     export = _current_job(seen, Stage.EXPORT)
     if export is not None and _is_done(seen, export) and (result := _result(seen, export)):
         return Succeeded(result.artifacts)
