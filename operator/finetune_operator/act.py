@@ -14,7 +14,7 @@ from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.facts import Obstacle
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
-from finetune_operator.resources import Owner
+from finetune_operator.resources import GONE, Owner
 from finetune_operator.world import Action, Create, Delete, Milestone, Observed, Release
 
 log = logging.getLogger("operator.act")
@@ -23,12 +23,14 @@ LONGEST_MESSAGE = 1000  # characters of an Event; the API server takes 1,024
 
 
 async def write_status(kube: Kube, seen: Observed, status: FineTuneJobStatus) -> None:
-    """Writes the status whole.
+    """Writes the status whole, unless the job is gone.
 
     Raises:
         KubeError: among others a conflict, when the job changed since it was observed.
     """
     owner = seen.owner
+    if owner.uid == GONE:
+        return
     body = {
         "apiVersion": API_VERSION,
         "kind": KIND,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
+from finetune_api.contract import MANAGER, Label
 from finetune_api.lenient import read
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from finetune_operator import conditions, machines
@@ -19,7 +20,7 @@ from finetune_operator.failures import culprit, result_of
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
 from finetune_operator.machines import Node
-from finetune_operator.resources import Owner
+from finetune_operator.resources import GONE, Owner
 from finetune_operator.world import Observed, Polled
 
 log = logging.getLogger("operator.observe")
@@ -42,7 +43,7 @@ async def observe(
     *,
     read_nodes: bool = True,
 ) -> Observed | None:
-    """What is, or None when the job is gone.
+    """What is, or None when the job is gone and no pod of it is left.
 
     Args:
         polled: what the leader of its gang said last.
@@ -56,7 +57,7 @@ async def observe(
         raw = await kube.get(Kind.FINETUNEJOB, namespace, name)
     except KubeError as error:
         if error.not_found:
-            return None
+            return await _left_behind(kube, namespace, name, now)
         raise
     metadata = raw["metadata"]
     owner = Owner(name, namespace, metadata["uid"], raw["spec"])
@@ -84,6 +85,23 @@ async def observe(
         lost_nodes=await _lost_nodes(kube, pods, now),
         log_tail="" if over else await _log_tail(kube, owner, jobs, pods),
         nodes=await gpu_nodes(kube, job) if job and read_nodes and not (over or jobs or status.plan) else (),
+    )
+
+
+async def _left_behind(kube: Kube, namespace: str, name: str, now: datetime) -> Observed | None:
+    """Pods that are still being deleted though their job is gone already: their node may be gone, too."""
+    items = await kube.list(Kind.POD, namespace, labelSelector=f"{Label.MANAGED_BY}={MANAGER},{Label.JOB}={name}")
+    pods = tuple(pod for pod in _ours(stage_pod, items) if pod.deleted_at and not pod.over)
+    if not pods:
+        return None
+    return Observed(
+        owner=Owner(name, namespace, GONE, {}),
+        generation=0,
+        resource_version="",
+        deleting=True,
+        job=None,
+        pods=pods,
+        lost_nodes=await _lost_nodes(kube, pods, now),
     )
 
 

@@ -38,6 +38,7 @@ EXPORT_RESOURCES = {"requests": {"cpu": "1", "memory": "4Gi"}}
 # Two processes tokenise within 1.5 GiB, whatever the size of the data; the limit is for what nobody foresaw.
 PREPARE_RESOURCES = {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "8Gi"}}
 TOKEN_KEY = "token"
+GONE = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Owner:
     """The FineTuneJob that children belong to.
 
     Attributes:
+        uid: GONE if the object is not there any more, but pods of it are.
         spec: as the user wrote it: it travels to the pods unchanged.
     """
 

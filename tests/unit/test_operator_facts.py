@@ -1,14 +1,18 @@
 """What the API server's objects say, whoever else has had a hand in them."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from finetune_operator.act import write_status
 from finetune_operator.facts import stage_job, stage_pod
 from finetune_operator.kinds import Kind
+from finetune_operator.kube import KubeError
 from finetune_operator.observe import observe
-from tests.unit.operator_worlds import NOW, UID, spec
+from finetune_operator.world import Release
+from tests.unit.operator_worlds import NOW, UID, decided, spec
 
 SIDECAR = {"name": "istio-proxy", "state": {"running": {}}}
 OURS = {"name": "trainer", "state": {"terminated": {"exitCode": 0, "reason": "Completed", "message": "well"}}}
@@ -40,14 +44,19 @@ def test_a_job_tells_the_spec_that_it_was_made_from() -> None:
 class Server:
     """An API server with one FineTuneJob and some objects with our labels."""
 
-    def __init__(self, status: dict[str, Any], **objects: list[dict[str, Any]]) -> None:
+    def __init__(self, status: dict[str, Any] | None, **objects: list[dict[str, Any]]) -> None:
         self._status = status
         self._objects = objects
 
     async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any]:
+        if self._status is None:
+            raise KubeError(404, "NotFound", "no such job")
         of_job = {"name": "a", "namespace": "team", "uid": UID, "resourceVersion": "7", "generation": 3}
         identity = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": of_job}
         return {**identity, "spec": spec(), "status": self._status}
+
+    async def node(self, name: str) -> dict[str, Any]:
+        return {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
 
     async def list(self, kind: Kind, namespace: str, **_: Any) -> list[dict[str, Any]]:
         return self._objects.get(kind.name, [])
@@ -68,3 +77,17 @@ def test_what_others_and_other_versions_left_is_passed_over() -> None:
     assert seen
     assert ([one.name for one in seen.pods], [one.name for one in seen.jobs]) == (["p"], ["j"])
     assert (seen.status.attempt, [one.type.value for one in seen.status.conditions]) == (4, ["Complete"])
+
+
+def test_a_lost_pod_is_released_though_its_job_is_gone_already() -> None:
+    """`kubectl delete` does not wait for pods: the node of one may be gone with it."""
+    leaving = {"deletionTimestamp": "2026-05-01T11:00:00Z", "deletionGracePeriodSeconds": 60}
+    lost = {"metadata": metadata("lost", **leaving), "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}}
+    ended = {"metadata": metadata("ended", **leaving), "spec": {"nodeName": "n1"}, "status": {"phase": "Failed"}}
+    server = Server(None, POD=[lost, ended])
+    seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    assert seen
+    decision = decided(replace(seen, leaving={"lost": 61.0}))
+    assert decision.actions == (Release("lost", "lost", "n1"),)
+    asyncio.run(write_status(server, seen, decision.status))  # type: ignore[arg-type]
+    assert asyncio.run(observe(Server(None, POD=[ended]), "team", "a", None, None, NOW)) is None  # type: ignore[arg-type]
