@@ -41,7 +41,7 @@ def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJ
         conditions=merged,
         observed_generation=seen.generation,
         attempt=attempt(seen) or None,
-        export_attempt=export_attempt(seen) if found.complete else before.export_attempt,
+        export_attempt=_further_export(seen) if found.complete else before.export_attempt,
         start_time=before.start_time or now,
         completion_time=now if over else None,
         restarts=totals.count if totals else before.restarts,
@@ -70,6 +70,12 @@ def export_attempt(seen: Observed) -> int:
     asked = seen.job.spec.export.attempt if seen.job else None
     made = [job.attempt for job in seen.jobs if job.stage is Stage.EXPORT]
     return max([asked or 1, exported(seen.status), *made])
+
+
+def _further_export(seen: Observed) -> int | None:
+    """The export after the first. The first is not written: a CRD of an older version does not know the field."""
+    attempt = export_attempt(seen)
+    return attempt if attempt > 1 else None
 
 
 def exported(status: FineTuneJobStatus) -> int:

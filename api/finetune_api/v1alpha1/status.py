@@ -360,7 +360,7 @@ class FineTuneJobStatus(Observed):
     attempt: Whole | None = None
     """The current train Job."""
     export_attempt: Whole | None = None
-    """The current export."""
+    """The current export; omitted = the first."""
     start_time: datetime | None = None
     """When the operator first saw the job."""
     completion_time: datetime | None = None
