@@ -165,9 +165,13 @@ def obstacle(pod: StagePod) -> Obstacle | None:
 
 
 def last_failure(pods: Sequence[StagePod], stage: Stage) -> Obstacle | None:
-    """How the last pod that ended badly ended, where the pod that takes its place is not ready yet."""
+    """How the last pod that ended badly ended, where the pod that takes its place is not ready yet.
+
+    A verdict is no obstacle: it fails the Job, and is told with it.
+    """
     ready = {pod.index for pod in pods if pod.exit_code == 0 or (pod.ready and not pod.over)}
-    ended = [pod for pod in pods if pod.exit_code not in {None, 0, ExitCode.DRAINED} and pod.index not in ready]
+    silent = {None, ExitCode.OK, ExitCode.DRAINED, *VERDICTS}
+    ended = [pod for pod in pods if pod.exit_code not in silent and pod.index not in ready]
     if not ended:
         return None
     pod = max(ended, key=lambda pod: (pod.created, pod.name))

@@ -11,6 +11,7 @@ from finetune_operator.conditions import condition
 from tests.cluster.installation import SYSTEM, Inputs, Installation, bucket, put_rows
 from tests.cluster.jobs import JobHandle, job, refused
 from tests.cluster.local.cluster import Cluster, wait
+from tests.cluster.local.images import ROOTS, SOURCES
 
 
 def small(cluster: Cluster, team: str, name: str, inputs: Inputs, **spec: Any) -> JobHandle:
@@ -113,6 +114,7 @@ def test_pods_that_fit_on_no_node_are_told(cluster: Cluster, team: str, inputs: 
     assert "Insufficient nvidia.com/gpu" in message
 
 
+IMAGE_PATHS = ":".join(f"{SOURCES}/{root}" for root in ROOTS)
 CRASH = """
 import os, sys
 if "finetune_trainer.agent" in sys.orig_argv:
@@ -129,7 +131,7 @@ def test_an_image_that_ends_at_import_is_told_and_fails_the_job_at_last(
     added = {
         "volumes": [{"name": "code", "configMap": {"name": "code"}}],
         "volumeMounts": [{"name": "code", "mountPath": "/code"}],
-        "env": [{"name": "PYTHONPATH", "value": "/code"}],
+        "env": [{"name": "PYTHONPATH", "value": f"/code:{IMAGE_PATHS}"}],
     }
     handle = small(cluster, team, "crashing", inputs, podTemplate=added, recovery={"maxRestarts": 1}).apply()
     message = waits_for(handle, ConditionType.RUNNING, "PodFailed")

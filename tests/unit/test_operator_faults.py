@@ -10,6 +10,7 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import Phase
 from finetune_operator.facts import Obstacle, StagePod
 from tests.unit.operator_worlds import (
+    BROKEN,
     EVERYTHING_DONE,
     EXPORT,
     EXPORTED,
@@ -93,6 +94,12 @@ CASES = [
         "AllNodesReady",
     ),
     Case(
+        "a verdict of prepare is told once, with the failure of its Job",
+        world(stage_job(PREPARE), ended(PREPARE, BROKEN, code=65)),
+        Phase.PREPARING,
+        "Preparing",
+    ),
+    Case(
         "a token that was deleted by hand is made again",
         world(*prepared_children(), *gang()[:2], lacking_a_secret(TOKEN_SECRET), status=RUNNING),
         Phase.RECOVERING,
@@ -148,7 +155,7 @@ CASES = [
         "a verdict of the gang is waited for, not overtaken",
         starting(ended(TRAIN, gang_failure(), 0, 1, code=78), polled=polled(), spec_={"recovery": {"maxRestarts": 0}}),
         Phase.STARTING,
-        "Diverged",
+        "WaitingForNodes",
     ),
     Case(
         "the leader, not the operator, judges a pod that a running gang loses",
