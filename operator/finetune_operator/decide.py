@@ -90,8 +90,11 @@ def _superseded(seen: Observed) -> list[StageJob]:
 
 
 def _is_done(seen: Observed, job: StageJob) -> bool:
-    """Whether a stage ended well: its Job says so, or our container, whose pod a sidecar keeps."""
-    held = [pod for pod in _pods_of(seen, job) if pod.index == 0 and pod.exit_code == 0 and not pod.over]
+    """Whether a stage ended well: its Job says so, or our container, whose pod a sidecar keeps.
+
+    Without a sidecar the Job is waited for: the kubelet tells the end of a container before that of its pod.
+    """
+    held = [pod for pod in _pods_of(seen, job) if pod.index == 0 and pod.exit_code == 0 and pod.sidecar_runs]
     return job.complete or (job.living and bool(held))
 
 

@@ -95,6 +95,7 @@ class StagePod:
         exit_code, ended: of the container, once it has ended; `ended` is the reason, such as OOMKilled.
         message: the container's termination message.
         disruption: why Kubernetes ended it, such as DeletionByTaintManager.
+        sidecar_runs: another container, which is not ours, still runs.
     """
 
     name: str
@@ -116,6 +117,7 @@ class StagePod:
     message: str
     disruption: str
     reason: str
+    sidecar_runs: bool = False
 
     @property
     def starting(self) -> bool:
@@ -183,6 +185,7 @@ def stage_pod(item: Object) -> StagePod:
         message=ended.get("message") or "",
         disruption=disrupted.reason if disrupted and disrupted.true else "",
         reason=status.get("reason") or "",
+        sidecar_runs=any(one["name"] != CONTAINER and "running" in (one.get("state") or {}) for one in containers),
     )
 
 

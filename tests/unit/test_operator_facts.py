@@ -27,7 +27,7 @@ def metadata(name: str, **more: Any) -> dict[str, Any]:
 def test_a_pod_is_told_by_our_container_wherever_it_stands(containers: list[dict[str, Any]]) -> None:
     """The kubelet sorts statuses by name: a mesh's proxy stands before ours."""
     pod = stage_pod({"metadata": metadata("p"), "status": {"containerStatuses": containers}})
-    assert (pod.exit_code, pod.message) == (0, "well")
+    assert (pod.exit_code, pod.message, pod.sidecar_runs) == (0, "well", len(containers) > 1)
 
 
 @pytest.mark.parametrize("status", [{}, {"containerStatuses": [SIDECAR]}])

@@ -52,7 +52,7 @@ def lacking_a_secret(secret: str) -> StagePod:
 
 def beside_a_sidecar(done: StagePod) -> StagePod:
     """A pod whose container ended well, and which a container of somebody else keeps running."""
-    return replace(done, phase="Running")
+    return replace(done, phase="Running", sidecar_runs=True)
 
 
 def crashes(count: int, stage: Stage = TRAIN, **how: Any) -> list[StagePod]:
@@ -231,6 +231,12 @@ CASES = [
         exporting(stage_job(EXPORT), beside_a_sidecar(ended(EXPORT, EXPORTED))),
         Phase.SUCCEEDED,
         "Succeeded",
+    ),
+    Case(
+        "a container that ended a moment before its pod is not taken for one beside a sidecar",
+        exporting(stage_job(EXPORT), replace(ended(EXPORT, EXPORTED), phase="Running")),
+        Phase.EXPORTING,
+        "Exporting",
     ),
     Case(
         "a sidecar does not outlive its job",
