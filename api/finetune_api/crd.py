@@ -21,7 +21,8 @@ Schema = dict[str, Any]
 
 # What may change once a job is made; everything else is the job's identity.
 MUTABLE = contract.MUTABLE_FIELDS | {"nodes", "spares"}
-FIXED_BELOW = (("export", "merge"), ("export", "smokeTestPrompts"))  # below what may change
+# Fixed below what may change: what makes another result, and what an admin may restrict when a job is accepted.
+FIXED_BELOW = (("export", "merge"), ("export", "smokeTestPrompts"), ("export", "priorityClassName"))
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),

@@ -282,6 +282,7 @@ def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -
         ("spec/recovery", {"onDivergence": "RollBack"}, "onDivergence: RollBack is not supported yet"),
         ("spec/export", {"merge": True}, "spec.export.merge cannot be changed"),
         ("spec/export", {"smokeTestPrompts": ["hi"]}, "spec.export.smokeTestPrompts cannot be changed"),
+        ("spec/export", {"priorityClassName": "high"}, "spec.export.priorityClassName cannot be changed"),
     ],
 )
 def test_a_policy_that_is_not_supported_is_refused_when_it_is_patched(

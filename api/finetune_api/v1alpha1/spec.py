@@ -301,7 +301,8 @@ class StageSpec(Kubernetes):
 
 
 class ExportSpec(StageSpec):
-    """What becomes of the best checkpoint. May be changed at any time, but for merge and smokeTestPrompts."""
+    """What becomes of the best checkpoint. May be changed at any time, but for merge, smokeTestPrompts and
+    priorityClassName."""
 
     merge: bool | None = None
     """Merge the adapter into the model's weights."""
