@@ -14,12 +14,15 @@ from finetune_api.v1alpha1.base import LABEL_PATTERN, MAX_NAME_LENGTH
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
+from finetune_api.v1alpha1.supported import LATER, Later
 from finetune_api.v1alpha1.tree import children
 
 Schema = dict[str, Any]
 
 # What may change once a job is made; everything else is the job's identity.
 MUTABLE = contract.MUTABLE_FIELDS | {"nodes", "spares"}
+# Fixed below what may change: what makes another result, and what an admin may restrict when a job is accepted.
+FIXED_BELOW = (("export", "merge"), ("export", "smokeTestPrompts"), ("export", "priorityClassName"))
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
@@ -91,6 +94,10 @@ def schema() -> Schema:
             _at(root, rule.at).setdefault("x-kubernetes-validations", []).append(
                 {"rule": rule.cel, "message": rule.says, "reason": "FieldValueInvalid"}
             )
+    for path, later in LATER.items():
+        root_field, *below = path.split(".")[1:]
+        if root_field in MUTABLE and below and (root_field, *below) not in FIXED_BELOW:
+            _at(root, ("spec", root_field)).setdefault("x-kubernetes-validations", []).append(_later_rule(below, later))
     properties["spec"]["x-kubernetes-validations"] += list(_transition_rules())
     return root
 
@@ -103,11 +110,27 @@ def _name_rule() -> dict[str, str]:
     }
 
 
+def _later_rule(below: list[str], later: Later) -> dict[str, str]:
+    """Refuse what is not supported yet where it may be changed: a running job must never be given such a value."""
+    [field] = below
+    values = "" if later.values is None else f" && self.{field} in {list(later.values)}"
+    what = field if later.values is None else f"{field}: {', '.join(later.values)}"
+    return {
+        "rule": f"!(has(self.{field}){values})",
+        "message": f"{what} is not supported yet: {later.reason}; {later.instead}",
+        "reason": "FieldValueInvalid",
+    }
+
+
 def _transition_rules() -> Iterator[dict[str, str]]:
     for key in children(FineTuneJobSpec):
         if key not in MUTABLE:
             same = f"has(self.{key}) == has(oldSelf.{key}) && (!has(self.{key}) || self.{key} == oldSelf.{key})"
             yield {"rule": same, "message": f"spec.{key} cannot be changed: make a new FineTuneJob"}
+    for key, below in FIXED_BELOW:
+        new, old = (f"has({one}.{key}) && has({one}.{key}.{below})" for one in ("self", "oldSelf"))
+        same = f"({new}) == ({old}) && (!({new}) || self.{key}.{below} == oldSelf.{key}.{below})"
+        yield {"rule": same, "message": f"spec.{key}.{below} cannot be changed: make a new FineTuneJob"}
     for key in ("nodes", "spares"):
         yield {
             "rule": f"self.{key} == oldSelf.{key} || oldSelf.suspend",

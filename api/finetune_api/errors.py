@@ -44,7 +44,7 @@ class Problem(BaseModel):
         count: how many rows share the problem; at least `len(lines)`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     code: str
     field: str

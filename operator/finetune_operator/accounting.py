@@ -1,5 +1,7 @@
 """Where the time went, from the times of the stages' Jobs and what the leader measured. Pure."""
 
+from math import isfinite
+
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_api.v1alpha1.status import AccountingStatus
@@ -18,7 +20,8 @@ def account(seen: Observed, status: FineTuneJobStatus) -> AccountingStatus | Non
         preparing = (prepare.completed_at - prepare.created).total_seconds()
     training = before.training_seconds
     if seen.polled and seen.polled.progress:
-        training = float(round(seen.polled.progress.train_seconds))
+        seconds = seen.polled.progress.train_seconds
+        training = float(round(seconds)) if isfinite(seconds) else training
     totals = status.recovery_totals
     made = AccountingStatus(
         preparing_seconds=preparing,

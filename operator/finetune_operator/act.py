@@ -9,11 +9,12 @@ import logging
 from datetime import datetime
 from typing import Any
 
-from finetune_api.contract import API_VERSION, KIND, MANAGER
+from finetune_api.contract import API_VERSION, KIND, MANAGER, Label
 from finetune_api.v1alpha1 import FineTuneJobStatus
+from finetune_operator.facts import Obstacle
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
-from finetune_operator.resources import Owner
+from finetune_operator.resources import GONE, Owner
 from finetune_operator.world import Action, Create, Delete, Milestone, Observed, Release
 
 log = logging.getLogger("operator.act")
@@ -22,12 +23,14 @@ LONGEST_MESSAGE = 1000  # characters of an Event; the API server takes 1,024
 
 
 async def write_status(kube: Kube, seen: Observed, status: FineTuneJobStatus) -> None:
-    """Writes the status whole.
+    """Writes the status whole, unless the job is gone.
 
     Raises:
         KubeError: among others a conflict, when the job changed since it was observed.
     """
     owner = seen.owner
+    if owner.uid == GONE:
+        return
     body = {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -47,8 +50,8 @@ def written(status: FineTuneJobStatus) -> dict[str, Any]:
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-async def act(kube: Kube, owner: Owner, actions: tuple[Action, ...]) -> str:
-    """Creates and deletes children. Returns the API server's sentence if it refused one for good, else nothing.
+async def act(kube: Kube, owner: Owner, actions: tuple[Action, ...]) -> Obstacle | None:
+    """Creates and deletes children. Returns why one cannot be created, if one cannot for good.
 
     Raises:
         KubeError: the API server could not be asked, or may accept it later.
@@ -59,12 +62,14 @@ async def act(kube: Kube, owner: Owner, actions: tuple[Action, ...]) -> str:
                 try:
                     await kube.create(kind, body)
                 except KubeError as error:
-                    if error.conflict:
-                        continue  # it is there
+                    if error.exists:
+                        if taken := await _taken(kube, owner, kind, body["metadata"]["name"]):
+                            return taken
+                        continue
                     if not error.refused:
                         raise
                     log.warning("%s/%s: %s", owner.namespace, body["metadata"]["name"], error)
-                    return str(error)
+                    return Obstacle("CreateRefused", str(error))
                 log.info("%s/%s: created %s", owner.namespace, owner.name, body["metadata"]["name"])
             case Delete(kind, name, uid):
                 await kube.delete(kind, owner.namespace, name, uid)
@@ -73,7 +78,27 @@ async def act(kube: Kube, owner: Owner, actions: tuple[Action, ...]) -> str:
                 await kube.delete(Kind.POD, owner.namespace, name, uid, grace_seconds=0)
                 await kube.fail_pod(owner.namespace, name, uid, f"the node {node} is gone")
                 log.warning("%s/%s: released %s from %s", owner.namespace, owner.name, name, node)
-    return ""
+    return None
+
+
+async def _taken(kube: Kube, owner: Owner, kind: Kind, name: str) -> Obstacle | None:
+    """Who else has the name of a child that is there already; None if it is ours, or gone by now.
+
+    A Secret cannot be read, and need not be: its name is made from the job's uid.
+    """
+    if kind is Kind.SECRET:
+        return None
+    try:
+        found = await kube.get(kind, owner.namespace, name)
+    except KubeError as error:
+        if error.not_found:
+            return None
+        raise
+    if (found["metadata"].get("labels") or {}).get(Label.UID) == owner.uid:
+        return None
+    log.warning("%s/%s: %s belongs to somebody else", owner.namespace, owner.name, name)
+    sentence = f"the {found['kind']} {name} is not of this FineTuneJob; delete it, or give the FineTuneJob another name"
+    return Obstacle("NameTaken", sentence)
 
 
 async def tell(kube: Kube, seen: Observed, milestones: tuple[Milestone, ...], now: datetime) -> None:

@@ -5,12 +5,14 @@ Terminal conditions never flip back; Reconciling and Stalled are kstatus's, whic
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from finetune_api.beats import Progress
 from finetune_api.v1alpha1 import Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import ConditionStatus, PlanStatus
 from finetune_operator import display
+from finetune_operator.facts import Obstacle
+from finetune_operator.failures import sentences
 from finetune_operator.steps import (
     Ending,
     Exporting,
@@ -29,6 +31,7 @@ from finetune_operator.steps import (
 from finetune_operator.world import Observed
 
 TRAINED = "Trained"  # reason of Running=False once all is trained
+MOST_PROBLEMS = 10  # of a refused spec, in one sentence
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,14 @@ def is_true(status: FineTuneJobStatus, kind: ConditionType) -> bool:
 
 
 def finished(status: FineTuneJobStatus) -> bool:
-    """Whether the job has succeeded or failed, for good."""
-    return is_true(status, ConditionType.COMPLETE) or is_true(status, ConditionType.FAILED)
+    """Whether the job has succeeded or failed."""
+    ended = is_true(status, ConditionType.COMPLETE) or is_true(status, ConditionType.FAILED)
+    return ended or status.phase in {Phase.SUCCEEDED, Phase.FAILED}  # a condition of another version may be unreadable
+
+
+def accepted(status: FineTuneJobStatus) -> bool:
+    """Whether a spec of the job was found good: from then on the job is not failed by its spec."""
+    return is_true(status, ConditionType.ACCEPTED)
 
 
 def prepared(status: FineTuneJobStatus) -> bool:
@@ -72,6 +81,14 @@ def trained(status: FineTuneJobStatus) -> bool:
     """Whether training is done, also if its Job is gone."""
     found = condition(status, ConditionType.RUNNING)
     return found is not None and found.reason == TRAINED
+
+
+def ran_until(status: FineTuneJobStatus) -> datetime | None:
+    """When the gang stopped running, or was first seen not to run; None if it runs."""
+    found = condition(status, ConditionType.RUNNING)
+    if found is None:
+        return datetime.min.replace(tzinfo=UTC)
+    return None if found.status is ConditionStatus.TRUE else found.last_transition_time
 
 
 def phase_of(step: Step) -> Phase:
@@ -103,12 +120,11 @@ def phase_of(step: Step) -> Phase:
 
 def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, progress: Progress | None) -> Answers:
     """What a step says to each question; questions that it does not answer keep their answers."""
-    made: Answers = {ConditionType.ACCEPTED: Answer(True, "SpecValid", "every field of the spec is good")}
+    made: Answers = {}
+    if not seen.problems:
+        made[ConditionType.ACCEPTED] = Answer(True, "SpecValid", "every field of the spec is good")
     if found.prepared or prepared(seen.status):
         made[ConditionType.PREPARED] = Answer(True, "Prepared", display.prepared_sentence(plan))
-    if found.complete:
-        sentence = progress.stopped_early if progress else ""
-        made[ConditionType.RUNNING] = Answer(False, TRAINED, sentence or "all steps are trained and committed")
     if progress and progress.checkpoints:
         last = progress.checkpoints[-1]
         made[ConditionType.CHECKPOINTED] = Answer(
@@ -120,11 +136,19 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
         )
     elif progress and progress.evals and condition(seen.status, ConditionType.OVERFITTING):
         made[ConditionType.OVERFITTING] = Answer(False, "AsExpected")
-    if seen.polled and seen.polled.error and isinstance(step, Running | Recovering):
+    if seen.problems and not isinstance(step, Failed):
+        made[ConditionType.DEGRADED] = refused_spec(seen)
+    elif seen.polled and seen.polled.error and isinstance(step, Running | Recovering):
         made[ConditionType.DEGRADED] = Answer(True, "LeaderUnreachable", f"progress is not known: {seen.polled.error}")
     elif condition(seen.status, ConditionType.DEGRADED):
         made[ConditionType.DEGRADED] = Answer(False, "AsExpected")
+    for terminal in (ConditionType.COMPLETE, ConditionType.FAILED):
+        if condition(seen.status, terminal):  # only spec.export.attempt leads on from there
+            made[terminal] = Answer(False, phase_of(step).value)
     made |= _step_answers(step)
+    if found.complete:
+        sentence = progress.stopped_early if progress else ""
+        made[ConditionType.RUNNING] = Answer(False, TRAINED, sentence or "all steps are trained and committed")
     settled = isinstance(step, Planned | Running | Suspended | Exporting | Succeeded | Failed)
     made[ConditionType.RECONCILING] = Answer(not settled, phase_of(step).value)
     made[ConditionType.STALLED] = (
@@ -133,6 +157,12 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
         else Answer(False, phase_of(step).value)
     )
     return made
+
+
+def refused_spec(seen: Observed) -> Answer:
+    """What is wrong with a spec that came after one that was accepted."""
+    goes_on = "the job goes on with the last accepted spec" if seen.job else "nothing new is begun until it is mended"
+    return Answer(True, "SpecRefused", f"{sentences(seen.problems[:MOST_PROBLEMS])}\n{goes_on}")
 
 
 def overfitting_sentence(since: int) -> str:
@@ -146,7 +176,7 @@ def overfitting_sentence(since: int) -> str:
 def _step_answers(step: Step) -> Answers:
     match step:
         case Preparing(obstacle):
-            waits = obstacle or ("Preparing", "data and model are checked on a CPU")
+            waits = obstacle or Obstacle("Preparing", "data and model are checked on a CPU")
             return {ConditionType.PREPARED: Answer(False, *waits)}
         case Planned():
             return {
@@ -154,8 +184,8 @@ def _step_answers(step: Step) -> Answers:
                 ConditionType.ADMITTED: Answer(False, "DryRun", "no pod runs"),
             }
         case Starting(number, ready, wanted, obstacle):
-            waits = obstacle or ("WaitingForNodes", f"attempt {number}: {ready} of {wanted} nodes are ready")
-            admitted = Answer(False, *obstacle) if obstacle and _keeps_out(obstacle[0]) else _ADMITTED
+            waits = obstacle or Obstacle("WaitingForNodes", f"attempt {number}: {ready} of {wanted} nodes are ready")
+            admitted = Answer(False, *obstacle) if obstacle and _keeps_out(obstacle.reason) else _ADMITTED
             return {ConditionType.RUNNING: Answer(False, *waits), ConditionType.ADMITTED: admitted}
         case Queued(number):
             held = Answer(False, "Queued", f"attempt {number} waits in its queue")
@@ -165,19 +195,19 @@ def _step_answers(step: Step) -> Answers:
             return {ConditionType.RUNNING: running, ConditionType.ADMITTED: _ADMITTED}
         case Recovering(_, ready, wanted, cause, obstacle):
             told = f"{cause}; {ready} of {wanted} nodes are ready"
-            reason, sentence = obstacle or ("Recovering", "")
+            reason, sentence = obstacle or Obstacle("Recovering", "")
             return {ConditionType.RUNNING: Answer(False, reason, "; ".join(filter(None, (told, sentence))))}
         case Ending(pods, suspended):
             reason = "Suspending" if suspended else "Ending"
             return {ConditionType.RUNNING: Answer(False, reason, f"{pods} pods save, upload and end")}
         case Suspended(hindrance):
-            waits = hindrance or ("Suspended", "spec.suspend is true; set it to false to go on")
+            waits = hindrance or Obstacle("Suspended", "spec.suspend is true; set it to false to go on")
             return {
                 ConditionType.RUNNING: Answer(False, *waits),
-                ConditionType.ADMITTED: Answer(False, waits[0], "no pod runs"),
+                ConditionType.ADMITTED: Answer(False, waits.reason, "no pod runs"),
             }
         case Exporting(obstacle):
-            waits = obstacle or ("Exporting", "the best checkpoint becomes an artifact")
+            waits = obstacle or Obstacle("Exporting", "the best checkpoint becomes an artifact")
             return {ConditionType.EXPORTED: Answer(False, *waits)}
         case Succeeded(artifacts):
             where = ", ".join(artifact.uri for artifact in artifacts)
@@ -185,15 +215,15 @@ def _step_answers(step: Step) -> Answers:
                 ConditionType.EXPORTED: Answer(True, "Exported", where),
                 ConditionType.COMPLETE: Answer(True, "Succeeded", where),
             }
-        case Failed(failure, accepted, prepared):
+        case Failed(failure, spec_accepted, stage_prepared):
             reason = failure.code
             made = {
                 ConditionType.FAILED: Answer(True, failure.category.value, failure.message),
                 ConditionType.RUNNING: Answer(False, "Failed", ""),
             }
-            if not accepted:
+            if not spec_accepted:
                 made[ConditionType.ACCEPTED] = Answer(False, reason, failure.message)
-            elif not prepared:
+            elif not stage_prepared:
                 made[ConditionType.PREPARED] = Answer(False, reason, failure.message)
             return made
 
@@ -202,7 +232,7 @@ _ADMITTED = Answer(True, "Admitted", "pods may be made")
 
 
 def _keeps_out(reason: str) -> bool:
-    return reason in {"QuotaExceeded", "PodsRefused", "CreateRefused"}
+    return reason in {"QuotaExceeded", "PodsRefused", "CreateRefused", "NameTaken"}
 
 
 def merge(
@@ -221,19 +251,13 @@ def merge(
             Condition(
                 type=kind,
                 status=answer.status,
-                reason=_word(answer.reason),
-                message=answer.message[:4096],
+                reason=answer.reason,
+                message=answer.message,
                 last_transition_time=old.last_transition_time if same and old else now,
                 observed_generation=generation,
             )
         )
     return merged
-
-
-def _word(reason: str) -> str:
-    """A reason as the API's pattern wants it: letters and digits, a letter first."""
-    kept = "".join(letter for letter in reason if letter.isalnum() and letter.isascii())
-    return kept if kept[:1].isalpha() else f"Reason{kept}"
 
 
 def weightiest(step: Step, conditions: list[Condition]) -> str:

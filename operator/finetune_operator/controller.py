@@ -4,19 +4,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator import metrics
 from finetune_operator.act import act, tell, write_status, written
 from finetune_operator.decide import decide
+from finetune_operator.facts import Obstacle
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
 from finetune_operator.observe import observe
 from finetune_operator.progress import Key, Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.settings import Settings
+from finetune_operator.world import Observed
 
 log = logging.getLogger("operator")
 
@@ -27,8 +29,15 @@ REFUSED_RETRY_SECONDS = 30.0  # a quota may be raised, a policy mended: nobody t
 class Memory:
     """What one replica remembers of a job between reconciles; nothing that it could not do without."""
 
-    refused: str = ""
+    refused: Obstacle | None = None
     progress_written: float = float("-inf")
+    leaving: dict[str, float] = field(default_factory=dict)  # uid of a pod that is being deleted: seen since
+
+    def watch_leaving(self, seen: Observed) -> Observed:
+        """What was seen, with how long each pod has been seen to be deleted."""
+        now = time.monotonic()
+        self.leaving = {pod.uid: self.leaving.get(pod.uid, now) for pod in seen.living_pods if pod.deleted_at}
+        return replace(seen, leaving={uid: now - since for uid, since in self.leaving.items()})
 
 
 class Controller:
@@ -112,10 +121,12 @@ class Controller:
             self._queue.add(key)
             return
         self._poller.follow(key, seen)
+        seen = memory.watch_leaving(seen)
         decision = decide(seen, now, self._settings)
         if not self._leads():
             return
-        if self._is_due(memory, seen.status, decision.status, key):
+        # Whatever is done is done after a write that a replica with an old view is refused.
+        if decision.actions or self._is_due(memory, seen.status, decision.status, key):
             await write_status(self._kube, seen, decision.status)
             memory.progress_written = time.monotonic()
             await tell(self._kube, seen, decision.milestones, now)

@@ -1,14 +1,26 @@
 """What a reconcile does next. Pure: no I/O, no clock (`now` is an argument), no randomness. Level-based: any state of
 the world may be the first that is seen."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob, Phase
 from finetune_operator import conditions, lifecycle, machines, resources, story
-from finetune_operator.facts import StageJob, StagePod
-from finetune_operator.failures import obstacle, refusal, result_of, stage_failure, unreadable
+from finetune_operator.accepted import written_spec
+from finetune_operator.facts import Obstacle, StageJob, StagePod
+from finetune_operator.failures import (
+    charged,
+    last_failure,
+    most_failed,
+    never_started,
+    obstacle,
+    refusal,
+    result_of,
+    stage_failure,
+    unreadable,
+)
 from finetune_operator.kinds import Kind
 from finetune_operator.settings import Settings
 from finetune_operator.steps import (
@@ -30,6 +42,7 @@ from finetune_operator.world import Action, Create, Decision, Delete, Observed, 
 
 DEFAULT_GRACE_SECONDS = 60
 DEFAULT_SCRATCH_BYTES = 10 << 30
+DEFAULT_RESTARTS = 10  # as the leader's own
 RECOVERING_PHASES = {"recovering"}  # as the leader names them
 START_SECONDS = 12.0  # between two looks at a pod that starts
 WAIT_SECONDS = 5.0  # between two looks at the node of a pod that should be gone
@@ -37,19 +50,22 @@ WAIT_SECONDS = 5.0  # between two looks at the node of a pod that should be gone
 
 def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
     """The status to write, the children to create and delete, and the Events to tell."""
-    if seen.deleting:
-        return Decision(seen.status)  # the garbage collector does the rest
-    if conditions.finished(seen.status):
-        return _rest(seen, now)
-    found = find(seen)
-    if seen.namespace_ends:
-        return _leave(seen)
-    if seen.job is None:
-        step: Step = Failed(refusal(seen.problems), accepted=False, prepared=False)
-        actions: list[Action] = []
-    else:
-        step, actions = _next(seen, seen.job, found, settings)
     released, wake = release_lost_pods(seen, now, settings)
+    if seen.deleting:
+        return Decision(seen.status, tuple(released), wake_seconds=wake)  # the garbage collector does the rest
+    found = find(seen)
+    if conditions.finished(seen.status) and not _exports_again(seen, found):
+        return _rest(seen, now, released, wake)
+    if seen.namespace_ends:
+        return _leave(seen, released, wake)
+    if seen.job is not None:
+        step, actions = _next(seen, seen.job, found, settings)
+    elif conditions.accepted(seen.status):
+        return _hold(seen, now, released, wake)
+    else:
+        step, actions = Failed(refusal(seen.problems), accepted=False, prepared=False), []
+    stopped = _stop(seen.jobs if isinstance(step, Failed) else _superseded(seen))
+    actions += [one for one in stopped if one not in actions]
     if any(pod.starting for pod in seen.living_pods):  # should it never start, only Events tell
         wake = START_SECONDS if wake is None else min(wake, START_SECONDS)
     status = lifecycle.status(seen, step, found, now)
@@ -61,19 +77,46 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
     )
 
 
-def _leave(seen: Observed) -> Decision:
+def _stop(jobs: Iterable[StageJob]) -> list[Action]:
+    return [Delete(Kind.JOB, job.name, job.uid) for job in jobs if job.living]
+
+
+def _superseded(seen: Observed) -> list[StageJob]:
+    """Jobs that nobody waits for: of stages whose result is on the status (a sidecar may keep the pods of one), and of
+    earlier attempts (a leader that was frozen may have made one beside the Job of the next)."""
+    over = {Stage.PREPARE: conditions.prepared(seen.status), Stage.TRAIN: conditions.trained(seen.status)}
+    newest = {stage: job.attempt for stage in Stage if (job := seen.stage_job(stage))}
+    return [job for job in seen.jobs if over.get(job.stage) or job.attempt < newest[job.stage]]
+
+
+def _is_done(seen: Observed, job: StageJob) -> bool:
+    """Whether a stage ended well: its Job says so, or our container, whose pod a sidecar keeps.
+
+    Without a sidecar the Job is waited for: the kubelet tells the end of a container before that of its pod.
+    """
+    held = [pod for pod in _pods_of(seen, job) if pod.index == 0 and pod.exit_code == 0 and pod.sidecar_runs]
+    return job.complete or (job.living and bool(held))
+
+
+def _hold(seen: Observed, now: datetime, released: list[Action], wake: float | None) -> Decision:
+    """No spec can be read, neither the new one nor the last accepted one: what runs goes on, nothing new is begun."""
+    status = lifecycle.held(seen, now)
+    told = tuple(story.milestones(seen.status, status))
+    return Decision(status, actions=tuple(released), milestones=told, wake_seconds=wake)
+
+
+def _leave(seen: Observed, released: list[Action], wake: float | None) -> Decision:
     """The namespace is being deleted: pods first, and everything else when they are gone. A Job keeps its ended pods
     until it has replaced them, which is forbidden there: it must go, or the namespace never does."""
-    return Decision(
-        seen.status, actions=tuple(Delete(Kind.JOB, job.name, job.uid) for job in seen.jobs if not job.deleting)
-    )
+    deleted = [Delete(Kind.JOB, job.name, job.uid) for job in seen.jobs if not job.deleting]
+    return Decision(seen.status, actions=(*deleted, *released), wake_seconds=wake)
 
 
 def find(seen: Observed) -> Found:
     """What finished stages left behind."""
     prepare, train = seen.stage_job(Stage.PREPARE), seen.stage_job(Stage.TRAIN)
-    prepared = _result(seen, Stage.PREPARE) if prepare and prepare.complete else None
-    complete = conditions.trained(seen.status) or (train is not None and train.complete)
+    prepared = _result(seen, prepare) if prepare and _is_done(seen, prepare) else None
+    complete = conditions.trained(seen.status) or (train is not None and _is_done(seen, train))
     return Found(
         prepared=prepared if prepared and prepared.succeeded and prepared.plan else None,
         trained=_leader_result(seen),
@@ -84,14 +127,14 @@ def find(seen: Observed) -> Found:
 def _next(seen: Observed, job: FineTuneJob, found: Found, settings: Settings) -> tuple[Step, list[Action]]:
     """The step the job is on, from the last to the first, and what moves it on."""
     if ended := _ended(seen, found):
-        return ended
+        return ended, []
     if job.spec.suspend:
         return _suspend(seen)
     if found.complete:
         return _export(seen, job, settings)
     train = seen.stage_job(Stage.TRAIN)
     if train is not None and not train.deleting:
-        return _train(seen, job, train), []
+        return _train(seen, job, train), _missing_token(seen, train, settings)
     remaining = [pod for pod in seen.living_pods if pod.stage is Stage.TRAIN]
     if train is not None or remaining:
         return Ending(len(remaining), suspended=False), []
@@ -102,23 +145,38 @@ def _next(seen: Observed, job: FineTuneJob, found: Found, settings: Settings) ->
     return _prepare(seen, job, settings)
 
 
-def _ended(seen: Observed, found: Found) -> tuple[Step, list[Action]] | None:
-    """A stage that failed, or the last that succeeded."""
+def _exports_again(seen: Observed, found: Found) -> bool:
+    """Whether a job that has ended is asked for another export of what it trained."""
+    return seen.job is not None and found.complete and lifecycle.export_attempt(seen) > lifecycle.exported(seen.status)
+
+
+def _ended(seen: Observed, found: Found) -> Failed | Succeeded | None:
+    """A stage that failed, or the last that succeeded. A stage whose result is on the status is not asked again."""
+    over = {Stage.TRAIN: found.complete, Stage.PREPARE: conditions.prepared(seen.status), Stage.EXPORT: False}
     for stage in (Stage.EXPORT, Stage.TRAIN, Stage.PREPARE):
-        job = seen.stage_job(stage)
-        if job is None or job.deleting or not job.failed or (stage is Stage.TRAIN and found.complete):
+        job = _current_job(seen, stage)
+        if job is None or job.deleting or over[stage]:
             continue
-        failure = stage_failure(job, seen.stage_pods(stage, job.attempt), seen.log_tail)
-        return Failed(failure, prepared=stage is not Stage.PREPARE), []
-    for stage in (Stage.EXPORT, Stage.PREPARE):
-        job = seen.stage_job(stage)
-        said_well = [pod for pod in seen.stage_pods(stage) if pod.exit_code == 0] if job and job.complete else []
-        if said_well and not _says_enough(stage, result_of(said_well[-1])):
-            return Failed(unreadable(said_well[-1]), prepared=stage is not Stage.PREPARE), []
-    export = seen.stage_job(Stage.EXPORT)
-    if export is not None and export.complete and (result := _result(seen, Stage.EXPORT)):
-        return Succeeded(result.artifacts), []
+        pods = _pods_of(seen, job)
+        done = _is_done(seen, job)
+        spent = stage is Stage.EXPORT and not done and len(charged(pods, stage)) > resources.STAGE_RETRIES
+        if job.failed or spent:
+            return Failed(stage_failure(job, pods, seen.log_tail), prepared=stage is not Stage.PREPARE)
+        ended_well = [pod for pod in pods if pod.exit_code == 0] if done and stage is not Stage.TRAIN else []
+        if ended_well and not _says_enough(stage, result_of(ended_well[-1])):
+            return Failed(unreadable(ended_well[-1]), prepared=stage is not Stage.PREPARE)
+    export = _current_job(seen, Stage.EXPORT)
+    if export is not None and _is_done(seen, export) and (result := _result(seen, export)):
+        return Succeeded(result.artifacts)
     return None
+
+
+def _current_job(seen: Observed, stage: Stage) -> StageJob | None:
+    """The Job of a stage; of an export, only that of the attempt that is asked for."""
+    job = seen.stage_job(stage)
+    if job is not None and stage is Stage.EXPORT and max(job.attempt, 1) < lifecycle.export_attempt(seen):
+        return None
+    return job
 
 
 def _says_enough(stage: Stage, result: StageResult | None) -> bool:
@@ -129,16 +187,15 @@ def _says_enough(stage: Stage, result: StageResult | None) -> bool:
 def _suspend(seen: Observed) -> tuple[Step, list[Action]]:
     """Everything that runs is deleted: agents save on SIGTERM. The next attempt goes on from there."""
     running = [job for job in seen.jobs if not (job.complete or job.failed)]
-    actions: list[Action] = [Delete(Kind.JOB, job.name, job.uid) for job in running if not job.deleting]
     pods = len(seen.living_pods)
-    return (Ending(pods, suspended=True) if running or pods else Suspended()), actions
+    return (Ending(pods, suspended=True) if running or pods else Suspended()), _stop(running)
 
 
 def _prepare(seen: Observed, job: FineTuneJob, settings: Settings) -> tuple[Step, list[Action]]:
     stage_job = seen.stage_job(Stage.PREPARE)
     if stage_job is None:
         body = resources.prepare_job(seen.owner, job, settings, machines.gpu_of(job, seen.nodes))
-        return Preparing(_refused(seen)), [Create(Kind.JOB, body)]
+        return Preparing(seen.refused), [Create(Kind.JOB, body)]
     if stage_job.complete and not stage_job.deleting:  # its pod is gone, and with it what it said: quick to repeat
         return Preparing(), [Delete(Kind.JOB, stage_job.name, stage_job.uid)]
     return Preparing(_obstacle(seen, stage_job)), []
@@ -152,7 +209,7 @@ def _begin_attempt(seen: Observed, job: FineTuneJob, found: Found, settings: Set
             f"spec.nodes is {job.spec.nodes}, but the run was planned for {nodes}: going on with another number of "
             f"nodes is not supported yet; set it back to {nodes}"
         )
-        return Suspended(("NotSupportedYet", sentence)), []
+        return Suspended(Obstacle("NotSupportedYet", sentence)), []
     attempt = lifecycle.attempt(seen) + 1
     grace = (plan.grace_period_seconds if plan else None) or DEFAULT_GRACE_SECONDS
     scratch = (plan.scratch_bytes if plan else None) or DEFAULT_SCRATCH_BYTES
@@ -161,7 +218,7 @@ def _begin_attempt(seen: Observed, job: FineTuneJob, found: Found, settings: Set
         Create(Kind.SECRET, resources.token_secret(seen.owner, settings)),
         Create(Kind.JOB, body),
     ]
-    return Starting(attempt, 0, nodes, _refused(seen)), children
+    return Starting(attempt, 0, nodes, seen.refused), children
 
 
 def _train(seen: Observed, job: FineTuneJob, train: StageJob) -> Step:
@@ -174,13 +231,25 @@ def _train(seen: Observed, job: FineTuneJob, train: StageJob) -> Step:
     leads = any(pod.index == 0 for pod in fine)
     has_run = seen.status.attempt == train.attempt and seen.status.phase in {Phase.RUNNING, Phase.RECOVERING}
     complete = ready >= wanted and leads
+    ran_until, budget = conditions.ran_until(seen.status), job.spec.recovery.max_restarts
+    lost = most_failed(_pods_of(seen, train), ran_until) if ran_until and not complete else []
+    if len(lost) > (DEFAULT_RESTARTS if budget is None else budget):
+        return Failed(never_started(train, lost))
     progress = seen.polled.progress if seen.polled and not seen.polled.error else None
     recovers = progress is not None and progress.phase in RECOVERING_PHASES
     if has_run and (not complete or recovers):
-        return Recovering(train.attempt, ready, wanted, story.cause(seen, progress), _obstacle(seen, train))
+        return Recovering(train.attempt, ready, wanted, story.cause(seen, progress), _held_back(seen, train))
     if complete:
         return Running(train.attempt, wanted)
     return Starting(train.attempt, ready, wanted, _obstacle(seen, train))
+
+
+def _missing_token(seen: Observed, train: StageJob, settings: Settings) -> list[Action]:
+    """The Secret with the gang's token again, where a pod cannot start without it."""
+    name = resources.secret_name(seen.owner, settings)
+    if any(pod.waiting and name in pod.waiting.message for pod in _pods_of(seen, train)):
+        return [Create(Kind.SECRET, resources.token_secret(seen.owner, settings))]
+    return []
 
 
 def _is_fine(pod: StagePod) -> bool:
@@ -189,31 +258,46 @@ def _is_fine(pod: StagePod) -> bool:
 
 
 def _export(seen: Observed, job: FineTuneJob, settings: Settings) -> tuple[Step, list[Action]]:
-    export = seen.stage_job(Stage.EXPORT)
+    export = _current_job(seen, Stage.EXPORT)
+    outdated = [one for one in seen.jobs if one.stage is Stage.EXPORT and (one != export or _is_outdated(seen, one))]
+    if stopped := _stop(outdated):
+        return Exporting(Obstacle("Ending", "spec.export has changed; the export begins again")), stopped
     if export is None:
-        return Exporting(_refused(seen)), [Create(Kind.JOB, resources.export_job(seen.owner, job, settings))]
+        if any(pod.stage is Stage.EXPORT for pod in seen.living_pods):  # two would write the same artifact
+            return Exporting(Obstacle("Ending", "the export before is ending")), []
+        attempt = lifecycle.export_attempt(seen)
+        return Exporting(seen.refused), [Create(Kind.JOB, resources.export_job(seen.owner, job, settings, attempt))]
     if export.complete and not export.deleting:  # as in _prepare
         return Exporting(), [Delete(Kind.JOB, export.name, export.uid)]
     return Exporting(_obstacle(seen, export)), []
 
 
-def _rest(seen: Observed, now: datetime) -> Decision:
-    """A finished job stays as it is, until its time to live is over."""
+def _is_outdated(seen: Observed, export: StageJob) -> bool:
+    """Whether spec.export has changed since the Job was made: its pods would not get the new resources."""
+    made_from = written_spec(export)
+    before, now = ({**(one.get("export") or {}), "attempt": None} for one in (made_from or {}, seen.owner.spec))
+    return made_from is not None and before != now
+
+
+def _rest(seen: Observed, now: datetime, released: list[Action], wake: float | None) -> Decision:
+    """A finished job holds no pods, and stays as it is until its time to live is over."""
+    actions = (*_stop(seen.jobs), *released)
     ttl = seen.owner.spec.get("ttlSecondsAfterFinished")  # also of a spec that was refused
     done = seen.status.completion_time
     if not isinstance(ttl, int) or done is None:
-        return Decision(seen.status)
+        return Decision(seen.status, actions, wake_seconds=wake)
     left = (done + timedelta(seconds=ttl) - now).total_seconds()
     if left > 0:
-        return Decision(seen.status, wake_seconds=left)
-    return Decision(seen.status, actions=(Delete(Kind.FINETUNEJOB, seen.owner.name, seen.owner.uid),))
+        return Decision(seen.status, actions, wake_seconds=left if wake is None else min(left, wake))
+    return Decision(seen.status, actions=(*actions, Delete(Kind.FINETUNEJOB, seen.owner.name, seen.owner.uid)))
 
 
 def release_lost_pods(seen: Observed, now: datetime, settings: Settings) -> tuple[list[Action], float | None]:
     """Pods past their grace period on nodes that are gone, to be deleted for good; and when to look again.
 
     The Job controller replaces a pod only when it has ended, which nobody can confirm of a dead node. By then agents
-    there have stopped by themselves (self-fence), and a commit of theirs would be refused (generation.json).
+    there have stopped by themselves (self-fence), and a commit of theirs would be refused (generation.json). The time
+    is measured twice: the API server's clock and ours may differ by minutes, and our monotonic one never jumps.
     """
     if not settings.force_delete:
         return [], None
@@ -222,8 +306,9 @@ def release_lost_pods(seen: Observed, now: datetime, settings: Settings) -> tupl
     for pod in seen.living_pods:
         if pod.deleted_at is None:
             continue
-        fenced = pod.deleted_at - timedelta(seconds=pod.grace_seconds) + timedelta(seconds=settings.fence_seconds)
-        left = (max(pod.deleted_at, fenced) - now).total_seconds()
+        due = max(pod.grace_seconds, settings.fence_seconds)
+        gone = (now - pod.deleted_at).total_seconds() + pod.grace_seconds
+        left = due - min(gone, seen.leaving.get(pod.uid, 0.0))
         if left > 0:
             wake = min(left, wake) if wake is not None else left
         elif pod.node in seen.lost_nodes:
@@ -237,21 +322,23 @@ def _pods_of(seen: Observed, job: StageJob) -> list[StagePod]:
     return seen.stage_pods(job.stage, job.attempt)
 
 
-def _obstacle(seen: Observed, job: StageJob) -> tuple[str, str] | None:
+def _obstacle(seen: Observed, job: StageJob) -> Obstacle | None:
+    """Why a stage does not get on: its pods do not come, or the last one ended badly."""
+    return _held_back(seen, job) or last_failure(_pods_of(seen, job), job.stage)
+
+
+def _held_back(seen: Observed, job: StageJob) -> Obstacle | None:
     """Why pods of a Job do not come: none may be made, or one cannot be placed or started."""
     if sentence := seen.held_up.get(job.name):
-        reason = "QuotaExceeded" if "exceeded quota" in sentence else "PodsRefused"
-        return reason, sentence
+        return Obstacle("QuotaExceeded" if "exceeded quota" in sentence else "PodsRefused", sentence)
+    if job.suspended:
+        return Obstacle("Queued", f"the Job {job.name} waits in its queue")
     waiting = [found for pod in _pods_of(seen, job) if not pod.over and (found := obstacle(pod))]
     return waiting[0] if waiting else None
 
 
-def _refused(seen: Observed) -> tuple[str, str] | None:
-    return ("CreateRefused", seen.refused) if seen.refused else None
-
-
-def _result(seen: Observed, stage: Stage) -> StageResult | None:
-    ended = [pod for pod in seen.stage_pods(stage) if pod.exit_code == 0]
+def _result(seen: Observed, job: StageJob) -> StageResult | None:
+    ended = [pod for pod in _pods_of(seen, job) if pod.exit_code == 0]
     return result_of(ended[-1]) if ended else None
 
 

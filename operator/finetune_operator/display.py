@@ -1,6 +1,7 @@
 """Figures as people read them, for printer columns, which cannot format, and for sentences. Pure."""
 
 from datetime import datetime
+from math import isfinite
 
 from finetune_api.beats import Progress
 from finetune_api.v1alpha1.status import PlanStatus, ProgressStatus
@@ -45,7 +46,9 @@ def eval_text(metrics: dict[str, float]) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """Such as 2h10m, 3m20s, 45s."""
+    """Such as 2h10m, 3m20s, 45s; empty where it is no number."""
+    if not isfinite(seconds):
+        return ""
     whole = int(seconds + 0.5)
     days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
     if days:

@@ -3,14 +3,21 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from finetune_api.contract import Label
+from finetune_api.contract import CONTAINER, JOB_ANNOTATION, Label
 from finetune_api.messages import Stage
 
 Object = dict[str, Any]
 STARTING = frozenset({"ContainerCreating", "PodInitializing"})  # reasons of waiting when all goes its way
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+
+
+class Obstacle(NamedTuple):
+    """What keeps something from going on: a reason in one word, and a sentence."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class StageJob:
         pods: how many it runs at once.
         deleting: it has been deleted and waits for its pods.
         suspended: by a queue; we never suspend Jobs.
+        written: the FineTuneJob that it was made from, as JSON.
     """
 
     name: str
@@ -43,6 +51,12 @@ class StageJob:
     suspended: bool
     conditions: Mapping[str, ConditionFact]
     completed_at: datetime | None
+    written: str = ""
+
+    @property
+    def living(self) -> bool:
+        """Whether it runs pods, and will go on doing so."""
+        return not (self.complete or self.failing or self.deleting)
 
     @property
     def complete(self) -> bool:
@@ -71,7 +85,7 @@ class StageJob:
 
 @dataclass(frozen=True)
 class StagePod:
-    """A pod of ours, and its one container.
+    """A pod of ours, and our container in it; what an admission webhook added is not looked at.
 
     Attributes:
         index: completion index; 0 for stages with one pod.
@@ -81,6 +95,7 @@ class StagePod:
         exit_code, ended: of the container, once it has ended; `ended` is the reason, such as OOMKilled.
         message: the container's termination message.
         disruption: why Kubernetes ended it, such as DeletionByTaintManager.
+        sidecar_runs: another container, which is not ours, still runs.
     """
 
     name: str
@@ -95,13 +110,14 @@ class StagePod:
     created: datetime
     deleted_at: datetime | None
     grace_seconds: int
-    waiting: tuple[str, str] | None
+    waiting: Obstacle | None
     unschedulable: str
     exit_code: int | None
     ended: str
     message: str
     disruption: str
     reason: str
+    sidecar_runs: bool = False
 
     @property
     def starting(self) -> bool:
@@ -121,6 +137,7 @@ class StagePod:
 def stage_job(item: Object) -> StageJob:
     """A Job as the API server returned it."""
     metadata, status = item["metadata"], item.get("status") or {}
+    template: Object = item["spec"].get("template", {}).get("metadata") or {}
     return StageJob(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -132,13 +149,15 @@ def stage_job(item: Object) -> StageJob:
         suspended=bool(item["spec"].get("suspend")),
         conditions=_conditions(status.get("conditions") or ()),
         completed_at=moment(status["completionTime"]) if status.get("completionTime") else None,
+        written=(template.get("annotations") or {}).get(JOB_ANNOTATION, ""),
     )
 
 
 def stage_pod(item: Object) -> StagePod:
     """A pod as the API server returned it."""
     metadata, status = item["metadata"], item.get("status") or {}
-    container: Object = next(iter(status.get("containerStatuses") or ()), {})
+    containers: Iterable[Object] = status.get("containerStatuses") or ()
+    container = next((one for one in containers if one["name"] == CONTAINER), {})
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
     waiting = state.get("waiting") or {}
@@ -159,13 +178,14 @@ def stage_pod(item: Object) -> StagePod:
         created=moment(metadata["creationTimestamp"]),
         deleted_at=moment(deleted) if deleted else None,
         grace_seconds=int(metadata.get("deletionGracePeriodSeconds") or 0),
-        waiting=(waiting["reason"], waiting.get("message") or "") if waiting.get("reason") else None,
+        waiting=Obstacle(waiting["reason"], waiting.get("message") or "") if waiting.get("reason") else None,
         unschedulable=scheduled.message if scheduled and not scheduled.true else "",
         exit_code=ended.get("exitCode"),
         ended=ended.get("reason") or "",
         message=ended.get("message") or "",
         disruption=disrupted.reason if disrupted and disrupted.true else "",
         reason=status.get("reason") or "",
+        sidecar_runs=any(one["name"] != CONTAINER and "running" in (one.get("state") or {}) for one in containers),
     )
 
 

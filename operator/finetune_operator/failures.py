@@ -1,18 +1,26 @@
 """From pods that ended badly to a failure that a person can act on: category, code, sentence, cure. Pure."""
 
-from collections.abc import Sequence
-
-from pydantic import ValidationError
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import VERDICTS, FailureCategory, Problem, category_of
+from finetune_api.lenient import read
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.status import FailureStatus
-from finetune_operator.facts import STARTING, StageJob, StagePod
+from finetune_operator.facts import STARTING, Obstacle, StageJob, StagePod
 
 MOST_CHARACTERS = 4000
 MOST_LOG_CHARACTERS = 8000
+MOST_LAST_WORDS = 800  # characters of a log in a sentence
+
+# An announced stop, an outage of storage and a lost peer are no fault of the pod that they end; a verdict of ours fails
+# the Job at once.
+FREE_EXITS = frozenset({ExitCode.OK, ExitCode.DRAINED, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED, *VERDICTS})
+KILLED = 137
 
 _CURES = {
     FailureCategory.OUT_OF_MEMORY: "raise the memory of the stage's resources, or make the job smaller",
@@ -91,6 +99,43 @@ def unreadable(pod: StagePod) -> FailureStatus:
     )
 
 
+def never_started(job: StageJob, pods: Sequence[StagePod]) -> FailureStatus:
+    """The failure of a gang that cannot start because the pods of one node end again and again."""
+    failure = stage_failure(job, pods, "")
+    sentence = f"{len(pods)} pods of node {pods[-1].index} ended one after another before the gang ran; the last: "
+    return failure.model_copy(
+        update={
+            "code": "StartFailed",
+            "message": _cut(sentence + failure.message, MOST_CHARACTERS),
+            "hint": f"{failure.hint or 'mend the pod'}; spec.recovery.maxRestarts limits how often a start is tried",
+        }
+    )
+
+
+def charged(pods: Iterable[StagePod], stage: Stage) -> list[StagePod]:
+    """The pods whose end counts against a budget, oldest first.
+
+    An export that was killed, for lack of memory or by its node, is free: its resources can be changed.
+    """
+    free = FREE_EXITS | ({KILLED} if stage is Stage.EXPORT else set())
+    return [
+        pod
+        for pod in pods
+        if pod.exit_code is not None
+        and pod.exit_code not in free
+        and not (pod.disruption or pod.reason == "Evicted" or (pod.ended == "OOMKilled" and stage is Stage.EXPORT))
+    ]
+
+
+def most_failed(pods: Iterable[StagePod], since: datetime) -> list[StagePod]:
+    """Of the node whose training pods have ended badly most often since then, those pods, oldest first."""
+    by_index: dict[int, list[StagePod]] = defaultdict(list)
+    for pod in charged(pods, Stage.TRAIN):
+        if pod.created >= since:
+            by_index[pod.index].append(pod)
+    return max(by_index.values(), key=len, default=[])
+
+
 def culprit(pods: Sequence[StagePod]) -> StagePod | None:
     """The pod whose end made the Job fail: a verdict of ours counts more than what followed, the leader's most."""
     ended = [pod for pod in pods if pod.exit_code not in {None, 0, ExitCode.DRAINED}]
@@ -104,19 +149,38 @@ def culprit(pods: Sequence[StagePod]) -> StagePod | None:
 def result_of(pod: StagePod) -> StageResult | None:
     """What a pod left behind, if it could still write."""
     try:
-        return StageResult.model_validate_json(pod.message)
-    except ValidationError:
+        return read(StageResult, json.loads(pod.message))
+    except ValueError:
         return None
 
 
-def obstacle(pod: StagePod) -> tuple[str, str] | None:
-    """Why a pod does not start, as reason and sentence; None while all goes its way."""
+def obstacle(pod: StagePod) -> Obstacle | None:
+    """Why a pod does not start; None while all goes its way."""
     if pod.unschedulable:
-        return "Unschedulable", f"no node can take {pod.name}: {pod.unschedulable}"
-    if pod.waiting and pod.waiting[0] not in STARTING:
+        return Obstacle("Unschedulable", f"no node can take {pod.name}: {pod.unschedulable}")
+    if pod.waiting and pod.waiting.reason not in STARTING:
         reason, message = pod.waiting
-        return reason, f"{pod.name} on {pod.node}: {message or reason}"
+        return Obstacle(reason, f"{pod.name} on {pod.node}: {message or reason}")
     return None
+
+
+def last_failure(pods: Sequence[StagePod], stage: Stage) -> Obstacle | None:
+    """How the last pod that ended badly ended, where the pod that takes its place is not ready yet.
+
+    A verdict is no obstacle: it fails the Job, and is told with it.
+    """
+    ready = {pod.index for pod in pods if pod.exit_code == 0 or (pod.ready and not pod.over)}
+    silent = {None, ExitCode.OK, ExitCode.DRAINED, *VERDICTS}
+    ended = [pod for pod in pods if pod.exit_code not in silent and pod.index not in ready]
+    if not ended:
+        return None
+    pod = max(ended, key=lambda pod: (pod.created, pod.name))
+    result = result_of(pod)
+    if result is not None and result.problems:
+        return Obstacle(result.problems[0].code, f"{pod.name} on {pod.node}: {sentences(result.problems)}")
+    _, code, message = _ending(stage, pod)
+    last_words = f": {pod.message[-MOST_LAST_WORDS:].strip()}" if pod.message and result is None else ""
+    return Obstacle("PodFailed" if code == "Error" else code, f"{message}{last_words}")
 
 
 def _ending(stage: Stage, pod: StagePod) -> tuple[FailureCategory, str, str]:

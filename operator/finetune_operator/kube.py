@@ -13,7 +13,7 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-from finetune_api.contract import MANAGER
+from finetune_api.contract import CONTAINER, MANAGER
 from finetune_operator.kinds import Kind
 
 Object = dict[str, Any]
@@ -40,6 +40,11 @@ class KubeError(Exception):
     @property
     def not_found(self) -> bool:
         return self.status == 404
+
+    @property
+    def exists(self) -> bool:
+        """An object of that name is there already, ours or not."""
+        return self.status == 409 and self.reason == "AlreadyExists"
 
     @property
     def conflict(self) -> bool:
@@ -151,8 +156,8 @@ class Kube:
         return await self._json("PATCH", f"{path}?fieldManager={MANAGER}&force=true", body, APPLY)
 
     async def pod_log(self, namespace: str, name: str, *, lines: int, most_bytes: int) -> str:
-        """The last lines of a pod's log."""
-        query = urlencode({"tailLines": lines, "limitBytes": most_bytes})
+        """The last lines of our container in a pod."""
+        query = urlencode({"container": CONTAINER, "tailLines": lines, "limitBytes": most_bytes})
         return (await self._request("GET", f"{_path(Kind.POD, namespace, name)}/log?{query}")).decode(errors="replace")
 
     # ------------------------------------------------------------ requests

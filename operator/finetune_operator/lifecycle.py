@@ -7,11 +7,11 @@ from datetime import datetime
 
 from finetune_api.beats import Progress
 from finetune_api.contract import File, checkpoint_name, run_prefix
-from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
+from finetune_api.messages import Stage
+from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import (
     MAX_CHECKPOINTS,
     MAX_RECOVERIES,
-    MAX_WARNINGS,
     ArtifactStatus,
     CheckpointStatus,
     DatasetStatus,
@@ -23,8 +23,6 @@ from finetune_operator import accounting, conditions, display
 from finetune_operator.facts import StagePod
 from finetune_operator.steps import Failed, Found, Step, Succeeded
 from finetune_operator.world import Observed
-
-MOST_CHOICES = 40
 
 
 def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJobStatus:
@@ -43,6 +41,7 @@ def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJ
         conditions=merged,
         observed_generation=seen.generation,
         attempt=attempt(seen) or None,
+        export_attempt=_further_export(seen) if found.complete else before.export_attempt,
         start_time=before.start_time or now,
         completion_time=now if over else None,
         restarts=totals.count if totals else before.restarts,
@@ -63,7 +62,32 @@ def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJ
 
 def attempt(seen: Observed) -> int:
     """The highest train Job there has been."""
-    return max([seen.status.attempt or 0, *(job.attempt for job in seen.jobs)])
+    return max([seen.status.attempt or 0, *(job.attempt for job in seen.jobs if job.stage is Stage.TRAIN)])
+
+
+def export_attempt(seen: Observed) -> int:
+    """The export that is asked for, or the highest there has been."""
+    asked = seen.job.spec.export.attempt if seen.job else None
+    made = [job.attempt for job in seen.jobs if job.stage is Stage.EXPORT]
+    return max([asked or 1, exported(seen.status), *made])
+
+
+def _further_export(seen: Observed) -> int | None:
+    """The export after the first. The first is not written: a CRD of an older version does not know the field."""
+    attempt = export_attempt(seen)
+    return attempt if attempt > 1 else None
+
+
+def exported(status: FineTuneJobStatus) -> int:
+    """The export that a status tells of."""
+    return status.export_attempt or 1
+
+
+def held(seen: Observed, now: datetime) -> FineTuneJobStatus:
+    """The status as it was, of a job whose spec cannot be read any more."""
+    answers = {ConditionType.DEGRADED: conditions.refused_spec(seen)}
+    merged = conditions.merge(seen.status, answers, seen.generation, now)
+    return seen.status.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
 
 
 def latest_progress(seen: Observed, found: Found) -> Progress | None:
@@ -101,7 +125,7 @@ def plan_status(seen: Observed, found: Found) -> PlanStatus | None:
         estimated_cost=plan.estimated_cost,
         bytes_per_gpu=plan.bytes_per_gpu,
         memory=plan.memory or None,
-        choices=list(plan.choices[:MOST_CHOICES]),
+        choices=list(plan.choices),
     )
 
 
@@ -117,7 +141,7 @@ def dataset_status(seen: Observed, found: Found) -> DatasetStatus | None:
         tokens=facts.train.tokens,
         skipped_rows=facts.skipped_rows,
         truncated_rows=facts.train.truncated_rows,
-        warnings=list(found.prepared.warnings[:MAX_WARNINGS]),
+        warnings=list(found.prepared.warnings),
         report=run_uri(seen, File.DATASET_PAGE),
     )
 
@@ -140,7 +164,7 @@ def checkpoint_list(seen: Observed, progress: Progress | None) -> list[Checkpoin
             step=one.step,
             uri=f"{folder}/{checkpoint_name(one.step, one.generation)}",
             size_bytes=one.size_bytes,
-            saved=datetime.fromisoformat(one.saved),
+            saved=_time(one.saved),
             metrics=one.metrics,
             best=one.best,
         )
@@ -155,7 +179,7 @@ def recovery_list(seen: Observed, progress: Progress | None) -> list[RecoverySta
     told = {one.generation: one for one in seen.status.recoveries}
     return [
         RecoveryStatus(
-            time=datetime.fromisoformat(one.time),
+            time=time,
             generation=one.generation,
             category=one.category,
             message=one.reason,
@@ -166,7 +190,17 @@ def recovery_list(seen: Observed, progress: Progress | None) -> list[RecoverySta
             seconds=one.seconds,
         )
         for one in reversed(progress.recoveries[-MAX_RECOVERIES:])
+        if (time := _time(one.time))
     ]
+
+
+def _time(text: str) -> datetime | None:
+    """A time as a pod wrote it; None where it is none."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else None
 
 
 def recovery_totals(progress: Progress | None) -> RecoveryTotals | None:

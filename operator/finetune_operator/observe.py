@@ -5,24 +5,27 @@ Children are listed, not remembered: a deletion in a gap of the watch is never r
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TypeVar
 
-from pydantic import ValidationError
-
-from finetune_api.errors import Problem, SpecError
-from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job
+from finetune_api.contract import MANAGER, Label
+from finetune_api.lenient import read
+from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
 from finetune_operator import conditions, machines
-from finetune_operator.facts import Object, StageJob, StagePod, moment, stage_job, stage_pod
+from finetune_operator.accepted import read_spec
+from finetune_operator.facts import Object, Obstacle, StageJob, StagePod, moment, stage_job, stage_pod
 from finetune_operator.failures import culprit, result_of
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
 from finetune_operator.machines import Node
-from finetune_operator.resources import Owner
+from finetune_operator.resources import GONE, Owner
 from finetune_operator.world import Observed, Polled
 
 log = logging.getLogger("operator.observe")
+
+Child = TypeVar("Child", StageJob, StagePod)
 
 LOG_LINES = 40
 LOG_BYTES = 8000
@@ -35,12 +38,12 @@ async def observe(
     namespace: str,
     name: str,
     polled: Polled | None,
-    refused: str,
+    refused: Obstacle | None,
     now: datetime,
     *,
     read_nodes: bool = True,
 ) -> Observed | None:
-    """What is, or None when the job is gone.
+    """What is, or None when the job is gone and no pod of it is left.
 
     Args:
         polled: what the leader of its gang said last.
@@ -54,13 +57,14 @@ async def observe(
         raw = await kube.get(Kind.FINETUNEJOB, namespace, name)
     except KubeError as error:
         if error.not_found:
-            return None
+            return await _left_behind(kube, namespace, name, now)
         raise
     metadata = raw["metadata"]
     owner = Owner(name, namespace, metadata["uid"], raw["spec"])
     jobs, pods = await _children(kube, owner)
-    job, problems = _parsed(raw)
     status = _status(raw)
+    spec = read_spec(raw, status, jobs)
+    owner, job = replace(owner, spec=spec.spec), spec.job
     over = conditions.finished(status)
     if not over:
         pods = await _with_reasons(kube, owner, pods, now)
@@ -70,7 +74,7 @@ async def observe(
         resource_version=metadata["resourceVersion"],
         deleting="deletionTimestamp" in metadata,
         job=job,
-        problems=problems,
+        problems=spec.problems,
         status=status,
         jobs=jobs,
         pods=pods,
@@ -84,53 +88,43 @@ async def observe(
     )
 
 
+async def _left_behind(kube: Kube, namespace: str, name: str, now: datetime) -> Observed | None:
+    """Pods that are still being deleted though their job is gone already: their node may be gone, too."""
+    items = await kube.list(Kind.POD, namespace, labelSelector=f"{Label.MANAGED_BY}={MANAGER},{Label.JOB}={name}")
+    pods = tuple(pod for pod in _ours(stage_pod, items) if pod.deleted_at and not pod.over)
+    if not pods:
+        return None
+    return Observed(
+        owner=Owner(name, namespace, GONE, {}),
+        generation=0,
+        resource_version="",
+        deleting=True,
+        job=None,
+        pods=pods,
+        lost_nodes=await _lost_nodes(kube, pods, now),
+    )
+
+
 async def _children(kube: Kube, owner: Owner) -> tuple[tuple[StageJob, ...], tuple[StagePod, ...]]:
     jobs, pods = await asyncio.gather(
         kube.list(Kind.JOB, owner.namespace, labelSelector=owner.selector),
         kube.list(Kind.POD, owner.namespace, labelSelector=owner.selector),
     )
-    return tuple(map(stage_job, jobs)), tuple(map(stage_pod, pods))
+    return tuple(_ours(stage_job, jobs)), tuple(_ours(stage_pod, pods))
 
 
-def _parsed(raw: Object) -> tuple[FineTuneJob | None, tuple[Problem, ...]]:
-    try:
-        job = parse_job(raw)
-    except SpecError as error:
-        return None, tuple(error.problems)
-    problems = tuple(_cluster_problems(job))
-    return (None if problems else job), problems
-
-
-def _cluster_problems(job: FineTuneJob) -> list[Problem]:
-    """What only `finetune run` can mean: a path relative to the folder it was started in."""
-    dataset = job.spec.dataset
-    uris = {
-        "spec.storage.uri": job.spec.storage.uri,
-        "spec.model.uri": job.spec.model.uri,
-        "spec.dataset.train": dataset.train,
-        **{f"spec.dataset.mix[{index}].uri": part.uri for index, part in enumerate(dataset.mix or ())},
-        "spec.dataset.eval": dataset.eval if isinstance(dataset.eval, str) else None,
-    }
-    return [
-        Problem(
-            code="RelativePath",
-            field=field,
-            message=f"is {uri!r}; pods have no current folder",
-            cure="use s3://, or the absolute path of a volume that podTemplate mounts",
-        )
-        for field, uri in uris.items()
-        if uri and uri.startswith("file://") and not uri.startswith("file:///")
-    ]
+def _ours(make: Callable[[Object], Child], items: Iterable[Object]) -> Iterator[Child]:
+    """The objects that are of our making; what somebody else has labelled like them is passed over."""
+    for item in items:
+        try:
+            yield make(item)
+        except (KeyError, ValueError) as error:
+            log.warning("%s has our labels, but is none of ours: %r", item["metadata"]["name"], error)
 
 
 def _status(raw: Object) -> FineTuneJobStatus:
-    try:
-        return FineTuneJobStatus.model_validate(raw.get("status") or {})
-    except ValidationError as error:
-        log.warning(
-            "%s/%s: its status cannot be read: %s", raw["metadata"]["namespace"], raw["metadata"]["name"], error
-        )
-        return FineTuneJobStatus()
+    """The status as it was last written, by whatever version."""
+    return read(FineTuneJobStatus, raw.get("status") or {}) or FineTuneJobStatus()
 
 
 async def _with_reasons(kube: Kube, owner: Owner, pods: tuple[StagePod, ...], now: datetime) -> tuple[StagePod, ...]:
@@ -144,7 +138,7 @@ async def _with_reasons(kube: Kube, owner: Owner, pods: tuple[StagePod, ...], no
             )
             if events:
                 last = max(events, key=lambda event: event.get("lastTimestamp") or "")
-                pod = replace(pod, waiting=(last["reason"], last["message"]))
+                pod = replace(pod, waiting=Obstacle(last["reason"], last["message"]))
         told.append(pod)
     return tuple(told)
 

@@ -4,18 +4,17 @@ credentials as environment, and what a job adds by `podTemplate`. Pure."""
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_api.contract import JOB_ANNOTATION, Env, Label, PodPath
+from finetune_api.contract import CONTAINER, JOB_ANNOTATION, Env, Label, PodPath
 from finetune_api.messages import Stage
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.spec import Resources
+from finetune_api.v1alpha1.pod_template import Toleration
+from finetune_api.v1alpha1.spec import Resources, StageSpec
 from finetune_operator.machines import gpu_resources
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
 
-CONTAINER = "trainer"
-USER = 1000  # of every image of ours; a user's image need not name one
 CREDENTIALS = (("AWS_ACCESS_KEY_ID", False), ("AWS_SECRET_ACCESS_KEY", False), ("AWS_SESSION_TOKEN", True))
 NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
 
@@ -69,6 +68,7 @@ def container(
 def template(
     stage: Stage,
     job: FineTuneJob,
+    settings: Settings,
     container: Object,
     *,
     grace_seconds: int,
@@ -105,14 +105,7 @@ def template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": _security(settings.run_as_user),
         "containers": [container],
         "volumes": mountable,
     }
@@ -153,7 +146,7 @@ def affinity(job: FineTuneJob, uid: str) -> Object:
 def tolerations(job: FineTuneJob, seconds: int) -> list[Object]:
     """The user's tolerations, and how long to stay on a node that is not ready (Kubernetes' own default: 5 minutes)."""
     added = job.spec.pod_template
-    theirs = [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in added.tolerations] if added else []
+    theirs = _tolerations(added.tolerations if added else [])
     keys = {one.get("key") for one in theirs}
     ours = [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
@@ -161,6 +154,19 @@ def tolerations(job: FineTuneJob, seconds: int) -> list[Object]:
         if key not in keys
     ]
     return theirs + ours
+
+
+def placement(job: FineTuneJob, asked: StageSpec | None) -> Object:
+    """Where the pod of a CPU stage may run: not where podTemplate sends the training pods, but past the same taints."""
+    added = job.spec.pod_template
+    own = asked.tolerations if asked else None
+    tolerated = own if own is not None else (added.tolerations if added else [])
+    found = {
+        "nodeSelector": dict(asked.node_selector) if asked else {},
+        "tolerations": _tolerations(tolerated),
+        "priorityClassName": (asked.priority_class_name if asked else None) or job.spec.priority_class_name,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def requirements(resources: Resources) -> Object:
@@ -194,6 +200,21 @@ def from_secret(name: str, secret: str, key: str, optional: bool = False) -> Obj
     if optional:
         reference["optional"] = True
     return {"name": str(name), "valueFrom": {"secretKeyRef": reference}}
+
+
+def _security(user: int | None) -> Object:
+    """Restricted pod security. Without a user the platform assigns one, as OpenShift does, or the image names it."""
+    ids = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
+    return {
+        "runAsNonRoot": True,
+        **ids,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _tolerations(given: Sequence[Toleration]) -> list[Object]:
+    return [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in given]
 
 
 def _storage_env(job: FineTuneJob) -> list[Object]:

@@ -11,6 +11,7 @@ from typing import Any
 from finetune_api.contract import (
     AGENT_PORT,
     API_VERSION,
+    CONTAINER,
     JOB_ANNOTATION,
     KIND,
     MANAGER,
@@ -32,11 +33,12 @@ Object = dict[str, Any]
 
 # Budgets are kept by leader and operator: the Job itself never gives up on an index.
 UNLIMITED = 2_147_483_647
-STAGE_RETRIES = 3  # of prepare and export, for faults that are nobody's: storage away, node lost
+STAGE_RETRIES = 3  # of prepare for any fault, of export for its own faults: outages of storage are retried for ever
 EXPORT_RESOURCES = {"requests": {"cpu": "1", "memory": "4Gi"}}
 # Two processes tokenise within 1.5 GiB, whatever the size of the data; the limit is for what nobody foresaw.
 PREPARE_RESOURCES = {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"memory": "8Gi"}}
 TOKEN_KEY = "token"
+GONE = ""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Owner:
     """The FineTuneJob that children belong to.
 
     Attributes:
+        uid: GONE if the object is not there any more, but pods of it are.
         spec: as the user wrote it: it travels to the pods unchanged.
     """
 
@@ -85,14 +88,23 @@ def prepare_job(owner: Owner, job: FineTuneJob, settings: Settings, gpu: Gpu | N
     """
     asked = job.spec.prepare.resources if job.spec.prepare else None
     resources = pods.requirements(asked) if asked else PREPARE_RESOURCES
-    return _stage_job(owner, job, settings, Stage.PREPARE, resources, inputs(job, settings, resources, gpu))
+    made = _stage_job(owner, job, settings, Stage.PREPARE, resources, inputs(job, settings, resources, gpu))
+    made["spec"]["backoffLimit"] = STAGE_RETRIES
+    return made
 
 
-def export_job(owner: Owner, job: FineTuneJob, settings: Settings) -> Object:
-    """The Job that makes artifacts of the best checkpoint."""
+def export_job(owner: Owner, job: FineTuneJob, settings: Settings, attempt: int = 1) -> Object:
+    """The Job that makes artifacts of the best checkpoint.
+
+    The Job controller retries it for ever, with growing delays: no outage of storage may strand a finished training.
+    `decide` counts the failures that are the export's own.
+    """
     asked = job.spec.export.resources
     resources = pods.requirements(asked) if asked else EXPORT_RESOURCES
-    return _stage_job(owner, job, settings, Stage.EXPORT, resources, Inputs())
+    number = attempt if attempt > 1 else 0  # the first has no number
+    made = _stage_job(owner, job, settings, Stage.EXPORT, resources, Inputs(), number)
+    made["spec"]["backoffLimit"] = UNLIMITED
+    return made
 
 
 def train_job(
@@ -132,7 +144,7 @@ def train_job(
         "timeoutSeconds": 2,
         "failureThreshold": 2,
     }
-    template = pods.template(Stage.TRAIN, job, container, grace_seconds=grace_seconds, scratch_bytes=size)
+    template = pods.template(Stage.TRAIN, job, settings, container, grace_seconds=grace_seconds, scratch_bytes=size)
     template["spec"]["affinity"] = pods.affinity(job, owner.uid)
     template["spec"]["tolerations"] = pods.tolerations(job, settings.node_toleration_seconds)
     if spec.priority_class_name:
@@ -168,21 +180,31 @@ def stage_job_name(owner: Owner, stage: Stage, attempt: int = 0) -> str:
 
 
 def _stage_job(
-    owner: Owner, job: FineTuneJob, settings: Settings, stage: Stage, resources: Object, given: Inputs
+    owner: Owner,
+    job: FineTuneJob,
+    settings: Settings,
+    stage: Stage,
+    resources: Object,
+    given: Inputs,
+    attempt: int = 0,
 ) -> Object:
-    labels = {**_labels(owner), Label.STAGE: stage.value}
+    labels = {**_labels(owner), Label.STAGE.value: stage.value}
+    if attempt:
+        labels[Label.ATTEMPT.value] = str(attempt)
     command = ["python", "-m", f"finetune_trainer.{stage}"]
     env = [*_common_env(owner), *given.env]
     container = pods.container(job, settings, command=command, env=env, resources=resources, mounts=given.mounts)
-    template = pods.template(stage, job, container, grace_seconds=30, scratch_bytes=None, volumes=given.volumes)
+    template = pods.template(
+        stage, job, settings, container, grace_seconds=30, scratch_bytes=None, volumes=given.volumes
+    )
+    template["spec"].update(pods.placement(job, job.spec.prepare if stage is Stage.PREPARE else job.spec.export))
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**_metadata(owner, stage_job_name(owner, stage)), "labels": labels},
+        "metadata": {**_metadata(owner, stage_job_name(owner, stage, attempt)), "labels": labels},
         "spec": {
             "parallelism": 1,
             "completions": 1,
-            "backoffLimit": STAGE_RETRIES,
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": _failure_rules()},
             "template": _owned(template, owner, job, labels),
@@ -202,7 +224,7 @@ def _failure_rules() -> list[Object]:
 def _on_exit_codes(action: str, codes: list[int]) -> Object:
     return {
         "action": action,
-        "onExitCodes": {"containerName": pods.CONTAINER, "operator": "In", "values": sorted(codes)},
+        "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": sorted(codes)},
     }
 
 

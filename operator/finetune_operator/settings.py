@@ -35,6 +35,7 @@ class Settings:
         requests: requests to the API server at the same time.
         read_nodes: look at the labels of nodes for the GPUs that plans are made for.
         hub_endpoint: a mirror of the Hugging Face hub for prepare pods; empty = the hub.
+        run_as_user: user and group of every pod; None = the platform assigns them.
     """
 
     namespaces: tuple[str, ...]
@@ -56,6 +57,7 @@ class Settings:
     log_level: str
     read_nodes: bool
     hub_endpoint: str
+    run_as_user: int | None
 
 
 def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -89,6 +91,7 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | N
         log_level=given.log_level,
         read_nodes=given.read_nodes,
         hub_endpoint=given.hub_endpoint,
+        run_as_user=given.run_as_user,
     )
 
 
@@ -115,6 +118,12 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "--namespaces",
         default=environ.get(f"{PREFIX}NAMESPACES", ""),
         help=f"namespaces to watch, separated by commas; empty = all [{PREFIX}NAMESPACES]",
+    )
+    parser.add_argument(
+        "--run-as-user",
+        default=environ.get(f"{PREFIX}RUN_AS_USER", "1000"),
+        type=_user,
+        help=f"user and group of every pod; empty = the platform assigns them [{PREFIX}RUN_AS_USER; 1000]",
     )
     flag("trainer-image", "", "image of training pods whose job names none")
     flag(
@@ -153,6 +162,14 @@ def _at_least(least: float, kind: type[int] | type[float]) -> object:
         return value
 
     return convert
+
+
+def _user(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of 1 or more: no pod runs as root")
+    return int(text)
 
 
 def _one_of(*choices: str) -> object:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from finetune_api.messages import Artifact
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.status import FailureStatus
+from finetune_operator.facts import Obstacle
 
 
 @dataclass(frozen=True)
 class Preparing:
-    """The prepare stage runs, or is about to. `obstacle`: reason and sentence why its pod does not."""
+    """The prepare stage runs, or is about to. `obstacle`: why its pod does not."""
 
-    obstacle: tuple[str, str] | None = None
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Starting:
     attempt: int
     ready: int
     wanted: int
-    obstacle: tuple[str, str] | None = None
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Recovering:
     ready: int
     wanted: int
     cause: str
-    obstacle: tuple[str, str] | None = None
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,16 @@ class Ending:
 
 @dataclass(frozen=True)
 class Suspended:
-    """Nothing of the job runs. `hindrance`: why resuming is refused, as reason and sentence."""
+    """Nothing of the job runs. `hindrance`: why resuming is refused."""
 
-    hindrance: tuple[str, str] | None = None
+    hindrance: Obstacle | None = None
 
 
 @dataclass(frozen=True)
 class Exporting:
     """All is trained; the export stage runs, or is about to."""
 
-    obstacle: tuple[str, str] | None = None
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)

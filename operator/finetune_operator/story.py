@@ -41,6 +41,9 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
             yield Milestone(True, recovery.category.value, f"generation {recovery.generation}: {recovery.message}")
     if is_true(after, ConditionType.CHECKPOINTED) and not is_true(before, ConditionType.CHECKPOINTED):  # only the first
         yield _told(after, ConditionType.CHECKPOINTED)
+    refused, told = condition(after, ConditionType.DEGRADED), condition(before, ConditionType.DEGRADED)
+    if refused and refused.reason == "SpecRefused" and (told is None or told.message != refused.message):
+        yield _told(after, ConditionType.DEGRADED, warning=True)
     if is_true(after, ConditionType.OVERFITTING) and not is_true(before, ConditionType.OVERFITTING):
         yield _told(after, ConditionType.OVERFITTING, warning=True)
     asked = {

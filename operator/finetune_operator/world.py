@@ -9,7 +9,7 @@ from finetune_api.beats import Progress
 from finetune_api.errors import Problem
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
-from finetune_operator.facts import StageJob, StagePod
+from finetune_operator.facts import Obstacle, StageJob, StagePod
 from finetune_operator.kinds import Kind
 from finetune_operator.machines import Node
 from finetune_operator.resources import Owner
@@ -31,11 +31,13 @@ class Observed:
     """One FineTuneJob and everything that belongs to it.
 
     Attributes:
-        job: None when the spec breaks a rule; `problems` says which.
+        job: by the spec that counts: the last accepted one, if the one on the object breaks a rule (`problems` says
+            which). None when there is none that can be read.
         status: as it was last written.
         held_up: Jobs that cannot make pods, with the API server's sentence (a quota, a policy).
-        refused: the API server's sentence about a child that it did not let us create, since it last did.
+        refused: why a child could not be created, since one last could.
         namespace_ends: the namespace is being deleted.
+        leaving: by uid of a pod that is being deleted: for how many seconds, by our own clock, that has been seen.
         lost_nodes: nodes of pods past their grace period that are gone or not ready.
         log_tail: last lines of the pod that ended a failed stage.
         nodes: those with GPUs that may take training pods; looked for only before the prepare stage.
@@ -52,14 +54,15 @@ class Observed:
     pods: tuple[StagePod, ...] = ()
     polled: Polled | None = None
     held_up: Mapping[str, str] = field(default_factory=dict)
-    refused: str = ""
+    refused: Obstacle | None = None
+    leaving: Mapping[str, float] = field(default_factory=dict)
     namespace_ends: bool = False
     lost_nodes: frozenset[str] = frozenset()
     log_tail: str = ""
     nodes: tuple[Node, ...] = ()
 
     def stage_job(self, stage: Stage) -> StageJob | None:
-        """The Job of a stage; of training, the one of the highest attempt."""
+        """The Job of a stage; of training and export, the one of the highest attempt."""
         found = [job for job in self.jobs if job.stage is stage]
         return max(found, key=lambda job: job.attempt, default=None)
 
@@ -76,7 +79,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Create:
-    """Create a child; nothing if it is there."""
+    """Create a child; nothing if it is there, and ours."""
 
     kind: Kind
     body: Object

@@ -66,6 +66,7 @@ def test_the_operator_gets_its_settings(helm: Helm, tmp_path: Path) -> None:
         "FINETUNE_OPERATOR_REQUESTS": "32",
         "FINETUNE_OPERATOR_READ_NODES": "true",
         "FINETUNE_OPERATOR_HUB_ENDPOINT": "",
+        "FINETUNE_OPERATOR_RUN_AS_USER": "1000",
     }
 
 

@@ -27,6 +27,7 @@ EVERYTHING: dict[str, Any] = {
         "forceDelete": False,
         "readNodes": False,
         "hubEndpoint": "https://hub.example.org",
+        "runAsUser": "",
     },
     "tokenKey": {"existingSecret": "ours", "key": "token"},
     "crds": {"enabled": True, "keep": False},

@@ -264,12 +264,33 @@ def test_what_makes_the_job_cannot_be_changed(
 def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -> None:
     for path, value in (
         ("spec/recovery", {"maxRestarts": 3}),
-        ("spec/budget", {"maxGPUHours": 10, "gpuHourPrice": "2.50"}),
+        ("spec/budget", {"gpuHourPrice": "2.50"}),
+        ("spec/export", {"attempt": 2, "resources": {"requests": {"memory": "64Gi"}}, "tolerations": []}),
         ("spec/ttlSecondsAfterFinished", 600),
         ("spec/suspend", True),
     ):
         answer = replace(api, changed(stored, path, value))
         assert answer.status == 200, (path, answer.message)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("spec/budget", {"maxGPUHours": 10}, "maxGPUHours is not supported yet: no budget is watched"),
+        ("spec/recovery", {"hangTimeoutSeconds": 60}, "hangTimeoutSeconds is not supported yet"),
+        ("spec/recovery", {"onOutOfMemory": "ShrinkBatch"}, "onOutOfMemory: ShrinkBatch is not supported yet"),
+        ("spec/recovery", {"onDivergence": "RollBack"}, "onDivergence: RollBack is not supported yet"),
+        ("spec/export", {"merge": True}, "spec.export.merge cannot be changed"),
+        ("spec/export", {"smokeTestPrompts": ["hi"]}, "spec.export.smokeTestPrompts cannot be changed"),
+        ("spec/export", {"priorityClassName": "high"}, "spec.export.priorityClassName cannot be changed"),
+    ],
+)
+def test_a_policy_that_is_not_supported_is_refused_when_it_is_patched(
+    api: Api, stored: dict[str, Any], path: str, value: Any, says: str
+) -> None:
+    answer = replace(api, changed(stored, path, value))
+    assert answer.status == 422
+    assert says in answer.message
 
 
 def test_nodes_can_be_changed_while_suspended(api: Api, stored: dict[str, Any]) -> None:

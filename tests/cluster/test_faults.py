@@ -11,7 +11,7 @@ from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
 from tests.cluster.installation import QUICK, SYSTEM, Inputs, Installation
 from tests.cluster.jobs import JobHandle, job
-from tests.cluster.local.cluster import Cluster
+from tests.cluster.local.cluster import Cluster, ClusterError
 
 EVERY = 100  # steps between checkpoints
 
@@ -105,6 +105,15 @@ def test_deleted_pods_and_killed_workers_cost_nothing_or_one_interval(
 def test_suspended_and_resumed_in_mid_run(cluster: Cluster, team: str, inputs: Inputs) -> None:
     handle = long_job(cluster, team, "suspended", inputs, steps=500).apply()
     handle.wait_step(20)
+    for unsupported in (
+        {"budget": {"maxGPUHours": 10}},
+        {"recovery": {"hangTimeoutSeconds": 60}},
+        {"recovery": {"onOutOfMemory": "ShrinkBatch"}},
+        {"recovery": {"onDivergence": "RollBack"}},
+    ):
+        with pytest.raises(ClusterError, match="is not supported yet"):
+            handle.patch(**unsupported)
+    handle.patch(budget={"gpuHourPrice": "2.50"}, recovery={"maxRestarts": 9}, ttlSecondsAfterFinished=86400)
     handle.patch(suspend=True)
     status = handle.wait(
         "Suspended", lambda status: status if (status.phase, status.reason) == (Phase.SUSPENDED, "Suspended") else None
@@ -124,6 +133,10 @@ def test_suspended_and_resumed_in_mid_run(cluster: Cluster, team: str, inputs: I
     assert status.attempt == 2
     assert status.recovery_totals
     assert status.recovery_totals.lost_steps == 0
+    handle.patch(export={"attempt": 2})
+    handle.wait("the second export", lambda status: status.export_attempt == 2 and status.phase is Phase.SUCCEEDED)
+    assert len(handle.children("jobs", "finetune.dev/stage=export")) == 2
+    assert handle.status.artifacts == status.artifacts
 
 
 def test_a_job_goes_on_while_its_operator_is_killed_upgraded_and_uninstalled(

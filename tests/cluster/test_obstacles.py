@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import FailureCategory
-from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
+from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.conditions import condition
 from tests.cluster.installation import SYSTEM, Inputs, Installation, bucket, put_rows
 from tests.cluster.jobs import JobHandle, job, refused
-from tests.cluster.local.cluster import Cluster
+from tests.cluster.local.cluster import Cluster, wait
+from tests.cluster.local.images import ROOTS, SOURCES
 
 
 def small(cluster: Cluster, team: str, name: str, inputs: Inputs, **spec: Any) -> JobHandle:
@@ -111,6 +112,48 @@ def test_pods_that_fit_on_no_node_are_told(cluster: Cluster, team: str, inputs: 
     handle = small(cluster, team, "huge", inputs, resourcesPerNode={"limits": {"nvidia.com/gpu": 1}}).apply()
     message = waits_for(handle, ConditionType.RUNNING, "Unschedulable")
     assert "Insufficient nvidia.com/gpu" in message
+
+
+IMAGE_PATHS = ":".join(f"{SOURCES}/{root}" for root in ROOTS)
+CRASH = """
+import os, sys
+if "finetune_trainer.agent" in sys.orig_argv:
+    print("ImportError: no such kernel", file=sys.stderr, flush=True)
+    os._exit(1)
+"""
+
+
+def test_an_image_that_ends_at_import_is_told_and_fails_the_job_at_last(
+    cluster: Cluster, team: str, inputs: Inputs
+) -> None:
+    code = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "code"}, "data": {"sitecustomize.py": CRASH}}
+    cluster.kubectl("apply", f"--namespace={team}", "--filename=-", input=json.dumps(code))
+    added = {
+        "volumes": [{"name": "code", "configMap": {"name": "code"}}],
+        "volumeMounts": [{"name": "code", "mountPath": "/code"}],
+        "env": [{"name": "PYTHONPATH", "value": f"/code:{IMAGE_PATHS}"}],
+    }
+    handle = small(cluster, team, "crashing", inputs, podTemplate=added, recovery={"maxRestarts": 1}).apply()
+    message = waits_for(handle, ConditionType.RUNNING, "PodFailed")
+    assert "exit code 1" in message
+    assert "ImportError: no such kernel" in message
+    status = handle.wait_failed(60)
+    assert status.failure
+    assert (status.failure.code, status.failure.exit_code) == ("StartFailed", 1)
+    assert status.failure.node
+    assert "no such kernel" in (status.failure.log_tail or "")
+    wait(lambda: not handle.training_pods(), 60, "no pod to be left", cluster.logs)
+
+
+def test_a_job_starts_where_every_node_is_tainted(cluster: Cluster, team: str, inputs: Inputs) -> None:
+    taint = "finetune.dev/test=x:NoSchedule"
+    tolerations = [{"key": "finetune.dev/test", "operator": "Exists"}]
+    cluster.kubectl("taint", "nodes", "--all", taint)
+    try:
+        handle = small(cluster, team, "tolerant", inputs, dryRun=True, podTemplate={"tolerations": tolerations}).apply()
+        handle.wait_phase(Phase.PLANNED)
+    finally:
+        cluster.kubectl("taint", "nodes", "--all", f"{taint}-")
 
 
 def test_a_secret_that_is_missing_is_named(cluster: Cluster, team: str, inputs: Inputs) -> None:

@@ -18,8 +18,10 @@ from finetune_operator.kube import Kube, KubeError
 from finetune_operator.leader import NAME, Elector, LostLeaseError
 from finetune_operator.machines import MEMORY, PRODUCT, Gpu, gpu_of
 from finetune_operator.observe import gpu_nodes, observe
+from finetune_operator.resources import prepare_job
 from finetune_operator.world import Create, Delete, Milestone, Observed
 from tests.cluster.control_plane import TOKEN, Api
+from tests.unit.operator_worlds import SETTINGS
 
 LEASE_SECONDS = 3.0
 SPEC = {
@@ -128,7 +130,7 @@ def make_job(api: Api, name: str, **more: Any) -> None:
 
 
 async def look(kube: Kube, name: str) -> Observed:
-    seen = await observe(kube, "default", name, None, "", datetime.now(UTC))
+    seen = await observe(kube, "default", name, None, None, datetime.now(UTC))
     assert seen
     return seen
 
@@ -173,7 +175,7 @@ def test_a_child_is_created_once_and_deleted_only_if_it_is_the_same(api: Api) ->
             seen = await look(kube, "children")
             secret = {"metadata": {"name": "child", "namespace": "default"}, "apiVersion": "v1", "kind": "Secret"}
             for _ in range(2):  # the second time it is there
-                assert await act(kube, seen.owner, (Create(Kind.SECRET, secret),)) == ""
+                assert await act(kube, seen.owner, (Create(Kind.SECRET, secret),)) is None
             await act(kube, seen.owner, (Delete(Kind.SECRET, "child", "another-uid"),))
             found = await kube.get(Kind.SECRET, "default", "child")
             await act(kube, seen.owner, (Delete(Kind.SECRET, "child", found["metadata"]["uid"]),))
@@ -192,7 +194,30 @@ def test_a_child_that_is_refused_is_told_in_the_servers_words(api: Api) -> None:
         async with client(api) as kube:
             seen = await look(kube, "refusals")
             wrong = {"metadata": {"name": "Wrong_Name", "namespace": "default"}, "apiVersion": "v1", "kind": "Secret"}
-            assert "Wrong_Name" in await act(kube, seen.owner, (Create(Kind.SECRET, wrong),))
+            refused = await act(kube, seen.owner, (Create(Kind.SECRET, wrong),))
+            assert refused
+            assert refused.reason == "CreateRefused"
+            assert "Wrong_Name" in refused.message
+
+    run(test())
+
+
+def test_a_job_of_the_name_of_a_child_is_ours_or_told(api: Api) -> None:
+    for name in ("heir", "owned"):
+        make_job(api, name)
+
+    async def test() -> None:
+        async with client(api) as kube:
+            ours, other = await look(kube, "owned"), await look(kube, "heir")
+            for seen in (ours, ours, other):
+                assert seen.job
+                body = prepare_job(seen.owner, seen.job, SETTINGS)
+                body["metadata"]["name"] = "shared"
+                told = await act(kube, seen.owner, (Create(Kind.JOB, body),))
+                assert (told and told.reason) == ("NameTaken" if seen is other else None)
+            [made] = (await look(kube, "owned")).jobs
+            assert made.name == "shared"
+            assert '"uri":"s3://m/x"' in made.written, "a Job tells the spec that it was made from"
 
     run(test())
 

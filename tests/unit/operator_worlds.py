@@ -1,7 +1,7 @@
 """Worlds for the tests of the operator's pure parts: a job and children in any state, in few words."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,11 +9,11 @@ from finetune_api.beats import CheckpointFacts, Failure, Progress, Recovery, Rec
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult
-from finetune_api.v1alpha1 import FineTuneJobStatus, parse_job
+from finetune_api.v1alpha1 import FineTuneJobStatus, Phase, parse_job
 from finetune_operator.decide import decide
 from finetune_operator.facts import ConditionFact, StageJob, StagePod
 from finetune_operator.kinds import Kind
-from finetune_operator.resources import Owner
+from finetune_operator.resources import Owner, secret_name
 from finetune_operator.settings import Settings
 from finetune_operator.world import Create, Decision, Delete, Observed, Polled, Release
 
@@ -40,6 +40,7 @@ SETTINGS = Settings(
     log_level="info",
     read_nodes=True,
     hub_endpoint="",
+    run_as_user=1000,
 )
 
 PLAN = PlanSummary(
@@ -259,8 +260,44 @@ def acts(seen: Observed) -> list[str]:
     return words
 
 
+@dataclass(frozen=True)
+class Case:
+    """One world: its name, what is seen, the phase and reason it gets, and what is done."""
+
+    name: str
+    seen: Observed
+    phase: Phase
+    reason: str
+    acts: list[str] = field(default_factory=list)
+    says: str = ""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def check(case: Case) -> None:
+    """What is decided is what the case says."""
+    decision = decided(case.seen)
+    assert (decision.status.phase, decision.status.reason) == (case.phase, case.reason)
+    assert acts(case.seen) == case.acts
+    said = " ".join(one.message for one in decision.status.conditions)
+    assert case.says in said
+
+
+def check_again(case: Case) -> None:
+    """Decided again from its own status, later, a world without news gives the same status: nothing is written."""
+    first = decided(case.seen).status
+    again = decided(replace(case.seen, status=first), NOW + timedelta(seconds=90)).status
+    same = FineTuneJobStatus.model_validate_json(first.model_dump_json(by_alias=True))
+    assert same == first, "a status survives its way through JSON"
+    if first.phase is not Phase.STARTING or not case.acts:
+        assert again == first
+
+
 PREPARE, TRAIN, EXPORT = Stage.PREPARE, Stage.TRAIN, Stage.EXPORT
 RUNNING = running_status()
+TOKEN_SECRET = secret_name(world().owner, SETTINGS)
+SUSPEND: dict[str, Any] = {"spec_": {"suspend": True}}
 DRY: dict[str, Any] = {"spec_": {"dryRun": True}}
 DRAINED: dict[str, Any] = {"phase": "Failed", "ready": False, "exit_code": 143, "ended": "Error"}
 EVERYTHING_DONE = world(

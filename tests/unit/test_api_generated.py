@@ -7,7 +7,9 @@ from typing import Any
 import yaml as yaml11
 
 from finetune_api import crd, reference, yaml12
+from finetune_api.crd import MUTABLE
 from finetune_api.v1alpha1.rules import RULES
+from finetune_api.v1alpha1.supported import LATER
 from finetune_api.v1alpha1.tree import spec_fields
 
 ROOT = Path(__file__).parents[2]
@@ -77,3 +79,13 @@ def test_the_schema_has_every_field_of_the_models() -> None:
 def test_every_rule_that_cel_can_say_is_in_the_crd_with_a_message() -> None:
     said = {one["message"] for _, node in NODES for one in node.get("x-kubernetes-validations", [])}
     assert {rule.says for rule in RULES if rule.cel is not None} <= said
+
+
+def test_no_value_that_is_not_supported_yet_can_be_patched_into_a_running_job() -> None:
+    """The API server refuses it; nobody else can without failing the job."""
+    validations = {path: [one["rule"] for one in node.get("x-kubernetes-validations", [])] for path, node in NODES}
+    for path in LATER:
+        _, field, *below = path.split(".")
+        if field in MUTABLE and below:
+            said = validations[f".spec.{field}"] + validations[".spec"]
+            assert any(f"self.{below[0]}" in rule or f"self.{field}.{below[0]}" in rule for rule in said), path

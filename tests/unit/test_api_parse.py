@@ -11,7 +11,7 @@ from pydantic_core.core_schema import ErrorType
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.quantity import PATTERN as QUANTITY_PATTERN
-from finetune_api.v1alpha1 import MAX_NAME_LENGTH, EvalSplit, FineTuneJob, FineTuneJobSpec, parse_job
+from finetune_api.v1alpha1 import MAX_NAME_LENGTH, EvalSplit, FineTuneJob, FineTuneJobSpec, parse_job, reread_job
 from finetune_api.v1alpha1.patterns import meaning
 from finetune_api.v1alpha1.tree import spec_fields
 
@@ -541,3 +541,20 @@ def test_the_translator_knows_pydantics_error_types() -> None:
 
     known = {*parse._WRONG_TYPE, *parse._BOUNDS}
     assert known <= set(get_args(ErrorType)), "a renamed error type would fall through to the vague sentence"
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ({"news": {"deep": 1}}, True),  # of a newer version
+        ({"recovery": {"hangTimeoutSeconds": 60, "patience": 1}}, True),  # not supported here, and unknown
+        ({"checkpoint": {"everySteps": 5, "everyMinutes": 5}}, True),  # a rule that came later
+        ({"nodes": 1_000_000}, False),
+        ({"recovery": {"onDivergence": "Pray"}}, False),
+    ],
+)
+def test_a_job_that_was_accepted_is_read_again_by_another_version(change: dict[str, Any], read: bool) -> None:
+    data = job(**{f"spec__{name}": value for name, value in change.items()})
+    with pytest.raises(SpecError):
+        parse_job(data)
+    assert (reread_job(data) is not None) == read

@@ -1,16 +1,14 @@
 """The operator's policy, as a table: what it sees, what it says, what it does."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from finetune_api.beats import Recovery
-from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
+from finetune_api.v1alpha1 import ConditionType, Phase
 from finetune_operator.conditions import is_true
-from finetune_operator.resources import secret_name
-from finetune_operator.world import Observed
+from finetune_operator.facts import Obstacle
 from tests.unit.operator_worlds import (
     BROKEN,
     DRAINED,
@@ -19,9 +17,12 @@ from tests.unit.operator_worlds import (
     NOW,
     PREPARE,
     RUNNING,
-    SETTINGS,
+    SUSPEND,
+    TOKEN_SECRET,
     TRAIN,
-    acts,
+    Case,
+    check,
+    check_again,
     decided,
     ended,
     gang,
@@ -33,32 +34,13 @@ from tests.unit.operator_worlds import (
     world,
 )
 
-TOKEN_SECRET = secret_name(world().owner, SETTINGS)
-SUSPEND: dict[str, Any] = {"spec_": {"suspend": True}}
-
-
-@dataclass(frozen=True)
-class Case:
-    """One world: its name, what is seen, the phase and reason it gets, and what is done."""
-
-    name: str
-    seen: Observed
-    phase: Phase
-    reason: str
-    acts: list[str] = field(default_factory=list)
-    says: str = ""
-
-    def __str__(self) -> str:
-        return self.name
-
-
 CASES = [
     Case("a new job is prepared first", world(), Phase.PREPARING, "Preparing", ["create a-prepare"]),
     Case(
         "a prepare pod that cannot be pulled says so",
         world(
             stage_job(PREPARE),
-            pod(PREPARE, phase="Pending", ready=False, waiting=("ErrImagePull", "no such image t:1")),
+            pod(PREPARE, phase="Pending", ready=False, waiting=Obstacle("ErrImagePull", "no such image t:1")),
         ),
         Phase.PREPARING,
         "ErrImagePull",
@@ -73,7 +55,7 @@ CASES = [
     ),
     Case(
         "a Job that may not be created is told",
-        world(refused="jobs.batch is forbidden"),
+        world(refused=Obstacle("CreateRefused", "jobs.batch is forbidden")),
         Phase.PREPARING,
         "CreateRefused",
         ["create a-prepare"],
@@ -313,22 +295,12 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_decide(case: Case) -> None:
-    decision = decided(case.seen)
-    assert (decision.status.phase, decision.status.reason) == (case.phase, case.reason)
-    assert acts(case.seen) == case.acts
-    said = " ".join(one.message for one in decision.status.conditions)
-    assert case.says in said
+    check(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_status_follows_from_the_world_alone(case: Case) -> None:
-    """Decided again from its own status, later, a world without news gives the same status: nothing is written."""
-    first = decided(case.seen).status
-    again = decided(replace(case.seen, status=first), NOW + timedelta(seconds=90)).status
-    same = FineTuneJobStatus.model_validate_json(first.model_dump_json(by_alias=True))
-    assert same == first, "a status survives its way through JSON"
-    if first.phase is not Phase.STARTING or not case.acts:
-        assert again == first
+    check_again(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

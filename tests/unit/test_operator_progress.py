@@ -28,7 +28,7 @@ def pod_object(step: int, *, index: int = 0, running: bool = False, uid: str = U
         "spec": {"nodeName": "n1"},
         "status": {
             "phase": "Running" if running else "Failed",
-            "containerStatuses": [{"state": {"running": {}} if running else ended}],
+            "containerStatuses": [{"name": "trainer", "state": {"running": {}} if running else ended}],
         },
     }
 

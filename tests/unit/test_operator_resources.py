@@ -267,10 +267,14 @@ def test_a_pod_template_is_merged_and_never_takes_ours_away() -> None:
     assert "/data" in {one["mountPath"] for one in container(job)["volumeMounts"]}
 
 
-def test_cpu_stages_see_the_volumes_but_not_the_gpu_nodes() -> None:
-    spec = pod_spec(prepare_job(*made(podTemplate=ADDED), SETTINGS))
+def test_cpu_stages_see_the_volumes_and_pass_the_taints_but_do_not_need_the_gpu_nodes() -> None:
+    job = prepare_job(*made(podTemplate=ADDED), SETTINGS)
+    spec = pod_spec(job)
     assert "nodeSelector" not in spec
     assert "runtimeClassName" not in spec
+    assert spec["tolerations"] == ADDED["tolerations"], "where every node is tainted, no job could start"
+    assert job["spec"]["template"]["metadata"]["labels"]["team"] == "nlp"
+    assert job["spec"]["template"]["metadata"]["annotations"]["note"] == "x"
     assert "data" in {one["name"] for one in spec["volumes"]}
     assert spec["imagePullSecrets"] == [{"name": "pull"}]
 
@@ -280,6 +284,37 @@ def test_pods_rather_stand_on_different_nodes_unless_the_user_says_otherwise() -
     assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
     own = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}}
     assert pod_spec(train(podTemplate={"affinity": own}))["affinity"] == own
+
+
+@pytest.mark.parametrize("stage", ["prepare", "export"])
+def test_a_cpu_stage_has_a_place_of_its_own(stage: str) -> None:
+    own = {
+        "nodeSelector": {"pool": "cpu"},
+        "tolerations": [{"key": "cpu", "operator": "Exists"}],
+        "priorityClassName": "low",
+    }
+    build = {"prepare": prepare_job, "export": export_job}[stage]
+    spec = pod_spec(build(*made(podTemplate=ADDED, priorityClassName="high", **{stage: own}), SETTINGS))
+    assert {name: spec[name] for name in own} == own
+    assert pod_spec(build(*made(priorityClassName="high"), SETTINGS))["priorityClassName"] == "high"
+    none = {stage: {"tolerations": []}}
+    assert "tolerations" not in pod_spec(build(*made(podTemplate=ADDED, **none), SETTINGS))
+
+
+@pytest.mark.parametrize(("user", "ids"), [(1000, [1000] * 3), (70123, [70123] * 3), (None, [None] * 3)])
+def test_a_pods_user_is_the_admins_or_the_platforms(user: int | None, ids: list[int | None]) -> None:
+    security = pod_spec(prepare_job(*made(), replace(SETTINGS, run_as_user=user)))["securityContext"]
+    assert [security.get(name) for name in ("runAsUser", "runAsGroup", "fsGroup")] == ids
+    assert security["runAsNonRoot"] is True
+
+
+def test_an_export_is_tried_for_ever_and_each_has_a_name_of_its_own() -> None:
+    assert export_job(*made(), SETTINGS)["spec"]["backoffLimit"] == 2**31 - 1
+    assert prepare_job(*made(), SETTINGS)["spec"]["backoffLimit"] == 3
+    first, second = (export_job(*made(), SETTINGS, attempt)["metadata"] for attempt in (1, 2))
+    assert (first["name"], second["name"]) == ("a-export", "a-export-2")
+    assert "finetune.dev/attempt" not in first["labels"]
+    assert second["labels"]["finetune.dev/attempt"] == "2"
 
 
 def test_stage_resources_and_priority() -> None:

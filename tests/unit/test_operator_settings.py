@@ -26,6 +26,13 @@ def test_the_environment_is_enough(environ: dict[str, str]) -> None:
     assert settings.force_delete is False
 
 
+@pytest.mark.parametrize(("given", "user"), [({}, 1000), ({"FINETUNE_OPERATOR_RUN_AS_USER": ""}, None)])
+def test_pods_have_a_user_unless_the_platform_assigns_one(
+    environ: dict[str, str], given: dict[str, str], user: int | None
+) -> None:
+    assert parse([], environ | given).run_as_user == user
+
+
 def test_a_flag_wins(environ: dict[str, str]) -> None:
     assert parse(["--poll-seconds", "2"], {**environ, "FINETUNE_OPERATOR_POLL_SECONDS": "9"}).poll_seconds == 2
 
@@ -54,6 +61,8 @@ def test_a_wrong_setting_is_named_with_its_cure(environ: dict[str, str], change:
         ("FORCE_DELETE", "maybe"),
         ("LOG_LEVEL", "loud"),
         ("HUB_ENDPOINT", "hub"),
+        ("RUN_AS_USER", "0"),
+        ("RUN_AS_USER", "trainer"),
     ],
 )
 def test_a_malformed_value_is_refused(

@@ -1,13 +1,16 @@
 """What stands on the object, and the story that its Events tell."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from finetune_api.beats import EvalMetrics, Recovery
+from finetune_api.beats import CheckpointFacts, EvalMetrics, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
+from finetune_operator.act import written
 from finetune_operator.conditions import condition
 from tests.unit.operator_worlds import (
     DRAINED,
@@ -17,6 +20,7 @@ from tests.unit.operator_worlds import (
     PREPARE,
     PREPARED,
     RUNNING,
+    SUSPEND,
     TRAIN,
     UID,
     decided,
@@ -74,6 +78,43 @@ def test_columns_are_filled_from_the_leader() -> None:
     assert (shown.eta_text, shown.speed_text) == ("2m10s", "12.4k")
     assert status.last_checkpoint == "step-00000030"
     assert status.checkpoints[0].uri == f"s3://b/p/jobs/team/a/{world().owner.uid}/checkpoints/step-00000030"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"stopped_early": "x" * 9000},
+        {"phase": "x" * 9000, "recoveries": [Recovery(generation=2, time="yesterday", reason="x" * 9000)]},
+        {"recoveries": [Recovery(generation=2, time=NOW.isoformat(), reason="x" * 9000)] * 50},
+        {"evals": [EvalMetrics(step=1, values={f"m{number}": 1.0 for number in range(70)})]},
+        {"evals": [EvalMetrics(step=1, values={"m" * 9000: float("nan")})]},
+        {"checkpoints": [CheckpointFacts(step=1, saved="", size_bytes=10**40)]},
+        {"step": 10**40, "max_steps": 10**40, "checkpoint_count": 10**40, "generation": -(10**40)},
+        *(
+            {name: odd}
+            for name in ("loss", "epoch", "tokens_per_second", "eta_seconds", "train_seconds", "mfu", "data_wait")
+            for odd in (float("nan"), float("inf"), -1e300)
+        ),
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+def test_whatever_a_pod_says_of_its_progress_the_job_can_still_be_suspended(odd: dict[str, Any]) -> None:
+    for children in (gang(), (stage_job(TRAIN, 1, "Complete"),)):
+        seen = world(*prepared_children(), *children, status=RUNNING, polled=polled(**odd), **SUSPEND)
+        decision = decided(seen)
+        plain = written(decision.status)
+        json.dumps(plain, allow_nan=False)
+        assert all(-(2**63) <= one < 2**63 for one in numbers(plain) if isinstance(one, int))
+        assert "a-train-1" in [one.name for one in decision.actions] or children[0].complete  # type: ignore[union-attr]
+
+
+def numbers(value: Any) -> Iterator[Any]:
+    """Every leaf of JSON."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from numbers(one)
+    else:
+        yield value
 
 
 def test_progress_that_is_not_known_any_more_stays() -> None:

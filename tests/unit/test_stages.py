@@ -1,14 +1,16 @@
 """The job as a pod is given it."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune_api.errors import SpecError
-from finetune_trainer.stages import load_given_job
+from finetune_trainer.stages import load_given_job, load_new_job
 
-OBJECT = {
+OBJECT: dict[str, Any] = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "FineTuneJob",
     "metadata": {
@@ -39,6 +41,22 @@ def test_what_an_api_server_adds_is_passed_over(tmp_path: Path) -> None:
     assert (job.metadata.name, job.metadata.namespace, job.status) == ("j", "team-a", None)
 
 
-def test_the_spec_is_still_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        ({"aFieldOfTomorrow": 1}, True),
+        ({"checkpoint": {"everySteps": 5, "everyMinutes": 5}}, True),  # a rule that came later
+        ({"nodes": 0}, False),
+    ],
+)
+def test_a_run_that_has_begun_is_not_stopped_by_another_version(
+    tmp_path: Path, change: dict[str, Any], goes_on: bool
+) -> None:
+    path = write(tmp_path, {**OBJECT, "spec": {**OBJECT["spec"], **change}})
+    with nullcontext() if goes_on else pytest.raises(SpecError):
+        load_given_job(path)
+
+
+def test_the_spec_is_still_checked_by_prepare(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="aFieldOfTomorrow"):
-        load_given_job(write(tmp_path, {**OBJECT, "spec": {**OBJECT["spec"], "aFieldOfTomorrow": 1}}))
+        load_new_job(write(tmp_path, {**OBJECT, "spec": {**OBJECT["spec"], "aFieldOfTomorrow": 1}}))

@@ -2,7 +2,7 @@
 
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
 from finetune_api.v1alpha1.job import FineTuneJob, Metadata
-from finetune_api.v1alpha1.parse import parse_job
+from finetune_api.v1alpha1.parse import parse_job, reread_job
 from finetune_api.v1alpha1.pod_template import PodTemplate
 from finetune_api.v1alpha1.spec import (
     BudgetSpec,
@@ -48,5 +48,6 @@ __all__ = [
     "StorageSpec",
     "TrainingSpec",
     "parse_job",
+    "reread_job",
     "unsupported",
 ]

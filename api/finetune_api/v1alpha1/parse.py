@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from finetune_api.errors import Problem, SpecError
+from finetune_api.lenient import without
 from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.names import closest, unknown_field
@@ -52,6 +53,22 @@ def parse_job(data: Any, lines: Lines | None = None, file: str | None = None) ->
     if problems or job is None:
         raise SpecError(sorted(problems, key=lambda problem: problem.lines))
     return job
+
+
+def reread_job(data: Any) -> FineTuneJob | None:
+    """The job in `data`, which was accepted before, perhaps by another version of this software.
+
+    Unknown fields are skipped. Rules between fields, and what is not supported yet, were looked at when the job was
+    accepted. None where a value itself cannot be read.
+    """
+    while True:
+        try:
+            return FineTuneJob.model_validate_json(json.dumps({**data, "status": None}, default=str))
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+            if any(one["type"] != "extra_forbidden" for one in problems):
+                return None
+            data = without(data, (_path(one) for one in problems))
 
 
 class _Where:

@@ -22,7 +22,7 @@ from finetune_api.v1alpha1.base import (
     broken,
     shown,
 )
-from finetune_api.v1alpha1.pod_template import PodTemplate
+from finetune_api.v1alpha1.pod_template import PodTemplate, Toleration
 from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec
 
 
@@ -287,22 +287,34 @@ class RecoverySpec(Kubernetes):
     """After a NaN loss: fail, or go back to an earlier checkpoint."""
 
 
-class ExportSpec(Kubernetes):
-    """What becomes of the best checkpoint."""
+class StageSpec(Kubernetes):
+    """A stage that runs in one CPU pod. The pod does not go where podTemplate sends the training pods."""
+
+    resources: Resources | None = None
+    """Resources of the pod."""
+    node_selector: StringMap = Field(default_factory=dict)
+    """Labels of the nodes that the pod may run on."""
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    """Taints that the pod tolerates; omitted = podTemplate.tolerations."""
+    priority_class_name: Subdomain | None = None
+    """PriorityClass of the pod; omitted = spec.priorityClassName."""
+
+
+class ExportSpec(StageSpec):
+    """What becomes of the best checkpoint. May be changed at any time, but for merge, smokeTestPrompts and
+    priorityClassName."""
 
     merge: bool | None = None
     """Merge the adapter into the model's weights."""
     smoke_test_prompts: Annotated[list[Text], Field(max_length=20)] = Field(default_factory=list)
     """Prompts that the exported model answers in the report."""
-    resources: Resources | None = None
-    """Resources of the export pod."""
+    attempt: Annotated[int, Field(ge=1, le=999)] | None = None
+    """Number of the export; omitted = 1. Raise it to export again after the job has succeeded or its export failed."""
 
 
-class PrepareSpec(Kubernetes):
+class PrepareSpec(StageSpec):
     """The CPU stage that checks and tokenises before any GPU is asked for."""
 
-    resources: Resources | None = None
-    """Resources of the prepare pod."""
     queue_name: Label | None = None
     """Queue of the prepare Job, if it has its own."""
 
@@ -330,7 +342,7 @@ class FineTuneJobSpec(Kubernetes):
     queue_name: Label | None = None
     """Kueue LocalQueue of the train Job."""
     priority_class_name: Subdomain | None = None
-    """PriorityClass of the training pods."""
+    """PriorityClass of the pods."""
     task: Task | None = None
     """What the model learns; omitted = from the architecture and the data."""
     problem_type: ProblemType | None = None

@@ -1,26 +1,73 @@
 """What is happening: `status` of a FineTuneJob, written whole by the operator, one server-side apply per reconcile.
 
-Printer columns cannot format numbers, so `progress` carries strings that are ready to be shown.
+Printer columns cannot format numbers, so `progress` carries strings that are ready to be shown. Much of a status comes
+from pods, which may say anything: what is too long or too large for the API server is cut here, never refused.
 """
 
+import math
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1.base import Observed
 
-Short = Annotated[str, StringConstraints(max_length=256)]
-Sentence = Annotated[str, StringConstraints(max_length=4096)]
-Log = Annotated[str, StringConstraints(max_length=16_384)]
-Reason = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$")]
-Metrics = Annotated[dict[str, float], Field(max_length=64)]
-
 MAX_WARNINGS = 20
 MAX_CHECKPOINTS = 10
 MAX_RECOVERIES = 20
+MAX_CHOICES = 40
+MAX_METRICS = 64
+MAX_LOG = 16_384
+
+
+def _at_most(longest: int) -> BeforeValidator:
+    """Cut a string to its beginning, a list to its first items."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return value if len(value) <= longest else f"{value[: longest - 3]}..."
+        return value[:longest] if isinstance(value, (list, tuple)) else value
+
+    return BeforeValidator(cut)
+
+
+def _last_lines(value: Any) -> Any:
+    return value[-MAX_LOG:] if isinstance(value, str) else value
+
+
+def _word(value: Any) -> Any:
+    """Make any text a word of letters and digits, a letter first: `HTTP 403` is HTTP403."""
+    if not isinstance(value, str):
+        return value
+    kept = "".join(letter for letter in value if letter.isalnum() and letter.isascii())[:100]
+    return kept if kept[:1].isalpha() else f"Reason{kept}"
+
+
+def _whole(value: Any) -> Any:
+    return max(-(2**63), min(value, 2**63 - 1)) if isinstance(value, int) else value
+
+
+def _real(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _metrics(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    told = {name: one for name, one in value.items() if _real(one) is not None}
+    return dict(list(told.items())[:MAX_METRICS])
+
+
+Short = Annotated[str, StringConstraints(max_length=256), _at_most(256)]
+Sentence = Annotated[str, StringConstraints(max_length=4096), _at_most(4096)]
+Log = Annotated[str, StringConstraints(max_length=MAX_LOG), BeforeValidator(_last_lines)]
+Reason = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$"), BeforeValidator(_word)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Real = Annotated[float | None, BeforeValidator(_real)]
+Metrics = Annotated[dict[str, float], Field(max_length=MAX_METRICS), BeforeValidator(_metrics)]
 
 
 class Phase(StrEnum):
@@ -76,7 +123,7 @@ class Condition(Observed):
     """The answer's cause in a sentence."""
     last_transition_time: datetime
     """When the answer last changed."""
-    observed_generation: int | None = None
+    observed_generation: Whole | None = None
     """metadata.generation that was looked at."""
 
 
@@ -85,17 +132,19 @@ class DatasetStatus(Observed):
 
     sha256: Short | None = None
     """Content address in storage."""
-    rows: int | None = None
+    rows: Whole | None = None
     """Training rows."""
-    eval_rows: int | None = None
+    eval_rows: Whole | None = None
     """Evaluation rows."""
-    tokens: int | None = None
+    tokens: Whole | None = None
     """Training tokens after cutting."""
-    skipped_rows: int | None = None
+    skipped_rows: Whole | None = None
     """Rows left out because they broke a rule."""
-    truncated_rows: int | None = None
+    truncated_rows: Whole | None = None
     """Rows cut at maxLength."""
-    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS)] = Field(default_factory=list)
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), _at_most(MAX_WARNINGS)] = Field(
+        default_factory=list
+    )
     """What the quality report warns of, the weightiest first."""
     report: Sentence | None = None
     """Where the quality report lies, a page for the browser."""
@@ -110,68 +159,70 @@ class PlanStatus(Observed):
     """The model's name."""
     commit: Short | None = None
     """The model's pinned commit."""
-    parameters: int | None = None
+    parameters: Whole | None = None
     """Parameters of the model."""
-    nodes: int | None = None
+    nodes: Whole | None = None
     """Nodes it was made for."""
-    world_size: int | None = None
+    world_size: Whole | None = None
     """Ranks in all."""
-    zero_stage: int | None = None
+    zero_stage: Whole | None = None
     """DeepSpeed's ZeRO stage."""
-    micro_batch: int | None = None
+    micro_batch: Whole | None = None
     """Rows per rank and forward pass."""
-    gradient_accumulation: int | None = None
+    gradient_accumulation: Whole | None = None
     """Micro-batches per step."""
-    global_batch: int | None = None
+    global_batch: Whole | None = None
     """Rows per step."""
-    max_steps: int | None = None
+    max_steps: Whole | None = None
     """Steps in the whole run."""
-    learning_rate: float | None = None
+    learning_rate: Real = None
     """Peak learning rate."""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: Whole | None = None
     """The most a crash can lose."""
-    grace_period_seconds: int | None = None
+    grace_period_seconds: Whole | None = None
     """What a pod gets to save and upload when it is told to stop."""
-    scratch_bytes: int | None = None
+    scratch_bytes: Whole | None = None
     """Node-local space of a training pod."""
-    estimated_hours: float | None = None
+    estimated_hours: Real = None
     """Predicted time with steps."""
-    estimated_gpu_hours: Annotated[float | None, Field(alias="estimatedGPUHours")] = None
+    estimated_gpu_hours: Annotated[Real, Field(alias="estimatedGPUHours")] = None
     """Predicted GPU hours."""
     estimated_cost: Short | None = None
     """Predicted cost at spec.budget.gpuHourPrice."""
-    bytes_per_gpu: Annotated[int | None, Field(alias="bytesPerGPU")] = None
+    bytes_per_gpu: Annotated[Whole | None, Field(alias="bytesPerGPU")] = None
     """Predicted peak memory of a GPU, or of a rank without one."""
     memory: Sentence | None = None
     """What that memory is for."""
-    choices: Annotated[list[Sentence], Field(max_length=40)] = Field(default_factory=list)
+    choices: Annotated[list[Sentence], Field(max_length=MAX_CHOICES), _at_most(MAX_CHOICES)] = Field(
+        default_factory=list
+    )
     """What the plan chose, and why."""
 
 
 class ProgressStatus(Observed):
     """How far the run is, with strings for the printer columns."""
 
-    step: int | None = None
+    step: Whole | None = None
     """Last finished step."""
-    max_steps: int | None = None
+    max_steps: Whole | None = None
     """Steps in the whole run."""
-    epoch: float | None = None
+    epoch: Real = None
     """Passes over the data so far."""
-    loss: float | None = None
+    loss: Real = None
     """Last reported training loss."""
     eval_metrics: Metrics = Field(default_factory=dict)
     """Last evaluation."""
-    tokens_per_second: float | None = None
+    tokens_per_second: Real = None
     """Over all ranks."""
-    samples_per_second: float | None = None
+    samples_per_second: Real = None
     """Rows, over all ranks."""
-    mfu: float | None = None
+    mfu: Real = None
     """Model FLOPs utilisation: share of the GPUs' peak; omitted where the peak is not known."""
-    data_wait: float | None = None
+    data_wait: Real = None
     """Share of the recent steps' time that was spent waiting for data."""
-    memory_bytes: int | None = None
+    memory_bytes: Whole | None = None
     """Peak of rank 0: of its GPU's memory, or of its own without GPU."""
-    generation: int | None = None
+    generation: Whole | None = None
     """Generation of the gang: one more after each recovery."""
     updated: datetime | None = None
     """When the leader reported this."""
@@ -192,11 +243,11 @@ class ProgressStatus(Observed):
 class CheckpointStatus(Observed):
     """A committed checkpoint."""
 
-    step: int
+    step: Whole
     """Its step."""
     uri: Sentence
     """Where it lies."""
-    size_bytes: int | None = None
+    size_bytes: Whole | None = None
     """Bytes over all nodes."""
     saved: datetime | None = None
     """When it was committed."""
@@ -211,7 +262,7 @@ class RecoveryStatus(Observed):
 
     time: datetime
     """When the failure was seen."""
-    generation: int
+    generation: Whole
     """The generation that was started."""
     category: FailureCategory
     """Why."""
@@ -219,26 +270,26 @@ class RecoveryStatus(Observed):
     """What happened."""
     node: Short | None = None
     """Where."""
-    rank: int | None = None
+    rank: Whole | None = None
     """The first rank that failed."""
-    resumed_step: int | None = None
+    resumed_step: Whole | None = None
     """The checkpoint it went on from."""
-    lost_steps: int | None = None
+    lost_steps: Whole | None = None
     """Steps that were done again."""
-    seconds: float | None = None
+    seconds: Real = None
     """From the failure to the next step."""
 
 
 class RecoveryTotals(Observed):
     """All recoveries, also those no longer listed."""
 
-    count: int = 0
+    count: Whole = 0
     """Recoveries in all."""
-    by_category: Annotated[dict[str, int], Field(max_length=32)] = Field(default_factory=dict)
+    by_category: Annotated[dict[str, Whole], Field(max_length=32)] = Field(default_factory=dict)
     """Recoveries per category."""
-    lost_steps: int = 0
+    lost_steps: Whole = 0
     """Steps that were done again."""
-    seconds: float = 0.0
+    seconds: Annotated[float, BeforeValidator(lambda value: _real(value) or 0.0)] = 0.0
     """Time lost."""
 
 
@@ -249,7 +300,7 @@ class ArtifactStatus(Observed):
     """adapter, model or report."""
     uri: Sentence
     """Where it lies."""
-    step: int | None = None
+    step: Whole | None = None
     """The checkpoint it was made from."""
     metrics: Metrics = Field(default_factory=dict)
     """How good it is."""
@@ -270,9 +321,9 @@ class FailureStatus(Observed):
     """Kubernetes node."""
     pod: Short | None = None
     """Pod."""
-    rank: int | None = None
+    rank: Whole | None = None
     """Rank."""
-    exit_code: int | None = None
+    exit_code: Whole | None = None
     """Exit code of the process."""
     log_tail: Log | None = None
     """Its last lines."""
@@ -281,19 +332,19 @@ class FailureStatus(Observed):
 class AccountingStatus(Observed):
     """Where the time and the money went."""
 
-    gpu_hours: float | None = None
+    gpu_hours: Real = None
     """GPU hours held."""
     cost_text: Short | None = None
     """Cost at spec.budget.gpuHourPrice."""
-    goodput_percent: float | None = None
+    goodput_percent: Real = None
     """Share of the held time that moved training forward."""
-    queued_seconds: float | None = None
+    queued_seconds: Real = None
     """Time waiting for admission."""
-    preparing_seconds: float | None = None
+    preparing_seconds: Real = None
     """Time on CPU before training."""
-    training_seconds: float | None = None
+    training_seconds: Real = None
     """Time with steps."""
-    recovering_seconds: float | None = None
+    recovering_seconds: Real = None
     """Time lost to failures."""
 
 
@@ -304,15 +355,17 @@ class FineTuneJobStatus(Observed):
     """One word for where the job is."""
     conditions: Annotated[list[Condition], Field(max_length=32)] = Field(default_factory=list)
     """Questions and answers, one per type."""
-    observed_generation: int | None = None
+    observed_generation: Whole | None = None
     """metadata.generation that this status answers."""
-    attempt: int | None = None
+    attempt: Whole | None = None
     """The current train Job."""
+    export_attempt: Whole | None = None
+    """The current export; omitted = the first."""
     start_time: datetime | None = None
     """When the operator first saw the job."""
     completion_time: datetime | None = None
     """When it succeeded or failed."""
-    restarts: int = 0
+    restarts: Whole = 0
     """Recoveries over all attempts, for the printer column."""
     reason: Short | None = None
     """Reason of the weightiest condition, for the printer column."""
@@ -322,17 +375,21 @@ class FineTuneJobStatus(Observed):
     """What was chosen; plan.json in storage has the rest."""
     progress: ProgressStatus | None = None
     """How far the run is."""
-    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=MAX_CHECKPOINTS)] = Field(default_factory=list)
+    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=MAX_CHECKPOINTS), _at_most(MAX_CHECKPOINTS)] = (
+        Field(default_factory=list)
+    )
     """The last ten, newest first."""
-    checkpoint_count: int = 0
+    checkpoint_count: Whole = 0
     """Checkpoints committed in all."""
     last_checkpoint: Short | None = None
     """Name of the newest, for the printer column."""
-    recoveries: Annotated[list[RecoveryStatus], Field(max_length=MAX_RECOVERIES)] = Field(default_factory=list)
+    recoveries: Annotated[list[RecoveryStatus], Field(max_length=MAX_RECOVERIES), _at_most(MAX_RECOVERIES)] = Field(
+        default_factory=list
+    )
     """The last twenty, newest first."""
     recovery_totals: RecoveryTotals | None = None
     """All of them."""
-    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32)] = Field(default_factory=list)
+    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), _at_most(32)] = Field(default_factory=list)
     """What the user keeps."""
     failure: FailureStatus | None = None
     """Why it failed."""

@@ -100,7 +100,14 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.recovery.onOutOfMemory",
         "spec.recovery.onDivergence",
         "spec.prepare.resources",
+        "spec.prepare.nodeSelector",
+        "spec.prepare.tolerations",
+        "spec.prepare.priorityClassName",
         "spec.export.resources",
+        "spec.export.nodeSelector",
+        "spec.export.tolerations",
+        "spec.export.priorityClassName",
+        "spec.export.attempt",
         "spec.budget.gpuHourPrice",
     }
 )

@@ -57,7 +57,9 @@ class RunFiles:
         if stored.model.commit != new.model.commit:
             raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
         spec = _fixed(self.job)
-        fields = sorted(name for name in began.keys() | spec.keys() if began.get(name) != spec.get(name))
+        fields = sorted(
+            name for name in (began.keys() | spec.keys()) - MUTABLE_FIELDS if began.get(name) != spec.get(name)
+        )
         if fields:
             raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
         return stored

@@ -1,0 +1,93 @@
+"""What the API server's objects say, whoever else has had a hand in them."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from finetune_operator.act import write_status
+from finetune_operator.facts import stage_job, stage_pod
+from finetune_operator.kinds import Kind
+from finetune_operator.kube import KubeError
+from finetune_operator.observe import observe
+from finetune_operator.world import Release
+from tests.unit.operator_worlds import NOW, UID, decided, spec
+
+SIDECAR = {"name": "istio-proxy", "state": {"running": {}}}
+OURS = {"name": "trainer", "state": {"terminated": {"exitCode": 0, "reason": "Completed", "message": "well"}}}
+LABELS = {"finetune.dev/stage": "prepare", "finetune.dev/job-uid": UID, "finetune.dev/job-name": "a"}
+
+
+def metadata(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "uid": name, "creationTimestamp": "2026-05-01T12:00:00Z", "labels": LABELS, **more}
+
+
+@pytest.mark.parametrize("containers", [[SIDECAR, OURS], [OURS, SIDECAR], [OURS]])
+def test_a_pod_is_told_by_our_container_wherever_it_stands(containers: list[dict[str, Any]]) -> None:
+    """The kubelet sorts statuses by name: a mesh's proxy stands before ours."""
+    pod = stage_pod({"metadata": metadata("p"), "status": {"containerStatuses": containers}})
+    assert (pod.exit_code, pod.message, pod.sidecar_runs) == (0, "well", len(containers) > 1)
+
+
+@pytest.mark.parametrize("status", [{}, {"containerStatuses": [SIDECAR]}])
+def test_a_pod_whose_containers_are_not_told_yet_has_not_ended(status: dict[str, Any]) -> None:
+    assert stage_pod({"metadata": metadata("p"), "status": status}).exit_code is None
+
+
+def test_a_job_tells_the_spec_that_it_was_made_from() -> None:
+    template = {"metadata": {"annotations": {"finetune.dev/job": '{"spec": {}}'}}}
+    assert stage_job({"metadata": metadata("j"), "spec": {"template": template}}).written == '{"spec": {}}'
+    assert stage_job({"metadata": metadata("j"), "spec": {}}).written == ""
+
+
+class Server:
+    """An API server with one FineTuneJob and some objects with our labels."""
+
+    def __init__(self, status: dict[str, Any] | None, **objects: list[dict[str, Any]]) -> None:
+        self._status = status
+        self._objects = objects
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any]:
+        if self._status is None:
+            raise KubeError(404, "NotFound", "no such job")
+        of_job = {"name": "a", "namespace": "team", "uid": UID, "resourceVersion": "7", "generation": 3}
+        identity = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": of_job}
+        return {**identity, "spec": spec(), "status": self._status}
+
+    async def node(self, name: str) -> dict[str, Any]:
+        return {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+
+    async def list(self, kind: Kind, namespace: str, **_: Any) -> list[dict[str, Any]]:
+        return self._objects.get(kind.name, [])
+
+
+def test_what_others_and_other_versions_left_is_passed_over() -> None:
+    known = {"type": "Complete", "status": "True", "reason": "Succeeded", "lastTransitionTime": "2026-05-01T12:00:00Z"}
+    strange = [
+        metadata("made-by-hand", labels={"finetune.dev/job-uid": UID}),
+        metadata("of-a-newer-version", labels={**LABELS, "finetune.dev/stage": "distil"}),
+        metadata("with-an-odd-attempt", labels={**LABELS, "finetune.dev/attempt": "first"}),
+    ]
+    pods = [{"metadata": one, "status": {}} for one in [*strange, metadata("p")]]
+    jobs = [{"metadata": one, "spec": {}} for one in [*strange, metadata("j")]]
+    status = {"phase": "Blessed", "conditions": [{**known, "type": "Blessed"}, known], "attempt": 4}
+    server = Server(status, POD=pods, JOB=jobs)
+    seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    assert seen
+    assert ([one.name for one in seen.pods], [one.name for one in seen.jobs]) == (["p"], ["j"])
+    assert (seen.status.attempt, [one.type.value for one in seen.status.conditions]) == (4, ["Complete"])
+
+
+def test_a_lost_pod_is_released_though_its_job_is_gone_already() -> None:
+    """`kubectl delete` does not wait for pods: the node of one may be gone with it."""
+    leaving = {"deletionTimestamp": "2026-05-01T11:00:00Z", "deletionGracePeriodSeconds": 60}
+    lost = {"metadata": metadata("lost", **leaving), "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}}
+    ended = {"metadata": metadata("ended", **leaving), "spec": {"nodeName": "n1"}, "status": {"phase": "Failed"}}
+    server = Server(None, POD=[lost, ended])
+    seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    assert seen
+    decision = decided(replace(seen, leaving={"lost": 61.0}))
+    assert decision.actions == (Release("lost", "lost", "n1"),)
+    asyncio.run(write_status(server, seen, decision.status))  # type: ignore[arg-type]
+    assert asyncio.run(observe(Server(None, POD=[ended]), "team", "a", None, None, NOW)) is None  # type: ignore[arg-type]
