@@ -31,6 +31,7 @@ class StageJob:
         pods: how many it runs at once.
         deleting: it has been deleted and waits for its pods.
         suspended: by a queue; we never suspend Jobs.
+        controller: uid of the object that made it: labels can be copied.
     """
 
     name: str
@@ -43,6 +44,7 @@ class StageJob:
     suspended: bool
     conditions: Mapping[str, ConditionFact]
     completed_at: datetime | None
+    controller: str = ""
 
     @property
     def complete(self) -> bool:
@@ -81,6 +83,7 @@ class StagePod:
         exit_code, ended: of the container, once it has ended; `ended` is the reason, such as OOMKilled.
         message: the container's termination message.
         disruption: why Kubernetes ended it, such as DeletionByTaintManager.
+        controller: uid of the object that made it: labels can be copied.
     """
 
     name: str
@@ -102,6 +105,7 @@ class StagePod:
     message: str
     disruption: str
     reason: str
+    controller: str = ""
 
     @property
     def starting(self) -> bool:
@@ -132,6 +136,7 @@ def stage_job(item: Object) -> StageJob:
         suspended=bool(item["spec"].get("suspend")),
         conditions=_conditions(status.get("conditions") or ()),
         completed_at=moment(status["completionTime"]) if status.get("completionTime") else None,
+        controller=_controller(metadata),
     )
 
 
@@ -166,12 +171,18 @@ def stage_pod(item: Object) -> StagePod:
         message=ended.get("message") or "",
         disruption=disrupted.reason if disrupted and disrupted.true else "",
         reason=status.get("reason") or "",
+        controller=_controller(metadata),
     )
 
 
 def moment(text: str) -> datetime:
     """A time of the API server."""
     return datetime.fromisoformat(text)
+
+
+def _controller(metadata: Object) -> str:
+    owners = metadata.get("ownerReferences") or ()
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 
 
 def _attempt(metadata: Object) -> int:

@@ -139,11 +139,9 @@ async def _with_reasons(kube: Kube, owner: Owner, pods: tuple[StagePod, ...], no
     told = []
     for pod in pods:
         if pod.starting and now - pod.created > SLOW_START:
-            events = await kube.list(
-                Kind.EVENT, owner.namespace, fieldSelector=f"involvedObject.uid={pod.uid},type=Warning"
-            )
+            events = await kube.warnings(owner.namespace, pod.uid)
             if events:
-                last = max(events, key=lambda event: event.get("lastTimestamp") or "")
+                last = max(events, key=lambda event: event["lastTimestamp"])
                 pod = replace(pod, waiting=(last["reason"], last["message"]))
         told.append(pod)
     return tuple(told)
@@ -160,10 +158,12 @@ async def _held_up(
         if job.complete or job.failing or job.deleting or job.suspended or len(living) >= job.pods:
             continue
         newest = max((pod.created for pod in theirs), default=job.created)
-        events = await kube.list(
-            Kind.EVENT, owner.namespace, fieldSelector=f"involvedObject.uid={job.uid},reason=FailedCreate"
-        )
-        told = [(moment(when), event["message"]) for event in events if (when := event.get("lastTimestamp"))]
+        events = await kube.warnings(owner.namespace, job.uid)
+        told = [
+            (moment(when), event["message"])
+            for event in events
+            if event["reason"] == "FailedCreate" and (when := event["lastTimestamp"])
+        ]
         fresh = [one for one in told if one[0] >= newest and now - one[0] < FRESH_EVENT]
         if fresh:
             found[job.name] = max(fresh)[1]
@@ -213,7 +213,7 @@ async def gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
     found: dict[str, Node] = {}
     for label in machines.TELLING:
         try:
-            items = await kube.nodes(",".join(filter(None, (label, machines.selector(job)))))
+            items = await kube.nodes(label)
         except KubeError as error:
             if not error.refused:
                 raise

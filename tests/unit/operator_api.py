@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from kubernetes.aio.client import Configuration
+
 from finetune_operator.kube import Kube, KubeError
 
 Object = dict[str, Any]
@@ -21,12 +23,14 @@ class FakeApi(Kube):
     `changed` is called with each object whose status was written, as a watch would tell it.
     """
 
-    def __init__(self) -> None:  # no connection, so nothing of the client's own
+    def __init__(self) -> None:
+        super().__init__(Configuration(), requests=100)
         self.requests: Counter[str] = Counter()
         self.changed: Callable[[Object], None] = lambda _: None
         self._texts: dict[tuple[str, str, str], bytes] = {}
         self._children: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}  # by plural, namespace, job's uid
         self._version = 0
+        self.served = False  # whether FineTuneJobs stand in the discovery of their group
 
     async def close(self) -> None:
         """There is no connection."""
@@ -66,6 +70,9 @@ class FakeApi(Kube):
         self, method: str, path: str, body: Object | None = None, content_type: str = "application/json"
     ) -> bytes:
         parts = urlsplit(path)
+        if parts.path.count("/") == 3:
+            self.requests["GET apis"] += 1
+            return json.dumps({"resources": [{"name": "finetunejobs"}] if self.served else []}).encode()
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         folders = parts.path.strip("/").split("/")[2 if parts.path.startswith("/api/") else 3 :]
         namespace = ""

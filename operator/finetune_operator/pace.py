@@ -1,0 +1,67 @@
+"""How often statuses are written: for figures alone (steps, losses, rates) at most once in a while a job, and not more
+than so many writes a second in all. Figures give way: news waits for its turn, figures for the next poll."""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+
+WRITES_PER_SECOND = 20.0
+BURST = 20.0  # writes that may come at once after a quiet time
+
+
+class Pace(Generic[Name]):
+    """The pace of one replica's status writes.
+
+    Args:
+        seconds: between two writes of a job for its figures alone.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._written: dict[Name, float] = {}
+        self._granted: set[Name] = set()
+        self._left = BURST
+        self._refilled = clock()
+
+    def grant(self, name: Name) -> bool:
+        """Grants a job one write for its figures, if one is due and no grant is open."""
+        now = self._clock()
+        due = now - self._written.get(name, float("-inf")) >= self._seconds
+        if not due or name in self._granted or self._refill() < 1:
+            return False
+        self._left -= 1
+        self._granted.add(name)
+        return True
+
+    def claim(self, name: Name) -> bool:
+        """Takes a job's grant, if there is one: the write is made now or never."""
+        granted = name in self._granted
+        self._granted.discard(name)
+        return granted
+
+    async def turn(self) -> None:
+        """Waits until a write of news may be made."""
+        self._refill()
+        self._left -= 1
+        if self._left < 0:
+            await asyncio.sleep(-self._left / WRITES_PER_SECOND)
+
+    def wrote(self, name: Name) -> None:
+        """A job's status has been written, and all figures with it."""
+        self._written[name] = self._clock()
+
+    def forget(self, name: Name) -> None:
+        """The job is gone."""
+        self._written.pop(name, None)
+        self._granted.discard(name)
+
+    def _refill(self) -> float:
+        now = self._clock()
+        self._left = min(BURST, self._left + (now - self._refilled) * WRITES_PER_SECOND)
+        self._refilled = now
+        return self._left

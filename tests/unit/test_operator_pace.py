@@ -1,0 +1,113 @@
+"""The pace of status writes, and values that are read once for all who ask."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from finetune_operator import pace
+from finetune_operator.pace import Pace
+from finetune_operator.recent import Recent
+
+
+class Clock:
+    """Monotonic seconds that only a test moves."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_figures_of_a_job_are_written_once_a_minute(clock: Clock) -> None:
+    writes: Pace[str] = Pace(60, clock)
+    assert writes.grant("a")
+    assert not writes.grant("a"), "one is under way"
+    assert writes.claim("a")
+    assert not writes.claim("a")
+    writes.wrote("a")
+    clock.now += 59
+    assert not writes.grant("a")
+    clock.now += 1
+    assert writes.grant("a")
+
+
+def test_a_write_that_failed_is_granted_again(clock: Clock) -> None:
+    writes: Pace[str] = Pace(60, clock)
+    assert writes.grant("a")
+    assert writes.claim("a")
+    assert writes.grant("a")
+
+
+def test_all_jobs_together_are_written_no_faster_than_the_limit(clock: Clock) -> None:
+    """1,000 jobs are due: a second allows 20 of them, and each later second 20 more."""
+    writes: Pace[int] = Pace(60, clock)
+    for _ in range(5):
+        assert sum(writes.grant(job) for job in range(1000)) == 20
+        for job in range(1000):
+            if writes.claim(job):
+                writes.wrote(job)
+        clock.now += 1
+
+
+def test_figures_give_way_to_news_which_waits_for_its_turn(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(pace.asyncio, "sleep", sleep)
+    writes: Pace[str] = Pace(60, clock)
+
+    async def test() -> None:
+        for _ in range(24):
+            await writes.turn()
+
+    asyncio.run(test())
+    assert waited == pytest.approx([0.05, 0.10, 0.15, 0.20])
+    assert not writes.grant("a")
+    clock.now += 0.2
+    assert not writes.grant("a"), "the turns that were given come first"
+    clock.now += 0.05
+    assert writes.grant("a")
+
+
+def test_what_is_recent_is_read_once_for_all_who_ask(clock: Clock) -> None:
+    reads: list[str] = []
+
+    async def read(name: str) -> int:
+        reads.append(name)
+        await asyncio.sleep(0)
+        return len(reads)
+
+    async def test() -> None:
+        recent = Recent(read, 60, clock)
+        assert await asyncio.gather(*(recent.get("a") for _ in range(8))) == [1] * 8
+        clock.now += 59
+        assert await recent.get("a") == 1
+        assert await recent.get("b") == 2
+        clock.now += 1
+        assert await recent.get("a") == 3
+        assert reads == ["a", "b", "a"]
+
+    asyncio.run(test())
+
+
+def test_an_error_is_not_kept(clock: Clock) -> None:
+    answers: list[Callable[[], int]] = [lambda: 1 // 0, lambda: 7]
+
+    async def read(_: str) -> int:
+        return answers.pop(0)()
+
+    async def test() -> None:
+        recent = Recent(read, 60, clock)
+        with pytest.raises(ZeroDivisionError):
+            await recent.get("a")
+        assert await recent.get("a") == 7
+
+    asyncio.run(test())
