@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from finetune_api.contract import Label
+from finetune_api.contract import PROGRESS_TOKEN_ANNOTATION, Label
 from finetune_api.messages import Stage
 
 Object = dict[str, Any]
@@ -32,6 +32,7 @@ class StageJob:
         deleting: it has been deleted and waits for its pods.
         suspended: by a queue; we never suspend Jobs.
         controller: uid of the object that made it: labels can be copied.
+        has_progress_token: its agents know a token that opens /progress alone; those of older operators do not.
     """
 
     name: str
@@ -45,6 +46,7 @@ class StageJob:
     conditions: Mapping[str, ConditionFact]
     completed_at: datetime | None
     controller: str = ""
+    has_progress_token: bool = False
 
     @property
     def complete(self) -> bool:
@@ -137,6 +139,7 @@ def stage_job(item: Object) -> StageJob:
         conditions=_conditions(status.get("conditions") or ()),
         completed_at=moment(status["completionTime"]) if status.get("completionTime") else None,
         controller=_controller(metadata),
+        has_progress_token=PROGRESS_TOKEN_ANNOTATION in (metadata.get("annotations") or {}),
     )
 
 

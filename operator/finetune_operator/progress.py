@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from finetune_api.beats import Progress
-from finetune_api.contract import AGENT_PORT, Label
+from finetune_api.contract import AGENT_PORT, Label, progress_token
 from finetune_api.messages import Stage
 from finetune_operator.asking import UnusableAnswerError, ask
 from finetune_operator.facts import Object, stage_pod
@@ -44,6 +44,7 @@ class Gang:
 
     uid: str
     address: str
+    bearer: str
     due: float = 0.0
     failures: int = 0
 
@@ -73,14 +74,17 @@ class Poller:
 
     def follow(self, key: Key, seen: Observed) -> None:
         """Asks the leader of this job from now on, if it has one that runs; else no more."""
-        address = _leader_address(seen)
-        if not address or seen.deleting:
+        train, address = seen.stage_job(Stage.TRAIN), _leader_address(seen)
+        if train is None or not address or seen.deleting:
             self._gangs.pop(key, None)
             return
         self.expect(key, seen.owner.uid)
+        bearer = token(self._key, seen.owner.uid)
+        if train.has_progress_token:
+            bearer = progress_token(bearer, str(train.attempt))
         gang = self._gangs.get(key)
-        if gang is None or (gang.uid, gang.address) != (seen.owner.uid, address):
-            self._gangs[key] = Gang(seen.owner.uid, address)
+        if gang is None or (gang.address, gang.bearer) != (address, bearer):
+            self._gangs[key] = Gang(seen.owner.uid, address, bearer)
 
     def hear_last_words(self, key: Key, pod: Object) -> None:
         """Takes what a leader left when its pod ended, if this is one: the newest there is to know of its gang."""
@@ -133,7 +137,7 @@ class Poller:
     async def _ask(self, key: Key, gang: Gang) -> None:
         before = self.latest(key, gang.uid)
         try:
-            progress = await ask(gang.address, AGENT_PORT, token(self._key, gang.uid))
+            progress = await ask(gang.address, AGENT_PORT, gang.bearer)
             if progress is None:
                 return
             polled = Polled(progress, datetime.now(UTC))

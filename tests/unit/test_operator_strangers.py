@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from finetune_api.contract import progress_token
 from finetune_operator import asking, progress
 from finetune_operator.pace import Pace
 from finetune_operator.progress import UNUSABLE, Poller, pause
@@ -93,7 +94,7 @@ class Pods:
     """Pods behind one port of loopback: whose token is shown, so the answer. Counts questions and bytes by job."""
 
     def __init__(self, **leaders: Callable[[Send], Awaitable[None]]) -> None:
-        self._leaders = {token(OPERATOR_KEY, uid): (uid, answer) for uid, answer in leaders.items()}
+        self.leaders = {token(OPERATOR_KEY, uid): (uid, answer) for uid, answer in leaders.items()}
         self.asked: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.paths: set[str] = set()
@@ -104,7 +105,7 @@ class Pods:
         try:
             request = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.paths.add(request.split(" ")[1])
-            uid, answer = self._leaders[request.partition("Bearer ")[2].partition("\r\n")[0]]
+            uid, answer = self.leaders[request.partition("Bearer ")[2].partition("\r\n")[0]]
             self.asked[uid] += 1
             host = request.partition("Host: ")[2].partition("\r\n")[0]
 
@@ -215,6 +216,17 @@ def test_what_is_kept_of_an_answer_is_small(monkeypatch: pytest.MonkeyPatch) -> 
     assert found.progress
     assert [one.step for one in found.progress.checkpoints] == list(range(980, 1000))
     assert len(found.progress.note) == asking.LONGEST_TEXT
+
+
+def test_the_operator_shows_a_token_that_only_reads_where_agents_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Agents of an older operator's Jobs know the gang's own token alone."""
+    whole = token(OPERATOR_KEY, "a")
+    for knows, shown in ((True, progress_token(whole, "1")), (False, whole)):
+        found = seen("a")
+        found = replace(found, jobs=tuple(replace(job, has_progress_token=knows) for job in found.jobs))
+        pods = Pods(a=says(), b=says())
+        pods.leaders |= {shown: ("shown", says())}
+        asyncio.run(poll(monkeypatch, pods, lambda _, pods=pods: pods.asked["shown"] > 1, a=found))
 
 
 def test_a_leader_that_starts_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
