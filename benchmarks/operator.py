@@ -49,7 +49,8 @@ from tests.unit.operator_worlds import polled as leader_says  # noqa: E402
 Object = dict[str, Any]
 RECORD = ROOT / "benchmarks" / "operator.json"
 LIBRARIES = ("aiohttp", "pydantic", "kubernetes")
-SETTLE_SECONDS = 15  # three polls: every job is known and its first figures are written
+SETTLE_SECONDS = 15  # three polls: every job is known ...
+FIRST_WRITES = 8  # ... and the first status of every job is written, so many a second
 CHECKPOINT_POLLS = 12  # a checkpoint a minute
 SLICES = 4  # samples of CPU in one run
 
@@ -138,7 +139,7 @@ async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample
         for plural, item in running_objects(f"job-{number}", f"127.{number >> 14}.{number >> 7 & 127}.{number & 127}"):
             api.put(plural, item)
     work = [asyncio.create_task(controller.run()), asyncio.create_task(poller.run())]
-    await asyncio.sleep(SETTLE_SECONDS)
+    await asyncio.sleep(SETTLE_SECONDS + jobs / FIRST_WRITES)
     api.requests.clear()
     cpu, polls = [time.process_time()], [answered.value]
     began = time.monotonic()

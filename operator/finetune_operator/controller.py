@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from finetune_operator import conditions, metrics
 from finetune_operator.act import act, tell, write_status, written
+from finetune_operator.allowed import refuse_forbidden
 from finetune_operator.decide import decide
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
@@ -130,7 +131,7 @@ class Controller:
             self._poller.forget(key)
         else:
             self._poller.follow(key, seen)
-        decision = decide(seen, now, self._settings)
+        decision = decide(refuse_forbidden(seen, self._settings), now, self._settings)
         before, after = written(seen.status), written(decision.status)
         # Before any action the status is written, changed or not: a view that is old is refused there.
         has_news = bool(decision.actions) or without_figures(before) != without_figures(after)
