@@ -32,8 +32,8 @@ def problems(spec: Mapping[str, Any], settings: Settings) -> Iterator[Problem]:
     )
     for path, section in _sections(spec):
         for key, what, allowed, value in named:
-            if name := section.get(key):
-                yield from _forbidden(f"{path}.{key}", name, what, allowed, value)
+            if asked := section.get(key):
+                yield from _forbidden(f"{path}.{key}", asked, what, allowed, value)
 
 
 def _sections(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

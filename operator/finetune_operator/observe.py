@@ -207,7 +207,7 @@ async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> fr
 
 
 async def gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
-    """Nodes whose labels tell of GPUs and that the job's selector allows; none where we may not look."""
+    """Nodes whose labels tell of GPUs, as they were within the last minute; none where we may not look."""
     if job.spec.suspend or not machines.gpu_resources(job):
         return ()
     found: dict[str, Node] = {}
