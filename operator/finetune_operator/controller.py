@@ -31,7 +31,7 @@ STALE_LEASE_SECONDS = 1.0  # the lease is renewed by then, or this process ends
 
 @dataclass
 class Memory:
-    """What one replica remembers of a job between reconciles; nothing that it could not do without."""
+    """What one replica remembers of a job between reconciles. Another replica does without it."""
 
     refused: str = ""
 
@@ -120,7 +120,6 @@ class Controller:
         if seen is None:
             self._memories.pop(key, None)
             self._poller.forget(key)
-            self._pace.forget(key)
             metrics.forget(key)
             return
         if (polled := self._poller.latest(key)) and self._poller.latest(key, seen.owner.uid) is not polled:
@@ -135,15 +134,16 @@ class Controller:
         before, after = written(seen.status), written(decision.status)
         # Before any action the status is written, changed or not: a view that is old is refused there.
         has_news = bool(decision.actions) or without_figures(before) != without_figures(after)
-        granted = self._pace.claim(key)
+        granted = self._pace.granted(key)
         if has_news and not granted:
             await self._pace.turn()
         if self._must_wait(key):
             return
         if has_news or (granted and before != after):
             await write_status(self._kube, seen, decision.status)
-            self._pace.wrote(key)
             await tell(self._kube, seen, decision.milestones, now)
+        if has_news or granted:
+            self._pace.settle(key)
         memory.refused = await act(self._kube, seen.owner, decision.actions)
         metrics.tell(key, decision.status)
         if memory.refused:

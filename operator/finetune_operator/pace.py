@@ -29,7 +29,7 @@ class Pace(Generic[Name]):
         self._refilled = clock()
 
     def grant(self, name: Name) -> bool:
-        """Grants a job one write for its figures, if one is due and no grant is open."""
+        """Grants a job a write for its figures, if one is due and no grant is open."""
         now = self._clock()
         due = now - self._written.get(name, float("-inf")) >= self._seconds
         if not due or name in self._granted or self._refill() < 1:
@@ -38,11 +38,9 @@ class Pace(Generic[Name]):
         self._granted.add(name)
         return True
 
-    def claim(self, name: Name) -> bool:
-        """Takes a job's grant, if there is one: the write is made now or never."""
-        granted = name in self._granted
-        self._granted.discard(name)
-        return granted
+    def granted(self, name: Name) -> bool:
+        """Whether a grant is open. It stays open when the write fails, for the next try."""
+        return name in self._granted
 
     async def turn(self) -> None:
         """Waits until a write of news may be made."""
@@ -51,8 +49,9 @@ class Pace(Generic[Name]):
         if self._left < 0:
             await asyncio.sleep(-self._left / WRITES_PER_SECOND)
 
-    def wrote(self, name: Name) -> None:
-        """A job's status has been written, and all figures with it."""
+    def settle(self, name: Name) -> None:
+        """A job's status is up to date, with all figures: it has been written, or there was nothing to write."""
+        self._granted.discard(name)
         self._written[name] = self._clock()
 
     def forget(self, name: Name) -> None:

@@ -40,6 +40,7 @@ class Gang:
 
     Attributes:
         due: when it is to be asked next, on the loop's clock; infinite while it is being asked.
+        has_figures: it has told figures that no write was granted for.
     """
 
     uid: str
@@ -47,6 +48,7 @@ class Gang:
     bearer: str
     due: float = 0.0
     failures: int = 0
+    has_figures: bool = False
 
 
 class Poller:
@@ -151,7 +153,10 @@ class Poller:
         if self._gangs.get(key) is not gang:
             return  # the gang is another one by now
         self._answers[key] = (gang.uid, polled)
-        if _news(before) != _news(polled) or (_figures(before) != _figures(polled) and self._pace.grant(key)):
+        gang.has_figures |= before is None or before.progress != polled.progress
+        granted = gang.has_figures and self._pace.grant(key)
+        gang.has_figures &= not granted
+        if granted or _news(before) != _news(polled):
             self._wake(key)
 
 
@@ -180,10 +185,6 @@ def _news(polled: Polled | None) -> object:
         return polled and polled.error
     phase = "train" if progress.phase in AT_WORK else progress.phase
     return phase, progress.generation, progress.failure, polled.error
-
-
-def _figures(polled: Polled | None) -> Progress | None:
-    return polled.progress if polled else None
 
 
 def _is_newer(one: Progress, other: Progress) -> bool:

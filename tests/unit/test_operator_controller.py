@@ -154,6 +154,45 @@ def test_news_of_a_gang_is_looked_at_at_once(run: Run, news: dict[str, Any]) -> 
     run(operator, test)
 
 
+def test_figures_are_written_when_due_though_nothing_has_changed_since(run: Run) -> None:
+    """A gang that hangs: its last step stands on the object."""
+
+    async def test(operator: Operator) -> None:
+        await operator.polled()
+        operator.says = lambda _: leader(77)
+        await operator.polled()
+        assert operator.job()["status"]["progress"]["step"] < 77
+        operator.clock.now += 60
+        await operator.polled()
+        assert operator.job()["status"]["progress"]["step"] == 77
+
+    operator = Operator()
+    operator.add()
+    run(operator, test)
+
+
+def test_figures_whose_write_fails_are_written_by_the_next_try(run: Run) -> None:
+    async def test(operator: Operator) -> None:
+        await operator.polled()
+        write, failed = operator.api.apply_status, []
+
+        async def fail_once(body: Object) -> Object:
+            operator.api.apply_status = write  # type: ignore[method-assign]
+            failed.append(body)
+            raise KubeError(409, "Conflict", "the object has been modified")
+
+        operator.api.apply_status = fail_once  # type: ignore[method-assign]
+        operator.says = lambda _: leader(77)
+        await operator.polled()
+        operator.clock.now += 60
+        await operator.until(lambda: failed)
+        await operator.until(lambda: operator.job()["status"]["progress"]["step"] == 77)
+
+    operator = Operator()
+    operator.add()
+    run(operator, test)
+
+
 def test_training_evaluating_and_saving_are_no_news_after_one_another(run: Run) -> None:
     async def test(operator: Operator) -> None:
         await operator.polled()

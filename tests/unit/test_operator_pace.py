@@ -28,20 +28,22 @@ def test_figures_of_a_job_are_written_once_a_minute(clock: Clock) -> None:
     writes: Pace[str] = Pace(60, clock)
     assert writes.grant("a")
     assert not writes.grant("a"), "one is under way"
-    assert writes.claim("a")
-    assert not writes.claim("a")
-    writes.wrote("a")
+    assert writes.granted("a")
+    writes.settle("a")
+    assert not writes.granted("a")
     clock.now += 59
     assert not writes.grant("a")
     clock.now += 1
     assert writes.grant("a")
 
 
-def test_a_write_that_failed_is_granted_again(clock: Clock) -> None:
+def test_the_grant_of_a_write_that_failed_stays_open_until_the_job_is_gone(clock: Clock) -> None:
     writes: Pace[str] = Pace(60, clock)
     assert writes.grant("a")
-    assert writes.claim("a")
-    assert writes.grant("a")
+    clock.now += 100
+    assert writes.granted("a")
+    writes.forget("a")
+    assert not writes.granted("a")
 
 
 def test_all_jobs_together_are_written_no_faster_than_the_limit(clock: Clock) -> None:
@@ -50,8 +52,8 @@ def test_all_jobs_together_are_written_no_faster_than_the_limit(clock: Clock) ->
     for _ in range(5):
         assert sum(writes.grant(job) for job in range(1000)) == 20
         for job in range(1000):
-            if writes.claim(job):
-                writes.wrote(job)
+            if writes.granted(job):
+                writes.settle(job)
         clock.now += 1
 
 
