@@ -135,11 +135,11 @@ class Controller:
         # Before any action the status is written, changed or not: a view that is old is refused there.
         has_news = bool(decision.actions) or without_figures(before) != without_figures(after)
         granted = self._pace.granted(key)
-        if has_news and not granted:
-            await self._pace.turn()
         if self._must_wait(key):
             return
         if has_news or (granted and before != after):
+            if not granted:
+                self._pace.spend()
             await write_status(self._kube, seen, decision.status)
             await tell(self._kube, seen, decision.milestones, now)
         if has_news or granted:

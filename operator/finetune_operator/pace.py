@@ -1,14 +1,14 @@
-"""How often statuses are written: for figures alone (steps, losses, rates) at most once in a while a job, and not more
-than so many writes a second in all. Figures give way: news waits for its turn, figures for the next poll."""
+"""How often statuses are written for figures alone (steps, losses, rates): at most once in a while a job, and only while
+all writes together stay below a limit. News does not wait, or a thousand new jobs would start one after another; figures
+give way to it."""
 
-import asyncio
 import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
 
-WRITES_PER_SECOND = 20.0
+WRITES_PER_SECOND = 20.0  # of figures and news together, before figures wait for the next poll
 BURST = 20.0  # writes that may come at once after a quiet time
 
 
@@ -42,12 +42,9 @@ class Pace(Generic[Name]):
         """Whether a grant is open. It stays open when the write fails, for the next try."""
         return name in self._granted
 
-    async def turn(self) -> None:
-        """Waits until a write of news may be made."""
-        self._refill()
-        self._left -= 1
-        if self._left < 0:
-            await asyncio.sleep(-self._left / WRITES_PER_SECOND)
+    def spend(self) -> None:
+        """A write of news is made."""
+        self._left = max(0.0, self._refill() - 1)
 
     def settle(self, name: Name) -> None:
         """A job's status is up to date, with all figures: it has been written, or there was nothing to write."""

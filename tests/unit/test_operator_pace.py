@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 
-from finetune_operator import pace
 from finetune_operator.pace import Pace
 from finetune_operator.recent import Recent
 
@@ -57,26 +56,17 @@ def test_all_jobs_together_are_written_no_faster_than_the_limit(clock: Clock) ->
         clock.now += 1
 
 
-def test_figures_give_way_to_news_which_waits_for_its_turn(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
-
-    monkeypatch.setattr(pace.asyncio, "sleep", sleep)
+def test_figures_give_way_to_news(clock: Clock) -> None:
+    """Of 20 writes that a second allows, news takes what it needs, and figures get the rest."""
     writes: Pace[str] = Pace(60, clock)
-
-    async def test() -> None:
-        for _ in range(24):
-            await writes.turn()
-
-    asyncio.run(test())
-    assert waited == pytest.approx([0.05, 0.10, 0.15, 0.20])
-    assert not writes.grant("a")
-    clock.now += 0.2
-    assert not writes.grant("a"), "the turns that were given come first"
-    clock.now += 0.05
-    assert writes.grant("a")
+    for news, figures in ((15, 5), (20, 0), (1000, 0), (0, 20)):
+        for _ in range(news):
+            writes.spend()
+        granted = [job for job in map(str, range(30)) if writes.grant(job)]
+        assert len(granted) == figures
+        for job in granted:
+            writes.forget(job)
+        clock.now += 1
 
 
 def test_what_is_recent_is_read_once_for_all_who_ask(clock: Clock) -> None:
