@@ -1,6 +1,6 @@
-"""How often statuses are written for figures alone (steps, losses, rates): at most once in a while a job, and only while
-all writes together stay below a limit. News does not wait, or a thousand new jobs would start one after another; figures
-give way to it."""
+"""How often statuses are written for figures alone (steps, losses, rates): at most once in a while a job, and only
+while all writes together stay below a limit. News does not wait, or a thousand new jobs would start one after another;
+figures give way to it."""
 
 import time
 from collections.abc import Callable, Hashable
