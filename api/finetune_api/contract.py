@@ -1,5 +1,6 @@
 """Names that both sides share: API identity, environment variables, object keys, file names, exit codes."""
 
+import hmac
 import re
 from enum import IntEnum, StrEnum
 
@@ -31,6 +32,7 @@ class Label(StrEnum):
 
 
 MANAGER = "finetune-operator"  # value of Label.MANAGED_BY, and the field manager of every write
+PROGRESS_TOKEN_ANNOTATION = "finetune.dev/progress-token"  # on train Jobs whose agents know `progress_token`
 JOB_ANNOTATION = "finetune.dev/job"  # the FineTuneJob as this stage sees it; mounted as a file by the downward API
 
 
@@ -54,6 +56,7 @@ class Env(StrEnum):
     JOB_UID = "FINETUNE_JOB_UID"  # identity of the run: the object's uid, or one made by local mode
     NODE_INDEX = "FINETUNE_NODE_INDEX"  # completion index of the pod, 0 is the leader
     TOKEN = "FINETUNE_TOKEN"  # bearer token of the gang
+    ATTEMPT = "FINETUNE_ATTEMPT"  # number of the train Job: what the token for /progress is derived with
     WORK_DIR = "FINETUNE_WORK_DIR"  # node-local scratch
     AGENT_PORT = "FINETUNE_AGENT_PORT"  # port of the leader's server; 0 = any free one
     THREADS = "FINETUNE_THREADS"  # intra-op threads of each worker; 0 = cores / workers
@@ -104,6 +107,14 @@ class File(StrEnum):
     DATASET_PAGE = "dataset-report.html"
     LABELS = "labels.json"
     OUTPUTS = "outputs"  # prefix of what people look at beside checkpoints: TensorBoard's events, samples, tables
+
+
+def progress_token(token: str, attempt: str) -> str:
+    """The token that opens GET /progress in one attempt and nothing else, derived from the gang's own.
+
+    The operator shows it to whatever has the address of a leader's pod; who gets such an address gains nothing by it.
+    """
+    return hmac.new(token.encode(), f"progress/{attempt}".encode(), "sha256").hexdigest()
 
 
 def dataset_prefix(sha256: str) -> str:

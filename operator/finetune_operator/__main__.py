@@ -13,13 +13,18 @@ from finetune_api.errors import SpecError
 from finetune_operator import metrics
 from finetune_operator.controller import Controller
 from finetune_operator.handlers import watch
-from finetune_operator.kube import Kube
+from finetune_operator.kinds import Kind
+from finetune_operator.kube import Kube, KubeError
 from finetune_operator.leader import Elector, LostLeaseError
+from finetune_operator.news import News
+from finetune_operator.pace import Pace
 from finetune_operator.progress import Key, Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.settings import Settings, parse
 
 log = logging.getLogger("operator")
+
+CRD_SECONDS = 2.0  # between two looks for the CustomResourceDefinition
 
 
 def main() -> int:
@@ -46,10 +51,12 @@ def main() -> int:
 async def run(settings: Settings) -> None:
     """All parts together; the end of one is the end of all, and the pod starts anew."""
     queue: WorkQueue[Key] = WorkQueue()
-    poller = Poller(settings.token_key, settings.poll_seconds, queue.add)
+    pace: Pace[Key] = Pace(settings.progress_seconds)
+    poller = Poller(settings.token_key, settings.poll_seconds, queue.add, pace)
     kube = await Kube.connect(settings.requests)
     elector = Elector(kube, settings.lease_namespace, settings.identity, settings.lease_seconds)
-    controller = Controller(kube, settings, queue, poller, lambda: elector.leads)
+    controller = Controller(kube, settings, queue, poller, pace, lambda: elector.leads)
+    news = News(queue, poller)
     watching = asyncio.Event()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -58,7 +65,7 @@ async def run(settings: Settings) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_watch(settings, queue, poller, watching, stop)),
+                group.create_task(_watch(kube, settings, news, watching, stop)),
                 group.create_task(elector.run()),
                 group.create_task(_lead(elector, controller, poller)),
             ]
@@ -72,11 +79,22 @@ async def run(settings: Settings) -> None:
         await kube.close()
 
 
-async def _watch(
-    settings: Settings, queue: WorkQueue[Key], poller: Poller, watching: asyncio.Event, stop: asyncio.Event
-) -> None:
-    await watch(settings.namespaces, settings.identity, queue.add, poller.hear_last_words, watching)
+async def _watch(kube: Kube, settings: Settings, news: News, watching: asyncio.Event, stop: asyncio.Event) -> None:
+    """Watches, and is ready, once FineTuneJobs are served: the engine looks for its kinds only when it starts."""
+    await _until_served(kube)
+    await watch(settings.namespaces, settings.identity, news, watching)
     stop.set()
+
+
+async def _until_served(kube: Kube) -> None:
+    while True:
+        try:
+            if await kube.serves(Kind.FINETUNEJOB):
+                return
+            log.warning("the API server knows no FineTuneJobs yet: install the CustomResourceDefinition")
+        except KubeError as error:
+            log.warning("the API server cannot be asked for FineTuneJobs: %s", error)
+        await asyncio.sleep(CRD_SECONDS)
 
 
 async def _lead(elector: Elector, controller: Controller, poller: Poller) -> None:

@@ -1,4 +1,7 @@
-"""The loop: a key from the queue, observe, decide, act. Level-based: a key says where to look, not what happened."""
+"""The loop: a key from the queue, observe, decide, act. Level-based: a key says where to look, not what happened.
+
+A status is written at once for news, and for figures alone (steps, losses, checkpoints) when the pace allows.
+"""
 
 import asyncio
 import logging
@@ -7,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from finetune_api.v1alpha1 import FineTuneJobStatus
-from finetune_operator import metrics
+from finetune_operator import conditions, metrics
 from finetune_operator.act import act, tell, write_status, written
+from finetune_operator.allowed import refuse_forbidden
 from finetune_operator.decide import decide
 from finetune_operator.facts import Obstacle
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import Kube, KubeError
+from finetune_operator.news import at_rest, without_figures
 from finetune_operator.observe import observe
+from finetune_operator.pace import Pace
 from finetune_operator.progress import Key, Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.settings import Settings
@@ -23,14 +28,14 @@ from finetune_operator.world import Observed
 log = logging.getLogger("operator")
 
 REFUSED_RETRY_SECONDS = 30.0  # a quota may be raised, a policy mended: nobody tells
+STALE_LEASE_SECONDS = 1.0  # the lease is renewed by then, or this process ends
 
 
 @dataclass
 class Memory:
-    """What one replica remembers of a job between reconciles; nothing that it could not do without."""
+    """What one replica remembers of a job between reconciles. Another replica does without it."""
 
     refused: Obstacle | None = None
-    progress_written: float = float("-inf")
     leaving: dict[str, float] = field(default_factory=dict)  # uid of a pod that is being deleted: seen since
 
     def watch_leaving(self, seen: Observed) -> Observed:
@@ -44,16 +49,24 @@ class Controller:
     """Reconciles jobs while this replica leads.
 
     Args:
+        pace: of status writes.
         leads: whether this replica may write now.
     """
 
     def __init__(
-        self, kube: Kube, settings: Settings, queue: WorkQueue[Key], poller: Poller, leads: Callable[[], bool]
+        self,
+        kube: Kube,
+        settings: Settings,
+        queue: WorkQueue[Key],
+        poller: Poller,
+        pace: Pace[Key],
+        leads: Callable[[], bool],
     ) -> None:
         self._kube = kube
         self._settings = settings
         self._queue = queue
         self._poller = poller
+        self._pace = pace
         self._leads = leads
         self._memories: dict[Key, Memory] = {}
 
@@ -65,12 +78,13 @@ class Controller:
                 group.create_task(self._work())
 
     async def _resync(self) -> None:
-        """Every job from time to time: what no event told is seen then."""
+        """Every job that may change from time to time: what no event told is seen then."""
         while True:
             try:
                 for namespace in self._settings.namespaces or (None,):
-                    for item in await self._kube.list(Kind.FINETUNEJOB, namespace):
-                        self._queue.add((item["metadata"]["namespace"], item["metadata"]["name"]))
+                    async for item in self._kube.each(Kind.FINETUNEJOB, namespace):
+                        if not at_rest(item):
+                            self._queue.add((item["metadata"]["namespace"], item["metadata"]["name"]))
             except KubeError as error:
                 log.warning("jobs cannot be listed: %s", error)
                 await asyncio.sleep(min(10.0, self._settings.resync_seconds))
@@ -83,8 +97,7 @@ class Controller:
             well = False
             began = time.monotonic()
             try:
-                if self._leads():
-                    await self.reconcile(key)
+                await self.reconcile(key)
                 well = True
                 metrics.RECONCILES.labels("done").inc()
             except KubeError as error:
@@ -107,6 +120,8 @@ class Controller:
         Raises:
             KubeError: to be tried again.
         """
+        if self._must_wait(key):
+            return
         now = datetime.now(UTC).replace(microsecond=0)
         memory = self._memories.setdefault(key, Memory())
         last = self._poller.latest(key)
@@ -120,16 +135,25 @@ class Controller:
             self._poller.forget(key)  # it was of another job of this name
             self._queue.add(key)
             return
-        self._poller.follow(key, seen)
+        if conditions.finished(seen.status):
+            self._poller.forget(key)
+        else:
+            self._poller.follow(key, seen)
         seen = memory.watch_leaving(seen)
-        decision = decide(seen, now, self._settings)
-        if not self._leads():
+        decision = decide(refuse_forbidden(seen, self._settings), now, self._settings)
+        before, after = written(seen.status), written(decision.status)
+        # Before any action the status is written, changed or not: a view that is old is refused there.
+        has_news = bool(decision.actions) or without_figures(before) != without_figures(after)
+        granted = self._pace.granted(key)
+        if self._must_wait(key):
             return
-        # Whatever is done is done after a write that a replica with an old view is refused.
-        if decision.actions or self._is_due(memory, seen.status, decision.status, key):
+        if has_news or (granted and before != after):
+            if not granted:
+                self._pace.spend()
             await write_status(self._kube, seen, decision.status)
-            memory.progress_written = time.monotonic()
             await tell(self._kube, seen, decision.milestones, now)
+        if has_news or granted:
+            self._pace.settle(key)
         memory.refused = await act(self._kube, seen.owner, decision.actions)
         metrics.tell(key, decision.status)
         if memory.refused:
@@ -139,21 +163,9 @@ class Controller:
         if decision.wake_seconds is not None:
             self._queue.add_after(key, decision.wake_seconds)
 
-    def _is_due(self, memory: Memory, before: FineTuneJobStatus, after: FineTuneJobStatus, key: Key) -> bool:
-        """Whether a status is to be written now: any news but mere progress at once, progress from time to time."""
-        if written(before) == written(after):
+    def _must_wait(self, key: Key) -> bool:
+        """Whether this replica may not write now. A lease that is only late is renewed soon: the key comes again."""
+        if self._leads():
             return False
-        if _without_figures(before) != _without_figures(after):
-            return True
-        left = memory.progress_written + self._settings.progress_seconds - time.monotonic()
-        if left > 0:
-            self._queue.add_after(key, left)
-        return left <= 0
-
-
-def _without_figures(status: FineTuneJobStatus) -> object:
-    """A status without what changes at every step."""
-    plain = written(status)
-    plain.pop("accounting", None)
-    progress = plain.pop("progress", None)
-    return plain, (progress or {}).get("generation")
+        self._queue.add_after(key, STALE_LEASE_SECONDS)
+        return True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from finetune_api.contract import CONTAINER, JOB_ANNOTATION, Label
+from finetune_api.contract import CONTAINER, JOB_ANNOTATION, PROGRESS_TOKEN_ANNOTATION, Label
 from finetune_api.messages import Stage
 
 Object = dict[str, Any]
@@ -39,6 +39,8 @@ class StageJob:
         deleting: it has been deleted and waits for its pods.
         suspended: by a queue; we never suspend Jobs.
         written: the FineTuneJob that it was made from, as JSON.
+        controller: uid of the object that made it: labels can be copied.
+        has_progress_token: its agents know a token that opens /progress alone; those of older operators do not.
     """
 
     name: str
@@ -57,6 +59,9 @@ class StageJob:
     def living(self) -> bool:
         """Whether it runs pods, and will go on doing so."""
         return not (self.complete or self.failing or self.deleting)
+
+    controller: str = ""
+    has_progress_token: bool = False
 
     @property
     def complete(self) -> bool:
@@ -96,6 +101,7 @@ class StagePod:
         message: the container's termination message.
         disruption: why Kubernetes ended it, such as DeletionByTaintManager.
         sidecar_runs: another container, which is not ours, still runs.
+        controller: uid of the object that made it: labels can be copied.
     """
 
     name: str
@@ -118,6 +124,7 @@ class StagePod:
     disruption: str
     reason: str
     sidecar_runs: bool = False
+    controller: str = ""
 
     @property
     def starting(self) -> bool:
@@ -150,6 +157,8 @@ def stage_job(item: Object) -> StageJob:
         conditions=_conditions(status.get("conditions") or ()),
         completed_at=moment(status["completionTime"]) if status.get("completionTime") else None,
         written=(template.get("annotations") or {}).get(JOB_ANNOTATION, ""),
+        controller=_controller(metadata),
+        has_progress_token=PROGRESS_TOKEN_ANNOTATION in (metadata.get("annotations") or {}),
     )
 
 
@@ -186,12 +195,18 @@ def stage_pod(item: Object) -> StagePod:
         disruption=disrupted.reason if disrupted and disrupted.true else "",
         reason=status.get("reason") or "",
         sidecar_runs=any(one["name"] != CONTAINER and "running" in (one.get("state") or {}) for one in containers),
+        controller=_controller(metadata),
     )
 
 
 def moment(text: str) -> datetime:
     """A time of the API server."""
     return datetime.fromisoformat(text)
+
+
+def _controller(metadata: Object) -> str:
+    owners = metadata.get("ownerReferences") or ()
+    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
 
 
 def _attempt(metadata: Object) -> int:

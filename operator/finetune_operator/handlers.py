@@ -1,44 +1,33 @@
-"""Watch events become keys of the queue. Kopf only watches here: no annotation, no finalizer, no PATCH of its own.
+"""The watches. Kopf only watches here: no annotation, no finalizer, no PATCH of its own. `News` says what events mean.
 
 Events are wake-ups; a re-list after an expired watch brings every object again, but never tells what was deleted.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
 from kopf import OperatorRegistry, OperatorSettings
 
 from finetune_api.contract import GROUP, MANAGER, PLURAL, VERSION, Label
-from finetune_operator.facts import Object
-from finetune_operator.progress import Key
+from finetune_operator.news import News
 
 WATCH_SECONDS = 300  # the server ends a watch after so long, and it begins anew
 BACKOFFS = (1, 1, 2, 3, 5)  # seconds; also the lag after an outage of the API server
 
 
-def registry(wake: Callable[[Key], None], last_words: Callable[[Key, Object], None]) -> OperatorRegistry:
-    """The watches of the operator: FineTuneJobs, and the Jobs and pods that it made.
-
-    Args:
-        last_words: called with every pod that is seen: one whose Job was deleted is gone as soon as it has ended, and
-            with it what it left, unless a watch has told.
-    """
+def registry(news: News) -> OperatorRegistry:
+    """The watches of the operator: FineTuneJobs, and the Jobs and pods that it made."""
     watches = OperatorRegistry()
 
-    async def job(*, namespace: str | None, name: str, **_: Any) -> None:
-        if namespace:
-            wake((namespace, name))
+    async def job(*, event: Any, **_: Any) -> None:
+        news.job(event["type"], event["object"])
 
-    async def child(*, namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
-        if namespace and (name := labels.get(Label.JOB.value)):
-            wake((namespace, name))
+    async def child(*, event: Any, **_: Any) -> None:
+        news.child(event["object"])
 
-    async def pod(*, namespace: str | None, labels: Mapping[str, str], event: Any, **_: Any) -> None:
-        if namespace and (name := labels.get(Label.JOB.value)):
-            wake((namespace, name))  # only queues: what follows is known before anybody looks
-            last_words((namespace, name), event["object"])
+    async def pod(*, event: Any, **_: Any) -> None:
+        news.pod(event["object"])
 
     kopf.on.event(GROUP, VERSION, PLURAL, registry=watches, id="finetunejob")(job)
     kopf.on.event("batch", "v1", "jobs", registry=watches, id="job")(child)
@@ -66,16 +55,10 @@ def settings() -> OperatorSettings:
     return made
 
 
-async def watch(
-    namespaces: tuple[str, ...],
-    identity: str,
-    wake: Callable[[Key], None],
-    last_words: Callable[[Key, Object], None],
-    ready: asyncio.Event,
-) -> None:
+async def watch(namespaces: tuple[str, ...], identity: str, news: News, ready: asyncio.Event) -> None:
     """Watches until cancelled or told to stop (Kopf listens for signals too); raises when a watch cannot go on."""
     await kopf.operator(
-        registry=registry(wake, last_words),
+        registry=registry(news),
         settings=settings(),
         standalone=True,
         identity=identity,  # type: ignore[arg-type] # a str; without one Kopf asks for a user name, which a pod may lack

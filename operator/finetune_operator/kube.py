@@ -5,7 +5,7 @@ Decoding to the client's typed objects costs ten times as much as JSON, and noth
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -15,11 +15,15 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_api.contract import CONTAINER, MANAGER
 from finetune_operator.kinds import Kind
+from finetune_operator.recent import Recent
 
 Object = dict[str, Any]
 
 TIMEOUT_SECONDS = 30
 PAGE = 500  # objects of one LIST request
+WARNINGS_SECONDS = 5.0  # the Events of a namespace are read again after so long, however many pods are asked about
+NODES_SECONDS = 60.0
+LONGEST_SENTENCE = 2000  # characters of an Event: anybody may write one
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 
@@ -64,6 +68,8 @@ class Kube:
         self._client = ApiClient(configuration)
         self._configuration = configuration
         self._slots = asyncio.Semaphore(requests)
+        self._warnings = Recent(self._read_warnings, WARNINGS_SECONDS)
+        self._nodes = Recent(self._read_nodes, NODES_SECONDS)
 
     @classmethod
     async def connect(cls, requests: int) -> "Kube":
@@ -94,28 +100,62 @@ class Kube:
         return await self._json("GET", f"/api/v1/nodes/{quote(name)}")
 
     async def nodes(self, selector: str) -> list[Object]:
-        """The nodes that a label selector matches."""
-        return await self._pages("/api/v1/nodes", labelSelector=selector)
+        """Labels and resources of the nodes that a label selector matches, as they were within the last minute."""
+        return await self._nodes.get(selector)
+
+    async def warnings(self, namespace: str, uid: str) -> list[Object]:
+        """Reason, message and time of the Warning Events about an object, as they were within the last seconds.
+
+        All of a namespace are read at once: the API server keeps no cache of Events and scans them all for each LIST.
+        """
+        return (await self._warnings.get(namespace)).get(uid, [])
+
+    async def _read_warnings(self, namespace: str) -> dict[str, list[Object]]:
+        found: dict[str, list[Object]] = {}
+        async for item in self.each(Kind.EVENT, namespace, fieldSelector="type=Warning"):
+            kept = {
+                name: str(item.get(name) or "")[:LONGEST_SENTENCE] for name in ("reason", "message", "lastTimestamp")
+            }
+            found.setdefault(item["involvedObject"].get("uid", ""), []).append(kept)
+        return found
+
+    async def _read_nodes(self, selector: str) -> list[Object]:
+        return [_abridged_node(item) async for item in self._pages("/api/v1/nodes", labelSelector=selector)]
+
+    async def serves(self, kind: Kind) -> bool:
+        """Whether the API server knows a kind: its CustomResourceDefinition may not be there yet."""
+        folder, _, plural = kind.value.rpartition("/{}/")
+        try:
+            found = await self._json("GET", f"/{folder}")
+        except KubeError as error:
+            if error.not_found:
+                return False
+            raise
+        return any(one["name"] == plural for one in found["resources"])
 
     async def namespace(self, name: str) -> Object:
         """One namespace."""
         return await self._json("GET", f"/api/v1/namespaces/{quote(name)}")
 
-    async def _pages(self, path: str, **selectors: str) -> list[Object]:
-        """All items of a list, page by page."""
-        items: list[Object] = []
+    async def _pages(self, path: str, **selectors: str) -> AsyncIterator[Object]:
+        """All items of a list; one page at a time is in memory."""
         more = ""
         while True:
             query = {"limit": str(PAGE), **selectors, **({"continue": more} if more else {})}
             page = await self._json("GET", f"{path}?{urlencode(query)}")
-            items += page["items"]
+            for item in page["items"]:
+                yield item
             more = page["metadata"].get("continue") or ""
             if not more:
-                return items
+                return
 
     async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Object]:
-        """All objects that the selectors (`labelSelector`, `fieldSelector`) match, page by page; None = anywhere."""
-        return await self._pages(_path(kind, namespace), **selectors)
+        """All objects that the selectors (`labelSelector`, `fieldSelector`) match; None = anywhere."""
+        return [item async for item in self.each(kind, namespace, **selectors)]
+
+    def each(self, kind: Kind, namespace: str | None, **selectors: str) -> AsyncIterator[Object]:
+        """The same objects one after another, for lists that may be long."""
+        return self._pages(_path(kind, namespace), **selectors)
 
     async def create(self, kind: Kind, body: Object) -> Object:
         """A new object; a conflict when there is one of its name."""
@@ -191,6 +231,14 @@ class Kube:
         if answer.status >= 400:
             raise _error(answer.status, content)
         return content
+
+
+def _abridged_node(item: Object) -> Object:
+    metadata, status = item["metadata"], item.get("status") or {}
+    return {
+        "metadata": {"name": metadata["name"], "labels": metadata.get("labels") or {}},
+        "status": {name: status.get(name) or {} for name in ("capacity", "allocatable")},
+    }
 
 
 def _error(status: int, content: bytes) -> KubeError:

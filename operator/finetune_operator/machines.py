@@ -53,12 +53,6 @@ def gpu_resources(job: FineTuneJob) -> dict[str, int]:
     return {name: int(parse_quantity(value)) for name, value in named.items() if name.endswith(GPU_SUFFIXES)}
 
 
-def selector(job: FineTuneJob) -> str:
-    """The label selector of the nodes that `podTemplate.nodeSelector` allows; empty = all."""
-    added = job.spec.pod_template
-    return ",".join(f"{name}={value}" for name, value in sorted(added.node_selector.items())) if added else ""
-
-
 def gpu_of(job: FineTuneJob, nodes: Sequence[Node]) -> Gpu | None:
     """The GPU that a plan may reckon with: the one with the least memory on any node that can take a training pod.
 

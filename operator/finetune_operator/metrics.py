@@ -1,7 +1,5 @@
 """Prometheus metrics of the operator. Labels are bounded: no name of a job or pod is one."""
 
-from collections import Counter as Count
-
 from prometheus_client import Counter, Gauge, Histogram
 
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
@@ -12,23 +10,22 @@ QUEUE = Gauge("finetune_operator_queue_length", "Jobs that wait for a reconcile"
 LEADS = Gauge("finetune_operator_leads", "Whether this replica leads")
 JOBS = Gauge("finetune_operator_jobs", "FineTuneJobs by phase, as the leading replica sees them", ["phase"])
 
-_phases: dict[tuple[str, str], Phase] = {}
+_phases: dict[tuple[str, str], Phase] = {}  # counted by difference: there may be many thousand jobs
+for _phase in Phase:
+    JOBS.labels(_phase.value).set(0)
 
 
 def tell(key: tuple[str, str], status: FineTuneJobStatus) -> None:
     """A job has been looked at."""
-    if status.phase is not None:
-        _phases[key] = status.phase
-        _count()
+    before = _phases.get(key)
+    if status.phase is None or status.phase is before:
+        return
+    forget(key)
+    _phases[key] = status.phase
+    JOBS.labels(status.phase.value).inc()
 
 
 def forget(key: tuple[str, str]) -> None:
     """A job is gone."""
-    if _phases.pop(key, None):
-        _count()
-
-
-def _count() -> None:
-    counts = Count(_phases.values())
-    for phase in Phase:
-        JOBS.labels(phase.value).set(counts.get(phase, 0))
+    if phase := _phases.pop(key, None):
+        JOBS.labels(phase.value).dec()

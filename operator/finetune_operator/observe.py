@@ -133,9 +133,7 @@ async def _with_reasons(kube: Kube, owner: Owner, pods: tuple[StagePod, ...], no
     told = []
     for pod in pods:
         if pod.starting and now - pod.created > SLOW_START:
-            events = await kube.list(
-                Kind.EVENT, owner.namespace, fieldSelector=f"involvedObject.uid={pod.uid},type=Warning"
-            )
+            events = await kube.warnings(owner.namespace, pod.uid)
             if events:
                 last = max(events, key=lambda event: event.get("lastTimestamp") or "")
                 pod = replace(pod, waiting=Obstacle(last["reason"], last["message"]))
@@ -154,10 +152,12 @@ async def _held_up(
         if job.complete or job.failing or job.deleting or job.suspended or len(living) >= job.pods:
             continue
         newest = max((pod.created for pod in theirs), default=job.created)
-        events = await kube.list(
-            Kind.EVENT, owner.namespace, fieldSelector=f"involvedObject.uid={job.uid},reason=FailedCreate"
-        )
-        told = [(moment(when), event["message"]) for event in events if (when := event.get("lastTimestamp"))]
+        events = await kube.warnings(owner.namespace, job.uid)
+        told = [
+            (moment(when), event["message"])
+            for event in events
+            if event["reason"] == "FailedCreate" and (when := event["lastTimestamp"])
+        ]
         fresh = [one for one in told if one[0] >= newest and now - one[0] < FRESH_EVENT]
         if fresh:
             found[job.name] = max(fresh)[1]
@@ -201,13 +201,13 @@ async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> fr
 
 
 async def gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
-    """Nodes whose labels tell of GPUs and that the job's selector allows; none where we may not look."""
+    """Nodes whose labels tell of GPUs, as they were within the last minute; none where we may not look."""
     if job.spec.suspend or not machines.gpu_resources(job):
         return ()
     found: dict[str, Node] = {}
     for label in machines.TELLING:
         try:
-            items = await kube.nodes(",".join(filter(None, (label, machines.selector(job)))))
+            items = await kube.nodes(label)
         except KubeError as error:
             if not error.refused:
                 raise

@@ -15,6 +15,7 @@ from finetune_api.contract import (
     JOB_ANNOTATION,
     KIND,
     MANAGER,
+    PROGRESS_TOKEN_ANNOTATION,
     Env,
     ExitCode,
     Label,
@@ -131,6 +132,7 @@ def train_job(
             pods.from_field(Env.NODE_INDEX, "metadata.annotations['batch.kubernetes.io/job-completion-index']"),
             pods.from_field(Env.ADVERTISE_HOST, "status.podIP"),
             pods.from_secret(Env.TOKEN, secret_name(owner, settings), TOKEN_KEY),
+            {"name": Env.ATTEMPT.value, "value": str(attempt)},
             {"name": Env.AGENT_PORT.value, "value": str(AGENT_PORT)},
             {"name": Env.THREADS.value, "value": str(pods.threads(job))},
         ],
@@ -153,7 +155,11 @@ def train_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {**_metadata(owner, stage_job_name(owner, Stage.TRAIN, attempt)), "labels": labels},
+        "metadata": {
+            **_metadata(owner, stage_job_name(owner, Stage.TRAIN, attempt)),
+            "labels": labels,
+            "annotations": {PROGRESS_TOKEN_ANNOTATION: "read-only"},
+        },
         "spec": {
             "completionMode": "Indexed",
             "parallelism": count,

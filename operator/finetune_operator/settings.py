@@ -36,6 +36,7 @@ class Settings:
         read_nodes: look at the labels of nodes for the GPUs that plans are made for.
         hub_endpoint: a mirror of the Hugging Face hub for prepare pods; empty = the hub.
         run_as_user: user and group of every pod; None = the platform assigns them.
+        allowed_volume_types, allowed_service_accounts, allowed_priority_classes: what jobs may ask for; empty = any.
     """
 
     namespaces: tuple[str, ...]
@@ -58,6 +59,9 @@ class Settings:
     read_nodes: bool
     hub_endpoint: str
     run_as_user: int | None
+    allowed_volume_types: tuple[str, ...] = ()
+    allowed_service_accounts: tuple[str, ...] = ()
+    allowed_priority_classes: tuple[str, ...] = ()
 
 
 def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -67,12 +71,11 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | N
         SpecError: a value breaks a rule; says which, and what to do.
     """
     given = _parser(os.environ if environ is None else environ).parse_args(arguments)
-    namespaces = tuple(name.strip() for name in given.namespaces.split(",") if name.strip())
-    for name in namespaces:
+    for name in given.namespaces:
         if not NAMESPACE.match(name):
             raise _wrong("namespaces", name, "is no name of a namespace", "separate names by commas")
     return Settings(
-        namespaces=namespaces,
+        namespaces=given.namespaces,
         trainer_image=_given(given.trainer_image, "trainer-image"),
         image_pull_policy=given.image_pull_policy,
         token_key=_key(given.token_key_file),
@@ -92,6 +95,9 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] | N
         read_nodes=given.read_nodes,
         hub_endpoint=given.hub_endpoint,
         run_as_user=given.run_as_user,
+        allowed_volume_types=given.allowed_volume_types,
+        allowed_service_accounts=given.allowed_service_accounts,
+        allowed_priority_classes=given.allowed_priority_classes,
     )
 
 
@@ -114,11 +120,19 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     def number(name: str, default: str, about: str, least: float, kind: type[int] | type[float] = float) -> None:
         flag(name, default, about, type=_at_least(least, kind))
 
-    parser.add_argument(
-        "--namespaces",
-        default=environ.get(f"{PREFIX}NAMESPACES", ""),
-        help=f"namespaces to watch, separated by commas; empty = all [{PREFIX}NAMESPACES]",
-    )
+    def names(name: str, about: str) -> None:
+        variable = PREFIX + name.upper().replace("-", "_")
+        parser.add_argument(
+            f"--{name}",
+            default=environ.get(variable, ""),
+            type=_names,
+            help=f"{about}, separated by commas; empty = all [{variable}]",
+        )
+
+    names("namespaces", "namespaces to watch")
+    names("allowed-volume-types", "types of volumes that jobs may add, such as configMap,persistentVolumeClaim")
+    names("allowed-service-accounts", "service accounts that jobs may name")
+    names("allowed-priority-classes", "priority classes that jobs may name")
     parser.add_argument(
         "--run-as-user",
         default=environ.get(f"{PREFIX}RUN_AS_USER", "1000"),
@@ -181,6 +195,10 @@ def _one_of(*choices: str) -> object:
         return text
 
     return convert
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _boolean(text: str) -> bool:

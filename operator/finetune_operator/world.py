@@ -40,7 +40,7 @@ class Observed:
         leaving: by uid of a pod that is being deleted: for how many seconds, by our own clock, that has been seen.
         lost_nodes: nodes of pods past their grace period that are gone or not ready.
         log_tail: last lines of the pod that ended a failed stage.
-        nodes: those with GPUs that may take training pods; looked for only before the prepare stage.
+        nodes: those that tell of GPUs, also ones that the job may not use; looked for only before the prepare stage.
     """
 
     owner: Owner

@@ -4,6 +4,7 @@ Server-side dry-run with strict field validation instead of kubeconform: the sam
 """
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def path(each: Object) -> str:
     group = each["apiVersion"]
     named = each["metadata"]
     scope = f"/namespaces/{named['namespace']}" if "namespace" in named else ""
-    return f"/{'apis' if '/' in group else 'api'}/{group}{scope}/{each['kind'].lower()}s/{named['name']}"
+    kind = each["kind"].lower()
+    plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+    return f"/{'apis' if '/' in group else 'api'}/{group}{scope}/{plural}/{named['name']}"
 
 
 def apply(server: Server, each: Object, dry: str = "") -> Object:
@@ -73,6 +76,7 @@ ON_JOBS = {
     "events": "create list",
     "namespaces": "get",
 }
+ON_JOBS_ALONE = {name: verbs for name, verbs in ON_JOBS.items() if name != "pods/status"} | {"pods": "get list watch"}
 LEASE = {
     "leases.coordination.k8s.io": "create",
     "leases.coordination.k8s.io finetune-operator": "get update",
@@ -135,11 +139,21 @@ def may(server: Server, verb: str, resource: str) -> bool:
             {"elsewhere": {"nodes": "get"}, "team-a": ON_JOBS | {"nodes": "get"}},
         ),
         (
+            {**cases.NAMESPACED, "operator": {"forceDelete": False}},
+            {"team-a": ON_JOBS_ALONE | NODES, "team-b": ON_JOBS_ALONE | NODES},
+        ),
+        (
             {**cases.NAMESPACED, "rbac": {"nodes": False}},
             {"elsewhere": {}, "team-a": ON_JOBS, "team-b": ON_JOBS, NAMESPACE: LEASE},
         ),
     ],
-    ids=["all namespaces", "two namespaces", "two namespaces, GPUs not looked for", "two namespaces, no cluster right"],
+    ids=[
+        "all namespaces",
+        "two namespaces",
+        "two namespaces, GPUs not looked for",
+        "two namespaces, pods on dead nodes left alone",
+        "two namespaces, no cluster right",
+    ],
 )
 def test_the_operator_may_do_this_and_nothing_else(
     server: Server, helm: Helm, tmp_path: Path, case: Object, expected: dict[str, dict[str, str]]
@@ -154,6 +168,67 @@ def test_the_operator_may_do_this_and_nothing_else(
     finally:
         for each in objects:
             server.api.call("DELETE", path(each))
+
+
+def pod(namespace: str, name: str, **labels: str) -> Object:
+    container = {"name": "c", "image": "i"}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}}
+
+
+def test_the_operator_may_declare_pods_of_jobs_dead_and_no_other(server: Server, helm: Helm, tmp_path: Path) -> None:
+    """Its role says `pods`; the admission policy says which, and what may be written."""
+    kinds = {"ClusterRole", "ClusterRoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    objects = [each for each in helm.template(tmp_path, cases.DEFAULT) if each["kind"] in kinds]
+    ours = {"app.kubernetes.io/managed-by": "finetune-operator"}
+    places = {
+        "ours": ("team-a", ours),
+        "theirs": ("team-a", {"app": "web"}),
+        "bare": ("team-a", {}),
+        "system": ("kube-system", ours),
+    }
+    server.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "kube-system"}})
+    operator = {"Impersonate_User": f"system:serviceaccount:{NAMESPACE}:{RELEASE}"}
+
+    def at(name: str) -> str:
+        return f"/api/v1/namespaces/{places[name][0]}/pods/{name}"
+
+    def fail(name: str, **more: Any) -> str:
+        status = {"phase": "Failed", "reason": "NodeLost", **more}
+        answer = server.api.call(
+            "PATCH", f"{at(name)}/status", {"status": status}, Content_Type="application/merge-patch+json", **operator
+        )
+        return "" if answer.status == 200 else answer.message
+
+    def deleted(name: str) -> str:
+        answer = server.api.call("DELETE", f"{at(name)}?gracePeriodSeconds=0&dryRun=All", **operator)
+        return "" if answer.status == 200 else answer.message
+
+    try:
+        for namespace in {namespace for namespace, _ in places.values()}:
+            account = {"metadata": {"name": "default"}}
+            server.api.call("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", account)
+        for name, (namespace, labels) in places.items():
+            made = server.api.call("POST", f"/api/v1/namespaces/{namespace}/pods", pod(namespace, name, **labels))
+            assert made.status == 201, made.message
+        for each in objects:
+            apply(server, each)
+        deadline = time.monotonic() + 60
+        while "pods of FineTuneJobs only" not in deleted("theirs"):  # a policy is in force a moment after it is made
+            assert time.monotonic() < deadline
+        assert "pods of FineTuneJobs only" in deleted("bare")
+        assert "in kube-system" in deleted("system")
+        assert "pods of FineTuneJobs only" in fail("theirs")
+        assert "leave its addresses as they are" in fail("ours", podIP="10.9.9.9", podIPs=[{"ip": "10.9.9.9"}])
+        assert "mark a pod as failed" in fail("ours", phase="Running")
+        assert (deleted("ours"), fail("ours")) == ("", "")
+        everybody = server.api.call("DELETE", f"{at('theirs')}?gracePeriodSeconds=0&dryRun=All")
+        assert everybody.status == 200, "the policy is about the operator alone"
+    finally:
+        for each in objects:
+            server.api.call("DELETE", path(each))
+        for name in places:
+            server.api.call("DELETE", f"{at(name)}?gracePeriodSeconds=0")
 
 
 def test_helm_installs_upgrades_and_leaves_jobs_behind(server: Server, helm: Helm, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_the_operator_gets_its_settings(helm: Helm, tmp_path: Path) -> None:
         "FINETUNE_OPERATOR_READ_NODES": "true",
         "FINETUNE_OPERATOR_HUB_ENDPOINT": "",
         "FINETUNE_OPERATOR_RUN_AS_USER": "1000",
+        "FINETUNE_OPERATOR_ALLOWED_VOLUME_TYPES": "",
+        "FINETUNE_OPERATOR_ALLOWED_SERVICE_ACCOUNTS": "",
+        "FINETUNE_OPERATOR_ALLOWED_PRIORITY_CLASSES": "",
     }
 
 
@@ -91,6 +94,7 @@ def test_a_variable_of_the_user_replaces_ours(helm: Helm, tmp_path: Path) -> Non
     assert found["HTTPS_PROXY"] == "proxy:3129"  # of one name given twice, the last
     assert found["FINETUNE_OPERATOR_RESYNC_SECONDS"] == "86400"
     assert found["FINETUNE_OPERATOR_FORCE_DELETE"] == "false"
+    assert found["FINETUNE_OPERATOR_ALLOWED_PRIORITY_CLASSES"] == "batch-low,batch-high"
 
 
 def test_every_variable_of_ours_can_be_replaced(helm: Helm, tmp_path: Path) -> None:
@@ -100,7 +104,10 @@ def test_every_variable_of_ours_can_be_replaced(helm: Helm, tmp_path: Path) -> N
 
 
 def test_every_object_of_a_namespace_names_it(helm: Helm, tmp_path: Path) -> None:
-    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    cluster_wide = {
+        *("ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"),
+        *("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"),
+    }
     for case in cases.ALL.values():
         for each in helm.template(tmp_path, case):
             assert ("namespace" in each["metadata"]) == (each["kind"] not in cluster_wide), each
@@ -128,6 +135,7 @@ def test_labels_of_the_user_leave_the_selectors_alone(helm: Helm, tmp_path: Path
         ({"watchNamespaces": ["a", "a"]}, "at '/watchNamespaces': items at 0 and 1 are equal"),
         ({"watchNamespaces": ["Team"]}, "at '/watchNamespaces/0': 'Team' does not match pattern"),
         ({"operator": {"logLevel": "loud"}}, "at '/operator/logLevel': value must be one of 'debug'"),
+        ({"operator": {"allowedVolumeTypes": "nfs"}}, "at '/operator/allowedVolumeTypes': got string, want array"),
         ({"operator": {"pollSeconds": 0}}, "at '/operator/pollSeconds': minimum: got 0, want 0.2"),
         ({"crds": {"keep": "no, thanks"}}, "at '/crds/keep': got string, want boolean"),
         ({"extraEnv": {"A": "b"}}, "at '/extraEnv': got object, want array"),

@@ -4,9 +4,11 @@ from typing import Any
 
 DEFAULT: dict[str, Any] = {}
 NAMESPACED: dict[str, Any] = {"watchNamespaces": ["team-a", "team-b"]}
+CLOSED: dict[str, Any] = {**NAMESPACED, "networkPolicy": {"enabled": True}}
 NOTHING: dict[str, Any] = {
     "replicas": 1,
     "crds": {"enabled": False},
+    "admissionPolicy": {"enabled": False},
     "rbac": {"create": False, "aggregate": False},
     "serviceAccount": {"create": False},
     "metrics": {"service": {"enabled": False}},
@@ -28,6 +30,13 @@ EVERYTHING: dict[str, Any] = {
         "readNodes": False,
         "hubEndpoint": "https://hub.example.org",
         "runAsUser": "",
+        "allowedVolumeTypes": ["configMap", "persistentVolumeClaim"],
+        "allowedServiceAccounts": ["trainer"],
+        "allowedPriorityClasses": ["batch-low", "batch-high"],
+    },
+    "networkPolicy": {
+        "enabled": True,
+        "metricsFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}],
     },
     "tokenKey": {"existingSecret": "ours", "key": "token"},
     "crds": {"enabled": True, "keep": False},
@@ -67,4 +76,4 @@ EVERYTHING: dict[str, Any] = {
     "annotations": {"owner": "platform"},
     "podAnnotations": {"sidecar.inject": "false"},
 }
-ALL = {"default": DEFAULT, "namespaced": NAMESPACED, "nothing": NOTHING, "everything": EVERYTHING}
+ALL = {"default": DEFAULT, "namespaced": NAMESPACED, "closed": CLOSED, "nothing": NOTHING, "everything": EVERYTHING}

@@ -239,7 +239,11 @@ def test_an_event_is_posted_once(api: Api) -> None:
 
 def test_nodes_that_tell_of_gpus_are_seen_until_the_plan_is_made(api: Api) -> None:
     labels: dict[str, str] = {PRODUCT: "NVIDIA-L4", MEMORY: "23034", "pool": "gpus"}
-    for name, given in (("one", labels), ("other", {**labels, "pool": "others"}), ("plain", {"pool": "gpus"})):
+    for name, given in (
+        ("one", labels),
+        ("other", {**labels, "pool": "others", MEMORY: "8000"}),  # not for this job
+        ("plain", {"pool": "gpus"}),
+    ):
         made = api.call("POST", "/api/v1/nodes", {"metadata": {"name": name, "labels": given}})
         assert made.status == 201, made.message
         status = {"status": {"capacity": {"nvidia.com/gpu": "4"}}}
@@ -252,7 +256,7 @@ def test_nodes_that_tell_of_gpus_are_seen_until_the_plan_is_made(api: Api) -> No
     async def test() -> None:
         async with client(api) as kube, client(api, token="") as nobody:
             seen = await look(kube, "gpus")
-            assert [one.name for one in seen.nodes] == ["one"]
+            assert {one.name for one in seen.nodes} == {"one", "other"}, "one look serves all jobs"
             assert seen.job
             assert gpu_of(seen.job, seen.nodes) == Gpu("NVIDIA-L4", 23034)
             assert await gpu_nodes(nobody, seen.job) == (), "a right that is missing is no failure"

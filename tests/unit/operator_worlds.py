@@ -245,6 +245,49 @@ def gang_failure(**more: Any) -> StageResult:
     ).model_copy(update=more)
 
 
+def running_objects(name: str, ip: str, namespace: str = "team") -> list[tuple[str, dict[str, Any]]]:
+    """A running job, its Jobs and pods as the API server keeps them; `ip` is its leader's. Each with its plural."""
+    uid = f"uid-{name}"
+    labels = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job-name": name}
+    created = "2026-05-01T11:55:00Z"
+    made: list[tuple[str, dict[str, Any]]] = []
+
+    def add(plural: str, suffix: str, stage: str, attempt: str, owner: str, **more: Any) -> None:
+        metadata = {
+            "name": f"{name}-{suffix}",
+            "namespace": namespace,
+            "uid": f"{uid}-{suffix}",
+            "creationTimestamp": created,
+            "labels": {**labels, "finetune.dev/job-uid": uid, "finetune.dev/stage": stage, **_attempt_label(attempt)},
+            "annotations": {"batch.kubernetes.io/job-completion-index": suffix[-1]} if plural == "pods" else {},
+            "ownerReferences": [{"kind": "Job", "name": owner, "uid": owner, "controller": True}],
+        }
+        made.append((plural, {"metadata": metadata, **more}))
+
+    complete = {"conditions": [{"type": "Complete", "status": "True"}], "completionTime": created}
+    add("jobs", "prepare", "prepare", "", uid, spec={"parallelism": 1}, status=complete)
+    add("jobs", "train-1", "train", "1", uid, spec={"parallelism": 2}, status={})
+    said = {"terminated": {"exitCode": 0, "reason": "Completed", "message": PREPARED.model_dump_json()}}
+    ended_well = {"phase": "Succeeded", "containerStatuses": [{"name": "trainer", "state": said}]}
+    add("pods", "prepare-0", "prepare", "", f"{uid}-prepare", spec={"nodeName": "n1"}, status=ended_well)
+    for index in range(2):
+        runs = {
+            "phase": "Running",
+            "podIP": ip if index == 0 else f"10.1.0.{index}",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"name": "trainer", "state": {"running": {}}}],
+        }
+        add("pods", f"train-1-{index}", "train", "1", f"{uid}-train-1", spec={"nodeName": f"n{index}"}, status=runs)
+    metadata = {"name": name, "namespace": namespace, "uid": uid, "generation": 1, "creationTimestamp": created}
+    whole = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": metadata, "spec": spec()}
+    status = running_status().model_dump(mode="json", by_alias=True, exclude_none=True)
+    return [("finetunejobs", {**whole, "status": status}), *made]
+
+
+def _attempt_label(attempt: str) -> dict[str, str]:
+    return {"finetune.dev/attempt": attempt} if attempt else {}
+
+
 def acts(seen: Observed) -> list[str]:
     """The actions of a decision, in words."""
     words = []

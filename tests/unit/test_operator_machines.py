@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.machines import GKE, MEMORY, PRODUCT, Gpu, gpu_of, node, selector
+from finetune_operator.machines import GKE, MEMORY, PRODUCT, Gpu, gpu_of, node
 from tests.unit.operator_worlds import world
 
 Object = dict[str, Any]
@@ -84,9 +84,3 @@ def test_nodes_that_the_job_may_not_use_are_not_reckoned_with(placed: Object, gp
 
 def test_a_job_without_gpus_looks_for_none() -> None:
     assert chosen(MIXED, resourcesPerNode={"limits": {"cpu": 2}}) is None
-
-
-def test_the_server_selects_by_the_jobs_own_labels() -> None:
-    job = world(spec_={"podTemplate": {"nodeSelector": {"zone": "b", "gpu": "h100"}}}).job
-    assert job
-    assert selector(job) == "gpu=h100,zone=b"

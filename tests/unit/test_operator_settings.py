@@ -33,6 +33,15 @@ def test_pods_have_a_user_unless_the_platform_assigns_one(
     assert parse([], environ | given).run_as_user == user
 
 
+def test_lists_are_separated_by_commas(environ: dict[str, str]) -> None:
+    given = parse(
+        ["--allowed-priority-classes", "low, high"], {**environ, "FINETUNE_OPERATOR_ALLOWED_VOLUME_TYPES": "nfs"}
+    )
+    assert given.allowed_priority_classes == ("low", "high")
+    assert given.allowed_volume_types == ("nfs",)
+    assert given.allowed_service_accounts == (), "any"
+
+
 def test_a_flag_wins(environ: dict[str, str]) -> None:
     assert parse(["--poll-seconds", "2"], {**environ, "FINETUNE_OPERATOR_POLL_SECONDS": "9"}).poll_seconds == 2
 

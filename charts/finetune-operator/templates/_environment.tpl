@@ -13,7 +13,7 @@ the name of its user, and fails where /etc/passwd has none for the id. */}}
   (dict "name" "FINETUNE_OPERATOR_TOKEN_KEY_FILE" "value" "/etc/finetune-operator/token/key")
   (dict "name" "FINETUNE_OPERATOR_HTTP_PORT" "value" "8080") }}
 {{- range $setting, $value := .Values.operator }}
-{{- $ours = append $ours (dict "name" (printf "FINETUNE_OPERATOR_%s" ($setting | snakecase | upper)) "value" (toString $value)) }}
+{{- $ours = append $ours (dict "name" (printf "FINETUNE_OPERATOR_%s" ($setting | snakecase | upper)) "value" (kindIs "slice" $value | ternary (join "," $value) (toString $value))) }}
 {{- end }}
 {{- $last := dict }}
 {{- $names := list }}

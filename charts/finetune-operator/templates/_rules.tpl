@@ -12,10 +12,12 @@ none; a PATCH would answer with the data, so there is none either. */}}
   verbs: [get, list, watch, create, delete]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]  # delete: pods that stay on a node that is gone
+  verbs: [get, list, watch{{ if .Values.operator.forceDelete }}, delete{{ end }}]  # delete: of a node that is gone
+{{- if .Values.operator.forceDelete }}
 - apiGroups: [""]
   resources: [pods/status]
   verbs: [patch]  # such a pod is marked as failed: its kubelet cannot
+{{- end }}
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]

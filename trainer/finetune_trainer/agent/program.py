@@ -67,7 +67,9 @@ class Node:
         self._environ = environ
         self._agent: Agent | None = None
         self._leader: Leader | None = None
-        self._server = AgentServer(config.token, lambda: self._agent is not None and self._agent.healthy)
+        self._server = AgentServer(
+            config.token, lambda: self._agent is not None and self._agent.healthy, environ.get(Env.ATTEMPT, "")
+        )
         self._workers = Workers(
             environ,
             config.work / "logs",

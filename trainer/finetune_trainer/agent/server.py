@@ -7,6 +7,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from finetune_api.beats import Beat
+from finetune_api.contract import progress_token
 from finetune_trainer.agent.leader import Leader
 
 POLL_SECONDS = 1.0
@@ -19,10 +20,12 @@ class AgentServer:
     Args:
         token: bearer token that every caller but /healthz must show.
         healthy: whether the agent's beats are answered: what makes a pod ready.
+        attempt: number of the train Job, by which the token for /progress alone is derived.
     """
 
-    def __init__(self, token: str, healthy: Callable[[], bool]) -> None:
+    def __init__(self, token: str, healthy: Callable[[], bool], attempt: str = "") -> None:
         self._token = f"Bearer {token}".encode()
+        self._progress_token = f"Bearer {progress_token(token, attempt)}".encode()
         self._healthy = healthy
         self._leader: Leader | None = None
         self._runner: web.AppRunner | None = None
@@ -52,7 +55,8 @@ class AgentServer:
     @web.middleware
     async def _checks_token(self, request: web.Request, handler: object) -> web.StreamResponse:
         shown = request.headers.get("Authorization", "").encode()
-        if request.path != "/healthz" and not hmac.compare_digest(shown, self._token):
+        reads = request.path == "/progress" and hmac.compare_digest(shown, self._progress_token)
+        if request.path != "/healthz" and not (reads or hmac.compare_digest(shown, self._token)):
             raise web.HTTPUnauthorized(text="wrong or missing bearer token\n")
         answer: web.StreamResponse = await handler(request)  # type: ignore[operator]
         return answer

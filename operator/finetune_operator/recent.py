@@ -1,0 +1,45 @@
+"""A value that many ask for and that may be a little old: read once for all who ask, and again when it is too old."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Name, Value]):
+    """Values by name, each at most so many seconds old.
+
+    Args:
+        read: reads one; an error reaches everybody who waits for it, and is not kept.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, read: Callable[[Name], Awaitable[Value]], seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._read = read
+        self._seconds = seconds
+        self._clock = clock
+        self._known: dict[Name, tuple[float, Value]] = {}
+        self._locks: dict[Name, asyncio.Lock] = {}
+
+    async def get(self, name: Name) -> Value:
+        """The value as it was at most so many seconds ago."""
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            self._drop_old()
+            if name not in self._known:
+                began = self._clock()
+                self._known[name] = (began, await self._read(name))
+            return self._known[name][1]
+
+    def _drop_old(self) -> None:
+        """Values of all names, so that those nobody asks for any more do not stay."""
+        now = self._clock()
+        for name, (began, _) in list(self._known.items()):
+            if now - began >= self._seconds:
+                del self._known[name]
+                if not self._locks[name].locked():
+                    del self._locks[name]
