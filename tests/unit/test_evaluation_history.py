@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Task
+from finetune_trainer.checkpoints import Committed
 from finetune_trainer.export.pick import pick
 from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
@@ -153,7 +154,7 @@ def test_where_it_turned_is_the_lowest_loss(evals: list[float], trains: list[flo
 @given(st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan]), min_size=1, max_size=12), st.booleans())
 def test_the_checkpoint_that_export_picks_is_among_those_that_are_saved(values: list[float], greater: bool) -> None:
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, greater_is_better=greater)
-    every = [manifest_of(one) for one in past(values)]
+    every = [committed(one) for one in past(values)]
     saved = [one for at, one in enumerate(every) if ends_best(plan, past(values[: at + 1])) or at == len(every) - 1]
     assert pick(saved, "eval_loss", greater) == pick(every, "eval_loss", greater)
 
@@ -164,9 +165,9 @@ def test_no_checkpoint_is_saved_beside_an_evaluation_that_is_not_the_best() -> N
     assert [ends_best(plan, past(values[: at + 1])) for at in range(7)] == [True, True, False, True, True, False, False]
 
 
-def manifest_of(one: Evaluated) -> Manifest:
+def committed(one: Evaluated) -> Committed:
     metrics = {name: value for name, value in one.metrics.items() if math.isfinite(value)}
     info = CheckpointInfo(
         step=one.step, generation=1, nodes=1, processes_per_node=1, zero_stage=2, samples=0, metrics=metrics
     )
-    return Manifest(kind="checkpoint", files=(), created="", info=info.model_dump())
+    return Committed("", Manifest(kind="checkpoint", files=(), created="", info=info.model_dump()), info)

@@ -14,6 +14,7 @@ from finetune_operator.controller import Controller, Memory
 from finetune_operator.facts import Obstacle
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import KubeError
+from finetune_operator.pace import Pace
 from finetune_operator.progress import Poller
 from finetune_operator.queue import WorkQueue
 from finetune_operator.world import Observed
@@ -116,8 +117,10 @@ def reconcile(monkeypatch: pytest.MonkeyPatch, server: Server, seen: Observed) -
 
     async def run() -> None:
         queue: WorkQueue[tuple[str, str]] = WorkQueue()
-        poller = Poller(SETTINGS.token_key, 5, queue.add)
-        await Controller(server, SETTINGS, queue, poller, lambda: True).reconcile(("team", "a"))  # type: ignore[arg-type]
+        pace: Pace[tuple[str, str]] = Pace(60)
+        poller = Poller(SETTINGS.token_key, 5, queue.add, pace)
+        controller = Controller(server, SETTINGS, queue, poller, pace, lambda: True)  # type: ignore[arg-type]
+        await controller.reconcile(("team", "a"))
 
     monkeypatch.setattr(controllers, "observe", observe)
     asyncio.run(run())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.beats import Progress
+from finetune_api.contract import CONTAINER
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import Phase
@@ -332,7 +333,7 @@ def test_one_list_of_events_serves_all_pods_that_start() -> None:
 
     async def test() -> None:
         operator = Operator()
-        starting = {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}
+        starting = {"containerStatuses": [{"name": CONTAINER, "state": {"waiting": {"reason": "ContainerCreating"}}}]}
         for name in ("a", "b"):
             operator.add(name)
             for index in range(2):
