@@ -204,6 +204,15 @@ def test_the_port_of_a_rendezvous_is_free_on_the_node_of_rank_0(world: World) ->
     assert rendezvous.port == world.nodes[first].agent._node.port > 0
 
 
+def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(world: World) -> None:
+    world.nodes[2].agent.drain()
+    world.beat(2, [])
+    assert world.leader.directive(2).action is Action.STOPPED
+    world.lose(2, with_disk=True)
+    world.leader.hear(world.nodes[2].agent._current_beat())
+    assert world.leader.directive(2).action is Action.RUN, "at once, also before anything is decided"
+
+
 # ---------------------------------------------------------------- how often is decided
 
 
