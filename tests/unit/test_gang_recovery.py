@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.errors import StateError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import gang as policy
@@ -202,6 +202,24 @@ def test_the_port_of_a_rendezvous_is_free_on_the_node_of_rank_0(world: World) ->
     assert rendezvous is not None
     [first] = [node for node, rank in rendezvous.ranks.items() if rank == 0]
     assert rendezvous.port == world.nodes[first].agent._node.port > 0
+
+
+def test_a_node_without_a_leader_kills_its_workers_and_leaves_if_it_was_told_to_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gang may be at work by now, and nobody is left to let this node go."""
+
+    async def at_once(seconds: float) -> None:
+        world.now += seconds
+
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    node = world.nodes[1]
+    assert node.workers.order is not None
+    node.agent.drain()
+    before = world.now
+    assert world.run(node.agent._fence()) is ExitCode.DRAINED
+    assert node.workers.order is None
+    assert 30 < world.now - before < 35
 
 
 def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(world: World) -> None:
