@@ -197,13 +197,6 @@ def test_while_a_node_fetches_no_worker_waits_for_it(world: World) -> None:
     assert world.leader.gang.generation == generation + 1, "waiting for storage is charged to nobody"
 
 
-def test_the_port_of_a_rendezvous_is_free_on_the_node_of_rank_0(world: World) -> None:
-    rendezvous = world.leader.gang.rendezvous
-    assert rendezvous is not None
-    [first] = [node for node, rank in rendezvous.ranks.items() if rank == 0]
-    assert rendezvous.port == world.nodes[first].agent._node.port > 0
-
-
 def test_a_node_without_a_leader_kills_its_workers_and_leaves_if_it_was_told_to_stop(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +228,9 @@ def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(wor
 
 
 def beat(node: int, have: str = "") -> Beat:
-    return Beat(node=node, incarnation=f"i{node}", host="h", generation=1, state=AgentState.READY, port=1, have=have)
+    return Beat(
+        node=node, incarnation=f"i{node}", host="h", generation=1, state=AgentState.READY, port=100 + node, have=have
+    )
 
 
 async def settled() -> None:
@@ -278,6 +273,7 @@ def test_beats_that_come_together_are_decided_on_once_and_wake_only_whom_it_conc
         directives = await asyncio.wait_for(asyncio.gather(*polls), 20)
         assert {one.action for one in directives} == {Action.RUN}
         assert len({id(one) for one in directives}) == 1, "one and the same for all"
+        assert directives[0].master_port == 100, "free on the node of rank 0, not on the leader's"
         leading.cancel()
         await asyncio.gather(leading, return_exceptions=True)
 
