@@ -4,7 +4,8 @@
 
 The leader and its server are real, on loopback; the nodes are clients in a process of their own, whose time does not
 count. Prints a table and, as its last line, JSON; raw samples go to benchmarks/leader.json. CPU seconds are of the
-leader's process; the machine's load moves them less than wall time.
+leader's process; the machine's load moves them less than wall time. `before` in that file: the same script on 87ae106,
+whose leader decided once for every beat.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def main() -> None:
         shown = f"{low:.2f} to {high:.2f} ms"
         print(f"{row['nodes']:>6} {row['state']:<11} {row['median_ms']:>11.2f} ms {shown:>19} {row['cores']:>23.3f}")
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()[0]}
-    RESULTS.write_text(json.dumps({"machine": machine, "summary": table, "samples": samples}, indent=1) + "\n")
+    before = json.loads(RESULTS.read_text()).get("before") if RESULTS.exists() else None
+    kept = {"machine": machine, "summary": table, "samples": samples, "before": before}
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps({"benchmark": "leader", "machine": machine, "summary": table}))
 
 

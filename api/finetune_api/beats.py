@@ -111,7 +111,7 @@ class Beat(Message):
         node: index of the pod.
         incarnation: differs for every start of the agent, so that a replaced pod is seen.
         host: address under which the other nodes reach this one.
-        port: one that is free on this node, another for each generation: for the rendezvous, if it is rank 0's node.
+        port: one that is free on this node, if it could start workers: for the rendezvous, if it gets rank 0.
         generation: the highest generation it has heard of.
         complete: checkpoints complete on its local disk.
         uploaded: checkpoints whose part of this node lies in storage.

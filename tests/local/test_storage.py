@@ -255,6 +255,15 @@ def test_a_tree_comes_back_as_it_went_and_its_manifest_names_every_file(store: O
     }
 
 
+def test_what_a_killed_download_left_is_removed_by_the_next_one(store: ObjectStore, tmp_path: Path) -> None:
+    upload_tree(store, tree(tmp_path / "source"), "m", "model")
+    (tmp_path / "target" / "sub").mkdir(parents=True)
+    for left in ("sub/.weights.unverified", "sub/.weights.unverified.6eF3a2c1", "sub/..weights.unverified.0f.partial"):
+        (tmp_path / "target" / left).write_bytes(b"half")
+    download_tree(store, "m", tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target" / "sub").iterdir()] == ["weights"]
+
+
 def test_without_a_manifest_there_is_nothing_to_download(store: ObjectStore, tmp_path: Path) -> None:
     store.put("models/m/config.json", b"{}")
     assert read_manifest(store, "models/m") is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.errors import StateError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import gang as policy
@@ -197,18 +197,40 @@ def test_while_a_node_fetches_no_worker_waits_for_it(world: World) -> None:
     assert world.leader.gang.generation == generation + 1, "waiting for storage is charged to nobody"
 
 
-def test_the_port_of_a_rendezvous_is_free_on_the_node_of_rank_0(world: World) -> None:
-    rendezvous = world.leader.gang.rendezvous
-    assert rendezvous is not None
-    [first] = [node for node, rank in rendezvous.ranks.items() if rank == 0]
-    assert rendezvous.port == world.nodes[first].agent._node.port > 0
+def test_a_node_without_a_leader_kills_its_workers_and_leaves_if_it_was_told_to_stop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gang may be at work by now, and nobody is left to let this node go."""
+
+    async def at_once(seconds: float) -> None:
+        world.now += seconds
+
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    node = world.nodes[1]
+    assert node.workers.order is not None
+    node.agent.drain()
+    before = world.now
+    assert world.run(node.agent._fence()) is ExitCode.DRAINED
+    assert node.workers.order is None
+    assert 30 < world.now - before < 35
+
+
+def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(world: World) -> None:
+    world.nodes[2].agent.drain()
+    world.beat(2, [])
+    assert world.leader.directive(2).action is Action.STOPPED
+    world.lose(2, with_disk=True)
+    world.leader.hear(world.nodes[2].agent._current_beat())
+    assert world.leader.directive(2).action is Action.RUN, "at once, also before anything is decided"
 
 
 # ---------------------------------------------------------------- how often is decided
 
 
 def beat(node: int, have: str = "") -> Beat:
-    return Beat(node=node, incarnation=f"i{node}", host="h", generation=1, state=AgentState.READY, port=1, have=have)
+    return Beat(
+        node=node, incarnation=f"i{node}", host="h", generation=1, state=AgentState.READY, port=100 + node, have=have
+    )
 
 
 async def settled() -> None:
@@ -251,6 +273,7 @@ def test_beats_that_come_together_are_decided_on_once_and_wake_only_whom_it_conc
         directives = await asyncio.wait_for(asyncio.gather(*polls), 20)
         assert {one.action for one in directives} == {Action.RUN}
         assert len({id(one) for one in directives}) == 1, "one and the same for all"
+        assert directives[0].master_port == 100, "free on the node of rank 0, not on the leader's"
         leading.cancel()
         await asyncio.gather(leading, return_exceptions=True)
 

@@ -267,7 +267,7 @@ class Agent:
             node=self._config.node,
             incarnation=self.incarnation,
             host=self._config.host,
-            port=node.port,
+            port=free_port() if node.state is AgentState.READY else 0,  # of this moment: others take ports too
             generation=node.generation,
             state=node.state,
             ranks=self._workers.reports,
@@ -290,7 +290,7 @@ class Agent:
                 await self._workers.warm_again()
             await self._uploader.look()
         finally:
-            self._node.generation, self._node.port = generation, free_port()
+            self._node.generation = generation
         if self._node.state is not AgentState.BOOT:
             self._node.state = AgentState.READY
         self._heart.tell()

@@ -108,6 +108,8 @@ class Leader:
         self.scribe.heard(beat, self.gang)
         if before is None or roster.matters(before.beat, beat):
             self._changed.set()
+        if before is None or before.beat.incarnation != beat.incarnation:
+            self._directives.pop(beat.node, None)  # what the agent before was told is not for this one
 
     def hear_closed(self, node: int, incarnation: str) -> None:
         """The connection of a node closed while its beat was held."""

@@ -10,7 +10,6 @@ class NodeState:
     """One node, as its agent knows it.
 
     Attributes:
-        port: a free one of this node, for a rendezvous here.
         complete: shares on the local disk, as they were looked at last.
         upload_error, fetch_error: what storage said last; empty once it works.
     """
@@ -18,7 +17,6 @@ class NodeState:
     state: AgentState = AgentState.BOOT
     generation: int = 0
     node_rank: int | None = None
-    port: int = 0
     complete: tuple[Saved, ...] = ()
     uploaded: list[Saved] = field(default_factory=list)
     steps: list[StepMetrics] = field(default_factory=list)

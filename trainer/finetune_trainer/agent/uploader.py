@@ -16,6 +16,7 @@ from finetune_trainer.agent.uploads import CheckpointStore
 
 log = logging.getLogger("agent")
 
+LOOKS = 3  # at a disk that changes meanwhile
 KEEP_LOCAL = 2  # ranks may be one save apart when a generation ends
 MOST_UPLOADS_A_BEAT = 10  # the leader has committed what is older
 SOONEST_SECONDS, LATEST_SECONDS = 1.0, 30.0  # between two tries, while storage refuses
@@ -63,12 +64,14 @@ class Uploader:
     async def look(self) -> None:
         """Looks at the disk; while workers save, removes what is too much there."""
         async with self._looking:
-            shares = await asyncio.to_thread(self._places.complete)
-            if self._node.state in {AgentState.RUNNING, AgentState.ENDED} and self._node.node_rank is not None:
-                root, kept = self._places.checkpoints(self._node.node_rank), self._kept(shares)
-                await asyncio.to_thread(disk.retain, root, shares, kept)
-                shares = [saved for saved in shares if saved.checkpoint in kept]
-            self._node.complete = tuple(shares)
+            for _ in range(LOOKS):
+                try:
+                    self._node.complete = tuple(await asyncio.to_thread(self._look))
+                except FileNotFoundError:  # a folder was removed while it was read
+                    continue
+                except OSError as error:
+                    self._node.upload_error = f"the disk of this node: {error}"
+                return
 
     async def finish(self) -> None:
         """Uploads the newest share, however often that takes."""
@@ -76,6 +79,14 @@ class Uploader:
         while refused:
             refused = await self._upload_newest()
             await asyncio.sleep(SOONEST_SECONDS if refused else 0)
+
+    def _look(self) -> list[Saved]:
+        shares = self._places.complete()
+        if self._node.state not in {AgentState.RUNNING, AgentState.ENDED} or self._node.node_rank is None:
+            return shares
+        kept = self._kept(shares)
+        disk.retain(self._places.checkpoints(self._node.node_rank), shares, kept)
+        return [saved for saved in shares if saved.checkpoint in kept]
 
     async def _watch(self) -> None:
         while True:

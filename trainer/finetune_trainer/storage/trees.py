@@ -22,6 +22,7 @@ from finetune_trainer.storage.base import (
 )
 
 Kind = Literal["dataset", "model", "checkpoint", "artifact"]
+UNVERIFIED = ".unverified"  # in the names of files that are not whole yet
 TRANSFERS = 4  # files at a time; large ones are further split into parts
 
 
@@ -110,6 +111,8 @@ def download_tree(store: ObjectStore, prefix: str, folder: Path) -> Manifest:
                 "NotCommitted", f"there is no {_with_slash(prefix)}{File.MANIFEST} below {store.uri}", _remake(prefix)
             )
         )
+    for left in folder.rglob(f".*{UNVERIFIED}*"):  # of a download that was killed: as large as what it was for
+        left.unlink(missing_ok=True)
     download_files(store, prefix, manifest.files, folder)
     return manifest
 
@@ -122,7 +125,7 @@ def download_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry]
         path = folder / checked_key(entry.path)
         if path.is_file() and path.stat().st_size == entry.size and entry_of(entry.path, path) == entry:
             return
-        partial = path.with_name(f".{path.name}.unverified")
+        partial = path.with_name(f".{path.name}{UNVERIFIED}")
         seen = store.get_file(base + entry.path, partial).model_copy(update={"path": entry.path})
         if seen != entry:
             partial.unlink()
