@@ -41,6 +41,9 @@ test: install ## Run every test (one case per behaviour)
 test-all: install ## Run every test and the matrices
 	$(BIN)/python -m tests.tiers --durations=40
 
+test-fast: install ## Run the unit tests and one smoke test of each other tier (3 minutes)
+	$(BIN)/python -m tests.tiers -m "smoke and not matrix"
+
 test-unit: install ## Run the tests that need no process of their own (half a minute)
 	$(PYTEST) tests/unit
 
@@ -82,4 +85,4 @@ images: ## Build both container images with docker, podman or buildah (REGISTRY,
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart cluster demo cluster-down test test-all test-unit lint format generate lock gpu-kit images clean
+.PHONY: help install quickstart cluster demo cluster-down test test-all test-fast test-unit lint format generate lock gpu-kit images clean
