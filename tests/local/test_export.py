@@ -36,6 +36,7 @@ from finetune_api.messages import (
     Task,
 )
 from finetune_api.results import StageResult
+from finetune_trainer.checkpoints import Committed
 from finetune_trainer.export.pick import pick
 from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
@@ -83,7 +84,8 @@ class Pick:
 @pytest.mark.parametrize("order", [sorted, lambda steps: sorted(steps, reverse=True)], ids=["ascending", "descending"])
 def test_pick(case: Pick, order: Callable[[Any], list[int]]) -> None:
     manifests = [checkpoint_manifest(step, case.metrics[step]) for step in order(case.metrics)]
-    assert pick(manifests, "eval_f1", case.greater).info["step"] == case.expect
+    committed = [Committed("", one, CheckpointInfo.model_validate(one.info)) for one in manifests]
+    assert pick(committed, "eval_f1", case.greater).info.step == case.expect
 
 
 # ---------------------------------------------------------------- a run with real checkpoints
