@@ -1,4 +1,4 @@
-"""Which tests are the quick ones of `make test-fast`: those without processes, and one smoke test of each other tier."""
+"""Which tests are the quick ones of `make test-fast`: those without processes, and a smoke test of each other tier."""
 
 import pytest
 
