@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from finetune_api.beats import Progress
+from finetune_api.beats import Outage, Progress
 from finetune_api.v1alpha1 import Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import ConditionStatus, PlanStatus
 from finetune_operator import display
@@ -125,7 +125,9 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
         made[ConditionType.ACCEPTED] = Answer(True, "SpecValid", "every field of the spec is good")
     if found.prepared or prepared(seen.status):
         made[ConditionType.PREPARED] = Answer(True, "Prepared", display.prepared_sentence(plan))
-    if progress and progress.checkpoints:
+    if progress and progress.outage:
+        made[ConditionType.CHECKPOINTED] = Answer(False, "StorageRefuses", outage_sentence(progress.outage))
+    elif progress and progress.checkpoints:
         last = progress.checkpoints[-1]
         made[ConditionType.CHECKPOINTED] = Answer(
             True, "Committed", f"checkpoint {last.step} is committed; {progress.checkpoint_count} so far"
@@ -157,6 +159,17 @@ def answers(seen: Observed, step: Step, found: Found, plan: PlanStatus | None, p
         else Answer(False, phase_of(step).value)
     )
     return made
+
+
+def outage_sentence(outage: Outage) -> str:
+    """What storage has refused, since when, and what is safe."""
+    committed = (
+        f"the last checkpoint was committed at {outage.last_commit}" if outage.last_commit else "none is committed"
+    )
+    return (
+        f"no checkpoint has been stored since {outage.since}: {outage.message}; {committed}. "
+        "Training goes on, and the nodes keep their newest two"
+    )
 
 
 def refused_spec(seen: Observed) -> Answer:

@@ -184,7 +184,7 @@ def _news(polled: Polled | None) -> object:
     if polled is None or progress is None:
         return polled and polled.error
     phase = "train" if progress.phase in AT_WORK else progress.phase
-    return phase, progress.generation, progress.failure, polled.error
+    return phase, progress.generation, progress.failure, polled.error, progress.outage is None
 
 
 def _is_newer(one: Progress, other: Progress) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from finetune_api.beats import Progress
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
+from finetune_api.v1alpha1.status import ConditionStatus
 from finetune_operator.conditions import TRAINED, condition, is_true
 from finetune_operator.world import Milestone, Observed
 
@@ -39,8 +40,12 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
     for recovery in reversed(after.recoveries):
         if recovery.generation not in known:
             yield Milestone(True, recovery.category.value, f"generation {recovery.generation}: {recovery.message}")
-    if is_true(after, ConditionType.CHECKPOINTED) and not is_true(before, ConditionType.CHECKPOINTED):  # only the first
+    # the first checkpoint, and the first after an outage of storage
+    if is_true(after, ConditionType.CHECKPOINTED) and not is_true(before, ConditionType.CHECKPOINTED):
         yield _told(after, ConditionType.CHECKPOINTED)
+    saving, saved = condition(after, ConditionType.CHECKPOINTED), condition(before, ConditionType.CHECKPOINTED)
+    if saving and saving.status is ConditionStatus.FALSE and (saved is None or saved.status != saving.status):
+        yield _told(after, ConditionType.CHECKPOINTED, warning=True)
     refused, told = condition(after, ConditionType.DEGRADED), condition(before, ConditionType.DEGRADED)
     if refused and refused.reason == "SpecRefused" and (told is None or told.message != refused.message):
         yield _told(after, ConditionType.DEGRADED, warning=True)

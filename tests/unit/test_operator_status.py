@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.beats import CheckpointFacts, EvalMetrics, Recovery
+from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
 from finetune_operator.act import written
@@ -78,6 +78,23 @@ def test_columns_are_filled_from_the_leader() -> None:
     assert (shown.eta_text, shown.speed_text) == ("2m10s", "12.4k")
     assert status.last_checkpoint == "step-00000030"
     assert status.checkpoints[0].uri == f"s3://b/p/jobs/team/a/{world().owner.uid}/checkpoints/step-00000030"
+
+
+def test_an_outage_of_storage_is_told_with_the_last_commit_until_it_is_over() -> None:
+    outage = Outage(since="2026-05-01T11:50:00+00:00", message="SlowDown", last_commit="2026-05-01T11:49:00+00:00")
+    children = (*prepared_children(), *gang())
+    before = decided(world(*children, status=RUNNING, polled=polled()))
+    during = decided(world(*children, status=before.status, polled=polled(step=60, outage=outage)))
+    told = condition(during.status, ConditionType.CHECKPOINTED)
+    assert told
+    assert (told.status, told.reason) == ("False", "StorageRefuses")
+    for part in ("since 2026-05-01T11:50", "SlowDown", "committed at 2026-05-01T11:49", "Training goes on"):
+        assert part in told.message
+    assert [one.reason for one in during.milestones if one.warning] == ["StorageRefuses"]
+    still = decided(world(*children, status=during.status, polled=polled(step=70, outage=outage)))
+    assert not still.milestones, "it is told once"
+    after = decided(world(*children, status=still.status, polled=polled(step=80)))
+    assert [one.reason for one in after.milestones] == ["Committed"]
 
 
 @pytest.mark.parametrize(
