@@ -22,6 +22,7 @@ CHUNK = 16 << 10
 LONGEST_TEXT = 2000  # characters
 LONGEST_LIST = 20
 MOST_NAMES = 64
+LARGEST_INTEGER = 1 << 63  # as large as the API server's numbers
 STARTING = 503  # the agent runs, and does not lead yet
 
 
@@ -102,5 +103,7 @@ def _clipped(value: Any) -> Any:
             return {name[:LONGEST_TEXT]: _clipped(one) for name, one in islice(value.items(), MOST_NAMES)}
         case float() if not isfinite(value):
             raise ValueError(f"{value} is no number that a status can hold")
+        case int() if abs(value) >= LARGEST_INTEGER:
+            raise ValueError("an integer of more than 63 bits is none that a status can hold")
         case _:
             return value

@@ -131,8 +131,8 @@ class Controller:
             self._poller.forget(key)
             metrics.forget(key)
             return
-        if (polled := self._poller.latest(key)) and self._poller.latest(key, seen.owner.uid) is not polled:
-            self._poller.forget(key)  # it was of another job of this name
+        if (last or self._poller.latest(key)) and self._poller.latest(key, seen.owner.uid) is None:
+            self._poller.forget(key)  # it was of another job of this name, perhaps deleted while we looked
             self._queue.add(key)
             return
         if conditions.finished(seen.status):
@@ -158,8 +158,8 @@ class Controller:
         metrics.tell(key, decision.status)
         if memory.refused:
             self._queue.add_after(key, REFUSED_RETRY_SECONDS)
-            if memory.refused != seen.refused:
-                self._queue.add(key)  # so that it is told
+            if seen.refused is None or memory.refused.reason != seen.refused.reason:
+                self._queue.add(key)  # so that it is told; another text of the same reason can wait
         if decision.wake_seconds is not None:
             self._queue.add_after(key, decision.wake_seconds)
 

@@ -66,14 +66,24 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
         step, actions = Failed(refusal(seen.problems), accepted=False, prepared=False), []
     stopped = _stop(seen.jobs if isinstance(step, Failed) else _superseded(seen))
     actions += [one for one in stopped if one not in actions]
-    if any(pod.starting for pod in seen.living_pods):  # should it never start, only Events tell
+    if any(pod.starting for pod in seen.living_pods) or _lacks_pods(seen):  # should it never start, only Events tell
         wake = START_SECONDS if wake is None else min(wake, START_SECONDS)
     status = lifecycle.status(seen, step, found, now)
     return Decision(
         status=status,
-        actions=(*actions, *released),
+        actions=(*released, *actions),  # a child that is refused ends the others' turn
         milestones=tuple(story.milestones(seen.status, status)),
         wake_seconds=wake,
+    )
+
+
+def _lacks_pods(seen: Observed) -> bool:
+    """Whether a Job has fewer pods than it runs at once: a quota or a policy may refuse them, and no watch tells."""
+    held = [pod for pod in seen.pods if not pod.over]
+    return any(
+        len([pod for pod in held if (pod.stage, pod.attempt) == (job.stage, job.attempt)]) < job.pods
+        for job in seen.jobs
+        if job.living and not job.suspended
     )
 
 

@@ -150,7 +150,7 @@ def result_of(pod: StagePod) -> StageResult | None:
     """What a pod left behind, if it could still write."""
     try:
         return read(StageResult, json.loads(pod.message))
-    except ValueError:
+    except (ValueError, RecursionError):  # the second: thousands of brackets, one within the other
         return None
 
 

@@ -219,8 +219,9 @@ async def gpu_nodes(kube: Kube, job: FineTuneJob) -> tuple[Node, ...]:
 
 async def _log_tail(kube: Kube, owner: Owner, jobs: Sequence[StageJob], pods: Sequence[StagePod]) -> str:
     """The last lines of the pod that made a stage fail, unless it left a result that says it all."""
+    newest = {job.stage: max(one.attempt for one in jobs if one.stage is job.stage) for job in jobs}
     for job in jobs:
-        if not job.failed:
+        if not job.failed or job.attempt < newest[job.stage]:
             continue
         pod = culprit([pod for pod in pods if (pod.stage, pod.attempt) == (job.stage, job.attempt)])
         if pod is None or ((result := result_of(pod)) and result.problems):

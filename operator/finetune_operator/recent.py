@@ -41,5 +41,6 @@ class Recent(Generic[Name, Value]):
         for name, (began, _) in list(self._known.items()):
             if now - began >= self._seconds:
                 del self._known[name]
-                if not self._locks[name].locked():
+                lock = self._locks.get(name)
+                if lock is not None and not lock.locked():
                     del self._locks[name]

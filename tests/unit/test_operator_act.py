@@ -109,21 +109,22 @@ def test_a_refusal_is_told_in_the_servers_words() -> None:
     assert create_job(Server(FORBIDDEN)) == Obstacle("CreateRefused", "exceeded quota: tight")
 
 
-def reconcile(monkeypatch: pytest.MonkeyPatch, server: Server, seen: Observed) -> None:
-    """One look at a job by a controller that believes to lead."""
+def reconcile(monkeypatch: pytest.MonkeyPatch, server: Server, seen: Observed) -> int:
+    """One look at a job by a controller that believes to lead; how many looks are due at once."""
 
     async def observe(*_: Any, **__: Any) -> Observed:
         return seen
 
-    async def run() -> None:
+    async def run() -> int:
         queue: WorkQueue[tuple[str, str]] = WorkQueue()
         pace: Pace[tuple[str, str]] = Pace(60)
         poller = Poller(SETTINGS.token_key, 5, queue.add, pace)
         controller = Controller(server, SETTINGS, queue, poller, pace, lambda: True)  # type: ignore[arg-type]
         await controller.reconcile(("team", "a"))
+        return len(queue._dirty)
 
     monkeypatch.setattr(controllers, "observe", observe)
-    asyncio.run(run())
+    return asyncio.run(run())
 
 
 def test_nothing_is_done_that_a_write_of_the_status_did_not_allow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +140,14 @@ def test_nothing_is_done_that_a_write_of_the_status_did_not_allow(monkeypatch: p
     with pytest.raises(KubeError, match="modified"):
         reconcile(monkeypatch, server, seen)
     assert server.done == []
+
+
+def test_a_refusal_whose_words_change_is_tried_again_in_peace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A webhook may number its refusals: asked at once about each, it would never be left alone."""
+    refused = Obstacle("CreateRefused", "denied (request 17)")
+    server = Server(KubeError(403, "Forbidden", "denied (request 18)"))
+    assert reconcile(monkeypatch, server, world(refused=refused)) == 0
+    assert reconcile(monkeypatch, server, world()) == 1, "the first refusal is told at once"
 
 
 def test_how_long_a_pod_is_being_deleted_is_measured_by_a_clock_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:

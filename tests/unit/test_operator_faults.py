@@ -8,7 +8,9 @@ import pytest
 
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import Phase
+from finetune_operator.decide import START_SECONDS
 from finetune_operator.facts import Obstacle, StagePod
+from finetune_operator.world import Delete
 from tests.unit.operator_worlds import (
     BROKEN,
     EVERYTHING_DONE,
@@ -318,3 +320,16 @@ def test_decide(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_status_follows_from_the_world_alone(case: Case) -> None:
     check_again(case)
+
+
+@pytest.mark.parametrize("job", [stage_job(PREPARE), stage_job(TRAIN, 1)], ids=["prepare", "train"])
+def test_a_job_that_lacks_pods_is_looked_at_again_as_only_events_tell_why(job: Any) -> None:
+    """A quota or a policy that refuses pods makes Events, and no change that a watch tells."""
+    children = (job,) if job.stage is PREPARE else (*prepared_children(), job)
+    assert decided(world(*children)).wake_seconds == START_SECONDS
+
+
+def test_last_words_that_cannot_be_read_hold_up_nothing() -> None:
+    dead = pod(TRAIN, 0, 1, phase="Failed", ready=False, exit_code=1, ended="Error", message="[" * 1500)
+    seen = world(*prepared_children(), stage_job(TRAIN, 1), dead, status=RUNNING, **SUSPEND)
+    assert any(isinstance(action, Delete) for action in decided(seen).actions), "it can be suspended"

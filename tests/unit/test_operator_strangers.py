@@ -69,6 +69,7 @@ WRONG = {
     "another object": said(b'{"kind": "Secret"}'),
     "brackets without end": said(b"[" * 200_000),
     "a number of 100,000 digits": said(b'{"phase": "train", "generation": ' + b"9" * 100_000 + b"}"),
+    "a number that no status can hold": said(json.dumps(GOOD | {"step": 10**4299}).encode()),
     "a loss that is no number": says(loss=float("nan")),
     "a time that is none": says(checkpoints=[{"step": 1, "saved": "yesterday", "size_bytes": 1}]),
     "64 MiB of zeros, compressed": said(gzip.compress(bytes(64 << 20)), OK + b"Content-Encoding: gzip\r\n"),
