@@ -6,6 +6,7 @@ import pytest
 
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
+from finetune_trainer.orders import SavedMarker
 from tests.local.harness import make_plan, write_dataset
 from tests.local.patched import Patched
 
@@ -46,5 +47,7 @@ def test_a_stop_saves_at_once_and_the_evaluation_is_made_when_the_run_goes_on(
     again = patched_workers.run(plan, llama, data, tmp_path / "again", resume=resume)
     assert again.exit_codes == (ExitCode.OK, ExitCode.OK), again.logs
     assert again.evaluations() == whole.evaluations()
+    [marker] = (tmp_path / "again").glob(f"node-0/{checkpoint_name(at)}-g*/rank-0.saved")
+    assert SavedMarker.model_validate_json(marker.read_text()).metrics, "the best so far is saved with its scores"
     assert sorted(again.losses()) == list(range(at + 1, STEPS + 1))
     assert {**stopped.losses(), **again.losses()} == whole.losses()

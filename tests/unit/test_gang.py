@@ -397,6 +397,17 @@ def replace_beat(one: Beat, **values: object) -> Beat:
     return one.model_copy(update=values)
 
 
+def test_a_run_whose_end_is_committed_is_done_whatever_a_dead_node_said_last() -> None:
+    heard = running(*TRAINED, committed=frozenset({saved(100, GENERATION)}))
+    members = {
+        **heard.members,
+        7: replace(heard.members[1], beat=beat(7, storage_error="denied"), unstored_at=NOW - 1e6, heard_at=NOW - 1e6),
+    }
+    assert policy.decide(replace(heard, members=members), NOW) == policy.Finish()
+    waiting = replace(heard, members=members, committed=frozenset())
+    assert policy.decide(waiting, NOW) == policy.GoOn(), "nor does it end the wait for a commit"
+
+
 @dataclass(frozen=True)
 class Leaving:
     name: str
@@ -414,6 +425,30 @@ LEAVING = [
     Leaving("who was told to stop and has nothing to save goes", gang(beat(0), beat(1, draining=True)), 1, True),
     Leaving("not while workers run", running(RUNNING[0], replace_beat(RUNNING[1], draining=True)), 1, False),
     Leaving("not before its share is uploaded", gang(beat(0), beat(1, draining=True, complete=SAVED)), 1, False),
+    Leaving(
+        "not while the others' shares of its checkpoint are on their way",
+        gang(beat(0, complete=(share(60, 0, GENERATION),)), beat(1, draining=True, complete=SAVED, uploaded=SAVED)),
+        1,
+        False,
+    ),
+    Leaving(
+        "nor the leader, whose commit would be of a gang that has forgotten them",
+        gang(
+            beat(0, draining=True, complete=(share(60, 0, GENERATION),), uploaded=(share(60, 0, GENERATION),)),
+            beat(1, complete=SAVED),
+        ),
+        0,
+        False,
+    ),
+    Leaving(
+        "unless storage refuses them",
+        gang(
+            beat(0, complete=(share(60, 0, GENERATION),), storage_error="denied"),
+            beat(1, draining=True, complete=SAVED, uploaded=SAVED),
+        ),
+        1,
+        True,
+    ),
     Leaving(
         "an older share that was passed over does not keep it",
         gang(beat(0), beat(1, draining=True, complete=(share(40, 1), *SAVED), uploaded=SAVED)),

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ class Disk:
         self.rank = rank
         self.sent: list[Saved] = []
         self.before_upload: Callable[[Saved], None] = lambda saved: None
-        self.uploader = Uploader(self.checkpoints, self.places, self.node, lambda: self.rank, lambda: None)
+        best = partial(self.places.best, metric="eval_loss", greater=False)
+        self.uploader = Uploader(self.checkpoints, self.places, self.node, lambda: self.rank, lambda: None, best)
         upload = self.checkpoints.upload
 
         def watched(saved: Saved, folder: Path) -> object:
@@ -44,12 +46,13 @@ class Disk:
 
         self.checkpoints.upload = watched  # type: ignore[assignment, method-assign]
 
-    def save(self, *steps: int) -> None:
+    def save(self, *steps: int, loss: float | None = None) -> None:
+        metrics = {} if loss is None else {"eval_loss": loss}
         for step in steps:
             folder = self.places.checkpoints(0) / checkpoint_name(step, 3)
             folder.mkdir(parents=True)
             (folder / "weights").write_text(str(step))
-            marker = SavedMarker(step=step, generation=3, rank=0, samples=step)
+            marker = SavedMarker(step=step, generation=3, rank=0, samples=step, metrics=metrics)
             (folder / marker_name(0)).write_text(marker.to_json())
 
     def steps(self) -> list[int]:
@@ -156,3 +159,35 @@ def test_a_full_disk_or_a_vanished_file_is_a_sentence_and_not_the_end_of_the_age
 def test_identities_sort_by_step_then_by_generation() -> None:
     ids = [CheckpointId(step=step, generation=generation) for step, generation in ((20, 5), (10, 9), (20, 10))]
     assert [str(one) for one in sorted(ids)] == ["10 of generation 9", "20 of generation 5", "20 of generation 10"]
+
+
+@pytest.mark.parametrize("state", [AgentState.RUNNING, AgentState.ENDED])
+def test_the_best_goes_before_newer_ones_and_stays_on_the_disk_until_it_is_there(
+    state: AgentState, tmp_path: Path
+) -> None:
+    """It is saved only once, and one that is older than the newest commit is never committed."""
+    disk = Disk(tmp_path)
+    disk.node.state = state
+    disk.before_upload = disk.refuse
+    disk.save(10, loss=2.0)
+    disk.save(15, loss=1.0)
+    for step in (20, 30, 40):
+        disk.save(step)
+        assert disk.upload(), "storage refuses"
+    assert disk.steps() == [15, 30, 40]
+    disk.before_upload = lambda saved: None
+    assert not disk.upload()
+    assert [saved.step for saved in disk.node.uploaded] == [15, 40]
+    disk.save(50)
+    assert not disk.upload()
+    assert disk.steps() == [40, 50]
+    assert [saved.step for saved in disk.node.uploaded] == [15, 40, 50]
+
+
+def test_a_stop_does_not_wait_for_the_best(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.save(15, loss=1.0)
+    disk.save(20)
+    disk.node.draining = True
+    assert not disk.upload()
+    assert disk.node.uploaded == [share(20)]

@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, Saved
@@ -73,7 +74,10 @@ class Agent:
         self._places = Places(config.work, plan.processes_per_node)
         self._outputs = Outputs(store, run, self._places.outputs)
         self._heart = Heart(control, run, config.token, leader, self._current_beat, self._on_answer, self._on_done)
-        self._uploader = Uploader(self._checkpoints, self._places, self._node, self._uploads_for, self._heart.tell)
+        best = partial(self._places.best, metric=plan.best_metric, greater=plan.greater_is_better)
+        self._uploader = Uploader(
+            self._checkpoints, self._places, self._node, self._uploads_for, self._heart.tell, best
+        )
         self._directive: Directive | None = None
         self._fetching: asyncio.Task[None] | None = None
         self._orders = asyncio.Event()  # a directive that asks for something else than the last

@@ -90,7 +90,8 @@ def budget_left(gang: Gang, failure: Failure) -> bool:
 def storage_failure(gang: Gang, now: float) -> Failure | None:
     """A failure when a trained model cannot be stored and patience is over."""
     for node, member in gang.members.items():
-        if member.unstored_at is not None and now - member.unstored_at > gang.limits.storage:
+        refused = member.unstored_at is not None and lost(gang, member, now) is None
+        if refused and now - (member.unstored_at or now) > gang.limits.storage:
             return Failure(category=FailureCategory.UNKNOWN, node=node, message=member.beat.storage_error)
     return None
 
@@ -104,12 +105,13 @@ def unfit_node(gang: Gang) -> Failure | None:
 
 
 def never_gathered(gang: Gang, missing: str, now: float) -> Failure | None:
-    """A failure when a generation has waited too long for its nodes; waiting for storage costs nothing."""
+    """A failure when a generation has waited too long for its nodes, or a day for storage that refuses one of them."""
     refused = any(member.beat.storage_error for member in gang.members.values())
-    if now - gang.since <= gang.limits.gather or gang.stored < gang.generation or refused:
+    limit = gang.limits.storage if refused else gang.limits.gather
+    if now - gang.since <= limit or gang.stored < gang.generation:
         return None
     absent = [node for node in range(gang.nodes) if node not in gang.members]
-    return _node_fault(absent[0] if absent else 0, f"no start within {gang.limits.gather / 60:g} minutes: {missing}")
+    return _node_fault(absent[0] if absent else 0, f"no start within {limit / 60:g} minutes: {missing}")
 
 
 def end_is_broken(gang: Gang) -> Failure | None:

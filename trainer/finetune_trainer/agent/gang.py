@@ -103,9 +103,10 @@ def decide(gang: Gang, now: float) -> Decision:
     if everyone_trained(gang):
         if failure := end_is_broken(gang):
             return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
-        if failure := storage_failure(gang, now):
-            return Fail(failure)
-        return Finish() if end_of_run(gang) in {one.step for one in gang.committed} else GoOn()
+        if end_of_run(gang) in {one.step for one in gang.committed}:
+            return Finish()
+        failure = storage_failure(gang, now)
+        return Fail(failure) if failure else GoOn()
     return Drain() if leaving else GoOn()
 
 
@@ -134,7 +135,10 @@ def may_leave(gang: Gang, node: int, now: float) -> bool:
     working = gang.rendezvous is not None and (node == 0 or node in gang.rendezvous.ranks)
     if not beat.draining or working or beat.state not in {AgentState.READY, AgentState.BOOT}:
         return False
-    if node in (ranks := uploading(gang)) and not_uploaded(beat, ranks[node]):
+    ranks = uploading(gang)
+    if node in ranks and not_uploaded(beat, ranks[node]):
+        return False
+    if (node == 0 or node in ranks) and arriving(gang, now):  # its shares would be forgotten with those who leave
         return False
     if node != 0:
         return True
@@ -303,6 +307,19 @@ def draining_nodes(gang: Gang) -> list[int]:
 def uncommitted(gang: Gang) -> set[CheckpointId]:
     """Newer checkpoints of which every node rank has uploaded its share."""
     shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
+    newest = max(gang.committed, default=None)
+    return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
+
+
+def arriving(gang: Gang, now: float) -> set[CheckpointId]:
+    """Newer checkpoints of which some shares are in storage, and the others on their way: each is the newest of a
+    living node that uploads for its rank, and storage does not refuse it."""
+    ranks = uploading(gang)
+    shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
+    for node, rank in ranks.items():
+        if alive(gang, node, now) and not gang.members[node].beat.storage_error:
+            own = [saved for saved in gang.members[node].beat.complete if saved.node_rank == rank]
+            shares.update(sorted(own, key=_age)[-1:])
     newest = max(gang.committed, default=None)
     return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
 

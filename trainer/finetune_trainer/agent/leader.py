@@ -264,6 +264,7 @@ class Leader:
             try:
                 await patiently(self._keeper.ledger.write, self.record())
             except ChangedError:  # the leader before is not gone, or there is a third
+                await asyncio.sleep(TICK_SECONDS)
                 continue
             self.update(replace(self.gang, stored=self.gang.generation, since=time.monotonic()))
             return

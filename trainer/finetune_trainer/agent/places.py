@@ -1,7 +1,8 @@
 """Where things lie on a node's disk: model, data, checkpoints and logs; and what a worker is told of them."""
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,17 @@ class Places:
         found = [path for path in self.work.glob("checkpoints/node-*") if path.is_dir()]
         ranks = sorted(int(path.name.removeprefix("node-")) for path in found)
         return [saved for rank in ranks for saved in disk.complete(self.checkpoints(rank), rank, self.local_ranks)]
+
+    def best(self, shares: Iterable[Saved], metric: str, greater: bool) -> CheckpointId | None:
+        """The best of some shares by their evaluation, the later of equals; None if none of them has one."""
+        scores = {
+            saved.checkpoint: marked[0].metrics[metric]
+            for saved in shares
+            if (marked := disk.markers(self.checkpoint(saved.node_rank, saved.checkpoint)))
+            and math.isfinite(marked[0].metrics.get(metric, math.nan))
+        }
+        sign = 1 if greater else -1
+        return max(scores, key=lambda one: (sign * scores[one], one), default=None)
 
     def prune(self, node_rank: int, resume: CheckpointId | None) -> None:
         """Removes what workers of this node rank will not resume from, and all shares of other node ranks."""

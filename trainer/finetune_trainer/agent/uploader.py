@@ -1,11 +1,15 @@
 """Brings what a node's workers save to storage, the newest first, and keeps the local disk from filling up: the newest
-two checkpoints stay there, uploaded or not."""
+two checkpoints stay there, uploaded or not, and the best until it is uploaded.
+
+The best one goes before newer ones: a checkpoint is saved beside an evaluation only if it is the best so far, and one
+that is older than the newest commit is never committed.
+"""
 
 import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from finetune_api.beats import AgentState, CheckpointId, Saved
 from finetune_api.errors import StorageError
@@ -29,6 +33,7 @@ class Uploader:
         node: what the leader is told; the uploader keeps `complete`, `uploaded` and `upload_error`.
         rank: the node rank for which this node uploads now: that of the present rendezvous; None = it has none there.
         tell: called when the leader should hear of something at once.
+        best: the best of some shares by their evaluation.
     """
 
     def __init__(
@@ -38,7 +43,9 @@ class Uploader:
         node: NodeState,
         rank: Callable[[], int | None],
         tell: Callable[[], None],
+        best: Callable[[Sequence[Saved]], CheckpointId | None] = lambda shares: None,
     ) -> None:
+        self._best_of = best
         self._checkpoints = checkpoints
         self._places = places
         self._node = node
@@ -49,6 +56,7 @@ class Uploader:
         self._looking = asyncio.Lock()
         self._busy = asyncio.Lock()
         self._uploading: CheckpointId | None = None
+        self._best: CheckpointId | None = None  # of those on the disk, as they were looked at last
         self._cut = False  # an upload took so long that its files were removed meanwhile
 
     def wake(self) -> None:
@@ -82,6 +90,7 @@ class Uploader:
 
     def _look(self) -> list[Saved]:
         shares = self._places.complete()
+        self._best = self._best_of(shares)
         if self._node.state not in {AgentState.RUNNING, AgentState.ENDED} or self._node.node_rank is None:
             return shares
         kept = self._kept(shares)
@@ -135,18 +144,26 @@ class Uploader:
             self._tell()
 
     def _next(self) -> Saved | None:
-        """The newest share that storage lacks. While workers save, the newest of all alone; afterwards the older ones
-        too: the newest may be on this node only, as ranks may be one save apart."""
+        """The newest share that storage lacks. While workers save, the newest of all alone, after the best; afterwards
+        the older ones too: the newest may be on this node only, as ranks may be one save apart."""
         rank = self._rank()
         own = [saved for saved in self._node.complete if saved.node_rank == rank]
         own.sort(key=lambda saved: saved.checkpoint, reverse=True)
-        wanted = own[:1] if self._node.state in {AgentState.RUNNING, AgentState.ENDED} else own
+        wanted = own
+        if self._node.state in {AgentState.RUNNING, AgentState.ENDED}:
+            best = [saved for saved in own if saved.checkpoint == self._best and self._may_come(saved)]
+            wanted = [*best, *own[:1]]
         return next((saved for saved in wanted if saved not in self._node.uploaded), None)
 
     def _kept(self, shares: list[Saved]) -> set[CheckpointId]:
         """The newest two. Where uploads take longer than two saves, the one being uploaded is one of the two: else none
-        would ever reach storage."""
+        would ever reach storage. The best is a third one until it is there."""
         newest = sorted({saved.checkpoint for saved in shares})[-KEEP_LOCAL:]
+        best = {saved.checkpoint for saved in shares if saved.checkpoint == self._best and self._may_come(saved)}
         if self._cut and self._uploading is not None and newest:
-            return {newest[-1], self._uploading}
-        return set(newest)
+            return {newest[-1], self._uploading, *best}
+        return {*newest, *best}
+
+    def _may_come(self, saved: Saved) -> bool:
+        """Whether a commit of this share may still follow: none newer is in storage. A stop does not wait for it."""
+        return not self._node.draining and all(one.checkpoint < saved.checkpoint for one in self._node.uploaded)

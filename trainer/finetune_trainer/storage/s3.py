@@ -144,7 +144,7 @@ class S3Store:
 
     def swap(self, key: str, data: bytes, etag: str | None) -> str:
         """Write an object over the one that has this tag, or where there is none."""
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
         if made := self._put_if(key, data, **condition):
             return made
         # also refused when the answer to a first try was lost and the client tried again

@@ -92,7 +92,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         data_collator=batching.collate,
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )
-    owed.evaluate = trainer.evaluate
+    owed.evaluate, owed.save = trainer.evaluate, functools.partial(trainer._save_checkpoint, model, None)
     reports.follow(trainer.meter, functools.partial(loss_alone, trainer))
     try:
         trainer.train(resume_from_checkpoint=order.resume)

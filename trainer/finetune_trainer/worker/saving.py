@@ -122,10 +122,9 @@ def _at_rest(engine: Any) -> Iterator[None]:
         yield
         return
     engine.optimizer.checkpoint_event_prologue()
-    try:
-        yield
-    finally:
-        engine.optimizer.checkpoint_event_epilogue()
+    yield
+    # Not after an exception: it is a collective, and the peers are in another one. The process ends with its reason.
+    engine.optimizer.checkpoint_event_epilogue()
 
 
 @contextmanager

@@ -1,5 +1,9 @@
 """An evaluation that a stop has left out is made when the run goes on: what stops and what is best follow from all of
-them, and the last model is not to be without its scores."""
+them, and the last model is not to be without its scores.
+
+Where it is the best so far, the checkpoint is saved again with its scores, as one of this generation: the one that the
+stop has saved carries none, and retention would delete it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune_api.messages import Plan
 from finetune_trainer.worker.evaluation.history import evaluations
+from finetune_trainer.worker.evaluation.stopping import ends_best
 from finetune_trainer.worker.reports.cadence import evaluates_at
 
 
@@ -16,14 +21,19 @@ class OwedEvaluation(TrainerCallback):
 
     Attributes:
         evaluate: makes and records it; set by who has a trainer.
+        save: saves a checkpoint of the step at hand; likewise.
     """
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.evaluate: Callable[[], Any] = dict
+        self.save: Callable[[], Any] = dict
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         step = state.global_step
         made = {one.step for one in evaluations(state.log_history)}
         if step and evaluates_at(self._plan, step) and step not in made:
             self.evaluate()
+            past = evaluations(state.log_history)
+            if past and past[-1].step == step and ends_best(self._plan, past):
+                self.save()
