@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from finetune_api.beats import Action, AgentState, Beat, Directive, GenerationRecord
 from finetune_api.contract import File
+from finetune_trainer.agent import heart as hearts
 from finetune_trainer.agent.heart import Heart
 from finetune_trainer.storage import FolderStore
 
@@ -118,5 +120,34 @@ def test_a_run_that_is_done_needs_no_leader(tmp_path: Path) -> None:
         store.put("run/" + File.DONE, b"{}")
         async with beating(heart(store, asyncio.Queue(), done)):
             await asyncio.wait_for(done.wait(), DEADLINE)
+
+    asyncio.run(play())
+
+
+def test_news_that_never_stop_leave_the_leader_time_to_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader holds an answer back until it has something new to say. A node that saves every moment has news sooner:
+    it would not be heard, and not upload what it has saved."""
+    monkeypatch.setattr(hearts, "LISTEN_SECONDS", 0.05)
+
+    async def hold() -> web.Response:
+        await asyncio.sleep(0.2)
+        return await answering()
+
+    async def play() -> None:
+        store, answers = FolderStore(tmp_path), asyncio.Queue[Directive]()
+
+        async def saves() -> None:
+            while True:
+                one.tell()
+                await asyncio.sleep(0.01)
+
+        async with leader(hold) as address:
+            named(store, address)
+            one = heart(store, answers)
+            saving = asyncio.create_task(saves())
+            async with beating(one):
+                await asyncio.wait_for(answers.get(), DEADLINE)
+                await asyncio.wait_for(answers.get(), DEADLINE)
+            saving.cancel()
 
     asyncio.run(play())

@@ -20,6 +20,7 @@ log = logging.getLogger("agent")
 BEAT_TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
 RETRY_SECONDS = 0.3
 HEALTHY_SECONDS = 10.0  # a beat was answered within this time
+LISTEN_SECONDS = 2.5  # after which an answer is waited for, whatever news there is
 GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
 SOONEST_SECONDS, LATEST_SECONDS = 0.3, 5.0  # between two looks for the leader
 
@@ -94,7 +95,9 @@ class Heart:
         posting = asyncio.create_task(self._post(session, beat))
         news = asyncio.create_task(self._news.wait())
         try:
-            await asyncio.wait([posting, news], return_when=asyncio.FIRST_COMPLETED)
+            # News that never stop, such as of a save every second, would else cut off every answer.
+            listens = time.monotonic() - self.heard > LISTEN_SECONDS
+            await asyncio.wait([posting] if listens else [posting, news], return_when=asyncio.FIRST_COMPLETED)
             if posting.done():  # else there is news: this answer is not worth waiting for
                 directive = posting.result()
                 self.heard, self._answered = time.monotonic(), True

@@ -111,7 +111,8 @@ class Uploader:
             refused = await self._upload_newest()
             pause = min(2 * pause, LATEST_SECONDS) if refused else SOONEST_SECONDS
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause * random.uniform(0.5, 1.5) if refused else None):
+                # also where nothing is due: this node may be heard again, and upload for its rank
+                async with asyncio.timeout(pause * random.uniform(0.5, 1.5) if refused else LATEST_SECONDS):
                     await self._due.wait()
             self._due.clear()
 
