@@ -117,7 +117,7 @@ def test_a_run_interrupted_and_killed_goes_on_and_ends_with_the_same_bits(
 
     def committed() -> list[int]:
         keys = [entry.key for entry in job.store.list("jobs/") if entry.key.endswith(File.MANIFEST)]
-        return sorted(int(step) for step in re.findall(r"checkpoints/step-(\d+)/M", "\n".join(keys)))
+        return sorted(int(step) for step in re.findall(r"checkpoints/step-(\d+)(?:-g\d+)?/M", "\n".join(keys)))
 
     interrupted = job.start()
     wait_for("the first checkpoint", lambda: committed() or None)
