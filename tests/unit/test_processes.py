@@ -20,8 +20,10 @@ own = subprocess.Popen(["true"])
 os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)
 reap_orphans(own.pid)
 assert own.wait() == 0, "the status of its own child is left to its owner"
-parent = subprocess.run(["sh", "-c", "true & echo $!; exec true"], stdout=subprocess.PIPE)
-orphan = int(parent.stdout)
+read, write = os.pipe()  # the child of the shell outlives it: it ends when `write` is closed
+shell = ["sh", "-c", f"cat <&{read} >/dev/null & echo $!"]
+orphan = int(subprocess.run(shell, stdout=subprocess.PIPE, pass_fds=[read]).stdout)
+os.close(write)
 os.waitid(os.P_PID, orphan, os.WEXITED | os.WNOWAIT)
 reap_orphans(own.pid)
 assert not os.path.exists(f"/proc/{orphan}"), "no zombie is left"
