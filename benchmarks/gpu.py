@@ -47,7 +47,7 @@ from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
 from finetune_trainer.prepare.plan.load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from finetune_trainer.prepare.plan.speed import flops_per_token  # noqa: E402
-from tests.local.harness import free_port, make_plan, orders  # noqa: E402
+from tests.local.harness import make_plan, orders  # noqa: E402
 
 STEPS, UNTIMED = 20, 5
 DEADLINE = 75  # seconds a case
@@ -333,14 +333,16 @@ class Parts:
 
 
 def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
-    """The model with its adapter, and the rows in their order; the process group has been joined."""
+    """The model with its adapter, and the rows in their order; joins the process group before."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
     from finetune_trainer.worker.batches.choice import batching_of
+    from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
 
-    order = orders(plan_of(case), Path(), Path(), folder)[0].model_copy(update={"master_port": free_port()})
+    order = orders(plan_of(case), Path(), Path(), folder)[0]
+    join(order)
     set_seed(1)
     model = model_of(case, shape)
     if case.method is not MethodType.FULL:
@@ -356,10 +358,8 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import torch
 
     from finetune_trainer.worker.arguments import training_arguments
-    from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    join(orders(plan_of(case), Path(), Path(), folder)[0])
     parts = parts_of(case, shape, folder)
     args = training_arguments(parts.order)
     trainer: Any = FineTuneTrainer(
@@ -383,9 +383,7 @@ def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import torch
 
     from finetune_trainer.worker.losses.head import head_of
-    from finetune_trainer.worker.rendezvous import join
 
-    join(orders(plan_of(case), Path(), Path(), folder)[0])
     parts = parts_of(case, shape, folder)
     plan = parts.order.plan
     head = head_of(plan, parts.model)

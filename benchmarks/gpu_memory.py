@@ -36,7 +36,7 @@ from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, IMPORTS, Name, predict
 from finetune_trainer.prepare.plan.shape import architecture_of
-from tests.gpu.models import make_llama
+from tests.gpu.models import llama_shape, make_llama
 from tests.gpu.ranks import in_child
 from tests.gpu.ranks import run as run_rank
 from tests.local.harness import make_plan, orders
@@ -50,17 +50,8 @@ def llama(
     hidden: int, layers: int, heads: int, groups: int, intermediate: int, words: int, tied: bool
 ) -> dict[str, Any]:
     """A configuration of the LLaMA family."""
-    return {
-        "model_type": "llama",
-        "hidden_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "intermediate_size": intermediate,
-        "vocab_size": words,
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": 8192,
-    }
+    shape = llama_shape(hidden, layers, heads, groups, intermediate)
+    return {"model_type": "llama", **shape, "vocab_size": words, "tie_word_embeddings": tied}
 
 
 MODELS = {

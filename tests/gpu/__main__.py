@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from finetune_trainer.agent.security import worker_environment
 from tests.gpu.case import Case, Runner
 from tests.gpu.record import NO_CARD, ROOT, Machine, Record, machine, unmet
 
@@ -77,17 +78,9 @@ def run(cases: list[Case], record: Record, scratch: Path, *, tiny: bool, until: 
 def prepare_environment(tiny: bool) -> None:
     """Set what the zygote's environment has, before any library is imported."""
     sys.path.insert(0, str(ROOT / "benchmarks"))  # its programs import their neighbours
-    os.environ |= {
-        "OMP_NUM_THREADS": "1",  # a parallel region in this process would hang every child's first one
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # is_available() without touching CUDA before the fork
-        "DS_ACCELERATOR": "cpu" if tiny else "cuda",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
-    }
     if tiny:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ |= {**worker_environment(os.environ), "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 
 def warm_up() -> None:

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KIT = ROOT / "build" / "gpu-kit"
 WHEELS = KIT / "wheels"
 LOWEST = ROOT / "requirements" / "lowest.txt"
-CARRIED = ROOT / "requirements" / "trainer.txt"
+IMAGE = ROOT / "requirements" / "trainer.txt"
 BITSANDBYTES_KEPT = (f"libbitsandbytes_cuda{machine.CUDA}.so", "libbitsandbytes_cpu.so")
 MINOR = "{}.{}".format(*machine.PYTHON)
 INSTALLED = ".installed"  # within a virtual environment: the hash of what was asked for
@@ -81,7 +81,7 @@ def lacking() -> list[str]:
     """Return the requirements of the trainer's image that the machine lacks."""
     there = {"python_version": MINOR, "python_full_version": f"{MINOR}.0", "sys_platform": "linux"}
     there |= {"platform_system": "Linux", "platform_machine": machine.PLATFORM}
-    carried = {name: line for name, line in pinned(CARRIED).items() if name not in machine.PRESENT - machine.CARRIED}
+    carried = {name: line for name, line in pinned(IMAGE).items() if name not in machine.PRESENT - machine.CARRIED}
     marks = {name: Requirement(line.partition(" --hash")[0]).marker for name, line in carried.items()}
     return [line for name, line in carried.items() if (mark := marks[name]) is None or mark.evaluate(there)]
 

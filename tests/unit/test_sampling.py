@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.dealing import before
 from finetune_trainer.worker.sampling import WINDOW_BATCHES, Dealt, VirtualDataset, epoch_order
 
 
@@ -107,19 +108,6 @@ def test_the_items_of_a_step_are_those_of_its_rows() -> None:
 # ---------------------------------------------------------------- as it was: slower, and the same to the last row
 
 
-def dealt_before(micro_batch: int, lengths: list[int]) -> list[int]:
-    """Each row looks at every micro-batch: quadratic in the rows of a step."""
-    batches: list[list[int]] = [[] for _ in range(len(lengths) // micro_batch)]
-    tokens = [0] * len(batches)
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        room = (batch for batch, members in enumerate(batches) if len(members) < micro_batch)
-        chosen = min(room, key=tokens.__getitem__)
-        batches[chosen].append(index)
-        tokens[chosen] += lengths[index]
-    order = sorted(range(len(batches)), key=lambda batch: -tokens[batch])
-    return [index for batch in order for index in sorted(batches[batch])]
-
-
 def ordered_before(lengths: list[int], seed: int, epoch: int, global_batch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     rows_of = torch.randperm(len(lengths), generator=generator).tolist()
@@ -139,7 +127,7 @@ def test_rows_are_dealt_as_by_looking_at_every_micro_batch(
 ) -> None:
     count = micro * batches
     lengths = data.draw(st.lists(st.integers(1, longest), min_size=count, max_size=count))
-    assert Dealt(micro)(np.array(lengths, np.int32)) == dealt_before(micro, lengths)
+    assert Dealt(micro)(np.array(lengths, np.int32)) == before(micro, lengths)
 
 
 @given(LENGTHS, st.integers(0, 5), st.integers(0, 3), st.integers(1, 16))

@@ -90,8 +90,8 @@ def budget_left(gang: Gang, failure: Failure) -> bool:
 def storage_failure(gang: Gang, now: float) -> Failure | None:
     """A failure when a trained model cannot be stored and patience is over."""
     for node, member in gang.members.items():
-        refused = member.unstored_at is not None and lost(gang, member, now) is None
-        if refused and now - (member.unstored_at or now) > gang.limits.storage:
+        since = member.unstored_at
+        if since is not None and now - since > gang.limits.storage and lost(gang, member, now) is None:
             return Failure(category=FailureCategory.UNKNOWN, node=node, message=member.beat.storage_error)
     return None
 

@@ -147,7 +147,7 @@ def may_leave(gang: Gang, node: int, now: float) -> bool:
         for other, member in gang.members.items()
         if other and member.beat.draining and alive(gang, other, now) and not may_leave(gang, other, now)
     ]
-    return not staying and not uncommitted(gang) and gang.stored == gang.generation
+    return not staying and gang.stored == gang.generation
 
 
 # ---------------------------------------------------------------- the sentences above, one by one
@@ -306,22 +306,18 @@ def draining_nodes(gang: Gang) -> list[int]:
 
 def uncommitted(gang: Gang) -> set[CheckpointId]:
     """Newer checkpoints of which every node rank has uploaded its share."""
-    shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
-    newest = max(gang.committed, default=None)
-    return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
+    return _beyond_commits(gang, _uploaded(gang))
 
 
 def arriving(gang: Gang, now: float) -> set[CheckpointId]:
-    """Newer checkpoints of which some shares are in storage, and the others on their way: each is the newest of a
-    living node that uploads for its rank, and storage does not refuse it."""
-    ranks = uploading(gang)
-    shares = {saved for member in gang.members.values() for saved in member.beat.uploaded}
+    """Newer checkpoints that are not committed, of which every share is in storage or on its way: it is the newest of
+    a living node that uploads for its rank, and storage does not refuse it."""
+    ranks, shares = uploading(gang), _uploaded(gang)
     for node, rank in ranks.items():
         if alive(gang, node, now) and not gang.members[node].beat.storage_error:
             own = [saved for saved in gang.members[node].beat.complete if saved.node_rank == rank]
             shares.update(sorted(own, key=_age)[-1:])
-    newest = max(gang.committed, default=None)
-    return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
+    return _beyond_commits(gang, shares)
 
 
 def suspects(gang: Gang) -> set[Saved]:
@@ -353,6 +349,16 @@ def next_generation(gang: Gang, failure: Failure, now: float) -> Gang:
         fruitless=gang.fruitless if free else fruitless,
         last_resume=resumed,
     )
+
+
+def _uploaded(gang: Gang) -> set[Saved]:
+    return {saved for member in gang.members.values() for saved in member.beat.uploaded}
+
+
+def _beyond_commits(gang: Gang, shares: Iterable[Saved]) -> set[CheckpointId]:
+    """The whole checkpoints of some shares that are newer than every commit."""
+    newest = max(gang.committed, default=None)
+    return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
 
 
 def _training(gang: Gang) -> list[Beat]:
