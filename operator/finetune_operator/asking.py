@@ -8,12 +8,15 @@ reads interim responses and chunk headers without end. Nothing is followed, deco
 
 import asyncio
 import json
-from datetime import datetime
+from contextlib import suppress
 from itertools import islice
 from math import isfinite
 from typing import Any
 
+from pydantic import ValidationError
+
 from finetune_api.beats import Progress
+from finetune_api.lenient import read
 
 SECONDS = 4.0  # from the connection to the last byte
 LARGEST = 256 << 10  # bytes of an answer, its headers included; our own leaders send a few thousand
@@ -80,20 +83,23 @@ async def _exchange(host: str, port: int, bearer: str) -> bytes:
 
 
 def _understood(body: bytes) -> Progress:
-    """An answer's body as progress that a status can hold.
+    """An answer's body as progress that a status can hold, item by item: one that cannot be read loses no other.
 
     Raises:
         ValueError: it is something else; RecursionError, if it is nested too deeply.
     """
-    progress = Progress.model_validate(_clipped(json.loads(body)))
-    for moment in (*(one.saved for one in progress.checkpoints), *(one.time for one in progress.recoveries)):
-        if datetime.fromisoformat(moment).tzinfo is None:
-            raise ValueError(f"{moment!r} has no time zone")
+    answer = _clipped(json.loads(body))
+    with suppress(ValidationError):
+        return Progress.model_validate(answer)  # nearly always, and in two thirds of the time
+    progress = read(Progress, answer)
+    if progress is None:
+        raise ValueError("it lacks what every leader says")
     return progress
 
 
 def _clipped(value: Any) -> Any:
-    """A JSON value with long texts cut, the last items of long lists and the first names of large objects."""
+    """A JSON value with long texts cut, the last items of long lists, the first names of large objects, and null for
+    numbers that a status cannot hold."""
     match value:
         case str():
             return value[:LONGEST_TEXT]
@@ -102,8 +108,8 @@ def _clipped(value: Any) -> Any:
         case dict():
             return {name[:LONGEST_TEXT]: _clipped(one) for name, one in islice(value.items(), MOST_NAMES)}
         case float() if not isfinite(value):
-            raise ValueError(f"{value} is no number that a status can hold")
+            return None
         case int() if abs(value) >= LARGEST_INTEGER:
-            raise ValueError("an integer of more than 63 bits is none that a status can hold")
+            return None
         case _:
             return value

@@ -41,7 +41,7 @@ class Memory:
     def watch_leaving(self, seen: Observed) -> Observed:
         """What was seen, with how long each pod has been seen to be deleted."""
         now = time.monotonic()
-        self.leaving = {pod.uid: self.leaving.get(pod.uid, now) for pod in seen.living_pods if pod.deleted_at}
+        self.leaving = {pod.uid: self.leaving.get(pod.uid, now) for pod in seen.leaving_pods}
         return replace(seen, leaving={uid: now - since for uid, since in self.leaving.items()})
 
 

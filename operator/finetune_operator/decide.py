@@ -313,9 +313,8 @@ def release_lost_pods(seen: Observed, now: datetime, settings: Settings) -> tupl
         return [], None
     actions: list[Action] = []
     wake: float | None = None
-    for pod in seen.living_pods:
-        if pod.deleted_at is None:
-            continue
+    for pod in seen.leaving_pods:
+        assert pod.deleted_at
         due = max(pod.grace_seconds, settings.fence_seconds)
         gone = (now - pod.deleted_at).total_seconds() + pod.grace_seconds
         left = due - min(gone, seen.leaving.get(pod.uid, 0.0))

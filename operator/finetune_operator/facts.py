@@ -98,6 +98,7 @@ class StagePod:
         waiting: reason and message why its container does not run, such as ImagePullBackOff.
         unschedulable: the scheduler's sentence, while it finds no node.
         exit_code, ended: of the container, once it has ended; `ended` is the reason, such as OOMKilled.
+        ended_at: when it did.
         message: the container's termination message.
         disruption: why Kubernetes ended it, such as DeletionByTaintManager.
         sidecar_runs: another container, which is not ours, still runs.
@@ -125,6 +126,7 @@ class StagePod:
     reason: str
     sidecar_runs: bool = False
     controller: str = ""
+    ended_at: datetime | None = None
 
     @property
     def starting(self) -> bool:
@@ -196,6 +198,7 @@ def stage_pod(item: Object) -> StagePod:
         reason=status.get("reason") or "",
         sidecar_runs=any(one["name"] != CONTAINER and "running" in (one.get("state") or {}) for one in containers),
         controller=_controller(metadata),
+        ended_at=moment(ended["finishedAt"]) if ended.get("finishedAt") else None,
     )
 
 

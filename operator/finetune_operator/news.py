@@ -65,13 +65,14 @@ def without_figures(status: Object) -> Object:
     """A stored status without what changes while all goes its way."""
     kept = {name: value for name, value in status.items() if name not in FIGURES}
     generation = kept.pop("progress", {}).get("generation")
+    prepared_in = status.get("accounting", {}).get("preparingSeconds")  # known once, perhaps after all other news
     kept["conditions"] = [
         {name: value for name, value in one.items() if name != "message"}  # it names the newest
         if one["type"] == ConditionType.CHECKPOINTED
         else one
         for one in status.get("conditions") or ()
     ]
-    return {**kept, "generation": generation}
+    return {**kept, "generation": generation, "preparingSeconds": prepared_in}
 
 
 def _essence(item: Object) -> int:

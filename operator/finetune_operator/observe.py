@@ -61,7 +61,7 @@ async def observe(
         raise
     metadata = raw["metadata"]
     owner = Owner(name, namespace, metadata["uid"], raw["spec"])
-    jobs, pods = await _children(kube, owner)
+    jobs, pods, left_behind = await _children(kube, owner)
     status = _status(raw)
     spec = read_spec(raw, status, jobs)
     owner, job = replace(owner, spec=spec.spec), spec.job
@@ -78,11 +78,12 @@ async def observe(
         status=status,
         jobs=jobs,
         pods=pods,
+        left_behind=left_behind,
         polled=polled,
         held_up={} if over else await _held_up(kube, owner, jobs, pods, now),
         refused=refused,
         namespace_ends=await _namespace_ends(kube, owner, jobs, pods),
-        lost_nodes=await _lost_nodes(kube, pods, now),
+        lost_nodes=await _lost_nodes(kube, (*pods, *left_behind), now),
         log_tail="" if over else await _log_tail(kube, owner, jobs, pods),
         nodes=await gpu_nodes(kube, job) if job and read_nodes and not (over or jobs or status.plan) else (),
     )
@@ -90,8 +91,7 @@ async def observe(
 
 async def _left_behind(kube: Kube, namespace: str, name: str, now: datetime) -> Observed | None:
     """Pods that are still being deleted though their job is gone already: their node may be gone, too."""
-    items = await kube.list(Kind.POD, namespace, labelSelector=f"{Label.MANAGED_BY}={MANAGER},{Label.JOB}={name}")
-    pods = tuple(pod for pod in _ours(stage_pod, items) if pod.deleted_at and not pod.over)
+    pods = _leaving(await kube.list(Kind.POD, namespace, labelSelector=_named(name)))
     if not pods:
         return None
     return Observed(
@@ -100,17 +100,38 @@ async def _left_behind(kube: Kube, namespace: str, name: str, now: datetime) -> 
         resource_version="",
         deleting=True,
         job=None,
-        pods=pods,
+        left_behind=pods,
         lost_nodes=await _lost_nodes(kube, pods, now),
     )
 
 
-async def _children(kube: Kube, owner: Owner) -> tuple[tuple[StageJob, ...], tuple[StagePod, ...]]:
-    jobs, pods = await asyncio.gather(
+async def _children(
+    kube: Kube, owner: Owner
+) -> tuple[tuple[StageJob, ...], tuple[StagePod, ...], tuple[StagePod, ...]]:
+    """Jobs and pods of a job, and pods that an earlier job of the same name has left behind."""
+    jobs, named = await asyncio.gather(
         kube.list(Kind.JOB, owner.namespace, labelSelector=owner.selector),
-        kube.list(Kind.POD, owner.namespace, labelSelector=owner.selector),
+        kube.list(Kind.POD, owner.namespace, labelSelector=_named(owner.name)),
     )
-    return tuple(_ours(stage_job, jobs)), tuple(_ours(stage_pod, pods))
+    pods = [item for item in named if _uid(item) == owner.uid]
+    others = [item for item in named if _uid(item) != owner.uid]
+    return tuple(_ours(stage_job, jobs)), tuple(_ours(stage_pod, pods)), _leaving(others)
+
+
+def _uid(pod: Object) -> str | None:
+    """Uid of the job that a pod belongs to."""
+    uid: str | None = pod["metadata"]["labels"].get(Label.UID)
+    return uid
+
+
+def _named(name: str) -> str:
+    """Label selector of the pods of every job that has, or had, a name."""
+    return f"{Label.MANAGED_BY}={MANAGER},{Label.JOB}={name}"
+
+
+def _leaving(items: Iterable[Object]) -> tuple[StagePod, ...]:
+    """The pods that are being deleted and have not ended."""
+    return tuple(pod for pod in _ours(stage_pod, items) if pod.deleted_at and not pod.over)
 
 
 def _ours(make: Callable[[Object], Child], items: Iterable[Object]) -> Iterator[Child]:

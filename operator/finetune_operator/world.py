@@ -34,6 +34,7 @@ class Observed:
         job: by the spec that counts: the last accepted one, if the one on the object breaks a rule (`problems` says
             which). None when there is none that can be read.
         status: as it was last written.
+        left_behind: pods that are still being deleted of an earlier job of the same name, or of this one if it is gone.
         held_up: Jobs that cannot make pods, with the API server's sentence (a quota, a policy).
         refused: why a child could not be created, since one last could.
         namespace_ends: the namespace is being deleted.
@@ -52,6 +53,7 @@ class Observed:
     status: FineTuneJobStatus = field(default_factory=FineTuneJobStatus)
     jobs: tuple[StageJob, ...] = ()
     pods: tuple[StagePod, ...] = ()
+    left_behind: tuple[StagePod, ...] = ()
     polled: Polled | None = None
     held_up: Mapping[str, str] = field(default_factory=dict)
     refused: Obstacle | None = None
@@ -75,6 +77,11 @@ class Observed:
     def living_pods(self) -> list[StagePod]:
         """Pods that still hold something of a node."""
         return [pod for pod in self.pods if not pod.over]
+
+    @property
+    def leaving_pods(self) -> list[StagePod]:
+        """Pods of this job and of earlier ones of its name that are being deleted and have not ended."""
+        return [pod for pod in (*self.living_pods, *self.left_behind) if pod.deleted_at]
 
 
 @dataclass(frozen=True)

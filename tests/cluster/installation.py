@@ -53,10 +53,10 @@ class Installation:
             raise RuntimeError(f"helm {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout + done.stderr
 
-    def install(self, values: Mapping[str, Any] = QUICK) -> str:
+    def install(self, values: Mapping[str, Any] = QUICK, chart: Path = CHART, *options: str) -> str:
         """`helm upgrade --install --wait`: returns when the operator is ready."""
-        options = ["--install", "--create-namespace", "--wait", "--timeout=150s"]
-        return self.helm("upgrade", RELEASE, str(CHART), *options, values=_merged(IMAGES, values))
+        options = ("--install", "--create-namespace", "--wait", "--timeout=150s", *options)
+        return self.helm("upgrade", RELEASE, str(chart), *options, values=_merged(IMAGES, values))
 
     def uninstall(self) -> str:
         """`helm uninstall --wait`."""

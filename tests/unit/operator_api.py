@@ -14,7 +14,7 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.kube import Kube, KubeError
 
 Object = dict[str, Any]
-UID_LABEL = "finetune.dev/job-uid"
+INDEXED = ("finetune.dev/job-uid", "finetune.dev/job-name")  # labels by which objects are found without a search
 
 
 class FakeApi(Kube):
@@ -28,7 +28,7 @@ class FakeApi(Kube):
         self.requests: Counter[str] = Counter()
         self.changed: Callable[[Object], None] = lambda _: None
         self._texts: dict[tuple[str, str, str], bytes] = {}
-        self._children: dict[tuple[str, str, str], list[tuple[str, str, str]]] = {}  # by plural, namespace, job's uid
+        self._labelled: dict[tuple[str, str, str, str], list[tuple[str, str, str]]] = {}  # by plural, namespace, label
         self._version = 0
         self.served = False  # whether FineTuneJobs stand in the discovery of their group
 
@@ -42,8 +42,9 @@ class FakeApi(Kube):
         metadata["resourceVersion"] = str(self._version)
         key = (plural, metadata.get("namespace", ""), metadata["name"])
         if key not in self._texts:
-            owner = metadata.get("labels", {}).get(UID_LABEL, "")
-            self._children.setdefault((plural, key[1], owner), []).append(key)
+            for label in INDEXED:
+                value = metadata.get("labels", {}).get(label, "")
+                self._labelled.setdefault((plural, key[1], label, value), []).append(key)
         self._texts[key] = json.dumps(body).encode()
         return body
 
@@ -63,7 +64,8 @@ class FakeApi(Kube):
         """Deletes an object at once."""
         body = self.find(plural, namespace, name)
         key = (plural, namespace, name)
-        self._children[plural, namespace, body["metadata"].get("labels", {}).get(UID_LABEL, "")].remove(key)
+        for label in INDEXED:
+            self._labelled[plural, namespace, label, body["metadata"].get("labels", {}).get(label, "")].remove(key)
         del self._texts[key]
 
     async def _request(
@@ -110,9 +112,9 @@ class FakeApi(Kube):
         return json.dumps(made).encode()
 
     def _list(self, plural: str, namespace: str, query: dict[str, str]) -> bytes:
-        label, _, owner = query.get("labelSelector", "").partition("=")
-        if label == UID_LABEL:
-            keys = self._children.get((plural, namespace, owner), [])
+        selector = dict(one.split("=") for one in query.get("labelSelector", "").split(",") if one)
+        if label := next((one for one in INDEXED if one in selector), None):
+            keys = self._labelled.get((plural, namespace, label, selector[label]), [])
         else:
             keys = [key for key in self._texts if key[0] == plural and (not namespace or key[1] == namespace)]
         return b'{"metadata": {}, "items": [' + b",".join(self._texts[key] for key in keys) + b"]}"

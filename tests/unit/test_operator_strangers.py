@@ -69,9 +69,8 @@ WRONG = {
     "another object": said(b'{"kind": "Secret"}'),
     "brackets without end": said(b"[" * 200_000),
     "a number of 100,000 digits": said(b'{"phase": "train", "generation": ' + b"9" * 100_000 + b"}"),
-    "a number that no status can hold": said(json.dumps(GOOD | {"step": 10**4299}).encode()),
-    "a loss that is no number": says(loss=float("nan")),
-    "a time that is none": says(checkpoints=[{"step": 1, "saved": "yesterday", "size_bytes": 1}]),
+    "a generation that no status can hold": says(generation=1 << 63),
+    "an object that lacks its phase": said(json.dumps({name: GOOD[name] for name in GOOD if name != "phase"}).encode()),
     "64 MiB of zeros, compressed": said(gzip.compress(bytes(64 << 20)), OK + b"Content-Encoding: gzip\r\n"),
     "a body without end": endless(OK + b"\r\n", b"0" * 65536),
     "a header without end": endless(OK + b"X: ", b"0" * 65536),
@@ -173,6 +172,42 @@ def test_a_wrong_answer_hurts_nobody_and_tells_nothing(monkeypatch: pytest.Monke
     assert neighbour.error == ""
     assert pods.paths == {"/progress"}, "nothing is followed"
     assert pods.sent["a"] / pods.asked["a"] < 8 << 20, "the rest is left in the network's buffers"
+
+
+RECOVERY = {"generation": 2, "category": "Preempted", "reason": "drained", "time": "2026-05-01T11:58:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "kept"),
+    [
+        ({"step": 10**4299}, {"step": 0}),
+        ({"step": "many"}, {"step": 0}),
+        ({"loss": float("nan")}, {"loss": None}),
+        ({"evals": [{"step": 1, "values": {"eval_loss": "low", "eval_f1": 0.5}}]}, {"metrics": {"eval_f1": 0.5}}),
+        ({"recoveries": [RECOVERY | {"reason": None}, RECOVERY | {"category": "?"}]}, {"recoveries": ["drained"]}),
+        ({"checkpoints": [{"step": 1, "saved": "yesterday", "size_bytes": 1}]}, {"checkpoints": [1]}),
+        ({"checkpoints": [{"step": None}, {"step": 2, "saved": "", "size_bytes": 1}]}, {"checkpoints": [2]}),
+        ({"failure": {"category": "Sabotage"}}, {"failure": None}),
+        ({"outage": "long", "anything": {"else": 1}}, {"outage": None}),
+        ({"recovery_totals": []}, {}),
+    ],
+    ids=str,
+)
+def test_an_item_that_cannot_be_read_loses_no_other(broken: dict[str, Any], kept: dict[str, Any]) -> None:
+    found = asking._understood(json.dumps(GOOD | broken).encode())
+    whole = asking._understood(json.dumps(GOOD).encode())
+    untouched = {name: value for name, value in whole if name not in broken}
+    assert {name: value for name, value in found if name not in broken} == untouched
+    what = {
+        "step": found.step,
+        "loss": found.loss,
+        "metrics": found.evals[0].values if found.evals else {},
+        "recoveries": [one.reason for one in found.recoveries],
+        "checkpoints": [one.step for one in found.checkpoints],
+        "failure": found.failure,
+        "outage": found.outage,
+    }
+    assert {name: what[name] for name in kept} == kept
 
 
 def test_a_slow_leader_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

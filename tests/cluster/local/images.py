@@ -23,19 +23,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.local import before
 from tests.cluster.local.services import path as programs_path
 from tests.tools import build, cache
 
 VENV = "/opt/venv"
 SOURCES = "/opt/finetune"
+EARLIER = "/opt/before"  # sources of an earlier version
 ROOTS = ("api", "operator", "trainer")
-PYTHON = {
-    "PATH": f"{VENV}/bin:/usr/local/bin:/usr/bin:/bin",
-    "PYTHONPATH": ":".join(f"{SOURCES}/{root}" for root in ROOTS),
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
-    "HOME": "/tmp",
-}
+
+
+def _python(sources: str) -> dict[str, str]:
+    return {
+        "PATH": f"{VENV}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PYTHONPATH": ":".join(f"{sources}/{root}" for root in ROOTS),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "HOME": "/tmp",
+    }
+
+
+PYTHON = _python(SOURCES)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,8 @@ IMAGES = (
     Image("localhost/light:1"),
     Image("localhost/finetune-operator:dev", PYTHON),
     Image("localhost/finetune-trainer:dev", PYTHON),
+    Image("localhost/finetune-operator:before", _python(EARLIER)),
+    Image("localhost/finetune-trainer:before", _python(EARLIER)),
 )
 
 PROGRAMS = """
@@ -65,7 +75,7 @@ FOLDERS = (
     "dev",
     "etc",
     "opt/venv",
-    *(f"opt/finetune/{root}" for root in ROOTS),
+    *(f"opt/{sources}/{root}" for sources in ("finetune", "before") for root in ROOTS),
     "proc",
     "root",
     "run",
@@ -129,6 +139,8 @@ def runtime_spec(path: Path, checkout: Path) -> Path:
     spec = json.loads(made.stdout)
     del spec["linux"]["cgroupsPath"]
     binds = {VENV: Path(sys.prefix), **{f"{SOURCES}/{root}": checkout / root for root in ROOTS}}
+    if earlier := before.sources(checkout):
+        binds |= {f"{EARLIER}/{root}": earlier / root for root in ROOTS}
     options = ["rbind", "ro", "nosuid", "nodev"]
     spec["mounts"] += [
         {"destination": inside, "type": "bind", "source": str(outside), "options": options}
@@ -147,6 +159,8 @@ def compile_sources(checkout: Path) -> None:
         _compile(packages)
         stamp.touch()
     _compile(*(checkout / root for root in ROOTS))
+    if earlier := before.sources(checkout):
+        _compile(*(earlier / root for root in ROOTS))
 
 
 def _compile(*folders: Path) -> None:
