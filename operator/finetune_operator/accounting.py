@@ -22,9 +22,7 @@ def account(seen: Observed, status: FineTuneJobStatus) -> AccountingStatus | Non
         training = float(round(seconds)) if isfinite(seconds) else training
     totals = status.recovery_totals
     made = AccountingStatus(
-        preparing_seconds=preparing_seconds(seen, status)
-        if before.preparing_seconds is None
-        else before.preparing_seconds,
+        preparing_seconds=preparing_seconds(seen, status) if preparing is None else preparing,
         training_seconds=training,
         recovering_seconds=round(totals.seconds, 1) if totals else before.recovering_seconds,
     )

@@ -175,7 +175,15 @@ def outage_sentence(outage: Outage) -> str:
 def refused_spec(seen: Observed) -> Answer:
     """What is wrong with a spec that came after one that was accepted."""
     goes_on = "the job goes on with the last accepted spec" if seen.job else "nothing new is begun until it is mended"
+    if finished(seen.status):
+        goes_on = "the job has ended and stays as it is; mend the spec to export again"
     return Answer(True, "SpecRefused", f"{sentences(seen.problems[:MOST_PROBLEMS])}\n{goes_on}")
+
+
+def nothing_to_export(attempt: int) -> Answer:
+    """Another export is asked for, of a run that did not end."""
+    sentence = f"spec.export.attempt is {attempt}, but the training has not ended well: there is nothing to export"
+    return Answer(True, "NothingToExport", f"{sentence}; make a new FineTuneJob")
 
 
 def overfitting_sentence(since: int) -> str:

@@ -55,7 +55,7 @@ def decide(seen: Observed, now: datetime, settings: Settings) -> Decision:
         return Decision(seen.status, tuple(released), wake_seconds=wake)  # the garbage collector does the rest
     found = find(seen)
     if conditions.finished(seen.status) and not _exports_again(seen, found):
-        return _rest(seen, now, released, wake)
+        return _rest(seen, found, now, released, wake)
     if seen.namespace_ends:
         return _leave(seen, released, wake)
     if seen.job is not None:
@@ -289,17 +289,20 @@ def _is_outdated(seen: Observed, export: StageJob) -> bool:
     return made_from is not None and before != now
 
 
-def _rest(seen: Observed, now: datetime, released: list[Action], wake: float | None) -> Decision:
-    """A finished job holds no pods, and stays as it is until its time to live is over."""
-    actions = (*_stop(seen.jobs), *released)
+def _rest(seen: Observed, found: Found, now: datetime, released: list[Action], wake: float | None) -> Decision:
+    """A finished job holds no pods, and stays as it is until its time to live is over; a patch that cannot take effect
+    is told."""
+    status = lifecycle.ended(seen, found, now)
+    actions: tuple[Action, ...] = (*_stop(seen.jobs), *released)
     ttl = seen.owner.spec.get("ttlSecondsAfterFinished")  # also of a spec that was refused
     done = seen.status.completion_time
-    if not isinstance(ttl, int) or done is None:
-        return Decision(seen.status, actions, wake_seconds=wake)
-    left = (done + timedelta(seconds=ttl) - now).total_seconds()
-    if left > 0:
-        return Decision(seen.status, actions, wake_seconds=left if wake is None else min(left, wake))
-    return Decision(seen.status, actions=(*actions, Delete(Kind.FINETUNEJOB, seen.owner.name, seen.owner.uid)))
+    if isinstance(ttl, int) and done is not None:
+        left = (done + timedelta(seconds=ttl) - now).total_seconds()
+        if left <= 0:
+            actions = (*actions, Delete(Kind.FINETUNEJOB, seen.owner.name, seen.owner.uid))
+        else:
+            wake = left if wake is None else min(left, wake)
+    return Decision(status, actions, tuple(story.milestones(seen.status, status)), wake)
 
 
 def release_lost_pods(seen: Observed, now: datetime, settings: Settings) -> tuple[list[Action], float | None]:

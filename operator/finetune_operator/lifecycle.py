@@ -90,6 +90,23 @@ def held(seen: Observed, now: datetime) -> FineTuneJobStatus:
     return seen.status.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
 
 
+def ended(seen: Observed, found: Found, now: datetime) -> FineTuneJobStatus:
+    """The status as it was, of a job that has ended; what was changed in its spec since, and does nothing, is told."""
+    before = seen.status
+    if seen.generation == before.observed_generation or not conditions.accepted(before):
+        return before
+    told = conditions.condition(before, ConditionType.DEGRADED)
+    answers: conditions.Answers = {}
+    if seen.problems:
+        answers[ConditionType.DEGRADED] = conditions.refused_spec(seen)
+    elif export_attempt(seen) > exported(before) and not found.complete:
+        answers[ConditionType.DEGRADED] = conditions.nothing_to_export(export_attempt(seen))
+    elif told:
+        answers[ConditionType.DEGRADED] = conditions.Answer(False, "AsExpected")
+    merged = conditions.merge(before, answers, seen.generation, now)
+    return before.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
+
+
 def latest_progress(seen: Observed, found: Found) -> Progress | None:
     """The newest word on the run: of the leader that answers, else of the one whose pod ended last."""
     polled = seen.polled.progress if seen.polled else None

@@ -47,7 +47,7 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
     if saving and saving.status is ConditionStatus.FALSE and (saved is None or saved.status != saving.status):
         yield _told(after, ConditionType.CHECKPOINTED, warning=True)
     refused, told = condition(after, ConditionType.DEGRADED), condition(before, ConditionType.DEGRADED)
-    if refused and refused.reason == "SpecRefused" and (told is None or told.message != refused.message):
+    if refused and refused.reason in _FAULTS_OF_THE_SPEC and (told is None or told.message != refused.message):
         yield _told(after, ConditionType.DEGRADED, warning=True)
     if is_true(after, ConditionType.OVERFITTING) and not is_true(before, ConditionType.OVERFITTING):
         yield _told(after, ConditionType.OVERFITTING, warning=True)
@@ -62,6 +62,7 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
         yield Milestone(unusual, new.reason, new.message)
 
 
+_FAULTS_OF_THE_SPEC = {"SpecRefused", "NothingToExport"}
 _EXPECTED = {
     *(
         "Preparing",

@@ -11,6 +11,7 @@ from finetune_operator.accepted import read_spec
 from finetune_operator.conditions import condition, is_true
 from finetune_operator.world import Create, Observed
 from tests.unit.operator_worlds import (
+    EVERYTHING_DONE,
     PREPARE,
     RUNNING,
     UID,
@@ -126,3 +127,38 @@ def test_a_job_whose_spec_cannot_be_read_at_all_keeps_what_runs_and_begins_nothi
         assert (status.phase, status.observed_generation) == (Phase.RUNNING, 2)
         assert is_true(status, ConditionType.DEGRADED)
         assert not is_true(status, ConditionType.FAILED)
+
+
+SUCCEEDED, FAILED = decided(EVERYTHING_DONE).status, decided(world(stage_job(PREPARE, 0, "Failed"))).status
+
+
+@pytest.mark.parametrize(
+    ("status", "changes", "reason"),
+    [
+        (SUCCEEDED, {"export": {"attempt": 2, "news": 1}}, "SpecRefused"),
+        (SUCCEEDED, {"export": {"attempt": 2, "resources": {"limits": {"memory": "much"}}}}, "SpecRefused"),
+        (SUCCEEDED, {"nodes": 10**6}, "SpecRefused"),
+        (FAILED, {"export": {"attempt": 2}}, "NothingToExport"),
+        (FAILED, {"ttlSecondsAfterFinished": 99}, None),
+    ],
+)
+def test_a_patch_that_does_nothing_to_a_job_that_has_ended_is_told(
+    status: FineTuneJobStatus, changes: dict[str, Any], reason: str | None
+) -> None:
+    seen = patched(status=status, **changes)
+    decision = decided(seen)
+    told = condition(decision.status, ConditionType.DEGRADED)
+    assert (told and told.reason) == reason
+    assert (decision.status.phase, decision.actions) == (status.phase, ())
+    assert [one.reason for one in decision.milestones if one.warning] == ([reason] if reason else [])
+    assert decision.status.observed_generation == 2, "it was looked at"
+    again = decided(replace(seen, status=decision.status))
+    assert (again.status, again.milestones) == (decision.status, ()), "and told once"
+    mended = decided(replace(patched(status=decision.status), generation=3)).status
+    assert not is_true(mended, ConditionType.DEGRADED)
+    assert mended.phase is status.phase
+
+
+def test_a_job_that_has_ended_is_not_judged_again_by_another_version() -> None:
+    reading = read_spec(raw(news=1), SUCCEEDED, JOBS)
+    assert decided(world(status=SUCCEEDED, job=reading.job, problems=reading.problems)).status == SUCCEEDED

@@ -278,6 +278,66 @@ def test_before_a_child_is_made_the_status_is_written_even_if_it_stays_the_same(
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("sidecar", [False, True], ids=["alone", "beside a sidecar"])
+def test_how_long_a_dry_run_took_to_prepare_is_written_though_it_is_known_last(sidecar: bool) -> None:
+    """Nobody polls a job without a gang, so that nobody grants it a write for figures."""
+
+    async def test() -> None:
+        operator = Operator()
+        operator.api.put("finetunejobs", bare_job(dryRun=True))
+        await operator.controller.reconcile(KEY)
+        items = [item for _, item in running_objects("a", "10.0.0.1")]
+        job, pod = (next(one for one in items if one["metadata"]["name"] == f"a-{name}") for name in STAGES)
+        end = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+        if sidecar:
+            proxy = {"name": "proxy", "state": {"running": {}}}
+            pod["status"] = {"phase": "Running", "containerStatuses": [*pod["status"]["containerStatuses"], proxy]}
+            job["status"] = {}
+            end["finishedAt"] = "2026-05-01T11:55:07Z"
+        else:
+            job["status"] = {"conditions": [{"type": "SuccessCriteriaMet", "status": "True"}]}
+        operator.api.put("jobs", job)
+        operator.api.put("pods", pod)
+        await operator.controller.reconcile(KEY)
+        assert operator.job()["status"]["phase"] == "Planned"
+        if not sidecar:
+            operator.api.put("jobs", {**job, "status": {**job["status"], "completionTime": "2026-05-01T11:55:07Z"}})
+            await operator.controller.reconcile(KEY)
+        assert operator.job()["status"]["accounting"]["preparingSeconds"] == 7
+        writes = operator.api.requests["PATCH finetunejobs/status"]
+        operator.api.remove("pods", "team", "a-prepare-0")
+        await operator.controller.reconcile(KEY)
+        assert operator.job()["status"]["accounting"]["preparingSeconds"] == 7
+        assert operator.api.requests["PATCH finetunejobs/status"] - writes <= sidecar, "its Job is deleted, once"
+
+    asyncio.run(test())
+
+
+def test_a_job_that_was_made_again_has_no_progress_of_the_earlier_one(run: Run) -> None:
+    """Its name is the same, and for a while the earlier leader still answers."""
+
+    async def test(operator: Operator) -> None:
+        await operator.polled()
+        assert operator.job()["status"]["progress"]["step"]
+        again = bare_job()
+        again["metadata"]["uid"] = "uid-again"
+        operator.api.remove("finetunejobs", "team", "a")
+        operator.news.job("ADDED", operator.api.put("finetunejobs", again))
+        operator.news.pod(last_words("uid-a"))
+        await operator.until(lambda: operator.job().get("status", {}).get("phase"))
+        await operator.quiet()
+        status = operator.job()["status"]
+        assert status["phase"] == "Preparing"
+        assert "progress" not in status or "step" not in status["progress"]
+        assert operator.poller.latest(KEY) is None
+        assert KEY not in operator.poller._gangs, "the earlier leader is asked no more"
+
+    operator = Operator()
+    operator.add()
+    run(operator, test)
+
+
+STAGES = ("prepare", "prepare-0")
 FINISHED = {"conditions": [{"type": "Complete", "status": "True", "reason": "Succeeded"}], "phase": "Succeeded"}
 
 

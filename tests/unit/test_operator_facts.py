@@ -1,12 +1,14 @@
 """What the API server's objects say, whoever else has had a hand in them."""
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_operator.act import write_status
+from finetune_operator.controller import Memory
 from finetune_operator.facts import stage_job, stage_pod
 from finetune_operator.kinds import Kind
 from finetune_operator.kube import KubeError
@@ -58,6 +60,9 @@ class Server:
     async def node(self, name: str) -> dict[str, Any]:
         return {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
 
+    async def pod_log(self, namespace: str, name: str, **_: Any) -> str:
+        return f"the log of {name}"
+
     async def list(self, kind: Kind, namespace: str, **_: Any) -> list[dict[str, Any]]:
         return self._objects.get(kind.name, [])
 
@@ -91,3 +96,43 @@ def test_a_lost_pod_is_released_though_its_job_is_gone_already() -> None:
     assert decision.actions == (Release("lost", "lost", "n1"),)
     asyncio.run(write_status(server, seen, decision.status))  # type: ignore[arg-type]
     assert asyncio.run(observe(Server(None, POD=[ended]), "team", "a", None, None, NOW)) is None  # type: ignore[arg-type]
+
+
+def test_a_lost_pod_is_released_though_another_job_has_its_jobs_name_by_now() -> None:
+    leaving = {"deletionTimestamp": "2026-05-01T11:00:00Z", "deletionGracePeriodSeconds": 60}
+    earlier = {**LABELS, "finetune.dev/job-uid": "of an earlier job"}
+    where: dict[str, Any] = {"spec": {"nodeName": "n1"}, "status": {"phase": "Running"}}
+    pods = [
+        {"metadata": metadata("lost", labels=earlier, **leaving), **where},
+        {"metadata": metadata("stays", labels=earlier), **where},
+        {"metadata": metadata("ours"), **where},
+    ]
+    seen = asyncio.run(observe(Server({}, POD=pods), "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    assert seen
+    assert [one.name for one in seen.pods] == ["ours"], "no other pod is one of this job"
+    assert [one.name for one in seen.left_behind] == ["lost"]
+    memory = Memory(leaving={"lost": time.monotonic() - 61})
+    actions = decided(memory.watch_leaving(seen)).actions
+    assert [one for one in actions if isinstance(one, Release)] == [Release("lost", "lost", "n1")]
+    assert not [one for one in decided(replace(seen, lost_nodes=frozenset())).actions if isinstance(one, Release)]
+
+
+def test_the_log_of_a_failure_is_that_of_the_newest_export() -> None:
+    """An export before it failed, too; what it said then is no news."""
+
+    def job(name: str, attempt: str) -> dict[str, Any]:
+        labels = {**LABELS, "finetune.dev/stage": "export", **({"finetune.dev/attempt": attempt} if attempt else {})}
+        failed = {"conditions": [{"type": "Failed", "status": "True"}]}
+        return {"metadata": metadata(name, labels=labels), "spec": {}, "status": failed}
+
+    def pod(name: str, of: dict[str, Any]) -> dict[str, Any]:
+        ended = {"name": "trainer", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+        status = {"phase": "Failed", "containerStatuses": [ended]}
+        return {"metadata": metadata(name, labels=of["metadata"]["labels"]), "status": status}
+
+    first, second = job("a-export", ""), job("a-export-2", "2")
+    for jobs in ([first, second], [second, first]):
+        server = Server({}, JOB=jobs, POD=[pod("first", first), pod("second", second)])
+        seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+        assert seen
+        assert seen.log_tail == "the log of second"
