@@ -1,7 +1,8 @@
 """What is made from the chart: `make generate` runs `python charts/generate.py HELM`, HELM being the program's path.
 
-files/crd.yaml is the CRD of the models, manifests/base/operator.yaml the chart rendered with its own values, and
-docs/reference/chart.md the comments of values.yaml. tests/chart compares all three with what is committed.
+files/crd.yaml is the CRD of the models, files/defaults.yaml what a missing value is, manifests/base/operator.yaml the
+chart rendered with its own values, and docs/reference/chart.md the comments of values.yaml. tests/chart compares all of
+them with what is committed.
 """
 
 import json
@@ -54,6 +55,20 @@ def _at(defaults: Any, path: tuple[str, ...]) -> Any:
     return defaults
 
 
+def defaults() -> str:
+    """What a missing value is, as YAML: all values but objects that are the user's as a whole, such as `resources`."""
+    kept: dict[str, Any] = {}
+    for value in values():
+        if isinstance(value.default, dict) and value.default:
+            continue
+        *sections, last = value.path
+        at = kept
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[last] = value.default
+    return "# Generated from values.yaml by `make generate`. Do not edit.\n" + yaml12.dump(kept)
+
+
 def page() -> str:
     """The reference page of the chart as Markdown."""
     rows = (
@@ -66,7 +81,9 @@ def page() -> str:
             "",
             "<!-- Generated from charts/finetune-operator/values.yaml by `make generate`. Do not edit. -->",
             "",
-            "What is not in this table is refused by the chart's schema. How to install: [install](../install.md).",
+            "What is not in this table is refused by the chart's schema. A value that is missing or null is the default,",
+            "but null takes `resources`, `podSecurityContext`, `securityContext` and `strategy` away. How to install:",
+            "[install](../install.md).",
             "",
             "| value | default | meaning |",
             "| --- | --- | --- |",
@@ -97,6 +114,7 @@ def files(helm: Path) -> dict[Path, str]:
     """Every generated file with its text."""
     return {
         CHART / "files" / "crd.yaml": crd.text(),
+        CHART / "files" / "defaults.yaml": defaults(),
         ROOT / "manifests" / "base" / "operator.yaml": base(helm),
         ROOT / "docs" / "reference" / "chart.md": page(),
     }

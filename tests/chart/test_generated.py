@@ -36,9 +36,14 @@ def version() -> str:
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
-def test_the_chart_installs_the_images_of_this_version() -> None:
+def test_the_chart_and_the_manifests_install_the_images_of_this_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == version()
+    base = list(yaml.safe_load_all((ROOT / "manifests" / "base" / "operator.yaml").read_text()))
+    (container,) = one(base, "Deployment")["spec"]["template"]["spec"]["containers"]
+    (trainer,) = [each["value"] for each in container["env"] if each["name"] == "FINETUNE_OPERATOR_TRAINER_IMAGE"]
+    assert (container["image"], trainer) == (f"{RELEASE}:{version()}", f"finetune-trainer:{version()}")
+    assert {each["metadata"]["labels"]["app.kubernetes.io/version"] for each in base} == {version()}
 
 
 def test_the_committed_files_are_what_is_generated(helm: Helm) -> None:

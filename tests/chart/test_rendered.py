@@ -87,6 +87,23 @@ def test_the_charts_settings_are_the_programs_own(
     assert [name for name in ours if name not in known] == []
 
 
+@pytest.mark.parametrize("missing", ["values", "sections"])
+def test_a_value_that_is_missing_is_the_default(helm: Helm, tmp_path: Path, missing: str) -> None:
+    """Null takes a value away, and `--reuse-values` brings the values of an older chart, which lack what is new."""
+    free = {("resources",), ("podSecurityContext",), ("securityContext",), ("strategy",)}  # null: there is none
+    nothing: dict[str, Any] = {}
+    for path in {value.path if missing == "values" else value.path[:1] for value in values()} - free:
+        at = nothing
+        for section in path[:-1]:
+            at = at.setdefault(section, {})
+        at[path[-1]] = None
+    found, expected = (
+        [each for each in helm.template(tmp_path, given) if each["kind"] != "Secret"] for given in (nothing, {})
+    )
+    assert found == expected
+    assert not {"resources", "strategy"} & set(container(helm.template(tmp_path, {"resources": None})))
+
+
 def test_a_variable_of_the_user_replaces_ours(helm: Helm, tmp_path: Path) -> None:
     found = environment(helm.template(tmp_path, cases.EVERYTHING))
     assert found["FINETUNE_OPERATOR_LOG_LEVEL"] == "warning"
