@@ -2,10 +2,13 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -83,6 +86,55 @@ def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
     info = store.head("empty")
     assert info is not None
     assert info.size == 0
+
+
+ASSUMED = """<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">
+<AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>{key}</AccessKeyId><SecretAccessKey>{secret}</SecretAccessKey>
+<SessionToken></SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
+</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"""
+
+
+def test_a_web_identity_opens_the_store_where_no_key_is_given(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the webhooks of EKS and others put into a pod: a role, and the file of a token that changes."""
+    shown: list[dict[str, list[str]]] = []
+
+    class Sts(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            shown.append(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            answer = ASSUMED.format(key=server.access_key, secret=server.secret_key).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """It is in `shown`."""
+
+    (tmp_path / "token").write_text("the token of a pod")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sts) as sts:
+        thread = threading.Thread(target=sts.serve_forever)
+        thread.start()
+        keyless = {name: value for name, value in server.environ.items() if "KEY" not in name}
+        given = {
+            "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/trainer",
+            "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+            "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{sts.server_port}",
+        }
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in (keyless | given).items():
+            monkeypatch.setenv(name, value)
+        try:
+            server.make_bucket("identity")
+            store = open_store("s3://identity/a")
+            store.put("x", b"1")
+            assert store.get("x") == b"1"
+        finally:
+            sts.shutdown()
+            thread.join()
+    assert [one["WebIdentityToken"] for one in shown] == [["the token of a pod"]]
 
 
 def test_keys_may_hold_spaces_unicode_and_reserved_characters(store: ObjectStore) -> None:
