@@ -18,14 +18,14 @@ def small(cluster: Cluster, team: str, name: str, inputs: Inputs, **spec: Any) -
     return job(cluster, team, name, model=inputs.llama, train=inputs.texts, **spec)
 
 
-def waits_for(handle: JobHandle, kind: ConditionType, reason: str) -> str:
+def waits_for(handle: JobHandle, kind: ConditionType, reason: str, seconds: float = 60) -> str:
     """The sentence of a condition that is not met for this reason."""
 
     def look(status: FineTuneJobStatus) -> str | None:
         found = condition(status, kind)
         return found.message if found and found.reason == reason else None
 
-    return handle.wait(f"{kind} to be {reason}", look, 60)
+    return handle.wait(f"{kind} to be {reason}", look, seconds)
 
 
 def test_a_broken_line_fails_the_job_before_any_training_pod(cluster: Cluster, team: str, inputs: Inputs) -> None:
@@ -94,18 +94,23 @@ def test_an_image_that_cannot_be_pulled_is_named(cluster: Cluster, team: str, in
     assert {"ErrImagePull", "ImagePullBackOff"} & set(warned)
 
 
-def test_a_quota_that_is_exceeded_is_told(cluster: Cluster, team: str, inputs: Inputs) -> None:
-    quota = {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "tight"},
-        "spec": {"hard": {"pods": "0"}},
-    }
-    cluster.kubectl("apply", f"--namespace={team}", "--filename=-", input=json.dumps(quota))
+def test_a_quota_that_is_exceeded_is_told_and_the_job_goes_on_once_it_grows(
+    cluster: Cluster, team: str, inputs: Inputs
+) -> None:
+    def limit(pods: int) -> None:
+        hard = {"metadata": {"name": "tight"}, "spec": {"hard": {"pods": str(pods)}}}
+        quota = json.dumps({"apiVersion": "v1", "kind": "ResourceQuota", **hard})
+        cluster.kubectl("apply", f"--namespace={team}", "--filename=-", input=quota)
+
+    limit(0)
     handle = small(cluster, team, "quota", inputs).apply()
     assert "exceeded quota: tight" in waits_for(handle, ConditionType.PREPARED, "QuotaExceeded")
-    cluster.kubectl("delete", "resourcequota", "tight", f"--namespace={team}")
-    handle.wait("the prepare pod", lambda _: handle.children("pods") or None, 60)
+    limit(1)
+    assert "exceeded quota: tight" in waits_for(handle, ConditionType.RUNNING, "QuotaExceeded", 120)
+    assert len(handle.training_pods()) == 1, "half of a gang waits for the other"
+    limit(2)
+    status = handle.wait_phase(Phase.RUNNING)
+    assert (status.attempt, status.restarts) == (1, 0)
 
 
 def test_pods_that_fit_on_no_node_are_told(cluster: Cluster, team: str, inputs: Inputs) -> None:
@@ -145,15 +150,21 @@ def test_an_image_that_ends_at_import_is_told_and_fails_the_job_at_last(
     wait(lambda: not handle.training_pods(), 60, "no pod to be left", cluster.logs)
 
 
-def test_a_job_starts_where_every_node_is_tainted(cluster: Cluster, team: str, inputs: Inputs) -> None:
+def test_a_job_runs_where_every_node_is_tainted_if_it_tolerates_that_and_is_told_if_not(
+    cluster: Cluster, team: str, inputs: Inputs
+) -> None:
     taint = "finetune.dev/test=x:NoSchedule"
-    tolerations = [{"key": "finetune.dev/test", "operator": "Exists"}]
+    tolerant = {"tolerations": [{"key": "finetune.dev/test", "operator": "Exists"}]}
+    few: dict[str, Any] = {"nodes": 1, "training": {"max_steps": 20, "global_batch_size": 4}}
     cluster.kubectl("taint", "nodes", "--all", taint)
     try:
-        handle = small(cluster, team, "tolerant", inputs, dryRun=True, podTemplate={"tolerations": tolerations}).apply()
-        handle.wait_phase(Phase.PLANNED)
+        handle = small(cluster, team, "tolerant", inputs, podTemplate=tolerant, **few).apply()
+        other = small(cluster, team, "other", inputs, dryRun=True).apply()
+        assert "untolerated taint" in waits_for(other, ConditionType.PREPARED, "Unschedulable")
+        handle.wait_phase(Phase.SUCCEEDED)
     finally:
         cluster.kubectl("taint", "nodes", "--all", f"{taint}-")
+    other.wait_phase(Phase.PLANNED)
 
 
 def test_a_secret_that_is_missing_is_named(cluster: Cluster, team: str, inputs: Inputs) -> None:

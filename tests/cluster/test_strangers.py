@@ -11,8 +11,9 @@ from tests.cluster.local.images import ROOTS, SOURCES
 
 # Python imports this before our agent, from a folder that PYTHONPATH names; the prepare pod has no token.
 STRANGER = """
-import itertools, os, socketserver, sys, time
-WAYS = itertools.cycle(["bytes", "zeros", "redirect", "silence", "headers"])
+import gzip, itertools, os, socketserver, sys, time
+WAYS = itertools.cycle(["bytes", "bomb", "zeros", "redirect", "silence", "headers"])
+BOMB = gzip.compress(bytes(1 << 20)) * 1024  # 1 GiB of zeros in 1 MiB
 class Leader(socketserver.BaseRequestHandler):
     def handle(self):
         asked = self.request.recv(65536)
@@ -22,6 +23,8 @@ class Leader(socketserver.BaseRequestHandler):
         print("answered with", way, flush=True)
         if way == "bytes":
             send(b"HTTP/1.1 200 OK\\r\\n\\r\\n" + b"\\xff" * 1000)
+        elif way == "bomb":
+            send(b"HTTP/1.1 200 OK\\r\\nContent-Encoding: gzip\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(BOMB) + BOMB)
         elif way == "zeros":
             send(b"HTTP/1.1 200 OK\\r\\nContent-Encoding: gzip\\r\\nContent-Length: 1073741824\\r\\n\\r\\n")
             for _ in range(1024):
@@ -43,7 +46,7 @@ if "FINETUNE_TOKEN" in os.environ and not hasattr(sys, "stranger"):
     Server(("", 29400), Leader).serve_forever()
 """
 IMAGE_PATH = ":".join(f"{SOURCES}/{root}" for root in ROOTS)  # PYTHONPATH of the cluster's images
-WAYS = {"bytes", "zeros", "redirect", "silence", "headers"}
+WAYS = {"bytes", "bomb", "zeros", "redirect", "silence", "headers"}
 
 
 def restarts(cluster: Cluster) -> dict[str, int]:

@@ -313,12 +313,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_decide(case: Case) -> None:
+def test_what_goes_wrong_is_told_and_answered(case: Case) -> None:
     check(case)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_status_follows_from_the_world_alone(case: Case) -> None:
+def test_what_is_told_of_a_fault_follows_from_the_world_alone(case: Case) -> None:
     check_again(case)
 
 
