@@ -10,10 +10,21 @@ SMOKE = (
     "tests/chart/test_rendered.py",
     "tests/cluster/test_crd.py",
 )
+# Unit tests that look at one thing over many inputs and took a third of all: 60 of 180 CPU seconds. The smaller tests
+# of the same files stay.
+SWEEPS = (
+    "tests/unit/test_histories.py",
+    "tests/unit/test_losses.py::test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own",
+    "tests/unit/test_losses.py::test_every_family_with_flat_batches_keeps_its_documents_apart",
+    "tests/unit/test_quality_clean.py::test_500_random_rows_split_at_random_raise_no_warning",
+    "tests/unit/test_quality_clean.py::test_real_text_raises_no_warning",
+)
+OF_EACH_SWEEP = ("[llama-causal-lm]", "[llama]", "[0-chats]")  # one case
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark them."""
     for item in items:
-        if item.nodeid.startswith(SMOKE):
+        sweeps = item.nodeid.startswith(SWEEPS) and not item.nodeid.endswith(OF_EACH_SWEEP)
+        if item.nodeid.startswith(SMOKE) and not sweeps:
             item.add_marker(pytest.mark.smoke)

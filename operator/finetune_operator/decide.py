@@ -217,7 +217,7 @@ def _begin_attempt(seen: Observed, job: FineTuneJob, found: Found, settings: Set
     if job.spec.nodes != nodes:
         sentence = (
             f"spec.nodes is {job.spec.nodes}, but the run was planned for {nodes}: going on with another number of "
-            f"nodes is not supported yet; set it back to {nodes}"
+            f"nodes is not supported yet; set spec.suspend to true, and then nodes back to {nodes}"
         )
         return Suspended(Obstacle("NotSupportedYet", sentence)), []
     attempt = lifecycle.attempt(seen) + 1

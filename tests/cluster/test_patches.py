@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"export": {"attempt": 0}}, "spec.export.attempt"),
     ({"export": {"resources": {"limits": {"memory": "much"}}}}, "spec.export.resources.limits.memory"),
     ({"ttlSecondsAfterFinished": -1}, "spec.ttlSecondsAfterFinished"),
-    ({"nodes": 1}, "spec.nodes"),
+    ({"nodes": 2}, "spec.nodes"),
     ({"spares": 1}, "spec.spares"),
     ({"task": "classification"}, "spec.task cannot be changed"),
 ]
@@ -95,7 +95,8 @@ def test_every_patch_of_a_running_job_takes_effect_or_is_refused(cluster: Cluste
     told = handle.wait("the sentence", lambda status: status if status.reason == "NotSupportedYet" else None, 60)
     assert told.phase is Phase.SUSPENDED
     assert "spec.nodes is 2, but the run was planned for 1" in " ".join(one.message for one in told.conditions)
-    handle.patch(nodes=1, spares=1)
+    handle.patch(suspend=True)
+    handle.patch(nodes=1, suspend=False)
     status = handle.wait_phase(Phase.RUNNING)
     assert status.attempt == 2
     assert len(handle.training_pods()) == 2, "with a spare now"

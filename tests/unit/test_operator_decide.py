@@ -241,7 +241,7 @@ CASES = [
         world(*prepared_children(), status=RUNNING, spec_={"nodes": 3}),
         Phase.SUSPENDED,
         "NotSupportedYet",
-        says="set it back to 2",
+        says="and then nodes back to 2",
     ),
     Case(
         "what is trained is exported",
