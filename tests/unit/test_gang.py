@@ -529,9 +529,18 @@ def test_uncommitted(
     assert policy.uncommitted(heard) == expect
 
 
-def test_broken_is_forgotten_when_nobody_speaks_of_it_any_more() -> None:
-    heard = gang(beat(0, complete=on_disk(0, 40)), beat(1), broken=committed(20, 40))
-    assert policy.still_broken(heard) == committed(40)
+def test_what_was_given_up_is_forgotten_when_nobody_speaks_of_it_any_more() -> None:
+    heard = gang(beat(0, complete=on_disk(0, 40)), beat(1), broken=committed(20, 40), passed=committed(20, 40))
+    assert (policy.tidied(heard).broken, policy.tidied(heard).passed) == (committed(40), committed(40))
+
+
+def test_what_nodes_have_uploaded_is_remembered_until_it_is_committed() -> None:
+    """The node that has told so may have been replaced by one that knows nothing of it."""
+    heard = gang(beat(0, uploaded=on_disk(0, 40, 60)), committed=committed(40))
+    heard = roster.hear(heard, beat(0, incarnation="new"), NOW)
+    heard = roster.hear(heard, beat(1, uploaded=on_disk(1, 60)), NOW)
+    assert policy.uncommitted(heard) == {saved(60)}
+    assert policy.tidied(replace(heard, committed=committed(40, 60))).shares == frozenset()
 
 
 @given(

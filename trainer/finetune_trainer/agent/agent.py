@@ -276,6 +276,7 @@ class Agent:
             state=node.state,
             ranks=self._workers.reports,
             complete=node.complete,
+            best=node.best,
             uploaded=tuple(node.uploaded),
             steps=tuple(node.steps),
             evals=tuple(node.evals),
