@@ -266,6 +266,32 @@ def test_a_paused_leader_that_commits_what_the_next_one_gave_up_makes_no_checkpo
     assert max(find_checkpoints(world.raw, RUN).committed) == newest(world)
 
 
+def test_a_leader_that_meets_another_at_its_start_pauses_before_it_reads_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader before may write several times a second until it finds out."""
+    pauses: list[float] = []
+
+    async def at_once(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    swap, met = world.store.swap, iter([True, True])
+
+    def contested(key: str, data: bytes, etag: str | None) -> str:
+        if next(met, False):
+            world.leader._keeper.ledger.confirm()
+        return FolderStore.swap(world.store, key, data, etag)
+
+    world.leader._keeper.ledger._store = world.raw
+    monkeypatch.setattr(world.store, "swap", contested)
+    world.replace_leader()
+    assert len(pauses) == 2
+    assert all(pause > 0 for pause in pauses)
+    monkeypatch.setattr(world.store, "swap", swap)
+    world.run(world.leader._keeper.write_record())
+
+
 def test_a_run_of_the_layout_before_goes_on_where_it_was(world: World) -> None:
     """An upgrade in mid-run: folders in storage are named by the step alone, the disks are gone."""
     for entry in list(world.raw.list(RUN + "checkpoints/")):

@@ -25,7 +25,7 @@ from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
 from finetune_trainer.agent.uploads import CheckpointStore, stored_shares
 from finetune_trainer.checkpoints import Found
-from finetune_trainer.storage import ChangedError, ObjectStore
+from finetune_trainer.storage import ChangedError, ObjectStore, check_conditional_writes
 
 log = logging.getLogger("leader")
 TICK_SECONDS = 0.1  # time passes: somebody may be lost
@@ -79,7 +79,9 @@ class Leader:
 
         Raises:
             StateError: another leader has taken over.
+            ConditionalWritesError: the store cannot keep two leaders apart.
         """
+        await patiently(check_conditional_writes, self._control, self._run)
         found = await patiently(self._checkpoints.find)
         done = await patiently(self._control.head, self._run + File.DONE) is not None
         await self._take_over(found, done)
@@ -134,7 +136,7 @@ class Leader:
 
     def progress(self) -> Progress:
         """The run as it stands."""
-        return self.scribe.progress(self.gang)
+        return self.scribe.progress(self.gang, time.monotonic())
 
     def record(self) -> GenerationRecord:
         """What generation.json should say."""

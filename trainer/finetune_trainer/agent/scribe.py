@@ -1,6 +1,6 @@
 """What the leader can tell of the run at any moment: the source of GET /progress. It records and never decides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from finetune_api.beats import (
@@ -15,7 +15,7 @@ from finetune_api.beats import (
     Trained,
 )
 from finetune_api.messages import Plan
-from finetune_trainer.agent.gang import everyone_trained
+from finetune_trainer.agent.gang import alive, everyone_trained
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
 
@@ -110,8 +110,12 @@ class Scribe:
         """Something a person should read, such as a storage error that is tried again."""
         self._note = note
 
-    def progress(self, gang: Gang) -> Progress:
-        """The run as it stands."""
+    def progress(self, gang: Gang, now: float) -> Progress:
+        """The run as it stands.
+
+        Args:
+            now: monotonic seconds on the leader's clock.
+        """
         last = self._steps[max(self._steps)] if self._steps else None
         committed = max((facts.step for facts in self._checkpoints), default=0)
         step = last.step if last else committed
@@ -148,13 +152,13 @@ class Scribe:
             stopped_early=stopped,
             failure=self.failure,
             note=self._note,
-            outage=self._outage(gang, datetime.now(UTC)),
+            outage=self._outage({LEADER, *(node for node in gang.members if alive(gang, node, now))}),
         )
 
-    def _outage(self, gang: Gang, now: datetime) -> Outage | None:
-        """The refusal that has lasted longest, of those who are still there."""
-        lasting = {node: since for node, (since, _) in self._refused.items() if node in {LEADER, *gang.members}}
-        if not lasting or now - min(lasting.values()) < OUTAGE:
+    def _outage(self, there: Collection[int]) -> Outage | None:
+        """The refusal that has lasted longest, of those who are still there: a dead node's ends by itself."""
+        lasting = {node: since for node, (since, _) in self._refused.items() if node in there}
+        if not lasting or datetime.now(UTC) - min(lasting.values()) < OUTAGE:
             return None
         node = min(lasting, key=lambda one: lasting[one])
         return Outage(

@@ -6,6 +6,7 @@
 from finetune_trainer.storage.base import (
     AlreadyExistsError,
     ChangedError,
+    ConditionalWritesError,
     CorruptedError,
     ManifestInvalidError,
     NotFoundError,
@@ -15,6 +16,7 @@ from finetune_trainer.storage.base import (
 )
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.open import open_object, open_store
+from finetune_trainer.storage.probe import check_conditional_writes
 from finetune_trainer.storage.s3 import CONTROL, S3Store
 from finetune_trainer.storage.trees import (
     download_files,
@@ -31,6 +33,7 @@ __all__ = [
     "CONTROL",
     "AlreadyExistsError",
     "ChangedError",
+    "ConditionalWritesError",
     "CorruptedError",
     "FolderStore",
     "ManifestInvalidError",
@@ -38,6 +41,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectStore",
     "S3Store",
+    "check_conditional_writes",
     "download_files",
     "download_tree",
     "hash_file",
