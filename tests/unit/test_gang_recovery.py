@@ -99,6 +99,9 @@ def test_a_checkpoint_that_is_broken_in_storage_is_read_by_the_leader_and_the_on
     store(world)
     assert steps(world) == [EVERY, 2 * EVERY], "the same step of this generation is another checkpoint"
     assert world.leader.gang.broken == frozenset(), "nobody speaks of it any more"
+    reasons = [one.reason for one in world.leader.progress().recoveries]
+    assert "checkpoint 20 of generation 1 is broken in storage: there is no" in reasons[-1], reasons
+    assert "there is no" in world.leader.progress().note
 
 
 def test_a_node_that_comes_back_with_the_same_step_of_another_generation_fetches_the_committed_one(

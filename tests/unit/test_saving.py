@@ -94,8 +94,8 @@ def test_a_rank_that_does_not_write_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_after_an_error_no_rank_enters_a_collective_of_its_own() -> None:
-    """ZeRO-3's epilogue gathers small weights on all ranks. The peers of one that failed are elsewhere: it would wait for
-    them for half an hour, and nobody would hear why."""
+    """ZeRO-3's epilogue gathers small weights on all ranks. The peers of one that failed are elsewhere: it would wait
+    for them for half an hour, and nobody would hear why."""
     entered: list[str] = []
     optimizer = SimpleNamespace(
         checkpoint_event_prologue=lambda: entered.append("prologue"),

@@ -114,7 +114,7 @@ class Keeper:
         """Tells what was found in storage."""
         for sentence in found.unreadable:
             log.warning("%s", sentence)
-            self._leading.scribe.notes(sentence)
+            self._leading.scribe.finds(sentence)
         self._leading.scribe.keeps(facts_of(found.committed, self._plan))
 
     async def _commit(self, checkpoint: CheckpointId) -> None:
@@ -186,7 +186,7 @@ class Keeper:
 
     def _breaks(self, checkpoint: CheckpointId, fault: str) -> None:
         log.error("checkpoint %s is broken: %s", checkpoint, fault)
-        self._leading.scribe.notes(fault)
+        self._leading.scribe.breaks(checkpoint, fault)
         gang, broken = self._leading.gang, {checkpoint}
         self._leading.update(replace(gang, committed=gang.committed - broken, broken=gang.broken | broken))
 

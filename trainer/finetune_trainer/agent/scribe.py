@@ -21,6 +21,7 @@ from finetune_trainer.agent.roster import Gang
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
 OUTAGE = timedelta(seconds=30)  # storage may refuse for so long before anybody is told
+LONGEST_FAULT = 300  # characters of what is wrong with a checkpoint, where it is one of several sentences
 LEADER = -1  # in place of a node: the leader's own calls to storage
 
 
@@ -40,6 +41,7 @@ class Scribe:
         self._highest = 0
         self._phase = "starting"
         self._note = ""
+        self._fault = ""  # what was found wrong in storage last
         self._refused: dict[int, tuple[datetime, str]] = {}  # by node: since when storage refuses, and its last word
         self._before = Trained()  # by the leaders before
         self.history = History()
@@ -66,7 +68,6 @@ class Scribe:
         if refusal:
             since, _ = self._refused.get(node, (datetime.now(UTC), ""))
             self._refused[node] = since, refusal
-            self._note = refusal
         else:
             self._refused.pop(node, None)
 
@@ -106,9 +107,14 @@ class Scribe:
         """The run is over, badly."""
         self._phase, self.failure = "failed", failure
 
-    def notes(self, note: str) -> None:
-        """Something a person should read, such as a storage error that is tried again."""
-        self._note = note
+    def finds(self, fault: str) -> None:
+        """Something in storage is wrong, such as a checkpoint that is passed over."""
+        self._fault = fault
+
+    def breaks(self, checkpoint: CheckpointId, fault: str) -> None:
+        """A checkpoint was read and cannot be used: an older one is taken, and the recovery says why."""
+        self.finds(fault)
+        self.history = self.history.adds(f"checkpoint {checkpoint} is broken in storage: {fault[:LONGEST_FAULT]}")
 
     def progress(self, gang: Gang, now: float) -> Progress:
         """The run as it stands.
@@ -151,7 +157,7 @@ class Scribe:
             overfitting_since=self.history.overfitting_since,
             stopped_early=stopped,
             failure=self.failure,
-            note=self._note,
+            note=self._note or next(iter(said for _, said in self._refused.values()), "") or self._fault,
             outage=self._outage({LEADER, *(node for node in gang.members if alive(gang, node, now))}),
         )
 

@@ -154,7 +154,7 @@ class CheckpointStore:
         except Wrong as error:
             if no_bucket(error):
                 raise
-            return " ".join(str(error).split())
+            return error.problems[0].message
         return ""
 
     def delete(self, prefixes: Iterable[str]) -> None:
