@@ -337,6 +337,20 @@ def test_a_victim_is_not_named_while_its_culprit_may_turn_up() -> None:
     assert (decided.failure.category, decided.failure.rank) == (FailureCategory.UNKNOWN, 0)
 
 
+@pytest.mark.parametrize(("minutes", "expect"), [(1, GoOn()), (14, GoOn()), (16, Finish())])
+def test_a_trained_run_waits_for_its_best_checkpoint_for_a_while(minutes: int, expect: Decision) -> None:
+    """Its upload was refused, those of newer ones were not."""
+    best = replace_beat(TRAINED[0], complete=on_disk(0, 40, 100), best=share(40, 0), storage_error="denied")
+    heard = running(best, TRAINED[1], heard_at=NOW - 60 * minutes, committed=committed(100))
+    for one in (best, TRAINED[1]):
+        heard = roster.hear(heard, one, NOW)
+    assert policy.decide(heard, NOW) == expect
+    uploaded = roster.hear(heard, replace_beat(best, uploaded=(share(40, 0),), storage_error=""), NOW)
+    assert policy.decide(uploaded, NOW) == Finish()
+    for other in ("passed", "broken"):
+        assert policy.decide(replace(heard, **{other: committed(40)}), NOW) == Finish()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("hours", "expect"), [(1, GoOn), (23, GoOn), (25, Fail)])
 def test_a_trained_run_waits_for_storage_through_any_outage_but_not_for_ever(hours: int, expect: type) -> None:
     unstored = [replace_beat(one, storage_error="denied") for one in TRAINED]

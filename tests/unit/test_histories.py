@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from finetune_api.beats import CheckpointId
-from tests.unit.gang_world import FAULTS, NODES, SPARES, World
+from finetune_trainer.checkpoints import find_checkpoints
+from tests.unit.gang_world import FAULTS, NODES, RUN, SPARES, World
 
 ROUNDS = 400  # of everything working again, until a run must have ended
 LOSSES = {10: 0.9, 20: 0.5, 40: 0.3, 50: 0.8}  # of evaluations, by step
@@ -32,6 +33,7 @@ class Histories(RuleBasedStateMachine):
         self.world = World(self.folder)
         self.world.losses = LOSSES
         self.usable: set[CheckpointId] = set()
+        self.whole: set[CheckpointId] = set()  # in storage at some time, committed or not
 
     @rule(faults=faults)
     def everybody_beats(self, faults: list[str]) -> None:
@@ -106,9 +108,18 @@ class Histories(RuleBasedStateMachine):
         if before:
             assert not max(self.usable) < max(before), "the newest stays until a newer one is there"
 
+    @invariant()
+    def what_is_whole_in_storage_is_seen(self) -> None:
+        there = find_checkpoints(self.world.raw, RUN).open
+        self.whole |= {one for one in there if there[one].ranks == set(range(NODES))}
+
     def teardown(self) -> None:
         try:
             self.it_ends_once_everything_works_again()
+            if not self.world.damaged:
+                assert best_loss(self.usable) <= best_loss(self.whole), (
+                    "of all that were whole in storage the best stays"
+                )
         finally:
             self.world.close()
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -104,7 +104,7 @@ def decide(gang: Gang, now: float) -> Decision:
         if failure := end_is_broken(gang):
             return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
         if end_of_run(gang) in {one.step for one in gang.committed}:
-            return Finish()
+            return GoOn() if best_is_on_its_way(gang, now) else Finish()
         failure = storage_failure(gang, now)
         return Fail(failure) if failure else GoOn()
     return Drain() if leaving else GoOn()
@@ -332,6 +332,15 @@ def arriving(gang: Gang, now: float) -> set[CheckpointId]:
         if alive(gang, node, now) and not gang.members[node].beat.storage_error:
             shares |= wanted(gang.members[node].beat, rank)
     return _not_settled(gang, shares)
+
+
+def best_is_on_its_way(gang: Gang, now: float) -> bool:
+    """Whether a trained run waits for its best checkpoint, whose upload was refused before: for a while, as the end of
+    the run is safe."""
+    there = [member for member in gang.members.values() if lost(gang, member, now) is None]
+    patient = [m for m in there if m.unstored_at is None or now - m.unstored_at <= gang.limits.commit]
+    coming = {m.beat.best.checkpoint for m in patient if m.beat.best and m.beat.best not in m.beat.uploaded}
+    return bool(coming - gang.committed - gang.broken - gang.passed or uncommitted(gang))
 
 
 def suspects(gang: Gang) -> set[Saved]:
