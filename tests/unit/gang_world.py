@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from finetune_api.beats import Action, AgentState, CheckpointId, Directive, RankReport, RankState
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StateError, StorageError
 from finetune_api.messages import FileEntry, MethodType, Plan, Task
 from finetune_trainer.agent import agent as agents
@@ -320,6 +320,16 @@ class World:
             with contextlib.suppress(StorageError):
                 verify_files(self.raw, one.prefix, one.manifest.files)
                 found.add(one.id)
+        return found
+
+    def whole(self) -> set[CheckpointId]:
+        """Checkpoints of which every share is in storage, committed or not."""
+        folders = (self.folder / "storage" / RUN / "checkpoints").glob("step-*-g*")
+        found = set()
+        for folder in folders:
+            step, generation = checkpoint_of(folder.name) or (0, None)
+            if generation is not None and all((folder / f"node-{rank}" / File.PART).exists() for rank in range(NODES)):
+                found.add(CheckpointId(step=step, generation=generation))
         return found
 
     def damage(self, number: int) -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from finetune_api.beats import CheckpointId
-from finetune_trainer.checkpoints import find_checkpoints
-from tests.unit.gang_world import FAULTS, NODES, RUN, SPARES, World
+from tests.unit.gang_world import FAULTS, NODES, SPARES, World
 
 ROUNDS = 400  # of everything working again, until a run must have ended
 LOSSES = {10: 0.9, 20: 0.5, 40: 0.3, 50: 0.8}  # of evaluations, by step
@@ -110,8 +109,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def what_is_whole_in_storage_is_seen(self) -> None:
-        there = find_checkpoints(self.world.raw, RUN).open
-        self.whole |= {one for one in there if there[one].ranks == set(range(NODES))}
+        self.whole |= self.world.whole()
 
     def teardown(self) -> None:
         try:

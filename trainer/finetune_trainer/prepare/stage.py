@@ -77,8 +77,8 @@ def prepare(
     """
     work.mkdir(parents=True, exist_ok=True)
     run = RunFiles(job, store, uid)
-    check_conditional_writes(store, run.prefix)  # before anybody pays for a GPU
     found = find(job, work, environ)
+    check_conditional_writes(store, run.prefix)  # before anybody pays for a GPU
     base = find_mirrored(found.model, store, work / "model")
     data = find_prepared(store, index_key(job, found, base)) if base else None
     notes = []
