@@ -268,7 +268,8 @@ class Workers:
                 case "step":
                     worker.report = _updated(worker.report, step=step)
                 case "error":
-                    worker.report = _updated(worker.report, error=event.message)
+                    known = worker.report.error if worker.exited.is_set() else ""  # its last words came late
+                    worker.report = _updated(worker.report, error="; ".join(filter(None, [known, event.message])))
             self._on_event(event)
 
 
