@@ -37,14 +37,14 @@ from finetune_trainer.storage import S3Store, open_store
 from tests.s3 import S3Server, start_s3
 from tests.tools import tool
 
-ROUNDS = 5
+ROUNDS = 4
 LATENCIES = (0.0, 0.02)  # seconds
 MIB = 1 << 20
 SHARES = {  # MiB by file name
     "adapter": {"adapter_model.safetensors": 8, "global_step9/mp_rank_00_model_states.pt": 8,
                 **{f"global_step9/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt": 6 for rank in range(8)}},
-    "full": {"model.safetensors": 96, "global_step9/mp_rank_00_model_states.pt": 96,
-             **{f"global_step9/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt": 16 for rank in range(8)}},
+    "full": {"model.safetensors": 64, "global_step9/mp_rank_00_model_states.pt": 64,
+             **{f"global_step9/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt": 8 for rank in range(8)}},
 }  # fmt: skip
 BUCKET = "uploads"
 RECORD = Path(__file__).with_suffix(".json")
