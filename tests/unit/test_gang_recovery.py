@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive, RankState, Saved
 from finetune_api.contract import ExitCode, File, checkpoint_name
-from finetune_api.errors import StateError
+from finetune_api.errors import RunError, StateError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent.leader import Leader
@@ -102,6 +102,21 @@ def test_a_checkpoint_that_is_broken_in_storage_is_read_by_the_leader_and_the_on
     reasons = [one.reason for one in world.leader.progress().recoveries]
     assert "checkpoint 20 of generation 1 is broken in storage: there is no" in reasons[-1], reasons
     assert "there is no" in world.leader.progress().note
+
+
+def test_a_checkpoint_whose_bytes_have_changed_is_found_out_by_the_leader_though_its_sizes_are_right(
+    world: World,
+) -> None:
+    prefix = find_checkpoints(world.raw, RUN).committed[newest(world)].prefix
+    key = f"{prefix}node-1/weights"
+    world.raw.put(key, bytes(len(world.raw.get(key))))
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    world.replace_leader()
+    until_started(world, 1)
+    assert resume(world) == CheckpointId(step=EVERY, generation=1)
+    assert "checkpoint 20 of generation 1 is broken in storage" in world.leader.progress().recoveries[-1].reason
+    assert list(world.raw.list(prefix)) == []
 
 
 def test_a_node_that_comes_back_with_the_same_step_of_another_generation_fetches_the_committed_one(
@@ -375,6 +390,21 @@ def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(wor
     world.lose(2, with_disk=True)
     world.leader.hear(world.nodes[2].agent._current_beat())
     assert world.leader.directive(2).action is Action.RUN, "at once, also before anything is decided"
+
+
+def test_a_disk_that_lets_no_worker_start_is_a_sentence_of_its_node(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = world.nodes[1]
+
+    def full(orders: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(node.workers, "start", full)
+    node.agent._node.state = AgentState.READY
+    node.agent._orders.set()
+    with pytest.raises(RunError, match=r"the disk of this node: .*No space left on device.* give spec.scratch.size"):
+        world.run(node.agent._obey())
 
 
 # ---------------------------------------------------------------- how often is decided
