@@ -114,6 +114,7 @@ class Beat(Message):
         port: one that is free on this node, if it could start workers: for the rendezvous, if it gets rank 0.
         generation: the highest generation it has heard of.
         complete: checkpoints complete on its local disk.
+        best: the best of them by its evaluation, while storage lacks it.
         uploaded: checkpoints whose part of this node lies in storage.
         steps: metrics since the last beat that was answered, oldest first (from the node of rank 0).
         suspects: stored shares that did not verify on this node; the leader reads them itself before it believes that.
@@ -131,6 +132,7 @@ class Beat(Message):
     port: int = 0
     ranks: tuple[RankReport, ...] = ()
     complete: tuple[Saved, ...] = ()
+    best: Saved | None = None
     uploaded: tuple[Saved, ...] = ()
     steps: tuple[StepMetrics, ...] = ()
     evals: tuple[EvalMetrics, ...] = ()

@@ -154,6 +154,15 @@ def counted_copies(order: WorkerOrder, note: Note) -> None:
 
 def stop_in_evaluation(order: WorkerOrder, note: Note) -> None:
     """The last rank gets SIGTERM in the third batch of the first evaluation; notes the batches that each rank made."""
+    stop_at_batch(3, order, note)
+
+
+def stop_in_second_evaluation(order: WorkerOrder, note: Note) -> None:
+    """The same in the second evaluation, where each has twelve batches."""
+    stop_at_batch(15, order, note)
+
+
+def stop_at_batch(number: int, order: WorkerOrder, note: Note) -> None:
     from finetune_trainer.worker.evaluation.evaluator import Evaluator
 
     batches = Evaluator._batches
@@ -162,7 +171,7 @@ def stop_in_evaluation(order: WorkerOrder, note: Note) -> None:
     def watched(self: Any, given: Any) -> Iterator[Any]:
         for batch in batches(self, given):
             note["batches"] += 1
-            if note["batches"] == 3 and order.rank == order.world_size - 1:
+            if note["batches"] == number and order.rank == order.world_size - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
@@ -195,6 +204,7 @@ PATCHES: dict[str, Callable[[WorkerOrder, Note], None]] = {
     "noted rows": noted_rows,
     "counted copies": counted_copies,
     "stop in evaluation": stop_in_evaluation,
+    "stop in second evaluation": stop_in_second_evaluation,
     "stop in step": stop_in_step,
 }
 

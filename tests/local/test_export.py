@@ -40,7 +40,7 @@ from finetune_trainer.checkpoints import Committed
 from finetune_trainer.export.pick import pick
 from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
-from finetune_trainer.records import EvaluationRecord, record_path
+from finetune_trainer.records import EvaluationRecord, record_path, samples_path
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, read_manifest, upload_tree
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
 from tests.models import MAKERS
@@ -424,6 +424,45 @@ def test_a_damaged_checkpoint_is_refused_and_no_artifact_is_committed(classifica
     with pytest.raises(StorageError, match=r"adapter_model\.safetensors.*sha256"):
         classification.export()
     assert read_manifest(classification.store, f"{RUN}artifacts/adapter") is None
+
+
+def test_where_the_best_checkpoint_is_damaged_the_next_best_is_taken_and_it_is_told(
+    classification: Run,
+) -> None:
+    classification.commit(10, lora_classifier(classification.base, seed=1), eval_loss=0.4)
+    classification.commit(20, lora_classifier(classification.base, seed=2), eval_loss=0.2)
+    key = f"{RUN}checkpoints/{checkpoint_name(20)}/node-0/adapter_model.safetensors"
+    classification.store.put(key, bytes(len(classification.store.get(key))))
+    result = classification.export()
+    assert result.artifacts[0].step == 10
+    assert "checkpoint 20 of generation 1 would be the best and is broken" in result.note
+    assert "sha256" in result.note
+
+
+def test_an_artifact_of_the_same_step_of_another_generation_is_replaced(classification: Run) -> None:
+    """The step was done again after the artifact was made: its weights may differ."""
+    classification.commit(20, lora_classifier(classification.base))
+    classification.export()
+    key = f"{RUN}checkpoints/{checkpoint_name(20)}/{File.MANIFEST}"
+    there = Manifest.model_validate_json(classification.store.get(key))
+    later = there.model_copy(update={"info": {**there.info, "generation": 2}})
+    classification.store.put(key, later.to_json().encode())
+    assert "was there already" not in classification.export().note
+    manifest = read_manifest(classification.store, f"{RUN}artifacts/adapter")
+    assert manifest is not None
+    assert (manifest.info["step"], manifest.info["generation"]) == (20, 2)
+    assert "was there already" in classification.export().note
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"step": "x"}'])
+def test_an_evaluation_that_cannot_be_read_is_left_out_and_told(classification: Run, content: bytes) -> None:
+    classification.commit(10, lora_classifier(classification.base, seed=1), eval_loss=0.4)
+    classification.commit(20, lora_classifier(classification.base, seed=2))
+    for path in (record_path(20), samples_path(10), record_path(10)):
+        classification.store.put(f"{RUN}{File.OUTPUTS}/{path}", content)
+    classification.store.put(f"{RUN}artifacts/adapter/{File.MANIFEST}", content)
+    assert classification.export().artifacts[0].step == 10
+    assert [line for line in classification.reports if f"{record_path(20)} is left out" in line]
 
 
 def test_a_checkpoint_without_weights_is_refused_by_name(classification: Run) -> None:

@@ -51,3 +51,38 @@ def test_a_stop_saves_at_once_and_the_evaluation_is_made_when_the_run_goes_on(
     assert SavedMarker.model_validate_json(marker.read_text()).metrics, "the best so far is saved with its scores"
     assert sorted(again.losses()) == list(range(at + 1, STEPS + 1))
     assert {**stopped.losses(), **again.losses()} == whole.losses()
+
+
+def test_a_run_that_its_owed_evaluation_ends_makes_no_step_more(
+    patched_workers: Patched, llama: Path, tmp_path: Path
+) -> None:
+    """Nothing is good enough for the threshold: of the undisturbed run the second evaluation is the last."""
+    data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
+    plan = make_plan(
+        Task.CAUSAL_LM,
+        MethodType.LORA,
+        max_steps=STEPS + 2,
+        checkpoint_every_steps=STEPS + 2,
+        eval_every_steps=STEPS // 2,
+        early_stopping_patience=1,
+        early_stopping_threshold=100.0,
+        training={"per_device_eval_batch_size": 1},
+    )
+    whole = patched_workers.run(plan, llama, data, tmp_path / "whole")
+    assert whole.exit_codes == (ExitCode.OK, ExitCode.OK), whole.logs
+    assert max(whole.losses()) == STEPS
+    stopped = patched_workers.run(plan, llama, data, tmp_path / "stopped", "stop in second evaluation")
+    assert stopped.exit_codes == (ExitCode.DRAINED, ExitCode.DRAINED), stopped.logs
+    resume = tmp_path / "stopped" / "node-{rank}" / checkpoint_name(STEPS, 1)
+    again = patched_workers.run(plan, llama, data, tmp_path / "again", resume=resume)
+    assert again.exit_codes == (ExitCode.OK, ExitCode.OK), again.logs
+    assert again.losses() == {}
+    assert [*stopped.evaluations(), *again.evaluations()] == whole.evaluations()
+    [marker] = (tmp_path / "again").glob(f"node-0/{checkpoint_name(STEPS)}-g*/rank-0.saved")
+    assert SavedMarker.model_validate_json(marker.read_text()).metrics, "the end of a run is saved with its scores"
+    [resumed] = (tmp_path / "again").glob(f"node-0/{checkpoint_name(STEPS)}-g*")
+    once_more = patched_workers.run(
+        plan, llama, data, tmp_path / "once more", resume=tmp_path / "again" / "node-{rank}" / resumed.name
+    )
+    assert once_more.exit_codes == (ExitCode.OK, ExitCode.OK), once_more.logs
+    assert once_more.saves() == []

@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 from finetune_api.beats import Action, AgentState, CheckpointId, Directive, RankReport, RankState
-from finetune_api.contract import File, checkpoint_name
+from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StateError, StorageError
 from finetune_api.messages import FileEntry, MethodType, Plan, Task
 from finetune_trainer.agent import agent as agents
@@ -135,13 +135,15 @@ class Node:
 
 @dataclass
 class World:
-    """Everything there is. `step`: of the workers; `origins`: what the workers of each generation were started from."""
+    """Everything there is. `step`: of the workers; `origins`: what the workers of each generation were started from;
+    `losses`: of the evaluations that are made, by step."""
 
     folder: Path
     now: float = 1000.0
     step: int = 0
     origins: dict[int, set[str]] = field(default_factory=dict)
     damaged: set[CheckpointId] = field(default_factory=set)
+    losses: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.plan: Plan = make_plan(
@@ -174,7 +176,7 @@ class World:
         leader = Leader(self.plan, self.store, self.store, RUN, name, name, Limits(max_restarts=500))
         found = find_checkpoints(self.raw, RUN)
         done = self.raw.head(RUN + File.DONE) is not None
-        self.run(leader._take_over(frozenset(found.committed), done))
+        self.run(leader._take_over(found, done))
         leader._keeper.take_in(found)
         return leader
 
@@ -284,7 +286,8 @@ class World:
             folder = Path(order.checkpoints) / checkpoint_name(step, order.generation)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "weights").write_text(f"{step} of {order.generation} after {node.workers.origin}"[:200])
-            marker = SavedMarker(step=step, generation=order.generation, rank=order.rank, samples=step)
+            metrics = {"eval_loss": self.losses[step]} if step in self.losses else {}
+            marker = SavedMarker(step=step, generation=order.generation, rank=order.rank, samples=step, metrics=metrics)
             (folder / marker_name(order.rank)).write_text(marker.to_json())
             node.workers.reports = (node.workers.reports[0].model_copy(update={"step": step}),)
             if step == LAST:
@@ -317,6 +320,16 @@ class World:
             with contextlib.suppress(StorageError):
                 verify_files(self.raw, one.prefix, one.manifest.files)
                 found.add(one.id)
+        return found
+
+    def whole(self) -> set[CheckpointId]:
+        """Checkpoints of which every share is in storage, committed or not."""
+        folders = (self.folder / "storage" / RUN / "checkpoints").glob("step-*-g*")
+        found = set()
+        for folder in folders:
+            step, generation = checkpoint_of(folder.name) or (0, None)
+            if generation is not None and all((folder / f"node-{rank}" / File.PART).exists() for rank in range(NODES)):
+                found.add(CheckpointId(step=step, generation=generation))
         return found
 
     def damage(self, number: int) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.beats import AgentState, Beat, CheckpointId, Failure, RankReport, RankState, Saved
+from finetune_api.beats import AgentState, Beat, Failure
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent import gang as policy
@@ -14,73 +14,27 @@ from finetune_trainer.agent import roster
 from finetune_trainer.agent.failures import announced_stop, culprit
 from finetune_trainer.agent.gang import Decision, Drain, Fail, Fetch, Finish, GoOn, NextGeneration, Start, Wait
 from finetune_trainer.agent.roster import Gang, Rendezvous
-
-NOW = 1000.0
-GENERATION = 7
-
-
-def share(step: int, node_rank: int, generation: int = GENERATION - 1) -> Saved:
-    return Saved(step=step, generation=generation, node_rank=node_rank)
-
-
-def saved(step: int, generation: int = GENERATION - 1) -> CheckpointId:
-    return CheckpointId(step=step, generation=generation)
-
-
-def committed(*steps: int) -> frozenset[CheckpointId]:
-    return frozenset(saved(step) for step in steps)
-
-
-def on_disk(node_rank: int, *steps: int) -> tuple[Saved, ...]:
-    return tuple(share(step, node_rank) for step in steps)
-
-
-def beat(node: int, state: AgentState = AgentState.READY, **values: object) -> Beat:
-    fields = {"incarnation": f"i{node}", "host": f"host-{node}", "generation": GENERATION, **values}
-    return Beat.model_validate({"node": node, "state": state, **fields})
-
-
-def rank(number: int, state: RankState = RankState.RUNNING, **values: object) -> RankReport:
-    return RankReport.model_validate({"rank": number, "state": state, **values})
-
-
-def gang(*beats: Beat, heard_at: float = NOW, **values: object) -> Gang:
-    empty = Gang(nodes=2, last_step=100, generation=GENERATION, stored=GENERATION, since=heard_at)
-    for one in beats:
-        empty = roster.hear(empty, one, heard_at)
-    return replace(empty, **values)  # type: ignore[arg-type]
-
-
-MEET = Rendezvous(
-    ranks={0: 0, 1: 1}, incarnations={0: "i0", 1: "i1"}, host="host-0", port=1, resume=saved(40), since=NOW
+from tests.unit.gang_beats import (
+    DRAINED,
+    EARLY,
+    GENERATION,
+    MEET,
+    NOW,
+    READY,
+    RUNNING,
+    TRAINED,
+    WATCHDOG,
+    beat,
+    committed,
+    died,
+    gang,
+    on_disk,
+    rank,
+    replace_beat,
+    running,
+    saved,
+    share,
 )
-READY = (beat(0), beat(1))
-RUNNING = tuple(beat(node, AgentState.RUNNING, ranks=(rank(node),)) for node in range(2))
-TRAINED = tuple(beat(node, AgentState.ENDED, ranks=(rank(node, RankState.FINISHED),)) for node in range(2))
-EARLY = tuple(
-    beat(
-        node,
-        AgentState.ENDED,
-        ranks=(rank(node, RankState.FINISHED),),
-        complete=(share(20, node, GENERATION), share(40, node, GENERATION)),
-    )
-    for node in range(2)
-)
-DRAINED = tuple(
-    beat(node, AgentState.ENDED, ranks=(rank(node, RankState.DRAINED),), draining=node == 1) for node in range(2)
-)
-
-
-WATCHDOG = "[rank0]:[E ProcessGroupNCCL.cpp:616] [Rank 0] Watchdog caught collective operation timeout"
-
-
-def died(node: int, exit_code: int, ended_at: float = 1.0, tail: str = "") -> Beat:
-    report = rank(node, RankState.FAILED, exit_code=exit_code, ended_at=ended_at, step=55, log_tail=tail)
-    return beat(node, AgentState.ENDED, ranks=(report,))
-
-
-def running(*beats: Beat, **values: object) -> Gang:
-    return gang(*beats, rendezvous=MEET, **values)
 
 
 @dataclass(frozen=True)
@@ -383,6 +337,20 @@ def test_a_victim_is_not_named_while_its_culprit_may_turn_up() -> None:
     assert (decided.failure.category, decided.failure.rank) == (FailureCategory.UNKNOWN, 0)
 
 
+@pytest.mark.parametrize(("minutes", "expect"), [(1, GoOn()), (14, GoOn()), (16, Finish())])
+def test_a_trained_run_waits_for_its_best_checkpoint_for_a_while(minutes: int, expect: Decision) -> None:
+    """Its upload was refused, those of newer ones were not."""
+    best = replace_beat(TRAINED[0], complete=on_disk(0, 40, 100), best=share(40, 0), storage_error="denied")
+    heard = running(best, TRAINED[1], heard_at=NOW - 60 * minutes, committed=committed(100))
+    for one in (best, TRAINED[1]):
+        heard = roster.hear(heard, one, NOW)
+    assert policy.decide(heard, NOW) == expect
+    uploaded = roster.hear(heard, replace_beat(best, uploaded=(share(40, 0),), storage_error=""), NOW)
+    assert policy.decide(uploaded, NOW) == Finish()
+    for other in ("passed", "broken"):
+        assert policy.decide(replace(heard, **{other: committed(40)}), NOW) == Finish()  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("hours", "expect"), [(1, GoOn), (23, GoOn), (25, Fail)])
 def test_a_trained_run_waits_for_storage_through_any_outage_but_not_for_ever(hours: int, expect: type) -> None:
     unstored = [replace_beat(one, storage_error="denied") for one in TRAINED]
@@ -391,10 +359,6 @@ def test_a_trained_run_waits_for_storage_through_any_outage_but_not_for_ever(hou
     decided = policy.decide(fresh, NOW)
     assert isinstance(decided, expect)
     assert not isinstance(decided, Fail) or decided.failure.message == "denied"
-
-
-def replace_beat(one: Beat, **values: object) -> Beat:
-    return one.model_copy(update=values)
 
 
 def test_a_run_whose_end_is_committed_is_done_whatever_a_dead_node_said_last() -> None:
@@ -406,132 +370,6 @@ def test_a_run_whose_end_is_committed_is_done_whatever_a_dead_node_said_last() -
     assert policy.decide(replace(heard, members=members), NOW) == policy.Finish()
     waiting = replace(heard, members=members, committed=frozenset())
     assert policy.decide(waiting, NOW) == policy.GoOn(), "nor does it end the wait for a commit"
-
-
-@dataclass(frozen=True)
-class Leaving:
-    name: str
-    gang: Gang
-    node: int
-    expect: bool
-
-    def __str__(self) -> str:
-        return self.name
-
-
-SAVED = (share(60, 1, GENERATION),)
-LEAVING = [
-    Leaving("who was not told to stop stays", gang(*READY), 1, False),
-    Leaving("who was told to stop and has nothing to save goes", gang(beat(0), beat(1, draining=True)), 1, True),
-    Leaving("not while workers run", running(RUNNING[0], replace_beat(RUNNING[1], draining=True)), 1, False),
-    Leaving("not before its share is uploaded", gang(beat(0), beat(1, draining=True, complete=SAVED)), 1, False),
-    Leaving(
-        "not while the others' shares of its checkpoint are on their way",
-        gang(beat(0, complete=(share(60, 0, GENERATION),)), beat(1, draining=True, complete=SAVED, uploaded=SAVED)),
-        1,
-        False,
-    ),
-    Leaving(
-        "nor the leader, whose commit would be of a gang that has forgotten them",
-        gang(
-            beat(0, draining=True, complete=(share(60, 0, GENERATION),), uploaded=(share(60, 0, GENERATION),)),
-            beat(1, complete=SAVED),
-        ),
-        0,
-        False,
-    ),
-    Leaving(
-        "unless storage refuses them",
-        gang(
-            beat(0, complete=(share(60, 0, GENERATION),), storage_error="denied"),
-            beat(1, draining=True, complete=SAVED, uploaded=SAVED),
-        ),
-        1,
-        True,
-    ),
-    Leaving(
-        "an older share that was passed over does not keep it",
-        gang(beat(0), beat(1, draining=True, complete=(share(40, 1), *SAVED), uploaded=SAVED)),
-        1,
-        True,
-    ),
-    Leaving(
-        "a spare at once, while the gang runs",
-        running(*RUNNING, beat(2, draining=True)),
-        2,
-        True,
-    ),
-    Leaving(
-        "not the leader whose rank a spare has",
-        gang(beat(0, draining=True), rendezvous=replace(MEET, ranks={2: 0, 1: 1})),
-        0,
-        False,
-    ),
-    Leaving(
-        "not the leader before the others",
-        gang(beat(0, draining=True), beat(1, draining=True, complete=SAVED)),
-        0,
-        False,
-    ),
-    Leaving(
-        "not the leader before the commit",
-        gang(
-            beat(0, draining=True, uploaded=(share(60, 0, GENERATION),)),
-            beat(1, draining=True, complete=SAVED, uploaded=SAVED),
-        ),
-        0,
-        False,
-    ),
-    Leaving(
-        "not the leader before storage knows why",
-        gang(beat(0, draining=True), stored=GENERATION - 1),
-        0,
-        False,
-    ),
-    Leaving(
-        "the leader without those that were lost meanwhile",
-        roster.hear_closed(gang(beat(0, draining=True), beat(1, draining=True, complete=SAVED)), 1, "i1", NOW - 3),
-        0,
-        True,
-    ),
-    Leaving(
-        "the leader last",
-        gang(
-            beat(0, draining=True, uploaded=(share(60, 0, GENERATION),)),
-            beat(1, draining=True, complete=SAVED, uploaded=SAVED),
-            committed=frozenset({saved(60, GENERATION)}),
-        ),
-        0,
-        True,
-    ),
-]
-
-
-@pytest.mark.parametrize("case", LEAVING, ids=str)
-def test_may_leave(case: Leaving) -> None:
-    assert policy.may_leave(case.gang, case.node, NOW) is case.expect
-
-
-NEVER_COMMITTED_TWICE = [
-    ("shares of all ranks and one generation are a checkpoint", (share(60, 0), share(60, 1)), (), {saved(60)}),
-    ("of two generations are none", (share(60, 0, 5), share(60, 1, 6)), (), set()),
-    ("what the leader found broken is not committed again", (share(60, 0), share(60, 1)), (saved(60),), set()),
-    ("the step done again by a later generation is", (share(60, 0), share(60, 1)), (saved(60, 5),), {saved(60)}),
-]
-
-
-@pytest.mark.parametrize(("name", "shares", "broken", "expect"), NEVER_COMMITTED_TWICE, ids=lambda v: str(v)[:60])
-def test_uncommitted(
-    name: str, shares: tuple[Saved, ...], broken: tuple[CheckpointId, ...], expect: set[CheckpointId]
-) -> None:
-    beats = [beat(one.node_rank, uploaded=(one,)) for one in shares]
-    heard = gang(*beats, committed=committed(40), broken=frozenset(broken))
-    assert policy.uncommitted(heard) == expect
-
-
-def test_broken_is_forgotten_when_nobody_speaks_of_it_any_more() -> None:
-    heard = gang(beat(0, complete=on_disk(0, 40)), beat(1), broken=committed(20, 40))
-    assert policy.still_broken(heard) == committed(40)
 
 
 @given(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive
+from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive, RankState, Saved
 from finetune_api.contract import ExitCode, File, checkpoint_name
-from finetune_api.errors import StateError
+from finetune_api.errors import RunError, StateError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent.leader import Leader
@@ -99,6 +99,24 @@ def test_a_checkpoint_that_is_broken_in_storage_is_read_by_the_leader_and_the_on
     store(world)
     assert steps(world) == [EVERY, 2 * EVERY], "the same step of this generation is another checkpoint"
     assert world.leader.gang.broken == frozenset(), "nobody speaks of it any more"
+    reasons = [one.reason for one in world.leader.progress().recoveries]
+    assert "checkpoint 20 of generation 1 is broken in storage: there is no" in reasons[-1], reasons
+    assert "there is no" in world.leader.progress().note
+
+
+def test_a_checkpoint_whose_bytes_have_changed_is_found_out_by_the_leader_though_its_sizes_are_right(
+    world: World,
+) -> None:
+    prefix = find_checkpoints(world.raw, RUN).committed[newest(world)].prefix
+    key = f"{prefix}node-1/weights"
+    world.raw.put(key, bytes(len(world.raw.get(key))))
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    world.replace_leader()
+    until_started(world, 1)
+    assert resume(world) == CheckpointId(step=EVERY, generation=1)
+    assert "checkpoint 20 of generation 1 is broken in storage" in world.leader.progress().recoveries[-1].reason
+    assert list(world.raw.list(prefix)) == []
 
 
 def test_a_node_that_comes_back_with_the_same_step_of_another_generation_fetches_the_committed_one(
@@ -140,6 +158,156 @@ def test_a_leader_that_was_paused_neither_commits_nor_deletes_nor_writes(world: 
     with pytest.raises(StateError, match="belongs to another leader"):
         world.run(paused._keeper.write_record())
     assert {entry.key: entry.etag for entry in world.raw.list(RUN)} == before
+
+
+def test_shares_that_all_who_uploaded_them_have_forgotten_are_committed_by_the_next_leader(world: World) -> None:
+    """Every node was restarted, without its disk, between upload and commit."""
+    world.train(BOTH)
+    for index in world.nodes:
+        world.upload(index, [])
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    world.replace_leader()
+    until_started(world, 1)
+    assert steps(world) == [2 * EVERY, 3 * EVERY]
+    assert resume(world) == newest(world), "the start has waited for the commit"
+
+
+def test_a_share_whose_node_was_replaced_after_its_upload_is_committed_with_the_others(world: World) -> None:
+    """The leader goes on, and has been told of the share by an agent that is gone."""
+    world.train(BOTH)
+    world.upload(1, [])
+    world.beat(1, [])
+    world.lose(1, with_disk=True)
+    store(world)
+    assert steps(world) == [2 * EVERY, 3 * EVERY]
+
+
+def test_shares_in_storage_that_are_not_what_they_say_are_not_committed(world: World) -> None:
+    world.train(BOTH)
+    for index in world.nodes:
+        world.upload(index, [])
+    prefix = f"{RUN}checkpoints/{checkpoint_name(3 * EVERY, 1)}/node-1/"
+    world.raw.put(prefix + "weights", b"")
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    world.replace_leader()
+    until_started(world, 1)
+    assert resume(world) == CheckpointId(step=2 * EVERY, generation=1)
+
+
+def test_a_stop_keeps_the_best_that_was_on_its_way_as_well_as_the_newest(world: World) -> None:
+    world.losses = {3 * EVERY: 0.5}
+    world.train(BOTH)
+    world.nodes[1].agent.drain()
+    world.train(BOTH)
+    for node in world.nodes.values():
+        if node.workers.order is not None:
+            node.workers.end(RankState.DRAINED, int(ExitCode.DRAINED))
+            node.agent._node.state = AgentState.ENDED
+    for index in world.nodes:
+        world.beat(index, [])
+    world.now += 1
+    for index in world.nodes:
+        world.beat(index, [])
+    assert world.leader.gang.rendezvous is None
+    newest = CheckpointId(step=4 * EVERY, generation=1)
+    for rank in range(NODES):
+        agent, share = world.nodes[rank].agent, Saved(step=newest.step, generation=1, node_rank=rank)
+        agent._checkpoints.upload(share, agent._places.checkpoint(rank, newest))
+        agent._node.uploaded.append(share)
+    everybody(world)
+    assert newest in world.usable()
+    assert world.leader.directive(1).action is not Action.STOPPED, "the best is on its way"
+    store(world)
+    assert steps(world) == [3 * EVERY, 4 * EVERY]
+    assert [one.best for one in world.leader.progress().checkpoints] == [True, False]
+    assert world.leader.directive(1).action is Action.STOPPED
+
+
+def test_a_best_that_is_whole_only_after_a_newer_commit_is_committed_too(world: World) -> None:
+    """One node brings it late: its first try was refused."""
+    world.losses = {3 * EVERY: 0.5}
+    world.train(BOTH)
+    world.upload(0, [])
+    world.train(BOTH)
+    world.upload(0, [])
+    world.upload(1, ["refused"])
+    everybody(world)
+    assert steps(world)[-1] == 4 * EVERY
+    assert world.leader.gang.committed != {}, "committed without it"
+    store(world)
+    assert steps(world) == [3 * EVERY, 4 * EVERY], "the newest two, of which one is the best"
+    world.train(BOTH)
+    store(world)
+    world.train(BOTH)
+    store(world)
+    assert steps(world)[0] == 3 * EVERY, "it stays as the best"
+
+
+def test_what_is_whole_after_a_newer_commit_and_is_not_the_best_is_given_up(world: World) -> None:
+    world.train(BOTH)
+    world.upload(0, [])
+    world.train(BOTH)
+    late = world.nodes[1].agent
+    share = Saved(step=3 * EVERY, generation=1, node_rank=1)
+    store(world)
+    late._checkpoints.upload(share, late._places.checkpoint(1, share.checkpoint))
+    late._node.uploaded.append(share)
+    everybody(world)
+    assert policy.uncommitted(world.leader.gang) == set()
+    assert steps(world) == [2 * EVERY, 4 * EVERY]
+    world.train(BOTH)
+    store(world)
+    assert find_checkpoints(world.raw, RUN).open == {}, "and nothing of it is left"
+
+
+def test_a_paused_leader_that_commits_what_the_next_one_gave_up_makes_no_checkpoint(world: World) -> None:
+    """It has proved that it leads, and is paused before the very write."""
+    paused = world.leader
+    world.train(BOTH)
+    for index in world.nodes:
+        world.upload(index, [])
+    late = paused._checkpoints
+    prefix = late._prefix(CheckpointId(step=3 * EVERY, generation=1))
+    world.replace_leader()
+    for index in world.nodes:
+        world.lose(index, with_disk=True)
+    kept = {entry.key: world.raw.get(entry.key) for entry in world.raw.list(prefix)}
+    world.raw.delete(kept)
+    until_started(world, 1)
+    for key, data in kept.items():
+        world.raw.put(key, data)
+    late.commit(CheckpointId(step=3 * EVERY, generation=1), world.plan)
+    world.raw.delete(kept)  # the deletion had listed them before
+    assert newest(world) == CheckpointId(step=2 * EVERY, generation=1)
+    assert max(find_checkpoints(world.raw, RUN).committed) == newest(world)
+
+
+def test_a_leader_that_meets_another_at_its_start_pauses_before_it_reads_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader before may write several times a second until it finds out."""
+    pauses: list[float] = []
+
+    async def at_once(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", at_once)
+    swap, met = world.store.swap, iter([True, True])
+
+    def contested(key: str, data: bytes, etag: str | None) -> str:
+        if next(met, False):
+            world.leader._keeper.ledger.confirm()
+        return FolderStore.swap(world.store, key, data, etag)
+
+    world.leader._keeper.ledger._store = world.raw
+    monkeypatch.setattr(world.store, "swap", contested)
+    world.replace_leader()
+    assert len(pauses) == 2
+    assert all(pause > 0 for pause in pauses)
+    monkeypatch.setattr(world.store, "swap", swap)
+    world.run(world.leader._keeper.write_record())
 
 
 def test_a_run_of_the_layout_before_goes_on_where_it_was(world: World) -> None:
@@ -222,6 +390,21 @@ def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(wor
     world.lose(2, with_disk=True)
     world.leader.hear(world.nodes[2].agent._current_beat())
     assert world.leader.directive(2).action is Action.RUN, "at once, also before anything is decided"
+
+
+def test_a_disk_that_lets_no_worker_start_is_a_sentence_of_its_node(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = world.nodes[1]
+
+    def full(orders: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(node.workers, "start", full)
+    node.agent._node.state = AgentState.READY
+    node.agent._orders.set()
+    with pytest.raises(RunError, match=r"the disk of this node: .*No space left on device.* give spec.scratch.size"):
+        world.run(node.agent._obey())
 
 
 # ---------------------------------------------------------------- how often is decided

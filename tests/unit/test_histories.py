@@ -2,19 +2,27 @@
 generations, or leaves a gang without an end."""
 
 import contextlib
+import math
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from finetune_api.beats import CheckpointId
 from tests.unit.gang_world import FAULTS, NODES, SPARES, World
 
 ROUNDS = 400  # of everything working again, until a run must have ended
+LOSSES = {10: 0.9, 20: 0.5, 40: 0.3, 50: 0.8}  # of evaluations, by step
 node = st.integers(0, NODES + SPARES - 1)
 faults = st.lists(st.sampled_from(["", *FAULTS]), max_size=4)
+
+
+def best_loss(checkpoints: Iterable[CheckpointId]) -> float:
+    return min((LOSSES[one.step] for one in checkpoints if one.step in LOSSES), default=math.inf)
 
 
 class Histories(RuleBasedStateMachine):
@@ -22,7 +30,9 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="history-"))
         self.world = World(self.folder)
-        self.usable: set[object] = set()
+        self.world.losses = LOSSES
+        self.usable: set[CheckpointId] = set()
+        self.whole: set[CheckpointId] = set()  # in storage at some time, committed or not
 
     @rule(faults=faults)
     def everybody_beats(self, faults: list[str]) -> None:
@@ -92,13 +102,22 @@ class Histories(RuleBasedStateMachine):
     def no_committed_checkpoint_is_lost(self) -> None:
         before, self.usable = self.usable, self.world.usable()
         kept = self.world.plan.keep_last
+        assert best_loss(self.usable) <= best_loss(before), "the best stays"
         assert len(self.usable) >= min(len(before), kept), f"{before} -> {self.usable}"
         if before:
-            assert not max(self.usable) < max(before), "the newest stays until a newer one is there"  # type: ignore[type-var]
+            assert not max(self.usable) < max(before), "the newest stays until a newer one is there"
+
+    @invariant()
+    def what_is_whole_in_storage_is_seen(self) -> None:
+        self.whole |= self.world.whole()
 
     def teardown(self) -> None:
         try:
             self.it_ends_once_everything_works_again()
+            if not self.world.damaged:
+                assert best_loss(self.usable) <= best_loss(self.whole), (
+                    "of all that were whole in storage the best stays"
+                )
         finally:
             self.world.close()
             shutil.rmtree(self.folder, ignore_errors=True)

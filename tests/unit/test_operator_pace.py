@@ -90,6 +90,32 @@ def test_what_is_recent_is_read_once_for_all_who_ask(clock: Clock) -> None:
     asyncio.run(test())
 
 
+def test_a_value_that_grew_old_while_others_waited_for_it_is_dropped_like_any(clock: Clock) -> None:
+    """Who waits holds a lock that nobody knows any more: a read that takes longer than a value lives."""
+    reads: list[str] = []
+    slow = asyncio.Event()
+
+    async def read(name: str) -> int:
+        reads.append(name)
+        if reads == ["a"]:
+            await slow.wait()
+        return len(reads)
+
+    async def test() -> None:
+        recent = Recent(read, 60, clock)
+        waiting = [asyncio.create_task(recent.get("a")) for _ in range(2)]
+        await asyncio.sleep(0)
+        clock.now += 60
+        slow.set()
+        other = asyncio.create_task(recent.get("b"))  # runs between the end of the read and who waited for it
+        await asyncio.gather(*waiting, other)
+        assert reads == ["a", "b", "a"]
+        clock.now += 60
+        assert await recent.get("b") == 4
+
+    asyncio.run(test())
+
+
 def test_an_error_is_not_kept(clock: Clock) -> None:
     answers: list[Callable[[], int]] = [lambda: 1 // 0, lambda: 7]
 

@@ -10,7 +10,7 @@ from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StorageError
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest, MethodType, Task
 from finetune_trainer.agent import disk
-from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, superseded
+from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, stored_shares, superseded
 from finetune_trainer.checkpoints import Committed, find_checkpoints
 from finetune_trainer.orders import SavedMarker, marker_name
 from finetune_trainer.storage import CorruptedError, FolderStore
@@ -33,6 +33,15 @@ def manifest(step: int, loss: float | None, generation: int = 1) -> Manifest:
     )
     files = tuple(FileEntry(path=f"node-{node}/weights", size=100, sha256="0" * 64) for node in range(2))
     return Manifest(kind="checkpoint", files=files, created="2026-01-01T00:00:00+00:00", info=info.model_dump())
+
+
+def put(store: FolderStore, one: Manifest, content: bytes | None = None) -> None:
+    """A checkpoint in storage: its files, and last its manifest, or what stands in its place."""
+    info = CheckpointInfo.model_validate(one.info)
+    folder = f"{ROOT}{checkpoint_name(info.step, info.generation)}/"
+    for entry in one.files:
+        store.put(folder + entry.path, b"w" * entry.size)
+    store.put(folder + File.MANIFEST, one.to_json().encode() if content is None else content)
 
 
 def committed(step: int, loss: float | None) -> Committed:
@@ -63,10 +72,12 @@ def test_parts_that_no_commit_followed_are_found_once_a_newer_one_is_committed(t
     store = FolderStore(tmp_path)
     for name in (checkpoint_name(10), checkpoint_name(10, 1), checkpoint_name(20, 1), checkpoint_name(30, 1)):
         store.put(f"{ROOT}{name}/node-0/weights", b"w")
-    assert abandoned(find_checkpoints(store, "run/")) == [], "any of them may still be committed"
-    store.put(f"{ROOT}{checkpoint_name(20, 1)}/{File.MANIFEST}", manifest(20, 0.1).to_json().encode())
+    assert abandoned(find_checkpoints(store, "run/")) == {}, "any of them may still be committed"
+    put(store, manifest(20, 0.1))
     gone = [f"{ROOT}{name}/" for name in (checkpoint_name(10), checkpoint_name(10, 1))]
-    assert abandoned(find_checkpoints(store, "run/")) == gone
+    assert list(abandoned(find_checkpoints(store, "run/")).values()) == gone
+    awaited = CheckpointId(step=10, generation=1)
+    assert list(abandoned(find_checkpoints(store, "run/"), {awaited}).values()) == gone[:1], "a node may still bring it"
 
 
 def test_a_name_has_step_and_generation_or_as_older_versions_wrote_it_the_step_alone() -> None:
@@ -91,21 +102,46 @@ def test_a_name_has_step_and_generation_or_as_older_versions_wrote_it_the_step_a
 def test_one_manifest_that_cannot_be_read_is_passed_over_and_told(tmp_path: Path, content: bytes) -> None:
     store = FolderStore(tmp_path)
     for step in (10, 20):
-        key = f"{ROOT}{checkpoint_name(step, 1)}/{File.MANIFEST}"
-        store.put(key, manifest(step, 0.1).to_json().encode() if step == 10 else content)
+        put(store, manifest(step, 0.1), None if step == 10 else content)
     found = find_checkpoints(store, "run/")
     assert list(found.committed) == [CheckpointId(step=10, generation=1)]
     [sentence] = found.unreadable
     assert "step-00000020-g1" in sentence
-    assert abandoned(found) == [], "nobody knows what it was: it is not deleted"
+    assert abandoned(found) == {}, "nobody knows what it was: it is not deleted"
 
 
 def test_a_manifest_of_a_newer_version_is_read_without_the_fields_that_are_not_known(tmp_path: Path) -> None:
     store, one = FolderStore(tmp_path), manifest(10, 0.1)
     newer = one.model_copy(update={"info": {**one.info, "universal": True}}).model_dump_json()
-    key = f"{ROOT}{checkpoint_name(10, 1)}/{File.MANIFEST}"
-    store.put(key, newer.replace('"kind":', '"signature": "x", "kind":').encode())
+    put(store, one, newer.replace('"kind":', '"signature": "x", "kind":').encode())
     assert list(find_checkpoints(store, "run/").committed) == [CheckpointId(step=10, generation=1)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_a_manifest_whose_files_are_not_all_there_is_no_checkpoint(tmp_path: Path, damage: str) -> None:
+    """Such as one that a paused leader writes after the next leader has given its files up: nobody takes it, whatever
+    score it has, and it goes once a newer one is committed."""
+    store = FolderStore(tmp_path)
+    for step in (10, 20):
+        put(store, manifest(step, 0.1 * step))
+    lost = f"{ROOT}{checkpoint_name(10, 1)}/node-1/weights"
+    store.put(lost, b"w")
+    if damage == "missing":
+        store.delete([lost])
+    found = find_checkpoints(store, "run/")
+    assert list(found.committed) == [CheckpointId(step=20, generation=1)]
+    [sentence] = found.unreadable
+    assert "step-00000010-g1 is passed over: 1 of 2 files are missing or cut short, as node-1/weights" in sentence
+    assert list(abandoned(found).values()) == [f"{ROOT}{checkpoint_name(10, 1)}/"]
+
+
+def test_the_shares_of_another_number_of_nodes_make_no_checkpoint(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    for rank in range(2):
+        store.put(f"{ROOT}{checkpoint_name(10, 1)}/node-{rank}/{File.PART}", b"{}")
+    found = find_checkpoints(store, "run/")
+    assert {saved.node_rank for saved in stored_shares(found, 2)} == {0, 1}
+    assert stored_shares(found, 1) == set(), "the job was given one node fewer meanwhile"
 
 
 # ---------------------------------------------------------------- shares, from disk to storage and back
@@ -177,8 +213,55 @@ def test_a_link_that_a_worker_made_is_not_followed(tmp_path: Path) -> None:
     folder = save(tmp_path / "disk", LATER)
     (folder / "link").symlink_to(tmp_path / "secret" / "key")
     (folder / "folder").symlink_to(tmp_path / "secret")
-    part = CheckpointStore(FolderStore(tmp_path / "storage"), "run/").upload(LATER, folder)
-    assert {entry.path for entry in part.files} == {"weights", "deep/shard", marker_name(0)}
+    store = FolderStore(tmp_path / "storage")
+    CheckpointStore(store, "run/").upload(LATER, folder)
+    names = {entry.key.removeprefix(f"{ROOT}{checkpoint_name(20, 6)}/node-0/") for entry in store.list()}
+    assert names == {"weights", "deep/shard", marker_name(0), File.PART}
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"step": "x"}', b""])
+def test_a_share_whose_description_cannot_be_read_makes_its_checkpoint_broken(tmp_path: Path, content: bytes) -> None:
+    """Trying again would not help: the leader goes on with another checkpoint."""
+    store, checkpoints = FolderStore(tmp_path / "storage"), CheckpointStore(FolderStore(tmp_path / "storage"), "run/")
+    key = f"{ROOT}{checkpoint_name(20, 6)}/node-0/{File.PART}"
+    store.put(key, content)
+    checkpoints.upload(LATER, save(tmp_path / "disk", LATER))
+    assert store.get(key) == content, "nothing is overwritten, and no node tries for ever"
+    with pytest.raises(CorruptedError, match=r"node-0/PART.json cannot be understood"):
+        checkpoints.commit(LATER.checkpoint, PLAN)
+    assert not checkpoints.would_be_best(LATER.checkpoint, PLAN)
+
+
+def test_a_manifest_of_other_facts_is_a_fault_in_words(tmp_path: Path) -> None:
+    store, checkpoints = stored(tmp_path, LATER)
+    key = f"{ROOT}{checkpoint_name(20, 6)}/{File.MANIFEST}"
+    store.put(key, store.get(key).replace(b'"step"', b'"steps"'))
+    assert "its manifest cannot be understood" in checkpoints.fault(LATER)
+
+
+def test_states_that_all_nodes_have_in_common_are_stored_once_and_fetched_by_all(tmp_path: Path) -> None:
+    """DeepSpeed writes them on every node that saves to a disk of its own: of a model of 8B trained in full, 16 GB."""
+    store = FolderStore(tmp_path / "storage")
+    checkpoints, common, own = CheckpointStore(store, "run/"), "mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00"
+    for rank in range(2):
+        saved = LATER.model_copy(update={"node_rank": rank})
+        folder = save(tmp_path / f"disk-{rank}", saved)
+        for name, text in ((common, "the model"), (f"{own}_model_states.pt", f"of rank {rank}")):
+            (folder / "global_step20").mkdir(exist_ok=True)
+            (folder / "global_step20" / name).write_text(text)
+        checkpoints.upload(saved, folder)
+    checkpoints.commit(LATER.checkpoint, PLAN)
+    keys = [entry.key for entry in store.list() if entry.key.endswith(f"/{common}")]
+    assert keys == [f"{ROOT}{checkpoint_name(20, 6)}/node-0/global_step20/{common}"]
+    for rank in range(2):
+        saved = LATER.model_copy(update={"node_rank": rank})
+        fetched = tmp_path / "fetched" / str(rank)
+        checkpoints.fetch(saved, fetched)
+        assert disk.markers(fetched)
+        assert (fetched / "global_step20" / common).read_text() == "the model"
+        assert (fetched / "global_step20" / f"{own}_model_states.pt").read_text() == f"of rank {rank}"
+    store.put(keys[0], b"the modem")
+    assert "manifest says" in checkpoints.fault(saved), "it is part of every node's share"
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,20 @@ def test_an_adapter_is_saved_as_peft_saves_it(options: dict[str, Any], tmp_path:
 def test_a_rank_that_does_not_write_makes_no_file(tmp_path: Path) -> None:
     saving.save_weights(loaded("llama", tmp_path), ENGINE, tmp_path / "ours", writes=False)
     assert not (tmp_path / "ours").exists()
+
+
+def test_after_an_error_no_rank_enters_a_collective_of_its_own() -> None:
+    """ZeRO-3's epilogue gathers small weights on all ranks. The peers of one that failed are elsewhere: it would wait
+    for them for half an hour, and nobody would hear why."""
+    entered: list[str] = []
+    optimizer = SimpleNamespace(
+        checkpoint_event_prologue=lambda: entered.append("prologue"),
+        checkpoint_event_epilogue=lambda: entered.append("epilogue"),
+    )
+    engine = SimpleNamespace(zero_optimization_partition_weights=lambda: True, optimizer=optimizer)
+    with pytest.raises(OSError, match="No space left"), saving._at_rest(engine):
+        raise OSError(28, "No space left on device")
+    assert entered == ["prologue"]
+    with saving._at_rest(engine):
+        pass
+    assert entered == ["prologue", "prologue", "epilogue"]

@@ -55,13 +55,13 @@ def test_an_evaluation_says_since_when_the_run_overfits() -> None:
 def test_overfitting_is_told_until_an_evaluation_says_that_it_is_over_also_by_the_next_leader() -> None:
     scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
     gang = told(scribe, evals=(EvalMetrics(step=8, values={"eval_loss": 1.5}, overfitting_since=4),))
-    assert scribe.progress(gang).overfitting_since == 4
+    assert scribe.progress(gang, 0.0).overfitting_since == 4
     record = GenerationRecord(generation=1, leader="", incarnation="", overfitting_since=4)
     after = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
     after.takes_over(History.of(record))
-    assert after.progress(gang).overfitting_since == 4
+    assert after.progress(gang, 0.0).overfitting_since == 4
     gang = told(after, evals=(EvalMetrics(step=12, values={"eval_loss": 1.0}),))
-    assert after.progress(gang).overfitting_since is None
+    assert after.progress(gang, 0.0).overfitting_since is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_overfitting_is_told_until_an_evaluation_says_that_it_is_over_also_by_th
 def test_a_run_that_ended_before_its_last_step_says_why(patience: int, state: RankState, at: int, expect: str) -> None:
     scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL, early_stopping_patience=patience))
     gang = told(scribe, state, patience, steps=(step(at),))
-    progress = scribe.progress(gang)
+    progress = scribe.progress(gang, 0.0)
     assert progress.stopped_early == expect
     assert (progress.eta_seconds is None) == bool(expect)
 
@@ -89,15 +89,26 @@ def test_an_outage_that_lasts_is_told_with_its_reason_and_the_last_commit(monkey
     saved = CheckpointFacts(step=4, generation=1, saved="2025-12-31T23:50:00+00:00", size_bytes=1)
     scribe.keeps({CheckpointId(step=4, generation=1): saved})
     gang = told(scribe, storage_error="cannot connect")
-    assert scribe.progress(gang).outage is None, "not at once: most refusals are over in a moment"
+    assert scribe.progress(gang, 0.0).outage is None, "not at once: most refusals are over in a moment"
     clock[0] += timedelta(seconds=20)
     gang = told(scribe, storage_error="access is denied")
     clock[0] += timedelta(seconds=20)
-    assert scribe.progress(gang).outage == Outage(
+    assert scribe.progress(gang, 0.0).outage == Outage(
         since="2026-01-01T00:00:00+00:00", message="access is denied", last_commit="2025-12-31T23:50:00+00:00"
     )
     gang = told(scribe)
-    assert scribe.progress(gang).outage is None
+    assert scribe.progress(gang, 0.0).outage is None
+
+
+def test_a_dead_node_has_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last word would stand on the job for ever."""
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    monkeypatch.setattr("finetune_trainer.agent.scribe.datetime", SimpleNamespace(now=lambda zone: clock[0]))
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    gang = told(scribe, storage_error="cannot connect")
+    clock[0] += timedelta(minutes=1)
+    assert scribe.progress(gang, 1.0).outage is not None
+    assert scribe.progress(gang, gang.limits.silence + 1).outage is None
 
 
 def test_an_outage_of_the_leaders_own_calls_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,14 +117,14 @@ def test_an_outage_of_the_leaders_own_calls_is_told_too(monkeypatch: pytest.Monk
     scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
     scribe.hears_storage(LEADER, "the server asks for fewer requests")
     clock[0] += timedelta(minutes=1)
-    outage = scribe.progress(told(scribe)).outage
+    outage = scribe.progress(told(scribe), 0.0).outage
     assert outage is not None
     assert (outage.message, outage.last_commit) == ("the server asks for fewer requests", None)
 
 
 def test_a_progress_of_a_newer_version_is_read_without_what_is_not_known() -> None:
     scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
-    progress = scribe.progress(told(scribe))
+    progress = scribe.progress(told(scribe), 0.0)
     text = progress.model_dump_json(exclude_defaults=True)
     assert "outage" not in text, "an operator of an older version refuses fields that it does not know"
     assert Progress.model_validate_json(text.replace('"phase"', '"colour": "x", "phase"')) == progress

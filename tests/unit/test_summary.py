@@ -27,10 +27,17 @@ def test_an_adapters_checkpoint_holds_no_frozen_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "seconds"), [(0, 60), (1_500_000_000, 60), (5_000_000_000, 130), (10**12, 1800)]
+    ("checkpoint", "uploads", "seconds"),
+    [(0, 1, 60), (1_500_000_000, 1, 60), (5_000_000_000, 1, 130), (5_000_000_000, 2, 230), (10**12, 1, 1800)],
 )
-def test_the_grace_period_covers_an_upload_within_bounds(checkpoint: int, seconds: int) -> None:
-    assert saving.grace_seconds(checkpoint) == seconds
+def test_the_grace_period_covers_its_uploads_within_bounds(checkpoint: int, uploads: int, seconds: int) -> None:
+    assert saving.grace_seconds(checkpoint, uploads) == seconds
+
+
+def test_a_stop_may_have_to_bring_the_best_as_well_as_the_newest_where_there_are_evaluations() -> None:
+    made = plan()
+    assert saving.stop_uploads(made.dataset) == 2
+    assert saving.stop_uploads(made.dataset.model_copy(update={"eval": None})) == 1
 
 
 def test_scratch_holds_model_data_and_checkpoints() -> None:

@@ -184,10 +184,26 @@ def test_the_best_goes_before_newer_ones_and_stays_on_the_disk_until_it_is_there
     assert [saved.step for saved in disk.node.uploaded] == [15, 40, 50]
 
 
-def test_a_stop_does_not_wait_for_the_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", [AgentState.RUNNING, AgentState.ENDED, AgentState.READY])
+def test_a_stop_brings_the_best_first_and_then_the_newest(state: AgentState, tmp_path: Path) -> None:
     disk = Disk(tmp_path)
+    disk.node.state = state
     disk.save(15, loss=1.0)
     disk.save(20)
     disk.node.draining = True
     assert not disk.upload()
+    assert disk.node.uploaded == [share(15), share(20)]
+
+
+def test_a_best_one_that_cannot_be_uploaded_does_not_keep_the_newest_back(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.save(15, loss=1.0)
+    disk.save(20)
+    disk.before_upload = lambda saved: disk.refuse(saved) if saved.step == 15 else None
+    assert disk.upload(), "it is tried again later"
     assert disk.node.uploaded == [share(20)]
+    assert "cannot connect" in disk.node.storage_error
+    disk.before_upload = lambda saved: None
+    assert not disk.upload()
+    assert disk.node.uploaded == [share(20), share(15)]
+    assert disk.node.storage_error == ""

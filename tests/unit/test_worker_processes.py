@@ -4,13 +4,18 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from finetune_api.beats import RankReport, RankState
+from finetune_api.beats import Action, Directive, RankReport, RankState
+from finetune_api.contract import Env
 from finetune_api.errors import RunError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import workers as module
+from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.failures import describe
+from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.security import withheld, worker_environment
 from finetune_trainer.agent.workers import Worker, Workers
 from finetune_trainer.orders import WorkerOrder
@@ -105,3 +110,61 @@ def test_what_gpu_clusters_set_reaches_the_workers_and_what_does_not_is_named() 
     assert worker_environment(environ).items() >= CLUSTER.items()
     assert not worker_environment(environ).keys() & {*OTHERS, *EXPECTED}
     assert withheld(environ) == sorted(OTHERS), "names only, and not what nobody set for the workers"
+
+
+@pytest.mark.parametrize(
+    ("given", "cores", "ranks", "threads"), [(0, 16, 8, 2), (0, 8, 1, 8), (0, 4, 8, 1), (3, 16, 8, 3)]
+)
+def test_the_workers_of_a_node_share_its_cores(
+    given: int, cores: int, ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight ranks with all cores each would keep each other waiting. A number that is given is each worker's."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    environ = {
+        **dict.fromkeys((Env.JOB, Env.JOB_UID, Env.TOKEN, Env.WORK_DIR), "x"),
+        Env.NODE_INDEX: "0",
+        Env.THREADS: str(given),
+    }
+    config = AgentConfig.from_env(environ)
+    assert config.worker_threads(ranks) == threads
+    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1).model_copy(update={"processes_per_node": ranks})
+    directive = Directive(generation=1, action=Action.RUN, master_host="h", master_port=1)
+    orders = Places(Path("work"), ranks).orders(plan, directive, 0, config.worker_threads(ranks), None)
+    assert [order.threads for order in orders] == [threads] * ranks
+
+
+def test_the_process_that_workers_are_forked_from_has_one_thread_whatever_a_pod_says() -> None:
+    """A parallel region before the fork would hang every child's first one."""
+    assert worker_environment({"OMP_NUM_THREADS": "16", "OMP_PROC_BIND": "true"})["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("free", "said", "expect"),
+    [
+        (
+            4096,
+            "RuntimeError: PytorchStreamWriter failed writing file",
+            "No space left on device below {logs}; Runtime",
+        ),
+        (4096, "", "No space left on device below {logs}"),
+        (1 << 30, "KeyError: 3", "KeyError: 3"),
+    ],
+    ids=["torch's words", "no word", "another reason"],
+)
+def test_a_worker_that_fails_on_a_full_disk_is_said_to(
+    free: int, said: str, expect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch says that a write failed, not why."""
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=free))
+    report = RankReport(rank=0, state=RankState.RUNNING, error=said)
+    order = Places(tmp_path, 1).orders(
+        make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1), Directive(generation=1, action=Action.RUN), 0, 1, None
+    )[0]
+    worker = Worker(order, tmp_path / "logs" / "rank-0.log", report)
+    module._end(worker, 1)
+    assert worker.report.error.startswith(expect.format(logs=tmp_path / "logs"))
+    described = describe(1, worker.report)
+    assert ("the node's disk is full: give spec.scratch.size more" in described) == (free == 4096)
+    again = Worker(order, worker.log, report)
+    module._end(again, 0)
+    assert again.report.error == said, "who ended well says nothing else"

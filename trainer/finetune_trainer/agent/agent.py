@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, Saved
 from finetune_api.contract import ExitCode, dataset_prefix
-from finetune_api.errors import RunError, StorageError
+from finetune_api.errors import FailureCategory, Problem, RunError, StorageError
 from finetune_api.messages import Plan
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.heart import Heart
@@ -197,7 +197,10 @@ class Agent:
                 case Action.FETCH if self._config.node in directive.ranks:
                     self._fetching = asyncio.create_task(self._fetch(directive))
                 case Action.RUN if self._node.state is AgentState.READY:
-                    await self._start_workers(directive)
+                    try:
+                        await self._start_workers(directive)
+                    except OSError as error:
+                        raise disk_refused(error) from error
                 case Action.DRAIN if self._node.state is AgentState.READY:
                     if self._config.node in directive.ranks:  # they would have been started; others wait for them
                         self._node.state = AgentState.ENDED
@@ -276,6 +279,7 @@ class Agent:
             state=node.state,
             ranks=self._workers.reports,
             complete=node.complete,
+            best=node.best,
             uploaded=tuple(node.uploaded),
             steps=tuple(node.steps),
             evals=tuple(node.evals),
@@ -362,6 +366,19 @@ class Agent:
         for key, path in self._places.logs():
             with contextlib.suppress(StorageError, OSError):
                 self._store.put_file(f"{self._run}logs/{key}", path)
+
+
+def disk_refused(error: OSError) -> RunError:
+    """The error of a node whose disk lets no worker start."""
+    return RunError(
+        Problem(
+            code="DiskRefused",
+            field="spec.scratch.size",
+            message=f"the disk of this node: {error}",
+            cure="give spec.scratch.size more if it is full, else look at the node",
+        ),
+        FailureCategory.NODE_FAULT,
+    )
 
 
 def free_port() -> int:

@@ -104,7 +104,7 @@ def decide(gang: Gang, now: float) -> Decision:
         if failure := end_is_broken(gang):
             return NextGeneration(failure) if budget_left(gang, failure) else Fail(failure)
         if end_of_run(gang) in {one.step for one in gang.committed}:
-            return Finish()
+            return GoOn() if best_is_on_its_way(gang, now) else Finish()
         failure = storage_failure(gang, now)
         return Fail(failure) if failure else GoOn()
     return Drain() if leaving else GoOn()
@@ -223,17 +223,25 @@ def lacking(gang: Gang, ranks: Mapping[int, int], resume: CheckpointId) -> list[
 
 def commit_worth_waiting_for(gang: Gang, ranks: Mapping[int, int], now: float) -> CheckpointId | None:
     """A checkpoint beyond the newest that can be resumed from now: all its shares are in storage or on their way to it,
-    as when a node that was told to stop has saved, and a spare takes its rank."""
+    as when a node that was told to stop has saved, and a spare takes its rank. Or a best one, of which a node that
+    gives its rank away still brings its share."""
     if now - gang.since > gang.limits.commit:
         return None
     beats = [member.beat for member in gang.members.values()]
-    shares = {saved for beat in beats for saved in beat.uploaded}
+    shares = _uploaded(gang)
     for beat in beats:
         if not beat.storage_error and alive(gang, beat.node, now):  # otherwise the upload may never finish
             shares.update(beat.complete)
     resume = newest_checkpoint(gang, ranks)
     coming = {one for one in whole(shares, gang.nodes) - gang.broken if resume is None or resume < one}
-    return max(coming, default=None)
+    return max(coming | (arriving(gang, now) & _of_leavers(gang, ranks)), default=None)
+
+
+def _of_leavers(gang: Gang, ranks: Mapping[int, int]) -> set[CheckpointId]:
+    """Checkpoints of which a node has not brought its share yet that uploads for a rank which it will not keep."""
+    leavers = {node: rank for node, rank in uploading(gang).items() if ranks.get(node) != rank and node in gang.members}
+    beats = {rank: gang.members[node].beat for node, rank in leavers.items()}
+    return {saved.checkpoint for rank, beat in beats.items() for saved in wanted(beat, rank) - set(beat.uploaded)}
 
 
 def whole(shares: Iterable[Saved], nodes: int) -> set[CheckpointId]:
@@ -257,10 +265,16 @@ def uploading(gang: Gang) -> Mapping[int, int]:
 
 
 def not_uploaded(beat: Beat, node_rank: int) -> bool:
-    """Whether storage lacks the newest share of a node; it stands for those before it."""
+    """Whether storage lacks what a node brings there in any case."""
+    return not wanted(beat, node_rank) <= set(beat.uploaded)
+
+
+def wanted(beat: Beat, node_rank: int) -> set[Saved]:
+    """The shares that a node brings to storage before it may go: the newest, which stands for those before it, and the
+    best, which is never saved again."""
     own = [saved for saved in beat.complete if saved.node_rank == node_rank]
     newest = max(own, key=_age, default=None)
-    return newest is not None and newest not in beat.uploaded
+    return {saved for saved in own if saved in {newest, beat.best}}
 
 
 def unsaved(gang: Gang, now: float) -> bool:
@@ -305,19 +319,28 @@ def draining_nodes(gang: Gang) -> list[int]:
 
 
 def uncommitted(gang: Gang) -> set[CheckpointId]:
-    """Newer checkpoints of which every node rank has uploaded its share."""
-    return _beyond_commits(gang, _uploaded(gang))
+    """Checkpoints of which every node rank has uploaded its share. Those older than the newest commit are among them:
+    one of them may be the best."""
+    return _not_settled(gang, _uploaded(gang))
 
 
 def arriving(gang: Gang, now: float) -> set[CheckpointId]:
-    """Newer checkpoints that are not committed, of which every share is in storage or on its way: it is the newest of
-    a living node that uploads for its rank, and storage does not refuse it."""
+    """Checkpoints that are not committed, of which every share is in storage or on its way: it is the newest or the
+    best of a living node that uploads for its rank, and storage does not refuse it."""
     ranks, shares = uploading(gang), _uploaded(gang)
     for node, rank in ranks.items():
         if alive(gang, node, now) and not gang.members[node].beat.storage_error:
-            own = [saved for saved in gang.members[node].beat.complete if saved.node_rank == rank]
-            shares.update(sorted(own, key=_age)[-1:])
-    return _beyond_commits(gang, shares)
+            shares |= wanted(gang.members[node].beat, rank)
+    return _not_settled(gang, shares)
+
+
+def best_is_on_its_way(gang: Gang, now: float) -> bool:
+    """Whether a trained run waits for its best checkpoint, whose upload was refused before: for a while, as the end of
+    the run is safe."""
+    there = [member for member in gang.members.values() if lost(gang, member, now) is None]
+    patient = [m for m in there if m.unstored_at is None or now - m.unstored_at <= gang.limits.commit]
+    coming = {m.beat.best.checkpoint for m in patient if m.beat.best and m.beat.best not in m.beat.uploaded}
+    return bool(coming - gang.committed - gang.broken - gang.passed or uncommitted(gang))
 
 
 def suspects(gang: Gang) -> set[Saved]:
@@ -327,11 +350,23 @@ def suspects(gang: Gang) -> set[Saved]:
     return {saved for saved in shares if saved.checkpoint in gang.committed}
 
 
-def still_broken(gang: Gang) -> frozenset[CheckpointId]:
-    """Broken checkpoints that somebody may still speak of."""
+def awaited(gang: Gang) -> set[CheckpointId]:
+    """Checkpoints older than the newest that a node may still bring to storage."""
+    return {member.beat.best.checkpoint for member in gang.members.values() if member.beat.best} - gang.passed
+
+
+def tidied(gang: Gang) -> Gang:
+    """The gang without what it need not remember: checkpoints that nobody speaks of any more, and shares of those that
+    are committed or given up."""
     spoken = {saved.checkpoint for m in gang.members.values() for saved in (*m.beat.complete, *m.beat.uploaded)}
     resumed = {gang.rendezvous.resume} if gang.rendezvous else set()
-    return gang.broken & (spoken | resumed | gang.committed)
+    settled = gang.committed | gang.broken | gang.passed
+    return replace(
+        gang,
+        broken=gang.broken & (spoken | resumed | gang.committed),
+        passed=gang.passed & spoken,
+        shares=frozenset(saved for saved in gang.shares if saved.checkpoint not in settled),
+    )
 
 
 def next_generation(gang: Gang, failure: Failure, now: float) -> Gang:
@@ -352,13 +387,12 @@ def next_generation(gang: Gang, failure: Failure, now: float) -> Gang:
 
 
 def _uploaded(gang: Gang) -> set[Saved]:
-    return {saved for member in gang.members.values() for saved in member.beat.uploaded}
+    return {*gang.shares, *(saved for member in gang.members.values() for saved in member.beat.uploaded)}
 
 
-def _beyond_commits(gang: Gang, shares: Iterable[Saved]) -> set[CheckpointId]:
-    """The whole checkpoints of some shares that are newer than every commit."""
-    newest = max(gang.committed, default=None)
-    return {one for one in whole(shares, gang.nodes) - gang.broken if newest is None or newest < one}
+def _not_settled(gang: Gang, shares: Iterable[Saved]) -> set[CheckpointId]:
+    """The whole checkpoints of some shares that are neither committed nor given up."""
+    return whole(shares, gang.nodes) - gang.committed - gang.broken - gang.passed
 
 
 def _training(gang: Gang) -> list[Beat]:

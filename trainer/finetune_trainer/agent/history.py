@@ -69,6 +69,12 @@ class History:
             totals=self.totals.model_copy(update={"lost_steps": self.totals.lost_steps + more}),
         )
 
+    def adds(self, cause: str) -> "History":
+        """Something more was found out while the gang recovers, such as a checkpoint that cannot be used."""
+        if self.open is None or cause in self.open.reason:
+            return self
+        return self._with_last(reason=f"{self.open.reason}; {cause}")
+
     def steps(self, at: datetime) -> "History":
         """A step was made: the last recovery is over."""
         if self.open is None:

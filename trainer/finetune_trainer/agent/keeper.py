@@ -4,7 +4,7 @@ and proves before every commit and deletion that it still leads."""
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -71,12 +71,19 @@ class Keeper:
     async def keep_checkpoints(self) -> None:
         """Commits every checkpoint whose shares are all uploaded, deletes those that are superseded, and reads those
         that did not verify on a node."""
-        await self._tried(self._checkpoints.clean, LEFT_BEHIND_SECONDS)
         while True:
             await self.checkpoints_due.wait()
             self.checkpoints_due.clear()
             async with self.busy:
                 await self.look_after_checkpoints()
+
+    async def clean_up(self) -> None:
+        """Removes what killed uploads have left, once. Not all credentials and servers allow to look for it, and no
+        run needs that."""
+        try:
+            await asyncio.to_thread(self._checkpoints.clean, LEFT_BEHIND_SECONDS)
+        except StorageError as error:
+            log.warning("unfinished uploads are not cleaned up: %s", error)
 
     async def write_record(self) -> None:
         """Writes what is not written yet."""
@@ -100,17 +107,27 @@ class Keeper:
             await self._commit(checkpoint)
         for saved in sorted(policy.suspects(self._leading.gang), key=lambda share: share.checkpoint):
             await self._read(saved)
-        if self._leading.gang.broken != (broken := policy.still_broken(self._leading.gang)):
-            self._leading.update(replace(self._leading.gang, broken=broken))
+        if self._leading.gang != (tidied := policy.tidied(self._leading.gang)):
+            self._leading.update(tidied)
 
     def take_in(self, found: Found) -> None:
         """Tells what was found in storage."""
         for sentence in found.unreadable:
             log.warning("%s", sentence)
-            self._leading.scribe.notes(sentence)
+            self._leading.scribe.finds(sentence)
         self._leading.scribe.keeps(facts_of(found.committed, self._plan))
 
     async def _commit(self, checkpoint: CheckpointId) -> None:
+        newest = max(self._leading.gang.committed, default=None)
+        if newest is not None and checkpoint < newest:
+            best = await self._tried(self._checkpoints.would_be_best, checkpoint, self._plan)
+            if not best:
+                if best is None:
+                    self.checkpoints_due.set()
+                else:
+                    self._pass({checkpoint})
+                return
+
         def commit() -> Manifest | Problem:
             self.ledger.confirm()
             try:
@@ -137,9 +154,11 @@ class Keeper:
             return
         there = {one: found.committed[one] for one in found.committed if one not in self._leading.gang.broken}
         old = superseded(facts_of(there, self._plan), self._plan)
+        given_up = abandoned(found, policy.awaited(self._leading.gang))
         self.take_in(replace(found, committed={one: there[one] for one in there if one not in old}))
         self._leading.update(replace(self._leading.gang, committed=frozenset(there.keys() - old)))
-        await self._delete([*(there[one].prefix for one in old), *abandoned(found)])
+        self._pass(old | given_up.keys())
+        await self._delete([*(there[one].prefix for one in old), *given_up.values()])
 
     async def _read(self, saved: Saved) -> None:
         """Reads a share that did not verify on a node, every byte of it. Only what is wrong here too is broken."""
@@ -156,12 +175,18 @@ class Keeper:
         self._breaks(saved.checkpoint, fault)
         found: Found | None = await self._tried(self._checkpoints.find)
         if found is not None:
-            await self._delete([one.prefix for one in found.committed.values() if one.id == saved.checkpoint])
+            there = found.committed.get(saved.checkpoint) or found.open.get(saved.checkpoint)
+            await self._delete([there.prefix] if there else [])
             await self._retain(set())
+
+    def _pass(self, checkpoints: Collection[CheckpointId]) -> None:
+        """Takes note of checkpoints that are not wanted any more, whoever still speaks of them."""
+        gang = self._leading.gang
+        self._leading.update(replace(gang, passed=gang.passed.union(checkpoints)))
 
     def _breaks(self, checkpoint: CheckpointId, fault: str) -> None:
         log.error("checkpoint %s is broken: %s", checkpoint, fault)
-        self._leading.scribe.notes(fault)
+        self._leading.scribe.breaks(checkpoint, fault)
         gang, broken = self._leading.gang, {checkpoint}
         self._leading.update(replace(gang, committed=gang.committed - broken, broken=gang.broken | broken))
 

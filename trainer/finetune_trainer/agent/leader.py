@@ -23,8 +23,9 @@ from finetune_trainer.agent.keeper import Keeper
 from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
-from finetune_trainer.agent.uploads import CheckpointStore
-from finetune_trainer.storage import ChangedError, ObjectStore
+from finetune_trainer.agent.uploads import CheckpointStore, stored_shares
+from finetune_trainer.checkpoints import Found
+from finetune_trainer.storage import ChangedError, ObjectStore, check_conditional_writes
 
 log = logging.getLogger("leader")
 TICK_SECONDS = 0.1  # time passes: somebody may be lost
@@ -78,17 +79,20 @@ class Leader:
 
         Raises:
             StateError: another leader has taken over.
+            ConditionalWritesError: the store cannot keep two leaders apart.
         """
+        await patiently(check_conditional_writes, self._control, self._run)
         found = await patiently(self._checkpoints.find)
         done = await patiently(self._control.head, self._run + File.DONE) is not None
-        await self._take_over(frozenset(found.committed), done)
+        await self._take_over(found, done)
         self._keeper.take_in(found)
-        keepers = [asyncio.create_task(work) for work in (self._keeper.keep_checkpoints(), self._keeper.keep_record())]
+        keeper, cleaning = self._keeper, asyncio.create_task(self._keeper.clean_up())
+        keepers = [asyncio.create_task(work) for work in (keeper.keep_checkpoints(), keeper.keep_record())]
         try:
             while True:
-                for keeper in keepers:
-                    if keeper.done():
-                        keeper.result()
+                for task in keepers:
+                    if task.done():
+                        task.result()
                 self._decide()
                 if self._everyone_left():
                     break
@@ -97,9 +101,9 @@ class Leader:
                         await self._changed.wait()
             await self._keeper.busy.acquire()  # a deletion under way comes to its end
         finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            for task in (*keepers, cleaning):
+                task.cancel()
+            await asyncio.gather(*keepers, cleaning, return_exceptions=True)
 
     def hear(self, beat: Beat) -> None:
         """Takes a beat in; what it changes is decided on soon."""
@@ -132,7 +136,7 @@ class Leader:
 
     def progress(self) -> Progress:
         """The run as it stands."""
-        return self.scribe.progress(self.gang)
+        return self.scribe.progress(self.gang, time.monotonic())
 
     def record(self) -> GenerationRecord:
         """What generation.json should say."""
@@ -256,11 +260,11 @@ class Leader:
         self._failed_at = time.monotonic()
         self.scribe.failed(failure)
 
-    async def _take_over(self, committed: frozenset[CheckpointId], done: bool) -> None:
+    async def _take_over(self, found: Found, done: bool) -> None:
         """Becomes the one whose record generation.json is, and begins where the leader before has left the gang."""
         while True:
             record = await patiently(self._keeper.ledger.read)
-            self.gang = self._left_behind(record, committed, done)
+            self.gang = self._left_behind(record, found, done)
             try:
                 await patiently(self._keeper.ledger.write, self.record())
             except ChangedError:  # the leader before is not gone, or there is a third
@@ -269,13 +273,20 @@ class Leader:
             self.update(replace(self.gang, stored=self.gang.generation, since=time.monotonic()))
             return
 
-    def _left_behind(self, record: GenerationRecord, committed: frozenset[CheckpointId], done: bool) -> Gang:
-        """The gang after a record; if nobody told why the leader before is gone, its loss is a failure of its own."""
+    def _left_behind(self, record: GenerationRecord, found: Found, done: bool) -> Gang:
+        """The gang after a record. If nobody told why the leader before is gone, its loss is a failure of its own.
+        Shares in storage are known from there: perhaps no node remembers them."""
         generation = record.generation + 1
         self.scribe.takes_over(History.of(record))
         restarts = record.recovery_totals.restarts
         gang = replace(
-            self.gang, generation=generation, committed=committed, done_stored=done, restarts=restarts, failure=None
+            self.gang,
+            generation=generation,
+            committed=frozenset(found.committed),
+            shares=frozenset(stored_shares(found, self.gang.nodes)),
+            done_stored=done,
+            restarts=restarts,
+            failure=None,
         )
         if record.started and not done:
             lost = leader_lost()

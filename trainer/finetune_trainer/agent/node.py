@@ -11,6 +11,7 @@ class NodeState:
 
     Attributes:
         complete: shares on the local disk, as they were looked at last.
+        best: the best of them by its evaluation, while storage lacks it.
         upload_error, fetch_error: what storage said last; empty once it works.
     """
 
@@ -18,6 +19,7 @@ class NodeState:
     generation: int = 0
     node_rank: int | None = None
     complete: tuple[Saved, ...] = ()
+    best: Saved | None = None
     uploaded: list[Saved] = field(default_factory=list)
     steps: list[StepMetrics] = field(default_factory=list)
     evals: list[EvalMetrics] = field(default_factory=list)

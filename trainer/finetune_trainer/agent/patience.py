@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from finetune_api.errors import StorageError
-from finetune_trainer.storage import ChangedError, NotFoundError
+from finetune_trainer.storage import ChangedError, ConditionalWritesError, NotFoundError
 
 log = logging.getLogger("agent")
 
@@ -21,8 +21,8 @@ async def patiently(work: Callable[..., T], *args: object, seconds: float = PATI
     """The result of storage work, done in a thread.
 
     Raises:
-        NotFoundError, ChangedError: at once; neither what is missing nor what somebody else has written changes by
-            waiting.
+        NotFoundError, ChangedError, ConditionalWritesError: at once; neither what is missing nor what somebody else has
+            written changes by waiting, nor does what a server can do.
         StorageError: the last refusal, when the time is over.
     """
     end = time.monotonic() + seconds
@@ -30,7 +30,7 @@ async def patiently(work: Callable[..., T], *args: object, seconds: float = PATI
     while True:
         try:
             return await asyncio.to_thread(work, *args)
-        except (NotFoundError, ChangedError):
+        except (NotFoundError, ChangedError, ConditionalWritesError):
             raise
         except StorageError as error:
             if time.monotonic() + pause > end:

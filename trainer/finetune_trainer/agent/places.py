@@ -9,6 +9,7 @@ from pathlib import Path
 from finetune_api.beats import CheckpointId, Directive, Saved
 from finetune_api.messages import Plan
 from finetune_trainer.agent import disk
+from finetune_trainer.best import best_of
 from finetune_trainer.orders import WorkerOrder
 
 
@@ -60,14 +61,12 @@ class Places:
 
     def best(self, shares: Iterable[Saved], metric: str, greater: bool) -> CheckpointId | None:
         """The best of some shares by their evaluation, the later of equals; None if none of them has one."""
-        scores = {
-            saved.checkpoint: marked[0].metrics[metric]
-            for saved in shares
+        scores = [
+            (saved.checkpoint, marked[0].metrics.get(metric, math.nan))
+            for saved in sorted(shares, key=lambda share: share.checkpoint)
             if (marked := disk.markers(self.checkpoint(saved.node_rank, saved.checkpoint)))
-            and math.isfinite(marked[0].metrics.get(metric, math.nan))
-        }
-        sign = 1 if greater else -1
-        return max(scores, key=lambda one: (sign * scores[one], one), default=None)
+        ]
+        return best_of(scores, greater=greater)
 
     def prune(self, node_rank: int, resume: CheckpointId | None) -> None:
         """Removes what workers of this node rank will not resume from, and all shares of other node ranks."""

@@ -1,9 +1,9 @@
 """Who is in the gang and how it was last heard: the values that `gang.decide` decides on. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from finetune_api.beats import Beat, CheckpointId, Failure, RankState
+from finetune_api.beats import Beat, CheckpointId, Failure, RankState, Saved
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,9 @@ class Gang:
         last_ranks: node ranks of the generation before.
         committed: checkpoints that have a manifest in storage.
         broken: checkpoints that the leader has read and found wrong; until nobody speaks of them any more.
+        shares: what lies whole in storage and belongs to no commit yet, as it was found there or as nodes have told:
+            a node that has told so may be another one by now, which knows nothing of it.
+        passed: checkpoints that were whole in storage and are not wanted any more; likewise.
         last_resume: where the generation before started from, to see whether a restart bore fruit.
         replaced: incarnations of agents whose place another one has taken.
         done_stored: DONE.json is written.
@@ -99,6 +102,8 @@ class Gang:
     last_ranks: Mapping[int, int] = field(default_factory=dict)
     committed: frozenset[CheckpointId] = frozenset()
     broken: frozenset[CheckpointId] = frozenset()
+    shares: frozenset[Saved] = frozenset()
+    passed: frozenset[CheckpointId] = frozenset()
     restarts: int = 0
     fruitless: int = 0
     last_resume: CheckpointId | None = None
@@ -121,7 +126,19 @@ def hear(gang: Gang, beat: Beat, now: float) -> Gang:
         failed_at=((known and known.failed_at) or now) if failing else None,
         unstored_at=((known and known.unstored_at) or now) if beat.storage_error else None,
     )
-    return replace(gang, members={**gang.members, beat.node: member}, replaced=gang.replaced | replaced)
+    return replace(
+        gang,
+        members={**gang.members, beat.node: member},
+        replaced=gang.replaced | replaced,
+        shares=with_shares(gang, beat.uploaded),
+    )
+
+
+def with_shares(gang: Gang, stored: Iterable[Saved]) -> frozenset[Saved]:
+    """The shares that wait in storage for their commit, with more of them."""
+    settled = gang.committed | gang.broken | gang.passed
+    new = {saved for saved in stored if saved not in gang.shares and saved.checkpoint not in settled}
+    return gang.shares | new if new else gang.shares
 
 
 def matters(before: Beat, beat: Beat) -> bool:
@@ -132,7 +149,8 @@ def matters(before: Beat, beat: Beat) -> bool:
 def _decisive(beat: Beat) -> tuple[object, ...]:
     ranks = tuple((rank.rank, rank.state, rank.exit_code) for rank in beat.ranks)
     words = (beat.storage_error, beat.unfit, beat.draining, beat.have)
-    return beat.incarnation, beat.state, beat.generation, ranks, words, beat.complete, beat.uploaded, beat.suspects
+    shares = (beat.complete, beat.best, beat.uploaded, beat.suspects)
+    return beat.incarnation, beat.state, beat.generation, ranks, words, shares
 
 
 def hear_closed(gang: Gang, node: int, incarnation: str, now: float) -> Gang:

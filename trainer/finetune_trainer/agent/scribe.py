@@ -1,6 +1,6 @@
 """What the leader can tell of the run at any moment: the source of GET /progress. It records and never decides."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from finetune_api.beats import (
@@ -15,12 +15,13 @@ from finetune_api.beats import (
     Trained,
 )
 from finetune_api.messages import Plan
-from finetune_trainer.agent.gang import everyone_trained
+from finetune_trainer.agent.gang import alive, everyone_trained
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
 OUTAGE = timedelta(seconds=30)  # storage may refuse for so long before anybody is told
+LONGEST_FAULT = 300  # characters of what is wrong with a checkpoint, where it is one of several sentences
 LEADER = -1  # in place of a node: the leader's own calls to storage
 
 
@@ -40,6 +41,7 @@ class Scribe:
         self._highest = 0
         self._phase = "starting"
         self._note = ""
+        self._fault = ""  # what was found wrong in storage last
         self._refused: dict[int, tuple[datetime, str]] = {}  # by node: since when storage refuses, and its last word
         self._before = Trained()  # by the leaders before
         self.history = History()
@@ -66,7 +68,6 @@ class Scribe:
         if refusal:
             since, _ = self._refused.get(node, (datetime.now(UTC), ""))
             self._refused[node] = since, refusal
-            self._note = refusal
         else:
             self._refused.pop(node, None)
 
@@ -106,12 +107,21 @@ class Scribe:
         """The run is over, badly."""
         self._phase, self.failure = "failed", failure
 
-    def notes(self, note: str) -> None:
-        """Something a person should read, such as a storage error that is tried again."""
-        self._note = note
+    def finds(self, fault: str) -> None:
+        """Something in storage is wrong, such as a checkpoint that is passed over."""
+        self._fault = fault
 
-    def progress(self, gang: Gang) -> Progress:
-        """The run as it stands."""
+    def breaks(self, checkpoint: CheckpointId, fault: str) -> None:
+        """A checkpoint was read and cannot be used: an older one is taken, and the recovery says why."""
+        self.finds(fault)
+        self.history = self.history.adds(f"checkpoint {checkpoint} is broken in storage: {fault[:LONGEST_FAULT]}")
+
+    def progress(self, gang: Gang, now: float) -> Progress:
+        """The run as it stands.
+
+        Args:
+            now: monotonic seconds on the leader's clock.
+        """
         last = self._steps[max(self._steps)] if self._steps else None
         committed = max((facts.step for facts in self._checkpoints), default=0)
         step = last.step if last else committed
@@ -147,14 +157,14 @@ class Scribe:
             overfitting_since=self.history.overfitting_since,
             stopped_early=stopped,
             failure=self.failure,
-            note=self._note,
-            outage=self._outage(gang, datetime.now(UTC)),
+            note=self._note or next(iter(said for _, said in self._refused.values()), "") or self._fault,
+            outage=self._outage({LEADER, *(node for node in gang.members if alive(gang, node, now))}),
         )
 
-    def _outage(self, gang: Gang, now: datetime) -> Outage | None:
-        """The refusal that has lasted longest, of those who are still there."""
-        lasting = {node: since for node, (since, _) in self._refused.items() if node in {LEADER, *gang.members}}
-        if not lasting or now - min(lasting.values()) < OUTAGE:
+    def _outage(self, there: Collection[int]) -> Outage | None:
+        """The refusal that has lasted longest, of those who are still there: a dead node's ends by itself."""
+        lasting = {node: since for node, (since, _) in self._refused.items() if node in there}
+        if not lasting or datetime.now(UTC) - min(lasting.values()) < OUTAGE:
             return None
         node = min(lasting, key=lambda one: lasting[one])
         return Outage(

@@ -1,15 +1,15 @@
 """Brings what a node's workers save to storage, the newest first, and keeps the local disk from filling up: the newest
 two checkpoints stay there, uploaded or not, and the best until it is uploaded.
 
-The best one goes before newer ones: a checkpoint is saved beside an evaluation only if it is the best so far, and one
-that is older than the newest commit is never committed.
+The best one goes before newer ones, also when the node was told to stop: it is saved only once, and a model that is
+lost with it never comes back, while steps are made again.
 """
 
 import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from finetune_api.beats import AgentState, CheckpointId, Saved
 from finetune_api.errors import StorageError
@@ -91,6 +91,7 @@ class Uploader:
     def _look(self) -> list[Saved]:
         shares = self._places.complete()
         self._best = self._best_of(shares)
+        self._node.best = next((saved for saved in shares if self._is_best(saved)), None)
         if self._node.state not in {AgentState.RUNNING, AgentState.ENDED} or self._node.node_rank is None:
             return shares
         kept = self._kept(shares)
@@ -117,12 +118,15 @@ class Uploader:
             self._due.clear()
 
     async def _upload_newest(self) -> bool:
-        """Uploads the newest share as long as there is one that storage lacks; returns whether storage refused."""
+        """Uploads what storage lacks, each share once; returns whether one was refused."""
+        refused, tried = False, set[Saved]()
         async with self._busy:
-            while (saved := self._next()) is not None:
-                if not await self._upload(saved):
-                    return True
-        return False
+            while (saved := self._next(tried)) is not None:
+                tried.add(saved)
+                refused = not await self._upload(saved) or refused
+        if tried and not refused:
+            self._node.upload_error = ""
+        return refused
 
     async def _upload(self, saved: Saved) -> bool:
         self._uploading = saved.checkpoint
@@ -138,33 +142,31 @@ class Uploader:
             return self._cut  # the next one at once
         else:
             self._node.uploaded = [*self._node.uploaded, saved][-MOST_UPLOADS_A_BEAT:]
-            self._node.upload_error, self._cut = "", False
+            self._cut = False
             return True
         finally:
             self._uploading = None
             self._tell()
 
-    def _next(self) -> Saved | None:
-        """The newest share that storage lacks. While workers save, the newest of all alone, after the best; afterwards
-        the older ones too: the newest may be on this node only, as ranks may be one save apart."""
+    def _next(self, tried: Collection[Saved]) -> Saved | None:
+        """The best share that storage lacks, then the newest; once no worker saves any more the older ones too: the
+        newest may be on this node only, as ranks may be one save apart."""
         rank = self._rank()
         own = [saved for saved in self._node.complete if saved.node_rank == rank]
         own.sort(key=lambda saved: saved.checkpoint, reverse=True)
-        wanted = own
-        if self._node.state in {AgentState.RUNNING, AgentState.ENDED}:
-            best = [saved for saved in own if saved.checkpoint == self._best and self._may_come(saved)]
-            wanted = [*best, *own[:1]]
-        return next((saved for saved in wanted if saved not in self._node.uploaded), None)
+        newest = own[:1] if self._node.state in {AgentState.RUNNING, AgentState.ENDED} else own
+        wanted = [*(saved for saved in own if self._is_best(saved)), *newest]
+        return next((saved for saved in wanted if saved not in self._node.uploaded and saved not in tried), None)
 
     def _kept(self, shares: list[Saved]) -> set[CheckpointId]:
         """The newest two. Where uploads take longer than two saves, the one being uploaded is one of the two: else none
         would ever reach storage. The best is a third one until it is there."""
         newest = sorted({saved.checkpoint for saved in shares})[-KEEP_LOCAL:]
-        best = {saved.checkpoint for saved in shares if saved.checkpoint == self._best and self._may_come(saved)}
+        best = {saved.checkpoint for saved in shares if self._is_best(saved)}
         if self._cut and self._uploading is not None and newest:
             return {newest[-1], self._uploading, *best}
         return {*newest, *best}
 
-    def _may_come(self, saved: Saved) -> bool:
-        """Whether a commit of this share may still follow: none newer is in storage. A stop does not wait for it."""
-        return not self._node.draining and all(one.checkpoint < saved.checkpoint for one in self._node.uploaded)
+    def _is_best(self, saved: Saved) -> bool:
+        """Whether this is the best of those on the disk, and storage lacks it."""
+        return saved.checkpoint == self._best and saved not in self._node.uploaded

@@ -6,15 +6,19 @@ A folder in storage belongs to one step and one generation, and nothing in it is
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api.beats import CheckpointFacts, CheckpointId, Saved
 from finetune_api.contract import File, checkpoint_name
-from finetune_api.errors import Problem
+from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest, Plan
 from finetune_trainer.agent.disk import markers, regular_files
+from finetune_trainer.best import best_of
 from finetune_trainer.checkpoints import Committed, Found, find_checkpoints
 from finetune_trainer.storage import (
     AlreadyExistsError,
@@ -23,10 +27,12 @@ from finetune_trainer.storage import (
     NotFoundError,
     ObjectStore,
     download_files,
+    put_files,
     read_manifest,
     verify_files,
 )
 
+FIRST = "node-0/"  # below a checkpoint: the share of node rank 0, which holds what all nodes have in common
 Wrong = (CorruptedError, ManifestInvalidError, NotFoundError)  # what a store says of an object; all else is of itself
 
 
@@ -43,16 +49,15 @@ class CheckpointStore:
         self._run = run
         self._root = f"{run}checkpoints/"
 
-    def upload(self, saved: Saved, folder: Path) -> CheckpointPart:
+    def upload(self, saved: Saved, folder: Path) -> None:
         """Puts one node's share and, last, its PART.json; a share that is there already is not put again."""
         prefix = f"{self._prefix(saved.checkpoint)}node-{saved.node_rank}/"
-        with contextlib.suppress(NotFoundError):
-            return self._part(self._prefix(saved.checkpoint), saved.node_rank)
+        if self._store.head(prefix + File.PART) is not None:  # the leader reads it, and says so where it is none
+            return
         found = markers(folder)
-        files = []
-        for path in regular_files(folder):
-            name = path.relative_to(folder).as_posix()
-            files.append(self._store.put_file(prefix + name, path).model_copy(update={"path": name}))
+        names = {path.relative_to(folder).as_posix(): path for path in regular_files(folder)}
+        own = {name: path for name, path in names.items() if saved.node_rank == 0 or not is_replicated(name)}
+        files = put_files(self._store, prefix, own)
         if not found or markers(folder) != found:  # they go first: some files may have been gone before they were sent
             raise FileNotFoundError(f"checkpoint {saved.checkpoint} was removed while it was uploaded")
         part = CheckpointPart(
@@ -60,14 +65,11 @@ class CheckpointStore:
             generation=saved.generation,
             node_rank=saved.node_rank,
             samples=found[0].samples,
-            files=tuple(files),
+            files=files,
             metrics=found[0].metrics,
         )
-        try:
+        with contextlib.suppress(AlreadyExistsError):  # the answer to a first try was lost
             self._store.create(prefix + File.PART, part.to_json().encode())
-        except AlreadyExistsError:  # the answer to a first try was lost
-            return self._part(self._prefix(saved.checkpoint), saved.node_rank)
-        return part
 
     def commit(self, checkpoint: CheckpointId, plan: Plan) -> Manifest:
         """Writes the manifest of a checkpoint whose shares are all uploaded.
@@ -76,7 +78,7 @@ class CheckpointStore:
             StorageError: a share is missing, is of another generation, or its objects are not what its PART.json says.
         """
         prefix = self._prefix(checkpoint)
-        parts = [self._part(prefix, rank) for rank in range(plan.nodes)]
+        parts = [self._part(checkpoint, rank) for rank in range(plan.nodes)]
         stored = {entry.key.removeprefix(prefix): entry.size for entry in self._store.list(prefix)}
         for part in parts:
             if (part.step, part.generation) != (checkpoint.step, checkpoint.generation):
@@ -108,6 +110,20 @@ class CheckpointStore:
                 raise
         return manifest
 
+    def would_be_best(self, checkpoint: CheckpointId, plan: Plan) -> bool:
+        """Whether a checkpoint whose shares are all uploaded would be the best of the committed ones.
+
+        Raises:
+            StorageError: the store refused.
+        """
+        try:
+            metrics = self._part(checkpoint, 0).metrics
+        except CorruptedError:
+            return False
+        scores = {one: there.info.metrics for one, there in self.find().committed.items()} | {checkpoint: metrics}
+        ordered = ((one, scores[one].get(plan.best_metric, math.nan)) for one in sorted(scores))
+        return best_of(ordered, greater=plan.greater_is_better) == checkpoint
+
     def find(self) -> Found:
         """What there is in storage."""
         return find_checkpoints(self._store, self._run)
@@ -119,11 +135,11 @@ class CheckpointStore:
             NotFoundError, ManifestInvalidError, CorruptedError: it is not there, or is not what its manifest says.
             StorageError: the store refused, which says nothing about the checkpoint.
         """
-        one, entries = self._share(saved)
-        prefix = f"{one.prefix}node-{saved.node_rank}/"
+        shares = self._share(saved)
         for is_marker in (False, True):
-            some = [entry for entry in entries if entry.path.endswith(".saved") is is_marker]
-            download_files(self._store, prefix, some, folder)
+            for prefix, entries in shares.items():
+                some = [entry for entry in entries if entry.path.endswith(".saved") is is_marker]
+                download_files(self._store, prefix, some, folder)
 
     def fault(self, saved: Saved) -> str:
         """Why a node rank's share of a committed checkpoint cannot be used, in a sentence; empty if it can. Every byte
@@ -133,12 +149,12 @@ class CheckpointStore:
             StorageError: the store refused, which says nothing about the checkpoint.
         """
         try:
-            one, entries = self._share(saved)
-            verify_files(self._store, f"{one.prefix}node-{saved.node_rank}/", entries)
+            for prefix, entries in self._share(saved).items():
+                verify_files(self._store, prefix, entries)
         except Wrong as error:
-            if any(problem.code == "NoSuchBucket" for problem in error.problems):
+            if no_bucket(error):
                 raise
-            return " ".join(str(error).split())
+            return error.problems[0].message
         return ""
 
     def delete(self, prefixes: Iterable[str]) -> None:
@@ -151,34 +167,63 @@ class CheckpointStore:
         """Removes what killed uploads of this run have left, if they began long ago."""
         self._store.clean(self._root, seconds)
 
-    def _share(self, saved: Saved) -> tuple[Committed, list[FileEntry]]:
-        """A committed checkpoint, and the files of one node rank in it."""
+    def _share(self, saved: Saved) -> dict[str, list[FileEntry]]:
+        """The files of one node rank in a committed checkpoint, by the prefix below which they lie."""
         one = self._committed(saved.checkpoint)
-        own = f"node-{saved.node_rank}/"
-        entries = [
-            entry.model_copy(update={"path": entry.path.removeprefix(own)})
-            for entry in one.manifest.files
-            if entry.path.startswith(own)
-        ]
-        if not entries:
+        own = _below(one.manifest.files, f"node-{saved.node_rank}/")
+        if not own:
             raise _wrong(saved.checkpoint, f"its manifest has no files of node rank {saved.node_rank}")
-        return one, entries
+        shares = {f"{one.prefix}node-{saved.node_rank}/": own}
+        if saved.node_rank != 0:
+            names = {entry.path for entry in own}  # older versions stored a copy for each node
+            first = _below(one.manifest.files, FIRST)
+            shares[one.prefix + FIRST] = [e for e in first if is_replicated(e.path) and e.path not in names]
+        return shares
 
     def _committed(self, checkpoint: CheckpointId) -> Committed:
         """Looks where a checkpoint lies: an older version named its folder by the step alone."""
         for prefix in (self._prefix(checkpoint), f"{self._root}{checkpoint_name(checkpoint.step)}/"):
             manifest = read_manifest(self._store, prefix)
-            if manifest is not None:
-                one = Committed(prefix, manifest, CheckpointInfo.model_validate(manifest.info))
-                if one.id == checkpoint:
-                    return one
+            if manifest is None:
+                continue
+            try:
+                info = CheckpointInfo.model_validate(manifest.info)
+            except ValidationError as error:
+                raise _wrong(checkpoint, f"its manifest cannot be understood: {_first_line(error)}") from error
+            if (info.step, info.generation) == (checkpoint.step, checkpoint.generation):
+                return Committed(prefix, manifest, info)
         raise _wrong(checkpoint, "it has no manifest")
 
-    def _part(self, prefix: str, node_rank: int) -> CheckpointPart:
-        return CheckpointPart.model_validate_json(self._store.get(f"{prefix}node-{node_rank}/{File.PART}"))
+    def _part(self, checkpoint: CheckpointId, node_rank: int) -> CheckpointPart:
+        key = f"{self._prefix(checkpoint)}node-{node_rank}/{File.PART}"
+        try:
+            return CheckpointPart.model_validate_json(self._store.get(key))
+        except NotFoundError as error:
+            if no_bucket(error):
+                raise
+            raise _wrong(checkpoint, f"there is no {key}") from error
+        except ValidationError as error:
+            raise _wrong(checkpoint, f"{key} cannot be understood: {_first_line(error)}") from error
 
     def _prefix(self, checkpoint: CheckpointId) -> str:
         return f"{self._root}{checkpoint_name(checkpoint.step, checkpoint.generation)}/"
+
+
+def is_replicated(name: str) -> bool:
+    """Whether a file of a share is the same on every node.
+
+    Where each node saves to a disk of its own, DeepSpeed (0.19) has data-parallel rank 0 of each write the model's
+    states, of which a shared file system would hold one file. ZeRO-3's shards of them are named `zero_pp_rank_...`.
+    """
+    return re.fullmatch(r"mp_rank_\d+_model_states\.pt", name.rpartition("/")[2], re.ASCII) is not None
+
+
+def _below(files: Iterable[FileEntry], folder: str) -> list[FileEntry]:
+    return [
+        entry.model_copy(update={"path": entry.path.removeprefix(folder)})
+        for entry in files
+        if entry.path.startswith(folder)
+    ]
 
 
 def superseded(facts: Mapping[CheckpointId, CheckpointFacts], plan: Plan) -> set[CheckpointId]:
@@ -187,18 +232,33 @@ def superseded(facts: Mapping[CheckpointId, CheckpointFacts], plan: Plan) -> set
     return set(facts) - keep
 
 
-def abandoned(found: Found) -> list[str]:
-    """Prefixes of uploads that no commit will follow: a newer checkpoint is committed."""
+def stored_shares(found: Found, nodes: int) -> set[Saved]:
+    """The shares that wait in storage for their commit, of checkpoints that as many nodes have saved."""
+    return {
+        Saved(step=one.step, generation=one.generation, node_rank=rank)
+        for one, there in found.open.items()
+        if there.ranks <= frozenset(range(nodes))
+        for rank in there.ranks
+    }
+
+
+def abandoned(found: Found, held: Collection[CheckpointId] = ()) -> dict[CheckpointId, str]:
+    """Prefixes of uploads that no commit will follow: a newer checkpoint is committed, and no node holds a share that
+    may still come.
+
+    Args:
+        held: checkpoints of which a node may still bring its share.
+    """
     newest = max(found.committed, default=None)
-    return [prefix for one, prefix in found.open.items() if newest is not None and one < newest]
+    if newest is None:
+        return {}
+    return {one: there.prefix for one, there in found.open.items() if one < newest and one not in held}
 
 
 def facts_of(committed: Mapping[CheckpointId, Committed], plan: Plan) -> dict[CheckpointId, CheckpointFacts]:
     """What people are told of the committed checkpoints; the later of equally good ones is the best."""
-    scores = {one: there.info.metrics.get(plan.best_metric, math.nan) for one, there in committed.items()}
-    sign = 1 if plan.greater_is_better else -1
-    scored = [one for one in sorted(scores) if math.isfinite(scores[one])]
-    best = max(scored, key=lambda one: (sign * scores[one], one.step, one.generation), default=None)
+    scores = [(one, committed[one].info.metrics.get(plan.best_metric, math.nan)) for one in sorted(committed)]
+    best = best_of(scores, greater=plan.greater_is_better)
     return {
         one: CheckpointFacts(
             step=one.step,
@@ -210,6 +270,15 @@ def facts_of(committed: Mapping[CheckpointId, Committed], plan: Plan) -> dict[Ch
         )
         for one, there in committed.items()
     }
+
+
+def no_bucket(error: StorageError) -> bool:
+    """Whether an error speaks of the whole store, not of the object that was asked for."""
+    return any(problem.code == "NoSuchBucket" for problem in error.problems)
+
+
+def _first_line(error: ValueError) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _wrong(checkpoint: CheckpointId, why: str) -> CorruptedError:

@@ -5,9 +5,11 @@ Nothing here decides. A kill is followed to the exit; an exit that was asked for
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,6 +26,7 @@ from finetune_trainer.storage import open_regular
 
 log = logging.getLogger("agent")
 
+FULL_BYTES = 1 << 20  # a disk with less room is full
 LOG_TAIL_BYTES = 2000
 KILL_AGAIN_SECONDS = 2.0
 KILL_SECONDS = 60.0  # a worker that has not exited by then waits in the kernel, for a device or a disk
@@ -265,7 +268,8 @@ class Workers:
                 case "step":
                     worker.report = _updated(worker.report, step=step)
                 case "error":
-                    worker.report = _updated(worker.report, error=event.message)
+                    known = worker.report.error if worker.exited.is_set() else ""  # its last words came late
+                    worker.report = _updated(worker.report, error="; ".join(filter(None, [known, event.message])))
             self._on_event(event)
 
 
@@ -290,9 +294,23 @@ def _updated(report: RankReport, **values: object) -> RankReport:
 
 def _end(worker: Worker, code: int) -> None:
     state = ENDED.get(code, RankState.FAILED)
-    tail = _tail(worker.log) if state is RankState.FAILED else ""
-    worker.report = _updated(worker.report, state=state, exit_code=code, ended_at=time.time(), log_tail=tail)
+    tail, error = "", worker.report.error
+    if state is RankState.FAILED:
+        tail, error = _tail(worker.log), "; ".join(filter(None, [_no_room(worker.log.parent), error]))
+    worker.report = _updated(
+        worker.report, state=state, exit_code=code, ended_at=time.time(), log_tail=tail, error=error
+    )
     worker.exited.set()
+
+
+def _no_room(folder: Path) -> str:
+    """What a failed worker may not have said: torch's writer only says that a write failed, and who cannot open a log
+    says nothing."""
+    try:
+        is_full = shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:
+        return ""
+    return f"{os.strerror(errno.ENOSPC)} below {folder}" if is_full else ""
 
 
 def _tail(path: Path) -> str:

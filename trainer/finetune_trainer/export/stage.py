@@ -8,6 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from finetune_api.beats import CheckpointId
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, MethodType, Plan, Stage
@@ -24,7 +27,15 @@ from finetune_trainer.export.layout import (
 )
 from finetune_trainer.export.pick import pick
 from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_FILES
-from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
+from finetune_trainer.storage import (
+    CorruptedError,
+    ManifestInvalidError,
+    NotFoundError,
+    ObjectStore,
+    download_files,
+    read_manifest,
+    upload_tree,
+)
 
 MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all
 
@@ -47,39 +58,58 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         report(sentence)
     if not found.committed:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    scored = [_scored(store, run, plan.best_metric, one) for one in found.committed.values()]
-    best = pick(scored, plan.best_metric, plan.greater_is_better)
-    info = best.info
-    reason = _reason(plan, info)
-    layout = layout_of(plan.method)
-    prefix = f"{run}artifacts/{layout.kind}/"
-    if _made_from(store, prefix) == info.step:
-        note = f"the {layout.kind} of step {info.step} was there already"
-    else:
+    candidates = [_scored(store, run, plan.best_metric, one, report) for one in found.committed.values()]
+    layout, broken = layout_of(plan.method), ""
+    folder, prefix = work / layout.kind, f"{run}artifacts/{layout.kind}/"
+    while True:
+        best = pick(candidates, plan.best_metric, plan.greater_is_better)
+        info, reason = best.info, _reason(plan, best.info)
+        if _made_from(store, prefix) == best.id:
+            note = f"the {layout.kind} of step {info.step} was there already"
+            break
         report(f"{layout.kind}: from checkpoint {info.step}, {reason}")
-        folder = work / layout.kind
-        shutil.rmtree(folder, ignore_errors=True)
-        _build(plan, store, run, best, layout, folder)
+        try:
+            _fetch(store, best, layout, folder)
+        except (CorruptedError, NotFoundError) as error:
+            candidates.remove(best)
+            if not candidates or any(problem.code == "NoSuchBucket" for problem in error.problems):
+                raise
+            broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
+            report(broken.removeprefix("; "))
+            continue
+        _complete(plan, store, run, best, folder)
         _clear(store, prefix)
-        upload_tree(
-            store, folder, prefix, "artifact", {"kind": layout.kind, "step": info.step, "metrics": info.metrics}
-        )
-        note = f"from checkpoint {info.step}, {reason}"
+        made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
+        upload_tree(store, folder, prefix, "artifact", {"kind": layout.kind, **made_from})
+        note = f"from checkpoint {info.step}, {reason}{broken}"
+        break
     artifact = Artifact(kind=layout.kind, uri=f"{store.uri}/{prefix}".rstrip("/"), step=info.step, metrics=info.metrics)
     report(f"{layout.kind}: {artifact.uri}")
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
 
 
-def _scored(store: ObjectStore, run: str, metric: str, checkpoint: Committed) -> Committed:
+def _scored(
+    store: ObjectStore, run: str, metric: str, checkpoint: Committed, report: Callable[[str], None]
+) -> Committed:
     """A checkpoint with its scores, also where a stop came before the evaluation, which was made later."""
     info = checkpoint.info
-    if metric in info.metrics or (record := told(store, run, info.step).record) is None:
+    if metric in info.metrics:
         return checkpoint
-    return replace(checkpoint, info=info.model_copy(update={"metrics": record.metrics}))
+    evaluation = told(store, run, info.step)
+    for sentence in evaluation.unreadable:
+        report(sentence)
+    if evaluation.record is None:
+        return checkpoint
+    return replace(checkpoint, info=info.model_copy(update={"metrics": evaluation.record.metrics}))
 
 
-def _build(plan: Plan, store: ObjectStore, run: str, best: Committed, layout: Layout, folder: Path) -> None:
-    info = best.info
+def _fetch(store: ObjectStore, best: Committed, layout: Layout, folder: Path) -> None:
+    """Brings the weights of a checkpoint to an empty folder.
+
+    Raises:
+        CorruptedError, NotFoundError: the checkpoint is not what its manifest says.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
     share = best.prefix + MODEL_SHARE
     entries = {
         name: entry.model_copy(update={"path": name})
@@ -87,8 +117,13 @@ def _build(plan: Plan, store: ObjectStore, run: str, best: Committed, layout: La
         if entry.path.startswith(MODEL_SHARE) and "/" not in (name := entry.path.removeprefix(MODEL_SHARE))
     }
     if missing := layout.missing(list(entries)):
-        raise _no_checkpoint(f"checkpoint {info.step} holds no {' and no '.join(missing)}")
+        raise _no_checkpoint(f"checkpoint {best.info.step} holds no {' and no '.join(missing)}")
     download_files(store, share, [entries[name] for name in layout.chosen(list(entries))], folder)
+
+
+def _complete(plan: Plan, store: ObjectStore, run: str, best: Committed, folder: Path) -> None:
+    """Adds what a user needs beside the weights."""
+    info = best.info
     download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
     download_files(store, dataset_prefix(plan.dataset.sha256), _from_dataset(plan, store), folder)
     base = base_of(plan.model, store)
@@ -122,9 +157,13 @@ def _from_dataset(plan: Plan, store: ObjectStore) -> list[FileEntry]:
     return [entry for entry in manifest.files if entry.path in wanted] if manifest else []
 
 
-def _made_from(store: ObjectStore, prefix: str) -> int | None:
-    manifest = read_manifest(store, prefix)
-    return None if manifest is None else int(manifest.info["step"])
+def _made_from(store: ObjectStore, prefix: str) -> CheckpointId | None:
+    """The checkpoint that an artifact was made from; None where there is none, or it does not say."""
+    try:
+        manifest = read_manifest(store, prefix)
+        return None if manifest is None else CheckpointId.model_validate(manifest.info)
+    except (ManifestInvalidError, ValidationError):
+        return None
 
 
 def _clear(store: ObjectStore, prefix: str) -> None:

@@ -35,7 +35,7 @@ from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
 from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
-from finetune_trainer.storage import ObjectStore, read_manifest, upload_tree
+from finetune_trainer.storage import ObjectStore, check_conditional_writes, read_manifest, upload_tree
 
 Report = Callable[[str], None]
 
@@ -78,6 +78,7 @@ def prepare(
     work.mkdir(parents=True, exist_ok=True)
     run = RunFiles(job, store, uid)
     found = find(job, work, environ)
+    check_conditional_writes(store, run.prefix)  # before anybody pays for a GPU
     base = find_mirrored(found.model, store, work / "model")
     data = find_prepared(store, index_key(job, found, base)) if base else None
     notes = []

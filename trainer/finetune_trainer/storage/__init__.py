@@ -6,6 +6,7 @@
 from finetune_trainer.storage.base import (
     AlreadyExistsError,
     ChangedError,
+    ConditionalWritesError,
     CorruptedError,
     ManifestInvalidError,
     NotFoundError,
@@ -15,11 +16,13 @@ from finetune_trainer.storage.base import (
 )
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.open import open_object, open_store
+from finetune_trainer.storage.probe import check_conditional_writes
 from finetune_trainer.storage.s3 import CONTROL, S3Store
 from finetune_trainer.storage.trees import (
     download_files,
     download_tree,
     hash_file,
+    put_files,
     read_manifest,
     upload_files,
     upload_tree,
@@ -30,6 +33,7 @@ __all__ = [
     "CONTROL",
     "AlreadyExistsError",
     "ChangedError",
+    "ConditionalWritesError",
     "CorruptedError",
     "FolderStore",
     "ManifestInvalidError",
@@ -37,12 +41,14 @@ __all__ = [
     "ObjectInfo",
     "ObjectStore",
     "S3Store",
+    "check_conditional_writes",
     "download_files",
     "download_tree",
     "hash_file",
     "open_object",
     "open_regular",
     "open_store",
+    "put_files",
     "read_manifest",
     "upload_files",
     "upload_tree",

@@ -13,6 +13,10 @@ from finetune_api.messages import FileEntry
 
 FIELD = "spec.storage.uri"
 HASH_BLOCK = 1 << 20
+CONDITIONAL_CURE = (
+    "update the server to a version that implements If-Match and If-None-Match on PUT, or set spec.storage.endpoint to "
+    "one that does"
+)
 
 
 class NotFoundError(StorageError):
@@ -25,6 +29,10 @@ class AlreadyExistsError(StorageError):
 
 class ChangedError(StorageError):
     """`swap` found another object than the one it should replace: somebody else has written."""
+
+
+class ConditionalWritesError(StorageError):
+    """The store cannot keep two writers apart: waiting does not help, another server does."""
 
 
 class ManifestInvalidError(StorageError):
@@ -145,6 +153,13 @@ def changed(uri: str, key: str) -> ChangedError:
     """The error for an object that is not the one that was read."""
     return ChangedError(
         storage_problem("ObjectChanged", f"{key} below {uri} was written by somebody else", "read it again")
+    )
+
+
+def unconditional(uri: str, what: str) -> ConditionalWritesError:
+    """The error for a server without conditional writes. `what`: what it does, after its name."""
+    return ConditionalWritesError(
+        storage_problem("ConditionalWritesUnsupported", f"the server behind {uri} {what}", CONDITIONAL_CURE)
     )
 
 

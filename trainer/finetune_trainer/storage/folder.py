@@ -70,19 +70,15 @@ class FolderStore:
         """Write an object over the one that has this tag, or where there is none; swaps exclude each other."""
         made = []
 
-        def write(file: BinaryIO) -> None:
-            file.write(data)
-            file.flush()
-            made.append(_tag(os.fstat(file.fileno())))
-
         def name(partial: Path, target: Path) -> None:
             there = self.head(key)
             if (there.etag if there else None) != etag:
                 raise changed(self.uri, key)
+            made.append(_tag(partial.stat()))  # after the sync: some file systems set the time of change then
             partial.replace(target)
 
         with self._locked(key):
-            self._commit(key, write, name)
+            self._commit(key, lambda file: file.write(data), name)
         return made[0]
 
     def get(self, key: str) -> bytes:

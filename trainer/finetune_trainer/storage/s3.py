@@ -33,6 +33,7 @@ from finetune_trainer.storage.base import (
     not_found,
     open_regular,
     storage_problem,
+    unconditional,
 )
 
 if TYPE_CHECKING:
@@ -120,12 +121,14 @@ class S3Store:
         self._bucket = bucket
         self._base = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._page_size = page_size
-        self._transfers = TransferConfig(
+        config = TransferConfig(
             multipart_threshold=part_size,
             multipart_chunksize=part_size,
             max_concurrency=THREADS,
             preferred_transfer_client="classic",  # the CRT client ignores the endpoint
         )
+        # One for all files that are under way at once: so many parts of them, not so many of each.
+        self._transfers = create_transfer_manager(client, config)
 
     @property
     def uri(self) -> str:
@@ -167,6 +170,9 @@ class S3Store:
                 code = error.response["Error"]["Code"]
                 if status == 412 or (code == "NoSuchKey" and "IfMatch" in condition):
                     return None
+                if status == 501 or code == "NotImplemented":
+                    said = error.response["Error"].get("Message", "") or code
+                    raise unconditional(self.uri, f"does not implement {' and '.join(condition)}: {said}") from error
                 # 409 ConditionalRequestConflict: two conditional writes met, and neither has been chosen yet
                 if status != 409 or code != "ConditionalRequestConflict" or attempt == CREATE_RACES - 1:
                     raise self._error(key, error) from error
@@ -199,9 +205,8 @@ class S3Store:
             descriptor = file.fileno()
             before = os.fstat(descriptor)
             entry = hashing.submit(_hashed, key, descriptor)
-            with create_transfer_manager(self._client, self._transfers) as transfers:
-                # this very file, whatever its name leads to by now; from an open file the manager keeps parts in memory
-                transfers.upload(f"/proc/self/fd/{descriptor}", self._bucket, self._key(key)).result()
+            # this very file, whatever its name leads to by now; from an open file the manager keeps parts in memory
+            self._transfers.upload(f"/proc/self/fd/{descriptor}", self._bucket, self._key(key)).result()
             after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(
@@ -216,8 +221,8 @@ class S3Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         # the transfer manager writes beside `path` and renames; it removes the part it has when it fails
         try:
-            with self._translated(key), create_transfer_manager(self._client, self._transfers) as transfers:
-                transfers.download(self._bucket, self._key(key), str(path)).result()
+            with self._translated(key):
+                self._transfers.download(self._bucket, self._key(key), str(path)).result()
         except StorageError:
             self.head(key)  # the manager begins with a HEAD; this one says why it was refused
             raise

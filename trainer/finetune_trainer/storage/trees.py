@@ -53,13 +53,8 @@ def upload_files(
         StorageError: the store refused, or another manifest with other files is there already.
     """
     base = _with_slash(prefix)
-
-    def upload(name: str) -> FileEntry:
-        entry = store.put_file(base + name, files[name].resolve())  # caches of the hub keep links to their files
-        return entry.model_copy(update={"path": name})
-
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        entries = tuple(pool.map(upload, sorted(files)))
+    real = {name: path.resolve() for name, path in files.items()}  # caches of the hub keep links to their files
+    entries = put_files(store, base, real)
     manifest = Manifest(
         kind=kind, files=entries, created=datetime.now(UTC).isoformat(timespec="seconds"), info=dict(info or {})
     )
@@ -72,6 +67,26 @@ def upload_files(
             raise
         return there
     return manifest
+
+
+def put_files(store: ObjectStore, prefix: str, files: Mapping[str, Path]) -> tuple[FileEntry, ...]:
+    """Upload some files at once, given as path below `prefix` -> file on disk; the entries have these paths, sorted.
+
+    Args:
+        prefix: with the trailing slash.
+
+    Raises:
+        StorageError, OSError: of the first file that could not be put; files that were not begun are left out then.
+    """
+
+    def put(name: str) -> FileEntry:
+        return store.put_file(prefix + name, files[name]).model_copy(update={"path": name})
+
+    pool = ThreadPoolExecutor(TRANSFERS)
+    try:
+        return tuple(pool.map(put, sorted(files)))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:

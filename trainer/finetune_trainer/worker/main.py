@@ -19,7 +19,7 @@ from finetune_trainer.worker.batches.choice import batching_of
 from finetune_trainer.worker.batches.masking import EVALUATED, masked, masking_of
 from finetune_trainer.worker.data import rows_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
-from finetune_trainer.worker.evaluation.owed import OwedEvaluation
+from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
 from finetune_trainer.worker.losses.items import items_of
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
@@ -96,6 +96,8 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     reports.follow(trainer.meter, functools.partial(loss_alone, trainer))
     try:
         trainer.train(resume_from_checkpoint=order.resume)
+    except RunEndedError:
+        trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
     finally:
         trackers.close()
     dist.barrier()  # nobody leaves while a peer still needs it

@@ -31,6 +31,7 @@ from finetune_trainer.prepare.plan.saving import (
     grace_seconds,
     save_seconds,
     scratch_bytes,
+    stop_uploads,
 )
 from finetune_trainer.prepare.plan.schedule import (
     EVALUATIONS,
@@ -357,8 +358,10 @@ def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machi
 
 def _note_saving(job: FineTuneJob, ledger: Ledger, checkpoint: int, model: ModelFacts, dataset: DatasetFacts) -> None:
     """What the pods get so that they can save: not given in the job, or only in part."""
-    reason = f"to save and upload {checkpoint / GIB:.3g} GiB of a node at 50 MB/s"
-    ledger.note("gracePeriodSeconds", grace_seconds(checkpoint), reason, False)
+    uploads = stop_uploads(dataset)
+    what = f"{checkpoint / GIB:.3g} GiB of a node{' twice, the newest and the best,' if uploads > 1 else ''}"
+    reason = f"to save and upload {what} at 50 MB/s"
+    ledger.note("gracePeriodSeconds", grace_seconds(checkpoint, uploads), reason, False)
     given = job.spec.scratch.size if job.spec.scratch else None
     space = f"{-(-scratch_bytes(model, dataset, checkpoint) // GIB)}Gi"
     reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints of a node"

@@ -27,9 +27,15 @@ def checkpoint_bytes(trained: int, weight_bytes: int, nodes: int, zero_stage: in
     return 2 * trained * weight_bytes + trained * OPTIMIZER_BYTES // (nodes if zero_stage else 1)
 
 
-def grace_seconds(checkpoint: int) -> int:
-    """What a pod needs to save a checkpoint of this size and upload it, within bounds."""
-    return min(MOST_GRACE, max(LEAST_GRACE, AGREEMENT_SECONDS + math.ceil(checkpoint / UPLOAD_BANDWIDTH)))
+def stop_uploads(dataset: DatasetFacts) -> int:
+    """How many checkpoints a stop may have to bring to storage: the newest, and the best by an evaluation."""
+    return 1 if dataset.eval is None else 2
+
+
+def grace_seconds(checkpoint: int, uploads: int) -> int:
+    """What a pod needs to save a checkpoint of this size and upload so many, within bounds."""
+    upload = math.ceil(uploads * checkpoint / UPLOAD_BANDWIDTH)
+    return min(MOST_GRACE, max(LEAST_GRACE, AGREEMENT_SECONDS + upload))
 
 
 def save_seconds(checkpoint: int) -> float:

@@ -2,7 +2,7 @@
 
 from finetune_api.messages import Choice, Plan
 from finetune_api.results import PlanSummary
-from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds, scratch_bytes
+from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds, scratch_bytes, stop_uploads
 
 
 def summary(plan: Plan) -> PlanSummary:
@@ -26,7 +26,7 @@ def summary(plan: Plan) -> PlanSummary:
         learning_rate=plan.learning_rate,
         checkpoint_every_steps=plan.checkpoint_every_steps,
         checkpoint_bytes=checkpoint,
-        grace_seconds=grace_seconds(checkpoint),
+        grace_seconds=grace_seconds(checkpoint, stop_uploads(plan.dataset)),
         scratch_bytes=scratch_bytes(plan.model, plan.dataset, checkpoint),
         estimated_hours=estimate.hours if estimate else None,
         estimated_gpu_hours=estimate.gpu_hours if estimate else None,

@@ -14,10 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.messages import Plan
+from finetune_trainer.best import best_of
 from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
 
 
-def best_of(values: Sequence[float], greater: bool, threshold: float) -> int:
+def last_improvement(values: Sequence[float], greater: bool, threshold: float) -> int:
     """Index of the last value that was better than the best before it by more than `threshold`; 0 = the first.
 
     A value that is no number is never better.
@@ -35,15 +36,14 @@ def stops(plan: Plan, past: Sequence[Evaluated]) -> bool:
     if not plan.early_stopping_patience or not past:
         return False
     values = [one.metrics.get(plan.best_metric, math.nan) for one in past]
-    waited = len(values) - 1 - best_of(values, plan.greater_is_better, plan.early_stopping_threshold)
+    waited = len(values) - 1 - last_improvement(values, plan.greater_is_better, plan.early_stopping_threshold)
     return waited >= plan.early_stopping_patience
 
 
 def ends_best(plan: Plan, past: Sequence[Evaluated]) -> bool:
     """Whether no evaluation is better than the last of these: of equals export takes the later (`export.pick`)."""
-    sign = 1.0 if plan.greater_is_better else -1.0
-    values = [sign * one.metrics.get(plan.best_metric, math.nan) for one in past]
-    return bool(values) and math.isfinite(values[-1]) and not any(value > values[-1] for value in values)
+    scores = ((place, one.metrics.get(plan.best_metric, math.nan)) for place, one in enumerate(past))
+    return bool(past) and best_of(scores, greater=plan.greater_is_better) == len(past) - 1
 
 
 class EarlyStopping(TrainerCallback):
