@@ -18,6 +18,7 @@ from finetune_trainer.records import Sample
 
 SHOWN_SAMPLES = 2
 SAMPLE_CHARACTERS = 160
+HEAD = 9  # columns of what a line is about
 PLAIN_LINE_EVERY = 0.1  # of the run, where there is no terminal to redraw
 
 
@@ -44,7 +45,7 @@ class Screen:
 
     def says(self, stage: str, text: str) -> None:
         """One line of a stage."""
-        self._console.print(f"[bold]{stage:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
+        self._line(stage, text, "bold")
 
     def stage_line(self, line: str) -> None:
         """A line as stages report them: `dataset: tokenising`."""
@@ -130,12 +131,18 @@ class Screen:
     def problems(self, problems: Iterable[Problem]) -> None:
         """Everything that is wrong, each with its cure: a line each, which a terminal breaks between words."""
         for problem in problems:
-            if self._console.is_terminal:
-                line = Table.grid(Column(width=9, no_wrap=True), Column(overflow="fold"), padding=(0, 1, 0, 0))
-                line.add_row(Text("error", "bold red"), Text(str(problem)))
-                self._console.print(line)
-            else:
-                self._console.print(f"error     {escape(str(problem))}", highlight=False, soft_wrap=True)
+            self._line("error", str(problem), "bold red")
+
+    def _line(self, head: str, text: str, style: str) -> None:
+        """A line; a terminal breaks it between words, unless a word, such as a path to be copied, would be broken."""
+        room = self._console.width - HEAD - 1
+        if not self._console.is_terminal or any(len(word) > room for word in text.split()):
+            line = f"[{style}]{head:<{HEAD}}[/{style}] {escape(text)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+            return
+        grid = Table.grid(Column(width=HEAD, no_wrap=True), Column(), padding=(0, 1, 0, 0))
+        grid.add_row(Text(head, style), Text(text))
+        self._console.print(grid)
 
 
 def _start_of(text: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from rich.console import Console
 
@@ -168,7 +168,7 @@ def _share(rows: int) -> float | None:
 
 def _name(data: str) -> str:
     """A job's name, from what tells most in the data's."""
-    parts = [re.sub(r"\.[a-z0-9.]+$", "", part.lower()) for part in data.partition("://")[2].split("/")]
+    parts = [re.sub(r"\.[a-z0-9.]+$", "", part.lower()) for part in unquote(data).partition("://")[2].split("/")]
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-") for part in reversed(parts)]
     told = next((word for word in words if word and word not in PLAIN_NAMES), "my-model")
     return told[:MAX_NAME_LENGTH].strip("-")

@@ -1,6 +1,7 @@
 """The job of a command line: its file, with the values that options set in it."""
 
 import argparse
+import json
 
 from finetune_api.job_file import JobFile, override
 from finetune_api.v1alpha1 import FineTuneJob
@@ -47,4 +48,6 @@ def _short(one: Override) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
     return "null" if value is None else str(value)

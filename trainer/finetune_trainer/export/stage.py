@@ -90,10 +90,12 @@ def _build(plan: Plan, store: ObjectStore, run: str, best: Committed, layout: La
         raise _no_checkpoint(f"checkpoint {info.step} holds no {' and no '.join(missing)}")
     download_files(store, share, [entries[name] for name in layout.chosen(list(entries))], folder)
     download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
-    download_files(store, dataset_prefix(plan.dataset.sha256), _from_dataset(plan, store), folder)
+    of_dataset = _from_dataset(plan, store)
+    download_files(store, dataset_prefix(plan.dataset.sha256), of_dataset, folder)
     base = base_of(plan.model, store)
     mend(folder, plan, base)
-    text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step))
+    chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
+    text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step), chat=chat)
     (folder / CARD).write_text(text, "utf-8")
 
 
