@@ -10,7 +10,7 @@ from finetune_trainer.prepare.quality.report import Finding, QualityReport, Seve
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs
-NOTHING = "nothing speaks against training on it"
+NOTHING = "nothing that was asked speaks against training on it"
 
 
 def findings(report: QualityReport, width: int) -> RenderableType:
@@ -22,8 +22,8 @@ def table(report: QualityReport) -> Table:
     """Return a table of all findings, the weightiest first."""
     made = Table(
         Column("severity", no_wrap=True),
-        Column("split", no_wrap=True),
         Column("code", no_wrap=True),
+        Column("split", no_wrap=True),
         Column("finding", ratio=3, overflow="fold"),
         Column("cure", ratio=2, overflow="fold"),
         title=title(report),
@@ -32,7 +32,7 @@ def table(report: QualityReport) -> Table:
     for finding in report.findings:
         style = STYLES[finding.severity]
         severity = Text(finding.severity, style)
-        made.add_row(severity, finding.split, finding.code, Text(finding.message), Text(finding.cure))
+        made.add_row(severity, finding.code, finding.split, Text(finding.message), Text(finding.cure))
     if not report.findings:
         made.add_row("", "", "", NOTHING, "")
     return made
