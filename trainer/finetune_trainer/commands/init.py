@@ -22,7 +22,7 @@ from finetune_trainer.commands.places import probe_file, write_file
 from finetune_trainer.terminal import Screen
 
 DEFAULT = Path("job.yaml")
-COLUMNS = re.compile(r"spec\.dataset\.columns: (\{[^{}]*\})")
+COLUMNS = re.compile(r"columns: (\{[^{}]*\})")
 PLAIN_NAMES = frozenset({"train", "training", "data", "dataset", "rows", "job"})  # they tell nothing of a job
 
 
@@ -31,7 +31,7 @@ class Proposal:
     """What a look at model and data gave.
 
     Attributes:
-        tasks: what the model can be trained for.
+        tasks: what the model can be trained for, `task` among them.
         about: of the data, for a comment.
         rows: good ones; 0 where they could not be counted.
         problems: what is wrong with the data.
@@ -90,29 +90,31 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         first = [Task.CLASSIFICATION] if Task.CLASSIFICATION in tasks else []
         order = [*first, *(task for task in tasks if task not in first)]
         looks = {task: _look(data, task, {}, chats, work / "data") for task in order}
-        found = next((look for look in looks.values() if not look.problems), None)
+        found = next((look for look in looks.values() if look.rows), None)
         for task in [] if found else [usual, *order]:
             for text in (match[1] for one in looks[task].problems if (match := COLUMNS.search(one.cure))):
                 columns = yaml12.load(text, "columns")[0]
                 again = _look(data, task, columns, chats, work / "data")
-                if again.rows or not again.problems:
-                    found = found or again
-        best = found or next((look for look in looks.values() if look.rows), looks[usual])
+                found = found or (again if again.rows else None)
+        best = found or looks[usual]
         return Proposal(best.task, tasks, best.columns, best.about, best.rows, best.problems)
 
 
 def _look(data: str, task: Task, columns: dict[str, str], chats: bool, folder: Path) -> Proposal:
-    """Read the rows as a task would."""
+    """Read the rows as a task would; broken ones are told and passed over."""
     from finetune_trainer.prepare.data.dataset import check
     from finetune_trainer.prepare.data.sources import locate_all
 
-    spec = DatasetSpec(train=data, columns=columns)
+    spec = DatasetSpec.model_validate(
+        {"train": data, "columns": columns, "onInvalid": "Skip", "maxInvalidPercent": 100.0}
+    )
     try:
         checked = check(spec, task, locate_all(spec, os.environ), folder, 0, has_template=chats)
     except FineTuneError as error:
         return Proposal(task, (task,), columns, problems=tuple(error.problems))
     labels = f", {len(checked.labels)} labels" if checked.labels else ""
-    return Proposal(task, (task,), columns, f"{checked.good:,} rows{labels}", checked.good)
+    problems = tuple(problem for tally in checked.tallies() for problem in tally.problems())
+    return Proposal(task, (task,), columns, f"{checked.good:,} rows{labels}", checked.good, problems)
 
 
 def job_text(path: Path, model: dict[str, str], data: str, method: str, proposal: Proposal) -> str:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +30,7 @@ class _Quiet(SpawnProcess):
 
 
 class _Spawn(SpawnContext):
-    Process: Any = _Quiet
+    Process: ClassVar[Any] = _Quiet
 
 
 def map_in_order(work: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
