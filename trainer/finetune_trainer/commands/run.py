@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -11,6 +12,9 @@ from finetune_trainer.commands.check import counted, strict
 from finetune_trainer.commands.job import load
 from finetune_trainer.commands.places import probe_file, probe_folder, write_file
 from finetune_trainer.terminal import Screen
+
+if TYPE_CHECKING:
+    from finetune_trainer.local import LocalJob, RunResult
 
 
 def run_command(options: argparse.Namespace, console: Console) -> int:
@@ -39,29 +43,27 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
     if options.result:
         write_file(options.result, result.to_json(), "--result")
-    warned = counted(_warnings(here, uid))
-    if result.state == "Planned":
-        screen.says(
-            "planned", f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains this plan"
-        )
-    elif result.already_complete:
-        screen.says("done", f"this run was complete already ({warned} on its data); --fresh starts anew")
-    else:
-        screen.says(
-            "done",
-            f"{result.seconds:,.0f} s, {result.tokens_per_second:,.0f} tokens/s while training, {warned} on its data",
-        )
+    screen.says(*_outcome(result, counted(_warnings(here, uid))))
     for artifact in result.artifacts:
         screen.says(artifact.kind, result.output or _path(artifact.uri))
     return ExitCode.OK
 
 
-def _warnings(here: "object", uid: str) -> int:
-    """How many warnings the run's report on its data has."""
-    from finetune_trainer.local import LocalJob
+def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:
+    """What became of the run, in a line."""
+    if result.state == "Planned":
+        told = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
+        return "planned", told
+    if result.already_complete:
+        return "done", f"this run was complete already ({warned} on its data); --fresh starts anew"
+    speed = f"{result.tokens_per_second:,.0f} tokens/s while training"
+    return "done", f"{result.seconds:,.0f} s, {speed}, {warned} on its data"
+
+
+def _warnings(here: "LocalJob", uid: str) -> int:
+    """Return how many warnings the run's report on its data has."""
     from finetune_trainer.prepare.quality.report import QualityReport, Severity
 
-    assert isinstance(here, LocalJob)
     raw = here.store.get(here.run_prefix(uid) + File.DATASET_REPORT)
     return len(QualityReport.model_validate_json(raw).of(Severity.WARNING))
 
