@@ -17,6 +17,7 @@ install: .venv/installed ## Install everything into .venv, from the locked requi
 
 .venv/installed: requirements/all.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	@echo "install   a virtual environment in .venv, then every package of requirements/all.txt (2 GB the first time)"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements/all.txt

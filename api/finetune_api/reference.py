@@ -7,9 +7,10 @@ from typing import Any
 from finetune_api import contract
 from finetune_api.crd import COLUMNS, MUTABLE, schema
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
+from finetune_api.v1alpha1.foreign import NO_COUNTERPART
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.supported import LATER
-from finetune_api.v1alpha1.training import LORA_OWNED, TRAINING_OWNED
+from finetune_api.v1alpha1.training import LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 
 
 def page() -> str:
@@ -51,6 +52,18 @@ def page() -> str:
         "| --- | --- |",
         *(f"| `spec.training.{name}` | `{field}` |" for name, field in sorted(TRAINING_OWNED.items())),
         *(f"| `spec.method.lora.{name}` | `{field}` |" for name, field in sorted(LORA_OWNED.items())),
+        "",
+        "## Names of other trainers that have no counterpart",
+        "",
+        "They are refused with the code `NoCounterpart` and the reason. Names of other trainers that have a field here"
+        " under another name (`lr`, `sequence_len`, `lora_rank` ...) are refused with that field's name.",
+        "",
+        "| name | why |",
+        "| --- | --- |",
+        *(
+            f"| `{name}` | {_cell(why)} |"
+            for name, why in sorted({**NO_COUNTERPART, **TRAINING_NO_COUNTERPART}.items())
+        ),
         "",
         "## status",
         "",

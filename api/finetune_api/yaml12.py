@@ -4,9 +4,11 @@
 strings. JSON is accepted as it is. Tags, merge keys and cyclic aliases are refused: nothing in a job needs them.
 """
 
+import codecs
 import io
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +23,11 @@ from finetune_api.contract import KIND
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.parse import parse_job
+from finetune_api.v1alpha1.shorthand import expand
 from finetune_api.v1alpha1.tree import Path as Keys
 
 MAX_DEPTH = 50  # the parser takes quadratic time in the depth
+MAX_BYTES = 4 << 20  # of a job's file; etcd takes 1.5 MiB
 MAX_NODES = 100_000  # values in one file, aliases counted as often as they are used
 
 _DATA = frozenset({("spec", "dataset", name) for name in ("train", "eval", "mix")})
@@ -84,6 +88,42 @@ def load(text: str, source: str) -> tuple[Any, LineIndex]:
     return documents[0]
 
 
+def read_text(path: str | Path) -> str:
+    """Return the text of a job's file; `-` is standard input, and a pipe is read to its end.
+
+    Raises:
+        SpecError: it cannot be read, is larger than a job can be, or is no UTF-8.
+    """
+    source = "standard input" if str(path) == "-" else str(path)
+    try:
+        if str(path) == "-":
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with Path(path).open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        _refuse(source, None, "CannotRead", "is a folder; must be a file", "name the file of a FineTuneJob in it")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        _refuse(source, None, "CannotRead", f"cannot be read: {why}", "check the path and its permissions")
+    if len(raw) > MAX_BYTES:
+        message = f"is larger than {MAX_BYTES >> 20} MiB: it is no job"
+        _refuse(source, None, "TooLarge", message, "name the file of a FineTuneJob; its data stands elsewhere")
+    for mark, name in ((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):
+        if raw.startswith(mark):
+            _refuse(source, None, "NotUtf8", f"is {name}", "save the file as UTF-8")
+    if b"\0" in raw:
+        _refuse(
+            source, None, "Binary", "holds NUL bytes: it is no text", "name the file of a FineTuneJob, YAML or JSON"
+        )
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        seen = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
+        _refuse(source, line, "NotUtf8", seen, "save the file as UTF-8")
+
+
 def load_job(path: str | Path) -> FineTuneJob:
     """The job in a file; its problems carry the file and the line.
 
@@ -91,23 +131,12 @@ def load_job(path: str | Path) -> FineTuneJob:
         SpecError: the file cannot be read, is no YAML, or is no FineTuneJob we can run.
     """
     source = str(path)
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        seen = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        _refuse(source, line, "NotUtf8", seen, "save the file as UTF-8")
-    except OSError as error:
-        _refuse(source, None, "CannotRead", f"cannot be read: {error.strerror}", "check the path and its permissions")
-    data, lines = load(text, source)
-    return parse_job(data, lines, source)
+    data, lines = load(read_text(path), source)
+    return parse_job(expand(data)[0], lines, source)
 
 
 def located(problems: Iterable[Problem], path: str | Path) -> list[Problem]:
     """Problems that were found after a job had been read, with the line of the field in its file.
-
-    Those of a data file keep the file's own lines; so do the fields that name such files, whose lines would be mistaken
-    for them.
 
     Args:
         path: the job's file. Where it could not be read, the problems say so and carry it already.
@@ -115,9 +144,18 @@ def located(problems: Iterable[Problem], path: str | Path) -> list[Problem]:
     given, source = list(problems), str(path)
     if all(problem.file is not None for problem in given):
         return given
-    _, lines = load(Path(path).read_bytes().decode("utf-8-sig"), source)
+    _, lines = load(read_text(path), source)
+    return locate(given, lines, source)
+
+
+def locate(problems: Iterable[Problem], lines: LineIndex, source: str) -> list[Problem]:
+    """Problems that were found after a job had been read, with the line of the field.
+
+    Those of a data file keep the file's own lines; so do the fields that name such files, whose lines would be mistaken
+    for them.
+    """
     found = []
-    for problem in given:
+    for problem in problems:
         keys = tuple(int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", problem.field))
         line = lines(keys) if keys[:1] == ("spec",) and keys[:3] not in _DATA else None
         if problem.file is None and line is not None:

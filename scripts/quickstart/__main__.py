@@ -41,8 +41,10 @@ def main() -> int:
     began = time.monotonic()
     console = Console()
     build = ROOT / BUILD
+    say(console, "data", "docstrings of this Python's standard library, and a pretrained MiniLM encoder")
     make_data(build / "data")
     copy_model(ROOT / ENCODER)
+    say(console, "train", "`finetune run` on two nodes of one process; about 3 minutes on 2 quiet cores")
     code = finetune(["--fresh"] if options.fresh else [])
     if code != ExitCode.OK:
         console.print(AGAIN if code == INTERRUPTED else f"`finetune run` ended with {code}: its message is above")
@@ -50,12 +52,17 @@ def main() -> int:
     run = json.loads((build / "run.json").read_text("utf-8"))
     [artifact] = run["artifacts"]
     adapter = Path(artifact["uri"].removeprefix("file://"))
-    console.print("[bold]scores[/bold]    the adapter and the baselines, with vanilla peft in another process")
+    say(console, "scores", "the adapter and the baselines, with vanilla peft in another process; about a minute")
     scores = all_scores(build, adapter, load_job(ROOT / JOB).spec.dataset.max_length or 512)
     result = summary(run, artifact, scores, earlier(build), time.monotonic() - began)
     (build / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     show(console, result, scores)
     return ExitCode.OK
+
+
+def say(console: Console, step: str, text: str) -> None:
+    """One line: which step begins."""
+    console.print(f"[bold]{step:<9}[/bold] {text}", highlight=False, soft_wrap=True)
 
 
 def finetune(flags: list[str]) -> int:

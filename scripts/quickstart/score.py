@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 BATCH = 64
+EVERY = 16  # batches between two lines of progress
 Scores = dict[str, float]
 
 
@@ -37,15 +38,22 @@ def main() -> None:
     texts, labels = read_csv(options.data / "eval.csv")
     scores: dict[str, Scores] = {}
     if options.adapter:
+        say(f"the adapter on {len(texts):,} held-out texts")
         scores["tuned"] = score(labels, predict(options.adapter, texts, options.max_length))
     if options.encoder:
         train_texts, train_labels = read_csv(options.data / "train.csv")
         majority = Counter(train_labels).most_common(1)[0][0]
         scores["majority"] = score(labels, [majority] * len(labels))
         probe = Probe(options.encoder, options.max_length)
+        say(f"the frozen encoder on {len(train_texts) + len(texts):,} texts, for the logistic regression")
         probe.fit(train_texts, train_labels)
         scores["probe"] = score(labels, probe.predict(texts))
     options.out.write_text(json.dumps(scores))
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    print(f"scores    {text}", flush=True)
 
 
 def score(labels: Sequence[str], predicted: Sequence[str]) -> Scores:
@@ -106,6 +114,8 @@ def in_batches(
             chosen = [texts[index] for index in order[start : start + BATCH]]
             batch = tokenizer(chosen, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
             parts.append(compute(dict(batch)).numpy())
+            if (start // BATCH) % EVERY == EVERY - 1:
+                say(f"{start + len(chosen):,} of {len(order):,} texts")
     rows = np.concatenate(parts)
     restored = np.empty_like(rows)
     restored[order] = rows

@@ -216,7 +216,7 @@ def test_a_dry_run_shows_the_plan_and_is_trained_from_it_later(bert: Path, words
     dry = Job(tmp_path, {**short, "dryRun": True}, {"COLUMNS": "200"})
     assert dry.run() == ExitCode.OK, dry.output
     assert (dry.result["state"], dry.result["artifacts"]) == ("Planned", [])
-    assert "spec.deepspeed.stage" in dry.output
+    assert "deepspeed.stage" in dry.output
     assert "a dry run ends here" in dry.output
     assert not list(tmp_path.rglob("agent-0.log")), "no agent was started"
     train = Job(tmp_path, {**short, "dryRun": False})

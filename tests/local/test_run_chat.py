@@ -27,7 +27,7 @@ def conversation(number: int) -> dict[str, list[dict[str, str]]]:
 
 
 def test_a_folder_of_conversations_is_packed_trained_and_exported_with_its_template(
-    tmp_path: Path, llama: Path
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -48,11 +48,11 @@ def test_a_folder_of_conversations_is_packed_trained_and_exported_with_its_templ
             },
             "method": {"type": "lora"},
             "nodes": 2,
-            "training": {"max_steps": 4, "global_batch_size": 4, "eval_steps": 4},
+            "training": {"max_steps": 4, "global_batch_size": 4, "eval_steps": 2},
             "storage": {"uri": f"file://{tmp_path}/store"},
         },
     )
-    assert job.run() == 0, (tmp_path / "output.log").read_text()
+    assert job.run("--output", str(tmp_path / "out"), "--set", "training.eval_steps=4") == 0, job.output
 
     run = next((tmp_path / "store/jobs/default/words").glob("*/plan.json")).parent
     dataset = json.loads((run / File.PLAN).read_text())["dataset"]["train"]
@@ -71,6 +71,18 @@ def test_a_folder_of_conversations_is_packed_trained_and_exported_with_its_templ
     assert model(ids).logits.shape[:2] == ids.shape
 
     said = (tmp_path / "output.log").read_text()
+    assert "set       training.eval_steps = 4 (the file has 2)" in said
+    given = tmp_path / "out/adapter"
+    assert said.endswith(f"adapter   {given}\n"), "the path comes last, as a shell takes it"
+    assert job.result["output"] == str(given)
+    assert {path.name: path.read_bytes() for path in given.iterdir()} == {
+        path.name: path.read_bytes() for path in adapter.iterdir()
+    }
+    code = (given / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert "apply_chat_template" in code
+    monkeypatch.chdir(given)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own card
+    assert "<|im_start|>" not in capsys.readouterr().out, "the answer alone"
     samples = [json.loads(line) for line in next((run / "outputs/samples").iterdir()).read_text().splitlines()]
     assert len(samples) == 4, "of the packs' conversations, held out"
     assert all("<|im_start|>assistant" in sample["prompt"] for sample in samples)

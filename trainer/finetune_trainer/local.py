@@ -3,15 +3,12 @@ agent process with a scratch folder of its own; this module stands in for the op
 
 import asyncio
 import contextlib
-import fcntl
-import json
 import os
 import secrets
+import shlex
 import shutil
-import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +17,12 @@ import aiohttp
 
 from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import Env, ExitCode, File, run_prefix
-from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StateError, StorageError
+from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Plan, Stage
-from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.children import Children
 from finetune_trainer.evaluations import told
+from finetune_trainer.run_folder import RunFolder
 from finetune_trainer.runs import LocalRuns
 from finetune_trainer.storage import ObjectStore, open_store
 from finetune_trainer.terminal import Screen
@@ -42,6 +40,7 @@ class RunResult(Message):
     Attributes:
         state: Succeeded, or Planned for a dry run.
         already_complete: an earlier invocation had done all of it.
+        output: the artifact's folder below `--output`, if that was given.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall clock of this invocation.
     """
@@ -53,6 +52,7 @@ class RunResult(Message):
     tokens_per_second: float
     seconds: float
     already_complete: bool
+    output: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,21 +113,26 @@ def storage_environment(job: FineTuneJob) -> dict[str, str]:
     return {**os.environ, **{name.value: value for name, value in given.items() if value}}
 
 
-async def run(local: LocalJob, uid: str, screen: Screen) -> RunResult:
+async def run(local: LocalJob, uid: str, screen: Screen, review: Callable[[], None] = lambda: None) -> RunResult:
     """Prepares, trains and exports; what is done already is not done again. A dry run ends after the plan.
+
+    Args:
+        review: called after prepare; what it raises ends the run before any training.
 
     Raises:
         FineTuneError: a stage failed; its problems say why.
         KeyboardInterrupt: stopped on request; the same call goes on from there.
     """
     began = time.monotonic()
-    supervisor = Supervisor(local, uid, screen)
-    complete = supervisor.is_done() and supervisor.exported() is not None
+    stages = LocalStages(local, uid, screen)
+    complete = stages.is_done() and stages.exported() is not None
     if not complete:
-        await supervisor.stage(Stage.PREPARE)
-        screen.planned(supervisor.plan())
+        await stages.run(Stage.PREPARE)
+        screen.planned(stages.plan())
+    review()
+    if not complete:
         if local.job.spec.dry_run:
-            screen.explains(supervisor.plan())
+            screen.explains(stages.plan())
             return RunResult(
                 state="Planned",
                 job=local.job.metadata.name,
@@ -137,32 +142,31 @@ async def run(local: LocalJob, uid: str, screen: Screen) -> RunResult:
                 seconds=time.monotonic() - began,
                 already_complete=False,
             )
-        if not supervisor.is_done():
-            await supervisor.train()
-        await supervisor.stage(Stage.EXPORT)
+        if not stages.is_done():
+            await stages.train()
+        await stages.run(Stage.EXPORT)
     return RunResult(
         state="Succeeded",
         job=local.job.metadata.name,
         uid=uid,
-        artifacts=supervisor.exported() or (),
-        tokens_per_second=supervisor.final_progress().tokens_per_second,
+        artifacts=stages.exported() or (),
+        tokens_per_second=stages.final_progress().tokens_per_second,
         seconds=time.monotonic() - began,
         already_complete=complete,
     )
 
 
-class Supervisor:
-    """Starts the programs of one run and watches them. One at a time per run: the scratch folder is locked."""
+class LocalStages:
+    """The stages of one run: what each is given, what it left, and whether it went well."""
 
     def __init__(self, local: LocalJob, uid: str, screen: Screen) -> None:
         self._local = local
         self._screen = screen
         self._uid = uid
         self._prefix = local.run_prefix(uid)
-        self._folder = local.work / local.job.metadata.name / uid
+        self._folder = RunFolder(local.work / local.job.metadata.name / uid)
         self._token = os.environ.get(Env.TOKEN) or secrets.token_hex(16)  # given: by who wants to ask /progress too
-        self._children: set[asyncio.subprocess.Process] = set()
-        self._stopping = False
+        self._children = Children(screen)
 
     # ------------------------------------------------------------ facts
 
@@ -180,31 +184,29 @@ class Supervisor:
 
     def exported(self) -> tuple[Artifact, ...] | None:
         """The artifacts, if the export stage has finished."""
-        path = self._result_path(Stage.EXPORT)
-        if not path.exists():
-            return None
-        result = StageResult.model_validate_json(path.read_text())
-        return result.artifacts if result.succeeded else None
+        result = self._folder.result(Stage.EXPORT)
+        return result.artifacts if result and result.succeeded else None
 
     # ------------------------------------------------------------ stages
 
-    async def stage(self, stage: Stage) -> None:
+    async def run(self, stage: Stage) -> None:
         """Runs prepare or export to its end; its lines are shown."""
-        self._result_path(stage).unlink(missing_ok=True)
-        with self._locked(), self._stoppable():
-            child = await self._spawn(f"finetune_trainer.{stage}", self._environment(stage), asyncio.subprocess.PIPE)
+        self._folder.result_path(stage).unlink(missing_ok=True)
+        with self._folder.locked(), self._children.stoppable():
+            log = self._folder.log(stage)
+            child = await self._children.spawn(f"finetune_trainer.{stage}", self._environment(stage), log, lines=True)
             assert child.stdout is not None
             async for line in child.stdout:
                 self._screen.says(stage, line.decode(errors="replace").rstrip())
-            code = await self._ended(child)
+            code = await self._children.ended(child)
         self._check(stage, code)
 
     async def train(self) -> None:
         """Runs the gang, and nodes that stand by, to its end."""
         nodes = self.plan().nodes + self._local.job.spec.spares
         charts = f"{self._local.store.uri}/{self._prefix}{File.OUTPUTS}/tensorboard"
-        self._screen.says("charts", f"tensorboard --logdir {charts.removeprefix('file://')}")
-        with self._locked(), self._stoppable():
+        self._screen.says("charts", f"tensorboard --logdir {shlex.quote(charts.removeprefix('file://'))}")
+        with self._folder.locked(), self._children.stoppable():
             self._screen.start()
             watching = asyncio.create_task(self._watch())
             try:
@@ -220,15 +222,16 @@ class Supervisor:
         if progress.evals:
             self._screen.answered(told(self._local.store, self._prefix, progress.evals[-1].step).samples)
         for node in range(nodes):  # everything of worth is in storage now
-            shutil.rmtree(self._folder / f"node-{node}", ignore_errors=True)
+            shutil.rmtree(self._folder.node(node), ignore_errors=True)
 
     async def _keep_node(self, node: int) -> int:
         """One node, restarted as a Job would replace its pod, until it ends with a verdict."""
+        log = self._folder.log(f"agent-{node}")
         for _ in range(AGENT_RESTARTS):
-            with (self._log_folder() / f"agent-{node}.log").open("ab") as log:
-                child = await self._spawn("finetune_trainer.agent", self._environment(Stage.TRAIN, node), log.fileno())
-            code = await self._ended(child)
-            if code in VERDICTS or self._stopping:
+            environment = self._environment(Stage.TRAIN, node)
+            child = await self._children.spawn("finetune_trainer.agent", environment, log)
+            code = await self._children.ended(child)
+            if code in VERDICTS or self._children.stopping:
                 return code
             self._screen.says("node", f"agent of node {node} ended with {code}; starting it again")
             await asyncio.sleep(AGENT_DELAY_SECONDS)
@@ -248,12 +251,11 @@ class Supervisor:
 
     def _check(self, stage: Stage, code: int) -> None:
         """Raises what a stage's result and exit code say."""
-        if self._stopping:
+        if self._children.stopping:
             raise KeyboardInterrupt
         if code == ExitCode.OK:
             return
-        path = self._result_path(stage)
-        result = StageResult.model_validate_json(path.read_text()) if path.exists() else None
+        result = self._folder.result(stage)
         if result is not None and result.problems:
             raise RunError(result.problems, result.category or FailureCategory.UNKNOWN)
         raise RunError(
@@ -261,24 +263,22 @@ class Supervisor:
                 code="StageEnded",
                 field="status.phase",
                 message=f"the {stage} stage ended with exit code {code} and left no reason",
-                cure=f"read the logs below {self._log_folder()}",
+                cure=f"read the logs below {self._folder.logs}",
             ),
             FailureCategory.UNKNOWN,
         )
 
-    # ------------------------------------------------------------ processes
-
     def _environment(self, stage: Stage, node: int = 0) -> dict[str, str]:
-        folder = self._folder / (f"node-{node}" if stage is Stage.TRAIN else stage)
+        folder = self._folder.node(node) if stage is Stage.TRAIN else self._folder.path / stage
         folder.mkdir(parents=True, exist_ok=True)
         cores = len(os.sched_getaffinity(0))
         ranks = self.plan().world_size if stage is Stage.TRAIN else 1
         return {
             **storage_environment(self._local.job),
-            Env.JOB: str(self._job_path()),
+            Env.JOB: str(self._folder.write_job(self._local.job)),
             Env.JOB_UID: self._uid,
             Env.WORK_DIR: str(folder),
-            Env.TERMINATION_LOG: str(self._result_path(stage) if node == 0 else folder / "result.json"),
+            Env.TERMINATION_LOG: str(self._folder.result_path(stage) if node == 0 else folder / "result.json"),
             Env.NODE_INDEX: str(node),
             Env.TOKEN: self._token,
             Env.AGENT_PORT: "0",
@@ -286,79 +286,6 @@ class Supervisor:
             Env.PARENT_PID: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }
-
-    async def _spawn(self, module: str, environment: dict[str, str], stdout: int) -> asyncio.subprocess.Process:
-        with (self._log_folder() / f"{module.rpartition('.')[2]}.log").open("ab") as log:
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", module),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=log if stdout == asyncio.subprocess.PIPE else stdout,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches this process only, which asks the others to save first
-            )
-        self._children.add(child)
-        return child
-
-    async def _ended(self, child: asyncio.subprocess.Process) -> int:
-        code = await child.wait()
-        self._children.discard(child)
-        return code
-
-    @contextlib.contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """Ctrl-C or SIGTERM asks every child to stop in good order; a second one kills them."""
-        loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            first, self._stopping = not self._stopping, True
-            if first:
-                self._screen.says("stopping", "saving a checkpoint first; once more to stop at once")
-            for child in self._children:
-                with contextlib.suppress(ProcessLookupError):
-                    child.send_signal(signal.SIGTERM if first else signal.SIGKILL)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Holds the run's lock, which the kernel gives back however this process ends."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StateError(
-                    Problem(
-                        code="RunInProgress",
-                        field="metadata.name",
-                        message=f"another `finetune run` of this job is at work in {self._folder}",
-                        cure="wait for it, stop it, or use another --work-dir and storage",
-                    )
-                ) from None
-            yield
-
-    # ------------------------------------------------------------ places
-
-    def _job_path(self) -> Path:
-        path = self._folder / "job.json"
-        job = self._local.job.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        path.write_text(json.dumps(job, indent=2))
-        return path
-
-    def _log_folder(self) -> Path:
-        folder = self._folder / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def _result_path(self, stage: Stage) -> Path:
-        return self._folder / f"{stage}.json"
 
 
 def find_run(local: LocalJob, screen: Screen) -> str:

@@ -8,15 +8,17 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Column, Table
+from rich.text import Text
 
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_api.errors import Problem
-from finetune_api.messages import Choice, Plan
-from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
+from finetune_api.messages import Plan
+from finetune_trainer.prepare.plan.terminal import choices, estimate_line, memory_table
 from finetune_trainer.records import Sample
 
 SHOWN_SAMPLES = 2
 SAMPLE_CHARACTERS = 160
+HEAD = 9  # columns of what a line is about
 PLAIN_LINE_EVERY = 0.1  # of the run, where there is no terminal to redraw
 
 
@@ -43,7 +45,7 @@ class Screen:
 
     def says(self, stage: str, text: str) -> None:
         """One line of a stage."""
-        self._console.print(f"[bold]{stage:<9}[/bold] {escape(text)}", highlight=False, soft_wrap=True)
+        self._line(stage, text, "bold")
 
     def stage_line(self, line: str) -> None:
         """A line as stages report them: `dataset: tokenising`."""
@@ -68,7 +70,7 @@ class Screen:
 
     def explains(self, plan: Plan) -> None:
         """Every value of a plan and why, its memory by component, and what it will take."""
-        self._console.print(choices_table(plan.choices))
+        self._console.print(choices(plan.choices, self._console.width))
         if plan.memory:
             self._console.print(memory_table(plan.memory))
         if plan.estimate:
@@ -127,10 +129,20 @@ class Screen:
             self.says("sample", f"{_end_of(prompt)} -> {_start_of(answer)} (right: {_start_of(right)})")
 
     def problems(self, problems: Iterable[Problem]) -> None:
-        """Everything that is wrong, each with its cure."""
+        """Everything that is wrong, each with its cure: a line each, which a terminal breaks between words."""
         for problem in problems:
-            text = escape(str(problem))
-            self._console.print(f"[bold red]error[/bold red]     {text}", highlight=False, soft_wrap=True)
+            self._line("error", str(problem), "bold red")
+
+    def _line(self, head: str, text: str, style: str) -> None:
+        """A line; a terminal breaks it between words, unless a word, such as a path to be copied, would be broken."""
+        room = self._console.width - HEAD - 1
+        if not self._console.is_terminal or any(len(word) > room for word in text.split()):
+            line = f"[{style}]{head:<{HEAD}}[/{style}] {escape(text)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+            return
+        grid = Table.grid(Column(width=HEAD, no_wrap=True), Column(), padding=(0, 1, 0, 0))
+        grid.add_row(Text(head, style), Text(text))
+        self._console.print(grid)
 
 
 def _start_of(text: str) -> str:
@@ -159,18 +171,3 @@ def numbers(progress: Progress) -> str:
 def schedule(progress: Progress) -> str:
     """Where the run stands, for a line of its own."""
     return f"epoch {progress.epoch:.2f} · lr {progress.learning_rate or 0.0:.2e}"
-
-
-def choices_table(choices: Iterable[Choice]) -> Table:
-    """Every value of a plan, who chose it and why."""
-    table = Table(
-        Column("field", max_width=26, overflow="fold"),
-        "value",
-        "by",
-        Column("why", ratio=1),
-        title="plan",
-        title_justify="left",
-    )
-    for choice in choices:
-        table.add_row(choice.field, escape(str(choice.value)), choice.origin, escape(choice.reason))
-    return table

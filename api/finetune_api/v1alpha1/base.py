@@ -106,6 +106,14 @@ def _words(value: Any) -> Any:
     raise broken("WrongType", f"is {shown(value)}; must be a string or a list of strings", "write one of the two")
 
 
+def _names(value: Any) -> Any:
+    """One name stands for a list of one, as transformers has it."""
+    value = [value] if isinstance(value, str) else value
+    if isinstance(value, list) and len(value) <= 16 and all(isinstance(name, str) and name for name in value):
+        return value
+    raise broken("WrongType", f"is {shown(value)}; must be a name or a list of names", "write one of the two")
+
+
 def _flag_or_word(value: Any) -> Any:
     if isinstance(value, (bool, str)):
         return value
@@ -130,6 +138,13 @@ _WORDS = {
     "maxItems": 256,
     "items": {"type": "string", "maxLength": 256},
 }
+_NAMES = {
+    "x-kubernetes-preserve-unknown-fields": True,
+    "maxLength": 256,
+    "maxItems": 16,
+    "maxProperties": 0,
+    "items": {"type": "string", "minLength": 1, "maxLength": 256},
+}
 _FLAG_OR_WORD = {"x-kubernetes-preserve-unknown-fields": True, "maxLength": 256, "maxItems": 0, "maxProperties": 0}
 
 Quantity = Annotated[
@@ -141,6 +156,7 @@ StepsOrRatio = Annotated[
     int | float, BeforeValidator(_steps_or_ratio), WithJsonSchema({"type": "number", "minimum": 0})
 ]
 Words = Annotated[str | list[str], BeforeValidator(_words), WithJsonSchema(_WORDS)]
+Names = Annotated[list[str], BeforeValidator(_names), WithJsonSchema(_NAMES)]
 FlagOrWord = Annotated[bool | str, BeforeValidator(_flag_or_word), WithJsonSchema(_FLAG_OR_WORD)]
 
 FreeObject = Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.errors import Problem
 from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.job import FineTuneJob
+from finetune_api.v1alpha1.training import WITHOUT_EFFECT
 from finetune_api.v1alpha1.tree import dotted, spec_fields
 
 
@@ -114,7 +115,6 @@ SUPPORTED: frozenset[str] = frozenset(
 
 _KERNELS = "the worker runs the model's own kernels"
 _OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
-_REPORTED = "the loss of every step is reported"
 _EVALUATED = "evaluation follows eval_steps, and comes once at the end"
 _NVME = Later("nothing is kept on disks", "use cpu, the node's memory", values=("nvme",))
 
@@ -140,13 +140,8 @@ LATER: dict[str, Later] = {
     "spec.training.liger_kernel_config": Later(_KERNELS),
     "spec.training.bf16_full_eval": Later("evaluation uses the precision of training"),
     "spec.training.fp16_full_eval": Later("evaluation uses the precision of training"),
-    "spec.training.logging_steps": Later(_REPORTED),
-    "spec.training.logging_first_step": Later(_REPORTED),
-    "spec.training.logging_nan_inf_filter": Later(_REPORTED),
     "spec.training.eval_delay": Later(_EVALUATED),
     "spec.training.eval_on_start": Later(_EVALUATED),
-    "spec.training.eval_accumulation_steps": Later("an evaluation keeps one prediction a row, nothing to move"),
-    "spec.training.dataloader_pin_memory": Later("memory is pinned where there is a GPU"),
     "spec.deepspeed.offload.optimizer": _NVME,
     "spec.deepspeed.offload.parameters": _NVME,
     "spec.resumeFrom": Later("a job resumes its own checkpoints only"),
@@ -162,6 +157,16 @@ LATER: dict[str, Later] = {
     "spec.export.smokeTestPrompts": Later("the exported model is not asked anything"),
     "spec.budget.maxGPUHours": Later("no budget is watched"),
 }
+
+
+def notes(job: FineTuneJob) -> list[str]:
+    """What a job gives without any effect, because it happens whatever the job says; a sentence for each."""
+    given = job.spec.training.model_fields_set
+    return [
+        f"spec.training.{name} has no effect: {reason}"
+        for name, reason in WITHOUT_EFFECT.items()
+        if name in given and getattr(job.spec.training, name) is not None
+    ]
 
 
 def unsupported(job: FineTuneJob) -> list[Problem]:

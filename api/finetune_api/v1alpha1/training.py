@@ -1,13 +1,24 @@
 """Hyperparameters under their libraries' own names: `spec.training` (transformers) and `spec.method.lora` (PEFT).
 
-A name that the library has and these models lack is in OWNED (another field of the job decides it) or in LATER.
+A name that the library has and these models lack is in OWNED (another field of the job decides it), in NO_COUNTERPART
+or in LATER.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api.v1alpha1.base import FlagOrWord, FreeObject, StepsOrRatio, Text, Verbatim, Word, Words, Words256
+from finetune_api.v1alpha1.base import (
+    FlagOrWord,
+    FreeObject,
+    Names,
+    StepsOrRatio,
+    Text,
+    Verbatim,
+    Word,
+    Words,
+    Words256,
+)
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Index = Annotated[int, Field(ge=0, le=1_000_000_000)]
@@ -105,11 +116,11 @@ class TrainingSpec(Verbatim):
     torch_empty_cache_steps: Count | None = None
     """Empty the GPU's cache every so many steps."""
     logging_steps: StepsOrRatio | None = None
-    """Steps between two reports of the loss; below 1 it is a ratio of all steps."""
+    """Accepted, without effect: every step is reported."""
     logging_first_step: bool | None = None
-    """Report the first step too."""
+    """Accepted, without effect: every step is reported."""
     logging_nan_inf_filter: bool | None = None
-    """Leave NaN and infinite losses out of the reported mean."""
+    """Accepted, without effect: a loss that is no number ends the run and is reported."""
     eval_steps: StepsOrRatio | None = None
     """Steps between two evaluations; below 1 it is a ratio of all steps."""
     eval_delay: Annotated[float, Field(ge=0)] | None = None
@@ -117,7 +128,7 @@ class TrainingSpec(Verbatim):
     eval_on_start: bool | None = None
     """Evaluate before the first step."""
     eval_accumulation_steps: Count | None = None
-    """Evaluation steps before predictions move to the host."""
+    """Accepted, without effect: an evaluation keeps one prediction a row, there is nothing to move."""
     metric_for_best_model: Word | None = None
     """Metric that chooses the best checkpoint, such as eval_loss."""
     greater_is_better: bool | None = None
@@ -128,7 +139,7 @@ class TrainingSpec(Verbatim):
     """By how much the metric has to be better; only with early_stopping_patience."""
     mlm_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the tokens that are hidden; only for the task masked-lm."""
-    report_to: Annotated[list[Word], Field(max_length=16)] | None = None
+    report_to: Names | None = None
     """Trackers by transformers' names, such as wandb or mlflow; TensorBoard's events are always in storage."""
     seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
     """Seed of everything random, the order of samples included."""
@@ -137,11 +148,15 @@ class TrainingSpec(Verbatim):
     dataloader_num_workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes per rank that load data."""
     dataloader_pin_memory: bool | None = None
-    """Load into pinned host memory."""
+    """Accepted, without effect: memory is pinned where there is a GPU."""
     dataloader_persistent_workers: bool | None = None
     """Keep loader processes between epochs."""
     dataloader_prefetch_factor: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Batches each loader process reads ahead."""
+
+    def given(self) -> dict[str, Any]:
+        """Only what the user wrote and has an effect, by its own name."""
+        return {name: value for name, value in super().given().items() if name not in WITHOUT_EFFECT}
 
 
 class LoraSpec(Verbatim):
@@ -188,84 +203,114 @@ class LoraSpec(Verbatim):
 # ---------------------------------------------------------------- names of the libraries that the job decides elsewhere
 
 _CHECKPOINT = "spec.checkpoint.everySteps"
-_ORDER = "spec.training.seed"
+_METRIC = "spec.training.metric_for_best_model"
 _STORAGE = "spec.storage.uri"
-_NODES = "spec.nodes"
-_COLUMNS = "spec.dataset.columns"
-_LOGGING = "spec.training.logging_steps"
 
 TRAINING_OWNED: dict[str, str] = {
     "output_dir": _STORAGE,
-    "overwrite_output_dir": _STORAGE,
     "logging_dir": _STORAGE,
     "deepspeed": "spec.deepspeed",
     "fsdp": "spec.deepspeed.stage",
     "fsdp_config": "spec.deepspeed.stage",
     "accelerator_config": "spec.deepspeed",
-    "parallelism_config": "spec.deepspeed",
     "save_strategy": _CHECKPOINT,
     "save_steps": _CHECKPOINT,
     "save_total_limit": "spec.checkpoint.keepLast",
-    "save_only_model": _CHECKPOINT,
-    "save_on_each_node": _CHECKPOINT,
-    "save_safetensors": _CHECKPOINT,
-    "enable_jit_checkpoint": _CHECKPOINT,
-    "restore_callback_states_from_checkpoint": _CHECKPOINT,
     "resume_from_checkpoint": "spec.resumeFrom",
-    "load_best_model_at_end": "spec.training.metric_for_best_model",
-    "push_to_hub": _STORAGE,
+    "load_best_model_at_end": _METRIC,
     "hub_token": "spec.model.tokenSecretRef",
-    "hub_private_repo": _STORAGE,
-    "hub_model_id": _STORAGE,
-    "hub_strategy": _STORAGE,
-    "hub_always_push": _STORAGE,
-    "hub_revision": _STORAGE,
-    "local_rank": _NODES,
     "use_cpu": "spec.resourcesPerNode",
     "no_cuda": "spec.resourcesPerNode",
-    "ddp_find_unused_parameters": "spec.deepspeed",
-    "ddp_bucket_cap_mb": "spec.deepspeed",
-    "ddp_broadcast_buffers": "spec.deepspeed",
-    "ddp_static_graph": "spec.deepspeed",
-    "ddp_backend": "spec.resourcesPerNode",
     "ddp_timeout": "spec.recovery.hangTimeoutSeconds",
     "auto_find_batch_size": "spec.recovery.onOutOfMemory",
     "eval_strategy": "spec.training.eval_steps",
     "evaluation_strategy": "spec.training.eval_steps",
     "do_train": "spec.dataset.train",
     "do_eval": "spec.dataset.eval",
-    "do_predict": "spec.dataset.eval",
-    "prediction_loss_only": "spec.training.metric_for_best_model",
-    "include_for_metrics": "spec.training.metric_for_best_model",
-    "batch_eval_metrics": "spec.training.metric_for_best_model",
-    "eval_do_concat_batches": "spec.training.eval_steps",
-    "eval_use_gather_object": "spec.training.eval_steps",
-    "logging_strategy": _LOGGING,
-    "log_on_each_node": _LOGGING,
-    "log_level": _LOGGING,
-    "log_level_replica": _LOGGING,
-    "disable_tqdm": _LOGGING,
-    "include_num_input_tokens_seen": _LOGGING,
-    "skip_memory_metrics": _LOGGING,
-    "debug": _LOGGING,
     "run_name": "metadata.name",
     "project": "metadata.name",
-    "trackio_space_id": _LOGGING,
-    "trackio_bucket_id": _LOGGING,
-    "trackio_static_space_id": _LOGGING,
-    "data_seed": _ORDER,
-    "ignore_data_skip": _ORDER,
-    "train_sampling_strategy": _ORDER,
-    "group_by_length": _ORDER,
-    "dataloader_drop_last": "spec.training.global_batch_size",
-    "dataloader_in_order": _ORDER,
-    "dataloader_multiprocessing_context": "spec.training.dataloader_num_workers",
-    "remove_unused_columns": _COLUMNS,
-    "label_names": _COLUMNS,
-    "length_column_name": "spec.dataset.packing",
+    "data_seed": "spec.training.seed",
+    "remove_unused_columns": "spec.dataset.columns",
+    "label_names": "spec.dataset.columns",
     "use_cache": "spec.training.activation_checkpointing",
     "warmup_ratio": "spec.training.warmup_steps",
     "tokenizer": "spec.model",
+}
+
+_LAUNCH = "the processes of a run are started and connected by finetune-operator"
+_DDP = "DeepSpeed trains, not DDP; its settings are those of spec.deepspeed"
+_WHOLE = "a checkpoint holds all that is needed to go on, as safetensors, each file once"
+_REPORTS = "every step is reported: to the terminal, the object and TensorBoard's events"
+_SCORES = "scores are computed batch by batch, and which there are follows from the task"
+_ORDER = "the order of rows follows from spec.training.seed alone, also after a restart"
+_HUB = "nothing is uploaded to a hub; upload the finished artifact with `hf upload`"
+_PADDING = "batches hold no padding where the model's attention can do it, else rows of like length share one"
+_TRACKIO = "trackio's settings are environment variables; see spec.podTemplate.env"
+
+TRAINING_NO_COUNTERPART: dict[str, str] = {
+    **dict.fromkeys(("local_rank", "parallelism_config"), _LAUNCH),
+    **dict.fromkeys(
+        (
+            "ddp_backend",
+            "ddp_broadcast_buffers",
+            "ddp_bucket_cap_mb",
+            "ddp_find_unused_parameters",
+            "ddp_static_graph",
+        ),
+        _DDP,
+    ),
+    **dict.fromkeys(
+        (
+            "enable_jit_checkpoint",
+            "restore_callback_states_from_checkpoint",
+            "save_on_each_node",
+            "save_only_model",
+            "save_safetensors",
+        ),
+        _WHOLE,
+    ),
+    **dict.fromkeys(
+        (
+            "debug",
+            "disable_tqdm",
+            "include_num_input_tokens_seen",
+            "log_level",
+            "log_level_replica",
+            "log_on_each_node",
+            "logging_strategy",
+            "skip_memory_metrics",
+        ),
+        _REPORTS,
+    ),
+    **dict.fromkeys(
+        (
+            "batch_eval_metrics",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "include_for_metrics",
+            "prediction_loss_only",
+        ),
+        _SCORES,
+    ),
+    **dict.fromkeys(("dataloader_in_order", "ignore_data_skip", "train_sampling_strategy"), _ORDER),
+    **dict.fromkeys(
+        ("hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "push_to_hub"), _HUB
+    ),
+    **dict.fromkeys(("group_by_length", "length_column_name"), _PADDING),
+    **dict.fromkeys(("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"), _TRACKIO),
+    "do_predict": "rows without answers are not predicted; the snippet in the artifact's README.md does that",
+    "overwrite_output_dir": "every run has a folder of its own, and nothing is overwritten",
+    "dataloader_drop_last": "every row is trained once an epoch",
+    "dataloader_multiprocessing_context": "loader processes are started in the way that is safe beside DeepSpeed",
+}
+
+# Accepted, because what they ask for happens whatever they say; `notes` tells so.
+WITHOUT_EFFECT: dict[str, str] = {
+    "logging_steps": "every step is reported",
+    "logging_first_step": "every step is reported",
+    "logging_nan_inf_filter": "a loss that is no number ends the run and is reported",
+    "eval_accumulation_steps": "an evaluation keeps one prediction a row, there is nothing to move",
+    "dataloader_pin_memory": "memory is pinned where there is a GPU",
 }
 
 LORA_OWNED: dict[str, str] = {

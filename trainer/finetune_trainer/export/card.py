@@ -26,6 +26,8 @@ def card(
     metrics: Mapping[str, float],
     versions: Mapping[str, str],
     evaluation: Told = NOTHING_TOLD,
+    *,
+    chat: bool = False,
 ) -> str:
     """The model card, Markdown with the YAML head that the Hugging Face hub reads.
 
@@ -34,6 +36,7 @@ def card(
         metrics: its evaluation; empty if there was none.
         versions: package name -> version that made it.
         evaluation: what else is known of it: scores of each label, generated answers.
+        chat: it was trained on conversations.
     """
     adapter = plan.method is not MethodType.FULL
     parts = [
@@ -41,7 +44,7 @@ def card(
         f"# {plan.model.name}, fine-tuned\n",
         f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.max_steps}, {_task(plan)}.\n",
         "## Load it\n",
-        f"```python\n{snippet(plan, base)}```\n",
+        f"```python\n{snippet(plan, base, chat=chat)}```\n",
     ]
     if adapter and base.location.startswith("s3://"):
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")

@@ -15,8 +15,12 @@ AUTOS = {
 PADDED = frozenset({"bart", "bert", "distilbert", "modernbert", "roberta", "t5"})  # all have a padding token
 
 
-def snippet(plan: Plan, base: Base) -> str:
-    """The code, for a card and for the terminal."""
+def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
+    """Return the code, for a card and for the terminal.
+
+    Args:
+        chat: the model was trained on conversations, by the chat template that its tokenizer has.
+    """
     adapter = plan.method is not MethodType.FULL
     auto = AUTOS[plan.task]
     lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
@@ -24,7 +28,7 @@ def snippet(plan: Plan, base: Base) -> str:
     lines += [f"from transformers import {auto}, AutoTokenizer", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
-    return "\n".join([*lines, "", *_used(plan)]) + "\n"
+    return "\n".join([*lines, "", *(_asked() if chat and plan.task is Task.CAUSAL_LM else _used(plan))]) + "\n"
 
 
 def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
@@ -45,6 +49,18 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
         lines.append("rows = max(len(tokenizer), base.get_input_embeddings().num_embeddings)")
         lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
     return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
+
+
+def _asked() -> list[str]:
+    """A question in the words of the chat template, as in training; the answer without the question."""
+    return [
+        'messages = [{"role": "user", "content": "Some text."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
+        "output = model.generate(**inputs, max_new_tokens=40)",
+        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
 
 
 def _used(plan: Plan) -> list[str]:

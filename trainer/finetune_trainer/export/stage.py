@@ -125,10 +125,12 @@ def _complete(plan: Plan, store: ObjectStore, run: str, best: Committed, folder:
     """Adds what a user needs beside the weights."""
     info = best.info
     download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
-    download_files(store, dataset_prefix(plan.dataset.sha256), _from_dataset(plan, store), folder)
+    of_dataset = _from_dataset(plan, store)
+    download_files(store, dataset_prefix(plan.dataset.sha256), of_dataset, folder)
     base = base_of(plan.model, store)
     mend(folder, plan, base)
-    text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step))
+    chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
+    text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step), chat=chat)
     (folder / CARD).write_text(text, "utf-8")
 
 

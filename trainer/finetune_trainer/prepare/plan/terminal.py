@@ -1,13 +1,51 @@
-"""What a person sees of a plan's memory and cost: `finetune plan`."""
+"""What a person sees of a plan: `finetune plan`."""
 
 from collections.abc import Iterable
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
+from rich.text import Text
 
-from finetune_api.messages import Estimate, MemoryPart, PlannedMemory
+from finetune_api.messages import Choice, Estimate, MemoryPart, PlannedMemory
 
 GIB = 1 << 30
+WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs
+
+
+def choices(made: Iterable[Choice], width: int) -> RenderableType:
+    """Return every value of a plan, who chose it and why: as a table where that is readable, else in paragraphs.
+
+    Fields stand without `spec.`, and no name is broken.
+    """
+    return _choices_table(made) if width >= WIDE else Group(Text("plan"), *_paragraphs(made))
+
+
+def _choices_table(made: Iterable[Choice]) -> Table:
+    table = Table(
+        Column("field", no_wrap=True),
+        Column("value", ratio=1, overflow="fold"),
+        Column("by", no_wrap=True),
+        Column("why", ratio=2),
+        title="plan",
+        title_justify="left",
+    )
+    for choice in made:
+        table.add_row(_field(choice), Text(str(choice.value)), choice.origin, Text(choice.reason))
+    return table
+
+
+def _paragraphs(made: Iterable[Choice]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for choice in made:
+        head = Text.assemble((_field(choice), "bold"), f" = {choice.value}")
+        parts += [head, Padding(Text(f"{choice.origin}: {choice.reason}"), (0, 0, 0, 4))]
+    return parts
+
+
+def _field(choice: Choice) -> str:
+    return choice.field.removeprefix("spec.")
 
 
 def memory_table(memory: PlannedMemory) -> Table:
@@ -20,7 +58,7 @@ def memory_table(memory: PlannedMemory) -> Table:
     }
     table = Table(
         Column("memory", no_wrap=True),
-        Column("GiB", justify="right"),
+        Column("GiB", justify="right", no_wrap=True),
         Column("why", ratio=1),
         title=f"peak of one {memory.unit}, {moment[memory.moment]}",
         title_justify="left",

@@ -1,18 +1,28 @@
-"""The report for a terminal: findings with their cures, under one line of figures."""
+"""The report for a terminal: findings with their codes and cures, under one line of figures."""
 
-from rich.markup import escape
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Column, Table
+from rich.text import Text
 
 from finetune_trainer.prepare.quality.context import percent
-from finetune_trainer.prepare.quality.report import QualityReport, Severity
+from finetune_trainer.prepare.quality.report import Finding, QualityReport, Severity
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs
+NOTHING = "nothing that was asked speaks against training on it"
+
+
+def findings(report: QualityReport, width: int) -> RenderableType:
+    """Return all findings, the weightiest first: as a table where that is readable, else one below the other."""
+    return table(report) if width >= WIDE else Group(Text(title(report)), *_paragraphs(report))
 
 
 def table(report: QualityReport) -> Table:
-    """A rich table of all findings, the weightiest first."""
+    """Return a table of all findings, the weightiest first."""
     made = Table(
         Column("severity", no_wrap=True),
+        Column("code", no_wrap=True),
         Column("split", no_wrap=True),
         Column("finding", ratio=3, overflow="fold"),
         Column("cure", ratio=2, overflow="fold"),
@@ -21,11 +31,10 @@ def table(report: QualityReport) -> Table:
     )
     for finding in report.findings:
         style = STYLES[finding.severity]
-        made.add_row(
-            f"[{style}]{finding.severity}[/{style}]", finding.split, escape(finding.message), escape(finding.cure)
-        )
+        severity = Text(finding.severity, style)
+        made.add_row(severity, finding.code, finding.split, Text(finding.message), Text(finding.cure))
     if not report.findings:
-        made.add_row("", "", "nothing speaks against training on it", "")
+        made.add_row("", "", "", NOTHING, "")
     return made
 
 
@@ -38,3 +47,14 @@ def title(report: QualityReport) -> str:
         f"{percent(train.truncated_rows / train.rows)} cut, padding {percent(padding.shuffled)} shuffled, "
         f"{percent(padding.grouped)} grouped, {percent(padding.packed)} packed"
     )
+
+
+def _paragraphs(report: QualityReport) -> list[RenderableType]:
+    if not report.findings:
+        return [Text(NOTHING)]
+    return [part for finding in report.findings for part in _paragraph(finding)]
+
+
+def _paragraph(finding: Finding) -> list[RenderableType]:
+    head = Text.assemble((f"{finding.severity:<8}", STYLES[finding.severity]), f" {finding.code} ({finding.split})")
+    return [head, Padding(Text(finding.message), (0, 0, 0, 9)), Padding(Text(f"-> {finding.cure}"), (0, 0, 0, 9))]

@@ -1,0 +1,366 @@
+"""Names that people bring from other trainers: transformers, TRL, PEFT, Axolotl, LLaMA-Factory, unsloth, OpenAI.
+
+Each either has a field here, or no counterpart and a reason. Names that only transformers' TrainingArguments and PEFT's
+LoraConfig have stand in training.py.
+"""
+
+_ADAPTER = "spec.model.adapter"
+_CHECKPOINT = "spec.checkpoint.everySteps"
+_COLUMNS = "spec.dataset.columns"
+_ENVIRONMENT = "spec.podTemplate.env"
+_EVAL = "spec.dataset.eval"
+_EVAL_STEPS = "spec.training.eval_steps"
+_GENERATE = "spec.evaluation.generate"
+_LOSS = "spec.dataset.lossOn"
+_MAX_LENGTH = "spec.dataset.maxLength"
+_METHOD = "spec.method.type"
+_MIX = "spec.dataset.mix"
+_MODEL = "spec.model.name"
+_PACKING = "spec.dataset.packing"
+_SCHEDULE = "spec.training.lr_scheduler_kwargs"
+_SPLIT = "spec.dataset.eval.split"
+_TASK = "spec.task"
+_TOKENS = "spec.model.newTokens"
+_TRAIN = "spec.dataset.train"
+
+SENTENCES: dict[str, str] = {  # names that mean several things
+    "adapter": "use spec.method.type for the kind of adapter, spec.model.adapter for one to start from",
+    "load_in_4bit": "set spec.method.type to qlora",
+    "num_workers": "use spec.nodes for machines, spec.training.dataloader_num_workers for processes that load data",
+    "stage": "use spec.deepspeed.stage for ZeRO; supervised fine-tuning is what every job does",
+}
+
+COMMON: dict[str, str] = {
+    # the model
+    "base_model": _MODEL,
+    "model_name": _MODEL,
+    "model_id": _MODEL,
+    "model_name_or_path": _MODEL,
+    "model_path": "spec.model.uri",
+    "base_model_config": "spec.model",
+    "model_init_kwargs": "spec.model",
+    "model_kwargs": "spec.model",
+    "config_name": "spec.model",
+    "tokenizer": "spec.model",
+    "tokenizer_name": "spec.model",
+    "tokenizer_name_or_path": "spec.model",
+    "tokenizer_config": "spec.model",
+    "model_revision": "spec.model.revision",
+    "revision_of_model": "spec.model.revision",
+    "hf_hub_token": "spec.model.tokenSecretRef",
+    "hf_token": "spec.model.tokenSecretRef",
+    "hub_token": "spec.model.tokenSecretRef",
+    "use_auth_token": "spec.model.tokenSecretRef",
+    "adapter_name_or_path": _ADAPTER,
+    "lora_model_dir": _ADAPTER,
+    "peft_model_id": _ADAPTER,
+    "special_tokens": _TOKENS,
+    "new_special_tokens": _TOKENS,
+    "add_tokens": _TOKENS,
+    "tokens": _TOKENS,
+    # the data
+    "bucket": "spec.storage.uri",
+    "data": _TRAIN,
+    "data_path": _TRAIN,
+    "dataset_name": _TRAIN,
+    "dataset_dir": _TRAIN,
+    "train_file": _TRAIN,
+    "training_file": _TRAIN,
+    "train_dataset": _TRAIN,
+    "datasets": _MIX,
+    "interleave": _MIX,
+    "interleave_probs": _MIX,
+    "mix_strategy": _MIX,
+    "eval_dataset": _EVAL,
+    "test_datasets": _EVAL,
+    "validation": _EVAL,
+    "validation_file": _EVAL,
+    "dev_ratio": _SPLIT,
+    "split": _SPLIT,
+    "split_ratio": _SPLIT,
+    "test_size": _SPLIT,
+    "val_set_size": _SPLIT,
+    "val_size": _SPLIT,
+    "validation_split": _SPLIT,
+    "validation_split_percentage": _SPLIT,
+    "block_size": _MAX_LENGTH,
+    "context_length": _MAX_LENGTH,
+    "cutoff_len": _MAX_LENGTH,
+    "max_seq_len": _MAX_LENGTH,
+    "max_seq_length": _MAX_LENGTH,
+    "max_source_length": _MAX_LENGTH,
+    "max_target_length": _MAX_LENGTH,
+    "model_max_length": _MAX_LENGTH,
+    "sequence_len": _MAX_LENGTH,
+    "sequence_length": _MAX_LENGTH,
+    "seq_len": _MAX_LENGTH,
+    "truncation": _MAX_LENGTH,
+    "dataset_text_field": _COLUMNS,
+    "field_messages": _COLUMNS,
+    "label_column": _COLUMNS,
+    "prompt_template": _COLUMNS,
+    "text_column": _COLUMNS,
+    "sep": "spec.dataset.delimiter",
+    "ds_type": "spec.dataset.format",
+    "eval_packing": _PACKING,
+    "eval_sample_packing": _PACKING,
+    "neat_packing": _PACKING,
+    "sample_packing": _PACKING,
+    "assistant_only_loss": _LOSS,
+    "completion_only_loss": _LOSS,
+    "train_on_inputs": _LOSS,
+    "train_on_prompt": _LOSS,
+    "chat_template_path": "spec.dataset.chatTemplate",
+    "template": "spec.dataset.chatTemplate",
+    # the method
+    "adapter_type": _METHOD,
+    "finetuning_type": _METHOD,
+    "full_finetuning": _METHOD,
+    "fine_tuning_method": _METHOD,
+    "quantization": _METHOD,
+    "quantization_bit": _METHOD,
+    "quantization_config": _METHOD,
+    "use_lora": _METHOD,
+    "use_peft": _METHOD,
+    "use_qlora": _METHOD,
+    "peft": "spec.method.lora",
+    "peft_config": "spec.method.lora",
+    "lora_config": "spec.method.lora",
+    "alpha": "spec.method.lora.lora_alpha",
+    "dropout": "spec.method.lora.lora_dropout",
+    "lora_r": "spec.method.lora.r",
+    "lora_rank": "spec.method.lora.r",
+    "rank": "spec.method.lora.r",
+    "lora_target": "spec.method.lora.target_modules",
+    "lora_target_linear": "spec.method.lora.target_modules",
+    "lora_target_modules": "spec.method.lora.target_modules",
+    "additional_target": "spec.method.lora.modules_to_save",
+    "lora_modules_to_save": "spec.method.lora.modules_to_save",
+    "lora_fan_in_fan_out": "spec.method.lora.fan_in_fan_out",
+    "peft_layers_to_transform": "spec.method.lora.layers_to_transform",
+    "peft_use_dora": "spec.method.lora.use_dora",
+    "peft_use_rslora": "spec.method.lora.use_rslora",
+    "pissa_init": "spec.method.lora.init_lora_weights",
+    "freeze_layers": "spec.method.freeze",
+    "freeze_trainable_layers": "spec.method.freeze",
+    "freeze_trainable_modules": "spec.method.freeze",
+    "unfrozen_parameters": "spec.method.freeze",
+    "stage_of_training": _TASK,
+    "task_type": _TASK,
+    "num_labels": "spec.problemType",
+    # hyperparameters
+    "hyperparameters": "spec.training",
+    "hparams": "spec.training",
+    "training_args": "spec.training",
+    "training_arguments": "spec.training",
+    "trainer": "spec.training",
+    "sft_config": "spec.training",
+    "accumulation": "spec.training.gradient_accumulation_steps",
+    "grad_accum": "spec.training.gradient_accumulation_steps",
+    "gradient_accumulation": "spec.training.gradient_accumulation_steps",
+    "batch_size": "spec.training.global_batch_size",
+    "train_batch_size": "spec.training.global_batch_size",
+    "total_batch_size": "spec.training.global_batch_size",
+    "micro_batch": "spec.training.per_device_train_batch_size",
+    "micro_batch_size": "spec.training.per_device_train_batch_size",
+    "train_micro_batch_size_per_gpu": "spec.training.per_device_train_batch_size",
+    "eval_batch_size": "spec.training.per_device_eval_batch_size",
+    "epochs": "spec.training.num_train_epochs",
+    "n_epochs": "spec.training.num_train_epochs",
+    "num_epochs": "spec.training.num_train_epochs",
+    "max_epochs": "spec.training.num_train_epochs",
+    "steps": "spec.training.max_steps",
+    "lr": "spec.training.learning_rate",
+    "learning_rate_multiplier": "spec.training.learning_rate",
+    "betas": "spec.training.adam_beta1",
+    "optimizer": "spec.training.optim",
+    "lr_scheduler": "spec.training.lr_scheduler_type",
+    "scheduler": "spec.training.lr_scheduler_type",
+    "cosine_min_lr_ratio": _SCHEDULE,
+    "min_lr": _SCHEDULE,
+    "warmup": "spec.training.warmup_steps",
+    "grad_clip": "spec.training.max_grad_norm",
+    "gradient_clipping": "spec.training.max_grad_norm",
+    "noisy_embedding_alpha": "spec.training.neftune_noise_alpha",
+    "label_smoothing": "spec.training.label_smoothing_factor",
+    "random_state": "spec.training.seed",
+    "use_gradient_checkpointing": "spec.training.activation_checkpointing",
+    "disable_gradient_checkpointing": "spec.training.activation_checkpointing",
+    "use_unsloth_gc": "spec.training.activation_checkpointing",
+    "enable_liger_kernel": "spec.training.use_liger_kernel",
+    "fp32": "spec.training.bf16",
+    "infer_dtype": "spec.training.bf16",
+    "mixed_precision": "spec.training.bf16",
+    "precision": "spec.training.bf16",
+    "pure_bf16": "spec.training.bf16",
+    "dtype": "spec.training.bf16",
+    "torch_dtype": "spec.training.bf16",
+    "early_stopping": "spec.training.early_stopping_patience",
+    "evals_per_epoch": _EVAL_STEPS,
+    "saves_per_epoch": _CHECKPOINT,
+    "save_steps": _CHECKPOINT,
+    "trackers": "spec.training.report_to",
+    "use_wandb": "spec.training.report_to",
+    "use_mlflow": "spec.training.report_to",
+    "use_swanlab": "spec.training.report_to",
+    "tracking": "spec.training.report_to",
+    "predict_with_generate": _GENERATE,
+    "do_sample_eval": _GENERATE,
+    "eval_table_size": "spec.evaluation.samples",
+    "eval_max_new_tokens": "spec.evaluation.maxNewTokens",
+    "eval_table_max_new_tokens": "spec.evaluation.maxNewTokens",
+    "max_completion_length": "spec.evaluation.maxNewTokens",
+    # machines, storage, the run
+    "gpus": "spec.resourcesPerNode.limits",
+    "num_gpus": "spec.resourcesPerNode.limits",
+    "n_gpu": "spec.resourcesPerNode.limits",
+    "resources": "spec.resourcesPerNode",
+    "instance_type": "spec.gpuType",
+    "replicas": "spec.nodes",
+    "num_nodes": "spec.nodes",
+    "nnodes": "spec.nodes",
+    "num_machines": "spec.nodes",
+    "instance_count": "spec.nodes",
+    "num_processes": "spec.processesPerNode",
+    "nproc_per_node": "spec.processesPerNode",
+    "restart_policy": "spec.recovery.maxRestarts",
+    "backoff_limit": "spec.recovery.maxRestarts",
+    "max_retries": "spec.recovery.maxRestarts",
+    "auto_resume_from_checkpoints": "spec.recovery.maxRestarts",
+    "export_dir": "spec.storage.uri",
+    "output": "spec.storage.uri",
+    "merge_lora": "spec.export.merge",
+    "merge_adapter": "spec.export.merge",
+    "suffix": "metadata.name",
+    "experiment_name": "metadata.name",
+    "zero_stage": "spec.deepspeed.stage",
+    "wandb_project": _ENVIRONMENT,
+    "wandb_entity": _ENVIRONMENT,
+    "wandb_name": _ENVIRONMENT,
+    "wandb_run_id": _ENVIRONMENT,
+    "wandb_log_model": _ENVIRONMENT,
+    "wandb_mode": _ENVIRONMENT,
+    "wandb_watch": _ENVIRONMENT,
+    "mlflow_tracking_uri": _ENVIRONMENT,
+    "mlflow_experiment_name": _ENVIRONMENT,
+    "swanlab_project": _ENVIRONMENT,
+    "swanlab_api_key": _ENVIRONMENT,
+}
+
+_HUB = "nothing is uploaded to a hub; upload the finished artifact with `hf upload`"
+_ATTENTION = "the attention kernel is chosen by model and machine, and documents never see each other"
+_PADDING = "batches hold no padding where the model's attention can do it, else rows of like length share one"
+_PREFERENCE = "only supervised fine-tuning exists, no training on preferences or rewards"
+_PROCESSES = "prepare uses every core it has and remembers what it made"
+_CUTS = "long rows are cut at their end; see spec.dataset.maxLength"
+_TOKENIZER = "the tokenizer is the base model's own; see spec.model.newTokens"
+_FOUR_BITS = "qlora's 4 bits are NF4, with constants quantized twice"
+_EIGHT_BITS = "no 8-bit weights are trained; spec.method.type qlora trains adapters on 4-bit ones"
+_DEVICES = "DeepSpeed places the weights; see spec.deepspeed"
+_LORA_PLUS = "one learning rate holds for all of the adapter"
+_ROTARY = "the model's positions are kept as they are"
+_GALORE = "the optimizer is DeepSpeed's AdamW"
+_SAMPLING = "evaluation writes its answers greedily; see spec.evaluation"
+_MESSAGES = "roles and tools are read as the chat template writes them; see spec.dataset.chatTemplate"
+_MIXTURES = "the loss is the model's own"
+_IMAGES = "only text is trained on"
+_FIRST_ROWS = "all rows are used; give a smaller file, or a weight below 1 in spec.dataset.mix"
+
+NO_COUNTERPART: dict[str, str] = {
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision"), _HUB
+    ),
+    **dict.fromkeys(("hf_use_auth_token", "export_hub_model_id", "push_dataset_to_hub"), _HUB),
+    **dict.fromkeys(
+        ("flash_attention", "flash_attn", "attn_implementation", "sdp_attention", "xformers_attention"), _ATTENTION
+    ),
+    **dict.fromkeys(("eager_attention", "s2_attention", "shift_attn", "use_flash_attention_2"), _ATTENTION),
+    **dict.fromkeys(
+        ("group_by_length", "length_column_name", "pad_to_sequence_len", "pad_to_multiple_of", "padding_free"), _PADDING
+    ),
+    **dict.fromkeys(("padding", "padding_side", "pad_to_max_length", "ignore_pad_token_for_loss"), _PADDING),
+    **dict.fromkeys(
+        ("rl", "rl_beta", "pref_beta", "pref_loss", "ref_model", "reward_model", "beta", "dpo", "orpo_alpha"),
+        _PREFERENCE,
+    ),
+    **dict.fromkeys(
+        (
+            "dataset_num_proc",
+            "dataset_kwargs",
+            "dataset_prepared_path",
+            "dataset_processes",
+            "preprocessing_num_workers",
+            "preprocessing_batch_size",
+            "overwrite_cache",
+            "cache_dir",
+            "tokenized_path",
+            "streaming",
+            "buffer_size",
+        ),
+        _PROCESSES,
+    ),
+    **dict.fromkeys(("truncation_mode", "truncation_side", "excess_length_strategy", "min_sample_len"), _CUTS),
+    **dict.fromkeys(
+        ("tokenizer_type", "tokenizer_use_fast", "use_fast_tokenizer", "resize_vocab", "split_special_tokens"),
+        _TOKENIZER,
+    ),
+    **dict.fromkeys(("eos_token", "pad_token", "bos_token", "resize_token_embeddings_to_32x"), _TOKENIZER),
+    **dict.fromkeys(
+        (
+            "bnb_4bit_quant_type",
+            "bnb_4bit_compute_dtype",
+            "bnb_4bit_use_double_quant",
+            "bnb_config_kwargs",
+            "double_quantization",
+            "quantization_type",
+            "quantization_method",
+        ),
+        _FOUR_BITS,
+    ),
+    **dict.fromkeys(("load_in_8bit", "gptq"), _EIGHT_BITS),
+    **dict.fromkeys(("device_map", "max_memory", "low_cpu_mem_usage", "activation_offloading"), _DEVICES),
+    **dict.fromkeys(("loraplus_lr_ratio", "loraplus_lr_embedding", "relora_steps", "relora"), _LORA_PLUS),
+    **dict.fromkeys(("rope_scaling", "rope_theta", "overrides_of_model_config"), _ROTARY),
+    **dict.fromkeys(
+        ("use_galore", "galore_rank", "use_badam", "use_apollo", "use_adam_mini", "use_muon", "lr_quadratic_warmup"),
+        _GALORE,
+    ),
+    **dict.fromkeys(("do_sample", "temperature", "top_p", "top_k", "num_beams", "eval_num_beams"), _SAMPLING),
+    **dict.fromkeys(
+        (
+            "default_system",
+            "default_system_message",
+            "instruction_template",
+            "response_template",
+            "formatting_func",
+            "mask_history",
+            "roles",
+            "tool_format",
+        ),
+        _MESSAGES,
+    ),
+    **dict.fromkeys(("moe_aux_loss_coef", "router_aux_loss_coef", "loss_type"), _MIXTURES),
+    **dict.fromkeys(("image_max_pixels", "visual_inputs", "media_dir", "freeze_vision_tower"), _IMAGES),
+    **dict.fromkeys(("max_samples", "max_train_samples", "max_eval_samples"), _FIRST_ROWS),
+    "packing_strategy": "packing is always best-fit decreasing",
+    "sample_packing_eff_est": "packing counts the tokens before it packs",
+    "total_num_tokens": "prepare counts the tokens",
+    "shuffle_dataset": "rows are always shuffled, by spec.training.seed",
+    "shuffle_merged_datasets": "rows are always shuffled, by spec.training.seed",
+    "curriculum_sampling": "rows are always shuffled, by spec.training.seed",
+    "model_type": "the kind of model follows from its config.json",
+    "is_llama_derived_model": "the kind of model follows from its config.json",
+    "plot_loss": "the loss of every step is in TensorBoard's events",
+    "compute_accuracy": "accuracy is always computed where answers are labels",
+    "plugins": "code that comes with a job is never run",
+    "use_unsloth": "the worker runs the model's own kernels",
+    "upcast_layernorm": "the precision is the plan's; see spec.training.bf16",
+    "mixture_of_depths": "the model's architecture is kept as it is",
+    "use_llama_pro": "the model's architecture is kept as it is",
+    "create_new_adapter": "an adapter in spec.model.adapter is trained further; without one a new adapter begins",
+    "export_size": "weights are saved in files of transformers' usual size",
+    "export_device": "the export runs on CPU; see spec.export",
+    "export_quantization_bit": "weights are exported as they were trained, in no other format",
+    "gguf": "weights are exported as they were trained, in no other format",
+    "strict": "every field is checked, always",
+}

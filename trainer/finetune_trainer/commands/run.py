@@ -1,0 +1,73 @@
+"""`finetune run`: prepare, train and export on this machine."""
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from finetune_api.contract import ExitCode, File
+from finetune_trainer.commands.check import counted, strict
+from finetune_trainer.commands.job import load
+from finetune_trainer.commands.places import probe_file, probe_folder, write_file
+from finetune_trainer.terminal import Screen
+
+if TYPE_CHECKING:
+    from finetune_trainer.local import LocalJob, RunResult
+
+
+def run_command(options: argparse.Namespace, console: Console) -> int:
+    """`finetune run`."""
+    screen = Screen(console)
+    probe_file(options.result, "--result")
+    job = load(options, screen)
+    probe_folder(options.work_dir, "--work-dir")
+    from finetune_trainer import local
+    from finetune_trainer.output import Output
+
+    here = local.LocalJob.open(job, options.work_dir)
+    output = Output.of(options.output, here) if options.output else None
+    if here.without_effect:
+        screen.says("note", f"on this machine these have no effect: {', '.join(here.without_effect)}")
+    uid = local.begin_run(here, screen) if options.fresh else local.find_run(here, screen)
+    if output:
+        output.check(uid)
+
+    def review() -> None:
+        if options.strict:
+            strict(_warnings(here, uid))
+
+    result = asyncio.run(local.run(here, uid, screen, review))
+    if output and result.artifacts:
+        result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
+    if options.result:
+        write_file(options.result, result.to_json(), "--result")
+    screen.says(*_outcome(result, counted(_warnings(here, uid))))
+    for artifact in result.artifacts:
+        screen.says(artifact.kind, result.output or _path(artifact.uri))
+    return ExitCode.OK
+
+
+def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:
+    """What became of the run, in a line."""
+    if result.state == "Planned":
+        told = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
+        return "planned", told
+    if result.already_complete:
+        return "done", f"this run was complete already ({warned} on its data); --fresh starts anew"
+    speed = f"{result.tokens_per_second:,.0f} tokens/s while training"
+    return "done", f"{result.seconds:,.0f} s, {speed}, {warned} on its data"
+
+
+def _warnings(here: "LocalJob", uid: str) -> int:
+    """Return how many warnings the run's report on its data has."""
+    from finetune_trainer.prepare.quality.report import QualityReport, Severity
+
+    raw = here.store.get(here.run_prefix(uid) + File.DATASET_REPORT)
+    return len(QualityReport.model_validate_json(raw).of(Severity.WARNING))
+
+
+def _path(uri: str) -> str:
+    """What a shell takes: a folder's path; another URI as it is."""
+    return str(Path(uri.removeprefix("file://"))) if uri.startswith("file://") else uri
