@@ -70,9 +70,13 @@ def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
 
 
 def _walk(root: Path) -> list[str]:
+    """All files below a folder; links to folders are followed, each folder once."""
     found = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {root.resolve()}
+    for parent, folders, files in os.walk(root, followlinks=True):
+        new = {name: (Path(parent) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        folders[:] = [name for name, place in new.items() if place not in seen]
+        seen.update(new.values())
         relative = Path(parent).relative_to(root)
         found += [(relative / name).as_posix() for name in files]
     return found
