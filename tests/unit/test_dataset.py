@@ -276,7 +276,7 @@ def test_a_split_of_a_file_parts_its_rows(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 rows cannot be split"):
         checked(tmp_path, GOOD, eval={"split": 0.5})
-    with pytest.raises(DataError, match="20 rows cannot be split .* only 2 of them differ, copies stay together"):
+    with pytest.raises(DataError, match=r"20 rows cannot be split .* only 2 of them differ, copies stay together"):
         checked(tmp_path, GOOD * 10, eval={"split": 0.5})
 
 

@@ -52,7 +52,7 @@ def hold_out(groups: Counts, contents: Hashes, share: float, seed: int) -> npt.N
 
 
 def _quotas(sizes: Counts, share: float, ranks: Hashes) -> Counts:
-    """How many rows each group gives: the whole part of its share, and one more by largest remainder (Hare and Niemeyer)
+    """How many rows each group gives: the whole part of its share, and one more by largest remainder (Hare, Niemeyer)
     until the share of all rows is reached. Equal remainders are ordered by chance: `ranks`."""
     exact = sizes * share
     quotas = np.floor(exact + 1e-9).astype(np.int64)

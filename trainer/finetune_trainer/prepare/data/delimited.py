@@ -138,8 +138,8 @@ class _Values:
 def _are_rows(record: list[str], separator: str, seen: list[_Values]) -> bool:
     """Whether the lines of one record are rows that a stray quote has swallowed, not the lines of one text.
 
-    The lines within have a field for every column, and no blank after a delimiter, as prose has. A column of few values,
-    such as a label, decides; without one there must be more such lines than a text has by chance.
+    The lines within have a field for every column, and no blank after a delimiter, as prose has. A column of few
+    values, such as a label, decides; without one there must be more such lines than a text has by chance.
     """
     width = len(seen)
     if width < 2:

@@ -73,9 +73,11 @@ def _walk(root: Path) -> list[str]:
     """All files below a folder; links to folders are followed, each folder once."""
     found = []
     seen = {root.resolve()}
+    above = set(root.resolve().parents)
     for parent, folders, files in os.walk(root, followlinks=True):
         new = {name: (Path(parent) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
-        folders[:] = [name for name, place in new.items() if place not in seen]
+        # a link to where the walk came from would lead to all that lies beside the folder
+        folders[:] = [name for name, place in new.items() if place not in seen and place not in above]
         seen.update(new.values())
         relative = Path(parent).relative_to(root)
         found += [(relative / name).as_posix() for name in files]

@@ -43,8 +43,8 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
             f"{first!r} and {second!r} are two texts of one row, and pairs of texts are not supported yet: "
             f"join them in a column `text`, such as {{{first}}} [SEP] {{{second}}}, with the tokenizer's own separator"
         )
-    nested = next((name for name, value in row.items() if _is_rows(value)), None)
-    if nested is not None and nested not in ("messages", "conversations"):
+    nested = next((name for name, value in row.items() if _is_rows(value) and not _is_chat(value)), None)
+    if nested is not None:
         return f"the rows seem to lie in {nested!r}: write that list as the file, or its items as JSON lines"
     if task is Task.CLASSIFICATION and "messages" in row:
         return "these are conversations: set spec.task to causal-lm, or give each row a text and a label"
@@ -55,11 +55,6 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
         said = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
         return f"a column may be named by its path; perhaps spec.dataset.columns: {{{said}}}"
     return f"correct the names, or say in spec.dataset.columns which column is which: {EXAMPLES[task]}"
-
-
-def with_context(task: Task, question: str, answer: str, context: str) -> str:
-    """The columns that keep what stands beside a question."""
-    return f"{{instruction: {question}, input: {context}, output: {answer}}}"
 
 
 def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
@@ -119,6 +114,10 @@ def _two_texts(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value[:10])
+
+
+def _is_chat(rows: list[Mapping[str, Any]]) -> bool:
+    return all("role" in row or "from" in row for row in rows[:10])
 
 
 def _is_no_header(names: list[str]) -> bool:

@@ -149,7 +149,7 @@ class Columns:
         return _number_or_value(column, value)
 
     def _missing(self, row: Row, column: str) -> Wrong:
-        if row.values and all(value_at(row.values, name) is ABSENT for name in self.names.values()):
+        if row.values and not row.values.keys() & self.roots:
             seen = ", ".join(repr(name) for name in list(row.values)[:8])
             return Wrong(Code.MIXED_COLUMNS, f"there is no {column!r}; the row has {seen} instead")
         return Wrong(Code.MISSING_FIELD, f"there is no {column!r}")
