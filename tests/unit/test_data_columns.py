@@ -92,7 +92,7 @@ def test_two_different_system_messages_are_a_fault(tmp_path: Path) -> None:
 
 def test_a_system_message_that_a_model_has_no_place_for_is_a_fault(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": "a", "system": "s"}]
-    with pytest.raises(DataError, match="no chat template to write it: set spec.dataset.chatTemplate"):
+    with pytest.raises(DataError, match=r"no chat template to write it: set spec.dataset.chatTemplate"):
         checked(tmp_path, rows, template=False)
     data = checked(tmp_path, rows, Task.SEQ2SEQ, template=False)
     assert first(data).text == "s\n\nq"
@@ -100,7 +100,7 @@ def test_a_system_message_that_a_model_has_no_place_for_is_a_fault(tmp_path: Pat
 
 def test_descriptions_in_openais_first_form_are_a_fault(tmp_path: Path) -> None:
     rows = [{"messages": TURNS, "functions": []}, {"messages": TURNS, "functions": [{"name": "f"}]}]
-    with pytest.raises(DataError, match=r"line 2: 'functions' describes tools in OpenAI's form of 2023"):
+    with pytest.raises(DataError, match=r"line 2: 'functions' describes tools as OpenAI's rows did"):
         checked(tmp_path, rows)
 
 

@@ -222,13 +222,13 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "NaN within": ([said("user"), said("assistant", weight=float("nan"))], "NotANumber", "is, or holds, NaN"),
     "a call in OpenAI's first form": (
         [said("user"), said("assistant", None, function_call={"name": "f", "arguments": "{}"})],
-        "InvalidMessage",
-        "messages[1] has a 'function_call', OpenAI's form of 2023: write \"tool_calls\"",
+        "FunctionCalls",
+        "messages[1] has a 'function_call', which is what OpenAI's rows had before tool calls",
     ),
     "a call in OpenAI's first form beside a text": (
         [said("user"), said("assistant", "hm", function_call={"name": "f", "arguments": "{}"})],
-        "InvalidMessage",
-        "OpenAI's form of 2023",
+        "FunctionCalls",
+        "before tool calls",
     ),
     "null": (None, "NullValue", "'messages' is null"),
     "no messages": ([], "NoMessages", "an empty list"),

@@ -101,10 +101,6 @@ def _message(where: str, item: Any) -> Message:
         keys = ", ".join(map(repr, message)) or "nothing"
         raise Wrong(Code.INVALID_MESSAGE, f"{where} has no 'role' (and no 'from'), but {keys}")
     role = _role(f"{where}.{role_key}", message.pop(role_key), sharegpt)
-    if message.get("function_call"):
-        call = '"tool_calls": [{"type": "function", "function": {"name": ..., "arguments": {...}}}]'
-        hint = f"write {call}, and the answer with the role tool"
-        raise Wrong(Code.INVALID_MESSAGE, f"{where} has a 'function_call', OpenAI's form of 2023: {hint}")
     content = message.pop(text_key, None)
     if content is None and not (role == "assistant" and message.get("tool_calls")):
         raise Wrong(Code.INVALID_MESSAGE, f"{where} has no {text_key!r}")

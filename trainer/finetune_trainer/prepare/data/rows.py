@@ -79,6 +79,7 @@ class Example:
 
 
 ABSENT = object()
+SYSTEM_ROLES = ("system", "developer")
 
 
 def value_at(values: Mapping[str, Any], column: str) -> Any:
@@ -177,15 +178,14 @@ class Columns:
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
             column = self.names["messages"]
-            messages = conversation.conversation(column, _list(column, self._value(row, "messages")))
+            given = _list(column, self._value(row, "messages"))
+            _refuse_old_calls(column, given)
+            messages = conversation.conversation(column, given)
         else:
             messages = self._asked_and_answered(row)
         tools = self._optional(row, "tools") if "tools" in self.names else None
-        if not tools and row.values.get("functions") and "functions" not in self.names.values():
-            message = (
-                "'functions' describes tools in OpenAI's form of 2023, which no chat template reads; write 'tools'"
-            )
-            raise Wrong(Code.INVALID_MESSAGE, f'{message}: [{{"type": "function", "function": {{...}}}}]')
+        if not tools and row.values.get("functions"):
+            raise Wrong(Code.OLD_CALLS, "'functions' describes tools as OpenAI's rows did before tool calls")
         messages = self._with_system(row, messages)
         return Example(row.line, "", messages=messages, tools=conversation.tools_of("tools", tools))
 
@@ -200,9 +200,9 @@ class Columns:
         """The conversation behind the system message that stands in a column of its own."""
         system = self._text_or_nothing(row, "system") if "system" in self.names else ""
         first = messages[0]
-        if not system.strip() or (first["role"] in conversation.OPENERS and first.get("content") == system):
+        if not system.strip() or (first["role"] in SYSTEM_ROLES and first.get("content") == system):
             return messages
-        if first["role"] in conversation.OPENERS:
+        if first["role"] in SYSTEM_ROLES:
             column = self.names["system"]
             raise Wrong(
                 Code.INVALID_MESSAGE, f"{column!r} holds a system message, and the first message is another one"
@@ -263,6 +263,14 @@ def _list(column: str, value: Any) -> Any:
     if isinstance(found, Fault):
         raise Wrong(found.code, f"{column!r} is a list as text, and wrong: {found.message}")
     return _number_or_value(column, found)
+
+
+def _refuse_old_calls(column: str, messages: Any) -> None:
+    """Raise Wrong for a call that no chat template reads: with a content beside it, it would be lost without a word."""
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict) and message.get("function_call"):
+            seen = f"{column}[{index}] has a 'function_call'"
+            raise Wrong(Code.OLD_CALLS, f"{seen}, which is what OpenAI's rows had before tool calls")
 
 
 def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example:
