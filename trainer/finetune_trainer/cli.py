@@ -14,6 +14,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import FineTuneError, exit_code
 from finetune_api.v1alpha1 import FineTuneJob, parse_job
 from finetune_api.yaml12 import load_job, located
+from finetune_trainer.paths import with_local_paths
 
 INTERRUPTED = 130  # what a shell expects after Ctrl-C
 
@@ -137,7 +138,9 @@ def crd_command(options: argparse.Namespace, console: Console) -> int:
 
 def load(options: argparse.Namespace) -> FineTuneJob:
     """The job of the command line, with its overrides; everything is checked again with them."""
-    job = load_job(options.job)
+    job, notes = with_local_paths(load_job(options.job), options.job.parent)
+    for note in notes:
+        Console(stderr=True).print(f"note: {note}", highlight=False, markup=False)
     overrides = {"nodes": options.nodes, "storage": {"uri": options.storage} if options.storage else None}
     given = {name: value for name, value in overrides.items() if value is not None}
     if not given:
