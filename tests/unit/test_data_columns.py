@@ -200,7 +200,8 @@ def test_a_proposal_keeps_what_a_row_carries(tmp_path: Path, case: str) -> None:
     with pytest.raises(DataError) as caught:
         checked(tmp_path, [row], task)
     (problem,) = caught.value.problems
-    assert problem.code == "MissingColumn"
+    codes = {"two texts of one row": "TextPairs", "labels each word": "WordLabels"}
+    assert problem.code == next((code for said, code in codes.items() if said in cure), "MissingColumn")
     assert cure in problem.cure
 
 
@@ -289,6 +290,29 @@ def test_nothing_is_told_of_data_that_is_all_seen(tmp_path: Path) -> None:
     assert not told(checked(tmp_path, numbers, Task.CLASSIFICATION, kind=ProblemType.REGRESSION))
     splits = [{"text": "a", "split": "train"}, {"text": "b", "split": "train"}]
     assert not told(checked(tmp_path, splits))
+
+
+def test_many_files_with_one_fault_are_one_problem(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"part-{number:03}.jsonl").write_text('{"body": "x"}\n' if number % 3 else "[]")
+    spec = DatasetSpec(train=f"file://{tmp_path}/*.jsonl")
+    with pytest.raises(DataError) as caught:
+        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+    (problem,) = caught.value.problems
+    assert problem.code == "MissingColumn"
+    assert "the columns are 'body' (the first of 200 files with such a fault, such as part-002.jsonl" in problem.message
+
+
+def test_files_that_changed_are_one_problem(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.jsonl").write_text('{"text": "x"}\n')
+    sources = locate_all(DatasetSpec(train=f"file://{tmp_path}"), {})
+    sources.check_unchanged()
+    for number in range(5, 10):
+        (tmp_path / f"{number}.jsonl").write_text('{"text": "xy"}\n')
+    with pytest.raises(DataError, match=r"5\.jsonl changed while it was read \(the first of 5 files") as caught:
+        sources.check_unchanged()
+    assert len(caught.value.problems) == 1
 
 
 # ---------------------------------------------------------------- names of classes

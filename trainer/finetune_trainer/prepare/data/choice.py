@@ -18,7 +18,7 @@ def hold_out(groups: Counts, contents: Hashes, share: float, seed: int) -> npt.N
     when others are added or moved. A group never loses all its different rows.
 
     Args:
-        groups: int64 [rows], such as the label of each row.
+        groups: int64 [rows], 0 or more, such as the label of each row.
         contents: uint64 [rows]; equal rows, which are of one group, have equal values.
         share: of the rows, above 0 and below 1.
 
@@ -29,8 +29,13 @@ def hold_out(groups: Counts, contents: Hashes, share: float, seed: int) -> npt.N
     if not len(groups):
         return chosen
     ranks = _mixed(contents ^ _key(f"{seed}"))
-    order = np.lexsort((ranks, groups))
-    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    order = np.argsort(ranks)
+    if groups.min() < groups.max():
+        small = groups.astype(np.uint16 if groups.max() < 1 << 16 else np.int64)  # two bytes are sorted in linear time
+        order = order[np.argsort(small[order], kind="stable")]
+    ordered_groups = groups[order]
+    starts = np.flatnonzero(np.append(True, ordered_groups[1:] != ordered_groups[:-1]))
+    sizes = np.diff(np.append(starts, len(order)))
     quotas = _quotas(sizes, share, ranks[order][starts])
     # equal rows follow one another: they are taken together, where most of them are within the quota of their group
     ordered = ranks[order]

@@ -26,6 +26,13 @@ EXAMPLES = {
 WITH_SYSTEM = (ALPACA, PAIR, ("messages",))
 
 
+def code(task: Task, row: Mapping[str, Any]) -> str:
+    """Return the code of rows like this one: of data that no task learns, or of a column that is called otherwise."""
+    if _word_labels(row) is not None:
+        return "WordLabels"
+    return "TextPairs" if task is Task.CLASSIFICATION and _two_texts(row) is not None else "MissingColumn"
+
+
 def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
     """Say what to do about rows like this one."""
     if {"chosen", "rejected"} <= row.keys():

@@ -14,7 +14,7 @@ from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.formats import DataFile, Row
 from finetune_trainer.prepare.data.labels import kind_of
 from finetune_trainer.prepare.data.names import HELD_OUT, SPLIT, TRAINED
-from finetune_trainer.prepare.data.proposals import cure
+from finetune_trainer.prepare.data.proposals import code, cure
 from finetune_trainer.prepare.data.rows import ABSENT, Columns, Layout, value_at
 from finetune_trainer.prepare.data.tally import Tally
 
@@ -163,4 +163,4 @@ def _missing(
 ) -> Problem:
     wanted = " or ".join(" and ".join(repr(given.get(part, part)) for part in shape.parts) for shape in shapes)
     listed = ", ".join(map(repr, list(row)[:20])) + (", ..." if len(row) > 20 else "")
-    return file.problem("MissingColumn", f"no row has {wanted}; the columns are {listed}", cure(file, task, row))
+    return file.problem(code(task, row), f"no row has {wanted}; the columns are {listed}", cure(file, task, row))
