@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from finetune_api.errors import DataError
+from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.dataset import CheckedData, check
@@ -226,7 +226,8 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CAUSAL_LM,
         {},
         "HeldOutRowsTrained",
-        "a column says of 2 of 3 training rows that they are 'test' or 'validation'; all of them are trained on",
+        "the column 'split' says of 2 of 3 training rows that they are 'test' or 'validation'; all of them are trained "
+        "on -> set spec.dataset.columns: {split: split} to evaluate on them instead",
     ),
     "a system prompt by another name": (
         [{"messages": TURNS, "system_prompt": "s"}],
@@ -280,6 +281,47 @@ def test_a_split_in_a_parquet_file_is_seen(tmp_path: Path) -> None:
     found = told(checked(tmp_path, rows, name="train.parquet"))
     assert "2 of 10 training rows" in found["HeldOutRowsTrained"]
     assert found["UnusedColumns"].startswith("training does not see the column 'image' ->")
+
+
+def parted(folder: Path, *splits: Any, name: str = "train.jsonl", **fields: Any) -> tuple[list[str], list[str] | None]:
+    rows = [{"text": f"t {number}", "fold": split} for number, split in enumerate(splits)]
+    data = checked(folder, rows, columns={"split": "fold"}, name=name, **fields)
+    assert not told(data)
+    evaluated = data.eval_examples()
+    return [row.text for row in data.train_examples()], None if evaluated is None else [row.text for row in evaluated]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_rows_go_by_their_split_where_the_job_says_so(tmp_path: Path, name: str) -> None:
+    assert parted(tmp_path, "train", "test", "Train", name=name) == (["t 0", "t 2"], ["t 1"])
+    assert parted(tmp_path, "train", "test", "dev", name=name) == (["t 0"], ["t 2"])
+    assert parted(tmp_path, "train", "train", name=name) == (["t 0", "t 1"], None)
+
+
+def test_a_split_that_is_none_is_a_fault(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2: 'fold' is 'other'; a split is train, validation or test") as caught:
+        parted(tmp_path, "train", "other", None)
+    assert caught.value.problems[0].lines == (2, 3)
+
+
+def test_rows_that_go_by_a_column_are_held_out_in_no_other_way(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"spec\.dataset\.eval: is given, and spec\.dataset\.columns names a column"):
+        parted(tmp_path, "train", "test", eval={"split": 0.5})
+    with pytest.raises(DataError, match="no row is of the split train"):
+        parted(tmp_path, "test", "test")
+
+
+def test_labels_are_those_of_the_rows_that_are_trained_on(tmp_path: Path) -> None:
+    rows = [{"text": f"t {n}", "label": "ab"[n % 2], "split": "test" if n > 5 else "train"} for n in range(8)]
+    data = checked(tmp_path, rows, Task.CLASSIFICATION, columns={"split": "split"})
+    assert data.labels == ("a", "b")
+    with pytest.raises(DataError, match="labels that no training row has: c"):
+        checked(
+            tmp_path,
+            [*rows, {"text": "x", "label": "c", "split": "dev"}],
+            Task.CLASSIFICATION,
+            columns={"split": "split"},
+        )
 
 
 def test_nothing_is_told_of_data_that_is_all_seen(tmp_path: Path) -> None:

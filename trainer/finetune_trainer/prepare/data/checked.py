@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_trainer.prepare.data.formats import DataFile
-from finetune_trainer.prepare.data.rows import Columns
+from finetune_trainer.prepare.data.rows import Columns, SaidSplit
 from finetune_trainer.prepare.data.sources import Source
 from finetune_trainer.prepare.data.tally import Tally
 
@@ -36,6 +36,7 @@ class CheckedSource:
         numbers: good rows with such a number.
         fractions: whether one of them is no whole number.
         splits: rows by what their column `split` (or the like) says, in lower case.
+        said: what each good row's column says of its split, where rows go by it; see `rows.SaidSplit`.
         unread: columns that play no part, each with the number of files that have it.
     """
 
@@ -50,4 +51,13 @@ class CheckedSource:
     numbers: int = 0
     fractions: bool = False
     splits: Counter[str] = field(default_factory=Counter)
+    said: "array[int]" = field(default_factory=lambda: array("b"))
     unread: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def trained_labels(self) -> set[int]:
+        """The labels of rows that may be trained on, as indices of targets."""
+        if not self.said:
+            return set(self.labels)
+        labels, said = np.asarray(self.labels, np.int64), np.asarray(self.said, np.int8)
+        return set(np.unique(labels[said == SaidSplit.TRAIN]).tolist()) if len(labels) else set()

@@ -32,6 +32,7 @@ from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
 from finetune_trainer.prepare.data.reading import processes as processes
 from finetune_trainer.prepare.data.reading import read_all
 from finetune_trainer.prepare.data.rows import Example, Layout, examples
+from finetune_trainer.prepare.data.said_splits import check_said, choose_by_column
 from finetune_trainer.prepare.data.sources import Sources
 from finetune_trainer.prepare.data.tally import Tally, grouped
 
@@ -153,7 +154,7 @@ def check(
             forget_labels(parts, targets)
         elif kind is ProblemType.SINGLE_LABEL:
             files = as_whole_numbers(files, parts, targets)
-        trained = {name for part in training for index in set(part.labels) for name in targets[index]}
+        trained = {name for part in training for index in part.trained_labels for name in targets[index]}
         if evaluation is not None:
             _leave_out_unseen(evaluation, trained, targets, [file for file in files if file.source == len(parts) - 1])
         if (problem := nothing_to_tell(kind, training, trained)) is not None:
@@ -165,8 +166,9 @@ def check(
     if fatal:
         raise DataError(grouped(fatal))
     _choose(spec, training, evaluation, targets, seed)
-    labels = label_order({name for part in training for index in set(part.labels) for name in targets[index]})
-    has_eval = evaluation is not None or isinstance(spec.eval, EvalSplit)
+    labels = label_order({name for part in training for index in part.trained_labels for name in targets[index]})
+    parted = any(part.choice is not None and bool((part.choice == EVALUATED).any()) for part in training)
+    has_eval = evaluation is not None or parted
     told = notices(task, training, files, labels, problem_type or (ProblemType.REGRESSION if not labels else None))
     return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind, told)
 
@@ -225,9 +227,11 @@ def _choose(
     """Which rows are seen when; sources without a choice have every row once."""
     if evaluation is not None and evaluation.choice is None:
         evaluation.choice = np.full(evaluation.good, EVALUATED, np.uint8)
+    check_said(spec, training, targets)
     for index, part in enumerate(training):
         if part.source.weight != 1:
             part.choice = repeats(part.source.weight, part.good, seed, index)
+    choose_by_column(training)
     if isinstance(spec.eval, EvalSplit):
         _hold_out(training, spec.eval.split, targets, seed)
     if not any(part.choice is None or ((part.choice > 0) & (part.choice < EVALUATED)).any() for part in training):

@@ -70,6 +70,7 @@ class Code(StrEnum):
     BAD_UNICODE = "BadUnicode"
     NO_MESSAGES = "NoMessages"
     INVALID_MESSAGE = "InvalidMessage"
+    NO_SPLIT = "NoSplit"
     OLD_CALLS = "FunctionCalls"
     UNKNOWN_ROLE = "UnknownRole"
     WRONG_ROLE_ORDER = "WrongRoleOrder"

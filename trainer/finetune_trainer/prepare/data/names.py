@@ -30,5 +30,6 @@ WORD_LABELS = ("ner_tags", "pos_tags", "chunk_tags", "ner", "tags", "labels", "l
 SPLIT = ("split", "fold", "subset", "partition", "set", "dataset_split")
 HELD_OUT = frozenset({"test", "valid", "validation", "val", "eval", "evaluation", "dev", "heldout", "holdout"})
 TRAINED = frozenset({"train", "training", "trn"})
+TESTED = frozenset({"test", "heldout", "holdout"})  # not for choosing a checkpoint, where there is something else
 PARTS = frozenset({"text", "label", "messages", "conversations", "prompt", "completion", "tools", "system", "history"})
 KNOWN = PARTS | {name for names in LIKELY.values() for name in names}

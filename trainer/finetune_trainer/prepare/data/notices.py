@@ -49,13 +49,17 @@ def notices(
     """
     columns = files[0].columns
     unread = {name for part in training for name in part.unread}
-    told = [*_held_out(training), *_system(columns, unread), *_context(task, columns, unread)]
+    told = [
+        *([] if columns.parted else _held_out(training, columns)),
+        *_system(columns, unread),
+        *_context(task, columns, unread),
+    ]
     if declared is None:
         told += _numbers(training, labels)
     return (*told, *_unread(training))
 
 
-def _held_out(training: Sequence[CheckedSource]) -> Iterator[Notice]:
+def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[Notice]:
     marked = {name: sum(part.splits[name] for part in training) for name in HELD_OUT}
     count = sum(marked.values())
     if not count:
@@ -65,8 +69,9 @@ def _held_out(training: Sequence[CheckedSource]) -> Iterator[Notice]:
     yield Notice(
         "warning",
         "HeldOutRowsTrained",
-        f"a column says of {count:,} of {rows:,} training rows that they are {said}; all of them are trained on",
-        "put these rows into a file of their own, for spec.dataset.eval, or remove them",
+        f"the column {columns.split!r} says of {count:,} of {rows:,} training rows that they are {said}; "
+        "all of them are trained on",
+        f"set spec.dataset.columns: {{split: {columns.split}}} to evaluate on them instead, or remove them",
         "warning with one such row",
         count,
         rows,

@@ -19,7 +19,7 @@ from finetune_trainer.prepare.data.kinds import MOST_LABELS, too_many_labels
 from finetune_trainer.prepare.data.names import HELD_OUT, TRAINED
 from finetune_trainer.prepare.data.places import Report
 from finetune_trainer.prepare.data.progress import Progress
-from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples
+from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples, split_of
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.pool import map_in_order
 
@@ -56,6 +56,7 @@ class _Counted:
     fractions: bool
     contents: "array[int]"
     splits: Counter[str]
+    said: "array[int]"
     columns: frozenset[str]
 
 
@@ -66,10 +67,12 @@ class _Watched:
     split: str | None
     columns: set[str]
     splits: Counter[str]
+    row: Row | None = None  # the last one
 
     def rows(self, records: Iterator[Record]) -> Iterator[Record]:
         for record in records:
             if isinstance(record, Row):
+                self.row = record
                 self.columns.update(record.values)
                 said = record.values.get(self.split) if self.split else None
                 if isinstance(said, str) and (said := said.strip().lower()) in HELD_OUT | TRAINED:
@@ -83,12 +86,14 @@ def _count(item: _Item) -> _Counted:
     labelled = item.columns.layout is Layout.LABELLED
     targets: dict[tuple[str, ...], int] = {}
     labels, numbers = array("l"), array("d")
-    contents = array("Q")
+    contents, splits = array("Q"), array("b")
     watched = _Watched(item.columns.split, set(), Counter())
     good = 0
     rows: Iterator[Example | Fault] = examples(watched.rows(item.chunk.records()), item.columns)
     for example in tally.good(item.chunk.file, rows):
         good += 1
+        if item.columns.parted and watched.row is not None:
+            splits.append(split_of(watched.row, item.columns.split or ""))
         if item.contents:
             contents.append(content(example))
         if labelled:
@@ -108,6 +113,7 @@ def _count(item: _Item) -> _Counted:
         any(not number.is_integer() for number in numbers),
         contents,
         watched.splits,
+        splits,
         frozenset(watched.columns),
     )
 
@@ -156,6 +162,7 @@ def read_all(
         part.labels.extend(here[np.asarray(counted.labels, np.int64)].tolist())
         part.contents.extend(counted.contents)
         part.splits.update(counted.splits)
+        part.said.extend(counted.said)
         left = counted.columns.difference(checked.columns.roots)
         unread.setdefault(counted.index, set(checked.columns.unread)).update(left)
         progress.at(counted.index, counted.end, sum(part.tally.faults for part in parts))

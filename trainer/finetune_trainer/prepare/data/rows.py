@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from finetune_api.messages import ProblemType, Task
@@ -11,6 +11,7 @@ from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
 from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
 from finetune_trainer.prepare.data.labels import Target, encodable, target, whole_number
+from finetune_trainer.prepare.data.names import HELD_OUT, TESTED, TRAINED
 
 
 class Layout(StrEnum):
@@ -33,6 +34,14 @@ LAYOUTS = {
     Task.SEQ2SEQ: (Layout.PAIR,),
     Task.MASKED_LM: (Layout.TEXT,),
 }
+
+
+class SaidSplit(IntEnum):
+    """What a column that says so makes of a row."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,7 @@ class Columns:
         whole: whether all labels of the data set are whole numbers, some of them written as `1.0`.
         joined: whether a system message is put before the prompt: there is no other place for it in an encoder-decoder.
         split: a column that says which split a row is of, if there is one.
+        parted: whether the job says that rows go by it.
         unread: columns that play no part.
     """
 
@@ -119,6 +129,7 @@ class Columns:
     whole: bool = False
     joined: bool = False
     split: str | None = None
+    parted: bool = False
     unread: tuple[str, ...] = ()
 
     @property
@@ -134,6 +145,8 @@ class Columns:
     def example(self, row: Row) -> Example | Fault:
         """The row as an example, or the first rule it breaks."""
         try:
+            if self.parted:
+                split_of(row, self.split or "")
             if "instruction" in self.names:
                 return self._alpaca(row)
             if self.layout is Layout.CHAT:
@@ -271,6 +284,22 @@ def _refuse_old_calls(column: str, messages: Any) -> None:
         if isinstance(message, dict) and message.get("function_call"):
             seen = f"{column}[{index}] has a 'function_call'"
             raise Wrong(Code.OLD_CALLS, f"{seen}, which is what OpenAI's rows had before tool calls")
+
+
+def split_of(row: Row, column: str) -> SaidSplit:
+    """The split that a row says it is of.
+
+    Raises:
+        Wrong: it says none.
+    """
+    value = value_at(row.values, column)
+    said = value.strip().lower() if isinstance(value, str) else ""
+    if said in TRAINED:
+        return SaidSplit.TRAIN
+    if said in HELD_OUT:
+        return SaidSplit.TEST if said in TESTED else SaidSplit.VALIDATION
+    seen = "missing" if value is ABSENT else repr(value)[:40]
+    raise Wrong(Code.NO_SPLIT, f"{column!r} is {seen}; a split is train, validation or test")
 
 
 def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example:

@@ -18,6 +18,7 @@ from finetune_trainer.prepare.data.proposals import code, cure
 from finetune_trainer.prepare.data.rows import ABSENT, Columns, Layout, value_at
 from finetune_trainer.prepare.data.tally import Tally
 
+SPLIT_PART = "split"  # of every shape: the column that says which rows are trained on
 SNIFFED_ROWS = 1000  # by then a file that has the right columns has shown them
 
 
@@ -112,7 +113,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
         DataError: the file lacks a column, or fits two shapes.
     """
     shapes = SHAPES[task]
-    known = {part for shape in shapes for part in shape.known}
+    known = {part for shape in shapes for part in shape.known} | {SPLIT_PART}
     if unknown := sorted(given.keys() - known):
         raise SpecError(
             Problem(
@@ -122,6 +123,8 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
                 cure="write `part: column`, with the file's column on the right",
             )
         )
+    parted = given.get(SPLIT_PART)
+    given = {part: column for part, column in given.items() if part != SPLIT_PART}
     candidates = [shape for shape in shapes if given.keys() <= shape.known]
     rows = _first_rows(file)
     if not rows:
@@ -133,6 +136,9 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
             if fitting[0].ambiguous and len(rivals) > 1:
                 raise DataError(_ambiguous(file, rivals))
             columns = fitting[0].columns(row, given, has_template, task)
+            if parted is not None:
+                unread = tuple(name for name in columns.unread if name != parted)
+                columns = replace(columns, split=parted, parted=True, unread=unread)
             if columns.layout is Layout.LABELLED:
                 kind = kind_of(value_at(row, columns.names["label"]) for row in rows)
                 return replace(columns, kind=kind)

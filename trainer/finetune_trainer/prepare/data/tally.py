@@ -40,6 +40,7 @@ CURES = {
     Code.BAD_UNICODE: "write the whole character, or remove it",
     Code.NO_MESSAGES: "remove the row, or fill it",
     Code.INVALID_MESSAGE: 'write messages as {"role": "user", "content": "..."}',
+    Code.NO_SPLIT: "write train, validation or test",
     Code.OLD_CALLS: "write the call as tool_calls: [{type: function, function: {name, arguments}}], its result as a "
     "message of role tool, and the column `functions` as tools: [{type: function, function: {...}}]",
     Code.UNKNOWN_ROLE: "use one of the roles",
