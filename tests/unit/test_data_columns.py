@@ -244,6 +244,13 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         "ContextUnread",
         "set spec.dataset.columns: {instruction: question, input: context, output: answer}",
     ),
+    "a context beside an instruction": (
+        [{"instruction": "i", "context": "c", "output": "o"}],
+        Task.CAUSAL_LM,
+        {},
+        "ContextUnread",
+        "set spec.dataset.columns: {instruction: instruction, input: context, output: output}",
+    ),
     "a cure that would have lost the context": (
         [{"instruction": "q", "context": "c", "response": "a"}],
         Task.CAUSAL_LM,

@@ -156,6 +156,12 @@ def test_columns_between_delimiters_are_told_by_content(tmp_path: Path, case: st
     assert found == [{**row, "label": str(row["label"])} for row in ROWS]
 
 
+def test_a_table_without_quotes_is_told_by_its_header_though_its_rows_are_broken(tmp_path: Path) -> None:
+    content = "text\tlabel\r\na\t b\t1\r\nc\t d\t2\r\n".encode("utf-16")  # as UKGovernmentBEIS/inspect_ai#5353
+    file = open_as(tmp_path, "x.txt", content)
+    assert (file.format, records(file)) == (Format.TSV, [(2, Code.RAGGED_ROW), (3, Code.RAGGED_ROW)])
+
+
 PROSE = {
     "verses": b"Roses are red, violets are blue\nSugar is sweet, and so are you\n",
     "a list in brackets": b"[Verse 1]\nla la\n[Verse 2]\nla\n",
@@ -178,6 +184,11 @@ SWALLOWED = {
     "neighbours": (b",", 500, 501, 1000 - 2),
     "of another delimiter": (b";", 500, 502, 1000 - 3),
 }
+
+
+def test_an_array_of_texts_is_no_text(tmp_path: Path) -> None:
+    file = open_as(tmp_path, "x.txt", b'[\n "one",\n "two"\n]\n')
+    assert records(file) == [(1, Code.NOT_AN_OBJECT), (2, Code.NOT_AN_OBJECT)]
 
 
 @pytest.mark.parametrize("case", SWALLOWED)

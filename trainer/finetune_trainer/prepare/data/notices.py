@@ -95,14 +95,14 @@ def _system(columns: Columns, unread: set[str]) -> Iterator[Notice]:
 def _context(task: Task, columns: Columns, unread: set[str]) -> Iterator[Notice]:
     names = columns.names
     name = next((name for name in sorted(unread) if name.strip().lower() in CONTEXT), None)
-    if name is None or not {"prompt", "completion"} <= names.keys() or task is Task.CLASSIFICATION:
+    asked, answer = names.get("prompt", names.get("instruction")), names.get("completion", names.get("output"))
+    if name is None or asked is None or answer is None or task is Task.CLASSIFICATION:
         return
     yield Notice(
         "warning",
         "ContextUnread",
-        f"the column {name!r} stands beside {names['prompt']!r}, and training does not see it",
-        f"set spec.dataset.columns: {{instruction: {names['prompt']}, input: {name}, output: {names['completion']}}}, "
-        "or remove the column",
+        f"the column {name!r} stands beside {asked!r}, and training does not see it",
+        f"set spec.dataset.columns: {{instruction: {asked}, input: {name}, output: {answer}}}, or remove the column",
         "warning for a column of such a name beside a prompt and its answer",
     )
 

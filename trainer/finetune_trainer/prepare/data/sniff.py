@@ -15,7 +15,7 @@ ROWS = 200  # looked at
 AGREE = 0.9  # of the rows have as many fields as the header: some may be broken
 # a key and its colon; the quotes may be Python's, which is told when the line is read
 KEY = re.compile(rb"""\{\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*:""")
-ARRAY = re.compile(rb"""\[\s*\{\s*["'}]""")
+ARRAY = re.compile(rb"""\[\s*(?:\{\s*["'}]|"(?:[^"\\]|\\.)*"\s*[,\]])""")
 INDENTED = re.compile(rb"\{[ \t\r]*\n\s*[\"}]")
 NAME = re.compile(r"[^\W\d][\w.-]*(?: [\w.-]+){0,2}")
 EXCEL = re.compile(rb'"?sep=([^\r\n"])"?[ \t]*\r?(?:\n|$)', re.IGNORECASE)  # tells Excel the delimiter; no row
@@ -84,7 +84,9 @@ def table_delimiter(start: Start, given: str | None = None) -> str | None:
         header, *rows = start.fields(mark) or [[]]
         names = [name.strip() for name in header]
         named = len(names) > 1 and all(NAME.fullmatch(name) for name in names[1:] + names[:1] if name)
-        if named and rows and _known(names) and 2 * sum(len(row) == len(names) for row in rows) >= len(rows):
+        known = sum(name.lower() in KNOWN for name in names)
+        alike = sum(len(row) == len(names) for row in rows)
+        if named and rows and (known > 1 or (known and 2 * alike >= len(rows))):  # broken rows are told as such
             return mark
     return None
 
