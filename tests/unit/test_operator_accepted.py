@@ -126,3 +126,21 @@ def test_a_job_whose_spec_cannot_be_read_at_all_keeps_what_runs_and_begins_nothi
         assert (status.phase, status.observed_generation) == (Phase.RUNNING, 2)
         assert is_true(status, ConditionType.DEGRADED)
         assert not is_true(status, ConditionType.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "field"),
+    [
+        ({"train": "file://data/train.jsonl"}, "spec.dataset.train"),
+        ({"train": "data/train.jsonl"}, "spec.dataset.train"),
+        ({"train": "./x.csv"}, "spec.dataset.train"),
+        ({"mix": [{"uri": "~/x"}]}, "spec.dataset.mix[0].uri"),
+        ({"train": "team/rows", "eval": "x.csv"}, "spec.dataset.eval"),
+        ({"train": "team/rows?split=train", "eval": "hf://datasets/team/rows?split=test"}, None),
+        ({"train": "file:///data/a b.csv", "eval": {"split": 0.1}}, None),
+    ],
+)
+def test_a_path_of_the_users_machine_is_refused_on_a_cluster(dataset: dict[str, Any], field: str | None) -> None:
+    problems = read_spec(raw(dataset=dataset), NEW, ()).problems
+    assert [(one.code, one.field) for one in problems] == ([("RelativePath", field)] if field else [])
+    assert all("no files of the machine where the job was written" in one.message for one in problems)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.v1alpha1 import parse_job
-from finetune_trainer.paths import is_hub_name, with_local_paths
+from finetune_api.v1alpha1.data_names import is_hub_name
+from finetune_trainer.paths import with_local_paths
 
 JOB = {
     "apiVersion": "finetune.dev/v1alpha1",

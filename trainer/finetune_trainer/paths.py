@@ -1,21 +1,13 @@
 """Plain paths of a job file, which only mean something on the machine where the file lies: they become file:// URIs.
 
-On a cluster they stay as they are, and the prepare stage refuses them.
+On a cluster they stay as they are, and the operator refuses them.
 """
 
-import re
 from pathlib import Path
 
 from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob
+from finetune_api.v1alpha1.data_names import is_hub_name
 from finetune_api.v1alpha1.spec import MixSource
-
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?:@[^?]+)?(?:\?(?:split|config)=.*)?", re.ASCII)
-SUFFIX = re.compile(r"\.(?:jsonl?|ndjson|jsonlines|csv|tsv|tab|txt|text|parquet|pq|arrow|feather|ipc)\b", re.IGNORECASE)
-
-
-def is_hub_name(text: str) -> bool:
-    """Whether a text may name a data set on the hub, `organisation/name?split=...`, and is no path to a file."""
-    return HUB_NAME.fullmatch(text) is not None and not text.startswith((".", "~")) and not SUFFIX.search(text)
 
 
 def with_local_paths(job: FineTuneJob, folder: Path) -> tuple[FineTuneJob, list[str]]:

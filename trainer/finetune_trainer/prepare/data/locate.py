@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from finetune_api.errors import DataError, Problem, SpecError
-from finetune_trainer.paths import is_hub_name
+from finetune_api.v1alpha1.data_names import is_hub_name
 from finetune_trainer.prepare.data import patterns
 from finetune_trainer.prepare.data.hub_splits import EVALUATION
 from finetune_trainer.prepare.data.places import Place, StoredFile, blamed, local_file
