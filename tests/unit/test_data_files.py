@@ -186,6 +186,14 @@ SWALLOWED = {
 }
 
 
+def test_pairs_of_which_one_is_broken_are_pairs(tmp_path: Path) -> None:
+    lines = [f"question {n}\tanswer {n}" for n in range(40)]
+    lines[20] = "no tab"
+    file = open_as(tmp_path, "x.txt", "\n".join([*lines, ""]).encode())
+    assert file.format is Format.PAIRS
+    assert (21, Code.RAGGED_ROW) in records(file)
+
+
 def test_an_array_of_texts_is_no_text(tmp_path: Path) -> None:
     file = open_as(tmp_path, "x.txt", b'[\n "one",\n "two"\n]\n')
     assert records(file) == [(1, Code.NOT_AN_OBJECT), (2, Code.NOT_AN_OBJECT)]

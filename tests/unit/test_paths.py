@@ -1,11 +1,13 @@
 """Plain paths of a job file: from its folder, from the user's home; and what may be a name on the hub."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.data_names import is_hub_name
+from finetune_trainer import cli
 from finetune_trainer.paths import with_local_paths
 
 JOB = {
@@ -52,6 +54,16 @@ def test_a_path_that_exists_goes_before_a_name_on_the_hub_and_says_so(tmp_path: 
         f"spec.dataset.train: team/rows is read from {tmp_path}/team/rows; "
         "the data set of the hub is hf://datasets/team/rows"
     )
+
+
+def test_the_command_line_reads_paths_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "team" / "rows").mkdir(parents=True)
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps({**JOB, "spec": {**JOB["spec"], "dataset": {"train": "x.csv", "eval": "team/rows"}}}))  # type: ignore[dict-item]
+    job = cli.load(cli.parser().parse_args(["validate", str(path)]))
+    assert job.spec.dataset.train == f"file://{tmp_path}/x.csv"
+    assert job.spec.dataset.eval == f"file://{tmp_path}/team/rows"
+    assert "the data set of the hub is hf://datasets/team/rows" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

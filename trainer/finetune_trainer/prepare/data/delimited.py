@@ -8,7 +8,7 @@ from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
 from finetune_trainer.prepare.data.lines import lines, too_long
-from finetune_trainer.prepare.data.sniff import DELIMITERS, EXCEL
+from finetune_trainer.prepare.data.sniff import AGREE, DELIMITERS, EXCEL
 from finetune_trainer.prepare.data.streams import Reader
 
 PAIR = ("input", "output")
@@ -231,10 +231,11 @@ def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
 
 
 def looks_like_pairs(start: bytes) -> bool:
-    """Whether text begins with lines of one tab each, with something on both sides."""
+    """Whether text begins with lines of one tab each, with something on both sides; a few may be broken."""
     whole = start.rpartition(b"\n")[0].splitlines()
     found = [line.split(b"\t") for line in whole if line.strip()]
-    return len(found) > 1 and all(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
+    pairs = sum(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
+    return len(found) > 1 and pairs >= AGREE * len(found)
 
 
 def delimiter_problem(file: DataFile) -> str | None:
