@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import yaml
+
 
 @dataclass
 class Hub:
@@ -20,6 +22,7 @@ class Hub:
     Attributes:
         models: repository -> folder with its files.
         datasets: the same of data sets; files may lie deeper.
+        branches: further branches of data sets, with files of their own: (repository, branch) -> folder.
         refs: further names of that commit.
         gated: repositories whose files need `token`.
         seen: every request, as `METHOD path`.
@@ -29,6 +32,7 @@ class Hub:
     models: dict[str, Path]
     token: str
     datasets: dict[str, Path] = field(default_factory=dict)
+    branches: dict[tuple[str, str], Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     refs: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
@@ -52,6 +56,14 @@ def start_hub(models: dict[str, Path], datasets: dict[str, Path] | None = None) 
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _card(readme: Path) -> object:
+    """The YAML at the head of a README."""
+    if not readme.exists():
+        return None
+    parts = readme.read_text("utf-8").split("---\n")
+    return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -78,24 +90,29 @@ class _Answers(BaseHTTPRequestHandler):
             return self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
         name, folder = match.group(2), folders[match.group(2)]
         revision = unquote((match.group(4) if info else match.group(3)) or "main")
+        sha = hub.sha(name)
+        for (repository, branch), files in hub.branches.items():
+            commit = hub.sha(f"{name}@{branch}")
+            if repository == name and revision in (branch, commit):
+                folder, sha, revision = files, commit, "main"
         if revision not in ("main", *hub.refs, hub.sha(name)):
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
         if name in hub.gated and self.headers["Authorization"] != f"Bearer {hub.token}":
             return self._send(403, b"", {"X-Error-Code": "GatedRepo"}, body)
         if info:
-            listing = self._listing(hub, name, folder, info.group(3) == "tree")
+            listing = self._listing(name, sha, folder, info.group(3) == "tree")
             return self._send(200, json.dumps(listing).encode(), {}, body)
         content = (folder / unquote(match.group(4))).read_bytes()
         etag = hashlib.sha256(content).hexdigest()
-        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": hub.sha(name)}, body)
+        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": sha}, body)
 
-    def _listing(self, hub: Hub, name: str, folder: Path, tree: bool) -> object:
+    def _listing(self, name: str, sha: str, folder: Path, tree: bool) -> object:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         named = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
         if tree:
             return [{"type": "file", "path": path, "size": size, "oid": "0"} for path, size in named]
         siblings = [{"rfilename": path, "size": size} for path, size in named]
-        return {"id": name, "sha": hub.sha(name), "siblings": siblings}
+        return {"id": name, "sha": sha, "siblings": siblings, "cardData": _card(folder / "README.md")}
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
         self.send_response(status)

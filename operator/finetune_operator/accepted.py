@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job, reread_job
+from finetune_api.v1alpha1.data_names import is_plain_path
 from finetune_operator.conditions import accepted
 from finetune_operator.facts import Object, StageJob
 
@@ -73,7 +74,7 @@ def written_spec(job: StageJob) -> Object | None:
 
 
 def _relative_paths(job: FineTuneJob) -> list[Problem]:
-    """What only `finetune run` can mean: a path relative to the folder it was started in."""
+    """What only `finetune run` can mean: a path relative to the folder it was started in, or to the job file."""
     dataset = job.spec.dataset
     uris = {
         "spec.storage.uri": job.spec.storage.uri,
@@ -86,9 +87,9 @@ def _relative_paths(job: FineTuneJob) -> list[Problem]:
         Problem(
             code="RelativePath",
             field=field,
-            message=f"is {uri!r}; pods have no current folder",
+            message=f"is {uri!r}; pods have no current folder, and no files of the machine where the job was written",
             cure="use s3://, or the absolute path of a volume that podTemplate mounts",
         )
         for field, uri in uris.items()
-        if uri and uri.startswith("file://") and not uri.startswith("file:///")
+        if uri and ((uri.startswith("file://") and not uri.startswith("file:///")) or is_plain_path(uri))
     ]

@@ -20,6 +20,7 @@ from finetune_api.messages import ModelFacts, Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare import stage
+from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.stage import Prepared, inspect, prepare, validate
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests.s3 import S3Server, start_s3
@@ -116,6 +117,16 @@ def test_a_classification_job_is_prepared_whole(any_house: House, bert: Path) ->
     assert json.loads((house.folder / "fetched" / "labels.json").read_text()) == list(made.dataset.labels)
     assert made.dataset.train.tokens == sum(len(row["input_ids"]) for row in rows)
     assert made.dataset.train.longest == max(len(row["input_ids"]) for row in rows)
+
+
+def test_what_training_does_not_see_stands_in_the_report(house: House, bert: Path) -> None:
+    rows = [{**row, "id": index, "split": "train" if index else "test"} for index, row in enumerate(LABELLED)]
+    made = house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", rows), house.uri))
+    report = house.store.get(f"datasets/{made.plan.dataset.sha256}/dataset-report.json")
+    found = {finding.code: finding for finding in QualityReport.model_validate_json(report).findings}
+    assert found["UnusedColumns"].message == "training does not see the column 'id'"
+    assert (found["HeldOutRowsTrained"].count, found["HeldOutRowsTrained"].severity) == (1, "warning")
+    assert any("HeldOutRowsTrained" in warning for warning in made.result.warnings)
 
 
 def test_the_model_is_mirrored_whole_and_its_facts_need_no_torch(any_house: House, bert: Path) -> None:

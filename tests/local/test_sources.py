@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from finetune_api.contract import Env
@@ -146,6 +148,69 @@ def test_a_link_to_a_file_elsewhere_is_followed(tmp_path: Path, tree: Path) -> N
     (tmp_path / "link.jsonl").symlink_to(tree / "a.jsonl")
     (place,) = locate(f"file://{tmp_path}/*.jsonl", FIELD, {})
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
+
+
+def test_a_link_to_a_folder_is_followed_once(tmp_path: Path, tree: Path) -> None:
+    data = tmp_path / "data"
+    (data / "own").mkdir(parents=True)
+    (data / "own" / "x.jsonl").write_bytes(ROWS)
+    (tmp_path / "beside.jsonl").write_bytes(ROWS)
+    (data / "link").symlink_to(tree / "deep")
+    (data / "loop").symlink_to(data)
+    (data / "up").symlink_to(tmp_path)
+    (data / "own" / "again").symlink_to(tree / "deep" / "deeper")
+    base = f"file://{data}/"
+    assert names(locate(f"{base}**/*.jsonl", FIELD, {}), base) == ["link/c.jsonl", "link/deeper/d.jsonl", "own/x.jsonl"]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder as the library datasets saves several splits."""
+    folder = tmp_path / "saved"
+    for split, rows in {"train": 3, "test": 2}.items():
+        (folder / split).mkdir(parents=True)
+        table = pa.table({"text": [f"{split} {row}" for row in range(rows)]})
+        for name in ("data-00000-of-00001.arrow", "cache-0123456789abcdef.arrow"):
+            with pa.ipc.new_stream(folder / split / name, table.schema) as writer:
+                writer.write_table(table)
+        for name in ("state.json", "dataset_info.json"):
+            (folder / split / name).write_text("{}")
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_saved_data_set_is_read_by_its_splits(saved: Path, server: S3Server, scheme: str) -> None:
+    base, environ = f"file://{saved}", {}
+    if scheme == "s3":
+        base, environ = f"{server.make_bucket('saved')}/set", server.environ
+        store = open_store(base.rpartition("/")[0], environ)
+        for path in saved.rglob("*.*"):
+            store.put(f"set/{path.relative_to(saved)}", path.read_bytes())
+    file = "data-00000-of-00001.arrow"
+    assert names(locate(base, "spec.dataset.train", environ), base) == [f"/train/{file}"]
+    assert names(locate(base, "spec.dataset.eval", environ), base) == [f"/test/{file}"]
+    assert names(locate(f"{base}/test", FIELD, environ), f"{base}/test") == [f"/{file}"]
+
+
+def test_a_saved_data_set_without_the_split_names_those_it_has(saved: Path) -> None:
+    shutil.rmtree(saved / "train")
+    code, text = refused(f"file://{saved}")
+    assert code == "SplitNotFound"
+    assert f"its splits are test [SplitNotFound] -> name the folder of one: file://{saved}/test" in text
+
+
+def test_a_blank_in_a_path_is_a_blank(tmp_path: Path) -> None:
+    (tmp_path / "a b.csv").write_bytes(b"text\nx\n")
+    assert DatasetSpec(train=f"file://{tmp_path}/a b.csv").train == f"file://{tmp_path}/a b.csv"
+    for path in ("a b.csv", "a%20b.csv"):
+        assert len(locate(f"file://{tmp_path}/{path}", FIELD, {})) == 1
+
+
+def test_a_plain_path_is_refused_where_it_means_nothing() -> None:
+    code, text = refused("data/train.jsonl")
+    assert code == "PlainPath"
+    assert "copy the data to s3://, or mount a volume and write file:///path" in text
 
 
 @pytest.mark.parametrize(
@@ -421,6 +486,75 @@ def test_a_gated_data_set_needs_the_token(hub: Hub, tree: Path, tmp_path: Path) 
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
 
 
+CARD = """---
+configs:
+- config_name: plain
+  data_files:
+  - {split: train, path: "plain/train-*"}
+  - {split: test, path: plain/test-0.jsonl}
+---
+# Reviews
+"""
+
+
+@pytest.fixture
+def reviews(hub: Hub, tmp_path: Path) -> str:
+    """A data set with a card, with splits by names, and one of which the hub alone has files."""
+    for name, files in {
+        "carded": {"README.md": CARD, "plain/train-0.jsonl": "{}", "plain/test-0.jsonl": "{}", "x/train.jsonl": "{}"},
+        "named": {"data/train-0.jsonl": "{}", "data/dev-0.jsonl": "{}"},
+        "scripted": {"scripted.py": "x", "README.md": "# nothing"},
+        "converted": {"de/train/0000.parquet": "x", "en/train/0000.parquet": "x", "en/test/0000.parquet": "x"},
+    }.items():
+        for file, content in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        hub.datasets[f"team/{name}"] = tmp_path / name
+    hub.branches["team/scripted", "refs/convert/parquet"] = tmp_path / "converted"
+    return "hf://datasets/team/"
+
+
+SPLITS = {
+    "by the card": ("team/carded", "spec.dataset.train", "carded/plain/train-0.jsonl"),
+    "by the card, for evaluation": ("hf://datasets/team/carded", "spec.dataset.eval", "carded/plain/test-0.jsonl"),
+    "said": ("hf://datasets/team/carded?split=test&config=plain", "spec.dataset.train", "carded/plain/test-0.jsonl"),
+    "said of a name": ("team/carded?split=test", "spec.dataset.train", "carded/plain/test-0.jsonl"),
+    "by names": ("team/named", "spec.dataset.eval", "named/data/dev-0.jsonl"),
+    "of one branch": ("team/named@main?split=train", "spec.dataset.train", "named/data/train-0.jsonl"),
+    "as the hub has converted it": (
+        "team/scripted?config=en&split=test",
+        "spec.dataset.train",
+        "scripted@refs/convert/parquet/en/test/0000.parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPLITS)
+def test_a_data_set_of_the_hub_is_named_by_its_split(hub: Hub, reviews: str, tmp_path: Path, case: str) -> None:
+    uri, field, expected = SPLITS[case]
+    found = locate(uri, field, {"HF_ENDPOINT": hub.endpoint})
+    assert names(found, reviews) == [expected]
+    assert found[0].fetch(tmp_path / "work", silent).read_text() in ("{}", "x")
+
+
+def test_what_a_data_set_of_the_hub_has_is_named(hub: Hub, reviews: str) -> None:
+    environ = {"HF_ENDPOINT": hub.endpoint}
+    assert "has no split 'dev'; it has test, train" in refused(f"{reviews}carded?split=dev", environ)[1]
+    assert "has several configurations: de, en" in refused(f"{reviews}scripted", environ)[1]
+    assert refused(f"{reviews}carded/plain?split=test", environ)[0] == "InvalidURI"
+
+
+def test_a_gated_data_set_needs_the_token_for_its_splits_too(hub: Hub, reviews: str) -> None:
+    hub.gated.add("team/carded")
+    try:
+        environ = {"HF_ENDPOINT": hub.endpoint}
+        assert refused("team/carded", environ)[0] == "GatedDataset"
+        assert len(locate("team/carded", FIELD, {**environ, "HF_TOKEN": hub.token})) == 1
+    finally:
+        hub.gated.remove("team/carded")
+
+
 def test_a_hub_that_does_not_answer_is_named() -> None:
     code, text = refused("hf://datasets/team/rows/a.jsonl", {"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert code == "HubFailed"
@@ -572,7 +706,8 @@ def test_a_mix_of_sources_is_prepared_once(hub: Hub, server: S3Server, llama: Pa
     told: list[str] = []
     first = prepare(job, store, "one", tmp_path / "work", environ, told.append).plan.dataset
     assert first.eval is not None
-    assert first.eval.rows == 50  # of 100 in the bucket, 400 on the hub and 2 here
+    # of 100 in the bucket, 400 on the hub and 2 here: five copies each of 100 rows, which stay together
+    assert first.eval.rows == 51
     assert 300 < first.train.rows < 420  # twice 90, half of 360, and two
     again = prepare(job, store, "two", tmp_path / "other", environ, told.append)
     assert "data set reused, not read again" in again.result.note

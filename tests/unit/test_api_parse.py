@@ -278,6 +278,22 @@ CASES = [
         {"spec__dataset__train": "ftp://x"},
     ),
     Case(
+        "a label for each word",
+        "spec.task",
+        "InvalidValue",
+        'is "token-classification"; must be one of',
+        "labels for each word are not supported",
+        {"spec__task": "token-classification"},
+    ),
+    Case(
+        "a task by the hub's name",
+        "spec.task",
+        "InvalidValue",
+        'is "text-generation"; must be one of',
+        "write causal-lm",
+        {"spec__task": "text-generation"},
+    ),
+    Case(
         "eval is a number", "spec.dataset.eval", "WrongType", "is 5; must be a URI or", "", {"spec__dataset__eval": 5}
     ),
     Case(

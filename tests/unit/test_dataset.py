@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from finetune_api.contract import Env
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data import dataset, lines, progress, streams
+from finetune_trainer.prepare.data import dataset, lines, progress, reading, streams
 from finetune_trainer.prepare.data.choice import hold_out, label_order
 from finetune_trainer.prepare.data.dataset import CheckedData, check
 from finetune_trainer.prepare.data.formats import Code, Fault
@@ -141,7 +142,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
 
 
 def test_a_column_for_a_part_the_task_has_not_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"spec\.dataset\.columns\.txt: .* its parts are label, text"):
+    with pytest.raises(SpecError, match=r"spec\.dataset\.columns\.txt: .* its parts are label, split, text"):
         checked(tmp_path, GOOD, columns={"txt": "body"})
 
 
@@ -214,8 +215,8 @@ def test_labels_are_numbered_by_value_or_by_name(names: set[str], expected: tupl
 def test_a_split_keeps_each_labels_share_and_never_takes_its_last_row(
     groups: list[int], share: float, seed: int
 ) -> None:
-    chosen = hold_out(groups, share, seed)
-    assert chosen == hold_out(groups, share, seed)
+    chosen = held_of(groups, share, seed)
+    assert chosen == held_of(groups, share, seed)
     for group in set(groups):
         members = [index for index, other in enumerate(groups) if other == group]
         held = sum(chosen[index] for index in members)
@@ -223,15 +224,49 @@ def test_a_split_keeps_each_labels_share_and_never_takes_its_last_row(
         assert abs(held - share * len(members)) <= 1
     if any(groups.count(group) > 1 for group in groups):
         assert any(chosen)
+        able = all(share * groups.count(group) <= groups.count(group) - 1 for group in set(groups))
+        assert not able or abs(sum(chosen) - max(1, share * len(groups))) <= 0.5001, "the share of all rows"
 
 
 def test_a_split_differs_by_seed_and_is_the_same_on_every_machine() -> None:
-    assert [index for index, held in enumerate(hold_out([0] * 12, 0.25, 1)) if held] == [1, 7, 8]
-    assert hold_out([0] * 100, 0.2, 1) != hold_out([0] * 100, 0.2, 2)
+    assert [index for index, held in enumerate(held_of([0] * 12, 0.25, 1)) if held] == [3, 5, 8]
+    assert held_of([0] * 100, 0.2, 1) != held_of([0] * 100, 0.2, 2)
+
+
+@pytest.mark.parametrize(("labels", "rows", "share", "held"), [(100, 9, 0.05, 45), (100, 10, 0.05, 50), (3, 7, 0.1, 2)])
+def test_a_split_of_many_small_labels_holds_out_the_share_of_all_rows(
+    labels: int, rows: int, share: float, held: int
+) -> None:
+    assert sum(held_of([label for label in range(labels) for _ in range(rows)], share, 1)) == held
+
+
+def test_a_split_never_parts_copies(tmp_path: Path) -> None:
+    rows = [row(text=f"text {index % 200}", label="ab"[index % 2]) for index in range(400)]
+    data = checked(tmp_path, rows, eval={"split": 0.2})
+    held = [example.text for example in data.eval_examples() or ()]
+    assert 78 <= len(held) <= 82
+    assert not set(held) & {example.text for example in data.train_examples()}
+
+
+def test_a_row_stays_on_its_side_when_others_are_moved_or_added(tmp_path: Path) -> None:
+    rows = texts("a", 200)
+    before = {
+        example.text for example in checked(tmp_path, rows, Task.CAUSAL_LM, eval={"split": 0.2}).eval_examples() or ()
+    }
+    moved = checked(tmp_path, [*rows[::-1], {"text": "new"}], Task.CAUSAL_LM, eval={"split": 0.2})
+    after = {example.text for example in moved.eval_examples() or ()}
+    assert len(before & after) >= 39
+
+
+def held_of(groups: list[int], share: float, seed: int) -> list[bool]:
+    """Of rows that all differ."""
+    contents = np.arange(len(groups), dtype=np.uint64) * np.uint64(7919)
+    return hold_out(np.asarray(groups, np.int64), contents, share, seed).tolist()
 
 
 def test_a_split_of_a_file_parts_its_rows(tmp_path: Path) -> None:
-    data = checked(tmp_path, GOOD * 10, eval={"split": 0.2})
+    rows = [row(text=f"text {index}", label="ab"[index % 2]) for index in range(20)]
+    data = checked(tmp_path, rows, eval={"split": 0.2})
     train = [example.line for example in data.train_examples()]
     held = [example.line for example in data.eval_examples() or ()]
     assert len(held) == 4
@@ -241,6 +276,8 @@ def test_a_split_of_a_file_parts_its_rows(tmp_path: Path) -> None:
 def test_rows_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 rows cannot be split"):
         checked(tmp_path, GOOD, eval={"split": 0.5})
+    with pytest.raises(DataError, match=r"20 rows cannot be split .* only 2 of them differ, copies stay together"):
+        checked(tmp_path, GOOD * 10, eval={"split": 0.5})
 
 
 # ---------------------------------------------------------------- several files and sources
@@ -358,13 +395,13 @@ def test_more_labels_than_a_classifier_has_are_refused(tmp_path: Path) -> None:
 
 
 def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: Rows = [row(label="abc"[index % 3]) for index in range(3000)]
+    rows: Rows = [row(text=f"text {index}", label="abc"[index % 3]) for index in range(3000)]
     rows[1999] = row(text="")
     options = {"onInvalid": "Skip", "eval": {"split": 0.1}}
     monkeypatch.setattr(lines, "PIECE", 10_000)
     monkeypatch.setattr(streams, "BLOCK", 5_000)
     alone = checked(tmp_path, rows, **options)
-    monkeypatch.setattr(dataset, "processes", lambda size: 2)
+    monkeypatch.setattr(reading, "processes", lambda size: 2)
     together = checked(tmp_path, rows, **options)
     assert list(alone.train_examples()) == list(together.train_examples())
     assert alone.labels == together.labels

@@ -67,7 +67,11 @@ CSV: dict[str, tuple[bytes, list[tuple[int, object]]]] = {
     "an index without a name, as pandas writes it": (b",a\n0,x\n", [(2, {"column 1": "0", "a": "x"})]),
     "NUL": (b"a\nx\0y\nz\n", [(2, Code.NUL), (3, {"a": "z"})]),
     "text after a closing quote": (b'a\n"x"y\nz\n', [(2, Code.INVALID_CSV), (3, {"a": "z"})]),
-    "a quote that is never closed": (b'a\nx\n"y\nz\n', [(2, {"a": "x"}), (3, Code.INVALID_CSV)]),
+    "a quote that is never closed loses the lines that follow: all are counted": (
+        b'a\nx\n"y\nz\n\nu\n',
+        [(2, {"a": "x"}), (3, Code.INVALID_CSV), (4, Code.INVALID_CSV), (6, Code.INVALID_CSV)],
+    ),
+    "Excel's line that names the delimiter": (b"sep=,\r\na,b\r\n1,2\r\n", [(3, {"a": "1", "b": "2"})]),
 }
 
 
@@ -100,8 +104,8 @@ def test_a_long_text_in_one_field_is_read(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", Format.JSONL, "EmptyFile"),
         (b"", Format.CSV, "EmptyFile"),
         (b"a,b\n", Format.CSV, "EmptyFile"),
-        ('{"a": 1}'.encode("utf-16"), Format.JSONL, "NotUTF8"),
-        ("a,b\n1,2\n".encode("utf-16"), Format.CSV, "NotUTF8"),
+        ('{"a": 1}'.encode("utf-16-le"), Format.JSONL, "NotUTF8"),
+        ("a,b\n1,2\n".encode("utf-16-be"), Format.CSV, "NotUTF8"),
         (b'[{"a": 1}]', Format.JSONL, "JSONArray"),
         (b"a,a\n1,2\n", Format.CSV, "InvalidHeader"),
         (b",\n1,2\n", Format.CSV, "InvalidHeader"),

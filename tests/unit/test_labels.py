@@ -122,7 +122,7 @@ def test_more_numbers_than_a_classifier_has_labels_are_predicted_if_they_have_fr
 def test_a_split_keeps_rows_of_the_rarest_labels_on_both_sides() -> None:
     targets = [("common",), ("common", "rare"), (), ("common", "middle")]
     rows = np.array([0] * 400 + [1] * 10 + [2] * 100 + [3] * 90)
-    held = np.frombuffer(hold_out(rarest(rows, targets), 0.2, seed=3), np.uint8)
+    held = hold_out(rarest(rows, targets), np.arange(600, dtype=np.uint64), 0.2, seed=3)
     assert [int(held[rows == index].sum()) for index in range(4)] == [80, 2, 20, 18]
 
 

@@ -162,3 +162,21 @@ def test_a_patch_that_does_nothing_to_a_job_that_has_ended_is_told(
 def test_a_job_that_has_ended_is_not_judged_again_by_another_version() -> None:
     reading = read_spec(raw(news=1), SUCCEEDED, JOBS)
     assert decided(world(status=SUCCEEDED, job=reading.job, problems=reading.problems)).status == SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("dataset", "field"),
+    [
+        ({"train": "file://data/train.jsonl"}, "spec.dataset.train"),
+        ({"train": "data/train.jsonl"}, "spec.dataset.train"),
+        ({"train": "./x.csv"}, "spec.dataset.train"),
+        ({"mix": [{"uri": "~/x"}]}, "spec.dataset.mix[0].uri"),
+        ({"train": "team/rows", "eval": "x.csv"}, "spec.dataset.eval"),
+        ({"train": "team/rows?split=train", "eval": "hf://datasets/team/rows?split=test"}, None),
+        ({"train": "file:///data/a b.csv", "eval": {"split": 0.1}}, None),
+    ],
+)
+def test_a_path_of_the_users_machine_is_refused_on_a_cluster(dataset: dict[str, Any], field: str | None) -> None:
+    problems = read_spec(raw(dataset=dataset), NEW, ()).problems
+    assert [(one.code, one.field) for one in problems] == ([("RelativePath", field)] if field else [])
+    assert all("no files of the machine where the job was written" in one.message for one in problems)

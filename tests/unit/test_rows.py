@@ -217,7 +217,19 @@ def test_without_a_chat_template_alpaca_is_a_prompt_and_its_answer(tmp_path: Pat
 
 BROKEN: dict[str, tuple[Any, str, str]] = {
     "no list": ("hello", "WrongType", "'messages' is a string; it must be a list of messages"),
-    "JSON in a string": ('[{"role": "user"}]', "WrongType", "this string holds JSON"),
+    "no JSON in a string": ('[{"role": "user"}', "InvalidJSON", "'messages' is a list as text, and wrong: no valid"),
+    "a list as Python prints it": ("[{'role': 'user'}]", "PythonLiteral", "a list as Python prints it, not JSON"),
+    "NaN within": ([said("user"), said("assistant", weight=float("nan"))], "NotANumber", "is, or holds, NaN"),
+    "a call in OpenAI's first form": (
+        [said("user"), said("assistant", None, function_call={"name": "f", "arguments": "{}"})],
+        "FunctionCalls",
+        "messages[1] has a 'function_call', which is what OpenAI's rows had before tool calls",
+    ),
+    "a call in OpenAI's first form beside a text": (
+        [said("user"), said("assistant", "hm", function_call={"name": "f", "arguments": "{}"})],
+        "FunctionCalls",
+        "before tool calls",
+    ),
     "null": (None, "NullValue", "'messages' is null"),
     "no messages": ([], "NoMessages", "an empty list"),
     "a string for a message": (["hi"], "InvalidMessage", "messages[0] is a string; a message is an object"),

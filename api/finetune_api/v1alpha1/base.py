@@ -17,7 +17,7 @@ from finetune_api.quantity import parse_quantity
 # which 7 are "-train-", 4 the attempt, 1 a dash and 4 the index.
 MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-DATA_URI_PATTERN = r"^(s3|https|hf|file)://[^\s]+$"
+DATA_URI_PATTERN = r"^((s3|hf|file)://\S(.*\S)?|https://\S+|[^:\s]([^:\n]*[^:\s])?)$"
 
 
 def broken(code: str, message: str, cure: str) -> PydanticCustomError:

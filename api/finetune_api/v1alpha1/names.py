@@ -10,6 +10,47 @@ from finetune_api.v1alpha1.tree import Path, children, dotted, model_at, spec_fi
 FAR = 0.85  # how like a name of another object must be, to be proposed
 
 
+_WORDS = "labels for each word are not supported; a classification has one label for the whole text"
+_VECTORS = "vectors of texts are not learnt; a classification has one label for a text"
+_PREFERENCES = "preference data cannot be trained on yet: keep the chosen answers as prompt and completion (causal-lm)"
+# tasks as other programs name them, and what stands in their place here
+TASKS = {
+    "token-classification": _WORDS,
+    "ner": _WORDS,
+    "pos-tagging": _WORDS,
+    "question-answering": "spans are not extracted; causal-lm and seq2seq learn to write the answer",
+    "multiple-choice": "write causal-lm, with the choices in the prompt",
+    "feature-extraction": _VECTORS,
+    "sentence-similarity": _VECTORS,
+    "embedding": _VECTORS,
+    "text-ranking": _VECTORS,
+    "dpo": _PREFERENCES,
+    "reward-modeling": _PREFERENCES,
+    "preference": _PREFERENCES,
+    "rlhf": _PREFERENCES,
+    "text-classification": "write classification",
+    "sequence-classification": "write classification",
+    "text-regression": "write classification, and spec.problemType: regression",
+    "regression": "write classification, and spec.problemType: regression",
+    "multi-label-classification": "write classification, and spec.problemType: multi_label_classification",
+    "text-generation": "write causal-lm",
+    "sft": "write causal-lm",
+    "chat": "write causal-lm",
+    "instruction-tuning": "write causal-lm",
+    "summarization": "write seq2seq, or causal-lm for a decoder",
+    "translation": "write seq2seq, or causal-lm for a decoder",
+    "text2text-generation": "write seq2seq",
+    "fill-mask": "write masked-lm",
+    "image-classification": "only text is learnt",
+    "automatic-speech-recognition": "only text is learnt",
+}
+
+
+def task_elsewhere(value: str) -> str | None:
+    """Return what to do about a task of another program's name; None for a name that nobody has."""
+    return {_plain(name): cure for name, cure in TASKS.items()}.get(_plain(value).replace(" ", ""))
+
+
 def unknown_field(path: Path) -> tuple[str, str, str]:
     """Return code, message and cure for a name at a path where no such field exists."""
     parent, name = path[:-1], str(path[-1])

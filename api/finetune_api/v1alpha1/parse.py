@@ -11,7 +11,7 @@ from finetune_api.errors import Problem, SpecError
 from finetune_api.lenient import without
 from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.job import FineTuneJob
-from finetune_api.v1alpha1.names import closest, unknown_field
+from finetune_api.v1alpha1.names import closest, task_elsewhere, unknown_field
 from finetune_api.v1alpha1.patterns import meaning
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.supported import unsupported_in
@@ -166,6 +166,8 @@ def _choose(value: Any, path: Path, expected: str) -> tuple[str, str, str]:
     choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
     if path == ("kind",) or path == ("apiVersion",):
         return "InvalidValue", f"is {shown(value)}; must be {choices[0]}", f"write {path[0]}: {choices[0]}"
+    if path == ("spec", "task") and (cure := task_elsewhere(str(value))) is not None:
+        return "InvalidValue", f"is {shown(value)}; must be one of {', '.join(choices)}", cure
     close = closest(str(value), choices)
     cure = f"did you mean `{close}`?" if close else "write one of them"
     return "InvalidValue", f"is {shown(value)}; must be one of {', '.join(choices)}", cure

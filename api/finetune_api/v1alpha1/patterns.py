@@ -1,6 +1,6 @@
 """What the models' regular expressions mean, in words."""
 
-from finetune_api.v1alpha1.base import LABEL_PATTERN
+from finetune_api.v1alpha1.base import DATA_URI_PATTERN, LABEL_PATTERN
 
 _MEANINGS = {
     LABEL_PATTERN: (
@@ -11,9 +11,9 @@ _MEANINGS = {
         "lower-case letters, digits, dashes and dots, with a letter or digit at both ends",
         "write the name of a Kubernetes object, such as s3-creds",
     ),
-    r"^(s3|https|hf|file)://[^\s]+$": (
-        "a URI that starts with s3://, https://, hf:// or file://",
-        "write one such as s3://bucket/train.jsonl, or file://data/train.csv for a file of this machine",
+    DATA_URI_PATTERN: (
+        "a URI that starts with s3://, https://, hf:// or file://, a path, or the name of a data set on the hub",
+        "write one such as s3://bucket/train.jsonl, hf://datasets/organisation/name, or data/train.csv on this machine",
     ),
     r"^(s3|file)://[^\s]+$": (
         "a URI that starts with s3:// or file://",

@@ -161,8 +161,9 @@ class DatasetSpec(Kubernetes):
     """The data: what to read, and what to do with rows that break the rules. Exactly one of train and mix."""
 
     train: DataUri | None = None
-    """Training data: a file, a pattern or a folder behind s3://, file://, https:// or hf://datasets/. file:// with a
-    relative path starts at the current folder."""
+    """Training data: a file, a pattern or a folder behind s3://, file://, https:// or hf://datasets/, where
+    ?split=...&config=... chooses; organisation/name is a data set on the hub. file:// with a relative path starts at
+    the current folder; a plain path, only without a cluster, at the job file's."""
     mix: Annotated[list[MixSource], Field(min_length=1, max_length=64)] | None = None
     """Training data of several sources, each with its weight."""
     eval: EvalSource | None = None

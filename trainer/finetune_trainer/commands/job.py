@@ -8,6 +8,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.overrides import Override, path_of
 from finetune_api.v1alpha1.supported import notes
 from finetune_api.v1alpha1.tree import dotted
+from finetune_trainer.paths import with_local_paths
 from finetune_trainer.terminal import Screen
 
 
@@ -26,8 +27,8 @@ def load(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
     for one, before in zip(file.overrides, file.before, strict=True):
         was = "" if before is None else f" (the file has {_shown(before)})"
         screen.says("set", f"{_short(one)} = {_shown(one.value)}{was}")
-    job = file.job()
-    for note in (*file.notes, *notes(job)):
+    job, read_here = with_local_paths(file.job(), options.job.parent)
+    for note in (*file.notes, *notes(job), *read_here):
         screen.says("note", note)
     return job
 

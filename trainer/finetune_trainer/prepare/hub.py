@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from finetune_api.errors import ModelError, Problem
@@ -17,6 +16,7 @@ from finetune_trainer.model_files import (
     parse_json,
     weight_names,
 )
+from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
 
 FIELD = "spec.model.name"
 
@@ -98,42 +98,40 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
 
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
-    from huggingface_hub import errors
-
     try:
         yield
     except Exception as error:  # the library passes its HTTP client's errors through, and changes that client
-        code, field, message, cure = _reason(error, errors)
+        code, field, message, cure = _reason(error)
         raise ModelError(Problem(code=code, field=field, message=f"{name} {message}", cure=cure)) from error
 
 
-def _reason(error: Exception, errors: ModuleType) -> tuple[str, str, str, str]:
+def _reason(error: Exception) -> tuple[str, str, str, str]:
     """Code, field, message and cure of what the hub's client raised."""
-    reasons: dict[type[Exception], tuple[str, str, str, str]] = {
-        errors.GatedRepoError: ("GatedModel", FIELD, "is gated", "accept its terms on the hub and set HF_TOKEN"),
-        errors.RevisionNotFoundError: (
+    reasons = {
+        HubRefusal.GATED: ("GatedModel", FIELD, "is gated", "accept its terms on the hub and set HF_TOKEN"),
+        HubRefusal.NO_REVISION: (
             "RevisionNotFound",
             "spec.model.revision",
             "has no such revision",
             "name a branch, a tag or a commit that exists, or leave it out",
         ),
-        errors.RepositoryNotFoundError: (
+        HubRefusal.NOT_THERE: (
             "ModelNotFound",
             FIELD,
             "is not on the hub, or is private",
             "correct the name, or set HF_TOKEN",
         ),
-        errors.HFValidationError: (
+        HubRefusal.NO_NAME: (
             "InvalidModelName",
             FIELD,
             "is no name of a model on the hub",
             "write organisation/model; for a folder write spec.model.uri: file://folder instead",
         ),
     }
-    said = next(iter(str(error).splitlines()), type(error).__name__)
+    if (why := refusal(error)) is not None:
+        return reasons[why]
     cure = "check the connection to the hub (HF_ENDPOINT), or copy the model and use spec.model.uri"
-    fitting = (reason for kind, reason in reasons.items() if isinstance(error, kind))
-    return next(fitting, ("HubFailed", FIELD, f"cannot be fetched: {said}", cure))
+    return "HubFailed", FIELD, f"cannot be fetched: {first_line(error)}", cure
 
 
 def _problem(code: str, message: str, cure: str) -> Problem:

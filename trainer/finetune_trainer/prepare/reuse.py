@@ -18,6 +18,8 @@ from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.tokens.tokenize import options_key
 from finetune_trainer.storage import NotFoundError, ObjectStore, read_manifest
 
+READING = 2  # version of all that turns files to examples and splits: what an older one made is not reused
+
 
 class _Lead(Message):
     """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set.
@@ -42,6 +44,7 @@ def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
     """Key of the index object: all that the prepared data depends on, except the code (which a version stands for)."""
     spec = job.spec.dataset
     inputs: dict[str, Any] = {
+        "reading": READING,
         "task": found.task,
         "problem_type": job.spec.problem_type,
         "sources": found.sources.fingerprint,

@@ -206,6 +206,7 @@ def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Qu
             completion_only=job.spec.dataset.loss_on != "all",
             micro_batch=chosen.micro_batch,
             name=_name(found),
+            notices=made.notices,
         ),
     )
 

@@ -7,32 +7,70 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+Counts = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]
 
-def hold_out(groups: Sequence[int] | npt.NDArray[np.int64], share: float, seed: int) -> bytearray:
-    """Which rows are held out: of each group its share, rounded, but never the last row of a group.
 
-    Rows are ordered by a hash of seed and index.
+def hold_out(groups: Counts, contents: Hashes, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose the rows that are held out: the share of all rows, spread over the groups by largest remainder.
+
+    Rows are ordered by a hash of their content and the seed: equal rows lie on one side, and a row stays on its side
+    when others are added or moved. A group never loses all its different rows.
+
+    Args:
+        groups: int64 [rows], 0 or more, such as the label of each row.
+        contents: uint64 [rows]; equal rows, which are of one group, have equal values.
+        share: of the rows, above 0 and below 1.
 
     Returns:
-        1 for a row held out, 0 for a row to train on; the same length as `groups`.
+        bool [rows], true for a row held out.
     """
-    chosen = np.zeros(len(groups), np.uint8)
+    chosen = np.zeros(len(groups), np.bool_)
     if not len(groups):
-        return bytearray()
-    _, sizes = np.unique(np.asarray(groups), return_counts=True)
-    counts = np.minimum(sizes - 1, np.rint(sizes * share).astype(np.int64))
-    if not counts.any():
-        largest = int(np.argmax(sizes))
-        counts[largest] = min(1, sizes[largest] - 1)
-    # by group, and within one by rank: its first rows are taken
-    order = np.lexsort((_ranks(seed, len(groups)), np.asarray(groups)))
-    starts = np.cumsum(sizes) - sizes
-    for start, count in zip(starts, counts, strict=True):
-        chosen[order[start : start + count]] = 1
-    return bytearray(chosen.tobytes())
+        return chosen
+    ranks = _mixed(contents ^ _key(f"{seed}"))
+    order = np.argsort(ranks)
+    if groups.min() < groups.max():
+        small = groups.astype(np.uint16 if groups.max() < 1 << 16 else np.int64)  # two bytes are sorted in linear time
+        order = order[np.argsort(small[order], kind="stable")]
+    ordered_groups = groups[order]
+    starts = np.flatnonzero(np.append(True, ordered_groups[1:] != ordered_groups[:-1]))
+    sizes = np.diff(np.append(starts, len(order)))
+    quotas = _quotas(sizes, share, ranks[order][starts])
+    # equal rows follow one another: they are taken together, where most of them are within the quota of their group
+    ordered = ranks[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    first[starts] = True
+    begins = np.flatnonzero(first)
+    copies = np.diff(np.append(begins, len(order)))
+    of = np.searchsorted(starts, begins, side="right") - 1
+    ends = begins + copies - starts[of]
+    taken = ends - copies / 2 <= quotas[of]
+    last = np.append(of[1:] != of[:-1], True)
+    taken &= ~last
+    if not taken.any() and not last.all():  # one at least, of the largest group that has another
+        several = np.flatnonzero(~last)
+        taken[several[np.argmax(sizes[of[several]])]] = True
+    chosen[order] = np.repeat(taken, copies)
+    return chosen
 
 
-def rarest(rows: npt.NDArray[np.int64], targets: Sequence[tuple[str, ...]]) -> npt.NDArray[np.int64]:
+def _quotas(sizes: Counts, share: float, ranks: Hashes) -> Counts:
+    """How many rows each group gives: the whole part of its share, and one more by largest remainder (Hare, Niemeyer)
+    until the share of all rows is reached. Equal remainders are ordered by chance: `ranks`."""
+    exact = sizes * share
+    quotas = np.floor(exact + 1e-9).astype(np.int64)
+    left = int(np.rint(sizes.sum() * share)) - int(quotas.sum())
+    able = quotas < sizes - 1
+    by_remainder = np.lexsort((ranks, np.round(quotas - exact, 9)))
+    more = by_remainder[able[by_remainder]][: max(0, left)]
+    quotas[more] += 1
+    limited: Counts = np.minimum(quotas, sizes - 1)
+    return limited
+
+
+def rarest(rows: Counts, targets: Sequence[tuple[str, ...]]) -> Counts:
     """For each row the label that fewest rows have, of its own labels: by it a split keeps the share of each label.
 
     Args:
@@ -47,32 +85,37 @@ def rarest(rows: npt.NDArray[np.int64], targets: Sequence[tuple[str, ...]]) -> n
     group_of = [
         number[min(target, key=lambda name: (counts[name], name))] if target else len(number) for target in targets
     ]
-    groups: npt.NDArray[np.int64] = np.asarray(group_of, np.int64)[rows]
+    groups: Counts = np.asarray(group_of, np.int64)[rows]
     return groups
-
-
-def _ranks(seed: int, rows: int) -> npt.NDArray[np.uint64]:
-    digests = (hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=16).digest() for row in range(rows))
-    return np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, rows)
 
 
 def repeats(weight: float, rows: int, seed: int, source: int) -> npt.NDArray[np.uint8]:
     """How often each row of a source is seen in an epoch: `weight` on average, and never off by one or more.
 
     A weight of 2.25 is twice for all, and once more for a quarter of the rows, chosen by a hash of seed, source and
-    index (splitmix64: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+    index.
     """
     whole, part = int(weight), weight - int(weight)
     times = np.full(rows, whole, np.uint8)
     if part:
-        key = int.from_bytes(hashlib.blake2b(f"{seed}:{source}".encode(), digest_size=8).digest(), "big")
         with np.errstate(over="ignore"):
-            state = np.uint64(key) + np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state ^= state >> np.uint64(31)
+            steps = np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            state = _mixed(_key(f"{seed}:{source}") + steps)
         times += (state >> np.uint64(11)).astype(np.float64) * 2.0**-53 < part
     return times
+
+
+def _key(text: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big"))
+
+
+def _mixed(state: Hashes) -> Hashes:
+    """The finisher of splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
+    with np.errstate(over="ignore"):
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = state ^ (state >> np.uint64(31))
+    return mixed
 
 
 def label_order(names: set[str]) -> tuple[str, ...]:

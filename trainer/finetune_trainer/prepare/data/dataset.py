@@ -3,9 +3,6 @@
 A file is read twice: once to check it, once to tokenise it; between the two only labels are held in memory.
 """
 
-import math
-import os
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -13,39 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
+from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.choice import hold_out, label_order, rarest, repeats
-from finetune_trainer.prepare.data.chunks import Chunk, chunks
+from finetune_trainer.prepare.data.chunks import chunks
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
 from finetune_trainer.prepare.data.kinds import (
-    MOST_LABELS,
-    CheckedSource,
+    as_whole_numbers,
     check_kind,
     forget_labels,
     kind_of_all,
     nothing_to_tell,
     of_one_kind,
-    too_many_labels,
 )
-from finetune_trainer.prepare.data.opening import CheckedFile, mixed_layouts, open_all
-from finetune_trainer.prepare.data.places import Report
-from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split, changed
-from finetune_trainer.prepare.data.progress import Progress
-from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples
+from finetune_trainer.prepare.data.notices import Notice, notices
+from finetune_trainer.prepare.data.opening import mixed_layouts, open_all
+from finetune_trainer.prepare.data.places import Report, changed
+from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
+from finetune_trainer.prepare.data.reading import processes as processes
+from finetune_trainer.prepare.data.reading import read_all
+from finetune_trainer.prepare.data.rows import Example, Layout, examples
+from finetune_trainer.prepare.data.said_splits import check_said, choose_by_column
 from finetune_trainer.prepare.data.sources import Sources
-from finetune_trainer.prepare.data.tally import Tally
-from finetune_trainer.prepare.pool import map_in_order
-
-WORTH_PROCESSES = 32 << 20  # bytes: below, starting processes takes longer than the work
-
-
-def processes(size: int) -> int:
-    """How many processes to read so many bytes with: a pod is told its share, for it sees all cores of its node."""
-    given = int(os.environ.get(Env.PROCESSES) or len(os.sched_getaffinity(0)))
-    return given if size >= WORTH_PROCESSES else 1
+from finetune_trainer.prepare.data.tally import Tally, grouped
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,7 @@ class CheckedData:
         labels: names by index; empty for language models and for regression.
         problem_type: what a classification predicts, else None.
         layout: what the examples are made of.
+        notices: what the rows carry and training does not see, and the like.
     """
 
     spec: DatasetSpec
@@ -66,6 +56,7 @@ class CheckedData:
     layout: Layout
     has_eval: bool
     problem_type: ProblemType | None = None
+    notices: tuple[Notice, ...] = ()
 
     @property
     def good(self) -> int:
@@ -88,7 +79,7 @@ class CheckedData:
             choice = self.sources[checked.source].choice
             for chunk, count in zip_longest(chunks(checked.file), checked.good):
                 if chunk is None or count is None:
-                    raise changed(checked.file)
+                    raise DataError(changed(checked.file.name, checked.file.field))
                 start = done[checked.source]
                 done[checked.source] += count
                 chosen = b"\1" * count if choice is None else choice[start : start + count].tobytes()
@@ -152,7 +143,7 @@ def check(
         fatal.append(mixed_layouts(files))
     files = of_one_kind(files, problem_type)
     targets: list[tuple[str, ...]] = []
-    _read_all(parts, files, targets, fatal, report)
+    read_all(parts, files, targets, fatal, report, contents=isinstance(spec.eval, EvalSplit))
     training = parts[: len(sources.train)]
     evaluation = parts[-1] if sources.evaluation is not None else None
     kind = None
@@ -161,7 +152,9 @@ def check(
         if kind is ProblemType.REGRESSION:
             files = of_one_kind(files, kind)
             forget_labels(parts, targets)
-        trained = {name for part in training for index in set(part.labels) for name in targets[index]}
+        elif kind is ProblemType.SINGLE_LABEL:
+            files = as_whole_numbers(files, parts, targets)
+        trained = {name for part in training for index in part.trained_labels for name in targets[index]}
         if evaluation is not None:
             _leave_out_unseen(evaluation, trained, targets, [file for file in files if file.source == len(parts) - 1])
         if (problem := nothing_to_tell(kind, training, trained)) is not None:
@@ -171,11 +164,13 @@ def check(
         if not part.good and not any(problem.field == part.source.field for problem in fatal):
             fatal += part.tally.problems()  # all are faults, and may be skipped: then nothing is left
     if fatal:
-        raise DataError(fatal)
+        raise DataError(grouped(fatal))
     _choose(spec, training, evaluation, targets, seed)
-    labels = label_order({name for part in training for index in set(part.labels) for name in targets[index]})
-    has_eval = evaluation is not None or isinstance(spec.eval, EvalSplit)
-    return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind)
+    labels = label_order({name for part in training for index in part.trained_labels for name in targets[index]})
+    parted = any(part.choice is not None and bool((part.choice == EVALUATED).any()) for part in training)
+    has_eval = evaluation is not None or parted
+    told = notices(task, training, files, labels, problem_type or (ProblemType.REGRESSION if not labels else None))
+    return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind, told)
 
 
 def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
@@ -192,102 +187,6 @@ def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
     )
     cure = "mend the rows below, or raise spec.dataset.maxInvalidPercent"
     return [Problem(code="TooManyInvalidRows", field=tally.field, message=message, cure=cure), *tally.problems()]
-
-
-# ---------------------------------------------------------------- rows
-
-
-@dataclass(frozen=True)
-class _Item:
-    index: int  # of the file
-    chunk: Chunk
-    columns: Columns
-
-
-@dataclass(frozen=True)
-class _Counted:
-    """What is known of one chunk."""
-
-    index: int
-    end: int
-    tally: Tally
-    good: int
-    targets: tuple[tuple[str, ...], ...]
-    labels: "array[int]"
-    lowest: float
-    highest: float
-    numbers: int
-    fractions: bool
-
-
-def _count(item: _Item) -> _Counted:
-    """Parse and check one chunk; runs in a process of the pool."""
-    tally = Tally(item.chunk.file.field)
-    labelled = item.columns.layout is Layout.LABELLED
-    targets: dict[tuple[str, ...], int] = {}
-    labels, numbers = array("l"), array("d")
-    good = 0
-    for example in tally.good(item.chunk.file, examples(item.chunk.records(), item.columns)):
-        good += 1
-        if labelled:
-            labels.append(targets.setdefault(tuple(sorted(example.names)), len(targets)))
-            if example.number is not None:
-                numbers.append(example.number)
-    return _Counted(
-        item.index,
-        item.chunk.end,
-        tally,
-        good,
-        tuple(targets),
-        labels,
-        min(numbers, default=math.inf),
-        max(numbers, default=-math.inf),
-        len(numbers),
-        any(not number.is_integer() for number in numbers),
-    )
-
-
-def _read_all(
-    parts: list[CheckedSource],
-    files: list[CheckedFile],
-    targets: list[tuple[str, ...]],
-    fatal: list[Problem],
-    report: Report,
-) -> None:
-    sizes = [checked.file.path.stat().st_size for checked in files]
-    progress = Progress("checked", sizes, report)
-    index_of: dict[tuple[str, ...], int] = {}
-    names: set[str] = set()
-    for counted in map_in_order(_count, _items(files, fatal), processes(sum(sizes))):
-        checked = files[counted.index]
-        part = parts[checked.source]
-        checked.good.append(counted.good)
-        part.good += counted.good
-        part.tally.merge(counted.tally)
-        part.lowest, part.highest = min(part.lowest, counted.lowest), max(part.highest, counted.highest)
-        part.numbers += counted.numbers
-        part.fractions |= counted.fractions
-        for target in counted.targets:
-            if target not in index_of:
-                index_of[target] = len(targets)
-                targets.append(target)
-                names.update(target)
-        numeric = all(one.numbers == one.good for one in parts) and any(one.fractions for one in parts)
-        if len(names) > MOST_LABELS and not numeric:
-            fatal.append(too_many_labels(checked, part.numbers == part.good))
-            return
-        here = np.array([index_of[target] for target in counted.targets], np.int64)
-        part.labels.extend(here[np.asarray(counted.labels, np.int64)].tolist())
-        progress.at(counted.index, counted.end, sum(part.tally.faults for part in parts))
-
-
-def _items(files: list[CheckedFile], fatal: list[Problem]) -> Iterator[_Item]:
-    for index, checked in enumerate(files):
-        try:
-            for chunk in chunks(checked.file):
-                yield _Item(index, chunk, checked.columns)
-        except DataError as error:  # the other files are read all the same: all problems at once
-            fatal += error.problems
 
 
 def _leave_out_unseen(
@@ -328,9 +227,11 @@ def _choose(
     """Which rows are seen when; sources without a choice have every row once."""
     if evaluation is not None and evaluation.choice is None:
         evaluation.choice = np.full(evaluation.good, EVALUATED, np.uint8)
+    check_said(spec, training, targets)
     for index, part in enumerate(training):
         if part.source.weight != 1:
             part.choice = repeats(part.source.weight, part.good, seed, index)
+    choose_by_column(training)
     if isinstance(spec.eval, EvalSplit):
         _hold_out(training, spec.eval.split, targets, seed)
     if not any(part.choice is None or ((part.choice > 0) & (part.choice < EVALUATED)).any() for part in training):
@@ -343,9 +244,12 @@ def _choose(
 def _hold_out(training: list[CheckedSource], share: float, targets: list[tuple[str, ...]], seed: int) -> None:
     rows = sum(part.good for part in training)
     groups = rarest(np.concatenate([np.asarray(part.labels, np.int64) for part in training]), targets)
-    held = np.frombuffer(hold_out(groups if len(groups) else np.zeros(rows, np.int64), share, seed), np.uint8)
+    contents = np.concatenate([np.asarray(part.contents, np.uint64) for part in training])
+    held = hold_out(groups if len(groups) else np.zeros(rows, np.int64), contents, share, seed)
     if held.sum() in (0, rows):
         message = f"{rows} rows cannot be split into training and evaluation rows"
+        if (different := len(np.unique(contents))) < rows:
+            message += f": only {different} of them differ, copies stay together, and each label keeps one for training"
         field = training[0].source.field
         cure = "add rows, or leave spec.dataset.eval out"
         raise DataError(Problem(code="TooFewRows", field=field, message=message, cure=cure))
@@ -353,5 +257,5 @@ def _hold_out(training: list[CheckedSource], share: float, targets: list[tuple[s
     for part in training:
         here = held[done : done + part.good]
         once = np.ones(part.good, np.uint8) if part.choice is None else part.choice
-        part.choice = np.where(here == 1, np.uint8(EVALUATED), once).astype(np.uint8)
+        part.choice = np.where(here, np.uint8(EVALUATED), once).astype(np.uint8)
         done += part.good

@@ -2,15 +2,17 @@
 
 import csv
 from collections.abc import Iterator
+from typing import Literal
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
 from finetune_trainer.prepare.data.lines import lines, too_long
+from finetune_trainer.prepare.data.sniff import AGREE, DELIMITERS, EXCEL
 from finetune_trainer.prepare.data.streams import Reader
 
 PAIR = ("input", "output")
-DELIMITERS = (",", ";", "\t", "|")
+SURE_LINES = 8  # within one quote, each of which is a row: more than a text has by chance
 
 
 class _TooLongError(Exception):
@@ -25,6 +27,7 @@ class _Feed:
         self.number = 0  # of the line that was given out last
         self.size = 0  # bytes of the lines given out
         self.end = 0
+        self.record: list[str] = []  # the lines given out since it was emptied
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -35,7 +38,9 @@ class _Feed:
             raise _TooLongError
         self.size += len(raw)
         # bytes that are no UTF-8 become lone surrogates, so that one bad record does not end the reading
-        return raw.decode("utf-8", "surrogateescape")
+        line = raw.decode("utf-8", "surrogateescape")
+        self.record.append(line)
+        return line
 
 
 def read_csv(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]]:
@@ -47,32 +52,125 @@ def read_csv(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]
     """
     csv.field_size_limit(LONGEST_LINE)
     feed = _Feed(reader)
-    rows = csv.reader(feed, delimiter=file.separator, strict=True)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if file.quotes else csv.QUOTE_NONE
+    rows = csv.reader(feed, delimiter=file.separator, quoting=quoting, strict=True)
     header: list[str] | None = None
+    seen: list[_Values] = []
     while True:
         line = feed.number + 1
+        feed.record.clear()
         try:
             fields = next(rows)
         except StopIteration:
             return
         except _TooLongError:
+            for fault in _lost(line, feed.record, "a quote is opened here, and a line within it is too long"):
+                yield fault, feed.size, feed.end
             yield too_long(feed.number), feed.size, feed.end
             continue
         except csv.Error as error:
-            yield Fault(line, Code.INVALID_CSV, _said(error)), feed.size, feed.end
+            for fault in _lost(line, feed.record, _said(error)):
+                yield fault, feed.size, feed.end
             continue
-        if not fields:
+        if not fields or (header is None and line == 1 and _is_excel_line(feed.record)):
             continue
         if header is None:
             header = _header(file, line, fields)
-        else:
-            yield _csv_row(line, header, fields), feed.size, feed.end
+            seen = [_Values() for _ in header]
+            continue
+        if len(feed.record) > 1 and _are_rows(feed.record, file.separator, seen):
+            message = (
+                f"a quote is opened here and closed in line {feed.number}: all lines between are rows of their own"
+            )
+            for fault in _lost(line, feed.record, message, Code.ROWS_IN_QUOTES):
+                yield fault, feed.size, feed.end
+            continue
+        record = _csv_row(line, header, fields if file.quotes else [_unquoted(field) for field in fields])
+        if isinstance(record, Row):
+            for values, field in zip(seen, fields, strict=True):
+                values.add(field)
+        yield record, feed.size, feed.end
+
+
+def _is_excel_line(record: list[str]) -> bool:
+    return EXCEL.fullmatch("".join(record).encode("utf-8", "surrogateescape")) is not None
 
 
 def _said(error: csv.Error) -> str:
     if "unexpected end of data" in str(error) or "field larger" in str(error):
         return "a quote is opened here and never closed"
     return f"no valid CSV: {error}"
+
+
+def _lost(line: int, record: list[str], message: str, code: Code = Code.INVALID_CSV) -> Iterator[Fault]:
+    """A fault for each line of a record that cannot be told: none of them is learnt, and all are counted."""
+    for number, text in enumerate(record, line):
+        if number == line:
+            yield Fault(number, code, message)
+        elif text.strip():
+            yield Fault(number, code, f"the line stands in a quote that is opened in line {line}")
+
+
+class _Values:
+    """The different values of one column, as long as they are few: those of labels."""
+
+    MOST = 64
+    ROWS = 20  # before them, few values mean nothing
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._values: set[str] | None = set()
+
+    def add(self, value: str) -> None:
+        self.rows += 1
+        if self._values is not None:
+            self._values.add(value)
+            if len(self._values) > self.MOST:
+                self._values = None
+
+    @property
+    def few(self) -> set[str]:
+        """None of them where they are many."""
+        found = self._values or set()
+        return found if self.rows >= self.ROWS and 3 * len(found) <= self.rows else set()
+
+
+def _are_rows(record: list[str], separator: str, seen: list[_Values]) -> bool:
+    """Whether the lines of one record are rows that a stray quote has swallowed, not the lines of one text.
+
+    The lines within have a field for every column, and no blank after a delimiter, as prose has. A column of few
+    values, such as a label, decides; without one there must be more such lines than a text has by chance.
+    """
+    width = len(seen)
+    if width < 2:
+        return False
+    parted = [line.rstrip("\r\n").split(separator) for line in record if line.strip()]
+    like = [_like_row(parts, width) for parts in parted]
+    within = parted[1:-1]
+    if not all(like[1:-1]) or not (any if within else all)((like[0], like[-1])):
+        return False
+    labels = [(place, values.few) for place, values in enumerate(seen) if values.few]
+    rows = within or parted[:1]
+    matching = sum(any(parts[place].strip('"') in few for place, few in labels) for parts in rows)
+    if labels and 2 * matching > len(rows):
+        return True
+    return len(within) >= (SURE_LINES if labels else 2)
+
+
+def _like_row(parts: list[str], width: int) -> bool:
+    return (
+        len(parts) == width
+        and all(part[:1] not in (" ", "\t") for part in parts)
+        and bool(parts[0].strip('"') and parts[-1].strip('"'))
+    )
+
+
+def _unquoted(field: str) -> str:
+    """A field of a file without quotes that can be nothing else: within its own, each quote is doubled."""
+    inner = field[1:-1]
+    if len(field) > 3 and field[0] == field[-1] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return field
 
 
 def _header(file: DataFile, line: int, fields: list[str]) -> list[str]:
@@ -133,10 +231,11 @@ def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
 
 
 def looks_like_pairs(start: bytes) -> bool:
-    """Whether text begins with lines of one tab each, with something on both sides."""
+    """Whether text begins with lines of one tab each, with something on both sides; a few may be broken."""
     whole = start.rpartition(b"\n")[0].splitlines()
     found = [line.split(b"\t") for line in whole if line.strip()]
-    return len(found) > 1 and all(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
+    pairs = sum(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
+    return len(found) > 1 and pairs >= AGREE * len(found)
 
 
 def delimiter_problem(file: DataFile) -> str | None:

@@ -1,4 +1,4 @@
-"""Which format a file has: as the job says, or by its name, or by what it begins with. Content beats a name that lies.
+"""Which format a file has: as the job says, or by what it begins with, or by its name. Content beats a name that lies.
 
 A file that is no data at all (a web page, a Git LFS pointer, an archive) is told as what it is.
 """
@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from finetune_api.errors import DataError, Problem, SpecError
-from finetune_trainer.prepare.data import streams
+from finetune_trainer.prepare.data import sniff, streams
 from finetune_trainer.prepare.data.delimited import delimiter_problem, looks_like_pairs
-from finetune_trainer.prepare.data.formats import UTF8_BOM, DataFile, Documents, Format
+from finetune_trainer.prepare.data.formats import DataFile, Documents, Format
 from finetune_trainer.prepare.data.streams import Compression
 
 SUFFIXES = {
@@ -28,14 +28,13 @@ SUFFIXES = {
     ".feather": Format.ARROW,
     ".ipc": Format.ARROW,
 }
-UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+SNIFFED = 1 << 16  # bytes
+HEAD = 1 << 12  # bytes
 ARROW_STREAM = b"\xff\xff\xff\xff"  # the continuation mark of Arrow's streaming format
 STRANGERS = {
     b"version https://git-lfs": ("GitLFSPointer", "a pointer of Git LFS, not the data", "fetch it with `git lfs pull`"),
     b"%PDF-": ("NotData", "a PDF document", "export its text, one document per line"),
     b"PK\x03\x04": ("NotData", "a zip archive or an office document", "unpack it, or export it as CSV or JSON lines"),
-    b"BZh91AY&SY": ("NotData", "compressed with bzip2", "compress it with gzip or zstd, or not at all"),
-    b"\xfd7zXZ\x00": ("NotData", "compressed with xz", "compress it with gzip or zstd, or not at all"),
     b"7z\xbc\xaf\x27\x1c": ("NotData", "a 7z archive", "unpack it"),
     b"\x04\x22\x4d\x18": ("NotData", "compressed with lz4", "compress it with gzip or zstd, or not at all"),
     b"\x80\x04\x95": ("NotData", "a pickle of Python", "write it as JSON lines or Parquet"),
@@ -72,33 +71,30 @@ def open_file(
         SpecError: neither job, name nor content tell a format.
         DataError: the file is empty, or no data.
     """
-    start = streams.beginning(path, 4096)
+    data = streams.beginning(path, SNIFFED)
+    start = sniff.Start(data, len(data) < SNIFFED)
     by_name, _ = suffixes_of(name)
-    file = DataFile(
-        path,
-        name,
-        field,
-        Format(declared) if declared else by_name or Format.TEXT,
-        delimiter,
-        Documents(documents or Documents.LINE),
-    )
-    _refuse_strangers(file, start)
-    if declared is not None:
-        return _usable(file)
-    form = _by_content(start, by_name) or (Format.TEXT if documents is not None else None)
-    if form is None:
-        known = ", ".join(sorted(SUFFIXES))
-        raise SpecError(
-            Problem(
-                code="UnknownFormat",
-                field="spec.dataset.format",
-                message=f"neither the name nor the content of {name} tells a format; the suffixes {known} do",
-                cure="set format to jsonl, json, csv, tsv, pairs, text, parquet or arrow",
-            )
+    form = Format(declared) if declared else by_name or Format.TEXT
+    file = DataFile(path, name, field, form, delimiter, Documents(documents or Documents.LINE))
+    _refuse_strangers(file, data[:HEAD])
+    if declared is None:
+        file = replace(file, format=_told_by_content(file, start, by_name, documents))
+    return _with_delimiter(_usable(file), start)
+
+
+def _told_by_content(file: DataFile, start: sniff.Start, by_name: Format | None, documents: str | None) -> Format:
+    found = _by_content(start, by_name, file.delimiter, documents)
+    if found is not None:
+        return found
+    known = ", ".join(sorted(SUFFIXES))
+    raise SpecError(
+        Problem(
+            code="UnknownFormat",
+            field="spec.dataset.format",
+            message=f"neither the name nor the content of {file.name} tells a format; the suffixes {known} do",
+            cure="set format to jsonl, json, csv, tsv, pairs, text, parquet or arrow",
         )
-    if form is Format.TEXT and documents is None and (delimiter is not None or looks_like_pairs(start)):
-        form = Format.PAIRS
-    return _usable(replace(file, format=form))
+    )
 
 
 def _usable(file: DataFile) -> DataFile:
@@ -114,19 +110,43 @@ def _usable(file: DataFile) -> DataFile:
     return file
 
 
-def _by_content(start: bytes, by_name: Format | None) -> Format | None:
-    if start.startswith(b"PAR1"):
+def _with_delimiter(file: DataFile, start: sniff.Start) -> DataFile:
+    """The file with the delimiter that its beginning shows, and whether its fields stand in quotes."""
+    if file.format not in (Format.CSV, Format.TSV):
+        return file
+    if file.delimiter is None:
+        found = sniff.delimiters(start, file.separator)
+        if len(found) > 1:
+            seen = " or ".join(map(repr, found))
+            message = f"the columns may be parted by {seen}: {start.lines[0][:60]!r} can be read with each"
+            cure = f"set spec.dataset.delimiter, such as {found[0]!r}"
+            raise DataError(file.problem("AmbiguousDelimiter", message, cure))
+        file = replace(file, delimiter=found[0] if found else None)
+    return replace(file, quotes=file.separator != "\t" or sniff.tabs_are_quoted(start))
+
+
+def _by_content(
+    start: sniff.Start, by_name: Format | None, delimiter: str | None, documents: str | None
+) -> Format | None:
+    if start.data.startswith(b"PAR1"):
         return Format.PARQUET
-    if start.startswith((b"ARROW1", ARROW_STREAM)):
+    if start.data.startswith((b"ARROW1", ARROW_STREAM)):
         return Format.ARROW
-    if by_name in (Format.JSONL, Format.JSON, None):
-        text = start.removeprefix(UTF8_BOM).lstrip()
-        if text.startswith(b"[") and by_name is not None:
-            return Format.JSON
-        if text.startswith(b"{"):
-            return Format.JSONL
-        if text.startswith(b"[{") or text.startswith(b"[\n"):
-            return Format.JSON
+    if documents is not None and by_name in (Format.TEXT, None):  # the job says that it is plain text
+        return Format.TEXT
+    text = start.text.lstrip()
+    if by_name in (Format.JSONL, Format.JSON) and text.startswith((b"{", b"[")):
+        return Format.JSON if text.startswith(b"[") else Format.JSONL
+    if by_name is None and text.startswith(b"{"):
+        return Format.JSONL
+    if (found := sniff.json_format(start)) is not None:
+        return found
+    if by_name in (Format.CSV, Format.TSV):
+        return by_name
+    if (mark := sniff.table_delimiter(start, delimiter)) is not None:
+        return Format.TSV if mark == "\t" else Format.CSV
+    if by_name is Format.TEXT and (delimiter is not None or looks_like_pairs(start.text)):
+        return Format.PAIRS
     return by_name
 
 
@@ -146,8 +166,9 @@ def _refuse_strangers(file: DataFile, start: bytes) -> None:
     if start and not start.strip(b"\0"):
         message = f"the file begins with {len(start):,} bytes of 0: it was never written there"
         raise DataError(file.problem("DamagedFile", message, "copy the file again, whole"))
-    if file.format.is_text and (start.startswith(UTF16_BOMS) or _looks_like_utf16(start)):
-        raise DataError(file.problem("NotUTF8", "the file is in UTF-16; data files are UTF-8", "save it as UTF-8"))
+    if file.format.is_text and _looks_like_utf16(start):
+        message = "the file is in UTF-16 without its mark (ff fe): what its bytes mean is a guess"
+        raise DataError(file.problem("NotUTF8", message, "save it as UTF-8"))
 
 
 def _looks_like_utf16(start: bytes) -> bool:

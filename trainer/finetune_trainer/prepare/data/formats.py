@@ -54,6 +54,7 @@ class Code(StrEnum):
     NOT_A_NUMBER = "NotANumber"
     NOT_AN_OBJECT = "NotAnObject"
     INVALID_CSV = "InvalidCSV"
+    ROWS_IN_QUOTES = "RowsInQuotes"
     RAGGED_ROW = "RaggedRow"
     REPEATED_HEADER = "RepeatedHeader"
     MISSING_FIELD = "MissingField"
@@ -69,6 +70,8 @@ class Code(StrEnum):
     BAD_UNICODE = "BadUnicode"
     NO_MESSAGES = "NoMessages"
     INVALID_MESSAGE = "InvalidMessage"
+    NO_SPLIT = "NoSplit"
+    OLD_CALLS = "FunctionCalls"
     UNKNOWN_ROLE = "UnknownRole"
     WRONG_ROLE_ORDER = "WrongRoleOrder"
     NO_ASSISTANT = "NoAssistant"
@@ -113,6 +116,7 @@ class DataFile:
         delimiter: between columns; None = the format's own.
         documents: of plain text.
         columns: all that is read of a columnar file; None = every column.
+        quotes: whether fields between delimiters may stand in quotes.
     """
 
     path: Path
@@ -122,6 +126,7 @@ class DataFile:
     delimiter: str | None = None
     documents: Documents = Documents.LINE
     columns: tuple[str, ...] | None = None
+    quotes: bool = True
 
     @property
     def separator(self) -> str:

@@ -1,6 +1,7 @@
 """Files of a data set on the Hugging Face hub, or on a mirror that HF_ENDPOINT names: pinned to a commit, then fetched.
 
-`hf://datasets/organisation/name[@revision]/path`, where the path is a file, a pattern or a folder.
+`hf://datasets/organisation/name[@revision]/path`, where the path is a file, a pattern or a folder; or
+`hf://datasets/organisation/name?split=train&config=de`, as the data set's card names them.
 """
 
 import re
@@ -10,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
-from finetune_trainer.prepare.data import patterns
+from finetune_trainer.prepare.data import hub_splits, patterns
 from finetune_trainer.prepare.data.detect import suffixes_of
 from finetune_trainer.prepare.data.places import Place, Report, announce, hashed
+from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
 
 URI = re.compile(
-    r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)"
-    r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
+    r"hf://datasets/(?P<repository>[^/@?]+/[^/@?]+)"
+    r"(?:@(?P<revision>refs/(?:convert|pr)/[^/?]+|[^/?]+))?(?:/(?P<path>.*?))?(?P<chosen>/?\?(?:split|config)=.*)?"
 )
+CONVERTED = "refs/convert/parquet"  # the branch into which the hub converts each data set, by configuration and split
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,90 @@ def files_on_hub(uri: str, field: str, environ: Mapping[str, str]) -> list[Place
     """
     match = URI.fullmatch(uri.rstrip("/"))
     if match is None:
-        cure = "write hf://datasets/organisation/name[@revision]/path"
+        cure = "write hf://datasets/organisation/name[@revision]/path, or ...name?split=train&config=name"
         message = f"{uri!r} names no data set of the hub"
         raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
     repository, path = match["repository"], (match["path"] or "").strip("/")
-    from huggingface_hub import HfApi
+    hub = _Hub(field, environ.get("HF_ENDPOINT") or None, environ.get("HF_TOKEN") or None)
+    found = hub.commit(repository, match["revision"])
+    wanted = hub_splits.Wanted.of(uri, field, match["chosen"])
+    if path and match["chosen"]:
+        message = f"{uri!r} names a path and a split"
+        cure = "name one of them: a split has its own files"
+        raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
+    if match["chosen"] or (not path and _has_splits(found)):
+        return hub.split(found, wanted, match["revision"])
+    return [hub.place(found, name) for name in _chosen(uri, field, list(found.sizes), path)]
 
-    endpoint, token = environ.get("HF_ENDPOINT") or None, environ.get("HF_TOKEN") or None
-    with _told(repository, field):
-        info = HfApi(endpoint=endpoint, token=token or False).dataset_info(
-            repository, revision=match["revision"], files_metadata=True
-        )
-    sizes = {file.rfilename: file.size for file in info.siblings or []}
-    sha = info.sha or match["revision"] or "main"
 
-    def place(name: str) -> Place:
-        named = f"hf://datasets/{repository}/{name}"
-        return HubFile(named, field, repository, sha, name, sizes[name], endpoint, token)
+@dataclass(frozen=True)
+class _Commit:
+    """What a commit of a repository holds.
 
-    return [place(name) for name in _chosen(uri, field, list(sizes), path)]
+    Attributes:
+        sizes: bytes of each file, by its path.
+        configs: the card's list of configurations.
+    """
+
+    repository: str
+    sha: str
+    sizes: Mapping[str, int | None]
+    configs: object = None
+
+
+@dataclass(frozen=True)
+class _Hub:
+    """A hub, and the field of the job that led to it."""
+
+    field: str
+    endpoint: str | None
+    token: str | None
+
+    def commit(self, repository: str, revision: str | None) -> _Commit:
+        from huggingface_hub import HfApi
+
+        with _told(repository, self.field):
+            info = HfApi(endpoint=self.endpoint, token=self.token or False).dataset_info(
+                repository, revision=revision, files_metadata=True
+            )
+        sizes = {file.rfilename: file.size for file in info.siblings or []}
+        configs = info.card_data.get("configs") if info.card_data else None
+        return _Commit(repository, info.sha or revision or "main", sizes, configs)
+
+    def place(self, commit: _Commit, name: str, branch: str = "") -> Place:
+        named = f"hf://datasets/{commit.repository}{branch and f'@{branch}'}/{name}"
+        size = commit.sizes[name]
+        return HubFile(named, self.field, commit.repository, commit.sha, name, size, self.endpoint, self.token)
+
+    def split(self, commit: _Commit, wanted: hub_splits.Wanted, revision: str | None) -> list[Place]:
+        """The files of one split: as the card says, by the names of files, or as the hub has converted them."""
+        table = hub_splits.of_card(commit.configs, list(commit.sizes))
+        if not table and wanted.config is None:
+            table = hub_splits.by_names(list(commit.sizes))
+        branch = ""
+        if not table and revision is None:
+            converted = self._converted(commit.repository)
+            if converted is not None:
+                table, commit, branch = hub_splits.of_converted(list(converted.sizes)), converted, CONVERTED
+        table = table or hub_splits.by_names(list(commit.sizes))
+        names = hub_splits.files_of(table, wanted, commit.repository, self.field)
+        return [self.place(commit, name, branch) for name in names]
+
+    def _converted(self, repository: str) -> _Commit | None:
+        try:
+            return self.commit(repository, CONVERTED)
+        except DataError as error:
+            if error.problems[0].code == "RevisionNotFound":
+                return None
+            raise
+
+
+def _has_splits(commit: _Commit) -> bool:
+    """Whether the repository as a whole is no folder of one kind of data."""
+    if commit.configs:
+        return True
+    data = [name for name in patterns.likely_data(commit.sizes) if "/" not in name]
+    return not data or patterns.splits_among(data) is not None
 
 
 def _chosen(uri: str, field: str, names: list[str], path: str) -> list[str]:
@@ -133,39 +201,37 @@ def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
 @contextmanager
 def _told(repository: str, field: str) -> Iterator[None]:
     """The hub client's errors in our words."""
-    from huggingface_hub import errors
-
+    reasons = {
+        HubRefusal.GATED: ("GatedDataset", "is gated", "accept its terms on the hub and set HF_TOKEN"),
+        HubRefusal.NO_REVISION: (
+            "RevisionNotFound",
+            "has no such revision",
+            "name a branch, a tag or a commit that exists, or leave it out",
+        ),
+        HubRefusal.NOT_THERE: (
+            "DatasetNotFound",
+            "is no data set on the hub, or is private",
+            "correct the name, or set HF_TOKEN",
+        ),
+        HubRefusal.NO_NAME: (
+            "InvalidURI",
+            "is no name of a data set",
+            "write hf://datasets/organisation/name/path",
+        ),
+    }
     try:
         yield
     except Exception as error:  # the library passes its HTTP client's errors through, and changes that client
-        reasons: dict[type[Exception], tuple[str, str, str]] = {
-            errors.GatedRepoError: ("GatedDataset", "is gated", "accept its terms on the hub and set HF_TOKEN"),
-            errors.RevisionNotFoundError: (
-                "RevisionNotFound",
-                "has no such revision",
-                "name a branch, a tag or a commit that exists, or leave it out",
-            ),
-            errors.RepositoryNotFoundError: (
-                "DatasetNotFound",
-                "is no data set on the hub, or is private",
-                "correct the name, or set HF_TOKEN",
-            ),
-            errors.HFValidationError: (
-                "InvalidURI",
-                "is no name of a data set",
-                "write hf://datasets/organisation/name/path",
-            ),
-        }
-        for kind, (code, message, cure) in reasons.items():
-            if isinstance(error, kind):
-                raise DataError(_problem(code, field, f"{repository} {message}", cure)) from error
-        raise _unreachable(repository, field, error) from error
+        if (why := refusal(error)) is None:
+            raise _unreachable(repository, field, error) from error
+        code, message, cure = reasons[why]
+        raise DataError(_problem(code, field, f"{repository} {message}", cure)) from error
 
 
 def _unreachable(repository: str, field: str, error: Exception) -> FineTuneError:
-    said = next(iter(str(error).splitlines()), type(error).__name__)
     cure = "check the connection to the hub (HF_ENDPOINT), or copy the data to s3://"
-    return StorageError(_problem("HubFailed", field, f"{repository} cannot be fetched: {said}", cure))
+    message = f"{repository} cannot be fetched: {first_line(error)}"
+    return StorageError(_problem("HubFailed", field, message, cure))
 
 
 def _problem(code: str, field: str, message: str, cure: str) -> Problem:

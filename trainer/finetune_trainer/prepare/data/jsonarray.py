@@ -145,7 +145,7 @@ def _checked(row: int, text: str, value: object) -> Record:
             text.encode()
         except UnicodeEncodeError:
             return Fault(row, Code.BAD_UTF8, "the row holds bytes that are no UTF-8")
-    return as_row(row, value)
+    return as_row(row, value, text)
 
 
 def _invalid(file: DataFile, buffer: _Buffer, row: int, error: json.JSONDecodeError) -> DataError:

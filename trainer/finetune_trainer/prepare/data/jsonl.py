@@ -14,8 +14,14 @@ class _DuplicateKeyError(ValueError):
     """A key stands twice in one object: which value is meant is anybody's guess."""
 
 
-class _NotANumberError(ValueError):
-    """NaN and Infinity are Python's, not JSON's."""
+class NotANumber:
+    """NaN or Infinity, which are Python's and not JSON's; or a value that holds one.
+
+    It is judged only where its column is read: a column that plays no part may hold anything.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -26,11 +32,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _constant(name: str) -> Any:
-    raise _NotANumberError(name)
+def _not_a_number(value: Any) -> NotANumber | None:
+    """The first one within a value."""
+    if isinstance(value, NotANumber):
+        return value
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for item in within if (found := _not_a_number(item)) is not None), None)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=NotANumber)
 
 
 def parse_line(line: int, raw: bytes) -> Record:
@@ -47,12 +57,25 @@ def parse_line(line: int, raw: bytes) -> Record:
         return explain(line, text, error)
     except RecursionError:
         return Fault(line, Code.INVALID_JSON, "no valid JSON: nested too deeply")
-    return as_row(line, value)
+    return as_row(line, value, text)
 
 
-def as_row(line: int, value: Any) -> Record:
-    """A parsed value as a row."""
+def parse_value(text: str) -> Any:
+    """JSON that stands in a column of text; a Fault of line 0 if it is none."""
+    try:
+        value = DECODER.decode(text)
+    except ValueError as error:
+        return explain(0, text, error)
+    except RecursionError:
+        return Fault(0, Code.INVALID_JSON, "no valid JSON: nested too deeply")
+    return value if (found := _not_a_number(value)) is None else found
+
+
+def as_row(line: int, value: Any, text: str) -> Record:
+    """A parsed value as a row; `text` is what it was parsed from."""
     if isinstance(value, dict):
+        if "NaN" in text or "Infinity" in text:
+            value = {key: _not_a_number(item) or item for key, item in value.items()}
         return Row(line, value)
     return Fault(line, Code.NOT_AN_OBJECT, f"the line is {json_type(value)}; it must be an object")
 
@@ -70,8 +93,6 @@ def explain(line: int, text: str, error: ValueError) -> Fault:
     """What is wrong with a line that is no JSON."""
     if isinstance(error, _DuplicateKeyError):
         return Fault(line, Code.DUPLICATE_KEY, f"the key {str(error)!r} stands twice in one object")
-    if isinstance(error, _NotANumberError):
-        return Fault(line, Code.NOT_A_NUMBER, f"{error} is no JSON: it has no such number")
     if not isinstance(error, json.JSONDecodeError):  # an integer of more digits than Python converts
         return Fault(line, Code.INVALID_JSON, f"no valid JSON: {error}")
     if len(text) <= LONGEST_GUESS and (guess := _guess(text, error)) is not None:
@@ -92,8 +113,9 @@ def _guess(text: str, error: json.JSONDecodeError) -> tuple[Code, str] | None:
         return Code.TRAILING_COMMA, f"no valid JSON at column {error.colno}: a comma stands before a closing bracket"
     if "'" in text or re.search(r"\b(None|True|False)\b", text):
         try:
-            if isinstance(ast.literal_eval(text), dict):
-                return Code.PYTHON_LITERAL, "the line is a dict as Python prints it, not JSON"
+            if isinstance(found := ast.literal_eval(text), dict | list):
+                seen = "a dict" if isinstance(found, dict) else "a list"
+                return Code.PYTHON_LITERAL, f"the line is {seen} as Python prints it, not JSON"
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pass
     return None

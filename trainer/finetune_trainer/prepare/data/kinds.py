@@ -1,41 +1,15 @@
 """What the labels of a whole data set are, once its files are open and once its rows are read."""
 
-import math
 from array import array
-from dataclasses import dataclass, field, replace
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import replace
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ProblemType, Task
-from finetune_trainer.prepare.data.opening import CheckedFile
+from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.labels import is_whole, whole_number
 from finetune_trainer.prepare.data.rows import Layout
-from finetune_trainer.prepare.data.sources import Source
-from finetune_trainer.prepare.data.tally import Tally
 
 MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
-
-
-@dataclass
-class CheckedSource:
-    """One source: what is wrong in it, and the labels (index into `Check.targets`) of each good row, if it has any.
-
-    Attributes:
-        lowest, highest: of the numbers that stand where labels do; the first above the second if there are none.
-        numbers: good rows with such a number.
-        fractions: whether one of them is none of 1, 2, 3 ...
-    """
-
-    source: Source
-    tally: Tally
-    labels: "array[int]" = field(default_factory=lambda: array("l"))
-    good: int = 0
-    choice: npt.NDArray[np.uint8] | None = None  # None: every row once, for training
-    lowest: float = math.inf
-    highest: float = -math.inf
-    numbers: int = 0
-    fractions: bool = False
 
 
 def check_kind(declared: ProblemType | None, task: Task) -> None:
@@ -63,6 +37,22 @@ def kind_of_all(files: list[CheckedFile], training: list[CheckedSource]) -> Prob
     """What labels are that the job says nothing of: numbers of which one has a fraction are no names."""
     numbers = all(part.numbers == part.good for part in training) and any(part.fractions for part in training)
     return ProblemType.REGRESSION if numbers else files[0].columns.kind
+
+
+def as_whole_numbers(
+    files: list[CheckedFile], parts: list[CheckedSource], targets: list[tuple[str, ...]]
+) -> list[CheckedFile]:
+    """The files; where all labels are whole numbers, `1.0` is the label `1`: columns with gaps are written so."""
+    names = {name for target in targets for name in target}
+    if not names or not all(map(is_whole, names)) or not any("." in name for name in names):
+        return files
+    index_of: dict[tuple[str, ...], int] = {}
+    renamed = [tuple(sorted({whole_number(name) for name in target})) for target in targets]
+    moved = [index_of.setdefault(target, len(index_of)) for target in renamed]
+    targets[:] = index_of
+    for part in parts:
+        part.labels = array("l", [moved[index] for index in part.labels])
+    return [replace(checked, columns=replace(checked.columns, whole=True)) for checked in files]
 
 
 def forget_labels(parts: list[CheckedSource], targets: list[tuple[str, ...]]) -> None:

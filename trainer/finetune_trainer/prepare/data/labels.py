@@ -2,6 +2,7 @@
 are of its kind."""
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, json_type
 
 SEPARATOR = ";"  # between the labels of a text, where the job says that there are several
+WHOLE = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+)?")
 LARGEST = 3.4028234e38  # of float32
 
 
@@ -71,6 +73,16 @@ def name(column: str, value: Any) -> str:
     if isinstance(value, float):
         raise Wrong(Code.NOT_FINITE, f"{column!r} is infinite; a label is a string, a number or a boolean")
     raise Wrong(Code.LABEL_TYPE, f"{column!r} is {json_type(value)}; a label is a string, a number or a boolean")
+
+
+def whole_number(name: str) -> str:
+    """The name of a whole number that a program has written as `1.0`: `1`."""
+    return name.partition(".")[0] if is_whole(name) else name
+
+
+def is_whole(name: str) -> bool:
+    """Whether a name is a whole number, with or without zeros behind a point."""
+    return WHOLE.fullmatch(name) is not None
 
 
 def _several(column: str, value: Any, declared: bool) -> tuple[str, ...]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from finetune_api.errors import DataError, Problem, SpecError
+from finetune_api.v1alpha1.data_names import is_hub_name
 from finetune_trainer.prepare.data import patterns
+from finetune_trainer.prepare.data.hub_splits import EVALUATION
 from finetune_trainer.prepare.data.places import Place, StoredFile, blamed, local_file
 from finetune_trainer.storage import open_store
 
@@ -23,6 +25,8 @@ def locate(uri: str, field: str, environ: Mapping[str, str], declared: str | Non
         DataError: there is no such file, or what a folder or pattern holds does not go together.
         StorageError: the store refuses or is unreachable.
     """
+    if "://" not in uri:
+        uri = _named_on_hub(uri, field)
     scheme = uri.partition("://")[0]
     finders: dict[str, Callable[[str, str, Mapping[str, str]], list[Place]]] = {
         "file": _local,
@@ -44,6 +48,17 @@ def locate(uri: str, field: str, environ: Mapping[str, str], declared: str | Non
     return tuple(found)
 
 
+def _named_on_hub(text: str, field: str) -> str:
+    """The uri of a plain name of a data set: paths have become file:// where they mean something."""
+    if is_hub_name(text):
+        return f"hf://datasets/{text}"
+    message = f"{text!r} is a path of one machine, and here there is no such file"
+    cure = (
+        "copy the data to s3://, or mount a volume and write file:///path; a data set of the hub is organisation/name"
+    )
+    raise SpecError(Problem(code="PlainPath", field=field, message=message, cure=cure))
+
+
 def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
     given = unquote(uri.partition("://")[2])
     path = Path(given)
@@ -60,6 +75,9 @@ def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
         found = [os.path.join(root, name) for name in patterns.matching(names, below)]  # noqa: PTH118 - keep the text
         return _places(uri, field, (local_file(Path(name), named(name), field) for name in found))
     if path.is_dir():
+        if (path / patterns.SAVED).is_file():
+            saved = _saved_split(uri, field, _walk(path))
+            return _places(uri, field, (local_file(path / name, named(str(path / name)), field) for name in saved))
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
         chosen = patterns.data_files(names)
         if not chosen:
@@ -70,9 +88,15 @@ def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
 
 
 def _walk(root: Path) -> list[str]:
+    """All files below a folder; links to folders are followed, each folder once."""
     found = []
-    for parent, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {root.resolve()}
+    above = set(root.resolve().parents)
+    for parent, folders, files in os.walk(root, followlinks=True):
+        new = {name: (Path(parent) / name).resolve() for name in sorted(folders) if not name.startswith(".")}
+        # a link to where the walk came from would lead to all that lies beside the folder
+        folders[:] = [name for name, place in new.items() if place not in seen and place not in above]
+        seen.update(new.values())
         relative = Path(parent).relative_to(root)
         found += [(relative / name).as_posix() for name in files]
     return found
@@ -113,6 +137,8 @@ def _stored(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
             parent, _, name = key.rpartition("/")
             siblings = (info.key.rpartition("/")[2] for info in store.list(f"{parent}/" if parent else ""))
             raise _missing(uri, field, name, list(siblings)[:1000])
+    if patterns.SAVED in below:
+        return [StoredFile(store, below[name], field) for name in _saved_split(uri, field, below)]
     chosen = patterns.data_files(name for name in below if "/" not in name)
     if not chosen:
         raise _empty_folder(uri, field, patterns.likely_data(below)[:1])
@@ -129,6 +155,19 @@ def _on_the_web(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
     from finetune_trainer.prepare.data.web import find
 
     return [find(uri, field)]
+
+
+def _saved_split(uri: str, field: str, names: Iterable[str]) -> list[str]:
+    """The files of the split that a field means, of a folder that holds several."""
+    splits = patterns.saved_splits(names)
+    wanted = EVALUATION if field == "spec.dataset.eval" else ("train",)
+    split = next((split for split in wanted if split in splits), None)
+    if split is None:
+        known = ", ".join(sorted(splits)) or "none"
+        message = f"{uri} is a saved data set without the split {wanted[0]!r}; its splits are {known}"
+        cure = f"name the folder of one: {uri.rstrip('/')}/{next(iter(sorted(splits)), 'train')}"
+        raise DataError(Problem(code="SplitNotFound", field=field, message=message, cure=cure))
+    return splits[split]
 
 
 def _missing(uri: str, field: str, name: str, siblings: Iterable[str]) -> DataError:

@@ -1,33 +1,21 @@
 """Every file of a data set brought here and opened: its format and its columns, before its rows are looked at."""
 
-from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.checked import CheckedFile
 from finetune_trainer.prepare.data.chunks import EMPTY
 from finetune_trainer.prepare.data.detect import open_file
-from finetune_trainer.prepare.data.formats import DataFile
 from finetune_trainer.prepare.data.places import Report, make_room
-from finetune_trainer.prepare.data.rows import Columns
 from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import Source, Sources
 
 FETCHES = 4  # files at a time; large ones are further split into parts
-
-
-@dataclass(frozen=True)
-class CheckedFile:
-    """One file of a source; `good` has the number of good rows of each of its chunks."""
-
-    source: int
-    file: DataFile
-    columns: Columns
-    good: "array[int]" = field(default_factory=lambda: array("q"))
 
 
 def open_all(
@@ -65,7 +53,7 @@ def _open_source(
         try:
             file = open_file(path.result(), place.name, source.field, spec.format, spec.delimiter, spec.documents)
             columns = columns_of(file, task, spec.columns, has_template)
-            yield CheckedFile(index, replace(file, columns=tuple(columns.names.values())), columns)
+            yield CheckedFile(index, replace(file, columns=columns.read), columns)
             found += 1
         except DataError as error:
             if len(source.files) > 1 and error.problems[0].code == EMPTY:  # as engines leave them among others

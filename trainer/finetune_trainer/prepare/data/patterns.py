@@ -12,7 +12,10 @@ from finetune_trainer.prepare.data.formats import Format
 
 WILDCARDS = "*?["
 NO_DATA = re.compile(r"^(readme|license|licence|notice|changelog|requirements)\b", re.IGNORECASE)
-BESIDE_DATA = {"_SUCCESS", "_metadata", "_common_metadata", "dataset_info.json", "dataset_infos.json", "state.json"}
+SAVED = "dataset_dict.json"  # in the folder of several splits that the library datasets has saved
+STATE = "state.json"  # in the folder of each
+CACHE = re.compile(r"(?:cache|tmp)-?[0-9a-z]+\.arrow")  # what it writes beside the data when rows are mapped
+BESIDE_DATA = {"_SUCCESS", "_metadata", "_common_metadata", "dataset_info.json", "dataset_infos.json", STATE, SAVED}
 EVALUATION = {"test", "valid", "validation", "val", "eval", "evaluation", "dev", "heldout"}
 
 
@@ -59,12 +62,29 @@ def data_files(names: Iterable[str]) -> list[str]:
 
     Files without a suffix of data are taken only where no file has one.
     """
-    left = [name for name in sorted(names) if _may_be_data(name.rpartition("/")[2])]
+    names = sorted(names)
+    saved = {name.rpartition("/")[0] for name in names if name.rpartition("/")[2] == STATE}
+    left = [name for name in names if _may_be_data(name.rpartition("/")[2]) and not _is_cache(name, saved)]
     return [name for name in left if suffixes_of(name)[0] is not None] or left
 
 
 def _may_be_data(base: str) -> bool:
     return not base.startswith((".", "_")) and base not in BESIDE_DATA and not NO_DATA.match(base)
+
+
+def _is_cache(name: str, saved: set[str]) -> bool:
+    folder, _, base = name.rpartition("/")
+    return folder in saved and CACHE.fullmatch(base) is not None
+
+
+def saved_splits(names: Iterable[str]) -> dict[str, list[str]]:
+    """The splits of a folder that the library datasets has saved: each is a folder with Arrow files."""
+    found: dict[str, list[str]] = {}
+    for name in data_files(names):
+        split, _, base = name.rpartition("/")
+        if split and "/" not in split and base.endswith(".arrow"):
+            found.setdefault(split, []).append(name)
+    return found
 
 
 def likely_data(names: Iterable[str]) -> list[str]:

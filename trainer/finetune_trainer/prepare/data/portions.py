@@ -8,6 +8,7 @@ from itertools import zip_longest
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.chunks import Chunk
 from finetune_trainer.prepare.data.formats import DataFile
+from finetune_trainer.prepare.data.places import changed
 from finetune_trainer.prepare.data.rows import Columns, Example, examples
 
 LEFT_OUT = 0
@@ -17,12 +18,6 @@ EVALUATED = 255  # any other value: trained on, so many times
 class Split(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
-
-
-def changed(file: DataFile) -> DataError:
-    """The error for a file that is not what it was when it was checked."""
-    message = f"{file.name} changed while it was read"
-    return DataError(file.problem("SourceChanged", message, "wait until it is written, then start again"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ class Portion:
         good = (record for record in examples(self.chunk.records(), self.columns) if isinstance(record, Example))
         for choice, example in zip_longest(self.choice, good):
             if choice is None or example is None:
-                raise changed(self.file)
+                raise DataError(changed(self.file.name, self.file.field))
             if choice == EVALUATED:
                 yield Split.EVAL, 1, example
             elif choice != LEFT_OUT:

@@ -1,15 +1,17 @@
 """From a row to an example of a task: which column plays which part, and what a value must be."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
 from typing import Any
 
 from finetune_api.messages import ProblemType, Task
 from finetune_trainer.prepare.data import alpaca, conversation
 from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
-from finetune_trainer.prepare.data.labels import Target, encodable, target
+from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
+from finetune_trainer.prepare.data.labels import Target, encodable, target, whole_number
+from finetune_trainer.prepare.data.names import HELD_OUT, TESTED, TRAINED
 
 
 class Layout(StrEnum):
@@ -32,6 +34,14 @@ LAYOUTS = {
     Task.SEQ2SEQ: (Layout.PAIR,),
     Task.MASKED_LM: (Layout.TEXT,),
 }
+
+
+class SaidSplit(IntEnum):
+    """What a column that says so makes of a row."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,26 +87,66 @@ class Example:
         return self.label or ("" if self.number is None else f"{self.number:g}")
 
 
+ABSENT = object()
+SYSTEM_ROLES = ("system", "developer")
+
+
+def value_at(values: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column, or of a path such as `translation.de` into one; ABSENT if there is none."""
+    if column in values:
+        return values[column]
+    at: Any = values
+    for part in column.split("."):
+        if at is None:
+            return None
+        if not isinstance(at, Mapping) or part not in at:
+            return ABSENT
+        at = at[part]
+    return at
+
+
 @dataclass(frozen=True)
 class Columns:
     """Where the parts of an example stand in a row.
 
     Attributes:
         layout: what the examples are.
-        names: part -> the file's column. The parts are the layout's, or those of Alpaca (`instruction`, ...), or, for
-            a conversation, `prompt` and `completion` as lists of messages.
+        names: part -> the file's column, or a path into one. The parts are the layout's, or those of Alpaca
+            (`instruction`, ...), or, for a conversation, `prompt` and `completion` as texts or lists of messages.
         kind: what labels are.
         declared: whether the job says what they are.
+        whole: whether all labels of the data set are whole numbers, some of them written as `1.0`.
+        joined: whether a system message is put before the prompt: there is no other place for it in an encoder-decoder.
+        split: a column that says which split a row is of, if there is one.
+        parted: whether the job says that rows go by it.
+        unread: columns that play no part.
     """
 
     layout: Layout
     names: Mapping[str, str]
     kind: ProblemType = ProblemType.SINGLE_LABEL
     declared: bool = False
+    whole: bool = False
+    joined: bool = False
+    split: str | None = None
+    parted: bool = False
+    unread: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All columns that are looked at, or paths into them."""
+        return (*self.names.values(), *([self.split] if self.split else []))
+
+    @property
+    def roots(self) -> frozenset[str]:
+        """The columns themselves, and the first parts of paths into them."""
+        return frozenset({*self.read, *(path.partition(".")[0] for path in self.read)})
 
     def example(self, row: Row) -> Example | Fault:
         """The row as an example, or the first rule it breaks."""
         try:
+            if self.parted:
+                split_of(row, self.split or "")
             if "instruction" in self.names:
                 return self._alpaca(row)
             if self.layout is Layout.CHAT:
@@ -107,39 +157,77 @@ class Columns:
 
     def _value(self, row: Row, part: str) -> Any:
         column = self.names[part]
-        if column in row.values:
-            return row.values[column]
-        raise self._missing(row, column)
+        value = value_at(row.values, column)
+        if value is ABSENT:
+            raise self._missing(row, column)
+        return _number_or_value(column, value)
 
     def _missing(self, row: Row, column: str) -> Wrong:
-        if row.values and not row.values.keys() & set(self.names.values()):
+        if row.values and not row.values.keys() & self.roots:
             seen = ", ".join(repr(name) for name in list(row.values)[:8])
             return Wrong(Code.MIXED_COLUMNS, f"there is no {column!r}; the row has {seen} instead")
         return Wrong(Code.MISSING_FIELD, f"there is no {column!r}")
 
     def _optional(self, row: Row, part: str) -> Any:
-        return row.values.get(self.names.get(part, part))
+        column = self.names.get(part, part)
+        value = value_at(row.values, column)
+        return None if value is ABSENT else _number_or_value(column, value)
 
     def _texts(self, row: Row) -> Example:
         if self.layout is Layout.LABELLED:
             text = _text(self.names["text"], self._value(row, "text"))
             found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
+            if self.whole:
+                found = replace(found, names=tuple(whole_number(name) for name in found.names))
             return _labelled(row.line, text, found, self.kind)
         values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
         text = values.get("text", values.get("prompt", ""))
+        if "system" in self.names and (system := self._text_or_nothing(row, "system")).strip():
+            if not self.joined:
+                raise self._no_place("system")
+            text = f"{system}\n\n{text}"
         return Example(row.line, text, completion=values.get("completion", ""))
 
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
-            messages = conversation.conversation(self.names["messages"], self._value(row, "messages"))
+            column = self.names["messages"]
+            given = _list(column, self._value(row, "messages"))
+            _refuse_old_calls(column, given)
+            messages = conversation.conversation(column, given)
         else:
-            prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
-            messages = conversation.prompt_and_completion(prompt, completion, self.names)
+            messages = self._asked_and_answered(row)
         tools = self._optional(row, "tools") if "tools" in self.names else None
+        if not tools and row.values.get("functions"):
+            raise Wrong(Code.OLD_CALLS, "'functions' describes tools as OpenAI's rows did before tool calls")
+        messages = self._with_system(row, messages)
         return Example(row.line, "", messages=messages, tools=conversation.tools_of("tools", tools))
 
+    def _asked_and_answered(self, row: Row) -> tuple[conversation.Message, ...]:
+        prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            asked, answer = _text(self.names["prompt"], prompt), _text(self.names["completion"], completion)
+            return ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+        return conversation.prompt_and_completion(prompt, completion, self.names)
+
+    def _with_system(self, row: Row, messages: tuple[conversation.Message, ...]) -> tuple[conversation.Message, ...]:
+        """The conversation behind the system message that stands in a column of its own."""
+        system = self._text_or_nothing(row, "system") if "system" in self.names else ""
+        first = messages[0]
+        if not system.strip() or (first["role"] in SYSTEM_ROLES and first.get("content") == system):
+            return messages
+        if first["role"] in SYSTEM_ROLES:
+            column = self.names["system"]
+            raise Wrong(
+                Code.INVALID_MESSAGE, f"{column!r} holds a system message, and the first message is another one"
+            )
+        return ({"role": "system", "content": system}, *messages)
+
+    def _no_place(self, column: str) -> Wrong:
+        message = f"{column!r} is given, and the model has no chat template to write it: set spec.dataset.chatTemplate"
+        return Wrong(Code.INVALID_MESSAGE, message)
+
     def _holds_messages(self, row: Row) -> bool:
-        return "messages" in self.names or isinstance(row.values.get(self.names.get("prompt", "")), list)
+        return "messages" in self.names or isinstance(value_at(row.values, self.names.get("prompt", "")), list)
 
     def _one_answer(self, row: Row) -> Example:
         """A conversation for a model that has no other form for it than a text and an answer."""
@@ -159,8 +247,7 @@ class Columns:
         if self.layout is Layout.CHAT:
             return Example(row.line, "", messages=alpaca.conversation(instruction, given, output, system, history))
         if history or system.strip():
-            seen = "history" if history else "system"
-            raise Wrong(Code.INVALID_MESSAGE, f"{seen!r} is given, and the model has no chat template to write it")
+            raise self._no_place("history" if history else "system")
         return Example(row.line, alpaca.prompt(instruction, given), completion=f"\n{output}")
 
     def _text_or_nothing(self, row: Row, part: str) -> str:
@@ -171,6 +258,48 @@ class Columns:
             column = self.names.get(part, part)
             raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a string")
         return encodable(self.names.get(part, part), value)
+
+
+def _number_or_value(column: str, value: Any) -> Any:
+    if isinstance(value, NotANumber):
+        raise Wrong(
+            Code.NOT_A_NUMBER, f"{column!r} is, or holds, {value.name}, which is no JSON: it has no such number"
+        )
+    return value
+
+
+def _list(column: str, value: Any) -> Any:
+    """A list that stands in a column of text, as in CSV: as JSON it can be read in one way only."""
+    if not isinstance(value, str) or value.lstrip()[:1] != "[":
+        return value
+    found = parse_value(value)
+    if isinstance(found, Fault):
+        raise Wrong(found.code, f"{column!r} is a list as text, and wrong: {found.message}")
+    return _number_or_value(column, found)
+
+
+def _refuse_old_calls(column: str, messages: Any) -> None:
+    """Raise Wrong for a call that no chat template reads: with a content beside it, it would be lost without a word."""
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict) and message.get("function_call"):
+            seen = f"{column}[{index}] has a 'function_call'"
+            raise Wrong(Code.OLD_CALLS, f"{seen}, which is what OpenAI's rows had before tool calls")
+
+
+def split_of(row: Row, column: str) -> SaidSplit:
+    """The split that a row says it is of.
+
+    Raises:
+        Wrong: it says none.
+    """
+    value = value_at(row.values, column)
+    said = value.strip().lower() if isinstance(value, str) else ""
+    if said in TRAINED:
+        return SaidSplit.TRAIN
+    if said in HELD_OUT:
+        return SaidSplit.TEST if said in TESTED else SaidSplit.VALIDATION
+    seen = "missing" if value is ABSENT else repr(value)[:40]
+    raise Wrong(Code.NO_SPLIT, f"{column!r} is {seen}; a split is train, validation or test")
 
 
 def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example:

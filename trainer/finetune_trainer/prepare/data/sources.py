@@ -1,15 +1,18 @@
 """Where data comes from: the files behind each uri of the job, known by fingerprints before they are read."""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from finetune_api.contract import Env
-from finetune_api.errors import DataError, FineTuneError, Problem
+from finetune_api.errors import DataError, FineTuneError
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.locate import locate
-from finetune_trainer.prepare.data.places import Place, hashed
+from finetune_trainer.prepare.data.places import Place, changed, hashed
+from finetune_trainer.prepare.data.tally import grouped
 
 TRAIN, EVAL, MIX = "spec.dataset.train", "spec.dataset.eval", "spec.dataset.mix"
+ASKED = 16  # files at a time, whether they are what they were
 
 _OWN: dict[str, Env] = {
     "AWS_ACCESS_KEY_ID": Env.DATA_ACCESS_KEY,
@@ -44,16 +47,10 @@ class Source:
 
     def check_unchanged(self) -> None:
         """Raises DataError if a file is another than when it was located."""
-        for file in self.files:
-            if not file.is_unchanged():
-                raise DataError(
-                    Problem(
-                        code="SourceChanged",
-                        field=self.field,
-                        message=f"{file.name} changed while it was read",
-                        cure="wait until it is written, then start again",
-                    )
-                )
+        with ThreadPoolExecutor(ASKED) as pool:  # each may be a request to a store
+            same = list(pool.map(lambda file: file.is_unchanged(), self.files))
+        if problems := [changed(file.name, self.field) for file, ok in zip(self.files, same, strict=True) if not ok]:
+            raise DataError(grouped(problems))
 
 
 @dataclass(frozen=True)

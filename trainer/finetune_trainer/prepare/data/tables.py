@@ -1,9 +1,14 @@
-"""Parquet and Arrow files: batches of rows, sent to processes as Arrow's own bytes and turned into Python there."""
+"""Parquet and Arrow files: batches of rows, sent to processes as Arrow's own bytes and turned into Python there.
 
-from collections.abc import Iterator
+Numbers that stand for names of classes (ClassLabel of the library datasets) become the names, which the schema has.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.ipc
 import pyarrow.parquet
 
@@ -33,6 +38,7 @@ def read_tables(file: DataFile) -> Iterator[tuple[int, bytes, int]]:
         done = 0
         for batch in batches:
             rows = max(1, min(MOST_ROWS, batch.num_rows * PIECE // max(1, batch.nbytes)))
+            batch = _with_names(batch)
             for start in range(0, batch.num_rows, rows):
                 part = batch.slice(start, rows)
                 share = (done + start + part.num_rows) / total if total else 1
@@ -55,7 +61,53 @@ def _parquet(file: DataFile) -> tuple[int, Iterator[Any]]:
 
 def _read_of(file: DataFile, schema: Any) -> list[str]:
     """The columns to read: large ones that nobody asks for, such as images, are passed over."""
-    return [name for name in schema.names if file.columns is None or name in file.columns]
+    if file.columns is None:
+        return list(schema.names)
+    wanted = {*file.columns, *(path.partition(".")[0] for path in file.columns)}
+    return [name for name in schema.names if name in wanted]
+
+
+def _with_names(batch: Any) -> Any:
+    """The batch with the names of classes in the place of their numbers; no class (-1) is null."""
+    for name, names in _classes(batch.schema).items():
+        index = batch.schema.get_field_index(name)
+        if index >= 0 and (found := _named(batch.column(index), pa.array(names, pa.string()))) is not None:
+            batch = batch.set_column(index, name, found)
+    return batch
+
+
+def _named(column: Any, names: Any) -> Any:
+    if pa.types.is_integer(column.type):
+        known = pa.compute.and_(pa.compute.greater_equal(column, 0), pa.compute.less(column, len(names)))
+        return names.take(pa.compute.if_else(known, column, None))
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        values = _named(column.flatten(), names)
+        offsets = pa.compute.subtract(column.offsets, column.offsets[0])
+        if values is not None and offsets[-1].as_py() == len(values):
+            kind = pa.LargeListArray if pa.types.is_large_list(column.type) else pa.ListArray
+            return kind.from_arrays(offsets, values, mask=column.is_null() if column.null_count else None)
+    return None
+
+
+def _classes(schema: Any) -> dict[str, list[str]]:
+    """Column -> names of its classes, by their numbers, as datasets writes them into the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        found = {name: _class_names(feature) for name, feature in features.items()}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+    return {name: names for name, names in found.items() if names}
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    if isinstance(feature, list):  # a list of classes, as older versions write it
+        return _class_names(feature[0]) if len(feature) == 1 else None
+    if not isinstance(feature, Mapping):
+        return None
+    if feature.get("_type") == "ClassLabel":
+        names = feature.get("names")
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    return _class_names(feature.get("feature"))
 
 
 def _arrow(file: DataFile) -> tuple[int, Iterator[Any]]:

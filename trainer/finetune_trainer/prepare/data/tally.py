@@ -1,6 +1,6 @@
 """What is wrong with the rows of one source: grouped by code, over all its files. Tallies of parts add up."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import field as with_default
 from typing import TypeVar
@@ -9,6 +9,7 @@ from finetune_api.errors import Problem
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
 
 SHOWN_LINES = 20
+SHOWN_FILES = 3
 T = TypeVar("T")
 
 CURES = {
@@ -23,6 +24,7 @@ CURES = {
     Code.NOT_A_NUMBER: "write null, or leave the field out",
     Code.NOT_AN_OBJECT: 'write an object: {"text": ...}',
     Code.INVALID_CSV: 'quote fields with "..." and double the quotes within',
+    Code.ROWS_IN_QUOTES: 'double the stray quote ("") and quote its field; for texts with such lines use JSON lines',
     Code.REPEATED_HEADER: "remove the line: it was left when files were joined",
     Code.RAGGED_ROW: "quote fields that hold the delimiter, and write all of them",
     Code.MISSING_FIELD: "add it, or say in spec.dataset.columns which column it is",
@@ -38,6 +40,9 @@ CURES = {
     Code.BAD_UNICODE: "write the whole character, or remove it",
     Code.NO_MESSAGES: "remove the row, or fill it",
     Code.INVALID_MESSAGE: 'write messages as {"role": "user", "content": "..."}',
+    Code.NO_SPLIT: "write train, validation or test",
+    Code.OLD_CALLS: "write the call as tool_calls: [{type: function, function: {name, arguments}}], its result as a "
+    "message of role tool, and the column `functions` as tools: [{type: function, function: {...}}]",
     Code.UNKNOWN_ROLE: "use one of the roles",
     Code.WRONG_ROLE_ORDER: "put the messages in the order in which they were said",
     Code.NO_ASSISTANT: "add the answer that is to be learnt, or remove the row",
@@ -109,6 +114,28 @@ class Tally:
     def problems(self) -> list[Problem]:
         """One problem per code, in the order in which they were met."""
         return [_problem(self.field, code, group) for code, group in self._groups.items()]
+
+
+def grouped(problems: Sequence[Problem]) -> list[Problem]:
+    """One problem for each code and field, in the order in which they were met: many files have the same fault.
+
+    What names lines is left as it is: it is grouped already.
+    """
+    groups: dict[object, list[Problem]] = {}
+    for place, problem in enumerate(problems):
+        alone = bool(problem.lines)
+        groups.setdefault(place if alone else (problem.code, problem.field), []).append(problem)
+    return [_of_files(group) for group in groups.values()]
+
+
+def _of_files(group: list[Problem]) -> Problem:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    others = list(dict.fromkeys(problem.file.rpartition("/")[2] for problem in group[1:] if problem.file))
+    examples = f", such as {', '.join(others[:SHOWN_FILES])}" if others else ""
+    message = f"{first.message} (the first of {len(group):,} files with such a fault{examples})"
+    return first.model_copy(update={"message": message})
 
 
 def _problem(where: str, code: Code, group: _Group) -> Problem:

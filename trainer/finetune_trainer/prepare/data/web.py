@@ -15,7 +15,7 @@ import httpx2 as httpx
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
 from finetune_trainer.prepare.data.patterns import is_pattern
-from finetune_trainer.prepare.data.places import Report, announce, hashed
+from finetune_trainer.prepare.data.places import Report, announce, changed, hashed
 from finetune_trainer.prepare.data.progress import Progress
 
 ATTEMPTS = 6  # in a row without a byte
@@ -74,7 +74,7 @@ class WebFile:
                     break
                 except _ChangedError:
                     partial.unlink(missing_ok=True)
-                    raise DataError(_changed(self)) from None
+                    raise DataError(changed(self.name, self.field)) from None
                 except _AgainError as error:
                     failures = 0 if _size(partial) > had else failures + 1
                     if failures >= ATTEMPTS:
@@ -205,15 +205,6 @@ def _failed(file: WebFile, why: str) -> FineTuneError:
     message = f"{file.name} cannot be fetched after {ATTEMPTS} attempts: {why}"
     cure = "check the address and the connection, or copy the file to s3://"
     return StorageError(_problem(file.field, "WebFailed", message, cure))
-
-
-def _changed(file: WebFile) -> Problem:
-    return _problem(
-        file.field,
-        "SourceChanged",
-        f"{file.name} changed while it was read",
-        "wait until it is written, then start again",
-    )
 
 
 def _is_safe(url: httpx.URL) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_api.messages import MethodType, Task
+from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
 from finetune_trainer.prepare.quality.sample import Kept
@@ -25,6 +26,7 @@ class Context:
         longest: tokens of the longest sequence the model takes; 0 where it does not say.
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
+        notices: what was seen of its columns and labels while it was read.
     """
 
     task: Task
@@ -34,6 +36,7 @@ class Context:
     completion_only: bool = True
     micro_batch: int = 8
     name: str = ""
+    notices: tuple[Notice, ...] = ()
 
     @property
     def labelled(self) -> bool:

@@ -17,6 +17,9 @@ WEIGHT = (
     "EverythingTrained",
     "EvalInTrain",
     "EvalNearTrain",
+    "HeldOutRowsTrained",
+    "SystemColumnUnread",
+    "ContextUnread",
     "ConflictingLabels",
     "LabelsAlike",
     "ConflictingNumbers",
@@ -30,6 +33,7 @@ WEIGHT = (
     "TruncatedRows",
     "FewRows",
     "RareLabels",
+    "NumbersAsLabels",
     "UnbalancedLabels",
     "DuplicateRows",
     "NearDuplicates",
@@ -52,6 +56,7 @@ WEIGHT = (
     "MixedScripts",
     "VeryLongRows",
     "FewRowsForFull",
+    "UnusedColumns",
 )
 _SEVERITIES = list(Severity)
 
@@ -68,6 +73,7 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
     apart = distances(ours, theirs) if theirs else ()
     people = groups.looked_at(ours)
     found = [
+        *_of_columns(ours, context),
         *_of_rows(splits, context),
         *duplicates.near_twins(ours, theirs),
         *size.of_train(ours, context),
@@ -90,6 +96,12 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
         groups=groups.mentions(people),
         findings=tuple(sorted(found, key=_weight)),
     )
+
+
+def _of_columns(train: Split, context: Context) -> Iterator[Finding]:
+    for told in context.notices:
+        severity = Severity(told.severity)
+        yield train.finding(severity, told.code, told.message, told.cure, told.rule, told.count, told.rows)
 
 
 def _of_rows(splits: list[Split], context: Context) -> Iterator[Finding]:

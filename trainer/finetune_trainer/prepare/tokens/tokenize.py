@@ -26,6 +26,7 @@ from finetune_trainer.model_files import CHAT_TEMPLATE, TOKENIZER_FILES
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
 from finetune_trainer.prepare.data.formats import DataFile, Fault
+from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT, Portion, Split
 from finetune_trainer.prepare.data.rows import Example
 from finetune_trainer.prepare.pool import map_in_order
@@ -46,12 +47,14 @@ class Tokenized:
     Attributes:
         observations: what was seen of each split, for its report.
         notes: what a careful reader should know.
+        notices: what is to be said of the columns and labels.
     """
 
     folder: Path
     facts: DatasetFacts
     observations: Mapping[Split, Observation] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
 
 
 def options_key(spec: DatasetSpec, template: str | None) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def tokenize(
         address.update(f"tokenizer:{_keep_tokenizer(encoder.extended, folder)}".encode())
     for split, writer in writers.items():
         address.update(f"{split}:{writer.digest}".encode())
-    return Tokenized(folder, _facts(address.hexdigest(), facts, data), observed, encoder.notes)
+    return Tokenized(folder, _facts(address.hexdigest(), facts, data), observed, encoder.notes, data.notices)
 
 
 def _keep_tokenizer(extended: Path, folder: Path) -> str:

@@ -1,0 +1,63 @@
+"""What is known of a data set's files once they are open, and of its sources once their rows are read."""
+
+import math
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer.prepare.data.formats import DataFile
+from finetune_trainer.prepare.data.rows import Columns, SaidSplit
+from finetune_trainer.prepare.data.sources import Source
+from finetune_trainer.prepare.data.tally import Tally
+
+
+@dataclass(frozen=True)
+class CheckedFile:
+    """One file of a source; `good` has the number of good rows of each of its chunks."""
+
+    source: int
+    file: DataFile
+    columns: Columns
+    good: "array[int]" = field(default_factory=lambda: array("q"))
+
+
+@dataclass
+class CheckedSource:
+    """One source: what is wrong in it, and what its good rows hold.
+
+    Attributes:
+        labels: of each good row, if it has any: index into the list of targets (all different sets of labels).
+        contents: of each good row, where rows are held out: a hash of all that is learnt of it.
+        choice: what becomes of each good row, see `portions`; None: every row once, for training.
+        lowest, highest: of the numbers that stand where labels do; the first above the second if there are none.
+        numbers: good rows with such a number.
+        fractions: whether one of them is no whole number.
+        splits: rows by what their column `split` (or the like) says, in lower case.
+        said: what each good row's column says of its split, where rows go by it; see `rows.SaidSplit`.
+        unread: columns that play no part, each with the number of files that have it.
+    """
+
+    source: Source
+    tally: Tally
+    labels: "array[int]" = field(default_factory=lambda: array("l"))
+    contents: "array[int]" = field(default_factory=lambda: array("Q"))
+    good: int = 0
+    choice: npt.NDArray[np.uint8] | None = None
+    lowest: float = math.inf
+    highest: float = -math.inf
+    numbers: int = 0
+    fractions: bool = False
+    splits: Counter[str] = field(default_factory=Counter)
+    said: "array[int]" = field(default_factory=lambda: array("b"))
+    unread: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def trained_labels(self) -> set[int]:
+        """The labels of rows that may be trained on, as indices of targets."""
+        if not self.said:
+            return set(self.labels)
+        labels, said = np.asarray(self.labels, np.int64), np.asarray(self.said, np.int8)
+        return set(np.unique(labels[said == SaidSplit.TRAIN]).tolist()) if len(labels) else set()

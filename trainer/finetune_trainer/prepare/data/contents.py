@@ -1,0 +1,27 @@
+"""What a row holds, as one number: rows of the same content have the same, wherever they stand."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from finetune_trainer.prepare.data.rows import Example
+
+
+def content(example: Example) -> int:
+    """Return 64 bits of a hash over all that is learnt of a row: texts, messages, tools, labels, the number."""
+    parts = [example.text, example.completion, *sorted(example.names)]
+    if example.number is not None:
+        parts.append(repr(example.number))
+    for message in example.messages:
+        parts += (message["role"], _said(message))
+    if example.tools:
+        parts.append(repr(example.tools))
+    raw = "\0".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(raw, digest_size=8).digest(), "little")
+
+
+def _said(message: Mapping[str, Any]) -> str:
+    text = message.get("content")
+    if len(message) == 2 and isinstance(text, str):
+        return text
+    return repr(sorted((key, value) for key, value in message.items() if key != "role"))

@@ -1,0 +1,132 @@
+"""What to do about a file whose columns fit no shape: a proposal that keeps all that a row carries, or the reason."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune_api.messages import Task
+from finetune_trainer.prepare.data.formats import DataFile, Format
+from finetune_trainer.prepare.data.names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
+
+Parts = tuple[str, ...]
+PAIR: Parts = ("prompt", "completion")
+ALPACA: Parts = ("instruction", "input", "output")
+# in this order: what keeps more of a row comes first
+PROPOSED: dict[Task, tuple[Parts, ...]] = {
+    Task.CLASSIFICATION: (("text", "label"),),
+    Task.CAUSAL_LM: (ALPACA, PAIR, ("messages",), ("text",)),
+    Task.SEQ2SEQ: (ALPACA, PAIR),
+    Task.MASKED_LM: (("text",),),
+}
+EXAMPLES = {
+    Task.CLASSIFICATION: "{text: body, label: category}",
+    Task.CAUSAL_LM: "{prompt: query, completion: reply}",
+    Task.SEQ2SEQ: "{prompt: query, completion: reply}",
+    Task.MASKED_LM: "{text: body}",
+}
+WITH_SYSTEM = (ALPACA, PAIR, ("messages",))
+
+
+def code(task: Task, row: Mapping[str, Any]) -> str:
+    """Return the code of rows like this one: of data that no task learns, or of a column that is called otherwise."""
+    if _word_labels(row) is not None:
+        return "WordLabels"
+    return "TextPairs" if task is Task.CLASSIFICATION and _two_texts(row) is not None else "MissingColumn"
+
+
+def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
+    """Say what to do about rows like this one."""
+    if {"chosen", "rejected"} <= row.keys():
+        return "preference data cannot be trained on yet: keep the chosen answers as prompt and completion"
+    if file.format in (Format.CSV, Format.TSV) and _is_no_header(list(row)):
+        return "line 1 seems to be a row, not a header: begin the file with a line of column names"
+    if (tags := _word_labels(row)) is not None:
+        return (
+            f"{tags!r} labels each word of a row (token classification, NER), which is not supported; "
+            "a classification has one label for the whole text"
+        )
+    if task is Task.CLASSIFICATION and (both := _two_texts(row)) is not None:
+        first, second = both
+        return (
+            f"{first!r} and {second!r} are two texts of one row, and pairs of texts are not supported yet: "
+            f"join them in a column `text`, such as {{{first}}} [SEP] {{{second}}}, with the tokenizer's own separator"
+        )
+    nested = next((name for name, value in row.items() if _is_rows(value) and not _is_chat(value)), None)
+    if nested is not None:
+        return f"the rows seem to lie in {nested!r}: write that list as the file, or its items as JSON lines"
+    if task is Task.CLASSIFICATION and "messages" in row:
+        return "these are conversations: set spec.task to causal-lm, or give each row a text and a label"
+    if (found := _best(task, row)) is not None:
+        said = ", ".join(f"{part}: {column}" for part, column in found.items())
+        return f"say which column is which; perhaps spec.dataset.columns: {{{said}}}{_left_out(row, found)}"
+    if (paths := _paths(row)) and task is not Task.CLASSIFICATION:
+        said = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
+        return f"a column may be named by its path; perhaps spec.dataset.columns: {{{said}}}"
+    return f"correct the names, or say in spec.dataset.columns which column is which: {EXAMPLES[task]}"
+
+
+def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
+    for parts in PROPOSED[task]:
+        if (found := _proposal(parts, row)) is not None:
+            return found
+    return None
+
+
+def _proposal(parts: Parts, row: Mapping[str, Any]) -> dict[str, str] | None:
+    """The column of each part, if there is a likely one for each; of a system message, too, if there is one."""
+    by_name = {name.strip().lower(): name for name in reversed(list(row))}
+    found: dict[str, str] = {}
+    optional = ("system",) if parts in WITH_SYSTEM else ()
+    for part in (*parts, *optional):
+        names = [by_name[name] for name in (part, *LIKELY[part]) if name in by_name]
+        if parts == ALPACA and part == "input":
+            names = [by_name[name] for name in CONTEXT if name in by_name]
+        free = [name for name in names if name not in found.values()]
+        if free:
+            found[part] = free[0]
+        elif part not in optional:
+            return None
+    return found
+
+
+def _left_out(row: Mapping[str, Any], found: Mapping[str, str]) -> str:
+    left = [repr(name) for name in row if name not in found.values()]
+    return f" (not read then: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''})" if left else ""
+
+
+def _parts(task: Task) -> Parts:
+    return ("text",) if task is Task.MASKED_LM else PAIR
+
+
+def _paths(row: Mapping[str, Any]) -> list[str]:
+    """Paths to texts within the first column that holds some: `translation.de`."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            inner = [f"{name}.{key}" for key, text in value.items() if isinstance(text, str)]
+            if inner:
+                return inner
+    return []
+
+
+def _word_labels(row: Mapping[str, Any]) -> str | None:
+    words = next((row[name] for name in ("tokens", "words") if isinstance(row.get(name), list)), None)
+    if words is None:
+        return None
+    return next((n for n in WORD_LABELS if isinstance(row.get(n), list) and len(row[n]) == len(words)), None)
+
+
+def _two_texts(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    both = (pair for pair in TWO_TEXTS if all(isinstance(row.get(name), str) for name in pair))
+    return next(both, None)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value[:10])
+
+
+def _is_chat(rows: list[Mapping[str, Any]]) -> bool:
+    return all("role" in row or "from" in row for row in rows[:10])
+
+
+def _is_no_header(names: list[str]) -> bool:
+    """Whether names look like values: long, or numbers."""
+    return any(len(name) > 60 or name.count(" ") > 4 or name.strip("-").replace(".", "").isdigit() for name in names)
