@@ -26,6 +26,8 @@ from finetune_trainer.export.pick import pick
 from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_FILES
 from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest, upload_tree
 
+MOST_WARNINGS = 3  # on the artifact: a termination message has 4,096 bytes; the card has all
+
 MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all
 
 
@@ -65,9 +67,22 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
             store, folder, prefix, "artifact", {"kind": layout.kind, "step": info.step, "metrics": info.metrics}
         )
         note = f"from checkpoint {info.step}, {reason}"
-    artifact = Artifact(kind=layout.kind, uri=f"{store.uri}/{prefix}".rstrip("/"), step=info.step, metrics=info.metrics)
+    artifact = Artifact(
+        kind=layout.kind,
+        uri=f"{store.uri}/{prefix}".rstrip("/"),
+        step=info.step,
+        metrics=info.metrics,
+        warnings=_warnings(store, run, info.step),
+    )
+    for warning in artifact.warnings:
+        report(f"warning: {warning}")
     report(f"{layout.kind}: {artifact.uri}")
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
+
+
+def _warnings(store: ObjectStore, run: str, step: int) -> tuple[str, ...]:
+    record = told(store, run, step).record
+    return record.warnings[:MOST_WARNINGS] if record else ()
 
 
 def _scored(store: ObjectStore, run: str, metric: str, checkpoint: Committed) -> Committed:

@@ -25,6 +25,7 @@ class Context:
         longest: tokens of the longest sequence the model takes; 0 where it does not say.
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
+        packed: whether several rows share a sequence: then rows of a language model stand in another order.
     """
 
     task: Task
@@ -34,6 +35,12 @@ class Context:
     completion_only: bool = True
     micro_batch: int = 8
     name: str = ""
+    packed: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether an evaluation gives a label or an answer for each row."""
+        return self.task is not Task.MASKED_LM
 
     @property
     def labelled(self) -> bool:

@@ -13,6 +13,7 @@ def table(report: QualityReport) -> Table:
     """A rich table of all findings, the weightiest first."""
     made = Table(
         Column("severity", no_wrap=True),
+        Column("code", no_wrap=True),
         Column("split", no_wrap=True),
         Column("finding", ratio=3, overflow="fold"),
         Column("cure", ratio=2, overflow="fold"),
@@ -22,10 +23,14 @@ def table(report: QualityReport) -> Table:
     for finding in report.findings:
         style = STYLES[finding.severity]
         made.add_row(
-            f"[{style}]{finding.severity}[/{style}]", finding.split, escape(finding.message), escape(finding.cure)
+            f"[{style}]{finding.severity}[/{style}]",
+            finding.code,
+            finding.split,
+            escape(finding.message),
+            escape(finding.cure),
         )
     if not report.findings:
-        made.add_row("", "", "nothing speaks against training on it", "")
+        made.add_row("", "", "", "nothing that was asked speaks against training on it", "")
     return made
 
 
