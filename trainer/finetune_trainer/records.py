@@ -5,6 +5,8 @@ from pydantic import Field
 from finetune_api.contract import checkpoint_name
 from finetune_api.messages import Message
 
+LABEL_CHARACTERS = 40  # of a label in a sentence
+
 
 class LabelScore(Message):
     """One label's line in the table. `support`: rows of the eval split that have it."""
@@ -69,10 +71,11 @@ class Amplification(Message):
     @property
     def sentence(self) -> str:
         """The finding in a sentence, with rule and source."""
+        label = self.label if len(self.label) <= LABEL_CHARACTERS else f"{self.label[:LABEL_CHARACTERS]}..."
         more = "more" if self.predicted > self.predicted_elsewhere else "less"
         return (
             f"BiasAmplified: of {self.rows:,} evaluation rows that mention {self.group} the model answers "
-            f"{self.label!r} for {100 * self.predicted:.0f} %, the data says {100 * self.truth:.0f} % (other rows: "
+            f"{label!r} for {100 * self.predicted:.0f} %, the data says {100 * self.truth:.0f} % (other rows: "
             f"{100 * self.predicted_elsewhere:.0f} %, data {100 * self.truth_elsewhere:.0f} %): {more} often, and the "
             f"gap is {100 * self.value:.0f} points larger than in the data (interval {100 * self.low:.0f} to "
             f"{100 * self.high:.0f}); rule: 5 points and an interval above 0 (Zhao et al. 2017)"

@@ -36,8 +36,8 @@ def _amplified(record: EvaluationRecord) -> str:
     """Whether a skew of the data grew: every finding, else of whom nothing was found."""
     head = "## Groups of people\n\n"
     rule = (
-        "Shares of predictions among rows that mention a group, beside those of the data (Zhao et al. 2017); the gap to "
-        "the other rows must grow by 5 points, with a bootstrap interval above 0.\n"
+        "Shares of predictions among rows that mention a group, beside those of the data (Zhao et al. 2017); the gap "
+        "to the other rows must grow by 5 points, with a bootstrap interval above 0.\n"
     )
     found = [one for one in record.amplification if one.amplified]
     if not found:
