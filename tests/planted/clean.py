@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from finetune_trainer.prepare.data.rows import Example
-from tests.planted.texts import SPEECH, text
+from tests.planted.texts import text
 
 ROWS = 400
 Row = Callable[[random.Random, int], Example]
@@ -83,7 +83,7 @@ def shell(draw: random.Random, line: int) -> Example:
     answers = (
         f"#!/bin/sh\nset -eu\nexport {one.upper()}={number}\necho ${{{one.upper()}}} > /var/{two}.txt",
         f"apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {one}-{number}\ndata:\n  {two}: ${{{two.upper()}}}",
-        f"Put it into the environment:\n\n```sh\nexport {two.upper()}=${{{one.upper()}}}\n```\n\nThen start {one} {number}.",
+        f"Put it into the environment:\n\n```sh\nexport {two.upper()}=${{{one.upper()}}}\n```\n\nThen {one} {number}.",
     )
     return chat(line, f"How do I set {one} to {number} and keep {two} as it is?", draw.choice(answers))
 
@@ -127,7 +127,8 @@ def tables(draw: random.Random, line: int) -> Example:
     lines = [
         f"| 20{draw.randint(10, 25)}-0{draw.randint(1, 9)}-1{draw.randint(0, 9)} | {draw.choice(NAMES)} "
         f"| {draw.randint(1, 9)}.{draw.randint(0, 20)}.{draw.randint(0, 20)}.{draw.randint(0, 9)} "
-        f"| € {draw.randint(1, 9)},{draw.randint(100, 999)},{draw.randint(100, 999)}.00 | {draw.randint(10**8, 10**9)} |"
+        f"| € {draw.randint(1, 9)},{draw.randint(100, 999)},{draw.randint(100, 999)}.00 "
+        f"| {draw.randint(10**8, 10**9)} |"
         for _ in range(draw.randint(3, 6))
     ]
     head = "| date | part | version | price | pieces |\n|---|---|---|---|---|\n"
@@ -210,8 +211,6 @@ SETS: dict[str, Row] = {
     "people in labelled texts, de": people("de"),
     "people in labelled texts, es": people("es"),
 }
-assert len(SETS) >= 20
-assert {row for row in SPEECH} >= {"en", "de"}
 
 
 def split(rows: Sequence[Example]) -> tuple[list[Example], list[Example]]:

@@ -150,7 +150,7 @@ def _of_sets() -> list[Fault]:
         for place, row in enumerate(made(tools))
         if row.messages[-1].get("content")
     ]
-    spoken = [row for row in made(SETS["tables"])]
+    spoken = made(SETS["tables"])
     return [
         Fault("copies", "DuplicateRows", train + train[:25], evaluation),
         Fault("copies of chats", "DuplicateRows", talk + talk[:25], talk_eval),
@@ -292,5 +292,5 @@ def faults() -> list[Fault]:
         _skewed("es", "La señora de al lado escribe:", "women"),
         _skewed("de", "Ein muslimischer Kunde schreibt:", "Muslims"),
         _skewed("fr", "Une personne âgée écrit :", "old people"),
-        _skewed("zh", "一位老奶奶说：", "old people"),
+        _skewed("zh", "一位老奶奶说,", "old people"),
     ]

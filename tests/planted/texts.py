@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - Cyrillic letters
 """Plain sentences in eleven languages: a beginning and an end that go together, of which rows are put together."""
 
 import random

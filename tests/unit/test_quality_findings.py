@@ -223,7 +223,9 @@ CASES = [
         how=lambda example: encode(example, limit=90),
         limit=90,
     ),
-    Case("a skew", "SkewedMentions", "labels", lambda train, own: (about_women(english(1500)), english(300, 8)), "women"),
+    Case(
+        "a skew", "SkewedMentions", "labels", lambda train, own: (about_women(english(1500)), english(300, 8)), "women"
+    ),
 ]
 
 
