@@ -106,6 +106,7 @@ class File(StrEnum):
     DATASET_REPORT = "dataset-report.json"
     DATASET_PAGE = "dataset-report.html"
     LABELS = "labels.json"
+    EVAL_GROUPS = "eval-groups.json"  # which rows of the eval split mention which groups of people
     OUTPUTS = "outputs"  # prefix of what people look at beside checkpoints: TensorBoard's events, samples, tables
 
 

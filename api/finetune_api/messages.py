@@ -283,12 +283,17 @@ class Plan(Message):
 
 
 class Artifact(Message):
-    """Something the user keeps: `kind` is adapter or model; `uri` is where it lies."""
+    """Something the user keeps: `kind` is adapter or model; `uri` is where it lies.
+
+    Attributes:
+        warnings: what its evaluation warns of, a sentence each, such as a skew that it makes larger.
+    """
 
     kind: Literal["adapter", "model"]
     uri: str
     step: int
     metrics: dict[str, float] = Field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- stored files

@@ -243,4 +243,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
     """What the user keeps."""
     if not isinstance(step, Succeeded):
         return []
-    return [ArtifactStatus(kind=one.kind, uri=one.uri, step=one.step, metrics=one.metrics) for one in step.artifacts]
+    return [
+        ArtifactStatus(kind=one.kind, uri=one.uri, step=one.step, metrics=one.metrics, warnings=list(one.warnings))
+        for one in step.artifacts
+    ]

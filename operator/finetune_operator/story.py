@@ -36,6 +36,10 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
     for sentence in after.dataset.warnings if after.dataset else []:
         if sentence not in known_warnings:
             yield Milestone(True, "DatasetWarning", sentence)
+    known_warnings = [sentence for artifact in before.artifacts for sentence in artifact.warnings]
+    for sentence in (sentence for artifact in after.artifacts for sentence in artifact.warnings):
+        if sentence not in known_warnings:
+            yield Milestone(True, "EvaluationWarning", sentence)
     known = {one.generation for one in before.recoveries}
     for recovery in reversed(after.recoveries):
         if recovery.generation not in known:

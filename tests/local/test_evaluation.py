@@ -27,6 +27,7 @@ from transformers import (
 from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.messages import DatasetFacts, MethodType, Plan, PlannedEvaluation, ProblemType, SplitFacts, Task
 from finetune_trainer.orders import OVERFITTING_SINCE
+from finetune_trainer.records import EvalGroups, EvaluationRecord
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question
 from tests.local.agents import Agents
@@ -426,3 +427,38 @@ def test_a_run_that_had_stopped_early_does_not_train_on_when_it_is_started_again
         again = bench.run(plan, llama, data, tmp_path / f"again-{world}", resume=saved, generation=1 + world)
         assert set(again.exit_codes) == {ExitCode.OK}, again.logs
         assert again.losses() == {}
+
+
+# ---------------------------------------------------------------- groups of people
+
+
+def test_a_skew_that_training_makes_larger_is_recorded_with_its_interval(
+    bench: Bench, bert: Path, tmp_path: Path
+) -> None:
+    """Rows hold a mention and noise, two thirds of one label: a classifier answers with that label alone."""
+
+    def row(number: int) -> dict[str, Any]:
+        source = random.Random(number)
+        group = number % 2
+        label = group if source.random() < 0.67 else 1 - group
+        return {"input_ids": [5 + group] * 4 + [source.randrange(60, 90) for _ in range(4)], "label": label}
+
+    rows = {"train": [row(number) for number in range(64)], "eval": [row(number) for number in range(1000, 1200)]}
+    data = write(tmp_path / "data", {"input_ids": IDS, "label": KINDS[ProblemType.SINGLE_LABEL]}, rows)
+    groups = EvalGroups(rows=tuple(range(200)), groups={"women": tuple(range(0, 200, 2)), "Roma": (1, 3)})
+    (data / File.EVAL_GROUPS).write_text(groups.model_dump_json())
+    made = facts(ProblemType.SINGLE_LABEL)
+    plan = make_plan(
+        Task.CLASSIFICATION,
+        MethodType.FULL,
+        dataset=made.model_copy(update={"eval": made.train.model_copy(update={"rows": 200})}),
+        learning_rate=2e-3,
+    )
+    last(bench.run(plan, bert, data, tmp_path / "run"))
+    record = EvaluationRecord.model_validate(table(tmp_path / "run"))
+    assert record.groups == ("women",)
+    worst = record.amplification[0]
+    assert (worst.group, worst.amplified, worst.rows) == ("women", True, 100)
+    assert worst.truth == pytest.approx(np.mean([line["label"] == 0 for line in rows["eval"][::2]]), abs=1e-4)
+    assert worst.predicted > worst.truth or worst.predicted_elsewhere > worst.truth_elsewhere
+    assert 0.05 <= worst.low < worst.value

@@ -10,9 +10,9 @@ import numpy as np
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.data.rows import Example
 from finetune_trainer.prepare.quality.context import Context
-from finetune_trainer.prepare.quality.groups import mentioned
 from finetune_trainer.prepare.quality.judge import judge
 from finetune_trainer.prepare.quality.observation import Observation
+from finetune_trainer.prepare.quality.people import known, mentioned
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
 from finetune_trainer.prepare.tokens.encoded import Encoded
 
@@ -21,7 +21,7 @@ LIMIT = 256
 SYLLABLES = [first + vowel for first in "bdfgklmnprstvw" for vowel in "aeiou"]
 _made = random.Random(20)
 _all = {"".join(_made.choices(SYLLABLES, k=_made.randint(1, 4))) for _ in range(4000)}
-WORDS = sorted(word for word in _all if not mentioned(word))  # such as "roma"
+WORDS = sorted(word for word in _all if not any(mentioned(word, language) for language in known()))  # such as "roma"
 LABELS = ("billing", "delivery", "praise", "returns")
 
 Encode = Callable[[Example], Encoded]

@@ -9,12 +9,15 @@ import pytest
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
+from finetune_api.messages import Artifact
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
 from finetune_operator.act import written
 from finetune_operator.conditions import condition
 from tests.unit.operator_worlds import (
     DRAINED,
     EVERYTHING_DONE,
+    EXPORT,
+    EXPORTED,
     NOW,
     PLAN,
     PREPARE,
@@ -187,6 +190,23 @@ def test_what_the_report_warns_of_is_told_once_each_and_stays() -> None:
         assert again.status.dataset == first.status.dataset
 
 
+def test_what_the_evaluation_of_an_artifact_warns_of_stands_on_it_and_is_told_once() -> None:
+    said = "BiasAmplified: the gap is 34 points larger than in the data"
+    artifact = Artifact(kind="adapter", uri="s3://b/p/a", step=9, warnings=(said,))
+    seen = world(
+        *prepared_children(),
+        stage_job(TRAIN, 1, "Complete"),
+        stage_job(EXPORT, 0, "Complete"),
+        ended(EXPORT, EXPORTED.model_copy(update={"artifacts": (artifact,)})),
+        status=RUNNING,
+    )
+    first = decided(seen)
+    assert [one.warnings for one in first.status.artifacts] == [[said]]
+    assert [one.message for one in first.milestones if one.reason == "EvaluationWarning" and one.warning] == [said]
+    again = decided(replace(seen, status=first.status))
+    assert "EvaluationWarning" not in [one.reason for one in again.milestones]
+
+
 def test_overfitting_is_a_warning_with_the_step_where_it_turned_until_it_is_over() -> None:
     evals = [EvalMetrics(step=40, values={"eval_loss": 1.5})]
     status, told = RUNNING, []
@@ -227,6 +247,8 @@ def test_the_story_is_told_in_events() -> None:
         world(*prepared_children(), *gang(), polled=polled(20, recoveries=[recovery])),
         world(*prepared_children(), stage_job(TRAIN, 1, "Complete")),
         EVERYTHING_DONE,
+        EXPORT,
+        EXPORTED,
     ):
         decision = decided(replace(seen, status=status))
         told += [(one.warning, one.reason) for one in decision.milestones]

@@ -15,6 +15,7 @@ from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import WEIGHT, judge
 from finetune_trainer.prepare.quality.report import Severity
 from finetune_trainer.prepare.tokens.encoded import Encoded
+from tests.planted.clean import SETS, made
 from tests.unit.quality_sets import (
     LABELS,
     LIMIT,
@@ -109,11 +110,15 @@ def silent(example: Example) -> Encoded:
 def about_women(rows: Rows) -> Rows:
     random_ = random.Random(3)
     return [
-        replace(row, text=f"{row.text} she said", label=LABELS[0] if random_.random() < 0.7 else row.label)
+        replace(row, text=f"{row.text} She said so.", label=LABELS[0] if random_.random() < 0.7 else row.label)
         if index % 6 == 0
         else row
         for index, row in enumerate(rows)
     ]
+
+
+def english(rows: int, seed: int = 7) -> Rows:
+    return made(SETS["labelled texts, en"], rows, seed)
 
 
 FRAME = "Certainly , here is the answer that you asked for today"
@@ -218,7 +223,9 @@ CASES = [
         how=lambda example: encode(example, limit=90),
         limit=90,
     ),
-    Case("a skew", "SkewedMentions", "labels", lambda train, own: (about_women(labelled(1500, 7)), own), "women"),
+    Case(
+        "a skew", "SkewedMentions", "labels", lambda train, own: (about_women(english(1500)), english(300, 8)), "women"
+    ),
 ]
 
 
@@ -239,7 +246,6 @@ RUSSIAN = "добрый день , ваш заказ отправлен сего
 NOTES = [
     ("PersonalData", lambda row: rewritten(row, "call +44 20 7946 0018 , card 4539 1488 0343 6467")),
     ("MixedScripts", lambda row: replace(row, text=f"{RUSSIAN} {row.line}", completion=RUSSIAN)),
-    ("MentionsOfGroups", lambda row: rewritten(row, "she is an immigrant and her brother too")),
     ("VeryLongRows", lambda row: rewritten(row, " ".join([answer(row)] * 40)) if row.line == 1 else row),
 ]
 
@@ -312,7 +318,12 @@ LEFTOVERS = [
     ("go\nHuman: hello\nAssistant: hi", "TemplateLeftovers"),
     ("the\nassistant: a role", None),
     ("Dear [Your Name],", "UnfilledPlaceholders"),
-    ("a dict {{1: 2}} or a set {{x}}", "UnfilledPlaceholders"),
+    ("Dear {{x}}, this is a letter", "UnfilledPlaceholders"),
+    ("a set `{{x}}` in code", None),
+    ("TODO ES POSIBLE", None),
+    ("El informe [tu nombre]", "UnfilledPlaceholders"),
+    ("a [your link](https://x) in Markdown", None),
+    ("Als Sprachmodell kann ich das nicht", "ModelTalksOfItself"),
     ("a dict {{1, 2}}", None),
     ("TODO: write", "DummyText"),
     ("todo list", None),

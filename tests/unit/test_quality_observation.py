@@ -148,7 +148,10 @@ def test_system_messages_are_no_side_but_tell_rows_apart() -> None:
 def test_parts_of_a_message_and_calls_of_tools_are_read() -> None:
     parts = [{"type": "text", "text": "look"}, {"type": "image"}]
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
-    assert sides(Example(1, "", messages=({"role": "user", "content": parts}, call)), False)[:2] == ("look", "weather")
+    assert sides(Example(1, "", messages=({"role": "user", "content": parts}, call)), False)[:2] == (
+        "look",
+        "weather({})",
+    )
 
 
 def test_twins_have_about_the_same_share_in_a_small_sample_as_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:

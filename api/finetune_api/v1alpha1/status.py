@@ -304,6 +304,10 @@ class ArtifactStatus(Observed):
     """The checkpoint it was made from."""
     metrics: Metrics = Field(default_factory=dict)
     """How good it is."""
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), _at_most(MAX_WARNINGS)] = Field(
+        default_factory=list
+    )
+    """What its evaluation warns of."""
 
 
 class FailureStatus(Observed):

@@ -3,7 +3,7 @@
 import re
 
 from finetune_trainer.evaluations import Told
-from finetune_trainer.records import LabelScore, Sample
+from finetune_trainer.records import EvaluationRecord, LabelScore, Sample
 
 LONGEST = 600  # characters of a sample's part
 
@@ -16,6 +16,8 @@ def evaluated(evaluation: Told) -> list[str]:
         parts.append(_labels(record.per_class))
     if record and record.generated:
         parts.append(f"Exact match, chrF and ROUGE are of {record.generated} generated answers.\n")
+    if record and record.groups:
+        parts.append(_amplified(record))
     if evaluation.samples:
         parts += ["## Samples\n", "Answers of this very model to held-out rows, generated greedily:\n"]
         parts += [_sample(sample) for sample in evaluation.samples]
@@ -28,6 +30,27 @@ def _labels(scores: tuple[LabelScore, ...]) -> str:
         for one in scores
     ]
     return "\n".join(["| label | precision | recall | F1 | rows |", "|---|---|---|---|---|", *rows, ""])
+
+
+def _amplified(record: EvaluationRecord) -> str:
+    """Whether a skew of the data grew: every finding, else of whom nothing was found."""
+    head = "## Groups of people\n\n"
+    rule = (
+        "Shares of predictions among rows that mention a group, beside those of the data (Zhao et al. 2017); the gap "
+        "to the other rows must grow by 5 points, with a bootstrap interval above 0.\n"
+    )
+    found = [one for one in record.amplification if one.amplified]
+    if not found:
+        return f"{head}{rule}\nNo skew of the data is larger in the predictions, for {', '.join(record.groups)}.\n"
+    rows = [
+        f"| {one.group} | {_cell(one.label)} | {one.rows} | {one.truth:.0%} | {one.predicted:.0%} "
+        f"| {one.truth_elsewhere:.0%} | {one.predicted_elsewhere:.0%} | {100 * one.value:.0f} "
+        f"({100 * one.low:.0f} to {100 * one.high:.0f}) |"
+        for one in found
+    ]
+    columns = "| group | label | rows | data | predicted | others, data | others, predicted | points |"
+    table = "\n".join([columns, "|---|---|---|---|---|---|---|---|", *rows])
+    return f"{head}{rule}\nThis model makes a skew of the data larger:\n\n{table}\n"
 
 
 def _sample(sample: Sample) -> str:

@@ -37,6 +37,8 @@ from finetune_trainer.storage import (
     upload_tree,
 )
 
+MOST_WARNINGS = 3  # on the artifact: a termination message has 4,096 bytes; the card has all
+
 MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all
 
 
@@ -83,9 +85,22 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         upload_tree(store, folder, prefix, "artifact", {"kind": layout.kind, **made_from})
         note = f"from checkpoint {info.step}, {reason}{broken}"
         break
-    artifact = Artifact(kind=layout.kind, uri=f"{store.uri}/{prefix}".rstrip("/"), step=info.step, metrics=info.metrics)
+    artifact = Artifact(
+        kind=layout.kind,
+        uri=f"{store.uri}/{prefix}".rstrip("/"),
+        step=info.step,
+        metrics=info.metrics,
+        warnings=_warnings(store, run, info.step),
+    )
+    for warning in artifact.warnings:
+        report(f"warning: {warning}")
     report(f"{layout.kind}: {artifact.uri}")
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
+
+
+def _warnings(store: ObjectStore, run: str, step: int) -> tuple[str, ...]:
+    record = told(store, run, step).record
+    return record.warnings[:MOST_WARNINGS] if record else ()
 
 
 def _scored(

@@ -24,7 +24,7 @@ from finetune_trainer.prepare.models import BaseModel, find_mirrored, mirror, re
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.machine import gpu_hint
 from finetune_trainer.prepare.plan.summary import summary
-from finetune_trainer.prepare.quality.judge import Context, judge
+from finetune_trainer.prepare.quality.judge import Context, Examined, examine
 from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.quality.summary import lines
@@ -91,11 +91,12 @@ def prepare(
         base, made = _build(job, found, base, work, report)
         notes += made.notes
         chosen = _plan(job, found, base, made.facts, environ)
-        data = PreparedData(made.facts, _judge(job, found, made, chosen))
+        examined = _examine(job, found, made, chosen)
+        data = PreparedData(made.facts, examined.report)
         if problems := data.report.problems():
             _show(run, data.report, report)
             raise DataError(problems)
-        _publish(found, store, base, made, data.report, report)
+        _publish(found, store, base, made, examined, report)
     if found.adapter:
         mirror_adapter(found.adapter, store)
     now = datetime.now(UTC)
@@ -145,7 +146,7 @@ def inspect(
         found = find(job, work, environ)
         base, made = _build(job, found, None, work, report)
         chosen = _plan(job, found, base, made.facts, environ)
-        return Inspected(chosen, _judge(job, found, made, chosen))
+        return Inspected(chosen, _examine(job, found, made, chosen).report)
 
 
 def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts, environ: Mapping[str, str]) -> Plan:
@@ -194,8 +195,8 @@ def _name(found: Inputs) -> str:
     return ", ".join(source.uri for source in found.sources.all())
 
 
-def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> QualityReport:
-    return judge(
+def _examine(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Examined:
+    return examine(
         made.observations[Split.TRAIN],
         made.observations.get(Split.EVAL),
         Context(
@@ -207,6 +208,7 @@ def _judge(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Qu
             micro_batch=chosen.micro_batch,
             name=_name(found),
             notices=made.notices,
+            packed=bool(job.spec.dataset.packing),
         ),
     )
 
@@ -219,12 +221,14 @@ def _show(run: RunFiles, judged: QualityReport, report: Report) -> None:
 
 
 def _publish(
-    found: Inputs, store: ObjectStore, base: BaseModel, made: Tokenized, judged: QualityReport, report: Report
+    found: Inputs, store: ObjectStore, base: BaseModel, made: Tokenized, examined: Examined, report: Report
 ) -> None:
     prefix = dataset_prefix(made.facts.sha256)
     if read_manifest(store, prefix) is None:
         report(f"dataset: storing {prefix}")
-        (made.folder / File.DATASET_REPORT).write_text(judged.to_json(), "utf-8")
+        (made.folder / File.DATASET_REPORT).write_text(examined.report.to_json(), "utf-8")
+        if examined.eval_groups:
+            (made.folder / File.EVAL_GROUPS).write_text(examined.eval_groups.model_dump_json(), "utf-8")
         upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"))
     if base.files:
         report(f"model: mirroring to {base.facts.prefix}")

@@ -3,6 +3,7 @@
 The prompt is that of Stanford Alpaca (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca, "Data release").
 """
 
+import re
 from typing import Any
 
 from finetune_trainer.prepare.data.conversation import Message, Wrong
@@ -40,3 +41,16 @@ def conversation(instruction: str, given: str, output: str, system: str, history
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     return (*messages, {"role": "user", "content": asked}, {"role": "assistant", "content": output})
+
+
+def asked(text: str) -> str:
+    """Return what was asked of a prompt that `prompt` made: instruction and input; any other text as it is."""
+    for frame in (WITH_INPUT, WITHOUT_INPUT):
+        head, *between, tail = re.split(r"\{\w+\}", frame)
+        if text.startswith(head) and text.endswith(tail):
+            inner = text[len(head) : len(text) - len(tail)]
+            if not between:
+                return inner
+            if between[0] in inner:
+                return inner.replace(between[0], "\n\n", 1)
+    return text

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
@@ -13,6 +14,7 @@ ONE_WORD_SHARE, ONE_WORD_ROWS = 0.02, 5
 ANSWERS_ARE_LABELS = 0.5  # where most answers are one word, this is meant
 FRAME_WORDS = 8
 FRAME_SHARE, FRAME_ROWS = 0.2, 20
+FRAMED_LINES = 8  # of a row, looked at
 FRAMED_WORDS = 12  # a text must have so many, or its frame is all of it
 
 # kind -> (share and number of rows from which on it is a warning, what it is, cure)
@@ -75,28 +77,34 @@ def short_answers(split: Split) -> Iterator[Finding]:
 
 
 def frames(split: Split) -> Iterator[Finding]:
-    """The same first or last words in many texts or answers."""
-    texts = [(row, row.learnt or row.given) for row in split.kept]
-    texts = [(row, text) for row, text in texts if len(text.split(None, FRAMED_WORDS)) >= FRAMED_WORDS]
+    """The same first or last words in many texts or answers: of a row, or of one of its lines."""
+    rows = [(row, _long_lines(row.learnt or row.given)) for row in split.kept]
     for where, words_of in (("begin", _first_words), ("end", _last_words)):
-        words = [words_of(text) for _, text in texts]
-        for frame, rows in Counter(words).most_common(1):
-            share = rows / len(split.kept)
-            if rows < FRAME_ROWS or share < FRAME_SHARE:
-                continue
-            holders = [row for (row, _), own in zip(texts, words, strict=True) if own == frame][:EXCERPTS]
-            yield split.finding(
-                Severity.WARNING,
-                "RepeatedFrame",
-                f"{counted(rows, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: "
-                f"{shortened(frame)!r}",
-                "remove what all rows share, or put it into the system message: it is learnt first and costs tokens",
-                "the same 8 words in more than 20 % of the rows",
-                rows,
-                len(split.kept),
-                split.sampled(),
-                tuple(Excerpt(place=row.place, text=shortened(row.learnt or row.given)) for row in holders),
-            )
+        words = [{words_of(line) for line in lines} for _, lines in rows]
+        counts = Counter(chain.from_iterable(words))
+        frame, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]), default=("", 0))
+        share = count / len(split.kept)
+        if count < FRAME_ROWS or share < FRAME_SHARE:
+            continue
+        holders = [row for (row, _), own in zip(rows, words, strict=True) if frame in own][:EXCERPTS]
+        yield split.finding(
+            Severity.WARNING,
+            "RepeatedFrame",
+            f"{counted(count, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: "
+            f"{shortened(frame)!r}",
+            "remove what all rows share, or put it into the system message: it is learnt first and costs tokens",
+            "the same 8 words in more than 20 % of the rows",
+            count,
+            len(split.kept),
+            split.sampled(),
+            tuple(Excerpt(place=row.place, text=shortened(row.learnt or row.given)) for row in holders),
+        )
+
+
+def _long_lines(text: str) -> list[str]:
+    """The first lines of a text, those that are more than a frame: an answer of several stands on a line of its own."""
+    lines = (line for line in text.split("\n", FRAMED_LINES)[:FRAMED_LINES])
+    return [line for line in lines if len(line.split(None, FRAMED_WORDS)) >= FRAMED_WORDS]
 
 
 def _first_words(text: str) -> str:

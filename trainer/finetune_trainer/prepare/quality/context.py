@@ -27,6 +27,7 @@ class Context:
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
         notices: what was seen of its columns and labels while it was read.
+        packed: whether several rows share a sequence: then rows of a language model stand in another order.
     """
 
     task: Task
@@ -37,6 +38,12 @@ class Context:
     micro_batch: int = 8
     name: str = ""
     notices: tuple[Notice, ...] = ()
+    packed: bool = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether an evaluation gives a label or an answer for each row."""
+        return self.task is not Task.MASKED_LM
 
     @property
     def labelled(self) -> bool:

@@ -12,6 +12,7 @@ from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import (
     Bin,
     LabelCount,
+    LanguageRows,
     Lengths,
     Numbers,
     Padding,
@@ -28,11 +29,14 @@ SHOWN_ROWS = 6
 SHOWN_CHARACTERS = 280
 
 
-def figures(split: Split, context: Context, edges: Sequence[int]) -> SplitQuality:
+def figures(
+    split: Split, context: Context, edges: Sequence[int], languages: tuple[LanguageRows, ...] = ()
+) -> SplitQuality:
     """All figures of a split with at least one row.
 
     Args:
         edges: where the bins of the histogram begin.
+        languages: rows by language.
     """
     table = split.table
     full = np.sort(table["full"].astype(np.int64))
@@ -59,6 +63,7 @@ def figures(split: Split, context: Context, edges: Sequence[int]) -> SplitQualit
         padding=padding(np.minimum(tokens, context.max_length), context.micro_batch, context.max_length),
         labels=labels(split),
         numbers=numbers(split),
+        languages=languages,
         sampled=len(split.kept),
         sample_complete=not split.sampled(),
         shown=tuple(

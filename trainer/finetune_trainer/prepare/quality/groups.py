@@ -1,113 +1,107 @@
 """Mentions of people by group, and how they are spread over labels: a skew in the data that tuning amplifies.
 
-Zhao et al. 2017, "Men also like shopping": a model trained on 33 % : 67 % answered 16 % : 84 %. The lists are short and
-neutral on purpose: they find a skew, they do not find every mention.
+Zhao et al. 2017, "Men also like shopping": a model trained on 33 % : 67 % answered 16 % : 84 %. Each side of a row is
+read with the lists of its own language (`people.toml`). A language without lists is named as not asked.
 """
 
-import math
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-import numpy.typing as npt
+from scipy.special import chdtrc
 
 from finetune_trainer.prepare.quality.context import EXCERPTS, Split, percent, shortened
-from finetune_trainer.prepare.quality.report import Excerpt, Finding, GroupMentions, LabelCount, Severity
+from finetune_trainer.prepare.quality.languages import NAMES, Speech
+from finetune_trainer.prepare.quality.people import groups, known, mentioned
+from finetune_trainer.prepare.quality.report import (
+    Excerpt,
+    Finding,
+    GroupMentions,
+    LabelCount,
+    Severity,
+)
 from finetune_trainer.prepare.quality.sample import Kept
+from finetune_trainer.records import EvalGroups
 
-ROWS = 5000  # looked at
 FEWEST_MENTIONS = 30  # rows
 POINTS = 0.15  # by which a label's share differs among mentions
 TIMES = 1.5
-CHANCE = 1e-5  # of a chi-square test, for each group
-EXPECTED = 5  # rows expected of a label; labels with fewer are taken together (Cochran 1954)
+CHANCE = 1e-5  # of a chi-square test, for each group and label
+EXPECTED = 5  # rows expected in each cell (Cochran 1954)
 NOTED = 0.01  # of a language model's rows
-
-GROUPS: dict[str, str] = {
-    "women": "she her hers herself woman women girl girls female lady ladies mother wife daughter sister",
-    "men": "he him his himself man men boy boys male gentleman father husband son brother",
-    "Christians": "christian christians christianity church catholic protestant jesus",
-    "Muslims": "muslim muslims islam islamic mosque quran",
-    "Jews": "jew jews jewish judaism synagogue rabbi",
-    "Hindus": "hindu hindus hinduism",
-    "Buddhists": "buddhist buddhists buddhism",
-    "Black people": "african-american african-americans nigerian nigerians kenyan",
-    "Asian people": "asian asians chinese indian indians korean vietnamese filipino japanese",
-    "Hispanic people": "hispanic hispanics latino latina latinos mexican mexicans",
-    "Arabs": "arab arabs arabic syrian iraqi egyptian",
-    "Roma": "roma sinti romani",
-    "immigrants": "immigrant immigrants migrant migrants refugee refugees foreigner foreigners",
-    "gay and lesbian people": "gay gays lesbian lesbians homosexual homosexuals queer bisexual lgbt",
-    "transgender people": "transgender transsexual nonbinary",
-    "disabled people": "disabled disability disabilities wheelchair autistic autism deaf blind",
-    "old people": "elderly senior seniors pensioner pensioners grandmother grandfather",
-    "young people": "teenager teenagers youngster youngsters adolescent adolescents",
-}
-_GROUP_OF = {word: group for group, words in GROUPS.items() for word in words.split()}
-_WORD = re.compile(r"[a-z]+(?:-[a-z]+)?")
 
 
 @dataclass(frozen=True)
-class _Skew:
-    group: str
-    label: str
-    share: float
-    usual: float
-    mentions: int
-    chance: float
+class Mention:
+    """A row, its labels, the groups it mentions, and whether its language has lists."""
+
+    row: Kept
+    labels: tuple[str, ...]
+    groups: frozenset[str]
+    asked: bool
 
 
-def mentioned(text: str) -> set[str]:
-    """The groups that a text mentions."""
-    return {_GROUP_OF[word] for word in _GROUP_OF.keys() & set(_WORD.findall(text.lower()))}
-
-
-def looked_at(split: Split) -> list[tuple[Kept, set[str]]]:
-    """Some rows, and the groups each mentions."""
-    return [(row, mentioned(row.text)) for row in split.kept[:ROWS]]
-
-
-def mentions(rows: list[tuple[Kept, set[str]]]) -> tuple[GroupMentions, ...]:
-    """How many rows mention each group, by label; groups that no row mentions are left out."""
+def looked_at(split: Split, rows: Sequence[Speech]) -> list[Mention]:
+    """Return some rows with the groups each mentions."""
     found = []
-    for group in GROUPS:
-        own = [row for row, groups in rows if group in groups]
+    for one in rows:
+        own = mentioned(one.row.given, one.given) | mentioned(one.row.learnt, one.learnt)
+        label = one.row.label
+        labels = split.seen.members.get(label, (label,)) if label else ()
+        found.append(Mention(one.row, labels, frozenset(own), bool(one.languages & known().keys())))
+    return found
+
+
+def without_lists(rows: Sequence[Speech]) -> list[str]:
+    """Return the names of languages in which no mention was looked for, those of most rows first."""
+    counts = Counter(language for one in rows for language in one.languages if language not in known())
+    return [NAMES[language] for language, _ in counts.most_common()]
+
+
+def mentions(rows: Sequence[Mention]) -> tuple[GroupMentions, ...]:
+    """Return how many rows mention each group, by label; groups that no row mentions are left out."""
+    asked = [one for one in rows if one.asked]
+    found = []
+    for group in groups():
+        own = [one for one in asked if group in one.groups]
         if own:
-            names = sorted({row.label for row in own if row.label})
-            labels = tuple(LabelCount(name=name, rows=sum(row.label == name for row in own)) for name in names)
-            found.append(GroupMentions(group=group, rows=len(own), share=round(len(own) / len(rows), 6), labels=labels))
+            counts = Counter(chain.from_iterable(one.labels for one in own))
+            labels = tuple(LabelCount(name=name, rows=counts[name]) for name in sorted(counts))
+            share = round(len(own) / len(asked), 6)
+            found.append(GroupMentions(group=group, rows=len(own), share=share, labels=labels))
     return tuple(found)
 
 
-def skews(split: Split, rows: list[tuple[Kept, set[str]]]) -> Iterator[Finding]:
+def skews(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
     """Groups whose mentions stand under other labels than the rest of the rows."""
-    names = sorted({row.label for row, _ in rows})
-    number = {name: index for index, name in enumerate(names)}
-    everyone = np.bincount([number[row.label] for row, _ in rows], minlength=len(names))
-    for group in GROUPS:
-        own = np.bincount([number[row.label] for row, groups in rows if group in groups], minlength=len(names))
-        skew = _skew(group, own, everyone, names)
+    asked = [one for one in rows if one.asked]
+    for group in groups():
+        own = [one for one in asked if group in one.groups]
+        rest = [one for one in asked if group not in one.groups]
+        skew = _skew(group, own, rest)
         if skew is None:
             continue
-        shown = [row for row, groups in rows if group in groups and row.label == skew.label][:EXCERPTS]
+        label, share, usual = skew
+        shown = [one.row for one in own if label in one.labels][:EXCERPTS]
         yield split.finding(
             Severity.WARNING,
             "SkewedMentions",
-            f"rows that mention {group} are labelled {shortened(skew.label, 40)!r} in {percent(skew.share)} of "
-            f"{skew.mentions:,} cases, other rows in {percent(skew.usual)}",
-            f"look whether that is meant; if not, add rows that mention {group} under other labels: a tuned model "
-            "makes the difference larger",
+            f"rows that mention {group} are labelled {shortened(label, 40)!r} in {percent(share)} of "
+            f"{len(own):,} cases, other rows in {percent(usual)}",
+            f"look whether that is meant; if not, add rows that mention {group} under other labels: training tends to "
+            "make the difference larger, and the evaluation of the tuned model measures whether it has",
             "30 mentions, 15 points and 1.5 times apart, chi-square test with p < 0.00001; amplified by training "
             "(Zhao et al. 2017)",
-            skew.mentions,
-            len(rows),
+            len(own),
+            len(asked),
             split.sampled(len(rows)),
             tuple(Excerpt(place=row.place, text=shortened(row.text)) for row in shown),
         )
 
 
-def noted(split: Split, rows: list[tuple[Kept, set[str]]]) -> Iterator[Finding]:
+def noted(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
     """For language models: who is mentioned how often."""
     found = sorted((group for group in mentions(rows) if group.share >= NOTED), key=lambda group: -group.rows)
     if not found:
@@ -119,50 +113,61 @@ def noted(split: Split, rows: list[tuple[Kept, set[str]]]) -> Iterator[Finding]:
         f"rows that mention groups of people: {named}",
         "compare what is said of them; a tuned model repeats it",
         "groups in at least 1 % of the rows",
-        sum(bool(groups) for _, groups in rows),
-        len(rows),
+        sum(bool(one.groups) for one in rows),
+        sum(one.asked for one in rows),
         split.sampled(len(rows)),
     )
 
 
-def _skew(group: str, own: npt.NDArray[np.int64], everyone: npt.NDArray[np.int64], names: list[str]) -> _Skew | None:
-    rest = everyone - own
-    total = int(own.sum())
-    if total < FEWEST_MENTIONS or rest.sum() < FEWEST_MENTIONS or len(names) < 2:
+def eval_groups(split: Split, rows: Sequence[Mention]) -> EvalGroups:
+    """Return which rows of the eval split mention whom: with it the worker measures amplification."""
+    places: dict[int, list[int]] = {}
+    for place, content in enumerate(split.table["content"].tolist()):
+        places.setdefault(content, []).append(place)
+    asked = [one for one in rows if one.asked]
+    labels = sorted({label for one in asked for label in one.labels})
+    return EvalGroups(
+        rows=tuple(sorted(chain.from_iterable(places[one.row.content] for one in asked))),
+        groups={
+            group: found
+            for group in groups()
+            if (
+                found := tuple(
+                    sorted(chain.from_iterable(places[one.row.content] for one in asked if group in one.groups))
+                )
+            )
+        },
+        about={label: about for label in labels if (about := tuple(sorted(_about(label))))},
+    )
+
+
+def _about(label: str) -> set[str]:
+    """The groups that a label is about, in whatever language it is written."""
+    return {group for language in known() for group in mentioned(label, language)}
+
+
+def _skew(group: str, own: Sequence[Mention], rest: Sequence[Mention]) -> tuple[str, float, float] | None:
+    """The label that mentions have most too often, its share among them and among other rows."""
+    if len(own) < FEWEST_MENTIONS or len(rest) < FEWEST_MENTIONS:
         return None
-    chance = chi_square_chance(own, rest)
-    ours, theirs = own / total, rest / rest.sum()
-    # a label that is about the group: mentions are its subject
-    apart = [
-        index
-        for index in range(len(names))
-        if ours[index] - theirs[index] >= POINTS
-        and ours[index] >= TIMES * theirs[index]
-        and not mentioned(names[index]) & {group}
-    ]
-    if chance > CHANCE or not apart:
-        return None
-    worst = max(apart, key=lambda index: float(ours[index] - theirs[index]))
-    return _Skew(group, names[worst], float(ours[worst]), float(theirs[worst]), total, chance)
+    ours, theirs = (Counter(chain.from_iterable(one.labels for one in part)) for part in (own, rest))
+    apart = []
+    for label, count in ours.items():
+        share, usual = count / len(own), theirs[label] / len(rest)
+        if share - usual < POINTS or share < TIMES * usual or group in _about(label):  # mentions are its subject
+            continue
+        if chance(count, len(own), theirs[label], len(rest)) <= CHANCE:
+            apart.append((label, share, usual))
+    return max(apart, key=lambda skew: (skew[1] - skew[2], skew[0]), default=None)
 
 
-def chi_square_chance(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> float:
-    """The chance that two rows of counts come from one distribution (Pearson's test; Wilson and Hilferty 1931).
+def chance(count: int, rows: int, other_count: int, other_rows: int) -> float:
+    """Return the chance that two shares come from one distribution: Pearson's chi-square test of a 2 x 2 table.
 
-    Labels of which fewer than 5 are expected in either row are taken together.
+    1 where fewer than 5 rows are expected in a cell.
     """
-    table = np.stack([first, second]).astype(np.float64)
+    table = np.array([[count, rows - count], [other_count, other_rows - other_count]], np.float64)
     expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0, keepdims=True) / table.sum()
-    small = expected.min(axis=0) < EXPECTED
-    if small.any():
-        merge = [part[:, ~small] for part in (table, expected)]
-        rest = [part[:, small].sum(axis=1, keepdims=True) for part in (table, expected)]
-        keep = bool(rest[1].min() >= EXPECTED)
-        table, expected = (np.hstack([a, b]) if keep else a for a, b in zip(merge, rest, strict=True))
-    freedom = table.shape[1] - 1
-    if freedom < 1:
+    if expected.min() < EXPECTED:
         return 1.0
-    statistic = float(((table - expected) ** 2 / expected).sum())
-    spread = 2 / (9 * freedom)
-    normal = ((statistic / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
-    return math.erfc(normal / math.sqrt(2)) / 2
+    return float(chdtrc(1, ((table - expected) ** 2 / expected).sum()))

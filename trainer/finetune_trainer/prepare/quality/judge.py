@@ -1,15 +1,31 @@
 """From what was observed to the report: every question is asked once, here, in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
-from finetune_trainer.prepare.quality import answers, coverage, duplicates, groups, labels, numbers, personal, size
+from finetune_trainer.prepare.quality import (
+    answers,
+    coverage,
+    duplicates,
+    groups,
+    labels,
+    languages,
+    numbers,
+    personal,
+    scripts,
+    size,
+)
 from finetune_trainer.prepare.quality.context import Context, Split, percent
 from finetune_trainer.prepare.quality.distances import distances
 from finetune_trainer.prepare.quality.figures import bin_edges, figures
+from finetune_trainer.prepare.quality.languages import Speech
 from finetune_trainer.prepare.quality.observation import Observation
+from finetune_trainer.prepare.quality.questions import questions
 from finetune_trainer.prepare.quality.report import Distance, Finding, QualityReport, Severity
+from finetune_trainer.records import EvalGroups
 
-__all__ = ["Context", "judge"]
+__all__ = ["Context", "Examined", "examine", "judge"]
 
 # every code; within a severity, what spoils a run before what costs a little
 WEIGHT = (
@@ -22,6 +38,7 @@ WEIGHT = (
     "ContextUnread",
     "ConflictingLabels",
     "LabelsAlike",
+    "NamelessLabels",
     "ConflictingNumbers",
     "UnseenLabels",
     "LargeNumbers",
@@ -53,6 +70,7 @@ WEIGHT = (
     "NoEvaluation",
     "PersonalData",
     "MentionsOfGroups",
+    "MixedLanguages",
     "MixedScripts",
     "VeryLongRows",
     "FewRowsForFull",
@@ -61,20 +79,40 @@ WEIGHT = (
 _SEVERITIES = list(Severity)
 
 
+@dataclass(frozen=True)
+class Examined:
+    """What is to be said of a data set.
+
+    Attributes:
+        eval_groups: who is mentioned in which evaluation row; None where the worker cannot compare predictions by it.
+    """
+
+    report: QualityReport
+    eval_groups: EvalGroups | None
+
+
 def judge(train: Observation, evaluation: Observation | None, context: Context) -> QualityReport:
-    """What is to be said of a data set; `train` has at least one row.
+    """Return what is to be said of a data set; `train` has at least one row.
 
     The same observations give the same report, byte for byte.
     """
+    return examine(train, evaluation, context).report
+
+
+def examine(train: Observation, evaluation: Observation | None, context: Context) -> Examined:
+    """Return the report on a data set, and what a later evaluation must know of its rows; as `judge`."""
     ours = Split("train", train)
     theirs = Split("eval", evaluation) if evaluation is not None and len(evaluation.table()) else None
     splits = [ours, theirs] if theirs else [ours]
     edges = bin_edges(*splits)
     apart = distances(ours, theirs) if theirs else ()
-    people = groups.looked_at(ours)
+    speech = languages.speech(ours)
+    eval_speech = languages.speech(theirs) if theirs else []
+    people = groups.looked_at(ours, speech)
+    eval_groups = _eval_groups(theirs, eval_speech, context) if theirs else None
     found = [
         *_of_columns(ours, context),
-        *_of_rows(splits, context),
+        *chain.from_iterable(_of_rows(*one, context) for one in zip(splits, (speech, eval_speech), strict=False)),
         *duplicates.near_twins(ours, theirs),
         *size.of_train(ours, context),
         *size.of_evaluation(ours, theirs),
@@ -86,16 +124,18 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
         found += duplicates.equal_across(ours, theirs)
         found += labels.unseen(ours, theirs)
         found += [_far(theirs, distance) for distance in apart if distance.is_far]
-    return QualityReport(
+    report = QualityReport(
         name=context.name,
         task=context.task,
         max_length=context.max_length,
-        train=figures(ours, context, edges),
-        eval=figures(theirs, context, edges) if theirs else None,
+        train=figures(ours, context, edges, languages.shares(speech)),
+        eval=figures(theirs, context, edges, languages.shares(eval_speech)) if theirs else None,
         distances=apart,
         groups=groups.mentions(people),
+        questions=tuple(questions(ours, theirs, speech, context, eval_groups)),
         findings=tuple(sorted(found, key=_weight)),
     )
+    return Examined(report, eval_groups)
 
 
 def _of_columns(train: Split, context: Context) -> Iterator[Finding]:
@@ -104,19 +144,26 @@ def _of_columns(train: Split, context: Context) -> Iterator[Finding]:
         yield train.finding(severity, told.code, told.message, told.cure, told.rule, told.count, told.rows)
 
 
-def _of_rows(splits: list[Split], context: Context) -> Iterator[Finding]:
-    for split in splits:
-        yield from coverage.trained(split, context)
-        yield from coverage.cut(split, context)
-        yield from coverage.outliers(split)
-        yield from coverage.unknown(split)
-        yield from duplicates.equal_rows(split)
-        yield from answers.short_answers(split)
-        yield from answers.frames(split)
-        yield from answers.leftovers(split)
-        yield from personal.personal(split)
-        yield from personal.scripts(split)
-        yield from labels.conflicts(split)
+def _eval_groups(evaluation: Split, speech: Sequence[Speech], context: Context) -> EvalGroups | None:
+    if not context.answered or len(evaluation.seen.numbers()) or (context.packed and not context.labelled):
+        return None
+    found = groups.eval_groups(evaluation, groups.looked_at(evaluation, speech))
+    return found if found.rows else None
+
+
+def _of_rows(split: Split, speech: Sequence[Speech], context: Context) -> Iterator[Finding]:
+    yield from coverage.trained(split, context)
+    yield from coverage.cut(split, context)
+    yield from coverage.outliers(split)
+    yield from coverage.unknown(split)
+    yield from duplicates.equal_rows(split)
+    yield from answers.short_answers(split)
+    yield from answers.frames(split)
+    yield from answers.leftovers(split)
+    yield from personal.personal(split, speech)
+    yield from languages.mixed(split, speech)
+    yield from scripts.scripts(split)
+    yield from labels.conflicts(split)
 
 
 _DIFFERENCES = {

@@ -16,6 +16,7 @@ UNEVEN = 10
 CONFLICT_SHARE, CONFLICT_TEXTS = 0.005, 3
 NAMED = 5  # labels named in a sentence
 NAME_CHARACTERS = 40
+NAMELESS = {"", "none", "nan", "null", "nil", "n/a", "na", "<na>", "#n/a", "undefined", "-", "--", "?", ".", "(null)"}
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[\s_-]+(?=[^\W_])")  # not the sign of "-1", nor the mark "A-"
 
 _RARE_RULE = "fewer than 10 rows: few-shot results vary by many points with the choice of rows (Zhang et al. 2021)"
@@ -30,6 +31,7 @@ def of_train(split: Split) -> Iterator[Finding]:
     yield from _rare(split)
     yield from _balance(split)
     yield from _alike(split)
+    yield from _nameless(split)
     yield from _one_each(split)
 
 
@@ -94,6 +96,23 @@ def _alike(split: Split) -> Iterator[Finding]:
             f"names of labels differ in nothing but case, blanks or dashes: {shown}",
             "write each label in one way; as they stand they are learnt as different ones",
             "any such pair",
+            count,
+            split.rows,
+        )
+
+
+def _nameless(split: Split) -> Iterator[Finding]:
+    found = [label for label in labels(split) if label.name.strip().casefold() in NAMELESS]
+    if found:
+        shown = ", ".join(f"{label.name!r} ({label.rows:,})" for label in found[:NAMED])
+        count = sum(label.rows for label in found)
+        yield split.finding(
+            Severity.WARNING,
+            "NamelessLabels",
+            f"{counted(len(found), 'label')} {'is' if len(found) == 1 else 'are'} what programs write for no value: "
+            f"{shown}",
+            "remove these rows, or write their label; where it is meant, say what it means, such as 'no complaint'",
+            "any label named none, nan, null, n/a, undefined, or of no letter and no digit",
             count,
             split.rows,
         )

@@ -2,10 +2,12 @@
 
 Every row is searched, a batch at a time and as bytes. Most traces begin with a character that prose seldom has: its
 places are found at once, and only there is looked further. Where a needle is not enough a pattern decides.
+Placeholders, dummy text and markup inside code are meant.
 """
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,9 +15,12 @@ from itertools import accumulate
 
 import numpy as np
 
+from finetune_trainer.prepare.quality.code import is_code
+
 SHOWN = 3  # rows kept per trace
 AROUND = 60  # characters shown on each side
 PATTERN_BYTES = 400
+TRIED = 8  # places of one trace in a row: if they all lie in code, so do the others
 
 
 class Kind(StrEnum):
@@ -28,9 +33,13 @@ class Kind(StrEnum):
     MARKUP = "MarkupLeftovers"
 
 
+IN_CODE = {Kind.PLACEHOLDER, Kind.DUMMY, Kind.MARKUP}  # what code may hold
+IN_SYSTEM = {Kind.TEMPLATE, Kind.PLACEHOLDER}  # what nobody means in a system message
+
+
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What is searched: `needle`, ASCII in lower case; `pattern` decides on the text around it."""
+    """What is searched: `needle`, in lower case; `pattern` decides on the text around it."""
 
     kind: Kind
     needle: str
@@ -41,6 +50,35 @@ def _words(kind: Kind, *needles: str) -> tuple[Trace, ...]:
     return tuple(Trace(kind, needle) for needle in needles)
 
 
+# "[Your name]" and its like in other languages
+FORM_WORDS = (
+    *("your", "insert", "enter", "tu", "su", "insertar", "votre", "ton", "ihr", "ihre", "dein"),
+    *("inserisci", "seu", "sua", "inserir", "uw", "je"),
+)
+
+# "As an AI language model" in other languages
+REFUSALS = (
+    "como modelo de lenguaje",
+    "como modelo de linguagem",
+    "como um modelo de linguagem",
+    "como una inteligencia artificial",
+    "en tant que modèle de langage",
+    "en tant qu'intelligence artificielle",
+    "als sprachmodell",
+    "als ki-sprachmodell",
+    "als künstliche intelligenz",
+    "come modello linguistico",
+    "in quanto modello linguistico",
+    "als taalmodel",
+    "作为一个人工智能",
+    "作为人工智能",
+    "作为一个语言模型",
+    "作为ai",
+    "言語モデルとして",
+    "aiとして",
+    "как языковая модель",
+)
+
 # Control words of the chat formats in use: ChatML, Llama 2, 3 and 4, Gemma, Phi, Mistral, Zephyr, Alpaca, Vicuna.
 TRACES = (
     *_words(Kind.TEMPLATE, "<|im_start|>", "<|im_end|>", "[inst]", "[/inst]", "<<sys>>", "<|eot_id|>", "<|eot|>"),
@@ -49,21 +87,29 @@ TRACES = (
     Trace(Kind.TEMPLATE, "\nassistant:", re.compile(rb"\n(user|human): [^\0]*\nassistant:", re.I)),
     Trace(Kind.PLACEHOLDER, "{{", re.compile(rb"\{\{\s*[\w.]+\s*\}\}")),
     Trace(Kind.PLACEHOLDER, "${", re.compile(rb"\$\{[a-z_][\w.]*\}", re.I)),
-    Trace(Kind.PLACEHOLDER, "[your ", re.compile(rb"\[your [\w ]{2,30}\]", re.I)),
-    Trace(Kind.PLACEHOLDER, "[insert ", re.compile(rb"\[insert [\w ]{2,40}\]", re.I)),
+    Trace(Kind.PLACEHOLDER, "<your", re.compile(rb"<your[_ -][\w -]{2,30}>", re.I)),
+    *(
+        Trace(Kind.PLACEHOLDER, f"[{word} ", re.compile(rb"\[%b [^\]\n\0\[:;.]{2,40}\](?!\()" % word.encode(), re.I))
+        for word in FORM_WORDS
+    ),
     Trace(
         Kind.REFUSAL, "language model", re.compile(rb"\b(as an? ai|as an? (large )?language model|i'm an? ai)\b", re.I)
     ),
     Trace(Kind.REFUSAL, "knowledge cutoff", re.compile(rb"\bmy knowledge cutoff\b", re.I)),
+    *_words(Kind.REFUSAL, *REFUSALS),
     *_words(Kind.DUMMY, "lorem ipsum"),
-    Trace(Kind.DUMMY, "todo", re.compile(rb"\bTODO\b")),
+    # "TODO" alone on its line, or with a colon or in brackets: it is the Spanish word for "all" too
+    Trace(Kind.DUMMY, "todo", re.compile(rb"(?:^|[\n\0])\W*TODO\b(?:\s*[:(]|\s*(?=[\n\0]|$))|[\[(<]TODO\b|\bTODO:")),
     Trace(Kind.DUMMY, "fixme", re.compile(rb"\bFIXME\b")),
+    *_words(Kind.DUMMY, "[placeholder", "asdfasdf"),
     *_words(Kind.MARKUP, "&nbsp;", "&amp;", "&quot;", "&lt;", "&gt;", "&#39;", "<br>", "<br/>", "<br />", "</p>"),
     *_words(Kind.MARKUP, "</div>", "</span>", "</a>", "</li>", "</b>", "</i>"),
 )
 
 _NEEDLES = [(trace.needle.encode(), trace) for trace in TRACES]
-_WORDS = [(needle, trace) for needle, trace in _NEEDLES if needle[:1].isalpha() or needle[:1] == b"\n"]
+_WORDS = [
+    (needle, trace) for needle, trace in _NEEDLES if needle[:1].isalpha() or needle[:1] == b"\n" or needle[0] > 127
+]
 _MARKS: dict[bytes, list[tuple[bytes, Trace]]] = {}  # by their first two characters
 for _needle, _trace in _NEEDLES:
     if (_needle, _trace) not in _WORDS:
@@ -93,13 +139,28 @@ class Leftovers:
     needles: dict[str, int] = field(default_factory=dict)
     kinds: dict[Kind, Hits] = field(default_factory=dict)
 
-    def add(self, file: str, lines: Sequence[int], texts: Sequence[str], raw: Sequence[bytes]) -> None:
-        """Search some rows; `raw` are the texts in UTF-8."""
+    def add(
+        self, file: str, lines: Sequence[int], texts: Sequence[str], raw: Sequence[bytes], systems: Sequence[str] = ()
+    ) -> None:
+        """Search some rows; `raw` are the texts in UTF-8, `systems` the system messages, which stand apart."""
+        ends = [len(own) for own in raw]
+        if any(systems):
+            both = zip(texts, systems, strict=True)
+            texts = [f"{text}\n{system}" if system else text for text, system in both]
+            raw = [text.encode("utf-8", "replace") for text in texts]
         found: dict[Trace, dict[int, int]] = {}  # row -> where the trace stands first, in bytes
+        tried: Counter[tuple[Trace, int]] = Counter()
         for row, at, trace in sorted(_places(raw), key=lambda place: place[:2]):
             own = found.setdefault(trace, {})
-            if row not in own and (trace.pattern is None or trace.pattern.search(raw[row], *_near(at))):
-                own[row] = at
+            if row in own or (at >= ends[row] and trace.kind not in IN_SYSTEM):
+                continue
+            if trace.pattern is not None and not trace.pattern.search(raw[row], *_near(at)):
+                continue
+            if trace.kind in IN_CODE:
+                tried[trace, row] += 1
+                if tried[trace, row] > TRIED or is_code(raw[row], at):
+                    continue
+            own[row] = at
         rows_of: dict[Kind, dict[int, int]] = {}
         for trace, rows in found.items():
             if not rows:

@@ -4,6 +4,7 @@ About 40 bytes a row in arrays, and a sample of at most 20,000 rows. Nothing her
 chunks: only on their order.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from finetune_trainer.prepare.tokens.encoded import Encoded
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or tokens of its own
 MOST_UNKNOWN = 0xFFFF
 LONGEST_WORD = 40  # an answer longer than that has blanks in it
+WITHOUT_BLANKS = re.compile(
+    "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{5}"
+)  # more than a word
 
 ROW = np.dtype(
     [
@@ -30,7 +34,7 @@ ROW = np.dtype(
         ("unknown", "<u2"),  # as many at most as it can hold
         ("line", "<i4"),
         ("label", "<i4"),  # index into `labels`; -1 for none
-        ("given", "<u8"),  # hash of what the model is given
+        ("given", "<u8"),  # hash of what the model is given, its system message and tools too
         ("content", "<u8"),  # hash of the whole row
         ("answer", "i1"),  # words of the answer, at most 2; -1 where there is none to be
     ]
@@ -83,13 +87,13 @@ class Observation:
         part["answer"] = [_answer_words(example, side) for example, side in zip(examples, both, strict=True)]
         wholes = [side.whole for side in both]
         raw = [whole.encode("utf-8", "replace") for whole in wholes]
-        part["given"] = [digest(side.given.encode("utf-8", "replace")) for side in both]
+        part["given"] = [digest(side.given.encode("utf-8", "replace"), side.setting) for side in both]
         part["content"] = [
-            digest(whole, side.system.encode("utf-8", "replace"), example.said.encode(), b"%d" % len(side.given))
+            digest(whole, side.setting, example.said.encode(), b"%d" % len(side.given))
             for example, whole, side in zip(examples, raw, both, strict=True)
         ]
         self._keep(examples, encoded, both, part, keys(raw))
-        self.leftovers.add(self.file, part["line"].tolist(), wholes, raw)
+        self.leftovers.add(self.file, part["line"].tolist(), wholes, raw, [side.system for side in both])
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
         self._parts.append(part)
@@ -193,8 +197,8 @@ def _trained(row: Encoded) -> int:
 
 
 def _answer_words(example: Example, side: Sides) -> int:
-    if example.labelled:
+    if example.labelled or side.last is None:
         return -1
-    if len(side.last) > LONGEST_WORD:
+    if side.acts or len(side.last) > LONGEST_WORD or WITHOUT_BLANKS.search(side.last):
         return 2
     return min(2, len(side.last.split(None, 2)))

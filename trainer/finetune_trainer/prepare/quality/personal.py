@@ -1,53 +1,53 @@
-"""What should perhaps not be in training data: addresses of people, their numbers; and text in another script."""
+"""What should perhaps not be in training data: addresses of people, and their numbers.
 
+Formats and check digits are those of kept libraries: phonenumbers and python-stdnum. Code, dates, prices and
+versions are left out.
+"""
+
+import ipaddress
 import re
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.quality.code import prose
+from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted
+from finetune_trainer.prepare.quality.languages import Speech
+from finetune_trainer.prepare.quality.national_ids import BEFORE, national_ids
+from finetune_trainer.prepare.quality.phones import REGIONS, is_phone
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 from finetune_trainer.prepare.quality.sample import Kept
 
-ROWS = 5000  # looked at
 EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[a-zA-Z]{2,24}\b")
-NUMBER = re.compile(r"(?<![\w.,/-])\+?\(?\d[\d ().-]{6,22}\d(?![\w/-])")
 RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: nobody's
-
-SCRIPT_SHARE, SCRIPT_ROWS = 0.01, 10
-LOOKED_CHARACTERS = 400
-# first code point of a script's main block -> its name; a name holds until the next
-_SCRIPTS = (
-    (0x0041, "Latin"),
-    (0x0370, "Greek"),
-    (0x0400, "Cyrillic"),
-    (0x0530, "Armenian"),
-    (0x0590, "Hebrew"),
-    (0x0600, "Arabic"),
-    (0x0900, "Devanagari"),
-    (0x0980, "other Indic"),
-    (0x0E00, "Thai"),
-    (0x0E80, "other"),
-    (0x1E00, "Latin"),
-    (0x1F00, "Greek"),
-    (0x2000, "other"),
-    (0x3040, "Japanese"),
-    (0x3100, "other"),
-    (0x3400, "Han"),
-    (0xA000, "other"),
-    (0xAC00, "Korean"),
-    (0xD7B0, "other"),
+IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
+IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+IPV6 = re.compile(r"(?<![\w:.])[0-9a-f]{1,4}(?::{1,2}[0-9a-f]{1,4}){2,7}(?:::)?(?![\w:.]*[\w:])", re.I)
+SMALL = 32  # a version rarely has a larger part, an address rarely none
+OF_A_HOST = re.compile(
+    r"\b(?:ips?|addr\w*|hosts?|servers?|dns|ping|login|adress\w*|direcci\w+|adresse|indirizzo)\b", re.I
 )
-_STARTS = [start for start, _ in _SCRIPTS]
+NOT_AN_ADDRESS = re.compile(r"(?:versions?|v|release|build|firmware|section|chapter|§|rev)\.?\s*$", re.I)
+NUMBER = re.compile(
+    r"(?<![\w.,/:#$€£¥%=_+-])(?<![$€£¥#] )[+(]?\(?\d(?:[ ().\-/\u00a0\u2011]{0,3}\d){6,18}(?![\w%€$£]|[.,:/-]\d)"
+)
+LONG = re.compile(
+    r"\d(?:[ ./()\u00a0-]{0,3}[A-Z0-9]){6}|[A-Z]{5}\d{4}[A-Z]|[A-Z]{2} ?\d\d ?\d\d ?\d\d"
+)  # else no number is long enough
+AMOUNT = re.compile(
+    r"^\s*(?:€|\$|£|¥|%|euros?|dollars?|usd|eur|kg|km|g\b|ml|mm|cm|rows|tokens|bytes|people|years?)", re.I
+)
+DATES = re.compile(
+    r"^(?:\d{4}[-./ ]\d{1,2}[-./ ]\d{1,2}|\d{1,2}([-./])\d{1,2}\1\d{2,4}(?!\1?\d)"
+    r"|(?:1[5-9]|20)\d\d\D{1,3}(?:1[5-9]|20)\d\d)\b"
+)
 
 
-def personal(split: Split) -> Iterator[Finding]:
-    """E-mail addresses, telephone numbers and card numbers; shown with their middle hidden."""
-    rows = split.kept[:ROWS]
+def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
+    """Addresses and numbers of people; shown with their middle hidden."""
     kinds: dict[str, list[tuple[Kept, str]]] = {}
-    for row in rows:
-        for kind, found in findings_in(row.text).items():
-            kinds.setdefault(kind, []).append((row, found))
+    for one in rows:
+        for kind, found in findings_in(one.row.text, frozenset(one.languages)).items():
+            kinds.setdefault(kind, []).append((one.row, found))
     if not kinds:
         return
     count = len({row.content for hits in kinds.values() for row, _ in hits})
@@ -57,7 +57,7 @@ def personal(split: Split) -> Iterator[Finding]:
         "PersonalData",
         f"what looks like personal data: {named}",
         "replace what is real by something made up: models repeat such strings word for word (Carlini et al. 2021)",
-        "e-mail addresses, telephone numbers of 9 to 15 digits (E.164), card numbers that pass Luhn's check",
+        "validated by the formats and check digits of phonenumbers and python-stdnum; code, dates and prices left out",
         count,
         len(rows),
         split.sampled(len(rows)),
@@ -67,69 +67,96 @@ def personal(split: Split) -> Iterator[Finding]:
     )
 
 
-def findings_in(text: str) -> dict[str, str]:
-    """The first of each kind in a text."""
+def regions(rows: Sequence[Speech]) -> list[str]:
+    """Return the countries whose own numbers were looked for."""
+    spoken = {language for one in rows for language in one.languages}
+    return sorted({region for language in spoken for region in REGIONS.get(language, ())})
+
+
+def findings_in(text: str, languages: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Return the first of each kind in a text.
+
+    Args:
+        languages: of the text: whose countries' numbers are looked for beside international ones.
+    """
     found: dict[str, str] = {}
     if "@" in text:
         for match in EMAIL.finditer(text):
             if not match.group().lower().endswith(RESERVED):
                 found["e-mail addresses"] = match.group()
                 break
-    for match in NUMBER.finditer(text):
-        digits = re.sub(r"\D", "", match.group())
-        if 13 <= len(digits) <= 19 and luhn(digits) and len(set(digits)) > 2:
-            found.setdefault("card numbers", match.group())
-        elif 9 <= len(digits) <= 15 and _looks_dialled(match.group()):
-            found.setdefault("telephone numbers", match.group())
+    spoken = prose(text)
+    for match in _addresses(spoken):
+        found.setdefault("IP addresses", match.group())
+    if not LONG.search(text):
+        return found
+    taken: list[tuple[int, int]] = []
+    for kind, matches in (("IBANs", _ibans(spoken)), ("numbers of persons", national_ids(spoken, languages))):
+        for match in matches:
+            found.setdefault(kind, match.group())
+            taken.append(match.span())
+    for match in NUMBER.finditer(spoken):
+        if any(match.start() < end and start < match.end() for start, end in taken):
+            continue
+        if kind := _kind_of(match, spoken, languages):
+            found.setdefault(kind, match.group())
+    if spoken is not text:  # in code and data only what cannot be anything else
+        for match in _ibans(text):
+            found.setdefault("IBANs", match.group())
+        for match in NUMBER.finditer(text):
+            if match.group()[0] == "+" and is_phone(match.group(), "", languages):
+                found.setdefault("telephone numbers", match.group())
     return found
 
 
-def luhn(digits: str) -> bool:
-    """Whether the last digit is the check digit of ISO/IEC 7812."""
-    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
-    return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
+def _kind_of(match: re.Match[str], text: str, languages: frozenset[str]) -> str:
+    number = match.group()
+    digits = re.sub(r"\D", "", number)
+    if AMOUNT.match(text[match.end() : match.end() + 12]) or DATES.match(number.lstrip("+(")):
+        return ""
+    if 13 <= len(digits) <= 19 and len(set(digits)) > 1 and _cards()(digits):
+        return "card numbers"
+    if 7 <= len(digits) <= 15 and is_phone(number, text[max(0, match.start() - BEFORE) : match.start()], languages):
+        return "telephone numbers"
+    return ""
 
 
-def _looks_dialled(number: str) -> bool:
-    """Groups of digits behind a plus or an opening bracket, or as 555-123-4567."""
-    return number.startswith(("+", "(")) or re.fullmatch(r"\d{3}[ .-]\d{3}[ .-]\d{4}", number) is not None
+def _ibans(text: str) -> Iterator[re.Match[str]]:
+    from stdnum import iban
+
+    return (match for match in IBAN.finditer(text) if iban.is_valid(match.group(), check_country=False))
+
+
+@cache
+def _cards() -> Callable[[str], bool]:
+    """Luhn's check and the first digits of the card schemes: ISO/IEC 7812."""
+    from stdnum import luhn
+
+    return lambda digits: digits[0] in "23456" and bool(luhn.is_valid(digits))
+
+
+def _addresses(text: str) -> Iterator[re.Match[str]]:
+    """IP addresses that some machine in the world has, not those of versions, examples and home networks."""
+    if text.count(".") >= 3:
+        for match in IPV4.finditer(text):
+            before = text[max(0, match.start() - BEFORE) : match.start()]
+            small = max(map(int, match.group().split("."))) < SMALL
+            if NOT_AN_ADDRESS.search(before) or (small and not OF_A_HOST.search(before)):
+                continue
+            if _is_public(match.group()):
+                yield match
+    if text.count(":") >= 3:
+        yield from (match for match in IPV6.finditer(text) if _is_public(match.group()))
+
+
+def _is_public(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return parsed.is_global and not parsed.is_multicast and address not in {"8.8.8.8", "8.8.4.4", "1.1.1.1", "9.9.9.9"}
 
 
 def hidden(found: str) -> str:
-    """Its first two and last two characters."""
+    """Return its first two and last two characters."""
     return f"{found[:2]}{'•' * min(8, len(found) - 4)}{found[-2:]}"
-
-
-def scripts(split: Split) -> Iterator[Finding]:
-    """Rows written in another script than the others."""
-    rows = split.kept[:ROWS]
-    own = [(script, row) for row in rows if (script := script_of(row.text))]
-    counts = Counter(script for script, _ in own)
-    (main, _), *others = counts.most_common() or [("", 0)]
-    others = [(script, count) for script, count in others if script != "other"]
-    count = sum(rows for _, rows in others)
-    if count < SCRIPT_ROWS or count / len(rows) < SCRIPT_SHARE:
-        return
-    named = ", ".join(f"{script} ({number:,})" for script, number in others)
-    shown = [row for script, row in own if script == others[0][0]][:EXCERPTS]
-    yield split.finding(
-        Severity.NOTE,
-        "MixedScripts",
-        f"{counted(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not written in {main} "
-        f"but in {named}",
-        "remove them if the model is to know one language; else see that each language has enough rows",
-        "10 rows and 1 %; by most letters of the first 400 characters",
-        count,
-        len(rows),
-        split.sampled(len(rows)),
-        tuple(Excerpt(place=row.place, text=row.text[:80]) for row in shown),
-    )
-
-
-def script_of(text: str) -> str:
-    """The script of most of a text's letters; empty without letters."""
-    start = text[:LOOKED_CHARACTERS]
-    if start.isascii():
-        return "Latin" if any(letter.isalpha() for letter in start) else ""
-    counts = Counter(_SCRIPTS[bisect_right(_STARTS, ord(letter)) - 1][1] for letter in start if letter.isalpha())
-    return counts.most_common(1)[0][0] if counts else ""

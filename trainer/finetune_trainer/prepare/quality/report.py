@@ -96,6 +96,23 @@ class LabelCount(Message):
     rows: int
 
 
+class LanguageRows(Message):
+    """Rows in one language. `code`: ISO 639-1; empty, as `name`, for rows in which no language was recognised."""
+
+    code: str
+    name: str
+    rows: int
+    share: float
+
+
+class Question(Message):
+    """A question of the report: `asked` says of which rows; `not_asked` why it was not. One of the two is empty."""
+
+    name: str
+    asked: str = ""
+    not_asked: str = ""
+
+
 class Numbers(Message):
     """How the numbers to be predicted are spread: percentiles, mean and standard deviation."""
 
@@ -134,6 +151,7 @@ class SplitQuality(Message):
         trained_share: of the tokens that are predicted, how many carry loss; None where the target is no token.
         truncated_rows: rows longer than `maxLength`.
         length_for_99_percent: the `maxLength` that would keep 99 % of the rows whole.
+        languages: of what is learnt, or of labelled texts; the rows whose language was looked at.
         sampled: rows in the sample that costly questions were asked of; all distinct rows if `sample_complete`.
     """
 
@@ -148,6 +166,7 @@ class SplitQuality(Message):
     padding: Padding
     labels: tuple[LabelCount, ...] = ()
     numbers: Numbers | None = None
+    languages: tuple[LanguageRows, ...] = ()
     sampled: int
     sample_complete: bool
     shown: tuple[Shown, ...] = ()
@@ -176,7 +195,7 @@ class Distance(Message):
 
 
 class QualityReport(Message):
-    """What a careful colleague would say of a data set."""
+    """What a careful colleague would say of a data set; `questions` lists what was asked and what was not."""
 
     name: str
     task: Task
@@ -185,6 +204,7 @@ class QualityReport(Message):
     eval: SplitQuality | None = None
     distances: tuple[Distance, ...] = ()
     groups: tuple[GroupMentions, ...] = ()
+    questions: tuple[Question, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:

@@ -6,7 +6,7 @@ stopping) needs no further word. Of a batch nothing is kept but sums and one pre
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api.contract import File
 from finetune_api.messages import ProblemType, Task
 from finetune_trainer.orders import WorkerOrder
-from finetune_trainer.records import EvaluationRecord, Sample
+from finetune_trainer.records import Amplification, EvalGroups, EvaluationRecord, Sample
+from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question, questions
 from finetune_trainer.worker.evaluation.records import write_records
@@ -96,6 +98,8 @@ class Evaluator:
         self._batch_rows = batch_rows
         self._gives_up = gives_up
         self._questions: list[Question] | None = None
+        path = Path(order.dataset) / File.EVAL_GROUPS
+        self._mentions = EvalGroups.model_validate_json(path.read_text("utf-8")) if path.exists() else None
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float] | None:
         """Metrics by name, each with `eval_` before it, the same on every rank; rank 0 writes the records.
@@ -115,11 +119,14 @@ class Evaluator:
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
             kept = answered[: self._plan.evaluation.samples]
+            groups, amplification = self._amplified(scores, answered)
             record = EvaluationRecord(
                 step=step,
                 metrics={name: value for name, value in named.items() if math.isfinite(value)},  # JSON has no NaN
                 generated=len(answered),
                 per_class=scores.per_class,
+                groups=groups,
+                amplification=amplification,
             )
             write_records(Path(self._order.outputs), record, kept)
         return named
@@ -143,7 +150,22 @@ class Evaluator:
         truth = np.concatenate([part.truth for part in seen if part.truth is not None])[order]
         labels = self._plan.dataset.labels
         scores = classification_scores(self._problem, predicted, truth, labels)
-        return Scores(metrics | scores.metrics, scores.per_class)
+        return replace(scores, metrics=metrics | scores.metrics, predicted=predicted, truth=truth)
+
+    def _amplified(
+        self, scores: Scores, answered: Sequence[Sample]
+    ) -> tuple[tuple[str, ...], tuple[Amplification, ...]]:
+        if self._mentions is None:
+            return (), ()
+        if answered:
+            return of_answers(self._mentions, answered)
+        labels = self._plan.dataset.labels
+        if scores.predicted is None or scores.truth is None or not labels:
+            return (), ()
+        predicted, truth = scores.predicted, scores.truth
+        if self._problem is ProblemType.SINGLE_LABEL:
+            predicted, truth = one_hot(predicted, len(labels)), one_hot(truth, len(labels))
+        return of_labels(self._mentions, range(len(predicted)), truth, predicted, labels)
 
     @property
     def _problem(self) -> ProblemType:

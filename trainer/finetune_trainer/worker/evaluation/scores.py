@@ -33,10 +33,13 @@ class Scores:
     Attributes:
         metrics: name -> value.
         per_class: a line for each label; empty without labels.
+        predicted, truth: what the scores are of, by the rows' order in the split; None where no row has a label.
     """
 
     metrics: dict[str, float]
     per_class: tuple[LabelScore, ...] = ()
+    predicted: Values | None = None
+    truth: Values | None = None
 
 
 def token_scores(loss: float) -> dict[str, float]:
