@@ -14,7 +14,7 @@ from finetune_trainer.checkpoints import Committed
 from finetune_trainer.export.pick import pick
 from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
-from finetune_trainer.worker.evaluation.stopping import best_of, ends_best, stops
+from finetune_trainer.worker.evaluation.stopping import ends_best, last_improvement, stops
 from tests.local.harness import make_plan
 
 
@@ -88,7 +88,7 @@ def test_a_run_stops_early(case: Stop) -> None:
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=20), st.booleans())
 def test_without_a_threshold_the_best_is_the_first_of_the_best(values: list[float], greater: bool) -> None:
     best = max(values) if greater else min(values)
-    assert best_of(values, greater, 0.0) == values.index(best)
+    assert last_improvement(values, greater, 0.0) == values.index(best)
 
 
 FALLING = [2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.4]
