@@ -15,7 +15,7 @@ from finetune_trainer.prepare.quality.report import Excerpt, Finding, LanguageRo
 from finetune_trainer.prepare.quality.sample import Kept
 from finetune_trainer.prepare.quality.scripts import script_of
 
-ROWS = 5000  # whose language is known
+ROWS = 2500  # whose language is known, and in which people and their data are looked for
 LOOKED_AT = 1000  # rows that are all looked at; the others only where these speak several languages
 CHARACTERS = 200
 FEWEST_LETTERS = 3
