@@ -111,7 +111,10 @@ def _personal() -> list[Fault]:
         if words.endswith("è "):
             words += "MRTMTT91D08F205J."
         base = "short reviews" if base == "reviews" else base
-        found.append(planted(f"{kind} in {base}", "PersonalData", base, with_words(words), 20, kind))
+        name = f"{kind} in {base}"
+        before = sum(fault.name.startswith(name) for fault in found)
+        name += f", {before + 1}" if before else ""
+        found.append(planted(name, "PersonalData", base, with_words(words), 20, kind))
     return found
 
 

@@ -33,3 +33,4 @@ def test_every_planted_fault_is_named(fault: Fault) -> None:
 
 def test_the_names_of_the_few_are_faults() -> None:
     assert {fault.name for fault in ALL} >= FEW
+    assert len({(fault.code, fault.name) for fault in ALL}) == len(ALL)

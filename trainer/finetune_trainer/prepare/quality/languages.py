@@ -15,12 +15,12 @@ from finetune_trainer.prepare.quality.report import Excerpt, Finding, LanguageRo
 from finetune_trainer.prepare.quality.sample import Kept
 from finetune_trainer.prepare.quality.scripts import script_of
 
-ROWS = 5000  # whose language is known
+ROWS = 2500  # whose language is known, and in which people and their data are looked for
 LOOKED_AT = 1000  # rows that are all looked at; the others only where these speak several languages
-CHARACTERS = 300
+CHARACTERS = 200
 FEWEST_LETTERS = 3
 SURE = 0.75  # probability
-OF_A_KIND = 0.98  # of these rows: the others of the same script are taken to be of their language
+RECOGNISED_ROWS, OTHERS = 0.9, 0.005  # of these rows: then the others of their script are taken to speak as they do
 PRESENT_SHARE, PRESENT_ROWS = 0.02, 2
 RECOGNISED = 0.5  # of the rows: below it nothing is said of languages
 UNSURE, TIMES = 0.03, 1.5  # of a row that says little: the best language that is present, if so much better
@@ -127,7 +127,7 @@ def mixed(split: Split, rows: Sequence[Speech]) -> Iterable[Finding]:
         f"{counted(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not in {NAMES[main]} "
         f"but in {named}",
         "remove them if the model is to speak one language; else see that each language has enough rows",
-        "10 rows and 1 %; py3langid, by the first 300 characters of what is learnt",
+        "10 rows and 1 %; py3langid, by the first 200 characters of what is learnt",
         count,
         len(rows),
         split.sampled(len(rows)),
@@ -136,24 +136,25 @@ def mixed(split: Split, rows: Sequence[Speech]) -> Iterable[Finding]:
 
 
 def _languages(texts: Sequence[str]) -> list[str]:
-    spoken = [prose(text[: 4 * CHARACTERS])[:CHARACTERS] for text in texts]
-    wanted = [index for index, text in enumerate(spoken) if _says_something(text)]
-    if not wanted:
-        return [""] * len(texts)
-    first, rest = wanted[:LOOKED_AT], wanted[LOOKED_AT:]
-    found = dict(zip(first, decided([ranks(spoken[index]) for index in first]), strict=True))
-    main, rows = Counter(found.values()).most_common(1)[0]
-    if main and rows >= OF_A_KIND * len(first):
-        script = Counter(script_of(spoken[index]) for index in first).most_common(1)[0][0]
-        same = {index for index in rest if script_of(spoken[index]) == script}
-    else:
-        same = set()
-    found |= dict.fromkeys(same, main)
-    other = [index for index in rest if index not in same]
-    if other:
-        present = set(found.values()) - {""}
-        found |= dict(zip(other, decided([ranks(spoken[index]) for index in other], present), strict=True))
-    return [found.get(index, "") for index in range(len(texts))]
+    """The language of each text: of the first by themselves, of the others too unless those speak one language."""
+    first = _detected(texts[:LOOKED_AT])
+    rest = texts[LOOKED_AT:]
+    counts = Counter(language for language in first if language)
+    main, rows = counts.most_common(1)[0] if counts else ("", 0)
+    if rows < RECOGNISED_ROWS * len(first) or counts.total() - rows > OTHERS * len(first):
+        return first + _detected(rest, {*first} - {""})
+    scripts = [script_of(text[:CHARACTERS]) for text in texts]
+    usual = Counter(scripts[:LOOKED_AT]).most_common(1)[0][0]
+    other = [place for place in range(len(first), len(texts)) if scripts[place] != usual]
+    found = dict(zip(other, _detected([texts[place] for place in other], {main}), strict=True))
+    return first + [found.get(place, main) for place in range(len(first), len(texts))]
+
+
+def _detected(texts: Sequence[str], known: Iterable[str] = ()) -> list[str]:
+    spoken = [prose(text[: 2 * CHARACTERS])[:CHARACTERS] for text in texts]
+    wanted = [place for place, text in enumerate(spoken) if _says_something(text)]
+    found = dict(zip(wanted, decided([ranks(spoken[place]) for place in wanted], known), strict=True))
+    return [found.get(place, "") for place in range(len(texts))]
 
 
 def _says_something(text: str) -> bool:
@@ -167,6 +168,8 @@ def decided(rows: Sequence[Ranks], known: Iterable[str] = ()) -> list[str]:
         rows: probability of each language.
         known: languages of other rows of the same data.
     """
+    if not rows:
+        return []
     best = [max(row, key=row.__getitem__) for row in rows]
     sure = [language if row[language] >= SURE else "" for row, language in zip(rows, best, strict=True)]
     counts = Counter(language for language in sure if language not in ("", NO_LANGUAGE))

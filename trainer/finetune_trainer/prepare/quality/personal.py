@@ -85,10 +85,13 @@ def findings_in(text: str, languages: frozenset[str] = frozenset()) -> dict[str,
             if not match.group().lower().endswith(RESERVED):
                 found["e-mail addresses"] = match.group()
                 break
+    long = LONG.search(text)
+    if not long and next(_addresses(text), None) is None:
+        return found
     spoken = prose(text)
     for match in _addresses(spoken):
         found.setdefault("IP addresses", match.group())
-    if not LONG.search(text):
+    if not long:
         return found
     taken: list[tuple[int, int]] = []
     for kind, matches in (("IBANs", _ibans(spoken)), ("numbers of persons", national_ids(spoken, languages))):
