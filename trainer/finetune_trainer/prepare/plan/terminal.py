@@ -6,8 +6,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from finetune_api.messages import Estimate, MemoryPart, PlannedMemory
-
-GIB = 1 << 30
+from finetune_trainer.prepare.plan.gpus import GIB
 
 
 def memory_table(memory: PlannedMemory) -> Table:
