@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.messages import MethodType, Task
+from finetune_api.messages import Task
 from finetune_trainer.prepare.plan import pace
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import Pace
@@ -45,7 +45,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_every_kind_of_model_can_be_timed(family: str, task: Task, lora: dict[str, Any] | None, tmp_path: Path) -> None:
     asked = question(MAKERS[family](tmp_path), task, lora)
-    found = pace_of(asked, counted(asked), MethodType.LORA if lora else MethodType.FULL, None)
+    found = pace_of(asked, counted(asked), None)
+    assert found is not None
     assert found.measured
     assert min(found.operations, found.token_layer, found.memory, found.start, found.step) > 0
 
@@ -53,11 +54,11 @@ def test_every_kind_of_model_can_be_timed(family: str, task: Task, lora: dict[st
 def test_the_same_question_is_asked_once(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, cache = question(llama, Task.CAUSAL_LM), tmp_path / "deep" / "pace.json"
     shape = counted(asked)
-    first = pace_of(asked, shape, MethodType.FULL, cache)
+    first = pace_of(asked, shape, cache)
     monkeypatch.setattr(pace, "timed", lambda *_: pytest.fail("asked again"))
-    assert pace_of(asked, shape, MethodType.FULL, cache) == first
+    assert pace_of(asked, shape, cache) == first
     with pytest.raises(pytest.fail.Exception, match="asked again"):
-        pace_of(replace(asked, tokens=24), shape, MethodType.FULL, cache)
+        pace_of(replace(asked, tokens=24), shape, cache)
 
 
 def test_what_a_busy_machine_can_do_is_not_remembered(
@@ -65,7 +66,7 @@ def test_what_a_busy_machine_can_do_is_not_remembered(
 ) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.0, 0.0))
     asked = question(llama, Task.CAUSAL_LM)
-    pace_of(asked, counted(asked), MethodType.FULL, tmp_path / "pace.json")
+    pace_of(asked, counted(asked), tmp_path / "pace.json")
     assert not (tmp_path / "pace.json").exists()
 
 
@@ -73,7 +74,7 @@ def test_a_damaged_cache_is_asked_anew(llama: Path, tmp_path: Path) -> None:
     cache = tmp_path / "pace.json"
     cache.write_text("{")
     asked = question(llama, Task.CAUSAL_LM)
-    assert pace_of(asked, counted(asked), MethodType.FULL, cache).measured
+    assert pace_of(asked, counted(asked), cache) is not None
     assert asked.key in json.loads(cache.read_text())
 
 
@@ -89,3 +90,20 @@ def test_layers_that_were_not_run_count_as_the_second(llama: Path, monkeypatch: 
 
 def test_a_machine_that_was_not_asked_has_the_pace_of_a_servers_core() -> None:
     assert not Pace().measured
+
+
+def test_an_adapter_of_upper_layers_is_timed_as_all_weights(bert: Path) -> None:
+    upper = {"r": 4, "target_modules": r".*layer\.[3-5]\..*(query|key|value|dense)"}
+    asked = question(bert, Task.CLASSIFICATION, upper)
+    found = pace_of(asked, counted(replace(asked, lora=None)), None)
+    assert found is not None
+    assert found.measured
+
+
+def test_a_model_that_cannot_be_shortened_is_planned_without(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(pace, "_run", fails)
+    asked = question(llama, Task.CAUSAL_LM)
+    assert pace_of(asked, counted(asked), None) is None

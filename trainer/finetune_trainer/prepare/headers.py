@@ -45,7 +45,7 @@ def read_header(name: str, size: int, read: Read) -> Header:
         ModelError: it is no safetensors file, or it is cut short.
     """
     damaged = model_problem("ModelInvalid", f"{name} is damaged or no safetensors file", "copy or save it again")
-    start = read(0, min(FIRST, size))
+    start = read(0, min(FIRST, size)) if size else b""
     if start.startswith(LFS_POINTER):
         message = f"{name} is a pointer of Git LFS, not the weights"
         raise ModelError(model_problem("GitLFSPointer", message, "fetch the weights with `git lfs pull`"))

@@ -170,7 +170,7 @@ def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts,
         min(chosen.max_length, max(1, facts.train.tokens // max(1, facts.train.rows))),
         int(hint.here.cores) // chosen.world_size,
     )
-    pace = pace_of(asked, architecture, job.spec.method.type, cache_file(environ))
+    pace = pace_of(asked, architecture, cache_file(environ))
     clocked = replace(hint, pace=pace)
     return planner.plan(job, found.task, base.facts, architecture, facts, limit, clocked, found.start)
 

@@ -10,14 +10,15 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture
-from finetune_trainer.prepare.plan.built import configured, quiet
+from finetune_trainer.prepare.plan.built import BUILD_ERRORS, configured, quiet
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.speed import ADAM_BYTES, operations
@@ -35,6 +36,7 @@ DEPTH_NAMES = frozenset(
         "decoder_layers",
     }
 )
+UNTIMED = (*BUILD_ERRORS, ModelError, IndexError, NotImplementedError, MemoryError)
 WORDS = 4096  # of the vocabulary of the models that are run; a larger head counts at the layers' rate
 WORK = 1.5e10  # operations of one run: a larger micro-batch is run in part
 LEAST = 32  # tokens of a row that is cut for it
@@ -67,6 +69,11 @@ class Question:
     threads: int
 
     @property
+    def method(self) -> MethodType:
+        """What is trained of the model."""
+        return MethodType.LORA if self.lora else MethodType.FULL
+
+    @property
     def key(self) -> str:
         """The same for the same question on the same machine with the same torch."""
         import torch
@@ -93,19 +100,35 @@ class Timed:
     loop: float
 
 
-def pace_of(asked: Question, architecture: Architecture, method: MethodType, cache: Path | None) -> Pace:
+def pace_of(asked: Question, architecture: Architecture, cache: Path | None) -> Pace | None:
     """How fast a rank of this machine is for a job, measured or as it was measured before.
+
+    An adapter that a shortened model has no place for (of layers above the second) is left out: the rate is then that
+    of all weights. None where the model cannot be shortened: a plan does not fail for want of a better estimate.
 
     Args:
         cache: file of earlier answers; None = measure anew.
     """
+    try:
+        return _asked(asked, architecture, cache)
+    except SpecError:
+        asked = replace(asked, lora=None)
+    except UNTIMED:
+        return None
+    try:
+        return _asked(asked, architecture, cache)
+    except (SpecError, *UNTIMED):
+        return None
+
+
+def _asked(asked: Question, architecture: Architecture, cache: Path | None) -> Pace:
     found = _remembered(cache, asked.key)
     if found is None:
         with _threads(asked.threads):
             found = timed(asked, architecture)
         if os.getloadavg()[0] <= (os.cpu_count() or 1):  # what a busy machine can do is not remembered
             _remember(cache, asked.key, found)
-    load = Load(architecture, method, 2, 1, asked.rows, asked.tokens)
+    load = Load(architecture, asked.method, 2, 1, asked.rows, asked.tokens)
     slower = found.loop / LOOP
     return Pace(
         operations=operations(load, asked.tokens) / max(found.micro, 1e-9),
@@ -129,7 +152,7 @@ def timed(asked: Question, architecture: Architecture) -> Timed:
     """Run models of one and of two layers, and extrapolate to the whole one."""
     import torch
 
-    load = Load(architecture, MethodType.LORA if asked.lora else MethodType.FULL, 2, 1, 1, asked.tokens)
+    load = Load(architecture, asked.method, 2, 1, 1, asked.tokens)
     whole = operations(load, asked.tokens)
     rows, tokens = _cut(asked, whole * max(DEPTHS) / max(1, architecture.layers))
     with quiet(), torch.random.fork_rng(devices=[]):
