@@ -453,6 +453,15 @@ def unhashed(plan: Plan) -> Plan:
     return plan.model_copy(update={"model": plan.model.model_copy(update={"commit": "", "prefix": ""})})
 
 
+def test_a_job_that_runs_here_is_planned_for_this_machine(house: House, bert: Path) -> None:
+    job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)
+    plan = inspect(job, {"FINETUNE_LOCAL": "1", "HOME": str(house.folder), "PATH": ""}).plan
+    assert plan.memory is not None
+    assert plan.estimate is not None
+    assert plan.memory.source == "nine tenths of this machine's, shared"
+    assert "measured on this machine" in plan.estimate.how
+
+
 def test_validate_finds_what_the_plan_refuses(house: House, bert: Path) -> None:
     train = jsonl(house.folder / "t.jsonl", LABELLED)
     job = job_of(bert, train, house.uri, nodes=2, training={"global_batch_size": 3})
