@@ -63,6 +63,7 @@ generate: install ## Write the files that are made from the models and the chart
 	$(BIN)/python -m finetune_api.reference > docs/reference/finetunejob.md
 	$(BIN)/python -m tests.bad_inputs > docs/bad-inputs.md
 	$(BIN)/python -m tests.families
+	$(BIN)/python -m tests.plans
 	$(BIN)/python charts/generate.py "$$($(BIN)/python -m tests.tools helm)"
 
 lock: install ## Resolve requirements/ again from pyproject.toml: everything, and what each image holds

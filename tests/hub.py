@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Hub:
         refs: further names of that commit.
         gated: repositories whose files need `token`.
         seen: every request, as `METHOD path`.
+        sent: bytes of all answers' bodies.
     """
 
     endpoint: str
@@ -36,10 +38,12 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     refs: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
+    sent: int = 0
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex)  # a cache must not take one hub's files for another's
 
     def sha(self, name: str) -> str:
         """The one commit of a repository."""
-        return hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+        return hashlib.sha1(f"{self.salt}{name}".encode(), usedforsecurity=False).hexdigest()
 
 
 @contextmanager
@@ -102,9 +106,22 @@ class _Answers(BaseHTTPRequestHandler):
         if info:
             listing = self._listing(name, sha, folder, info.group(3) == "tree")
             return self._send(200, json.dumps(listing).encode(), {}, body)
-        content = (folder / unquote(match.group(4))).read_bytes()
-        etag = hashlib.sha256(content).hexdigest()
-        return self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": sha}, body)
+        return self._file(folder / unquote(match.group(4)), sha, body)
+
+    def _file(self, path: Path, commit: str, body: bool) -> None:
+        """A file, or the part of it that a range asks for; of a large one never more."""
+        size = path.stat().st_size
+        etag = hashlib.sha256(f"{commit}{path}{size}".encode()).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)?", self.headers["Range"] or "")
+        if asked is None:
+            content = path.read_bytes() if body else b""
+            return self._send(200, content, headers, body, size)
+        begin, end = int(asked.group(1)), min(size, int(asked.group(2) or size - 1) + 1)
+        with path.open("rb") as file:
+            file.seek(begin)
+            part = file.read(end - begin)
+        return self._send(206, part, {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{size}"}, body)
 
     def _listing(self, name: str, sha: str, folder: Path, tree: bool) -> object:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -114,10 +131,12 @@ class _Answers(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path, "size": size} for path, size in named]
         return {"id": name, "sha": sha, "siblings": siblings, "cardData": _card(folder / "README.md")}
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool, size: int | None = None) -> None:
         self.send_response(status)
-        for header, value in {**headers, "Content-Length": str(len(content))}.items():
+        for header, value in {**headers, "Content-Length": str(len(content) if size is None else size)}.items():
             self.send_header(header, value)
         self.end_headers()
         if body:
+            hub: Hub = self.server.hub  # type: ignore[attr-defined]
+            hub.sent += len(content)
             self.wfile.write(content)

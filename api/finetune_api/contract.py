@@ -61,6 +61,7 @@ class Env(StrEnum):
     AGENT_PORT = "FINETUNE_AGENT_PORT"  # port of the leader's server; 0 = any free one
     THREADS = "FINETUNE_THREADS"  # intra-op threads of each worker; 0 = cores / workers
     PARENT_PID = "FINETUNE_PARENT_PID"  # die with this process (local mode)
+    LOCAL = "FINETUNE_LOCAL"  # set where the job runs on this machine: the plan looks what it has
     ADVERTISE_HOST = "FINETUNE_ADVERTISE_HOST"  # address under which other nodes reach this agent
     GPU_PRODUCT = "FINETUNE_GPU_PRODUCT"  # of the nodes that the job may use, as their labels name it
     GPU_MEMORY_MIB = "FINETUNE_GPU_MEMORY_MIB"  # of one GPU, the smallest of those nodes

@@ -55,7 +55,7 @@ def test_adapter_parameters_are_those_peft_reports_for_llama_7b() -> None:
 
 def test_the_weights_of_qlora_take_four_bits_and_a_bit_more() -> None:
     memory = predict(replace(PAPER, method=MethodType.QLORA, zero_stage=2))
-    linear = SHAPE.quantized()
+    linear = SHAPE.quantized
     rest = (PARAMETERS - linear + lora_parameters(SHAPE, 16)) * 2
     assert memory.of(Name.WEIGHTS) == pytest.approx(linear * 4.127 / 8 + rest, rel=1e-6)
     assert "4.127 bits" in next(one.why for one in memory.components if one.name is Name.WEIGHTS)

@@ -1,14 +1,16 @@
 """Which layout a machine gets, and what is said where none fits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Plan, Task
-from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.layout import Request, best, choose
+from finetune_trainer.prepare.plan.gpus import GIB, find
+from finetune_trainer.prepare.plan.layout import Request, best, layouts
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
+from finetune_trainer.prepare.plan.ways import choose
 from tests.unit.plan_models import decoder, encoder
 from tests.unit.test_planner import choice, dataset, planned
 
@@ -22,7 +24,7 @@ def on_gpus(gib: int, gpus: int = 8, method: str = "full", longest: int = 2048, 
         dataset(longest=longest),
         SEVEN_BILLION,
         4096,
-        GpuHint("", gib << 10),
+        GpuHint("NVIDIA-A100-SXM4-80GB", gib << 10),
         method={"type": method},
         resourcesPerNode={"limits": limits},
         **spec,
@@ -38,13 +40,13 @@ def refusal(*arguments: Any, **spec: Any) -> str:
 
 
 def test_scarce_memory_is_saved_step_by_step_the_cheapest_first() -> None:
-    ample, scarce = on_gpus(80), on_gpus(36)
+    ample, scarce = on_gpus(80), on_gpus(40)
     assert (ample.zero_stage, ample.training) == (2, {"bf16": True})
     assert scarce.training == {"bf16": True, "activation_checkpointing": True}
-    least = on_gpus(23)
+    least = on_gpus(26)
     assert least.zero_stage == 3
-    assert choice(least, "spec.deepspeed.stage").reason.endswith("over 8 ranks: nothing faster fits")
-    assert choice(scarce, "spec.training.activation_checkpointing").reason == "nothing faster fits"
+    assert choice(least, "spec.deepspeed.stage").reason.endswith("over 8 ranks: nothing much faster fits")
+    assert choice(scarce, "spec.training.activation_checkpointing").reason == "nothing much faster fits"
 
 
 def test_optimizer_states_go_to_the_nodes_memory_only_where_the_job_says_how_much_there_is() -> None:
@@ -61,16 +63,103 @@ def test_optimizer_states_go_to_the_nodes_memory_only_where_the_job_says_how_muc
 def test_where_nothing_fits_the_error_says_by_how_much_and_what_would() -> None:
     message = refusal(40, gpus=1)
     assert message.startswith("full fine-tuning needs 11")
-    assert "GiB a GPU on 1 x 40 GiB (labels of the nodes); fits: 4 nodes, or method lora" in message
-    assert "GPUs of 141 GiB" in message
+    assert (
+        "GiB a GPU on 1 x 40 GiB (NVIDIA-A100-SXM4-80GB, labels of the nodes), of which 36 are planned with" in message
+    )
     assert message.endswith("-> change one of these")
 
 
+def test_ways_out_are_named_in_the_order_of_what_they_cost() -> None:
+    message = refusal(40, gpus=1)
+    ways = message.partition("; fits: ")[2].partition(" -> ")[0].split(", or ")
+    assert ways[:5] == [
+        "method qlora",
+        "method lora",
+        "deepspeed.offload.optimizer cpu and limits.memory 180Gi",
+        "4 GPUs a node",
+        "4 nodes",
+    ]
+    assert ways[5].startswith("gpuType H200-141GB (140")
+
+
 def test_each_way_out_is_one_with_which_the_job_is_planned() -> None:
-    assert "fits: 4 nodes" in refusal(40, gpus=1)
     assert on_gpus(40, gpus=1, nodes=4)
+    assert on_gpus(40, gpus=4)
     assert on_gpus(40, gpus=1, method="lora")
+    assert on_gpus(40, gpus=1, method="qlora")
     assert on_gpus(141, gpus=1)
+    offload = {"offload": {"optimizer": "cpu"}}
+    assert on_gpus(40, gpus=1, deepspeed=offload, limits={"memory": "180Gi"})
+    with pytest.raises(SpecError, match="of the node's memory"):
+        on_gpus(40, gpus=1, deepspeed=offload, limits={"memory": "20Gi"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "absent"),
+    [
+        ({"method": "full", "freeze": ["embed"]}, "method "),
+        ({"method": "lora", "deepspeed": {"stage": 3}}, "method qlora"),
+        ({"method": "lora", "processesPerNode": 2}, "GPUs a node"),
+    ],
+    ids=["frozen parameters are for full only", "four bits are not sharded", "ranks are not GPUs"],
+)
+def test_what_would_be_refused_is_not_proposed(spec: dict[str, Any], absent: str) -> None:
+    method = {"type": spec.pop("method"), **({"freeze": spec.pop("freeze")} if "freeze" in spec else {})}
+    with pytest.raises(SpecError) as refused:
+        planned(
+            Task.CAUSAL_LM,
+            dataset(longest=2048),
+            SEVEN_BILLION,
+            4096,
+            method=method,
+            gpuType="T4",
+            resourcesPerNode={"limits": {"nvidia.com/gpu": 1}},
+            **spec,
+        )
+    (problem,) = refused.value.problems
+    assert problem.code == "DoesNotFit"
+    assert absent not in problem.message
+
+
+def test_lora_on_a_small_card_is_led_to_four_bits_first() -> None:
+    message = refusal(16, method="lora", gpus=1)
+    assert "fits: method qlora, or " in message
+    assert "method lora" not in message
+
+
+def test_amd_cards_are_not_led_to_four_bits_nor_to_other_makers() -> None:
+    with pytest.raises(SpecError) as refused:
+        planned(
+            Task.CAUSAL_LM,
+            dataset(longest=2048),
+            decoder(8192, 80, 28672),
+            4096,
+            method={"type": "full"},
+            gpuType="MI300X",
+            resourcesPerNode={"limits": {"amd.com/gpu": 1}},
+        )
+    message = refused.value.problems[0].message
+    assert "qlora" not in message
+    assert "or gpuType" not in message
+
+
+def test_of_layouts_about_as_fast_the_one_with_least_memory_is_taken() -> None:
+    asked = replace(request(MethodType.LORA), machine=Machine("gpu", 80 * GIB, "test", False, 1, 1, find("A100-80GB")))
+    chosen = best(asked)
+    assert chosen is not None
+    fitting = [one for one in layouts(asked) if one.fits(asked.machine)]
+    allowed = 1.05 * min(one.speed.seconds for one in fitting)
+    near = [one.memory.bytes for one in fitting if one.speed.seconds <= allowed]
+    assert chosen.speed.seconds <= allowed
+    assert chosen.memory.bytes == min(near) < max(near)
+
+
+def test_a_tenth_of_a_card_is_left() -> None:
+    needed = min(one.memory.bytes for one in layouts(request(MethodType.LORA, stage=2, recomputed=True)))
+    for part, fits in ((0.95, False), (0.89, True)):
+        machine = Machine("gpu", int(needed / part), "test", False, 1, 2, None)
+        asked = replace(request(MethodType.LORA, stage=2, recomputed=True), machine=machine)
+        assert (best(asked) is not None) == fits
 
 
 def test_given_values_that_do_not_fit_are_refused_with_the_ones_that_do() -> None:
@@ -111,8 +200,6 @@ def test_qlora_with_zero_3_is_refused_until_a_gpu_test_has_passed() -> None:
 def test_four_bits_fit_where_sixteen_do_not() -> None:
     assert best(request(MethodType.FULL)) is None
     small = Machine("gpu", 12 * GIB, "test", False, 1, 1, None)
-    from dataclasses import replace
-
     assert best(replace(request(MethodType.LORA), machine=small)) is None
     assert best(replace(request(MethodType.QLORA), machine=small)) is not None
 
@@ -124,7 +211,7 @@ def test_offload_needs_a_sharded_optimizer() -> None:
 
 def test_gradients_of_many_micro_batches_are_reduced_once_where_that_is_faster() -> None:
     training = {"global_batch_size": 256, "per_device_train_batch_size": 1}
-    plan = on_gpus(141, nodes=2, training=training, longest=256)
+    plan = on_gpus(141, nodes=2, training=training, longest=256, interconnectGbps=25)
     assert (plan.zero_stage, plan.gradient_accumulation) == (1, 16)
     assert "once a step" in choice(plan, "spec.deepspeed.stage").reason
 

@@ -1,12 +1,15 @@
 """What a job's machine has: by a stated type, by the nodes' labels, by a selector, or assumed and called so."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_api.errors import SpecError
 from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find
-from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, gpu_hint, machine_of
+from finetune_trainer.prepare.plan.here import hint_of, look
+from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, gpu_hint, machine_of
 from tests.unit.test_planner import job
 
 # as NVIDIA's and AMD's feature discovery, GKE and people write them
@@ -115,3 +118,106 @@ def test_a_gpu_without_bfloat16_trains_in_float16() -> None:
     assert planned(gpuType="T4", resourcesPerNode=limits).training == {"fp16": True}
     with pytest.raises(SpecError, match="a T4 has no bfloat16"):
         planned(gpuType="T4", resourcesPerNode=limits, training={"bf16": True})
+
+
+def test_memory_is_the_drivers_and_not_the_data_sheets() -> None:
+    known = {gpu.name: gpu.memory_mib for gpu in GPUS}
+    reported = {"T4": 15360, "L4": 23034, "A10G": 23028, "A100-80GB": 81920, "H100-80GB": 81559, "H200-141GB": 143771}
+    assert {name: known[name] for name in reported} == reported
+
+
+HERE = Here(64 * GIB, 8.0)
+
+
+def test_on_this_machine_what_the_job_leaves_out_is_looked_at() -> None:
+    machine = machine_of(job(), GpuHint(here=HERE))
+    assert (machine.memory_bytes, machine.cores, machine.assumed) == (int(0.9 * 64 * GIB), 8.0, False)
+    shared = machine_of(job(nodes=2), GpuHint(here=HERE))
+    assert (shared.memory_bytes, shared.cores) == (int(0.9 * 64 * GIB) // 2, 4.0)
+    stated = machine_of(job(resourcesPerNode={"limits": {"memory": "8Gi", "cpu": 2}}), GpuHint(here=HERE))
+    assert (stated.memory_bytes, stated.cores, stated.source) == (8 * GIB, 2.0, "stated")
+
+
+def test_gpus_of_this_machine_are_planned_with() -> None:
+    gpus = (("NVIDIA L4", 23034), ("NVIDIA L4", 23034))
+    machine = machine_of(job(), GpuHint(here=replace(HERE, gpus=gpus)))
+    assert (machine.device, machine.processes, machine.memory_bytes) == ("gpu", 2, 23034 << 20)
+    assert machine.gpu is not None
+    assert (machine.gpu.name, machine.source) == ("L4", "NVIDIA L4, of this machine")
+    assert machine.host_bytes == int(0.9 * 64 * GIB) // 2
+
+
+GROUPS = {
+    "version 2, a limit of its own": (
+        "0::/pod\n",
+        {"pod/memory.max": "8589934592\n", "pod/cpu.max": "150000 100000\n"},
+    ),
+    "version 2, a limit of an outer group": (
+        "0::/pod/inner\n",
+        {
+            "pod/memory.max": "8589934592\n",
+            "pod/inner/memory.max": "max\n",
+            "pod/cpu.max": "150000 100000\n",
+            "pod/inner/cpu.max": "max 100000\n",
+        },
+    ),
+    "version 2, in a container that sees its own group as the root": (
+        "0::/kubepods/elsewhere\n",
+        {"memory.max": "8589934592\n", "cpu.max": "150000 100000\n"},
+    ),
+    "version 1": (
+        "4:memory:/pod\n2:cpu,cpuacct:/pod\n",
+        {
+            "memory/pod/memory.limit_in_bytes": "8589934592\n",
+            "cpu,cpuacct/pod/cpu.cfs_quota_us": "150000\n",
+            "cpu,cpuacct/pod/cpu.cfs_period_us": "100000\n",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_limits_of_the_control_group_count(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
+    membership, files = GROUPS[name]
+    proc, groups = tmp_path / "proc", tmp_path / "groups"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:       67108864 kB\nMemFree: 1 kB\n")
+    (proc / "self" / "cgroup").write_text(membership)
+    for path, content in files.items():
+        (groups / path).parent.mkdir(parents=True, exist_ok=True)
+        (groups / path).write_text(content)
+    found = look({"PATH": ""}, proc, groups)
+    assert found == Here(8 * GIB, 1.5)
+
+
+def test_without_limits_the_machine_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)))
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal:       67108864 kB\n")
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    assert look({"PATH": ""}, tmp_path, tmp_path / "none") == Here(64 * GIB, 4.0)
+
+
+def test_gpus_are_those_of_the_driver_that_are_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.prepare.plan.here._built_for_gpus", lambda: True)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034'\necho 'Tesla T4, 15360'\n")
+    program.chmod(0o755)
+    environ = {"PATH": str(tmp_path)}
+    assert look(environ).gpus == (("NVIDIA L4", 23034), ("Tesla T4", 15360))
+    assert look({**environ, "CUDA_VISIBLE_DEVICES": "1"}).gpus == (("Tesla T4", 15360),)
+    assert look({**environ, "CUDA_VISIBLE_DEVICES": ""}).gpus == ()
+
+
+def test_only_a_job_that_runs_here_looks_at_this_machine() -> None:
+    assert hint_of({}).here is None
+    found = hint_of({"FINETUNE_LOCAL": "1", "PATH": ""}).here
+    assert found is not None
+    assert found.memory_bytes > 0 < found.cores
+
+
+@pytest.mark.parametrize("gbps", [0, -1, 100_001, "100"])
+def test_a_network_that_cannot_be_is_refused(gbps: Any) -> None:
+    with pytest.raises(ValueError, match="interconnectGbps"):
+        job(interconnectGbps=gbps)

@@ -66,7 +66,7 @@ def test_more_memory_never_gives_a_slower_plan(request: Request, more: int, more
         larger = replace(larger, host_bytes=machine.host_bytes + more_host * GIB)
     after = best(replace(request, machine=larger))
     assert after is not None
-    assert after.speed.seconds <= before.speed.seconds
+    assert after.speed.seconds <= 1.05 * before.speed.seconds  # it may take one that is slower by so little
 
 
 @QUIET
@@ -83,15 +83,18 @@ def test_the_global_batch_is_exactly_what_was_asked(request: Request) -> None:
 
 @QUIET
 @given(requests())
-def test_what_is_chosen_fits_and_nothing_that_fits_is_faster(request: Request) -> None:
+def test_what_is_chosen_fits_and_nothing_about_as_fast_needs_less_memory(request: Request) -> None:
     chosen = best(request)
-    fitting = [layout for layout in layouts(request) if layout.memory.bytes <= request.machine.memory_bytes]
+    fitting = [layout for layout in layouts(request) if layout.memory.bytes <= request.machine.usable_bytes]
     if chosen is None:
         assert not [layout for layout in fitting if layout.fits(request.machine)]
         return
-    assert chosen.memory.bytes <= request.machine.memory_bytes
+    assert chosen.memory.bytes <= request.machine.usable_bytes <= request.machine.memory_bytes
     assert chosen.memory.host_bytes <= (request.machine.host_bytes or chosen.memory.host_bytes)
-    assert chosen.speed.seconds == min(one.speed.seconds for one in fitting if one.fits(request.machine))
+    allowed = 1.05 * min(one.speed.seconds for one in fitting if one.fits(request.machine))
+    assert chosen.speed.seconds <= allowed
+    near = [one for one in fitting if one.fits(request.machine) and one.speed.seconds <= allowed]
+    assert chosen.memory.bytes == min(one.memory.bytes for one in near)
 
 
 @QUIET
@@ -125,7 +128,8 @@ def test_a_job_gets_its_global_batch_within_its_memory_or_is_refused(
         return
     assert plan.global_batch == total == plan.micro_batch * plan.gradient_accumulation * gpus * nodes
     assert plan.memory is not None
-    assert plan.memory.bytes <= plan.memory.limit == gib << 30
+    assert plan.memory.bytes <= 0.9 * plan.memory.limit
+    assert plan.memory.limit == gib << 30
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.parameters / 1e9:.1f}B")

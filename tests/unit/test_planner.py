@@ -1,6 +1,7 @@
 """The plan: the user's values win, the rest follows a rule, and every choice says why."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from finetune_api.messages import Choice, DatasetFacts, MethodType, ModelFacts, 
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
-from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint
+from finetune_trainer.prepare.plan.batch import usual_batch
+from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Pace
 from finetune_trainer.prepare.plan.rates import learning_rate
 from tests.unit.plan_models import encoder
 
@@ -172,6 +174,34 @@ def test_the_learning_rate_follows_task_method_and_size(
     assert found == {MethodType.FULL: full, MethodType.LORA: lora, MethodType.QLORA: lora}
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch", "rate"),
+    [(320, 16, 2e-4), (4719, 16, 2e-4), (10_000, 16, 2e-4), (20_000, 32, 2.8e-4), (10**6, 256, 8e-4)],
+)
+def test_batch_and_rate_grow_with_the_data(rows: int, batch: int, rate: float) -> None:
+    model = MODEL.model_copy(update={"model_type": "llama", "parameters": 7 * 10**9})
+    assert usual_batch(rows) == batch
+    assert learning_rate(Task.CAUSAL_LM, MethodType.LORA, model, batch)[0] == rate
+
+
+def test_a_large_batch_says_where_it_and_its_rate_come_from() -> None:
+    plan = planned(data=dataset(10**6))
+    assert plan.global_batch == 256
+    assert "0.2 % of 1,000,000 rows" in choice(plan, "spec.training.global_batch_size").reason
+    assert "from 16 by the square root" in choice(plan, "spec.training.learning_rate").reason
+
+
+def test_what_was_measured_here_says_how_long_it_takes_and_chooses_nothing() -> None:
+    hint = GpuHint(here=Here(8 << 30, 2.0))
+    fast, slow = (replace(hint, pace=Pace(operations=rate, measured=True)) for rate in (1e12, 1e9))
+    quick, long = planned(hint=fast), planned(hint=slow)
+    assert quick.estimate is not None
+    assert long.estimate is not None
+    assert long.estimate.hours > 10 * quick.estimate.hours
+    assert "measured on this machine" in long.estimate.how
+    assert quick.model_copy(update={"estimate": None}) == long.model_copy(update={"estimate": None})
+
+
 def test_masked_language_models_say_how_much_is_hidden() -> None:
     plan = planned(Task.MASKED_LM)
     assert (plan.mlm_probability, plan.lr_scheduler_type, plan.warmup_steps) == (0.15, "linear", 56)
@@ -279,7 +309,7 @@ def test_values_that_cannot_work_are_refused_with_a_cure(spec: dict[str, Any], m
 def test_less_memory_means_a_smaller_micro_batch_and_the_same_global_batch() -> None:
     data = dataset(longest=512)
     plans = [planned(data=data, resourcesPerNode={"limits": {"memory": size}}) for size in ("1500Mi", "2Gi", "64Gi")]
-    assert [plan.micro_batch for plan in plans] == [1, 4, 16]
+    assert [plan.micro_batch for plan in plans] == [2, 4, 16]
     assert {plan.global_batch for plan in plans} == {16}
 
 

@@ -62,9 +62,9 @@ def test_a_token_takes_six_operations_a_weight_and_four_under_an_adapter() -> No
     shape = decoder()  # LLaMA's 7 billion
     full = Load(shape, MethodType.FULL, 3, 8, 1, 2048)
     scores = 12 * shape.layers * shape.hidden * 1000
-    assert flops_per_token(full, 1000, 1.0) == pytest.approx(6 * shape.matrices() + scores, rel=1e-6)
+    assert flops_per_token(full, 1000, 1.0) == pytest.approx(6 * shape.matrices + scores, rel=1e-6)
     lora = Load(shape, MethodType.LORA, 2, 8, 1, 2048)
-    assert flops_per_token(lora, 1000, 1.0) == pytest.approx(4 * shape.matrices() + 6 * lora.trained + scores)
+    assert flops_per_token(lora, 1000, 1.0) == pytest.approx(4 * shape.matrices + 6 * lora.trained + scores)
     head = 32000 * 4096
     assert flops_per_token(lora, 1000, 1.0) - flops_per_token(lora, 1000, 0.25) == pytest.approx(4 * 0.75 * head)
 

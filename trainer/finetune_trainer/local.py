@@ -107,7 +107,7 @@ class LocalJob:
 def storage_environment(job: FineTuneJob) -> dict[str, str]:
     """The environment of every child: what `spec.storage` and `spec.dataset.storage` say, and the user's own keys."""
     storage, data = job.spec.storage, job.spec.dataset.storage
-    given = {Env.STORAGE_ENDPOINT: storage.endpoint, Env.STORAGE_REGION: storage.region}
+    given = {Env.STORAGE_ENDPOINT: storage.endpoint, Env.STORAGE_REGION: storage.region, Env.LOCAL: "1"}
     if data:
         given |= {Env.DATA_ENDPOINT: data.endpoint, Env.DATA_REGION: data.region}
     return {**os.environ, **{name.value: value for name, value in given.items() if value}}

@@ -370,6 +370,9 @@ class FineTuneJobSpec(Kubernetes):
     """Resources of one training pod."""
     gpu_type: Word | None = None
     """Kind of the GPUs, such as A100-80GB, H100 or NVIDIA-L40S; omitted = from the nodes' labels."""
+    interconnect_gbps: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """Network of a node to the others, in Gbit per second, all its adapters together; omitted = the usual one of the
+    kind of GPU."""
     scratch: ScratchSpec | None = None
     """Node-local space."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None

@@ -92,6 +92,7 @@ SUPPORTED: frozenset[str] = frozenset(
         "spec.processesPerNode",
         "spec.resourcesPerNode",
         "spec.gpuType",
+        "spec.interconnectGbps",
         "spec.image",
         "spec.storage",
         "spec.checkpoint.everySteps",

@@ -1,12 +1,18 @@
-"""A model on the Hugging Face hub, or on a mirror of it that HF_ENDPOINT names: pinned to a commit, then fetched."""
+"""A model on the Hugging Face hub, or on a mirror of it that HF_ENDPOINT names: pinned to a commit, then fetched.
+
+Files go through the hub's own cache, which other programs share; in a pod, through its scratch folder. Of weights only
+the headers are read, a range of each file, until a job is prepared.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetune_api.contract import Env
 from finetune_api.errors import ModelError, Problem
 from finetune_trainer.model_files import (
     CONFIG,
@@ -16,20 +22,28 @@ from finetune_trainer.model_files import (
     parse_json,
     weight_names,
 )
+from finetune_trainer.prepare.headers import FIRST, Header, read_header
 from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
 
 FIELD = "spec.model.name"
+THREADS = 8  # files at a time
+TIMEOUT = 30  # seconds without an answer
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """One commit of a repository on the hub."""
+    """One commit of a repository on the hub.
+
+    Attributes:
+        cache: folder of the hub's cache; None = the library's own.
+    """
 
     name: str
     sha: str
     names: tuple[str, ...]
     endpoint: str | None
     token: str | None
+    cache: Path | None = None
 
     @property
     def source(self) -> str:
@@ -41,37 +55,84 @@ class HubModel:
         """A commit never changes."""
         return hashlib.sha256(f"hub\0{self.name}\0{self.sha}".encode()).hexdigest()
 
+    @property
+    def pinned(self) -> str:
+        """The hub's commit."""
+        return self.sha
+
     def config(self, folder: Path) -> dict[str, Any]:
         """`config.json`."""
-        return parse_json(CONFIG, self._fetch(folder, [CONFIG])[CONFIG].read_bytes())
+        return parse_json(CONFIG, self._fetch([CONFIG])[CONFIG].read_bytes())
 
     def small_files(self, folder: Path) -> dict[str, Path]:
         """Configuration and tokenizer."""
-        return self._fetch(folder, [name for name in self.names if name in SMALL_FILES])
+        return self._fetch([name for name in self.names if name in SMALL_FILES])
+
+    def headers(self, folder: Path) -> dict[str, Header]:
+        """Of every weight file."""
+        names = self._weights()
+        with _translated(self.name), ThreadPoolExecutor(THREADS) as threads:
+            return dict(zip(names, threads.map(self._header, names), strict=True))
 
     def files(self, folder: Path) -> dict[str, Path]:
         """Configuration, tokenizer and safetensors of this commit."""
-        small = self.small_files(folder)
-        index = parse_json(WEIGHTS_INDEX, small[WEIGHTS_INDEX].read_bytes()) if WEIGHTS_INDEX in small else None
-        return self._fetch(folder, [*small, *weight_names(index)])
+        return self._fetch([*(name for name in self.names if name in SMALL_FILES), *self._weights()])
 
     def commit(self, files: Mapping[str, Path]) -> str:
         """The hub's."""
         return self.sha
 
-    def _fetch(self, folder: Path, names: list[str]) -> dict[str, Path]:
-        from huggingface_hub import snapshot_download
+    def _weights(self) -> list[str]:
+        if WEIGHTS_INDEX not in self.names:
+            return weight_names(None)
+        return weight_names(parse_json(WEIGHTS_INDEX, self._fetch([WEIGHTS_INDEX])[WEIGHTS_INDEX].read_bytes()))
 
-        with _translated(self.name):
-            root = snapshot_download(
+    def _fetch(self, names: list[str]) -> dict[str, Path]:
+        """Files in the hub's cache; one that is there is not asked for again, as a commit never changes."""
+        from huggingface_hub import hf_hub_download
+
+        def fetch(name: str) -> Path:
+            path = hf_hub_download(
                 self.name,
+                name,
                 revision=self.sha,
-                allow_patterns=names,
-                local_dir=folder / self.sha,
                 endpoint=self.endpoint,
                 token=self.token or False,
+                cache_dir=self.cache,
             )
-        return {name: Path(root) / name for name in names}
+            return Path(path)
+
+        with _translated(self.name), ThreadPoolExecutor(THREADS) as threads:
+            return dict(zip(names, threads.map(fetch, names), strict=True))
+
+    def _header(self, name: str) -> Header:
+        first = self._range(name, 0, FIRST)
+        start, size = first.content, int(first.headers["content-range"].rpartition("/")[2])
+
+        def read(begin: int, end: int) -> bytes:
+            return start[begin:end] if end <= len(start) else bytes(self._range(name, begin, end).content)
+
+        return read_header(name, size, read)
+
+    def _range(self, name: str, begin: int, end: int) -> Any:
+        """The answer to a request for some bytes of a file."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
+
+        url = hf_hub_url(self.name, name, revision=self.sha, endpoint=self.endpoint)
+        headers = {**build_hf_headers(token=self.token or False), "range": f"bytes={begin}-{end - 1}"}
+        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
+            if answer.status_code == 200:  # the whole file would come
+                message = f"the server of {self.name} sends no parts of files, which a plan reads of {name}"
+                cure = "use another mirror (HF_ENDPOINT), or copy the model and use spec.model.uri"
+                raise ModelError(_problem("HubFailed", message, cure))
+            answer.read()
+            hf_raise_for_status(answer)
+        return answer
 
 
 def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -> HubModel:
@@ -93,13 +154,25 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
     check_names(names, name)
     if info.sha is None:
         raise ModelError(_problem("ModelNotFound", f"the hub names no commit for {name}", "give a revision"))
-    return HubModel(name, info.sha, tuple(sorted(names)), endpoint, token)
+    return HubModel(name, info.sha, tuple(sorted(names)), endpoint, token, cache_of(environ))
+
+
+def cache_of(environ: Mapping[str, str]) -> Path | None:
+    """The hub's cache: as the environment names it, a pod's scratch folder, or None for the library's own."""
+    if folder := environ.get("HF_HUB_CACHE"):
+        return Path(folder)
+    if home := environ.get("HF_HOME"):
+        return Path(home) / "hub"
+    scratch = environ.get(Env.WORK_DIR)
+    return Path(scratch) / "hub" if scratch and Env.LOCAL not in environ else None
 
 
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:  # the library passes its HTTP client's errors through, and changes that client
         code, field, message, cure = _reason(error)
         raise ModelError(Problem(code=code, field=field, message=f"{name} {message}", cure=cure)) from error

@@ -14,8 +14,9 @@ from finetune_trainer.prepare.deepspeed_config import check_config
 from finetune_trainer.prepare.families import resolve_task
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.here import hint_of
 from finetune_trainer.prepare.plan.lora import Start
-from finetune_trainer.prepare.plan.machine import gpu_hint, machine_of
+from finetune_trainer.prepare.plan.machine import machine_of
 from finetune_trainer.prepare.tokens.encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
 from finetune_trainer.prepare.trackers import check_trackers
@@ -72,9 +73,10 @@ def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
         check_installed(job.spec.method.type)
         if uri := job.spec.model.adapter:
             adapter = find_adapter(uri, task, environ, work / "adapter")
-        machine = machine_of(job, gpu_hint(environ))
+        hint = hint_of(environ)
+        machine = machine_of(job, hint)
         check_config(job, machine.device, machine.world_size)
-        planner.counting(job, task, gpu_hint(environ))  # a GPU that nobody knows, a precision that the machine lacks
+        planner.counting(job, task, hint)  # a GPU that nobody knows, a precision that the machine lacks
     except FineTuneError as error:
         errors.append(error)
     if errors:

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -28,11 +28,12 @@ from finetune_trainer.model_files import (
     weight_names,
 )
 from finetune_trainer.prepare.families import positions_of
+from finetune_trainer.prepare.headers import Header, read_header
 from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.planner import Counting
 from finetune_trainer.prepare.plan.shape import architecture_of
-from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of
+from finetune_trainer.prepare.weights import check_head, check_weights
 from finetune_trainer.storage import (
     FolderStore,
     NotFoundError,
@@ -67,6 +68,13 @@ class ModelSource(Protocol):
     def small_files(self, folder: Path) -> dict[str, Path]:
         """Configuration and tokenizer, on this machine, by name."""
 
+    @property
+    def pinned(self) -> str:
+        """The commit where it is known without reading weights; else empty."""
+
+    def headers(self, folder: Path) -> dict[str, Header]:
+        """What each weight file holds, by name; no weight is read."""
+
     def files(self, folder: Path) -> dict[str, Path]:
         """Every file that is mirrored, on this machine, by name."""
 
@@ -97,26 +105,44 @@ class FolderModel:
         """Configuration and tokenizer; in place if the folder is on this machine, else downloaded."""
         return self._here([info.key for info in self.listing if info.key in SMALL_FILES], folder)
 
+    @property
+    def pinned(self) -> str:
+        """Known only when every file was read."""
+        return ""
+
+    def headers(self, folder: Path) -> dict[str, Header]:
+        """Read where the files lie."""
+        sizes = {info.key: info.size for info in self.listing}
+        names = self._weights()
+        self._check_readable(names)
+        return {name: read_header(name, sizes[name], partial(self.store.read, name)) for name in names}
+
     def files(self, folder: Path) -> dict[str, Path]:
         """In place if the folder is on this machine, else downloaded."""
-        weights = parse_json(WEIGHTS_INDEX, self.store.get(WEIGHTS_INDEX)) if self._has(WEIGHTS_INDEX) else None
-        names = [info.key for info in self.listing if info.key in SMALL_FILES] + weight_names(weights)
+        return self._here([info.key for info in self.listing if info.key in SMALL_FILES] + self._weights(), folder)
+
+    def _weights(self) -> list[str]:
+        index = parse_json(WEIGHTS_INDEX, self.store.get(WEIGHTS_INDEX)) if self._has(WEIGHTS_INDEX) else None
+        names = weight_names(index)
         missing = [name for name in names if not self._has(name)]
         if missing:
             raise ModelError(
                 model_problem("ModelIncomplete", f"{self.source} has no {missing[0]}", "copy the whole model")
             )
-        return self._here(names, folder)
+        return names
+
+    def _check_readable(self, names: list[str]) -> None:
+        if not isinstance(self.store, FolderStore):
+            return
+        here = {name: self.store.path(name) for name in names}
+        if locked := [name for name, path in here.items() if not os.access(path, os.R_OK)]:
+            message = f"{locked[0]} in {self.source} may not be read by the user {os.getuid()}"
+            raise ModelError(model_problem("ModelUnreadable", message, "let everybody read the model: chmod -R a+rX"))
 
     def _here(self, names: list[str], folder: Path) -> dict[str, Path]:
+        self._check_readable(names)
         if isinstance(self.store, FolderStore):
-            here = {name: self.store.path(name) for name in names}
-            if locked := [name for name, path in here.items() if not os.access(path, os.R_OK)]:
-                message = f"{locked[0]} in {self.source} may not be read by the user {os.getuid()}"
-                raise ModelError(
-                    model_problem("ModelUnreadable", message, "let everybody read the model: chmod -R a+rX")
-                )
-            return here
+            return {name: self.store.path(name) for name in names}
         paths = {name: folder / self.fingerprint / name for name in names}
         for name, path in paths.items():
             if not path.exists():
@@ -180,18 +206,18 @@ class BaseModel:
     Attributes:
         config: `config.json`.
         folder: where its configuration and tokenizer lie on this machine.
-        files: what is to be mirrored, by name; empty if it is mirrored already.
+        shapes: of the tensors in its files, by name; empty if an earlier job mirrored it, which looked at them.
+        files: what is to be mirrored, by name; empty until it is fetched, and if it is mirrored already.
     """
 
     facts: ModelFacts
     config: Mapping[str, Any]
     folder: Path
+    shapes: Mapping[str, list[int]]
     files: Mapping[str, Path]
 
     def check(self, task: Task, labels: int) -> None:
         """Refuse weights that are not those of the configuration, or of a head for other labels; imports torch.
-
-        Weights that an earlier job mirrored were looked at then.
 
         Args:
             labels: outputs that a classifier needs for the data; 1 for regression.
@@ -200,10 +226,8 @@ class BaseModel:
             ModelError: they do not fit.
         """
         check_head(self.config, task, labels)
-        if self.files:
-            files = (path for name, path in self.files.items() if name.endswith(".safetensors"))
-            shapes = {name: shape for path in files for name, shape in shapes_of(path).items()}
-            check_weights(self.config, task, labels, shapes)
+        if self.shapes:
+            check_weights(self.config, task, labels, self.shapes)
 
     def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
         """The model's sizes and what a step of it keeps; imports torch.
@@ -226,26 +250,41 @@ class BaseModel:
 
 
 def read_model(model: ModelSource, folder: Path) -> BaseModel:
-    """Read what a model is from its files; downloads what is not on this machine.
+    """Read what a model is: its configuration, its tokenizer, and the headers of its weights.
+
+    The commit of a model in a folder is a hash over all its files: it is empty until `fetch` has read them.
 
     Raises:
         ModelError: configuration or weights are damaged.
     """
-    files = model.files(folder)
-    config = parse_json(CONFIG, files[CONFIG].read_bytes())
-    weights = [path for name, path in files.items() if name.endswith(".safetensors")]
-    commit = model.commit(files)
+    small, headers = model.small_files(folder), model.headers(folder)
+    config = parse_json(CONFIG, small[CONFIG].read_bytes())
     facts = ModelFacts(
         name=model.name,
-        commit=commit,
-        prefix=model_prefix(model.name, commit),
+        commit=model.pinned,
+        prefix=model_prefix(model.name, model.pinned),
         source=model.source,
         model_type=str(config["model_type"]),
-        parameters=sum(math.prod(shape) for path in weights for shape in shapes_of(path).values()),
-        size_bytes=sum(path.stat().st_size for path in weights),
+        parameters=sum(header.parameters for header in headers.values()),
+        size_bytes=sum(header.size for header in headers.values()),
         max_positions=positions_of(config),
     )
-    return BaseModel(facts, config, files[CONFIG].parent, files)
+    shapes = {name: shape for header in headers.values() for name, shape in header.shapes.items()}
+    return BaseModel(facts, config, small[CONFIG].parent, shapes, {})
+
+
+def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
+    """The model with all its files on this machine, and its commit; what is mirrored already is left as it is.
+
+    Raises:
+        ModelError: a file cannot be had.
+    """
+    if not base.shapes:
+        return base
+    files = model.files(folder)
+    commit = model.commit(files)
+    facts = base.facts.model_copy(update={"commit": commit, "prefix": model_prefix(model.name, commit)})
+    return replace(base, facts=facts, files=files)
 
 
 def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseModel | None:
@@ -260,7 +299,7 @@ def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseM
     local = folder / facts.commit
     download_files(store, facts.prefix, _small(manifest), local)
     config = parse_json(CONFIG, (local / CONFIG).read_bytes())
-    return BaseModel(facts.model_copy(update={"source": model.source}), config, local, {})
+    return BaseModel(facts.model_copy(update={"source": model.source}), config, local, {}, {})
 
 
 def mirror(base: BaseModel, model: ModelSource, store: ObjectStore) -> None:

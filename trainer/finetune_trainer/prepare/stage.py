@@ -7,7 +7,7 @@ earlier job prepared is found by a fingerprint; then neither data nor model is r
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from finetune_trainer.prepare.adapters import mirror_adapter
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.inputs import Inputs, find
-from finetune_trainer.prepare.models import BaseModel, find_mirrored, mirror, read_model
+from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
-from finetune_trainer.prepare.plan.machine import gpu_hint
+from finetune_trainer.prepare.plan.here import hint_of
+from finetune_trainer.prepare.plan.pace import Question, cache_file, pace_of
 from finetune_trainer.prepare.plan.summary import summary
 from finetune_trainer.prepare.quality.judge import Context, Examined, examine
 from finetune_trainer.prepare.quality.page import render
@@ -96,6 +97,10 @@ def prepare(
         if problems := data.report.problems():
             _show(run, data.report, report)
             raise DataError(problems)
+        if base.shapes:
+            report(f"model: reading the weights of {found.model.source}")
+        base = fetch(base, found.model, work / "model")
+        chosen = chosen.model_copy(update={"model": base.facts})
         _publish(found, store, base, made, examined, report)
     if found.adapter:
         mirror_adapter(found.adapter, store)
@@ -150,10 +155,26 @@ def inspect(
 
 
 def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts, environ: Mapping[str, str]) -> Plan:
-    hint = gpu_hint(environ)
-    architecture = base.counted(found.task, planner.counting(job, found.task, hint, found.start), len(facts.labels))
+    hint = hint_of(environ)
+    how = planner.counting(job, found.task, hint, found.start)
+    architecture = base.counted(found.task, how, len(facts.labels))
     limit = _limit(job, found, base)
-    return planner.plan(job, found.task, base.facts, architecture, facts, limit, hint, found.start)
+    chosen = planner.plan(job, found.task, base.facts, architecture, facts, limit, hint, found.start)
+    if hint.here is None or how.device == "gpu":
+        return chosen
+    asked = Question(
+        base.config,
+        found.task,
+        len(facts.labels),
+        how.lora,
+        how.weight_bytes == 2,
+        chosen.micro_batch,
+        min(chosen.max_length, max(1, facts.train.tokens // max(1, facts.train.rows))),
+        int(hint.here.cores) // chosen.world_size,
+    )
+    pace = pace_of(asked, architecture, cache_file(environ))
+    clocked = replace(hint, pace=pace)
+    return planner.plan(job, found.task, base.facts, architecture, facts, limit, clocked, found.start)
 
 
 def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:

@@ -4,7 +4,6 @@ transformers loads tensors without data, by its own rules for old names, prefixe
 missing or has another shape. Imports torch and transformers, inside its functions.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,39 +11,15 @@ from typing import Any
 from finetune_api.errors import ModelError
 from finetune_api.messages import Task
 from finetune_trainer.fitting import check_body, in_body, other_model
-from finetune_trainer.model_files import LFS_POINTER, model_problem
+from finetune_trainer.model_files import model_problem
+from finetune_trainer.prepare.headers import header_of
 
-LARGEST_HEADER = 100 << 20  # safetensors' own limit
 CLASSIFIER = "ForSequenceClassification"
 
 
 def shapes_of(path: Path) -> dict[str, list[int]]:
-    """The tensors of a safetensors file and their shapes, from its header: 8 bytes of length, little-endian, then JSON.
-
-    Raises:
-        ModelError: it is no safetensors file, or it is cut short.
-    """
-    damaged = model_problem("ModelInvalid", f"{path.name} is damaged or no safetensors file", "copy or save it again")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(LFS_POINTER))
-        if start == LFS_POINTER:
-            message = f"{path.name} is a pointer of Git LFS, not the weights"
-            raise ModelError(model_problem("GitLFSPointer", message, "fetch the weights with `git lfs pull`"))
-        length = int.from_bytes(start[:8], "little")
-        if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise ModelError(damaged)
-        file.seek(8)
-        header = file.read(length)
-    try:
-        tensors = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
-        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        shapes = {name: [int(length) for length in tensor["shape"]] for name, tensor in tensors.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ModelError(damaged) from error
-    if 8 + length + end != size:
-        raise ModelError(damaged)
-    return shapes
+    """The tensors of a safetensors file and their shapes; errors as of `headers.header_of`."""
+    return header_of(path).shapes
 
 
 def check_head(config: Mapping[str, Any], task: Task, labels: int) -> None:

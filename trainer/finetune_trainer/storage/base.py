@@ -85,6 +85,9 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> bytes:
         """The content of a small object."""
 
+    def read(self, key: str, start: int, end: int) -> bytes:
+        """A part of an object: from byte `start` to before byte `end`, which lie in it."""
+
     def hash(self, key: str) -> FileEntry:
         """Size and sha256 of an object as it is read now; the entry's path is `key`."""
 

@@ -86,6 +86,12 @@ class FolderStore:
         with self._reading(key):
             return self.path(key).read_bytes()
 
+    def read(self, key: str, start: int, end: int) -> bytes:
+        """A part of an object."""
+        with self._reading(key), self.path(key).open("rb") as source:
+            source.seek(start)
+            return source.read(end - start)
+
     def hash(self, key: str) -> FileEntry:
         """Size and sha256 of an object as it is read now."""
         with self._reading(key), self.path(key).open("rb") as source:

@@ -185,6 +185,12 @@ class S3Store:
         with self._translated(key):
             return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
 
+    def read(self, key: str, start: int, end: int) -> bytes:
+        """A part of an object."""
+        with self._translated(key):
+            found = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end - 1}")
+            return found["Body"].read()
+
     def hash(self, key: str) -> FileEntry:
         """Size and sha256 of an object as it is read now."""
         with self._translated(key):

@@ -4,6 +4,7 @@
 """
 
 from enum import StrEnum
+from functools import cached_property
 
 from finetune_api.messages import Message, MethodType
 
@@ -91,17 +92,17 @@ class Architecture(Message):
     weight_bytes: int
     kept: dict[MethodType, Kept]
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         """Parameters of the model, shared ones once."""
         return sum(part.parameters for part in self.parts)
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """Parameters of the largest single module."""
         return max((part.parameters for part in self.parts), default=0)
 
-    @property
+    @cached_property
     def cached(self) -> int:
         """Numbers that generation keeps of a token: keys and values, as wide as the model if no layer is named so."""
         named = [part.outputs for part in self.parts if part.name.endswith((".k_proj", ".v_proj"))]
@@ -111,15 +112,17 @@ class Architecture(Message):
         """Parameters by what they are for."""
         return {kind: sum(part.parameters for part in self.parts if part.kind is kind) for kind in Kind}
 
+    @cached_property
     def matrices(self) -> int:
         """Parameters that every token is multiplied with; embeddings are looked up."""
         return sum(part.inputs * part.outputs for part in self.parts)
 
-    @property
+    @cached_property
     def head(self) -> int:
         """Parameters of the output layer."""
         return sum(part.inputs * part.outputs for part in self.parts if part.kind is Kind.HEAD)
 
+    @cached_property
     def quantized(self) -> int:
         """Parameters that QLoRA keeps in 4 bits: all linear layers but the head."""
         return sum(part.inputs * part.outputs for part in self.parts if part.kind is not Kind.HEAD)

@@ -1,11 +1,15 @@
 """How many rows a step takes: what the user gave, or a rule. How many at a time is the layout's. Pure."""
 
+import math
 from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
 
-GLOBAL_BATCH = 16
+GLOBAL_BATCH = 16  # what the learning rates were measured with
+# OpenAI's fine-tuning API (reference of `batch_size`): about 0.2 % of the examples, capped at 256, as larger batches
+# tend to work better for larger data sets. Here to the nearest power of two.
+SHARE, MOST = 0.002, 256
 
 
 @dataclass(frozen=True)
@@ -16,6 +20,12 @@ class Batch:
     given: bool
     micro: int | None
     accumulation: int | None
+
+
+def usual_batch(rows: int) -> int:
+    """Rows of a step for a data set of so many rows."""
+    grown = 1 << round(math.log2(max(1.0, SHARE * rows)))
+    return min(rows, MOST, max(GLOBAL_BATCH, grown))
 
 
 def global_batch(ledger: Ledger, world: int, rows: int) -> Batch:
@@ -36,7 +46,7 @@ def global_batch(ledger: Ledger, world: int, rows: int) -> Batch:
     total_given = total is not None
     if total is None:
         unit = world * (micro or 1) * (accumulation or 1)
-        total = max(1, min(GLOBAL_BATCH, rows) // unit) * unit
+        total = max(1, usual_batch(rows) // unit) * unit
     _check_divides(total, world, micro, accumulation)
     reason = "given" if total_given else _reason(total, rows, world)
     ledger.note("spec.training.global_batch_size", total, reason, total_given)
@@ -44,10 +54,12 @@ def global_batch(ledger: Ledger, world: int, rows: int) -> Batch:
 
 
 def _reason(total: int, rows: int, world: int) -> str:
-    if total > min(GLOBAL_BATCH, rows):
+    if total > usual_batch(rows):
         return f"the smallest that gives each of {world} ranks a row"
     if rows < GLOBAL_BATCH:
         return f"no more than the {rows} rows there are"
+    if total > GLOBAL_BATCH:
+        return f"about 0.2 % of {rows:,} rows, at most {MOST} (OpenAI's rule)"
     return f"about {GLOBAL_BATCH}: small data sets need many steps; the learning rates were measured with it"
 
 

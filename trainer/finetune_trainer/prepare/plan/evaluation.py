@@ -8,13 +8,14 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, PlannedEvaluation, ProblemType, Task
+from finetune_api.messages import DatasetFacts, PlannedEvaluation, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.layout import Layout
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.speed import CPU_CORE, CPU_NETWORK, HOST_MEMORY, NETWORK, UTILISATION
+from finetune_trainer.prepare.plan.memory import EVALUATED
+from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
 
 ROWS = (64, 32, 16, 8, 4)  # to be answered: as many of these as may be afforded
 SHARE = 0.1  # of the training's time, for all answers of all evaluations
@@ -124,18 +125,17 @@ def _answers(
     target = split.trained_tokens / examples
     rule = min(LONGEST, max(SHORTEST, 8 * math.ceil(2 * target / 8)))
     tokens = int(
-        ledger.take(
-            "",
+        ledger.settle(
+            "spec.evaluation.maxNewTokens",
             rule,
             f"twice the mean of {target:.0f}; never more than the longest right answer",
-            "spec.evaluation.maxNewTokens",
             spec.max_new_tokens,
         )
     )
     rows, reason = _affordable(layout, machine, split.tokens / examples, tokens, steps, evaluations)
-    generate = int(ledger.take("", min(rows, examples), reason, "spec.evaluation.generate", spec.generate))
+    generate = int(ledger.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
     generate = min(generate, examples)
-    samples = int(ledger.take("", SAMPLES, "to be read", "spec.evaluation.samples", spec.samples))
+    samples = int(ledger.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
     return PlannedEvaluation(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
 
 
@@ -164,18 +164,30 @@ def generation_seconds(layout: Layout, machine: Machine, mean: float, tokens: in
     batch = max(1, min(BATCH_ROWS, math.ceil(rows / load.world_size), int(BATCH_TOKENS / (mean + tokens))))
     batches = math.ceil(rows / batch / load.world_size)
     width = load.parameters * shape.weight_bytes
-    if machine.gpu:
-        arithmetic, memory = machine.gpu.teraflops * 1e12 * UTILISATION, machine.gpu.bandwidth * 1e9
-    else:
-        arithmetic, memory = CPU_CORE * machine.cores, HOST_MEMORY
-    gathered = 0.0
-    if load.zero_stage == 3 and load.world_size > 1:
-        inside = machine.gpu.link * 1e9 if machine.gpu else CPU_NETWORK
-        between = NETWORK if machine.gpu else CPU_NETWORK
-        gathered = width / (min(inside, between) if machine.nodes > 1 else inside)
-    a_pass = max(width / memory, 2 * load.parameters * batch / arithmetic) + gathered + LAYER_SECONDS * shape.layers
+    arithmetic, memory = (
+        forward_rate(load, machine),
+        machine.gpu.bandwidth * 1e9 if machine.gpu else machine.pace.memory,
+    )
+    gathered = width / bandwidth(machine) if load.zero_stage == 3 and load.world_size > 1 else 0.0
+    layer = LAYER_SECONDS if machine.gpu else machine.pace.token_layer
+    a_pass = max(width / memory, 2 * load.parameters * batch / arithmetic) + gathered + layer * shape.layers
     prompt = 2 * load.parameters * batch * mean / arithmetic
     return batches * (prompt + tokens * a_pass)
+
+
+def evaluation_seconds(layout: Layout, machine: Machine, split: SplitFacts) -> float:
+    """How long one evaluation's forward passes over all rows take, roughly, without generated answers."""
+    load = layout.load
+    shape = load.architecture
+    tokens = split.tokens / load.world_size
+    scores = 4 * shape.layers * shape.hidden * split.tokens / max(1, split.rows)
+    batches = split.rows / load.world_size / max(1, load.evaluated or load.micro * EVALUATED)
+    layer = LAYER_SECONDS if machine.gpu else machine.pace.token_layer
+    gathered = 0.0
+    if load.zero_stage == 3 and load.world_size > 1:
+        gathered = load.parameters * shape.weight_bytes / bandwidth(machine)
+    operations = tokens * (2 * (shape.matrices or shape.parameters) + scores)
+    return operations / forward_rate(load, machine) + batches * (shape.layers * layer + gathered)
 
 
 def _refuse(rows: int, why: str) -> None:

@@ -1,15 +1,13 @@
-"""The layout of a run: every one that is allowed is predicted, the fastest that fits is taken. Pure.
-
-If none fits, the error says by how much, and the smallest changes with which one would.
+"""The layouts of a run: every one that is allowed is predicted; of those that fit and are about as fast as the fastest
+the one with least memory is the best. Pure.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from finetune_api.errors import Problem, SpecError
+from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.architecture import Architecture
-from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.ledger import problem
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Machine
@@ -18,8 +16,7 @@ from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
 STAGES = (2, 1, 3)  # of equally fast ones the first; 0 keeps whole states on every rank and cannot change its ranks
-SIZES = (16, 24, 40, 48, 80, 96, 141, 192)  # GiB that GPUs have
-MOST_NODES = 64
+ABOUT_AS_FAST = 1.05  # times the fastest: predictions of speed are no better, and a run has no second try at memory
 
 
 @dataclass(frozen=True)
@@ -32,6 +29,7 @@ class Request:
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
         evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
         converted: whether the model's files hold its weights in another type than the run's.
+        methods: others that the job could be trained with as it stands.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
     """
 
@@ -50,6 +48,7 @@ class Request:
     accumulation: int | None = None
     evaluated: int | None = 0
     converted: bool = False
+    methods: tuple[MethodType, ...] = ()
     unsharded: str = ""
 
 
@@ -64,15 +63,11 @@ class Layout:
     def fits(self, machine: Machine) -> bool:
         """Whether the prediction stays within the machine."""
         host = machine.host_bytes
-        return self.memory.bytes <= machine.memory_bytes and (not host or self.memory.host_bytes <= host)
+        return self.memory.bytes <= machine.usable_bytes and (not host or self.memory.host_bytes <= host)
 
 
-def choose(request: Request) -> Layout:
-    """The fastest layout that fits; of equally fast ones the one that leaves most memory.
-
-    Raises:
-        SpecError: none fits, or QLoRA is asked for with ZeRO-3.
-    """
+def check_combination(request: Request) -> None:
+    """Raises SpecError for what is given and cannot be together on any machine."""
     if request.method is MethodType.QLORA and request.stage == 3:
         message = (
             "is 3, and 4-bit weights have not been sharded on a GPU by any test of ours: refused until one has passed"
@@ -85,21 +80,20 @@ def choose(request: Request) -> Layout:
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states from stage 1 on"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
-    found = best(request)
-    if found is None:
-        raise SpecError(_does_not_fit(request))
-    return found
 
 
 def best(request: Request) -> Layout | None:
-    """The fastest layout that fits, or None."""
+    """Of the layouts that fit, and that take at most 5 % longer than the fastest of them, the one with least memory."""
     fitting = [layout for layout in layouts(request) if layout.fits(request.machine)]
-    return min(fitting, key=_order, default=None)
+    if not fitting:
+        return None
+    slowest = ABOUT_AS_FAST * min(layout.speed.seconds for layout in fitting)
+    return min((layout for layout in fitting if layout.speed.seconds <= slowest), key=_order)
 
 
-def _order(layout: Layout) -> tuple[float, int, int]:
+def _order(layout: Layout) -> tuple[int, float, int]:
     stage = layout.load.zero_stage
-    return layout.speed.seconds, STAGES.index(stage) if stage in STAGES else len(STAGES), layout.memory.bytes
+    return layout.memory.bytes, layout.speed.seconds, STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 
 def layouts(request: Request) -> Iterator[Layout]:
@@ -108,7 +102,7 @@ def layouts(request: Request) -> Iterator[Layout]:
     for stage in _stages(request):
         for optimizer, parameters in _offloads(request, stage):
             for recomputed in (False, True) if request.recomputed is None else (request.recomputed,):
-                for micro in _micro_batches(request):
+                for micro in micro_batches(request):
                     load = Load(
                         request.architecture,
                         request.method,
@@ -151,7 +145,7 @@ def _choices(given: bool | None, free: bool) -> tuple[bool, ...]:
     return (False, True) if free else (False,)
 
 
-def _micro_batches(request: Request) -> Iterator[int]:
+def micro_batches(request: Request) -> Iterator[int]:
     share = request.rows // request.machine.world_size
     if request.micro is not None:
         yield request.micro
@@ -159,89 +153,3 @@ def _micro_batches(request: Request) -> Iterator[int]:
         yield share // request.accumulation
     else:
         yield from (size for size in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % size == 0)
-
-
-# ---------------------------------------------------------------- where none fits
-
-
-def _does_not_fit(request: Request) -> Problem:
-    machine, spec = request.machine, "spec.resourcesPerNode.limits"
-    least = min(layouts(request), key=lambda layout: layout.memory.bytes)
-    host_is_short = least.memory.bytes <= machine.memory_bytes
-    ways = list(_ways(request))
-    where = f"{machine.nodes * machine.processes} x {machine.memory_bytes / GIB:.4g} GiB ({machine.source})"
-    needed = f"{least.memory.bytes / GIB:.3g} GiB a {machine.unit}"
-    if host_is_short:
-        needed = f"{least.memory.host_bytes / GIB:.3g} GiB of the node's memory a {machine.unit}"
-        where = f"{machine.host_bytes / GIB:.4g} GiB"
-    fits = "; fits: " + ", or ".join(ways) if ways else "; nothing near it would fit"
-    message = f"{_named(request.method)} needs {needed} on {where}{fits}"
-    cure = "change one of these" if ways else "use a smaller model"
-    if machine.assumed:
-        field = "spec.gpuType" if machine.device == "gpu" else spec
-        cure = f"say what the nodes have ({field}), or {cure}"
-    return problem("DoesNotFit", spec, message, cure)
-
-
-def _named(method: MethodType) -> str:
-    return {MethodType.FULL: "full fine-tuning", MethodType.LORA: "LoRA", MethodType.QLORA: "QLoRA"}[method]
-
-
-def _ways(request: Request) -> Iterator[str]:
-    """The smallest change of each kind with which the job would fit."""
-    machine = request.machine
-    nodes = machine.nodes * 2
-    while nodes <= max(MOST_NODES, machine.nodes):
-        more = _on_nodes(request, nodes)
-        if more and best(more):
-            yield f"{nodes} nodes"
-            break
-        nodes *= 2
-    if request.method is MethodType.FULL and best(replace(request, method=MethodType.LORA)):
-        yield "method lora"
-    tokens = request.tokens // 2
-    while tokens >= 128:
-        scale = tokens / request.tokens
-        if best(replace(request, tokens=tokens, mean_tokens=request.mean_tokens * scale)):
-            yield f"dataset.maxLength {tokens}"
-            break
-        tokens //= 2
-    free = replace(request, stage=None, recomputed=None, micro=None, accumulation=None)
-    if free != request and (found := best(free)):
-        yield _described(request, found)
-    if size := _larger(request):
-        yield size
-
-
-def _on_nodes(request: Request, nodes: int) -> Request | None:
-    machine = replace(request.machine, nodes=nodes)
-    rows = request.rows
-    unit = machine.world_size * (request.micro or 1) * (request.accumulation or 1)
-    if rows % unit:
-        if request.rows_given:
-            return None
-        rows = -(-rows // unit) * unit
-    return replace(request, machine=machine, rows=rows)
-
-
-def _described(request: Request, layout: Layout) -> str:
-    load, parts = layout.load, []
-    if request.stage is not None and load.zero_stage != request.stage:
-        parts.append(f"deepspeed.stage {load.zero_stage}")
-    if request.recomputed is not None and load.recomputed != request.recomputed:
-        parts.append(f"activation_checkpointing {str(load.recomputed).lower()}")
-    if (request.micro or request.accumulation) and load.micro != next(_micro_batches(request)):
-        parts.append(f"per_device_train_batch_size {load.micro}")
-    return " with ".join(parts) or "the plan's own layout"
-
-
-def _larger(request: Request) -> str | None:
-    machine = request.machine
-    if machine.device == "cpu":
-        least = min(layout.memory.bytes for layout in layouts(request))
-        return f"memory {-(-least * machine.processes // GIB)}Gi a node"
-    for size in SIZES:
-        larger = replace(machine, memory_bytes=size * GIB)
-        if size * GIB > machine.memory_bytes and best(replace(request, machine=larger)):
-            return f"GPUs of {size} GiB"
-    return None

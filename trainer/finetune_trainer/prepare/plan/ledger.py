@@ -17,11 +17,14 @@ class Ledger:
     given: Mapping[str, Any]
     choices: list[Choice] = field(default_factory=list)
 
-    def take(self, name: str, rule: T, reason: str, field: str | None = None, user: Any = None) -> T:
-        """The user's value if there is one, else the rule's; noted either way."""
-        user = self.given.get(name) if user is None else user
+    def take(self, name: str, rule: T, reason: str) -> T:
+        """A value of `spec.training`: the user's if there is one, else the rule's; noted either way."""
+        return self.settle(f"spec.training.{name}", rule, reason, self.given.get(name))
+
+    def settle(self, field: str, rule: T, reason: str, user: Any) -> T:
+        """The user's value of any field if it is not None, else the rule's; noted either way."""
         value = rule if user is None else user
-        self.note(field or f"spec.training.{name}", value, reason if user is None else "given", user is not None)
+        self.note(field, value, reason if user is None else "given", user is not None)
         return value
 
     def note(self, field: str, value: Any, reason: str, by_user: bool) -> None:

@@ -65,7 +65,7 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
         rules["target_modules"] = ([], "parameters are adapted in their place; PEFT would add its own for the family")
     lora = dict(given)
     for name, (value, reason) in rules.items():
-        lora[name] = ledger.take(name, value, reason, f"spec.method.lora.{name}", given.get(name))
+        lora[name] = ledger.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
     return {**lora, **kind}
 
 
@@ -82,18 +82,33 @@ def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None
     """Raises SpecError where QLoRA is asked for on a GPU that bitsandbytes' 4 bits do not run on."""
     if job.spec.method.type is not MethodType.QLORA or machine.device == "cpu":
         return
+    if why := not_quantizable(job, machine, hint):
+        message = f"is qlora, and {why}"
+        raise SpecError(problem("QuantizationUnavailable", "spec.method.type", message, "use lora, or another GPU"))
+
+
+def other_methods(job: FineTuneJob, machine: Machine, hint: GpuHint) -> tuple[MethodType, ...]:
+    """Methods that need less memory, and that the job could have in place of its own without another change."""
+    spec = job.spec
+    if spec.method.type is MethodType.QLORA or spec.method.freeze:  # only all weights can be frozen in part
+        return ()
+    given = spec.method.lora.given() if spec.method.lora else {}
+    full = (MethodType.LORA,) if spec.method.type is MethodType.FULL else ()
+    if machine.device == "cpu" or given.get("target_parameters") or not_quantizable(job, machine, hint):
+        return full
+    return (MethodType.QLORA, *full)
+
+
+def not_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> str:
+    """Why bitsandbytes' 4 bits do not run on a machine's GPUs; empty if they do."""
     limits = job.spec.resources_per_node.limits
     selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
     names = [job.spec.gpu_type or "", hint.product, *selector.values()]
     amd = any(name.startswith("amd.com/") for name in limits) or (machine.gpu and machine.gpu.name.startswith("MI"))
     old = next((name for name in names if TOO_OLD.search(name)), None)
-    if not amd and not old:
-        return
-    why = "bitsandbytes has been run on no AMD GPU by any test of ours"
     if old:
-        why = f"bitsandbytes needs a GPU since Pascal (compute capability 6.0), and {old} is older"
-    message = f"is qlora, and {why}"
-    raise SpecError(problem("QuantizationUnavailable", "spec.method.type", message, "use lora, or another GPU"))
+        return f"bitsandbytes needs a GPU since Pascal (compute capability 6.0), and {old} is older"
+    return "bitsandbytes has been run on no AMD GPU by any test of ours" if amd else ""
 
 
 def unsharded(job: FineTuneJob, task: Task, lora: Mapping[str, Any]) -> str:

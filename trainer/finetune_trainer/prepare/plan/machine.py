@@ -1,4 +1,5 @@
-"""What the job's machine has: from its resources, a stated GPU type, the nodes' labels, or a default. Pure."""
+"""What the job's machine has: from its resources, a stated GPU type, the nodes' labels, this machine where the job runs
+here (`here.py` looks), or a default. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +12,66 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find, similar
 from finetune_trainer.prepare.plan.ledger import problem
 
-DEFAULT_CPU_MEMORY = 4 * GIB  # per rank
-DEFAULT_GPU = Gpu("assumed", "", 16, 60, 300, 12, "the least that GPUs for training have")
+DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where nobody can look
+DEFAULT_GPU = Gpu("assumed", "", 16384, 60, 40, 4, 300, 3, 100, "the least that GPUs for training have")
+PLANNED = 0.9  # of a GPU's memory, or of this machine's, that a plan fills: no prediction is exact
+NODE_GPUS = 8  # of the instances that the table of GPUs knows the network of
+CPU_NETWORK_GBPS = 10.0  # between nodes without GPUs, where the job says nothing
 NODE_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "amd.com/gpu.product-name")
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast a rank without GPU is. The defaults are of one core of a server; `pace.py` measures the real ones.
+
+    Attributes:
+        operations: floating point operations a second in training.
+        layer: seconds a layer and micro-batch take beside them: Python, and starts of kernels.
+        token_layer: seconds a layer takes for one token that is generated.
+        micro, step: seconds a micro-batch and an optimizer step take beside their arithmetic, in DeepSpeed and Trainer.
+        memory: bytes a second that the optimizer streams.
+        network: bytes a second between processes of a node, over gloo.
+        start: seconds until the first step: imports, the model's weights, the engine.
+        measured: whether this machine was asked.
+    """
+
+    operations: float = 60e9
+    layer: float = 1e-3
+    token_layer: float = 5e-4
+    micro: float = 0.02
+    step: float = 0.03
+    memory: float = 20e9
+    network: float = 1e9
+    start: float = 0.0
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Here:
+    """What this machine has, within the limits of this process's control group.
+
+    Attributes:
+        gpus: product and MiB of each GPU, as the driver names them.
+    """
+
+    memory_bytes: int
+    cores: float
+    gpus: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class GpuHint:
-    """What is known of the GPUs beside the job itself: of the nodes that it may use, as their labels tell."""
+    """What is known beside the job itself: the GPUs of the nodes that it may use, as their labels tell; or the machine
+    at hand, where the job runs here.
+
+    Attributes:
+        pace: how fast a rank is there, where that was measured.
+    """
 
     product: str = ""
     memory_mib: int = 0
+    here: Here | None = None
+    pace: Pace | None = None
 
 
 NO_HINT = GpuHint()
@@ -44,6 +94,8 @@ class Machine:
         host_bytes: a rank's share of the node's memory beside its GPU; 0 where the job does not say.
         cores: a rank's share of the node's.
         gpus: of a node; they are paid for, whether a rank uses them or not.
+        network: of a node to other nodes, Gbit a second.
+        network_source: where that is known from.
     """
 
     device: Literal["cpu", "gpu"]
@@ -56,6 +108,9 @@ class Machine:
     host_bytes: int = 0
     cores: float = 2.0
     gpus: int = 0
+    network: float = 100.0
+    network_source: str = "assumed"
+    pace: Pace = Pace()
 
     @property
     def world_size(self) -> int:
@@ -67,26 +122,38 @@ class Machine:
         """What a rank runs on."""
         return "GPU" if self.device == "gpu" else "rank"
 
+    @property
+    def usable_bytes(self) -> int:
+        """What a plan fills of it: of a GPU nine tenths."""
+        return int(self.memory_bytes * PLANNED) if self.device == "gpu" else self.memory_bytes
+
 
 def machine_of(job: FineTuneJob, hint: GpuHint = NO_HINT) -> Machine:
-    """The machine that the job describes.
+    """The machine that the job describes; what it leaves out is that of the machine at hand, where it runs there.
 
     Raises:
         SpecError: `spec.gpuType` names no GPU that is known.
     """
-    spec = job.spec
+    spec, here = job.spec, hint.here
     limits = spec.resources_per_node.limits
-    gpus = sum(int(parse_quantity(count)) for name, count in limits.items() if name.endswith("/gpu"))
+    stated = [int(parse_quantity(count)) for name, count in limits.items() if name.endswith("/gpu")]
+    gpus = sum(stated) if stated or here is None else len(here.gpus)
     processes = spec.processes_per_node or max(1, gpus)
+    ranks = processes * (spec.nodes if here else 1)  # of this machine: its "nodes" share it
     memory = int(parse_quantity(limits["memory"])) // processes if "memory" in limits else 0
-    cores = float(parse_quantity(limits["cpu"])) / processes if "cpu" in limits else 2.0
+    source = "stated"
+    if not memory and here:
+        memory, source = int(here.memory_bytes * PLANNED) // ranks, "nine tenths of this machine's, shared"
+    cores = here.cores / ranks if here else 2.0
+    cores = float(parse_quantity(limits["cpu"])) / processes if "cpu" in limits else cores
     if gpus:
-        gpu, bytes_each, source, assumed = _gpu(job, hint)
-        shared = -(-processes // gpus)  # ranks on one GPU
+        gpu, bytes_each, gpu_source, assumed = _gpu(job, hint)
+        shared = -(-processes // gpus) * (spec.nodes if here else 1)  # ranks on one GPU
+        network, network_source = _network(job, gpu.network * min(1.0, gpus / NODE_GPUS), gpu.source)
         return Machine(
             "gpu",
             bytes_each // shared,
-            source,
+            gpu_source,
             assumed,
             spec.nodes,
             processes,
@@ -94,12 +161,30 @@ def machine_of(job: FineTuneJob, hint: GpuHint = NO_HINT) -> Machine:
             host_bytes=memory,
             cores=cores,
             gpus=gpus,
+            network=network,
+            network_source=network_source,
         )
-    if memory:
-        source, assumed = "stated", False
-    else:
-        memory, source, assumed = DEFAULT_CPU_MEMORY, "assumed; state resourcesPerNode.limits.memory", True
-    return Machine("cpu", memory, source, assumed, spec.nodes, processes, cores=cores)
+    assumed = not memory
+    if assumed:
+        memory, source = DEFAULT_CPU_MEMORY, "assumed; state resourcesPerNode.limits.memory"
+    network, network_source = _network(job, CPU_NETWORK_GBPS, "assumed; state spec.interconnectGbps")
+    return Machine(
+        "cpu",
+        memory,
+        source,
+        assumed,
+        spec.nodes,
+        processes,
+        cores=cores,
+        network=network,
+        network_source=network_source,
+        pace=Pace(operations=Pace.operations * cores),
+    )
+
+
+def _network(job: FineTuneJob, usual: float, source: str) -> tuple[float, str]:
+    stated = job.spec.interconnect_gbps
+    return (stated, "spec.interconnectGbps") if stated is not None else (usual, source)
 
 
 def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
@@ -120,4 +205,7 @@ def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
             return found, own or found.memory_bytes, f"{name}, {source}", False
     if hint.memory_mib:
         return DEFAULT_GPU, hint.memory_mib << 20, "labels of the nodes", False
+    if hint.here and hint.here.gpus:
+        product, mib = min(hint.here.gpus, key=lambda gpu: gpu[1])
+        return find(product) or DEFAULT_GPU, mib << 20, f"{product}, of this machine", False
     return DEFAULT_GPU, DEFAULT_GPU.memory_bytes, "assumed; set spec.gpuType", True

@@ -16,10 +16,10 @@ from typing import Literal
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.engine import BUCKET, LIVE, SUB_GROUP
+from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.reasons import Name, reasons
 
-GIB = 1 << 30
 OPTIMIZER_BYTES = 12  # per trained parameter: float32 master copy and Adam's two moments
 FULL = 4  # bytes of a float32
 NF4_BYTES = (
@@ -134,7 +134,7 @@ def predict(load: Load) -> Memory:
 def _weights(load: Load) -> float:
     width = load.architecture.weight_bytes
     if load.method is MethodType.QLORA:
-        quantized = load.architecture.quantized()
+        quantized = load.architecture.quantized
         return (quantized * NF4_BYTES + (load.parameters - quantized) * width) / load.ranks(3)
     return 0.0 if load.offload_parameters and load.device == "gpu" else load.parameters * width / load.ranks(3)
 

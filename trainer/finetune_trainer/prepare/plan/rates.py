@@ -1,9 +1,11 @@
 """The peak learning rate when none is given: from papers, for the size at which they measured it, and carried to other
 sizes by one exponent. docs/defaults.md has how near it comes to the best of a grid. Pure."""
 
+import math
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType, ModelFacts, Task
+from finetune_trainer.prepare.plan.batch import GLOBAL_BATCH
 from finetune_trainer.prepare.plan.reasons import count
 
 # Larger models want smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
@@ -20,9 +22,10 @@ class Rate:
     parameters: float
     source: str
 
-    def at(self, parameters: int) -> float:
-        """The rate for another number of parameters, to two digits."""
-        return float(f"{min(LARGEST, self.value * (self.parameters / max(1, parameters)) ** EXPONENT):.1e}")
+    def at(self, parameters: int, batch: int = GLOBAL_BATCH) -> float:
+        """The rate for another number of parameters and rows of a step, to two digits."""
+        sized = self.value * (self.parameters / max(1, parameters)) ** EXPONENT
+        return float(f"{min(LARGEST, sized * growth(batch)):.1e}")
 
 
 LANGUAGE_MODEL = {
@@ -48,13 +51,25 @@ BART = {
 ENCODERS = frozenset({"bert", "roberta", "distilbert", "modernbert"})
 
 
-def learning_rate(task: Task, method: MethodType, model: ModelFacts) -> tuple[float, str]:
-    """The peak learning rate, and where it comes from."""
+def growth(batch: int) -> float:
+    """How much larger the rate of a larger batch is: by the square root.
+
+    The rule for Adam of Malladi et al. 2022 (arXiv 2205.10287). OpenAI's API goes the same way: its multiplier grows
+    fourfold with the batch, from 0.05 to 0.2.
+    """
+    return math.sqrt(max(1.0, batch / GLOBAL_BATCH))
+
+
+def learning_rate(task: Task, method: MethodType, model: ModelFacts, batch: int = GLOBAL_BATCH) -> tuple[float, str]:
+    """The peak learning rate for a batch of so many rows, and where it comes from."""
     rate = _rates(task, model.model_type)[MethodType.FULL if method is MethodType.FULL else MethodType.LORA]
-    return rate.at(model.parameters), (
+    reason = (
         f"{rate.value:g} at {count(rate.parameters)} parameters: {rate.source}; to {count(model.parameters)} by the "
         "cube root (GPT-3 paper, table 2.1)"
     )
+    if batch > GLOBAL_BATCH:
+        reason += f"; to {batch} rows a step from {GLOBAL_BATCH} by the square root (arXiv 2205.10287)"
+    return rate.at(model.parameters, batch), reason
 
 
 def _rates(task: Task, family: str) -> dict[MethodType, Rate]:

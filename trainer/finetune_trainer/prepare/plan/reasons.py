@@ -3,9 +3,8 @@
 from enum import StrEnum
 
 from finetune_api.messages import MethodType
+from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.load import Load
-
-GIB = 1 << 30
 
 
 class Name(StrEnum):
@@ -56,7 +55,7 @@ def _over(load: Load, from_stage: int) -> str:
 def _why_weights(load: Load) -> str:
     width = load.architecture.weight_bytes
     if load.method is MethodType.QLORA:
-        quantized = load.architecture.quantized()
+        quantized = load.architecture.quantized
         return (
             f"{count(quantized)} weights of 4.127 bits, {count(load.parameters - quantized)} of {width} bytes"
             f"{_over(load, 3)}"

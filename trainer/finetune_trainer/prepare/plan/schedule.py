@@ -1,4 +1,4 @@
-"""The course of a run: learning rate, epochs, steps, warm-up, evaluation, and what the best checkpoint is. Pure."""
+"""The course of a run: epochs, steps, warm-up, how much is hidden, and how often is evaluated. Pure."""
 
 import math
 

@@ -1,8 +1,9 @@
-"""How long a step takes, roughly: arithmetic, memory and network at stated speeds, one after the other. Pure.
+"""How long a step takes, roughly: arithmetic, what is not hidden of the network, the optimizer and offload. Pure.
 
 Arithmetic: 2 operations a weight and token forward, 4 backward (Kaplan et al. 2020, arXiv 2001.08361, section 2.1), of
 which frozen weights need the half that leads to their inputs. Volumes of collectives: ZeRO paper (arXiv 1910.02054,
-section 7). The order of two layouts can be trusted more than the seconds: on GPUs none of it was measured by us.
+section 7). The order of two layouts can be trusted more than the seconds: on GPUs none of it was measured by us; the
+constants are fitted to what others publish, named beside each.
 """
 
 import math
@@ -10,34 +11,46 @@ from dataclasses import dataclass
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.architecture import Kind
+from finetune_trainer.prepare.plan.gpus import Gpu
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import DEFAULT_GPU, Machine
 
-UTILISATION = 0.4  # of a GPU's dense peak; the Llama 3 paper (arXiv 2407.21783, table 4) reports 0.38 to 0.43 on H100
-KERNELS = 60  # launches per layer, forward and backward
-LAUNCH = 10e-6  # seconds each; why few large micro-batches are faster than many small ones
-NETWORK = 12.5e9  # bytes a second between nodes: 100 Gbit
+# Bytes through a GPU's memory for each operation, beside the products themselves: norms, activations, residuals. Fitted
+# to full training of a LLaMA of 7 billion in bfloat16 (foundation-model-stack/fms-fsdp, README): 3,700 tokens a second
+# on an A100, 7,500 on an H100, which are 173 and 351 TFLOP/s. With it the A100 is predicted 6 % slower, the H100 7 %
+# faster; and an L4, with half the bandwidth of an A10G, is the slower one of the two.
+MOVED = 0.0046
+# Time against training all weights. LoRA: Qwen-7B on an A100, 5.2 s for 16,384 tokens (148 TFLOP/s). QLoRA: 7.0 s, and
+# 59.5 s with 72 billion (110 and 123 TFLOP/s) (QwenLM/Qwen, README, "Profiling of Memory and Speed").
+SLOWER = {MethodType.FULL: 1.0, MethodType.LORA: 1.1, MethodType.QLORA: 1.45}
+# Seconds that a CPU needs to launch a layer's kernels, forward and backward: a GPU that is faster waits. The same table
+# at 256 tokens: 1.8 and 7 billion with LoRA 1.0 and 1.2 s for 8 rows. All weights: an estimate.
+LAUNCHES = {MethodType.FULL: 1.5e-3, MethodType.LORA: 3.7e-3, MethodType.QLORA: 5.5e-3}
+SHARDED_LAUNCHES = 4e-3  # more of it for the hooks of ZeRO-3; the same table, all weights of 1.8 billion: 2.1 s
+# Of the network's time that may pass behind arithmetic: DeepSpeed 0.19.8 overlaps communication from stage 3 on
+# (overlap_comm in its runtime/zero/config.py). How much is an estimate: Qwen-72B with LoRA and ZeRO-3 (the same table)
+# shows next to nothing at 2,048 tokens, and all of it at 8,192.
+HIDDEN = 0.5
+REACHED = 0.85  # of a network's stated rate: NVIDIA/nccl-tests#119 sees 84.8 GB/s on average on 4 x 200 Gbit/s
 HOST_LINK = 20e9  # bytes a second between a GPU and its node's memory: PCIe 4, pinned
-CPU_CORE = 60e9  # operations a second in float32, of one core in matrix products
-CPU_NETWORK = 1e9  # bytes a second between nodes without GPUs, or between processes over gloo
 HOST_MEMORY = 20e9  # bytes a second that a process streams through its memory
 ADAM_BYTES = 28  # read and written per trained parameter in a step: gradient, master copy, two moments, weight
-DEQUANTIZED = 1.3  # time of a product with 4-bit weights against 16 bits: they are unpacked in every use
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of one optimizer step, by what it waits for."""
+    """Seconds of one optimizer step, by what it waits for; `network` is what arithmetic does not hide."""
 
     arithmetic: float
     network: float
     optimizer: float
     offload: float
+    overhead: float = 0.0
 
     @property
     def seconds(self) -> float:
         """The step."""
-        return self.arithmetic + self.network + self.optimizer + self.offload
+        return self.arithmetic + self.network + self.optimizer + self.offload + self.overhead
 
 
 def step_speed(load: Load, machine: Machine, tokens: float) -> Speed:
@@ -46,44 +59,70 @@ def step_speed(load: Load, machine: Machine, tokens: float) -> Speed:
     Args:
         tokens: of a row on average, with its padding; `load.tokens` is the longest row's.
     """
+    arithmetic = load.accumulation * micro_seconds(load, machine, tokens)
     return Speed(
-        arithmetic=load.accumulation * (_arithmetic(load, machine, tokens) + _launches(load)),
-        network=_network(load, machine),
-        optimizer=0.0 if load.offload_optimizer else _adam(load, machine.gpu.bandwidth * 1e9 if machine.gpu else 0),
+        arithmetic=arithmetic,
+        network=_exposed(load, machine, arithmetic),
+        optimizer=0.0 if load.offload_optimizer else _adam(load, machine),
         offload=_offload(load),
+        overhead=machine.pace.step if machine.gpu is None else 0.0,
     )
 
 
-def _arithmetic(load: Load, machine: Machine, tokens: float) -> float:
+def rate(gpu: Gpu, method: MethodType, weight_bytes: int) -> float:
+    """Operations a second that training reaches on a GPU."""
+    narrow = weight_bytes == 2
+    product = 1 / ((gpu.matmul if narrow else gpu.float32) * 1e12)
+    moved = (MOVED if narrow else 2 * MOVED) / (gpu.bandwidth * 1e9)
+    return 1 / ((product + moved) * SLOWER[method])
+
+
+def forward_rate(load: Load, machine: Machine) -> float:
+    """Operations a second of a forward pass."""
+    if machine.gpu:
+        return rate(machine.gpu, load.method, load.architecture.weight_bytes)
+    return machine.pace.operations
+
+
+def operations(load: Load, tokens: float) -> float:
+    """Floating point operations of one micro-batch, forward and backward, with what is made again."""
     shape, rows = load.architecture, load.micro * tokens
-    matrices = shape.matrices() or shape.parameters
+    matrices = shape.matrices or shape.parameters
     adapter = 0 if load.method is MethodType.FULL else load.trained
     backward = 4 * matrices if load.method is MethodType.FULL else 2 * matrices + 4 * adapter
     forward = 2 * (matrices + adapter)
     scores = 4 * shape.layers * tokens * shape.hidden  # of a token: products of query and key, and with value
     passes = 2 if load.recomputed else 1
     backward += 2 * shape.head if load.chunked else 0  # its product is made again
-    operations = rows * (passes * (forward + scores) + backward + 2 * scores)
-    slower = DEQUANTIZED if load.method is MethodType.QLORA else 1.0
-    if machine.gpu:
-        rate = machine.gpu.teraflops * 1e12 * (UTILISATION if shape.weight_bytes == 2 else UTILISATION / 4)
-        return slower * operations / rate
-    return slower * operations / (CPU_CORE * machine.cores)
+    return rows * (passes * (forward + scores) + backward + 2 * scores)
 
 
-def _launches(load: Load) -> float:
+def micro_seconds(load: Load, machine: Machine, tokens: float) -> float:
+    """The time of one micro-batch, forward and backward."""
+    shape = load.architecture
     passes = 4 / 3 if load.recomputed else 1.0
-    return load.architecture.layers * KERNELS * LAUNCH * passes
+    if machine.gpu is None:
+        pace = machine.pace
+        return operations(load, tokens) / pace.operations + shape.layers * pace.layer * passes + pace.micro
+    launches = LAUNCHES[load.method] + (SHARDED_LAUNCHES if load.zero_stage == 3 else 0)
+    counted = operations(load, tokens) / rate(machine.gpu, load.method, shape.weight_bytes)
+    return max(counted, shape.layers * launches * passes)  # one waits for the other
 
 
-def _network(load: Load, machine: Machine) -> float:
+def bandwidth(machine: Machine) -> float:
+    """Bytes a second that a ring of all ranks moves through each of them."""
+    between = machine.network * 1e9 / 8 * REACHED
+    if machine.gpu is None:
+        return machine.pace.network if machine.nodes == 1 else min(machine.pace.network, between)
+    inside = machine.gpu.link * 1e9
+    return inside if machine.nodes == 1 else min(inside, between)
+
+
+def _exposed(load: Load, machine: Machine, arithmetic: float) -> float:
     """A ring moves (w - 1) / w of a tensor's bytes through every rank for a reduction or a gathering."""
     world = load.world_size
     if world == 1:
         return 0.0
-    inside = machine.gpu.link * 1e9 if machine.gpu else CPU_NETWORK
-    between = NETWORK if machine.gpu else CPU_NETWORK
-    bandwidth = min(inside, between) if machine.nodes > 1 else inside
     width, share = load.architecture.weight_bytes, (world - 1) / world
     gradients = load.trained * width
     if load.zero_stage <= 1:
@@ -93,12 +132,13 @@ def _network(load: Load, machine: Machine) -> float:
     else:
         weights = load.parameters * width * (3 if load.recomputed else 2)  # gathered in every pass
         moved = load.accumulation * (gradients + weights)
-    return share * moved / bandwidth
+    seconds = share * moved / bandwidth(machine)
+    return seconds - min(HIDDEN * seconds, arithmetic) if load.zero_stage == 3 and machine.gpu else seconds
 
 
-def _adam(load: Load, bandwidth: float) -> float:
+def _adam(load: Load, machine: Machine) -> float:
     share = load.trained / (load.world_size if load.zero_stage else 1)
-    return share * ADAM_BYTES / (bandwidth or HOST_MEMORY)
+    return share * ADAM_BYTES / (machine.gpu.bandwidth * 1e9 if machine.gpu else machine.pace.memory)
 
 
 def _offload(load: Load) -> float:
@@ -126,7 +166,7 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
     """
     shape = load.architecture
     head = sum(part.inputs * part.outputs for part in shape.parts if part.kind is Kind.HEAD)
-    matrices = (shape.matrices() or shape.parameters) - (1 - min(1.0, labelled)) * head
+    matrices = (shape.matrices or shape.parameters) - (1 - min(1.0, labelled)) * head
     scores = 12 * shape.layers * shape.hidden * tokens
     if load.method is MethodType.FULL:
         return matrices * (4 + 2 * min(1.0, load.trained / max(1, shape.parameters))) + scores
@@ -138,11 +178,6 @@ def peak_flops(load: Load, machine: Machine) -> float:
     if machine.gpu is None or machine.gpu is DEFAULT_GPU or load.architecture.weight_bytes != 2:
         return 0.0
     return machine.gpu.teraflops * 1e12 * min(1.0, machine.gpus / machine.processes)
-
-
-def hours(step_seconds: float, steps: int) -> float:
-    """Wall time of a run's steps."""
-    return step_seconds * steps / 3600
 
 
 def rounded(value: float) -> float:

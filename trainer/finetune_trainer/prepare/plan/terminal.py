@@ -9,8 +9,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from finetune_api.messages import Choice, Estimate, MemoryPart, PlannedMemory
+from finetune_trainer.prepare.plan.gpus import GIB
 
-GIB = 1 << 30
 WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs
 
 
