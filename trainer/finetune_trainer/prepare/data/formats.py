@@ -69,6 +69,7 @@ class Code(StrEnum):
     BAD_UNICODE = "BadUnicode"
     NO_MESSAGES = "NoMessages"
     INVALID_MESSAGE = "InvalidMessage"
+    OLD_CALLS = "FunctionCalls"
     UNKNOWN_ROLE = "UnknownRole"
     WRONG_ROLE_ORDER = "WrongRoleOrder"
     NO_ASSISTANT = "NoAssistant"
@@ -79,6 +80,7 @@ class Code(StrEnum):
     UNSEEN_LABEL = "UnseenLabel"
     NOTHING_TO_LEARN = "NothingToLearn"
     TEMPLATE_FAILED = "TemplateFailed"
+    NOT_WRITTEN = "NotWritten"
 
 
 @dataclass(frozen=True, slots=True)

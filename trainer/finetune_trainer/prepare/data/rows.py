@@ -84,7 +84,7 @@ class Columns:
     Attributes:
         layout: what the examples are.
         names: part -> the file's column. The parts are the layout's, or those of Alpaca (`instruction`, ...), or, for
-            a conversation, `prompt` and `completion` as lists of messages.
+            a conversation, `prompt` and `completion` as texts or as lists of messages.
         kind: what labels are.
         declared: whether the job says what they are.
     """
@@ -93,6 +93,11 @@ class Columns:
     names: Mapping[str, str]
     kind: ProblemType = ProblemType.SINGLE_LABEL
     declared: bool = False
+
+    @property
+    def from_pairs(self) -> bool:
+        """Whether pairs of texts are written as conversations."""
+        return self.layout is Layout.CHAT and "prompt" in self.names and "tools" not in self.names
 
     def example(self, row: Row) -> Example | Fault:
         """The row as an example, or the first rule it breaks."""
@@ -126,6 +131,9 @@ class Columns:
             found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
             return _labelled(row.line, text, found, self.kind)
         values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
+        if self.layout is Layout.PAIR and self._text_or_nothing(row, "system").strip():
+            column = self.names.get("system", "system")
+            raise Wrong(Code.INVALID_MESSAGE, f"{column!r} is given, and there is no chat template to write it")
         text = values.get("text", values.get("prompt", ""))
         return Example(row.line, text, completion=values.get("completion", ""))
 
@@ -134,9 +142,17 @@ class Columns:
             messages = conversation.conversation(self.names["messages"], self._value(row, "messages"))
         else:
             prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
+            if isinstance(prompt, str) and isinstance(completion, str):
+                return self._asked(row, prompt, completion)
             messages = conversation.prompt_and_completion(prompt, completion, self.names)
         tools = self._optional(row, "tools") if "tools" in self.names else None
         return Example(row.line, "", messages=messages, tools=conversation.tools_of("tools", tools))
+
+    def _asked(self, row: Row, prompt: str, completion: str) -> Example:
+        """A pair of texts as a conversation. A leading blank parts a completion from a prompt that it follows."""
+        question, answer = _text(self.names["prompt"], prompt), _text(self.names["completion"], completion)
+        messages = alpaca.conversation(question, "", answer.lstrip(), self._text_or_nothing(row, "system"), ())
+        return Example(row.line, "", messages=messages)
 
     def _holds_messages(self, row: Row) -> bool:
         return "messages" in self.names or isinstance(row.values.get(self.names.get("prompt", "")), list)

@@ -55,13 +55,15 @@ class Shape:
         elif layout is Layout.PAIR and any(isinstance(row.get(column), list) for column in names.values()):
             layout = Layout.CHAT
             names["tools"] = given.get("tools", "tools")
+        elif layout is Layout.PAIR and has_template:
+            layout = Layout.CHAT
         if task is Task.SEQ2SEQ:  # a conversation of one answer is a pair, too
             layout = Layout.PAIR
         return Columns(layout, names)
 
 
 def _pair(prompt: str, completion: str, *, ambiguous: bool = True) -> Shape:
-    return Shape(Layout.PAIR, (prompt, completion), ("prompt", "completion"), ambiguous=ambiguous)
+    return Shape(Layout.PAIR, (prompt, completion), ("prompt", "completion"), ("system",), ambiguous)
 
 
 LABELLED = Shape(Layout.LABELLED, ("text", "label"))
@@ -105,7 +107,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
     """Which columns play which part.
 
     Args:
-        has_template: the model has a chat template: Alpaca rows become conversations.
+        has_template: the model has a chat template: pairs and Alpaca rows become conversations.
 
     Raises:
         SpecError: `given` names a part that the task does not have.

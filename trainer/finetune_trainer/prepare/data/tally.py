@@ -38,6 +38,8 @@ CURES = {
     Code.BAD_UNICODE: "write the whole character, or remove it",
     Code.NO_MESSAGES: "remove the row, or fill it",
     Code.INVALID_MESSAGE: 'write messages as {"role": "user", "content": "..."}',
+    Code.OLD_CALLS: "write the call as tool_calls: [{type: function, function: {name, arguments}}], its result as a "
+    "message of role tool, and the column `functions` as tools: [{type: function, function: {...}}]",
     Code.UNKNOWN_ROLE: "use one of the roles",
     Code.WRONG_ROLE_ORDER: "put the messages in the order in which they were said",
     Code.NO_ASSISTANT: "add the answer that is to be learnt, or remove the row",
@@ -48,6 +50,8 @@ CURES = {
     Code.UNSEEN_LABEL: "add training rows of that label, or remove it from the evaluation data",
     Code.NOTHING_TO_LEARN: "raise spec.dataset.maxLength, shorten the prompt, or weigh an answer",
     Code.TEMPLATE_FAILED: "order the messages as the chat template wants, or set spec.dataset.chatTemplate",
+    Code.NOT_WRITTEN: "name a template that writes it in spec.dataset.chatTemplate, or leave it out of the rows; where "
+    "only the reasoning of the last answer is written: make a row of each answer, with weight 0 on those before it",
 }
 
 
