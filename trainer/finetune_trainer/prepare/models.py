@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -188,13 +188,13 @@ class BaseModel:
     folder: Path
     files: Mapping[str, Path]
 
-    def check(self, task: Task, labels: int) -> None:
+    def check(self, task: Task, labels: Sequence[str]) -> None:
         """Refuse weights that are not those of the configuration, or of a head for other labels; imports torch.
 
         Weights that an earlier job mirrored were looked at then.
 
         Args:
-            labels: outputs that a classifier needs for the data; 1 for regression.
+            labels: names of the data's labels, as they will be numbered; none for regression.
 
         Raises:
             ModelError: they do not fit.
@@ -203,7 +203,7 @@ class BaseModel:
         if self.files:
             files = (path for name, path in self.files.items() if name.endswith(".safetensors"))
             shapes = {name: shape for path in files for name, shape in shapes_of(path).items()}
-            check_weights(self.config, task, labels, shapes)
+            check_weights(self.config, task, len(labels) or 1, shapes)
 
     def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
         """The model's sizes and what a step of it keeps; imports torch.

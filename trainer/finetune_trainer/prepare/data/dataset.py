@@ -6,7 +6,7 @@ A file is read twice: once to check it, once to tokenise it; between the two onl
 import math
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -30,6 +30,7 @@ from finetune_trainer.prepare.data.kinds import (
     of_one_kind,
     too_many_labels,
 )
+from finetune_trainer.prepare.data.labels import matched
 from finetune_trainer.prepare.data.opening import CheckedFile, mixed_layouts, open_all
 from finetune_trainer.prepare.data.places import Report
 from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split, changed
@@ -129,6 +130,7 @@ def check(
     *,
     has_template: bool = False,
     problem_type: ProblemType | None = None,
+    known_labels: Sequence[str] = (),
     report: Report = lambda line: None,
 ) -> CheckedData:
     """Read every row once.
@@ -138,6 +140,7 @@ def check(
         seed: chooses the held-out rows, with `eval: {split}`, and those of sources with a fraction for a weight.
         has_template: the model has a chat template.
         problem_type: what a classification is to predict; None = what the labels look like.
+        known_labels: of a model that is a classifier already, in the order of its head: labels of these names keep it.
         report: called with a line of progress every so often, if there is much to read.
 
     Raises:
@@ -173,7 +176,8 @@ def check(
     if fatal:
         raise DataError(fatal)
     _choose(spec, training, evaluation, targets, seed)
-    labels = label_order({name for part in training for index in set(part.labels) for name in targets[index]})
+    names = {name for part in training for index in set(part.labels) for name in targets[index]}
+    labels = matched(known_labels, names) or label_order(names)
     has_eval = evaluation is not None or isinstance(spec.eval, EvalSplit)
     return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind)
 
