@@ -1,6 +1,7 @@
 """What a question about the data is asked of: one split, and what the job wants of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +26,7 @@ class Context:
         longest: tokens of the longest sequence the model takes; 0 where it does not say.
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
+        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
     """
 
     task: Task
@@ -34,6 +36,7 @@ class Context:
     completion_only: bool = True
     micro_batch: int = 8
     name: str = ""
+    untrained: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:

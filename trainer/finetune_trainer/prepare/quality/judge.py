@@ -2,7 +2,17 @@
 
 from collections.abc import Iterator
 
-from finetune_trainer.prepare.quality import answers, coverage, duplicates, groups, labels, numbers, personal, size
+from finetune_trainer.prepare.quality import (
+    answers,
+    coverage,
+    duplicates,
+    groups,
+    labels,
+    numbers,
+    personal,
+    remarks,
+    size,
+)
 from finetune_trainer.prepare.quality.context import Context, Split, percent
 from finetune_trainer.prepare.quality.distances import distances
 from finetune_trainer.prepare.quality.figures import bin_edges, figures
@@ -13,6 +23,7 @@ __all__ = ["Context", "judge"]
 
 # every code; within a severity, what spoils a run before what costs a little
 WEIGHT = (
+    "LearntTextDiffers",
     "NothingTrained",
     "EverythingTrained",
     "EvalInTrain",
@@ -25,6 +36,8 @@ WEIGHT = (
     "EmptyAnswers",
     "RowsWithoutLoss",
     "LittleTrained",
+    "FieldNotWritten",
+    "UntrainedTokens",
     "TemplateLeftovers",
     "UnfilledPlaceholders",
     "TruncatedRows",
@@ -52,6 +65,8 @@ WEIGHT = (
     "MixedScripts",
     "VeryLongRows",
     "FewRowsForFull",
+    "ReasoningNotKept",
+    "EmptyReasoning",
 )
 _SEVERITIES = list(Severity)
 
@@ -75,6 +90,7 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
         *(groups.skews if ours.seen.labels else groups.noted)(ours, people),
         *labels.of_train(ours),
         *numbers.of_train(ours),
+        *remarks.untrained(ours, context),
     ]
     if theirs:
         found += duplicates.equal_across(ours, theirs)
@@ -95,6 +111,7 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
 def _of_rows(splits: list[Split], context: Context) -> Iterator[Finding]:
     for split in splits:
         yield from coverage.trained(split, context)
+        yield from remarks.remarks(split)
         yield from coverage.cut(split, context)
         yield from coverage.outliers(split)
         yield from coverage.unknown(split)
