@@ -119,8 +119,8 @@ class DatasetFacts(Message):
 
     Attributes:
         problem_type: of classification, else None.
-        ends: ids of the tokens that end an answer, as the rows teach it; empty where nothing is answered, and in files of
-            an older version.
+        ends: ids of the tokens that end an answer, as the rows teach it; empty where nothing is answered, and in files
+            of an older version.
     """
 
     sha256: str

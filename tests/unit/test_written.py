@@ -25,7 +25,7 @@ from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from tests.chats import LONG, SHORT, chat_tokenizer
 from tests.models import CORPUS
 from tests.models import tokenizers as made
-from tests.unit.test_templates import encode, encoder, learnt, loaded, spec
+from tests.unit.test_templates import WITHOUT_END, encode, encoder, learnt, loaded, spec
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 CALLED = [
@@ -166,6 +166,8 @@ def test_marks_of_several_tokens_are_no_end(tmp_path: Path) -> None:
     assert row.ids[-1] == chat_tokenizer().eos_token_id
     assert row.trained is not None
     assert row.trained[-1]
+    outside = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.CHAT, 999, WITHOUT_END, tmp_path)
+    assert learnt(encode(outside, SHORT)).endswith("<|im_end|>\n</s>"), "one span, that is one answer"
 
 
 # ---------------------------------------------------------------- what the report says

@@ -194,6 +194,8 @@ class Encoder:
             ids, trained = next(marked)
             if not one.speech.ended and not (len(ids) and ids[-1] == self.eos_id):
                 learnt = self.loss_on_prompt or example.messages[-1].get("weight", 1) != 0
+                if learnt and trained.any():  # what the template writes after an answer leads to its end
+                    trained[np.flatnonzero(trained)[-1] :] = True
                 ids, trained = self._ended(ids), np.append(trained, learnt)
             row = self._row(example, ids, trained)
             rows.append(row if isinstance(row, Fault) else self._remarked(example, row, one))
