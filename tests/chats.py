@@ -4,21 +4,19 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER
 from tests.models import CORPUS
 
 MARKS = (
     "<|im_start|>",
-    "<|im_end|>",
     "<|begin_of_text|>",
     "<|start_header_id|>",
     "<|end_header_id|>",
-    "<|eot_id|>",
     "<start_of_turn>",
-    "<end_of_turn>",
-    "<|user|>",
     "<|assistant|>",
     "<|system|>",
-    "<|end|>",
+    *NEXT_SPEAKER,
+    *(mark for mark in END_OF_TURN if mark != "</s>"),
 )
 
 SHORT = (

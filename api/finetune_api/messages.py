@@ -119,6 +119,8 @@ class DatasetFacts(Message):
 
     Attributes:
         problem_type: of classification, else None.
+        ends: ids of the tokens that end an answer, as the rows teach it; empty where nothing is answered, and in files
+            of an older version.
     """
 
     sha256: str
@@ -127,6 +129,7 @@ class DatasetFacts(Message):
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
     skipped_rows: int = 0
+    ends: tuple[int, ...] = ()
 
 
 class Choice(Message):

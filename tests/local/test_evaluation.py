@@ -298,10 +298,13 @@ def test_answers_are_those_of_a_vanilla_model_and_scored_as_sacrebleu_does(
     )
 
 
-def answered(model: Path, prompt: list[int], reference: list[int], **facts_of_model: int) -> list[int]:
+def answered(
+    model: Path, prompt: list[int], reference: list[int], ends: tuple[int, ...] = (), **facts_of_model: int
+) -> list[int]:
     """What a vanilla model is made to say to one prompt."""
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, evaluation=PlannedEvaluation(generate=1, max_new_tokens=50))
-    plan = plan.model_copy(update={"model": plan.model.model_copy(update=facts_of_model)})
+    facts = plan.dataset.model_copy(update={"ends": ends})
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update=facts_of_model), "dataset": facts})
     question = Question(0, np.array(prompt), np.array(reference))
     generator = Generator(plan, AutoTokenizer.from_pretrained(model))
     network = AutoModelForCausalLM.from_pretrained(model).eval()
@@ -341,14 +344,13 @@ def test_ranks_that_generate_at_the_same_time_stop_at_the_same_length(
     assert len(set(by_rank[0])) > 1, "those that are asked the shortest prompts may answer longer"
 
 
-def test_an_answer_ends_with_its_turn_although_that_is_not_the_end_of_the_text(tmp_path: Path) -> None:
+def test_an_answer_ends_where_the_artifact_ends_it_and_nowhere_else(tmp_path: Path) -> None:
+    """hiyouga/LlamaFactory#7454, #7943: the score was of answers that ended, and the model went on and on."""
     model = make_gpt2(tmp_path / "gpt2")
     said = answered(model, [7] * 10, [9] * 8)
-    tokenizer = AutoTokenizer.from_pretrained(model)
     turn = said[3]
-    tokenizer.add_special_tokens({"additional_special_tokens": [tokenizer.convert_ids_to_tokens(turn)]})
-    tokenizer.save_pretrained(model)
-    assert answered(model, [7] * 10, [9] * 6 + [turn, 5]) == said[: said.index(turn)]
+    assert answered(model, [7] * 10, [9] * 6 + [turn, 5]) == said, "a reference does not end an answer"
+    assert answered(model, [7] * 10, [9] * 8, ends=(turn,)) == said[: said.index(turn)]
 
 
 # ---------------------------------------------------------------- what follows from evaluations

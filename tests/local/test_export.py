@@ -321,7 +321,8 @@ def test_the_code_in_the_card_runs_as_it_stands(
     base = MAKERS[family](tmp_path / "base")
     labels = LABELS if problem in (ONE, SEVERAL) else ()
     split = SplitFacts(rows=100, tokens=1000, trained_tokens=100, longest=40)
-    data = DatasetFacts(sha256="d" * 64, train=split, eval=split, labels=labels, problem_type=problem)
+    ends = (5,) if task in (Task.CAUSAL_LM, Task.SEQ2SEQ) else ()
+    data = DatasetFacts(sha256="d" * 64, train=split, eval=split, labels=labels, problem_type=problem, ends=ends)
     lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
     run = Run.of(base, tmp_path, task, method, dataset=data, lora=lora)
     torch.manual_seed(0)
@@ -351,6 +352,47 @@ def test_the_code_in_the_card_runs_as_it_stands(
     elif task is not Task.MASKED_LM:
         assert made["model"].generation_config.use_cache
         assert getattr(made["model"].config, "use_cache", True)
+
+
+def taught(base: Path, folder: Path, method: MethodType, ends: tuple[int, ...]) -> Path:
+    """The artifact of a run whose rows taught to end answers so."""
+    split = SplitFacts(rows=100, tokens=1000, trained_tokens=100, longest=40)
+    data = DatasetFacts(sha256="d" * 64, train=split, ends=ends)
+    lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
+    run = Run.of(base, folder, Task.CAUSAL_LM, method, dataset=data, lora=lora)
+    run.commit(20, load_model(run.plan, base, torch.float32, 0))
+    return run.artifact(run.export().artifacts[0].kind)
+
+
+@pytest.mark.parametrize("method", [MethodType.FULL, MethodType.LORA])
+def test_an_artifact_ends_its_answers_where_the_rows_taught_it(method: MethodType, tmp_path: Path) -> None:
+    """hiyouga/LlamaFactory#7454, #7943, QwenLM/Qwen3#1064: a base model that learnt to end its turns never stopped."""
+    base = MAKERS["llama"](tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    turn = tokenizer.convert_ids_to_tokens(400)
+    tokenizer.add_special_tokens({"additional_special_tokens": [turn]})
+    tokenizer.save_pretrained(base)
+    own = json.loads((base / "config.json").read_text())["eos_token_id"]
+    folder = taught(base, tmp_path, method, (400,))
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [own, 400]
+    assert load_tokenizer(folder).eos_token == turn
+    if method is MethodType.FULL:
+        assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == [own, 400]
+    else:
+        assert "generation_config = GenerationConfig.from_pretrained(artifact)" in (folder / "README.md").read_text()
+        assert type(AutoModelForCausalLM.from_pretrained(folder)).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content + eos_token }}", None], ids=["writes it", "none"])
+def test_a_tokenizer_keeps_the_end_that_its_template_writes_or_that_the_rows_end_with(
+    template: str | None, tmp_path: Path
+) -> None:
+    base = MAKERS["llama"](tmp_path / "base")
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    end = int(tokenizer.bos_token_id if template else tokenizer.eos_token_id)
+    assert load_tokenizer(taught(base, tmp_path, MethodType.FULL, (end,))).eos_token == tokenizer.eos_token
 
 
 def test_nothing_of_the_training_nodes_scratch_folder_is_in_the_artifact(classification: Run) -> None:

@@ -189,13 +189,26 @@ def test_long_rows_are_cut_as_the_family_needs_and_counted(house: House, llama: 
     last = house.rows(made)[-1]["input_ids"]
     assert (len(last), last[0], last[-1]) == (16, 2, 3)  # the separator is kept
     assert made.max_length == 16
-    texts = [*TEXTS, {"text": long}]
+    pairs = [*PAIRS, {"prompt": "paper?", "completion": long}]
+    made = house.prepare(
+        job_of(llama, jsonl(house.folder / "l.jsonl", pairs), house.uri, dataset={"maxLength": 64}), "l"
+    ).plan
+    last = house.rows(made)[-1]["input_ids"]
+    assert (len(last), last[0], 2 in last) == (64, 1, False)  # an answer that was cut does not end
+    assert made.dataset.train.truncated_rows == 1
+
+
+def test_a_long_document_of_a_language_model_becomes_several_rows(house: House, llama: Path) -> None:
+    texts = [*TEXTS, {"text": "paper " * 100}]
     made = house.prepare(
         job_of(llama, jsonl(house.folder / "l.jsonl", texts), house.uri, dataset={"maxLength": 64}), "l"
     ).plan
-    last = house.rows(made)[-1]["input_ids"]
-    assert (len(last), last[0], 2 in last) == (64, 1, False)  # a text that was cut does not end
-    assert made.dataset.train.truncated_rows == 1
+    rows = [row["input_ids"] for row in house.rows(made)][len(TEXTS) :]
+    assert len(rows) > 1
+    assert max(map(len, rows)) <= 64
+    assert (rows[0][0], rows[-1][-1]) == (1, 2)  # it begins and ends once
+    assert sum(row.count(1) + row.count(2) for row in rows) == 2
+    assert made.dataset.train.truncated_rows == 0
 
 
 def test_a_prompt_that_leaves_no_completion_is_a_fault_with_its_line(house: House, llama: Path) -> None:

@@ -112,6 +112,23 @@ def test_chat_data_for_a_model_without_a_template_is_refused_with_the_cure(
     assert "chatml" in problem.cure
 
 
+def test_pairs_are_chats_or_bare_text_and_chats_without_a_template_are_refused(
+    tmp_path: Path, llama: Path, train: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"prompt": f"Case {n}?", "completion": f" See {n}."}) + "\n" for n in range(60))
+    )
+    chats = run(tmp_path, llama, pairs, chatTemplate="chatml")
+    bare = run(tmp_path, llama, pairs, chatTemplate="none")
+    assert "chatTemplate: none trains them as bare text" in chats.result.note
+    assert chats.plan.dataset.train.tokens > bare.plan.dataset.train.tokens + 60 * 10
+    assert chats.plan.dataset.ends == bare.plan.dataset.ends  # the model knows no <|im_end|>
+    assert not (stored(tmp_path, bare.plan) / "chat_template.jinja").exists()
+    with pytest.raises(DataError, match=r"and spec\.dataset\.chatTemplate is none"):
+        run(tmp_path, llama, train, chatTemplate="none")
+
+
 def test_packing_a_classification_job_is_refused_before_anything_is_stored(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"row {index}", "label": str(index % 2)}) + "\n" for index in range(9)))

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import MethodType, Task
+from finetune_api.v1alpha1 import MethodSpec
+from finetune_trainer.prepare.embeddings import untrained_tokens
 from finetune_trainer.prepare.families import FAMILIES, positions_of, resolve_task
-from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of
+from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of, trained_labels
 from finetune_trainer.worker.models.load import load_model
 from tests.local.harness import make_plan
 from tests.models import MAKERS, make_bert, make_distilbert, make_gpt2, make_llama, make_roberta
@@ -39,7 +41,8 @@ def without(part: str) -> Change:
 
 def in_prepare(folder: Path, task: Task, labels: int = 3) -> None:
     config = json.loads((folder / "config.json").read_text())
-    check_head(config, task, labels)
+    names = list(trained_labels(config, task))[:labels]
+    check_head(config, task, names + [f"label {index}" for index in range(len(names), labels)])
     check_weights(config, task, labels, shapes_of(folder / "model.safetensors"))
 
 
@@ -85,6 +88,43 @@ def test_a_head_for_other_labels_is_refused_not_drawn_anew(architecture: str, tm
     assert refused.value.problems[0].code == "OtherHead"
     in_prepare(folder, Task.CLASSIFICATION, labels=2)
     in_prepare(folder, Task.MASKED_LM)
+
+
+def test_a_head_of_other_names_is_refused_and_one_of_the_same_names_is_kept() -> None:
+    config = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "positive", "1": "negative"}}
+    assert trained_labels(config, Task.CLASSIFICATION) == ("positive", "negative")
+    assert trained_labels(config, Task.MASKED_LM) == ()
+    assert trained_labels(config | {"architectures": ["BertForMaskedLM"]}, Task.CLASSIFICATION) == ()
+    check_head(config, Task.CLASSIFICATION, ("positive", "negative"))
+    with pytest.raises(ModelError) as refused:
+        check_head(config, Task.CLASSIFICATION, ("ham", "spam"))
+    (problem,) = refused.value.problems
+    assert problem.code == "OtherLabels"
+    assert "a classifier of 'positive', 'negative', and the data's labels are 'ham', 'spam'" in problem.message
+    assert "id2label" in problem.cure
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dtype, tmp_path: Path) -> None:
+    """meta-pytorch/torchtune#2429."""
+    weight = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[3] = 0
+    weight[4] = -0.0
+    weight[5] = weight[6]
+    path = tmp_path / "model.safetensors"
+    save_file({"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": weight}, path)
+    added = {f"<{number}>": number for number in (2, 3, 4, 5, 6, 7, 99)}
+
+    def found(method: dict[str, Any], marks: tuple[int, ...] = (2, 3, 4, 5, 7, 99)) -> dict[str, int]:
+        return untrained_tokens(
+            MethodSpec.model_validate_json(json.dumps(method)), [tmp_path / "absent", path], added, marks
+        )
+
+    assert found({"type": "lora"}) == {"<3>": 3, "<4>": 4, "<5>": 5}
+    assert found({"type": "lora"}, (2, 7)) == {}
+    assert found({"type": "full"}) == {}
+    assert found({"type": "lora", "lora": {"trainable_token_indices": [3, 5]}}) == {"<4>": 4}
+    assert found({"type": "lora", "lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}) == {}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -34,12 +34,14 @@ def write(path: Path, rows: Rows) -> str:
 
 def checked(folder: Path, train: Rows, task: Task = Task.CLASSIFICATION, **fields: Any) -> CheckedData:
     evaluation, kind = fields.pop("eval", None), fields.pop("problem_type", None)
+    known = fields.pop("known_labels", ())
     if isinstance(evaluation, list):
         evaluation = write(folder / "eval.jsonl", evaluation)
     spec = DatasetSpec.model_validate(
         {"train": write(folder / "train.jsonl", train), "eval": evaluation, **fields}, by_alias=True
     )
-    return check(spec, task, locate_all(spec, {}), folder / "work", seed=1, problem_type=kind)
+    sources = locate_all(spec, {})
+    return check(spec, task, sources, folder / "work", seed=1, problem_type=kind, known_labels=known)
 
 
 def row(text: Any = "some text", label: Any = "a") -> dict[str, Any]:

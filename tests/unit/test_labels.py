@@ -11,6 +11,7 @@ from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_trainer.prepare.data.choice import hold_out, rarest
 from finetune_trainer.prepare.data.dataset import CheckedData
+from finetune_trainer.prepare.data.labels import matched
 from tests.unit.test_dataset import checked, row
 
 SINGLE, MULTI, REGRESSION = ProblemType
@@ -129,3 +130,33 @@ def test_a_split_keeps_rows_of_the_rarest_labels_on_both_sides() -> None:
 def test_a_task_without_labels_has_no_kind_of_them(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"spec\.problemType: is regression, and causal-lm predicts no labels"):
         of(tmp_path, [1.5, 2], REGRESSION, task=Task.CAUSAL_LM)
+
+
+KNOWN = ("positive", "neutral", "negative")
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "order"),
+    [
+        (KNOWN, {"negative", "neutral", "positive"}, KNOWN),
+        (KNOWN, {"Negative", "NEUTRAL", " positive"}, (" positive", "NEUTRAL", "Negative")),
+        (KNOWN, {"anger", "fear", "joy"}, None),
+        (KNOWN, {"negative", "positive"}, None),
+        (("LABEL_0", "LABEL_1"), {"1", "0"}, ("0", "1")),
+        (("LABEL_0", "LABEL_1"), {"LABEL_1", "LABEL_0"}, ("LABEL_0", "LABEL_1")),
+        (("LABEL_0", "LABEL_1"), {"ham", "spam"}, None),
+        (("a", "b"), {"a", "A"}, None),
+        ((), {"a", "b"}, None),
+    ],
+)
+def test_labels_are_matched_with_a_trained_head_by_their_names(
+    known: tuple[str, ...], names: set[str], order: tuple[str, ...] | None
+) -> None:
+    """huggingface/optimum#197, yya518/FinBERT#17."""
+    assert matched(known, names) == order
+
+
+def test_labels_keep_the_order_of_a_trained_head(tmp_path: Path) -> None:
+    rows = [row(text=f"text {index}", label=KNOWN[index % 3]) for index in range(30)]
+    assert checked(tmp_path, rows, known_labels=KNOWN).labels == KNOWN
+    assert checked(tmp_path, rows, known_labels=("a", "b", "c")).labels == tuple(sorted(KNOWN))

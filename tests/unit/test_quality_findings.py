@@ -220,8 +220,8 @@ CASES = [
         "pairs",
         in_train(list),
         "set spec.dataset.maxLength to",
-        how=lambda example: encode(example, limit=90),
-        limit=90,
+        how=lambda example: encode(example, limit=70),
+        limit=70,
     ),
     Case(
         "a skew", "SkewedMentions", "labels", lambda train, own: (about_women(english(1500)), english(300, 8)), "women"
@@ -376,6 +376,18 @@ def test_the_length_that_keeps_99_percent_is_named() -> None:
     report = reported(pairs(1000), how=lambda example: encode(example, limit=80))
     enough = report.train.length_for_99_percent
     assert sum(length <= enough for length in lengths) >= 990 > sum(length < enough for length in lengths)
+
+
+def test_the_share_of_tokens_that_is_lost_decides_not_that_of_rows() -> None:
+    long, short = pairs(3), pairs(300)
+    few = reported([replace(row, completion=row.completion * 200) for row in long] + short[3:])
+    many = reported(short, how=lambda example: encode(example, limit=110))
+    found = [next(one for one in report.findings if one.code == "TruncatedRows") for report in (few, many)]
+    assert [one.severity for one in found] == [Severity.WARNING, Severity.NOTE]
+    assert found[0].count == 3
+    assert (
+        "% of the tokens are lost: 3 rows of 300 (1 %) are cut at 256 tokens (the end of an answer" in found[0].message
+    )
 
 
 @pytest.mark.parametrize(

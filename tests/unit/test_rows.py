@@ -4,15 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.messages import Task
+from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.formats import DataFile, Fault
 from finetune_trainer.prepare.data.rows import Example, Layout, examples
 from finetune_trainer.prepare.data.shapes import columns_of
+from finetune_trainer.prepare.data.sources import locate_all
 
 Given = dict[str, str]
 
@@ -71,13 +76,14 @@ LAYOUTS: dict[str, tuple[dict[str, Any], Layout, tuple[str, str]]] = {
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_columns_are_known_by_their_names(tmp_path: Path, case: str) -> None:
     row, layout, texts = LAYOUTS[case]
-    found, (example,) = read_as(tmp_path, row)
+    found, (example,) = read_as(tmp_path, row, template=False)
     assert isinstance(example, Example)
     assert (found, (example.text, example.completion)) == (layout, texts)
 
 
 def test_columns_of_other_names_are_said_by_the_job(tmp_path: Path) -> None:
-    example = one(tmp_path, {"q": "p", "a": "c", "text": "t"}, columns={"question": "q", "answer": "a"})
+    columns = {"question": "q", "answer": "a"}
+    example = one(tmp_path, {"q": "p", "a": "c", "text": "t"}, columns=columns, template=False)
     assert (example.text, example.completion) == ("p", "c")
     messages = [said("user"), said("assistant")]
     assert one(tmp_path, {"chat": messages, "text": "t"}, columns={"messages": "chat"}).messages == tuple(messages)
@@ -215,6 +221,78 @@ def test_without_a_chat_template_alpaca_is_a_prompt_and_its_answer(tmp_path: Pat
     assert with_input.completion == "\no"
 
 
+def called(arguments: Any, **more: Any) -> dict[str, Any]:
+    """A message that calls a tool."""
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {"role": "assistant", "tool_calls": [call], **more}
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Oslo"}, '{"city": "Oslo"}'], ids=["object", "text"])
+@pytest.mark.parametrize("more", [{}, {"content": None}, {"content": ""}], ids=["missing", "null", "empty"])
+def test_a_call_is_the_same_in_each_form_that_people_write(
+    tmp_path: Path, arguments: Any, more: dict[str, Any]
+) -> None:
+    """ml-explore/mlx-examples#1053, oumi-ai/oumi#2599 (text); huggingface/transformers#45290 (content)."""
+    messages = [said("user"), called(arguments, **more), said("assistant", refusal=None, audio=None, tool_calls=[])]
+    _, (row,) = read_as(tmp_path, {"messages": messages})
+    assert isinstance(row, Example)
+    assert row.messages[1:] == (called({"city": "Oslo"}), said("assistant"))
+
+
+def test_a_null_that_was_written_stays_and_no_arguments_are_an_empty_object(tmp_path: Path) -> None:
+    _, (row,) = read_as(tmp_path, {"messages": [said("user"), called('{"unit": null}'), called(""), said("assistant")]})
+    assert isinstance(row, Example)
+    assert row.messages[1:3] == (called({"unit": None}), called({}))
+
+
+def test_what_a_columnar_file_fills_in_is_left_out(tmp_path: Path) -> None:
+    """Two tools in one Parquet file: every call has the arguments of both, and every schema the other's."""
+    tools = [{"function": {"name": name, "parameters": {"properties": {name: {"type": "string"}}}}} for name in "ab"]
+    rows = [
+        {"messages": [said("user"), called({name: "x"}), said("assistant")], "tools": [tool]}
+        for name, tool in zip("ab", tools, strict=True)
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    spec = DatasetSpec(train=f"file://{tmp_path}/train.parquet")
+    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, has_template=True)
+    found = list(data.train_examples())
+    assert [row.messages[1] for row in found] == [called({"a": "x"}), called({"b": "x"})]
+    assert [list(row.tools) for row in found] == [[tool] for tool in tools]
+
+
+def test_a_schema_that_is_text_becomes_an_object(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": '{"type": "object"}'}}
+    _, rows = read_as(
+        tmp_path,
+        {"messages": [said("user"), said("assistant")], "tools": [tool]},
+        {"messages": [said("user"), said("assistant")], "tools": json.dumps([tool])},
+    )
+    for row in rows:
+        assert isinstance(row, Example)
+        assert row.tools[0]["function"]["parameters"] == {"type": "object"}
+
+
+@pytest.mark.parametrize("names", [("prompt", "completion"), ("question", "answer")])
+def test_pairs_are_conversations_where_there_is_a_template(tmp_path: Path, names: tuple[str, str]) -> None:
+    asked = dict(zip(names, ("How many?", " Three."), strict=True))
+    layout, (plain, led) = read_as(tmp_path, asked, asked | {"system": "Be brief."})
+    assert layout is Layout.CHAT
+    assert isinstance(plain, Example)
+    assert isinstance(led, Example)
+    assert plain.messages == (said("user", "How many?"), said("assistant", "Three."))
+    assert led.messages == (said("system", "Be brief."), *plain.messages)
+
+
+def test_pairs_without_a_template_are_texts_and_a_system_column_is_not_dropped(tmp_path: Path) -> None:
+    row = {"prompt": "How many?", "completion": " Three."}
+    layout, (plain,) = read_as(tmp_path, row, template=False)
+    assert layout is Layout.PAIR
+    assert plain == Example(1, "How many?", completion=" Three.")
+    _, (led,) = read_as(tmp_path, row | {"system": "Be brief."}, template=False)
+    assert isinstance(led, Fault)
+    assert led.message == "'system' is given, and there is no chat template to write it"
+
+
 BROKEN: dict[str, tuple[Any, str, str]] = {
     "no list": ("hello", "WrongType", "'messages' is a string; it must be a list of messages"),
     "no JSON in a string": ('[{"role": "user"}', "InvalidJSON", "'messages' is a list as text, and wrong: no valid"),
@@ -247,17 +325,37 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "an empty question": ([said("user", " "), said("assistant")], "EmptyMessage", "its role is user"),
     "an empty answer": ([said("user"), said("assistant", "")], "EmptyMessage", "its role is assistant"),
     "no answer": ([said("system"), said("user")], "NoAssistant", "no assistant message"),
-    "a late system message": (
-        [said("user"), said("system"), said("assistant")],
-        "WrongRoleOrder",
-        "messages[1] is of role system, after user",
+    "a call of OpenAI's first form": (
+        [said("user"), said("assistant", None, function_call={"name": "f", "arguments": "{}"})],
+        "FunctionCalls",
+        "messages[1] has a 'function_call', which is what OpenAI's rows had before tool calls",
+    ),
+    "a refusal": ([said("user"), said("assistant", None, refusal="No.")], "InvalidMessage", "write it as content"),
+    "arguments that are no JSON": (
+        [said("user"), called('{"city": ')],
+        "InvalidMessage",
+        "messages[1].tool_calls[0].function.arguments is a string that is no JSON (",
+    ),
+    "arguments that are a list": (
+        [said("user"), called("[1]")],
+        "InvalidMessage",
+        "messages[1].tool_calls[0].function.arguments is a list; it must be an object",
+    ),
+    "a call of nothing": (
+        [said("user"), said("assistant", tool_calls=[{"type": "function"}])],
+        "InvalidMessage",
+        "messages[1].tool_calls[0] has no 'name'",
     ),
     "a tool that nobody called": ([said("user"), said("tool"), said("assistant")], "WrongRoleOrder", "after user"),
     "a tool to begin with": ([said("tool"), said("assistant")], "WrongRoleOrder", "messages[0] is of role tool, first"),
     "a weight of two": ([said("user"), said("assistant", weight=2)], "InvalidWeight", "is 2; a message has weight 0"),
     "a weight in words": ([said("user"), said("assistant", weight="1")], "InvalidWeight", "is a string"),
     "nothing weighs": ([said("user"), said("assistant", weight=0)], "NothingToLearn", "every assistant message"),
-    "calls that are no list": ([said("user"), said("assistant", tool_calls="f")], "InvalidMessage", "tool_calls is a"),
+    "calls that are no list": (
+        [said("user"), said("assistant", tool_calls="f")],
+        "InvalidMessage",
+        "tool_calls is a string that is no JSON",
+    ),
     "half a character": ([said("user", "\ud83d"), said("assistant")], "BadUnicode", "messages[0].content holds half"),
 }
 

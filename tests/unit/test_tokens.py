@@ -19,6 +19,7 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data import lines
 from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.data.sources import locate_all
@@ -30,7 +31,7 @@ from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter
 from tests.chats import chat_tokenizer
-from tests.models import CORPUS, make_bert, make_llama
+from tests.models import CORPUS, make_bert, make_gpt2, make_llama
 
 TEXTS = [*CORPUS, "naïve café, 紙がない 🙂", "x"]
 
@@ -81,11 +82,38 @@ def test_a_cut_text_of_bert_keeps_its_last_special_token(bert: Path, tmp_path: P
     assert row.ids.tolist() == transformers_tokenizer(bert)(CORPUS[0], truncation=True, max_length=8)["input_ids"]
 
 
-def test_a_text_that_is_cut_does_not_end(llama: Path, tmp_path: Path) -> None:
+def test_a_long_document_becomes_several_rows_and_loses_nothing(llama: Path, tmp_path: Path) -> None:
     encoder = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.TEXT, Task.CAUSAL_LM, 8)
+    whole = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.TEXT, Task.CAUSAL_LM, 999)
     (row,) = encoded(encoder, Example(1, CORPUS[0]))
+    (uncut,) = encoded(whole, Example(1, CORPUS[0]))
+    assert not row.cut
+    rows = TokenRows.of([row, uncut])
+    assert rows.lengths.tolist() == [8, 8, 7, 23]
+    assert rows.ids[:23].tolist() == uncut.ids.tolist() == rows.ids[23:].tolist()
+    assert rows.trained.all()
+    assert not rows.cut.any()
+    (fault,) = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.TEXT, Task.CAUSAL_LM, 1)([Example(4, "a")])
+    assert isinstance(fault, Fault)
+    assert (fault.line, fault.code) == (4, Code.NOTHING_TO_LEARN)
+
+
+def test_a_pair_that_is_cut_does_not_end(llama: Path, tmp_path: Path) -> None:
+    encoder = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.PAIR, Task.CAUSAL_LM, 8)
+    (row,) = encoded(encoder, Example(1, "a", completion=CORPUS[0]))
     assert len(row.ids) == 8
     assert encoder.eos_id not in row.ids
+
+
+def test_a_token_of_another_meaning_is_not_what_the_vocabulary_lacks(tmp_path: Path) -> None:
+    """GPT-2's <|endoftext|> is end, beginning and unknown at once."""
+    gpt2 = load_tokenizer(make_gpt2(tmp_path / "gpt2"), Task.CAUSAL_LM)
+    other = transformers_tokenizer(tmp_path / "gpt2")
+    other.unk_token = other.eos_token
+    other.save_pretrained(tmp_path / "gpt2")
+    assert gpt2.unk_id is None
+    assert load_tokenizer(tmp_path / "gpt2", Task.CAUSAL_LM).unk_id is None
+    assert load_tokenizer(make_bert(tmp_path / "bert"), Task.MASKED_LM).unk_id == 1
 
 
 def test_an_encoder_decoder_gets_the_completion_as_its_target(llama: Path, tmp_path: Path) -> None:

@@ -183,7 +183,8 @@ class DatasetSpec(Kubernetes):
     loss_on: Literal["completion", "all"] | None = None
     """Which tokens carry loss; omitted = completion: what the assistant says, or what follows the prompt."""
     chat_template: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """Chat template: a name such as chatml, or a .jinja file (path, s3:// or file://); omitted = the model's."""
+    """Chat template: a name such as chatml, or a .jinja file (path, s3:// or file://); omitted = the model's; none =
+    pairs are trained as bare text."""
     on_invalid: Literal["Fail", "Skip"] = "Fail"
     """What to do about rows that break a rule."""
     max_invalid_percent: Annotated[float, Field(ge=0, le=100)] = 1.0

@@ -3,6 +3,7 @@
 import json
 
 from finetune_api.messages import MethodType, Plan, ProblemType, Task
+from finetune_trainer.export.ending import ANSWERING
 from finetune_trainer.export.layout import Base
 
 HERE = 'artifact = "."'  # replaced by who prints the snippet elsewhere
@@ -25,7 +26,9 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     auto = AUTOS[plan.task]
     lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
     lines += ["from peft import PeftModel"] if adapter else []
-    lines += [f"from transformers import {auto}, AutoTokenizer", "", HERE]
+    ended = adapter and plan.task in ANSWERING and plan.dataset.ends
+    configured = ", GenerationConfig" if ended else ""
+    lines += [f"from transformers import {auto}, AutoTokenizer{configured}", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
     return "\n".join([*lines, "", *(_asked() if chat and plan.task is Task.CAUSAL_LM else _used(plan))]) + "\n"
@@ -48,6 +51,8 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
     if plan.new_tokens:
         lines.append("rows = max(len(tokenizer), base.get_input_embeddings().num_embeddings)")
         lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
+    if plan.task in ANSWERING and plan.dataset.ends:
+        lines.append("base.generation_config = GenerationConfig.from_pretrained(artifact)  # where an answer ends")
     return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
 
 

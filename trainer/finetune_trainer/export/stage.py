@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from finetune_api.beats import CheckpointId
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import Problem, StateError
-from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, MethodType, Plan, Stage
+from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import Committed, find_checkpoints
 from finetune_trainer.evaluations import told
 from finetune_trainer.export.card import card, installed_versions
+from finetune_trainer.export.ending import ANSWERING, end_answers
 from finetune_trainer.export.layout import (
     CARD,
     Layout,
@@ -26,7 +27,7 @@ from finetune_trainer.export.layout import (
     mend,
 )
 from finetune_trainer.export.pick import pick
-from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER_FILES
+from finetune_trainer.model_files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
 from finetune_trainer.storage import (
     CorruptedError,
     ManifestInvalidError,
@@ -144,6 +145,7 @@ def _complete(plan: Plan, store: ObjectStore, run: str, best: Committed, folder:
     download_files(store, dataset_prefix(plan.dataset.sha256), of_dataset, folder)
     base = base_of(plan.model, store)
     mend(folder, plan, base)
+    end_answers(folder, plan, parse_json(CONFIG, store.get(f"{plan.model.prefix}{CONFIG}")))
     chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
     text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step), chat=chat)
     (folder / CARD).write_text(text, "utf-8")
@@ -162,7 +164,7 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
             )
         )
     tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES
-    wanted = tokenizer | ({GENERATION_CONFIG} if plan.method is MethodType.FULL else set())
+    wanted = tokenizer | ({GENERATION_CONFIG} if plan.task in ANSWERING else set())
     return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
 
 

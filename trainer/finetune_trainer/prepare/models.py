@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -216,18 +216,18 @@ class BaseModel:
     shapes: Mapping[str, list[int]]
     files: Mapping[str, Path]
 
-    def check(self, task: Task, labels: int) -> None:
+    def check(self, task: Task, labels: Sequence[str]) -> None:
         """Refuse weights that are not those of the configuration, or of a head for other labels; imports torch.
 
         Args:
-            labels: outputs that a classifier needs for the data; 1 for regression.
+            labels: names of the data's labels, as they will be numbered; none for regression.
 
         Raises:
             ModelError: they do not fit.
         """
         check_head(self.config, task, labels)
         if self.shapes:
-            check_weights(self.config, task, labels, self.shapes)
+            check_weights(self.config, task, len(labels) or 1, self.shapes)
 
     def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
         """The model's sizes and what a step of it keeps; imports torch.

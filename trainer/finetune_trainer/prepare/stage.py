@@ -19,6 +19,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.adapters import mirror_adapter
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
+from finetune_trainer.prepare.embeddings import untrained_tokens
 from finetune_trainer.prepare.inputs import Inputs, find
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
@@ -31,11 +32,12 @@ from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.quality.summary import lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
+from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.encoder import encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
-from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
-from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+from finetune_trainer.prepare.tokens.tokenizer import added_tokens, load_tokenizer
+from finetune_trainer.prepare.weights import trained_labels
 from finetune_trainer.storage import ObjectStore, check_conditional_writes, read_manifest, upload_tree
 
 Report = Callable[[str], None]
@@ -186,7 +188,8 @@ def _build(
 ) -> tuple[BaseModel, Tokenized]:
     spec = job.spec.dataset
     report(f"dataset: checking {_name(found)}")
-    chats = found.template is not None or has_template(found.model.small_files(work / "model"))
+    small = found.model.small_files(work / "model")
+    chats = spec.chat_template != templates.NONE and (found.template is not None or templates.has_template(small))
     data = check(
         spec,
         found.task,
@@ -195,6 +198,7 @@ def _build(
         planner.seed_of(job),
         has_template=chats,
         problem_type=job.spec.problem_type,
+        known_labels=trained_labels(found.model.config(work / "model"), found.task),
         report=report,
     )
     report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
@@ -202,13 +206,21 @@ def _build(
     if base is None:
         report(f"model: reading {found.model.source}")
         base = read_model(found.model, work / "model")
-    base.check(found.task, len(data.labels) or 1)
+    base.check(found.task, data.labels)
     tokenizer = load_tokenizer(base.folder, found.task, job.spec.model.new_tokens, work / "tokenizer")
     encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
     report("dataset: tokenising")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
     made = tokenize(spec, found.task, data, encoder, fresh, report=report)
+    weights = [path for name, path in base.files.items() if name.endswith(".safetensors")]
+    # the end of a text is known from pre-training, also where its row is not, as it pads, too
+    marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
+    untrained = untrained_tokens(job.spec.method, weights, added_tokens(tokenizer), marks)
+    made = replace(made, untrained=untrained)
     found.sources.check_unchanged()
+    if any(file.columns.from_pairs for file in data.files):
+        note = f"prompts and answers are written as conversations; {templates.FIELD}: none trains them as bare text"
+        made = replace(made, notes=(*made.notes, note))
     return base, made
 
 
@@ -230,6 +242,7 @@ def _examine(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> 
             name=_name(found),
             notices=made.notices,
             packed=bool(job.spec.dataset.packing),
+            untrained=made.untrained,
         ),
     )
 

@@ -12,6 +12,7 @@ from finetune_api.errors import ModelError
 from finetune_api.messages import Task
 from finetune_trainer.fitting import check_body, in_body, other_model
 from finetune_trainer.model_files import model_problem
+from finetune_trainer.prepare.data.labels import matched
 from finetune_trainer.prepare.headers import header_of
 
 CLASSIFIER = "ForSequenceClassification"
@@ -22,21 +23,47 @@ def shapes_of(path: Path) -> dict[str, list[int]]:
     return header_of(path).shapes
 
 
-def check_head(config: Mapping[str, Any], task: Task, labels: int) -> None:
-    """Refuse a classifier of other labels than the data's: its head would have to be drawn at random.
+def trained_labels(config: Mapping[str, Any], task: Task) -> tuple[str, ...]:
+    """The labels of a model that is a classifier already, by the outputs of its head; none of any other model.
+
+    Outputs without a name are LABEL_0, LABEL_1 and so on, as transformers calls them.
+    """
+    if task is not Task.CLASSIFICATION or not any(
+        str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()
+    ):
+        return ()
+    names = config.get("id2label") or {}
+    count = len(names) or int(config.get("num_labels") or 2)
+    return tuple(str(names.get(str(index), names.get(index, f"LABEL_{index}"))) for index in range(count))
+
+
+def check_head(config: Mapping[str, Any], task: Task, labels: Sequence[str]) -> None:
+    """Refuse a classifier of other labels than the data's: its head would have to be drawn at random, or would mean
+    other things than it learnt.
 
     Args:
-        labels: outputs of the head that the data asks for; 1 for regression.
+        labels: names of the data's labels, as they will be numbered; none for regression.
 
     Raises:
-        ModelError: says how many labels each has.
+        ModelError: says how many labels each has, or which.
     """
-    if task is not Task.CLASSIFICATION:
+    known = trained_labels(config, task)
+    if not known:
         return
-    classifier = any(str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ())
-    has = len(config["id2label"]) if config.get("id2label") else int(config.get("num_labels") or 2)
-    if classifier and has != labels:
-        raise ModelError(_other_head(f"the model is a classifier of {has} labels, and the data has {labels}"))
+    if len(known) != (len(labels) or 1):
+        seen = f"the model is a classifier of {len(known)} labels, and the data has {len(labels) or 1}"
+        raise ModelError(_other_head(seen))
+    if labels and matched(known, labels) is None:
+        message = f"the model is a classifier of {_listed(known)}, and the data's labels are {_listed(labels)}"
+        cure = (
+            "rename the labels of the data, or those in the model's config.json (id2label) if they mean the same, or "
+            "name the model that it was made from, which has no such head"
+        )
+        raise ModelError(model_problem("OtherLabels", message, cure))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def check_weights(config: Mapping[str, Any], task: Task, labels: int, shapes: Mapping[str, Sequence[int]]) -> None:

@@ -3,15 +3,18 @@
 One message is `role`, `content` and whatever else a chat template may read; a message of weight 0 carries no loss.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from finetune_trainer.prepare.data.calls import tool_calls, tools_of
 from finetune_trainer.prepare.data.formats import Code, json_type
+from finetune_trainer.prepare.data.wrong import Wrong
+
+__all__ = ["Message", "Wrong", "check_order", "conversation", "prompt_and_completion", "tools_of"]
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
-OPENERS = ("system", "developer")
+REASONING = ("reasoning_content", "reasoning", "thinking")  # what a message's reasoning is called
 # what ShareGPT and its descendants call the roles
 SHAREGPT = {
     "human": "user",
@@ -28,20 +31,6 @@ SHAREGPT = {
     "observation": "tool",
 }
 NEAR = {**SHAREGPT, "bot": "assistant", "ai": "assistant", "prompter": "user", "customer": "user", "agent": "assistant"}
-
-
-class Wrong(Exception):  # noqa: N818 - control flow within this package, told as a Fault
-    """A conversation breaks a rule.
-
-    Args:
-        code: which one.
-        message: the sentence of the fault.
-    """
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 def conversation(column: str, value: Any) -> tuple[Message, ...]:
@@ -102,19 +91,35 @@ def _message(where: str, item: Any) -> Message:
         raise Wrong(Code.INVALID_MESSAGE, f"{where} has no 'role' (and no 'from'), but {keys}")
     role = _role(f"{where}.{role_key}", message.pop(role_key), sharegpt)
     content = message.pop(text_key, None)
-    if content is None and not (role == "assistant" and message.get("tool_calls")):
-        raise Wrong(Code.INVALID_MESSAGE, f"{where} has no {text_key!r}")
+    calls = tool_calls(f"{where}.tool_calls", message.pop("tool_calls", []))
+    if content is None and not (role == "assistant" and calls):
+        raise _without_content(where, text_key, message)
     made: Message = {"role": role}
     if content is not None:
         made["content"] = _content(f"{where}.{text_key}", content)
-        if not made["content"].strip() and role in ("user", "assistant") and not message.get("tool_calls"):
+        if not made["content"].strip() and calls:
+            del made["content"]  # null, empty and missing are the same: the template gets what it can take
+        elif not made["content"].strip() and role in ("user", "assistant"):
             raise Wrong(Code.EMPTY_MESSAGE, f"{where}.{text_key} is empty, and its role is {role}")
-    if "tool_calls" in message and not isinstance(message["tool_calls"], list):
-        seen = json_type(message["tool_calls"])
-        raise Wrong(Code.INVALID_MESSAGE, f"{where}.tool_calls is {seen}; it must be a list")
+    for name in REASONING:
+        if name in message and not _content(f"{where}.{name}", message[name]).strip():
+            del message[name]
+    if calls:
+        made["tool_calls"] = calls
     if "weight" in message:
         message["weight"] = _weight(f"{where}.weight", message["weight"])
     return made | message
+
+
+def _without_content(where: str, text_key: str, message: Message) -> Wrong:
+    if "function_call" in message:
+        return Wrong(
+            Code.OLD_CALLS,
+            f"{where} has a 'function_call', which is what OpenAI's rows had before tool calls",
+        )
+    if isinstance(message.get("refusal"), str):
+        return Wrong(Code.INVALID_MESSAGE, f"{where} has a 'refusal' and no {text_key!r}: write it as content")
+    return Wrong(Code.INVALID_MESSAGE, f"{where} has no {text_key!r}")
 
 
 def _role(where: str, role: Any, sharegpt: bool) -> str:
@@ -166,7 +171,8 @@ def _encodable(where: str, value: str) -> None:
 
 
 def check_order(column: str, messages: Sequence[Message]) -> None:
-    """Rules over a whole conversation. Two turns of one role in a row are left to the chat template.
+    """Rules over a whole conversation. Two turns of one role in a row, and system messages later than the first, are
+    left to the chat template.
 
     Raises:
         Wrong: one is broken.
@@ -174,10 +180,6 @@ def check_order(column: str, messages: Sequence[Message]) -> None:
     before = ""
     for index, message in enumerate(messages):
         role = message["role"]
-        if role in OPENERS and before not in ("", *OPENERS):
-            raise Wrong(
-                Code.WRONG_ROLE_ORDER, f"{column}[{index}] is of role {role}, after {before}; it can only come first"
-            )
         if role == "tool" and before not in ("assistant", "tool"):
             after = f"after {before}" if before else "first"
             raise Wrong(
@@ -190,21 +192,3 @@ def check_order(column: str, messages: Sequence[Message]) -> None:
         raise Wrong(Code.NO_ASSISTANT, "no assistant message")
     if all(message.get("weight", 1) == 0 for message in spoken):
         raise Wrong(Code.NOTHING_TO_LEARN, "every assistant message has weight 0")
-
-
-def tools_of(column: str, value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Descriptions of tools that stand beside a conversation.
-
-    Raises:
-        Wrong: it is no list of objects.
-    """
-    if isinstance(value, str):  # as columns that hold no lists have it
-        try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError:
-            raise Wrong(Code.WRONG_TYPE, f"{column!r} is a string that is no JSON list of tools") from None
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a list of tools as objects")
-    return tuple(value)

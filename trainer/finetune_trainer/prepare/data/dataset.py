@@ -3,7 +3,7 @@
 A file is read twice: once to check it, once to tokenise it; between the two only labels are held in memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -25,6 +25,7 @@ from finetune_trainer.prepare.data.kinds import (
     nothing_to_tell,
     of_one_kind,
 )
+from finetune_trainer.prepare.data.labels import matched
 from finetune_trainer.prepare.data.notices import Notice, notices
 from finetune_trainer.prepare.data.opening import mixed_layouts, open_all
 from finetune_trainer.prepare.data.places import Report, changed
@@ -120,6 +121,7 @@ def check(
     *,
     has_template: bool = False,
     problem_type: ProblemType | None = None,
+    known_labels: Sequence[str] = (),
     report: Report = lambda line: None,
 ) -> CheckedData:
     """Read every row once.
@@ -129,6 +131,7 @@ def check(
         seed: chooses the held-out rows, with `eval: {split}`, and those of sources with a fraction for a weight.
         has_template: the model has a chat template.
         problem_type: what a classification is to predict; None = what the labels look like.
+        known_labels: of a model that is a classifier already, in the order of its head: labels of these names keep it.
         report: called with a line of progress every so often, if there is much to read.
 
     Raises:
@@ -166,7 +169,8 @@ def check(
     if fatal:
         raise DataError(grouped(fatal))
     _choose(spec, training, evaluation, targets, seed)
-    labels = label_order({name for part in training for index in part.trained_labels for name in targets[index]})
+    names = {name for part in training for index in part.trained_labels for name in targets[index]}
+    labels = matched(known_labels, names) or label_order(names)
     parted = any(part.choice is not None and bool((part.choice == EVALUATED).any()) for part in training)
     has_eval = evaluation is not None or parted
     told = notices(task, training, files, labels, problem_type or (ProblemType.REGRESSION if not labels else None))

@@ -82,6 +82,7 @@ class Code(StrEnum):
     UNSEEN_LABEL = "UnseenLabel"
     NOTHING_TO_LEARN = "NothingToLearn"
     TEMPLATE_FAILED = "TemplateFailed"
+    NOT_WRITTEN = "NotWritten"
 
 
 @dataclass(frozen=True, slots=True)

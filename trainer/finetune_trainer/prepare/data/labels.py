@@ -3,7 +3,7 @@ are of its kind."""
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,3 +135,20 @@ def encodable(column: str, value: str) -> str:
         code = ord(value[error.start])
         raise Wrong(Code.BAD_UNICODE, f"{column!r} holds half of a character (\\u{code:04x} alone)") from None
     return value
+
+
+def matched(known: Sequence[str], names: Collection[str]) -> tuple[str, ...] | None:
+    """The names of labels in the order of a trained head, or None if they are not those that it knows.
+
+    Case does not count, nor white space around a name. The outputs of a head without names are told by their numbers.
+
+    Args:
+        known: what a head's outputs are called, by index.
+    """
+    by_name = {name.strip().casefold(): name for name in names}
+    order = [name.strip().casefold() for name in known]
+    if order == [f"label_{index}" for index in range(len(order))] and by_name.keys() != set(order):
+        order = [str(index) for index in range(len(order))]
+    if len(by_name) != len(names) or len(set(order)) != len(order) or by_name.keys() != set(order):
+        return None
+    return tuple(by_name[name] for name in order)

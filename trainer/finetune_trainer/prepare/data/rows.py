@@ -142,6 +142,11 @@ class Columns:
         """The columns themselves, and the first parts of paths into them."""
         return frozenset({*self.read, *(path.partition(".")[0] for path in self.read)})
 
+    @property
+    def from_pairs(self) -> bool:
+        """Whether pairs of texts are written as conversations."""
+        return self.layout is Layout.CHAT and "prompt" in self.names and "tools" not in self.names
+
     def example(self, row: Row) -> Example | Fault:
         """The row as an example, or the first rule it breaks."""
         try:
@@ -181,6 +186,9 @@ class Columns:
                 found = replace(found, names=tuple(whole_number(name) for name in found.names))
             return _labelled(row.line, text, found, self.kind)
         values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
+        if self.layout is Layout.PAIR and self._text_or_nothing(row, "system").strip():
+            column = self.names.get("system", "system")
+            raise Wrong(Code.INVALID_MESSAGE, f"{column!r} is given, and there is no chat template to write it")
         text = values.get("text", values.get("prompt", ""))
         if "system" in self.names and (system := self._text_or_nothing(row, "system")).strip():
             if not self.joined:
@@ -206,6 +214,7 @@ class Columns:
         prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
         if isinstance(prompt, str) and isinstance(completion, str):
             asked, answer = _text(self.names["prompt"], prompt), _text(self.names["completion"], completion)
+            answer = answer.lstrip()  # a leading blank parts a completion from the prompt that it follows
             return ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
         return conversation.prompt_and_completion(prompt, completion, self.names)
 

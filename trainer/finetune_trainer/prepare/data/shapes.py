@@ -57,13 +57,12 @@ class Shape:
             layout = Layout.CHAT if has_template else Layout.PAIR
         elif layout is Layout.PAIR:
             texts = [value_at(row, names[part]) for part in ("prompt", "completion")]
-            told = value_at(row, names["system"]) is not ABSENT
             if any(isinstance(text, list) for text in texts):
                 layout = Layout.CHAT
                 names["tools"] = given.get("tools", "tools")
-            elif told and has_template:
+            elif has_template:
                 layout = Layout.CHAT
-            elif not told:
+            elif value_at(row, names["system"]) is ABSENT:
                 del names["system"]
         if task is Task.SEQ2SEQ:  # a conversation of one answer is a pair, too
             layout = Layout.PAIR
@@ -106,7 +105,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
     """Which columns play which part.
 
     Args:
-        has_template: the model has a chat template: Alpaca rows become conversations.
+        has_template: the model has a chat template: pairs and Alpaca rows become conversations.
 
     Raises:
         SpecError: `given` names a part that the task does not have.

@@ -13,6 +13,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from finetune_api.errors import DataError
+from finetune_trainer.prepare.data.calls import without_fillers
 from finetune_trainer.prepare.data.detect import ARROW_STREAM
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
@@ -141,7 +142,10 @@ def parse_table(first: int, packed: bytes) -> Iterator[Record]:
         except UnicodeDecodeError:  # Arrow believes what a file says is text: look for the rows that are none
             rows = None
         for index in range(batch.num_rows):
-            yield Row(first + index, rows[index]) if rows is not None else _row(first + index, batch.slice(index, 1))
+            if rows is not None:
+                yield Row(first + index, _plain(rows[index]))
+            else:
+                yield _row(first + index, batch.slice(index, 1))
 
 
 def _row(number: int, batch: Any) -> Record:
@@ -149,4 +153,10 @@ def _row(number: int, batch: Any) -> Record:
         (values,) = batch.to_pylist()
     except UnicodeDecodeError as error:
         return Fault(number, Code.BAD_UTF8, f"a text holds the byte {not_utf8(error.object[error.start])}")
-    return Row(number, values)
+    return Row(number, _plain(values))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: without_fillers(value) if isinstance(value, (dict, list)) else value for name, value in values.items()
+    }

@@ -1,6 +1,7 @@
 """What a question about the data is asked of: one split, and what the job wants of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +29,7 @@ class Context:
         name: the data set's, for the report's head.
         notices: what was seen of its columns and labels while it was read.
         packed: whether several rows share a sequence: then rows of a language model stand in another order.
+        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
     """
 
     task: Task
@@ -44,6 +46,8 @@ class Context:
     def answered(self) -> bool:
         """Whether an evaluation gives a label or an answer for each row."""
         return self.task is not Task.MASKED_LM
+
+    untrained: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from finetune_api.messages import Task
 from finetune_trainer.prepare.quality.context import EXCERPTS, Context, Split, counted, percent
 from finetune_trainer.prepare.quality.figures import at, trained_share
 from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
-CUT_SHARE, CUT_ROWS = 0.1, 5
+CUT_SHARE = 0.05  # of the tokens
 LITTLE_TRAINED = 0.05
 SILENT_SHARE, SILENT_ROWS = 0.01, 3
 UNKNOWN_SHARE = 0.01  # of the tokens
@@ -74,21 +75,23 @@ def trained(split: Split, context: Context) -> Iterator[Finding]:
 
 
 def cut(split: Split, context: Context) -> Iterator[Finding]:
-    """Rows longer than the limit."""
-    full = split.table["full"]
-    rows = np.flatnonzero(full > split.table["tokens"])
+    """Tokens that are lost because rows are longer than the limit. (Documents become several rows, and lose none.)"""
+    full, tokens = split.table["full"].astype(np.int64), split.table["tokens"].astype(np.int64)
+    rows = np.flatnonzero(full > tokens)
     if not len(rows):
         return
-    share = len(rows) / split.rows
-    enough = at(np.sort(full.astype(np.int64)), 99)
-    answers = " (the end of an answer is what is cut)" if (split.table["trained"] != NO_TOKENS_TRAINED).any() else ""
+    lost = int((full - tokens).sum()) / int(full.sum())
+    enough = at(np.sort(full), 99)
+    answers = (split.table["trained"] != NO_TOKENS_TRAINED).any() or context.task is Task.SEQ2SEQ
+    what = "the end of an answer is what is cut" if answers else "the end of a text is what is cut"
     yield split.finding(
-        Severity.WARNING if split.name == "train" and len(rows) >= CUT_ROWS and share >= CUT_SHARE else Severity.NOTE,
+        Severity.WARNING if split.name == "train" and lost >= CUT_SHARE else Severity.NOTE,
         "TruncatedRows",
-        f"{counted(len(rows), 'row')} of {split.rows:,} ({percent(share)}) "
-        f"{'is' if len(rows) == 1 else 'are'} cut at {context.max_length:,} tokens{answers}",
+        f"{percent(lost)} of the tokens are lost: {counted(len(rows), 'row')} of {split.rows:,} "
+        f"({percent(len(rows) / split.rows)}) {'is' if len(rows) == 1 else 'are'} cut at {context.max_length:,} "
+        f"tokens ({what})",
         f"{_longer(enough, context)}split long rows",
-        "warning from 10 % of the training rows",
+        "warning from 5 % of the tokens of the training rows",
         len(rows),
         split.rows,
         excerpts=tuple(split.excerpt(int(row)) for row in rows[:EXCERPTS]),

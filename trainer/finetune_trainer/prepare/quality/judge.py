@@ -13,6 +13,7 @@ from finetune_trainer.prepare.quality import (
     languages,
     numbers,
     personal,
+    remarks,
     scripts,
     size,
 )
@@ -29,6 +30,7 @@ __all__ = ["Context", "Examined", "examine", "judge"]
 
 # every code; within a severity, what spoils a run before what costs a little
 WEIGHT = (
+    "LearntTextDiffers",
     "NothingTrained",
     "EverythingTrained",
     "EvalInTrain",
@@ -45,6 +47,8 @@ WEIGHT = (
     "EmptyAnswers",
     "RowsWithoutLoss",
     "LittleTrained",
+    "FieldNotWritten",
+    "UntrainedTokens",
     "TemplateLeftovers",
     "UnfilledPlaceholders",
     "TruncatedRows",
@@ -75,6 +79,8 @@ WEIGHT = (
     "VeryLongRows",
     "FewRowsForFull",
     "UnusedColumns",
+    "ReasoningNotKept",
+    "EmptyReasoning",
 )
 _SEVERITIES = list(Severity)
 
@@ -119,6 +125,7 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         *(groups.skews if ours.seen.labels else groups.noted)(ours, people),
         *labels.of_train(ours),
         *numbers.of_train(ours),
+        *remarks.untrained(ours, context),
     ]
     if theirs:
         found += duplicates.equal_across(ours, theirs)
@@ -153,6 +160,7 @@ def _eval_groups(evaluation: Split, speech: Sequence[Speech], context: Context) 
 
 def _of_rows(split: Split, speech: Sequence[Speech], context: Context) -> Iterator[Finding]:
     yield from coverage.trained(split, context)
+    yield from remarks.remarks(split)
     yield from coverage.cut(split, context)
     yield from coverage.outliers(split)
     yield from coverage.unknown(split)

@@ -17,7 +17,7 @@ from finetune_trainer.prepare.quality.fingerprints import SHOWN_CHARACTERS, dige
 from finetune_trainer.prepare.quality.leftovers import Leftovers
 from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, Kept, Sample, limit_for
 from finetune_trainer.prepare.quality.texts import Sides, sides
-from finetune_trainer.prepare.tokens.encoded import Encoded
+from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
 
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or tokens of its own
 MOST_UNKNOWN = 0xFFFF
@@ -42,6 +42,15 @@ ROW = np.dtype(
 
 
 @dataclass
+class Remarked:
+    """How many rows there is the same to say of, and the first of them."""
+
+    first: Remark
+    place: str
+    rows: int = 0
+
+
+@dataclass
 class Observation:
     """Counts over some rows of a split; two of them merge into the counts over both.
 
@@ -63,6 +72,7 @@ class Observation:
     several: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
     unknown_characters: Counter[str] = field(default_factory=Counter)  # of rows with unknown tokens: rows that hold it
+    remarks: dict[tuple[RemarkCode, str], "Remarked"] = field(default_factory=dict)
     sample: Sample = field(init=False)
     files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
     _parts: list[npt.NDArray[np.void]] = field(default_factory=list)
@@ -93,6 +103,10 @@ class Observation:
             for example, whole, side in zip(examples, raw, both, strict=True)
         ]
         self._keep(examples, encoded, both, part, keys(raw))
+        for example, row in zip(examples, encoded, strict=True):
+            for remark in row.remarks:
+                place = f"{self.file}:{example.line}" if self.file else f"line {example.line}"
+                self.remarks.setdefault((remark.code, remark.subject), Remarked(remark, place)).rows += 1
         self.leftovers.add(self.file, part["line"].tolist(), wholes, raw, [side.system for side in both])
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
@@ -115,6 +129,9 @@ class Observation:
         self._numbers += later._numbers
         for file, count in later.files:
             self._count_file(file, count)
+        for about, other in later.remarks.items():
+            own = self.remarks.setdefault(about, Remarked(other.first, other.place))
+            own.rows += other.rows
         self.leftovers.merge(later.leftovers)
         self.unknown_characters.update(later.unknown_characters)
         self.sample.merge(later.sample)

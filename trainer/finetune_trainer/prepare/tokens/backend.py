@@ -40,6 +40,10 @@ class Backend:
             for text, own in zip(texts, known, strict=True)
         ]
 
+    def text(self, ids: Ids) -> str:
+        """The text of some ids, special tokens with it."""
+        return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+
     @property
     def around(self) -> tuple[Ids, Ids]:
         """What the tokenizer adds before and after a text; nothing if that cannot be told."""

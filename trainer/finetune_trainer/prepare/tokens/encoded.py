@@ -1,11 +1,36 @@
 """One example as a model sees it."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
 IGNORED = -100  # torch's cross entropy skips this label
+
+
+class RemarkCode(StrEnum):
+    """What there may be to say of a row that is not wrong; for LEARNT_DIFFERS, of one that is."""
+
+    NOT_WRITTEN = "FieldNotWritten"
+    REASONING_NOT_KEPT = "ReasoningNotKept"
+    EMPTY_REASONING = "EmptyReasoning"
+    LEARNT_DIFFERS = "LearntTextDiffers"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something to say of a row.
+
+    Attributes:
+        subject: what it is about; rows are counted by it.
+        found, expected: texts that should be equal and are not.
+    """
+
+    code: RemarkCode
+    subject: str = ""
+    found: str = ""
+    expected: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +46,7 @@ class Encoded:
         full_length: tokens before the cut; more than `len(ids)` if it was cut.
         full_target: the same for `target`; 0 where it is not cut.
         parts: int32 [rows], the lengths of the rows that a long document becomes; None where it is one.
+        remarks: what is to be said of it.
     """
 
     ids: npt.NDArray[np.int32]
@@ -29,6 +55,7 @@ class Encoded:
     full_length: int = 0
     full_target: int = 0
     parts: npt.NDArray[np.int32] | None = None
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def cut(self) -> bool:

@@ -1,9 +1,8 @@
 """Examples of one layout to token ids. Picklable: the processes that tokenise load the tokenizer from its file."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,24 @@ from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
-from finetune_trainer.prepare.tokens.encoded import Encoded
+from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
+from finetune_trainer.prepare.tokens.encoded import Encoded, Remark
+from finetune_trainer.prepare.tokens.probes import probed
+from finetune_trainer.prepare.tokens.proof import Proof, is_sampled
 from finetune_trainer.prepare.tokens.render import Renderer, TemplateError
-from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, Speaker, Speech
+from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER, NotPrefixConsistentError, Speaker, Speech
 from finetune_trainer.prepare.tokens.templates import ChatTemplate
-from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
+from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens
+from finetune_trainer.prepare.tokens.written import Comparison
 
-PROBES = (  # a template that refuses a role or an order is no fault of its own: rows without it may still be rendered
-    [{"role": role, "content": f"{role} {turn}"} for turn in (1, 2) for role in ("user", "assistant")],
-    [{"role": role, "content": role} for role in ("user", "assistant")],
-)
+
+@dataclass(frozen=True, slots=True)
+class _Spoken:
+    """A conversation as text, what is to be said of it, and whether its tokens are compared with the row."""
+
+    speech: Speech
+    remarks: tuple[Remark, ...]
+    looked_at: bool
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,13 @@ class Encoder:
         eos_id: ends texts and pairs that do not end with it already.
         loss_on_prompt: prompts carry loss too (lossOn: all).
         to_target: completions are the target of an encoder-decoder, not the prompt's continuation.
-        in_parts: texts beyond the limit become several rows: what is hidden in a row needs no beginning.
+        hidden: words of texts are hidden and to be found (masked-lm): each row has the tokenizer's special tokens.
         template: of conversations.
         specials: what the template reads of the tokenizer.
+        dialect: the forms that the template takes.
+        end_marks: those of the known ends of a turn that are one token of the tokenizer.
+        ends: ids that end an answer, as rows teach it.
+        marks: ids of the special tokens that the template writes.
         notes: what a careful reader should know.
         extended: folder with the tokenizer's files, where it has new tokens.
     """
@@ -54,9 +65,13 @@ class Encoder:
     embeddings: int | None = None
     loss_on_prompt: bool = False
     to_target: bool = False
-    in_parts: bool = False
+    hidden: bool = False
     template: ChatTemplate | None = None
     specials: Mapping[str, Any] = field(default_factory=dict)
+    dialect: Dialect = STANDARD
+    end_marks: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+    marks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     extended: Path | None = None
 
@@ -64,7 +79,7 @@ class Encoder:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
         encode: Mapping[Layout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
             Layout.LABELLED: self._labelled,
-            Layout.TEXT: self._in_parts if self.in_parts else self._texts,
+            Layout.TEXT: self._hidden if self.hidden else self._texts,
             Layout.PAIR: self._to_target if self.to_target else self._pairs,
             Layout.CHAT: self._chats,
         }
@@ -84,7 +99,18 @@ class Encoder:
             self.template.marked,
             self.loss_on_prompt,
             str(self.specials.get("eos_token") or ""),
+            self.dialect,
+            self.end_marks,
         )
+
+    @cached_property
+    def _comparison(self) -> Comparison:
+        inference = self.template.inference if self.template else ""
+        return Comparison(self.speaker, replace(self.speaker, renderer=Renderer(inference, self.specials)))
+
+    @cached_property
+    def _proof(self) -> Proof:
+        return Proof(self._backend, self.unk_id, self.loss_on_prompt)
 
     # ---------------------------------------------------------------- by layout
 
@@ -99,8 +125,20 @@ class Encoder:
         return [Encoded(ids, None, None, len(full)) for ids, full in zip(rows, whole, strict=True)]
 
     def _texts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
-        rows = [self._ended(ids) for ids in self._backend.ids([example.text for example in batch])]
-        return [self._row(example, ids, np.ones(len(ids), np.bool_)) for example, ids in zip(batch, rows, strict=True)]
+        """Documents, whole: those beyond the limit become rows of like length, one after the other."""
+        rows: list[Encoded | Fault] = []
+        for example, whole in zip(batch, self._backend.ids([example.text for example in batch]), strict=True):
+            ids = self._ended(whole)
+            count = -(-len(ids) // self.limit)
+            parts = [len(part) for part in np.array_split(ids, count)]
+            trained = np.ones(len(ids), np.bool_)
+            if max(parts) == 1:  # the first token is never predicted
+                message = f"no token to learn is left of the row in parts of {self.limit} tokens"
+                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, message))
+                continue
+            row = Encoded(ids, trained, None, len(ids), parts=np.array(parts, np.int32) if count > 1 else None)
+            rows.append(self._proven(example, row, example.text))
+        return rows
 
     def _pairs(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         prompts = self._backend.ids([example.text for example in batch])
@@ -114,10 +152,11 @@ class Encoder:
             trained = np.ones(len(ids), np.bool_)
             if not self.loss_on_prompt:
                 trained[:start] = False
-            rows.append(self._row(example, ids, trained))
+            row = self._row(example, ids, trained)
+            rows.append(row if isinstance(row, Fault) else self._proven(example, row, example.completion))
         return rows
 
-    def _in_parts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+    def _hidden(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         before, after = self._backend.around
         room = max(1, self.limit - len(before) - len(after))
         rows: list[Encoded | Fault] = []
@@ -135,37 +174,58 @@ class Encoder:
         # a completion's leading blank parts it from a prompt that it follows; here it begins a text of its own
         answers = self._backend.ids([example.completion.lstrip() for example in batch])
         rows: list[Encoded | Fault] = []
-        for row, answer in zip(inputs, answers, strict=True):
+        for example, row, answer in zip(batch, inputs, answers, strict=True):
             if isinstance(row, Encoded):
                 target = self._ended(answer)
                 row = Encoded(row.ids, None, target[: self.limit], row.full_length, len(target))
+                row = self._proven(example, row, example.completion)
             rows.append(row)
         return rows
 
     def _chats(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
-        spoken = [self._speech(example) for example in batch]
-        good = [speech for speech in spoken if isinstance(speech, Speech)]
+        spoken = [self._spoken(example) for example in batch]
+        good = [one.speech for one in spoken if isinstance(one, _Spoken)]
         marked = iter(self._backend.marked([speech.text for speech in good], [speech.spans for speech in good]))
         rows: list[Encoded | Fault] = []
-        for example, speech in zip(batch, spoken, strict=True):
-            if isinstance(speech, Fault):
-                rows.append(speech)
+        for example, one in zip(batch, spoken, strict=True):
+            if isinstance(one, Fault):
+                rows.append(one)
                 continue
             ids, trained = next(marked)
-            if not speech.ended:
-                ids, trained = self._ended(ids), np.append(trained, trained[-1:])
-            rows.append(self._row(example, ids, trained[: len(ids)]))
+            if not one.speech.ended and not (len(ids) and ids[-1] == self.eos_id):
+                learnt = self.loss_on_prompt or example.messages[-1].get("weight", 1) != 0
+                if learnt and trained.any():  # what the template writes after an answer leads to its end
+                    trained[np.flatnonzero(trained)[-1] :] = True
+                ids, trained = self._ended(ids), np.append(trained, learnt)
+            row = self._row(example, ids, trained)
+            rows.append(row if isinstance(row, Fault) else self._remarked(example, row, one))
         return rows
 
-    def _speech(self, example: Example) -> Speech | Fault:
+    def _spoken(self, example: Example) -> "_Spoken | Fault":
         try:
-            return self.speaker(example.messages, example.tools)
+            speech = self.speaker(example.messages, example.tools)
         except TemplateError as error:
             return Fault(example.line, Code.TEMPLATE_FAILED, f"the chat template refuses the conversation: {error}")
         except NotPrefixConsistentError as error:
             return Fault(example.line, Code.TEMPLATE_FAILED, str(error))
+        verdict, first = self._comparison(example.messages, example.tools, speech)
+        if verdict.lost:
+            lost = " and ".join(verdict.lost)
+            return Fault(example.line, Code.NOT_WRITTEN, f"the chat template does not write {lost}")
+        return _Spoken(speech, verdict.remarks, first or is_sampled(example.line))
+
+    def _remarked(self, example: Example, row: Encoded, spoken: "_Spoken") -> Encoded:
+        difference = self._proof.of_chat(example, row) if spoken.looked_at else None
+        if difference is None and not spoken.remarks:
+            return row
+        return replace(row, remarks=(*spoken.remarks, *([difference] if difference else ())))
 
     # ---------------------------------------------------------------- parts
+
+    def _proven(self, example: Example, row: Encoded, expected: str) -> Encoded:
+        if is_sampled(example.line) and (difference := self._proof.of_text(expected, row)):
+            return replace(row, remarks=(difference,))
+        return row
 
     def _ended(self, ids: Ids) -> Ids:
         if len(ids) and ids[-1] == self.eos_id:
@@ -207,6 +267,7 @@ def encoder_for(
     work.mkdir(parents=True, exist_ok=True)
     definition = work / f"tokenizer-{name}.json"
     definition.write_text(tokenizer.definition, "utf-8")
+    known = added_tokens(tokenizer)
     encoder = Encoder(
         definition=definition,
         layout=layout,
@@ -216,15 +277,17 @@ def encoder_for(
         embeddings=tokenizer.embeddings,
         loss_on_prompt=spec.loss_on == "all",
         to_target=task is Task.SEQ2SEQ,
-        in_parts=task is Task.MASKED_LM,
+        hidden=task is Task.MASKED_LM,
         template=template,
         specials=tokenizer.specials,
+        end_marks=tuple(mark for mark in (*END_OF_TURN, *NEXT_SPEAKER) if mark in known),
+        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and task in (Task.CAUSAL_LM, Task.SEQ2SEQ) else (),
         notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
         extended=tokenizer.extended,
     )
-    if template is not None:
-        _probe(encoder.speaker, templates.FIELD if given else "spec.model")
-    return encoder
+    if template is None:
+        return encoder
+    return probed(encoder, known, templates.FIELD if given else "spec.model")
 
 
 def check_packing(spec: DatasetSpec, task: Task) -> None:
@@ -241,13 +304,16 @@ def check_packing(spec: DatasetSpec, task: Task) -> None:
 
 
 def _template(spec: DatasetSpec, tokenizer: LoadedTokenizer, given: str | None) -> ChatTemplate:
-    text = given or tokenizer.template
+    text = given or (tokenizer.template if spec.chat_template != templates.NONE else None)
     if not text:
+        lacking = "the model's tokenizer has no chat template"
+        if spec.chat_template == templates.NONE:
+            lacking = f"{templates.FIELD} is {templates.NONE}"
         raise DataError(
             Problem(
                 code="NoChatTemplate",
                 field="spec.dataset.train" if spec.train else "spec.dataset.mix",
-                message="the rows are conversations, and the model's tokenizer has no chat template",
+                message=f"the rows are conversations, and {lacking}",
                 cure=f"name one in {templates.FIELD}, such as chatml, or use a model that was tuned to chat",
             )
         )
@@ -256,7 +322,7 @@ def _template(spec: DatasetSpec, tokenizer: LoadedTokenizer, given: str | None) 
 
 def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
     plain = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark in template.training]
-    known = {token["content"] for token in json.loads(tokenizer.definition).get("added_tokens") or []}
+    known = added_tokens(tokenizer)
     missing = " and ".join(mark for mark in plain if mark not in known)
     if not missing:
         return ()
@@ -267,25 +333,3 @@ def _prefix_note(task: Task, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
     if task is not Task.SEQ2SEQ or tokenizer.family != "t5":
         return ()
     return ("T5 was trained with a prefix such as 'summarize: ' before each input; none is added to the prompts",)
-
-
-def _probe(speaker: Speaker, field: str) -> None:
-    """Find a template that works for no conversation before any row is read."""
-    reasons: list[Exception] = []
-    for messages in PROBES:
-        try:
-            speaker(messages)
-        except (TemplateError, NotPrefixConsistentError) as error:
-            reasons.append(error)
-    refused = [error for error in reasons if isinstance(error, NotPrefixConsistentError)]
-    if refused:
-        raise SpecError(
-            Problem(
-                code="TemplateNotPrefixConsistent",
-                field=field,
-                message=str(refused[0]),
-                cure=f"name a template with generation marks in {templates.FIELD}, such as chatml",
-            )
-        )
-    if len(reasons) == len(PROBES):
-        raise SpecError(templates.invalid(f"the chat template renders no conversation: {reasons[0]}", field))

@@ -20,9 +20,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from finetune_trainer.prepare.data.conversation import REASONING
+
 TODAY = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama 3.1's template says of itself where nobody gives a date
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: Unicode keeps them for use within a program
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names that a message's reasoning is passed under
 
 Message = Mapping[str, Any]
 
@@ -84,10 +85,10 @@ def _reason(error: Exception) -> str:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """Keys without a value are left out, as transformers does; reasoning goes by each of its names."""
-    kept = {name: value for name, value in message.items() if value is not None and name != "weight"}
+    """The loss is no template's business; reasoning goes by each of its names."""
+    kept = {name: value for name, value in message.items() if name != "weight"}
     reasoning = next((kept[name] for name in REASONING if name in kept), None)
-    return kept if reasoning is None else {"thinking": reasoning, **kept, "reasoning_content": reasoning}
+    return kept if reasoning is None else kept | dict.fromkeys(REASONING, reasoning)
 
 
 def _without_marks(text: str) -> Rendered:

@@ -4,9 +4,10 @@ A template without `{% generation %}` marks still shows where an answer lies, if
 conversation as it renders it within the whole: the text that message i adds to messages[:i] is message i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
 from finetune_trainer.prepare.tokens.render import Message, Rendered, Renderer
 
 # How templates of well-known models end a turn. Where the marks stop just before one of them, it belongs to the answer:
@@ -51,12 +52,24 @@ class Speaker:
         marked: whether the template marks them.
         everything: learn all of the text (lossOn: all), but messages of weight 0.
         eos: the tokenizer's end-of-text token.
+        dialect: the forms that the template takes.
+        ends: what ends a text for the model, each one token: marks of several tokens are no end.
     """
 
     renderer: Renderer
     marked: bool
     everything: bool = False
     eos: str = ""
+    dialect: Dialect = STANDARD
+    ends: tuple[str, ...] = (*END_OF_TURN, *NEXT_SPEAKER)
+
+    def rendered(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Rendered:
+        """Render a conversation, without looking for what is to be learnt.
+
+        Raises:
+            TemplateError: the template refuses it.
+        """
+        return self.renderer(self.dialect(messages), tools)
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Speech:
         """Render a conversation and find what is to be learnt of it.
@@ -65,9 +78,11 @@ class Speaker:
             TemplateError: the template refuses the conversation.
             NotPrefixConsistentError: it has no marks, and the beginnings differ.
         """
+        messages = self.dialect(messages)
         whole = self.renderer(messages, tools)
         ends = (self.eos, *END_OF_TURN) if self.eos else END_OF_TURN
-        ended = whole.text.rstrip().endswith((*ends, *NEXT_SPEAKER)) or messages[-1].get("role") != "assistant"
+        known = (self.eos, *self.ends) if self.eos else self.ends
+        ended = whole.text.rstrip().endswith(known) or messages[-1].get("role") != "assistant"
         answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
         silent = any(messages[index].get("weight", 1) == 0 for index in answers)
         if self.everything and not silent:
@@ -75,7 +90,7 @@ class Speaker:
         if self.marked and (len(whole.spans) == len(answers) or not silent):
             spans = list(whole.spans)
         else:
-            spans = [self._said(messages, tools, index, whole) for index in answers]
+            spans = [self._said(messages, tools, index, whole, ends) for index in answers]
         spans = [_with_end(whole.text, span, ends) for span in spans]
         if silent:
             learnt = [messages[index].get("weight", 1) != 0 for index in answers]
@@ -86,16 +101,24 @@ class Speaker:
         return Speech(whole.text, tuple(spans), ended)
 
     def _said(
-        self, messages: Sequence[Message], tools: Sequence[Message], index: int, whole: Rendered
+        self, messages: Sequence[Message], tools: Sequence[Message], index: int, whole: Rendered, ends: Sequence[str]
     ) -> tuple[int, int]:
         before = self.renderer(messages[:index], tools, add_generation_prompt=True).text
         after = self.renderer(messages[: index + 1], tools).text
-        if not (after.startswith(before) and whole.text.startswith(after)):
-            raise NotPrefixConsistentError(
-                f"the chat template has no generation marks, and it renders the first {index + 1} messages in another "
-                "way when more follow: what the assistant said cannot be told"
-            )
-        return len(before), len(after)
+        for beginning in _without_last_end(after, ends):
+            if beginning.startswith(before) and whole.text.startswith(beginning):
+                return len(before), len(beginning)
+        raise NotPrefixConsistentError(
+            f"the chat template has no generation marks, and it renders the first {index + 1} messages in another "
+            "way when more follow: what the assistant said cannot be told"
+        )
+
+
+def _without_last_end(text: str, ends: Sequence[str]) -> Iterator[str]:
+    """A text, and what is left of it without its last mark: some templates (Phi) end only the last of all turns so."""
+    yield text
+    shorter = text.rstrip()
+    yield from (shorter.removesuffix(end) for end in ends if shorter.endswith(end))
 
 
 def _with_end(text: str, span: tuple[int, int], ends: Sequence[str]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from finetune_trainer.storage import NotFoundError, open_object
 FIELD = "spec.dataset.chatTemplate"
 SUFFIX = ".jinja"
 TRAINING = "_training"
+NONE = "none"  # what a job names to have pairs trained as bare text
 
 # ChatML as Qwen and many others write it, the whole answer with its end within the marks.
 CHATML = """\
@@ -58,13 +59,14 @@ class ChatTemplate:
 
 
 def given_template(wanted: str | None, environ: Mapping[str, str]) -> str | None:
-    """The text that `spec.dataset.chatTemplate` stands for, or None without one: a name, a path, or a URI.
+    """The text that `spec.dataset.chatTemplate` stands for, or None without one: a name, a path, or a URI; `none` = no
+    template, not even the model's.
 
     Raises:
         SpecError: there is no such name or file, or it is no template.
         StorageError: the store refuses or is unreachable.
     """
-    if wanted is None:
+    if wanted in (None, NONE):
         return None
     text = _read(wanted, environ) if wanted.endswith(SUFFIX) else _named(wanted)
     try:
@@ -82,7 +84,7 @@ def invalid(message: str, field: str = FIELD) -> Problem:
 
 def names() -> tuple[str, ...]:
     """Templates that a job can name."""
-    return ("chatml", *sorted(name for name in _shipped() if not name.endswith(TRAINING)))
+    return ("chatml", NONE, *sorted(name for name in _shipped() if not name.endswith(TRAINING)))
 
 
 def _named(name: str) -> str:

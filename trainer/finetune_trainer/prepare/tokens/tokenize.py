@@ -37,7 +37,7 @@ from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter
 
 BATCH = 500  # examples per call of the tokenizer
-VERSION = 3  # of all that turns examples to tokens: part of every address and index
+VERSION = 4  # of all that turns examples to tokens: part of every address and index
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Tokenized:
         observations: what was seen of each split, for its report.
         notes: what a careful reader should know.
         notices: what is to be said of the columns and labels.
+        untrained: tokens that it has and whose embeddings were never trained, and their ids.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class Tokenized:
     observations: Mapping[Split, Observation] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     notices: tuple[Notice, ...] = ()
+    untrained: Mapping[str, int] = field(default_factory=dict)
 
 
 def options_key(spec: DatasetSpec, template: str | None) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def options_key(spec: DatasetSpec, template: str | None) -> dict[str, Any]:
         "version": VERSION,
         "loss_on": spec.loss_on or "completion",
         "packing": bool(spec.packing),
-        "template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        "template": hashlib.sha256(template.encode()).hexdigest() if template else spec.chat_template,
     }
 
 
@@ -130,7 +132,8 @@ def tokenize(
         address.update(f"tokenizer:{_keep_tokenizer(encoder.extended, folder)}".encode())
     for split, writer in writers.items():
         address.update(f"{split}:{writer.digest}".encode())
-    return Tokenized(folder, _facts(address.hexdigest(), facts, data), observed, encoder.notes, data.notices)
+    found = _facts(address.hexdigest(), facts, data).model_copy(update={"ends": encoder.ends})
+    return Tokenized(folder, found, observed, encoder.notes, data.notices)
 
 
 def _keep_tokenizer(extended: Path, folder: Path) -> str:

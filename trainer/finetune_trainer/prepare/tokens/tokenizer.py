@@ -46,6 +46,11 @@ class LoadedTokenizer:
     known: tuple[int, ...] = ()
 
 
+def added_tokens(tokenizer: LoadedTokenizer) -> dict[str, int]:
+    """The tokens that stand outside of its vocabulary's rules, such as the marks of chats, and their ids."""
+    return {token["content"]: token["id"] for token in json.loads(tokenizer.definition).get("added_tokens") or []}
+
+
 def load_tokenizer(
     folder: Path, task: Task, new_tokens: Sequence[str] = (), extended: Path | None = None
 ) -> LoadedTokenizer:
@@ -102,7 +107,7 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
         definition=tokenizer.backend_tokenizer.to_str(),
         specials=dict(tokenizer.special_tokens_map),
         eos_id=tokenizer.eos_token_id,
-        unk_id=tokenizer.unk_token_id,
+        unk_id=_unknown(tokenizer),
         size=len(tokenizer),
         embeddings=embeddings,
         template=template.get("default") if isinstance(template, dict) else template,
@@ -110,6 +115,13 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
         known=known,
         family=str(config.get("model_type") or ""),
     )
+
+
+def _unknown(tokenizer: Any) -> int | None:
+    """The token for what the vocabulary lacks; none where the name was given to a token of another meaning (GPT-2)."""
+    others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    found: int | None = tokenizer.unk_token_id
+    return None if found in others else found
 
 
 def _config(folder: Path) -> dict[str, Any]:

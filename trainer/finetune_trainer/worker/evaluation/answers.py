@@ -7,13 +7,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_api.messages import Plan, Task
-from finetune_trainer.worker.batches.padded import IGNORED
+from finetune_trainer.ends import end_tokens
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.shares import share_of
 
 BATCH_TOKENS = (2048, 8192)  # prompts and answers of a batch, at most: what a training step holds, within these
 BATCH_ROWS = 32
-END = 2  # an end-of-turn token is the last of a reference, or stands before a line break
 
 
 class Generator:
@@ -26,6 +25,7 @@ class Generator:
     def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
         self._task = plan.task
         self._tokenizer = tokenizer
+        self._taught = plan.dataset.ends
         self._most = plan.evaluation.max_new_tokens
         self._positions = plan.model.max_positions
         least, most = BATCH_TOKENS
@@ -54,7 +54,7 @@ class Generator:
         rows = min(fitting, BATCH_ROWS, spread)
         share = share_of(lengths, rows, rank, world_size)
         longest_first = sorted(lengths, reverse=True)
-        stops = self._stops(model, questions)
+        stops = self._stops(model)
         answers: dict[int, list[int]] = {}
         with torch.no_grad():
             for number, batch in enumerate(share.batches):
@@ -109,16 +109,10 @@ class Generator:
             eos_token_id=stops,
         )
 
-    def _stops(self, model: torch.nn.Module, questions: Sequence[Question]) -> list[int]:
-        """The model's and the tokenizer's ends, and the special tokens that references end with: those of a turn."""
+    def _stops(self, model: torch.nn.Module) -> list[int]:
+        """What ends an answer of the artifact."""
         own: Any = getattr(model, "generation_config", None)
-        known = getattr(own, "eos_token_id", None)
-        stops = set(known if isinstance(known, list) else [known]) | {self._tokenizer.eos_token_id}
-        added = self._tokenizer.added_tokens_decoder
-        special = {token for token, about in added.items() if about.special} | set(self._tokenizer.all_special_ids)
-        for question in questions:
-            stops |= special & {int(token) for token in question.reference[-END:]}
-        return sorted(int(stop) for stop in stops - {None, IGNORED})
+        return end_tokens(getattr(own, "eos_token_id", None), self._taught, self._tokenizer.eos_token_id)
 
 
 def _until(ids: Sequence[int], stops: set[int]) -> list[int]:

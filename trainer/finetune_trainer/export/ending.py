@@ -1,0 +1,67 @@
+"""How an artifact ends its answers: a plain `generate()` stops where the rows taught to stop.
+
+A base model that was never tuned to chat ends with its end of text; trained on chats, it ends a turn with another
+token. That token must be in generation_config.json, and be the tokenizer's end where the template leaves it to us.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_api.messages import Plan, Task
+from finetune_trainer.ends import end_tokens
+from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+
+ANSWERING = frozenset({Task.CAUSAL_LM, Task.SEQ2SEQ})
+SPECIAL_TOKENS = "special_tokens_map.json"
+
+
+def end_answers(folder: Path, plan: Plan, config: Mapping[str, Any]) -> None:
+    """Write what ends an answer into an artifact's files.
+
+    Args:
+        folder: holds the tokenizer's files and the base model's generation_config.json, if it has one.
+        config: the base model's config.json.
+    """
+    if plan.task not in ANSWERING or not plan.dataset.ends:
+        return
+    path = folder / GENERATION_CONFIG
+    generation = _read(path)
+    base = generation.get("eos_token_id", None if generation else _of_model(config))
+    ends = end_tokens(base, plan.dataset.ends, None)
+    generation["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    _write(path, generation)
+    _end_tokenizer(folder, plan.dataset.ends)
+
+
+def _of_model(config: Mapping[str, Any]) -> Any:
+    inner = config.get("text_config")
+    return config.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+
+
+def _end_tokenizer(folder: Path, ends: tuple[int, ...]) -> None:
+    """Servers stop at the tokenizer's end of text, too. A template that writes that token itself keeps it."""
+    config = _read(folder / TOKENIZER_CONFIG)
+    names = {token["id"]: token["content"] for token in _read(folder / TOKENIZER).get("added_tokens") or []}
+    ids = {name: number for number, name in names.items()}
+    given = config.get("eos_token")
+    own = given.get("content") if isinstance(given, dict) else given
+    template = folder / CHAT_TEMPLATE
+    written = template.read_text("utf-8") if template.exists() else json.dumps(config.get("chat_template") or "")
+    if own not in ids or ids[own] in ends or ends[0] not in names or "eos_token" in written:
+        return
+    for path in (folder / TOKENIZER_CONFIG, folder / SPECIAL_TOKENS):
+        if values := _read(path):
+            _write(path, values | {"eos_token": names[ends[0]]})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return value
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", "utf-8")

@@ -1,0 +1,82 @@
+"""What was noticed of rows while they were rendered and tokenised: texts that differ, fields that are not written."""
+
+from collections.abc import Iterator
+
+from finetune_trainer.prepare.quality.context import Context, Split, counted, percent
+from finetune_trainer.prepare.quality.observation import Remarked
+from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
+from finetune_trainer.prepare.tokens.encoded import RemarkCode
+
+MINOR = "'name'"  # says who speaks, or repeats the name of a call
+
+
+def remarks(split: Split) -> Iterator[Finding]:
+    """One finding for each thing that was noticed."""
+    for (code, subject), seen in split.seen.remarks.items():
+        rows = f"{counted(seen.rows, 'row')} ({percent(seen.rows / split.rows)})"
+        if code is RemarkCode.LEARNT_DIFFERS:
+            yield _finding(
+                split,
+                seen,
+                Severity.ERROR,
+                f"what carries loss is not {subject}, in {counted(seen.rows, 'row')} of those looked at: "
+                f"learnt is {seen.first.found!r}, and the row says {seen.first.expected!r}",
+                "name another chat template in spec.dataset.chatTemplate, or use the model's own tokenizer",
+                "the first rows of each file and one in 200 are decoded and compared",
+            )
+        elif code is RemarkCode.NOT_WRITTEN:
+            yield _finding(
+                split,
+                seen,
+                Severity.NOTE if subject.startswith(MINOR) else Severity.WARNING,
+                f"the chat template does not write {subject}: {rows} {_have(seen.rows)} it, and it is not learnt",
+                "remove it from the rows, or name a template that writes it in spec.dataset.chatTemplate",
+                "rows of each structure are rendered with a part changed; the text stays the same",
+            )
+        elif code is RemarkCode.REASONING_NOT_KEPT:
+            yield _finding(
+                split,
+                seen,
+                Severity.NOTE,
+                f"{rows} {_have(seen.rows)} reasoning in earlier turns, which is learnt; with the trained model, the "
+                "chat template leaves out the reasoning of earlier turns",
+                "to learn what the model will see, make a row of each answer and leave out the reasoning before it",
+                "the two versions of the template are compared",
+            )
+        else:
+            yield _finding(
+                split,
+                seen,
+                Severity.NOTE,
+                f"{rows} {_have(seen.rows)} answers without reasoning, which the chat template writes as an empty "
+                "<think> block: the model learns to answer so",
+                "add reasoning_content to the answers of a model that is to think, or leave it so",
+                "looked for in what carries loss",
+            )
+
+
+def _have(rows: int) -> str:
+    return "has" if rows == 1 else "have"
+
+
+def _finding(split: Split, seen: Remarked, severity: Severity, message: str, cure: str, rule: str) -> Finding:
+    excerpt = Excerpt(place=seen.place, text=seen.first.found, other=seen.first.expected)
+    code = str(seen.first.code)
+    return split.finding(severity, code, message, cure, rule, seen.rows, split.rows, excerpts=(excerpt,))
+
+
+def untrained(split: Split, context: Context) -> Iterator[Finding]:
+    """Tokens that the template writes and whose embeddings nobody trained."""
+    if not context.untrained:
+        return
+    named = ", ".join(f"{token} ({number})" for token, number in context.untrained.items())
+    ids = ", ".join(map(str, context.untrained.values()))
+    yield split.finding(
+        Severity.WARNING,
+        "UntrainedTokens",
+        f"the chat template writes tokens whose embeddings were never trained (all zero, or equal): {named}; the model "
+        "cannot tell them apart, and an adapter does not change them",
+        f"set spec.method.lora.trainable_token_indices: [{ids}], or modules_to_save: [embed_tokens, lm_head], or use a "
+        "template whose marks the model knows",
+        "rows of the input embedding",
+    )
