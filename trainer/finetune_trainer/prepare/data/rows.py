@@ -186,9 +186,6 @@ class Columns:
                 found = replace(found, names=tuple(whole_number(name) for name in found.names))
             return _labelled(row.line, text, found, self.kind)
         values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
-        if self.layout is Layout.PAIR and self._text_or_nothing(row, "system").strip():
-            column = self.names.get("system", "system")
-            raise Wrong(Code.INVALID_MESSAGE, f"{column!r} is given, and there is no chat template to write it")
         text = values.get("text", values.get("prompt", ""))
         if "system" in self.names and (system := self._text_or_nothing(row, "system")).strip():
             if not self.joined:
