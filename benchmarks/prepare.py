@@ -112,7 +112,7 @@ def in_child(way: str, folder: Path) -> Sample:
     caches = Path(tempfile.mkdtemp(prefix="caches-", dir=folder))
     environ = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        "PYTHONPATH": str(ROOT),
         "HF_HOME": str(caches),
         "TMPDIR": str(caches),
         "HF_HUB_OFFLINE": "1",

@@ -106,6 +106,7 @@ class File(StrEnum):
     DATASET_REPORT = "dataset-report.json"
     DATASET_PAGE = "dataset-report.html"
     LABELS = "labels.json"
+    SHARDS = "shards.json"  # of a prepared data set: rows, tokens and digest of each of its files
     OUTPUTS = "outputs"  # prefix of what people look at beside checkpoints: TensorBoard's events, samples, tables
 
 

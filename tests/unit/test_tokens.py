@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +30,7 @@ from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_toke
 from finetune_trainer.prepare.tokens.writer import SplitWriter
 from tests.chats import chat_tokenizer
 from tests.models import CORPUS, make_bert, make_llama
+from tests.prepared import plain_table
 
 TEXTS = [*CORPUS, "naïve café, 紙がない 🙂", "x"]
 
@@ -136,7 +136,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def table(folder: Path, split: str = "train") -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow"))).read_all()
+    return plain_table(folder, split)
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -150,9 +150,11 @@ def test_processes_and_the_size_of_parts_change_no_byte(
     several = run(tmp_path, train, "several", processes=2, packing=packing)
     assert whole.facts == parts.facts == several.facts
     assert bytes_of(whole.folder) == bytes_of(parts.folder) == bytes_of(several.folder)
-    assert set(bytes_of(whole.folder)) == {"train.arrow", "eval.arrow", "chat_template.jinja"}
-    assert {split: seen.rows for split, seen in whole.observations.items()} == {Split.TRAIN: 48, Split.EVAL: 12}
-    assert whole.observations[Split.TRAIN].table().tolist() == several.observations[Split.TRAIN].table().tolist()
+    shards = {name for split in ("train", "eval") for name in (f"{split}-00000.arrow", f"{split}-00000.index.arrow")}
+    assert set(bytes_of(whole.folder)) == {*shards, "shards.json", "chat_template.jinja"}
+    assert {split: len(seen) for split, seen in whole.observations.items()} == {Split.TRAIN: 48, Split.EVAL: 12}
+    tables = [np.asarray(done.observations[Split.TRAIN].table()) for done in (whole, several)]
+    assert tables[0].tolist() == tables[1].tolist()
 
 
 def test_the_facts_are_those_of_the_file(tmp_path: Path) -> None:
@@ -226,13 +228,14 @@ def test_a_writer_gives_the_same_file_however_rows_come(rows: list[int], cuts: l
     with tempfile.TemporaryDirectory() as folder:
         written = []
         for name, parts in (("whole", [(0, len(rows))]), ("parts", list(pairs(borders)))):
-            path = Path(folder) / name
-            with SplitWriter(path, Task.CAUSAL_LM, batch_tokens=full) as writer:
+            (path := Path(folder) / name).mkdir()
+            with SplitWriter(path, "train", Task.CAUSAL_LM, batch_tokens=full, shard_bytes=500) as writer:
                 for start, stop in parts:
                     writer.add(TokenRows.of(made[start:stop]))
-            written.append((path.read_bytes(), writer.digest, writer.facts))
+            written.append((bytes_of(path), writer.written))
         assert written[0] == written[1]
-        assert writer.facts.tokens == sum(rows)
+        assert writer.written.facts.tokens == sum(shard.tokens for shard in writer.written.shards) == sum(rows)
+        assert writer.written.facts.rows == sum(shard.rows for shard in writer.written.shards) == len(rows)
 
 
 def pairs(borders: list[int]) -> Iterator[tuple[int, int]]:

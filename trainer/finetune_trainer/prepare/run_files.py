@@ -21,9 +21,14 @@ class RunFiles:
     store: ObjectStore
     uid: str
 
+    @property
+    def prefix(self) -> str:
+        """Key prefix of the run, with the trailing slash."""
+        return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid)
+
     def key(self, name: File) -> str:
         """Key of one of its files."""
-        return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid) + name
+        return self.prefix + name
 
     def keep(self, chosen: Plan) -> tuple[Plan, bool]:
         """The plan of this run, and whether it had one before: the plan kept, else `chosen`, stored.

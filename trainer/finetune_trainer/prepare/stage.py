@@ -32,6 +32,7 @@ from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_ke
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.tokens.encoder import encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
+from finetune_trainer.prepare.tokens.keeping import Discard, Keeper, Store
 from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
@@ -87,14 +88,19 @@ def prepare(
         chosen = _plan(job, found, base, data.facts, environ)
     else:
         notes += ["model reused"] if base else []
-        base, made = _build(job, found, base, work, report)
-        notes += made.notes
-        chosen = _plan(job, found, base, made.facts, environ)
-        data = PreparedData(made.facts, _judge(job, found, made, chosen))
-        if problems := data.report.problems():
-            _show(run, data.report, report)
-            raise DataError(problems)
-        _publish(found, store, base, made, data.report, report)
+        keeper = Store(store, run.prefix + "prepare/", work)
+        try:
+            base, made = _build(job, found, base, work, report, keeper)
+            notes += made.notes
+            chosen = _plan(job, found, base, made.facts, environ)
+            data = PreparedData(made.facts, _judge(job, found, made, chosen))
+            if problems := data.report.problems():
+                _show(run, data.report, report)
+                raise DataError(problems)
+        except DataError:  # no later attempt goes on with this data
+            keeper.clear()
+            raise
+        _publish(found, store, base, made, data.report, report, keeper)
     if found.adapter:
         mirror_adapter(found.adapter, store)
     now = datetime.now(UTC)
@@ -142,7 +148,7 @@ def inspect(
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
         found = find(job, work, environ)
-        base, made = _build(job, found, None, work, report)
+        base, made = _build(job, found, None, work, report, Discard())
         chosen = _plan(job, found, base, made.facts, environ)
         return Inspected(chosen, _judge(job, found, made, chosen))
 
@@ -159,7 +165,7 @@ def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:
 
 
 def _build(
-    job: FineTuneJob, found: Inputs, mirrored: BaseModel | None, work: Path, report: Report
+    job: FineTuneJob, found: Inputs, mirrored: BaseModel | None, work: Path, report: Report, keeper: Keeper
 ) -> tuple[BaseModel, Tokenized]:
     spec = job.spec.dataset
     report(f"dataset: checking {_name(found)}")
@@ -184,7 +190,8 @@ def _build(
     encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
     report("dataset: tokenising")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
-    made = tokenize(spec, found.task, data, encoder, fresh, report=report)
+    keeper.depends_on(index_key(job, found, base))
+    made = tokenize(spec, found.task, data, encoder, fresh, report=report, keeper=keeper)
     found.sources.check_unchanged()
     return base, made
 
@@ -217,13 +224,21 @@ def _show(run: RunFiles, judged: QualityReport, report: Report) -> None:
 
 
 def _publish(
-    found: Inputs, store: ObjectStore, base: BaseModel, made: Tokenized, judged: QualityReport, report: Report
+    found: Inputs,
+    store: ObjectStore,
+    base: BaseModel,
+    made: Tokenized,
+    judged: QualityReport,
+    report: Report,
+    keeper: Store,
 ) -> None:
     prefix = dataset_prefix(made.facts.sha256)
     if read_manifest(store, prefix) is None:
         report(f"dataset: storing {prefix}")
         (made.folder / File.DATASET_REPORT).write_text(judged.to_json(), "utf-8")
-        upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"))
+        shards = keeper.publish(prefix)
+        upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"), there=shards)
+    keeper.clear()
     if base.files:
         report(f"model: mirroring to {base.facts.prefix}")
         mirror(base, found.model, store)

@@ -80,7 +80,7 @@ def cut(split: Split, context: Context) -> Iterator[Finding]:
     if not len(rows):
         return
     share = len(rows) / split.rows
-    enough = at(np.sort(full.astype(np.int64)), 99)
+    enough = at(np.sort(full), 99)
     answers = " (the end of an answer is what is cut)" if (split.table["trained"] != NO_TOKENS_TRAINED).any() else ""
     yield split.finding(
         Severity.WARNING if split.name == "train" and len(rows) >= CUT_ROWS and share >= CUT_SHARE else Severity.NOTE,
@@ -107,7 +107,7 @@ def _longer(enough: int, context: Context) -> str:
 
 def outliers(split: Split) -> Iterator[Finding]:
     """Rows far longer than all others."""
-    full = split.table["full"].astype(np.int64)
+    full = split.table["full"]
     ordered = np.sort(full)
     border = max(OUTLIER * at(ordered, 50), 4 * at(ordered, 99))
     rows = np.flatnonzero(full > border)

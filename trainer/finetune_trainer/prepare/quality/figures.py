@@ -35,12 +35,12 @@ def figures(split: Split, context: Context, edges: Sequence[int]) -> SplitQualit
         edges: where the bins of the histogram begin.
     """
     table = split.table
-    full = np.sort(table["full"].astype(np.int64))
-    tokens = table["tokens"].astype(np.int64)
+    full = np.sort(table["full"])
+    tokens = table["tokens"]
     return SplitQuality(
         rows=split.rows,
         distinct_rows=split.distinct,
-        tokens=int(tokens.sum()),
+        tokens=int(tokens.sum(dtype=np.int64)),
         trained_share=trained_share(split),
         truncated_rows=int(np.count_nonzero(table["full"] > table["tokens"])),
         length_for_99_percent=at(full, 99),
