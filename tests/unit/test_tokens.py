@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from finetune_api.errors import DataError, ModelError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data import lines
+from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.data.dataset import CheckedData, check
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.rows import Example, Layout
@@ -28,7 +28,7 @@ from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter
-from tests.chats import chat_tokenizer
+from tests.chats import chat_tokenizer, write_chat_rows
 from tests.models import CORPUS, make_bert, make_llama
 from tests.prepared import plain_table
 
@@ -102,18 +102,7 @@ def test_an_encoder_decoder_gets_the_completion_as_its_target(llama: Path, tmp_p
 
 
 def chats(folder: Path, count: int = 60) -> Path:
-    path = folder / "train.jsonl"
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Question {index}: {CORPUS[index % len(CORPUS)]}"},
-                {"role": "assistant", "content": f"Answer {index}. {CORPUS[(3 * index) % len(CORPUS)] * (index % 4)}"},
-            ]
-        }
-        for index in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_chat_rows(folder / "train.jsonl", count)
 
 
 def run(folder: Path, train: Path, name: str, processes: int = 1, **spec: Any) -> Tokenized:
@@ -146,6 +135,7 @@ def test_processes_and_the_size_of_parts_change_no_byte(
     train = chats(tmp_path)
     whole = run(tmp_path, train, "whole", packing=packing)
     monkeypatch.setattr(lines, "PIECE", 700)
+    monkeypatch.setattr(streams, "BLOCK", 700)  # else a file of less than a block is one part
     parts = run(tmp_path, train, "parts", packing=packing)
     several = run(tmp_path, train, "several", processes=2, packing=packing)
     assert whole.facts == parts.facts == several.facts

@@ -1,4 +1,4 @@
-"""Which rows of a split are equal, by their hashes, which are compared part by part of their range: memory is bounded."""
+"""Which rows of a split are equal, by their hashes. They are compared part by part of their range, in bounded memory."""
 
 from collections.abc import Iterator
 

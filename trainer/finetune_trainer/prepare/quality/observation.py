@@ -49,7 +49,7 @@ class Observation:
         rows: good rows of the whole split, as far as known: a chunk then keeps only rows that the sample may want.
             The same for all parts of a split.
         file: the data file's name, for the report.
-        folder: for rows beyond those that memory holds; None = the system's place for temporary files.
+        folder: for rows beyond those that memory holds; None = all stay in memory.
         labels: what rows say, by its first appearance: a label, or all labels of a row as one.
         members: the labels that each of them stands for.
         several: whether rows have lists of labels.

@@ -28,7 +28,7 @@ class SpilledRows:
 
     Args:
         dtype: of a row.
-        folder: where files go; None = the system's place for temporary files.
+        folder: where files go; None = all rows stay in memory, and travel between processes.
     """
 
     def __init__(self, dtype: np.dtype[Any], folder: str | None = None) -> None:
@@ -39,14 +39,12 @@ class SpilledRows:
         self._files: dict[str, BinaryIO] = {}
         self._on_disk = 0
 
+    def __del__(self) -> None:
+        for file in self._files.values():
+            file.close()
+
     def __len__(self) -> int:
         return self._on_disk + self._buffered
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What travels between processes: rows that are in memory."""
-        if self._files:
-            raise TypeError("rows on disk stay in the process that wrote them: take them with `since`")
-        return self.__dict__
 
     @property
     def parts(self) -> Sequence[npt.NDArray[Any]]:
@@ -59,7 +57,7 @@ class SpilledRows:
             return
         self._parts.append(rows)
         self._buffered += len(rows)
-        if self._buffered > (BUFFERED if self._files else IN_MEMORY):
+        if self._folder is not None and self._buffered > (BUFFERED if self._files else IN_MEMORY):
             self._spill()
 
     def all(self) -> Any:
