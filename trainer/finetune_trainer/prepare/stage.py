@@ -31,7 +31,7 @@ from finetune_trainer.prepare.quality.summary import lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.tokens.encoder import encoder_for
-from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
+from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
 from finetune_trainer.prepare.tokens.keeping import Discard, Keeper, Store
 from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
@@ -105,7 +105,7 @@ def prepare(
         mirror_adapter(found.adapter, store)
     now = datetime.now(UTC)
     remember(store, index_key(job, found, base), data.facts, now)
-    for address in expire(store, now):
+    for address in expire_daily(store, now):
         report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
     chosen, kept = run.keep(chosen)
     notes += ["the plan of this run is kept"] if kept else []

@@ -1,4 +1,4 @@
-"""Which rows of a split are equal, by their hashes. They are compared part by part of their range, in bounded memory."""
+"""Which rows of a split are equal, by their hashes. Memory is bounded: a part of the hashes is compared at a time."""
 
 from collections.abc import Iterator
 
