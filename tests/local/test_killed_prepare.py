@@ -12,6 +12,7 @@ import pytest
 from finetune_api.contract import dataset_prefix, run_prefix
 from finetune_api.messages import Manifest
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare import checked
 from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.prepare.tokens import keeping, writer
@@ -20,7 +21,13 @@ from tests.chats import write_chat_rows
 from tests.models import make_llama
 from tests.s3 import start_s3
 
-SIZES = {(lines, "PIECE"): 900, (streams, "BLOCK"): 900, (writer, "BATCH_TOKENS"): 300, (writer, "SHARD_BYTES"): 4000}
+SIZES = {
+    (checked, "WORTH_KEEPING"): 0,
+    (lines, "PIECE"): 900,
+    (streams, "BLOCK"): 900,
+    (writer, "BATCH_TOKENS"): 300,
+    (writer, "SHARD_BYTES"): 4000,
+}
 KILLED = """
 import os, pathlib, signal, sys
 from finetune_api.v1alpha1 import FineTuneJob
@@ -85,6 +92,7 @@ def test_a_killed_stage_goes_on_after_its_last_shard_and_makes_the_same(
         assert before >= 3
         said: list[str] = []
         again = made(store, job, tmp_path / "another disk", said)
+        assert any("every row was checked by an earlier attempt" in line for line in said), said
         assert any(f"going on after {before} files" in line for line in said), said
         fetched = {entry.path: entry for entry in again.files if entry.path.endswith(".arrow")}
         for name, entry in fetched.items():

@@ -9,6 +9,7 @@ import pytest
 
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
@@ -18,7 +19,7 @@ from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.tokens import tokenize as tokenizing
 from finetune_trainer.prepare.tokens import writer
 from finetune_trainer.prepare.tokens.encoder import encoder_for
-from finetune_trainer.prepare.tokens.keeping import Discard, Keeper, Progress, Store, _loads
+from finetune_trainer.prepare.tokens.keeping import Discard, Keeper, Progress, Store
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
@@ -133,4 +134,4 @@ def test_what_is_no_value_of_ours_is_not_read() -> None:
             return (print, ("run",))
 
     with pytest.raises(pickle.UnpicklingError, match="no value of ours"):
-        _loads(pickle.dumps(Code()))
+        values.loads(pickle.dumps(Code()))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, FineTuneError, Problem
@@ -17,6 +18,7 @@ from finetune_api.messages import DatasetFacts, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.adapters import mirror_adapter
+from finetune_trainer.prepare.checked import CheckKeeper
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.inputs import Inputs, find
@@ -89,8 +91,9 @@ def prepare(
     else:
         notes += ["model reused"] if base else []
         keeper = Store(store, run.prefix + "prepare/", work)
+        checks = CheckKeeper(store, run.prefix + "prepare/checked", _depends_on(job, found))
         try:
-            base, made = _build(job, found, base, work, report, keeper)
+            base, made = _build(job, found, base, work, report, keeper, checks)
             notes += made.notes
             chosen = _plan(job, found, base, made.facts, environ)
             data = PreparedData(made.facts, _judge(job, found, made, chosen))
@@ -165,21 +168,31 @@ def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:
 
 
 def _build(
-    job: FineTuneJob, found: Inputs, mirrored: BaseModel | None, work: Path, report: Report, keeper: Keeper
+    job: FineTuneJob,
+    found: Inputs,
+    mirrored: BaseModel | None,
+    work: Path,
+    report: Report,
+    keeper: Keeper,
+    checks: CheckKeeper | None = None,
 ) -> tuple[BaseModel, Tokenized]:
     spec = job.spec.dataset
     report(f"dataset: checking {_name(found)}")
     chats = found.template is not None or has_template(found.model.small_files(work / "model"))
-    data = check(
-        spec,
-        found.task,
-        found.sources,
-        work / "data",
-        planner.seed_of(job),
-        has_template=chats,
-        problem_type=job.spec.problem_type,
-        report=report,
-    )
+    data = checks.found(spec, found.task, found.sources, work / "data", chats, report) if checks else None
+    if data is None:
+        data = check(
+            spec,
+            found.task,
+            found.sources,
+            work / "data",
+            planner.seed_of(job),
+            has_template=chats,
+            problem_type=job.spec.problem_type,
+            report=report,
+        )
+        if checks:
+            checks.keep(data)
     report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
     base = mirrored
     if base is None:
@@ -194,6 +207,18 @@ def _build(
     made = tokenize(spec, found.task, data, encoder, fresh, report=report, keeper=keeper)
     found.sources.check_unchanged()
     return base, made
+
+
+def _depends_on(job: FineTuneJob, found: Inputs) -> dict[str, Any]:
+    """All that the check of the data depends on, beside the code."""
+    return {
+        "dataset": job.spec.dataset.model_dump_json(),
+        "sources": found.sources.fingerprint,
+        "task": str(found.task),
+        "problem_type": str(job.spec.problem_type),
+        "seed": planner.seed_of(job),
+        "model": found.model.source,  # whether it has a chat template
+    }
 
 
 def _name(found: Inputs) -> str:

@@ -11,7 +11,6 @@ import pickle
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from finetune_api.messages import FileEntry, Message, SplitFacts
+from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.quality.observation import Observation
@@ -30,7 +30,6 @@ from finetune_trainer.storage import NotFoundError, ObjectStore
 
 STATE = "state.json"
 COPIES = 8  # files at a time
-PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass
@@ -163,7 +162,7 @@ class Store:
 
     def depends_on(self, key: str) -> None:
         """Work that depends on anything else is not gone on with, nor is that of other code."""
-        self._key = hashlib.sha256(f"{key} {_code()}".encode()).hexdigest()
+        self._key = hashlib.sha256(f"{key} {values.code()}".encode()).hexdigest()
 
     def begun(self) -> Progress | None:
         """What an earlier attempt of this run has done with the same data and code.
@@ -175,7 +174,7 @@ class Store:
             state = _State.model_validate_json(self.store.get(self.prefix + STATE))
             if state.key != self._key:
                 return None
-            counted = _loads(self.store.get(self.prefix + state.counted))
+            counted = values.loads(self.store.get(self.prefix + state.counted))
             observed = {split: seen.without_rows(str(self.folder)) for split, seen in counted["observed"].items()}
             for split, own in state.splits.items():
                 for name in own.observed:
@@ -228,7 +227,7 @@ class Store:
                 self._seen[split] = _lengths(observed)
         counted = f"counted-{progress.portions}.pickle"
         small = {split: observed.without_rows() for split, observed in progress.observed.items()}
-        pieces[counted] = pickle.dumps({"observed": small, "tallies": progress.tallies})
+        pieces[counted] = values.dumps({"observed": small, "tallies": progress.tallies})
         splits = {
             split: _SplitState(
                 shards=written.shards, facts=written.facts, rows=self._rows[split], observed=self._observed[split]
@@ -290,33 +289,3 @@ def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
 
 def _lengths(observed: Observation) -> tuple[int, int]:
     return len(observed), len(observed.numbers())
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """A hash over the code that prepares data: work of other code is not gone on with."""
-    digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        digest.update(f"{path.relative_to(PACKAGE)}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    return digest.hexdigest()
-
-
-class _Values(pickle.Unpickler):
-    """Reads values of our own and of numpy; anything else in a file that somebody else wrote is refused, not run."""
-
-    PLAIN = frozenset({("collections", "Counter"), ("pathlib", "PosixPath"), ("numpy", "ndarray"), ("numpy", "dtype")})
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.PLAIN or (
-            module.startswith("numpy.") and name in {"_reconstruct", "_frombuffer", "scalar"}
-        ):
-            return super().find_class(module, name)
-        if module.startswith("finetune_trainer.prepare.") or module == "finetune_api.messages":
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no value of ours")
-
-
-def _loads(data: bytes) -> Any:
-    return _Values(io.BytesIO(data)).load()
