@@ -4,11 +4,14 @@ A split is a number of shards, `train-00000.arrow` and so on, in the order of th
 its rows, which is small: whoever has all indexes knows the order of a run before a single shard is there.
 """
 
+import hashlib
 from pathlib import Path
 
 from finetune_api.contract import File
 from finetune_api.messages import Message
 
+WINDOWED_ABOVE = 64  # shards: a larger split (16 GiB, 4 thousand million tokens) is read window by window
+WINDOW = 16  # shards whose rows are shuffled together: 4 GiB, which a node's memory holds
 LONE = "{split}.arrow"  # one file a split, with labels in place of runs: data that version 3 and older prepared
 
 
@@ -50,6 +53,11 @@ def shard_name(split: str, number: int) -> str:
 def index_name(split: str, number: int) -> str:
     """Return the file name of the index of a shard's rows: `tokens` and `items` (of loss), int32 each."""
     return f"{split}-{number:05}.index.arrow"
+
+
+def shard_order(count: int, seed: int, epoch: int) -> list[int]:
+    """Return the order in which an epoch visits the shards of a large split: by a hash, the same everywhere."""
+    return sorted(range(count), key=lambda number: hashlib.sha256(f"{seed}:{epoch}:{number}".encode()).digest())
 
 
 def read_shards(folder: Path) -> Shards | None:

@@ -4,6 +4,8 @@ How long each row is and how much loss it has stands in the shards' indexes: no 
 step holds.
 """
 
+import logging
+import time
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from torch.utils.data import Dataset
 
 from finetune_api.errors import DataError, Problem
 from finetune_trainer.orders import WorkerOrder
-from finetune_trainer.shards import LONE, index_name, read_shards, shard_name
+from finetune_trainer.shards import LONE, WINDOWED_ABOVE, index_name, read_shards, shard_name
 
 IGNORED = -100  # torch's cross entropy skips this label
 RUNS = "trained_runs"
+POLL_SECONDS = 0.2
+logger = logging.getLogger(__name__)
 
 
 class ArrowRows(Dataset[dict[str, Any]]):
@@ -35,6 +39,7 @@ class ArrowRows(Dataset[dict[str, Any]]):
         lengths: tokens of each row, int32 [rows].
         items: items of loss of each row, int32 [rows]; None in data that was prepared before there were shards.
         packed: whether a row may hold several documents.
+        by_shard: rows of each shard, where they are too many to be shuffled as a whole; else None.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -53,6 +58,7 @@ class ArrowRows(Dataset[dict[str, Any]]):
             self.packed = shards.packed
         counts = [shard.rows for shard in shards.of(split)] if shards else [len(self.lengths)]
         self._starts = [0, *np.cumsum(counts).tolist()]
+        self.by_shard = counts if len(counts) > WINDOWED_ABOVE else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -110,7 +116,7 @@ def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
 
 
 class _Shard:
-    """One file, opened when it is first read."""
+    """One file, opened when it is first read; of a large data set it may still be on its way to this node."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -120,9 +126,17 @@ class _Shard:
     def columns(self) -> dict[str, "_Column"]:
         """The columns by name."""
         if not self._columns:
+            self._await()
             table = _table(self._path)
             self._columns = {name: _Column(table[name]) for name in table.column_names}
         return self._columns
+
+    def _await(self) -> None:
+        """Wait until the agent has fetched the file: it appears whole."""
+        if not self._path.exists():
+            logger.warning("waiting for %s, which is being fetched", self._path.name)
+        while not self._path.exists():
+            time.sleep(POLL_SECONDS)
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int32 [rows]."""
