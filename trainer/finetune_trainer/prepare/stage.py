@@ -84,13 +84,14 @@ def prepare(
     base = find_mirrored(found.model, store, work / "model")
     data = find_prepared(store, index_key(job, found, base)) if base else None
     notes = []
+    keeper = Store(store, run.prefix + "prepare/", work)
     if base is not None and data is not None:
+        keeper.clear()  # an earlier attempt may have stopped in the middle
         report("dataset: prepared by an earlier job, not read again")
         notes.append("data set reused, not read again")
         chosen = _plan(job, found, base, data.facts, environ)
     else:
         notes += ["model reused"] if base else []
-        keeper = Store(store, run.prefix + "prepare/", work)
         checks = CheckKeeper(store, run.prefix + "prepare/checked", _depends_on(job, found))
         try:
             base, made = _build(job, found, base, work, report, keeper, checks)
