@@ -7,6 +7,7 @@ is the sum of the proportional shares (PSS) of it and its children, sampled ten 
     python benchmarks/scale.py [--gigabytes 1]          # chats of this size
     python benchmarks/scale.py --kill [--gigabytes 1]   # the same, killed (SIGKILL) after half its shards, tried again
     python benchmarks/scale.py --rows 1 4 16            # millions of rows of a few words: what memory grows with
+    python benchmarks/scale.py --observed 100           # the report alone, on millions of rows that nobody tokenised
 
 Beyond 4 GB the data repeats the first four with other beginnings of the questions. The record is `scale.json`.
 """
@@ -45,16 +46,21 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--rows", type=int, nargs="+", help="millions")
+    parser.add_argument("--observed", type=int, help="millions")
     parser.add_argument("--folder", type=Path, help="where files are made, and kept if they were there")
-    parser.add_argument("--child", choices=["chats", "rows"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["chats", "rows", "observed"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(prepared(options.folder, options.child)))
+        ways = {"observed": lambda: observed(options.folder, options.observed)}
+        print(json.dumps(ways.get(options.child, lambda: prepared(options.folder, options.child))()))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         work = Path(scratch)
         inputs = (options.folder or work) / "in"
-        if options.rows:
+        if options.observed:
+            key = f"observed, {options.observed} million rows"
+            samples = {key: finish(*start(work, "observed", f"--observed={options.observed}"))}
+        elif options.rows:
             samples = {f"{count} million rows": measured(rows_of(work, count), "rows") for count in options.rows}
             key = "rows"
         else:
@@ -148,14 +154,14 @@ def killed(folder: Path) -> dict[str, Sample]:
     return {"undisturbed": whole, "tried again": {**again, "shards_before": shards}}
 
 
-def start(folder: Path, kind: str) -> tuple["subprocess.Popen[str]", Any]:
+def start(folder: Path, kind: str, *more: str) -> tuple["subprocess.Popen[str]", Any]:
     """A preparation, and what watches its memory."""
     from benchmarks.prepare import Peak
 
     (folder / "scratch").mkdir()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environ = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(folder / "scratch")}
-    command = [sys.executable, __file__, "--child", kind, "--folder", str(folder)]
+    command = [sys.executable, __file__, "--child", kind, "--folder", str(folder), *more]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True)
     peak = Peak(process.pid)
     threading.Thread(target=peak.watch, args=(lambda: process.poll() is None,), daemon=True).start()
@@ -236,6 +242,47 @@ def prepared(folder: Path, kind: str) -> Sample:
         "sha256": made.facts.sha256,
         "processes": processes(data.bytes),
         "log": times,
+    }
+
+
+def observed(folder: Path, millions: int) -> Sample:
+    """The report on rows whose lengths and hashes are drawn: a hundredth are copies. The sample is of one row."""
+    import numpy as np
+
+    from finetune_api.messages import Task
+    from finetune_trainer.prepare.data.rows import Example
+    from finetune_trainer.prepare.quality.judge import Context, judge
+    from finetune_trainer.prepare.quality.observation import ROW, Observation
+    from finetune_trainer.prepare.tokens.encoded import Encoded
+
+    seen = Observation(None, millions * 1_000_000, folder=str(folder / "scratch"))
+    ids = np.arange(9, dtype=np.int32)
+    seen.add([Example(1, "What is it?", completion="This.")], [Encoded(ids, ids > 4, None, 9)])
+    draw = np.random.default_rng(0)
+    began = time.monotonic()
+    for number in range(4 * millions):
+        rows = np.zeros(250_000, ROW)
+        rows["tokens"] = rows["full"] = draw.lognormal(5, 1, len(rows)).astype(np.int32) + 2
+        rows["trained"] = rows["tokens"] // 2
+        rows["line"] = np.arange(len(rows)) + number * len(rows)
+        rows["label"], rows["answer"] = -1, 2
+        rows["content"] = rows["given"] = draw.integers(0, 2**63, len(rows), np.uint64) * np.uint64(2)
+        rows["content"][:2500] = np.arange(2500)
+        seen.take_rows(rows, np.zeros(0, np.float32))
+    seen.files = [("rows.jsonl", len(seen))]
+    written = time.monotonic()
+    report = judge(seen, None, Context(Task.CAUSAL_LM, LENGTH))
+    ended = time.monotonic()
+    on_disk = len(seen) * ROW.itemsize
+    return {
+        "seconds": ended - began,
+        "report": ended - written,
+        "bytes": on_disk,
+        "rows": len(seen),
+        "tokens": report.train.tokens,
+        "distinct": report.train.distinct_rows,
+        "shards": 0,
+        "stored": on_disk,
     }
 
 
