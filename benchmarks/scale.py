@@ -196,7 +196,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     from finetune_trainer.prepare.data.sources import locate_all
     from finetune_trainer.prepare.quality.judge import Context, judge
     from finetune_trainer.prepare.tokens.encoder import encoder_for
-    from finetune_trainer.prepare.tokens.keeping import Store
+    from finetune_trainer.prepare.tokens.keeping import StoredShards
     from finetune_trainer.prepare.tokens.tokenize import tokenize
     from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
     from finetune_trainer.storage import open_store, upload_tree
@@ -215,7 +215,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     tokenizer = load_tokenizer(folder / "model", Task.CAUSAL_LM)
     encoder = encoder_for(spec, Task.CAUSAL_LM, tokenizer, data.layout, LENGTH, None, work)
     store = open_store(f"file://{folder / 'store'}", {})
-    keeper = Store(store, "run/prepare/", work)
+    keeper = StoredShards(store, "run/prepare/", work)
     keeper.depends_on("benchmark")
     made = tokenize(spec, Task.CAUSAL_LM, data, encoder, work / "out", report=said, keeper=keeper)
     tokenised = time.monotonic()

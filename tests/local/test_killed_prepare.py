@@ -39,7 +39,7 @@ from tests.local.test_killed_prepare import SIZES
 for (module, name), size in SIZES.items():
     setattr(module, name, size)
 job, work = FineTuneJob.model_validate_json(sys.argv[1]), pathlib.Path(sys.argv[2])
-put, states = keeping.Store._put, []
+put, states = keeping.StoredShards._put, []
 
 def killed_after_three(self, pieces, state):
     put(self, pieces, state)
@@ -47,7 +47,7 @@ def killed_after_three(self, pieces, state):
     if len(states) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
-keeping.Store._put = killed_after_three
+keeping.StoredShards._put = killed_after_three
 prepare(job, open_store(job.spec.storage.uri), "uid", work, os.environ)
 """
 

@@ -19,7 +19,7 @@ from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.tokens import tokenize as tokenizing
 from finetune_trainer.prepare.tokens import writer
 from finetune_trainer.prepare.tokens.encoder import encoder_for
-from finetune_trainer.prepare.tokens.keeping import Discard, Keeper, Progress, Store
+from finetune_trainer.prepare.tokens.keeping import DiscardedShards, Keeper, Progress, StoredShards
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
@@ -33,7 +33,7 @@ class _InterruptedError(Exception):
     """Raised in the place of a kill."""
 
 
-class Interrupted(Store):
+class Interrupted(StoredShards):
     """Ends the stage after it has kept so many times."""
 
     times = 0
@@ -73,7 +73,7 @@ def prepared(folder: Path, keeper: Keeper, **spec: Any) -> Tokenized:
     return tokenizing.tokenize(fields, Task.CAUSAL_LM, data, encoder, out, 1, keeper=keeper)
 
 
-def outcome(done: Tokenized, keeper: Store) -> Any:
+def outcome(done: Tokenized, keeper: StoredShards) -> Any:
     """All that a stage makes of a data set: files with their digests, facts, what was observed."""
     tables = {
         split: {name: np.asarray(seen.table()[name]).tolist() for name in ("line", "content", "trained")}
@@ -86,7 +86,7 @@ def outcome(done: Tokenized, keeper: Store) -> Any:
 @pytest.mark.parametrize("packing", [False, True])
 def test_an_interrupted_stage_goes_on_after_its_last_shard_and_makes_the_same(packing: bool, tmp_path: Path) -> None:
     write_chat_rows(tmp_path / "train.jsonl", 60)
-    whole = Store(FolderStore(tmp_path / "whole"), PREFIX, tmp_path)
+    whole = StoredShards(FolderStore(tmp_path / "whole"), PREFIX, tmp_path)
     expected = outcome(prepared(tmp_path, whole, packing=packing), whole)
     shards = len(whole.files) // 2
     assert shards > 6
@@ -100,7 +100,7 @@ def test_an_interrupted_stage_goes_on_after_its_last_shard_and_makes_the_same(pa
                 prepared(tmp_path, keeper, packing=packing)
             portions.append(len(keeper.files))
         assert portions[1] > portions[0] > 0  # the second did not begin anew
-        last = Store(store, PREFIX, tmp_path)
+        last = StoredShards(store, PREFIX, tmp_path)
         assert outcome(prepared(tmp_path, last, packing=packing), last) == expected
     last.clear()
     assert list(store.list(PREFIX)) == []
@@ -113,17 +113,17 @@ def test_work_on_other_data_is_not_gone_on_with(tmp_path: Path) -> None:
     keeper.times = 2
     with pytest.raises(_InterruptedError):
         prepared(tmp_path, keeper)
-    other = Store(store, PREFIX, tmp_path)
+    other = StoredShards(store, PREFIX, tmp_path)
     other.depends_on("another tokenizer")
     assert other.begun() is None
-    same = Store(store, PREFIX, tmp_path)
+    same = StoredShards(store, PREFIX, tmp_path)
     same.depends_on("the same")
     assert same.begun() is not None
 
 
 def test_a_stage_that_stores_nothing_leaves_no_shards(tmp_path: Path) -> None:
     write_chat_rows(tmp_path / "train.jsonl", 60)
-    made = prepared(tmp_path, Discard())
+    made = prepared(tmp_path, DiscardedShards())
     assert made.facts.train.rows > 0
     assert not list(made.folder.glob("*.arrow"))
 

@@ -34,7 +34,7 @@ from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_ke
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.tokens.encoder import encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
-from finetune_trainer.prepare.tokens.keeping import Discard, Keeper, Store
+from finetune_trainer.prepare.tokens.keeping import DiscardedShards, Keeper, StoredShards
 from finetune_trainer.prepare.tokens.templates import has_template
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
@@ -84,7 +84,7 @@ def prepare(
     base = find_mirrored(found.model, store, work / "model")
     data = find_prepared(store, index_key(job, found, base)) if base else None
     notes = []
-    keeper = Store(store, run.prefix + "prepare/", work)
+    keeper = StoredShards(store, run.prefix + "prepare/", work)
     if base is not None and data is not None:
         keeper.clear()  # an earlier attempt may have stopped in the middle
         report("dataset: prepared by an earlier job, not read again")
@@ -152,7 +152,7 @@ def inspect(
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
         found = find(job, work, environ)
-        base, made = _build(job, found, None, work, report, Discard())
+        base, made = _build(job, found, None, work, report, DiscardedShards())
         chosen = _plan(job, found, base, made.facts, environ)
         return Inspected(chosen, _judge(job, found, made, chosen))
 
@@ -256,7 +256,7 @@ def _publish(
     made: Tokenized,
     judged: QualityReport,
     report: Report,
-    keeper: Store,
+    keeper: StoredShards,
 ) -> None:
     prefix = dataset_prefix(made.facts.sha256)
     if read_manifest(store, prefix) is None:

@@ -72,7 +72,7 @@ class Keeper(Protocol):
         """Shards were finished by the portions so far; `progress.pending` is for the keeper to know."""
 
 
-class Leave:
+class LocalShards:
     """Leaves the shards where they are written."""
 
     def depends_on(self, key: str) -> None:
@@ -92,7 +92,7 @@ class Leave:
         """Nothing is gone on from."""
 
 
-class Discard(Leave):
+class DiscardedShards(LocalShards):
     """Throws shards away, for who asks what would be prepared: a disk then holds one at a time."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
@@ -136,7 +136,7 @@ class _State(Message):
 
 
 @dataclass
-class Store:
+class StoredShards:
     """Puts shards into storage, below a prefix of the run's own.
 
     Args:

@@ -33,7 +33,7 @@ from finetune_trainer.prepare.pool import map_in_order
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder
-from finetune_trainer.prepare.tokens.keeping import Keeper, Leave, Progress
+from finetune_trainer.prepare.tokens.keeping import Keeper, LocalShards, Progress
 from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
 from finetune_trainer.shards import Shards
@@ -89,7 +89,7 @@ def tokenize(
         ModelError: the tokenizer gives ids that the model has no embedding for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keeper = keeper or Leave()
+    keeper = keeper or LocalShards()
     count = processes_for(data.bytes) if processes is None else processes
     classes = Classes(data.problem_type, data.labels) if data.problem_type else None
     sizes = _sizes(data)
