@@ -28,6 +28,8 @@ from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter
+from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.losses.items import trained_following
 from tests.chats import chat_tokenizer, write_chat_rows
 from tests.models import CORPUS, make_bert, make_llama
 from tests.prepared import plain_table
@@ -177,6 +179,12 @@ def test_packs_hold_every_document_whole_and_hide_its_first_label(tmp_path: Path
     assert packed.facts.train.examples == plain.facts.train.rows
     assert packed.facts.train.rows < plain.facts.train.rows
     assert packed.facts.sha256 != plain.facts.sha256
+    for done in (plain, packed):  # workers read what stands there
+        rows = ArrowRows(done.folder, "train")
+        read = [{name: value.tolist() for name, value in rows[index].items()} for index in range(len(rows))]
+        assert read == table(done.folder).to_pylist()
+        assert rows.items is not None
+        assert [trained_following(rows, index) for index in range(len(rows))] == rows.items.tolist()
 
 
 def test_a_row_with_nothing_to_learn_is_told_with_its_line_or_skipped(tmp_path: Path) -> None:
