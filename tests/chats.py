@@ -1,7 +1,9 @@
 """A tokenizer that knows the control tokens of many chat models, and conversations for their templates."""
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER
@@ -31,6 +33,21 @@ LONG = (
 SYSTEM = ({"role": "system", "content": "Answer in one sentence."}, *LONG)
 
 CONVERSATIONS: Sequence[Sequence[dict[str, Any]]] = (SHORT, LONG, SYSTEM)
+
+
+def write_chat_rows(path: Path, count: int) -> Path:
+    """Write conversations of several lengths as JSON Lines."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Question {index}: {CORPUS[index % len(CORPUS)]}"},
+                {"role": "assistant", "content": f"Answer {index}. {CORPUS[(3 * index) % len(CORPUS)] * (index % 4)}"},
+            ]
+        }
+        for index in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @lru_cache(maxsize=1)

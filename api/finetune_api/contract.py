@@ -108,6 +108,7 @@ class File(StrEnum):
     DATASET_PAGE = "dataset-report.html"
     LABELS = "labels.json"
     EVAL_GROUPS = "eval-groups.json"  # which rows of the eval split mention which groups of people
+    SHARDS = "shards.json"  # of a prepared data set: rows, tokens and digest of each of its files
     OUTPUTS = "outputs"  # prefix of what people look at beside checkpoints: TensorBoard's events, samples, tables
 
 

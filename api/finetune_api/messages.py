@@ -109,13 +109,14 @@ class SplitFacts(Message):
 
 
 class DatasetFacts(Message):
-    """The prepared data set at `datasets/<sha256>/`: `train.arrow`, `eval.arrow` and MANIFEST.json.
+    """The prepared data set at `datasets/<sha256>/`: `train-00000.arrow` and so on, `eval-00000.arrow` and so on, an
+    index of the rows of each (`train-00000.index.arrow`), `shards.json`, and MANIFEST.json, which comes last.
 
-    Arrow columns: `input_ids` list<int32>; causal-lm: `labels` list<int32> with -100 where no loss is due;
-    classification: `label` int32 (index into `labels`), with several labels a row list<int32> of such indices, and for
-    regression float32; seq2seq: `labels` list<int32>, the target; masked-lm: none but the ids, the worker masks. With
-    packing also `seq_lengths` list<int32>: of a sequence's documents. Conversations: `chat_template.jinja` to infer.
-    Where the job has new tokens: the files of the tokenizer that knows them.
+    Arrow columns: `input_ids` list<int32>; causal-lm: `trained_runs` list<int32>, start and length of each run of
+    tokens that carry loss; classification: `label` int32 (index into `labels`), with several labels a row list<int32>
+    of such indices, and for regression float32; seq2seq: `labels` list<int32>, the target; masked-lm: none but the ids,
+    the worker masks. With packing also `seq_lengths` list<int32>: of a sequence's documents. Conversations:
+    `chat_template.jinja` to infer. Where the job has new tokens: the files of the tokenizer that knows them.
 
     Attributes:
         problem_type: of classification, else None.

@@ -15,6 +15,7 @@ from finetune_trainer.storage import ObjectStore, download_tree
 from tests.cluster.installation import Inputs
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local.cluster import Cluster
+from tests.prepared import plain
 from tests.vanilla import accuracy, token_loss
 
 
@@ -29,8 +30,8 @@ def eval_rows(handle: JobHandle, path: Path) -> Path:
     """The prepared evaluation split."""
     dataset = handle.status.dataset
     assert dataset
-    handle.store.get_file(f"datasets/{dataset.sha256}/eval.arrow", path)
-    return path
+    download_tree(handle.store, f"datasets/{dataset.sha256}/", path.parent)
+    return plain(path.parent, "eval")
 
 
 def check_manifests(store: ObjectStore, prefix: str) -> int:

@@ -18,6 +18,7 @@ from finetune_trainer.worker.data import ArrowRows
 from tests.families.cases import ENDS, Case
 from tests.local.harness import IDS, Bench, Run, make_plan, write_dataset
 from tests.models import MAKERS
+from tests.prepared import plain
 from tests.vanilla import Artifact, Vanilla
 
 RUN = run_prefix("default", "family", "uid")
@@ -134,9 +135,9 @@ def files_of(shares: dict[str, Path]) -> Iterable[tuple[Path, str]]:
 def evaluated(plan: Plan, base: Path, data: Path, target: Path) -> Path:
     """The rows that were evaluated; for masked-lm as the model read them, with what was hidden in `labels`."""
     if plan.task is not Task.MASKED_LM:
-        return data / "eval.arrow"
+        return plain(data, "eval")
     rule = masking_of(plan, AutoTokenizer.from_pretrained(base))
-    rows = list(MaskedRows(ArrowRows(data / "eval.arrow"), rule, EVALUATED))
+    rows = list(MaskedRows(ArrowRows(data, "eval"), rule, EVALUATED))
     table = pa.table({name: pa.array([row[name] for row in rows], IDS) for name in ("input_ids", "labels")})
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -18,6 +18,7 @@ from finetune_trainer.storage import NotFoundError, ObjectStore
 from tests.gpu.record import machine
 from tests.local.agents import children, wait_for
 from tests.local.command import Job
+from tests.prepared import plain
 
 TOKEN = "the-token-of-the-check"
 
@@ -118,8 +119,8 @@ class Watched:
 
     def rows(self) -> Path:
         """The prepared eval split."""
-        [path] = (self.job.folder / "storage" / "datasets").glob("*/eval.arrow")
-        return path
+        [path] = (self.job.folder / "storage" / "datasets").glob("*/shards.json")
+        return plain(path.parent, "eval")
 
 
 def nvidia_files(pid: int) -> list[str]:

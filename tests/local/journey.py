@@ -18,6 +18,7 @@ from finetune_trainer.export.stage import export
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.storage import FolderStore, download_tree, hash_file
 from tests.local.harness import Bench, Run
+from tests.prepared import plain
 
 RUN = run_prefix("default", "job", "uid")
 
@@ -63,6 +64,8 @@ def travel(job: FineTuneJob, bench: Bench, folder: Path) -> Journey:
         inputs["adapter"] = plan.adapter.prefix
     for name, prefix in inputs.items():
         download_tree(store, prefix, folder / name)
+    for split in ("train", "eval"):
+        plain(folder / "dataset", split)
     start = folder / "adapter" if plan.adapter else None
     run = bench.run(plan, folder / "model", folder / "dataset", folder / "run", adapter=start)
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs

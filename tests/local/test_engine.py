@@ -88,7 +88,7 @@ def test_a_row_that_makes_the_loss_no_number_ends_the_run_and_is_named(
     failed = max(run.losses(), default=0) + 1
     message = errors_of(run)[0]
     assert f"the loss became nan at step {failed}" in message
-    assert f"alone, row {POISONED_ROW} of train.arrow gives it" in message
+    assert f"alone, row {POISONED_ROW} of the prepared data gives it" in message
     assert f" {POISONED_ROW}" in message.partition("in the batch:")[2]
     for node in range(plan.nodes):
         assert not (tmp_path / "run" / f"node-{node}" / checkpoint_name(failed, 1)).exists()
@@ -107,7 +107,7 @@ def test_a_gradient_that_explodes_ends_the_run_with_the_rows_of_its_batch(
     assert ExitCode.DIVERGED in run.exit_codes, run.logs
     [message, *_] = errors_of(run)
     assert "lower learning_rate" in message
-    assert len(message.partition("in the batch: rows ")[2].partition(" of train.arrow")[0].split(", ")) == 8
+    assert len(message.partition("in the batch: rows ")[2].partition(" of the prepared data")[0].split(", ")) == 8
 
 
 # ---------------------------------------------------------------- a configuration of the user's own
@@ -264,7 +264,7 @@ def test_a_gang_whose_loss_is_no_number_fails_as_diverged_and_is_not_tried_again
         assert agents.wait() == {0: ExitCode.DIVERGED, 1: ExitCode.DRAINED}, agents.logs()
         result = agents.result(0)
         assert result.category is FailureCategory.DIVERGED
-        assert f"alone, row {POISONED_ROW} of train.arrow gives it" in result.problems[0].message
+        assert f"alone, row {POISONED_ROW} of the prepared data gives it" in result.problems[0].message
         assert result.progress is not None
         assert result.progress.recoveries == ()
         steps = [facts.step for facts in result.progress.checkpoints]

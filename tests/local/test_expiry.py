@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.contract import File, dataset_prefix
-from finetune_trainer.prepare.tokens.expiry import INDEX, expire
+from finetune_trainer.prepare.tokens.expiry import INDEX, LOOKED, expire, expire_daily
 from finetune_trainer.storage import ObjectStore, open_store, read_manifest, upload_tree
 from tests.s3 import S3Server, start_s3
 
@@ -35,7 +35,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
 def keep(store: ObjectStore, folder: Path, address: str, used: datetime | None = None) -> None:
     """A data set (made today by the machine's clock) and, with `used`, an index entry that leads to it."""
     data = folder / address[:4]
-    data.mkdir()
+    data.mkdir(parents=True)
     (data / "train.arrow").write_bytes(b"rows")
     upload_tree(store, data, dataset_prefix(address), "dataset")
     if used is not None:
@@ -79,3 +79,16 @@ def test_what_is_on_its_way_or_cannot_be_understood_is_left_alone(store: ObjectS
     before = keys(store)
     assert expire(store, NOW) == []
     assert keys(store) == before
+
+
+def test_one_stage_a_day_looks_whoever_comes_first_and_removes_only_so_much(store: ObjectStore, tmp_path: Path) -> None:
+    for address in (A, B, C):
+        keep(store, tmp_path, address, used=NOW - timedelta(days=91))
+    assert expire(store, NOW, most=1) == [A]
+    assert expire_daily(store, NOW) == [B, C]
+    keep(store, tmp_path / "more", A, used=NOW - timedelta(days=91))
+    assert expire_daily(store, NOW + timedelta(hours=23)) == []
+    assert expire_daily(store, NOW + timedelta(hours=25)) == [A]
+    store.put(LOOKED, b"no JSON")
+    assert expire_daily(store, NOW + timedelta(hours=26)) == []
+    assert json.loads(store.get(LOOKED))["at"] == (NOW + timedelta(hours=26)).isoformat()

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.ipc
 import pytest
 
 from finetune_api.contract import ExitCode
@@ -23,6 +21,7 @@ from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.stage import Prepared, inspect, prepare, validate
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
+from tests.prepared import plain_table
 from tests.s3 import S3Server, start_s3
 
 Rows = list[dict[str, Any]]
@@ -77,7 +76,7 @@ class House:
     def rows(self, made: Plan, split: str = "train") -> Rows:
         target = self.folder / "fetched"
         download_tree(self.store, f"datasets/{made.dataset.sha256}", target)
-        rows: Rows = pa.ipc.open_file(pa.memory_map(str(target / f"{split}.arrow"))).read_all().to_pylist()
+        rows: Rows = plain_table(target, split).to_pylist()
         return rows
 
 
@@ -247,7 +246,7 @@ def test_the_same_content_has_the_same_address_and_bytes(house: House, tmp_path:
     assert first.dataset == second.dataset
     house.rows(first)
     other.rows(second)
-    names = ["train.arrow", "labels.json"]
+    names = ["train-00000.arrow", "labels.json"]
     assert [(house.folder / "fetched" / name).read_bytes() for name in names] == [
         (other.folder / "fetched" / name).read_bytes() for name in names
     ]

@@ -19,6 +19,7 @@ from finetune_api.contract import ExitCode, File
 from tests import vanilla
 from tests.local.agents import children, wait_for
 from tests.local.command import Job
+from tests.prepared import plain
 from tests.s3 import S3Server, start_s3
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,7 @@ def test_the_adapter_loads_with_vanilla_peft_and_reproduces_the_reported_accurac
 ) -> None:
     adapter = undisturbed.artifact(tmp_path / "adapter")
     store = undisturbed.store
-    [rows] = [entry.key for entry in store.list("datasets/") if entry.key.endswith("eval.arrow")]
+    [rows] = [entry.key for entry in store.list("datasets/") if entry.key.endswith("eval-00000.arrow")]
     store.get_file(rows, tmp_path / "eval.arrow")
     accuracy = vanilla.accuracy(bert, tmp_path / "eval.arrow", adapter)
     reported = undisturbed.result["artifacts"][0]["metrics"]["eval_accuracy"]
@@ -175,8 +176,8 @@ def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reporte
     job = Job(tmp_path, spec)
     assert job.run() == ExitCode.OK, job.output
     model = job.artifact(tmp_path / "model")
-    [rows] = (tmp_path / "storage" / "datasets").glob("*/eval.arrow")
-    loss = vanilla.token_loss(model, rows)
+    [shards] = (tmp_path / "storage" / "datasets").glob("*/shards.json")
+    loss = vanilla.token_loss(model, plain(shards.parent, "eval"))
     reported = job.result["artifacts"][0]["metrics"]["eval_loss"]
     assert loss == pytest.approx(reported, abs=1e-4)
     assert loss < 3, "it has learnt something"

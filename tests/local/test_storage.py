@@ -191,6 +191,21 @@ def test_an_object_can_be_hashed_where_it_lies(store: ObjectStore) -> None:
         store.hash("b")
 
 
+def test_a_copy_is_an_object_of_its_own(store: ObjectStore) -> None:
+    store.put("a/ü +%.json", b"one")
+    store.copy("a/ü +%.json", "b/copy.json")
+    store.copy("a/ü +%.json", "b/copy.json")  # a second time is no error
+    store.put("a/ü +%.json", b"two")
+    assert store.get("b/copy.json") == b"one"
+    store.copy("a/ü +%.json", "b/copy.json")
+    store.delete(["a/ü +%.json"])
+    assert store.get("b/copy.json") == b"two"
+    assert keys(store) == ["b/copy.json"]
+    with pytest.raises(NotFoundError):
+        store.copy("a/ü +%.json", "b/another.json")
+    assert keys(store) == ["b/copy.json"]
+
+
 def test_a_link_in_place_of_a_file_is_not_sent(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "secret")

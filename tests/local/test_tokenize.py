@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.ipc
 import pytest
 
 from finetune_api.contract import dataset_prefix
@@ -18,6 +17,7 @@ from finetune_trainer.prepare.stage import Prepared, prepare
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests.models import make_bert, make_llama
+from tests.prepared import plain_table
 
 QUESTIONS = ("How do I reset my password?", "Where is the invoice?", "Why is the printer out of paper again?")
 
@@ -64,7 +64,7 @@ def stored(folder: Path, plan: Plan) -> Path:
 
 
 def table(folder: Path, plan: Plan) -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(stored(folder, plan) / "train.arrow"))).read_all()
+    return plain_table(stored(folder, plan), "train")
 
 
 def test_the_template_that_was_used_is_stored_with_the_data(tmp_path: Path, llama: Path, train: Path) -> None:

@@ -3,12 +3,15 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.dealing import before
-from finetune_trainer.worker.sampling import WINDOW_BATCHES, Dealt, VirtualDataset, epoch_order
+from finetune_trainer.shards import shard_order
+from finetune_trainer.worker import sampling
+from finetune_trainer.worker.sampling import WINDOW_BATCHES, Dealt, VirtualDataset, epoch_order, shuffled_by_shard
 
 
 class Numbers:
@@ -150,3 +153,31 @@ def test_a_step_that_was_prepared_is_not_dealt_again() -> None:
     assert sorted(data[slot]["row"] for slot in range(4, 8)) == [0, 1, 2, 3]
     assert (data.step_tokens(2), data.step_items(2)) == (18, 4)
     assert len(dealt) == 3
+
+
+@pytest.mark.parametrize("dealt", [None, Dealt(2)], ids=["grouped by length", "dealt"])
+def test_rows_of_many_shards_are_read_window_by_window_each_once_an_epoch(
+    dealt: Dealt | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "WINDOW", 4)
+    shards = [150 + 3 * number for number in range(10)]
+    rows = sum(shards)
+    lengths = np.random.default_rng(0).integers(3, 60, rows).astype(np.int32)
+    data = VirtualDataset(Numbers(lengths.tolist()), 5, 2 * rows // 8 + 1, 8, dealt=dealt, shards=shards)
+    shard_of = np.repeat(np.arange(10), shards)
+    for epoch in range(2):
+        order = [data.row(position) for position in range(epoch * rows, (epoch + 1) * rows)]
+        assert sorted(order) == list(range(rows))
+        visited = shard_order(10, 5, epoch)
+        done = 0
+        for start in range(0, 10, 4):
+            window = set(visited[start : start + 4])
+            count = sum(shards[number] for number in window)
+            near = (
+                order[done : done + count] if dealt else order[done + 128 : done + count - 128]
+            )  # lengths are grouped
+            assert {int(shard_of[row]) for row in near} <= window
+            done += count
+        if dealt:
+            assert order == shuffled_by_shard(shards, 5, epoch).tolist()
+            assert order[: shards[visited[0]]] != sorted(order[: shards[visited[0]]])

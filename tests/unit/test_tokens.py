@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from finetune_api.errors import DataError, ModelError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data import lines
+from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.data.dataset import CheckedData, check
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.portions import Split
@@ -30,8 +29,11 @@ from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter
-from tests.chats import chat_tokenizer
+from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.losses.items import trained_following
+from tests.chats import chat_tokenizer, write_chat_rows
 from tests.models import CORPUS, make_bert, make_gpt2, make_llama
+from tests.prepared import plain_table
 
 TEXTS = [*CORPUS, "naïve café, 紙がない 🙂", "x"]
 
@@ -130,18 +132,7 @@ def test_an_encoder_decoder_gets_the_completion_as_its_target(llama: Path, tmp_p
 
 
 def chats(folder: Path, count: int = 60) -> Path:
-    path = folder / "train.jsonl"
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Question {index}: {CORPUS[index % len(CORPUS)]}"},
-                {"role": "assistant", "content": f"Answer {index}. {CORPUS[(3 * index) % len(CORPUS)] * (index % 4)}"},
-            ]
-        }
-        for index in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_chat_rows(folder / "train.jsonl", count)
 
 
 def run(folder: Path, train: Path, name: str, processes: int = 1, **spec: Any) -> Tokenized:
@@ -164,7 +155,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def table(folder: Path, split: str = "train") -> pa.Table:
-    return pa.ipc.open_file(pa.memory_map(str(folder / f"{split}.arrow"))).read_all()
+    return plain_table(folder, split)
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -174,13 +165,16 @@ def test_processes_and_the_size_of_parts_change_no_byte(
     train = chats(tmp_path)
     whole = run(tmp_path, train, "whole", packing=packing)
     monkeypatch.setattr(lines, "PIECE", 700)
+    monkeypatch.setattr(streams, "BLOCK", 700)  # else a file of less than a block is one part
     parts = run(tmp_path, train, "parts", packing=packing)
     several = run(tmp_path, train, "several", processes=2, packing=packing)
     assert whole.facts == parts.facts == several.facts
     assert bytes_of(whole.folder) == bytes_of(parts.folder) == bytes_of(several.folder)
-    assert set(bytes_of(whole.folder)) == {"train.arrow", "eval.arrow", "chat_template.jinja"}
-    assert {split: seen.rows for split, seen in whole.observations.items()} == {Split.TRAIN: 48, Split.EVAL: 12}
-    assert whole.observations[Split.TRAIN].table().tolist() == several.observations[Split.TRAIN].table().tolist()
+    shards = {name for split in ("train", "eval") for name in (f"{split}-00000.arrow", f"{split}-00000.index.arrow")}
+    assert set(bytes_of(whole.folder)) == {*shards, "shards.json", "chat_template.jinja"}
+    assert {split: len(seen) for split, seen in whole.observations.items()} == {Split.TRAIN: 48, Split.EVAL: 12}
+    tables = [np.asarray(done.observations[Split.TRAIN].table()) for done in (whole, several)]
+    assert tables[0].tolist() == tables[1].tolist()
 
 
 def test_the_facts_are_those_of_the_file(tmp_path: Path) -> None:
@@ -213,6 +207,12 @@ def test_packs_hold_every_document_whole_and_hide_its_first_label(tmp_path: Path
     assert packed.facts.train.examples == plain.facts.train.rows
     assert packed.facts.train.rows < plain.facts.train.rows
     assert packed.facts.sha256 != plain.facts.sha256
+    for done in (plain, packed):  # workers read what stands there
+        rows = ArrowRows(done.folder, "train")
+        read = [{name: value.tolist() for name, value in rows[index].items()} for index in range(len(rows))]
+        assert read == table(done.folder).to_pylist()
+        assert rows.items is not None
+        assert [trained_following(rows, index) for index in range(len(rows))] == rows.items.tolist()
 
 
 def test_a_row_with_nothing_to_learn_is_told_with_its_line_or_skipped(tmp_path: Path) -> None:
@@ -254,13 +254,14 @@ def test_a_writer_gives_the_same_file_however_rows_come(rows: list[int], cuts: l
     with tempfile.TemporaryDirectory() as folder:
         written = []
         for name, parts in (("whole", [(0, len(rows))]), ("parts", list(pairs(borders)))):
-            path = Path(folder) / name
-            with SplitWriter(path, Task.CAUSAL_LM, batch_tokens=full) as writer:
+            (path := Path(folder) / name).mkdir()
+            with SplitWriter(path, "train", Task.CAUSAL_LM, batch_tokens=full, shard_bytes=500) as writer:
                 for start, stop in parts:
                     writer.add(TokenRows.of(made[start:stop]))
-            written.append((path.read_bytes(), writer.digest, writer.facts))
+            written.append((bytes_of(path), writer.written))
         assert written[0] == written[1]
-        assert writer.facts.tokens == sum(rows)
+        assert writer.written.facts.tokens == sum(shard.tokens for shard in writer.written.shards) == sum(rows)
+        assert writer.written.facts.rows == sum(shard.rows for shard in writer.written.shards) == len(rows)
 
 
 def pairs(borders: list[int]) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ obeying, uploading checkpoints (uploader.py), keeping the run's outputs in stora
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import socket
 import time
@@ -20,6 +21,7 @@ from finetune_api.contract import ExitCode, dataset_prefix
 from finetune_api.errors import FailureCategory, Problem, RunError, StorageError
 from finetune_api.messages import Plan
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.data import fetch_first
 from finetune_trainer.agent.heart import Heart
 from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.outputs import Outputs, put_all
@@ -29,7 +31,7 @@ from finetune_trainer.agent.uploader import Uploader
 from finetune_trainer.agent.uploads import CheckpointStore, Wrong
 from finetune_trainer.agent.workers import Workers, step_metrics
 from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
-from finetune_trainer.storage import ObjectStore, download_tree
+from finetune_trainer.storage import ObjectStore, download_files, download_tree
 
 log = logging.getLogger("agent")
 
@@ -234,14 +236,13 @@ class Agent:
 
     async def _fetch_inputs(self) -> None:
         """Model and data to the local disk while the zygote warms up; then this node is ready."""
-        inputs = [
-            (self._plan.model.prefix, self._places.model),
-            (dataset_prefix(self._plan.dataset.sha256), self._places.dataset),
-        ]
+        inputs = [(self._plan.model.prefix, self._places.model)]
         if self._plan.adapter:
             inputs.append((self._plan.adapter.prefix, self._places.adapter))
         for prefix, folder in inputs:
             await patiently(download_tree, self._store, prefix, folder)
+        data, place = dataset_prefix(self._plan.dataset.sha256), self._places.dataset
+        later = await patiently(fetch_first, self._store, data, place, self._plan.seed)
         while not self._workers.warm:
             if self._workers.lost:
                 raise self._workers.unfit()
@@ -251,6 +252,8 @@ class Agent:
             self._node.state = AgentState.READY
             log.info("ready: model and data are here, workers start warm")
         self._heart.tell()
+        for entries in later:  # while the workers train; they wait for what is not here yet, and we for storage
+            await patiently(download_files, self._store, data, entries, place, seconds=math.inf)
         await asyncio.Event().wait()
 
     async def _fence(self) -> ExitCode:

@@ -23,7 +23,7 @@ class RunFiles:
 
     @property
     def prefix(self) -> str:
-        """Of the keys of all its files, with the trailing slash."""
+        """Key prefix of the run, with the trailing slash."""
         return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid)
 
     def key(self, name: File) -> str:

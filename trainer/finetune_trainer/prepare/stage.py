@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, FineTuneError, Problem
@@ -17,6 +18,7 @@ from finetune_api.messages import DatasetFacts, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.adapters import mirror_adapter
+from finetune_trainer.prepare.checked import CheckKeeper
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.embeddings import untrained_tokens
@@ -34,7 +36,8 @@ from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_ke
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.encoder import encoder_for
-from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire
+from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
+from finetune_trainer.prepare.tokens.keeping import DiscardedShards, Keeper, StoredShards
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import added_tokens, load_tokenizer
 from finetune_trainer.prepare.weights import trained_labels
@@ -85,30 +88,37 @@ def prepare(
     base = find_mirrored(found.model, store, work / "model")
     data = find_prepared(store, index_key(job, found, base)) if base else None
     notes = []
+    keeper = StoredShards(store, run.prefix + "prepare/", work)
     if base is not None and data is not None:
+        keeper.clear()  # an earlier attempt may have stopped in the middle
         report("dataset: prepared by an earlier job, not read again")
         notes.append("data set reused, not read again")
         chosen = _plan(job, found, base, data.facts, environ)
     else:
         notes += ["model reused"] if base else []
-        base, made = _build(job, found, base, work, report)
-        notes += made.notes
-        chosen = _plan(job, found, base, made.facts, environ)
-        examined = _examine(job, found, made, chosen)
-        data = PreparedData(made.facts, examined.report)
-        if problems := data.report.problems():
-            _show(run, data.report, report)
-            raise DataError(problems)
+        checks = CheckKeeper(store, run.prefix + "prepare/checked", _depends_on(job, found))
+        try:
+            base, made = _build(job, found, base, work, report, keeper, checks)
+            notes += made.notes
+            chosen = _plan(job, found, base, made.facts, environ)
+            examined = _examine(job, found, made, chosen)
+            data = PreparedData(made.facts, examined.report)
+            if problems := data.report.problems():
+                _show(run, data.report, report)
+                raise DataError(problems)
+        except DataError:  # no later attempt goes on with this data
+            keeper.clear()
+            raise
         if base.shapes:
             report(f"model: reading the weights of {found.model.source}")
         base = fetch(base, found.model, work / "model")
         chosen = chosen.model_copy(update={"model": base.facts})
-        _publish(found, store, base, made, examined, report)
+        _publish(found, store, base, made, examined, report, keeper)
     if found.adapter:
         mirror_adapter(found.adapter, store)
     now = datetime.now(UTC)
     remember(store, index_key(job, found, base), data.facts, now)
-    for address in expire(store, now):
+    for address in expire_daily(store, now):
         report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
     chosen, kept = run.keep(chosen)
     notes += ["the plan of this run is kept"] if kept else []
@@ -151,7 +161,7 @@ def inspect(
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
         found = find(job, work, environ)
-        base, made = _build(job, found, None, work, report)
+        base, made = _build(job, found, None, work, report, DiscardedShards())
         chosen = _plan(job, found, base, made.facts, environ)
         return Inspected(chosen, _examine(job, found, made, chosen).report)
 
@@ -184,23 +194,33 @@ def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:
 
 
 def _build(
-    job: FineTuneJob, found: Inputs, mirrored: BaseModel | None, work: Path, report: Report
+    job: FineTuneJob,
+    found: Inputs,
+    mirrored: BaseModel | None,
+    work: Path,
+    report: Report,
+    keeper: Keeper,
+    checks: CheckKeeper | None = None,
 ) -> tuple[BaseModel, Tokenized]:
     spec = job.spec.dataset
     report(f"dataset: checking {_name(found)}")
     small = found.model.small_files(work / "model")
     chats = spec.chat_template != templates.NONE and (found.template is not None or templates.has_template(small))
-    data = check(
-        spec,
-        found.task,
-        found.sources,
-        work / "data",
-        planner.seed_of(job),
-        has_template=chats,
-        problem_type=job.spec.problem_type,
-        known_labels=trained_labels(found.model.config(work / "model"), found.task),
-        report=report,
-    )
+    data = checks.found(spec, found.task, found.sources, work / "data", chats, report) if checks else None
+    if data is None:
+        data = check(
+            spec,
+            found.task,
+            found.sources,
+            work / "data",
+            planner.seed_of(job),
+            has_template=chats,
+            problem_type=job.spec.problem_type,
+            known_labels=trained_labels(found.model.config(work / "model"), found.task),
+            report=report,
+        )
+        if checks:
+            checks.keep(data)
     report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
     base = mirrored
     if base is None:
@@ -211,7 +231,8 @@ def _build(
     encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
     report("dataset: tokenising")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
-    made = tokenize(spec, found.task, data, encoder, fresh, report=report)
+    keeper.depends_on(index_key(job, found, base))
+    made = tokenize(spec, found.task, data, encoder, fresh, report=report, keeper=keeper)
     weights = [path for name, path in base.files.items() if name.endswith(".safetensors")]
     # the end of a text is known from pre-training, also where its row is not, as it pads, too
     marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
@@ -222,6 +243,18 @@ def _build(
         note = f"prompts and answers are written as conversations; {templates.FIELD}: none trains them as bare text"
         made = replace(made, notes=(*made.notes, note))
     return base, made
+
+
+def _depends_on(job: FineTuneJob, found: Inputs) -> dict[str, Any]:
+    """All that the check of the data depends on, beside the code."""
+    return {
+        "dataset": job.spec.dataset.model_dump_json(),
+        "sources": found.sources.fingerprint,
+        "task": str(found.task),
+        "problem_type": str(job.spec.problem_type),
+        "seed": planner.seed_of(job),
+        "model": found.model.source,  # whether it has a chat template
+    }
 
 
 def _name(found: Inputs) -> str:
@@ -255,7 +288,13 @@ def _show(run: RunFiles, judged: QualityReport, report: Report) -> None:
 
 
 def _publish(
-    found: Inputs, store: ObjectStore, base: BaseModel, made: Tokenized, examined: Examined, report: Report
+    found: Inputs,
+    store: ObjectStore,
+    base: BaseModel,
+    made: Tokenized,
+    examined: Examined,
+    report: Report,
+    keeper: StoredShards,
 ) -> None:
     prefix = dataset_prefix(made.facts.sha256)
     if read_manifest(store, prefix) is None:
@@ -263,7 +302,9 @@ def _publish(
         (made.folder / File.DATASET_REPORT).write_text(examined.report.to_json(), "utf-8")
         if examined.eval_groups:
             (made.folder / File.EVAL_GROUPS).write_text(examined.eval_groups.model_dump_json(), "utf-8")
-        upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"))
+        shards = keeper.publish(prefix)
+        upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"), there=shards)
+    keeper.clear()
     if base.files:
         report(f"model: mirroring to {base.facts.prefix}")
         mirror(base, found.model, store)

@@ -101,6 +101,9 @@ class ObjectStore(Protocol):
     def get_file(self, key: str, path: Path) -> FileEntry:
         """Fetch an object of any size to `path`, which appears whole or not at all; parents are made."""
 
+    def copy(self, source: str, target: str) -> None:
+        """Write an object of at most 5 GB under a second key, over any that is there, without moving its bytes."""
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key begins with `prefix`, in the order of their keys. What other programs put there under
         names that are no keys, such as markers of empty folders, is left out."""

@@ -234,6 +234,12 @@ class S3Store:
             raise
         return entry_of(key, path)
 
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object within the bucket; the server does it."""
+        there = {"Bucket": self._bucket, "Key": self._key(source)}
+        with self._translated(source):
+            self._client.copy_object(Bucket=self._bucket, Key=self._key(target), CopySource=cast("Any", there))
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects whose key begins with `prefix`, in the order of their keys."""
         pages = self._client.get_paginator("list_objects_v2").paginate(

@@ -32,29 +32,45 @@ def hash_file(path: Path) -> FileEntry:
 
 
 def upload_tree(
-    store: ObjectStore, folder: Path, prefix: str, kind: Kind, info: Mapping[str, Any] | None = None
+    store: ObjectStore,
+    folder: Path,
+    prefix: str,
+    kind: Kind,
+    info: Mapping[str, Any] | None = None,
+    there: Iterable[FileEntry] = (),
 ) -> Manifest:
     """Upload every file below `folder` to `prefix` and commit them with a manifest.
+
+    Args:
+        there: files that lie at `prefix` already, which the manifest is to name too.
 
     Raises:
         StorageError: the store refused, or another manifest with other files is there already.
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files.pop(File.MANIFEST, None)
-    return upload_files(store, files, prefix, kind, info)
+    return upload_files(store, files, prefix, kind, info, there)
 
 
 def upload_files(
-    store: ObjectStore, files: Mapping[str, Path], prefix: str, kind: Kind, info: Mapping[str, Any] | None = None
+    store: ObjectStore,
+    files: Mapping[str, Path],
+    prefix: str,
+    kind: Kind,
+    info: Mapping[str, Any] | None = None,
+    there: Iterable[FileEntry] = (),
 ) -> Manifest:
     """Upload files, given as path below `prefix` -> file on disk, and commit them; a repeated upload is no error.
+
+    Args:
+        there: as of `upload_tree`.
 
     Raises:
         StorageError: the store refused, or another manifest with other files is there already.
     """
     base = _with_slash(prefix)
     real = {name: path.resolve() for name, path in files.items()}  # caches of the hub keep links to their files
-    entries = put_files(store, base, real)
+    entries = (*put_files(store, base, real), *there)
     manifest = Manifest(
         kind=kind, files=entries, created=datetime.now(UTC).isoformat(timespec="seconds"), info=dict(info or {})
     )
@@ -62,10 +78,10 @@ def upload_files(
         store.create(base + File.MANIFEST, manifest.to_json().encode())
     except AlreadyExistsError:
         # also seen by ourselves, when the answer to a first try was lost and the client tried again
-        there = read_manifest(store, prefix)
-        if there is None or there.files != entries:
+        committed = read_manifest(store, prefix)
+        if committed is None or committed.files != entries:
             raise
-        return there
+        return committed
     return manifest
 
 

@@ -1,5 +1,11 @@
-"""Prepared rows from Arrow files, mapped into memory: nothing is tokenised or copied here."""
+"""Prepared rows from Arrow files, mapped into memory: nothing is tokenised here, and a rank reads the rows it trains.
 
+How long each row is and how much loss it has stands in the shards' indexes: no rank reads another's rows to know what a
+step holds.
+"""
+
+import logging
+import time
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -12,32 +18,76 @@ from torch.utils.data import Dataset
 
 from finetune_api.errors import DataError, Problem
 from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.shards import LONE, WINDOWED_ABOVE, index_name, read_shards, shard_name
+
+IGNORED = -100  # torch's cross entropy skips this label
+RUNS = "trained_runs"
+POLL_SECONDS = 0.2
+logger = logging.getLogger(__name__)
 
 
 class ArrowRows(Dataset[dict[str, Any]]):
     """The rows of one split, as prepare wrote them (see `messages.DatasetFacts` for the columns).
 
+    A row of a causal model has `labels` in place of runs.
+
+    Args:
+        folder: of the prepared data set.
+        split: `train` or `eval`.
+
     Attributes:
         lengths: tokens of each row, int32 [rows].
+        items: items of loss of each row, int32 [rows]; None in data that was prepared before there were shards.
         packed: whether a row may hold several documents.
+        by_shard: rows of each shard, where they are too many to be shuffled as a whole; else None.
     """
 
-    def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        self._rows = int(table.num_rows)
-        self._columns = {name: _Column(table[name]) for name in table.column_names}
-        self.packed = "seq_lengths" in self._columns
-        self.lengths: np.ndarray = pc.list_value_length(table["input_ids"]).to_numpy()
+    def __init__(self, folder: Path, split: str) -> None:
+        shards = read_shards(folder)
+        if shards is None:
+            self._shards = [_Shard(folder / LONE.format(split=split))]
+            self.lengths: np.ndarray = self._shards[0].lengths()
+            self.items: np.ndarray | None = None
+            self.packed = "seq_lengths" in self._shards[0].columns
+        else:
+            numbers = range(len(shards.of(split)))
+            self._shards = [_Shard(folder / shard_name(split, number)) for number in numbers]
+            indexes = [_table(folder / index_name(split, number)) for number in numbers]
+            self.lengths = np.concatenate([index["tokens"].to_numpy() for index in indexes])
+            self.items = np.concatenate([index["items"].to_numpy() for index in indexes])
+            self.packed = shards.packed
+        counts = [shard.rows for shard in shards.of(split)] if shards else [len(self.lengths)]
+        self._starts = [0, *np.cumsum(counts).tolist()]
+        self.by_shard = counts if len(counts) > WINDOWED_ABOVE else None
 
     def __len__(self) -> int:
-        return self._rows
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: column[index] for name, column in self._columns.items()}
+        shard, at = self._place(index)
+        row = {name: column[at] for name, column in shard.columns.items()}
+        if RUNS in row:
+            row["labels"] = labels_of(row["input_ids"], row.pop(RUNS))
+        return row
 
     def value(self, name: str, index: int) -> Any:
-        """One column of a row: a view on its values for a list, a number else."""
-        return self._columns[name][index]
+        """One column of a row: its values for a list, a number else."""
+        shard, at = self._place(index)
+        if name == "labels" and RUNS in shard.columns:
+            return labels_of(shard.columns["input_ids"][at], shard.columns[RUNS][at])
+        return shard.columns[name][at]
+
+    def _place(self, index: int) -> tuple["_Shard", int]:
+        number = bisect_right(self._starts, index) - 1
+        return self._shards[number], index - self._starts[number]
+
+
+def labels_of(ids: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """The ids where loss is due, else -100; int32 [tokens]. `runs`: start and length of each, one after the other."""
+    labels = np.full(len(ids), IGNORED, np.int32)
+    for start, length in runs.reshape(-1, 2).tolist():
+        labels[start : start + length] = ids[start : start + length]
+    return labels
 
 
 def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
@@ -48,7 +98,7 @@ def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
             error in the middle of the run, on a GPU one that names no line.
     """
     plan = order.plan
-    rows = ArrowRows(Path(order.dataset) / f"{split}.arrow")
+    rows = ArrowRows(Path(order.dataset), split)
     limit = min(plan.max_length, plan.model.max_positions or plan.max_length)
     too_long = np.flatnonzero(rows.lengths > limit)
     if len(too_long):
@@ -57,12 +107,45 @@ def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
             Problem(
                 code="TooLong",
                 field="spec.dataset.maxLength",
-                message=f"row {row} of {split}.arrow has {tokens} tokens, and the model is given {limit} at most",
+                message=f"row {row} of the {split} data has {tokens} tokens, and the model is given {limit} at most",
                 cure="prepare the job again: its data and its plan do not belong together",
                 count=len(too_long),
             )
         )
     return rows
+
+
+class _Shard:
+    """One file, opened when it is first read; of a large data set it may still be on its way to this node."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: dict[str, _Column] = {}
+
+    @property
+    def columns(self) -> dict[str, "_Column"]:
+        """The columns by name."""
+        if not self._columns:
+            self._await()
+            table = _table(self._path)
+            self._columns = {name: _Column(table[name]) for name in table.column_names}
+        return self._columns
+
+    def _await(self) -> None:
+        """Wait until the agent has fetched the file: it appears whole."""
+        if not self._path.exists():
+            logger.warning("waiting for %s, which is being fetched", self._path.name)
+        while not self._path.exists():
+            time.sleep(POLL_SECONDS)
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int32 [rows]."""
+        lengths: np.ndarray = pc.list_value_length(_table(self._path)["input_ids"]).to_numpy()
+        return lengths
+
+
+def _table(path: Path) -> Any:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 class _Column:

@@ -73,7 +73,9 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     batching = batching_of(plan, model, int(tokenizer.pad_token_id))
     rows = rows_of(order, "train")
     items = items_of(plan, rows, masking)
-    data = VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt)
+    data = VirtualDataset(
+        rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt, shards=rows.by_shard
+    )
     agreement, evaluator = StopAgreement(), None
     if plan.dataset.eval:
         eval_rows = masked(rows_of(order, "eval"), masking, EVALUATED)

@@ -5,7 +5,7 @@ max_steps x global_batch rows, read sequentially, that count is right whatever t
 its positions; which rank and micro-batch of the step takes which of them may depend on the layout (`Dealt`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
+
+from finetune_trainer.shards import WINDOW, shard_order
 
 Numbers = npt.NDArray[np.int32]
 
@@ -38,14 +40,42 @@ def shuffled(count: int, seed: int, epoch: int) -> Numbers:
     return torch.randperm(count, generator=_generator(seed, epoch)).numpy().astype(np.int32)
 
 
-def epoch_order(lengths: Numbers, seed: int, epoch: int, global_batch: int) -> Numbers:
+def shuffled_by_shard(shards: Sequence[int], seed: int, epoch: int) -> Numbers:
+    """A seeded permutation of the rows of shards that are too many for a node's memory.
+
+    The shards are shuffled, then the rows of as many as memory holds, window by window: a row meets those of some
+    thousand million tokens, not all, and no shard is read twice. Which ranks there are plays no part.
+
+    Args:
+        shards: rows of each.
+    """
+    generator = _generator(seed, epoch)
+    order = shard_order(len(shards), seed, epoch)
+    ends = np.cumsum(shards)
+    parts = []
+    for start in range(0, len(order), WINDOW):
+        rows = np.concatenate(
+            [np.arange(ends[number] - shards[number], ends[number]) for number in order[start : start + WINDOW]]
+        )
+        parts.append(rows[torch.randperm(len(rows), generator=generator).numpy()].astype(np.int32))
+    return np.concatenate(parts)
+
+
+def epoch_order(
+    lengths: Numbers, seed: int, epoch: int, global_batch: int, shards: Sequence[int] | None = None
+) -> Numbers:
     """The order in which one epoch visits rows that a batch pads: a permutation of range(len(lengths)).
 
     A seeded shuffle; within windows of it rows are grouped by length, so that a batch holds little padding, and the
     groups of a window are shuffled again, so that no length comes first.
+
+    Args:
+        shards: rows of each, where the shuffle goes by shards.
     """
     generator = _generator(seed, epoch)
     order = torch.randperm(len(lengths), generator=generator).numpy().astype(np.int32)
+    if shards is not None:
+        order = shuffled_by_shard(shards, seed, epoch)
     window = WINDOW_BATCHES * global_batch
     for start in range(0, len(order), window):
         rows = order[start : start + window]
@@ -125,6 +155,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         items: how many items of loss a real row has; one each if left out.
         dealt: for batches without padding: rows are merely shuffled, and dealt within their step. Otherwise they are
             grouped by length, and stay at their positions.
+        shards: rows of each shard of a split that is too large to be shuffled as a whole; None = it is not.
     """
 
     def __init__(
@@ -136,6 +167,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         *,
         items: Callable[[int], int] | None = None,
         dealt: Dealt | None = None,
+        shards: Sequence[int] | None = None,
     ) -> None:
         self._rows = rows
         self._lengths = np.asarray(rows.lengths, np.int32)
@@ -144,6 +176,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         self._global_batch = global_batch
         self._items = items
         self._dealt = dealt
+        self._shards = shards
         self._orders: dict[int, Numbers] = {}
         self._steps: dict[int, _Step] = {}
 
@@ -183,7 +216,9 @@ class VirtualDataset(Dataset[dict[str, Any]]):
 
     def _order_of(self, epoch: int) -> Numbers:
         if self._dealt is None:
-            return epoch_order(self._lengths, self._seed, epoch, self._global_batch)
+            return epoch_order(self._lengths, self._seed, epoch, self._global_batch, self._shards)
+        if self._shards is not None:
+            return shuffled_by_shard(self._shards, self._seed, epoch)
         return shuffled(len(self._rows), self._seed, epoch)
 
     def _step(self, step: int) -> _Step:

@@ -1,22 +1,23 @@
 """A file in parts: each is read by one process, and small enough to be sent to it.
 
-Where records end at line breaks, a part is whole lines, parsed in the process that gets it; where only a parser can
-tell, the part holds parsed records.
+A part is whole lines, whole records (`records`), elements of an array or rows of a table, parsed in the process that
+gets it. Only where nothing but a parser can tell where a record ends, the part holds parsed records.
 """
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from finetune_api.errors import DataError
-from finetune_trainer.prepare.data.delimited import parse_pair, read_csv
+from finetune_trainer.prepare.data.delimited import parse_pair
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Documents, Fault, Format, Record, Row
-from finetune_trainer.prepare.data.jsonarray import read_array
+from finetune_trainer.prepare.data.jsonarray import parse_element, read_array
 from finetune_trainer.prepare.data.jsonl import parse_line
 from finetune_trainer.prepare.data.lines import PIECE, Piece, pieces, too_long
+from finetune_trainer.prepare.data.records import Rest, in_parts, parser, parts
 from finetune_trainer.prepare.data.streams import Reader, StreamError, opened
-from finetune_trainer.prepare.data.text import parse_document, read_documents
+from finetune_trainer.prepare.data.text import parse_document
 
 EMPTY = "EmptyFile"
 INDENTED = re.compile(rb"\{[ \t\r]*\n\s*[\"}]")
@@ -68,6 +69,25 @@ class LineChunk:
         if self.file.format is Format.PAIRS:
             return lambda line, raw: parse_pair(self.file, line, raw)
         return parse_line if self.file.format is Format.JSONL else parse_document
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayChunk:
+    """Elements of a JSON array.
+
+    Attributes:
+        first: number of the first, from 1.
+    """
+
+    file: DataFile
+    first: int
+    texts: tuple[str, ...]
+    end: int
+
+    def records(self) -> Iterator[Record]:
+        """One per element."""
+        for row, text in enumerate(self.texts, self.first):
+            yield parse_element(row, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +157,21 @@ def _chunks(file: DataFile) -> Iterator[Chunk]:
                         _refuse_other_json(file, piece.data)
                     if piece.data is None or not piece.data.isspace():
                         yield LineChunk(file, piece)
+            elif file.format is Format.JSON:
+                for array in _elements(file, reader):
+                    line = array.first + len(array.texts) - 1
+                    yield array
+            elif in_parts(file):
+                for part in parts(file, reader):
+                    if isinstance(part, Rest):
+                        for parsed in _parsed(file, part, part.lines_before):
+                            line = max(line, parsed.parsed[-1].line)
+                            yield parsed
+                    else:
+                        line = part.last
+                        yield part
             else:
-                for parsed in _parsed(file, reader):
+                for parsed in _parsed(file, reader, 0):
                     line = max(line, parsed.parsed[-1].line)
                     yield parsed
         except StreamError as error:
@@ -153,12 +186,25 @@ def _by_line(file: DataFile) -> bool:
     return file.format in (Format.JSONL, Format.PAIRS)
 
 
-def _parsed(file: DataFile, reader: Reader) -> Iterator[ParsedChunk]:
-    parsers = {Format.JSON: read_array, Format.TEXT: read_documents}
+def _elements(file: DataFile, reader: Reader) -> Iterator[ArrayChunk]:
+    gathered: list[str] = []
+    first, size, end = 1, 0, 0
+    for text, end in read_array(file, reader):
+        gathered.append(text)
+        size += len(text)
+        if size >= PIECE or len(gathered) >= READY_RECORDS:
+            yield ArrayChunk(file, first, tuple(gathered), end)
+            first += len(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield ArrayChunk(file, first, tuple(gathered), end)
+
+
+def _parsed(file: DataFile, reader: Reader, lines_before: int) -> Iterator[ParsedChunk]:
     gathered: list[Record] = []
     started = end = 0
-    for record, size, end in parsers.get(file.format, read_csv)(file, reader):
-        gathered.append(record)
+    for record, size, end in parser(file)(file, reader):
+        gathered.append(replace(record, line=record.line + lines_before))
         if size - started >= PIECE or len(gathered) >= READY_RECORDS:
             yield ParsedChunk(file, tuple(gathered), end)
             gathered.clear()

@@ -1,4 +1,7 @@
-"""One JSON array of objects, element by element, through a buffer that holds only a few of them."""
+"""One JSON array of objects, element by element, through a buffer that holds only a few of them.
+
+One process finds where elements end; they are parsed, and held against our rules, by many.
+"""
 
 import codecs
 import json
@@ -10,7 +13,7 @@ from finetune_trainer.prepare.data.jsonl import DECODER, as_row, explain
 from finetune_trainer.prepare.data.lines import too_long
 from finetune_trainer.prepare.data.streams import Reader
 
-PLAIN = json.JSONDecoder()  # finds the end of an element that breaks one of our rules
+PLAIN = json.JSONDecoder()  # finds the end of an element, also of one that breaks a rule of ours
 BLANKS = " \t\r\n"
 CURE = "write the array again with a JSON library, or use JSON lines: there one broken row does not hide the others"
 
@@ -24,13 +27,11 @@ class _Buffer:
         self.text = ""
         self.at = 0
         self.lines = 1  # number of the line on which `text` begins
-        self.consumed = 0
         self.ended = False
 
     def grow(self) -> None:
         """Read until there is twice as much: an element is tried again only so often as its length doubles."""
         self.lines += self.text.count("\n", 0, self.at)
-        self.consumed += self.at
         parts = [self.text[self.at :]]
         self.at = 0
         size, wanted = len(parts[0]), max(1 << 20, 2 * len(parts[0]))
@@ -60,8 +61,8 @@ class _Buffer:
         return f"line {line} column {position - self.text.rfind(chr(10), 0, position)}"
 
 
-def read_array(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]]:
-    """(record, characters so far, bytes of the file so far) of every element; records are numbered from 1.
+def read_array(file: DataFile, reader: Reader) -> Iterator[tuple[str, int]]:
+    """(its text, bytes of the file so far) of every element.
 
     Raises:
         DataError: the array is broken; what follows cannot be found.
@@ -81,7 +82,7 @@ def read_array(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, in
         return
     while True:
         row += 1
-        yield _element(file, buffer, row), buffer.consumed + buffer.at, reader.position
+        yield _element(file, buffer, row), reader.position
         mark = buffer.peek()
         buffer.at += 1
         if mark == "]":
@@ -104,13 +105,13 @@ def _broken(file: DataFile, buffer: _Buffer, rows: int, mark: str) -> DataError:
     return DataError(file.problem("InvalidJSON", message, CURE))
 
 
-def _element(file: DataFile, buffer: _Buffer, row: int) -> Record:
+def _element(file: DataFile, buffer: _Buffer, row: int) -> str:
     if not buffer.peek():
         raise _broken(file, buffer, row - 1, "")
     while True:
         start = buffer.at
         try:
-            value, buffer.at = DECODER.raw_decode(buffer.text, start)
+            _, buffer.at = PLAIN.raw_decode(buffer.text, start)
         except json.JSONDecodeError as error:
             if buffer.ended or len(buffer.text) - start > 2 * LONGEST_LINE:
                 raise _invalid(file, buffer, row, error) from error
@@ -119,22 +120,27 @@ def _element(file: DataFile, buffer: _Buffer, row: int) -> Record:
         except RecursionError as error:
             message = f"row {row}, at {buffer.where(start)}, is nested too deeply"
             raise DataError(file.problem("InvalidJSON", message, CURE)) from error
-        except ValueError as error:  # a rule of ours: JSON itself would go on
-            try:
-                _, buffer.at = PLAIN.raw_decode(buffer.text, start)
-            except ValueError:
-                if buffer.ended:
-                    raise DataError(
-                        file.problem("InvalidJSON", f"row {row}, at {buffer.where(start)}: {error}", CURE)
-                    ) from error
-                buffer.grow()
-                continue
-            return explain(row, "", error)
+        except ValueError as error:  # an integer of more digits than Python converts
+            if buffer.ended:
+                raise DataError(
+                    file.problem("InvalidJSON", f"row {row}, at {buffer.where(start)}: {error}", CURE)
+                ) from error
+            buffer.grow()
+            continue
         if buffer.at == len(buffer.text) and not buffer.ended:  # a number may go on
             buffer.at = start
             buffer.grow()
             continue
-        return _checked(row, buffer.text[start : buffer.at], value)
+        return buffer.text[start : buffer.at]
+
+
+def parse_element(row: int, text: str) -> Record:
+    """One element, whose JSON is right, as a row; rows are numbered from 1."""
+    try:
+        value = DECODER.decode(text)
+    except ValueError as error:  # a rule of ours
+        return explain(row, "", error)
+    return _checked(row, text, value)
 
 
 def _checked(row: int, text: str, value: object) -> Record:

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.data.notices import Notice
+from finetune_trainer.prepare.quality.equality import count_distinct
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
 from finetune_trainer.prepare.quality.sample import Kept
+from finetune_trainer.prepare.quality.spill import Columns
 
 EXCERPTS = 3  # rows that show a finding
 EXCERPT_CHARACTERS = 160
@@ -63,7 +62,7 @@ class Split:
     seen: Observation
 
     @cached_property
-    def table(self) -> npt.NDArray[np.void]:
+    def table(self) -> Columns:
         """All rows with the fields of `observation.ROW`."""
         return self.seen.table()
 
@@ -75,7 +74,7 @@ class Split:
     @cached_property
     def distinct(self) -> int:
         """Rows that differ."""
-        return len(np.unique(self.table["content"]))
+        return count_distinct(self.table["content"])
 
     @property
     def rows(self) -> int:

@@ -110,7 +110,7 @@ def _longer(enough: int, context: Context) -> str:
 
 def outliers(split: Split) -> Iterator[Finding]:
     """Rows far longer than all others."""
-    full = split.table["full"].astype(np.int64)
+    full = split.table["full"]
     ordered = np.sort(full)
     border = max(OUTLIER * at(ordered, 50), 4 * at(ordered, 99))
     rows = np.flatnonzero(full > border)

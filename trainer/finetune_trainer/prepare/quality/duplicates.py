@@ -14,6 +14,7 @@ import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 
 from finetune_trainer.prepare.quality.context import EXCERPT_CHARACTERS, EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.equality import first_copies, found_in
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 from finetune_trainer.prepare.quality.sample import Kept
 
@@ -45,8 +46,7 @@ def equal_rows(split: Split) -> Iterator[Finding]:
     copies = split.rows - split.distinct
     if not copies:
         return
-    _, first, index = np.unique(split.table["content"], return_index=True, return_inverse=True)
-    shown = np.flatnonzero(first[index] != np.arange(split.rows))[:EXCERPTS].tolist()
+    shown = first_copies(split.table["content"], EXCERPTS)
     loud = copies >= EQUAL_ROWS and copies / split.rows >= EQUAL_SHARE
     yield split.finding(
         Severity.WARNING if loud else Severity.NOTE,
@@ -56,7 +56,7 @@ def equal_rows(split: Split) -> Iterator[Finding]:
         _EQUAL_RULE,
         copies,
         split.rows,
-        excerpts=tuple(split.excerpt(int(first[index[row]]), row) for row in shown),
+        excerpts=tuple(split.excerpt(first, row) for first, row in shown),
     )
 
 
@@ -65,7 +65,7 @@ def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
     field = (
         "given" if train.seen.labels or len(train.seen.numbers()) else "content"
     )  # with labels the text is what must be new
-    leaked = np.flatnonzero(np.isin(evaluation.table[field], train.table[field]))
+    leaked = found_in(evaluation.table[field], train.table[field])
     if not len(leaked):
         return
     share = len(leaked) / evaluation.rows

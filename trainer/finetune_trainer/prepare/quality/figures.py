@@ -39,12 +39,12 @@ def figures(
         languages: rows by language.
     """
     table = split.table
-    full = np.sort(table["full"].astype(np.int64))
-    tokens = table["tokens"].astype(np.int64)
+    full = np.sort(table["full"])
+    tokens = table["tokens"]
     return SplitQuality(
         rows=split.rows,
         distinct_rows=split.distinct,
-        tokens=int(tokens.sum()),
+        tokens=int(tokens.sum(dtype=np.int64)),
         trained_share=trained_share(split),
         truncated_rows=int(np.count_nonzero(table["full"] > table["tokens"])),
         length_for_99_percent=at(full, 99),

@@ -7,6 +7,7 @@ import numpy as np
 
 from finetune_trainer.prepare.quality.answers import answers_are_labels
 from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.equality import in_groups
 from finetune_trainer.prepare.quality.figures import labels
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
@@ -142,25 +143,27 @@ def conflicts(split: Split) -> Iterator[Finding]:
     target = "label" if split.seen.labels else "content"
     if target == "content" and not answers_are_labels(split):
         return
-    order = np.lexsort((split.table[target], split.table["given"]))
-    texts, own = split.table["given"][order], split.table[target][order]
-    starts = np.flatnonzero(np.concatenate([[True], texts[1:] != texts[:-1]]))
-    torn = np.flatnonzero(np.minimum.reduceat(own, starts) != np.maximum.reduceat(own, starts))
-    if not len(torn):
+    targets = split.table[target]
+    pairs: list[tuple[int, int]] = []  # two rows of one text that say different things
+    texts = rows = 0
+    for order, starts in in_groups(split.table["given"], targets):
+        own, ends = targets[order], np.append(starts[1:], len(order))
+        torn = np.flatnonzero(own[starts] != own[ends - 1])
+        texts += len(torn)
+        rows += int((ends[torn] - starts[torn]).sum())
+        pairs += [(int(order[starts[group]]), int(order[ends[group] - 1])) for group in torn[:EXCERPTS]]
+    if not texts:
         return
-    ends = np.append(starts[1:], len(order))
-    rows = int((ends[torn] - starts[torn]).sum())
-    shown = [_torn(split, int(order[starts[group]]), int(order[ends[group] - 1])) for group in torn[:EXCERPTS]]
     yield split.finding(
-        Severity.WARNING if len(torn) >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
+        Severity.WARNING if texts >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingLabels",
-        f"{counted(len(torn), 'text')} {'stands' if len(torn) == 1 else 'stand'} there with different labels "
+        f"{counted(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with different labels "
         f"({counted(rows, 'row')}, {percent(rows / split.rows)})",
         "decide on one label for each; no model can learn both",
         _CONFLICT_RULE,
         rows,
         split.rows,
-        excerpts=tuple(shown),
+        excerpts=tuple(_torn(split, *pair) for pair in pairs[:EXCERPTS]),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.quality.equality import in_groups
 from finetune_trainer.prepare.quality.figures import numbers
 from finetune_trainer.prepare.quality.report import Finding, Severity
 
@@ -36,18 +37,18 @@ def of_train(split: Split) -> Iterator[Finding]:
 
 def _conflicts(split: Split, deviation: float) -> Iterator[Finding]:
     own = split.seen.numbers()
-    order = np.lexsort((own, split.table["given"]))
-    texts, values = split.table["given"][order], own[order]
-    starts = np.flatnonzero(np.concatenate([[True], texts[1:] != texts[:-1]]))
-    ends = np.append(starts[1:], len(order))
-    torn = np.flatnonzero(values[ends - 1] - values[starts] > APART * deviation)
-    if not len(torn) or not deviation:
+    texts = rows = 0
+    for order, starts in in_groups(split.table["given"], own):
+        values, ends = own[order], np.append(starts[1:], len(order))
+        torn = np.flatnonzero(values[ends - 1] - values[starts] > APART * deviation)
+        texts += len(torn)
+        rows += int((ends[torn] - starts[torn]).sum())
+    if not texts or not deviation:
         return
-    rows = int((ends[torn] - starts[torn]).sum())
     yield split.finding(
-        Severity.WARNING if len(torn) >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
+        Severity.WARNING if texts >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingNumbers",
-        f"{counted(len(torn), 'text')} {'stands' if len(torn) == 1 else 'stand'} there with numbers that are far apart "
+        f"{counted(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with numbers that are far apart "
         f"({counted(rows, 'row')}, {percent(rows / split.rows)})",
         "decide on one number for each, or take their mean: that is all that can be learnt",
         "half a standard deviation apart; warning from 3 texts and 0.5 % of the rows",

@@ -1,12 +1,13 @@
 """What is counted of one split while its rows are tokenised: small, picklable, and the sum of its parts.
 
-About 40 bytes a row in arrays, and a sample of at most 20,000 rows. Nothing here depends on how rows were cut into
-chunks: only on their order.
+About 40 bytes a row, beyond a million rows on disk, and a sample of at most 20,000 rows. Nothing here depends on how
+rows were cut into chunks: only on their order.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +17,7 @@ from finetune_trainer.prepare.data.rows import Example
 from finetune_trainer.prepare.quality.fingerprints import SHOWN_CHARACTERS, digest, keys
 from finetune_trainer.prepare.quality.leftovers import Leftovers
 from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, Kept, Sample, limit_for
+from finetune_trainer.prepare.quality.spill import Columns, SpilledRows
 from finetune_trainer.prepare.quality.texts import Sides, sides
 from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
 
@@ -26,6 +28,7 @@ WITHOUT_BLANKS = re.compile(
     "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{5}"
 )  # more than a word
 
+NUMBER = np.dtype("<f4")
 ROW = np.dtype(
     [
         ("tokens", "<i4"),  # after the cut
@@ -59,6 +62,7 @@ class Observation:
         rows: good rows of the whole split, as far as known: a chunk then keeps only rows that the sample may want.
             The same for all parts of a split.
         file: the data file's name, for the report.
+        folder: for rows beyond those that memory holds; None = all stay in memory.
         labels: what rows say, by its first appearance: a label, or all labels of a row as one.
         members: the labels that each of them stands for.
         several: whether rows have lists of labels.
@@ -67,6 +71,7 @@ class Observation:
     unk_id: int | None = None
     rows: int = 0
     file: str = ""
+    folder: str | None = None
     labels: dict[str, int] = field(default_factory=dict)  # name -> index, in the order of first appearance
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     several: bool = False
@@ -75,11 +80,16 @@ class Observation:
     remarks: dict[tuple[RemarkCode, str], "Remarked"] = field(default_factory=dict)
     sample: Sample = field(init=False)
     files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
-    _parts: list[npt.NDArray[np.void]] = field(default_factory=list)
-    _numbers: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    _table: SpilledRows = field(init=False)
+    _numbers: SpilledRows = field(init=False)
 
     def __post_init__(self) -> None:
         self.sample = Sample(limit_for(self.rows, ROWS))
+        self._table = SpilledRows(ROW, self.folder)
+        self._numbers = SpilledRows(NUMBER, self.folder)
+
+    def __len__(self) -> int:
+        return len(self._table)
 
     def add(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
         """Look at some rows and their tokens; both have the same length and order."""
@@ -110,23 +120,24 @@ class Observation:
         self.leftovers.add(self.file, part["line"].tolist(), wholes, raw, [side.system for side in both])
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
-        self._parts.append(part)
+        self._table.append(part)
         numbers = [example.number for example in examples if example.number is not None and not example.names]
         if numbers:
-            self._numbers.append(np.array(numbers, np.float32))
+            self._numbers.append(np.array(numbers, NUMBER))
         self._count_file(self.file, len(examples))
 
     def merge(self, later: "Observation") -> None:
         """Take in what was counted of the rows that follow."""
         renumbered = np.array([self.labels.setdefault(name, len(self.labels)) for name in later.labels], np.int32)
-        for part in later._parts:
+        for part in later._table.parts:
             if len(renumbered):
                 part = part.copy()
                 part["label"] = np.where(part["label"] < 0, -1, renumbered[part["label"]])
-            self._parts.append(part)
+            self._table.append(part)
         self.members.update(later.members)
         self.several |= later.several
-        self._numbers += later._numbers
+        for numbers in later._numbers.parts:
+            self._numbers.append(numbers)
         for file, count in later.files:
             self._count_file(file, count)
         for about, other in later.remarks.items():
@@ -136,15 +147,31 @@ class Observation:
         self.unknown_characters.update(later.unknown_characters)
         self.sample.merge(later.sample)
 
-    def table(self) -> npt.NDArray[np.void]:
+    def table(self) -> Columns:
         """All rows, in order, with the fields of `ROW`."""
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        return self._parts[0] if self._parts else np.zeros(0, ROW)
+        rows: Columns = self._table.all()
+        return rows
 
     def numbers(self) -> npt.NDArray[np.float32]:
         """The number of each row, in order; none where numbers are not what is learnt."""
-        return np.concatenate(self._numbers) if self._numbers else np.zeros(0, np.float32)
+        numbers: npt.NDArray[np.float32] = self._numbers.all()
+        return numbers
+
+    def rows_since(self, row: int, number: int) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float32]]:
+        """What `table` and `numbers` hold from these places on."""
+        return self._table.since(row), self._numbers.since(number)
+
+    def without_rows(self, folder: str | None = None) -> "Observation":
+        """All but `table` and `numbers`: what is small, however many rows there are; what is added goes to `folder`."""
+        small = copy(self)
+        small.folder = folder
+        small._table, small._numbers = SpilledRows(ROW, folder), SpilledRows(NUMBER, folder)
+        return small
+
+    def take_rows(self, rows: npt.NDArray[np.void], numbers: npt.NDArray[np.float32]) -> None:
+        """Give back what `rows_since` gave, to an observation `without_rows`."""
+        self._table.append(rows)
+        self._numbers.append(numbers)
 
     def place(self, row: int) -> str:
         """`train.jsonl:214` of a row by its index."""

@@ -1,29 +1,56 @@
 """Prepared data sets that nobody has used for long are removed from storage; an index entry says when one was used.
 
-A data set goes manifest first, so that nobody finds half of one, and its index entries last, so that an interrupted
-removal is taken up again by the next job.
+One prepare stage a day looks for them, whichever comes first. A data set goes manifest first, so that nobody finds half
+of one, and its index entries last, so that an interrupted removal is taken up again by the next look.
 """
 
 import json
 import re
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import StorageError
-from finetune_trainer.storage import NotFoundError, ObjectStore, read_manifest
+from finetune_trainer.storage import ChangedError, NotFoundError, ObjectStore, read_manifest
 
 KEPT_DAYS = 90
+REST = timedelta(days=1)  # between two looks, over all jobs of a storage
+MOST = 100  # data sets that one look removes: a job does not wait long for another's rubbish
+LOOKED = "datasets/looked.json"  # when the last look began
 ROOT = "datasets/"
 INDEX = f"{ROOT}index/"
 ADDRESS = re.compile(r"[0-9a-f]{64}")
 
 
-def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS) -> list[str]:
+def expire_daily(store: ObjectStore, now: datetime) -> list[str]:
+    """Look for old data sets, unless somebody has done so within a day; of stages that race for it one looks.
+
+    Args, returns and raises: as of `expire`.
+    """
+    there = store.head(LOOKED)
+    if there is not None and now - _looked(store) < REST:
+        return []
+    try:
+        store.swap(LOOKED, json.dumps({"at": now.isoformat()}).encode(), there.etag if there else None)
+    except ChangedError:  # another stage was first
+        return []
+    return expire(store, now)
+
+
+def _looked(store: ObjectStore) -> datetime:
+    try:
+        return datetime.fromisoformat(json.loads(store.get(LOOKED))["at"])
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        return datetime.min.replace(tzinfo=UTC)
+
+
+def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS, most: int = MOST) -> list[str]:
     """Remove data sets that were neither made nor reused for so many days.
 
     Args:
         now: with a time zone.
+        most: data sets to remove; the next look takes the others.
 
     Returns:
         The addresses (sha256) of those removed.
@@ -45,13 +72,14 @@ def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS) -> list[s
     old = now - timedelta(days=days)
     # an entry that is young enough spares a look at the manifest
     doubtful = [address for address in files if address not in used or used[address] < old]
-    expired = [address for address in doubtful if _last_use(store, address, used) < old]
-    for address in expired:
+    expired = (address for address in doubtful if _last_use(store, address, used) < old)
+    removed = list(islice(expired, most))
+    for address in removed:
         manifest = dataset_prefix(address) + File.MANIFEST
         store.delete([manifest])
         store.delete(key for key in files[address] if key != manifest)
         store.delete(leads[address])
-    return expired
+    return removed
 
 
 def _lead(store: ObjectStore, key: str) -> tuple[str, datetime]:

@@ -1,6 +1,7 @@
 """Examples to token ids in Arrow files, by all cores: each process parses, encodes and observes a part of a file.
 
 The parent only writes and hashes. Nothing depends on how many processes there are, nor on how files are cut into parts.
+After each shard all that an interrupted call needs to go on is given to a keeper (`keeping`).
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ from finetune_trainer.prepare.pool import map_in_order
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder
+from finetune_trainer.prepare.tokens.keeping import Keeper, LocalShards, Progress
 from finetune_trainer.prepare.tokens.rows import TokenRows
-from finetune_trainer.prepare.tokens.writer import SplitWriter
+from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
+from finetune_trainer.shards import Shards
 
 BATCH = 500  # examples per call of the tokenizer
 VERSION = 4  # of all that turns examples to tokens: part of every address and index
@@ -42,7 +45,7 @@ VERSION = 4  # of all that turns examples to tokens: part of every address and i
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A folder with train.arrow, eval.arrow, labels.json and chat_template.jinja, and what is in it.
+    """A folder with the shards, unless a keeper has taken them, shards.json, labels.json and chat_template.jinja.
 
     Attributes:
         observations: what was seen of each split, for its report.
@@ -77,49 +80,73 @@ def tokenize(
     folder: Path,
     processes: int | None = None,
     report: Callable[[str], None] = lambda line: None,
+    keeper: Keeper | None = None,
 ) -> Tokenized:
     """Write a data set's Arrow files.
 
     Args:
         processes: how many tokenise; None = as many as the data is worth.
         report: called with a line as the work goes on.
+        keeper: takes the shards and knows what an interrupted call has done; None = the shards stay in the folder.
 
     Raises:
         DataError: rows in which nothing is left to learn after the cut, or that the chat template refuses.
         ModelError: the tokenizer gives ids that the model has no embedding for.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    keeper = keeper or LocalShards()
     count = processes_for(data.bytes) if processes is None else processes
     classes = Classes(data.problem_type, data.labels) if data.problem_type else None
-    splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
     sizes = _sizes(data)
-    observed = {split: Observation(encoder.unk_id, sizes[split]) for split in splits}
-    pack_length = encoder.limit if spec.packing else None
+    begun = keeper.begun() or _nothing_done(data, encoder, sizes, folder)
+    observed = begun.observed
+    for source, tally in zip(data.sources, begun.tallies, strict=True):
+        source.tally = tally
     work = _Work(encoder, classes, sizes, alone=count == 1)
-    top = 0
     with ExitStack() as files:
         writers = {
             split: files.enter_context(
-                SplitWriter(folder / f"{split}.arrow", task, pack_length, kind=data.problem_type)
+                SplitWriter(
+                    folder,
+                    split,
+                    task,
+                    encoder.limit if spec.packing else None,
+                    kind=data.problem_type,
+                    added=partial(keeper.added, split),
+                    finished=partial(keeper.finished, split),
+                    written=begun.written[split],
+                )
             )
-            for split in splits
+            for split in begun.written
         }
-        progress = _Progress(report, data.good)
-        for done in map_in_order(work, data.portions(), count):
+        for split, parts in begun.pending.items():
+            for rows in parts:
+                writers[split].add(rows)
+        top, portions = begun.top, begun.portions
+        watch = _Watch.of(report, data.good, begun)
+        for done in map_in_order(work, islice(data.portions(), portions, None), count):
+            shards = sum(len(writer.written.shards) for writer in writers.values())
             for fault in done.faults:
                 data.add_fault(done.source, done.file, fault)
             for split, rows in done.rows.items():
                 writers[split].add(rows)
                 observed[split].merge(done.observed[split])
             top = max(top, done.top)
-            progress.add(done)
+            portions += 1
+            watch.add(done)
+            written = {split: writer.written for split, writer in writers.items()}
+            if sum(len(one.shards) for one in written.values()) > shards:
+                keeper.keep(Progress(portions, written, {}, observed, data.tallies(), top))
     if problems := data.problems():
         raise DataError(problems)
     if encoder.embeddings is not None and top >= encoder.embeddings:
         raise ModelError(_mismatch(top, encoder.embeddings))
-    facts = {split: writer.facts for split, writer in writers.items()}
+    facts = {split: writer.written.facts for split, writer in writers.items()}
     if missing := [split for split, found in facts.items() if not found.rows]:
         raise DataError(_nothing_left(spec, missing[0]))
+    of_split = {str(split): writer.written.shards for split, writer in writers.items()}
+    consists_of = Shards.model_validate({"packed": bool(spec.packing), **of_split})
+    (folder / File.SHARDS).write_text(consists_of.to_json(), "utf-8")
     if data.labels:
         (folder / File.LABELS).write_text(json.dumps(data.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
     if encoder.template is not None:
@@ -131,9 +158,21 @@ def tokenize(
     if encoder.extended is not None:
         address.update(f"tokenizer:{_keep_tokenizer(encoder.extended, folder)}".encode())
     for split, writer in writers.items():
-        address.update(f"{split}:{writer.digest}".encode())
+        address.update(f"{split}:{writer.written.digest}".encode())
     found = _facts(address.hexdigest(), facts, data).model_copy(update={"ends": encoder.ends})
     return Tokenized(folder, found, observed, encoder.notes, data.notices)
+
+
+def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int], folder: Path) -> Progress:
+    splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
+    return Progress(
+        portions=0,
+        written={split: Written() for split in splits},
+        pending={},
+        observed={split: Observation(encoder.unk_id, sizes[split], folder=str(folder)) for split in splits},
+        tallies=data.tallies(),
+        top=0,
+    )
 
 
 def _keep_tokenizer(extended: Path, folder: Path) -> str:
@@ -281,13 +320,25 @@ class _Kept:
 
 
 @dataclass
-class _Progress:
+class _Watch:
     """Says how far it is, at each tenth."""
 
     report: Callable[[str], None]
     good: int
-    seen: int = 0
-    tokens: int = 0
+    seen: int
+    tokens: int
+
+    @classmethod
+    def of(cls, report: Callable[[str], None], good: int, begun: Progress) -> "_Watch":
+        """With what an earlier call has done, which is said."""
+        pending = [rows for parts in begun.pending.values() for rows in parts]
+        facts = [one.facts for one in begun.written.values()]
+        seen = sum(one.examples for one in facts) + sum(len(rows) for rows in pending)
+        tokens = sum(one.tokens for one in facts) + sum(rows.tokens for rows in pending)
+        if begun.portions:
+            shards = sum(len(one.shards) for one in begun.written.values())
+            report(f"dataset: going on after {shards} files and {tokens / 1e6:.1f} million tokens")
+        return cls(report, good, seen, tokens)
 
     def add(self, done: _Done) -> None:
         before = 10 * self.seen // max(self.good, 1)

@@ -21,12 +21,18 @@ def items_of(plan: Plan, rows: ArrowRows, masking: Masking | None) -> Callable[[
         case Task.CLASSIFICATION:
             return lambda row: 1
         case Task.SEQ2SEQ:
-            return lambda row: trained_targets(rows.value("labels", row))
+            return _indexed(rows) or (lambda row: trained_targets(rows.value("labels", row)))
         case Task.MASKED_LM:
             assert masking is not None
             return lambda row: masking.count(int(rows.lengths[row]))
         case Task.CAUSAL_LM:
-            return lambda row: trained_following(rows, row)
+            return _indexed(rows) or (lambda row: trained_following(rows, row))
+
+
+def _indexed(rows: ArrowRows) -> Callable[[int], int] | None:
+    """From the index: without a look at rows, which another rank trains."""
+    items = rows.items
+    return None if items is None else lambda row: int(items[row])
 
 
 def trained_targets(labels: np.ndarray) -> int:

@@ -25,7 +25,7 @@ def diverged(step: int, loss: float, norm: float, rows: Sequence[int], guilty: S
         step: the step whose numbers are none, counted from 1.
         loss: mean loss of the step.
         norm: norm of its gradient, before clipping.
-        rows: of train.arrow, in the step's global batch.
+        rows: of the prepared data, in the step's global batch.
         guilty: those whose loss alone is no number.
     """
     what = f"the loss became {loss}" if not math.isfinite(loss) else f"the norm of the gradient became {norm}"
@@ -33,7 +33,7 @@ def diverged(step: int, loss: float, norm: float, rows: Sequence[int], guilty: S
     if len(guilty) == len(rows):
         alone = "; every row of the batch has such a loss: the weights are spoilt"
     elif guilty:
-        alone = f"; alone, {_named(guilty)} of train.arrow gives it, the others of the batch do not"
+        alone = f"; alone, {_named(guilty)} of the prepared data gives it, the others of the batch do not"
     cure = "lower learning_rate, add warmup_steps, or look at the rows of that batch"
     if guilty and len(guilty) < len(rows):
         cure = f"look at {_named(guilty)} of the prepared data: its tokens, or the model's weights for them"
@@ -41,7 +41,7 @@ def diverged(step: int, loss: float, norm: float, rows: Sequence[int], guilty: S
         Problem(
             code="Diverged",
             field="spec.training.learning_rate",
-            message=f"{what} at step {step}{alone}; in the batch: {_named(rows)} of train.arrow",
+            message=f"{what} at step {step}{alone}; in the batch: {_named(rows)} of the prepared data",
             cure=cure,
         ),
         FailureCategory.DIVERGED,
