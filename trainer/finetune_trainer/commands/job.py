@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from finetune_api.job_file import JobFile, override
 from finetune_api.v1alpha1 import FineTuneJob
@@ -27,7 +28,8 @@ def load(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
     for one, before in zip(file.overrides, file.before, strict=True):
         was = "" if before is None else f" (the file has {_shown(before)})"
         screen.says("set", f"{_short(one)} = {_shown(one.value)}{was}")
-    job, read_here = with_local_paths(file.job(), options.job.parent)
+    folder = Path() if options.job == "-" else Path(options.job).parent
+    job, read_here = with_local_paths(file.job(), folder)
     for note in (*file.notes, *notes(job), *read_here):
         screen.says("note", note)
     return job
