@@ -1,14 +1,18 @@
 """Plain paths of a job file: from its folder, from the user's home; and what may be a name on the hub."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.data_names import is_hub_name
 from finetune_trainer import cli
+from finetune_trainer.commands.job import load
 from finetune_trainer.paths import with_local_paths
+from finetune_trainer.terminal import Screen
 
 JOB = {
     "apiVersion": "finetune.dev/v1alpha1",
@@ -60,7 +64,8 @@ def test_the_command_line_reads_paths_so(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "team" / "rows").mkdir(parents=True)
     path = tmp_path / "job.yaml"
     path.write_text(json.dumps({**JOB, "spec": {**JOB["spec"], "dataset": {"train": "x.csv", "eval": "team/rows"}}}))  # type: ignore[dict-item]
-    job = cli.load(cli.parser().parse_args(["validate", str(path)]))
+    screen = Screen(Console(file=sys.stderr))
+    job = load(cli.parser().parse_args(["validate", str(path)]), screen)
     assert job.spec.dataset.train == f"file://{tmp_path}/x.csv"
     assert job.spec.dataset.eval == f"file://{tmp_path}/team/rows"
     assert "the data set of the hub is hf://datasets/team/rows" in " ".join(capsys.readouterr().err.split())
