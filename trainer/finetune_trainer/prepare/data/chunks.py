@@ -6,7 +6,7 @@ gets it. Only where nothing but a parser can tell where a record ends, the part 
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from finetune_api.errors import DataError
@@ -15,7 +15,7 @@ from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Docume
 from finetune_trainer.prepare.data.jsonarray import parse_element, read_array
 from finetune_trainer.prepare.data.jsonl import parse_line
 from finetune_trainer.prepare.data.lines import PIECE, Piece, pieces, too_long
-from finetune_trainer.prepare.data.records import Rest, in_parts, parser, parts
+from finetune_trainer.prepare.data.records import Rest, in_parts, parse, parts
 from finetune_trainer.prepare.data.streams import Reader, StreamError, opened
 from finetune_trainer.prepare.data.text import parse_document
 
@@ -203,8 +203,8 @@ def _elements(file: DataFile, reader: Reader) -> Iterator[ArrayChunk]:
 def _parsed(file: DataFile, reader: Reader, lines_before: int) -> Iterator[ParsedChunk]:
     gathered: list[Record] = []
     started = end = 0
-    for record, size, end in parser(file)(file, reader):
-        gathered.append(replace(record, line=record.line + lines_before))
+    for record, size, end in parse(file, reader, lines_before):
+        gathered.append(record)
         if size - started >= PIECE or len(gathered) >= READY_RECORDS:
             yield ParsedChunk(file, tuple(gathered), end)
             gathered.clear()

@@ -24,7 +24,8 @@ class _Feed:
 
     def __init__(self, reader: Reader) -> None:
         self._lines = lines(reader)
-        self.number = 0  # of the line that was given out last
+        self._read = 0
+        self.shift = 0  # lines of the file that are not given out
         self.size = 0  # bytes of the lines given out
         self.end = 0
         self.record: list[str] = []  # the lines given out since it was emptied
@@ -32,8 +33,13 @@ class _Feed:
     def __iter__(self) -> Iterator[str]:
         return self
 
+    @property
+    def number(self) -> int:
+        """Number of the line that was given out last."""
+        return self._read + self.shift
+
     def __next__(self) -> str:
-        self.number, raw, self.end = next(self._lines)
+        self._read, raw, self.end = next(self._lines)
         if raw is None:
             raise _TooLongError
         self.size += len(raw)
@@ -43,8 +49,11 @@ class _Feed:
         return line
 
 
-def read_csv(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]]:
+def read_csv(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
     """(record, bytes of plain data so far, bytes of the file so far) of every record.
+
+    Args:
+        shift: lines of the file between its header and what follows it here.
 
     Raises:
         DataError: the header is wrong.
@@ -76,6 +85,7 @@ def read_csv(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]
             continue
         if header is None:
             header = _header(file, line, fields)
+            feed.shift = shift
             seen = [_Values() for _ in header]
             continue
         if len(feed.record) > 1 and _are_rows(feed.record, file.separator, seen):

@@ -7,7 +7,7 @@ be held), what follows is parsed here, in order.
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -18,9 +18,6 @@ from finetune_trainer.prepare.data.streams import Compression, Reader
 from finetune_trainer.prepare.data.text import read_documents
 
 BETWEEN_PARAGRAPHS = re.compile(rb"\n[ \t\r\f\v]*\n")
-
-
-Parser = Callable[[DataFile, Reader], Iterator[tuple[Record, int, int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +44,21 @@ class RecordsChunk:
         """Parse them, as if the lines before were there."""
         reader = Reader(io.BytesIO(self.head + self.data), Compression.NONE)
         shift = self.first - 1 - self.head.count(b"\n")
-        for record, _, _ in parser(self.file)(self.file, reader):
-            yield replace(record, line=record.line + shift)
+        for record, _, _ in parse(self.file, reader, shift):
+            yield record
 
 
-def parser(file: DataFile) -> Parser:
-    """The function that reads its records."""
-    return read_documents if file.format is Format.TEXT else read_csv
+def parse(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
+    """(record, bytes of plain data so far, bytes of the file so far) of every record.
+
+    Args:
+        shift: lines of the file that are left out here, behind what it begins with.
+    """
+    if file.format is not Format.TEXT:
+        yield from read_csv(file, reader, shift)
+        return
+    for record, size, end in read_documents(file, reader):
+        yield replace(record, line=record.line + shift), size, end
 
 
 def in_parts(file: DataFile) -> bool:
@@ -141,7 +146,7 @@ def _paragraphs(data: bytes) -> int:
 def _rows(file: DataFile, data: bytes) -> int | None:
     """Where the last row that is whole ends; 0 if none is; None where quotes are not used as quotes."""
     whole = data.rfind(b"\n") + 1
-    if b'"' not in data:
+    if not file.quotes or b'"' not in data:
         return whole
     lines = data[:whole].split(b"\n")[:-1]
     read = 0
