@@ -10,6 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def _is_empty(value: tuple[object, ...]) -> bool:
+    """Operators up to 0.1.0 refuse a result with a field that they do not know: it is left out while it says nothing."""
+    return not value
+
+
 class Message(BaseModel):
     """The base of everything sent or stored."""
 
@@ -130,7 +135,7 @@ class DatasetFacts(Message):
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
     skipped_rows: int = 0
-    ends: tuple[int, ...] = ()
+    ends: tuple[int, ...] = Field(default=(), exclude_if=_is_empty)
 
 
 class Choice(Message):
@@ -297,7 +302,7 @@ class Artifact(Message):
     uri: str
     step: int
     metrics: dict[str, float] = Field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = Field(default=(), exclude_if=_is_empty)
 
 
 # ---------------------------------------------------------------- stored files

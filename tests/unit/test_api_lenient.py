@@ -1,10 +1,12 @@
 """What another version has stored is read as far as this one can."""
 
+import json
 from typing import Any
 
 import pytest
 
 from finetune_api.lenient import read
+from finetune_api.messages import Artifact
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJobStatus
 
@@ -70,3 +72,11 @@ def test_what_is_too_long_or_no_number_is_cut_and_never_refused() -> None:
     assert (status.failure.code, len(status.failure.message)) == ("HTTP403", 4096)
     assert status.failure.log_tail
     assert status.failure.log_tail.endswith("z")
+
+
+def test_a_result_says_nothing_that_an_older_operator_would_refuse() -> None:
+    """Operators up to 0.1.0 forbid fields that they do not know."""
+    artifact = Artifact(kind="adapter", uri="s3://b/a", step=1)
+    assert json.loads(artifact.to_json()).keys() == {"kind", "uri", "step", "metrics"}
+    told = artifact.model_copy(update={"warnings": ("a skew",)})
+    assert Artifact.model_validate_json(told.to_json()) == told

@@ -133,7 +133,7 @@ def prepare(
     result = StageResult(
         stage=Stage.PREPARE,
         succeeded=True,
-        dataset=chosen.dataset,
+        dataset=chosen.dataset.model_copy(update={"ends": ()}),  # of use to workers only, which read the plan
         plan=summary(chosen),
         warnings=warnings,
         note="; ".join(notes),
