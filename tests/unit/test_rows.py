@@ -143,6 +143,25 @@ CHATS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         {"messages": [turn("human", "q"), turn("gpt", "a")]},
         [said("user", "q"), said("assistant", "a")],
     ),
+    "calls of ShareGPT: hiyouga/LLaMA-Factory, NVIDIA-NeMo/Automodel#2375": (
+        {
+            "conversations": [
+                turn("human", "q"),
+                turn("function_call", '{"name": "f", "arguments": {"a": 1}}'),
+                turn("observation", "3"),
+                turn("gpt", "a"),
+            ]
+        },
+        [
+            said("user", "q"),
+            {
+                "role": "assistant",
+                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}],
+            },
+            said("tool", "3"),
+            said("assistant", "a"),
+        ],
+    ),
     "roles in a column called conversations": (
         {"conversations": [said("user", "q"), said("assistant", "a")]},
         [said("user", "q"), said("assistant", "a")],

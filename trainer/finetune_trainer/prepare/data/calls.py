@@ -28,6 +28,17 @@ def tool_calls(where: str, value: Any) -> list[dict[str, Any]]:
     return [_call(f"{where}[{index}]", call) for index, call in enumerate(value)]
 
 
+def calls_as_text(where: str, text: str) -> list[Any]:
+    """The calls that a text holds as JSON: one, or a list of them; `tool_calls` checks them.
+
+    Raises:
+        Wrong: it is no JSON.
+    """
+    value = _parsed(where, text, "a call such as {name, arguments}")
+    calls = value if isinstance(value, list) else [value]
+    return [{"type": "function", "function": call} if isinstance(call, dict) else call for call in calls]
+
+
 def _call(where: str, call: Any) -> dict[str, Any]:
     if not isinstance(call, dict):
         raise Wrong(Code.INVALID_MESSAGE, f"{where} is {json_type(call)}; a tool call is an object")

@@ -6,7 +6,7 @@ One message is `role`, `content` and whatever else a chat template may read; a m
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from finetune_trainer.prepare.data.calls import tool_calls, tools_of
+from finetune_trainer.prepare.data.calls import calls_as_text, tool_calls, tools_of
 from finetune_trainer.prepare.data.formats import Code, json_type
 from finetune_trainer.prepare.data.wrong import Wrong
 
@@ -30,6 +30,7 @@ SHAREGPT = {
     "tool": "tool",
     "observation": "tool",
 }
+CALL = "function_call"  # LLaMA-Factory's speaker of a tool call, which is the value as JSON text
 NEAR = {**SHAREGPT, "bot": "assistant", "ai": "assistant", "prompter": "user", "customer": "user", "agent": "assistant"}
 
 
@@ -89,6 +90,8 @@ def _message(where: str, item: Any) -> Message:
     if role_key not in message:
         keys = ", ".join(map(repr, message)) or "nothing"
         raise Wrong(Code.INVALID_MESSAGE, f"{where} has no 'role' (and no 'from'), but {keys}")
+    if sharegpt and str(message["from"]).strip().lower() == CALL and isinstance(message.get("value"), str):
+        message |= {"from": "assistant", "value": "", "tool_calls": calls_as_text(f"{where}.value", message["value"])}
     role = _role(f"{where}.{role_key}", message.pop(role_key), sharegpt)
     content = message.pop(text_key, None)
     calls = tool_calls(f"{where}.tool_calls", message.pop("tool_calls", []))
