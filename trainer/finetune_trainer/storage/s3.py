@@ -22,6 +22,7 @@ from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import FileEntry
 from finetune_trainer.storage.base import (
     HASH_BLOCK,
+    CorruptedError,
     NotFoundError,
     ObjectInfo,
     already_exists,
@@ -316,6 +317,10 @@ class S3Store:
             if isinstance(error, kind):
                 return StorageError(storage_problem(code, message.format(endpoint=endpoint, error=error), cure))
         reason = " ".join(str(error).split())
+        if isinstance(error, (botocore_errors.FlexibleChecksumError, botocore_errors.ChecksumError)):
+            # the client compares what it reads with what was uploaded: such an answer comes again at every try
+            message = f"{key} below {self.uri} is not what was uploaded: {reason}"
+            return CorruptedError(storage_problem("Corrupted", message, "delete it, and make it again"))
         return StorageError(
             storage_problem("StorageFailed", f"{key} below {self.uri}: {reason}", f"check the connection to {endpoint}")
         )
