@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,13 @@ def test_a_set_without_evaluation_is_told_so() -> None:
 def test_few_rows_for_full_tuning_are_a_note() -> None:
     report = reported(pairs(200), pairs(EVAL, 2), method=MethodType.FULL)
     assert [finding.code for finding in report.findings] == ["FewRowsForFull"]
+
+
+def test_a_long_document_counts_as_the_sequences_that_it_becomes() -> None:
+    books = [Example(line, " ".join(row.text for row in pairs(400, line))) for line in range(1, 5)]
+    whole = partial(encode, limit=10**6)
+    assert "FewRows" not in [finding.code for finding in reported(books, how=whole, limit=100).findings]
+    assert "FewRows" in [finding.code for finding in reported(books, how=whole, limit=10**6).findings]
 
 
 def test_one_word_answers_are_meant_where_most_are() -> None:

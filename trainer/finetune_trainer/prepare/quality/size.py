@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.quality.context import Context, Split
 from finetune_trainer.prepare.quality.report import Finding, Severity
@@ -15,8 +17,8 @@ ENOUGH_EVAL = 100
 
 
 def of_train(split: Split, context: Context) -> Iterator[Finding]:
-    """Enough rows for the method."""
-    rows = split.rows
+    """Enough rows for the method; a document that became several sequences counts as so many."""
+    rows = _sequences(split, context)
     if rows < ENOUGH_TO_SHOW:
         least = FEWEST if rows < FEWEST else ENOUGH_TO_SHOW
         yield split.finding(
@@ -38,6 +40,11 @@ def of_train(split: Split, context: Context) -> Iterator[Finding]:
             rows,
             rows,
         )
+
+
+def _sequences(split: Split, context: Context) -> int:
+    tokens = split.table["tokens"].astype(np.int64)
+    return int(np.maximum(1, -(-tokens // max(1, context.max_length))).sum())
 
 
 def of_evaluation(train: Split, evaluation: Split | None) -> Iterator[Finding]:
