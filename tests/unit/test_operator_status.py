@@ -247,8 +247,6 @@ def test_the_story_is_told_in_events() -> None:
         world(*prepared_children(), *gang(), polled=polled(20, recoveries=[recovery])),
         world(*prepared_children(), stage_job(TRAIN, 1, "Complete")),
         EVERYTHING_DONE,
-        EXPORT,
-        EXPORTED,
     ):
         decision = decided(replace(seen, status=status))
         told += [(one.warning, one.reason) for one in decision.milestones]
