@@ -126,5 +126,5 @@ def test_a_terminal_shows_findings_and_cures(sick: QualityReport) -> None:
     console = Console(width=160, file=StringIO(), record=True)
     console.print(table(sick))
     shown = console.export_text()
-    assert "ConflictingLabels" not in shown  # codes are for programs
+    assert "ConflictingLabels" in shown  # docs/data-quality.md explains each code
     assert "decide on one label for each" in shown
