@@ -31,6 +31,7 @@ class Label(StrEnum):
     ATTEMPT = "finetune.dev/attempt"
 
 
+PROGRESS_HEADER = {"Finetune-Progress": "2"}  # of who asks for /progress: it skips fields that it does not know
 MANAGER = "finetune-operator"  # value of Label.MANAGED_BY, and the field manager of every write
 PROGRESS_TOKEN_ANNOTATION = "finetune.dev/progress-token"  # on train Jobs whose agents know `progress_token`
 JOB_ANNOTATION = "finetune.dev/job"  # the FineTuneJob as this stage sees it; mounted as a file by the downward API

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def _is_empty(value: tuple[object, ...]) -> bool:
-    """Operators up to 0.1.0 refuse a result with a field that they do not know: it is left out while it says nothing."""
+    """Operators before 0.1.0 refuse a result with a field that they do not know: it is left out while it is empty."""
     return not value
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_api.beats import Progress
+from finetune_api.contract import PROGRESS_HEADER
 from finetune_api.lenient import read
 
 SECONDS = 4.0  # from the connection to the last byte
@@ -67,6 +68,7 @@ async def _exchange(host: str, port: int, bearer: str) -> bytes:
             "GET /progress HTTP/1.1",
             f"Host: {authority}",
             f"Authorization: Bearer {bearer}",
+            *(f"{name}: {value}" for name, value in PROGRESS_HEADER.items()),
             "Accept: application/json",
             "Accept-Encoding: identity",
             "Connection: close",

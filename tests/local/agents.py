@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_api.beats import GenerationRecord, Progress
-from finetune_api.contract import Env, File, dataset_prefix, model_prefix, run_prefix
+from finetune_api.contract import PROGRESS_HEADER, Env, File, dataset_prefix, model_prefix, run_prefix
 from finetune_api.messages import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import find_checkpoints
@@ -135,7 +135,9 @@ class Agents:
         try:
             raw = self.store.get(self.prefix + File.GENERATION)
             leader = GenerationRecord.model_validate_json(raw).leader
-            request = urllib.request.Request(f"http://{leader}/progress", headers={"Authorization": f"Bearer {TOKEN}"})
+            request = urllib.request.Request(
+                f"http://{leader}/progress", headers={"Authorization": f"Bearer {TOKEN}", **PROGRESS_HEADER}
+            )
             with urllib.request.urlopen(request, timeout=2) as answer:
                 return Progress.model_validate_json(answer.read())
         except (NotFoundError, OSError):

@@ -3,12 +3,13 @@
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress, RecoveryTotals
-from finetune_api.contract import progress_token
+from finetune_api.contract import PROGRESS_HEADER, progress_token
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import server as server_module
 from finetune_trainer.agent.leader import Leader
@@ -92,6 +93,37 @@ def leading(folder: Path) -> AgentServer:
     server = AgentServer(GANG, lambda: True, "2")
     server.lead(Leader(plan, store, store, "run/", "a:1", "l", Limits()))
     return server
+
+
+@pytest.mark.parametrize("headers", [{}, PROGRESS_HEADER], ids=["an earlier operator", "this operator"])
+def test_new_fields_are_shown_to_those_who_skip_what_they_do_not_know(
+    headers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = "2026-01-01T00:00:00+00:00"
+    progress = Progress(
+        phase="train",
+        generation=3,
+        checkpoints=(CheckpointFacts(step=4, generation=2, saved=saved, size_bytes=1),),
+        outage=Outage(since=saved, message="cannot connect"),
+    )
+
+    async def test() -> dict[str, Any]:
+        server = leading(tmp_path)
+        assert server._leader is not None
+        monkeypatch.setattr(server._leader, "progress", lambda: progress)
+        port = await server.listen("127.0.0.1", 0)
+        try:
+            async with (
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {READS}", **headers}) as session,
+                session.get(f"http://127.0.0.1:{port}/progress") as answer,
+            ):
+                shown: dict[str, Any] = await answer.json()
+                return shown
+        finally:
+            await server.close()
+
+    shown = asyncio.run(test())
+    assert ("outage" in shown, "generation" in shown["checkpoints"][0]) == (bool(headers), bool(headers))
 
 
 def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> None:

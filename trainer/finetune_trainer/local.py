@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from finetune_api.beats import GenerationRecord, Progress
-from finetune_api.contract import Env, ExitCode, File, run_prefix
+from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Plan, Stage
 from finetune_api.v1alpha1 import FineTuneJob
@@ -244,7 +244,7 @@ class LocalStages:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, StorageError, ValueError):
                     raw = await asyncio.to_thread(self._local.store.get, self._prefix + File.GENERATION)
                     leader = GenerationRecord.model_validate_json(raw).leader
-                    async with session.get(f"http://{leader}/progress") as answer:
+                    async with session.get(f"http://{leader}/progress", headers=PROGRESS_HEADER) as answer:
                         if answer.ok:
                             self._screen.shows(Progress.model_validate_json(await answer.text()))
                 await asyncio.sleep(POLL_SECONDS)
