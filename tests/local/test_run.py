@@ -161,9 +161,9 @@ def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reporte
 ) -> None:
     source = random.Random(3)
     with (tmp_path / "train.jsonl").open("w") as file:
-        for _ in range(120):
+        for row in range(120):  # each another one: copies would be held out together
             word = source.choice(["great", "poor", "invoice"])
-            file.write(json.dumps({"prompt": f"The word is {word}.", "completion": f" Yes, {word}!"}) + "\n")
+            file.write(json.dumps({"prompt": f"{row}: the word is {word}.", "completion": f" Yes, {word}!"}) + "\n")
     spec = {
         "model": {"uri": f"file://{llama}"},
         "dataset": {"train": f"file://{tmp_path / 'train.jsonl'}", "eval": {"split": 0.2}},
