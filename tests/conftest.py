@@ -1,6 +1,12 @@
 """Which tests are the quick ones of `make test-fast`: those without processes, and a smoke test of each other tier."""
 
+import signal
+
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell that starts the tests in the background ignores Ctrl-C for them and for all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMOKE = (
     "tests/unit/",
