@@ -16,7 +16,7 @@ from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import Committed, find_checkpoints
-from finetune_trainer.evaluations import told
+from finetune_trainer.evaluations import Told, told
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.ending import ANSWERING, end_answers
 from finetune_trainer.export.layout import (
@@ -67,6 +67,7 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
     while True:
         best = pick(candidates, plan.best_metric, plan.greater_is_better)
         info, reason = best.info, _reason(plan, best.info)
+        evaluation = told(store, run, info.step)
         if _made_from(store, prefix) == best.id:
             note = f"the {layout.kind} of step {info.step} was there already"
             break
@@ -80,7 +81,7 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
             broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
             report(broken.removeprefix("; "))
             continue
-        _complete(plan, store, run, best, folder)
+        _complete(plan, store, best, evaluation, folder)
         _clear(store, prefix)
         made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
         upload_tree(store, folder, prefix, "artifact", {"kind": layout.kind, **made_from})
@@ -91,17 +92,12 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         uri=f"{store.uri}/{prefix}".rstrip("/"),
         step=info.step,
         metrics=info.metrics,
-        warnings=_warnings(store, run, info.step),
+        warnings=evaluation.record.warnings[:MOST_WARNINGS] if evaluation.record else (),
     )
     for warning in artifact.warnings:
         report(f"warning: {warning}")
     report(f"{layout.kind}: {artifact.uri}")
     return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
-
-
-def _warnings(store: ObjectStore, run: str, step: int) -> tuple[str, ...]:
-    record = told(store, run, step).record
-    return record.warnings[:MOST_WARNINGS] if record else ()
 
 
 def _scored(
@@ -137,7 +133,7 @@ def _fetch(store: ObjectStore, best: Committed, layout: Layout, folder: Path) ->
     download_files(store, share, [entries[name] for name in layout.chosen(list(entries))], folder)
 
 
-def _complete(plan: Plan, store: ObjectStore, run: str, best: Committed, folder: Path) -> None:
+def _complete(plan: Plan, store: ObjectStore, best: Committed, evaluation: Told, folder: Path) -> None:
     """Adds what a user needs beside the weights."""
     info = best.info
     download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
@@ -147,7 +143,7 @@ def _complete(plan: Plan, store: ObjectStore, run: str, best: Committed, folder:
     mend(folder, plan, base)
     end_answers(folder, plan, parse_json(CONFIG, store.get(f"{plan.model.prefix}{CONFIG}")))
     chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
-    text = card(plan, base, info.step, info.metrics, installed_versions(), told(store, run, info.step), chat=chat)
+    text = card(plan, base, info.step, info.metrics, installed_versions(), evaluation, chat=chat)
     (folder / CARD).write_text(text, "utf-8")
 
 

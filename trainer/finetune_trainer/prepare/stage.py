@@ -17,6 +17,7 @@ from finetune_api.errors import DataError, FineTuneError, Problem
 from finetune_api.messages import DatasetFacts, Plan, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.model_files import CONFIG, parse_json
 from finetune_trainer.prepare.adapters import mirror_adapter
 from finetune_trainer.prepare.checked import CheckKeeper
 from finetune_trainer.prepare.data.dataset import check
@@ -205,6 +206,7 @@ def _build(
     spec = job.spec.dataset
     report(f"dataset: checking {_name(found)}")
     small = found.model.small_files(work / "model")
+    config = parse_json(CONFIG, small[CONFIG].read_bytes()) if CONFIG in small else {}
     chats = spec.chat_template != templates.NONE and (found.template is not None or templates.has_template(small))
     data = checks.found(spec, found.task, found.sources, work / "data", chats, report) if checks else None
     if data is None:
@@ -216,7 +218,7 @@ def _build(
             planner.seed_of(job),
             has_template=chats,
             problem_type=job.spec.problem_type,
-            known_labels=trained_labels(found.model.config(work / "model"), found.task),
+            known_labels=trained_labels(config, found.task),
             report=report,
         )
         if checks:

@@ -85,6 +85,9 @@ def _message(where: str, item: Any) -> Message:
     if not isinstance(item, dict):
         raise Wrong(Code.INVALID_MESSAGE, f"{where} is {json_type(item)}; a message is an object")
     message = {key: value for key, value in item.items() if value is not None}  # columnar files fill up with nulls
+    if message.get("function_call"):  # no chat template reads it: beside a content it would be lost without a word
+        seen = f"{where} has a 'function_call'"
+        raise Wrong(Code.OLD_CALLS, f"{seen}, which is what OpenAI's rows had before tool calls")
     sharegpt = "from" in message and "role" not in message
     role_key, text_key = ("from", "value") if sharegpt else ("role", "content")
     if role_key not in message:
@@ -115,11 +118,6 @@ def _message(where: str, item: Any) -> Message:
 
 
 def _without_content(where: str, text_key: str, message: Message) -> Wrong:
-    if "function_call" in message:
-        return Wrong(
-            Code.OLD_CALLS,
-            f"{where} has a 'function_call', which is what OpenAI's rows had before tool calls",
-        )
     if isinstance(message.get("refusal"), str):
         return Wrong(Code.INVALID_MESSAGE, f"{where} has a 'refusal' and no {text_key!r}: write it as content")
     return Wrong(Code.INVALID_MESSAGE, f"{where} has no {text_key!r}")

@@ -196,9 +196,7 @@ class Columns:
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
             column = self.names["messages"]
-            given = _list(column, self._value(row, "messages"))
-            _refuse_old_calls(column, given)
-            messages = conversation.conversation(column, given)
+            messages = conversation.conversation(column, _list(column, self._value(row, "messages")))
         else:
             messages = self._asked_and_answered(row)
         tools = self._optional(row, "tools") if "tools" in self.names else None
@@ -282,14 +280,6 @@ def _list(column: str, value: Any) -> Any:
     if isinstance(found, Fault):
         raise Wrong(found.code, f"{column!r} is a list as text, and wrong: {found.message}")
     return _number_or_value(column, found)
-
-
-def _refuse_old_calls(column: str, messages: Any) -> None:
-    """Raise Wrong for a call that no chat template reads: with a content beside it, it would be lost without a word."""
-    for index, message in enumerate(messages if isinstance(messages, list) else ()):
-        if isinstance(message, dict) and message.get("function_call"):
-            seen = f"{column}[{index}] has a 'function_call'"
-            raise Wrong(Code.OLD_CALLS, f"{seen}, which is what OpenAI's rows had before tool calls")
 
 
 def split_of(row: Row, column: str) -> SaidSplit:
