@@ -40,7 +40,8 @@ import numpy as np  # noqa: E402
 from gpu_memory import MODELS, llama  # noqa: E402
 from measured_step import LORA, fork, imports, result  # noqa: E402
 
-from finetune_api.messages import MethodType, Plan, Task  # noqa: E402
+from finetune_api.messages import MethodType, Task  # noqa: E402
+from finetune_api.plan import Plan  # noqa: E402
 from finetune_trainer.orders import WorkerOrder  # noqa: E402
 from finetune_trainer.prepare.plan import gpus  # noqa: E402
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
@@ -387,10 +388,16 @@ def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     parts = parts_of(case, shape, folder)
     plan = parts.order.plan
     head = head_of(plan, parts.model)
-    rate = {"lr": plan.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "torch_adam": True}
+    rate = {
+        "lr": plan.schedule.learning_rate,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "torch_adam": True,
+    }
     sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": 1, "gradient_accumulation_steps": 1}
     own = {"gradient_clipping": 1.0, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW", "params": rate}}
-    engine, *_ = deepspeed.initialize(model=parts.model, config={**plan.deepspeed, **sizes, **own})
+    engine, *_ = deepspeed.initialize(model=parts.model, config={**plan.engine.deepspeed, **sizes, **own})
     engine.train()
     loader = torch.utils.data.DataLoader(parts.data, batch_size=1, collate_fn=parts.collate)
     for step, batch in enumerate(loader, 1):

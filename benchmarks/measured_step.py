@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -223,7 +224,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
     model = model_of(case, weight_dtype(args))
     marks.phase("build")
     batching = batching_of(order.plan, model, 0)
-    data = VirtualDataset(rows, 1, STEPS, order.plan.global_batch, dealt=batching.dealt)
+    data = VirtualDataset(rows, 1, STEPS, order.plan.layout.global_batch, dealt=batching.dealt)
     trainer: Any = FineTuneTrainer(
         order,
         None,  # type: ignore[arg-type]

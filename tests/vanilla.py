@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.messages import MethodType, Plan, ProblemType, Task
+from finetune_api.messages import MethodType, ProblemType, Task
+from finetune_api.plan import Plan
 
 LOSS = """
 import sys

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.contract import ExitCode
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from tests.local.agents import EVERY, STEPS, Agents
 from tests.local.harness import Bench, make_plan, write_dataset
 from tests.local.patched import Patched, patched

@@ -65,7 +65,7 @@ def test_validate_json_is_one_object_whatever_the_job_is(job: Path, capsys: pyte
     assert (code, good["problems"], good["job"]) == (0, [], "words")
     assert "RareLabels" in {finding["code"] for finding in good["findings"]}
     assert good["warnings"] == len([one for one in good["findings"] if one["severity"] == "warning"])
-    assert good["plan"]["global_batch"] == 16
+    assert good["plan"]["layout"]["global_batch"] == 16
     assert answer("--strict")[0] == 65
     code, wrong = answer("--set", "training.learning_rat=1")
     assert (code, wrong["plan"]) == (64, None)
@@ -86,7 +86,7 @@ def test_plan_prints_what_the_command_line_set(job: Path, capsys: pytest.Capture
     assert "learning rate 0.0001" in said
     assert "Valid, with " in said
     assert main(["plan", str(job), "--json", "--nodes", "2"]) == 0
-    assert json.loads(capsys.readouterr().out)["nodes"] == 2
+    assert json.loads(capsys.readouterr().out)["layout"]["nodes"] == 2
 
 
 def test_init_writes_a_job_that_validates_and_overwrites_nothing(

@@ -30,11 +30,11 @@ from finetune_api.messages import (
     Manifest,
     MethodType,
     ModelFacts,
-    Plan,
     ProblemType,
     SplitFacts,
     Task,
 )
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import Committed
 from finetune_trainer.export.pick import pick

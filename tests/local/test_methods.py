@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
 
 from finetune_api.contract import ExitCode, checkpoint_name
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.worker.models.load import load_model
 from tests.local.harness import Bench, Run, make_plan, write_dataset
@@ -249,7 +250,7 @@ def test_an_adapter_starts_from_the_seed_of_the_run(bench: Bench, llama: Path, d
     plan = lora_plan(max_steps=1, learning_rate=0.0)
     good(bench.run(plan, llama, data, tmp_path / "run"))
     found = load_file(saved(tmp_path / "run", 1))
-    set_seed(plan.seed)
+    set_seed(plan.schedule.seed)
     model = load_model(plan, llama, torch.float32, 0)
     drawn = {name.replace(".default", ""): one for name, one in model.named_parameters() if "lora_A" in name}
     assert drawn

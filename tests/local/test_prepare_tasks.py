@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import ModelError
-from finetune_api.messages import Plan, ProblemType, Task
+from finetune_api.messages import ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.stage import inspect
 from tests.local.test_prepare import House, Rows, job_of, jsonl
 from tests.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
@@ -100,8 +101,8 @@ def test_each_task_gets_its_columns_and_a_whole_plan(case: Case, models: dict[st
     held = made.dataset.eval
     assert held is not None
     assert made.dataset.train.rows + held.rows == len(case.rows)
-    assert made.max_steps > 0
-    assert made.learning_rate > 0
+    assert made.schedule.max_steps > 0
+    assert made.schedule.learning_rate > 0
     assert made.dataset.train.longest == max(max(len(row["input_ids"]), _target_length(row)) for row in rows)
 
 

@@ -118,7 +118,7 @@ def test_the_figures_of_a_step_are_what_a_clock_says() -> None:
     taken = meter.taken(tokens=100)
     assert taken.mfu is None
     assert taken.logs["tokens_per_second"] == pytest.approx(100 / taken.seconds)
-    assert taken.logs["samples_per_second"] == pytest.approx(plan.global_batch / taken.seconds)
+    assert taken.logs["samples_per_second"] == pytest.approx(plan.layout.global_batch / taken.seconds)
     assert not math.isnan(taken.data_wait)
 
 

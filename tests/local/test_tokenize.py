@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api.contract import dataset_prefix
 from finetune_api.errors import DataError, SpecError
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.stage import Prepared, prepare
 from finetune_trainer.prepare.tokens.templates import CHATML

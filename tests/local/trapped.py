@@ -63,7 +63,9 @@ def trained(order: WorkerOrder, model: torch.nn.Module, args: Any) -> Trainer:
     rows = worker.rows_of(order, "train")
     items = worker.items_of(order.plan, rows, None)
     plan = order.plan
-    data = worker.VirtualDataset(rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt)
+    data = worker.VirtualDataset(
+        rows, plan.schedule.seed, plan.schedule.max_steps, plan.layout.global_batch, items=items, dealt=batching.dealt
+    )
     reporter = Reporter(os.open(os.devnull, os.O_WRONLY), 1, 0)
     trainer = FineTuneTrainer(
         order, reporter, model, args, data=data, train_dataset=data, data_collator=batching.collate
@@ -82,7 +84,7 @@ def without_deepspeed(order: WorkerOrder) -> str:
     args = training_arguments(order)
     args.deepspeed = args.deepspeed_plugin = args.hf_deepspeed_config = None
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    model = load_model(order.plan.model_copy(update={"zero_stage": 0}), Path(order.model), torch.float32, 0)
+    model = load_model(order.plan.revised(zero_stage=0), Path(order.model), torch.float32, 0)
     try:
         return trained_on(order, model, args)
     except RunError as error:

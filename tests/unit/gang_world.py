@@ -13,7 +13,8 @@ from unittest import mock
 from finetune_api.beats import Action, AgentState, CheckpointId, Directive, RankReport, RankState
 from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StateError, StorageError
-from finetune_api.messages import FileEntry, MethodType, Plan, Task
+from finetune_api.messages import FileEntry, MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.agent import agent as agents
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.leader import Leader

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console, RenderableType
 
 from finetune_api.errors import Problem
-from finetune_api.messages import Choice, MemoryPart, PlannedMemory, Task
+from finetune_api.messages import Task
+from finetune_api.plan import Choice, MemoryPart, PlannedMemory
 from finetune_trainer.prepare.plan.terminal import choices, memory_table
 from finetune_trainer.prepare.quality.report import Finding, Lengths, Padding, QualityReport, Severity, SplitQuality
 from finetune_trainer.prepare.quality.terminal import findings

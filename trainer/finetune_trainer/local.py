@@ -18,7 +18,8 @@ import aiohttp
 from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StorageError
-from finetune_api.messages import Artifact, Message, Plan, Stage
+from finetune_api.messages import Artifact, Message, Stage
+from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.children import Children
 from finetune_trainer.evaluations import told
@@ -203,7 +204,7 @@ class LocalStages:
 
     async def train(self) -> None:
         """Runs the gang, and nodes that stand by, to its end."""
-        nodes = self.plan().nodes + self._local.job.spec.spares
+        nodes = self.plan().layout.nodes + self._local.job.spec.spares
         charts = f"{self._local.store.uri}/{self._prefix}{File.OUTPUTS}/tensorboard"
         self._screen.says("charts", f"tensorboard --logdir {shlex.quote(charts.removeprefix('file://'))}")
         with self._folder.locked(), self._children.stoppable():

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_api.messages import Message, Plan
+from finetune_api.messages import Message
+from finetune_api.plan import Plan
 
 OVERFITTING_SINCE = "overfitting_since"  # beside the metrics of an evaluation: the step at which the run turned
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_api.errors import Problem
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.terminal import choices, estimate_line, memory_table
 from finetune_trainer.records import Sample
 
@@ -64,17 +64,17 @@ class Screen:
         self.says("model", f"{plan.model.name}: {plan.model.model_type}, {millions:,.1f} M parameters")
         self.says(
             "plan",
-            f"{plan.method}, {plan.nodes} x {plan.processes_per_node} processes, ZeRO-{plan.zero_stage}, "
-            f"{plan.max_steps:,} steps of {plan.global_batch} rows, learning rate {plan.learning_rate:g}",
+            f"{plan.method}, {plan.layout.nodes} x {plan.layout.processes_per_node} processes, ZeRO-{plan.layout.zero_stage}, "
+            f"{plan.schedule.max_steps:,} steps of {plan.layout.global_batch} rows, learning rate {plan.schedule.learning_rate:g}",
         )
 
     def explains(self, plan: Plan) -> None:
         """Every value of a plan and why, its memory by component, and what it will take."""
         self._console.print(choices(plan.choices, self._console.width))
-        if plan.memory:
-            self._console.print(memory_table(plan.memory))
-        if plan.estimate:
-            self._console.print(estimate_line(plan.estimate), highlight=False)
+        if plan.prediction.memory:
+            self._console.print(memory_table(plan.prediction.memory))
+        if plan.prediction.estimate:
+            self._console.print(estimate_line(plan.prediction.estimate), highlight=False)
 
     def start(self) -> None:
         """Training begins."""

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import ExitCode, checkpoint_name
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from tests.gpu.case import Bench, Case
 from tests.gpu.models import SMALL, TINY, make_llama

@@ -11,7 +11,8 @@ from pathlib import Path
 from finetune_api.beats import Progress
 from finetune_api.contract import Env, ExitCode, File, run_prefix
 from finetune_api.errors import FailureCategory, FineTuneError, Problem, exit_code
-from finetune_api.messages import Plan, Stage
+from finetune_api.messages import Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig

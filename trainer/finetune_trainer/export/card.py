@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from finetune_api.messages import MethodType, Plan, ProblemType, Task
+from finetune_api.messages import MethodType, ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.evaluations import Told
 from finetune_trainer.export.evaluated import evaluated
 from finetune_trainer.export.layout import Base
@@ -42,7 +43,7 @@ def card(
     parts = [
         _head(plan, base, adapter),
         f"# {plan.model.name}, fine-tuned\n",
-        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.max_steps}, {_task(plan)}.\n",
+        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.schedule.max_steps}, {_task(plan)}.\n",
         "## Load it\n",
         f"```python\n{snippet(plan, base, chat=chat)}```\n",
     ]
@@ -101,13 +102,13 @@ def _training(plan: Plan) -> dict[str, object]:
         "rows": f"{plan.dataset.train.rows:,}",
         "tokens": f"{plan.dataset.train.tokens:,}",
         "method": plan.method,
-        "steps": plan.max_steps,
-        "epochs": f"{plan.epochs:g}",
-        "rows a step": plan.global_batch,
+        "steps": plan.schedule.max_steps,
+        "epochs": f"{plan.schedule.epochs:g}",
+        "rows a step": plan.layout.global_batch,
         "longest row, tokens": plan.max_length,
-        "learning rate": f"{plan.learning_rate:g}, {plan.lr_scheduler_type}, {plan.warmup_steps} steps of warm-up",
-        "seed": plan.seed,
-        "ranks": f"{plan.world_size}, ZeRO-{plan.zero_stage}",
+        "learning rate": f"{plan.schedule.learning_rate:g}, {plan.schedule.lr_scheduler_type}, {plan.schedule.warmup_steps} steps of warm-up",
+        "seed": plan.schedule.seed,
+        "ranks": f"{plan.world_size}, ZeRO-{plan.layout.zero_stage}",
     }
     if plan.adapter:
         facts["began with the adapter"] = f"{plan.adapter.source}, sha256 {plan.adapter.commit}"
@@ -117,7 +118,7 @@ def _training(plan: Plan) -> dict[str, object]:
         facts["new tokens"] = json.dumps(plan.new_tokens, ensure_ascii=False)
     if plan.method is MethodType.QLORA:
         facts["base model's weights in training"] = "4 bits (NF4, bitsandbytes, constants quantized twice)"
-    return facts | {name: json.dumps(value) for name, value in (plan.lora | plan.training).items()}
+    return facts | {name: json.dumps(value) for name, value in (plan.lora | plan.engine.training).items()}
 
 
 def _table(values: Mapping[str, object], numbers: str = "") -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_api.messages import Plan, Task
+from finetune_api.messages import Task
+from finetune_api.plan import Plan
 from finetune_trainer.ends import end_tokens
 from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from finetune_api.contract import ExitCode, File
-from finetune_api.messages import Plan, Stage
+from finetune_api.messages import Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.export.stage import export
 from finetune_trainer.stages import StageInputs, run_stage

@@ -2,7 +2,8 @@
 
 import json
 
-from finetune_api.messages import MethodType, Plan, ProblemType, Task
+from finetune_api.messages import MethodType, ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.export.ending import ANSWERING
 from finetune_trainer.export.layout import Base
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from finetune_api.beats import CheckpointId
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import Problem, StateError
-from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Plan, Stage
+from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.checkpoints import Committed, find_checkpoints
 from finetune_trainer.evaluations import Told, told
@@ -61,11 +62,11 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         report(sentence)
     if not found.committed:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    candidates = [_scored(store, run, plan.best_metric, one, report) for one in found.committed.values()]
+    candidates = [_scored(store, run, plan.evaluation.best_metric, one, report) for one in found.committed.values()]
     layout, broken = layout_of(plan.method), ""
     folder, prefix = work / layout.kind, f"{run}artifacts/{layout.kind}/"
     while True:
-        best = pick(candidates, plan.best_metric, plan.greater_is_better)
+        best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
         info, reason = best.info, _reason(plan, best.info)
         evaluation = told(store, run, info.step)
         if _made_from(store, prefix) == best.id:
@@ -188,10 +189,10 @@ def _clear(store: ObjectStore, prefix: str) -> None:
 
 
 def _reason(plan: Plan, info: CheckpointInfo) -> str:
-    value = info.metrics.get(plan.best_metric)
+    value = info.metrics.get(plan.evaluation.best_metric)
     if value is None:
         return "the last one"
-    return f"the best by {plan.best_metric} ({value:.4f})"
+    return f"the best by {plan.evaluation.best_metric} ({value:.4f})"
 
 
 def _no_checkpoint(message: str) -> StateError:

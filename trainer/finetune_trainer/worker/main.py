@@ -58,7 +58,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     if stops(plan, past_of(order.resume)):  # it had ended when somebody was lost
         return ExitCode.OK
     args = training_arguments(order)
-    set_seed(plan.seed)  # before the adapter is initialised
+    set_seed(plan.schedule.seed)  # before the adapter is initialised
 
     tokenizer = load_tokenizer(Path(order.dataset if plan.new_tokens else order.model))
     model = load_model(
@@ -74,7 +74,13 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     rows = rows_of(order, "train")
     items = items_of(plan, rows, masking)
     data = VirtualDataset(
-        rows, plan.seed, plan.max_steps, plan.global_batch, items=items, dealt=batching.dealt, shards=rows.by_shard
+        rows,
+        plan.schedule.seed,
+        plan.schedule.max_steps,
+        plan.layout.global_batch,
+        items=items,
+        dealt=batching.dealt,
+        shards=rows.by_shard,
     )
     agreement, evaluator = StopAgreement(), None
     if plan.dataset.eval:
@@ -90,7 +96,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         args,
         data=data,
         evaluator=evaluator,
-        train_dataset=masked(data, masking, plan.seed),
+        train_dataset=masked(data, masking, plan.schedule.seed),
         data_collator=batching.collate,
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )

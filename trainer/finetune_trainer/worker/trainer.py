@@ -161,7 +161,7 @@ class FineTuneTrainer(Trainer):
             step=step,
             generation=self._order.generation,
             rank=self._order.rank,
-            samples=step * self._order.plan.global_batch,
+            samples=step * self._order.plan.layout.global_batch,
             metrics=metrics if at == step else {},
         )
         (folder / marker_name(self._order.rank)).write_text(marker.to_json())

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, PlannedEvaluation, ProblemType, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
+from finetune_api.plan import PlannedAnswers
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.layout import Layout
 from finetune_trainer.prepare.plan.ledger import Ledger, problem
@@ -46,7 +47,7 @@ class Judging:
     greater: bool
     patience: int
     threshold: float
-    evaluation: PlannedEvaluation
+    evaluation: PlannedAnswers
 
 
 def judging_of(
@@ -110,18 +111,18 @@ def _answers(
     machine: Machine,
     steps: int,
     evaluations: int,
-) -> PlannedEvaluation:
+) -> PlannedAnswers:
     spec, split = job.spec.evaluation, dataset.eval
     if split is None or task not in {Task.CAUSAL_LM, Task.SEQ2SEQ}:
         if spec.generate:
             _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
-        return PlannedEvaluation()
+        return PlannedAnswers()
     examples = split.examples or split.rows
     if task is Task.CAUSAL_LM and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
         if spec.generate:
             _refuse(spec.generate, "the rows have no prompts: every token of them is trained")
         ledger.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)
-        return PlannedEvaluation()
+        return PlannedAnswers()
     target = split.trained_tokens / examples
     rule = min(LONGEST, max(SHORTEST, 8 * math.ceil(2 * target / 8)))
     tokens = int(
@@ -136,7 +137,7 @@ def _answers(
     generate = int(ledger.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
     generate = min(generate, examples)
     samples = int(ledger.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
-    return PlannedEvaluation(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
+    return PlannedAnswers(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
 
 
 def _affordable(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, MemoryPart, ModelFacts, Plan, PlannedMemory, Task
+from finetune_api.messages import DatasetFacts, ModelFacts, Task
+from finetune_api.plan import MemoryPart, Plan, PlannedMemory
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch

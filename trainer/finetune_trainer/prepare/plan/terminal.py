@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Column, Table
 from rich.text import Text
 
-from finetune_api.messages import Choice, Estimate, MemoryPart, PlannedMemory
+from finetune_api.plan import Choice, Estimate, MemoryPart, PlannedMemory
 from finetune_trainer.prepare.plan.gpus import GIB
 
 WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs

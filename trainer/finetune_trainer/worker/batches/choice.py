@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_api.messages import Plan, ProblemType, Task
+from finetune_api.messages import ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.worker.attention import takes_flat_batches, use_segmented
 from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import PaddedPairs, PaddedRows, PaddedTokens
@@ -45,7 +46,7 @@ def batching_of(plan: Plan, model: Any, pad_token_id: int) -> Batching:
             return Batching(PaddedTokens(pad_token_id, shifted=False))
         case Task.CAUSAL_LM if takes_flat_batches(model.config):
             use_segmented(model)
-            return Batching(FlatTokens(), Dealt(plan.micro_batch))
+            return Batching(FlatTokens(), Dealt(plan.layout.micro_batch))
         case Task.CAUSAL_LM:
             logger.warning(
                 "batches are padded: %s models are not known to keep documents apart", model.config.model_type

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.worker.batches.padded import IGNORED
 
 Ids = npt.NDArray[np.int32]

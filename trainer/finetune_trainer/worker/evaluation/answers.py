@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_api.messages import Plan, Task
+from finetune_api.messages import Task
+from finetune_api.plan import Plan
 from finetune_trainer.ends import end_tokens
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.shares import share_of
@@ -26,10 +27,10 @@ class Generator:
         self._task = plan.task
         self._tokenizer = tokenizer
         self._taught = plan.dataset.ends
-        self._most = plan.evaluation.max_new_tokens
+        self._most = plan.evaluation.answers.max_new_tokens
         self._positions = plan.model.max_positions
         least, most = BATCH_TOKENS
-        self._tokens = min(most, max(least, plan.micro_batch * plan.max_length))
+        self._tokens = min(most, max(least, plan.layout.micro_batch * plan.max_length))
 
     def __call__(
         self,

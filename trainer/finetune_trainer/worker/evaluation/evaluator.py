@@ -118,7 +118,7 @@ class Evaluator:
         metrics = scores.metrics | similarity([one.answer for one in answered], [one.reference for one in answered])
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
-            kept = answered[: self._plan.evaluation.samples]
+            kept = answered[: self._plan.evaluation.answers.samples]
             groups, amplification = self._amplified(scores, answered)
             record = EvaluationRecord(
                 step=step,
@@ -237,7 +237,7 @@ class Evaluator:
 
     def _asked(self) -> list[Question]:
         if self._questions is None:
-            self._questions = questions(self._plan.task, self._rows, self._plan.evaluation.generate)
+            self._questions = questions(self._plan.task, self._rows, self._plan.evaluation.answers.generate)
         return self._questions
 
     def _text(self, ids: Sequence[int], specials: bool = False) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from finetune_api.messages import Plan, ProblemType, Task
+from finetune_api.messages import ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.worker.losses.output import OutputLayer
 
 Batch = Mapping[str, Any]
@@ -48,7 +49,7 @@ def head_of(plan: Plan, model: torch.nn.Module) -> Head:
     """
     if plan.task is Task.CLASSIFICATION:
         return Rows(plan.dataset.problem_type or ProblemType.SINGLE_LABEL)
-    return Tokens(OutputLayer(model, plan.loss_head))
+    return Tokens(OutputLayer(model, plan.engine.loss_head))
 
 
 @dataclass(frozen=True)

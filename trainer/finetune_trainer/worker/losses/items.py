@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from finetune_api.messages import Plan, Task
+from finetune_api.messages import Task
+from finetune_api.plan import Plan
 from finetune_trainer.worker.batches.masking import Masking
 from finetune_trainer.worker.batches.padded import IGNORED
 from finetune_trainer.worker.data import ArrowRows

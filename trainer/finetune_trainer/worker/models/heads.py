@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune_api.messages import Plan, ProblemType, Task
+from finetune_api.messages import ProblemType, Task
+from finetune_api.plan import Plan
 
 AUTOS: dict[Task, Any] = {
     Task.CAUSAL_LM: AutoModelForCausalLM,

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.errors import ModelError
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.fitting import check_body, classifiers, other_model
 from finetune_trainer.worker.models.adapters import with_adapter
 from finetune_trainer.worker.models.freezing import freeze

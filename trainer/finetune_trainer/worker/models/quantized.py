@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from finetune_api.messages import MethodType, Plan
+from finetune_api.messages import MethodType
+from finetune_api.plan import Plan
 
 # Heads stay in the type of the run: those that a checkpoint lacks are trained, and the others turn small errors into
 # wrong tokens. (transformers leaves out the last layer and the output embedding by itself, but not a BERT's pooler; a

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.new_rows import tied
 
 

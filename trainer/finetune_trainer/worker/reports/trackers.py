@@ -51,7 +51,7 @@ class Trackers:
         if order.rank:
             return
         self._events = events(Path(order.outputs) / FOLDER, order)
-        named = [name for name in order.plan.report_to if name not in {"tensorboard", "none"}]
+        named = [name for name in order.plan.engine.report_to if name not in {"tensorboard", "none"}]
         board = Charts(self._events)  # type: ignore[no-untyped-call]
         self.callbacks = [board, *(INTEGRATION_TO_CALLBACK[name]() for name in named)]
 
