@@ -239,8 +239,8 @@ def measure(point: Point, cache: Path) -> None:
     """One run from its job to its scores."""
     from finetune_api.contract import ExitCode, dataset_prefix
     from finetune_api.v1alpha1 import FineTuneJob
-    from finetune_trainer.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.prepare.stage import prepare
+    from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.storage import open_store
     from finetune_trainer.worker.main import run
 

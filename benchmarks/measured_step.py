@@ -191,7 +191,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
     import torch
     from transformers import set_seed
 
-    from finetune_trainer.orders import WorkerOrder
+    from finetune_trainer.process.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments, weight_dtype
     from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join

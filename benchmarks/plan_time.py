@@ -30,7 +30,7 @@ from benchmarks import stdlib_tasks  # noqa: E402
 from finetune_api.messages import Stage  # noqa: E402
 from finetune_api.plan import Plan  # noqa: E402
 from finetune_api.v1alpha1 import FineTuneJob  # noqa: E402
-from tests.models import make_bert, make_gpt2, make_llama, make_t5  # noqa: E402
+from tests.support.models import make_bert, make_gpt2, make_llama, make_t5  # noqa: E402
 
 RECORD = Path(__file__).with_name("plan_time.json")
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "accelerate")
@@ -142,8 +142,8 @@ def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
     """One run of a job: seconds planned and taken, and of what they consist."""
     from rich.console import Console
 
-    from finetune_trainer import local
-    from finetune_trainer.terminal import Screen
+    from finetune_trainer.run import local
+    from finetune_trainer.run.screen import Screen
 
     storage = place / f"store-{turn}"
     os.environ["XDG_CACHE_HOME"] = str(place / f"cache-{turn}")  # every run is calibrated anew

@@ -26,8 +26,8 @@ from measured_step import fork, imports, result
 
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.orders import WorkerOrder
 from finetune_trainer.prepare.plan.engine import deepspeed_config
+from finetune_trainer.process.orders import WorkerOrder
 from tests.local.harness import make_plan, orders
 
 UNTIMED = 10
@@ -88,7 +88,7 @@ def write(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from tests.models.tokenizers import fast, word_piece
+    from tests.support.models.tokenizers import fast, word_piece
 
     logging.disable_progress_bar()
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType, ProblemType, Task
-from finetune_trainer.prepare.families import FAMILIES
+from finetune_trainer.model.families import FAMILIES
 
 METHODS = (MethodType.FULL, MethodType.LORA)
 STAGES = (0, 1, 2, 3)

@@ -18,9 +18,9 @@ from finetune_trainer.worker.batches.masking import EVALUATED, MaskedRows, maski
 from finetune_trainer.worker.data import ArrowRows
 from tests.families.cases import ENDS, Case
 from tests.local.harness import IDS, Bench, Run, make_plan, write_dataset
-from tests.models import MAKERS
-from tests.prepared import plain
-from tests.vanilla import Artifact, Vanilla
+from tests.support.models import MAKERS
+from tests.support.prepared import plain
+from tests.support.vanilla import Artifact, Vanilla
 
 RUN = run_prefix("default", "family", "uid")
 STEPS, HALF = 6, 3

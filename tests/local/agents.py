@@ -18,7 +18,7 @@ from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import PROGRESS_HEADER, Env, File, dataset_prefix, model_prefix, run_prefix
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import find_checkpoints
+from finetune_trainer.checkpoints.committed import find_checkpoints
 from finetune_trainer.storage import FolderStore, NotFoundError, upload_tree
 from tests.local.harness import free_port
 

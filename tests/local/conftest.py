@@ -12,7 +12,7 @@ from finetune_api.plan import Plan
 from tests.local.agents import EVERY, STEPS, Agents
 from tests.local.harness import Bench, make_plan, write_dataset
 from tests.local.patched import Patched, patched
-from tests.models import make_bert, make_llama
+from tests.support.models import make_bert, make_llama
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from finetune_trainer.export.stage import export
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.storage import FolderStore, download_tree, hash_file
 from tests.local.harness import Bench, Run
-from tests.prepared import plain
+from tests.support.prepared import plain
 
 RUN = run_prefix("default", "job", "uid")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune_api.plan import Plan
 from finetune_trainer.storage import FolderStore
 from tests.local.agents import Agents, children
-from tests.s3 import start_s3
+from tests.support.s3 import start_s3
 
 BUCKET = "gang"
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from finetune_api.yaml12 import load_job
-from finetune_trainer.cli import main
+from finetune_trainer.commands.main import main
 from tests.local.test_run import write_csv
 
-COMMAND = [sys.executable, "-m", "finetune_trainer.cli"]
+COMMAND = [sys.executable, "-m", "finetune_trainer.commands.main"]
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_fault() -> None:
-    shell = f"set -o pipefail; '{sys.executable}' -m finetune_trainer.cli crd | true"
+    shell = f"set -o pipefail; '{sys.executable}' -m finetune_trainer.commands.main crd | true"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert done.returncode == 141
     assert done.stderr == ""

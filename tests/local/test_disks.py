@@ -11,7 +11,7 @@ import pytest
 from finetune_api.beats import Recovery
 from finetune_api.contract import ExitCode
 from finetune_api.plan import Plan
-from finetune_trainer.checkpoints import Found, find_checkpoints
+from finetune_trainer.checkpoints.committed import Found, find_checkpoints
 from tests.local.agents import STEPS, Agents, wait_for
 from tests.local.over_s3 import OverS3, over_s3
 

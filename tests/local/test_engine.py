@@ -17,9 +17,9 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.given_config import settled
 from finetune_trainer.prepare.plan.planner import PLANNED
-from tests.events import scalars
 from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan, write_dataset
+from tests.support.events import scalars
 
 POISON = 499  # a token that no row has but the one that gets it
 POISONED_ROW = 17

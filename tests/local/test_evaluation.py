@@ -27,13 +27,13 @@ from transformers import (
 from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
 from finetune_api.plan import Plan, PlannedAnswers
-from finetune_trainer.orders import OVERFITTING_SINCE
-from finetune_trainer.records import EvalGroups, EvaluationRecord
+from finetune_trainer.evaluations.records import EvalGroups, EvaluationRecord
+from finetune_trainer.process.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question
 from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan
-from tests.models import MAKERS, make_bert, make_gpt2
+from tests.support.models import MAKERS, make_bert, make_gpt2
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT
 

@@ -14,7 +14,7 @@ from finetune_api.plan import Plan
 from finetune_trainer.worker.batches.padded import IGNORED
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 from tests.local.patched import Patched
-from tests.models import make_t5
+from tests.support.models import make_t5
 
 EXACT = 1e-5
 

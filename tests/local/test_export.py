@@ -36,14 +36,14 @@ from finetune_api.messages import (
 )
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import Committed
-from finetune_trainer.export.pick import pick
+from finetune_trainer.checkpoints.committed import Committed
+from finetune_trainer.checkpoints.pick import pick
+from finetune_trainer.evaluations.records import EvaluationRecord, record_path, samples_path
 from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
-from finetune_trainer.records import EvaluationRecord, record_path, samples_path
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, read_manifest, upload_tree
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
-from tests.models import MAKERS
+from tests.support.models import MAKERS
 
 # peft 0.21 asks transformers 5.23 by an older name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

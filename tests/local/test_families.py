@@ -18,7 +18,7 @@ from finetune_trainer.prepare.stage import inspect
 from tests.families.cases import Case, each_family, matrix
 from tests.families.house import House
 from tests.local.harness import Bench
-from tests.vanilla import Vanilla
+from tests.support.vanilla import Vanilla
 
 LABELS_OF: dict[ProblemType, Callable[[int], Any]] = {
     ProblemType.SINGLE_LABEL: lambda n: "even" if n % 2 == 0 else "odd",

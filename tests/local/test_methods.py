@@ -21,7 +21,7 @@ from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.worker.models.load import load_model
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 from tests.local.journey import job_of, texts, token_loss, travel
-from tests.models import make_gpt2
+from tests.support.models import make_gpt2
 
 # peft 0.21 asks transformers 5.23 by an older name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

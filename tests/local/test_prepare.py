@@ -22,8 +22,8 @@ from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.stage import Prepared, inspect, prepare, validate
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
-from tests.prepared import plain_table
-from tests.s3 import S3Server, start_s3
+from tests.support.prepared import plain_table
+from tests.support.s3 import S3Server, start_s3
 
 Rows = list[dict[str, Any]]
 TOPICS = {"printer": "out of paper", "password": "how do I reset it", "parcel": "it arrived on Monday"}

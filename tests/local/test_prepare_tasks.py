@@ -11,7 +11,7 @@ from finetune_api.messages import ProblemType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.stage import inspect
 from tests.local.test_prepare import House, Rows, job_of, jsonl
-from tests.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
+from tests.support.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
 
 MAKERS = {"bert": make_bert, "llama": make_llama, "gpt2": make_gpt2, "t5": make_t5, "bart": make_bart}
 QUESTIONS = [f"how do I reset the password of printer {index}" for index in range(40)]

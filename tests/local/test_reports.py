@@ -11,9 +11,9 @@ from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent.outputs import Outputs, put_all
 from finetune_trainer.storage import FolderStore
 from finetune_trainer.storage.base import storage_problem
-from tests.events import scalars
 from tests.local.agents import STEPS, Agents
 from tests.local.harness import Bench, make_plan, orders, write_dataset
+from tests.support.events import scalars
 
 PEAK, PER_TOKEN = 1e12, 1e6
 

@@ -17,8 +17,8 @@ from transformers import (
 
 from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.fitting import classifiers
-from finetune_trainer.prepare.families import FAMILIES
+from finetune_trainer.model.families import FAMILIES
+from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.prepare.plan.architecture import Kind
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.unit.plan_models import lora_parameters

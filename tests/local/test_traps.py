@@ -32,9 +32,9 @@ import finetune_trainer
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1.training import TRAINING_NO_COUNTERPART, TRAINING_OWNED
-from finetune_trainer.agent import disk
 from finetune_trainer.agent.security import worker_environment
-from finetune_trainer.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.process.orders import SavedMarker, marker_name
 from tests.local.harness import Bench, make_plan, write_dataset
 
 ROOT = Path(__file__).parents[2]

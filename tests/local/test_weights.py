@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from finetune_api.errors import ModelError
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1 import MethodSpec
+from finetune_trainer.model.families import FAMILIES, positions_of, resolve_task
 from finetune_trainer.prepare.embeddings import untrained_tokens
-from finetune_trainer.prepare.families import FAMILIES, positions_of, resolve_task
 from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of, trained_labels
 from finetune_trainer.worker.models.load import load_model
 from tests.local.harness import make_plan
-from tests.models import MAKERS, make_bert, make_distilbert, make_gpt2, make_llama, make_roberta
+from tests.support.models import MAKERS, make_bert, make_distilbert, make_gpt2, make_llama, make_roberta
 
 Change = Callable[[Path], None]
 

@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from finetune_api.errors import RunError
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker import main as worker
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.models.load import load_model

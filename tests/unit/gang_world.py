@@ -19,8 +19,8 @@ from finetune_trainer.agent import agent as agents
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Limits
-from finetune_trainer.checkpoints import find_checkpoints
-from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
+from finetune_trainer.checkpoints.committed import find_checkpoints
+from finetune_trainer.process.orders import SavedMarker, WorkerOrder, marker_name
 from finetune_trainer.storage import AlreadyExistsError, ChangedError, FolderStore, NotFoundError, verify_files
 from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan

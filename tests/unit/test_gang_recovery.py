@@ -14,7 +14,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Gang, Limits
-from finetune_trainer.checkpoints import find_checkpoints
+from finetune_trainer.checkpoints.committed import find_checkpoints
 from finetune_trainer.storage import FolderStore
 from tests.local.harness import make_plan
 from tests.unit.gang_world import EVERY, NODES, RUN, World

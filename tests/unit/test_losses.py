@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-import tests.models
+import tests.support.models
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
 from finetune_trainer.prepare.plan.memory import ANSWERED, CHUNK, EVALUATED
 from finetune_trainer.worker.arguments import EVAL_BATCH_FACTOR
@@ -32,7 +32,7 @@ AUTO: dict[Task, Any] = {
 
 
 def loaded(family: str, task: Task, folder: Path) -> Any:
-    make: Callable[[Path], Path] = getattr(tests.models, f"make_{family}")
+    make: Callable[[Path], Path] = getattr(tests.support.models, f"make_{family}")
     model = AUTO[task].from_pretrained(make(folder / family), dtype=torch.float32).eval()
     model.config.use_cache = False
     return model
@@ -61,7 +61,7 @@ def test_every_family_with_flat_batches_keeps_its_documents_apart(family: str, t
 
 
 def test_a_sliding_window_holds_within_documents(tmp_path: Path) -> None:
-    folder = tests.models.make_mistral(tmp_path / "mistral", sliding_window=8)
+    folder = tests.support.models.make_mistral(tmp_path / "mistral", sliding_window=8)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     data = rows(model.config.vocab_size)
     head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)

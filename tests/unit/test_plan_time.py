@@ -15,7 +15,7 @@ from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Machine, machine_of
 from finetune_trainer.prepare.plan.speed import bandwidth, rate, step_speed
-from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
+from finetune_trainer.prepare.plan.table import estimate_line, memory_table
 from tests.unit.plan_models import decoder
 from tests.unit.test_planner import choice, dataset, job, planned
 

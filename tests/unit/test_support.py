@@ -1,7 +1,7 @@
 """docs/support.md is made of docs/support.json, and names every family and task that the gate lets through."""
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.families import FAMILIES
+from finetune_trainer.model.families import FAMILIES
 from tests.families.cases import each_family, matrix
 from tests.families.support import PAGE, PASSED, load, page
 

@@ -30,7 +30,7 @@ from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploader import Uploader
 from finetune_trainer.agent.uploads import CheckpointStore, Wrong
 from finetune_trainer.agent.workers import Workers, step_metrics
-from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
+from finetune_trainer.process.orders import OVERFITTING_SINCE, WorkerEvent
 from finetune_trainer.storage import ObjectStore, download_files, download_tree
 
 log = logging.getLogger("agent")

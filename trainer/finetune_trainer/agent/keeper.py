@@ -18,7 +18,7 @@ from finetune_trainer.agent.ledger import Ledger
 from finetune_trainer.agent.roster import Gang
 from finetune_trainer.agent.scribe import LEADER, Scribe
 from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, superseded
-from finetune_trainer.checkpoints import Found
+from finetune_trainer.checkpoints.committed import Found
 from finetune_trainer.storage import CorruptedError, ObjectStore
 
 log = logging.getLogger("leader")

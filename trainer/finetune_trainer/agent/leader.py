@@ -24,7 +24,7 @@ from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
 from finetune_trainer.agent.uploads import CheckpointStore, stored_shares
-from finetune_trainer.checkpoints import Found
+from finetune_trainer.checkpoints.committed import Found
 from finetune_trainer.storage import ChangedError, ObjectStore, check_conditional_writes
 
 log = logging.getLogger("leader")

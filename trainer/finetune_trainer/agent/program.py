@@ -23,10 +23,10 @@ from finetune_trainer.agent.roster import Limits
 from finetune_trainer.agent.security import hide_from_children
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.agent.workers import Workers
-from finetune_trainer.processes import die_with_parent, reap_orphans
-from finetune_trainer.stages import load_given_job
+from finetune_trainer.process.stages import load_given_job
+from finetune_trainer.process.termination import fit
+from finetune_trainer.process.ties import die_with_parent, reap_orphans
 from finetune_trainer.storage import CONTROL, open_store
-from finetune_trainer.termination import fit
 
 log = logging.getLogger("agent")
 

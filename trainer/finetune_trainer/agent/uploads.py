@@ -18,9 +18,9 @@ from finetune_api.contract import File, checkpoint_name
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest
 from finetune_api.plan import Plan
-from finetune_trainer.agent.disk import markers, regular_files
-from finetune_trainer.best import best_of
-from finetune_trainer.checkpoints import Committed, Found, find_checkpoints
+from finetune_trainer.checkpoints.best import best_of
+from finetune_trainer.checkpoints.committed import Committed, Found, find_checkpoints
+from finetune_trainer.checkpoints.local import markers, regular_files
 from finetune_trainer.storage import (
     AlreadyExistsError,
     CorruptedError,

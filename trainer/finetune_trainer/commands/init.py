@@ -19,7 +19,7 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, ModelSpec, parse_job
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
 from finetune_trainer.commands.places import probe_file, write_file
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 DEFAULT = Path("job.yaml")
 COLUMNS = re.compile(r"columns: (\{[^{}]*\})")
@@ -73,8 +73,8 @@ def propose(model: dict[str, str], data: str) -> Proposal:
     Raises:
         FineTuneError: the model cannot be had or is of no use, or there is no such data.
     """
+    from finetune_trainer.model.families import FAMILIES, resolve_task
     from finetune_trainer.prepare.data.sources import locate_all
-    from finetune_trainer.prepare.families import FAMILIES, resolve_task
     from finetune_trainer.prepare.models import locate_model
     from finetune_trainer.prepare.tokens.templates import has_template
 

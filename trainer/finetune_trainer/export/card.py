@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from finetune_api.messages import MethodType, ProblemType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.evaluations import Told
+from finetune_trainer.evaluations.stored import Told
 from finetune_trainer.export.evaluated import evaluated
 from finetune_trainer.export.layout import Base
 from finetune_trainer.export.snippet import snippet

@@ -11,8 +11,8 @@ from typing import Any
 
 from finetune_api.messages import Task
 from finetune_api.plan import Plan
-from finetune_trainer.ends import end_tokens
-from finetune_trainer.model_files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from finetune_trainer.model.ends import end_tokens
+from finetune_trainer.model.files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 
 ANSWERING = frozenset({Task.CAUSAL_LM, Task.SEQ2SEQ})
 SPECIAL_TOKENS = "special_tokens_map.json"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from finetune_api.contract import File
 from finetune_api.messages import MethodType, ModelFacts, Task
 from finetune_api.plan import Plan
-from finetune_trainer.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS_INDEX
+from finetune_trainer.model.files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS_INDEX
 from finetune_trainer.storage import ObjectStore
 
 ADAPTER_CONFIG = "adapter_config.json"

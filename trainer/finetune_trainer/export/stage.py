@@ -16,8 +16,9 @@ from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import Committed, find_checkpoints
-from finetune_trainer.evaluations import Told, told
+from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
+from finetune_trainer.checkpoints.pick import pick
+from finetune_trainer.evaluations.stored import Told, told
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.ending import ANSWERING, end_answers
 from finetune_trainer.export.layout import (
@@ -27,8 +28,7 @@ from finetune_trainer.export.layout import (
     layout_of,
     mend,
 )
-from finetune_trainer.export.pick import pick
-from finetune_trainer.model_files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
+from finetune_trainer.model.files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
 from finetune_trainer.storage import (
     CorruptedError,
     ManifestInvalidError,

@@ -10,7 +10,7 @@ from finetune_api.contract import adapter_prefix
 from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import AdapterFacts, Task
 from finetune_api.v1alpha1.training import LoraSpec
-from finetune_trainer.model_files import ADAPTER, ADAPTER_WEIGHTS, parse_json
+from finetune_trainer.model.files import ADAPTER, ADAPTER_WEIGHTS, parse_json
 from finetune_trainer.prepare.plan.lora import TASK_TYPES, Start
 from finetune_trainer.prepare.weights import shapes_of
 from finetune_trainer.storage import ObjectStore, hash_file, open_store, read_manifest, upload_files

@@ -18,7 +18,7 @@ from finetune_api.messages import DatasetFacts, Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.model_files import CONFIG, parse_json
+from finetune_trainer.model.files import CONFIG, parse_json
 from finetune_trainer.prepare.adapters import mirror_adapter
 from finetune_trainer.prepare.checked import CheckKeeper
 from finetune_trainer.prepare.data.dataset import check

@@ -10,8 +10,8 @@ from typing import Any
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import Task
-from finetune_trainer.fitting import check_body, in_body, other_model
-from finetune_trainer.model_files import model_problem
+from finetune_trainer.model.files import model_problem
+from finetune_trainer.model.fitting import check_body, in_body, other_model
 from finetune_trainer.prepare.data.labels import matched
 from finetune_trainer.prepare.headers import header_of
 

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from finetune_api.errors import Problem, SpecError
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 
 EVAL_BATCH_FACTOR = 2  # no gradients are kept
 # DeepSpeed's defaults, which accelerate wants to be written out; a user's own configuration may lack them

@@ -12,7 +12,7 @@ from transformers import set_seed
 from finetune_api import errors
 from finetune_api.contract import ExitCode
 from finetune_api.messages import Task
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.batches.choice import batching_of

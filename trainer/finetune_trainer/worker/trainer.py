@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.contract import checkpoint_name
 from finetune_api.errors import FailureCategory, Problem, RunError
-from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
+from finetune_trainer.process.orders import SavedMarker, WorkerOrder, marker_name
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
 from finetune_trainer.worker.losses.head import Head, head_of
 from finetune_trainer.worker.reports.cadence import quality

@@ -9,8 +9,8 @@ from typing import Any
 
 from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
-from finetune_trainer.fitting import classifiers
-from finetune_trainer.new_rows import trained_rows
+from finetune_trainer.model.fitting import classifiers
+from finetune_trainer.model.new_rows import trained_rows
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.prepare.families import positions_of
+from finetune_trainer.model.families import positions_of
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
 from finetune_trainer.prepare.plan.built import build, quiet

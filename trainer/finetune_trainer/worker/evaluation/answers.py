@@ -8,7 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_api.messages import Task
 from finetune_api.plan import Plan
-from finetune_trainer.ends import end_tokens
+from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.shares import share_of
 

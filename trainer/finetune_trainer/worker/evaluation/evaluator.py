@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.contract import File
 from finetune_api.messages import ProblemType, Task
-from finetune_trainer.orders import WorkerOrder
-from finetune_trainer.records import Amplification, EvalGroups, EvaluationRecord, Sample
+from finetune_trainer.evaluations.records import Amplification, EvalGroups, EvaluationRecord, Sample
+from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question, questions

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.plan import Plan
-from finetune_trainer.best import best_of
+from finetune_trainer.checkpoints.best import best_of
 from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
 
 

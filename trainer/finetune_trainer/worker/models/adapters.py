@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.messages import Task
 from finetune_api.plan import Plan
-from finetune_trainer.new_rows import trained_rows
+from finetune_trainer.model.new_rows import trained_rows
 
 TASK_TYPES = {
     Task.CAUSAL_LM: TaskType.CAUSAL_LM,

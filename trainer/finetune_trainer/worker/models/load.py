@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from finetune_api.errors import ModelError
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.fitting import check_body, classifiers, other_model
+from finetune_trainer.model.fitting import check_body, classifiers, other_model
 from finetune_trainer.worker.models.adapters import with_adapter
 from finetune_trainer.worker.models.freezing import freeze
 from finetune_trainer.worker.models.heads import AUTOS, head_options, new_modules, trained_wholly

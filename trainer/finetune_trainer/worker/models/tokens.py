@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
-from finetune_trainer.new_rows import tied
+from finetune_trainer.model.new_rows import tied
 
 
 def new_ids(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[int]:

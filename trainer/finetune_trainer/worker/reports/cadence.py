@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.plan import Plan
-from finetune_trainer.orders import OVERFITTING_SINCE
+from finetune_trainer.process.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.history import evaluations
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
 from finetune_trainer.worker.evaluation.stopping import ends_best

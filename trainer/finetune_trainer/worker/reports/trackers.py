@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback, rewrite_logs
 
 from finetune_api.contract import checkpoint_step
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 
 FOLDER = "tensorboard"
 FLUSH_SECONDS = 5

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tests.models.corpus import VOCABULARY, sentence_pieces, word_pieces
+from tests.support.models.corpus import VOCABULARY, sentence_pieces, word_pieces
 
 
 def byte_level(corpus: Iterable[str], specials: Sequence[str], single: str = "$A", pair: str = "$A $B:1") -> Any:

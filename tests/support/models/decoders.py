@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.models.corpus import CORPUS
-from tests.models.saved import GROUPED, HEADS, HIDDEN, INITIAL, LAYERS, POSITIONS, SIZES, save
-from tests.models.tokenizers import byte_level, fast, sentence_piece_bpe
+from tests.support.models.corpus import CORPUS
+from tests.support.models.saved import GROUPED, HEADS, HIDDEN, INITIAL, LAYERS, POSITIONS, SIZES, save
+from tests.support.models.tokenizers import byte_level, fast, sentence_piece_bpe
 
 CAUSAL = "AutoModelForCausalLM"
 END_OF_TEXT = "<|endoftext|>"

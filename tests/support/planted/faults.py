@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from finetune_trainer.prepare.data.alpaca import prompt
 from finetune_trainer.prepare.data.rows import Example
-from tests.planted.clean import SETS, TOPICS, chat, chats, labelled, made, people, split, tools
-from tests.planted.texts import sentence, text
+from tests.support.planted.clean import SETS, TOPICS, chat, chats, labelled, made, people, split, tools
+from tests.support.planted.texts import sentence, text
 
 Rows = list[Example]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.models.corpus import CORPUS
-from tests.models.saved import HEADS, HIDDEN, INITIAL, LAYERS, SIZES, save
-from tests.models.tokenizers import byte_level, fast, word_piece
+from tests.support.models.corpus import CORPUS
+from tests.support.models.saved import HEADS, HIDDEN, INITIAL, LAYERS, SIZES, save
+from tests.support.models.tokenizers import byte_level, fast, word_piece
 
 MASKED = "AutoModelForMaskedLM"
 LENGTH = 128

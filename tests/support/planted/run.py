@@ -13,8 +13,8 @@ from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
 from finetune_trainer.prepare.quality.texts import content
 from finetune_trainer.prepare.tokens.encoded import Encoded
-from tests.planted.clean import SETS, made, split
-from tests.planted.faults import Fault
+from tests.support.planted.clean import SETS, made, split
+from tests.support.planted.faults import Fault
 
 UNKNOWN = 1
 ALARMING_NOTES = {"PersonalData", "MixedLanguages", "MixedScripts"}  # no warnings, and wrong all the same

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from finetune_api.beats import CheckpointId, Saved
 from finetune_api.contract import checkpoint_name, checkpoint_of
-from finetune_trainer.orders import SavedMarker
+from finetune_trainer.process.orders import SavedMarker
 from finetune_trainer.storage import open_regular
 
 LARGEST_MARKER = 1 << 20  # bytes

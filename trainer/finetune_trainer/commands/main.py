@@ -20,7 +20,7 @@ from finetune_trainer.commands.check import failed_in_json, plan_command, valida
 from finetune_trainer.commands.faults import QuietConsole
 from finetune_trainer.commands.init import init_command
 from finetune_trainer.commands.run import run_command
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 STATUSES = """exit status:
   0  done                             2    an option that is not there

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER
-from tests.models import CORPUS
+from tests.support.models import CORPUS
 
 MARKS = (
     "<|im_start|>",

@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from finetune_trainer.prepare.data.rows import Example
-from tests.planted.texts import text
+from tests.support.planted.texts import text
 
 ROWS = 400
 Row = Callable[[random.Random, int], Example]

@@ -21,12 +21,12 @@ from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, S
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.children import Children
-from finetune_trainer.evaluations import told
-from finetune_trainer.run_folder import RunFolder
-from finetune_trainer.runs import LocalRuns
+from finetune_trainer.evaluations.stored import told
+from finetune_trainer.run.children import Children
+from finetune_trainer.run.identity import LocalRuns
+from finetune_trainer.run.run_folder import RunFolder
+from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
-from finetune_trainer.terminal import Screen
 
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # of one node; the gang's own budget is recovery.maxRestarts

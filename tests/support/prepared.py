@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc
 
-from finetune_trainer.shards import LONE, read_shards, shard_name
+from finetune_trainer.dataset.shards import LONE, read_shards, shard_name
 
 IGNORED = -100
 IDS = pa.list_(pa.int32())

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from finetune_api.contract import File
 from finetune_api.messages import Message
-from finetune_trainer.records import EvaluationRecord, Sample, record_path, samples_path
+from finetune_trainer.evaluations.records import EvaluationRecord, Sample, record_path, samples_path
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 M = TypeVar("M", bound=Message)

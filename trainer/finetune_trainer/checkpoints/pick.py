@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from finetune_trainer.best import best_of
-from finetune_trainer.checkpoints import Committed
+from finetune_trainer.checkpoints.best import best_of
+from finetune_trainer.checkpoints.committed import Committed
 
 
 def pick(checkpoints: Iterable[Committed], metric: str, greater: bool) -> Committed:

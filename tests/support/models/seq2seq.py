@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.models.corpus import CORPUS
-from tests.models.saved import HEADS, HIDDEN, INITIAL, LAYERS, POSITIONS, save
-from tests.models.tokenizers import byte_level, fast, unigram
+from tests.support.models.corpus import CORPUS
+from tests.support.models.saved import HEADS, HIDDEN, INITIAL, LAYERS, POSITIONS, save
+from tests.support.models.tokenizers import byte_level, fast, unigram
 
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
 

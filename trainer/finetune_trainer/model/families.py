@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import Task
-from finetune_trainer.model_files import check_trainable, model_problem
+from finetune_trainer.model.files import check_trainable, model_problem
 
 DECODER = (Task.CAUSAL_LM, Task.CLASSIFICATION)
 ENCODER = (Task.CLASSIFICATION, Task.MASKED_LM)

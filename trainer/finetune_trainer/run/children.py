@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 
 class Children:

@@ -13,8 +13,8 @@ from rich.text import Text
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_api.errors import Problem
 from finetune_api.plan import Plan
-from finetune_trainer.prepare.plan.terminal import choices, estimate_line, memory_table
-from finetune_trainer.records import Sample
+from finetune_trainer.evaluations.records import Sample
+from finetune_trainer.prepare.plan.table import choices, estimate_line, memory_table
 
 SHOWN_SAMPLES = 2
 SAMPLE_CHARACTERS = 160

@@ -17,9 +17,9 @@ from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob, parse_job, reread_job
 from finetune_api.v1alpha1.parse import Lines
 from finetune_api.yaml12 import load
-from finetune_trainer.processes import die_with_parent
+from finetune_trainer.process.termination import fit
+from finetune_trainer.process.ties import die_with_parent
 from finetune_trainer.storage import ObjectStore, open_store
-from finetune_trainer.termination import fit
 
 
 @dataclass(frozen=True)
