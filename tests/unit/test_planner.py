@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
-from finetune_api.plan import Choice, Plan
+from finetune_api.plan import PART_OF, Choice, Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
@@ -141,7 +141,7 @@ GIVEN: list[tuple[dict[str, Any], str, Any, str]] = [
 @pytest.mark.parametrize(("spec", "attribute", "value", "field"), GIVEN, ids=[str(case[0]) for case in GIVEN])
 def test_what_the_user_gives_wins(spec: dict[str, Any], attribute: str, value: Any, field: str) -> None:
     plan = planned(**spec)
-    assert getattr(plan, attribute) == value
+    assert (getattr(getattr(plan, PART_OF[attribute]), attribute) if attribute in PART_OF else plan.max_length) == value
     assert choice(plan, f"spec.{field}").origin == "user"
 
 

@@ -43,7 +43,8 @@ def card(
     parts = [
         _head(plan, base, adapter),
         f"# {plan.model.name}, fine-tuned\n",
-        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.schedule.max_steps}, {_task(plan)}.\n",
+        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.schedule.max_steps}, "
+        f"{_task(plan)}.\n",
         "## Load it\n",
         f"```python\n{snippet(plan, base, chat=chat)}```\n",
     ]
@@ -95,6 +96,7 @@ def _rows(plan: Plan) -> str:
 
 
 def _training(plan: Plan) -> dict[str, object]:
+    schedule, layout = plan.schedule, plan.layout
     facts: dict[str, object] = {
         "base model": plan.model.name,
         "base model's commit": plan.model.commit,
@@ -102,12 +104,14 @@ def _training(plan: Plan) -> dict[str, object]:
         "rows": f"{plan.dataset.train.rows:,}",
         "tokens": f"{plan.dataset.train.tokens:,}",
         "method": plan.method,
-        "steps": plan.schedule.max_steps,
-        "epochs": f"{plan.schedule.epochs:g}",
-        "rows a step": plan.layout.global_batch,
+        "steps": schedule.max_steps,
+        "epochs": f"{schedule.epochs:g}",
+        "rows a step": layout.global_batch,
         "longest row, tokens": plan.max_length,
-        "learning rate": f"{plan.schedule.learning_rate:g}, {plan.schedule.lr_scheduler_type}, {plan.schedule.warmup_steps} steps of warm-up",
-        "seed": plan.schedule.seed,
+        "learning rate": (
+            f"{schedule.learning_rate:g}, {schedule.lr_scheduler_type}, {schedule.warmup_steps} steps of warm-up"
+        ),
+        "seed": schedule.seed,
         "ranks": f"{plan.world_size}, ZeRO-{plan.layout.zero_stage}",
     }
     if plan.adapter:

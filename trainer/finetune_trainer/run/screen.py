@@ -62,10 +62,11 @@ class Screen:
         self.says("data", f"{rows:,} rows{packed}{held_out}, {data.train.tokens:,} tokens{labels}")
         millions = plan.model.parameters / 1e6
         self.says("model", f"{plan.model.name}: {plan.model.model_type}, {millions:,.1f} M parameters")
+        layout, schedule = plan.layout, plan.schedule
         self.says(
             "plan",
-            f"{plan.method}, {plan.layout.nodes} x {plan.layout.processes_per_node} processes, ZeRO-{plan.layout.zero_stage}, "
-            f"{plan.schedule.max_steps:,} steps of {plan.layout.global_batch} rows, learning rate {plan.schedule.learning_rate:g}",
+            f"{plan.method}, {layout.nodes} x {layout.processes_per_node} processes, ZeRO-{layout.zero_stage}, "
+            f"{schedule.max_steps:,} steps of {layout.global_batch} rows, learning rate {schedule.learning_rate:g}",
         )
 
     def explains(self, plan: Plan) -> None:
