@@ -98,11 +98,12 @@ def noted_rows(order: WorkerOrder, note: Note) -> None:
     from collections import deque
     from dataclasses import replace
 
-    from finetune_trainer.worker import main as worker
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    fetch, batching, compute = VirtualDataset.__getitem__, worker.batching_of, FineTuneTrainer.compute_loss
+    task: Any = type(task_of(order.plan))
+    fetch, batching, compute = VirtualDataset.__getitem__, task.batching, FineTuneTrainer.compute_loss
     waiting: deque[list[int]] = deque()  # the loader is a batch ahead of what is trained
     note["rows"] = []
 
@@ -124,7 +125,7 @@ def noted_rows(order: WorkerOrder, note: Note) -> None:
         return compute(self, *arguments, **named)
 
     VirtualDataset.__getitem__ = numbered  # type: ignore[method-assign]
-    worker.batching_of = noting  # type: ignore[assignment]
+    task.batching = noting
     FineTuneTrainer.compute_loss = computed  # type: ignore[method-assign]
 
 
