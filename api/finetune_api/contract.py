@@ -12,10 +12,6 @@ PLURAL = "finetunejobs"
 SINGULAR = "finetunejob"
 SHORT_NAME = "ftj"
 
-# Fields of the spec that may change while a run goes on: they make no other model. (`nodes` and `spares` may too, on a
-# cluster, while the job is suspended.)
-MUTABLE_FIELDS = frozenset({"suspend", "dryRun", "recovery", "budget", "export", "ttlSecondsAfterFinished"})
-
 CONTAINER = "trainer"  # in every pod of ours; a mesh or an admission webhook may add others
 
 AGENT_PORT = 29400  # of every agent's server, in a pod: /healthz on all, beats and /progress on the leader's

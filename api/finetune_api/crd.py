@@ -11,18 +11,14 @@ from typing import Any
 
 from finetune_api import contract, yaml12
 from finetune_api.v1alpha1.base import LABEL_PATTERN, MAX_NAME_LENGTH
+from finetune_api.v1alpha1.facts import FIXED_BELOW, LATER, MUTABLE
 from finetune_api.v1alpha1.job import FineTuneJob
+from finetune_api.v1alpha1.markers import Later
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
-from finetune_api.v1alpha1.supported import LATER, Later
 from finetune_api.v1alpha1.tree import children
 
 Schema = dict[str, Any]
-
-# What may change once a job is made; everything else is the job's identity.
-MUTABLE = contract.MUTABLE_FIELDS | {"nodes", "spares"}
-# Fixed below what may change: what makes another result, and what an admin may restrict when a job is accepted.
-FIXED_BELOW = (("export", "merge"), ("export", "smokeTestPrompts"), ("export", "priorityClassName"))
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
@@ -96,7 +92,7 @@ def schema() -> Schema:
             )
     for path, later in LATER.items():
         root_field, *below = path.split(".")[1:]
-        if root_field in MUTABLE and below and (root_field, *below) not in FIXED_BELOW:
+        if root_field in MUTABLE and below and path not in FIXED_BELOW:
             _at(root, ("spec", root_field)).setdefault("x-kubernetes-validations", []).append(_later_rule(below, later))
     properties["spec"]["x-kubernetes-validations"] += list(_transition_rules())
     return root
@@ -127,19 +123,14 @@ def _transition_rules() -> Iterator[dict[str, str]]:
         if key not in MUTABLE:
             same = f"has(self.{key}) == has(oldSelf.{key}) && (!has(self.{key}) || self.{key} == oldSelf.{key})"
             yield {"rule": same, "message": f"spec.{key} cannot be changed: make a new FineTuneJob"}
-    for key, below in FIXED_BELOW:
+    for path in FIXED_BELOW:
+        _, key, below = path.split(".")
         new, old = (f"has({one}.{key}) && has({one}.{key}.{below})" for one in ("self", "oldSelf"))
         same = f"({new}) == ({old}) && (!({new}) || self.{key}.{below} == oldSelf.{key}.{below})"
-        yield {"rule": same, "message": f"spec.{key}.{below} cannot be changed: make a new FineTuneJob"}
-    for key in ("nodes", "spares"):
-        yield {
-            "rule": f"self.{key} == oldSelf.{key} || oldSelf.suspend",
-            "message": f"spec.{key} can be changed only while the job is suspended: set spec.suspend to true first",
-        }
-    yield {
-        "rule": "self.dryRun == oldSelf.dryRun || !self.dryRun",
-        "message": "spec.dryRun can be changed from true to false only",
-    }
+        yield {"rule": same, "message": f"{path} cannot be changed: make a new FineTuneJob"}
+    for key, mutable in MUTABLE.items():
+        if mutable.rule:
+            yield {"rule": mutable.rule.format(field=key), "message": mutable.refusal.format(field=key)}
 
 
 def _at(root: Schema, path: tuple[str, ...]) -> Schema:

@@ -11,14 +11,8 @@ from transformers import TrainingArguments
 
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1.foreign import COMMON
-from finetune_api.v1alpha1.training import (
-    LORA_LATER,
-    LORA_OWNED,
-    TRAINING_NO_COUNTERPART,
-    TRAINING_OWNED,
-    LoraSpec,
-    TrainingSpec,
-)
+from finetune_api.v1alpha1.library_names import LORA_LATER, LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
+from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_trainer.worker.arguments import RENAMED, as_installed
 

@@ -20,6 +20,7 @@ from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_pref
 from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Plan, Stage
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.facts import CLUSTER_ONLY
 from finetune_trainer.children import Children
 from finetune_trainer.evaluations import told
 from finetune_trainer.run_folder import RunFolder
@@ -30,7 +31,6 @@ from finetune_trainer.terminal import Screen
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # of one node; the gang's own budget is recovery.maxRestarts
 AGENT_DELAY_SECONDS = 1.0
-CLUSTER_ONLY = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
 VERDICTS = {code for code in ExitCode if code not in {ExitCode.UNKNOWN, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED}}
 
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 
 from finetune_api.v1alpha1.foreign import COMMON, NO_COUNTERPART, SENTENCES
-from finetune_api.v1alpha1.training import LORA_LATER, LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
+from finetune_api.v1alpha1.library_names import LORA_LATER, LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.tree import Path, children, dotted, model_at, spec_fields
 
 FAR = 0.85  # how like a name of another object must be, to be proposed

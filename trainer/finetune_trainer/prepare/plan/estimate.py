@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
 from finetune_api.messages import DatasetFacts, Estimate, ModelFacts, PlannedEvaluation
-from finetune_api.v1alpha1.spec import BudgetSpec
+from finetune_api.v1alpha1.run_specs import BudgetSpec
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.layout import Layout
 from finetune_trainer.prepare.plan.machine import Machine
