@@ -1,73 +1,22 @@
-"""What is happening: `status` of a FineTuneJob, written whole by the operator, one server-side apply per reconcile.
+"""What is happening: `status` of a FineTuneJob. The operator writes it whole, in one server-side apply per reconcile.
 
-Printer columns cannot format numbers, so `progress` carries strings that are ready to be shown. Much of a status comes
-from pods, which may say anything: what is too long or too large for the API server is cut here, never refused.
+Printer columns cannot format numbers, so `progress` also holds strings that are ready to be shown.
 """
 
-import math
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1.base import Observed
+from finetune_api.v1alpha1.status_values import Log, Metrics, Real, Reason, Sentence, Short, Whole, at_most, finite
 
 MAX_WARNINGS = 20
 MAX_CHECKPOINTS = 10
 MAX_RECOVERIES = 20
 MAX_CHOICES = 40
-MAX_METRICS = 64
-MAX_LOG = 16_384
-
-
-def _at_most(longest: int) -> BeforeValidator:
-    """Cut a string to its beginning, a list to its first items."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, str):
-            return value if len(value) <= longest else f"{value[: longest - 3]}..."
-        return value[:longest] if isinstance(value, (list, tuple)) else value
-
-    return BeforeValidator(cut)
-
-
-def _last_lines(value: Any) -> Any:
-    return value[-MAX_LOG:] if isinstance(value, str) else value
-
-
-def _word(value: Any) -> Any:
-    """Make any text a word of letters and digits, a letter first: `HTTP 403` is HTTP403."""
-    if not isinstance(value, str):
-        return value
-    kept = "".join(letter for letter in value if letter.isalnum() and letter.isascii())[:100]
-    return kept if kept[:1].isalpha() else f"Reason{kept}"
-
-
-def _whole(value: Any) -> Any:
-    return max(-(2**63), min(value, 2**63 - 1)) if isinstance(value, int) else value
-
-
-def _real(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _metrics(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    told = {name: one for name, one in value.items() if _real(one) is not None}
-    return dict(list(told.items())[:MAX_METRICS])
-
-
-Short = Annotated[str, StringConstraints(max_length=256), _at_most(256)]
-Sentence = Annotated[str, StringConstraints(max_length=4096), _at_most(4096)]
-Log = Annotated[str, StringConstraints(max_length=MAX_LOG), BeforeValidator(_last_lines)]
-Reason = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$"), BeforeValidator(_word)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Real = Annotated[float | None, BeforeValidator(_real)]
-Metrics = Annotated[dict[str, float], Field(max_length=MAX_METRICS), BeforeValidator(_metrics)]
 
 
 class Phase(StrEnum):
@@ -142,7 +91,7 @@ class DatasetStatus(Observed):
     """Rows left out because they broke a rule."""
     truncated_rows: Whole | None = None
     """Rows cut at maxLength."""
-    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), _at_most(MAX_WARNINGS)] = Field(
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), at_most(MAX_WARNINGS)] = Field(
         default_factory=list
     )
     """What the quality report warns of, the weightiest first."""
@@ -193,7 +142,7 @@ class PlanStatus(Observed):
     """Predicted peak memory of a GPU, or of a rank without one."""
     memory: Sentence | None = None
     """What that memory is for."""
-    choices: Annotated[list[Sentence], Field(max_length=MAX_CHOICES), _at_most(MAX_CHOICES)] = Field(
+    choices: Annotated[list[Sentence], Field(max_length=MAX_CHOICES), at_most(MAX_CHOICES)] = Field(
         default_factory=list
     )
     """What the plan chose, and why."""
@@ -289,7 +238,7 @@ class RecoveryTotals(Observed):
     """Recoveries per category."""
     lost_steps: Whole = 0
     """Steps that were done again."""
-    seconds: Annotated[float, BeforeValidator(lambda value: _real(value) or 0.0)] = 0.0
+    seconds: Annotated[float, BeforeValidator(lambda value: finite(value) or 0.0)] = 0.0
     """Time lost."""
 
 
@@ -304,7 +253,7 @@ class ArtifactStatus(Observed):
     """The checkpoint it was made from."""
     metrics: Metrics = Field(default_factory=dict)
     """How good it is."""
-    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), _at_most(MAX_WARNINGS)] = Field(
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), at_most(MAX_WARNINGS)] = Field(
         default_factory=list
     )
     """What its evaluation warns of."""
@@ -379,21 +328,21 @@ class FineTuneJobStatus(Observed):
     """What was chosen; plan.json in storage has the rest."""
     progress: ProgressStatus | None = None
     """How far the run is."""
-    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=MAX_CHECKPOINTS), _at_most(MAX_CHECKPOINTS)] = (
-        Field(default_factory=list)
+    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=MAX_CHECKPOINTS), at_most(MAX_CHECKPOINTS)] = Field(
+        default_factory=list
     )
     """The last ten, newest first."""
     checkpoint_count: Whole = 0
     """Checkpoints committed in all."""
     last_checkpoint: Short | None = None
     """Name of the newest, for the printer column."""
-    recoveries: Annotated[list[RecoveryStatus], Field(max_length=MAX_RECOVERIES), _at_most(MAX_RECOVERIES)] = Field(
+    recoveries: Annotated[list[RecoveryStatus], Field(max_length=MAX_RECOVERIES), at_most(MAX_RECOVERIES)] = Field(
         default_factory=list
     )
     """The last twenty, newest first."""
     recovery_totals: RecoveryTotals | None = None
     """All of them."""
-    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), _at_most(32)] = Field(default_factory=list)
+    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), at_most(32)] = Field(default_factory=list)
     """What the user keeps."""
     failure: FailureStatus | None = None
     """Why it failed."""
