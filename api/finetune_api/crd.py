@@ -1,8 +1,8 @@
 """The models as a CustomResourceDefinition: `python -m finetune_api.crd` prints manifests/base/crd.yaml.
 
-Structural, as the API server demands. Three kinds of field cannot be told in a structural schema and are stored as they
-are (x-kubernetes-preserve-unknown-fields): string-or-object (dataset.eval), string-or-list (target_modules) and free
-objects (deepspeed.config). The operator checks these with the same models.
+The schema is structural, as the API server requires. A structural schema cannot express three kinds of field, which are
+stored unchecked (x-kubernetes-preserve-unknown-fields): string-or-object (dataset.eval), string-or-list
+(target_modules) and free objects (deepspeed.config). The operator checks them with the same models.
 """
 
 import sys
@@ -39,7 +39,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
 
 
 def crd() -> dict[str, Any]:
-    """The CustomResourceDefinition as plain data."""
+    """Return the CustomResourceDefinition as plain data."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -73,13 +73,13 @@ def crd() -> dict[str, Any]:
 
 
 def schema() -> Schema:
-    """The structural schema of the object."""
+    """Return the structural schema of the object."""
     raw = FineTuneJob.model_json_schema(by_alias=True)
     root = _structural(raw, raw.get("$defs", {}))
     properties = root["properties"]
     properties["apiVersion"] = {"type": "string", "description": "API group and version.", "maxLength": 64}
     properties["kind"] = {"type": "string", "description": "Kind of the object.", "maxLength": 64}
-    properties["metadata"] = {"type": "object"}  # the API server allows no more than name and generateName to be ruled
+    properties["metadata"] = {"type": "object"}  # the API server allows rules for name and generateName only
     root["required"] = ["spec"]
     root["x-kubernetes-validations"] = [_name_rule()]
     conditions = properties["status"]["properties"]["conditions"]
@@ -107,7 +107,7 @@ def _name_rule() -> dict[str, str]:
 
 
 def _later_rule(below: list[str], later: Later) -> dict[str, str]:
-    """Refuse what is not supported yet where it may be changed: a running job must never be given such a value."""
+    """Return the rule that no unsupported value can be set where the field may change while the job runs."""
     [field] = below
     values = "" if later.values is None else f" && self.{field} in {list(later.values)}"
     what = field if later.values is None else f"{field}: {', '.join(later.values)}"
@@ -161,7 +161,7 @@ _KEPT = (
 
 
 def _structural(raw: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
-    """One schema with references resolved, null left out, and only what a structural schema may hold."""
+    """Return a schema with references resolved, without null, and with only what a structural schema may hold."""
     if "$ref" in raw:
         target = defs[raw["$ref"].rsplit("/", 1)[-1]]
         raw = {**target, **{key: value for key, value in raw.items() if key != "$ref"}}
@@ -171,34 +171,34 @@ def _structural(raw: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
             assert len(branches) == 1, f"a union needs a schema of its own: {raw}"
             inner = _structural(branches[0], defs)
             raw = {**{key: value for key, value in raw.items() if key != union}, **{"$inner": inner}}
-    found: Schema = dict(raw.get("$inner", {}))
-    found.update({key: raw[key] for key in _KEPT if key in raw})
+    kept: Schema = dict(raw.get("$inner", {}))
+    kept.update({key: raw[key] for key in _KEPT if key in raw})
     if "const" in raw:
-        found["enum"] = [raw["const"]]
+        kept["enum"] = [raw["const"]]
     for bound, name in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if bound in raw:
-            found[name], found[bound] = raw[bound], True
+            kept[name], kept[bound] = raw[bound], True
     if "properties" in raw:
-        found["properties"] = {key: _structural(value, defs) for key, value in raw["properties"].items()}
+        kept["properties"] = {key: _structural(value, defs) for key, value in raw["properties"].items()}
     if "items" in raw:
-        found["items"] = _structural(raw["items"], defs)
+        kept["items"] = _structural(raw["items"], defs)
     if isinstance(raw.get("additionalProperties"), Mapping):
-        found["additionalProperties"] = _structural(raw["additionalProperties"], defs)
+        kept["additionalProperties"] = _structural(raw["additionalProperties"], defs)
     if raw.get("default") is not None:
-        found["default"] = raw["default"]
-    return _bounded(found)
+        kept["default"] = raw["default"]
+    return _bounded(kept)
 
 
-def _bounded(found: Schema) -> Schema:
-    kind = found.get("type")
-    if kind == "string" and "maxLength" not in found:
-        longest = max((len(choice) for choice in found["enum"]), default=0) if "enum" in found else 64
-        found["maxLength"] = longest
+def _bounded(kept: Schema) -> Schema:
+    kind = kept.get("type")
+    if kind == "string" and "maxLength" not in kept:
+        longest = max((len(choice) for choice in kept["enum"]), default=0) if "enum" in kept else 64
+        kept["maxLength"] = longest
     if kind == "integer":
-        found.setdefault("format", "int64")
-    if found.get("format") == "date-time":
-        found.pop("maxLength", None)
-    return found
+        kept.setdefault("format", "int64")
+    if kept.get("format") == "date-time":
+        kept.pop("maxLength", None)
+    return kept
 
 
 def main() -> None:
@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def text() -> str:
-    """The CRD as YAML, with the line that says how to make it anew."""
+    """Return the CRD as YAML, with a comment on how to generate it."""
     return "# Generated from the models by `python -m finetune_api.crd`. Do not edit.\n" + yaml12.dump(crd())
 
 

@@ -1,12 +1,12 @@
-"""The error tree. An error names the field, the value seen, the rule and the cure; several travel together as problems.
+"""The error tree. An error holds problems; a problem names the field, the value, the rule and the cure.
 
 FineTuneError
 ├── SpecError            the job file or object breaks a rule: edit it                     (category UserError)
-├── DataError            the data set breaks a rule: mend the rows named, or skip them     (category DataError)
-├── ModelError           the model cannot be had or used for this task                     (category UserError)
-├── StorageError         object storage refused, is unreachable, or holds what it should not
-├── RunError             training itself failed; carries a failure category
-└── StateError           this run cannot go on from what it finds (other data, another run has the lock)
+├── DataError            the data set breaks a rule: correct the rows named, or skip them  (category DataError)
+├── ModelError           the model cannot be read or used for this task                    (category UserError)
+├── StorageError         object storage refused a request, is unreachable, or holds unexpected content
+├── RunError             training failed; carries a failure category
+└── StateError           this run cannot continue: its data changed, or another run has the lock
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,9 +37,9 @@ class Problem(BaseModel):
 
     Attributes:
         code: stable CamelCase identifier, such as `UnknownField` or `InvalidRow`.
-        field: path in the job (`spec.dataset.train`) that leads to it.
-        message: one sentence with the value seen and the rule it breaks.
-        cure: what to do about it, in the imperative.
+        field: path in the job, such as `spec.dataset.train`.
+        message: one sentence with the value and the rule that it breaks.
+        cure: what to do, in the imperative.
         file: the data or job file at fault, if there is one.
         lines: line numbers in `file`, 1-based, ascending (all of them, or the first 20).
         count: how many rows share the problem; at least `len(lines)`.
@@ -68,10 +68,10 @@ class Problem(BaseModel):
 
 
 class FineTuneError(Exception):
-    """The root of the tree: one or more problems that stop what was asked for.
+    """The root of the tree: one or more problems that stop the work.
 
     Args:
-        problems: what is wrong, weightiest first; at least one.
+        problems: at least one, the most important first.
     """
 
     category = FailureCategory.UNKNOWN
@@ -83,7 +83,7 @@ class FineTuneError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # an exception is sent between processes as its class and `args`, which hold the sentence, not the problems
+        # pickle would pass `args` to the class, which hold the sentence instead of the problems
         return type(self), (list(self.problems),)
 
 
@@ -100,23 +100,23 @@ class DataError(FineTuneError):
 
 
 class ModelError(FineTuneError):
-    """The model cannot be had, or cannot be used for this task."""
+    """The model cannot be read, or cannot be used for this task."""
 
     category = FailureCategory.USER_ERROR
 
 
 class StorageError(FineTuneError):
-    """Object storage refused, is unreachable, or holds what it should not."""
+    """Object storage refused a request, is unreachable, or holds unexpected content."""
 
 
 class StateError(FineTuneError):
-    """This run cannot go on from what it finds."""
+    """This run cannot continue: its data changed, or another run has the lock."""
 
     category = FailureCategory.USER_ERROR
 
 
 class RunError(FineTuneError):
-    """Training failed; `category` says in which way."""
+    """Training failed for the reason in `category`."""
 
     def __init__(self, problems: Problem | Iterable[Problem], category: FailureCategory) -> None:
         super().__init__(problems)

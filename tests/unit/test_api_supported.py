@@ -125,5 +125,5 @@ spec: {{model: {{uri: s3://b/m}}, dataset: {dataset}, method: {{type: lora}}, st
 
 
 def test_the_refusal_reaches_the_reader_of_a_job() -> None:
-    with pytest.raises(SpecError, match=r"spec.budget.maxGPUHours: is not supported yet: no budget is watched"):
+    with pytest.raises(SpecError, match=r"spec.budget.maxGPUHours: is not supported yet: budgets are not enforced"):
         parse_job({"spec": {"budget": {"maxGPUHours": 1}}})

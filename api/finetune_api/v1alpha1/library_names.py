@@ -38,15 +38,15 @@ TRAINING_OWNED: dict[str, str] = {
     "tokenizer": "spec.model",
 }
 
-_LAUNCH = "the processes of a run are started and connected by finetune-operator"
-_DDP = "DeepSpeed trains, not DDP; its settings are those of spec.deepspeed"
-_WHOLE = "a checkpoint holds all that is needed to go on, as safetensors, each file once"
-_REPORTS = "every step is reported: to the terminal, the object and TensorBoard's events"
-_SCORES = "scores are computed batch by batch, and which there are follows from the task"
-_ORDER = "the order of rows follows from spec.training.seed alone, also after a restart"
+_LAUNCH = "finetune-operator starts and connects the processes of a run"
+_DDP = "training uses DeepSpeed instead of DDP; see spec.deepspeed"
+_WHOLE = "a checkpoint holds everything that a resumed run needs, as safetensors, each file once"
+_REPORTS = "every step is reported to the terminal, the status and the TensorBoard events"
+_SCORES = "metrics are computed batch by batch; the task determines them"
+_ORDER = "spec.training.seed alone determines the order of rows, also after a restart"
 _HUB = "nothing is uploaded to a hub; upload the finished artifact with `hf upload`"
-_PADDING = "batches hold no padding where the model's attention can do it, else rows of like length share one"
-_TRACKIO = "trackio's settings are environment variables; see spec.podTemplate.env"
+_PADDING = "batches have no padding if the attention of the model allows it; otherwise they hold rows of similar length"
+_TRACKIO = "set the environment variables of trackio; see spec.podTemplate.env"
 
 TRAINING_NO_COUNTERPART: dict[str, str] = {
     **dict.fromkeys(("local_rank", "parallelism_config"), _LAUNCH),
@@ -99,10 +99,10 @@ TRAINING_NO_COUNTERPART: dict[str, str] = {
     ),
     **dict.fromkeys(("group_by_length", "length_column_name"), _PADDING),
     **dict.fromkeys(("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"), _TRACKIO),
-    "do_predict": "rows without answers are not predicted; the snippet in the artifact's README.md does that",
-    "overwrite_output_dir": "every run has a folder of its own, and nothing is overwritten",
-    "dataloader_drop_last": "every row is trained once an epoch",
-    "dataloader_multiprocessing_context": "loader processes are started in the way that is safe beside DeepSpeed",
+    "do_predict": "a job does not predict; use the snippet in the README.md of the artifact",
+    "overwrite_output_dir": "every run has its own folder, and nothing is overwritten",
+    "dataloader_drop_last": "every epoch trains every row once",
+    "dataloader_multiprocessing_context": "loader processes are started in a way that is safe with DeepSpeed",
 }
 
 LORA_OWNED: dict[str, str] = {

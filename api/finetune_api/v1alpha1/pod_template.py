@@ -1,6 +1,6 @@
-"""`spec.podTemplate`: the parts of a pod that a job may add to. An allow-list: the rest of the pod is the operator's.
+"""`spec.podTemplate`: the allow-list of what a job may add to its pods. The operator sets everything else.
 
-Objects whose shape is Kubernetes' own are kept as they are; the API server checks them when the pods are made.
+Objects in the form of Kubernetes are passed on unchanged; the API server checks them when the operator creates pods.
 """
 
 from typing import Annotated, Literal
@@ -23,29 +23,29 @@ class Toleration(Kubernetes):
     effect: Annotated[Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None, Supported(), KeepsData()] = None
     """Taint effect; omitted = all."""
     toleration_seconds: Annotated[Annotated[int, Field(ge=0, le=2_147_483_647)] | None, Supported(), KeepsData()] = None
-    """How long NoExecute is tolerated."""
+    """Seconds for which NoExecute is tolerated; omitted = without limit."""
 
 
 class LocalObjectRef(Kubernetes):
     """An object in the job's namespace."""
 
     name: Annotated[Subdomain, Supported(), KeepsData()]
-    """Its name."""
+    """Name of the object."""
 
 
 class EnvVar(Kubernetes):
     """An environment variable of the training container."""
 
     name: Annotated[Word, Supported(), KeepsData()]
-    """Its name."""
+    """Name of the variable."""
     value: Annotated[Text | None, Supported(), KeepsData()] = None
-    """Its value."""
+    """Value of the variable."""
     value_from: Annotated[FreeObject | None, Supported(), KeepsData()] = None
-    """Where its value comes from, in Kubernetes' form."""
+    """Source of the value, in the form of Kubernetes."""
 
 
 class VolumeMount(Kubernetes):
-    """Where a volume of podTemplate.volumes appears in the training container."""
+    """Where a volume of podTemplate.volumes is mounted in the training container."""
 
     name: Annotated[Word, Supported(), KeepsData()]
     """Name of the volume."""
@@ -54,7 +54,7 @@ class VolumeMount(Kubernetes):
     sub_path: Annotated[Text | None, Supported(), KeepsData()] = None
     """Folder in the volume."""
     read_only: Annotated[bool, Supported(), KeepsData()] = False
-    """Mount it read-only."""
+    """Mount the volume read-only."""
 
 
 FreeObjects = Annotated[list[FreeObject], Field(max_length=32)]
@@ -64,30 +64,30 @@ class PodTemplate(Kubernetes):
     """Additions to every pod of the job, merged by name."""
 
     labels: Annotated[StringMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Labels."""
+    """Labels of the pods."""
     annotations: Annotated[StringMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Annotations."""
+    """Annotations of the pods."""
     node_selector: Annotated[StringMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Labels of the nodes to run on."""
+    """Labels of the nodes on which the training pods may run."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default_factory=list)
-    """Taints that are tolerated."""
+    """Taints that the pods tolerate."""
     affinity: Annotated[FreeObject | None, Supported(), KeepsData()] = None
-    """Affinity, in Kubernetes' form."""
+    """Affinity, in the form of Kubernetes."""
     topology_spread_constraints: Annotated[FreeObjects, Supported(), KeepsData()] = Field(default_factory=list)
-    """Spread over zones or racks, in Kubernetes' form."""
+    """Spread of the pods over zones or racks, in the form of Kubernetes."""
     volumes: Annotated[FreeObjects, Supported(), KeepsData()] = Field(default_factory=list)
-    """Further volumes, in Kubernetes' form."""
+    """Additional volumes, in the form of Kubernetes."""
     image_pull_secrets: Annotated[list[LocalObjectRef], Field(max_length=16)] = Field(default_factory=list)
-    """Secrets for private registries."""
+    """Secrets for private image registries."""
     service_account_name: Annotated[Subdomain | None, Supported(), KeepsData()] = None
-    """Service account of the pods; no token of it is mounted."""
+    """Service account of the pods. Its token is not mounted."""
     runtime_class_name: Annotated[Subdomain | None, Supported(), KeepsData()] = None
-    """Container runtime class."""
+    """RuntimeClass of the pods."""
     scheduler_name: Annotated[Word | None, Supported(), KeepsData()] = None
-    """Scheduler."""
+    """Name of the scheduler that places the pods."""
     env: Annotated[list[EnvVar], Field(max_length=64)] = Field(default_factory=list)
-    """Further environment of the training container."""
+    """Additional environment variables of the training container."""
     env_from: Annotated[FreeObjects, Supported(), KeepsData()] = Field(default_factory=list)
-    """Environment from ConfigMaps and Secrets, in Kubernetes' form."""
+    """Environment variables from ConfigMaps and Secrets, in the form of Kubernetes."""
     volume_mounts: Annotated[list[VolumeMount], Field(max_length=32)] = Field(default_factory=list)
-    """Where the further volumes appear."""
+    """Where the additional volumes are mounted."""

@@ -41,25 +41,25 @@ class FineTuneJobSpec(Kubernetes):
     """What to train on what, how, where, and within which limits."""
 
     suspend: Annotated[bool, Supported(), KeepsData(), Mutable()] = False
-    """Stop after a checkpoint and give the nodes back; false goes on from there."""
+    """Save a checkpoint, stop, and release the nodes. Set it to false to continue from that checkpoint."""
     dry_run: Annotated[bool, Supported(), KeepsData(), _TO_FALSE] = False
-    """Prepare and plan only. May change from true to false."""
+    """Stop after the plan, before any training. Set it to false to train."""
     ttl_seconds_after_finished: Annotated[
         Annotated[int, Field(ge=0, le=2_147_483_647)] | None, Supported(), KeepsData(), Mutable(), ClusterOnly()
     ] = None
-    """The object is deleted so long after the job has ended; what lies in storage stays."""
+    """Seconds to keep the object after the job has ended; files in storage stay."""
     active_deadline_seconds: Annotated[
-        Annotated[int, Field(ge=1, le=2_147_483_647)] | None, Later("no deadline is watched"), KeepsData()
+        Annotated[int, Field(ge=1, le=2_147_483_647)] | None, Later("deadlines are not enforced"), KeepsData()
     ] = None
-    """The job fails after so much time, suspended time not counted."""
+    """Seconds after which the job fails; suspended time does not count."""
     queue_name: Annotated[Label | None, Later("jobs are not queued"), KeepsData()] = None
     """Kueue LocalQueue of the train Job."""
     priority_class_name: Annotated[Subdomain | None, Supported(), KeepsData(), ClusterOnly()] = None
     """PriorityClass of the pods."""
     task: Annotated[Task | None, Supported(), ShapesData(through="task")] = None
-    """What the model learns; omitted = from the architecture and the data."""
+    """What the model learns; omitted = chosen from the architecture and the data."""
     problem_type: Annotated[ProblemType | None, Supported(), ShapesData(key="problem_type")] = None
-    """What a classification predicts: one label, several, or a number; omitted = from the data."""
+    """What a classification predicts: one label, several labels, or a number; omitted = chosen from the data."""
     model: ModelSpec
     """The base model."""
     dataset: DatasetSpec
@@ -67,38 +67,38 @@ class FineTuneJobSpec(Kubernetes):
     method: MethodSpec
     """How weights are trained."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
-    """TrainingArguments names and values."""
+    """Hyperparameters under the names of transformers' TrainingArguments."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
-    """What an evaluation does beside the loss; only with dataset.eval."""
+    """What an evaluation does besides the loss; requires dataset.eval."""
     deepspeed: DeepSpeedSpec = Field(default_factory=DeepSpeedSpec)
-    """Sharding."""
+    """How model states are sharded over the ranks."""
     nodes: Annotated[int, Field(ge=1, le=1000), Supported(), KeepsData(), _WHILE_SUSPENDED] = 1
-    """Training pods. May be changed while suspended."""
+    """Number of training pods. You can change it while the job is suspended."""
     spares: Annotated[int, Field(ge=0, le=100), Supported(), KeepsData(), _WHILE_SUSPENDED] = 0
-    """Further pods that stand by to take a lost node's place. May be changed while suspended."""
+    """Number of standby pods that replace lost nodes. You can change it while the job is suspended."""
     processes_per_node: Annotated[Annotated[int, Field(ge=1, le=64)] | None, Supported(), KeepsData()] = None
     """Ranks per pod; omitted = one per GPU."""
     resources_per_node: Resources = Field(default_factory=Resources)
     """Resources of one training pod."""
     gpu_type: Annotated[Word | None, Supported(), KeepsData()] = None
-    """Kind of the GPUs, such as A100-80GB, H100 or NVIDIA-L40S; omitted = from the nodes' labels."""
+    """GPU model, such as A100-80GB, H100 or NVIDIA-L40S; omitted = read from the labels of the nodes."""
     interconnect_gbps: Annotated[Annotated[float, Field(gt=0, le=100_000)] | None, Supported(), KeepsData()] = None
-    """Network of a node to the others, in Gbit per second, all its adapters together; omitted = the usual one of the
-    kind of GPU."""
+    """Network bandwidth between nodes in Gbit per second, summed over the adapters of a node; omitted = the usual value
+    for the GPU model."""
     scratch: Annotated[ScratchSpec | None, ClusterOnly()] = None
-    """Node-local space."""
+    """Node-local scratch space."""
     image: Annotated[
         Annotated[str, Field(min_length=1, max_length=1024)] | None, Supported(), KeepsData(), ClusterOnly()
     ] = None
-    """Trainer image; omitted = the operator's default. Local mode runs the code at hand."""
+    """Trainer image; omitted = the default of the operator. Local runs use the installed package instead."""
     pod_template: Annotated[PodTemplate | None, ClusterOnly()] = None
     """Additions to the training pods."""
     storage: StorageSpec
-    """Where everything is kept."""
+    """Object storage for the plan, the prepared data, checkpoints and results."""
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
-    """When checkpoints are saved."""
-    resume_from: Annotated[ResumeSpec | None, Later("a job resumes its own checkpoints only")] = None
-    """Go on from another job's checkpoint."""
+    """When checkpoints are saved, and how many are kept."""
+    resume_from: Annotated[ResumeSpec | None, Later("a job resumes only its own checkpoints")] = None
+    """Checkpoint of another job to continue from."""
     recovery: Annotated[RecoverySpec, Mutable()] = Field(default_factory=RecoverySpec)
     """What happens after failures."""
     prepare: Annotated[PrepareSpec | None, ClusterOnly()] = None

@@ -1,4 +1,4 @@
-"""Hyperparameters under their libraries' own names: `spec.training` (transformers) and `spec.method.lora` (PEFT).
+"""Hyperparameters under the names of their libraries: `spec.training` (transformers), `spec.method.lora` (PEFT).
 
 `library_names.py` lists the names that the libraries have and these models lack.
 """
@@ -20,16 +20,16 @@ from finetune_api.v1alpha1.base import (
 )
 from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported, WithoutEffect, marker_of
 
-_KERNELS = "the worker runs the model's own kernels"
-_OPTIMIZER = "the optimizer is DeepSpeed's AdamW"
-_EVALUATED = "evaluation follows eval_steps, and comes once at the end"
+_KERNELS = "the worker runs the kernels of the model"
+_OPTIMIZER = "the optimizer is the AdamW of DeepSpeed"
+_EVALUATED = "evaluations run every eval_steps steps and at the end"
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Index = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
-# reduce_lr_on_plateau and greedy are not here: DeepSpeed's schedule has no metric to follow.
+# reduce_lr_on_plateau and greedy are missing: the schedule of DeepSpeed gets no metric.
 Scheduler = Literal[
     "linear",
     "cosine",
@@ -45,7 +45,7 @@ Scheduler = Literal[
 
 
 class TrainingSpec(Verbatim):
-    """Names and values of transformers' TrainingArguments, plus global_batch_size; what is omitted is planned."""
+    """Names and values of transformers' TrainingArguments, plus global_batch_size. The plan chooses what is omitted."""
 
     global_batch_size: Annotated[Count | None, Supported(), KeepsData()] = None
     """Rows per optimizer step over all ranks: micro-batch x accumulation x world size."""
@@ -56,63 +56,63 @@ class TrainingSpec(Verbatim):
     per_device_eval_batch_size: Annotated[Count | None, Supported(), KeepsData()] = None
     """Rows per rank and forward pass in evaluation."""
     num_train_epochs: Annotated[Annotated[float, Field(gt=0, le=10_000)] | None, Supported(), KeepsData()] = None
-    """Passes over the training data; may be a fraction."""
+    """Passes over the training data; fractions are allowed."""
     max_steps: Annotated[Count | None, Supported(), KeepsData()] = None
-    """Optimizer steps in the whole run; wins over num_train_epochs."""
+    """Optimizer steps in the whole run; overrides num_train_epochs."""
     learning_rate: Annotated[Annotated[float, Field(gt=0, le=10)] | None, Supported(), KeepsData()] = None
     """Peak learning rate."""
     lr_scheduler_type: Annotated[Scheduler | None, Supported(), KeepsData()] = None
-    """Shape of the learning rate over the run."""
+    """Schedule of the learning rate."""
     lr_scheduler_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
-    """Further arguments of the schedule."""
+    """Additional arguments of the schedule."""
     warmup_steps: Annotated[StepsOrRatio | None, Supported(), KeepsData()] = None
-    """Steps until the learning rate is at its peak; below 1 it is a ratio of all steps."""
+    """Steps until the learning rate reaches its peak; a value below 1 is a ratio of all steps."""
     weight_decay: Annotated[Fraction | None, Supported(), KeepsData()] = None
-    """AdamW's weight decay; not applied to biases and norms."""
+    """Weight decay of AdamW; does not apply to biases and norms."""
     adam_beta1: Annotated[BelowOne | None, Supported(), KeepsData()] = None
-    """Decay of Adam's first moment."""
+    """Decay of the first moment of Adam."""
     adam_beta2: Annotated[BelowOne | None, Supported(), KeepsData()] = None
-    """Decay of Adam's second moment."""
+    """Decay of the second moment of Adam."""
     adam_epsilon: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Supported(), KeepsData()] = None
-    """Adam's epsilon."""
+    """Epsilon of Adam."""
     max_grad_norm: Annotated[Annotated[float, Field(ge=0, le=1_000_000)] | None, Supported(), KeepsData()] = None
-    """Gradients are clipped to this norm; 0 = not clipped."""
+    """Norm to which gradients are clipped; 0 = no clipping."""
     optim: Annotated[Word | None, Later(_OPTIMIZER, harmless=("adamw_torch", "adamw_torch_fused")), KeepsData()] = None
-    """Optimizer by transformers' name."""
+    """Optimizer, by its name in transformers."""
     optim_args: Annotated[Text | None, Later(_OPTIMIZER), KeepsData()] = None
-    """Further arguments of the optimizer."""
+    """Additional arguments of the optimizer."""
     optim_target_modules: Annotated[Words | None, Later(_OPTIMIZER), KeepsData()] = None
-    """Modules for optimizers that project gradients."""
+    """Modules to which optimizers that project gradients apply."""
     label_smoothing_factor: Annotated[
-        BelowOne | None, Later("the loss is the model's own", harmless=(0, 0.0)), KeepsData()
+        BelowOne | None, Later("the model computes its own loss", harmless=(0, 0.0)), KeepsData()
     ] = None
-    """Label smoothing."""
+    """Amount of label smoothing."""
     neftune_noise_alpha: Annotated[
-        Annotated[float, Field(gt=0, le=1000)] | None, Later("embeddings get no noise"), KeepsData()
+        Annotated[float, Field(gt=0, le=1000)] | None, Later("no noise is added to embeddings"), KeepsData()
     ] = None
-    """Noise on embeddings (NEFTune)."""
+    """Amount of noise on embeddings (NEFTune)."""
     average_tokens_across_devices: Annotated[
-        bool | None, Later("losses are always weighed by tokens", harmless=(True,)), KeepsData()
+        bool | None, Later("losses are always weighted by tokens", harmless=(True,)), KeepsData()
     ] = None
-    """Weigh each rank's loss by its tokens."""
+    """Weight the loss of each rank by its number of tokens."""
     bf16: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Mixed precision in bfloat16."""
+    """Train in mixed precision with bfloat16."""
     fp16: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Mixed precision in float16 with loss scaling; needs a GPU."""
+    """Train in mixed precision with float16 and loss scaling; requires a GPU."""
     bf16_full_eval: Annotated[bool | None, Later("evaluation uses the precision of training"), KeepsData()] = None
     """Evaluate with bfloat16 weights."""
     fp16_full_eval: Annotated[bool | None, Later("evaluation uses the precision of training"), KeepsData()] = None
     """Evaluate with float16 weights."""
     tf32: Annotated[bool | None, Supported(), KeepsData()] = None
-    """TensorFloat-32 matrix products on Ampere and newer GPUs."""
+    """Use TensorFloat-32 for matrix products on Ampere and newer GPUs."""
     activation_checkpointing: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Recompute activations in the backward pass: less memory, about 20 % slower."""
+    """Recompute activations in the backward pass: uses less memory and is about 20 % slower."""
     activation_checkpointing_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
-    """Further arguments of activation checkpointing."""
+    """Additional arguments of activation checkpointing."""
     gradient_checkpointing: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Older name of activation_checkpointing."""
+    """Old name of activation_checkpointing."""
     gradient_checkpointing_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
-    """Older name of activation_checkpointing_kwargs."""
+    """Old name of activation_checkpointing_kwargs."""
     torch_compile: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
     """Compile the model with torch.compile."""
     torch_compile_backend: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
@@ -120,57 +120,57 @@ class TrainingSpec(Verbatim):
     torch_compile_mode: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
     """Mode of torch.compile."""
     use_liger_kernel: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
-    """Liger kernels."""
+    """Use the Liger kernels."""
     liger_kernel_config: Annotated[FreeObject | None, Later(_KERNELS), KeepsData()] = None
-    """Which Liger kernels."""
+    """Which Liger kernels to use."""
     torch_empty_cache_steps: Annotated[Count | None, Supported(), KeepsData()] = None
-    """Empty the GPU's cache every so many steps."""
+    """Steps after which PyTorch releases cached GPU memory."""
     logging_steps: Annotated[StepsOrRatio | None, WithoutEffect("every step is reported"), KeepsData()] = None
     """Accepted, without effect: every step is reported."""
     logging_first_step: Annotated[bool | None, WithoutEffect("every step is reported"), KeepsData()] = None
     """Accepted, without effect: every step is reported."""
     logging_nan_inf_filter: Annotated[
-        bool | None, WithoutEffect("a loss that is no number ends the run and is reported"), KeepsData()
+        bool | None, WithoutEffect("a NaN loss ends the run and is reported"), KeepsData()
     ] = None
-    """Accepted, without effect: a loss that is no number ends the run and is reported."""
+    """Accepted, without effect: a NaN loss ends the run and is reported."""
     eval_steps: Annotated[StepsOrRatio | None, Supported(), KeepsData()] = None
-    """Steps between two evaluations; below 1 it is a ratio of all steps."""
+    """Steps between two evaluations; a value below 1 is a ratio of all steps."""
     eval_delay: Annotated[Annotated[float, Field(ge=0)] | None, Later(_EVALUATED), KeepsData()] = None
     """Steps before the first evaluation."""
     eval_on_start: Annotated[bool | None, Later(_EVALUATED), KeepsData()] = None
     """Evaluate before the first step."""
     eval_accumulation_steps: Annotated[
-        Count | None, WithoutEffect("an evaluation keeps one prediction a row, there is nothing to move"), KeepsData()
+        Count | None, WithoutEffect("an evaluation keeps only one prediction per row"), KeepsData()
     ] = None
-    """Accepted, without effect: an evaluation keeps one prediction a row, there is nothing to move."""
+    """Accepted, without effect: an evaluation keeps only one prediction per row."""
     metric_for_best_model: Annotated[Word | None, Supported(), KeepsData()] = None
-    """Metric that chooses the best checkpoint, such as eval_loss."""
+    """Metric that selects the best checkpoint, such as eval_loss."""
     greater_is_better: Annotated[bool | None, Supported(), KeepsData()] = None
     """Whether a greater value of that metric is better."""
     early_stopping_patience: Annotated[Count | None, Supported(), KeepsData()] = None
-    """Evaluations without a better metric_for_best_model after which the run ends; omitted = it runs to its end."""
+    """Evaluations without a better metric_for_best_model after which the run ends; omitted = no early stopping."""
     early_stopping_threshold: Annotated[Annotated[float, Field(ge=0)] | None, Supported(), KeepsData()] = None
-    """By how much the metric has to be better; only with early_stopping_patience."""
+    """Minimum improvement of the metric; requires early_stopping_patience."""
     mlm_probability: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Supported(), KeepsData()] = None
-    """Share of the tokens that are hidden; only for the task masked-lm."""
+    """Share of the tokens that are masked; only for the task masked-lm."""
     report_to: Annotated[Names | None, Supported(), KeepsData()] = None
-    """Trackers by transformers' names, such as wandb or mlflow; TensorBoard's events are always in storage."""
+    """Trackers by their names in transformers, such as wandb or mlflow. TensorBoard events are always stored."""
     seed: Annotated[Annotated[int, Field(ge=0, le=4_294_967_295)] | None, Supported(), ShapesData(through="seed")] = (
         None
     )
-    """Seed of everything random, the order of samples included."""
+    """Seed of everything random, including the order of the rows."""
     full_determinism: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Deterministic kernels only; slower."""
+    """Use deterministic kernels only; this is slower."""
     dataloader_num_workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, Supported(), KeepsData()] = None
-    """Processes per rank that load data."""
+    """Number of processes per rank that load data."""
     dataloader_pin_memory: Annotated[
         bool | None, WithoutEffect("memory is pinned where there is a GPU"), KeepsData()
     ] = None
     """Accepted, without effect: memory is pinned where there is a GPU."""
     dataloader_persistent_workers: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Keep loader processes between epochs."""
+    """Keep the loader processes between epochs."""
     dataloader_prefetch_factor: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, Supported(), KeepsData()] = None
-    """Batches each loader process reads ahead."""
+    """Number of batches that each loader process reads ahead."""
 
     def given(self) -> dict[str, Any]:
         """Return the values that the user wrote and that have an effect, by their own names."""
@@ -181,61 +181,61 @@ class TrainingSpec(Verbatim):
 
 
 class LoraSpec(Verbatim):
-    """Names and values of PEFT's LoraConfig; what is omitted is planned."""
+    """Names and values of PEFT's LoraConfig. The plan chooses what is omitted."""
 
     r: Annotated[Annotated[int, Field(ge=1, le=8192)] | None, Supported(), KeepsData()] = None
     """Rank of the update matrices."""
     lora_alpha: Annotated[Annotated[int, Field(ge=1, le=65536)] | None, Supported(), KeepsData()] = None
     """Scale of the update: alpha / r, or alpha / sqrt(r) with use_rslora."""
     lora_dropout: Annotated[BelowOne | None, Supported(), KeepsData()] = None
-    """Dropout before the adapter."""
+    """Dropout on the input of the adapter."""
     target_modules: Annotated[Words | None, Supported(), KeepsData()] = None
     """Modules to adapt: names, a regular expression, or all-linear."""
     exclude_modules: Annotated[Words | None, Supported(), KeepsData()] = None
     """Modules not to adapt: names or a regular expression."""
     modules_to_save: Annotated[Words256 | None, Supported(), KeepsData()] = None
-    """Modules trained and saved in full beside the adapter. Newly initialised ones always are."""
+    """Modules to train and save in full, in addition to the adapter and to newly initialised modules."""
     use_rslora: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Rank-stabilised scale."""
+    """Use the rank-stabilised scale."""
     use_dora: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Weight-decomposed adapters (DoRA)."""
+    """Train weight-decomposed adapters (DoRA)."""
     bias: Annotated[Literal["none", "all", "lora_only"] | None, Supported(), KeepsData()] = None
-    """Which biases are trained."""
+    """Which biases to train."""
     lora_bias: Annotated[bool | None, Supported(), KeepsData()] = None
-    """A bias in the adapter's B matrix."""
+    """Add a bias to the B matrix of the adapter."""
     init_lora_weights: Annotated[
         FlagOrWord | None,
         Later(
-            "such a start changes the base model's weights, which an adapter does not hold",
+            "such an initialisation changes the weights of the base model, which an adapter does not store",
             "use true, gaussian or orthogonal",
             harmless=(True, False, "gaussian", "orthogonal"),
         ),
         KeepsData(),
     ] = None
-    """How the adapter starts: true, false, gaussian, pissa, olora ..."""
+    """Initialisation of the adapter: true, false, gaussian, pissa, olora ..."""
     layers_to_transform: Annotated[Annotated[list[Index], Field(max_length=1024)] | None, Supported(), KeepsData()] = (
         None
     )
     """Indices of the layers to adapt."""
     layers_pattern: Annotated[Word | None, Supported(), KeepsData()] = None
-    """Name of the layer list, where layers_to_transform is given."""
+    """Name of the list of layers; requires layers_to_transform."""
     rank_pattern: Annotated[
         Annotated[dict[str, Annotated[int, Field(ge=1, le=8192)]], Field(max_length=256)] | None,
         Supported(),
         KeepsData(),
     ] = None
-    """Ranks of single modules, by name or regular expression."""
+    """Ranks of individual modules, by name or regular expression."""
     alpha_pattern: Annotated[
         Annotated[dict[str, Annotated[int, Field(ge=1, le=65536)]], Field(max_length=256)] | None,
         Supported(),
         KeepsData(),
     ] = None
-    """Alphas of single modules, by name or regular expression."""
+    """Alphas of individual modules, by name or regular expression."""
     target_parameters: Annotated[Words256 | None, Supported(), KeepsData()] = None
-    """Parameters (not modules) to adapt, such as the experts of a mixture."""
+    """Parameters (not modules) to adapt, such as the experts of a mixture-of-experts model."""
     trainable_token_indices: Annotated[
         Annotated[list[Index], Field(max_length=1024)] | None, Supported(), KeepsData()
     ] = None
-    """Tokens whose embeddings are trained."""
+    """Ids of the tokens whose embeddings are trained."""
     fan_in_fan_out: Annotated[bool | None, Supported(), KeepsData()] = None
-    """Set where weights are stored (in, out), as in GPT-2."""
+    """Whether the weights are stored as (in, out), as in GPT-2."""
