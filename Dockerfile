@@ -38,7 +38,7 @@ RUN /build/pip/bin/pip --python /opt/venv install --require-hashes --requirement
 COPY api trainer /opt/finetune/
 RUN chmod -R a+rX /opt/finetune \
     && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune \
-    && printf '#!/opt/venv/bin/python\nimport sys\nfrom finetune_trainer.cli import main\nsys.exit(main())\n' > /opt/venv/bin/finetune \
+    && printf '#!/opt/venv/bin/python\nimport sys\nfrom finetune_trainer.commands.main import main\nsys.exit(main())\n' > /opt/venv/bin/finetune \
     && chmod 755 /opt/venv/bin/finetune
 
 FROM ${BASE} AS trainer

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from finetune_api.messages import DatasetFacts, MethodType, Plan, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, MethodType, SplitFacts, Task
+from finetune_api.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

@@ -239,8 +239,8 @@ def measure(point: Point, cache: Path) -> None:
     """One run from its job to its scores."""
     from finetune_api.contract import ExitCode, dataset_prefix
     from finetune_api.v1alpha1 import FineTuneJob
-    from finetune_trainer.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.prepare.stage import prepare
+    from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.storage import open_store
     from finetune_trainer.worker.main import run
 
@@ -281,10 +281,10 @@ def measure(point: Point, cache: Path) -> None:
     choose = max if point.case.higher else min
     best = choose(evaluations, key=lambda values: values.get(point.case.metric, -1e9 if point.case.higher else 1e9))
     found = {
-        "learning_rate": plan.learning_rate,
-        "global_batch": plan.global_batch,
-        "steps": plan.max_steps,
-        "epochs": plan.epochs,
+        "learning_rate": plan.schedule.learning_rate,
+        "global_batch": plan.layout.global_batch,
+        "steps": plan.schedule.max_steps,
+        "epochs": plan.schedule.epochs,
         "rows": plan.dataset.train.rows,
         "eval_rows": plan.dataset.eval.rows if plan.dataset.eval else 0,
         "scores": {name: best.get(name) for name in (point.case.metric, *point.case.shown)},

@@ -40,13 +40,14 @@ import numpy as np  # noqa: E402
 from gpu_memory import MODELS, llama  # noqa: E402
 from measured_step import LORA, fork, imports, result  # noqa: E402
 
-from finetune_api.messages import MethodType, Plan, Task  # noqa: E402
-from finetune_trainer.orders import WorkerOrder  # noqa: E402
+from finetune_api.messages import MethodType, Task  # noqa: E402
+from finetune_api.plan import Plan  # noqa: E402
 from finetune_trainer.prepare.plan import gpus  # noqa: E402
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
 from finetune_trainer.prepare.plan.load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from finetune_trainer.prepare.plan.speed import flops_per_token  # noqa: E402
+from finetune_trainer.process.orders import WorkerOrder  # noqa: E402
 from tests.local.harness import make_plan, orders  # noqa: E402
 
 STEPS, UNTIMED = 20, 5
@@ -337,9 +338,9 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
-    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
 
     order = orders(plan_of(case), Path(), Path(), folder)[0]
     join(order)
@@ -347,7 +348,7 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     model = model_of(case, shape)
     if case.method is not MethodType.FULL:
         model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
-    batching = batching_of(order.plan, model, 0)
+    batching = task_of(order.plan).batching(model, 0)
     rows = Rows(case.length, int(shape["vocab_size"]))
     data = VirtualDataset(rows, 1, STEPS, 1, items=lambda row: case.length - 1, dealt=batching.dealt)
     return Parts(order, model, data, batching.collate)
@@ -358,6 +359,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import torch
 
     from finetune_trainer.worker.arguments import training_arguments
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     parts = parts_of(case, shape, folder)
@@ -367,6 +369,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
         None,  # type: ignore[arg-type]
         parts.model,
         args,
+        head=task_of(parts.order.plan).loss(parts.model),
         data=parts.data,
         train_dataset=parts.data,
         data_collator=parts.collate,
@@ -382,15 +385,21 @@ def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import deepspeed
     import torch
 
-    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker.tasks import task_of
 
     parts = parts_of(case, shape, folder)
     plan = parts.order.plan
-    head = head_of(plan, parts.model)
-    rate = {"lr": plan.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "torch_adam": True}
+    head = task_of(plan).loss(parts.model)
+    rate = {
+        "lr": plan.schedule.learning_rate,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "torch_adam": True,
+    }
     sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": 1, "gradient_accumulation_steps": 1}
     own = {"gradient_clipping": 1.0, "bf16": {"enabled": True}, "optimizer": {"type": "AdamW", "params": rate}}
-    engine, *_ = deepspeed.initialize(model=parts.model, config={**plan.deepspeed, **sizes, **own})
+    engine, *_ = deepspeed.initialize(model=parts.model, config={**plan.engine.deepspeed, **sizes, **own})
     engine.train()
     loader = torch.utils.data.DataLoader(parts.data, batch_size=1, collate_fn=parts.collate)
     for step, batch in enumerate(loader, 1):

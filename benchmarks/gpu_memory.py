@@ -28,7 +28,8 @@ import pyarrow as pa
 from measured_step import LORA, ROOT, fork, imports, memory, reset, result
 from memory import LIBRARIES, MIB, summary
 
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 
 sys.path.insert(0, str(ROOT))
 

@@ -24,7 +24,8 @@ from typing import Any
 import aiohttp
 
 from finetune_api.beats import AgentState, Beat, Directive, RankReport, RankState, Saved, StepMetrics
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Limits
 from finetune_trainer.agent.server import AgentServer

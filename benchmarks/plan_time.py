@@ -27,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import stdlib_tasks  # noqa: E402
-from finetune_api.messages import Plan, Stage  # noqa: E402
+from finetune_api.messages import Stage  # noqa: E402
+from finetune_api.plan import Plan  # noqa: E402
 from finetune_api.v1alpha1 import FineTuneJob  # noqa: E402
-from tests.models import make_bert, make_gpt2, make_llama, make_t5  # noqa: E402
+from tests.support.models import make_bert, make_gpt2, make_llama, make_t5  # noqa: E402
 
 RECORD = Path(__file__).with_name("plan_time.json")
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft", "accelerate")
@@ -141,8 +142,8 @@ def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
     """One run of a job: seconds planned and taken, and of what they consist."""
     from rich.console import Console
 
-    from finetune_trainer import local
-    from finetune_trainer.terminal import Screen
+    from finetune_trainer.run import local
+    from finetune_trainer.run.screen import Screen
 
     storage = place / f"store-{turn}"
     os.environ["XDG_CACHE_HOME"] = str(place / f"cache-{turn}")  # every run is calibrated anew
@@ -157,22 +158,22 @@ def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
         asyncio.run(supervisor.train())
         taken = time.monotonic() - began
         progress = supervisor.final_progress()
-    assert plan.estimate is not None
+    assert plan.prediction.estimate is not None
     shutil.rmtree(storage)
     return {
         "case": case.name,
         "turn": turn,
-        "planned": round(plan.estimate.hours * 3600, 2),
+        "planned": round(plan.prediction.estimate.hours * 3600, 2),
         "taken": round(taken, 2),
-        "planned_step": plan.estimate.step_seconds,
-        "taken_step": round(progress.train_seconds / plan.max_steps, 4),
+        "planned_step": plan.prediction.estimate.step_seconds,
+        "taken_step": round(progress.train_seconds / plan.schedule.max_steps, 4),
         "taken_beside": round(taken - progress.train_seconds, 2),
         "ranks": plan.world_size,
-        "accumulation": plan.gradient_accumulation,
-        "steps": plan.max_steps,
-        "micro_batch": plan.micro_batch,
+        "accumulation": plan.layout.gradient_accumulation,
+        "steps": plan.schedule.max_steps,
+        "micro_batch": plan.layout.micro_batch,
         "load": load,
-        "how": plan.estimate.how,
+        "how": plan.prediction.estimate.how,
     }
 
 

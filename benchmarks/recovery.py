@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.local.agents import Agents, wait_for  # noqa: E402
 from tests.local.harness import make_plan, write_dataset  # noqa: E402
-from tests.models import make_llama  # noqa: E402
+from tests.support.models import make_llama  # noqa: E402
 
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft")
 

@@ -28,9 +28,9 @@ from finetune_trainer.prepare.data.rows import Example  # noqa: E402
 from finetune_trainer.prepare.quality.context import Context  # noqa: E402
 from finetune_trainer.prepare.quality.judge import examine  # noqa: E402
 from finetune_trainer.prepare.quality.observation import Observation  # noqa: E402
-from tests.planted.clean import SETS  # noqa: E402
-from tests.planted.faults import faults  # noqa: E402
-from tests.planted.run import encode, false_alarms, finds  # noqa: E402
+from tests.support.planted.clean import SETS  # noqa: E402
+from tests.support.planted.faults import faults  # noqa: E402
+from tests.support.planted.run import encode, false_alarms, finds  # noqa: E402
 
 LIBRARIES = ("py3langid", "phonenumberslite", "python-stdnum", "datasketch", "numpy")
 ROWS = 10_000

@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow as pa
 from measured_step import fork, imports, result
 
-from finetune_api.messages import MethodType, Plan, Task
-from finetune_trainer.orders import WorkerOrder
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
+from finetune_trainer.process.orders import WorkerOrder
 from tests.local.harness import make_plan, orders
 
 UNTIMED = 10
@@ -87,7 +88,7 @@ def write(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from tests.models.tokenizers import fast, word_piece
+    from tests.support.models.tokenizers import fast, word_piece
 
     logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def plan_of(steps: int) -> Plan:
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, world=1, stage=2, max_steps=steps, warmup_steps=0)
     facts = plan.dataset.model_copy(update={"eval": None})
     changes = {"checkpoint_every_steps": steps + 1, "dataset": facts, "deepspeed": deepspeed_config(2, None, {})}
-    return plan.model_copy(update=changes)
+    return plan.revised(**changes)
 
 
 def timed(way: str, folder: Path, path: Path, steps: int) -> dict[str, float]:
@@ -156,26 +157,28 @@ def bare(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
     import torch
 
     from finetune_trainer.worker import main as parts
-    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker.tasks import task_of
 
     plan = order.plan
     torch.set_num_threads(order.threads)
     parts.join(order)
-    model = parts.load_model(plan, Path(order.model), torch.float32, 0)
-    batching = parts.batching_of(plan, model, 0)
+    model = parts.load_model(task_of(plan), Path(order.model), torch.float32, 0)
+    batching = task_of(plan).batching(model, 0)
     rows = parts.rows_of(order, "train")
-    items = parts.items_of(plan, rows, None)
-    data = parts.VirtualDataset(rows, plan.seed, plan.max_steps, BATCH, items=items, dealt=batching.dealt)
-    head = head_of(plan, model)
-    rate = {"lr": plan.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+    items = task_of(plan).items(rows)
+    data = parts.VirtualDataset(
+        rows, plan.schedule.seed, plan.schedule.max_steps, BATCH, items=items, dealt=batching.dealt
+    )
+    head = task_of(plan).loss(model)
+    rate = {"lr": plan.schedule.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     engine, optimizer, _, _ = deepspeed.initialize(model=model, config=filled(plan, rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer.optimizer, lambda step: (plan.max_steps - step) / plan.max_steps
+        optimizer.optimizer, lambda step: (plan.schedule.max_steps - step) / plan.schedule.max_steps
     )
     loader = iter(torch.utils.data.DataLoader(data, batch_size=BATCH, collate_fn=batching.collate))
     engine.train()
     told = 0.0
-    for step in range(1, plan.max_steps + 1):
+    for step in range(1, plan.schedule.max_steps + 1):
         tick(clock)
         loss = head(engine, next(loader)).total / data.step_items(step)
         engine.backward(loss)
@@ -190,7 +193,7 @@ def filled(plan: Plan, rate: dict[str, Any]) -> dict[str, Any]:
     """The configuration with what transformers would fill in."""
     optimizer = {"type": "AdamW", "params": {**rate, "torch_adam": True}}
     sizes = {"train_micro_batch_size_per_gpu": BATCH, "train_batch_size": BATCH, "gradient_accumulation_steps": 1}
-    return {**plan.deepspeed, **sizes, "gradient_clipping": 1.0, "optimizer": optimizer}
+    return {**plan.engine.deepspeed, **sizes, "gradient_clipping": 1.0, "optimizer": optimizer}
 
 
 if __name__ == "__main__":

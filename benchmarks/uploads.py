@@ -30,11 +30,11 @@ import boto3
 from boto3.s3.transfer import create_transfer_manager
 
 from finetune_api.beats import Saved
-from finetune_trainer.agent.disk import regular_files
 from finetune_trainer.agent.uploads import CheckpointStore
-from finetune_trainer.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints.local import regular_files
+from finetune_trainer.process.orders import SavedMarker, marker_name
 from finetune_trainer.storage import S3Store, open_store
-from tests.s3 import S3Server, start_s3
+from tests.support.s3 import S3Server, start_s3
 from tests.tools import tool
 
 ROUNDS = 4

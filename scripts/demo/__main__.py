@@ -25,7 +25,7 @@ from tests.cluster.installation import QUICK, Installation, add_credentials, buc
 from tests.cluster.local import lifecycle  # noqa: E402
 from tests.cluster.local.__main__ import dev_state  # noqa: E402
 from tests.cluster.local.cluster import Cluster  # noqa: E402
-from tests.models import make_llama  # noqa: E402
+from tests.support.models import make_llama  # noqa: E402
 
 JOB = ROOT / "manifests" / "examples" / "lora-two-nodes.yaml"
 NAMESPACE = "demo"

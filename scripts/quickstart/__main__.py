@@ -23,7 +23,7 @@ from rich.table import Table
 from finetune_api.contract import ExitCode
 from finetune_api.v1alpha1.files import load_job
 from finetune_trainer.export.snippet import HERE
-from finetune_trainer.processes import die_with_parent
+from finetune_trainer.process.ties import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = Path("manifests/examples/quickstart.yaml")
@@ -67,7 +67,7 @@ def say(console: Console, step: str, text: str) -> None:
 
 def finetune(flags: list[str]) -> int:
     """`finetune run`; Ctrl-C and other requests to stop are passed on, once each."""
-    command = [sys.executable, "-m", "finetune_trainer.cli", "run", str(JOB), *flags]
+    command = [sys.executable, "-m", "finetune_trainer.commands.main", "run", str(JOB), *flags]
     places = ["--work-dir", str(BUILD / "work"), "--result", str(BUILD / "run.json")]
     child = subprocess.Popen(
         [*command, *places],

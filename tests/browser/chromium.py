@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from tests import debian
+from tests.support import debian
 
 DEADLINE = 60.0  # seconds, for anything the browser is asked
 FLAGS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.local import images
-from tests.debian import ProgramsMissingError, require
+from tests.support.debian import ProgramsMissingError, require
 
 BASE = "localhost/base:1"
 

@@ -17,7 +17,7 @@ from tests.cluster.installation import Inputs, Installation, add_credentials, ma
 from tests.cluster.local import lifecycle
 from tests.cluster.local.cluster import Cluster, Settings
 from tests.cluster.local.state import State, clusters
-from tests.debian import ProgramsMissingError
+from tests.support.debian import ProgramsMissingError
 from tests.tools import GoMissingError
 
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

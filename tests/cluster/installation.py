@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_trainer.storage import ObjectStore, open_store
 from tests.cluster.local.cluster import Cluster
-from tests.models import CORPUS, make_bert, make_llama
+from tests.support.models import CORPUS, make_bert, make_llama
 from tests.tools import build
 
 CHART = Path(__file__).parents[2] / "charts" / "finetune-operator"

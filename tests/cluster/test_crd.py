@@ -153,7 +153,9 @@ REFUSALS = [
         "delimiter requires format pairs, or format csv or tsv and one character",
         {"spec/dataset/format": "csv", "spec/dataset/delimiter": "||"},
     ),
-    Refusal("documents of csv", "documents requires format text", {"spec/dataset": {**TRAIN, **CSV, "documents": "line"}}),
+    Refusal(
+        "documents of csv", "documents requires format text", {"spec/dataset": {**TRAIN, **CSV, "documents": "line"}}
+    ),
     Refusal("no training data", "must have exactly one of train and mix", {"spec/dataset": {}}),
     Refusal("training data twice", "must have exactly one of train", {"spec/dataset/mix": [{"uri": "s3://b/x"}]}),
     Refusal("both precisions", "fp16 and bf16 are both true", {"spec/training": {"fp16": True, "bf16": True}}),

@@ -15,8 +15,8 @@ from finetune_trainer.storage import ObjectStore, download_tree
 from tests.cluster.installation import Inputs
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local.cluster import Cluster
-from tests.prepared import plain
-from tests.vanilla import accuracy, token_loss
+from tests.support.prepared import plain
+from tests.support.vanilla import accuracy, token_loss
 
 
 def artifact(handle: JobHandle, folder: Path) -> tuple[Path, dict[str, float]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType, ProblemType, Task
-from finetune_trainer.prepare.families import FAMILIES
+from finetune_trainer.model.families import FAMILIES
 
 METHODS = (MethodType.FULL, MethodType.LORA)
 STAGES = (0, 1, 2, 3)
@@ -56,8 +56,8 @@ def each_family() -> list[Case]:
 
 def matrix() -> Iterator[Case]:
     """All of them."""
-    for family, tasks in FAMILIES.items():
-        for task in tasks:
+    for family, one in FAMILIES.items():
+        for task in one.tasks:
             problems = [ProblemType.SINGLE_LABEL, *(OTHER_PROBLEMS if task is Task.CLASSIFICATION else ())]
             for problem in problems:
                 for method in METHODS:

@@ -10,16 +10,17 @@ import pytest
 from transformers import AutoTokenizer
 
 from finetune_api.contract import ExitCode, File, checkpoint_name, run_prefix
-from finetune_api.messages import CheckpointInfo, Manifest, MethodType, ModelFacts, Plan, ProblemType, Task
+from finetune_api.messages import CheckpointInfo, Manifest, MethodType, ModelFacts, ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.export.stage import export
 from finetune_trainer.storage import FolderStore, hash_file, upload_tree
 from finetune_trainer.worker.batches.masking import EVALUATED, MaskedRows, masking_of
 from finetune_trainer.worker.data import ArrowRows
 from tests.families.cases import ENDS, Case
 from tests.local.harness import IDS, Bench, Run, make_plan, write_dataset
-from tests.models import MAKERS
-from tests.prepared import plain
-from tests.vanilla import Artifact, Vanilla
+from tests.support.models import MAKERS
+from tests.support.prepared import plain
+from tests.support.vanilla import Artifact, Vanilla
 
 RUN = run_prefix("default", "family", "uid")
 STEPS, HALF = 6, 3
@@ -103,7 +104,7 @@ def same_end(whole: Run, resumed: Run) -> None:
 def exported(plan: Plan, store: FolderStore, trained: Path, run: Run, work: Path) -> Path:
     """The artifact of a run's last checkpoint, committed as agents commit it."""
     name = checkpoint_name(STEPS, 2)
-    shares = {f"node-{node}": trained / f"node-{node}" / name for node in range(plan.nodes)}
+    shares = {f"node-{node}": trained / f"node-{node}" / name for node in range(plan.layout.nodes)}
     prefix = f"{RUN}checkpoints/{name}/"
     entries = []
     for path, key in files_of(shares):
@@ -112,10 +113,10 @@ def exported(plan: Plan, store: FolderStore, trained: Path, run: Run, work: Path
     info = CheckpointInfo(
         step=STEPS,
         generation=2,
-        nodes=plan.nodes,
+        nodes=plan.layout.nodes,
         processes_per_node=1,
-        zero_stage=plan.zero_stage,
-        samples=STEPS * plan.global_batch,
+        zero_stage=plan.layout.zero_stage,
+        samples=STEPS * plan.layout.global_batch,
         metrics=run.evaluations()[-1],
     )
     manifest = Manifest(kind="checkpoint", files=tuple(entries), created="2026-01-01T00:00:00+00:00", info=vars(info))

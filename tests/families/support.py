@@ -43,7 +43,7 @@ def run(wanted: Callable[[Case], bool], say: Callable[[str], None] = print) -> N
     """Run the cases that have not passed with these versions; each result is kept at once, and the page with it."""
     from tests.families.house import House
     from tests.local.harness import Bench
-    from tests.vanilla import Vanilla
+    from tests.support.vanilla import Vanilla
 
     known = load()
     if known["versions"] != versions():

@@ -18,7 +18,7 @@ from finetune_trainer.storage import NotFoundError, ObjectStore
 from tests.gpu.record import machine
 from tests.local.agents import children, wait_for
 from tests.local.command import Job
-from tests.prepared import plain
+from tests.support.prepared import plain
 
 TOKEN = "the-token-of-the-check"
 

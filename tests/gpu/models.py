@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tests.models.corpus import CORPUS
-from tests.models.tokenizers import byte_level, fast, unigram, word_piece
+from tests.support.models.corpus import CORPUS
+from tests.support.models.tokenizers import byte_level, fast, unigram, word_piece
 
 POSITIONS = 8192
 

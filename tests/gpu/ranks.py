@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.messages import Plan
-from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_api.plan import Plan
+from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 from tests.local.harness import orders
 
 THREADS = 2

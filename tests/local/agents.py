@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import PROGRESS_HEADER, Env, File, dataset_prefix, model_prefix, run_prefix
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import find_checkpoints
+from finetune_trainer.checkpoints.committed import find_checkpoints
 from finetune_trainer.storage import FolderStore, NotFoundError, upload_tree
 from tests.local.harness import free_port
 
@@ -102,7 +102,7 @@ class Agents:
             process.wait()
 
     def start(self, *nodes: int) -> None:
-        for node in nodes or range(self.plan.nodes):
+        for node in nodes or range(self.plan.layout.nodes):
             folder = self.work / f"node-{node}"
             folder.mkdir(parents=True, exist_ok=True)
             environment = {

@@ -25,7 +25,7 @@ class Job:
         job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "words"}}
         path.write_text(json.dumps({**job, "spec": self.spec}))  # JSON is YAML
         places = ["--work-dir", str(self.folder / "work"), "--result", str(self.folder / "result.json")]
-        return [sys.executable, "-m", "finetune_trainer.cli", "run", str(path), *places, *flags]
+        return [sys.executable, "-m", "finetune_trainer.commands.main", "run", str(path), *places, *flags]
 
     def start(self, *flags: str) -> subprocess.Popen[bytes]:
         with (self.folder / "output.log").open("ab") as log:

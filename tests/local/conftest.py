@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from finetune_api.contract import ExitCode
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from tests.local.agents import EVERY, STEPS, Agents
 from tests.local.harness import Bench, make_plan, write_dataset
 from tests.local.patched import Patched, patched
-from tests.models import make_bert, make_llama
+from tests.support.models import make_bert, make_llama
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from finetune_api.beats import RankState
-from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, Plan, ProblemType, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, ProblemType, SplitFacts, Task
+from finetune_api.plan import Plan
 from finetune_trainer.agent.workers import Workers
-from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 
 DEADLINE = 300
 LABELS = ("animal", "colour", "number")

@@ -12,13 +12,14 @@ import pyarrow.ipc
 import torch
 
 from finetune_api.contract import ExitCode, File, checkpoint_name, dataset_prefix, run_prefix
-from finetune_api.messages import CheckpointInfo, Manifest, Plan
+from finetune_api.messages import CheckpointInfo, Manifest
+from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.export.stage import export
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.storage import FolderStore, download_tree, hash_file
 from tests.local.harness import Bench, Run
-from tests.prepared import plain
+from tests.support.prepared import plain
 
 RUN = run_prefix("default", "job", "uid")
 
@@ -69,7 +70,7 @@ def travel(job: FineTuneJob, bench: Bench, folder: Path) -> Journey:
     start = folder / "adapter" if plan.adapter else None
     run = bench.run(plan, folder / "model", folder / "dataset", folder / "run", adapter=start)
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs
-    _commit(store, plan, folder / "run" / "node-0" / checkpoint_name(plan.max_steps, 1), run)
+    _commit(store, plan, folder / "run" / "node-0" / checkpoint_name(plan.schedule.max_steps, 1), run)
     made = export(plan, store, RUN, folder / "export", lambda line: None).artifacts[0]
     download_tree(store, f"{RUN}artifacts/{made.kind}/", folder / "artifact")
     return Journey(plan, run, folder / "model", folder / "dataset", start, folder / "run", folder / "artifact")
@@ -105,12 +106,12 @@ def _commit(store: FolderStore, plan: Plan, share: Path, run: Run) -> None:
         store.put_file(prefix + key, path)
         files.append(hash_file(path).model_copy(update={"path": key}))
     info = CheckpointInfo(
-        step=plan.max_steps,
+        step=plan.schedule.max_steps,
         generation=1,
-        nodes=plan.nodes,
-        processes_per_node=plan.processes_per_node,
-        zero_stage=plan.zero_stage,
-        samples=plan.max_steps * plan.global_batch,
+        nodes=plan.layout.nodes,
+        processes_per_node=plan.layout.processes_per_node,
+        zero_stage=plan.layout.zero_stage,
+        samples=plan.schedule.max_steps * plan.layout.global_batch,
         metrics=run.evaluations()[-1] if run.evaluations() else {},
     )
     manifest = Manifest(

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.storage import FolderStore
 from tests.local.agents import Agents, children
-from tests.s3 import start_s3
+from tests.support.s3 import start_s3
 
 BUCKET = "gang"
 

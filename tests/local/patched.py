@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.contract import ExitCode
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.agent.zygote import warm_up
-from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 from tests.local.harness import Run, orders
 
 ROOT = Path(__file__).parents[2]

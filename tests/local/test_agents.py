@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 
 from finetune_api.contract import ExitCode, File, checkpoint_name
-from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Plan, Task
+from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Task
+from finetune_api.plan import Plan
 from tests.local.agents import EVERY, STEPS, Agents, assert_same_bits, wait_for
 from tests.local.harness import make_plan
 

@@ -14,7 +14,7 @@ from finetune_api.v1alpha1.files import load_job, located
 from finetune_trainer.prepare.stage import validate
 from tests.bad_inputs.cases import GOOD, JOB, Case, jsonl, load_all
 from tests.bad_inputs.page import codes, page
-from tests.hub import Hub, start_hub
+from tests.support.hub import Hub, start_hub
 
 CASES = load_all()
 DOCS = Path(__file__).parents[2] / "docs/bad-inputs.md"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import ExitCode
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from tests.local.harness import make_plan, write_dataset
 from tests.local.patched import Patched
 from tests.local.test_exactness import EXACT, only_some_are_trained

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1.files import load_job
-from finetune_trainer.cli import main
+from finetune_trainer.commands.main import main
 from tests.local.test_run import write_csv
 
-COMMAND = [sys.executable, "-m", "finetune_trainer.cli"]
+COMMAND = [sys.executable, "-m", "finetune_trainer.commands.main"]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_validate_json_is_one_object_whatever_the_job_is(job: Path, capsys: pyte
     assert (code, good["problems"], good["job"]) == (0, [], "words")
     assert "RareLabels" in {finding["code"] for finding in good["findings"]}
     assert good["warnings"] == len([one for one in good["findings"] if one["severity"] == "warning"])
-    assert good["plan"]["global_batch"] == 16
+    assert good["plan"]["layout"]["global_batch"] == 16
     assert answer("--strict")[0] == 65
     code, wrong = answer("--set", "training.learning_rat=1")
     assert (code, wrong["plan"]) == (64, None)
@@ -86,7 +86,7 @@ def test_plan_prints_what_the_command_line_set(job: Path, capsys: pytest.Capture
     assert "learning rate 0.0001" in said
     assert "Valid, with " in said
     assert main(["plan", str(job), "--json", "--nodes", "2"]) == 0
-    assert json.loads(capsys.readouterr().out)["nodes"] == 2
+    assert json.loads(capsys.readouterr().out)["layout"]["nodes"] == 2
 
 
 def test_init_writes_a_job_that_validates_and_overwrites_nothing(
@@ -135,7 +135,7 @@ def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_fault() -> None:
-    shell = f"set -o pipefail; '{sys.executable}' -m finetune_trainer.cli crd | true"
+    shell = f"set -o pipefail; '{sys.executable}' -m finetune_trainer.commands.main crd | true"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert done.returncode == 141
     assert done.stderr == ""

@@ -10,8 +10,8 @@ import pytest
 
 from finetune_api.beats import Recovery
 from finetune_api.contract import ExitCode
-from finetune_api.messages import Plan
-from finetune_trainer.checkpoints import Found, find_checkpoints
+from finetune_api.plan import Plan
+from finetune_trainer.checkpoints.committed import Found, find_checkpoints
 from tests.local.agents import STEPS, Agents, wait_for
 from tests.local.over_s3 import OverS3, over_s3
 
@@ -22,8 +22,8 @@ LEFT = 4096  # bytes
 @pytest.fixture
 def agents(tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path) -> Iterator[OverS3]:
     """A run on one node, which leads and trains."""
-    alone = {"nodes": 1, "micro_batch": gang_plan.global_batch}
-    with over_s3(tmp_path, gang_plan.model_copy(update=alone), llama, gang_data) as made, made:
+    alone = {"nodes": 1, "micro_batch": gang_plan.layout.global_batch}
+    with over_s3(tmp_path, gang_plan.revised(**alone), llama, gang_data) as made, made:
         yield made
 
 

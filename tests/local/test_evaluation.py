@@ -25,14 +25,15 @@ from transformers import (
 )
 
 from finetune_api.contract import ExitCode, File, checkpoint_name
-from finetune_api.messages import DatasetFacts, MethodType, Plan, PlannedEvaluation, ProblemType, SplitFacts, Task
-from finetune_trainer.orders import OVERFITTING_SINCE
-from finetune_trainer.records import EvalGroups, EvaluationRecord
+from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
+from finetune_api.plan import Plan, PlannedAnswers
+from finetune_trainer.evaluations.records import EvalGroups, EvaluationRecord
+from finetune_trainer.process.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question
 from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan
-from tests.models import MAKERS, make_bert, make_gpt2
+from tests.support.models import MAKERS, make_bert, make_gpt2
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT
 
@@ -245,7 +246,7 @@ def test_answers_are_those_of_a_vanilla_model_and_scored_as_sacrebleu_does(
     causal = case.task is Task.CAUSAL_LM
     model = MAKERS[case.family](tmp_path / "model")
     data = asked(tmp_path / "data", case.task, model)
-    evaluation = PlannedEvaluation(generate=EVAL_ROWS, max_new_tokens=6, samples=3)
+    evaluation = PlannedAnswers(generate=EVAL_ROWS, max_new_tokens=6, samples=3)
     rate = 2e-2 if case.method is MethodType.LORA else 1e-2
     seen = []
     for world, stage in case.layouts:
@@ -302,9 +303,9 @@ def answered(
     model: Path, prompt: list[int], reference: list[int], ends: tuple[int, ...] = (), **facts_of_model: int
 ) -> list[int]:
     """What a vanilla model is made to say to one prompt."""
-    plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, evaluation=PlannedEvaluation(generate=1, max_new_tokens=50))
+    plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, answers=PlannedAnswers(generate=1, max_new_tokens=50))
     facts = plan.dataset.model_copy(update={"ends": ends})
-    plan = plan.model_copy(update={"model": plan.model.model_copy(update=facts_of_model), "dataset": facts})
+    plan = plan.revised(model=plan.model.model_copy(update=facts_of_model), dataset=facts)
     question = Question(0, np.array(prompt), np.array(reference))
     generator = Generator(plan, AutoTokenizer.from_pretrained(model))
     network = AutoModelForCausalLM.from_pretrained(model).eval()
@@ -324,8 +325,8 @@ def test_ranks_that_generate_at_the_same_time_stop_at_the_same_length(
 ) -> None:
     """Under ZeRO-3 a rank goes on until the last has ended: with a limit of its own it would leave its positions."""
     model = make_gpt2(tmp_path / "gpt2")
-    plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, evaluation=PlannedEvaluation(generate=8, max_new_tokens=200))
-    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"max_positions": 256})})
+    plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, answers=PlannedAnswers(generate=8, max_new_tokens=200))
+    plan = plan.revised(model=plan.model.model_copy(update={"max_positions": 256}))
     asked = [Question(at, np.full(length, 7), np.full(100, 9)) for at, length in enumerate(range(20, 250, 12))]
     generator = Generator(plan, AutoTokenizer.from_pretrained(model))
     limits: list[int] = []
@@ -393,7 +394,7 @@ def test_a_run_stops_early_at_a_checkpoint_and_is_done(llama: Path, tmp_path: Pa
         done = agents.done()
         losses = {evaluation.step: evaluation.values["eval_loss"] for evaluation in done.evals}
         best = min(losses, key=lambda step: losses[step])
-        assert done.step == best + 3 * 2 < plan.max_steps
+        assert done.step == best + 3 * 2 < plan.schedule.max_steps
         sentence = f"stopped early at step {done.step}: eval_loss did not improve for 3 evaluations"
         assert (done.stopped_early, done.overfitting_since, done.eta_seconds) == (sentence, best, None)
         assert {facts.step: facts.best for facts in done.checkpoints}[best]

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from finetune_api.contract import ExitCode, checkpoint_name
-from finetune_api.messages import MethodType, Plan, ProblemType, Task
+from finetune_api.messages import MethodType, ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.worker.batches.padded import IGNORED
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 from tests.local.patched import Patched
-from tests.models import make_t5
+from tests.support.models import make_t5
 
 EXACT = 1e-5
 

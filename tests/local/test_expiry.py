@@ -11,7 +11,7 @@ import pytest
 from finetune_api.contract import File, dataset_prefix
 from finetune_trainer.prepare.tokens.expiry import INDEX, LOOKED, expire, expire_daily
 from finetune_trainer.storage import ObjectStore, open_store, read_manifest, upload_tree
-from tests.s3 import S3Server, start_s3
+from tests.support.s3 import S3Server, start_s3
 
 NOW = datetime(2030, 6, 1, tzinfo=UTC)
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)

@@ -30,20 +30,21 @@ from finetune_api.messages import (
     Manifest,
     MethodType,
     ModelFacts,
-    Plan,
     ProblemType,
     SplitFacts,
     Task,
 )
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import Committed
-from finetune_trainer.export.pick import pick
+from finetune_trainer.checkpoints.committed import Committed
+from finetune_trainer.checkpoints.pick import pick
+from finetune_trainer.evaluations.records import EvaluationRecord, record_path, samples_path
 from finetune_trainer.export.program import main
 from finetune_trainer.export.stage import export
-from finetune_trainer.records import EvaluationRecord, record_path, samples_path
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, read_manifest, upload_tree
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
-from tests.models import MAKERS
+from finetune_trainer.worker.tasks import task_of
+from tests.support.models import MAKERS
 
 # peft 0.21 asks transformers 5.23 by an older name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -327,7 +328,7 @@ def test_the_code_in_the_card_runs_as_it_stands(
     run = Run.of(base, tmp_path, task, method, dataset=data, lora=lora)
     torch.manual_seed(0)
     pad = load_tokenizer(base).pad_token_id
-    run.commit(20, scrambled(load_model(run.plan, base, torch.float32, int(pad))), eval_loss=0.25)
+    run.commit(20, scrambled(load_model(task_of(run.plan), base, torch.float32, int(pad))), eval_loss=0.25)
     result = run.export()
     folder = run.artifact(result.artifacts[0].kind)
     text = (folder / "README.md").read_text()
@@ -360,7 +361,7 @@ def taught(base: Path, folder: Path, method: MethodType, ends: tuple[int, ...]) 
     data = DatasetFacts(sha256="d" * 64, train=split, ends=ends)
     lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
     run = Run.of(base, folder, Task.CAUSAL_LM, method, dataset=data, lora=lora)
-    run.commit(20, load_model(run.plan, base, torch.float32, 0))
+    run.commit(20, load_model(task_of(run.plan), base, torch.float32, 0))
     return run.artifact(run.export().artifacts[0].kind)
 
 

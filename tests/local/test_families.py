@@ -18,7 +18,7 @@ from finetune_trainer.prepare.stage import inspect
 from tests.families.cases import Case, each_family, matrix
 from tests.families.house import House
 from tests.local.harness import Bench
-from tests.vanilla import Vanilla
+from tests.support.vanilla import Vanilla
 
 LABELS_OF: dict[ProblemType, Callable[[int], Any]] = {
     ProblemType.SINGLE_LABEL: lambda n: "even" if n % 2 == 0 else "odd",
@@ -69,9 +69,9 @@ def test_each_family_is_planned(case: Case, house: House, tmp_path: Path) -> Non
     }
     job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "one"}, "spec": spec}
     plan = inspect(FineTuneJob.model_validate_json(json.dumps(job)), {}).plan
-    assert (plan.task, plan.zero_stage, plan.model.model_type) == (case.task, case.stage, case.family)
+    assert (plan.task, plan.layout.zero_stage, plan.model.model_type) == (case.task, case.stage, case.family)
     assert plan.dataset.problem_type == (case.problem if case.task is Task.CLASSIFICATION else None)
-    assert plan.trained > 0
+    assert plan.prediction.trained > 0
 
 
 @pytest.mark.matrix

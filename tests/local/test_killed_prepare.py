@@ -17,9 +17,9 @@ from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.prepare.tokens import keeping, writer
 from finetune_trainer.storage import ObjectStore, open_store, read_manifest
-from tests.chats import write_chat_rows
-from tests.models import make_llama
-from tests.s3 import start_s3
+from tests.support.chats import write_chat_rows
+from tests.support.models import make_llama
+from tests.support.s3 import start_s3
 
 SIZES = {
     (checked, "WORTH_KEEPING"): 0,

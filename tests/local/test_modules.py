@@ -9,7 +9,7 @@ import pytest
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan.shape import architecture_of
-from tests.models import make_bart
+from tests.support.models import make_bart
 
 
 def adapted(bert: Path, **lora: Any) -> None:

@@ -12,12 +12,13 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSeq2SeqLM, AutoPeftMo
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-import tests.models
+import tests.support.models
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.worker.models.load import load_model
+from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import LABELS, Bench, make_plan
 from tests.local.journey import job_of, texts, token_loss, travel
-from tests.models import make_gpt2
+from tests.support.models import make_gpt2
 
 # peft 0.21 asks transformers 5.23 by an older name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -110,13 +111,13 @@ SHARED: dict[str, tuple[str, Task, Any]] = {
 @pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True.:UserWarning")
 def test_the_rows_of_new_tokens_are_trained_wherever_a_model_keeps_them(about: str, tmp_path: Path) -> None:
     family, task, auto = SHARED[about]
-    base = getattr(tests.models, f"make_{family}")(tmp_path / "base")
+    base = getattr(tests.support.models, f"make_{family}")(tmp_path / "base")
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     first = len(tokenizer)
     tokenizer.add_tokens(list(NEW))
     plan = make_plan(task, MethodType.LORA, lora=LORA, new_tokens=NEW)
     set_seed(1)
-    model: Any = load_model(plan, base, torch.float32, 0, [first, first + 1])
+    model: Any = load_model(task_of(plan), base, torch.float32, 0, [first, first + 1])
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
     end = tokenizer.eos_token_id or 3

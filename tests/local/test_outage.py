@@ -6,8 +6,8 @@ from pathlib import Path
 
 from finetune_api.beats import Progress
 from finetune_api.contract import ExitCode
-from finetune_api.messages import Plan
-from finetune_trainer.checkpoints import find_checkpoints
+from finetune_api.plan import Plan
+from finetune_trainer.checkpoints.committed import find_checkpoints
 from tests.local.agents import EVERY, STEPS, Agents, assert_same_bits, wait_for
 from tests.local.over_s3 import over_s3, server_pid
 

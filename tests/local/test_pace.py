@@ -13,7 +13,7 @@ from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.pace import Question, Timed, pace_of
 from finetune_trainer.prepare.plan.shape import architecture_of
-from tests.models import MAKERS
+from tests.support.models import MAKERS
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 

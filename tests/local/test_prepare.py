@@ -14,15 +14,16 @@ import pytest
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, FineTuneError, ModelError, StateError
-from finetune_api.messages import ModelFacts, Plan
+from finetune_api.messages import ModelFacts
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.stage import Prepared, inspect, prepare, validate
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
-from tests.prepared import plain_table
-from tests.s3 import S3Server, start_s3
+from tests.support.prepared import plain_table
+from tests.support.s3 import S3Server, start_s3
 
 Rows = list[dict[str, Any]]
 TOPICS = {"printer": "out of paper", "password": "how do I reset it", "parcel": "it arrived on Monday"}
@@ -108,7 +109,7 @@ def test_a_classification_job_is_prepared_whole(any_house: House, bert: Path) ->
     assert made.dataset.labels == ("parcel", "password", "printer")
     assert made.dataset.eval is not None
     assert (made.dataset.train.rows, made.dataset.eval.rows) == (48, 12)
-    assert (made.task, made.best_metric) == ("classification", "eval_macro_f1")
+    assert (made.task, made.evaluation.best_metric) == ("classification", "eval_macro_f1")
     rows = house.rows(made)
     assert {len(row) for row in rows} == {2}
     assert all(row["input_ids"][0] == 2 and row["input_ids"][-1] == 3 for row in rows)  # [CLS], [SEP]
@@ -159,7 +160,7 @@ def test_whole_texts_carry_loss_and_end(house: House, llama: Path) -> None:
     assert all(row["input_ids"].count(2) == 1 for row in rows)
     assert all(row["labels"] == row["input_ids"] for row in rows)
     assert made.dataset.train.trained_tokens == made.dataset.train.tokens - len(rows)  # the first is never predicted
-    assert (made.task, made.best_metric) == ("causal-lm", "last")
+    assert (made.task, made.evaluation.best_metric) == ("causal-lm", "last")
 
 
 @pytest.mark.parametrize("loss_on", [None, "completion", "all"])
@@ -479,10 +480,10 @@ def unhashed(plan: Plan) -> Plan:
 def test_a_job_that_runs_here_is_planned_for_this_machine(house: House, bert: Path) -> None:
     job = job_of(bert, jsonl(house.folder / "t.jsonl", LABELLED), house.uri)
     plan = inspect(job, {"FINETUNE_LOCAL": "1", "HOME": str(house.folder), "PATH": ""}).plan
-    assert plan.memory is not None
-    assert plan.estimate is not None
-    assert plan.memory.source == "nine tenths of this machine's, shared"
-    assert "measured on this machine" in plan.estimate.how
+    assert plan.prediction.memory is not None
+    assert plan.prediction.estimate is not None
+    assert plan.prediction.memory.source == "nine tenths of this machine's, shared"
+    assert "measured on this machine" in plan.prediction.estimate.how
 
 
 def test_validate_finds_what_the_plan_refuses(house: House, bert: Path) -> None:

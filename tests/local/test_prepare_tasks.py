@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import ModelError
-from finetune_api.messages import Plan, ProblemType, Task
+from finetune_api.messages import ProblemType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.stage import inspect
 from tests.local.test_prepare import House, Rows, job_of, jsonl
-from tests.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
+from tests.support.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
 
 MAKERS = {"bert": make_bert, "llama": make_llama, "gpt2": make_gpt2, "t5": make_t5, "bart": make_bart}
 QUESTIONS = [f"how do I reset the password of printer {index}" for index in range(40)]
@@ -100,8 +101,8 @@ def test_each_task_gets_its_columns_and_a_whole_plan(case: Case, models: dict[st
     held = made.dataset.eval
     assert held is not None
     assert made.dataset.train.rows + held.rows == len(case.rows)
-    assert made.max_steps > 0
-    assert made.learning_rate > 0
+    assert made.schedule.max_steps > 0
+    assert made.schedule.learning_rate > 0
     assert made.dataset.train.longest == max(max(len(row["input_ids"]), _target_length(row)) for row in rows)
 
 

@@ -11,9 +11,9 @@ from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent.outputs import Outputs, put_all
 from finetune_trainer.storage import FolderStore
 from finetune_trainer.storage.base import storage_problem
-from tests.events import scalars
 from tests.local.agents import STEPS, Agents
 from tests.local.harness import Bench, make_plan, orders, write_dataset
+from tests.support.events import scalars
 
 PEAK, PER_TOKEN = 1e12, 1e6
 
@@ -118,7 +118,7 @@ def test_the_figures_of_a_step_are_what_a_clock_says() -> None:
     taken = meter.taken(tokens=100)
     assert taken.mfu is None
     assert taken.logs["tokens_per_second"] == pytest.approx(100 / taken.seconds)
-    assert taken.logs["samples_per_second"] == pytest.approx(plan.global_batch / taken.seconds)
+    assert taken.logs["samples_per_second"] == pytest.approx(plan.layout.global_batch / taken.seconds)
     assert not math.isnan(taken.data_wait)
 
 

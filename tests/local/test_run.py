@@ -16,11 +16,11 @@ import pyarrow.ipc
 import pytest
 
 from finetune_api.contract import ExitCode, File
-from tests import vanilla
 from tests.local.agents import children, wait_for
 from tests.local.command import Job
-from tests.prepared import plain
-from tests.s3 import S3Server, start_s3
+from tests.support import vanilla
+from tests.support.prepared import plain
+from tests.support.s3 import S3Server, start_s3
 
 ROOT = Path(__file__).parents[2]
 WORDS = {

@@ -11,7 +11,7 @@ from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from tests.local.harness import make_plan, write_dataset
 from tests.local.patched import Patched
-from tests.models import make_llama
+from tests.support.models import make_llama
 
 STEPS = 2
 LITTLE = 1024  # bytes: the states of random generators

@@ -26,9 +26,9 @@ from finetune_trainer.prepare.data.sources import Sources, data_environ, locate_
 from finetune_trainer.prepare.models import locate_model
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.storage import ObjectStore, open_store
-from tests.hub import Hub, start_hub
-from tests.s3 import S3Server, start_s3
-from tests.web import Web, start_web
+from tests.support.hub import Hub, start_hub
+from tests.support.s3 import S3Server, start_s3
+from tests.support.web import Web, start_web
 
 FIELD = "spec.dataset.train"
 ROWS = "".join(json.dumps({"text": f"row {index}"}) + "\n" for index in range(100)).encode()

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.orders import SavedMarker
+from finetune_trainer.process.orders import SavedMarker
 from tests.local.harness import make_plan, write_dataset
 from tests.local.patched import Patched
 

@@ -21,7 +21,7 @@ from finetune_trainer.storage import (
     upload_tree,
 )
 from finetune_trainer.storage.s3 import make_client
-from tests.s3 import S3Server, start_s3
+from tests.support.s3 import S3Server, start_s3
 
 PART = 5 << 20  # the protocol's smallest part
 

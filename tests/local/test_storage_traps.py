@@ -19,7 +19,7 @@ from finetune_trainer.storage import (
     open_store,
 )
 from finetune_trainer.storage.s3 import make_client
-from tests.s3 import S3Server, start_s3
+from tests.support.s3 import S3Server, start_s3
 
 
 @pytest.fixture(scope="module")

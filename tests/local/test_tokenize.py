@@ -11,13 +11,13 @@ import pytest
 
 from finetune_api.contract import dataset_prefix
 from finetune_api.errors import DataError, SpecError
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.stage import Prepared, prepare
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
-from tests.models import make_bert, make_llama
-from tests.prepared import plain_table
+from tests.support.models import make_bert, make_llama
+from tests.support.prepared import plain_table
 
 QUESTIONS = ("How do I reset my password?", "Where is the invoice?", "Why is the printer out of paper again?")
 

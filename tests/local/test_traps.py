@@ -32,9 +32,9 @@ import finetune_trainer
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1.library_names import TRAINING_NO_COUNTERPART, TRAINING_OWNED
-from finetune_trainer.agent import disk
 from finetune_trainer.agent.security import worker_environment
-from finetune_trainer.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.process.orders import SavedMarker, marker_name
 from tests.local.harness import Bench, make_plan, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_transformers_sees_all_ranks_on_cpu(bench: Bench, llama: Path, tmp_path:
     data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
     config = {"zero_optimization": {"stage": 2}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=2, max_steps=2, eval_every_steps=0)
-    run = bench.run(plan.model_copy(update={"deepspeed": config}), llama, data, tmp_path / "run")
+    run = bench.run(plan.revised(deepspeed=config), llama, data, tmp_path / "run")
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from tests.local.harness import Bench, make_plan, write_dataset
-from tests.models import make_bert
+from tests.support.models import make_bert
 
 
 @pytest.mark.parametrize("stage", [2, 3])

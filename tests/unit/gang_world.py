@@ -13,13 +13,14 @@ from unittest import mock
 from finetune_api.beats import Action, AgentState, CheckpointId, Directive, RankReport, RankState
 from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StateError, StorageError
-from finetune_api.messages import FileEntry, MethodType, Plan, Task
+from finetune_api.messages import FileEntry, MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.agent import agent as agents
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Limits
-from finetune_trainer.checkpoints import find_checkpoints
-from finetune_trainer.orders import SavedMarker, WorkerOrder, marker_name
+from finetune_trainer.checkpoints.committed import find_checkpoints
+from finetune_trainer.process.orders import SavedMarker, WorkerOrder, marker_name
 from finetune_trainer.storage import AlreadyExistsError, ChangedError, FolderStore, NotFoundError, verify_files
 from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from finetune_trainer.evaluations import Told
+from finetune_trainer.evaluations.records import EvalGroups, EvaluationRecord, Sample
+from finetune_trainer.evaluations.stored import Told
 from finetune_trainer.export.evaluated import evaluated
-from finetune_trainer.records import EvalGroups, EvaluationRecord, Sample
 from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
 
 LABELS = ("praise", "complaint")

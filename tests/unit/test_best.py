@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from finetune_trainer.best import best_of
+from finetune_trainer.checkpoints.best import best_of
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from finetune_trainer.prepare.tokens.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.render import TODAY
 from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER
-from tests.chats import chat_tokenizer
+from tests.support.chats import chat_tokenizer
 from tests.unit.test_templates import encoder
 
 FEW = ("qwen3", "llama3_1", "gptoss", "phi3_5")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune_api.contract import ExitCode
-from finetune_trainer.cli import parser
 from finetune_trainer.commands.faults import INTERRUPTED, PIPE_CLOSED
+from finetune_trainer.commands.main import parser
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/command.md").read_text()

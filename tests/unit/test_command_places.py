@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from finetune_api.errors import FineTuneError, Problem, SpecError
-from finetune_trainer.cli import main, parser
 from finetune_trainer.commands.faults import INTERRUPTED, PIPE_CLOSED, QuietConsole, guarded
+from finetune_trainer.commands.main import main, parser
 from finetune_trainer.commands.places import probe_file, probe_folder, write_file
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 
 def refused(call: Callable[[], None]) -> Problem:

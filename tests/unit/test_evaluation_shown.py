@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune_api.beats import EvalMetrics, Progress
-from finetune_trainer.evaluations import Told, told
+from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample, record_path, samples_path
+from finetune_trainer.evaluations.stored import Told, told
 from finetune_trainer.export.evaluated import evaluated
-from finetune_trainer.records import EvaluationRecord, LabelScore, Sample, record_path, samples_path
+from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore
-from finetune_trainer.terminal import Screen
 
 RECORD = EvaluationRecord(
     step=60,

@@ -101,7 +101,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def no_committed_checkpoint_is_lost(self) -> None:
         before, self.usable = self.usable, self.world.usable()
-        kept = self.world.plan.keep_last
+        kept = self.world.plan.schedule.keep_last
         assert best_loss(self.usable) <= best_loss(before), "the best stays"
         assert len(self.usable) >= min(len(before), kept), f"{before} -> {self.usable}"
         if before:

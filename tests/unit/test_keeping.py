@@ -24,7 +24,7 @@ from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from finetune_trainer.storage import FolderStore
-from tests.chats import chat_tokenizer, write_chat_rows
+from tests.support.chats import chat_tokenizer, write_chat_rows
 
 PREFIX = "run/prepare/"
 

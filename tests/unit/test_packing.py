@@ -17,7 +17,7 @@ from finetune_trainer.worker.attention import use_segmented
 from finetune_trainer.worker.batches.flat import Documents, FlatTokens
 from finetune_trainer.worker.batches.padded import IGNORED, PaddedTokens
 from finetune_trainer.worker.losses.head import inputs
-from tests.models import VOCABULARY, make_llama
+from tests.support.models import VOCABULARY, make_llama
 
 LENGTHS = (17, 5, 30, 9, 23, 12, 2)  # the last is the shortest: documents are sorted
 PAD = 2

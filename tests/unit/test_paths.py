@@ -9,10 +9,10 @@ from rich.console import Console
 
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.data_names import is_hub_name
-from finetune_trainer import cli
+from finetune_trainer.commands import main as cli
 from finetune_trainer.commands.job import load
-from finetune_trainer.paths import with_local_paths
-from finetune_trainer.terminal import Screen
+from finetune_trainer.commands.plain_paths import with_local_paths
+from finetune_trainer.run.screen import Screen
 
 JOB = {
     "apiVersion": "finetune.dev/v1alpha1",

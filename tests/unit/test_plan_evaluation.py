@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, Plan, PlannedEvaluation, ProblemType, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
+from finetune_api.plan import Plan, PlannedAnswers
 from tests.unit.plan_models import decoder
 from tests.unit.test_planner import choice, planned
 
@@ -33,30 +34,30 @@ def plan_of(data: DatasetFacts, task: Task = Task.CAUSAL_LM, **spec: Any) -> Pla
 
 def test_prompts_are_answered_as_long_as_answers_are_and_some_are_kept() -> None:
     plan = plan_of(pairs(rows=8000))
-    assert plan.evaluation == PlannedEvaluation(generate=64, max_new_tokens=24, samples=4)
+    assert plan.evaluation.answers == PlannedAnswers(generate=64, max_new_tokens=24, samples=4)
     assert "twice the mean of 10" in choice(plan, "spec.evaluation.maxNewTokens").reason
 
 
 def test_answers_that_would_take_more_than_a_tenth_of_the_run_are_fewer() -> None:
     short = plan_of(pairs(), training={"max_steps": 20, "eval_steps": 2})
-    assert short.evaluation.generate == 4
+    assert short.evaluation.answers.generate == 4
     assert "over a tenth" in choice(short, "spec.evaluation.generate").reason
 
 
 def test_no_more_rows_are_answered_than_there_are() -> None:
-    assert plan_of(pairs(held_out=7), evaluation={"generate": 50}).evaluation.generate == 7
-    assert plan_of(pairs(held_out=3)).evaluation == PlannedEvaluation(generate=3, max_new_tokens=24, samples=3)
+    assert plan_of(pairs(held_out=7), evaluation={"generate": 50}).evaluation.answers.generate == 7
+    assert plan_of(pairs(held_out=3)).evaluation.answers == PlannedAnswers(generate=3, max_new_tokens=24, samples=3)
 
 
 def test_what_the_job_says_of_answers_is_taken() -> None:
     plan = plan_of(pairs(), Task.SEQ2SEQ, evaluation={"generate": 20, "maxNewTokens": 5, "samples": 0})
-    assert plan.evaluation == PlannedEvaluation(generate=20, max_new_tokens=5, samples=0)
+    assert plan.evaluation.answers == PlannedAnswers(generate=20, max_new_tokens=5, samples=0)
     assert choice(plan, "spec.evaluation.generate").origin == "user"
 
 
 @pytest.mark.parametrize(("answer", "tokens"), [(1, 16), (20, 40), (1000, 256)])
 def test_the_longest_answer_follows_from_the_right_ones(answer: int, tokens: int) -> None:
-    assert plan_of(pairs(answer=answer)).evaluation.max_new_tokens == tokens
+    assert plan_of(pairs(answer=answer)).evaluation.answers.max_new_tokens == tokens
 
 
 TEXT = pairs(answer=49, prompt=1)  # the first token of a row is never predicted, all others are
@@ -68,7 +69,7 @@ TEXT = pairs(answer=49, prompt=1)  # the first token of a row is never predicted
     ids=["no evaluation rows", "text without prompts", "masked tokens"],
 )
 def test_where_nothing_asks_nothing_is_answered(data: DatasetFacts, task: Task) -> None:
-    assert plan_of(data, task).evaluation == PlannedEvaluation()
+    assert plan_of(data, task).evaluation.answers == PlannedAnswers()
     with pytest.raises(SpecError) as refused:
         plan_of(data, task, evaluation={"generate": 8})
     (problem,) = refused.value.problems
@@ -110,7 +111,7 @@ ROWS = Task.CLASSIFICATION
 def test_the_best_checkpoint_is_chosen_by(case: Best) -> None:
     training = {"metric_for_best_model": case.given} if case.given else {}
     plan = plan_of(case.data, case.task, training=training)
-    assert (plan.best_metric, plan.greater_is_better) == (case.metric, case.greater)
+    assert (plan.evaluation.best_metric, plan.evaluation.greater_is_better) == (case.metric, case.greater)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(
 
 
 def test_a_run_ends_early_only_if_it_is_asked_to() -> None:
-    assert plan_of(pairs()).early_stopping_patience == 0
+    assert plan_of(pairs()).evaluation.early_stopping_patience == 0
     plan = plan_of(pairs(), training={"early_stopping_patience": 3, "early_stopping_threshold": 0.01})
-    assert (plan.early_stopping_patience, plan.early_stopping_threshold) == (3, 0.01)
-    assert not {"early_stopping_patience", "early_stopping_threshold"} & plan.training.keys()
+    assert (plan.evaluation.early_stopping_patience, plan.evaluation.early_stopping_threshold) == (3, 0.01)
+    assert not {"early_stopping_patience", "early_stopping_threshold"} & plan.engine.training.keys()
     assert choice(plan, "spec.training.early_stopping_patience").origin == "user"

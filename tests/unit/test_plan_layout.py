@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.gpus import GIB, find
 from finetune_trainer.prepare.plan.layout import Request, best, layouts
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
@@ -41,10 +42,10 @@ def refusal(*arguments: Any, **spec: Any) -> str:
 
 def test_scarce_memory_is_saved_step_by_step_the_cheapest_first() -> None:
     ample, scarce = on_gpus(80), on_gpus(40)
-    assert (ample.zero_stage, ample.training) == (2, {"bf16": True})
-    assert scarce.training == {"bf16": True, "activation_checkpointing": True}
+    assert (ample.layout.zero_stage, ample.engine.training) == (2, {"bf16": True})
+    assert scarce.engine.training == {"bf16": True, "activation_checkpointing": True}
     least = on_gpus(26)
-    assert least.zero_stage == 3
+    assert least.layout.zero_stage == 3
     assert choice(least, "spec.deepspeed.stage").reason.endswith("over 8 ranks: nothing much faster fits")
     assert choice(scarce, "spec.training.activation_checkpointing").reason == "nothing much faster fits"
 
@@ -53,11 +54,11 @@ def test_optimizer_states_go_to_the_nodes_memory_only_where_the_job_says_how_muc
     with pytest.raises(SpecError, match="needs"):
         on_gpus(24, gpus=1)
     plan = on_gpus(24, gpus=1, longest=512, limits={"memory": "256Gi"})
-    assert plan.deepspeed["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
-    assert plan.deepspeed["zero_force_ds_cpu_optimizer"] is False
+    assert plan.engine.deepspeed["zero_optimization"]["offload_optimizer"] == {"device": "cpu"}
+    assert plan.engine.deepspeed["zero_force_ds_cpu_optimizer"] is False
     assert choice(plan, "spec.deepspeed.offload.optimizer").value == "cpu"
-    assert plan.memory is not None
-    assert plan.memory.host
+    assert plan.prediction.memory is not None
+    assert plan.prediction.memory.host
 
 
 def test_where_nothing_fits_the_error_says_by_how_much_and_what_would() -> None:
@@ -212,10 +213,15 @@ def test_offload_needs_a_sharded_optimizer() -> None:
 def test_gradients_of_many_micro_batches_are_reduced_once_where_that_is_faster() -> None:
     training = {"global_batch_size": 256, "per_device_train_batch_size": 1}
     plan = on_gpus(141, nodes=2, training=training, longest=256, interconnectGbps=25)
-    assert (plan.zero_stage, plan.gradient_accumulation) == (1, 16)
+    assert (plan.layout.zero_stage, plan.layout.gradient_accumulation) == (1, 16)
     assert "once a step" in choice(plan, "spec.deepspeed.stage").reason
 
 
 def test_a_small_encoder_on_a_cpu_gets_what_it_always_got() -> None:
     plan = planned(shape=encoder(), nodes=2, deepspeed={"stage": 2})
-    assert (plan.zero_stage, plan.micro_batch, plan.gradient_accumulation, plan.training) == (2, 8, 1, {})
+    assert (
+        plan.layout.zero_stage,
+        plan.layout.micro_batch,
+        plan.layout.gradient_accumulation,
+        plan.engine.training,
+    ) == (2, 8, 1, {})

@@ -115,7 +115,7 @@ def test_a_gpu_without_bfloat16_trains_in_float16() -> None:
     from tests.unit.test_planner import planned
 
     limits = {"limits": {"nvidia.com/gpu": 1}}
-    assert planned(gpuType="T4", resourcesPerNode=limits).training == {"fp16": True}
+    assert planned(gpuType="T4", resourcesPerNode=limits).engine.training == {"fp16": True}
     with pytest.raises(SpecError, match="a T4 has no bfloat16"):
         planned(gpuType="T4", resourcesPerNode=limits, training={"bf16": True})
 

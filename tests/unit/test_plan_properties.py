@@ -126,10 +126,12 @@ def test_a_job_gets_its_global_batch_within_its_memory_or_is_refused(
     except SpecError as error:
         event(error.problems[0].code)
         return
-    assert plan.global_batch == total == plan.micro_batch * plan.gradient_accumulation * gpus * nodes
-    assert plan.memory is not None
-    assert plan.memory.bytes <= 0.9 * plan.memory.limit
-    assert plan.memory.limit == gib << 30
+    assert (
+        plan.layout.global_batch == total == plan.layout.micro_batch * plan.layout.gradient_accumulation * gpus * nodes
+    )
+    assert plan.prediction.memory is not None
+    assert plan.prediction.memory.bytes <= 0.9 * plan.prediction.memory.limit
+    assert plan.prediction.memory.limit == gib << 30
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{model.parameters / 1e9:.1f}B")

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from finetune_api.messages import MethodType, Plan, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import saving
 from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find
 from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Machine, machine_of
 from finetune_trainer.prepare.plan.speed import bandwidth, rate, step_speed
-from finetune_trainer.prepare.plan.terminal import estimate_line, memory_table
+from finetune_trainer.prepare.plan.table import estimate_line, memory_table
 from tests.unit.plan_models import decoder
 from tests.unit.test_planner import choice, dataset, job, planned
 
@@ -114,7 +115,7 @@ def test_offload_costs_time() -> None:
 
 def test_hours_and_cost_follow_from_the_steps() -> None:
     plan = on_gpus(budget={"gpuHourPrice": "2.50"}, training={"max_steps": 10_000})
-    made = plan.estimate
+    made = plan.prediction.estimate
     assert made is not None
     assert made.gpu_hours == pytest.approx(made.hours * 8, rel=0.01)
     assert made.hours >= made.step_seconds * 10_000 / 3600 * 0.99
@@ -123,24 +124,24 @@ def test_hours_and_cost_follow_from_the_steps() -> None:
 
 
 def test_all_that_a_run_does_is_counted() -> None:
-    made = on_gpus(training={"max_steps": 100, "eval_steps": 10}).estimate
+    made = on_gpus(training={"max_steps": 100, "eval_steps": 10}).prediction.estimate
     assert made is not None
     for part in ("loading", "steps", "evaluations", "answers", "saves"):
         assert f"{part} " in made.how
-    once = on_gpus(training={"max_steps": 100, "eval_steps": 100}, checkpoint={"everySteps": 100}).estimate
+    once = on_gpus(training={"max_steps": 100, "eval_steps": 100}, checkpoint={"everySteps": 100}).prediction.estimate
     assert once is not None
     assert made.hours > once.hours > made.step_seconds * 100 / 3600
 
 
 def test_gpus_without_a_rank_are_paid_for_too() -> None:
-    made = on_gpus(processesPerNode=4).estimate
+    made = on_gpus(processesPerNode=4).prediction.estimate
     assert made is not None
     assert made.gpu_hours == pytest.approx(made.hours * 8, rel=0.01)
 
 
 def test_without_a_price_there_is_no_cost_and_without_gpus_no_gpu_hours() -> None:
-    assert on_gpus().estimate.cost is None  # type: ignore[union-attr]
-    made = planned().estimate
+    assert on_gpus().prediction.estimate.cost is None  # type: ignore[union-attr]
+    made = planned().prediction.estimate
     assert made is not None
     assert (made.gpu_hours, made.cost) == (None, None)
     assert made.hours > 0
@@ -148,12 +149,12 @@ def test_without_a_price_there_is_no_cost_and_without_gpus_no_gpu_hours() -> Non
 
 def test_minutes_between_checkpoints_become_steps() -> None:
     plan = on_gpus(checkpoint={"everyMinutes": 10}, training={"max_steps": 100_000})
-    assert plan.estimate is not None
-    assert plan.checkpoint_every_steps == pytest.approx(600 / plan.estimate.step_seconds, rel=0.01)
+    assert plan.prediction.estimate is not None
+    assert plan.schedule.checkpoint_every_steps == pytest.approx(600 / plan.prediction.estimate.step_seconds, rel=0.01)
     made = choice(plan, "spec.checkpoint.everySteps")
     assert (made.origin, made.reason.startswith("10 minutes at")) == ("user", True)
     short = on_gpus(checkpoint={"everyMinutes": 10_000}, training={"max_steps": 5})
-    assert short.checkpoint_every_steps == 5
+    assert short.schedule.checkpoint_every_steps == 5
 
 
 def test_the_interval_is_youngs() -> None:
@@ -174,19 +175,19 @@ def test_a_long_run_on_many_nodes_saves_oftener_than_it_evaluates() -> None:
         method={"type": "full"},
         training={"num_train_epochs": 100},
     )
-    assert plan.checkpoint_every_steps < plan.eval_every_steps
+    assert plan.schedule.checkpoint_every_steps < plan.schedule.eval_every_steps
     assert "Young and Daly" in choice(plan, "spec.checkpoint.everySteps").reason
 
 
 def test_a_person_sees_memory_by_component_and_the_estimate() -> None:
     plan = on_gpus(budget={"gpuHourPrice": "2.50"})
-    assert plan.memory is not None
-    assert plan.estimate is not None
+    assert plan.prediction.memory is not None
+    assert plan.prediction.estimate is not None
     console = Console(width=110, record=True, file=io.StringIO())
-    console.print(memory_table(plan.memory))
-    console.print(estimate_line(plan.estimate))
+    console.print(memory_table(plan.prediction.memory))
+    console.print(estimate_line(plan.prediction.estimate))
     text = console.export_text()
-    for part in plan.memory.parts:
+    for part in plan.prediction.memory.parts:
         assert part.name in text
     assert "of 80 GiB (spec.gpuType A100-80GB)" in text
     assert "GPU-hours, cost" in text

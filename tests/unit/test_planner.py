@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.errors import SpecError
-from finetune_api.messages import Choice, DatasetFacts, MethodType, ModelFacts, Plan, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
+from finetune_api.plan import PART_OF, Choice, Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
@@ -66,11 +67,24 @@ def choice(plan: Plan, field: str) -> Choice:
 
 def test_a_minimal_job_gets_a_whole_plan() -> None:
     plan = planned()
-    assert (plan.global_batch, plan.micro_batch, plan.gradient_accumulation, plan.world_size) == (16, 16, 1, 1)
-    assert (plan.epochs, plan.max_steps) == (3.0, 938)  # ceil(3 * 5000 / 16)
-    assert (plan.learning_rate, plan.warmup_steps, plan.lr_scheduler_type) == (1e-3, 56, "linear")
-    assert (plan.eval_every_steps, plan.checkpoint_every_steps, plan.keep_last) == (94, 94, 3)
-    assert (plan.best_metric, plan.greater_is_better) == ("eval_macro_f1", True)
+    assert (plan.layout.global_batch, plan.layout.micro_batch, plan.layout.gradient_accumulation, plan.world_size) == (
+        16,
+        16,
+        1,
+        1,
+    )
+    assert (plan.schedule.epochs, plan.schedule.max_steps) == (3.0, 938)  # ceil(3 * 5000 / 16)
+    assert (plan.schedule.learning_rate, plan.schedule.warmup_steps, plan.schedule.lr_scheduler_type) == (
+        1e-3,
+        56,
+        "linear",
+    )
+    assert (plan.schedule.eval_every_steps, plan.schedule.checkpoint_every_steps, plan.schedule.keep_last) == (
+        94,
+        94,
+        3,
+    )
+    assert (plan.evaluation.best_metric, plan.evaluation.greater_is_better) == ("eval_macro_f1", True)
     assert plan.lora == {
         "r": 16,
         "lora_alpha": 32,
@@ -78,10 +92,10 @@ def test_a_minimal_job_gets_a_whole_plan() -> None:
         "target_modules": "all-linear",
         "task_type": "SEQ_CLS",
     }
-    assert (plan.zero_stage, plan.max_length, plan.seed, plan.training) == (2, 96, 42, {})
-    assert plan.deepspeed["zero_optimization"]["stage"] == 2
-    assert plan.deepspeed["optimizer"]["params"]["torch_adam"] is True
-    assert not {"bf16", "fp16"} & plan.deepspeed.keys()
+    assert (plan.layout.zero_stage, plan.max_length, plan.schedule.seed, plan.engine.training) == (2, 96, 42, {})
+    assert plan.engine.deepspeed["zero_optimization"]["stage"] == 2
+    assert plan.engine.deepspeed["optimizer"]["params"]["torch_adam"] is True
+    assert not {"bf16", "fp16"} & plan.engine.deepspeed.keys()
 
 
 def test_every_choice_has_a_reason_and_no_field_is_chosen_twice() -> None:
@@ -127,7 +141,7 @@ GIVEN: list[tuple[dict[str, Any], str, Any, str]] = [
 @pytest.mark.parametrize(("spec", "attribute", "value", "field"), GIVEN, ids=[str(case[0]) for case in GIVEN])
 def test_what_the_user_gives_wins(spec: dict[str, Any], attribute: str, value: Any, field: str) -> None:
     plan = planned(**spec)
-    assert getattr(plan, attribute) == value
+    assert (getattr(getattr(plan, PART_OF[attribute]), attribute) if attribute in PART_OF else plan.max_length) == value
     assert choice(plan, f"spec.{field}").origin == "user"
 
 
@@ -149,7 +163,7 @@ def test_full_fine_tuning_has_no_adapter() -> None:
 
 def test_training_carries_only_what_the_plan_has_no_field_for() -> None:
     given = {"weight_decay": 0.1, "max_grad_norm": 0.5, "learning_rate": 1e-4, "global_batch_size": 8, "max_steps": 5}
-    assert planned(training=given).training == {"weight_decay": 0.1, "max_grad_norm": 0.5}
+    assert planned(training=given).engine.training == {"weight_decay": 0.1, "max_grad_norm": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +200,7 @@ def test_batch_and_rate_grow_with_the_data(rows: int, batch: int, rate: float) -
 
 def test_a_large_batch_says_where_it_and_its_rate_come_from() -> None:
     plan = planned(data=dataset(10**6))
-    assert plan.global_batch == 256
+    assert plan.layout.global_batch == 256
     assert "0.2 % of 1,000,000 rows" in choice(plan, "spec.training.global_batch_size").reason
     assert "from 16 by the square root" in choice(plan, "spec.training.learning_rate").reason
 
@@ -195,16 +209,16 @@ def test_what_was_measured_here_says_how_long_it_takes_and_chooses_nothing() -> 
     hint = GpuHint(here=Here(8 << 30, 2.0))
     fast, slow = (replace(hint, pace=Pace(operations=rate, measured=True)) for rate in (1e12, 1e9))
     quick, long = planned(hint=fast), planned(hint=slow)
-    assert quick.estimate is not None
-    assert long.estimate is not None
-    assert long.estimate.hours > 10 * quick.estimate.hours
-    assert "measured on this machine" in long.estimate.how
+    assert quick.prediction.estimate is not None
+    assert long.prediction.estimate is not None
+    assert long.prediction.estimate.hours > 10 * quick.prediction.estimate.hours
+    assert "measured on this machine" in long.prediction.estimate.how
     assert quick.model_copy(update={"estimate": None}) == long.model_copy(update={"estimate": None})
 
 
 def test_masked_language_models_say_how_much_is_hidden() -> None:
     plan = planned(Task.MASKED_LM)
-    assert (plan.mlm_probability, plan.lr_scheduler_type, plan.warmup_steps) == (0.15, "linear", 56)
+    assert (plan.mlm_probability, plan.schedule.lr_scheduler_type, plan.schedule.warmup_steps) == (0.15, "linear", 56)
     assert "BERT paper" in choice(plan, "spec.training.mlm_probability").reason
     assert planned(Task.MASKED_LM, training={"mlm_probability": 0.3}).mlm_probability == 0.3
 
@@ -224,14 +238,18 @@ def test_a_new_head_sees_more_of_small_data(rows: int, epochs: float) -> None:
 
 def test_language_models_are_judged_by_loss_and_follow_a_cosine() -> None:
     plan = planned(Task.CAUSAL_LM)
-    assert (plan.best_metric, plan.greater_is_better, plan.lr_scheduler_type) == ("eval_loss", False, "cosine")
+    assert (plan.evaluation.best_metric, plan.evaluation.greater_is_better, plan.schedule.lr_scheduler_type) == (
+        "eval_loss",
+        False,
+        "cosine",
+    )
     assert plan.lora["task_type"] == "CAUSAL_LM"
 
 
 def test_without_evaluation_rows_the_last_checkpoint_is_the_best() -> None:
     plan = planned(data=dataset(evaluated=False))
-    assert (plan.best_metric, plan.eval_every_steps) == ("last", 0)
-    assert plan.checkpoint_every_steps == 94
+    assert (plan.evaluation.best_metric, plan.schedule.eval_every_steps) == ("last", 0)
+    assert plan.schedule.checkpoint_every_steps == 94
 
 
 SIZES: list[tuple[dict[str, Any], int, tuple[int, int, int]]] = [
@@ -253,8 +271,8 @@ SIZES: list[tuple[dict[str, Any], int, tuple[int, int, int]]] = [
 @pytest.mark.parametrize(("spec", "rows", "sizes"), SIZES, ids=[f"{case[0]} {case[1]} rows" for case in SIZES])
 def test_batch_sizes(spec: dict[str, Any], rows: int, sizes: tuple[int, int, int]) -> None:
     plan = planned(data=dataset(rows), **spec)
-    assert (plan.global_batch, plan.micro_batch, plan.gradient_accumulation) == sizes
-    assert plan.micro_batch * plan.gradient_accumulation * plan.world_size == plan.global_batch
+    assert (plan.layout.global_batch, plan.layout.micro_batch, plan.layout.gradient_accumulation) == sizes
+    assert plan.layout.micro_batch * plan.layout.gradient_accumulation * plan.world_size == plan.layout.global_batch
 
 
 @given(
@@ -269,11 +287,15 @@ def test_a_plan_always_adds_up(rows: int, nodes: int, processes: int, longest: i
     plan = planned(
         data=dataset(rows, longest), nodes=nodes, processesPerNode=processes, resourcesPerNode={"limits": limits}
     )
-    assert plan.micro_batch * plan.gradient_accumulation * plan.world_size == plan.global_batch
-    assert plan.max_steps * plan.global_batch >= plan.epochs * rows > (plan.max_steps - 1) * plan.global_batch
+    assert plan.layout.micro_batch * plan.layout.gradient_accumulation * plan.world_size == plan.layout.global_batch
+    assert (
+        plan.schedule.max_steps * plan.layout.global_batch
+        >= plan.schedule.epochs * rows
+        > (plan.schedule.max_steps - 1) * plan.layout.global_batch
+    )
     assert longest <= plan.max_length <= 512
-    assert 0 <= plan.warmup_steps <= plan.max_steps
-    assert 1 <= plan.checkpoint_every_steps <= plan.max_steps
+    assert 0 <= plan.schedule.warmup_steps <= plan.schedule.max_steps
+    assert 1 <= plan.schedule.checkpoint_every_steps <= plan.schedule.max_steps
 
 
 @pytest.mark.parametrize(
@@ -309,8 +331,8 @@ def test_values_that_cannot_work_are_refused_with_a_cure(spec: dict[str, Any], m
 def test_less_memory_means_a_smaller_micro_batch_and_the_same_global_batch() -> None:
     data = dataset(longest=512)
     plans = [planned(data=data, resourcesPerNode={"limits": {"memory": size}}) for size in ("1500Mi", "2Gi", "64Gi")]
-    assert [plan.micro_batch for plan in plans] == [2, 4, 16]
-    assert {plan.global_batch for plan in plans} == {16}
+    assert [plan.layout.micro_batch for plan in plans] == [2, 4, 16]
+    assert {plan.layout.global_batch for plan in plans} == {16}
 
 
 def test_memory_that_is_assumed_is_called_so() -> None:
@@ -321,17 +343,21 @@ def test_memory_that_is_assumed_is_called_so() -> None:
 
 def test_gpus_bring_bf16_and_a_rank_each() -> None:
     plan = planned(resourcesPerNode={"limits": {"nvidia.com/gpu": 4}})
-    assert (plan.world_size, plan.training, plan.deepspeed["bf16"]) == (4, {"bf16": True}, {"enabled": "auto"})
+    assert (plan.world_size, plan.engine.training, plan.engine.deepspeed["bf16"]) == (
+        4,
+        {"bf16": True},
+        {"enabled": "auto"},
+    )
 
 
 def test_bf16_on_cpu_only_when_asked() -> None:
     plan = planned(training={"bf16": True})
-    assert (plan.training, plan.deepspeed["bf16"]) == ({"bf16": True}, {"enabled": "auto"})
+    assert (plan.engine.training, plan.engine.deepspeed["bf16"]) == ({"bf16": True}, {"enabled": "auto"})
 
 
 def test_a_deepspeed_configuration_of_the_users_is_taken_as_it_is() -> None:
     config = {"zero_optimization": {"stage": 1}}
-    assert planned(deepspeed={"config": config}).deepspeed == config
+    assert planned(deepspeed={"config": config}).engine.deepspeed == config
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from finetune_trainer.storage import NotFoundError
 
 REAPER = """
 import ctypes, os, subprocess
-from finetune_trainer.processes import prctl, reap_orphans
+from finetune_trainer.process.ties import prctl, reap_orphans
 
 PR_SET_CHILD_SUBREAPER = 36
 prctl(PR_SET_CHILD_SUBREAPER, 1)

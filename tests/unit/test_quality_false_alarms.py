@@ -11,8 +11,8 @@ from finetune_trainer.prepare.quality.people import known, mentioned
 from finetune_trainer.prepare.quality.personal import findings_in
 from finetune_trainer.prepare.quality.scripts import script_of
 from finetune_trainer.prepare.quality.texts import sides
-from tests.planted.clean import SETS, chat, made, split
-from tests.planted.run import false_alarms, report_on
+from tests.support.planted.clean import SETS, chat, made, split
+from tests.support.planted.run import false_alarms, report_on
 
 
 def codes(train: list[Example], evaluation: list[Example] | None = None) -> set[str]:

@@ -16,7 +16,7 @@ from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import WEIGHT, judge
 from finetune_trainer.prepare.quality.report import Severity
 from finetune_trainer.prepare.tokens.encoded import Encoded
-from tests.planted.clean import SETS, made
+from tests.support.planted.clean import SETS, made
 from tests.unit.quality_sets import (
     LABELS,
     LIMIT,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.planted.faults import Fault, faults
-from tests.planted.run import finds
+from tests.support.planted.faults import Fault, faults
+from tests.support.planted.run import finds
 
 ALL = faults()
 FEW = {

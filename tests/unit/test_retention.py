@@ -9,10 +9,10 @@ from finetune_api.beats import CheckpointId, Saved
 from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StorageError
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest, MethodType, Task
-from finetune_trainer.agent import disk
 from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, stored_shares, superseded
-from finetune_trainer.checkpoints import Committed, find_checkpoints
-from finetune_trainer.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
+from finetune_trainer.process.orders import SavedMarker, marker_name
 from finetune_trainer.storage import CorruptedError, FolderStore
 from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.dealing import before
-from finetune_trainer.shards import shard_order
+from finetune_trainer.dataset.shards import shard_order
 from finetune_trainer.worker import sampling
 from finetune_trainer.worker.sampling import WINDOW_BATCHES, Dealt, VirtualDataset, epoch_order, shuffled_by_shard
 

@@ -18,7 +18,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-import tests.models
+import tests.support.models
 from finetune_trainer.worker import saving
 
 ENGINE = SimpleNamespace(zero_optimization_partition_weights=lambda: False)
@@ -30,7 +30,7 @@ FAMILIES: dict[str, Any] = {
 
 
 def loaded(family: str, folder: Path) -> Any:
-    make: Callable[[Path], Path] = getattr(tests.models, f"make_{family}")
+    make: Callable[[Path], Path] = getattr(tests.support.models, f"make_{family}")
     return FAMILIES[family].from_pretrained(make(folder / "base"))
 
 

@@ -24,7 +24,7 @@ from finetune_trainer.agent.agent import evaluated
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang, Rendezvous, hear
 from finetune_trainer.agent.scribe import LEADER, Scribe
-from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
+from finetune_trainer.process.orders import OVERFITTING_SINCE, WorkerEvent
 from tests.local.harness import make_plan
 
 MEET = Rendezvous(ranks={0: 0}, incarnations={0: "i"}, host="host", port=1, resume=None)

@@ -10,15 +10,15 @@ import pytest
 from finetune_api.messages import Task
 from finetune_trainer.agent import data as fetching
 from finetune_trainer.agent.data import fetch_first
+from finetune_trainer.dataset.shards import Shards, index_name, shard_name, shard_order
 from finetune_trainer.prepare.tokens.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter
-from finetune_trainer.shards import Shards, index_name, shard_name, shard_order
 from finetune_trainer.storage import FolderStore, download_files, upload_tree
 from finetune_trainer.worker import data
 from finetune_trainer.worker.data import ArrowRows
-from finetune_trainer.worker.losses.items import trained_following
 from finetune_trainer.worker.sampling import Dealt, VirtualDataset
+from finetune_trainer.worker.tasks.causal_lm import trained_following
 
 ROWS = 200
 

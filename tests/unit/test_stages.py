@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import SpecError
-from finetune_trainer.stages import load_given_job, load_new_job
+from finetune_trainer.process.stages import load_given_job, load_new_job
 
 OBJECT: dict[str, Any] = {
     "apiVersion": "finetune.dev/v1alpha1",

@@ -2,7 +2,8 @@
 
 import pytest
 
-from finetune_api.messages import Choice, Estimate, MemoryPart, MethodType, Plan, PlannedMemory, Task
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Choice, Estimate, MemoryPart, Plan, PlannedMemory
 from finetune_trainer.prepare.plan import saving, summary
 from tests.local.harness import make_plan
 

@@ -17,7 +17,7 @@ from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder, check_packing, encoder_for
 from finetune_trainer.prepare.tokens.templates import CHATML, given_template
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
-from tests.chats import CONVERSATIONS, LONG, SHORT, SYSTEM, chat_tokenizer
+from tests.support.chats import CONVERSATIONS, LONG, SHORT, SYSTEM, chat_tokenizer
 
 MARKED = ("qwen3", "qwen2_5", "llama3", "phi3", "gemma3", "glm4moe", "lfm2", "cohere")
 STOCK_ONLY = ("llama3_1", "qwen2_5")

@@ -6,11 +6,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from finetune_api.errors import Problem
-from finetune_api.messages import Choice, MemoryPart, PlannedMemory, Task
-from finetune_trainer.prepare.plan.terminal import choices, memory_table
+from finetune_api.messages import Task
+from finetune_api.plan import Choice, MemoryPart, PlannedMemory
+from finetune_trainer.prepare.plan.table import choices, memory_table
+from finetune_trainer.prepare.quality.printed import findings
 from finetune_trainer.prepare.quality.report import Finding, Lengths, Padding, QualityReport, Severity, SplitQuality
-from finetune_trainer.prepare.quality.terminal import findings
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 WIDTHS = (60, 80, 119, 120, 200)
 LONG = "the fastest that fits: rows of 512 tokens, 3.81 of 4 GiB a rank (assumed; state resourcesPerNode.limits.memory)"

@@ -8,7 +8,7 @@ from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, 
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult
-from finetune_trainer.termination import LIMIT, fit
+from finetune_trainer.process.termination import LIMIT, fit
 
 FACTS = DatasetFacts(sha256="0" * 64, train=SplitFacts(rows=1, tokens=1, trained_tokens=1, longest=1))
 

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from finetune_trainer.prepare.tokens.backend import Backend
 from finetune_trainer.prepare.tokens.words import EXPRESSIONS, GPT2, STABLE, Words
-from tests.models import CORPUS
+from tests.support.models import CORPUS
 
 STABLE_CHARACTERS = [chr(code) for start, end in STABLE for code in range(start, end + 1)]
 MARKS = ("<|im_start|>", "<|im_end|>", "<|im_end|>x")

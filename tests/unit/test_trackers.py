@@ -72,7 +72,7 @@ def test_a_token_takes_six_operations_a_weight_and_four_under_an_adapter() -> No
 def test_the_plan_knows_the_peak_of_a_gpu_that_it_knows() -> None:
     eight = {"limits": {"nvidia.com/gpu": 8}}
     known = planned(shape=decoder(), gpuType="A100-80GB", resourcesPerNode=eight)
-    assert known.peak_flops == 312e12
-    assert known.flops_per_token > 4 * 6e9
-    assert planned(shape=encoder(2), resourcesPerNode=eight).peak_flops == 0, "assumed, not known"
-    assert planned().peak_flops == 0, "nobody measures CPUs by it"
+    assert known.prediction.peak_flops == 312e12
+    assert known.prediction.flops_per_token > 4 * 6e9
+    assert planned(shape=encoder(2), resourcesPerNode=eight).prediction.peak_flops == 0, "assumed, not known"
+    assert planned().prediction.peak_flops == 0, "nobody measures CPUs by it"

@@ -15,7 +15,7 @@ from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploader import Uploader
 from finetune_trainer.agent.uploads import CheckpointStore
-from finetune_trainer.orders import SavedMarker, marker_name
+from finetune_trainer.process.orders import SavedMarker, marker_name
 from finetune_trainer.storage import FolderStore
 from finetune_trainer.storage.base import storage_problem
 

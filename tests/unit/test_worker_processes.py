@@ -18,7 +18,7 @@ from finetune_trainer.agent.failures import describe
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.security import withheld, worker_environment
 from finetune_trainer.agent.workers import Worker, Workers
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 from tests.local.harness import make_plan
 
 DEADLINE = 60.0

@@ -22,9 +22,9 @@ from finetune_trainer.prepare.tokens.render import Rendered
 from finetune_trainer.prepare.tokens.spans import Speaker
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
-from tests.chats import LONG, SHORT, chat_tokenizer
-from tests.models import CORPUS
-from tests.models import tokenizers as made
+from tests.support.chats import LONG, SHORT, chat_tokenizer
+from tests.support.models import CORPUS
+from tests.support.models import tokenizers as made
 from tests.unit.test_templates import WITHOUT_END, encode, encoder, learnt, loaded, spec
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}

@@ -13,7 +13,7 @@ from tests.cluster.local.cluster import Cluster, ClusterError, Settings
 from tests.cluster.local.lifecycle import CHECKOUT, ClusterUnavailableError
 from tests.cluster.local.network import NODES
 from tests.cluster.local.state import FABRIC, State, clusters
-from tests.debian import ProgramsMissingError
+from tests.support.debian import ProgramsMissingError
 from tests.tools import GoMissingError
 
 BUILT = CHECKOUT / "build" / "cluster"

@@ -15,7 +15,7 @@ from typing import Any
 from tests.cluster.local import cgroups, services
 from tests.cluster.local.network import GATEWAY, S3_PORT
 from tests.cluster.local.state import FABRIC, State
-from tests.s3 import S3Server
+from tests.support.s3 import S3Server
 from tests.tools import build
 
 PROCESS_SECONDS = 20.0  # for a process to start or end

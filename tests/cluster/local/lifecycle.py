@@ -22,8 +22,8 @@ from tests.cluster.local import cgroups, identity, images, services
 from tests.cluster.local.cluster import PROCESS_SECONDS, READY_SECONDS, Cluster, Settings, wait
 from tests.cluster.local.network import API_PORT, NODES, S3_PORT
 from tests.cluster.local.state import FABRIC, State, clusters
-from tests.debian import require
-from tests.s3 import S3Server
+from tests.support.debian import require
+from tests.support.s3 import S3Server
 from tests.tools import build
 
 CHECKOUT = Path(__file__).parents[3]
@@ -39,7 +39,7 @@ def up(state: State, settings: Settings, say: Callable[[str], None]) -> Cluster:
 
     Raises:
         ClusterUnavailableError: this machine cannot have one.
-        tests.debian.ProgramsMissingError: a program of the system is missing.
+        tests.support.debian.ProgramsMissingError: a program of the system is missing.
         tests.tools.GoMissingError: a program must be built, and cannot be.
     """
     _require_machine()

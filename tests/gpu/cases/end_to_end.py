@@ -15,7 +15,7 @@ from tests.gpu.case import Bench, Case
 from tests.gpu.jobs import Watched, job_of, nvidia_files
 from tests.gpu.models import HALF_BILLION, SMALL, TINY, make_bert, make_llama, make_t5
 from tests.gpu.ranks import in_child
-from tests.vanilla import AUTOS
+from tests.support.vanilla import AUTOS
 
 STOPPED = 130
 INTERVAL = 10  # steps between checkpoints
@@ -125,7 +125,7 @@ def vanilla(run: Watched, folder: Path, task: Task) -> float:
     """Return the artifact's loss as plain transformers and peft compute it, on the GPU where there is one."""
     import torch
 
-    from tests.vanilla_loss import loss_of
+    from tests.support.vanilla_loss import loss_of
 
     torch.set_num_threads(2)
     options: dict[str, Any] = {}

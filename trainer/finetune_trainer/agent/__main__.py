@@ -2,7 +2,7 @@
 
 import os
 
-from finetune_trainer.processes import end_when_told
+from finetune_trainer.process.ties import end_when_told
 
 if __name__ == "__main__":
     end_when_told()

@@ -19,7 +19,7 @@ from typing import Any
 from finetune_api.beats import Action, AgentState, Beat, Directive, EvalMetrics, Saved
 from finetune_api.contract import ExitCode, dataset_prefix
 from finetune_api.errors import FailureCategory, Problem, RunError, StorageError
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.data import fetch_first
 from finetune_trainer.agent.heart import Heart
@@ -30,7 +30,7 @@ from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploader import Uploader
 from finetune_trainer.agent.uploads import CheckpointStore, Wrong
 from finetune_trainer.agent.workers import Workers, step_metrics
-from finetune_trainer.orders import OVERFITTING_SINCE, WorkerEvent
+from finetune_trainer.process.orders import OVERFITTING_SINCE, WorkerEvent
 from finetune_trainer.storage import ObjectStore, download_files, download_tree
 
 log = logging.getLogger("agent")
@@ -73,10 +73,10 @@ class Agent:
         self._workers = workers
         self._node = NodeState()
         self._checkpoints = CheckpointStore(store, run)
-        self._places = Places(config.work, plan.processes_per_node)
+        self._places = Places(config.work, plan.layout.processes_per_node)
         self._outputs = Outputs(store, run, self._places.outputs)
         self._heart = Heart(control, run, config.token, leader, self._current_beat, self._on_answer, self._on_done)
-        best = partial(self._places.best, metric=plan.best_metric, greater=plan.greater_is_better)
+        best = partial(self._places.best, metric=plan.evaluation.best_metric, greater=plan.evaluation.greater_is_better)
         self._uploader = Uploader(
             self._checkpoints, self._places, self._node, self._uploads_for, self._heart.tell, best
         )
@@ -242,7 +242,7 @@ class Agent:
         for prefix, folder in inputs:
             await patiently(download_tree, self._store, prefix, folder)
         data, place = dataset_prefix(self._plan.dataset.sha256), self._places.dataset
-        later = await patiently(fetch_first, self._store, data, place, self._plan.seed)
+        later = await patiently(fetch_first, self._store, data, place, self._plan.schedule.seed)
         while not self._workers.warm:
             if self._workers.lost:
                 raise self._workers.unfit()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from finetune_api.messages import FileEntry
-from finetune_trainer.shards import WINDOW, WINDOWED_ABOVE, shard_name, shard_order
+from finetune_trainer.dataset.shards import WINDOW, WINDOWED_ABOVE, shard_name, shard_order
 from finetune_trainer.storage import ObjectStore, download_files, download_tree, read_manifest
 
 AT_ONCE = 4  # shards of one later part: about a gigabyte

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 from finetune_api.beats import CheckpointId, GenerationRecord, Progress, Saved
 from finetune_api.contract import File
 from finetune_api.errors import Problem, StorageError
-from finetune_api.messages import Manifest, Plan
+from finetune_api.messages import Manifest
+from finetune_api.plan import Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent.ledger import Ledger
 from finetune_trainer.agent.roster import Gang
 from finetune_trainer.agent.scribe import LEADER, Scribe
 from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, superseded
-from finetune_trainer.checkpoints import Found
+from finetune_trainer.checkpoints.committed import Found
 from finetune_trainer.storage import CorruptedError, ObjectStore
 
 log = logging.getLogger("leader")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from finetune_api.beats import Action, Beat, CheckpointId, Directive, Failure, GenerationRecord, Progress
 from finetune_api.contract import ExitCode, File
 from finetune_api.errors import EXIT_CODES
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
 from finetune_trainer.agent.failures import budget_left, leader_lost
@@ -24,7 +24,7 @@ from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Gang, Limits, Rendezvous
 from finetune_trainer.agent.scribe import Scribe
 from finetune_trainer.agent.uploads import CheckpointStore, stored_shares
-from finetune_trainer.checkpoints import Found
+from finetune_trainer.checkpoints.committed import Found
 from finetune_trainer.storage import ChangedError, ObjectStore, check_conditional_writes
 
 log = logging.getLogger("leader")
@@ -58,8 +58,10 @@ class Leader:
         self._checkpoints = CheckpointStore(store, run)
         self._address = address
         self._incarnation = incarnation
-        early = plan.early_stopping_patience > 0
-        self.gang = Gang(nodes=plan.nodes, last_step=plan.max_steps, may_end_early=early, generation=0, limits=limits)
+        early = plan.evaluation.early_stopping_patience > 0
+        self.gang = Gang(
+            nodes=plan.layout.nodes, last_step=plan.schedule.max_steps, may_end_early=early, generation=0, limits=limits
+        )
         self.scribe = Scribe(plan)
         self._keeper = Keeper(self, plan, self._checkpoints, control, run)
         self._changed = asyncio.Event()  # since the last decision

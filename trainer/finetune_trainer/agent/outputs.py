@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune_api.contract import File
 from finetune_api.errors import StorageError
-from finetune_trainer.agent.disk import regular_files
+from finetune_trainer.checkpoints.local import regular_files
 from finetune_trainer.storage import NotFoundError, ObjectStore, open_regular
 
 INTERVAL_SECONDS = 15.0

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.beats import CheckpointId, Directive, Saved
-from finetune_api.messages import Plan
-from finetune_trainer.agent import disk
-from finetune_trainer.best import best_of
-from finetune_trainer.orders import WorkerOrder
+from finetune_api.plan import Plan
+from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.checkpoints.best import best_of
+from finetune_trainer.process.orders import WorkerOrder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from finetune_api.beats import Progress
 from finetune_api.contract import Env, ExitCode, File, run_prefix
 from finetune_api.errors import HANDLING, FailureCategory, FineTuneError, Problem, exit_code
-from finetune_api.messages import Plan, Stage
+from finetune_api.messages import Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
@@ -22,10 +23,10 @@ from finetune_trainer.agent.roster import Limits
 from finetune_trainer.agent.security import hide_from_children
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.agent.workers import Workers
-from finetune_trainer.processes import die_with_parent, reap_orphans
-from finetune_trainer.stages import load_given_job
+from finetune_trainer.process.stages import load_given_job
+from finetune_trainer.process.termination import fit
+from finetune_trainer.process.ties import die_with_parent, reap_orphans
 from finetune_trainer.storage import CONTROL, open_store
-from finetune_trainer.termination import fit
 
 log = logging.getLogger("agent")
 

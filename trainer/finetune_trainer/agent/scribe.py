@@ -14,7 +14,7 @@ from finetune_api.beats import (
     StepMetrics,
     Trained,
 )
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.agent.gang import alive, everyone_trained
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.roster import Gang
@@ -130,14 +130,14 @@ class Scribe:
         took = sum(metrics.seconds for metrics in recent)
         pace = took / len(recent) if recent else None
         speed = trained.tokens / trained.seconds if trained.seconds else 0.0
-        peak = self._plan.peak_flops * self._plan.world_size
+        peak = self._plan.prediction.peak_flops * self._plan.world_size
         stopped = self._stopped_early(gang, step)
         return Progress(
             phase="done" if gang.done_stored else self._phase,
             generation=gang.generation,
             step=step,
-            max_steps=self._plan.max_steps,
-            epoch=step * self._plan.global_batch / self._plan.dataset.train.rows,
+            max_steps=self._plan.schedule.max_steps,
+            epoch=step * self._plan.layout.global_batch / self._plan.dataset.train.rows,
             loss=last.loss if last else None,
             learning_rate=last.learning_rate if last else None,
             grad_norm=last.grad_norm if last else None,
@@ -145,11 +145,13 @@ class Scribe:
             tokens=trained.tokens,
             train_seconds=trained.seconds,
             tokens_per_second=speed,
-            samples_per_second=step * self._plan.global_batch / trained.seconds if trained.seconds else 0.0,
-            mfu=speed * self._plan.flops_per_token / peak if peak and self._plan.flops_per_token else None,
+            samples_per_second=step * self._plan.layout.global_batch / trained.seconds if trained.seconds else 0.0,
+            mfu=speed * self._plan.prediction.flops_per_token / peak
+            if peak and self._plan.prediction.flops_per_token
+            else None,
             data_wait=sum(metrics.data_wait for metrics in recent) / took if took else 0.0,
             memory_bytes=last.memory_bytes if last else 0,
-            eta_seconds=pace * (self._plan.max_steps - step) if pace is not None and not stopped else None,
+            eta_seconds=pace * (self._plan.schedule.max_steps - step) if pace is not None and not stopped else None,
             checkpoints=tuple(self._checkpoints),
             checkpoint_count=self.history.checkpoint_count,
             recoveries=self.history.recoveries,
@@ -175,11 +177,11 @@ class Scribe:
 
     def _stopped_early(self, gang: Gang, step: int) -> str:
         trained = gang.done_stored or (gang.rendezvous is not None and everyone_trained(gang))
-        if not gang.may_end_early or not trained or step >= self._plan.max_steps:
+        if not gang.may_end_early or not trained or step >= self._plan.schedule.max_steps:
             return ""
-        patience = self._plan.early_stopping_patience
+        patience = self._plan.evaluation.early_stopping_patience
         times = f"{patience} evaluations" if patience > 1 else "1 evaluation"
-        return f"stopped early at step {step}: {self._plan.best_metric} did not improve for {times}"
+        return f"stopped early at step {step}: {self._plan.evaluation.best_metric} did not improve for {times}"
 
     def _trained(self, step: int) -> Trained:
         """All work up to a step, each step counted once."""

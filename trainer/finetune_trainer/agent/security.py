@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Collection, Mapping
 
-from finetune_trainer.processes import libc, prctl
+from finetune_trainer.process.ties import libc, prctl
 
 PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28

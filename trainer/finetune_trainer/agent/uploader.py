@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection, Sequence
 
 from finetune_api.beats import AgentState, CheckpointId, Saved
 from finetune_api.errors import StorageError
-from finetune_trainer.agent import disk
 from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploads import CheckpointStore
+from finetune_trainer.checkpoints import local as disk
 
 log = logging.getLogger("agent")
 

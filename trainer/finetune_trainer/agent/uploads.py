@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from finetune_api.beats import CheckpointFacts, CheckpointId, Saved
 from finetune_api.contract import File, checkpoint_name
 from finetune_api.errors import Problem, StorageError
-from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest, Plan
-from finetune_trainer.agent.disk import markers, regular_files
-from finetune_trainer.best import best_of
-from finetune_trainer.checkpoints import Committed, Found, find_checkpoints
+from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest
+from finetune_api.plan import Plan
+from finetune_trainer.checkpoints.best import best_of
+from finetune_trainer.checkpoints.committed import Committed, Found, find_checkpoints
+from finetune_trainer.checkpoints.local import markers, regular_files
 from finetune_trainer.storage import (
     AlreadyExistsError,
     CorruptedError,
@@ -78,7 +79,7 @@ class CheckpointStore:
             StorageError: a share is missing, is of another generation, or its objects are not what its PART.json says.
         """
         prefix = self._prefix(checkpoint)
-        parts = [self._part(checkpoint, rank) for rank in range(plan.nodes)]
+        parts = [self._part(checkpoint, rank) for rank in range(plan.layout.nodes)]
         stored = {entry.key.removeprefix(prefix): entry.size for entry in self._store.list(prefix)}
         for part in parts:
             if (part.step, part.generation) != (checkpoint.step, checkpoint.generation):
@@ -94,9 +95,9 @@ class CheckpointStore:
         info = CheckpointInfo(
             step=checkpoint.step,
             generation=checkpoint.generation,
-            nodes=plan.nodes,
-            processes_per_node=plan.processes_per_node,
-            zero_stage=plan.zero_stage,
+            nodes=plan.layout.nodes,
+            processes_per_node=plan.layout.processes_per_node,
+            zero_stage=plan.layout.zero_stage,
             samples=parts[0].samples,
             metrics=parts[0].metrics,
         )
@@ -121,8 +122,8 @@ class CheckpointStore:
         except CorruptedError:
             return False
         scores = {one: there.info.metrics for one, there in self.find().committed.items()} | {checkpoint: metrics}
-        ordered = ((one, scores[one].get(plan.best_metric, math.nan)) for one in sorted(scores))
-        return best_of(ordered, greater=plan.greater_is_better) == checkpoint
+        ordered = ((one, scores[one].get(plan.evaluation.best_metric, math.nan)) for one in sorted(scores))
+        return best_of(ordered, greater=plan.evaluation.greater_is_better) == checkpoint
 
     def find(self) -> Found:
         """What there is in storage."""
@@ -228,7 +229,7 @@ def _below(files: Iterable[FileEntry], folder: str) -> list[FileEntry]:
 
 def superseded(facts: Mapping[CheckpointId, CheckpointFacts], plan: Plan) -> set[CheckpointId]:
     """Checkpoints to delete: all but the newest `keep_last` and the best by the plan's metric."""
-    keep = {*sorted(facts)[-plan.keep_last :], *(one for one in facts if facts[one].best)}
+    keep = {*sorted(facts)[-plan.schedule.keep_last :], *(one for one in facts if facts[one].best)}
     return set(facts) - keep
 
 
@@ -257,8 +258,10 @@ def abandoned(found: Found, held: Collection[CheckpointId] = ()) -> dict[Checkpo
 
 def facts_of(committed: Mapping[CheckpointId, Committed], plan: Plan) -> dict[CheckpointId, CheckpointFacts]:
     """What people are told of the committed checkpoints; the later of equally good ones is the best."""
-    scores = [(one, committed[one].info.metrics.get(plan.best_metric, math.nan)) for one in sorted(committed)]
-    best = best_of(scores, greater=plan.greater_is_better)
+    scores = [
+        (one, committed[one].info.metrics.get(plan.evaluation.best_metric, math.nan)) for one in sorted(committed)
+    ]
+    best = best_of(scores, greater=plan.evaluation.greater_is_better)
     return {
         one: CheckpointFacts(
             step=one.step,

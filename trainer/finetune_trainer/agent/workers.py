@@ -21,7 +21,7 @@ from finetune_api.beats import RankReport, RankState, StepMetrics
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.agent.security import withheld, worker_environment
-from finetune_trainer.orders import WorkerEvent, WorkerOrder
+from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 from finetune_trainer.storage import open_regular
 
 log = logging.getLogger("agent")

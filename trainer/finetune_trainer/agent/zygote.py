@@ -17,7 +17,7 @@ import traceback
 from typing import Any, NoReturn
 
 from finetune_trainer.agent.security import drop_capabilities
-from finetune_trainer.processes import die_with_parent
+from finetune_trainer.process.ties import die_with_parent
 
 # Imported lazily by the libraries, so that otherwise every worker pays for them (found by comparing sys.modules).
 LAZY_IMPORTS = (
@@ -130,7 +130,7 @@ class Zygote:
     def _work(self, request: dict[str, Any]) -> int:
         import torch
 
-        from finetune_trainer.orders import WorkerOrder
+        from finetune_trainer.process.orders import WorkerOrder
         from finetune_trainer.worker.main import run
 
         if torch.cuda._is_in_bad_fork():

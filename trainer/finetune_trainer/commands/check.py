@@ -12,16 +12,16 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
 from finetune_trainer.commands.job import load
 from finetune_trainer.commands.places import probe_file, write_file
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 
 def validate_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune validate`."""
-    from finetune_trainer.local import storage_environment
     from finetune_trainer.prepare.quality.page import render
+    from finetune_trainer.prepare.quality.printed import findings
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.prepare.quality.terminal import findings
     from finetune_trainer.prepare.stage import inspect
+    from finetune_trainer.run.local import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
@@ -52,9 +52,9 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
     """`finetune plan`."""
-    from finetune_trainer.local import storage_environment
     from finetune_trainer.prepare.quality.report import Severity
     from finetune_trainer.prepare.stage import inspect
+    from finetune_trainer.run.local import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):

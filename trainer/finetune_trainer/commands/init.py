@@ -16,10 +16,11 @@ from finetune_api import yaml12
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, ModelSpec, parse_job
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
 from finetune_trainer.commands.places import probe_file, write_file
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 DEFAULT = Path("job.yaml")
 COLUMNS = re.compile(r"columns: (\{[^{}]*\})")
@@ -73,8 +74,8 @@ def propose(model: dict[str, str], data: str) -> Proposal:
     Raises:
         FineTuneError: the model cannot be had or is of no use, or there is no such data.
     """
+    from finetune_trainer.model.families import FAMILIES, resolve_task
     from finetune_trainer.prepare.data.sources import locate_all
-    from finetune_trainer.prepare.families import FAMILIES, resolve_task
     from finetune_trainer.prepare.models import locate_model
     from finetune_trainer.prepare.tokens.templates import has_template
 
@@ -83,11 +84,11 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         source = locate_model(ModelSpec.model_validate(model), os.environ)
         config = source.config(work / "model")
         usual = resolve_task(config, None)
-        tasks = FAMILIES[str(config["model_type"])]
+        tasks = FAMILIES[str(config["model_type"])].tasks
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
         # rows of a text and a label could be learnt as text alone, which nobody wants who has written labels
-        first = [Task.CLASSIFICATION] if Task.CLASSIFICATION in tasks else []
+        first = [task for task in tasks if spec_of(task).labelled]
         order = [*first, *(task for task in tasks if task not in first)]
         looks = {task: _look(data, task, {}, chats, work / "data") for task in order}
         found = next((look for look in looks.values() if look.rows), None)

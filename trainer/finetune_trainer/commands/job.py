@@ -9,8 +9,8 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.overrides import Override, path_of
 from finetune_api.v1alpha1.supported import notes
 from finetune_api.v1alpha1.tree import dotted
-from finetune_trainer.paths import with_local_paths
-from finetune_trainer.terminal import Screen
+from finetune_trainer.commands.plain_paths import with_local_paths
+from finetune_trainer.run.screen import Screen
 
 
 def load(options: argparse.Namespace, screen: Screen) -> FineTuneJob:

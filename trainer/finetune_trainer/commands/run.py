@@ -11,10 +11,10 @@ from finetune_api.contract import ExitCode, File
 from finetune_trainer.commands.check import counted, strict
 from finetune_trainer.commands.job import load
 from finetune_trainer.commands.places import probe_file, probe_folder, write_file
-from finetune_trainer.terminal import Screen
+from finetune_trainer.run.screen import Screen
 
 if TYPE_CHECKING:
-    from finetune_trainer.local import LocalJob, RunResult
+    from finetune_trainer.run.local import LocalJob, RunResult
 
 
 def run_command(options: argparse.Namespace, console: Console) -> int:
@@ -23,8 +23,8 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     probe_file(options.result, "--result")
     job = load(options, screen)
     probe_folder(options.work_dir, "--work-dir")
-    from finetune_trainer import local
-    from finetune_trainer.output import Output
+    from finetune_trainer.run import local
+    from finetune_trainer.run.delivery import Output
 
     here = local.LocalJob.open(job, options.work_dir)
     output = Output.of(options.output, here) if options.output else None

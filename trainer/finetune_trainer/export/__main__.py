@@ -2,12 +2,12 @@
 
 import os
 
-from finetune_trainer.processes import end_when_told
+from finetune_trainer.process.ties import end_when_told
 
 if __name__ == "__main__":
     end_when_told()
     from finetune_trainer.export.program import main
-    from finetune_trainer.stages import own_process
+    from finetune_trainer.process.stages import own_process
 
     own_process()
     raise SystemExit(main(os.environ))

@@ -4,19 +4,16 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from finetune_api.messages import MethodType, Plan, ProblemType, Task
-from finetune_trainer.evaluations import Told
+from finetune_api.messages import MethodType, ProblemType
+from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
+from finetune_trainer.evaluations.stored import Told
 from finetune_trainer.export.evaluated import evaluated
 from finetune_trainer.export.layout import Base
 from finetune_trainer.export.snippet import snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
 NOTHING_TOLD = Told()
-PIPELINES = {  # transformers 5 has none for encoder-decoders any more
-    Task.CAUSAL_LM: "text-generation",
-    Task.CLASSIFICATION: "text-classification",
-    Task.MASKED_LM: "fill-mask",
-}
 
 
 def card(
@@ -42,7 +39,8 @@ def card(
     parts = [
         _head(plan, base, adapter),
         f"# {plan.model.name}, fine-tuned\n",
-        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.max_steps}, {_task(plan)}.\n",
+        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.schedule.max_steps}, "
+        f"{_task(plan)}.\n",
         "## Load it\n",
         f"```python\n{snippet(plan, base, chat=chat)}```\n",
     ]
@@ -71,22 +69,19 @@ def _head(plan: Plan, base: Base, adapter: bool) -> str:
     if base.on_hub:
         head.append(f"base_model: {base.location}")
     head.append(f"library_name: {'peft' if adapter else 'transformers'}")
-    if plan.task in PIPELINES:
-        head.append(f"pipeline_tag: {PIPELINES[plan.task]}")
+    if pipeline := spec_of(plan.task).pipeline_tag:
+        head.append(f"pipeline_tag: {pipeline}")
     return "\n".join([*head, "tags:", "- finetune-operator", *(["- lora"] if adapter else []), "---", ""])
 
 
 def _task(plan: Plan) -> str:
-    if plan.task is not Task.CLASSIFICATION:
-        return {
-            Task.CAUSAL_LM: "for text generation",
-            Task.SEQ2SEQ: "for text from text",
-            Task.MASKED_LM: "for text with hidden tokens: an encoder pre-trained further",
-        }[plan.task]
+    spec = spec_of(plan.task)
+    if not spec.labelled:
+        return spec.purpose
     if plan.dataset.problem_type is ProblemType.REGRESSION:
         return "for a number (regression)"
     several = ", several a text" if plan.dataset.problem_type is ProblemType.MULTI_LABEL else ""
-    return f"for classification into {len(plan.dataset.labels)} labels{several} (`labels.json`)"
+    return f"{spec.purpose} into {len(plan.dataset.labels)} labels{several} (`labels.json`)"
 
 
 def _rows(plan: Plan) -> str:
@@ -94,6 +89,7 @@ def _rows(plan: Plan) -> str:
 
 
 def _training(plan: Plan) -> dict[str, object]:
+    schedule, layout = plan.schedule, plan.layout
     facts: dict[str, object] = {
         "base model": plan.model.name,
         "base model's commit": plan.model.commit,
@@ -101,13 +97,15 @@ def _training(plan: Plan) -> dict[str, object]:
         "rows": f"{plan.dataset.train.rows:,}",
         "tokens": f"{plan.dataset.train.tokens:,}",
         "method": plan.method,
-        "steps": plan.max_steps,
-        "epochs": f"{plan.epochs:g}",
-        "rows a step": plan.global_batch,
+        "steps": schedule.max_steps,
+        "epochs": f"{schedule.epochs:g}",
+        "rows a step": layout.global_batch,
         "longest row, tokens": plan.max_length,
-        "learning rate": f"{plan.learning_rate:g}, {plan.lr_scheduler_type}, {plan.warmup_steps} steps of warm-up",
-        "seed": plan.seed,
-        "ranks": f"{plan.world_size}, ZeRO-{plan.zero_stage}",
+        "learning rate": (
+            f"{schedule.learning_rate:g}, {schedule.lr_scheduler_type}, {schedule.warmup_steps} steps of warm-up"
+        ),
+        "seed": schedule.seed,
+        "ranks": f"{plan.world_size}, ZeRO-{plan.layout.zero_stage}",
     }
     if plan.adapter:
         facts["began with the adapter"] = f"{plan.adapter.source}, sha256 {plan.adapter.commit}"
@@ -117,7 +115,7 @@ def _training(plan: Plan) -> dict[str, object]:
         facts["new tokens"] = json.dumps(plan.new_tokens, ensure_ascii=False)
     if plan.method is MethodType.QLORA:
         facts["base model's weights in training"] = "4 bits (NF4, bitsandbytes, constants quantized twice)"
-    return facts | {name: json.dumps(value) for name, value in (plan.lora | plan.training).items()}
+    return facts | {name: json.dumps(value) for name, value in (plan.lora | plan.engine.training).items()}
 
 
 def _table(values: Mapping[str, object], numbers: str = "") -> str:

@@ -2,8 +2,8 @@
 
 import re
 
-from finetune_trainer.evaluations import Told
-from finetune_trainer.records import EvaluationRecord, LabelScore, Sample
+from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample
+from finetune_trainer.evaluations.stored import Told
 
 LONGEST = 600  # characters of a sample's part
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 from finetune_api.contract import ExitCode, File
-from finetune_api.messages import Plan, Stage
+from finetune_api.messages import Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.export.stage import export
-from finetune_trainer.stages import StageInputs, run_stage
+from finetune_trainer.process.stages import StageInputs, run_stage
 
 
 def work(given: StageInputs) -> StageResult:

@@ -13,12 +13,15 @@ from pydantic import ValidationError
 from finetune_api.beats import CheckpointId
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import Problem, StateError
-from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Plan, Stage
+from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_trainer.checkpoints import Committed, find_checkpoints
-from finetune_trainer.evaluations import Told, told
+from finetune_api.tasks import spec_of
+from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
+from finetune_trainer.checkpoints.pick import pick
+from finetune_trainer.evaluations.stored import Told, told
 from finetune_trainer.export.card import card, installed_versions
-from finetune_trainer.export.ending import ANSWERING, end_answers
+from finetune_trainer.export.ending import end_answers
 from finetune_trainer.export.layout import (
     CARD,
     Layout,
@@ -26,8 +29,7 @@ from finetune_trainer.export.layout import (
     layout_of,
     mend,
 )
-from finetune_trainer.export.pick import pick
-from finetune_trainer.model_files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
+from finetune_trainer.model.files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
 from finetune_trainer.storage import (
     CorruptedError,
     ManifestInvalidError,
@@ -61,11 +63,11 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
         report(sentence)
     if not found.committed:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    candidates = [_scored(store, run, plan.best_metric, one, report) for one in found.committed.values()]
+    candidates = [_scored(store, run, plan.evaluation.best_metric, one, report) for one in found.committed.values()]
     layout, broken = layout_of(plan.method), ""
     folder, prefix = work / layout.kind, f"{run}artifacts/{layout.kind}/"
     while True:
-        best = pick(candidates, plan.best_metric, plan.greater_is_better)
+        best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
         info, reason = best.info, _reason(plan, best.info)
         evaluation = told(store, run, info.step)
         if _made_from(store, prefix) == best.id:
@@ -160,7 +162,7 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
             )
         )
     tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES
-    wanted = tokenizer | ({GENERATION_CONFIG} if plan.task in ANSWERING else set())
+    wanted = tokenizer | ({GENERATION_CONFIG} if spec_of(plan.task).answers else set())
     return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
 
 
@@ -188,10 +190,10 @@ def _clear(store: ObjectStore, prefix: str) -> None:
 
 
 def _reason(plan: Plan, info: CheckpointInfo) -> str:
-    value = info.metrics.get(plan.best_metric)
+    value = info.metrics.get(plan.evaluation.best_metric)
     if value is None:
         return "the last one"
-    return f"the best by {plan.best_metric} ({value:.4f})"
+    return f"the best by {plan.evaluation.best_metric} ({value:.4f})"
 
 
 def _no_checkpoint(message: str) -> StateError:

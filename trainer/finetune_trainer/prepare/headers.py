@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.errors import ModelError
-from finetune_trainer.model_files import LFS_POINTER, model_problem
+from finetune_trainer.model.files import LFS_POINTER, model_problem
 
 LARGEST = 100 << 20  # safetensors' own limit
 FIRST = 16 << 10  # bytes that are read at once: the headers of most files are shorter

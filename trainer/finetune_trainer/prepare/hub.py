@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_api.contract import Env
 from finetune_api.errors import ModelError, Problem
-from finetune_trainer.model_files import (
+from finetune_trainer.model.files import (
     CONFIG,
     SMALL_FILES,
     WEIGHTS_INDEX,

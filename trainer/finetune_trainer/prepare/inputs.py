@@ -8,10 +8,10 @@ from pathlib import Path
 from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.model.families import resolve_task
 from finetune_trainer.prepare.adapters import StartAdapter, find_adapter
 from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.deepspeed_config import check_config
-from finetune_trainer.prepare.families import resolve_task
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of

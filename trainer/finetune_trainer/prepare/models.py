@@ -18,7 +18,8 @@ from finetune_api.errors import ModelError
 from finetune_api.messages import Manifest, ModelFacts, Task
 from finetune_api.v1alpha1 import ModelSpec
 from finetune_api.v1alpha1.input_specs import VolumeClaimRef
-from finetune_trainer.model_files import (
+from finetune_trainer.model.families import positions_of
+from finetune_trainer.model.files import (
     CONFIG,
     SMALL_FILES,
     WEIGHTS_INDEX,
@@ -27,7 +28,6 @@ from finetune_trainer.model_files import (
     parse_json,
     weight_names,
 )
-from finetune_trainer.prepare.families import positions_of
 from finetune_trainer.prepare.headers import Header, read_header
 from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture

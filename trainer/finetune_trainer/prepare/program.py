@@ -6,7 +6,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_trainer.prepare.stage import prepare
-from finetune_trainer.stages import StageInputs, run_stage
+from finetune_trainer.process.stages import StageInputs, run_stage
 
 
 def work(given: StageInputs) -> StageResult:

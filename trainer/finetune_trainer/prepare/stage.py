@@ -14,10 +14,11 @@ from typing import Any
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, FineTuneError, Problem
-from finetune_api.messages import DatasetFacts, Plan, Stage
+from finetune_api.messages import DatasetFacts, Stage
+from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.model_files import CONFIG, parse_json
+from finetune_trainer.model.files import CONFIG, parse_json
 from finetune_trainer.prepare.adapters import mirror_adapter
 from finetune_trainer.prepare.checked import CheckKeeper
 from finetune_trainer.prepare.data.dataset import check
@@ -128,8 +129,8 @@ def prepare(
         report(f"warning: {warning}")
     _show(run, data.report, report)
     report(
-        f"plan: {chosen.max_steps} steps of {chosen.global_batch} rows on {chosen.world_size} ranks, "
-        f"learning rate {chosen.learning_rate:g}"
+        f"plan: {chosen.schedule.max_steps} steps of {chosen.layout.global_batch} rows on {chosen.world_size} ranks, "
+        f"learning rate {chosen.schedule.learning_rate:g}"
     )
     result = StageResult(
         stage=Stage.PREPARE,
@@ -181,7 +182,7 @@ def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts,
         len(facts.labels),
         how.lora,
         how.weight_bytes == 2,
-        chosen.micro_batch,
+        chosen.layout.micro_batch,
         min(chosen.max_length, max(1, facts.train.tokens // max(1, facts.train.rows))),
         int(hint.here.cores) // chosen.world_size,
     )
@@ -273,7 +274,7 @@ def _examine(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> 
             longest=chosen.model.max_positions,
             method=job.spec.method.type,
             completion_only=job.spec.dataset.loss_on != "all",
-            micro_batch=chosen.micro_batch,
+            micro_batch=chosen.layout.micro_batch,
             name=_name(found),
             notices=made.notices,
             packed=bool(job.spec.dataset.packing),

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from finetune_api.errors import Problem, SpecError
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 
 EVAL_BATCH_FACTOR = 2  # no gradients are kept
 # DeepSpeed's defaults, which accelerate wants to be written out; a user's own configuration may lack them
@@ -33,20 +33,20 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
     plan's: without a word of it, float32."""
     plan = order.plan
     on_gpu = torch.cuda.is_available()
-    given = as_installed(plan.training, {field.name for field in dataclasses.fields(TrainingArguments)})
+    given = as_installed(plan.engine.training, {field.name for field in dataclasses.fields(TrainingArguments)})
     if on_gpu and given.get("bf16"):
         check_bfloat16(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
-    given.setdefault("per_device_eval_batch_size", plan.micro_batch * EVAL_BATCH_FACTOR)
+    given.setdefault("per_device_eval_batch_size", plan.layout.micro_batch * EVAL_BATCH_FACTOR)
     return TrainingArguments(
         output_dir=str(Path(order.checkpoints)),
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.gradient_accumulation,
-        max_steps=plan.max_steps,
-        learning_rate=plan.learning_rate,
-        warmup_steps=plan.warmup_steps,
-        lr_scheduler_type=plan.lr_scheduler_type,
-        seed=plan.seed,
-        deepspeed=copy.deepcopy({**DEFAULTS, **plan.deepspeed}),
+        per_device_train_batch_size=plan.layout.micro_batch,
+        gradient_accumulation_steps=plan.layout.gradient_accumulation,
+        max_steps=plan.schedule.max_steps,
+        learning_rate=plan.schedule.learning_rate,
+        warmup_steps=plan.schedule.warmup_steps,
+        lr_scheduler_type=plan.schedule.lr_scheduler_type,
+        seed=plan.schedule.seed,
+        deepspeed=copy.deepcopy({**DEFAULTS, **plan.engine.deepspeed}),
         use_cpu=not on_gpu,
         train_sampling_strategy="sequential",  # the order is sampling.VirtualDataset's
         eval_strategy="no",  # cadence.Cadence decides when to evaluate and save

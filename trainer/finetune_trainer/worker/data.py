@@ -17,8 +17,8 @@ import pyarrow.ipc
 from torch.utils.data import Dataset
 
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.orders import WorkerOrder
-from finetune_trainer.shards import LONE, WINDOWED_ABOVE, index_name, read_shards, shard_name
+from finetune_trainer.dataset.shards import LONE, WINDOWED_ABOVE, index_name, read_shards, shard_name
+from finetune_trainer.process.orders import WorkerOrder
 
 IGNORED = -100  # torch's cross entropy skips this label
 RUNS = "trained_runs"

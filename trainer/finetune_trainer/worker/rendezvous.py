@@ -9,7 +9,7 @@ import deepspeed
 import deepspeed.ops
 import torch
 
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 
 TIMEOUT = datetime.timedelta(minutes=30)  # above every hang limit of the agent, so that the agent decides
 

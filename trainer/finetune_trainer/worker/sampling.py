@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from finetune_trainer.shards import WINDOW, shard_order
+from finetune_trainer.dataset.shards import WINDOW, shard_order
 
 Numbers = npt.NDArray[np.int32]
 

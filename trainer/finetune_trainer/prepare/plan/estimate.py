@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
-from finetune_api.messages import DatasetFacts, Estimate, ModelFacts, PlannedEvaluation
+from finetune_api.messages import DatasetFacts, ModelFacts
+from finetune_api.plan import Estimate, PlannedAnswers
 from finetune_api.v1alpha1.run_specs import BudgetSpec
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.layout import Layout
@@ -21,7 +22,7 @@ class Course:
     steps: int
     evaluations: int
     saves: int
-    evaluation: PlannedEvaluation
+    evaluation: PlannedAnswers
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from finetune_api.errors import Problem
-from finetune_api.messages import Choice
+from finetune_api.plan import Choice
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """The plan in short, and what a pod must be given for it: time to save when told to stop, scratch space. Pure."""
 
-from finetune_api.messages import Choice, Plan
+from finetune_api.plan import Choice, Plan
 from finetune_api.results import PlanSummary
 from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds, scratch_bytes, stop_uploads
 
@@ -8,7 +8,7 @@ from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds
 def summary(plan: Plan) -> PlanSummary:
     """What the operator needs of a plan, and what people see of it."""
     checkpoint = checkpoint_of(plan)
-    estimate, memory = plan.estimate, plan.memory
+    estimate, memory = plan.prediction.estimate, plan.prediction.memory
     return PlanSummary(
         task=plan.task,
         method=plan.method,
@@ -16,15 +16,15 @@ def summary(plan: Plan) -> PlanSummary:
         commit=plan.model.commit,
         parameters=plan.model.parameters,
         size_bytes=plan.model.size_bytes,
-        nodes=plan.nodes,
-        processes_per_node=plan.processes_per_node,
-        zero_stage=plan.zero_stage,
-        micro_batch=plan.micro_batch,
-        gradient_accumulation=plan.gradient_accumulation,
-        global_batch=plan.global_batch,
-        max_steps=plan.max_steps,
-        learning_rate=plan.learning_rate,
-        checkpoint_every_steps=plan.checkpoint_every_steps,
+        nodes=plan.layout.nodes,
+        processes_per_node=plan.layout.processes_per_node,
+        zero_stage=plan.layout.zero_stage,
+        micro_batch=plan.layout.micro_batch,
+        gradient_accumulation=plan.layout.gradient_accumulation,
+        global_batch=plan.layout.global_batch,
+        max_steps=plan.schedule.max_steps,
+        learning_rate=plan.schedule.learning_rate,
+        checkpoint_every_steps=plan.schedule.checkpoint_every_steps,
         checkpoint_bytes=checkpoint,
         grace_seconds=grace_seconds(checkpoint, stop_uploads(plan.dataset)),
         scratch_bytes=scratch_bytes(plan.model, plan.dataset, checkpoint),
@@ -39,8 +39,10 @@ def summary(plan: Plan) -> PlanSummary:
 
 def checkpoint_of(plan: Plan) -> int:
     """Bytes of the largest node's share of a checkpoint."""
-    weight = 2 if plan.training.get("bf16") or plan.training.get("fp16") else 4
-    return checkpoint_bytes(plan.trained or plan.model.parameters, weight, plan.nodes, plan.zero_stage)
+    weight = 2 if plan.engine.training.get("bf16") or plan.engine.training.get("fp16") else 4
+    return checkpoint_bytes(
+        plan.prediction.trained or plan.model.parameters, weight, plan.layout.nodes, plan.layout.zero_stage
+    )
 
 
 def sentence(choice: Choice) -> str:

@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 from scipy.special import chdtrc
 
+from finetune_trainer.evaluations.records import EvalGroups
 from finetune_trainer.prepare.quality.context import EXCERPTS, Split, percent, shortened
 from finetune_trainer.prepare.quality.languages import NAMES, Speech
 from finetune_trainer.prepare.quality.people import groups, known, mentioned
@@ -23,7 +24,6 @@ from finetune_trainer.prepare.quality.report import (
     Severity,
 )
 from finetune_trainer.prepare.quality.sample import Kept
-from finetune_trainer.records import EvalGroups
 
 FEWEST_MENTIONS = 30  # rows
 POINTS = 0.15  # by which a label's share differs among mentions

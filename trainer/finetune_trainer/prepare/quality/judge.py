@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from finetune_trainer.evaluations.records import EvalGroups
 from finetune_trainer.prepare.quality import (
     answers,
     coverage,
@@ -24,7 +25,6 @@ from finetune_trainer.prepare.quality.languages import Speech
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.questions import questions
 from finetune_trainer.prepare.quality.report import Distance, Finding, QualityReport, Severity
-from finetune_trainer.records import EvalGroups
 
 __all__ = ["Context", "Examined", "examine", "judge"]
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from finetune_trainer.evaluations.records import EvalGroups
 from finetune_trainer.prepare.quality import groups, personal
 from finetune_trainer.prepare.quality.context import Context, Split, counted
 from finetune_trainer.prepare.quality.duplicates import affordable
 from finetune_trainer.prepare.quality.languages import NAMES, Speech
 from finetune_trainer.prepare.quality.people import known
 from finetune_trainer.prepare.quality.report import Question
-from finetune_trainer.records import EvalGroups
 
 ALL = "all rows"
 NO_CLASSIFIER = (

@@ -19,13 +19,13 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from finetune_api.messages import FileEntry, Message, SplitFacts
+from finetune_trainer.dataset.shards import Shard
 from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import Written
-from finetune_trainer.shards import Shard
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 STATE = "state.json"

@@ -23,7 +23,8 @@ from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.model_files import CHAT_TEMPLATE, TOKENIZER_FILES
+from finetune_trainer.dataset.shards import Shards
+from finetune_trainer.model.files import CHAT_TEMPLATE, TOKENIZER_FILES
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
 from finetune_trainer.prepare.data.formats import DataFile, Fault
@@ -37,7 +38,6 @@ from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.keeping import Keeper, LocalShards, Progress
 from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
-from finetune_trainer.shards import Shards
 
 BATCH = 500  # examples per call of the tokenizer
 VERSION = 4  # of all that turns examples to tokens: part of every address and index

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.worker.batches.padded import IGNORED
 
 Ids = npt.NDArray[np.int32]
@@ -109,8 +109,3 @@ class MaskedRows(Dataset[dict[str, Any]]):
     def lengths(self) -> npt.ArrayLike:
         """Tokens of each row."""
         return self._rows.lengths
-
-
-def masked(rows: Rows, masking: Masking | None, stream: int) -> Any:
-    """The rows as their task reads them: hidden where there is a rule, else as they are."""
-    return rows if masking is None else MaskedRows(rows, masking, stream)

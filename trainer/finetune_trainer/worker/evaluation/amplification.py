@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.records import Amplification, EvalGroups, Sample
+from finetune_trainer.evaluations.records import Amplification, EvalGroups, Sample
 
 FEWEST_ROWS = 30  # that mention a group, and that do not
 POINTS = 0.05  # from which on it is a finding

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 from finetune_trainer.worker.evaluation.history import evaluations
 from finetune_trainer.worker.evaluation.stopping import ends_best, stops
 from finetune_trainer.worker.reports.cadence import evaluates_at

@@ -1,9 +1,9 @@
-"""Writes what an evaluation leaves to be read; see `finetune_trainer.records` for what that is."""
+"""Writes what an evaluation leaves to be read; see `finetune_trainer.evaluations.records` for what that is."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_trainer.records import EvaluationRecord, Sample, record_path, samples_path
+from finetune_trainer.evaluations.records import EvaluationRecord, Sample, record_path, samples_path
 
 
 def write_records(outputs: Path, record: EvaluationRecord, samples: Sequence[Sample]) -> None:

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from finetune_api.messages import ProblemType
-from finetune_trainer.records import LabelScore
+from finetune_trainer.evaluations.records import LabelScore
 
 Values = npt.NDArray[Any]
 THRESHOLD = 0.5  # a label of several is predicted where its probability is above

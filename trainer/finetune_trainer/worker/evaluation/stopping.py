@@ -13,8 +13,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from finetune_api.messages import Plan
-from finetune_trainer.best import best_of
+from finetune_api.plan import Plan
+from finetune_trainer.checkpoints.best import best_of
 from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
 
 
@@ -33,17 +33,21 @@ def last_improvement(values: Sequence[float], greater: bool, threshold: float) -
 
 def stops(plan: Plan, past: Sequence[Evaluated]) -> bool:
     """Whether training ends with the last of these evaluations."""
-    if not plan.early_stopping_patience or not past:
+    if not plan.evaluation.early_stopping_patience or not past:
         return False
-    values = [one.metrics.get(plan.best_metric, math.nan) for one in past]
-    waited = len(values) - 1 - last_improvement(values, plan.greater_is_better, plan.early_stopping_threshold)
-    return waited >= plan.early_stopping_patience
+    values = [one.metrics.get(plan.evaluation.best_metric, math.nan) for one in past]
+    waited = (
+        len(values)
+        - 1
+        - last_improvement(values, plan.evaluation.greater_is_better, plan.evaluation.early_stopping_threshold)
+    )
+    return waited >= plan.evaluation.early_stopping_patience
 
 
 def ends_best(plan: Plan, past: Sequence[Evaluated]) -> bool:
     """Whether no evaluation is better than the last of these: of equals export takes the later (`export.pick`)."""
-    scores = ((place, one.metrics.get(plan.best_metric, math.nan)) for place, one in enumerate(past))
-    return bool(past) and best_of(scores, greater=plan.greater_is_better) == len(past) - 1
+    scores = ((place, one.metrics.get(plan.evaluation.best_metric, math.nan)) for place, one in enumerate(past))
+    return bool(past) and best_of(scores, greater=plan.evaluation.greater_is_better) == len(past) - 1
 
 
 class EarlyStopping(TrainerCallback):

@@ -9,14 +9,9 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from finetune_api.messages import Plan, Task
-from finetune_trainer.new_rows import trained_rows
-
-TASK_TYPES = {
-    Task.CAUSAL_LM: TaskType.CAUSAL_LM,
-    Task.CLASSIFICATION: TaskType.SEQ_CLS,
-    Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-}  # PEFT has none for masked-lm, and needs none
+from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
+from finetune_trainer.model.new_rows import trained_rows
 
 
 def with_adapter(
@@ -34,7 +29,7 @@ def with_adapter(
         adapter: folder of the adapter to start from.
     """
     # float32 adapters on bf16 weights break ZeRO-3's gathering of one dtype
-    cast = plan.zero_stage != 3
+    cast = plan.layout.zero_stage != 3
     if adapter is not None:
         config = PeftConfig.from_pretrained(str(adapter))
         config.modules_to_save = _together(config.modules_to_save, new_modules)
@@ -46,8 +41,9 @@ def with_adapter(
     options.pop("task_type", None)
     options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
     if new_ids:
-        options |= trained_rows(options, model, new_ids, sharded=plan.zero_stage == 3)
-    config = LoraConfig(task_type=TASK_TYPES.get(plan.task), **options)
+        options |= trained_rows(options, model, new_ids, sharded=plan.layout.zero_stage == 3)
+    kind = spec_of(plan.task).peft_type
+    config = LoraConfig(task_type=TaskType[kind] if kind else None, **options)
     return _saved_alone(get_peft_model(model, config, autocast_adapter_dtype=cast))
 
 

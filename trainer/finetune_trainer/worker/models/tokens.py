@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune_api.messages import Plan
-from finetune_trainer.new_rows import tied
+from finetune_api.plan import Plan
+from finetune_trainer.model.new_rows import tied
 
 
 def new_ids(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_api.messages import Plan
-from finetune_trainer.orders import OVERFITTING_SINCE
+from finetune_api.plan import Plan
+from finetune_trainer.process.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.history import evaluations
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
 from finetune_trainer.worker.evaluation.stopping import ends_best
@@ -21,12 +21,14 @@ def evaluates_at(plan: Plan, step: int) -> bool:
     """Whether the eval split is scored after this step: at the plan's interval and always at the end."""
     if plan.dataset.eval is None:
         return False
-    return step == plan.max_steps or (plan.eval_every_steps > 0 and step % plan.eval_every_steps == 0)
+    return step == plan.schedule.max_steps or (
+        plan.schedule.eval_every_steps > 0 and step % plan.schedule.eval_every_steps == 0
+    )
 
 
 def saves_at(plan: Plan, step: int) -> bool:
     """Whether a checkpoint is written after this step, whatever an evaluation says: at the interval, and at the end."""
-    return step % plan.checkpoint_every_steps == 0 or step == plan.max_steps
+    return step % plan.schedule.checkpoint_every_steps == 0 or step == plan.schedule.max_steps
 
 
 class Cadence(TrainerCallback):
@@ -99,7 +101,7 @@ class Reports(TrainerCallback):
             norm = 0.0  # float16's loss scaler has tried too much: it skips this update and tries half
             logs["grad_norm"] = norm
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise diagnosed(step, loss, norm, self._data, self._plan.global_batch, self._loss_of)
+            raise diagnosed(step, loss, norm, self._data, self._plan.layout.global_batch, self._loss_of)
         logs |= {"learning_rate": self._rate, **taken.logs}
         told = {"loss": loss, "learning_rate": self._rate, "grad_norm": norm}
         self._reporter.step(step, {**told, **taken.event})

@@ -4,7 +4,7 @@ so the lines of several workers on one pipe never mix."""
 import os
 from collections.abc import Mapping
 
-from finetune_trainer.orders import WorkerEvent
+from finetune_trainer.process.orders import WorkerEvent
 
 MESSAGE_BYTES = 1500  # with JSON's escapes and the other fields still below PIPE_BUF
 

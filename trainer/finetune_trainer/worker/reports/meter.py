@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from finetune_api.messages import Plan
+from finetune_api.plan import Plan
 
 GIB = 1 << 30
 
@@ -81,14 +81,16 @@ class Meter:
         """The step that has just ended; `tokens`: non-padding ones of the global batch."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         plan = self._plan
-        peak = plan.peak_flops * plan.world_size
+        peak = plan.prediction.peak_flops * plan.world_size
         return Taken(
             tokens=tokens,
-            samples=plan.global_batch,
+            samples=plan.layout.global_batch,
             seconds=seconds,
             data_wait=min(self._waited, seconds),
             memory_bytes=peak_memory(),
-            mfu=plan.flops_per_token * tokens / seconds / peak if peak and plan.flops_per_token else None,
+            mfu=plan.prediction.flops_per_token * tokens / seconds / peak
+            if peak and plan.prediction.flops_per_token
+            else None,
         )
 
 

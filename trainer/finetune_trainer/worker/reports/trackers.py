@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback, rewrite_logs
 
 from finetune_api.contract import checkpoint_step
-from finetune_trainer.orders import WorkerOrder
+from finetune_trainer.process.orders import WorkerOrder
 
 FOLDER = "tensorboard"
 FLUSH_SECONDS = 5
@@ -51,7 +51,7 @@ class Trackers:
         if order.rank:
             return
         self._events = events(Path(order.outputs) / FOLDER, order)
-        named = [name for name in order.plan.report_to if name not in {"tensorboard", "none"}]
+        named = [name for name in order.plan.engine.report_to if name not in {"tensorboard", "none"}]
         board = Charts(self._events)  # type: ignore[no-untyped-call]
         self.callbacks = [board, *(INTEGRATION_TO_CALLBACK[name]() for name in named)]
 

@@ -1,0 +1,1 @@
+"""What the tests share: servers, tiny models, made-up data."""

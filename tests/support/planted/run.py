@@ -1,0 +1,64 @@
+"""The report on a planted or a clean set, from rows as they come out of a file."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import numpy as np
+
+from finetune_api.messages import Task
+from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.quality.context import Context
+from finetune_trainer.prepare.quality.judge import judge
+from finetune_trainer.prepare.quality.observation import Observation
+from finetune_trainer.prepare.quality.report import QualityReport, Severity
+from finetune_trainer.prepare.quality.texts import content
+from finetune_trainer.prepare.tokens.encoded import Encoded
+from tests.support.planted.clean import SETS, made, split
+from tests.support.planted.faults import Fault
+
+UNKNOWN = 1
+ALARMING_NOTES = {"PersonalData", "MixedLanguages", "MixedScripts"}  # no warnings, and wrong all the same
+
+
+def encode(example: Example, limit: int) -> Encoded:
+    """A token for each word or sign, the assistant's with loss."""
+    if example.labelled:
+        ids = tokens(example.text)
+        return Encoded(ids[:limit], full_length=len(ids))
+    parts = [(content(message), message["role"] == "assistant") for message in example.messages]
+    parts = parts or [(example.text, not example.completion), (example.completion, True)]
+    ids = np.concatenate([tokens(text) for text, _ in parts])
+    trained = np.concatenate([np.full(len(tokens(text)), learnt) for text, learnt in parts])
+    return Encoded(ids[:limit], trained[:limit], full_length=len(ids))
+
+
+def tokens(text: str) -> np.ndarray:
+    """Words of a script with blanks, signs of one without; snowmen are unknown."""
+    words = [*(text.split() if text.isascii() or " " in text else text), "</s>"]
+    return np.array([UNKNOWN if word == "☃" else 2 + crc32(word.encode()) % 29_998 for word in words], np.int32)
+
+
+def report_on(train: Sequence[Example], evaluation: Sequence[Example], limit: int = 512) -> QualityReport:
+    """The report on two splits."""
+    task = Task.CLASSIFICATION if train[0].label else Task.CAUSAL_LM
+    seen = []
+    for name, rows in (("train.jsonl", train), ("eval.jsonl", evaluation)):
+        seen.append(Observation(UNKNOWN, file=name))
+        seen[-1].add(rows, [encode(row, limit) for row in rows])
+    return judge(seen[0], seen[1] if evaluation else None, Context(task, limit))
+
+
+def finds(fault: Fault) -> bool:
+    """Whether the report names a fault."""
+    report = report_on(fault.train, fault.evaluation, fault.limit)
+    return any(one.code == fault.code and fault.says in f"{one.message} {one.cure}" for one in report.findings)
+
+
+def false_alarms(name: str) -> list[str]:
+    """What the report says against a clean set: warnings, errors, and notes that are wrong."""
+    report = report_on(*split(made(SETS[name])))
+    return [
+        f"{one.code}: {one.message}"
+        for one in report.findings
+        if one.severity is not Severity.NOTE or one.code in ALARMING_NOTES
+    ]

@@ -1,0 +1,1 @@
+"""Evaluations of a run: what the worker records, and how storage holds it."""

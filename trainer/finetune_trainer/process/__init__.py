@@ -1,0 +1,1 @@
+"""What the programs of the stages share: how they start, end and talk to each other."""

@@ -1,0 +1,66 @@
+"""The processes that `finetune run` starts: each in a session of its own, all of them stopped in good order."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from finetune_trainer.run.screen import Screen
+
+
+class Children:
+    """Processes that are stopped together.
+
+    Attributes:
+        stopping: whether they were asked to stop.
+    """
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._alive: set[asyncio.subprocess.Process] = set()
+        self.stopping = False
+
+    async def spawn(
+        self, module: str, environment: Mapping[str, str], log: Path, *, lines: bool = False
+    ) -> asyncio.subprocess.Process:
+        """Start a module of ours; what it prints goes to the end of a log, with `lines` its stdout to the caller."""
+        with log.open("ab") as file:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if lines else file,
+                stderr=file,
+                env=dict(environment),
+                start_new_session=True,  # Ctrl-C reaches this process only, which asks the others to save first
+            )
+        self._alive.add(child)
+        return child
+
+    async def ended(self, child: asyncio.subprocess.Process) -> int:
+        """Wait for the end of one; return its exit code."""
+        code = await child.wait()
+        self._alive.discard(child)
+        return code
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C or SIGTERM ask every process to stop in good order; a second one kills them."""
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            first, self.stopping = not self.stopping, True
+            if first:
+                self._screen.says("stopping", "saving a checkpoint first; once more to stop at once")
+            for child in self._alive:
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(signal.SIGTERM if first else signal.SIGKILL)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
