@@ -108,7 +108,7 @@ class EvalMetrics(Message):
 
 
 class Beat(Message):
-    """What an agent tells the leader.
+    """The state of one agent, which it sends to the leader.
 
     Attributes:
         node: index of the pod.

@@ -114,7 +114,7 @@ def _columns() -> list[str]:
 
 
 def _fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Every field below a schema: its path, its schema, and whether it must be given."""
+    """Yield every field below a schema: its path, its schema, and whether it is required."""
     for key, field in node.get("properties", {}).items():
         here = f"{path}.{key}"
         yield here, field, key in node.get("required", [])

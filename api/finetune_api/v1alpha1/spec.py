@@ -63,7 +63,7 @@ class FineTuneJobSpec(Kubernetes):
     model: ModelSpec
     """The base model."""
     dataset: DatasetSpec
-    """The data."""
+    """The data set."""
     method: MethodSpec
     """How weights are trained."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
