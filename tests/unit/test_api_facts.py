@@ -85,7 +85,9 @@ def test_these_fields_may_change_after_a_job_was_created() -> None:
 
 def test_these_fields_mean_something_on_a_cluster_only() -> None:
     names = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
-    assert names == facts.CLUSTER_ONLY
+    assert set(names) <= set(facts.CLUSTER_ONLY)
+    assert list(facts.CLUSTER_ONLY) == sorted(facts.CLUSTER_ONLY)
+    assert not set(facts.CLUSTER_ONLY) & {"model", "dataset", "method", "training", "storage", "checkpoint"}
 
 
 def test_a_field_without_markers_is_noticed() -> None:
