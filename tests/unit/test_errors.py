@@ -46,7 +46,7 @@ def test_only_a_failure_that_comes_again_has_an_exit_code_of_its_own() -> None:
 
 
 def test_these_exit_codes_end_a_job_and_a_node() -> None:
-    assert {64, 65, 77, 78, 79} == VERDICTS
+    assert {64, 65, 77, 78, 79} <= VERDICTS
     assert set(ExitCode) - {ExitCode.UNKNOWN, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED} == FINAL_EXIT_CODES
 
 
