@@ -71,7 +71,7 @@ class Saved(Message):
 
     @property
     def checkpoint(self) -> CheckpointId:
-        """What it is a share of."""
+        """The checkpoint that this is a part of."""
         return CheckpointId(step=self.step, generation=self.generation)
 
 

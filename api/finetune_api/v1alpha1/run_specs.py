@@ -20,7 +20,7 @@ from finetune_api.v1alpha1.markers import Fixed, KeepsData, Later, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.training import LoraSpec
 
-_NVME = Later("DeepSpeed does not use disks here", "use cpu, the memory of the node", values=("nvme",))
+_NVME = Later("states are not offloaded to disks", "use cpu, the memory of the node", values=("nvme",))
 
 
 class MethodSpec(Kubernetes):
