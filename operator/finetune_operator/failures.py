@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from finetune_api.contract import ExitCode
-from finetune_api.errors import VERDICTS, FailureCategory, Problem, category_of
+from finetune_api.errors import HANDLING, VERDICTS, FailureCategory, Problem, category_of
 from finetune_api.lenient import read
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
@@ -21,12 +21,6 @@ MOST_LAST_WORDS = 800  # characters of a log in a sentence
 # the Job at once.
 FREE_EXITS = frozenset({ExitCode.OK, ExitCode.DRAINED, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED, *VERDICTS})
 KILLED = 137
-
-_CURES = {
-    FailureCategory.OUT_OF_MEMORY: "raise the memory of the stage's resources, or make the job smaller",
-    FailureCategory.NODE_FAULT: "look at the node named; a new job of the same data starts where preparation ended",
-    FailureCategory.UNKNOWN: "read the log of the pod named",
-}
 
 
 def refusal(problems: Sequence[Problem]) -> FailureStatus:
@@ -77,7 +71,7 @@ def stage_failure(job: StageJob, pods: Sequence[StagePod], log_tail: str) -> Fai
         category=category,
         code=code,
         message=message,
-        hint=_CURES.get(category),
+        hint=HANDLING[category].pod_cure,
         node=pod.node or None,
         pod=pod.name,
         exit_code=pod.exit_code,

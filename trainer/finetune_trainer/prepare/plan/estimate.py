@@ -5,7 +5,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from finetune_api.messages import DatasetFacts, ModelFacts
 from finetune_api.plan import Estimate, PlannedAnswers
-from finetune_api.v1alpha1.spec import BudgetSpec
+from finetune_api.v1alpha1.run_specs import BudgetSpec
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.layout import Layout
 from finetune_trainer.prepare.plan.machine import Machine
