@@ -36,12 +36,12 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune_operator import progress  # noqa: E402
-from finetune_operator.controller import Controller  # noqa: E402
-from finetune_operator.news import News  # noqa: E402
-from finetune_operator.pace import Pace  # noqa: E402
-from finetune_operator.progress import Key  # noqa: E402
-from finetune_operator.queue import WorkQueue  # noqa: E402
+from finetune_operator.loop import progress  # noqa: E402
+from finetune_operator.loop.controller import Controller  # noqa: E402
+from finetune_operator.loop.news import News  # noqa: E402
+from finetune_operator.loop.pace import Pace  # noqa: E402
+from finetune_operator.loop.progress import Key  # noqa: E402
+from finetune_operator.loop.queue import WorkQueue  # noqa: E402
 from tests.unit.operator_api import FakeApi  # noqa: E402
 from tests.unit.operator_worlds import SETTINGS, running_objects  # noqa: E402
 from tests.unit.operator_worlds import polled as leader_says  # noqa: E402

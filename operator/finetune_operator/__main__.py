@@ -10,16 +10,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import SpecError
-from finetune_operator import metrics
-from finetune_operator.controller import Controller
-from finetune_operator.handlers import watch
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.leader import Elector, LostLeaseError
-from finetune_operator.news import News
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Key, Poller
-from finetune_operator.queue import WorkQueue
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.cluster.lease import Elector, LostLeaseError
+from finetune_operator.loop import metrics
+from finetune_operator.loop.controller import Controller
+from finetune_operator.loop.handlers import watch
+from finetune_operator.loop.news import News
+from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.progress import Key, Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.kinds import Kind
 from finetune_operator.settings import Settings, parse
 
 log = logging.getLogger("operator")

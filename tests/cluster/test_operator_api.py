@@ -12,14 +12,14 @@ from kubernetes.aio.client import Configuration
 
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import PlanStatus
-from finetune_operator.act import act, tell, write_status
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.leader import NAME, Elector, LostLeaseError
-from finetune_operator.machines import MEMORY, PRODUCT, Gpu, gpu_of
-from finetune_operator.observe import gpu_nodes, observe
-from finetune_operator.resources import prepare_job
-from finetune_operator.world import Create, Delete, Milestone, Observed
+from finetune_operator.cluster.act import act, tell, write_status
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.cluster.lease import NAME, Elector, LostLeaseError
+from finetune_operator.cluster.observe import gpu_nodes, observe
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.machines import MEMORY, PRODUCT, Gpu, gpu_of
+from finetune_operator.objects.resources import prepare_job
+from finetune_operator.policy.world import Create, Delete, Milestone, Observed
 from tests.cluster.control_plane import TOKEN, Api
 from tests.unit.operator_worlds import SETTINGS
 

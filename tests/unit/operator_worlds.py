@@ -10,12 +10,12 @@ from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase, parse_job
-from finetune_operator.decide import decide
-from finetune_operator.facts import ConditionFact, StageJob, StagePod
-from finetune_operator.kinds import Kind
-from finetune_operator.resources import Owner, secret_name
+from finetune_operator.objects.facts import ConditionFact, StageJob, StagePod
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.resources import Owner, secret_name
+from finetune_operator.policy.decide import decide
+from finetune_operator.policy.world import Create, Decision, Delete, Observed, Polled, Release
 from finetune_operator.settings import Settings
-from finetune_operator.world import Create, Decision, Delete, Observed, Polled, Release
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 UID = "5e0c7c5e-0000-4000-8000-000000000001"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
-from finetune_operator.accepted import read_spec
-from finetune_operator.conditions import condition, is_true
-from finetune_operator.world import Create, Observed
+from finetune_operator.policy.accepted import read_spec
+from finetune_operator.policy.conditions import condition, is_true
+from finetune_operator.policy.world import Create, Observed
 from tests.unit.operator_worlds import (
     EVERYTHING_DONE,
     PREPARE,

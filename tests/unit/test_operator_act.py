@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import Label
-from finetune_operator import controller as controllers
-from finetune_operator.act import act
-from finetune_operator.controller import Controller, Memory
-from finetune_operator.facts import Obstacle
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import KubeError
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Poller
-from finetune_operator.queue import WorkQueue
-from finetune_operator.world import Observed
+from finetune_operator.cluster.act import act
+from finetune_operator.cluster.kube import KubeError
+from finetune_operator.loop import controller as controllers
+from finetune_operator.loop.controller import Controller, Memory
+from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.progress import Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy.world import Observed
 from tests.unit.operator_worlds import (
     NOW,
     PREPARE,

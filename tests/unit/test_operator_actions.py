@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
-from finetune_operator.conditions import condition, is_true
-from finetune_operator.decide import decide
-from finetune_operator.facts import StageJob
-from finetune_operator.kinds import Kind
-from finetune_operator.machines import Node
-from finetune_operator.world import Create, Delete
+from finetune_operator.objects.facts import StageJob
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.machines import Node
+from finetune_operator.policy.conditions import condition, is_true
+from finetune_operator.policy.decide import decide
+from finetune_operator.policy.world import Create, Delete
 from tests.unit.operator_worlds import (
     BROKEN,
     DRAINED,

@@ -14,13 +14,13 @@ from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import Phase
 from finetune_operator import __main__ as program
-from finetune_operator import controller, metrics, progress
-from finetune_operator.controller import Controller
-from finetune_operator.kube import KubeError
-from finetune_operator.news import News, at_rest
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Key, Poller
-from finetune_operator.queue import WorkQueue
+from finetune_operator.cluster.kube import KubeError
+from finetune_operator.loop import controller, metrics, progress
+from finetune_operator.loop.controller import Controller
+from finetune_operator.loop.news import News, at_rest
+from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.progress import Key, Poller
+from finetune_operator.loop.queue import WorkQueue
 from tests.unit.operator_api import FakeApi, Object
 from tests.unit.operator_worlds import RUNNING, SETTINGS, polled, running_objects, spec
 

@@ -7,8 +7,8 @@ import pytest
 
 from finetune_api.beats import Recovery
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.conditions import is_true
-from finetune_operator.facts import Obstacle
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.policy.conditions import is_true
 from tests.unit.operator_worlds import (
     BROKEN,
     DRAINED,

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.act import write_status
-from finetune_operator.controller import Memory
-from finetune_operator.facts import stage_job, stage_pod
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import KubeError
-from finetune_operator.observe import observe
-from finetune_operator.world import Release
+from finetune_operator.cluster.act import write_status
+from finetune_operator.cluster.kube import KubeError
+from finetune_operator.cluster.observe import observe
+from finetune_operator.loop.controller import Memory
+from finetune_operator.objects.facts import stage_job, stage_pod
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy.world import Release
 from tests.unit.operator_worlds import NOW, UID, decided, spec
 
 SIDECAR = {"name": "istio-proxy", "state": {"running": {}}}

@@ -8,9 +8,9 @@ import pytest
 
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import Phase
-from finetune_operator.decide import START_SECONDS
-from finetune_operator.facts import Obstacle, StagePod
-from finetune_operator.world import Delete
+from finetune_operator.objects.facts import Obstacle, StagePod
+from finetune_operator.policy.decide import START_SECONDS
+from finetune_operator.policy.world import Delete
 from tests.unit.operator_worlds import (
     BROKEN,
     EVERYTHING_DONE,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.machines import GKE, MEMORY, PRODUCT, Gpu, gpu_of, node
+from finetune_operator.objects.machines import GKE, MEMORY, PRODUCT, Gpu, gpu_of, node
 from tests.unit.operator_worlds import world
 
 Object = dict[str, Any]

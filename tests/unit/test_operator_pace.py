@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from finetune_operator.pace import Pace
-from finetune_operator.recent import Recent
+from finetune_operator.cluster.recent import Recent
+from finetune_operator.loop.pace import Pace
 
 
 class Clock:

@@ -5,8 +5,8 @@ from typing import Any
 from finetune_api.beats import Progress
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Poller
+from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.progress import Poller
 from tests.unit.operator_worlds import UID, polled
 
 KEY = ("team", "a")

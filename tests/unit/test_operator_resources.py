@@ -8,8 +8,8 @@ import pytest
 
 from finetune_api.contract import JOB_ANNOTATION
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.machines import Gpu
-from finetune_operator.resources import Owner, export_job, prepare_job, token, token_secret, train_job
+from finetune_operator.objects.machines import Gpu
+from finetune_operator.objects.resources import Owner, export_job, prepare_job, token, token_secret, train_job
 from tests.unit.operator_worlds import SETTINGS, UID, world
 
 Object = dict[str, Any]

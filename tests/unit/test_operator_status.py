@@ -11,8 +11,8 @@ from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.messages import Artifact
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
-from finetune_operator.act import written
-from finetune_operator.conditions import condition
+from finetune_operator.cluster.act import written
+from finetune_operator.policy.conditions import condition
 from tests.unit.operator_worlds import (
     DRAINED,
     EVERYTHING_DONE,

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import progress_token
-from finetune_operator import asking, progress
-from finetune_operator.pace import Pace
-from finetune_operator.progress import UNUSABLE, Poller, pause
-from finetune_operator.resources import Owner, token
-from finetune_operator.world import Observed
+from finetune_operator.cluster import asking
+from finetune_operator.loop import progress
+from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.progress import UNUSABLE, Poller, pause
+from finetune_operator.objects.resources import Owner, token
+from finetune_operator.policy.world import Observed
 from tests.unit.operator_worlds import gang, polled, world
 
 Send = Callable[[bytes], Awaitable[None]]

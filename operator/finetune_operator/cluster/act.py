@@ -11,11 +11,11 @@ from typing import Any
 
 from finetune_api.contract import API_VERSION, KIND, MANAGER, Label
 from finetune_api.v1alpha1 import FineTuneJobStatus
-from finetune_operator.facts import Obstacle
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.resources import GONE, Owner
-from finetune_operator.world import Action, Create, Delete, Milestone, Observed, Release
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.resources import GONE, Owner
+from finetune_operator.policy.world import Action, Create, Delete, Milestone, Observed, Release
 
 log = logging.getLogger("operator.act")
 

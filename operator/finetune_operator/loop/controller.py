@@ -10,20 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from finetune_operator import conditions, metrics
-from finetune_operator.act import act, tell, write_status, written
-from finetune_operator.allowed import refuse_forbidden
-from finetune_operator.decide import decide
-from finetune_operator.facts import Obstacle
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.news import at_rest, without_figures
-from finetune_operator.observe import observe
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Key, Poller
-from finetune_operator.queue import WorkQueue
+from finetune_operator.cluster.act import act, tell, write_status, written
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.cluster.observe import observe
+from finetune_operator.loop import metrics
+from finetune_operator.loop.news import at_rest, without_figures
+from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.progress import Key, Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy import conditions
+from finetune_operator.policy.allowed import refuse_forbidden
+from finetune_operator.policy.decide import decide
+from finetune_operator.policy.world import Observed
 from finetune_operator.settings import Settings
-from finetune_operator.world import Observed
 
 log = logging.getLogger("operator")
 

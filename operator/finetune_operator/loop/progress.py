@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from finetune_api.beats import Progress
 from finetune_api.contract import AGENT_PORT, Label, progress_token
 from finetune_api.messages import Stage
-from finetune_operator.asking import UnusableAnswerError, ask
-from finetune_operator.facts import Object, stage_pod
-from finetune_operator.failures import result_of
-from finetune_operator.pace import Pace
-from finetune_operator.resources import token
-from finetune_operator.world import Observed, Polled
+from finetune_operator.cluster.asking import UnusableAnswerError, ask
+from finetune_operator.loop.pace import Pace
+from finetune_operator.objects.facts import Object, stage_pod
+from finetune_operator.objects.resources import token
+from finetune_operator.policy.failures import result_of
+from finetune_operator.policy.world import Observed, Polled
 
 log = logging.getLogger("operator.progress")
 

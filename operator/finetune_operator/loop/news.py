@@ -7,9 +7,9 @@ import json
 
 from finetune_api.contract import Label
 from finetune_api.v1alpha1 import ConditionType
-from finetune_operator.facts import Object
-from finetune_operator.progress import Key, Poller
-from finetune_operator.queue import WorkQueue
+from finetune_operator.loop.progress import Key, Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.facts import Object
 
 FIGURES = ("accounting", "checkpoints", "checkpointCount", "lastCheckpoint")  # of a status, besides its progress
 FINISHED = frozenset({ConditionType.COMPLETE, ConditionType.FAILED})

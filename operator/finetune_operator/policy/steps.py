@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from finetune_api.messages import Artifact
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.status import FailureStatus
-from finetune_operator.facts import Obstacle
+from finetune_operator.objects.facts import Obstacle
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.spec import Resources, StageSpec
-from finetune_operator.machines import gpu_resources
+from finetune_operator.objects.machines import gpu_resources
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]

@@ -11,7 +11,7 @@ from finetune_api.lenient import read
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.status import FailureStatus
-from finetune_operator.facts import STARTING, Obstacle, StageJob, StagePod
+from finetune_operator.objects.facts import STARTING, Obstacle, StageJob, StagePod
 
 MOST_CHARACTERS = 4000
 MOST_LOG_CHARACTERS = 8000

@@ -7,9 +7,9 @@ from typing import Any
 
 from finetune_api.errors import Problem
 from finetune_api.v1alpha1 import ConditionType
-from finetune_operator.conditions import is_true
+from finetune_operator.policy.conditions import is_true
+from finetune_operator.policy.world import Observed
 from finetune_operator.settings import Settings
-from finetune_operator.world import Observed
 
 SECTIONS = ("podTemplate", "prepare", "export")  # of the spec, where a job says something about its pods
 

@@ -10,7 +10,7 @@ import kopf
 from kopf import OperatorRegistry, OperatorSettings
 
 from finetune_api.contract import GROUP, MANAGER, PLURAL, VERSION, Label
-from finetune_operator.news import News
+from finetune_operator.loop.news import News
 
 WATCH_SECONDS = 300  # the server ends a watch after so long, and it begins anew
 BACKOFFS = (1, 1, 2, 3, 5)  # seconds; also the lag after an outage of the API server

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job, reread_job
 from finetune_api.v1alpha1.data_names import is_plain_path
-from finetune_operator.conditions import accepted
-from finetune_operator.facts import Object, StageJob
+from finetune_operator.objects.facts import Object, StageJob
+from finetune_operator.policy.conditions import accepted
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from finetune_api.beats import Outage, Progress
 from finetune_api.v1alpha1 import Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import ConditionStatus, PlanStatus
-from finetune_operator import display
-from finetune_operator.facts import Obstacle
-from finetune_operator.failures import sentences
-from finetune_operator.steps import (
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.policy import display
+from finetune_operator.policy.failures import sentences
+from finetune_operator.policy.steps import (
     Ending,
     Exporting,
     Failed,
@@ -28,7 +28,7 @@ from finetune_operator.steps import (
     Succeeded,
     Suspended,
 )
-from finetune_operator.world import Observed
+from finetune_operator.policy.world import Observed
 
 TRAINED = "Trained"  # reason of Running=False once all is trained
 MOST_PROBLEMS = 10  # of a refused spec, in one sentence

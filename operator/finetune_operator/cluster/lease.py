@@ -8,8 +8,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.objects.kinds import Kind
 
 log = logging.getLogger("operator.leader")
 

@@ -8,8 +8,8 @@ from typing import Any
 from finetune_api.contract import Env, PodPath
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.machines import Gpu
-from finetune_operator.pods import from_secret
+from finetune_operator.objects.machines import Gpu
+from finetune_operator.objects.pods import from_secret
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]

@@ -9,10 +9,10 @@ from finetune_api.beats import Progress
 from finetune_api.errors import Problem
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
-from finetune_operator.facts import Obstacle, StageJob, StagePod
-from finetune_operator.kinds import Kind
-from finetune_operator.machines import Node
-from finetune_operator.resources import Owner
+from finetune_operator.objects.facts import Obstacle, StageJob, StagePod
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.machines import Node
+from finetune_operator.objects.resources import Owner
 
 Object = dict[str, Any]
 

@@ -13,15 +13,16 @@ from typing import TypeVar
 from finetune_api.contract import MANAGER, Label
 from finetune_api.lenient import read
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
-from finetune_operator import conditions, machines
-from finetune_operator.accepted import read_spec
-from finetune_operator.facts import Object, Obstacle, StageJob, StagePod, moment, stage_job, stage_pod
-from finetune_operator.failures import culprit, result_of
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.machines import Node
-from finetune_operator.resources import GONE, Owner
-from finetune_operator.world import Observed, Polled
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.objects import machines
+from finetune_operator.objects.facts import Object, Obstacle, StageJob, StagePod, moment, stage_job, stage_pod
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.machines import Node
+from finetune_operator.objects.resources import GONE, Owner
+from finetune_operator.policy import conditions
+from finetune_operator.policy.accepted import read_spec
+from finetune_operator.policy.failures import culprit, result_of
+from finetune_operator.policy.world import Observed, Polled
 
 log = logging.getLogger("operator.observe")
 

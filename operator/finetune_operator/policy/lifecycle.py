@@ -19,10 +19,10 @@ from finetune_api.v1alpha1.status import (
     RecoveryStatus,
     RecoveryTotals,
 )
-from finetune_operator import accounting, conditions, display
-from finetune_operator.facts import StagePod
-from finetune_operator.steps import Failed, Found, Step, Succeeded
-from finetune_operator.world import Observed
+from finetune_operator.objects.facts import StagePod
+from finetune_operator.policy import accounting, conditions, display
+from finetune_operator.policy.steps import Failed, Found, Step, Succeeded
+from finetune_operator.policy.world import Observed
 
 
 def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJobStatus:

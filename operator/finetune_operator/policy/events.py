@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from finetune_api.beats import Progress
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import ConditionStatus
-from finetune_operator.conditions import TRAINED, condition, is_true
-from finetune_operator.world import Milestone, Observed
+from finetune_operator.policy.conditions import TRAINED, condition, is_true
+from finetune_operator.policy.world import Milestone, Observed
 
 
 def cause(seen: Observed, progress: Progress | None) -> str:

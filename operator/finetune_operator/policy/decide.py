@@ -7,10 +7,13 @@ from datetime import datetime, timedelta
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob, Phase
-from finetune_operator import conditions, lifecycle, machines, resources, story
-from finetune_operator.accepted import written_spec
-from finetune_operator.facts import Obstacle, StageJob, StagePod
-from finetune_operator.failures import (
+from finetune_operator.objects import machines, resources
+from finetune_operator.objects.facts import Obstacle, StageJob, StagePod
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy import conditions, lifecycle
+from finetune_operator.policy import events as story
+from finetune_operator.policy.accepted import written_spec
+from finetune_operator.policy.failures import (
     charged,
     last_failure,
     most_failed,
@@ -21,9 +24,7 @@ from finetune_operator.failures import (
     stage_failure,
     unreadable,
 )
-from finetune_operator.kinds import Kind
-from finetune_operator.settings import Settings
-from finetune_operator.steps import (
+from finetune_operator.policy.steps import (
     Ending,
     Exporting,
     Failed,
@@ -38,7 +39,8 @@ from finetune_operator.steps import (
     Succeeded,
     Suspended,
 )
-from finetune_operator.world import Action, Create, Decision, Delete, Observed, Release
+from finetune_operator.policy.world import Action, Create, Decision, Delete, Observed, Release
+from finetune_operator.settings import Settings
 
 DEFAULT_GRACE_SECONDS = 60
 DEFAULT_SCRATCH_BYTES = 10 << 30

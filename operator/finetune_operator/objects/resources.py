@@ -25,9 +25,9 @@ from finetune_api.errors import VERDICTS
 from finetune_api.messages import Stage
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator import pods
-from finetune_operator.inputs import Inputs, inputs
-from finetune_operator.machines import Gpu
+from finetune_operator.objects import pods
+from finetune_operator.objects.inputs import Inputs, inputs
+from finetune_operator.objects.machines import Gpu
 from finetune_operator.settings import Settings
 
 Object = dict[str, Any]

@@ -14,8 +14,8 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_api.contract import CONTAINER, MANAGER
-from finetune_operator.kinds import Kind
-from finetune_operator.recent import Recent
+from finetune_operator.cluster.recent import Recent
+from finetune_operator.objects.kinds import Kind
 
 Object = dict[str, Any]
 

@@ -5,8 +5,8 @@ from math import isfinite
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_api.v1alpha1.status import AccountingStatus
-from finetune_operator import conditions
-from finetune_operator.world import Observed
+from finetune_operator.policy import conditions
+from finetune_operator.policy.world import Observed
 
 
 def account(seen: Observed, status: FineTuneJobStatus) -> AccountingStatus | None:
