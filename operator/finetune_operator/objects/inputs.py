@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from finetune_api.contract import Env, PodPath
+from finetune_api.contract import CREDENTIALS, Env, PodPath
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_operator.objects.machines import Gpu
@@ -15,11 +15,6 @@ from finetune_operator.settings import Settings
 Object = dict[str, Any]
 
 HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # the hub library's own names
-DATA_KEYS = (  # variable, key of the Secret, whether it may be missing
-    (Env.DATA_ACCESS_KEY, "AWS_ACCESS_KEY_ID", False),
-    (Env.DATA_SECRET_KEY, "AWS_SECRET_ACCESS_KEY", False),
-    (Env.DATA_SESSION_TOKEN, "AWS_SESSION_TOKEN", True),
-)
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ def _data_env(job: FineTuneJob) -> list[Object]:
     }
     found: list[Object] = [{"name": name.value, "value": value} for name, value in plain.items() if value]
     if reference := own.credentials_secret_ref:
-        found += [from_secret(name, reference.name, key, optional) for name, key, optional in DATA_KEYS]
+        found += [from_secret(one.data_variable, reference.name, one.name, one.optional) for one in CREDENTIALS]
     return found
 
 

@@ -4,7 +4,7 @@ credentials as environment, and what a job adds by `podTemplate`. Pure."""
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_api.contract import CONTAINER, JOB_ANNOTATION, Env, Label, PodPath
+from finetune_api.contract import CONTAINER, CREDENTIALS, JOB_ANNOTATION, Env, Label, PodPath
 from finetune_api.messages import Stage
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
@@ -15,7 +15,6 @@ from finetune_operator.settings import Settings
 
 Object = dict[str, Any]
 
-CREDENTIALS = (("AWS_ACCESS_KEY_ID", False), ("AWS_SECRET_ACCESS_KEY", False), ("AWS_SESSION_TOKEN", True))
 NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
 
 
@@ -226,7 +225,7 @@ def _storage_env(job: FineTuneJob) -> list[Object]:
     }
     found: list[Object] = [{"name": name.value, "value": value} for name, value in plain.items() if value]
     if reference := storage.credentials_secret_ref:
-        found += [from_secret(key, reference.name, key, optional) for key, optional in CREDENTIALS]
+        found += [from_secret(one.name, reference.name, one.name, one.optional) for one in CREDENTIALS]
     return found
 
 
