@@ -40,8 +40,8 @@ from finetune_operator.loop import progress  # noqa: E402
 from finetune_operator.loop.controller import Controller  # noqa: E402
 from finetune_operator.loop.news import News  # noqa: E402
 from finetune_operator.loop.pace import Pace  # noqa: E402
-from finetune_operator.loop.progress import Key  # noqa: E402
 from finetune_operator.loop.queue import WorkQueue  # noqa: E402
+from finetune_operator.objects.identity import JobKey  # noqa: E402
 from tests.unit.operator_api import FakeApi  # noqa: E402
 from tests.unit.operator_worlds import SETTINGS, running_objects  # noqa: E402
 from tests.unit.operator_worlds import polled as leader_says  # noqa: E402
@@ -129,8 +129,8 @@ async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample
     """One run over so many jobs."""
     progress.AGENT_PORT = port  # type: ignore[attr-defined] # every leader has an address of its own on loopback
     api = FakeApi()
-    queue: WorkQueue[Key] = WorkQueue()
-    pace: Pace[Key] = Pace(SETTINGS.progress_seconds)
+    queue: WorkQueue[JobKey] = WorkQueue()
+    pace: Pace[JobKey] = Pace(SETTINGS.progress_seconds)
     poller = progress.Poller(SETTINGS.token_key, SETTINGS.poll_seconds, queue.add, pace)
     controller = Controller(api, SETTINGS, queue, poller, pace, lambda: True)
     news = News(queue, poller)

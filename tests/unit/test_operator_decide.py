@@ -48,14 +48,14 @@ CASES = [
     ),
     Case(
         "a quota that keeps pods out is told",
-        world(stage_job(PREPARE), held_up={"a-prepare": 'pods "a-prepare-x" is forbidden: exceeded quota: tight'}),
+        world(stage_job(PREPARE), pods_refused={"a-prepare": 'pods "a-prepare-x" is forbidden: exceeded quota: tight'}),
         Phase.PREPARING,
         "QuotaExceeded",
         says="exceeded quota: tight",
     ),
     Case(
         "a Job that may not be created is told",
-        world(refused=Obstacle("CreateRefused", "jobs.batch is forbidden")),
+        world(create_refused=Obstacle("CreateRefused", "jobs.batch is forbidden")),
         Phase.PREPARING,
         "CreateRefused",
         ["create a-prepare"],
@@ -241,7 +241,7 @@ CASES = [
         world(*prepared_children(), status=RUNNING, spec_={"nodes": 3}),
         Phase.SUSPENDED,
         "NotSupportedYet",
-        says="and then nodes back to 2",
+        says="and then spec.nodes to 2",
     ),
     Case(
         "what is trained is exported",
@@ -276,7 +276,7 @@ CASES = [
         world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, '{"stage": "prepare", "news": 1}')),
         Phase.FAILED,
         "ResultUnreadable",
-        says="cannot be read",
+        says="cannot read its result",
     ),
     Case(
         "a gang that failed says why",

@@ -15,8 +15,9 @@ from finetune_operator.cluster import asking
 from finetune_operator.loop import progress
 from finetune_operator.loop.pace import Pace
 from finetune_operator.loop.progress import UNUSABLE, Poller, pause
-from finetune_operator.objects.resources import Owner, token
-from finetune_operator.policy.world import Observed
+from finetune_operator.objects.identity import Owner
+from finetune_operator.objects.resources import token
+from finetune_operator.policy.world import Observation
 from tests.unit.operator_worlds import gang, polled, world
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -125,16 +126,16 @@ class Pods:
             writer.close()
 
 
-def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> Observed:
+def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> Observation:
     """A running job whose leader is at an address."""
     train, *pods = gang()
     pods = [replace(pod, ip=ip, controller=train.uid, **changes) for pod in pods]
     found = world(replace(train, controller=uid), *pods)
-    return replace(found, owner=Owner(found.owner.name, found.owner.namespace, uid, found.owner.spec))
+    return replace(found, owner=Owner(found.owner.name, found.owner.namespace, uid))
 
 
 async def poll(
-    monkeypatch: pytest.MonkeyPatch, pods: Pods, until: Callable[[Poller], bool], **followed: Observed
+    monkeypatch: pytest.MonkeyPatch, pods: Pods, until: Callable[[Poller], bool], **followed: Observation
 ) -> Poller:
     """Polls the jobs `stranger` and `neighbour` until something is true; the poller must live on to the end."""
     server = await asyncio.start_server(pods.serve, "127.0.0.1", 0)
@@ -191,12 +192,13 @@ RECOVERY = {"generation": 2, "category": "Preempted", "reason": "drained", "time
         ({"failure": {"category": "Sabotage"}}, {"failure": None}),
         ({"outage": "long", "anything": {"else": 1}}, {"outage": None}),
         ({"recovery_totals": []}, {}),
+        ({"phase": "a phase of a newer version"}, {"phase": "unknown"}),
     ],
     ids=str,
 )
 def test_an_item_that_cannot_be_read_loses_no_other(broken: dict[str, Any], kept: dict[str, Any]) -> None:
-    found = asking._understood(json.dumps(GOOD | broken).encode())
-    whole = asking._understood(json.dumps(GOOD).encode())
+    found = asking._parse(json.dumps(GOOD | broken).encode())
+    whole = asking._parse(json.dumps(GOOD).encode())
     untouched = {name: value for name, value in whole if name not in broken}
     assert {name: value for name, value in found if name not in broken} == untouched
     what = {
@@ -207,6 +209,7 @@ def test_an_item_that_cannot_be_read_loses_no_other(broken: dict[str, Any], kept
         "checkpoints": [one.step for one in found.checkpoints],
         "failure": found.failure,
         "outage": found.outage,
+        "phase": found.phase,
     }
     assert {name: what[name] for name in kept} == kept
 

@@ -1,32 +1,33 @@
-"""Does what was decided: the only place of a reconcile that changes the world.
+"""Carries out a decision: the only part of a reconcile that changes the world.
 
-The status comes first. It carries the resourceVersion that was observed, so that a frozen ex-leader, whose view is old,
-is refused there and does nothing else. Whatever is interrupted after it is decided again by the next reconcile.
+The status comes first. The write carries the observed resourceVersion: the API server refuses a leader that was frozen
+and has an old view, and that leader does nothing else. If a later action is interrupted, the next reconcile decides it
+again.
 """
 
 import hashlib
 import logging
 from datetime import datetime
-from typing import Any
 
 from finetune_api.contract import API_VERSION, KIND, MANAGER, Label
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.cluster.kube import Kube, KubeError
 from finetune_operator.objects.facts import Obstacle
-from finetune_operator.objects.kinds import Kind
-from finetune_operator.objects.resources import GONE, Owner
-from finetune_operator.policy.world import Action, Create, Delete, Milestone, Observed, Release
+from finetune_operator.objects.identity import GONE, Owner
+from finetune_operator.objects.kinds import Kind, Object
+from finetune_operator.policy.reasons import Reason
+from finetune_operator.policy.world import ChildAction, Create, Delete, Milestone, Observation, Release
 
 log = logging.getLogger("operator.act")
 
-LONGEST_MESSAGE = 1000  # characters of an Event; the API server takes 1,024
+LONGEST_MESSAGE = 1000  # characters of an Event; the API server allows 1,024
 
 
-async def write_status(kube: Kube, seen: Observed, status: FineTuneJobStatus) -> None:
-    """Writes the status whole, unless the job is gone.
+async def write_status(kube: Kube, seen: Observation, status: FineTuneJobStatus) -> None:
+    """Write the whole status, unless the job no longer exists.
 
     Raises:
-        KubeError: among others a conflict, when the job changed since it was observed.
+        KubeError: a request failed; a conflict if the job has changed since it was observed.
     """
     owner = seen.owner
     if owner.uid == GONE:
@@ -40,69 +41,77 @@ async def write_status(kube: Kube, seen: Observed, status: FineTuneJobStatus) ->
             "uid": owner.uid,
             "resourceVersion": seen.resource_version,
         },
-        "status": written(status),
+        "status": stored(status),
     }
     await kube.apply_status(body)
 
 
-def written(status: FineTuneJobStatus) -> dict[str, Any]:
-    """A status as it is stored."""
+def stored(status: FineTuneJobStatus) -> Object:
+    """Return a status as the API server stores it."""
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-async def act(kube: Kube, owner: Owner, actions: tuple[Action, ...]) -> Obstacle | None:
-    """Creates and deletes children. Returns why one cannot be created, if one cannot for good.
+async def act(kube: Kube, owner: Owner, actions: tuple[ChildAction, ...]) -> Obstacle | None:
+    """Create, delete and release children, in order.
+
+    Returns:
+        Why a child cannot be created, if the API server refuses it; the actions after it are not carried out.
 
     Raises:
-        KubeError: the API server could not be asked, or may accept it later.
+        KubeError: a request failed, and a later one may succeed.
     """
     for action in actions:
         match action:
             case Create(kind, body):
-                try:
-                    await kube.create(kind, body)
-                except KubeError as error:
-                    if error.exists:
-                        if taken := await _taken(kube, owner, kind, body["metadata"]["name"]):
-                            return taken
-                        continue
-                    if not error.refused:
-                        raise
-                    log.warning("%s/%s: %s", owner.namespace, body["metadata"]["name"], error)
-                    return Obstacle("CreateRefused", str(error))
-                log.info("%s/%s: created %s", owner.namespace, owner.name, body["metadata"]["name"])
+                if refused := await _create(kube, owner, kind, body):
+                    return refused
             case Delete(kind, name, uid):
                 await kube.delete(kind, owner.namespace, name, uid)
                 log.info("%s/%s: deleted %s", owner.namespace, owner.name, name)
             case Release(name, uid, node):
                 await kube.delete(Kind.POD, owner.namespace, name, uid, grace_seconds=0)
-                await kube.fail_pod(owner.namespace, name, uid, f"the node {node} is gone")
+                await kube.fail_pod(owner.namespace, name, uid, f"the node {node} is lost")
                 log.warning("%s/%s: released %s from %s", owner.namespace, owner.name, name, node)
     return None
 
 
-async def _taken(kube: Kube, owner: Owner, kind: Kind, name: str) -> Obstacle | None:
-    """Who else has the name of a child that is there already; None if it is ours, or gone by now.
+async def _create(kube: Kube, owner: Owner, kind: Kind, body: Object) -> Obstacle | None:
+    name = body["metadata"]["name"]
+    try:
+        await kube.create(kind, body)
+    except KubeError as error:
+        if error.exists:
+            return await _other_owner(kube, owner, kind, name)
+        if not error.refused:
+            raise
+        log.warning("%s/%s: %s", owner.namespace, name, error)
+        return Obstacle(Reason.CREATE_REFUSED, str(error))
+    log.info("%s/%s: created %s", owner.namespace, owner.name, name)
+    return None
 
-    A Secret cannot be read, and need not be: its name is made from the job's uid.
+
+async def _other_owner(kube: Kube, owner: Owner, kind: Kind, name: str) -> Obstacle | None:
+    """Return an obstacle if the existing object of a name is not the job's; None if it is, or was deleted since.
+
+    The operator may not read Secrets. It need not: their names are made from the job's uid.
     """
     if kind is Kind.SECRET:
         return None
     try:
-        found = await kube.get(kind, owner.namespace, name)
+        existing = await kube.get(kind, owner.namespace, name)
     except KubeError as error:
         if error.not_found:
             return None
         raise
-    if (found["metadata"].get("labels") or {}).get(Label.UID) == owner.uid:
+    if (existing["metadata"].get("labels") or {}).get(Label.UID) == owner.uid:
         return None
-    log.warning("%s/%s: %s belongs to somebody else", owner.namespace, owner.name, name)
-    sentence = f"the {found['kind']} {name} is not of this FineTuneJob; delete it, or give the FineTuneJob another name"
-    return Obstacle("NameTaken", sentence)
+    log.warning("%s/%s: %s belongs to another owner", owner.namespace, owner.name, name)
+    sentence = f"the {existing['kind']} {name} does not belong to this FineTuneJob"
+    return Obstacle(Reason.NAME_TAKEN, f"{sentence}; delete it, or give the FineTuneJob another name")
 
 
-async def tell(kube: Kube, seen: Observed, milestones: tuple[Milestone, ...], now: datetime) -> None:
-    """Posts Events. One that cannot be posted is logged and missed: the conditions say the same."""
+async def post_events(kube: Kube, seen: Observation, milestones: tuple[Milestone, ...], now: datetime) -> None:
+    """Post Events. A request that fails is only logged, because the conditions have the same sentences."""
     owner = seen.owner
     for milestone in milestones:
         log.info("%s/%s: %s: %s", owner.namespace, owner.name, milestone.reason, milestone.message)
@@ -110,11 +119,11 @@ async def tell(kube: Kube, seen: Observed, milestones: tuple[Milestone, ...], no
             await kube.create(Kind.EVENT, event(owner, seen.resource_version, milestone, now))
         except KubeError as error:
             if not error.conflict:
-                log.warning("%s/%s: an Event is not posted: %s", owner.namespace, owner.name, error)
+                log.warning("%s/%s: an Event cannot be posted: %s", owner.namespace, owner.name, error)
 
 
-def event(owner: Owner, resource_version: str, milestone: Milestone, now: datetime) -> dict[str, Any]:
-    """An Event on the FineTuneJob; its name follows from what it says and when, so that none is told twice."""
+def event(owner: Owner, resource_version: str, milestone: Milestone, now: datetime) -> Object:
+    """Build an Event on the FineTuneJob. Its name follows from its content, so that no Event is posted twice."""
     identity = f"{owner.uid}/{resource_version}/{milestone.reason}/{milestone.message}"
     time = now.isoformat(timespec="seconds").replace("+00:00", "Z")
     return {

@@ -1,9 +1,8 @@
-"""Asks one leader for its progress. The pod is a stranger: its image is the user's, and anybody who may run pods can
-answer in its place. Whatever it sends, however large, slow or malformed, costs at most LARGEST bytes and SECONDS, and
-ends in `UnusableAnswerError`.
+"""Asks one leader for its progress. The pod is not trusted: its image is the user's, and any pod can answer in its
+place. A large, slow or malformed answer costs at most LARGEST bytes and SECONDS, and raises `UnusableAnswerError`.
 
-The request is written by hand because the bound is on every byte that comes in, not on the body alone: an HTTP client
-reads interim responses and chunk headers without end. Nothing is followed, decompressed or remembered.
+The request is written by hand because the bound covers every byte that arrives, not only the body: an HTTP client reads
+interim responses and chunk headers without limit. Redirects are not followed, and nothing is decompressed or stored.
 """
 
 import asyncio
@@ -20,46 +19,49 @@ from finetune_api.contract import PROGRESS_HEADER
 from finetune_api.lenient import read
 
 SECONDS = 4.0  # from the connection to the last byte
-LARGEST = 256 << 10  # bytes of an answer, its headers included; our own leaders send a few thousand
+LARGEST = 256 << 10  # bytes of an answer with its headers; our own leaders send a few thousand
 CHUNK = 16 << 10
-# What is kept of an answer: the status holds no more, and the answers of all jobs are in memory at once.
+# Limits of the kept answer: a status holds no more, and the answers of all jobs are in memory at once.
 LONGEST_TEXT = 2000  # characters
 LONGEST_LIST = 20
 MOST_NAMES = 64
-LARGEST_INTEGER = 1 << 63  # as large as the API server's numbers
-STARTING = 503  # the agent runs, and does not lead yet
+LARGEST_INTEGER = 1 << 63  # the limit of the API server's numbers
+NOT_LEADING_STATUS = 503  # the agent runs, but it does not lead yet
 
 
 class UnusableAnswerError(Exception):
-    """No answer, or none that is progress. The sentence is for the operator's log, never for the job's status: it tells
-    one address from another."""
+    """A missing answer, or one that is not progress. Its sentence belongs in the operator's log and never in the job's
+    status, because it would show users which addresses of the network answer."""
 
 
 async def ask(host: str, port: int, bearer: str) -> Progress | None:
-    """The progress of a gang by its leader's word; None while the leader starts.
+    """Return the progress of a gang from its leader; None while the leader starts.
+
+    Args:
+        bearer: token that opens /progress.
 
     Raises:
-        UnusableAnswerError: whatever went wrong.
+        UnusableAnswerError: any error.
     """
     try:
         async with asyncio.timeout(SECONDS):
             answer = await _exchange(host, port, bearer)
         head, _, body = answer.partition(b"\r\n\r\n")
         status = int(head.split(b" ", 2)[1])
-        if status == STARTING:
+        if status == NOT_LEADING_STATUS:
             return None
         if status != 200:
             raise ValueError(f"HTTP status {status}")
-        return _understood(body)
+        return _parse(body)
     except Exception as error:
         raise UnusableAnswerError(f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 async def _exchange(host: str, port: int, bearer: str) -> bytes:
-    """Sends the request; returns all that comes until the other side closes.
+    """Send the request, and return all bytes until the other side closes the connection.
 
     Raises:
-        ValueError: it is too much.
+        ValueError: the answer is too large.
     """
     reader, writer = await asyncio.open_connection(host, port, limit=CHUNK)
     try:
@@ -81,27 +83,28 @@ async def _exchange(host: str, port: int, bearer: str) -> bytes:
                 raise ValueError(f"more than {LARGEST} bytes")
         return bytes(answer)
     finally:
-        writer.transport.abort()  # a close would wait for the other side
+        writer.transport.abort()  # close() would wait for the other side
 
 
-def _understood(body: bytes) -> Progress:
-    """An answer's body as progress that a status can hold, item by item: one that cannot be read loses no other.
+def _parse(body: bytes) -> Progress:
+    """Return the progress in the body of an answer, clipped to what a status can hold. Unreadable items are left out.
 
     Raises:
-        ValueError: it is something else; RecursionError, if it is nested too deeply.
+        ValueError: the body is not progress.
+        RecursionError: the body is nested too deeply.
     """
     answer = _clipped(json.loads(body))
     with suppress(ValidationError):
-        return Progress.model_validate(answer)  # nearly always, and in two thirds of the time
+        return Progress.model_validate(answer)  # the usual case, a third faster than `read`
     progress = read(Progress, answer)
     if progress is None:
-        raise ValueError("it lacks what every leader says")
+        raise ValueError("it lacks a field that every leader sends")
     return progress
 
 
 def _clipped(value: Any) -> Any:
-    """A JSON value with long texts cut, the last items of long lists, the first names of large objects, and null for
-    numbers that a status cannot hold."""
+    """Return a JSON value with shortened texts, the last items of long lists, the first names of large objects, and
+    null for numbers that a status cannot hold."""
     match value:
         case str():
             return value[:LONGEST_TEXT]

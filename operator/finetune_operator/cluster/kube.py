@@ -1,13 +1,14 @@
-"""The API server on plain dicts: the only importer of `kubernetes`. Errors are one class with the server's sentence.
+"""The API server on plain dicts: the only importer of `kubernetes`. Every error is a `KubeError` with the server's
+sentence.
 
-Decoding to the client's typed objects costs ten times as much as JSON, and nothing here needs them.
+Decoding into the client's typed objects costs ten times as much as JSON, and the operator does not need them.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config
@@ -15,21 +16,19 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_api.contract import CONTAINER, MANAGER
 from finetune_operator.cluster.recent import Recent
-from finetune_operator.objects.kinds import Kind
-
-Object = dict[str, Any]
+from finetune_operator.objects.kinds import Kind, Object
 
 TIMEOUT_SECONDS = 30
 PAGE = 500  # objects of one LIST request
-WARNINGS_SECONDS = 5.0  # the Events of a namespace are read again after so long, however many pods are asked about
-NODES_SECONDS = 60.0
-LONGEST_SENTENCE = 2000  # characters of an Event: anybody may write one
+WARNINGS_SECONDS = 5.0  # for this long all reconciles share one LIST of a namespace's Events
+NODES_SECONDS = 60.0  # for this long all reconciles share one LIST of nodes
+LONGEST_SENTENCE = 2000  # characters of an Event, because any program may write one
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
 
 
 class KubeError(Exception):
-    """The API server refused, or could not be asked.
+    """A request that the API server refused, or that did not reach it.
 
     Attributes:
         status: HTTP status; 0 = no answer.
@@ -43,26 +42,30 @@ class KubeError(Exception):
 
     @property
     def not_found(self) -> bool:
+        """Whether the object does not exist."""
         return self.status == 404
 
     @property
     def exists(self) -> bool:
-        """An object of that name is there already, ours or not."""
+        """Whether an object of that name exists already, ours or another's."""
         return self.status == 409 and self.reason == "AlreadyExists"
 
     @property
     def conflict(self) -> bool:
-        """Another writer was first, or the object exists already, or is another one by now."""
+        """Whether another writer was faster, the object exists already, or it is another object by now."""
         return self.status == 409
 
     @property
     def refused(self) -> bool:
-        """Whether asking again gives the same answer: quota, permission, an invalid object."""
+        """Whether the same request gets the same answer again: quota, permission, an invalid object."""
         return self.status in {400, 403, 405, 413, 422}
 
 
 class Kube:
-    """A client with a bound on requests in flight."""
+    """A client of the API server with a bound on its concurrent requests.
+
+    All methods that send a request raise KubeError.
+    """
 
     def __init__(self, configuration: Configuration, requests: int) -> None:
         self._client = ApiClient(configuration)
@@ -73,10 +76,10 @@ class Kube:
 
     @classmethod
     async def connect(cls, requests: int) -> "Kube":
-        """A client for the cluster this process runs in, or for the kubeconfig of the user.
+        """Return a client for the cluster that this process runs in, or for the user's kubeconfig.
 
         Raises:
-            kubernetes.aio.config.ConfigException: there is neither.
+            kubernetes.aio.config.ConfigException: neither exists.
         """
         configuration = Configuration()
         try:
@@ -86,119 +89,122 @@ class Kube:
         return cls(configuration, requests)
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         await self._client.close()  # type: ignore[no-untyped-call]
 
-    # ------------------------------------------------------------ objects
+    # ------------------------------------------------------------ reading
 
-    async def get(self, kind: Kind, namespace: str, name: str) -> Object:
-        """One object."""
-        return await self._json("GET", _path(kind, namespace, name))
+    async def get(self, kind: Kind, namespace: str | None, name: str) -> Object:
+        """Return one object; `namespace` is None for kinds without a namespace."""
+        return await self._json("GET", kind.value.path(namespace, name))
 
     async def node(self, name: str) -> Object:
-        """One node."""
-        return await self._json("GET", f"/api/v1/nodes/{quote(name)}")
+        """Return one node."""
+        return await self.get(Kind.NODE, None, name)
+
+    async def namespace(self, name: str) -> Object:
+        """Return one namespace."""
+        return await self.get(Kind.NAMESPACE, None, name)
 
     async def nodes(self, selector: str) -> list[Object]:
-        """Labels and resources of the nodes that a label selector matches, as they were within the last minute."""
+        """Return labels and resources of the nodes that a label selector matches, at most NODES_SECONDS old."""
         return await self._nodes.get(selector)
 
     async def warnings(self, namespace: str, uid: str) -> list[Object]:
-        """Reason, message and time of the Warning Events about an object, as they were within the last seconds.
+        """Return reason, message and time of the Warning Events about an object, at most WARNINGS_SECONDS old.
 
-        All of a namespace are read at once: the API server keeps no cache of Events and scans them all for each LIST.
+        One LIST reads all Events of a namespace: the API server has no cache of Events and scans them for each LIST.
         """
         return (await self._warnings.get(namespace)).get(uid, [])
 
-    async def _read_warnings(self, namespace: str) -> dict[str, list[Object]]:
-        found: dict[str, list[Object]] = {}
-        async for item in self.each(Kind.EVENT, namespace, fieldSelector="type=Warning"):
-            kept = {
-                name: str(item.get(name) or "")[:LONGEST_SENTENCE] for name in ("reason", "message", "lastTimestamp")
-            }
-            found.setdefault(item["involvedObject"].get("uid", ""), []).append(kept)
-        return found
-
-    async def _read_nodes(self, selector: str) -> list[Object]:
-        return [_abridged_node(item) async for item in self._pages("/api/v1/nodes", labelSelector=selector)]
-
     async def serves(self, kind: Kind) -> bool:
-        """Whether the API server knows a kind: its CustomResourceDefinition may not be there yet."""
-        folder, _, plural = kind.value.rpartition("/{}/")
+        """Return whether the API server serves a kind; its CustomResourceDefinition may be missing."""
         try:
-            found = await self._json("GET", f"/{folder}")
+            group = await self._json("GET", kind.value.root)
         except KubeError as error:
             if error.not_found:
                 return False
             raise
-        return any(one["name"] == plural for one in found["resources"])
+        return any(one["name"] == kind.value.plural for one in group["resources"])
 
-    async def namespace(self, name: str) -> Object:
-        """One namespace."""
-        return await self._json("GET", f"/api/v1/namespaces/{quote(name)}")
+    async def _read_warnings(self, namespace: str) -> dict[str, list[Object]]:
+        warnings: dict[str, list[Object]] = {}
+        async for item in self.each(Kind.EVENT, namespace, fieldSelector="type=Warning"):
+            kept = {
+                name: str(item.get(name) or "")[:LONGEST_SENTENCE] for name in ("reason", "message", "lastTimestamp")
+            }
+            warnings.setdefault(item["involvedObject"].get("uid", ""), []).append(kept)
+        return warnings
 
-    async def _pages(self, path: str, **selectors: str) -> AsyncIterator[Object]:
-        """All items of a list; one page at a time is in memory."""
-        more = ""
-        while True:
-            query = {"limit": str(PAGE), **selectors, **({"continue": more} if more else {})}
-            page = await self._json("GET", f"{path}?{urlencode(query)}")
-            for item in page["items"]:
-                yield item
-            more = page["metadata"].get("continue") or ""
-            if not more:
-                return
+    async def _read_nodes(self, selector: str) -> list[Object]:
+        return [_abridged_node(item) async for item in self.each(Kind.NODE, None, labelSelector=selector)]
 
     async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> list[Object]:
-        """All objects that the selectors (`labelSelector`, `fieldSelector`) match; None = anywhere."""
+        """Return all objects that the selectors match.
+
+        Args:
+            namespace: None = all namespaces.
+            selectors: `labelSelector` and `fieldSelector`.
+        """
         return [item async for item in self.each(kind, namespace, **selectors)]
 
-    def each(self, kind: Kind, namespace: str | None, **selectors: str) -> AsyncIterator[Object]:
-        """The same objects one after another, for lists that may be long."""
-        return self._pages(_path(kind, namespace), **selectors)
+    async def each(self, kind: Kind, namespace: str | None, **selectors: str) -> AsyncIterator[Object]:
+        """Yield the objects of `list` one by one, with one page at a time in memory."""
+        token = ""
+        while True:
+            query = {"limit": str(PAGE), **selectors, **({"continue": token} if token else {})}
+            page = await self._json("GET", f"{kind.value.path(namespace)}?{urlencode(query)}")
+            for item in page["items"]:
+                yield item
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return
+
+    async def pod_log(self, namespace: str, name: str, *, lines: int, most_bytes: int) -> str:
+        """Return the last lines of the trainer container of a pod."""
+        query = urlencode({"container": CONTAINER, "tailLines": lines, "limitBytes": most_bytes})
+        path = f"{Kind.POD.value.path(namespace, name)}/log?{query}"
+        return (await self._request("GET", path)).decode(errors="replace")
+
+    # ------------------------------------------------------------ writing
 
     async def create(self, kind: Kind, body: Object) -> Object:
-        """A new object; a conflict when there is one of its name."""
-        path = _path(kind, body["metadata"]["namespace"])
+        """Create an object; a conflict if one of its name exists."""
+        path = kind.value.path(body["metadata"]["namespace"])
         return await self._json("POST", f"{path}?fieldManager={MANAGER}&fieldValidation=Strict", body)
 
     async def replace(self, kind: Kind, body: Object) -> Object:
-        """The object as it is to be, if its resourceVersion is still the one given."""
+        """Replace an object; a conflict if its resourceVersion has changed."""
         metadata = body["metadata"]
-        return await self._json("PUT", _path(kind, metadata["namespace"], metadata["name"]), body)
+        return await self._json("PUT", kind.value.path(metadata["namespace"], metadata["name"]), body)
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str, *, grace_seconds: int | None = None
     ) -> None:
-        """Deletes this very object, its children after it; nothing when it is gone or another one has its name."""
+        """Delete the object with this uid, and its children after it. Nothing happens if it no longer exists."""
         body: Object = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if grace_seconds is not None:
             body["gracePeriodSeconds"] = grace_seconds
         try:
-            await self._json("DELETE", _path(kind, namespace, name), body)
+            await self._json("DELETE", kind.value.path(namespace, name), body)
         except KubeError as error:
             if not (error.not_found or error.conflict):
                 raise
 
     async def fail_pod(self, namespace: str, name: str, uid: str, message: str) -> None:
-        """Marks this very pod as failed, as its kubelet would; nothing when it is gone or another one has its name."""
+        """Mark the pod with this uid as failed, as its kubelet would. Nothing happens if it no longer exists."""
         body = {"metadata": {"uid": uid}, "status": {"phase": "Failed", "reason": "NodeLost", "message": message}}
         try:
-            await self._json("PATCH", f"{_path(Kind.POD, namespace, name)}/status", body, MERGE)
+            await self._json("PATCH", f"{Kind.POD.value.path(namespace, name)}/status", body, MERGE)
         except KubeError as error:
             if not (error.not_found or error.conflict):
                 raise
 
     async def apply_status(self, body: Object) -> Object:
-        """Writes a FineTuneJob's status whole; a conflict when it changed since its resourceVersion was read."""
+        """Write the whole status of a FineTuneJob; a conflict if the object has changed since it was read."""
         metadata = body["metadata"]
-        path = f"{_path(Kind.FINETUNEJOB, metadata['namespace'], metadata['name'])}/status"
+        path = f"{Kind.FINETUNEJOB.value.path(metadata['namespace'], metadata['name'])}/status"
         return await self._json("PATCH", f"{path}?fieldManager={MANAGER}&force=true", body, APPLY)
-
-    async def pod_log(self, namespace: str, name: str, *, lines: int, most_bytes: int) -> str:
-        """The last lines of our container in a pod."""
-        query = urlencode({"container": CONTAINER, "tailLines": lines, "limitBytes": most_bytes})
-        return (await self._request("GET", f"{_path(Kind.POD, namespace, name)}/log?{query}")).decode(errors="replace")
 
     # ------------------------------------------------------------ requests
 
@@ -234,6 +240,7 @@ class Kube:
 
 
 def _abridged_node(item: Object) -> Object:
+    """Return the parts of a node that GPU discovery needs."""
     metadata, status = item["metadata"], item.get("status") or {}
     return {
         "metadata": {"name": metadata["name"], "labels": metadata.get("labels") or {}},
@@ -243,13 +250,8 @@ def _abridged_node(item: Object) -> Object:
 
 def _error(status: int, content: bytes) -> KubeError:
     try:
-        told: Mapping[str, Any] = json.loads(content)
+        answer: Mapping[str, Any] = json.loads(content)
     except ValueError:
-        told = {}
-    message = told.get("message") or content.decode(errors="replace")[:500] or f"HTTP status {status}"
-    return KubeError(status, told.get("reason") or "", message)
-
-
-def _path(kind: Kind, namespace: str | None, name: str = "") -> str:
-    folder = "/" + kind.value.format(f"namespaces/{quote(namespace)}" if namespace else "").replace("//", "/")
-    return f"{folder}/{quote(name)}" if name else folder
+        answer = {}
+    message = answer.get("message") or content.decode(errors="replace")[:500] or f"HTTP status {status}"
+    return KubeError(status, answer.get("reason") or "", message)

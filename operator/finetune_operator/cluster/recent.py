@@ -1,4 +1,4 @@
-"""A value that many ask for and that may be a little old: read once for all who ask, and again when it is too old."""
+"""Values that many reconciles read and that may be a little old: one read serves all of them until it is too old."""
 
 import asyncio
 import time
@@ -10,10 +10,11 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Name, Value]):
-    """Values by name, each at most so many seconds old.
+    """Values by name with a highest age.
 
     Args:
-        read: reads one; an error reaches everybody who waits for it, and is not kept.
+        read: reads one value. Its error reaches every caller that waits for the value, and is not kept.
+        seconds: highest age of a value.
         clock: monotonic seconds.
     """
 
@@ -27,7 +28,7 @@ class Recent(Generic[Name, Value]):
         self._locks: dict[Name, asyncio.Lock] = {}
 
     async def get(self, name: Name) -> Value:
-        """The value as it was at most so many seconds ago."""
+        """Return the value; read it first if none is fresh enough."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             self._drop_old()
             if name not in self._known:
@@ -36,7 +37,7 @@ class Recent(Generic[Name, Value]):
             return self._known[name][1]
 
     def _drop_old(self) -> None:
-        """Values of all names, so that those nobody asks for any more do not stay."""
+        """Drop the old values of all names, so that names that are no longer read do not fill the memory."""
         now = self._clock()
         for name, (began, _) in list(self._known.items()):
             if now - began >= self._seconds:

@@ -1,6 +1,6 @@
-"""The watches. Kopf only watches here: no annotation, no finalizer, no PATCH of its own. `News` says what events mean.
+"""The watches, by Kopf. Kopf only watches: it writes no annotation, no finalizer and no PATCH. `News` reads the events.
 
-Events are wake-ups; a re-list after an expired watch brings every object again, but never tells what was deleted.
+An event is a wake-up. A re-list after an interrupted watch returns every object again, but never reports deletions.
 """
 
 import asyncio
@@ -12,12 +12,12 @@ from kopf import OperatorRegistry, OperatorSettings
 from finetune_api.contract import GROUP, MANAGER, PLURAL, VERSION, Label
 from finetune_operator.loop.news import News
 
-WATCH_SECONDS = 300  # the server ends a watch after so long, and it begins anew
-BACKOFFS = (1, 1, 2, 3, 5)  # seconds; also the lag after an outage of the API server
+WATCH_SECONDS = 300  # the API server ends a watch after this time, and Kopf starts it again
+BACKOFFS = (1, 1, 2, 3, 5)  # seconds between tries; also the delay after an outage of the API server
 
 
 def registry(news: News) -> OperatorRegistry:
-    """The watches of the operator: FineTuneJobs, and the Jobs and pods that it made."""
+    """Return the watches: FineTuneJobs, and the Jobs and pods that the operator created."""
     watches = OperatorRegistry()
 
     async def job(*, event: Any, **_: Any) -> None:
@@ -37,12 +37,12 @@ def registry(news: News) -> OperatorRegistry:
 
 
 def _login(**arguments: Any) -> Any:
-    """The pod's service account; out of a cluster, the user's kubeconfig."""
+    """Log in with the service account of the pod, or with the user's kubeconfig outside a cluster."""
     return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
 
 
 def settings() -> OperatorSettings:
-    """Kopf as a watch engine and nothing else."""
+    """Return settings that reduce Kopf to a watch engine."""
     made = OperatorSettings()
     made.scanning.disabled = True
     made.peering.standalone = True
@@ -56,12 +56,17 @@ def settings() -> OperatorSettings:
 
 
 async def watch(namespaces: tuple[str, ...], identity: str, news: News, ready: asyncio.Event) -> None:
-    """Watches until cancelled or told to stop (Kopf listens for signals too); raises when a watch cannot go on."""
+    """Watch until this task is cancelled or the process gets a signal; raise if a watch cannot continue.
+
+    Args:
+        ready: set as soon as the watches run.
+    """
     await kopf.operator(
         registry=registry(news),
         settings=settings(),
         standalone=True,
-        identity=identity,  # type: ignore[arg-type] # a str; without one Kopf asks for a user name, which a pod may lack
+        # A str. Without an identity Kopf asks for a user name, which a pod may lack.
+        identity=identity,  # type: ignore[arg-type]
         clusterwide=not namespaces,
         namespaces=namespaces,
         ready_flag=ready,

@@ -1,6 +1,6 @@
-"""How often statuses are written for figures alone (steps, losses, rates): at most once in a while a job, and only
-while all writes together stay below a limit. News does not wait, or a thousand new jobs would start one after another;
-figures give way to it."""
+"""The pace of status writes. A write of figures alone (steps, losses, rates) happens at most once in an interval per
+job, and only while all writes together stay below a limit. News does not wait, or else a thousand new jobs would start
+one after another. News uses up the limit first."""
 
 import time
 from collections.abc import Callable, Hashable
@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
 
-WRITES_PER_SECOND = 20.0  # of figures and news together, before figures wait for the next poll
-BURST = 20.0  # writes that may come at once after a quiet time
+WRITES_PER_SECOND = 20.0  # of figures and news together; above it, figures wait for the next poll
+BURST = 20.0  # writes that are allowed at once after a quiet time
 
 
 class Pace(Generic[Name]):
@@ -29,7 +29,7 @@ class Pace(Generic[Name]):
         self._refilled = clock()
 
     def grant(self, name: Name) -> bool:
-        """Grants a job a write for its figures, if one is due and no grant is open."""
+        """Grant a job one write of its figures if one is due, and return whether it was granted."""
         now = self._clock()
         due = now - self._written.get(name, float("-inf")) >= self._seconds
         if not due or name in self._granted or self._refill() < 1:
@@ -39,20 +39,20 @@ class Pace(Generic[Name]):
         return True
 
     def granted(self, name: Name) -> bool:
-        """Whether a grant is open. It stays open when the write fails, for the next try."""
+        """Return whether a granted write is still open. It stays open after a failed write, for the next try."""
         return name in self._granted
 
     def spend(self) -> None:
-        """A write of news is made."""
+        """Count a write of news."""
         self._left = max(0.0, self._refill() - 1)
 
     def settle(self, name: Name) -> None:
-        """A job's status is up to date, with all figures: it has been written, or there was nothing to write."""
+        """Record that the status of a job is up to date: all figures are written, or nothing has changed."""
         self._granted.discard(name)
         self._written[name] = self._clock()
 
     def forget(self, name: Name) -> None:
-        """The job is gone."""
+        """Forget a job that no longer exists."""
         self._written.pop(name, None)
         self._granted.discard(name)
 

@@ -1,40 +1,40 @@
-"""Which jobs to look at: each key once, however many events named it, and by one worker at a time. A key that is added
-while it is being worked on comes again afterwards; one that failed comes again after a growing delay."""
+"""The queue of jobs to look at. A key stands in the queue once, and one worker at a time works on it. A key that is
+added during the work comes again afterwards; a key whose work failed comes again after a growing delay."""
 
 import asyncio
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item", bound=Hashable)
 
 FIRST_DELAY = 0.2  # seconds
 LONGEST_DELAY = 60.0
 FACTOR = 2.0
 
 
-class WorkQueue(Generic[Key]):
-    """A queue of keys. Not thread-safe: all happens on one event loop, with no await between check and change."""
+class WorkQueue(Generic[Item]):
+    """A queue of keys. Not thread-safe: all runs on one event loop, without an await between check and change."""
 
     def __init__(self) -> None:
-        self._waiting: asyncio.Queue[Key] = asyncio.Queue()
-        self._dirty: set[Key] = set()  # to be worked on
-        self._working: set[Key] = set()
-        self._timers: dict[Key, asyncio.TimerHandle] = {}
-        self._failures: dict[Key, int] = {}
+        self._waiting: asyncio.Queue[Item] = asyncio.Queue()
+        self._dirty: set[Item] = set()  # added, and not taken since
+        self._working: set[Item] = set()
+        self._timers: dict[Item, asyncio.TimerHandle] = {}
+        self._failures: dict[Item, int] = {}
 
     def __len__(self) -> int:
         return len(self._dirty)
 
-    def add(self, key: Key) -> None:
-        """Work on a key as soon as possible."""
+    def add(self, key: Item) -> None:
+        """Add a key now."""
         if key in self._dirty:
             return
         self._dirty.add(key)
         if key not in self._working:
             self._waiting.put_nowait(key)
 
-    def add_after(self, key: Key, seconds: float) -> None:
-        """Work on a key after a while, unless it is due earlier anyway."""
+    def add_after(self, key: Item, seconds: float) -> None:
+        """Add a key after a delay, unless an earlier timer runs for it."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         timer = self._timers.get(key)
@@ -44,29 +44,29 @@ class WorkQueue(Generic[Key]):
             timer.cancel()
         self._timers[key] = loop.call_at(due, self._due, key)
 
-    def add_failed(self, key: Key) -> float:
-        """Work on a key again after a delay that grows with its failures in a row; returns the delay."""
+    def add_failed(self, key: Item) -> float:
+        """Add a key after a delay that grows with its consecutive failures, and return the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay: float = min(FIRST_DELAY * FACTOR**failures, LONGEST_DELAY)
         self.add_after(key, delay)
         return delay
 
-    async def get(self) -> Key:
-        """The next key; the caller says `done` when it has worked on it."""
+    async def get(self) -> Item:
+        """Wait for the next key and return it. The caller calls `done` after its work."""
         key = await self._waiting.get()
         self._dirty.discard(key)
         self._working.add(key)
         return key
 
-    def done(self, key: Key, *, well: bool = True) -> None:
-        """A key has been worked on; if well, its failures are forgotten."""
+    def done(self, key: Item, *, succeeded: bool = True) -> None:
+        """End the work on a key; success resets its failures."""
         self._working.discard(key)
-        if well:
+        if succeeded:
             self._failures.pop(key, None)
         if key in self._dirty:
             self._waiting.put_nowait(key)
 
-    def _due(self, key: Key) -> None:
+    def _due(self, key: Item) -> None:
         del self._timers[key]
         self.add(key)

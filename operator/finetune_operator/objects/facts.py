@@ -1,20 +1,20 @@
-"""What the API server's objects say, as frozen values: the only place that knows where Kubernetes keeps a fact."""
+"""Facts about Jobs and pods as frozen values: the only module that knows where Kubernetes keeps a fact. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
 
 from finetune_api.contract import CONTAINER, JOB_ANNOTATION, PROGRESS_TOKEN_ANNOTATION, Label
 from finetune_api.messages import Stage
+from finetune_operator.objects.kinds import Object
 
-Object = dict[str, Any]
-STARTING = frozenset({"ContainerCreating", "PodInitializing"})  # reasons of waiting when all goes its way
+NORMAL_WAITING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})  # of a pod that starts as usual
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 
-class Obstacle(NamedTuple):
-    """What keeps something from going on: a reason in one word, and a sentence."""
+@dataclass(frozen=True)
+class Obstacle:
+    """What blocks a step: a reason in one word, and a sentence."""
 
     reason: str
     message: str
@@ -31,16 +31,17 @@ class ConditionFact:
 
 @dataclass(frozen=True)
 class StageJob:
-    """A Job of ours.
+    """A Job that the operator created.
 
     Attributes:
         attempt: number of the train Job, from 1; 0 for other stages.
-        pods: how many it runs at once.
-        deleting: it has been deleted and waits for its pods.
-        suspended: by a queue; we never suspend Jobs.
-        written: the FineTuneJob that it was made from, as JSON.
-        controller: uid of the object that made it: labels can be copied.
-        has_progress_token: its agents know a token that opens /progress alone; those of older operators do not.
+        pods: number of pods that the Job runs at once.
+        deleting: whether the Job was deleted and waits for its pods.
+        suspended: whether a queue suspends the Job; the operator never suspends Jobs.
+        written: JSON of the FineTuneJob that the Job was made from.
+        controller: uid of the controlling object; labels alone prove nothing, because anybody can copy them.
+        has_progress_token: whether the agents accept a token that opens only /progress; agents of older operators do
+            not.
     """
 
     name: str
@@ -54,33 +55,32 @@ class StageJob:
     conditions: Mapping[str, ConditionFact]
     completed_at: datetime | None
     written: str = ""
-
-    @property
-    def living(self) -> bool:
-        """Whether it runs pods, and will go on doing so."""
-        return not (self.complete or self.failing or self.deleting)
-
     controller: str = ""
     has_progress_token: bool = False
 
     @property
+    def living(self) -> bool:
+        """Whether the Job runs pods and keeps running them."""
+        return not (self.complete or self.failing or self.deleting)
+
+    @property
     def complete(self) -> bool:
-        """Whether it ended well; its success policy may be met while pods still end."""
+        """Whether the Job succeeded. Its success policy may be met while its pods still end."""
         return self._is("Complete") or self._is("SuccessCriteriaMet")
 
     @property
     def failed(self) -> bool:
-        """Whether it ended badly, and all its pods with it."""
+        """Whether the Job failed and all its pods have ended."""
         return self._is("Failed")
 
     @property
     def failing(self) -> bool:
-        """Whether it is about to fail: its pods are being ended."""
+        """Whether the Job has failed, or fails as soon as its pods have ended."""
         return self.failed or self._is("FailureTarget")
 
     @property
     def failure(self) -> ConditionFact | None:
-        """Why it failed, in the Job controller's words."""
+        """The Job controller's reason for the failure."""
         return self.conditions.get("Failed") or self.conditions.get("FailureTarget")
 
     def _is(self, condition: str) -> bool:
@@ -90,19 +90,20 @@ class StageJob:
 
 @dataclass(frozen=True)
 class StagePod:
-    """A pod of ours, and our container in it; what an admission webhook added is not looked at.
+    """A pod that the operator's Job created, and its trainer container. Injected containers are ignored.
 
     Attributes:
         index: completion index; 0 for stages with one pod.
-        deleted_at: when its grace period ends, if it has been deleted.
-        waiting: reason and message why its container does not run, such as ImagePullBackOff.
-        unschedulable: the scheduler's sentence, while it finds no node.
-        exit_code, ended: of the container, once it has ended; `ended` is the reason, such as OOMKilled.
-        ended_at: when it did.
-        message: the container's termination message.
-        disruption: why Kubernetes ended it, such as DeletionByTaintManager.
-        sidecar_runs: another container, which is not ours, still runs.
-        controller: uid of the object that made it: labels can be copied.
+        deleted_at: end of the grace period of a pod that was deleted.
+        waiting: why the container does not run, such as ImagePullBackOff.
+        unschedulable: the scheduler's sentence while no node fits.
+        exit_code: of the container, once it has ended.
+        ended: Kubernetes' reason for the end of the container, such as OOMKilled.
+        ended_at: time of the end of the container.
+        message: termination message of the container.
+        disruption: why Kubernetes ended the pod, such as DeletionByTaintManager.
+        sidecar_runs: whether an injected container still runs.
+        controller: uid of the controlling object; labels alone prove nothing, because anybody can copy them.
     """
 
     name: str
@@ -130,21 +131,30 @@ class StagePod:
 
     @property
     def starting(self) -> bool:
-        """Whether its node prepares its container, and says no more than that."""
-        return self.waiting is not None and self.waiting[0] in STARTING and self.deleted_at is None
+        """Whether the node prepares the container and reports no obstacle."""
+        return self.waiting is not None and self.waiting.reason in NORMAL_WAITING_REASONS and self.deleted_at is None
 
     def past_grace(self, now: datetime) -> bool:
-        """Whether it should have been gone by now: then its node is worth a look."""
+        """Return whether the pod has outlived its grace period; then its node may be lost."""
         return not self.over and self.deleted_at is not None and now >= self.deleted_at
 
     @property
     def over(self) -> bool:
-        """Whether nothing of it runs any more."""
+        """Whether all containers of the pod have ended."""
         return self.phase in {"Succeeded", "Failed"}
 
 
+def pods_of(job: StageJob, pods: Iterable[StagePod]) -> list[StagePod]:
+    """Return the pods of a Job, in the given order."""
+    return [pod for pod in pods if (pod.stage, pod.attempt) == (job.stage, job.attempt)]
+
+
 def stage_job(item: Object) -> StageJob:
-    """A Job as the API server returned it."""
+    """Read a Job as the API server returned it.
+
+    Raises:
+        KeyError, ValueError: labels or fields of our Jobs are missing or malformed.
+    """
     metadata, status = item["metadata"], item.get("status") or {}
     template: Object = item["spec"].get("template", {}).get("metadata") or {}
     return StageJob(
@@ -165,7 +175,11 @@ def stage_job(item: Object) -> StageJob:
 
 
 def stage_pod(item: Object) -> StagePod:
-    """A pod as the API server returned it."""
+    """Read a pod as the API server returned it.
+
+    Raises:
+        KeyError, ValueError: labels or fields of our pods are missing or malformed.
+    """
     metadata, status = item["metadata"], item.get("status") or {}
     containers: Iterable[Object] = status.get("containerStatuses") or ()
     container = next((one for one in containers if one["name"] == CONTAINER), {})
@@ -203,7 +217,7 @@ def stage_pod(item: Object) -> StagePod:
 
 
 def moment(text: str) -> datetime:
-    """A time of the API server."""
+    """Read a time as the API server writes it."""
     return datetime.fromisoformat(text)
 
 

@@ -1,25 +1,24 @@
-"""The parts of our pods: restricted pod security, no Kubernetes token, scratch and shared memory, the storage's
-credentials as environment, and what a job adds by `podTemplate`. Pure."""
+"""The parts of our pods: restricted pod security, no Kubernetes token, scratch and shared memory, the credentials of
+storage as environment variables, and the additions of `podTemplate`. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from finetune_api.contract import CONTAINER, CREDENTIALS, JOB_ANNOTATION, Env, Label, PodPath
+from finetune_api.contract import CONTAINER, JOB_ANNOTATION, Label, PodPath
 from finetune_api.messages import Stage
-from finetune_api.quantity import parse_quantity
-from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.spec import Resources, StageSpec
-from finetune_operator.objects.machines import gpu_resources
+from finetune_operator.objects.environment import storage_access
+from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.kinds import Object
 from finetune_operator.settings import Settings
 
-Object = dict[str, Any]
-
 NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
+SCRATCH = "finetune-scratch"
 
 
 def container(
-    job: FineTuneJob,
+    job: AcceptedJob,
     settings: Settings,
     *,
     command: list[str],
@@ -27,23 +26,28 @@ def container(
     resources: Object,
     mounts: Sequence[Object] = (),
 ) -> Object:
-    """The one container of a pod; `mounts` are of volumes that its template adds."""
+    """Build the trainer container of a pod.
+
+    Args:
+        env: variables of this stage; the variables of storage are added.
+        mounts: of volumes that the pod has in addition to those of every pod.
+    """
     added = job.spec.pod_template
-    ours = [*env, *_storage_env(job)]
+    ours = [*env, *storage_access(job.spec.storage)]
     names = {variable["name"] for variable in ours}
-    theirs = [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in added.env] if added else []
+    theirs = [_dump(one) for one in added.env] if added else []
     mounted = [
         *mounts,
-        {"name": "finetune-job", "mountPath": PodPath.JOB.value.rpartition("/")[0], "readOnly": True},
-        {"name": "finetune-scratch", "mountPath": PodPath.SCRATCH.value},
+        {"name": "finetune-job", "mountPath": _folder(PodPath.JOB), "readOnly": True},
+        {"name": SCRATCH, "mountPath": PodPath.SCRATCH.value},
         {"name": "finetune-tmp", "mountPath": PodPath.TMP.value},
         {"name": "finetune-shm", "mountPath": PodPath.SHM.value},
     ]
     if job.spec.storage.ca_secret_ref:
-        mounted.append({"name": "finetune-ca", "mountPath": PodPath.CA.value.rpartition("/")[0], "readOnly": True})
+        mounted.append(ca_mount("finetune-ca", PodPath.CA))
     if added:
-        mounted += [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in added.volume_mounts]
-    made: Object = {
+        mounted += [_dump(one) for one in added.volume_mounts]
+    built: Object = {
         "name": CONTAINER,
         "image": job.spec.image or settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
@@ -60,45 +64,39 @@ def container(
         },
     }
     if added and added.env_from:
-        made["envFrom"] = list(added.env_from)
-    return made
+        built["envFrom"] = list(added.env_from)
+    return built
 
 
-def template(
-    stage: Stage,
-    job: FineTuneJob,
+def pod_spec(
+    job: AcceptedJob,
     settings: Settings,
     container: Object,
     *,
     grace_seconds: int,
-    scratch_bytes: int | None,
+    placement: Object,
+    scratch: Object,
     volumes: Sequence[Object] = (),
 ) -> Object:
-    """A pod template around a container, with `volumes` of its own.
+    """Build the spec of a pod around its container.
 
-    CPU stages do not go where `podTemplate` sends the training pods.
+    Args:
+        grace_seconds: time that the pod gets to save and upload when it is asked to stop.
+        placement: fields that decide where the pod runs.
+        scratch: the volume for node-local files.
+        volumes: that the pod has in addition to those of every pod.
     """
     added = job.spec.pod_template
+    path = {"path": _file(PodPath.JOB), "fieldRef": {"fieldPath": f"metadata.annotations['{JOB_ANNOTATION}']"}}
     mountable: list[Object] = [
         *volumes,
-        {
-            "name": "finetune-job",
-            "downwardAPI": {
-                "items": [
-                    {
-                        "path": PodPath.JOB.value.rpartition("/")[2],
-                        "fieldRef": {"fieldPath": f"metadata.annotations['{JOB_ANNOTATION}']"},
-                    }
-                ]
-            },
-        },
-        _scratch(job, stage, scratch_bytes),
+        {"name": "finetune-job", "downwardAPI": {"items": [path]}},
+        scratch,
         {"name": "finetune-tmp", "emptyDir": {}},
         {"name": "finetune-shm", "emptyDir": {"medium": "Memory"}},
     ]
     if reference := job.spec.storage.ca_secret_ref:
-        items = [{"key": "ca.crt", "path": PodPath.CA.value.rpartition("/")[2]}]
-        mountable.append({"name": "finetune-ca", "secret": {"secretName": reference.name, "items": items}})
+        mountable.append(ca_volume("finetune-ca", reference.name, PodPath.CA))
     spec: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -107,6 +105,7 @@ def template(
         "securityContext": _security(settings.run_as_user),
         "containers": [container],
         "volumes": mountable,
+        **placement,
     }
     if added:
         mountable += list(added.volumes)
@@ -114,26 +113,97 @@ def template(
             spec["imagePullSecrets"] = [{"name": one.name} for one in added.image_pull_secrets]
         if added.service_account_name:
             spec["serviceAccountName"] = added.service_account_name
-        if stage is Stage.TRAIN:
-            if added.node_selector:
-                spec["nodeSelector"] = dict(added.node_selector)
-            if added.topology_spread_constraints:
-                spec["topologySpreadConstraints"] = list(added.topology_spread_constraints)
-            if added.runtime_class_name:
-                spec["runtimeClassName"] = added.runtime_class_name
-            if added.scheduler_name:
-                spec["schedulerName"] = added.scheduler_name
-    return {"spec": spec}
+    return spec
 
 
-def affinity(job: FineTuneJob, uid: str) -> Object:
-    """The user's affinity, or: rather one pod per node, because two on one are lost together."""
+def training_placement(job: AcceptedJob, settings: Settings) -> Object:
+    """Return the fields that decide where the training pods run."""
+    added = job.spec.pod_template
+    placement = {
+        "affinity": _affinity(job),
+        "tolerations": _node_tolerations(job, settings.node_toleration_seconds),
+        "priorityClassName": job.spec.priority_class_name,
+        "nodeSelector": dict(added.node_selector) if added else {},
+        "topologySpreadConstraints": list(added.topology_spread_constraints) if added else [],
+        "runtimeClassName": added.runtime_class_name if added else None,
+        "schedulerName": added.scheduler_name if added else None,
+    }
+    required = {"affinity", "tolerations"}
+    return {name: value for name, value in placement.items() if value or name in required}
+
+
+def stage_placement(job: AcceptedJob, stage: StageSpec | None) -> Object:
+    """Return the fields that decide where the pod of a CPU stage runs.
+
+    The pod tolerates the same taints as the training pods, but it does not need their nodes.
+
+    Args:
+        stage: `spec.prepare` or `spec.export`.
+    """
+    added = job.spec.pod_template
+    own = stage.tolerations if stage else None
+    tolerated = own if own is not None else (added.tolerations if added else [])
+    placement = {
+        "nodeSelector": dict(stage.node_selector) if stage else {},
+        "tolerations": [_dump(one) for one in tolerated],
+        "priorityClassName": (stage.priority_class_name if stage else None) or job.spec.priority_class_name,
+    }
+    return {name: value for name, value in placement.items() if value}
+
+
+def small_scratch() -> Object:
+    """Return the scratch volume of a CPU stage."""
+    return {"name": SCRATCH, "emptyDir": {}}
+
+
+def training_scratch(job: AcceptedJob, size_bytes: int) -> Object:
+    """Return the scratch volume of a training pod.
+
+    Args:
+        size_bytes: of a claim without `spec.scratch.size`.
+    """
+    wanted = job.spec.scratch
+    if wanted is None:
+        return small_scratch()
+    if wanted.storage_class_name:
+        claim = {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": wanted.storage_class_name,
+            "resources": {"requests": {"storage": str(wanted.size or size_bytes)}},
+        }
+        return {"name": SCRATCH, "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+    folder: Object = {}
+    if wanted.medium == "Memory":
+        folder["medium"] = "Memory"
+    if wanted.size:
+        folder["sizeLimit"] = str(wanted.size)
+    return {"name": SCRATCH, "emptyDir": folder}
+
+
+def requirements(resources: Resources) -> Object:
+    """Return resources in Kubernetes' form, without empty parts."""
+    parts = {"limits": _quantities(resources.limits), "requests": _quantities(resources.requests)}
+    return {name: value for name, value in parts.items() if value}
+
+
+def ca_volume(name: str, secret: str, path: PodPath) -> Object:
+    """Return a volume with the key `ca.crt` of a Secret as a file."""
+    return {"name": name, "secret": {"secretName": secret, "items": [{"key": "ca.crt", "path": _file(path)}]}}
+
+
+def ca_mount(name: str, path: PodPath) -> Object:
+    """Return the mount of a volume of `ca_volume`."""
+    return {"name": name, "mountPath": _folder(path), "readOnly": True}
+
+
+def _affinity(job: AcceptedJob) -> Object:
+    """Return the user's affinity, or prefer one pod per node: two pods on one node are lost together."""
     added = job.spec.pod_template
     if added and added.affinity:
         return dict(added.affinity)
     term = {
         "topologyKey": "kubernetes.io/hostname",
-        "labelSelector": {"matchLabels": {Label.UID.value: uid, Label.STAGE.value: Stage.TRAIN.value}},
+        "labelSelector": {"matchLabels": {Label.UID.value: job.owner.uid, Label.STAGE.value: Stage.TRAIN.value}},
     }
     return {
         "podAntiAffinity": {
@@ -142,67 +212,21 @@ def affinity(job: FineTuneJob, uid: str) -> Object:
     }
 
 
-def tolerations(job: FineTuneJob, seconds: int) -> list[Object]:
-    """The user's tolerations, and how long to stay on a node that is not ready (Kubernetes' own default: 5 minutes)."""
+def _node_tolerations(job: AcceptedJob, seconds: int) -> list[Object]:
+    """Return the user's tolerations, and the seconds to stay on a node that is not ready (Kubernetes' default: 300)."""
     added = job.spec.pod_template
-    theirs = _tolerations(added.tolerations if added else [])
-    keys = {one.get("key") for one in theirs}
+    theirs: list[Toleration] = added.tolerations if added else []
+    keys = {one.key for one in theirs}
     ours = [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}
         for key in (NOT_READY, UNREACHABLE)
         if key not in keys
     ]
-    return theirs + ours
-
-
-def placement(job: FineTuneJob, asked: StageSpec | None) -> Object:
-    """Where the pod of a CPU stage may run: not where podTemplate sends the training pods, but past the same taints."""
-    added = job.spec.pod_template
-    own = asked.tolerations if asked else None
-    tolerated = own if own is not None else (added.tolerations if added else [])
-    found = {
-        "nodeSelector": dict(asked.node_selector) if asked else {},
-        "tolerations": _tolerations(tolerated),
-        "priorityClassName": (asked.priority_class_name if asked else None) or job.spec.priority_class_name,
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def requirements(resources: Resources) -> Object:
-    """Resources in Kubernetes' form; empty parts left out."""
-    found = {"limits": _quantities(resources.limits), "requests": _quantities(resources.requests)}
-    return {name: value for name, value in found.items() if value}
-
-
-def threads(job: FineTuneJob) -> int:
-    """Intra-op threads of each worker, from the CPUs the pod is given; 0 = the agent looks at its cores."""
-    resources = job.spec.resources_per_node
-    cpu = resources.limits.get("cpu") or resources.requests.get("cpu")
-    if cpu is None:
-        return 0
-    return max(1, int(parse_quantity(cpu)) // (job.spec.processes_per_node or gpus(job) or 1))
-
-
-def gpus(job: FineTuneJob) -> int:
-    """Accelerators of one training pod."""
-    return sum(gpu_resources(job).values())
-
-
-def from_field(name: str, path: str) -> Object:
-    """An environment variable with a field of the pod."""
-    return {"name": str(name), "valueFrom": {"fieldRef": {"fieldPath": path}}}
-
-
-def from_secret(name: str, secret: str, key: str, optional: bool = False) -> Object:
-    """An environment variable with a key of a Secret."""
-    reference: Object = {"name": secret, "key": key}
-    if optional:
-        reference["optional"] = True
-    return {"name": str(name), "valueFrom": {"secretKeyRef": reference}}
+    return [*map(_dump, theirs), *ours]
 
 
 def _security(user: int | None) -> Object:
-    """Restricted pod security. Without a user the platform assigns one, as OpenShift does, or the image names it."""
+    """Return restricted pod security. Without a user the platform (OpenShift) or the image sets one."""
     ids = {} if user is None else {"runAsUser": user, "runAsGroup": user, "fsGroup": user}
     return {
         "runAsNonRoot": True,
@@ -212,45 +236,18 @@ def _security(user: int | None) -> Object:
     }
 
 
-def _tolerations(given: Sequence[Toleration]) -> list[Object]:
-    return [_without_nulls(one.model_dump(by_alias=True, mode="json")) for one in given]
+def _folder(path: PodPath) -> str:
+    return path.value.rpartition("/")[0]
 
 
-def _storage_env(job: FineTuneJob) -> list[Object]:
-    storage = job.spec.storage
-    plain = {
-        Env.STORAGE_ENDPOINT: storage.endpoint,
-        Env.STORAGE_REGION: storage.region,
-        Env.STORAGE_CA: PodPath.CA.value if storage.ca_secret_ref else None,
-    }
-    found: list[Object] = [{"name": name.value, "value": value} for name, value in plain.items() if value]
-    if reference := storage.credentials_secret_ref:
-        found += [from_secret(one.name, reference.name, one.name, one.optional) for one in CREDENTIALS]
-    return found
-
-
-def _scratch(job: FineTuneJob, stage: Stage, scratch_bytes: int | None) -> Object:
-    asked = job.spec.scratch
-    if asked is None or stage is not Stage.TRAIN:
-        return {"name": "finetune-scratch", "emptyDir": {}}
-    if asked.storage_class_name:
-        claim = {
-            "accessModes": ["ReadWriteOnce"],
-            "storageClassName": asked.storage_class_name,
-            "resources": {"requests": {"storage": str(asked.size or scratch_bytes)}},
-        }
-        return {"name": "finetune-scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
-    folder: Object = {}
-    if asked.medium == "Memory":
-        folder["medium"] = "Memory"
-    if asked.size:
-        folder["sizeLimit"] = str(asked.size)
-    return {"name": "finetune-scratch", "emptyDir": folder}
+def _file(path: PodPath) -> str:
+    return path.value.rpartition("/")[2]
 
 
 def _quantities(values: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _without_nulls(value: Object) -> Object:
-    return {name: one for name, one in value.items() if one is not None}
+def _dump(part: Any) -> Object:
+    """Return a part of the pod template as JSON, without fields that are not set."""
+    return {name: one for name, one in part.model_dump(by_alias=True, mode="json").items() if one is not None}

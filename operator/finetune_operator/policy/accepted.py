@@ -1,6 +1,6 @@
-"""Which spec a reconcile goes by: the one on the object, or what was accepted before where that one is refused. Pure.
+"""The spec that counts: the current one, or the last accepted one if the current one breaks a rule. Pure.
 
-The Job of a stage carries the spec that it was made from, so the last accepted one need not be remembered.
+The Job of a stage carries the spec that it was made from, so the operator need not store the last accepted one.
 """
 
 import json
@@ -10,22 +10,24 @@ from dataclasses import dataclass
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job, reread_job
 from finetune_api.v1alpha1.data_names import is_plain_path
-from finetune_operator.objects.facts import Object, StageJob
+from finetune_operator.objects.facts import StageJob
+from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.kinds import Object
 from finetune_operator.policy.conditions import accepted
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A spec that was read.
+    """The outcome of reading a spec.
 
     Attributes:
-        job: None if the spec is refused and none was accepted before, or none that this version can read.
-        spec: as pods are given it.
-        problems: what is wrong with the spec on the object.
+        job: with the spec that counts; None if the current spec is refused and no accepted one can be read.
+        written: the spec that counts, as JSON; the current one if `job` is None.
+        problems: what is wrong with the current spec.
     """
 
-    job: FineTuneJob | None
-    spec: Object
+    job: AcceptedJob | None
+    written: Object
     problems: tuple[Problem, ...] = ()
 
 
@@ -37,24 +39,31 @@ def read_spec(raw: Object, status: FineTuneJobStatus, jobs: Sequence[StageJob]) 
         status: as it was last written.
         jobs: of the FineTuneJob.
     """
+    owner = owner_of(raw)
     try:
         job = parse_job(raw)
         problems = _relative_paths(job)
     except SpecError as error:
         problems = list(error.problems)
     if not problems:
-        return Reading(job, raw["spec"])
+        return Reading(AcceptedJob(owner, job.spec, raw["spec"]), raw["spec"])
     if not accepted(status):
         return Reading(None, raw["spec"], tuple(problems))
     kept = reread_job({**raw, "spec": _with_accepted_fields(raw["spec"], problems, jobs)})
     if kept is None:
         return Reading(None, raw["spec"], tuple(problems))
-    spec = kept.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
-    return Reading(kept, spec, tuple(problems))
+    written = kept.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
+    return Reading(AcceptedJob(owner, kept.spec, written), written, tuple(problems))
+
+
+def owner_of(raw: Object) -> Owner:
+    """Return the identity of a FineTuneJob as the API server returned it."""
+    metadata = raw["metadata"]
+    return Owner(metadata["name"], metadata["namespace"], metadata["uid"])
 
 
 def _with_accepted_fields(spec: Object, problems: Sequence[Problem], jobs: Sequence[StageJob]) -> Object:
-    """The spec, with the fields at fault as the newest Job has them: what else was changed is good, such as suspend."""
+    """Return the spec with the faulty fields as in the newest Job. Other changes, such as suspend, take effect."""
     newest = max((job for job in jobs if job.written), key=lambda job: job.created, default=None)
     before = written_spec(newest) if newest else None
     if before is None:
@@ -65,16 +74,16 @@ def _with_accepted_fields(spec: Object, problems: Sequence[Problem], jobs: Seque
 
 
 def written_spec(job: StageJob) -> Object | None:
-    """The spec that a Job was made from."""
+    """Return the spec that a Job was made from; None if the Job carries no spec."""
     try:
         spec = json.loads(job.written)["spec"]
-    except (ValueError, KeyError, TypeError):  # not of our making
+    except (ValueError, KeyError, TypeError):  # another program changed the annotation
         return None
     return spec if isinstance(spec, dict) else None
 
 
 def _relative_paths(job: FineTuneJob) -> list[Problem]:
-    """What only `finetune run` can mean: a path relative to the folder it was started in, or to the job file."""
+    """Return a problem for each relative path. Only `finetune run` has a folder to resolve it."""
     dataset = job.spec.dataset
     uris = {
         "spec.storage.uri": job.spec.storage.uri,

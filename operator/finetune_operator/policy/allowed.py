@@ -1,5 +1,7 @@
-"""What an admin lets jobs ask for: volume types, service accounts, priority classes. Asked once, before a job is
-accepted: a list that becomes shorter later fails no job that runs. Pure."""
+"""What an admin allows jobs to use: volume types, service accounts, priority classes. Pure.
+
+The lists apply until a job is accepted. A list that becomes shorter later fails no running job.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -8,22 +10,22 @@ from typing import Any
 from finetune_api.errors import Problem
 from finetune_api.v1alpha1 import ConditionType
 from finetune_operator.policy.conditions import is_true
-from finetune_operator.policy.world import Observed
+from finetune_operator.policy.world import Observation
 from finetune_operator.settings import Settings
 
-SECTIONS = ("podTemplate", "prepare", "export")  # of the spec, where a job says something about its pods
+SECTIONS = ("podTemplate", "prepare", "export")  # sections of the spec with settings of pods
 
 
-def refuse_forbidden(seen: Observed, settings: Settings) -> Observed:
-    """The same, with the job refused if it is not accepted yet and asks for what is not allowed."""
+def refuse_forbidden(seen: Observation, settings: Settings) -> Observation:
+    """Refuse the job if it is not accepted yet and uses something that is not allowed; else return `seen`."""
     if seen.job is None or is_true(seen.status, ConditionType.ACCEPTED):
         return seen
-    found = tuple(problems(seen.owner.spec, settings))
-    return replace(seen, job=None, problems=found) if found else seen
+    forbidden = tuple(problems(seen.job.written, settings))
+    return replace(seen, job=None, problems=forbidden) if forbidden else seen
 
 
 def problems(spec: Mapping[str, Any], settings: Settings) -> Iterator[Problem]:
-    """Everything in a valid spec that is not allowed, each with the value and what is allowed instead."""
+    """Yield a problem for each forbidden part of a valid spec, with the value and the allowed ones."""
     for field, name in _volume_types(spec):
         yield from _forbidden(field, name, "volume type", settings.allowed_volume_types, "allowedVolumeTypes")
     named = (
@@ -32,8 +34,8 @@ def problems(spec: Mapping[str, Any], settings: Settings) -> Iterator[Problem]:
     )
     for path, section in _sections(spec):
         for key, what, allowed, value in named:
-            if asked := section.get(key):
-                yield from _forbidden(f"{path}.{key}", asked, what, allowed, value)
+            if chosen := section.get(key):
+                yield from _forbidden(f"{path}.{key}", chosen, what, allowed, value)
 
 
 def _sections(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -43,8 +45,8 @@ def _sections(spec: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 
 def _volume_types(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every volume that a job adds, by its field. A projected volume counts as what it projects: a token of a service
-    account is no harmless file."""
+    """Yield the field and the type of each volume that a job adds. A projected volume counts as its sources, because
+    one of them may be the token of a service account."""
     if (spec.get("model") or {}).get("persistentVolumeClaim"):
         yield "spec.model.persistentVolumeClaim", "persistentVolumeClaim"
     for path, section in _sections(spec):
@@ -67,5 +69,5 @@ def _forbidden(field: str, name: str, what: str, allowed: tuple[str, ...], value
             code="NotAllowed",
             field=field,
             message=f"the {what} {name!r} is not allowed here; allowed are {', '.join(allowed)}",
-            cure=f"use one of these, or ask who runs the operator to add it to the chart's operator.{value}",
+            cure=f"use one of these, or ask your administrator to add it to the chart value operator.{value}",
         )

@@ -1,4 +1,4 @@
-"""Figures as people read them, for printer columns, which cannot format, and for sentences. Pure."""
+"""Figures as text for people: for printer columns, which cannot format numbers, and for sentences. Pure."""
 
 from datetime import datetime
 from math import isfinite
@@ -10,7 +10,13 @@ from finetune_api.v1alpha1.status import PlanStatus, ProgressStatus
 def progress_status(
     progress: Progress | None, at: datetime, before: ProgressStatus | None, over: bool
 ) -> ProgressStatus | None:
-    """Progress as it stands on the object; as it was, where nothing newer is known."""
+    """Return the progress for the status; the last one if nothing newer is known.
+
+    Args:
+        at: when the leader reported the progress.
+        before: of the last status.
+        over: whether the job has finished.
+    """
     if progress is None or not progress.max_steps:
         return before.model_copy(update={"eta_text": None}) if before and over else before
     last = progress.evals[-1] if progress.evals else None
@@ -38,7 +44,7 @@ def progress_status(
 
 
 def eval_text(metrics: dict[str, float]) -> str | None:
-    """The metric people look at first, such as `eval_loss 1.301`."""
+    """Return the most important metric, such as `eval_loss 1.301`; None if there is none."""
     for name in ("eval_loss", *sorted(metrics)):
         if name in metrics:
             return f"{name} {metrics[name]:.4g}"
@@ -46,7 +52,7 @@ def eval_text(metrics: dict[str, float]) -> str | None:
 
 
 def duration(seconds: float) -> str:
-    """Such as 2h10m, 3m20s, 45s; empty where it is no number."""
+    """Return a duration such as 2h10m, 3m20s or 45s; empty for NaN and infinity."""
     if not isfinite(seconds):
         return ""
     whole = int(seconds + 0.5)
@@ -59,7 +65,7 @@ def duration(seconds: float) -> str:
 
 
 def magnitude(number: float) -> str:
-    """Such as 12.4k, 1.1M."""
+    """Return a number such as 12.4k or 1.1M."""
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.1f}{letter}"
@@ -67,19 +73,19 @@ def magnitude(number: float) -> str:
 
 
 def prepared_sentence(plan: PlanStatus | None) -> str:
-    """What prepare found and chose, in one line."""
+    """Return the summary of a plan in one line."""
     if plan is None:
         return "data and model are prepared"
-    told = (
+    summary = (
         f"{plan.model}, {magnitude(plan.parameters or 0)} parameters: {plan.max_steps} steps of {plan.global_batch} "
         f"rows on {plan.world_size} ranks, ZeRO-{plan.zero_stage}, micro-batch {plan.micro_batch} x "
         f"{plan.gradient_accumulation}, learning rate {plan.learning_rate:g}"
     )
-    return "; about ".join(filter(None, (told, estimate(plan))))
+    return "; about ".join(filter(None, (summary, estimate(plan))))
 
 
 def estimate(plan: PlanStatus) -> str:
-    """What the plan will take, such as `2h10m, 17.3 GPU hours, cost 43.33`; empty where it is not known."""
+    """Return the predicted cost of a plan, such as `2h10m, 17.3 GPU hours, cost 43.33`; empty if unknown."""
     parts = [] if plan.estimated_hours is None else [duration(plan.estimated_hours * 3600)]
     if plan.estimated_gpu_hours is not None:
         parts.append(f"{plan.estimated_gpu_hours:.3g} GPU hours")

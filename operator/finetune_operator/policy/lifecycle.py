@@ -1,6 +1,6 @@
-"""The status of a job, rebuilt whole from what was seen. Pure.
+"""The whole status of a job, built from an observation. Pure.
 
-What only passed by (a result whose pod is gone) is kept from the status before.
+Facts that can no longer be observed, such as the result of a deleted pod, are kept from the last status.
 """
 
 from datetime import datetime
@@ -20,33 +20,34 @@ from finetune_api.v1alpha1.status import (
     RecoveryTotals,
 )
 from finetune_operator.objects.facts import StagePod
-from finetune_operator.policy import accounting, conditions, display
-from finetune_operator.policy.steps import Failed, Found, Step, Succeeded
-from finetune_operator.policy.world import Observed
+from finetune_operator.policy import accounting, answers, conditions, display
+from finetune_operator.policy.reasons import Reason
+from finetune_operator.policy.steps import Failed, StageResults, Step, Succeeded
+from finetune_operator.policy.world import Observation
 
 
-def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJobStatus:
-    """The whole status: what is seen, and what was written before where nothing newer is known."""
+def status(seen: Observation, step: Step, results: StageResults, now: datetime) -> FineTuneJobStatus:
+    """Return the whole status: observed facts, and the last written value where nothing newer is known."""
     before = seen.status
-    progress = latest_progress(seen, found)
-    plan = plan_status(seen, found)
-    answers = conditions.answers(seen, step, found, plan, progress)
-    merged = conditions.merge(before, answers, seen.generation, now)
+    progress = latest_progress(seen, results)
+    plan = plan_status(seen, results)
+    new = answers.answers(seen, step, results, plan, progress)
+    merged = answers.merge(before, new, seen.generation, now)
     totals = recovery_totals(progress) or before.recovery_totals
     checkpoints = checkpoint_list(seen, progress) or before.checkpoints
-    phase = conditions.phase_of(step)
+    phase = answers.phase_of(step)
     over = phase in {Phase.SUCCEEDED, Phase.FAILED}
-    made = FineTuneJobStatus(
+    built = FineTuneJobStatus(
         phase=phase,
         conditions=merged,
         observed_generation=seen.generation,
         attempt=attempt(seen) or None,
-        export_attempt=_further_export(seen) if found.complete else before.export_attempt,
+        export_attempt=_further_export(seen) if results.complete else before.export_attempt,
         start_time=before.start_time or now,
         completion_time=now if over else None,
         restarts=totals.count if totals else before.restarts,
-        reason=conditions.weightiest(step, merged),
-        dataset=dataset_status(seen, found) or before.dataset,
+        reason=answers.printed_reason(step, merged),
+        dataset=dataset_status(seen, results) or before.dataset,
         plan=plan,
         progress=display.progress_status(progress, seen.polled.at if seen.polled else now, before.progress, over),
         checkpoints=checkpoints,
@@ -57,70 +58,70 @@ def status(seen: Observed, step: Step, found: Found, now: datetime) -> FineTuneJ
         artifacts=artifacts(step) or before.artifacts,
         failure=step.failure if isinstance(step, Failed) else None,
     )
-    return made.model_copy(update={"accounting": accounting.account(seen, made)})
+    return built.model_copy(update={"accounting": accounting.account(seen, built)})
 
 
-def attempt(seen: Observed) -> int:
-    """The highest train Job there has been."""
+def attempt(seen: Observation) -> int:
+    """Return the number of the newest attempt, even if its train Job no longer exists; 0 if there was none."""
     return max([seen.status.attempt or 0, *(job.attempt for job in seen.jobs if job.stage is Stage.TRAIN)])
 
 
-def export_attempt(seen: Observed) -> int:
-    """The export that is asked for, or the highest there has been."""
-    asked = seen.job.spec.export.attempt if seen.job else None
-    made = [job.attempt for job in seen.jobs if job.stage is Stage.EXPORT]
-    return max([asked or 1, exported(seen.status), *made])
+def export_attempt(seen: Observation) -> int:
+    """Return the number of the export that the user asks for, or of the newest one if that is higher."""
+    wanted = seen.job.spec.export.attempt if seen.job else None
+    existing = [job.attempt for job in seen.jobs if job.stage is Stage.EXPORT]
+    return max([wanted or 1, last_export(seen.status), *existing])
 
 
-def _further_export(seen: Observed) -> int | None:
-    """The export after the first. The first is not written: a CRD of an older version does not know the field."""
+def _further_export(seen: Observation) -> int | None:
+    """Return the number of an export after the first. The first is not written, because the CRD of an older version
+    lacks the field."""
     attempt = export_attempt(seen)
     return attempt if attempt > 1 else None
 
 
-def exported(status: FineTuneJobStatus) -> int:
-    """The export that a status tells of."""
+def last_export(status: FineTuneJobStatus) -> int:
+    """Return the number of the export on a status."""
     return status.export_attempt or 1
 
 
-def held(seen: Observed, now: datetime) -> FineTuneJobStatus:
-    """The status as it was, of a job whose spec cannot be read any more."""
-    answers = {ConditionType.DEGRADED: conditions.refused_spec(seen)}
-    merged = conditions.merge(seen.status, answers, seen.generation, now)
+def unreadable_spec_status(seen: Observation, now: datetime) -> FineTuneJobStatus:
+    """Return the last status as Degraded, for a job without any spec that can be read."""
+    new = {ConditionType.DEGRADED: answers.refused_spec(seen)}
+    merged = answers.merge(seen.status, new, seen.generation, now)
     return seen.status.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
 
 
-def ended(seen: Observed, found: Found, now: datetime) -> FineTuneJobStatus:
-    """The status as it was, of a job that has ended; what was changed in its spec since, and does nothing, is told."""
+def finished_status(seen: Observation, results: StageResults, now: datetime) -> FineTuneJobStatus:
+    """Return the last status of a finished job. A change of its spec without effect makes the job Degraded."""
     before = seen.status
     if seen.generation == before.observed_generation or not conditions.accepted(before):
         return before
-    told = conditions.condition(before, ConditionType.DEGRADED)
-    answers: conditions.Answers = {}
+    new: answers.Answers = {}
     if seen.problems:
-        answers[ConditionType.DEGRADED] = conditions.refused_spec(seen)
-    elif export_attempt(seen) > exported(before) and not found.complete:
-        answers[ConditionType.DEGRADED] = conditions.nothing_to_export(export_attempt(seen))
-    elif told:
-        answers[ConditionType.DEGRADED] = conditions.Answer(False, "AsExpected")
-    merged = conditions.merge(before, answers, seen.generation, now)
+        new[ConditionType.DEGRADED] = answers.refused_spec(seen)
+    elif export_attempt(seen) > last_export(before) and not results.complete:
+        new[ConditionType.DEGRADED] = answers.nothing_to_export(export_attempt(seen))
+    elif conditions.condition(before, ConditionType.DEGRADED):
+        new[ConditionType.DEGRADED] = answers.Answer(False, Reason.AS_EXPECTED)
+    merged = answers.merge(before, new, seen.generation, now)
     return before.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
 
 
-def latest_progress(seen: Observed, found: Found) -> Progress | None:
-    """The newest word on the run: of the leader that answers, else of the one whose pod ended last."""
+def latest_progress(seen: Observation, results: StageResults) -> Progress | None:
+    """Return the newest progress: of the leader that answers, or of the leader whose pod ended last."""
     polled = seen.polled.progress if seen.polled else None
-    left = found.trained.progress if found.trained else None
-    if polled is None or left is None:
-        return polled or left
-    return left if (left.generation, left.step) >= (polled.generation, polled.step) else polled
+    final = results.trained.progress if results.trained else None
+    if polled is None or final is None:
+        return polled or final
+    return final if (final.generation, final.step) >= (polled.generation, polled.step) else polled
 
 
-def plan_status(seen: Observed, found: Found) -> PlanStatus | None:
-    """What prepare planned."""
-    if found.prepared is None or found.prepared.plan is None:
+def plan_status(seen: Observation, results: StageResults) -> PlanStatus | None:
+    """Return the plan: of the result of prepare, or of the last status."""
+    if results.prepared is None or results.prepared.plan is None:
         return seen.status.plan
-    plan = found.prepared.plan
+    plan = results.prepared.plan
     return PlanStatus(
         task=plan.task.value,
         model=plan.model,
@@ -146,10 +147,10 @@ def plan_status(seen: Observed, found: Found) -> PlanStatus | None:
     )
 
 
-def dataset_status(seen: Observed, found: Found) -> DatasetStatus | None:
-    """What prepare found in the data."""
-    facts = found.prepared.dataset if found.prepared else None
-    if found.prepared is None or facts is None:
+def dataset_status(seen: Observation, results: StageResults) -> DatasetStatus | None:
+    """Return the facts of the data from the result of prepare; None without a result."""
+    facts = results.prepared.dataset if results.prepared else None
+    if results.prepared is None or facts is None:
         return None
     return DatasetStatus(
         sha256=facts.sha256,
@@ -158,21 +159,21 @@ def dataset_status(seen: Observed, found: Found) -> DatasetStatus | None:
         tokens=facts.train.tokens,
         skipped_rows=facts.skipped_rows,
         truncated_rows=facts.train.truncated_rows,
-        warnings=list(found.prepared.warnings),
+        warnings=list(results.prepared.warnings),
         report=run_uri(seen, File.DATASET_PAGE),
     )
 
 
-def run_uri(seen: Observed, key: str) -> str | None:
-    """Where something of the run lies; None where the spec names no storage."""
+def run_uri(seen: Observation, key: str) -> str | None:
+    """Return the uri of an object of the run; None if the spec cannot be read."""
     if seen.job is None:
         return None
     owner = seen.owner
     return f"{seen.job.spec.storage.uri.rstrip('/')}/{run_prefix(owner.namespace, owner.name, owner.uid)}{key}"
 
 
-def checkpoint_list(seen: Observed, progress: Progress | None) -> list[CheckpointStatus]:
-    """The last checkpoints, newest first."""
+def checkpoint_list(seen: Observation, progress: Progress | None) -> list[CheckpointStatus]:
+    """Return the last checkpoints, newest first."""
     folder = run_uri(seen, "checkpoints")
     if progress is None or folder is None:
         return []
@@ -189,18 +190,18 @@ def checkpoint_list(seen: Observed, progress: Progress | None) -> list[Checkpoin
     ]
 
 
-def recovery_list(seen: Observed, progress: Progress | None) -> list[RecoveryStatus]:
-    """The last recoveries, newest first. A node's name is kept as it was when the recovery was first told."""
+def recovery_list(seen: Observation, progress: Progress | None) -> list[RecoveryStatus]:
+    """Return the last recoveries, newest first. A recovery keeps the name of its node as first written."""
     if progress is None:
         return []
-    told = {one.generation: one for one in seen.status.recoveries}
+    known = {one.generation: one for one in seen.status.recoveries}
     return [
         RecoveryStatus(
             time=time,
             generation=one.generation,
             category=one.category,
             message=one.reason,
-            node=(told[one.generation].node if one.generation in told else None) or node_name(seen.pods, one.node),
+            node=(known[one.generation].node if one.generation in known else None) or node_name(seen.pods, one.node),
             rank=one.rank,
             resumed_step=one.resumed_step,
             lost_steps=one.lost_steps,
@@ -212,7 +213,7 @@ def recovery_list(seen: Observed, progress: Progress | None) -> list[RecoverySta
 
 
 def _time(text: str) -> datetime | None:
-    """A time as a pod wrote it; None where it is none."""
+    """Read a time as a pod wrote it; None if it is not a time with a time zone."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -221,7 +222,7 @@ def _time(text: str) -> datetime | None:
 
 
 def recovery_totals(progress: Progress | None) -> RecoveryTotals | None:
-    """All recoveries."""
+    """Return the totals of all recoveries; None without progress."""
     if progress is None:
         return None
     totals = progress.recovery_totals
@@ -234,13 +235,13 @@ def recovery_totals(progress: Progress | None) -> RecoveryTotals | None:
 
 
 def node_name(pods: tuple[StagePod, ...], index: int | None) -> str | None:
-    """The Kubernetes node of a gang's node, by the oldest pod of that index that is still there."""
-    found = [pod for pod in pods if pod.index == index and pod.node and pod.attempt]
-    return min(found, key=lambda pod: pod.created).node if found else None
+    """Return the Kubernetes node of a gang's node: that of the oldest training pod of the index that still exists."""
+    same = [pod for pod in pods if pod.index == index and pod.node and pod.attempt]
+    return min(same, key=lambda pod: pod.created).node if same else None
 
 
 def artifacts(step: Step) -> list[ArtifactStatus]:
-    """What the user keeps."""
+    """Return the artifacts of a job that has succeeded."""
     if not isinstance(step, Succeeded):
         return []
     return [

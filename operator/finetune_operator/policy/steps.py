@@ -1,4 +1,4 @@
-"""Where a job is on its way through the house: one frozen value per step, made by `decide`, told by `lifecycle`."""
+"""The steps of a job: one frozen value per step. `decide` chooses the step, `lifecycle` writes it to the status."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from finetune_operator.objects.facts import Obstacle
 
 @dataclass(frozen=True)
 class Preparing:
-    """The prepare stage runs, or is about to. `obstacle`: why its pod does not."""
+    """The prepare stage runs or starts. `obstacle`: why its pod does not run."""
 
     obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
 class Planned:
-    """Prepared, and `spec.dryRun` asks for no more: nothing runs until it is false."""
+    """The plan is ready and `spec.dryRun` is true, so nothing runs."""
 
 
 @dataclass(frozen=True)
 class Starting:
-    """A train Job is made, or its pods are coming. `obstacle` as above; `ready` of `wanted` nodes beat."""
+    """The pods of a train Job start. `obstacle`: why they do not; `ready`: nodes whose agents beat."""
 
     attempt: int
     ready: int
@@ -33,14 +33,14 @@ class Starting:
 
 @dataclass(frozen=True)
 class Queued:
-    """A queue holds the train Job back."""
+    """A queue suspends the train Job."""
 
     attempt: int
 
 
 @dataclass(frozen=True)
 class Running:
-    """All nodes beat."""
+    """The agents of all nodes beat."""
 
     attempt: int
     wanted: int
@@ -59,7 +59,7 @@ class Recovering:
 
 @dataclass(frozen=True)
 class Ending:
-    """A train Job was deleted; `pods` still save and upload. `suspended`: no other will follow for now."""
+    """A train Job was deleted, and `pods` of it still save and upload. `suspended`: no other Job follows for now."""
 
     pods: int
     suspended: bool
@@ -67,28 +67,33 @@ class Ending:
 
 @dataclass(frozen=True)
 class Suspended:
-    """Nothing of the job runs. `hindrance`: why resuming is refused."""
+    """No pod of the job runs. `obstacle`: why the job cannot resume."""
 
-    hindrance: Obstacle | None = None
+    obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
 class Exporting:
-    """All is trained; the export stage runs, or is about to."""
+    """Training is complete; the export stage runs or starts. `obstacle`: why its pod does not run."""
 
     obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
 class Succeeded:
-    """All is done."""
+    """All stages are complete."""
 
     artifacts: Sequence[Artifact]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """No retry will help. `accepted`: whether the spec was fine; `prepared`: whether the stage before training was."""
+    """The job failed for good.
+
+    Attributes:
+        accepted: whether the spec was valid.
+        prepared: whether the prepare stage did not cause the failure.
+    """
 
     failure: FailureStatus
     accepted: bool = True
@@ -101,13 +106,13 @@ Step = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """What finished stages left behind, as far as their pods still tell.
+class StageResults:
+    """The results of stages that have ended, as far as their pods still exist.
 
     Attributes:
         prepared: result of a prepare stage that succeeded.
-        trained: result of the leader whose pod ended last, whatever the ending.
-        complete: whether training is done.
+        trained: result of the leader whose pod ended last, whether or not training succeeded.
+        complete: whether training is complete.
     """
 
     prepared: StageResult | None = None

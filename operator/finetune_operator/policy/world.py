@@ -1,25 +1,26 @@
-"""What a reconcile has seen, and what it decides: the two values between observe, decide and act."""
+"""The values between observe, decide and act: what a reconcile has observed, and what it does. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from finetune_api.beats import Progress
 from finetune_api.errors import Problem
 from finetune_api.messages import Stage
-from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus
-from finetune_operator.objects.facts import Obstacle, StageJob, StagePod
-from finetune_operator.objects.kinds import Kind
+from finetune_api.v1alpha1 import FineTuneJobStatus
+from finetune_operator.objects.facts import Obstacle, StageJob, StagePod, pods_of
+from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.objects.machines import Node
-from finetune_operator.objects.resources import Owner
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Polled:
-    """What the leader of a gang said last; `error` is set when it could not be asked since."""
+    """The last answer of a gang's leader.
+
+    Attributes:
+        error: why a later poll failed; empty if none failed.
+    """
 
     progress: Progress | None
     at: datetime
@@ -27,36 +28,41 @@ class Polled:
 
 
 @dataclass(frozen=True)
-class Observed:
+class Observation:
     """One FineTuneJob and everything that belongs to it.
 
     Attributes:
-        job: by the spec that counts: the last accepted one, if the one on the object breaks a rule (`problems` says
-            which). None when there is none that can be read.
+        job: with the spec that counts: the last accepted one if the current one breaks a rule (see `problems`). None if
+            no spec can be read.
+        problems: what is wrong with the current spec.
+        ttl_seconds: `spec.ttlSecondsAfterFinished`, also of a spec that is refused.
         status: as it was last written.
-        left_behind: pods that are still being deleted of an earlier job of the same name, or of this one if it is gone.
-        held_up: Jobs that cannot make pods, with the API server's sentence (a quota, a policy).
-        refused: why a child could not be created, since one last could.
-        namespace_ends: the namespace is being deleted.
-        leaving: by uid of a pod that is being deleted: for how many seconds, by our own clock, that has been seen.
-        lost_nodes: nodes of pods past their grace period that are gone or not ready.
-        log_tail: last lines of the pod that ended a failed stage.
-        nodes: those that tell of GPUs, also ones that the job may not use; looked for only before the prepare stage.
+        jobs, pods: children of this object.
+        left_behind: terminating pods of an earlier job of the same name, or of this job if it no longer exists.
+        polled: last answer of the gang's leader.
+        pods_refused: the API server's sentence, by the name of a Job that cannot create its pods.
+        create_refused: why the last reconcile could not create a child.
+        leaving: seconds since this replica first saw a terminating pod, on its own clock, by the uid of the pod.
+        namespace_ends: whether the namespace is being deleted.
+        lost_nodes: nodes that do not exist or are not ready, and have pods past their grace period.
+        log_tail: last lines of the pod that failed its stage.
+        nodes: nodes with GPU labels, also those that the job may not use; read only before the prepare stage.
     """
 
     owner: Owner
     generation: int
     resource_version: str
     deleting: bool
-    job: FineTuneJob | None
+    job: AcceptedJob | None
     problems: tuple[Problem, ...] = ()
+    ttl_seconds: int | None = None
     status: FineTuneJobStatus = field(default_factory=FineTuneJobStatus)
     jobs: tuple[StageJob, ...] = ()
     pods: tuple[StagePod, ...] = ()
     left_behind: tuple[StagePod, ...] = ()
     polled: Polled | None = None
-    held_up: Mapping[str, str] = field(default_factory=dict)
-    refused: Obstacle | None = None
+    pods_refused: Mapping[str, str] = field(default_factory=dict)
+    create_refused: Obstacle | None = None
     leaving: Mapping[str, float] = field(default_factory=dict)
     namespace_ends: bool = False
     lost_nodes: frozenset[str] = frozenset()
@@ -64,29 +70,28 @@ class Observed:
     nodes: tuple[Node, ...] = ()
 
     def stage_job(self, stage: Stage) -> StageJob | None:
-        """The Job of a stage; of training and export, the one of the highest attempt."""
-        found = [job for job in self.jobs if job.stage is stage]
-        return max(found, key=lambda job: job.attempt, default=None)
+        """Return the Job of a stage; for training and export, the one of the highest attempt."""
+        jobs = [job for job in self.jobs if job.stage is stage]
+        return max(jobs, key=lambda job: job.attempt, default=None)
 
-    def stage_pods(self, stage: Stage, attempt: int = 0) -> list[StagePod]:
-        """The pods of a stage's Job, oldest first."""
-        found = [pod for pod in self.pods if pod.stage is stage and pod.attempt == attempt]
-        return sorted(found, key=lambda pod: (pod.created, pod.name))
+    def pods_of(self, job: StageJob) -> list[StagePod]:
+        """Return the pods of a Job, oldest first."""
+        return sorted(pods_of(job, self.pods), key=lambda pod: (pod.created, pod.name))
 
     @property
     def living_pods(self) -> list[StagePod]:
-        """Pods that still hold something of a node."""
+        """Pods that still occupy a node."""
         return [pod for pod in self.pods if not pod.over]
 
     @property
     def leaving_pods(self) -> list[StagePod]:
-        """Pods of this job and of earlier ones of its name that are being deleted and have not ended."""
+        """Pods of this job, and of earlier jobs of its name, that are being deleted and have not ended."""
         return [pod for pod in (*self.living_pods, *self.left_behind) if pod.deleted_at]
 
 
 @dataclass(frozen=True)
 class Create:
-    """Create a child; nothing if it is there, and ours."""
+    """Create a child. Nothing happens if it exists and belongs to the job."""
 
     kind: Kind
     body: Object
@@ -94,7 +99,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete this very object, and its children after it."""
+    """Delete the object with this uid, and its children after it."""
 
     kind: Kind
     name: str
@@ -103,9 +108,9 @@ class Delete:
 
 @dataclass(frozen=True)
 class Release:
-    """Declare a pod dead whose node cannot: delete it for good, and mark it as failed.
+    """Delete a pod on a lost node without confirmation by the node, and mark the pod as failed.
 
-    Deleting alone is not enough: the Job controller keeps the object (its tracking finalizer) until the pod has failed.
+    Deletion alone is not enough: the Job controller keeps the object (its tracking finalizer) until the pod has failed.
     """
 
     name: str
@@ -113,12 +118,12 @@ class Release:
     node: str
 
 
-Action = Create | Delete | Release
+ChildAction = Create | Delete | Release
 
 
 @dataclass(frozen=True)
 class Milestone:
-    """A Kubernetes Event to be: told once the status that it belongs to is written."""
+    """A Kubernetes Event to post after the status is written."""
 
     warning: bool
     reason: str
@@ -127,13 +132,13 @@ class Milestone:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a reconcile does: writes the status, then acts, then tells.
+    """The work of a reconcile: write the status, then act, then post Events.
 
     Attributes:
-        wake_seconds: look again after so long, if nothing happens before.
+        wake_seconds: seconds until the next reconcile, if no event causes one earlier.
     """
 
     status: FineTuneJobStatus
-    actions: tuple[Action, ...] = ()
+    actions: tuple[ChildAction, ...] = ()
     milestones: tuple[Milestone, ...] = ()
     wake_seconds: float | None = None
