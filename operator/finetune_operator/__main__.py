@@ -16,7 +16,7 @@ from finetune_operator.loop import metrics
 from finetune_operator.loop.controller import Controller
 from finetune_operator.loop.handlers import watch
 from finetune_operator.loop.news import News
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
 from finetune_operator.objects.identity import JobKey
@@ -52,7 +52,7 @@ def main() -> int:
 async def run(settings: Settings) -> None:
     """Run all parts together. If one part ends, all end, and Kubernetes restarts the pod."""
     queue: WorkQueue[JobKey] = WorkQueue()
-    pace: Pace[JobKey] = Pace(settings.progress_seconds)
+    pace: WritePace[JobKey] = WritePace(settings.progress_seconds)
     poller = Poller(settings.token_key, settings.poll_seconds, queue.add, pace)
     kube = await Kube.connect(settings.requests)
     elector = Elector(kube, settings.lease_namespace, settings.identity, settings.lease_seconds)

@@ -4,7 +4,7 @@ docs/reference/conditions.md."""
 import sys
 from collections.abc import Iterable, Iterator
 
-from finetune_operator.policy.reasons import CONDITIONS, EVENTS, Meaning, Question, Reason
+from finetune_operator.policy.reasons import CONDITIONS, EVENTS, ConditionMeaning, Meaning, Reason
 
 
 def page() -> str:
@@ -28,7 +28,7 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _condition(question: Question) -> Iterator[str]:
+def _condition(question: ConditionMeaning) -> Iterator[str]:
     yield from ("", f"### {question.type.value}", "", question.question)
     if question.meanings:
         yield ""

@@ -18,9 +18,9 @@ from finetune_operator.cluster.lease import NAME, Elector, LostLeaseError
 from finetune_operator.cluster.observe import gpu_nodes, observe
 from finetune_operator.objects.identity import JobKey
 from finetune_operator.objects.kinds import Kind
-from finetune_operator.objects.machines import MEMORY, PRODUCT, Gpu, gpu_of
+from finetune_operator.objects.machines import MEMORY, PRODUCT, NodeGpu, gpu_of
 from finetune_operator.objects.resources import prepare_job
-from finetune_operator.policy.world import Create, Delete, Milestone, Observation
+from finetune_operator.policy.world import Create, Delete, Milestone, ObservedJob
 from tests.cluster.control_plane import TOKEN, Api
 from tests.unit.operator_worlds import SETTINGS
 
@@ -130,7 +130,7 @@ def make_job(api: Api, name: str, **more: Any) -> None:
     assert made.status == 201, made.message
 
 
-async def look(kube: Kube, name: str) -> Observation:
+async def look(kube: Kube, name: str) -> ObservedJob:
     seen = await observe(kube, JobKey("default", name), datetime.now(UTC))
     assert seen
     return seen
@@ -259,7 +259,7 @@ def test_nodes_that_tell_of_gpus_are_seen_until_the_plan_is_made(api: Api) -> No
             seen = await look(kube, "gpus")
             assert {one.name for one in seen.nodes} == {"one", "other"}, "one look serves all jobs"
             assert seen.job
-            assert gpu_of(seen.job, seen.nodes) == Gpu("NVIDIA-L4", 23034)
+            assert gpu_of(seen.job, seen.nodes) == NodeGpu("NVIDIA-L4", 23034)
             assert await gpu_nodes(nobody, seen.job) == (), "a right that is missing is no failure"
             assert (await look(kube, "cpus")).nodes == ()
             await write_status(kube, seen, FineTuneJobStatus(plan=PlanStatus(nodes=1)))

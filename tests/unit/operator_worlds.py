@@ -15,7 +15,7 @@ from finetune_operator.objects.identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Kind
 from finetune_operator.objects.resources import secret_name
 from finetune_operator.policy.decide import decide
-from finetune_operator.policy.world import Create, Decision, Delete, Observation, Polled, Release
+from finetune_operator.policy.world import Create, Delete, JobDecision, ObservedJob, Polled, Release
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -101,8 +101,8 @@ def spec(**changes: Any) -> dict[str, Any]:
     }
 
 
-def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = None, **more: Any) -> Observation:
-    """A job and its children; `spec_` are changes of the spec, the rest are attributes of Observation."""
+def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = None, **more: Any) -> ObservedJob:
+    """A job and its children; `spec_` are changes of the spec, the rest are attributes of ObservedJob."""
     raw = spec(**more.pop("spec_", {}))
     job = parse_job(
         {
@@ -113,7 +113,7 @@ def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = Non
         }
     )
     owner = Owner("a", "team", UID)
-    seen = Observation(
+    seen = ObservedJob(
         owner=owner,
         generation=1,
         resource_version="7",
@@ -206,7 +206,7 @@ def running_status(attempt: int = 1) -> FineTuneJobStatus:
     return decided(world(*prepared_children(), *gang(attempt), status=before)).status
 
 
-def decided(seen: Observation, now: datetime = NOW) -> Decision:
+def decided(seen: ObservedJob, now: datetime = NOW) -> JobDecision:
     """The decision for a world."""
     return decide(seen, now, SETTINGS)
 
@@ -291,7 +291,7 @@ def _attempt_label(attempt: str) -> dict[str, str]:
     return {"finetune.dev/attempt": attempt} if attempt else {}
 
 
-def acts(seen: Observation) -> list[str]:
+def acts(seen: ObservedJob) -> list[str]:
     """The actions of a decision, in words."""
     words = []
     for action in decided(seen).actions:
@@ -311,7 +311,7 @@ class Case:
     """One world: its name, what is seen, the phase and reason it gets, and what is done."""
 
     name: str
-    seen: Observation
+    seen: ObservedJob
     phase: Phase
     reason: str
     acts: list[str] = field(default_factory=list)

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy.accepted import read_spec
 from finetune_operator.policy.conditions import condition, is_true
-from finetune_operator.policy.world import Create, Observation
+from finetune_operator.policy.world import Create, ObservedJob
 from tests.unit.operator_worlds import (
     EVERYTHING_DONE,
     PREPARE,
@@ -84,7 +84,7 @@ def test_a_new_job_is_refused() -> None:
     assert read_spec(raw(news=1), NEW, ()).job is None
 
 
-def patched(*children: Any, status: FineTuneJobStatus = RUNNING, **changes: Any) -> Observation:
+def patched(*children: Any, status: FineTuneJobStatus = RUNNING, **changes: Any) -> ObservedJob:
     """A job whose spec was changed when it had these children."""
     reading = read_spec(raw(**changes), status, JOBS)
     seen = world(*children, status=status, generation=2, job=reading.job, problems=reading.problems)

@@ -11,14 +11,14 @@ from finetune_api.contract import Label
 from finetune_operator.cluster.act import act
 from finetune_operator.cluster.kube import KubeError
 from finetune_operator.loop import controller as controllers
-from finetune_operator.loop.controller import Controller, Memory
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.controller import Controller, JobMemory
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
 from finetune_operator.objects.facts import Obstacle
 from finetune_operator.objects.identity import JobKey
 from finetune_operator.objects.kinds import Kind
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 from tests.unit.operator_worlds import (
     NOW,
     PREPARE,
@@ -115,19 +115,19 @@ def test_a_refusal_is_told_in_the_servers_words() -> None:
 
 
 def reconcile(
-    monkeypatch: pytest.MonkeyPatch, server: Server, seen: Observation, refused: Obstacle | None = None
+    monkeypatch: pytest.MonkeyPatch, server: Server, seen: ObservedJob, refused: Obstacle | None = None
 ) -> int:
     """One look at a job by a controller that believes to lead; how many looks are due at once."""
 
-    async def observe(*_: Any, **__: Any) -> Observation:
+    async def observe(*_: Any, **__: Any) -> ObservedJob:
         return seen
 
     async def run() -> int:
         queue: WorkQueue[JobKey] = WorkQueue()
-        pace: Pace[JobKey] = Pace(60)
+        pace: WritePace[JobKey] = WritePace(60)
         poller = Poller(SETTINGS.token_key, 5, queue.add, pace)
         controller = Controller(server, SETTINGS, queue, poller, pace, lambda: True)  # type: ignore[arg-type]
-        controller._memories[KEY] = Memory(create_refused=refused)
+        controller._memories[KEY] = JobMemory(create_refused=refused)
         await controller.reconcile(KEY)
         return len(queue._dirty)
 
@@ -161,7 +161,7 @@ def test_a_refusal_whose_words_change_is_tried_again_in_peace(monkeypatch: pytes
 def test_how_long_a_pod_is_being_deleted_is_measured_by_a_clock_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(controllers.time, "monotonic", lambda: clock[0])
-    memory = Memory()
+    memory = JobMemory()
     going = pod(TRAIN, 1, 1, deleted_at=NOW + timedelta(hours=1))
     seen = world(stage_job(PREPARE), pod(TRAIN, 0, 1), going)
     assert memory.watch_leaving(seen).leaving == {going.uid: 0.0}

@@ -18,7 +18,7 @@ from finetune_operator.cluster.kube import KubeError
 from finetune_operator.loop import controller, metrics, progress
 from finetune_operator.loop.controller import Controller
 from finetune_operator.loop.news import News, at_rest
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
 from finetune_operator.objects.identity import JobKey
@@ -50,7 +50,7 @@ class Operator:
     def __post_init__(self) -> None:
         self.api = FakeApi()
         self.queue: WorkQueue[JobKey] = WorkQueue()
-        self.pace: Pace[JobKey] = Pace(60, self.clock)
+        self.pace: WritePace[JobKey] = WritePace(60, self.clock)
         self.poller = Poller(SETTINGS.token_key, 0.005, self.queue.add, self.pace)
         self.controller = Controller(self.api, SETTINGS, self.queue, self.poller, self.pace, lambda: self.leads)
         self.news = News(self.queue, self.poller)

@@ -10,7 +10,7 @@ import pytest
 from finetune_operator.cluster.act import write_status
 from finetune_operator.cluster.kube import KubeError
 from finetune_operator.cluster.observe import observe
-from finetune_operator.loop.controller import Memory
+from finetune_operator.loop.controller import JobMemory
 from finetune_operator.objects.facts import stage_job, stage_pod
 from finetune_operator.objects.identity import JobKey
 from finetune_operator.objects.kinds import Kind
@@ -113,7 +113,7 @@ def test_a_lost_pod_is_released_though_another_job_has_its_jobs_name_by_now() ->
     assert seen
     assert [one.name for one in seen.pods] == ["ours"], "no other pod is one of this job"
     assert [one.name for one in seen.left_behind] == ["lost"]
-    memory = Memory(leaving={"lost": time.monotonic() - 61})
+    memory = JobMemory(leaving={"lost": time.monotonic() - 61})
     actions = decided(memory.watch_leaving(seen)).actions
     assert [one for one in actions if isinstance(one, Release)] == [Release("lost", "lost", "n1")]
     assert not [one for one in decided(replace(seen, lost_nodes=frozenset())).actions if isinstance(one, Release)]

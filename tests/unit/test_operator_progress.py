@@ -5,7 +5,7 @@ from typing import Any
 from finetune_api.beats import Progress
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from tests.unit.operator_worlds import UID, polled
 
@@ -35,7 +35,7 @@ def pod_object(step: int, *, index: int = 0, running: bool = False, uid: str = U
 
 
 def new_poller() -> Poller:
-    poller = Poller(b"0123456789abcdef", 5, lambda key: None, Pace(60))
+    poller = Poller(b"0123456789abcdef", 5, lambda key: None, WritePace(60))
     poller.expect(KEY, UID)
     return poller
 

@@ -11,8 +11,8 @@ from finetune_api.beats import EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.v1alpha1 import ConditionType, Phase
 from finetune_operator import reference
-from finetune_operator.policy.reasons import CONDITIONS, EVENTS, Meaning, Reason, Source
-from finetune_operator.policy.world import Decision, Observation
+from finetune_operator.policy.reasons import CONDITIONS, EVENTS, ForeignReason, Meaning, Reason
+from finetune_operator.policy.world import JobDecision, ObservedJob
 from tests.unit import test_operator_decide, test_operator_faults
 from tests.unit.operator_worlds import (
     EVERYTHING_DONE,
@@ -38,7 +38,7 @@ CASES = [*test_operator_decide.CASES, *test_operator_faults.CASES]
 PROBLEM = Problem(code="UnknownField", field="spec.news", message="is unknown", cure="remove it")
 
 
-def running(**leader: Any) -> Observation:
+def running(**leader: Any) -> ObservedJob:
     """A running gang whose leader reports something."""
     return world(*prepared_children(), *gang(), status=RUNNING, polled=polled(**leader))
 
@@ -70,15 +70,15 @@ WORLDS = {
 def documents(meaning: Meaning, status: str, reason: str) -> bool:
     """Return whether a row of the page covers a reason."""
     covered = {
-        Source.PHASE: reason in set(Phase),
-        Source.CATEGORY: reason in set(FailureCategory),
-        Source.CODE: reason not in set(Reason),
-        Source.KUBERNETES: reason not in set(Reason),
+        ForeignReason.PHASE: reason in set(Phase),
+        ForeignReason.CATEGORY: reason in set(FailureCategory),
+        ForeignReason.CODE: reason not in set(Reason),
+        ForeignReason.KUBERNETES: reason not in set(Reason),
     }
     return meaning.status == status and (reason == meaning.reason or covered.get(meaning.reason, False))  # type: ignore[call-overload]
 
 
-def undocumented(decision: Decision) -> Iterable[str]:
+def undocumented(decision: JobDecision) -> Iterable[str]:
     """Yield the conditions and Events of a decision that the page lacks."""
     meanings = {question.type: question.meanings for question in CONDITIONS}
     for one in decision.status.conditions:

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_api.contract import JOB_ANNOTATION
 from finetune_operator.objects.identity import AcceptedJob
-from finetune_operator.objects.machines import Gpu
+from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.resources import export_job, prepare_job, token, token_secret, train_job
 from tests.unit.operator_worlds import SETTINGS, UID, world
 
@@ -176,9 +176,9 @@ def test_a_model_on_a_claim_is_mounted_read_only_in_prepare_alone() -> None:
 
 
 def test_prepare_is_told_of_the_gpus_that_training_may_get() -> None:
-    found = env(prepare_job(made(), SETTINGS, Gpu("NVIDIA-H100-80GB-HBM3", 81559)))
+    found = env(prepare_job(made(), SETTINGS, NodeGpu("NVIDIA-H100-80GB-HBM3", 81559)))
     assert (found["FINETUNE_GPU_PRODUCT"], found["FINETUNE_GPU_MEMORY_MIB"]) == ("NVIDIA-H100-80GB-HBM3", "81559")
-    assert "FINETUNE_GPU_MEMORY_MIB" not in env(prepare_job(made(), SETTINGS, Gpu("nvidia-l4")))
+    assert "FINETUNE_GPU_MEMORY_MIB" not in env(prepare_job(made(), SETTINGS, NodeGpu("nvidia-l4")))
     assert "FINETUNE_GPU_PRODUCT" not in env(prepare_job(made(), SETTINGS))
 
 

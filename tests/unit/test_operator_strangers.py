@@ -13,11 +13,11 @@ import pytest
 from finetune_api.contract import progress_token
 from finetune_operator.cluster import asking
 from finetune_operator.loop import progress
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import UNUSABLE, Poller, pause
 from finetune_operator.objects.identity import Owner
 from finetune_operator.objects.resources import token
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 from tests.unit.operator_worlds import gang, polled, world
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -126,7 +126,7 @@ class Pods:
             writer.close()
 
 
-def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> Observation:
+def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> ObservedJob:
     """A running job whose leader is at an address."""
     train, *pods = gang()
     pods = [replace(pod, ip=ip, controller=train.uid, **changes) for pod in pods]
@@ -135,12 +135,12 @@ def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> Observation:
 
 
 async def poll(
-    monkeypatch: pytest.MonkeyPatch, pods: Pods, until: Callable[[Poller], bool], **followed: Observation
+    monkeypatch: pytest.MonkeyPatch, pods: Pods, until: Callable[[Poller], bool], **followed: ObservedJob
 ) -> Poller:
     """Polls the jobs `stranger` and `neighbour` until something is true; the poller must live on to the end."""
     server = await asyncio.start_server(pods.serve, "127.0.0.1", 0)
     monkeypatch.setattr(progress, "AGENT_PORT", server.sockets[0].getsockname()[1])
-    poller = Poller(OPERATOR_KEY, 0.01, lambda key: None, Pace(60))
+    poller = Poller(OPERATOR_KEY, 0.01, lambda key: None, WritePace(60))
     for key in (STRANGER, NEIGHBOUR):
         poller.follow(key, followed.get(key[1], seen(key[1])))
     polling = asyncio.create_task(poller.run())

@@ -16,14 +16,14 @@ from finetune_operator.objects.facts import Obstacle
 from finetune_operator.objects.identity import GONE, Owner
 from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.policy.reasons import Reason
-from finetune_operator.policy.world import ChildAction, Create, Delete, Milestone, Observation, Release
+from finetune_operator.policy.world import ChildAction, Create, Delete, Milestone, ObservedJob, Release
 
 log = logging.getLogger("operator.act")
 
 LONGEST_MESSAGE = 1000  # characters of an Event; the API server allows 1,024
 
 
-async def write_status(kube: Kube, seen: Observation, status: FineTuneJobStatus) -> None:
+async def write_status(kube: Kube, seen: ObservedJob, status: FineTuneJobStatus) -> None:
     """Write the whole status, unless the job no longer exists.
 
     Raises:
@@ -110,7 +110,7 @@ async def _other_owner(kube: Kube, owner: Owner, kind: Kind, name: str) -> Obsta
     return Obstacle(Reason.NAME_TAKEN, f"{sentence}; delete it, or give the FineTuneJob another name")
 
 
-async def post_events(kube: Kube, seen: Observation, milestones: tuple[Milestone, ...], now: datetime) -> None:
+async def post_events(kube: Kube, seen: ObservedJob, milestones: tuple[Milestone, ...], now: datetime) -> None:
     """Post Events. A request that fails is only logged, because the conditions have the same sentences."""
     owner = seen.owner
     for milestone in milestones:

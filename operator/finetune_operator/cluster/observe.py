@@ -18,15 +18,15 @@ from finetune_operator.objects import machines
 from finetune_operator.objects.facts import Obstacle, StageJob, StagePod, moment, pods_of, stage_job, stage_pod
 from finetune_operator.objects.identity import GONE, AcceptedJob, JobKey, Owner
 from finetune_operator.objects.kinds import Kind, Object
-from finetune_operator.objects.machines import Node
+from finetune_operator.objects.machines import GpuNode
 from finetune_operator.policy import conditions
 from finetune_operator.policy.accepted import owner_of, read_spec
 from finetune_operator.policy.failures import culprit, result_of
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 
 log = logging.getLogger("operator.observe")
 
-Child = TypeVar("Child", StageJob, StagePod)
+_Child = TypeVar("_Child", StageJob, StagePod)
 
 LOG_LINES = 40
 LOG_BYTES = 8000
@@ -34,7 +34,7 @@ SLOW_START = timedelta(seconds=10)
 FRESH_EVENT = timedelta(minutes=15)
 
 
-async def observe(kube: Kube, key: JobKey, now: datetime, *, read_nodes: bool = True) -> Observation | None:
+async def observe(kube: Kube, key: JobKey, now: datetime, *, read_nodes: bool = True) -> ObservedJob | None:
     """Return what the API server knows of a job; None if the job and all its pods are gone.
 
     Args:
@@ -59,7 +59,7 @@ async def observe(kube: Kube, key: JobKey, now: datetime, *, read_nodes: bool = 
     finished = conditions.finished(status)
     if not finished:
         pods = await _with_event_reasons(kube, owner, pods, now)
-    return Observation(
+    return ObservedJob(
         owner=owner,
         generation=metadata.get("generation", 0),
         resource_version=metadata["resourceVersion"],
@@ -79,12 +79,12 @@ async def observe(kube: Kube, key: JobKey, now: datetime, *, read_nodes: bool = 
     )
 
 
-async def _observe_leftovers(kube: Kube, namespace: str, name: str, now: datetime) -> Observation | None:
+async def _observe_leftovers(kube: Kube, namespace: str, name: str, now: datetime) -> ObservedJob | None:
     """Return the terminating pods of a job that no longer exists: their nodes may be lost."""
     pods = _terminating(await kube.list(Kind.POD, namespace, labelSelector=_named(name)))
     if not pods:
         return None
-    return Observation(
+    return ObservedJob(
         owner=Owner(name, namespace, GONE),
         generation=0,
         resource_version="",
@@ -124,7 +124,7 @@ def _terminating(items: Iterable[Object]) -> tuple[StagePod, ...]:
     return tuple(pod for pod in _readable(stage_pod, items) if pod.deleted_at and not pod.over)
 
 
-def _readable(parse: Callable[[Object], Child], items: Iterable[Object]) -> Iterator[Child]:
+def _readable(parse: Callable[[Object], _Child], items: Iterable[Object]) -> Iterator[_Child]:
     """Yield the objects that the operator created; skip others that only carry its labels."""
     for item in items:
         try:
@@ -218,11 +218,11 @@ async def _lost_nodes(kube: Kube, pods: Sequence[StagePod], now: datetime) -> fr
     return frozenset(lost)
 
 
-async def gpu_nodes(kube: Kube, job: AcceptedJob) -> tuple[Node, ...]:
+async def gpu_nodes(kube: Kube, job: AcceptedJob) -> tuple[GpuNode, ...]:
     """Return the nodes with GPU labels; none if the operator may not read nodes or the job needs no GPU."""
     if job.spec.suspend or not machines.gpu_resources(job):
         return ()
-    nodes: dict[str, Node] = {}
+    nodes: dict[str, GpuNode] = {}
     for label in machines.GPU_LABELS:
         try:
             items = await kube.nodes(label)

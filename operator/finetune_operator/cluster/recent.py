@@ -5,11 +5,11 @@ import time
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
-Name = TypeVar("Name", bound=Hashable)
-Value = TypeVar("Value")
+_Name = TypeVar("_Name", bound=Hashable)
+_Value = TypeVar("_Value")
 
 
-class Recent(Generic[Name, Value]):
+class Recent(Generic[_Name, _Value]):
     """Values by name with a highest age.
 
     Args:
@@ -19,15 +19,15 @@ class Recent(Generic[Name, Value]):
     """
 
     def __init__(
-        self, read: Callable[[Name], Awaitable[Value]], seconds: float, clock: Callable[[], float] = time.monotonic
+        self, read: Callable[[_Name], Awaitable[_Value]], seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._read = read
         self._seconds = seconds
         self._clock = clock
-        self._known: dict[Name, tuple[float, Value]] = {}
-        self._locks: dict[Name, asyncio.Lock] = {}
+        self._known: dict[_Name, tuple[float, _Value]] = {}
+        self._locks: dict[_Name, asyncio.Lock] = {}
 
-    async def get(self, name: Name) -> Value:
+    async def get(self, name: _Name) -> _Value:
         """Return the value; read it first if none is fresh enough."""
         async with self._locks.setdefault(name, asyncio.Lock()):
             self._drop_old()

@@ -16,7 +16,7 @@ from finetune_operator.cluster.kube import Kube, KubeError
 from finetune_operator.cluster.observe import observe
 from finetune_operator.loop import metrics
 from finetune_operator.loop.news import at_rest, without_figures
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
 from finetune_operator.objects.facts import Obstacle
@@ -25,7 +25,7 @@ from finetune_operator.objects.kinds import Kind
 from finetune_operator.policy import conditions
 from finetune_operator.policy.allowed import refuse_forbidden
 from finetune_operator.policy.decide import decide
-from finetune_operator.policy.world import Decision, Observation, Polled
+from finetune_operator.policy.world import JobDecision, ObservedJob, Polled
 from finetune_operator.settings import Settings
 
 log = logging.getLogger("operator")
@@ -35,7 +35,7 @@ STALE_LEASE_SECONDS = 1.0  # by then the lease is renewed, or this process exits
 
 
 @dataclass
-class Memory:
+class JobMemory:
     """What this replica remembers of a job between two reconciles. Another replica starts without it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Memory:
     create_refused: Obstacle | None = None
     leaving: dict[str, float] = field(default_factory=dict)
 
-    def watch_leaving(self, seen: Observation) -> Observation:
+    def watch_leaving(self, seen: ObservedJob) -> ObservedJob:
         """Add how long this replica has seen each pod terminate."""
         now = time.monotonic()
         self.leaving = {pod.uid: self.leaving.get(pod.uid, now) for pod in seen.leaving_pods}
@@ -67,7 +67,7 @@ class Controller:
         settings: Settings,
         queue: WorkQueue[JobKey],
         poller: Poller,
-        pace: Pace[JobKey],
+        pace: WritePace[JobKey],
         leads: Callable[[], bool],
     ) -> None:
         self._kube = kube
@@ -76,7 +76,7 @@ class Controller:
         self._poller = poller
         self._pace = pace
         self._leads = leads
-        self._memories: dict[JobKey, Memory] = {}
+        self._memories: dict[JobKey, JobMemory] = {}
 
     async def run(self) -> None:
         """Reconcile until this task is cancelled."""
@@ -131,7 +131,7 @@ class Controller:
         if self._must_wait(key):
             return
         now = datetime.now(UTC).replace(microsecond=0)
-        memory = self._memories.setdefault(key, Memory())
+        memory = self._memories.setdefault(key, JobMemory())
         polled = self._poller.latest(key)
         seen = await observe(self._kube, key, now, read_nodes=self._settings.read_nodes)
         if seen is None:
@@ -152,7 +152,7 @@ class Controller:
         if decision.wake_seconds is not None:
             self._queue.add_after(key, decision.wake_seconds)
 
-    def _follow(self, key: JobKey, seen: Observation, polled: Polled | None) -> bool:
+    def _follow(self, key: JobKey, seen: ObservedJob, polled: Polled | None) -> bool:
         """Update the polls of a job. Return False if the known answers are those of an earlier job of the same name:
         they are dropped, and the key is queued again."""
         if (polled or self._poller.latest(key)) and self._poller.latest(key, seen.owner.uid) is None:
@@ -165,7 +165,7 @@ class Controller:
             self._poller.follow(key, seen)
         return True
 
-    async def _write(self, key: JobKey, seen: Observation, decision: Decision, now: datetime) -> bool:
+    async def _write(self, key: JobKey, seen: ObservedJob, decision: JobDecision, now: datetime) -> bool:
         """Write the status if it has news, if its figures are due, or if actions follow. Return whether to act.
 
         The write comes before every action, even if the status stays the same: the API server refuses a leader with an

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-Name = TypeVar("Name", bound=Hashable)
+_Name = TypeVar("_Name", bound=Hashable)
 
 WRITES_PER_SECOND = 20.0  # of figures and news together; above it, figures wait for the next poll
 BURST = 20.0  # writes that are allowed at once after a quiet time
 
 
-class Pace(Generic[Name]):
+class WritePace(Generic[_Name]):
     """The pace of one replica's status writes.
 
     Args:
@@ -23,12 +23,12 @@ class Pace(Generic[Name]):
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._written: dict[Name, float] = {}
-        self._granted: set[Name] = set()
+        self._written: dict[_Name, float] = {}
+        self._granted: set[_Name] = set()
         self._left = BURST
         self._refilled = clock()
 
-    def grant(self, name: Name) -> bool:
+    def grant(self, name: _Name) -> bool:
         """Grant a job one write of its figures if one is due, and return whether it was granted."""
         now = self._clock()
         due = now - self._written.get(name, float("-inf")) >= self._seconds
@@ -38,7 +38,7 @@ class Pace(Generic[Name]):
         self._granted.add(name)
         return True
 
-    def granted(self, name: Name) -> bool:
+    def granted(self, name: _Name) -> bool:
         """Return whether a granted write is still open. It stays open after a failed write, for the next try."""
         return name in self._granted
 
@@ -46,12 +46,12 @@ class Pace(Generic[Name]):
         """Count a write of news."""
         self._left = max(0.0, self._refill() - 1)
 
-    def settle(self, name: Name) -> None:
+    def settle(self, name: _Name) -> None:
         """Record that the status of a job is up to date: all figures are written, or nothing has changed."""
         self._granted.discard(name)
         self._written[name] = self._clock()
 
-    def forget(self, name: Name) -> None:
+    def forget(self, name: _Name) -> None:
         """Forget a job that no longer exists."""
         self._written.pop(name, None)
         self._granted.discard(name)

@@ -15,13 +15,13 @@ from finetune_api.beats import GangPhase, Progress
 from finetune_api.contract import AGENT_PORT, Label, progress_token
 from finetune_api.messages import Stage
 from finetune_operator.cluster.asking import UnusableAnswerError, ask
-from finetune_operator.loop.pace import Pace
+from finetune_operator.loop.pace import WritePace
 from finetune_operator.objects.facts import stage_pod
 from finetune_operator.objects.identity import JobKey
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.resources import token
 from finetune_operator.policy.failures import result_of
-from finetune_operator.policy.world import Observation, Polled
+from finetune_operator.policy.world import ObservedJob, Polled
 
 log = logging.getLogger("operator.progress")
 
@@ -37,7 +37,7 @@ AT_WORK = frozenset({GangPhase.TRAIN, GangPhase.EVAL, GangPhase.SAVE})
 
 
 @dataclass
-class Gang:
+class PolledGang:
     """A gang that is polled.
 
     Attributes:
@@ -63,20 +63,20 @@ class Poller:
         pace: grants writes of figures.
     """
 
-    def __init__(self, key: bytes, seconds: float, wake: Callable[[JobKey], None], pace: Pace[JobKey]) -> None:
+    def __init__(self, key: bytes, seconds: float, wake: Callable[[JobKey], None], pace: WritePace[JobKey]) -> None:
         self._key = key
         self._seconds = seconds
         self._wake = wake
         self._pace = pace
         self._unfinished: dict[JobKey, str] = {}  # uid of the job, because a new job may have an old one's name
-        self._gangs: dict[JobKey, Gang] = {}
+        self._gangs: dict[JobKey, PolledGang] = {}
         self._answers: dict[JobKey, tuple[str, Polled]] = {}  # with the uid of the job
 
     def expect(self, key: JobKey, uid: str) -> None:
         """Keep the answers of this job's leaders: the job exists and is not finished."""
         self._unfinished[key] = uid
 
-    def follow(self, key: JobKey, seen: Observation) -> None:
+    def follow(self, key: JobKey, seen: ObservedJob) -> None:
         """Poll the leader of a job from now on if one runs; else stop polling."""
         train, address = seen.stage_job(Stage.TRAIN), _leader_address(seen)
         if train is None or not address or seen.deleting:
@@ -88,7 +88,7 @@ class Poller:
             bearer = progress_token(bearer, str(train.attempt))
         gang = self._gangs.get(key)
         if gang is None or (gang.address, gang.bearer) != (address, bearer):
-            self._gangs[key] = Gang(seen.owner.uid, address, bearer)
+            self._gangs[key] = PolledGang(seen.owner.uid, address, bearer)
 
     def record_final_message(self, key: JobKey, pod: Object) -> None:
         """Keep the progress in the termination message of a pod, if the pod is a leader that has ended."""
@@ -130,7 +130,7 @@ class Poller:
                         polls.create_task(self._poll_in_turn(slots, key, gang))
                 await asyncio.sleep(min(TICK, self._seconds))
 
-    async def _poll_in_turn(self, slots: asyncio.Semaphore, key: JobKey, gang: Gang) -> None:
+    async def _poll_in_turn(self, slots: asyncio.Semaphore, key: JobKey, gang: PolledGang) -> None:
         loop = asyncio.get_running_loop()
         took = 0.0
         try:
@@ -142,7 +142,7 @@ class Poller:
             log.exception("%s/%s: a bug", *key)
         gang.due = loop.time() + pause(self._seconds, took) * random.uniform(1 - JITTER, 1 + JITTER)
 
-    async def _poll(self, key: JobKey, gang: Gang) -> None:
+    async def _poll(self, key: JobKey, gang: PolledGang) -> None:
         before = self.latest(key, gang.uid)
         try:
             progress = await ask(gang.address, AGENT_PORT, gang.bearer)
@@ -171,7 +171,7 @@ def pause(seconds: float, took: float) -> float:
     return max(seconds, took / WAITING_SHARE - took)
 
 
-def _leader_address(seen: Observation) -> str:
+def _leader_address(seen: ObservedJob) -> str:
     """Return the address of the leader; empty if none runs. Labels can be copied, so only a pod of our Job counts."""
     train = seen.stage_job(Stage.TRAIN)
     if train is None or train.controller != seen.owner.uid:

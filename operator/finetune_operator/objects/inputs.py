@@ -9,7 +9,7 @@ from finetune_api.quantity import parse_quantity
 from finetune_operator.objects.environment import data_access, from_secret, variable
 from finetune_operator.objects.identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
-from finetune_operator.objects.machines import Gpu
+from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.pods import ca_mount, ca_volume
 from finetune_operator.settings import Settings
 
@@ -17,7 +17,7 @@ HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's librar
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PodInputs:
     """Additions to a pod: environment variables, volumes and their mounts."""
 
     env: tuple[Object, ...] = ()
@@ -25,7 +25,7 @@ class Inputs:
     mounts: tuple[Object, ...] = ()
 
 
-def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu: Gpu | None) -> Inputs:
+def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu: NodeGpu | None) -> PodInputs:
     """Return the additions to the prepare pod of a job.
 
     Args:
@@ -46,7 +46,7 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
         volumes.append({"name": "finetune-model", "persistentVolumeClaim": source})
         mounts.append({"name": "finetune-model", "mountPath": PodPath.MODEL_VOLUME.value, "readOnly": True})
         env.append(variable(Env.MODEL_VOLUME, PodPath.MODEL_VOLUME.value))
-    return Inputs(tuple(env), tuple(volumes), tuple(mounts))
+    return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
 
 
 def _hub_access(job: AcceptedJob, settings: Settings) -> list[Object]:
@@ -60,7 +60,7 @@ def _hub_access(job: AcceptedJob, settings: Settings) -> list[Object]:
     return env
 
 
-def _gpu_facts(gpu: Gpu | None) -> list[Object]:
+def _gpu_facts(gpu: NodeGpu | None) -> list[Object]:
     if gpu is None:
         return []
     facts = {Env.GPU_PRODUCT: gpu.product, Env.GPU_MEMORY_MIB: gpu.memory_mib}

@@ -18,7 +18,7 @@ GPU_SUFFIXES = ("/gpu", "/tpu", "/neuron")
 
 
 @dataclass(frozen=True)
-class Node:
+class GpuNode:
     """A node that may have GPUs.
 
     Attributes:
@@ -31,18 +31,18 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Gpu:
+class NodeGpu:
     """The known properties of one GPU; an empty product and 0 MiB mean unknown."""
 
     product: str = ""
     memory_mib: int = 0
 
 
-def node(item: Object) -> Node:
+def node(item: Object) -> GpuNode:
     """Read a node as the API server returned it."""
     status = item.get("status") or {}
     resources = {**(status.get("capacity") or {}), **(status.get("allocatable") or {})}
-    return Node(item["metadata"]["name"], item["metadata"].get("labels") or {}, resources)
+    return GpuNode(item["metadata"]["name"], item["metadata"].get("labels") or {}, resources)
 
 
 def gpu_resources(job: AcceptedJob) -> dict[str, int]:
@@ -52,23 +52,23 @@ def gpu_resources(job: AcceptedJob) -> dict[str, int]:
     return {name: int(parse_quantity(value)) for name, value in named.items() if name.endswith(GPU_SUFFIXES)}
 
 
-def gpu_of(job: AcceptedJob, nodes: Sequence[Node]) -> Gpu | None:
+def gpu_of(job: AcceptedJob, nodes: Sequence[GpuNode]) -> NodeGpu | None:
     """Return the GPU to plan for: the one with the least memory on any node that can take a training pod.
 
     If no node reports its memory, return the product that all of them report; None if they report different ones.
     """
     fitting = [one for one in nodes if _has(one, gpu_resources(job)) and allows(job, one.name, one.labels)]
-    gpus = {_gpu(one) for one in fitting} - {Gpu()}
+    gpus = {_gpu(one) for one in fitting} - {NodeGpu()}
     with_memory = [gpu for gpu in gpus if gpu.memory_mib]
     if with_memory:
         return min(with_memory, key=lambda gpu: (gpu.memory_mib, gpu.product))
     return gpus.pop() if len(gpus) == 1 else None
 
 
-def _gpu(one: Node) -> Gpu:
+def _gpu(one: GpuNode) -> NodeGpu:
     memory = one.labels.get(MEMORY, "")
-    return Gpu(one.labels.get(PRODUCT) or one.labels.get(GKE, ""), int(memory) if memory.isdecimal() else 0)
+    return NodeGpu(one.labels.get(PRODUCT) or one.labels.get(GKE, ""), int(memory) if memory.isdecimal() else 0)
 
 
-def _has(one: Node, needed: Mapping[str, int]) -> bool:
+def _has(one: GpuNode, needed: Mapping[str, int]) -> bool:
     return bool(needed) and all(parse_quantity(one.resources.get(name, 0)) >= count for name, count in needed.items())

@@ -26,9 +26,9 @@ from finetune_operator.objects import pods
 from finetune_operator.objects.environment import from_field, from_secret, variable
 from finetune_operator.objects.facts import INDEX_ANNOTATION
 from finetune_operator.objects.identity import AcceptedJob, Owner
-from finetune_operator.objects.inputs import Inputs, prepare_inputs
+from finetune_operator.objects.inputs import PodInputs, prepare_inputs
 from finetune_operator.objects.kinds import Object
-from finetune_operator.objects.machines import Gpu, gpu_resources
+from finetune_operator.objects.machines import NodeGpu, gpu_resources
 from finetune_operator.settings import Settings
 
 # The leader and the operator count failures; the Job itself never gives up on an index.
@@ -61,7 +61,7 @@ def token_secret(owner: Owner, settings: Settings) -> Object:
     }
 
 
-def prepare_job(job: AcceptedJob, settings: Settings, gpu: Gpu | None = None) -> Object:
+def prepare_job(job: AcceptedJob, settings: Settings, gpu: NodeGpu | None = None) -> Object:
     """Build the Job that checks data and model, and plans the run.
 
     Args:
@@ -83,7 +83,7 @@ def export_job(job: AcceptedJob, settings: Settings, attempt: int = 1) -> Object
     wanted = job.spec.export.resources
     resources = pods.requirements(wanted) if wanted else EXPORT_RESOURCES
     number = attempt if attempt > 1 else 0  # the name of the first export has no number
-    built = _stage_job(job, settings, Stage.EXPORT, resources, Inputs(), number)
+    built = _stage_job(job, settings, Stage.EXPORT, resources, PodInputs(), number)
     built["spec"]["backoffLimit"] = UNLIMITED
     return built
 
@@ -184,7 +184,7 @@ def _agent_container(job: AcceptedJob, settings: Settings, attempt: int, scratch
 
 
 def _stage_job(
-    job: AcceptedJob, settings: Settings, stage: Stage, resources: Object, inputs: Inputs, attempt: int = 0
+    job: AcceptedJob, settings: Settings, stage: Stage, resources: Object, inputs: PodInputs, attempt: int = 0
 ) -> Object:
     """Build the Job of a CPU stage; 0 = its name has no attempt."""
     labels = {**_labels(job.owner), Label.STAGE.value: stage.value}

@@ -6,10 +6,10 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_api.v1alpha1.status import AccountingStatus
 from finetune_operator.policy.conditions import prepared
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 
 
-def account(seen: Observation, status: FineTuneJobStatus) -> AccountingStatus | None:
+def account(seen: ObservedJob, status: FineTuneJobStatus) -> AccountingStatus | None:
     """Return the known seconds of preparation, training and recoveries; None if nothing is known.
 
     Only finished stages count, in whole seconds. A running clock would change the status at every reconcile.
@@ -29,7 +29,7 @@ def account(seen: Observation, status: FineTuneJobStatus) -> AccountingStatus | 
     return account if account != AccountingStatus() else None
 
 
-def preparing_seconds(seen: Observation, status: FineTuneJobStatus) -> float | None:
+def preparing_seconds(seen: ObservedJob, status: FineTuneJobStatus) -> float | None:
     """Return the seconds from the creation of the prepare Job to the end of its pod. A sidecar may run longer."""
     prepare = seen.stage_job(Stage.PREPARE)
     if prepare is None or not prepared(status):

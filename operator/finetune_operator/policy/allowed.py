@@ -10,13 +10,13 @@ from typing import Any
 from finetune_api.errors import Problem
 from finetune_api.v1alpha1 import ConditionType
 from finetune_operator.policy.conditions import is_true
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 from finetune_operator.settings import Settings
 
 SECTIONS = ("podTemplate", "prepare", "export")  # sections of the spec with settings of pods
 
 
-def refuse_forbidden(seen: Observation, settings: Settings) -> Observation:
+def refuse_forbidden(seen: ObservedJob, settings: Settings) -> ObservedJob:
     """Refuse the job if it is not accepted yet and uses something that is not allowed; else return `seen`."""
     if seen.job is None or is_true(seen.status, ConditionType.ACCEPTED):
         return seen

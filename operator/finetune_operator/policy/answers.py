@@ -30,7 +30,7 @@ from finetune_operator.policy.steps import (
     Succeeded,
     Suspended,
 )
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 
 MOST_PROBLEMS = 10  # of a refused spec, in one message
 
@@ -95,7 +95,7 @@ def main_condition(phase: Phase | None) -> ConditionType:
 
 
 def answers(
-    seen: Observation, step: Step, results: StageResults, plan: PlanStatus | None, progress: Progress | None
+    seen: ObservedJob, step: Step, results: StageResults, plan: PlanStatus | None, progress: Progress | None
 ) -> Answers:
     """Return the new answers; a condition without a new answer keeps its last one."""
     phase = phase_of(step).value
@@ -132,7 +132,7 @@ def outage_sentence(outage: Outage) -> str:
     )
 
 
-def refused_spec(seen: Observation) -> Answer:
+def refused_spec(seen: ObservedJob) -> Answer:
     """Describe a spec that breaks a rule after another spec was accepted."""
     consequence = (
         "the job continues with the last accepted spec"
@@ -158,11 +158,11 @@ def overfitting_sentence(since: int) -> str:
     )
 
 
-def _accepted(seen: Observation) -> Answers:
+def _accepted(seen: ObservedJob) -> Answers:
     return {} if seen.problems else {ConditionType.ACCEPTED: Answer(True, Reason.SPEC_VALID, "the spec is valid")}
 
 
-def _prepared(seen: Observation, results: StageResults, plan: PlanStatus | None) -> Answers:
+def _prepared(seen: ObservedJob, results: StageResults, plan: PlanStatus | None) -> Answers:
     if results.prepared or prepared(seen.status):
         return {ConditionType.PREPARED: Answer(True, Reason.PREPARED, display.prepared_sentence(plan))}
     return {}
@@ -188,7 +188,7 @@ def _overfitting(status: FineTuneJobStatus, progress: Progress | None) -> Answer
     return {}
 
 
-def _degraded(seen: Observation, step: Step) -> Answers:
+def _degraded(seen: ObservedJob, step: Step) -> Answers:
     if seen.problems and not isinstance(step, Failed):
         return {ConditionType.DEGRADED: refused_spec(seen)}
     if seen.polled and seen.polled.error and isinstance(step, Running | Recovering):

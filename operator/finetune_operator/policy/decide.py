@@ -42,7 +42,7 @@ from finetune_operator.policy.steps import (
     Succeeded,
     Suspended,
 )
-from finetune_operator.policy.world import ChildAction, Create, Decision, Delete, Observation
+from finetune_operator.policy.world import ChildAction, Create, Delete, JobDecision, ObservedJob
 from finetune_operator.settings import Settings
 
 DEFAULT_GRACE_SECONDS = 60
@@ -53,11 +53,13 @@ START_SECONDS = 12.0  # between two looks at a pod that starts
 Next = tuple[Step, list[ChildAction]]
 
 
-def decide(seen: Observation, now: datetime, settings: Settings) -> Decision:
+def decide(seen: ObservedJob, now: datetime, settings: Settings) -> JobDecision:
     """Return the status to write, the children to create and delete, and the Events to post."""
     released, wake = release_lost_pods(seen, now, settings)
     if seen.deleting:
-        return Decision(seen.status, tuple(released), wake_seconds=wake)  # the garbage collector deletes the children
+        return JobDecision(
+            seen.status, tuple(released), wake_seconds=wake
+        )  # the garbage collector deletes the children
     results = stage_results(seen)
     if conditions.finished(seen.status) and not _exports_again(seen, results):
         return _clean_up_finished(seen, results, now, released, wake)
@@ -75,7 +77,7 @@ def decide(seen: Observation, now: datetime, settings: Settings) -> Decision:
     if any(pod.starting for pod in seen.living_pods) or _lacks_pods(seen):
         wake = START_SECONDS if wake is None else min(wake, START_SECONDS)
     status = lifecycle.status(seen, step, results, now)
-    return Decision(
+    return JobDecision(
         status=status,
         actions=(*released, *actions),  # released first: a create that is refused ends the actions of a reconcile
         milestones=tuple(milestones(seen.status, status)),
@@ -87,8 +89,8 @@ def decide(seen: Observation, now: datetime, settings: Settings) -> Decision:
 
 
 def _clean_up_finished(
-    seen: Observation, results: StageResults, now: datetime, released: list[ChildAction], wake: float | None
-) -> Decision:
+    seen: ObservedJob, results: StageResults, now: datetime, released: list[ChildAction], wake: float | None
+) -> JobDecision:
     """Stop everything that a finished job still runs, and delete the job itself when its time to live has passed.
 
     Its status stays as it is; a change of the spec without effect makes the job Degraded.
@@ -102,29 +104,29 @@ def _clean_up_finished(
             actions = (*actions, Delete(Kind.FINETUNEJOB, seen.owner.name, seen.owner.uid))
         else:
             wake = remaining if wake is None else min(remaining, wake)
-    return Decision(status, actions, tuple(milestones(seen.status, status)), wake)
+    return JobDecision(status, actions, tuple(milestones(seen.status, status)), wake)
 
 
-def _empty_namespace(seen: Observation, released: list[ChildAction], wake: float | None) -> Decision:
+def _empty_namespace(seen: ObservedJob, released: list[ChildAction], wake: float | None) -> JobDecision:
     """Delete all Jobs in a namespace that is being deleted.
 
     Kubernetes deletes the pods first, and everything else after them. A Job keeps its ended pods until it has replaced
     them, and replacing is forbidden there: with the Job in place, the namespace would never be deleted.
     """
     deleted = [Delete(Kind.JOB, job.name, job.uid) for job in seen.jobs if not job.deleting]
-    return Decision(seen.status, actions=(*deleted, *released), wake_seconds=wake)
+    return JobDecision(seen.status, actions=(*deleted, *released), wake_seconds=wake)
 
 
-def _keep_running(seen: Observation, now: datetime, released: list[ChildAction], wake: float | None) -> Decision:
+def _keep_running(seen: ObservedJob, now: datetime, released: list[ChildAction], wake: float | None) -> JobDecision:
     """Leave running pods alone and start nothing: neither the new spec nor the last accepted one can be read."""
     status = lifecycle.unreadable_spec_status(seen, now)
-    return Decision(status, tuple(released), tuple(milestones(seen.status, status)), wake)
+    return JobDecision(status, tuple(released), tuple(milestones(seen.status, status)), wake)
 
 
 # ------------------------------------------------------------ the next step
 
 
-def _next(seen: Observation, job: AcceptedJob, results: StageResults, settings: Settings) -> Next:
+def _next(seen: ObservedJob, job: AcceptedJob, results: StageResults, settings: Settings) -> Next:
     """Return the step of the job, from the last to the first, and the actions that lead to the next one."""
     if end := _end(seen, results):
         return end, []
@@ -145,7 +147,7 @@ def _next(seen: Observation, job: AcceptedJob, results: StageResults, settings: 
     return _prepare(seen, job, settings)
 
 
-def _end(seen: Observation, results: StageResults) -> Failed | Succeeded | None:
+def _end(seen: ObservedJob, results: StageResults) -> Failed | Succeeded | None:
     """Return the failure of a stage, or the success of the last one; None if neither has happened.
 
     A stage whose result is on the status is not read again.
@@ -163,7 +165,7 @@ def _end(seen: Observation, results: StageResults) -> Failed | Succeeded | None:
     return None
 
 
-def _stage_failed(seen: Observation, job: StageJob) -> Failed | None:
+def _stage_failed(seen: ObservedJob, job: StageJob) -> Failed | None:
     pods = seen.pods_of(job)
     done = _is_done(seen, job)
     is_prepare, is_export = job.stage is Stage.PREPARE, job.stage is Stage.EXPORT
@@ -181,21 +183,21 @@ def _is_sufficient(stage: Stage, result: StageResult | None) -> bool:
     return result is not None and result.succeeded and (stage is not Stage.PREPARE or result.plan is not None)
 
 
-def _suspend(seen: Observation) -> Next:
+def _suspend(seen: ObservedJob) -> Next:
     """Delete all Jobs. Their agents save when they receive SIGTERM, and the next attempt resumes from there."""
     running = [job for job in seen.jobs if not (job.complete or job.failed)]
     pods = len(seen.living_pods)
     return (Ending(pods, suspended=True) if running or pods else Suspended()), _stop(running)
 
 
-def _prepare(seen: Observation, job: AcceptedJob, settings: Settings) -> Next:
+def _prepare(seen: ObservedJob, job: AcceptedJob, settings: Settings) -> Next:
     def body() -> Object:
         return resources.prepare_job(job, settings, machines.gpu_of(job, seen.nodes))
 
     return _run_stage(seen, seen.stage_job(Stage.PREPARE), Preparing, body)
 
 
-def _export(seen: Observation, job: AcceptedJob, settings: Settings) -> Next:
+def _export(seen: ObservedJob, job: AcceptedJob, settings: Settings) -> Next:
     export = _current_job(seen, Stage.EXPORT)
     exports = [one for one in seen.jobs if one.stage is Stage.EXPORT]
     if stopped := _stop(one for one in exports if one != export or _is_outdated(job, one)):
@@ -211,7 +213,7 @@ def _export(seen: Observation, job: AcceptedJob, settings: Settings) -> Next:
 
 
 def _run_stage(
-    seen: Observation,
+    seen: ObservedJob,
     job: StageJob | None,
     step: Callable[[Obstacle | None], Preparing | Exporting],
     body: Callable[[], Object],
@@ -229,7 +231,7 @@ def _run_stage(
     return step(stage_obstacle(seen, job)), []
 
 
-def _begin_attempt(seen: Observation, job: AcceptedJob, results: StageResults, settings: Settings) -> Next:
+def _begin_attempt(seen: ObservedJob, job: AcceptedJob, results: StageResults, settings: Settings) -> Next:
     plan = lifecycle.plan_status(seen, results)
     planned = plan.nodes if plan and plan.nodes else job.spec.nodes
     if job.spec.nodes != planned:
@@ -249,7 +251,7 @@ def _begin_attempt(seen: Observation, job: AcceptedJob, results: StageResults, s
     return Starting(attempt, 0, planned, seen.create_refused), children
 
 
-def _train(seen: Observation, job: AcceptedJob, train: StageJob) -> Step:
+def _train(seen: ObservedJob, job: AcceptedJob, train: StageJob) -> Step:
     """Return the step of a gang, from the facts of Kubernetes. The leader's word only tells a start from a recovery."""
     wanted = job.spec.nodes
     if train.suspended:
@@ -273,7 +275,7 @@ def _train(seen: Observation, job: AcceptedJob, train: StageJob) -> Step:
     return Starting(train.attempt, ready, wanted, stage_obstacle(seen, train))
 
 
-def _missing_token(seen: Observation, train: StageJob, settings: Settings) -> list[ChildAction]:
+def _missing_token(seen: ObservedJob, train: StageJob, settings: Settings) -> list[ChildAction]:
     """Create the Secret with the gang's token again if a pod cannot start without it."""
     name = resources.secret_name(seen.owner, settings)
     if any(pod.waiting and name in pod.waiting.message for pod in seen.pods_of(train)):
@@ -284,7 +286,7 @@ def _missing_token(seen: Observation, train: StageJob, settings: Settings) -> li
 # ------------------------------------------------------------ questions about Jobs and pods
 
 
-def stage_results(seen: Observation) -> StageResults:
+def stage_results(seen: ObservedJob) -> StageResults:
     """Return the results of the stages that have ended."""
     prepare, train = seen.stage_job(Stage.PREPARE), seen.stage_job(Stage.TRAIN)
     prepared = _result(seen, prepare) if prepare and _is_done(seen, prepare) else None
@@ -296,7 +298,7 @@ def stage_results(seen: Observation) -> StageResults:
     )
 
 
-def _exports_again(seen: Observation, results: StageResults) -> bool:
+def _exports_again(seen: ObservedJob, results: StageResults) -> bool:
     """Return whether the user asks a finished job for another export of its training."""
     wanted = lifecycle.export_attempt(seen) > lifecycle.last_export(seen.status)
     return seen.job is not None and results.complete and wanted
@@ -306,7 +308,7 @@ def _stop(jobs: Iterable[StageJob]) -> list[ChildAction]:
     return [Delete(Kind.JOB, job.name, job.uid) for job in jobs if job.living]
 
 
-def _superseded(seen: Observation) -> list[StageJob]:
+def _superseded(seen: ObservedJob) -> list[StageJob]:
     """Return the Jobs that nothing waits for: those of stages whose result is on the status (a sidecar may keep a pod
     alive), and those of earlier attempts (a leader that was frozen may have created one beside the next attempt)."""
     recorded = {Stage.PREPARE: conditions.prepared(seen.status), Stage.TRAIN: conditions.trained(seen.status)}
@@ -314,7 +316,7 @@ def _superseded(seen: Observation) -> list[StageJob]:
     return [job for job in seen.jobs if recorded.get(job.stage) or job.attempt < newest[job.stage]]
 
 
-def _lacks_pods(seen: Observation) -> bool:
+def _lacks_pods(seen: ObservedJob) -> bool:
     """Return whether a Job has fewer pods than it runs at once. A quota or a policy may refuse them, and no watch
     reports that."""
     return any(
@@ -324,7 +326,7 @@ def _lacks_pods(seen: Observation) -> bool:
     )
 
 
-def _is_done(seen: Observation, job: StageJob) -> bool:
+def _is_done(seen: ObservedJob, job: StageJob) -> bool:
     """Return whether a stage succeeded: its Job is complete, or its container is and only a sidecar keeps the pod.
 
     Without a sidecar only the Job counts: the kubelet reports the end of a container before that of its pod.
@@ -338,7 +340,7 @@ def _is_healthy(pod: StagePod) -> bool:
     return pod.exit_code == 0 or (pod.ready and not pod.over and pod.deleted_at is None)
 
 
-def _current_job(seen: Observation, stage: Stage) -> StageJob | None:
+def _current_job(seen: ObservedJob, stage: Stage) -> StageJob | None:
     """Return the Job of a stage; for the export, only the Job of the attempt that the user asks for."""
     job = seen.stage_job(stage)
     if job is not None and stage is Stage.EXPORT and max(job.attempt, 1) < lifecycle.export_attempt(seen):
@@ -353,12 +355,12 @@ def _is_outdated(job: AcceptedJob, export: StageJob) -> bool:
     return made_from is not None and before != after
 
 
-def _result(seen: Observation, job: StageJob) -> StageResult | None:
+def _result(seen: ObservedJob, job: StageJob) -> StageResult | None:
     succeeded = [pod for pod in seen.pods_of(job) if pod.exit_code == 0]
     return result_of(succeeded[-1]) if succeeded else None
 
 
-def _leader_result(seen: Observation) -> StageResult | None:
+def _leader_result(seen: ObservedJob) -> StageResult | None:
     """Return the result of the leader whose pod ended last."""
     leaders = [pod for pod in seen.pods if pod.stage is Stage.TRAIN and pod.index == 0 and pod.exit_code is not None]
     last = max(leaders, key=lambda pod: (pod.attempt, pod.created), default=None)

@@ -23,10 +23,10 @@ from finetune_operator.objects.facts import StagePod
 from finetune_operator.policy import accounting, answers, conditions, display
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.steps import Failed, StageResults, Step, Succeeded
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 
 
-def status(seen: Observation, step: Step, results: StageResults, now: datetime) -> FineTuneJobStatus:
+def status(seen: ObservedJob, step: Step, results: StageResults, now: datetime) -> FineTuneJobStatus:
     """Return the whole status: observed facts, and the last written value where nothing newer is known."""
     before = seen.status
     progress = latest_progress(seen, results)
@@ -61,19 +61,19 @@ def status(seen: Observation, step: Step, results: StageResults, now: datetime) 
     return built.model_copy(update={"accounting": accounting.account(seen, built)})
 
 
-def attempt(seen: Observation) -> int:
+def attempt(seen: ObservedJob) -> int:
     """Return the number of the newest attempt, even if its train Job no longer exists; 0 if there was none."""
     return max([seen.status.attempt or 0, *(job.attempt for job in seen.jobs if job.stage is Stage.TRAIN)])
 
 
-def export_attempt(seen: Observation) -> int:
+def export_attempt(seen: ObservedJob) -> int:
     """Return the number of the export that the user asks for, or of the newest one if that is higher."""
     wanted = seen.job.spec.export.attempt if seen.job else None
     existing = [job.attempt for job in seen.jobs if job.stage is Stage.EXPORT]
     return max([wanted or 1, last_export(seen.status), *existing])
 
 
-def _further_export(seen: Observation) -> int | None:
+def _further_export(seen: ObservedJob) -> int | None:
     """Return the number of an export after the first. The first is not written, because the CRD of an older version
     lacks the field."""
     attempt = export_attempt(seen)
@@ -85,14 +85,14 @@ def last_export(status: FineTuneJobStatus) -> int:
     return status.export_attempt or 1
 
 
-def unreadable_spec_status(seen: Observation, now: datetime) -> FineTuneJobStatus:
+def unreadable_spec_status(seen: ObservedJob, now: datetime) -> FineTuneJobStatus:
     """Return the last status as Degraded, for a job without any spec that can be read."""
     new = {ConditionType.DEGRADED: answers.refused_spec(seen)}
     merged = answers.merge(seen.status, new, seen.generation, now)
     return seen.status.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
 
 
-def finished_status(seen: Observation, results: StageResults, now: datetime) -> FineTuneJobStatus:
+def finished_status(seen: ObservedJob, results: StageResults, now: datetime) -> FineTuneJobStatus:
     """Return the last status of a finished job. A change of its spec without effect makes the job Degraded."""
     before = seen.status
     if seen.generation == before.observed_generation or not conditions.accepted(before):
@@ -108,7 +108,7 @@ def finished_status(seen: Observation, results: StageResults, now: datetime) -> 
     return before.model_copy(update={"conditions": merged, "observed_generation": seen.generation})
 
 
-def latest_progress(seen: Observation, results: StageResults) -> Progress | None:
+def latest_progress(seen: ObservedJob, results: StageResults) -> Progress | None:
     """Return the newest progress: of the leader that answers, or of the leader whose pod ended last."""
     polled = seen.polled.progress if seen.polled else None
     final = results.trained.progress if results.trained else None
@@ -117,7 +117,7 @@ def latest_progress(seen: Observation, results: StageResults) -> Progress | None
     return final if (final.generation, final.step) >= (polled.generation, polled.step) else polled
 
 
-def plan_status(seen: Observation, results: StageResults) -> PlanStatus | None:
+def plan_status(seen: ObservedJob, results: StageResults) -> PlanStatus | None:
     """Return the plan: of the result of prepare, or of the last status."""
     if results.prepared is None or results.prepared.plan is None:
         return seen.status.plan
@@ -147,7 +147,7 @@ def plan_status(seen: Observation, results: StageResults) -> PlanStatus | None:
     )
 
 
-def dataset_status(seen: Observation, results: StageResults) -> DatasetStatus | None:
+def dataset_status(seen: ObservedJob, results: StageResults) -> DatasetStatus | None:
     """Return the facts of the data from the result of prepare; None without a result."""
     facts = results.prepared.dataset if results.prepared else None
     if results.prepared is None or facts is None:
@@ -164,7 +164,7 @@ def dataset_status(seen: Observation, results: StageResults) -> DatasetStatus | 
     )
 
 
-def run_uri(seen: Observation, key: str) -> str | None:
+def run_uri(seen: ObservedJob, key: str) -> str | None:
     """Return the uri of an object of the run; None if the spec cannot be read."""
     if seen.job is None:
         return None
@@ -172,7 +172,7 @@ def run_uri(seen: Observation, key: str) -> str | None:
     return f"{seen.job.spec.storage.uri.rstrip('/')}/{run_prefix(owner.namespace, owner.name, owner.uid)}{key}"
 
 
-def checkpoint_list(seen: Observation, progress: Progress | None) -> list[CheckpointStatus]:
+def checkpoint_list(seen: ObservedJob, progress: Progress | None) -> list[CheckpointStatus]:
     """Return the last checkpoints, newest first."""
     folder = run_uri(seen, "checkpoints")
     if progress is None or folder is None:
@@ -190,7 +190,7 @@ def checkpoint_list(seen: Observation, progress: Progress | None) -> list[Checkp
     ]
 
 
-def recovery_list(seen: Observation, progress: Progress | None) -> list[RecoveryStatus]:
+def recovery_list(seen: ObservedJob, progress: Progress | None) -> list[RecoveryStatus]:
     """Return the last recoveries, newest first. A recovery keeps the name of its node as first written."""
     if progress is None:
         return []

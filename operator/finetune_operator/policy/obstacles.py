@@ -9,17 +9,17 @@ from finetune_api.messages import Stage
 from finetune_operator.objects.facts import NORMAL_WAITING_REASONS, Obstacle, StageJob, StagePod
 from finetune_operator.policy.failures import end_of, result_of, sentences
 from finetune_operator.policy.reasons import Reason
-from finetune_operator.policy.world import Observation
+from finetune_operator.policy.world import ObservedJob
 
 MOST_LOG_CHARACTERS = 800  # of a log in a sentence
 
 
-def stage_obstacle(seen: Observation, job: StageJob) -> Obstacle | None:
+def stage_obstacle(seen: ObservedJob, job: StageJob) -> Obstacle | None:
     """Return why a stage makes no progress: its pods do not start, or the last one failed."""
     return start_obstacle(seen, job) or last_failure(seen.pods_of(job), job.stage)
 
 
-def start_obstacle(seen: Observation, job: StageJob) -> Obstacle | None:
+def start_obstacle(seen: ObservedJob, job: StageJob) -> Obstacle | None:
     """Return why the pods of a Job do not start: the API server refuses them, a queue holds the Job, or one waits."""
     if sentence := seen.pods_refused.get(job.name):
         reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in sentence else Reason.PODS_REFUSED
@@ -59,7 +59,7 @@ def last_failure(pods: Sequence[StagePod], stage: Stage) -> Obstacle | None:
     return Obstacle(Reason.POD_FAILED if end.code == "Error" else end.code, f"{end.message}{log}")
 
 
-def cause_of_recovery(seen: Observation, progress: Progress | None) -> str:
+def cause_of_recovery(seen: ObservedJob, progress: Progress | None) -> str:
     """Return why the gang recovers, as a sentence."""
     if progress and progress.recoveries and progress.phase == GangPhase.RECOVERING:
         return progress.recoveries[-1].reason

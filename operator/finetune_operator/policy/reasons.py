@@ -4,7 +4,7 @@ Users alert on these words: a reason keeps its text. `python -m finetune_operato
 docs/reference/conditions.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from finetune_api.v1alpha1 import ConditionType
@@ -51,7 +51,7 @@ class Reason(StrEnum):
     EVALUATION_WARNING = "EvaluationWarning"
 
 
-class Source(StrEnum):
+class ForeignReason(StrEnum):
     """Where a reason comes from that the operator passes on."""
 
     KUBERNETES = "a reason of Kubernetes"
@@ -71,21 +71,19 @@ class Meaning:
     """
 
     status: str
-    reason: Reason | Source
+    reason: Reason | ForeignReason
     meaning: str
     remedy: str = ""
 
 
 @dataclass(frozen=True)
-class Question:
+class ConditionMeaning:
     """A condition type: the question that it answers, and the reasons of its answers."""
 
     type: ConditionType
     question: str
     meanings: tuple[Meaning, ...] = ()
 
-
-READ_MESSAGE = "Read the message: it names the pod and the cause."
 
 KEPT_OUT = (
     Meaning(
@@ -142,29 +140,34 @@ OBSTACLES = (
     ),
     Meaning(
         "False",
-        Source.KUBERNETES,
+        ForeignReason.KUBERNETES,
         "The container does not start, or its last pod ended for this reason: ErrImagePull, CreateContainerConfigError,"
         " FailedMount, OOMKilled, Evicted and others.",
-        READ_MESSAGE,
+        "Read the message: it names the pod and the cause.",
     ),
-    Meaning("False", Source.CODE, "The last pod failed with this error.", READ_MESSAGE),
+    Meaning(
+        "False",
+        ForeignReason.CODE,
+        "The job or its last pod failed with this error.",
+        "Read the message and `status.failure`.",
+    ),
 )
 
 CONDITIONS = (
-    Question(
+    ConditionMeaning(
         ConditionType.ACCEPTED,
         "Is the spec valid? Once True, no spec fails the job.",
         (
             Meaning("True", Reason.SPEC_VALID, "The spec is valid."),
             Meaning(
                 "False",
-                Source.CODE,
+                ForeignReason.CODE,
                 "The first spec breaks a rule, and the job has failed.",
                 "Correct the field that the message names, and create the job again.",
             ),
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.PREPARED,
         "Are data, model and plan ready?",
         (
@@ -173,7 +176,7 @@ CONDITIONS = (
             *OBSTACLES,
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.ADMITTED,
         "May the training pods be created?",
         (
@@ -190,7 +193,7 @@ CONDITIONS = (
             *KEPT_OUT,
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.RUNNING,
         "Do all nodes train?",
         (
@@ -221,7 +224,7 @@ CONDITIONS = (
             *OBSTACLES,
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.CHECKPOINTED,
         "Does storage hold the newest checkpoints?",
         (
@@ -235,7 +238,7 @@ CONDITIONS = (
             ),
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.EXPORTED,
         "Are the artifacts ready?",
         (
@@ -245,29 +248,29 @@ CONDITIONS = (
             *OBSTACLES,
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.COMPLETE,
         "Has the job succeeded?",
         (
             Meaning("True", Reason.SUCCEEDED, "All stages are complete. The message lists the artifacts."),
-            Meaning("False", Source.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
+            Meaning("False", ForeignReason.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.FAILED,
         "Has the job failed?",
         (
             Meaning(
                 "True",
-                Source.CATEGORY,
+                ForeignReason.CATEGORY,
                 "The job has failed. The category is UserError, DataError, OutOfMemory, Preempted, NodeFault, Hang,"
                 " Diverged or Unknown.",
                 "Read `status.failure`: it has the code, the sentence, what to do, and the last lines.",
             ),
-            Meaning("False", Source.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
+            Meaning("False", ForeignReason.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.OVERFITTING,
         "Does the run overfit? A warning.",
         (
@@ -280,8 +283,8 @@ CONDITIONS = (
             Meaning("False", Reason.AS_EXPECTED, "The evaluation loss falls again."),
         ),
     ),
-    Question(ConditionType.PROGRESS_STALLED, "Does the run make no steps? This version does not set it."),
-    Question(
+    ConditionMeaning(ConditionType.PROGRESS_STALLED, "Does the run make no steps? This version does not set it."),
+    ConditionMeaning(
         ConditionType.DEGRADED,
         "Does the job continue with a restriction? A warning.",
         (
@@ -307,20 +310,24 @@ CONDITIONS = (
             Meaning("False", Reason.AS_EXPECTED, "The restriction is over."),
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.RECONCILING,
         "Does the job still move to a settled phase? Helm and GitOps tools wait for False.",
         (
-            Meaning("True", Source.PHASE, "The job is Preparing, Queued, Starting or Recovering, or its pods end."),
-            Meaning("False", Source.PHASE, "The job is Planned, Running, Suspended, Exporting, Succeeded or Failed."),
+            Meaning(
+                "True", ForeignReason.PHASE, "The job is Preparing, Queued, Starting or Recovering, or its pods end."
+            ),
+            Meaning(
+                "False", ForeignReason.PHASE, "The job is Planned, Running, Suspended, Exporting, Succeeded or Failed."
+            ),
         ),
     ),
-    Question(
+    ConditionMeaning(
         ConditionType.STALLED,
         "Has the job failed for good? For Helm and GitOps tools.",
         (
-            Meaning("True", Source.CODE, "The job has failed.", "Read `status.failure`."),
-            Meaning("False", Source.PHASE, "The job has not failed."),
+            Meaning("True", ForeignReason.CODE, "The job has failed.", "Read `status.failure`."),
+            Meaning("False", ForeignReason.PHASE, "The job has not failed."),
         ),
     ),
 )
@@ -339,27 +346,22 @@ EVENTS = (
     Meaning("Normal", Reason.SUSPENDING, "The pods save and end, because `spec.suspend` is true."),
     Meaning("Normal", Reason.SUSPENDED, "No pod runs, because `spec.suspend` is true."),
     Meaning("Normal", Reason.ENDING, "The pods of the previous attempt or export end."),
+    Meaning("Normal", Reason.TRAINED, "Training is complete, and the job was suspended before its export."),
     Meaning("Normal", Reason.EXPORTING, "The export stage starts."),
     Meaning("Normal", Reason.SUCCEEDED, "The job has succeeded."),
     Meaning("Warning", Reason.DATASET_WARNING, "A warning of the data report, once each.", "Read the report."),
     Meaning("Warning", Reason.EVALUATION_WARNING, "A warning of an artifact's evaluation, once each."),
     Meaning("Warning", Reason.RECOVERING, "Nodes are missing, and the run recovers.", "See condition Running."),
-    Meaning("Warning", Source.CATEGORY, "A recovery began: its generation and its cause.", "See `status.recoveries`."),
+    Meaning(
+        "Warning", ForeignReason.CATEGORY, "A recovery began: its generation and its cause.", "See `status.recoveries`."
+    ),
     Meaning("Warning", Reason.STORAGE_REFUSES, "Storage has refused checkpoints for a while.", "See Checkpointed."),
     Meaning("Warning", Reason.EVAL_LOSS_RISES, "The run overfits.", "See condition Overfitting."),
     Meaning("Warning", Reason.SPEC_REFUSED, "A changed spec breaks a rule.", "See condition Degraded."),
     Meaning("Warning", Reason.NOTHING_TO_EXPORT, "An export was requested after a failure.", "See condition Degraded."),
-    Meaning("Warning", Reason.UNSCHEDULABLE, "No node fits a pod.", "See the condition of the stage."),
-    Meaning("Warning", Reason.QUOTA_EXCEEDED, "A quota refuses pods.", "See the condition of the stage."),
-    Meaning("Warning", Reason.PODS_REFUSED, "The API server refuses pods.", "See the condition of the stage."),
-    Meaning("Warning", Reason.CREATE_REFUSED, "The API server refuses a child.", "See the condition of the stage."),
-    Meaning("Warning", Reason.NAME_TAKEN, "The name of a child is taken.", "See the condition of the stage."),
-    Meaning("Warning", Reason.POD_FAILED, "A pod failed without a result.", "See the condition of the stage."),
-    Meaning("Warning", Reason.STORAGE_UNAVAILABLE, "A pod could not use storage.", "See the condition of the stage."),
-    Meaning("Warning", Reason.NOT_SUPPORTED_YET, "The job cannot resume with its `spec.nodes`.", "See Running."),
     Meaning(
-        "Warning", Source.KUBERNETES, "A container does not start or was ended.", "See the condition of the stage."
+        "Warning", Reason.NOT_SUPPORTED_YET, "The job cannot resume with its `spec.nodes`.", "See condition Running."
     ),
-    Meaning("Warning", Source.CODE, "The job or its last pod failed with this error.", "Read `status.failure`."),
+    *(replace(obstacle, status="Warning") for obstacle in OBSTACLES if obstacle is not QUEUED),
 )
 """All Events on a FineTuneJob; `status` is their type."""

@@ -2,13 +2,13 @@
 
 from datetime import datetime
 
-from finetune_operator.policy.world import ChildAction, Observation, Release
+from finetune_operator.policy.world import ChildAction, ObservedJob, Release
 from finetune_operator.settings import Settings
 
 NODE_CHECK_SECONDS = 5.0  # between two looks at the node of a pod that is past its grace period
 
 
-def release_lost_pods(seen: Observation, now: datetime, settings: Settings) -> tuple[list[ChildAction], float | None]:
+def release_lost_pods(seen: ObservedJob, now: datetime, settings: Settings) -> tuple[list[ChildAction], float | None]:
     """Return the pods to release, and the seconds until the next look; None if there is nothing to wait for.
 
     The Job controller replaces a pod only after it has ended, and nobody can confirm the end of a pod on a lost node.

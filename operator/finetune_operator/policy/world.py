@@ -11,7 +11,7 @@ from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.objects.facts import Obstacle, StageJob, StagePod, pods_of
 from finetune_operator.objects.identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Kind, Object
-from finetune_operator.objects.machines import Node
+from finetune_operator.objects.machines import GpuNode
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Polled:
 
 
 @dataclass(frozen=True)
-class Observation:
+class ObservedJob:
     """One FineTuneJob and everything that belongs to it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Observation:
     namespace_ends: bool = False
     lost_nodes: frozenset[str] = frozenset()
     log_tail: str = ""
-    nodes: tuple[Node, ...] = ()
+    nodes: tuple[GpuNode, ...] = ()
 
     def stage_job(self, stage: Stage) -> StageJob | None:
         """Return the Job of a stage; for training and export, the one of the highest attempt."""
@@ -131,7 +131,7 @@ class Milestone:
 
 
 @dataclass(frozen=True)
-class Decision:
+class JobDecision:
     """The work of a reconcile: write the status, then act, then post Events.
 
     Attributes:
