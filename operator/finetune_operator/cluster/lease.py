@@ -20,7 +20,7 @@ JITTER = 0.2
 
 
 class LostLeaseError(RuntimeError):
-    """This replica lost the lease: another replica leads, or may lead soon."""
+    """The loss of the lease: another replica leads, or may lead soon."""
 
 
 class Elector:

@@ -10,7 +10,7 @@ _Value = TypeVar("_Value")
 
 
 class Recent(Generic[_Name, _Value]):
-    """Values by name with a highest age.
+    """A cache of values by name, each with a highest age.
 
     Args:
         read: reads one value. Its error reaches every caller that waits for the value, and is not kept.

@@ -36,7 +36,7 @@ STALE_LEASE_SECONDS = 1.0  # by then the lease is renewed, or this process exits
 
 @dataclass
 class JobMemory:
-    """What this replica remembers of a job between two reconciles. Another replica starts without it.
+    """The facts that this replica keeps of a job between two reconciles. Another replica starts without them.
 
     Attributes:
         create_refused: why the last reconcile could not create a child.
@@ -54,7 +54,7 @@ class JobMemory:
 
 
 class Controller:
-    """Reconciles jobs while this replica leads.
+    """A controller that reconciles jobs while this replica leads.
 
     Args:
         pace: limits status writes.

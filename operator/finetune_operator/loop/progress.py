@@ -54,7 +54,7 @@ class PolledGang:
 
 
 class Poller:
-    """Polls the gangs of the jobs that `follow` names.
+    """A poller of the gangs whose jobs `follow` names.
 
     Args:
         key: the operator's key, from which every gang's token is computed.

@@ -14,7 +14,7 @@ INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 @dataclass(frozen=True)
 class Obstacle:
-    """What blocks a step: a reason in one word, and a sentence."""
+    """A cause that blocks a step: a reason in one word, and a sentence."""
 
     reason: str
     message: str

@@ -18,7 +18,7 @@ HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's librar
 
 @dataclass(frozen=True)
 class PodInputs:
-    """Additions to a pod: environment variables, volumes and their mounts."""
+    """The additions to a pod: environment variables, volumes and their mounts."""
 
     env: tuple[Object, ...] = ()
     volumes: tuple[Object, ...] = ()

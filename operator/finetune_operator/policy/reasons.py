@@ -52,7 +52,7 @@ class Reason(StrEnum):
 
 
 class ForeignReason(StrEnum):
-    """Where a reason comes from that the operator passes on."""
+    """The origin of a reason that the operator passes on."""
 
     KUBERNETES = "a reason of Kubernetes"
     CODE = "an error code"

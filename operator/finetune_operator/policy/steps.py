@@ -67,14 +67,14 @@ class Ending:
 
 @dataclass(frozen=True)
 class Suspended:
-    """No pod of the job runs. `obstacle`: why the job cannot resume."""
+    """A suspended job: no pod runs. `obstacle`: why the job cannot resume."""
 
     obstacle: Obstacle | None = None
 
 
 @dataclass(frozen=True)
 class Exporting:
-    """Training is complete; the export stage runs or starts. `obstacle`: why its pod does not run."""
+    """The export stage runs or starts, because training is complete. `obstacle`: why its pod does not run."""
 
     obstacle: Obstacle | None = None
 

@@ -91,7 +91,7 @@ class ObservedJob:
 
 @dataclass(frozen=True)
 class Create:
-    """Create a child. Nothing happens if it exists and belongs to the job."""
+    """The creation of a child. Nothing happens if the child exists and belongs to the job."""
 
     kind: Kind
     body: Object
@@ -99,7 +99,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete the object with this uid, and its children after it."""
+    """The deletion of the object with this uid, and of its children after it."""
 
     kind: Kind
     name: str
@@ -108,7 +108,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class Release:
-    """Delete a pod on a lost node without confirmation by the node, and mark the pod as failed.
+    """The release of a pod on a lost node: deletion without confirmation by the node, and the mark Failed.
 
     Deletion alone is not enough: the Job controller keeps the object (its tracking finalizer) until the pod has failed.
     """
