@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from finetune_api.contract import CREDENTIALS, Env, PodPath
-from finetune_api.v1alpha1.spec import DataStorageSpec, SecretRef, StorageSpec
+from finetune_operator.objects.identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 
 
@@ -25,18 +25,21 @@ def from_secret(name: str, secret: str, key: str, optional: bool = False) -> Obj
     return {"name": str(name), "valueFrom": {"secretKeyRef": reference}}
 
 
-def storage_access(storage: StorageSpec) -> list[Object]:
+def storage_access(job: AcceptedJob) -> list[Object]:
     """Return the variables that open the storage of a job."""
+    storage = job.spec.storage
     plain = {
         Env.STORAGE_ENDPOINT: storage.endpoint,
         Env.STORAGE_REGION: storage.region,
         Env.STORAGE_CA: PodPath.CA.value if storage.ca_secret_ref else None,
     }
-    return _access(plain, storage.credentials_secret_ref, {one.name: one.name for one in CREDENTIALS})
+    secret = storage.credentials_secret_ref
+    return _access(plain, secret.name if secret else "", {one.name: one.name for one in CREDENTIALS})
 
 
-def data_access(storage: DataStorageSpec | None) -> list[Object]:
+def data_access(job: AcceptedJob) -> list[Object]:
     """Return the variables that open the storage of the data, if it is not the storage of the job."""
+    storage = job.spec.dataset.storage
     if storage is None:
         return []
     plain = {
@@ -44,12 +47,17 @@ def data_access(storage: DataStorageSpec | None) -> list[Object]:
         Env.DATA_REGION: storage.region,
         Env.DATA_CA: PodPath.DATA_CA.value if storage.ca_secret_ref else None,
     }
-    return _access(plain, storage.credentials_secret_ref, {one.name: one.data_variable for one in CREDENTIALS})
+    secret = storage.credentials_secret_ref
+    return _access(plain, secret.name if secret else "", {one.name: one.data_variable for one in CREDENTIALS})
 
 
-def _access(plain: Mapping[Env, str | None], secret: SecretRef | None, names: Mapping[str, str]) -> list[Object]:
-    """Build variables; `names` maps each credential to the name of its variable."""
+def _access(plain: Mapping[Env, str | None], secret: str, names: Mapping[str, str]) -> list[Object]:
+    """Build variables from values, and from a Secret unless its name is empty.
+
+    Args:
+        names: of the variables, by the name of the credential.
+    """
     variables = [variable(name, value) for name, value in plain.items() if value]
     if secret:
-        variables += [from_secret(names[one.name], secret.name, one.name, one.optional) for one in CREDENTIALS]
+        variables += [from_secret(names[one.name], secret, one.name, one.optional) for one in CREDENTIALS]
     return variables

@@ -32,7 +32,7 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
         resources: of the container.
         gpu: that training can count on; None if unknown.
     """
-    env = [*data_access(job.spec.dataset.storage), *_hub_access(job, settings), *_gpu_facts(gpu)]
+    env = [*data_access(job), *_hub_access(job, settings), *_gpu_facts(gpu)]
     if processes := _processes(resources):
         env.append(variable(Env.PROCESSES, str(processes)))
     volumes: list[Object] = []

@@ -6,8 +6,8 @@ from typing import Any
 
 from finetune_api.contract import CONTAINER, JOB_ANNOTATION, Label, PodPath
 from finetune_api.messages import Stage
+from finetune_api.v1alpha1 import Resources
 from finetune_api.v1alpha1.pod_template import Toleration
-from finetune_api.v1alpha1.spec import Resources, StageSpec
 from finetune_operator.objects.environment import storage_access
 from finetune_operator.objects.identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
@@ -33,7 +33,7 @@ def container(
         mounts: of volumes that the pod has in addition to those of every pod.
     """
     added = job.spec.pod_template
-    ours = [*env, *storage_access(job.spec.storage)]
+    ours = [*env, *storage_access(job)]
     names = {variable["name"] for variable in ours}
     theirs = [_dump(one) for one in added.env] if added else []
     mounted = [
@@ -132,21 +132,19 @@ def training_placement(job: AcceptedJob, settings: Settings) -> Object:
     return {name: value for name, value in placement.items() if value or name in required}
 
 
-def stage_placement(job: AcceptedJob, stage: StageSpec | None) -> Object:
+def stage_placement(job: AcceptedJob, stage: Stage) -> Object:
     """Return the fields that decide where the pod of a CPU stage runs.
 
     The pod tolerates the same taints as the training pods, but it does not need their nodes.
-
-    Args:
-        stage: `spec.prepare` or `spec.export`.
     """
     added = job.spec.pod_template
-    own = stage.tolerations if stage else None
+    wanted = job.spec.prepare if stage is Stage.PREPARE else job.spec.export
+    own = wanted.tolerations if wanted else None
     tolerated = own if own is not None else (added.tolerations if added else [])
     placement = {
-        "nodeSelector": dict(stage.node_selector) if stage else {},
+        "nodeSelector": dict(wanted.node_selector) if wanted else {},
         "tolerations": [_dump(one) for one in tolerated],
-        "priorityClassName": (stage.priority_class_name if stage else None) or job.spec.priority_class_name,
+        "priorityClassName": (wanted.priority_class_name if wanted else None) or job.spec.priority_class_name,
     }
     return {name: value for name, value in placement.items() if value}
 

@@ -198,7 +198,7 @@ def _stage_job(
         settings,
         container,
         grace_seconds=STAGE_GRACE_SECONDS,
-        placement=pods.stage_placement(job, job.spec.prepare if stage is Stage.PREPARE else job.spec.export),
+        placement=pods.stage_placement(job, stage),
         scratch=pods.small_scratch(),
         volumes=inputs.volumes,
     )
