@@ -146,6 +146,25 @@ class Beat(Message):
     have: str = ""
 
 
+class GangPhase(StrEnum):
+    """What a gang does now, as its leader reports it."""
+
+    STARTING = "starting"  # nodes are missing, and the gang has not run yet
+    RECOVERING = "recovering"  # a new generation is on its way
+    LOAD = "load"  # workers load the model
+    TRAIN = "train"
+    EVAL = "eval"
+    SAVE = "save"
+    FAILED = "failed"
+    DONE = "done"
+    UNKNOWN = "unknown"  # a phase that only another version knows
+
+    @classmethod
+    def _missing_(cls, value: object) -> "GangPhase | None":
+        """Read the phase of another version as UNKNOWN; what is not text stays an error."""
+        return cls.UNKNOWN if isinstance(value, str) else None
+
+
 class Action(StrEnum):
     HOLD = "hold"  # no workers: kill those of an older generation, report complete checkpoints
     FETCH = "fetch"  # no workers: bring this node rank's share of the checkpoint to the local disk
@@ -286,7 +305,7 @@ class Progress(Message):
         outage: set while storage has refused uploads or commits for some time.
     """
 
-    phase: str
+    phase: GangPhase
     generation: int
     step: int = 0
     max_steps: int = 0

@@ -2,6 +2,7 @@
 
 import hmac
 import re
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 GROUP = "finetune.dev"
@@ -75,6 +76,27 @@ class Env(StrEnum):
     DATA_SECRET_KEY = "FINETUNE_DATA_SECRET_ACCESS_KEY"
     DATA_SESSION_TOKEN = "FINETUNE_DATA_SESSION_TOKEN"
     DATA_CA = "FINETUNE_DATA_CA_BUNDLE"  # path of a file
+
+
+@dataclass(frozen=True)
+class Credential:
+    """One credential of object storage.
+
+    Attributes:
+        name: key in the user's Secret, and environment variable of the AWS SDK.
+        data_variable: environment variable of the prepare pod for the credential of spec.dataset.storage.
+        optional: whether the Secret may lack it.
+    """
+
+    name: str
+    data_variable: Env
+    optional: bool = False
+
+
+ACCESS_KEY_ID = Credential("AWS_ACCESS_KEY_ID", Env.DATA_ACCESS_KEY)
+SECRET_ACCESS_KEY = Credential("AWS_SECRET_ACCESS_KEY", Env.DATA_SECRET_KEY)
+SESSION_TOKEN = Credential("AWS_SESSION_TOKEN", Env.DATA_SESSION_TOKEN, optional=True)
+CREDENTIALS = (ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN)
 
 
 class ExitCode(IntEnum):
