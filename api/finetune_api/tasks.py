@@ -32,7 +32,7 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        worker: module with the worker's side, a `TASK` that is a `worker.tasks.base.WorkerTask`.
+        worker: module with the worker's side, a `TASK` that is a `worker.tasks.worker_task.WorkerTask`.
         supervision: what a row teaches.
         shapes: names of the sets of columns that a row may have, of `prepare.data.shapes`, the first that fits wins.
         proposals: columns that are proposed for rows that fit no shape; what keeps more of a row comes first.
