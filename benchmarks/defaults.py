@@ -156,7 +156,7 @@ def main() -> None:
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     import finetune_trainer.prepare.stage
-    import finetune_trainer.worker.main  # noqa: F401 - once, here: every run is forked
+    import finetune_trainer.worker.rank_run  # noqa: F401 - once, here: every run is forked
 
     cases = [case for case in CASES if options.only in (None, case.task)]
     in_turns([(build, (case, options.cache)) for case in cases], options.parallel)
@@ -242,7 +242,7 @@ def measure(point: Point, cache: Path) -> None:
     from finetune_trainer.prepare.stage import prepare
     from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.storage import open_store
-    from finetune_trainer.worker.main import run
+    from finetune_trainer.worker.rank_run import run_rank
 
     place = place_of(cache, point.case)
     work = place / "work" / point.name
@@ -273,7 +273,7 @@ def measure(point: Point, cache: Path) -> None:
         checkpoints=str(work / "checkpoints"),
         outputs=str(work / "outputs"),
     )
-    code = run(order, descriptor)
+    code = run_rank(order, descriptor)
     lines = [WorkerEvent.model_validate_json(line) for line in events.read_text().splitlines()]
     evaluations = [event.values for event in lines if event.event == "eval"]
     if not evaluations or code not in (ExitCode.OK, ExitCode.DIVERGED):

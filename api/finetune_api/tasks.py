@@ -32,7 +32,7 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        worker: module of the worker; its `TASK` is a `worker.tasks.base.WorkerTask`.
+        worker: module of the worker; its `TASK` is a `worker.tasks.worker_task.WorkerTask`.
         supervision: what a row teaches.
         shapes: names of sets of columns in `prepare.data.shapes`; the first set that fits a row is used.
         proposals: columns to suggest for rows that fit no shape; the set that uses most of a row comes first.

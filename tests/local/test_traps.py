@@ -120,5 +120,5 @@ def test_a_row_that_is_longer_than_the_plan_says_is_refused_in_a_sentence(
     run = bench.run(plan, llama, data, tmp_path / "run")
     assert set(run.exit_codes) == {ExitCode.DATA_ERROR}, run.logs
     [message] = [event.message for event in run.events if event.event == "error"]
-    assert "tokens, and the model is given 16 at most" in message
+    assert "tokens; the maximum of this run is 16" in message
     assert "row " in message

@@ -161,14 +161,14 @@ class Leftovers:
                 if tried[trace, row] > TRIED or is_code(raw[row], at):
                     continue
             own[row] = at
-        rows_of: dict[Kind, dict[int, int]] = {}
+        load_split: dict[Kind, dict[int, int]] = {}
         for trace, rows in found.items():
             if not rows:
                 continue
             self.needles[trace.needle] = self.needles.get(trace.needle, 0) + len(rows)
-            firsts = rows_of.setdefault(trace.kind, {})
+            firsts = load_split.setdefault(trace.kind, {})
             firsts.update({row: min(at, firsts.get(row, at)) for row, at in rows.items()})
-        for kind, rows in rows_of.items():
+        for kind, rows in load_split.items():
             hits = self.kinds.setdefault(kind, Hits())
             hits.rows += len(rows)
             for row in sorted(rows)[: SHOWN - len(hits.first)]:

@@ -1,7 +1,7 @@
-"""Prepared rows from Arrow files, mapped into memory: nothing is tokenised here, and a rank reads the rows it trains.
+"""Prepared rows from memory-mapped Arrow files. Nothing is tokenised here; a rank reads only the rows that it trains.
 
-How long each row is and how much loss it has stands in the shards' indexes: no rank reads another's rows to know what a
-step holds.
+The indexes of the shards hold the length and the loss items of every row, so a rank knows both for the whole step
+without reading the rows of other ranks.
 """
 
 import logging
@@ -20,7 +20,7 @@ from finetune_api.errors import DataError, Problem
 from finetune_trainer.dataset.shards import LONE, WINDOWED_ABOVE, index_name, read_shards, shard_name
 from finetune_trainer.process.orders import WorkerOrder
 
-IGNORED = -100  # torch's cross entropy skips this label
+IGNORED = -100  # torch's cross entropy ignores this label
 RUNS = "trained_runs"
 POLL_SECONDS = 0.2
 logger = logging.getLogger(__name__)
@@ -32,14 +32,14 @@ class ArrowRows(Dataset[dict[str, Any]]):
     A row of a causal model has `labels` in place of runs.
 
     Args:
-        folder: of the prepared data set.
+        folder: folder of the prepared data set.
         split: `train` or `eval`.
 
     Attributes:
         lengths: tokens of each row, int32 [rows].
-        items: items of loss of each row, int32 [rows]; None in data that was prepared before there were shards.
+        items: loss items of each row, int32 [rows]; None in data from versions without shards.
         packed: whether a row may hold several documents.
-        by_shard: rows of each shard, where they are too many to be shuffled as a whole; else None.
+        by_shard: rows of each shard, if there are too many to shuffle as a whole; else None.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -71,7 +71,7 @@ class ArrowRows(Dataset[dict[str, Any]]):
         return row
 
     def value(self, name: str, index: int) -> Any:
-        """One column of a row: its values for a list, a number else."""
+        """Return one column of a row: an array for a list, else a number."""
         shard, at = self._place(index)
         if name == "labels" and RUNS in shard.columns:
             return labels_of(shard.columns["input_ids"][at], shard.columns[RUNS][at])
@@ -83,19 +83,21 @@ class ArrowRows(Dataset[dict[str, Any]]):
 
 
 def labels_of(ids: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    """The ids where loss is due, else -100; int32 [tokens]. `runs`: start and length of each, one after the other."""
+    """Return the ids where loss is due, else -100; int32 [tokens]. `runs`: start and length of each trained run,
+    alternating.
+    """
     labels = np.full(len(ids), IGNORED, np.int32)
     for start, length in runs.reshape(-1, 2).tolist():
         labels[start : start + length] = ids[start : start + length]
     return labels
 
 
-def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
-    """The rows of `train` or `eval`, all of a length that the model takes.
+def load_split(order: WorkerOrder, split: str) -> ArrowRows:
+    """Return the rows of `train` or `eval`, after a check of their lengths.
 
     Raises:
-        DataError: a row is longer than the plan says, or than the model has positions. Unchecked it would be an index
-            error in the middle of the run, on a GPU one that names no line.
+        DataError: a row is longer than the plan's maximum or than the model's positions. Without the check the run
+            would end in an index error, which on a GPU names no line.
     """
     plan = order.plan
     rows = ArrowRows(Path(order.dataset), split)
@@ -107,8 +109,8 @@ def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
             Problem(
                 code="TooLong",
                 field="spec.dataset.maxLength",
-                message=f"row {row} of the {split} data has {tokens} tokens, and the model is given {limit} at most",
-                cure="prepare the job again: its data and its plan do not belong together",
+                message=f"row {row} of the {split} data has {tokens} tokens; the maximum of this run is {limit}",
+                cure="prepare the job again: the data does not match the plan",
                 count=len(too_long),
             )
         )
@@ -116,7 +118,7 @@ def rows_of(order: WorkerOrder, split: str) -> ArrowRows:
 
 
 class _Shard:
-    """One file, opened when it is first read; of a large data set it may still be on its way to this node."""
+    """One file, opened at its first read. A file of a large data set may still be downloading at that time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -124,7 +126,7 @@ class _Shard:
 
     @property
     def columns(self) -> dict[str, "_Column"]:
-        """The columns by name."""
+        """Return the columns by name."""
         if not self._columns:
             self._await()
             table = _table(self._path)
@@ -132,14 +134,14 @@ class _Shard:
         return self._columns
 
     def _await(self) -> None:
-        """Wait until the agent has fetched the file: it appears whole."""
+        """Wait until the agent has fetched the file, which it renames into place when complete."""
         if not self._path.exists():
-            logger.warning("waiting for %s, which is being fetched", self._path.name)
+            logger.warning("waiting until the agent has fetched %s", self._path.name)
         while not self._path.exists():
             time.sleep(POLL_SECONDS)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int32 [rows]."""
+        """Return the number of tokens of each row, int32 [rows]."""
         lengths: np.ndarray = pc.list_value_length(_table(self._path)["input_ids"]).to_numpy()
         return lengths
 
@@ -149,7 +151,7 @@ def _table(path: Path) -> Any:
 
 
 class _Column:
-    """Views on the mapped file, without a scalar object of Arrow's for every value (a row in 3 us instead of 30)."""
+    """Views on the mapped file, which avoid an Arrow scalar for every value (3 us a row instead of 30)."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._starts = [0]

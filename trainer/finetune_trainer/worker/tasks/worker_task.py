@@ -1,6 +1,6 @@
-"""The worker's side of a task: rows to batches, a batch to its loss, an evaluation to its scores.
+"""The worker's side of a task: collation, loss, and scores of an evaluation.
 
-`worker.main` asks for it once. A task overrides what it does differently; what most tasks share stands here.
+`worker.rank_run` creates it once. A task overrides the methods in which it differs from most tasks.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
-from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.scores import Scores, Values
 from finetune_trainer.worker.losses.head import Batch, Head
@@ -29,11 +29,11 @@ NO_MODELS: Mapping[str, torch.nn.Module] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Batching:
-    """How a run's rows become batches.
+    """The collation of a run's rows into batches.
 
     Attributes:
-        collate: makes a batch, as the task's loss takes it, of rows as the task views them.
-        dealt: how `VirtualDataset` deals the rows of a step; None = grouped by length, for batches that are padded.
+        collate: makes a batch for the task's loss of rows in the task's view.
+        dealt: assignment of a step's rows in `VirtualDataset`; None = grouped by length, for padded batches.
     """
 
     collate: Collator
@@ -42,12 +42,12 @@ class Batching:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation saw of the whole split, over all ranks.
+    """The results of an evaluation on the whole split, over all ranks.
 
     Attributes:
         total: sum of the losses of all items.
-        hits: how many tokens had the highest logit; None where the loss does not count them.
-        predicted, truth: by the rows' order in the split; None where no row has a label.
+        hits: number of tokens with the highest logit; None where the loss does not count them.
+        predicted, truth: in the order of the split's rows; None where rows have no label.
     """
 
     total: float
@@ -58,7 +58,7 @@ class Measured:
 
     @property
     def loss(self) -> float:
-        """The mean loss of an item; NaN without items."""
+        """Return the mean loss of an item; NaN without items."""
         return self.total / self.items if self.items else float("nan")
 
 
@@ -66,7 +66,7 @@ class WorkerTask(ABC):
     """One task, for one plan.
 
     Attributes:
-        continues: whether an answer goes on from its prompt; else a decoder begins it with its start token.
+        continues: True = an answer continues its prompt; False = a decoder begins it with its start token.
     """
 
     continues = True
@@ -77,12 +77,12 @@ class WorkerTask(ABC):
     # ------------------------------------------------------------ the model
 
     def head_options(self) -> dict[str, Any]:
-        """Return what `from_pretrained` needs to know of the head."""
+        """Return the options of `from_pretrained` for the head."""
         return {}
 
     def set_up(self, model: PreTrainedModel, pad_token_id: int) -> None:
-        """Set values of the loaded model's configuration."""
-        return  # most tasks have none
+        """Change the loaded model, before it gets an adapter."""
+        return  # most tasks change nothing
 
     def heads(self, model: PreTrainedModel) -> Collection[str]:
         """Return names of modules that are trained beside an adapter, whether or not the checkpoint has them."""
@@ -102,40 +102,40 @@ class WorkerTask(ABC):
     # ------------------------------------------------------------ rows
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take what the rows need of the tokenizer."""
-        return  # most tasks have rows of ids
+        """Keep the properties of the tokenizer that the rows need."""
+        return  # the rows of most tasks need nothing
 
     def viewed(self, rows: Any, stream: int) -> Any:
         """Return rows as the model reads them.
 
         Args:
             rows: with `lengths`; in training an index is a position of the run.
-            stream: the run's seed; EVALUATED of `batches.masking` for evaluation.
+            stream: the run's seed; for evaluation EVALUATED of `batches.masking`.
         """
         return rows
 
     @abstractmethod
     def batching(self, model: Any, pad_token_id: int) -> Batching:
-        """Return how rows become batches for a model, which is as loaded, with its adapter."""
+        """Return the collation for a model, which is as loaded, with its adapter."""
 
     @abstractmethod
     def items(self, rows: ArrowRows) -> Items:
-        """Return the number of items of loss of a row, by its number, from the prepared data alone.
+        """Return a function from a row's number to its loss items, computed from the prepared data alone.
 
-        Each rank then knows what the loss of a step is divided by, without asking the others and without a look at what
-        its device computes. The `items` of a batch's loss are the sum over its rows.
+        So each rank knows the divisor of a step's loss without communication and without waiting for its device. The
+        `items` of a batch's loss are the sum over its rows.
         """
 
     # ------------------------------------------------------------ loss and evaluation
 
     @abstractmethod
     def loss(self, model: torch.nn.Module, further: Mapping[str, torch.nn.Module] = NO_MODELS) -> Head:
-        """Return the loss.
+        """Return the loss, which takes the model, or its wrapper, and a batch.
 
         Args:
-            further: what `further_models` returned.
-            model: as loaded, with its adapter, before an engine wraps it: its output layer is watched from here on. The
-                loss takes the model, or what wraps it, and a batch.
+            further: the models of `further_models`.
+            model: as loaded, with its adapter, before an engine wraps it, because the loss adds hooks to its output
+                layer.
         """
 
     def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ class WorkerTask(ABC):
         raise NotImplementedError(f"{self.plan.task} predicts no labels")
 
     def truth(self, batch: Batch) -> torch.Tensor:
-        """Return what `predicted` is compared with, of the same shape, on the CPU."""
+        """Return the values that `predicted` is compared with, of the same shape, on the CPU."""
         raise NotImplementedError(f"{self.plan.task} predicts no labels")
 
     @abstractmethod
@@ -156,5 +156,5 @@ class WorkerTask(ABC):
 
 
 def count(items: npt.NDArray[np.int32] | None) -> Items | None:
-    """Return the items of a row as the index of the data has them; None for data without an index."""
+    """Return the items of a row from the index of the data; None for data without an index."""
     return None if items is None else lambda row: int(items[row])

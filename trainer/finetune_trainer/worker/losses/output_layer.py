@@ -1,12 +1,13 @@
-"""The output layer of a language model: which positions go through it, and how their logits become a loss.
+"""The output layer of a language model: the positions that go through it, and the loss of their logits.
 
 A hook on the layer picks the positions, for every family alike: `logits_to_keep` does the same, but encoders and
-encoder-decoders lack it. `labelled` makes the logits of all trained tokens at once. `chunked` makes them a chunk at a
-time and again in the backward pass, `liger` fuses product and loss: both for where the logits would not fit.
+encoder-decoders lack it. `labelled` computes the logits of all trained tokens at once. For batches whose logits
+would not fit into memory, `chunked` computes them a chunk at a time, and again in the backward pass; `liger` fuses
+product and loss. The planner never chooses `liger`; the measurements on GPUs compare it (docs/decisions/009).
 
-The model calls the layer once for every batch, and `chunked` and `liger` make the whole loss inside that call. So
+The model calls the layer once for every batch, and `chunked` and `liger` compute the whole loss inside that call. So
 ZeRO-3 gathers the layer's weights once in the forward pass and once in the backward pass, however many chunks a rank
-has: that number depends on the rank's own data, and collectives must not.
+has: that number depends on the rank's own data, and the number of collectives must not.
 """
 
 from collections import OrderedDict
@@ -25,12 +26,11 @@ Kind = Literal["labelled", "chunked", "liger"]
 
 
 class OutputLayer:
-    """Watches a model's output layer.
+    """The output layer of a model, with hooks that pick positions and compute the loss.
 
     Args:
-        model: a language model with `get_output_embeddings`, or what PEFT makes of it; no engine wraps it yet.
-        kind: how logits become a loss; the others fall back to `labelled` where a family works on its logits
-            in a way that they do not know.
+        model: a language model with `get_output_embeddings`, or its PeftModel; no engine wraps it yet.
+        kind: how logits become a loss. A family whose work on its logits only the model itself can do gets `labelled`.
     """
 
     def __init__(self, model: torch.nn.Module, kind: Kind) -> None:
@@ -41,27 +41,27 @@ class OutputLayer:
         self._targets: torch.Tensor | None = None
         self._total: torch.Tensor | None = None
         self._hits: torch.Tensor | None = None
-        self._watched = False
+        self._takes_loss = False
         self._layer.register_forward_pre_hook(self._pick)
         if self._kind != "labelled":
             self._forward_of_layer: Callable[..., torch.Tensor] = self._layer.forward
             self._layer.forward = self._forward
             self._parts = [part for part in self._layer.modules() if part is not self._layer]  # of an adapter
             for parameter in (one for part in self._parts for one in part.parameters(recurse=False)):
-                register_external_parameter(self._layer, parameter)  # gathered with the layer
+                register_external_parameter(self._layer, parameter)  # ZeRO-3 gathers it with the layer
 
     @property
     def kind(self) -> Kind:
-        """What is really done."""
+        """Return the kind in use."""
         return self._kind
 
     def losses(
         self, forward: Callable[[], torch.Tensor], kept: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The sum of the losses, float32 scalar, and without gradients the number of targets that were hit.
+        """Return the sum of the losses, float32 scalar, and without gradients the number of correct predictions.
 
         Args:
-            forward: calls the model and gives its logits.
+            forward: calls the model and returns its logits.
             kept: positions [trained] among all of the batch's, row by row.
             targets: their token ids [trained].
         """
@@ -71,10 +71,10 @@ class OutputLayer:
                 return summed(forward(), targets)
             finally:
                 self._kept = None
-        if not self._watched:
-            # Behind the engine's own hooks: they must see the loss, as its gradient is what gathers the weights again.
+        if not self._takes_loss:
+            # Registered after the engine's own hooks, which must see the loss: its gradient gathers the weights again.
             self._layer.register_forward_hook(self._take)
-            self._watched = True
+            self._takes_loss = True
         self._kept, self._targets = kept, targets
         try:
             forward()
@@ -84,23 +84,23 @@ class OutputLayer:
             self._kept = self._targets = self._total = self._hits = None
 
     def _pick(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._kept is None:  # somebody else's pass, such as generation
+        if self._kept is None:  # a forward pass outside of `losses`, such as generation
             return None
         return (arguments[0].flatten(0, -2).index_select(0, self._kept), *arguments[1:])
 
     def _forward(self, hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
-        """The layer's forward: the loss [] of hidden states [trained, width]; the logits in somebody else's pass."""
+        """Return the loss [] of hidden states [trained, width]; outside of `losses`, the logits."""
         if self._targets is None:
             return self._forward_of_layer(hidden, *arguments, **named)
         if self._kind == "liger" and torch.is_grad_enabled():
             return self._liger(hidden, self._targets)
         return self._chunks(hidden, self._targets)
 
-    def _take(self, layer: torch.nn.Module, arguments: tuple[Any, ...], made: torch.Tensor) -> torch.Tensor | None:
-        """Keep the loss; the model goes on with logits of one token, which nobody reads."""
+    def _take(self, layer: torch.nn.Module, arguments: tuple[Any, ...], loss: torch.Tensor) -> torch.Tensor | None:
+        """Store the loss, and give the model logits of one token to continue with, which nothing reads."""
         if self._targets is None:
             return None
-        self._total = made
+        self._total = loss
         hidden: torch.Tensor = arguments[0]
         return hidden.new_zeros(1, self._vocabulary)
 
@@ -127,7 +127,7 @@ class OutputLayer:
             return self._forward_of_layer(hidden)
 
     def _softened(self, logits: torch.Tensor) -> torch.Tensor:
-        """What Gemma and BART do with the output layer's logits."""
+        """Apply the bias of BART and the soft cap of Gemma to the output layer's logits."""
         bias = getattr(self._model, "final_logits_bias", None)
         if bias is not None:
             logits = logits + bias
@@ -145,7 +145,7 @@ class OutputLayer:
 
 @contextmanager
 def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Inside, calls of these modules run no hooks: ZeRO-3's count the calls and expect as many in every step."""
+    """Disable the hooks of these modules: ZeRO-3's hooks count the calls and expect the same number in every step."""
     hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
     for module in modules:
         module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
@@ -157,17 +157,17 @@ def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Summed cross entropy of logits [trained, vocabulary], and without gradients the hits."""
+    """Return the summed cross entropy of logits [trained, vocabulary], and without gradients the hits."""
     total = cross_entropy(logits.float(), targets, reduction="sum")
     return total, None if torch.is_grad_enabled() else (logits.argmax(-1) == targets).sum()
 
 
 def output_layer(model: torch.nn.Module) -> torch.nn.Module:
-    """The layer that makes logits of hidden states; an adapter's wrapper around it counts as the layer."""
+    """Return the layer that makes logits of hidden states; with an adapter, the adapter's wrapper around it."""
     layer: torch.nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     return layer
 
 
 def plain_logits(model: torch.nn.Module) -> bool:
-    """Whether the logits are what the output layer gives, but for what `_softened` does."""
+    """Return whether `_softened` reproduces all that the model does with the output layer's logits."""
     return all(getattr(model.config, name, None) is None for name in ("logit_scale", "logits_scaling"))

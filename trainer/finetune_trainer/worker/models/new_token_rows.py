@@ -1,7 +1,7 @@
-"""New tokens: rows of the embeddings for them, equal on every rank and in every run.
+"""Rows of the embeddings for new tokens, equal on every rank and in every run.
 
 A new row starts as the mean of the rows of all known tokens (Hewitt 2021, "Initializing new word embeddings for
-pretrained language models"); transformers' own draws it at random around that mean.
+pretrained language models"). transformers' own initialisation draws it at random around that mean.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,16 +16,16 @@ from finetune_trainer.model.new_rows import tied
 
 
 def new_ids(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of the plan's new tokens."""
+    """Return the ids of the plan's new tokens."""
     ids = tokenizer.convert_tokens_to_ids(list(plan.new_tokens))
     return ids if isinstance(ids, list) else [ids]
 
 
 def add_rows(model: Any, ids: Sequence[int]) -> None:
-    """Give the model's embeddings rows for new tokens, where it has too few, and set them to the mean of the others.
+    """Add the missing rows for new tokens to the model's embeddings, and set the new rows to the mean of the others.
 
     Args:
-        ids: ids of the new tokens: all those above the known ones.
+        ids: ids of the new tokens, which are higher than all known ones.
     """
     if not ids:
         return
@@ -35,7 +35,7 @@ def add_rows(model: Any, ids: Sequence[int]) -> None:
     with torch.no_grad():
         for weight in _weights(model):
             with _whole(weight):
-                if weight.numel():  # ZeRO-3 gives the whole to rank 0 alone, and takes its changes to the others
+                if weight.numel():  # under ZeRO-3 rank 0 alone has the whole, and its changes go to the other ranks
                     weight[list(ids)] = weight[:known].float().mean(0, keepdim=True).to(weight.dtype)
 
 
@@ -52,7 +52,7 @@ def _rows(embedding: Any) -> int:
 
 
 def _whole(weight: torch.nn.Parameter) -> AbstractContextManager[Any]:
-    if not hasattr(weight, "ds_shape"):  # ZeRO-3 has not taken it
+    if not hasattr(weight, "ds_shape"):  # not sharded by ZeRO-3
         return nullcontext()
     import deepspeed
 
