@@ -213,7 +213,7 @@ def test_what_was_measured_here_says_how_long_it_takes_and_chooses_nothing() -> 
     assert long.prediction.estimate is not None
     assert long.prediction.estimate.hours > 10 * quick.prediction.estimate.hours
     assert "measured on this machine" in long.prediction.estimate.how
-    assert quick.model_copy(update={"estimate": None}) == long.model_copy(update={"estimate": None})
+    assert quick.revised(estimate=None) == long.revised(estimate=None)
 
 
 def test_masked_language_models_say_how_much_is_hidden() -> None:
