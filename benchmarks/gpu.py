@@ -44,7 +44,7 @@ from finetune_api.messages import MethodType, Task  # noqa: E402
 from finetune_api.plan import Plan  # noqa: E402
 from finetune_trainer.prepare.plan import gpus  # noqa: E402
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
-from finetune_trainer.prepare.plan.load import Load  # noqa: E402
+from finetune_trainer.prepare.plan.rank_load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from finetune_trainer.prepare.plan.speed import flops_per_token  # noqa: E402
 from finetune_trainer.process.orders import WorkerOrder  # noqa: E402

@@ -250,7 +250,7 @@ def observed(folder: Path, millions: int) -> Sample:
     import numpy as np
 
     from finetune_api.messages import Task
-    from finetune_trainer.prepare.data.rows import Example
+    from finetune_trainer.prepare.data.examples import Example
     from finetune_trainer.prepare.quality.judge import Context, judge
     from finetune_trainer.prepare.quality.observation import ROW, Observation
     from finetune_trainer.prepare.tokens.encoded import Encoded

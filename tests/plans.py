@@ -14,8 +14,8 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Part
 from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find
-from finetune_trainer.prepare.plan.layout import Layout, Request
 from finetune_trainer.prepare.plan.machine import NODE_GPUS, Machine
+from finetune_trainer.prepare.plan.rank_layout import Layout, Request
 from finetune_trainer.prepare.plan.ways import choose
 
 PAGE = Path(__file__).parents[1] / "docs" / "plans.md"

@@ -12,7 +12,7 @@ from rich.console import Console
 from finetune_trainer.prepare.quality.page import headline, render
 from finetune_trainer.prepare.quality.printed import table
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.quality.summary import lines
+from finetune_trainer.prepare.quality.warning_lines import lines
 from tests.unit.quality_sets import LABELS, alarms, changed, chats, labelled, pairs, reported
 
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & "quoted" </style>'

@@ -18,10 +18,10 @@ from finetune_api.contract import Env
 from finetune_api.errors import DataError, FineTuneError, ModelError, SpecError, StorageError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob, ModelSpec
-from finetune_trainer.prepare.data import places, web
+from finetune_trainer.prepare.data import file_places, web
 from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.file_places import Place
 from finetune_trainer.prepare.data.locate import locate
-from finetune_trainer.prepare.data.places import Place
 from finetune_trainer.prepare.data.sources import Sources, data_environ, locate_all
 from finetune_trainer.prepare.models import locate_model
 from finetune_trainer.prepare.stage import prepare
@@ -366,7 +366,7 @@ def test_a_file_larger_than_the_disk_is_not_begun(
 ) -> None:
     spec = DatasetSpec(train=f"{bucket}/data/*.jsonl")
     found = locate_all(spec, server.environ)
-    monkeypatch.setattr(places, "ROOM", 1 << 60)
+    monkeypatch.setattr(file_places, "ROOM", 1 << 60)
     with pytest.raises(DataError, match=r"a.jsonl and 1 more files have 3.78 kB, and .* are free where") as caught:
         check(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1)
     assert "spec.scratch.size" in caught.value.problems[0].cure

@@ -8,7 +8,7 @@ from zlib import crc32
 import numpy as np
 
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
 from finetune_trainer.prepare.quality.observation import Observation

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.prepare.data.conversation import REASONING, conversation
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import Code, Fault
-from finetune_trainer.prepare.data.rows import Example
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens.encoder import Encoder

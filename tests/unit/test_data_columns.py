@@ -12,7 +12,7 @@ from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.dataset import CheckedData, check
-from finetune_trainer.prepare.data.rows import Example, Layout
+from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.sources import locate_all
 
 ASKED = {"role": "user", "content": "q"}

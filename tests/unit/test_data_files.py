@@ -24,8 +24,8 @@ from finetune_api.messages import Task
 from finetune_trainer.prepare.data import lines
 from finetune_trainer.prepare.data.chunks import chunks, read
 from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.examples import examples
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Format, Row
-from finetune_trainer.prepare.data.rows import examples
 from finetune_trainer.prepare.data.shapes import columns_of
 
 ROWS = [{"text": f"text {index} \u00e4", "label": index % 3} for index in range(50)]

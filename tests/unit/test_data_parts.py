@@ -17,7 +17,7 @@ from finetune_trainer.prepare.data.chunks import ParsedChunk, chunks, read
 from finetune_trainer.prepare.data.delimited import _Values
 from finetune_trainer.prepare.data.formats import DataFile, Documents, Format, Record
 from finetune_trainer.prepare.data.jsonarray import parse_element
-from finetune_trainer.prepare.data.records import parse
+from finetune_trainer.prepare.data.record_parts import parse
 from finetune_trainer.prepare.data.streams import opened
 
 

@@ -17,10 +17,10 @@ from finetune_api.contract import Env
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data import dataset, lines, progress, reading, streams
-from finetune_trainer.prepare.data.choice import hold_out, label_order
+from finetune_trainer.prepare.data import byte_progress, dataset, lines, reading, streams
 from finetune_trainer.prepare.data.dataset import CheckedData, check
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.data.row_choice import hold_out, label_order
 from finetune_trainer.prepare.data.sources import locate_all
 
 Rows = list[Any]
@@ -414,7 +414,7 @@ def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.Monke
 def test_long_work_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "PIECE", 1000)
     monkeypatch.setattr(streams, "BLOCK", 500)
-    monkeypatch.setattr(progress, "WATCHED", 10_000)
+    monkeypatch.setattr(byte_progress, "WATCHED", 10_000)
     write(tmp_path / "x.jsonl", [*texts("a", 999), {"text": ""}])
     spec = DatasetSpec(train=f"file://{tmp_path}/x.jsonl", onInvalid="Skip")
     told: list[str] = []

@@ -9,8 +9,8 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.gpus import GIB, find
-from finetune_trainer.prepare.plan.layout import Request, best, layouts
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
+from finetune_trainer.prepare.plan.rank_layout import Request, best, layouts
 from finetune_trainer.prepare.plan.ways import choose
 from tests.unit.plan_models import decoder, encoder
 from tests.unit.test_planner import choice, dataset, planned

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from finetune_trainer.prepare.data.alpaca import asked, prompt
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality.code import is_code, looks_like_code, prose
 from finetune_trainer.prepare.quality.people import known, mentioned
 from finetune_trainer.prepare.quality.personal import findings_in

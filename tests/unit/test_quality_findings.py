@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import WEIGHT, judge
 from finetune_trainer.prepare.quality.report import Severity

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality import sample
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.fingerprints import keys

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
 from finetune_trainer.prepare.quality.page import render

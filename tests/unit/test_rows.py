@@ -14,8 +14,8 @@ from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.examples import Example, Layout, examples
 from finetune_trainer.prepare.data.formats import DataFile, Fault
-from finetune_trainer.prepare.data.rows import Example, Layout, examples
 from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import locate_all
 

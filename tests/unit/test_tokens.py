@@ -18,14 +18,14 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.portions import Split
-from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.data.sources import locate_all
 from finetune_trainer.prepare.tokens.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
-from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.templates import CHATML
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter

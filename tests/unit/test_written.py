@@ -9,8 +9,8 @@ import pytest
 
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.conversation import conversation
+from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
-from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Finding, Severity

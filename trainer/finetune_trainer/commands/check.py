@@ -10,8 +10,8 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.commands.job import load
-from finetune_trainer.commands.places import probe_file, write_file
+from finetune_trainer.commands.job_options import load
+from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
 from finetune_trainer.commands.check import counted, strict
-from finetune_trainer.commands.job import load
-from finetune_trainer.commands.places import probe_file, probe_folder, write_file
+from finetune_trainer.commands.job_options import load
+from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.given_config import AUTO, SAME, settled, value_at
-from finetune_trainer.prepare.plan.ledger import problem
 
 FIELD = "spec.deepspeed.config"
 ZERO = "zero_optimization"

@@ -19,23 +19,23 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.files import CONFIG, parse_json
-from finetune_trainer.prepare.adapters import mirror_adapter
-from finetune_trainer.prepare.checked import CheckKeeper
+from finetune_trainer.prepare.check_keeper import CheckKeeper
 from finetune_trainer.prepare.data.dataset import check
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.embeddings import untrained_tokens
-from finetune_trainer.prepare.inputs import Inputs, find
+from finetune_trainer.prepare.job_inputs import Inputs, find
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of
-from finetune_trainer.prepare.plan.pace import Question, cache_file, pace_of
-from finetune_trainer.prepare.plan.summary import summary
+from finetune_trainer.prepare.plan.measured_pace import Question, cache_file, pace_of
+from finetune_trainer.prepare.plan.plan_summary import summary
 from finetune_trainer.prepare.quality.judge import Context, Examined, examine
 from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport
-from finetune_trainer.prepare.quality.summary import lines
+from finetune_trainer.prepare.quality.warning_lines import lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
+from finetune_trainer.prepare.start_adapter import mirror_adapter
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.encoder import encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily

@@ -52,7 +52,10 @@ class _Values(pickle.Unpickler):
         if (module, name) in _PLAIN or (module.startswith("numpy.") and name in _NUMPY):
             return super().find_class(module, name)
         if module.startswith("finetune_trainer.prepare.") or module == "finetune_api.messages":
-            found = super().find_class(module, name)
+            try:
+                found = super().find_class(module, name)
+            except (ImportError, AttributeError):  # written by a version with other modules
+                found = None
             if isinstance(found, type) and found.__module__ == module:
                 return found
         raise pickle.UnpicklingError(f"{module}.{name} is no value of ours")

@@ -12,7 +12,7 @@ from finetune_api.errors import ModelError
 from finetune_api.messages import Task
 from finetune_trainer.model.files import model_problem
 from finetune_trainer.model.fitting import check_body, in_body, other_model
-from finetune_trainer.prepare.data.labels import matched
+from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.headers import header_of
 
 CLASSIFIER = "ForSequenceClassification"

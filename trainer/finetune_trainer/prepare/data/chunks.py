@@ -15,7 +15,7 @@ from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Docume
 from finetune_trainer.prepare.data.jsonarray import parse_element, read_array
 from finetune_trainer.prepare.data.jsonl import parse_line
 from finetune_trainer.prepare.data.lines import PIECE, Piece, pieces, too_long
-from finetune_trainer.prepare.data.records import Rest, in_parts, parse, parts
+from finetune_trainer.prepare.data.record_parts import Rest, in_parts, parse, parts
 from finetune_trainer.prepare.data.streams import Reader, StreamError, opened
 from finetune_trainer.prepare.data.text import parse_document
 

@@ -13,11 +13,12 @@ import numpy as np
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
-from finetune_trainer.prepare.data.choice import hold_out, label_order, rarest, repeats
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.chunks import chunks
+from finetune_trainer.prepare.data.examples import Example, Layout, examples
+from finetune_trainer.prepare.data.file_places import Report, changed
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
-from finetune_trainer.prepare.data.kinds import (
+from finetune_trainer.prepare.data.label_kinds import (
     as_whole_numbers,
     check_kind,
     forget_labels,
@@ -25,14 +26,13 @@ from finetune_trainer.prepare.data.kinds import (
     nothing_to_tell,
     of_one_kind,
 )
-from finetune_trainer.prepare.data.labels import matched
+from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.data.notices import Notice, notices
 from finetune_trainer.prepare.data.opening import mixed_layouts, open_all
-from finetune_trainer.prepare.data.places import Report, changed
 from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
 from finetune_trainer.prepare.data.reading import processes as processes
 from finetune_trainer.prepare.data.reading import read_all
-from finetune_trainer.prepare.data.rows import Example, Layout, examples
+from finetune_trainer.prepare.data.row_choice import hold_out, label_order, rarest, repeats
 from finetune_trainer.prepare.data.said_splits import check_said, choose_by_column
 from finetune_trainer.prepare.data.sources import Sources
 from finetune_trainer.prepare.data.tally import Tally, grouped

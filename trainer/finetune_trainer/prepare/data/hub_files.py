@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
-from finetune_trainer.prepare.data import hub_splits, patterns
+from finetune_trainer.prepare.data import file_patterns, hub_splits
 from finetune_trainer.prepare.data.detect import suffixes_of
-from finetune_trainer.prepare.data.places import Place, Report, announce, hashed
+from finetune_trainer.prepare.data.file_places import Place, Report, announce, hashed
 from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
 
 URI = re.compile(
@@ -170,21 +170,21 @@ def _has_splits(commit: _Commit) -> bool:
     """Whether the repository as a whole is no folder of one kind of data."""
     if commit.configs:
         return True
-    data = [name for name in patterns.likely_data(commit.sizes) if "/" not in name]
-    return not data or patterns.splits_among(data) is not None
+    data = [name for name in file_patterns.likely_data(commit.sizes) if "/" not in name]
+    return not data or file_patterns.splits_among(data) is not None
 
 
 def _chosen(uri: str, field: str, names: list[str], path: str) -> list[str]:
     if path in names:
         return [path]
-    if patterns.is_pattern(path):
-        found = patterns.matching(names, path)
+    if file_patterns.is_pattern(path):
+        found = file_patterns.matching(names, path)
         if found:
             return found
         raise DataError(_no_file(uri, field, "correct the pattern", names))
     prefix = f"{path}/" if path else ""
     below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    chosen = patterns.data_files(name for name in below if "/" not in name)
+    chosen = file_patterns.data_files(name for name in below if "/" not in name)
     known = [name for name in chosen if suffixes_of(name)[0] is not None]
     if known:
         return [prefix + name for name in known]
@@ -192,7 +192,7 @@ def _chosen(uri: str, field: str, names: list[str], path: str) -> list[str]:
 
 
 def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
-    data = patterns.likely_data(names)
+    data = file_patterns.likely_data(names)
     if data:
         cure += f"; it has {', '.join(data[:3])}" + (" ..." if len(data) > 3 else "")
     return Problem(code="FileNotFound", field=field, message=f"there are no data files at {uri}", cure=cure)

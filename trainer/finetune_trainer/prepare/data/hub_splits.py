@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from finetune_api.errors import DataError, Problem, SpecError
-from finetune_trainer.prepare.data import patterns
+from finetune_trainer.prepare.data import file_patterns
 
 Splits = dict[str, list[str]]  # name -> files
 WORDS = {  # in names of files and folders
@@ -107,14 +107,14 @@ def _matching(names: Sequence[str], path: str) -> list[str]:
     path = path.strip("/").removeprefix("./")
     if path in names:
         return [path]
-    if patterns.is_pattern(path):
-        return patterns.matching(names, path)
-    return patterns.data_files(name for name in names if name.startswith(f"{path}/"))
+    if file_patterns.is_pattern(path):
+        return file_patterns.matching(names, path)
+    return file_patterns.data_files(name for name in names if name.startswith(f"{path}/"))
 
 
 def by_names(names: Sequence[str]) -> Table:
     """The splits that names of files, or else of their folders, tell; all is train where none does."""
-    data = patterns.likely_data(names)
+    data = file_patterns.likely_data(names)
     for place in (2, 0):  # of the name's parts around its last slash: the file, then its folders
         found: Splits = {}
         for name in data:

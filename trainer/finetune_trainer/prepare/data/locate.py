@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.v1alpha1.data_names import is_hub_name
-from finetune_trainer.prepare.data import patterns
+from finetune_trainer.prepare.data import file_patterns
+from finetune_trainer.prepare.data.file_places import Place, StoredFile, blamed, local_file
 from finetune_trainer.prepare.data.hub_splits import EVALUATION
-from finetune_trainer.prepare.data.places import Place, StoredFile, blamed, local_file
 from finetune_trainer.storage import open_store
 
 
@@ -68,20 +68,20 @@ def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
     def named(name: str) -> str:
         return f"file://{name}"
 
-    if patterns.is_pattern(given):
-        root = patterns.fixed_part(given)
+    if file_patterns.is_pattern(given):
+        root = file_patterns.fixed_part(given)
         names = _walk(Path(root or ".")) if root or not given.startswith("/") else _walk(Path("/"))
         below = given[len(root) :].lstrip("/")
-        found = [os.path.join(root, name) for name in patterns.matching(names, below)]  # noqa: PTH118 - keep the text
+        found = [os.path.join(root, name) for name in file_patterns.matching(names, below)]  # noqa: PTH118 - keep the text
         return _places(uri, field, (local_file(Path(name), named(name), field) for name in found))
     if path.is_dir():
-        if (path / patterns.SAVED).is_file():
+        if (path / file_patterns.SAVED).is_file():
             saved = _saved_split(uri, field, _walk(path))
             return _places(uri, field, (local_file(path / name, named(str(path / name)), field) for name in saved))
         names = [entry.name for entry in path.iterdir() if entry.is_file()]
-        chosen = patterns.data_files(names)
+        chosen = file_patterns.data_files(names)
         if not chosen:
-            raise _empty_folder(uri, field, patterns.likely_data(_walk(path))[:1])
+            raise _empty_folder(uri, field, file_patterns.likely_data(_walk(path))[:1])
         return _places(uri, field, (local_file(path / name, named(str(path / name)), field) for name in chosen))
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise _missing(uri, field, path.name, siblings)
@@ -113,7 +113,7 @@ def _places(uri: str, field: str, found: Iterable[Place | None]) -> list[Place]:
 def _stored(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
     bucket, _, key = uri.partition("://")[2].partition("/")
     key = key.rstrip("/")
-    if not bucket or patterns.is_pattern(bucket) or any(part in ("", ".", "..") for part in key.split("/") if key):
+    if not bucket or file_patterns.is_pattern(bucket) or any(part in ("", ".", "..") for part in key.split("/") if key):
         raise SpecError(
             Problem(
                 code="InvalidURI",
@@ -124,10 +124,10 @@ def _stored(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
         )
     with blamed(field):
         store = open_store(f"s3://{bucket}", environ)
-        if patterns.is_pattern(key):
-            root = patterns.fixed_part(key)
+        if file_patterns.is_pattern(key):
+            root = file_patterns.fixed_part(key)
             infos = {info.key: info for info in store.list(f"{root}/" if root else "")}
-            return _places(uri, field, (StoredFile(store, infos[n], field) for n in patterns.matching(infos, key)))
+            return _places(uri, field, (StoredFile(store, infos[n], field) for n in file_patterns.matching(infos, key)))
         info = store.head(key) if key else None
         if info is not None:
             return [StoredFile(store, info, field)]
@@ -137,11 +137,11 @@ def _stored(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
             parent, _, name = key.rpartition("/")
             siblings = (info.key.rpartition("/")[2] for info in store.list(f"{parent}/" if parent else ""))
             raise _missing(uri, field, name, list(siblings)[:1000])
-    if patterns.SAVED in below:
+    if file_patterns.SAVED in below:
         return [StoredFile(store, below[name], field) for name in _saved_split(uri, field, below)]
-    chosen = patterns.data_files(name for name in below if "/" not in name)
+    chosen = file_patterns.data_files(name for name in below if "/" not in name)
     if not chosen:
-        raise _empty_folder(uri, field, patterns.likely_data(below)[:1])
+        raise _empty_folder(uri, field, file_patterns.likely_data(below)[:1])
     return [StoredFile(store, below[name], field) for name in chosen]
 
 
@@ -159,7 +159,7 @@ def _on_the_web(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
 
 def _saved_split(uri: str, field: str, names: Iterable[str]) -> list[str]:
     """The files of the split that a field means, of a folder that holds several."""
-    splits = patterns.saved_splits(names)
+    splits = file_patterns.saved_splits(names)
     wanted = EVALUATION if field == "spec.dataset.eval" else ("train",)
     split = next((split for split in wanted if split in splits), None)
     if split is None:
@@ -188,14 +188,15 @@ def _empty_folder(uri: str, field: str, deeper: list[str]) -> DataError:
 
 
 def _go_together(uri: str, field: str, names: list[str], declared: str | None) -> None:
-    forms = patterns.formats_of(names)
+    forms = file_patterns.formats_of(names)
     if declared is None and len(forms) > 1:
         seen = " and ".join(f"{name} ({form})" for form, name in forms.items())
-        cure = f"name one kind, such as {uri.rpartition('/')[0] if patterns.is_pattern(uri) else uri.rstrip('/')}/*"
+        folder = uri.rpartition("/")[0] if file_patterns.is_pattern(uri) else uri.rstrip("/")
+        cure = f"name one kind, such as {folder}/*"
         suffix = next(iter(forms.values())).partition(".")[2]
         message = f"{uri} holds files of several formats: {seen}"
         raise DataError(Problem(code="MixedFormats", field=field, message=message, cure=f"{cure}.{suffix}"))
-    if (both := patterns.splits_among(names)) is not None:
+    if (both := file_patterns.splits_among(names)) is not None:
         message = f"{uri} holds training and evaluation data: {both[0]} and {both[1]}; all of it would be one split"
         cure = "name the files of each split, in spec.dataset.train and spec.dataset.eval"
         raise DataError(Problem(code="SplitsInFolder", field=field, message=message, cure=cure))

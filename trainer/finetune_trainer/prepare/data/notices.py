@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.messages import ProblemType, Task
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
-from finetune_trainer.prepare.data.names import CONTEXT, HELD_OUT, LIKELY
-from finetune_trainer.prepare.data.rows import Columns, Layout
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.column_names import CONTEXT, HELD_OUT, LIKELY
+from finetune_trainer.prepare.data.examples import Columns, Layout
 
 SHOWN = 12  # columns
 MANY_NUMBERS = 20  # labels: more than a scale of marks has

@@ -8,10 +8,10 @@ from pathlib import Path
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.checked import CheckedFile
+from finetune_trainer.prepare.data.checked_files import CheckedFile
 from finetune_trainer.prepare.data.chunks import EMPTY
 from finetune_trainer.prepare.data.detect import open_file
-from finetune_trainer.prepare.data.places import Report, make_room
+from finetune_trainer.prepare.data.file_places import Report, make_room
 from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import Source, Sources
 

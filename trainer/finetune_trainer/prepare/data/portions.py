@@ -7,9 +7,9 @@ from itertools import zip_longest
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.chunks import Chunk
+from finetune_trainer.prepare.data.examples import Columns, Example, examples
+from finetune_trainer.prepare.data.file_places import changed
 from finetune_trainer.prepare.data.formats import DataFile
-from finetune_trainer.prepare.data.places import changed
-from finetune_trainer.prepare.data.rows import Columns, Example, examples
 
 LEFT_OUT = 0
 EVALUATED = 255  # any other value: trained on, so many times

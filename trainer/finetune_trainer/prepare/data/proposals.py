@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.messages import Task
+from finetune_trainer.prepare.data.column_names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
 from finetune_trainer.prepare.data.formats import DataFile, Format
-from finetune_trainer.prepare.data.names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
 
 Parts = tuple[str, ...]
 PAIR: Parts = ("prompt", "completion")

@@ -11,15 +11,15 @@ import numpy as np
 
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.byte_progress import Progress
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
+from finetune_trainer.prepare.data.column_names import HELD_OUT, TRAINED
 from finetune_trainer.prepare.data.contents import content
+from finetune_trainer.prepare.data.examples import Columns, Example, Layout, examples, split_of
+from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.formats import Fault, Record, Row
-from finetune_trainer.prepare.data.kinds import MOST_LABELS, too_many_labels
-from finetune_trainer.prepare.data.names import HELD_OUT, TRAINED
-from finetune_trainer.prepare.data.places import Report
-from finetune_trainer.prepare.data.progress import Progress
-from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples, split_of
+from finetune_trainer.prepare.data.label_kinds import MOST_LABELS, too_many_labels
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.pool import map_in_order
 

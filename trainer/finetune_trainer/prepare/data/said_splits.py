@@ -6,9 +6,9 @@ import numpy as np
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.checked import CheckedSource
+from finetune_trainer.prepare.data.checked_files import CheckedSource
+from finetune_trainer.prepare.data.examples import SaidSplit
 from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT
-from finetune_trainer.prepare.data.rows import SaidSplit
 
 
 def check_said(spec: DatasetSpec, training: Sequence[CheckedSource], targets: Sequence[tuple[str, ...]]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
+from finetune_trainer.prepare.data.examples import ABSENT, Columns, Layout, value_at
 from finetune_trainer.prepare.data.formats import DataFile, Row
-from finetune_trainer.prepare.data.labels import kind_of
-from finetune_trainer.prepare.data.names import HELD_OUT, SPLIT, TRAINED
+from finetune_trainer.prepare.data.label_values import kind_of
 from finetune_trainer.prepare.data.proposals import code, cure
-from finetune_trainer.prepare.data.rows import ABSENT, Columns, Layout, value_at
 from finetune_trainer.prepare.data.tally import Tally
 
 SPLIT_PART = "split"  # of every shape: the column that says which rows are trained on

@@ -7,8 +7,8 @@ import csv
 import re
 from dataclasses import dataclass
 
+from finetune_trainer.prepare.data.column_names import KNOWN
 from finetune_trainer.prepare.data.formats import UTF8_BOM, Format
-from finetune_trainer.prepare.data.names import KNOWN
 
 DELIMITERS = (",", ";", "\t", "|")
 ROWS = 200  # looked at

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.file_places import Place, changed, hashed
 from finetune_trainer.prepare.data.locate import locate
-from finetune_trainer.prepare.data.places import Place, changed, hashed
 from finetune_trainer.prepare.data.tally import grouped
 
 TRAIN, EVAL, MIX = "spec.dataset.train", "spec.dataset.eval", "spec.dataset.mix"

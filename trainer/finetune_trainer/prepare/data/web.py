@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import httpx2 as httpx
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
-from finetune_trainer.prepare.data.patterns import is_pattern
-from finetune_trainer.prepare.data.places import Report, announce, changed, hashed
-from finetune_trainer.prepare.data.progress import Progress
+from finetune_trainer.prepare.data.byte_progress import Progress
+from finetune_trainer.prepare.data.file_patterns import is_pattern
+from finetune_trainer.prepare.data.file_places import Report, announce, changed, hashed
 
 ATTEMPTS = 6  # in a row without a byte
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import Ledger, problem
 
 GLOBAL_BATCH = 16  # what the learning rates were measured with
 # OpenAI's fine-tuning API (reference of `batch_size`): about 0.2 % of the examples, capped at 256, as larger batches

@@ -6,10 +6,10 @@ from decimal import ROUND_HALF_UP, Decimal
 from finetune_api.messages import DatasetFacts, ModelFacts
 from finetune_api.plan import Estimate, PlannedAnswers
 from finetune_api.v1alpha1.spec import BudgetSpec
+from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, checkpoint_bytes, save_seconds
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
-from finetune_trainer.prepare.plan.layout import Layout
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.saving import LOCAL_DISK, checkpoint_bytes, save_seconds
+from finetune_trainer.prepare.plan.rank_layout import Layout
 from finetune_trainer.prepare.plan.speed import rate, rounded
 
 GPU_START = 60.0  # seconds until the first step: imports, CUDA, NCCL, the engine; an estimate

@@ -12,10 +12,10 @@ from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.plan import PlannedAnswers
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.layout import Layout
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import Ledger, problem
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
+from finetune_trainer.prepare.plan.rank_layout import Layout
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
 
 ROWS = (64, 32, 16, 8, 4)  # to be answered: as many of these as may be afforded

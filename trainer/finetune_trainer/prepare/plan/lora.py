@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import AdapterFacts, MethodType, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import Ledger, problem
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
 
 TASK_TYPES = {

@@ -9,8 +9,8 @@ from finetune_api.contract import Env
 from finetune_api.errors import SpecError
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find, similar
-from finetune_trainer.prepare.plan.ledger import problem
 
 DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where nobody can look
 DEFAULT_GPU = Gpu("assumed", "", 16384, 60, 40, 4, 300, 3, 100, "the least that GPUs for training have")

@@ -5,11 +5,11 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, ModelFacts
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_CHECKPOINTS, grace_seconds, scratch_bytes, stop_uploads
+from finetune_trainer.prepare.plan.choice_log import Ledger, problem
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.layout import Layout, Request
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.saving import LOCAL_CHECKPOINTS, grace_seconds, scratch_bytes, stop_uploads
+from finetune_trainer.prepare.plan.rank_layout import Layout, Request
 
 
 def precision(ledger: Ledger, machine: Machine) -> dict[str, Any]:

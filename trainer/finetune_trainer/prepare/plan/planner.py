@@ -15,12 +15,12 @@ from finetune_api.plan import MemoryPart, Plan, PlannedMemory
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
+from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, checkpoint_bytes, save_seconds
+from finetune_trainer.prepare.plan.choice_log import Ledger, problem
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.estimate import Course, estimate, spent
 from finetune_trainer.prepare.plan.evaluation import judging_of
 from finetune_trainer.prepare.plan.given_config import given_values, sharding
-from finetune_trainer.prepare.plan.layout import Layout, Request
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
 from finetune_trainer.prepare.plan.lora import (
     Start,
     check_quantizable,
@@ -31,8 +31,8 @@ from finetune_trainer.prepare.plan.lora import (
 )
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, Pace, machine_of
 from finetune_trainer.prepare.plan.notes import note_layout, note_machine, note_saving, precision
+from finetune_trainer.prepare.plan.rank_layout import Layout, Request
 from finetune_trainer.prepare.plan.rates import learning_rate
-from finetune_trainer.prepare.plan.saving import best_interval, checkpoint_bytes, save_seconds
 from finetune_trainer.prepare.plan.schedule import (
     EVALUATIONS,
     SCHEDULES,

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare.plan.rank_load import Load
 
 
 class Name(StrEnum):

@@ -3,7 +3,7 @@
 import math
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.plan.ledger import Ledger
+from finetune_trainer.prepare.plan.choice_log import Ledger
 
 EVALUATIONS = 10  # over the run
 SCHEDULES = {

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.architecture import Kind
 from finetune_trainer.prepare.plan.gpus import Gpu
-from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import DEFAULT_GPU, Machine
+from finetune_trainer.prepare.plan.rank_load import Load
 
 # Bytes through a GPU's memory for each operation, beside the products themselves: norms, activations, residuals. Fitted
 # to full training of a LLaMA of 7 billion in bfloat16 (foundation-model-stack/fms-fsdp, README): 3,700 tokens a second

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import MethodType
+from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.gpus import GIB, GPUS
-from finetune_trainer.prepare.plan.layout import Layout, Request, best, check_combination, layouts, micro_batches
-from finetune_trainer.prepare.plan.ledger import problem
 from finetune_trainer.prepare.plan.machine import Machine
+from finetune_trainer.prepare.plan.rank_layout import Layout, Request, best, check_combination, layouts, micro_batches
 
 MOST_NODES = 64
 NODE_GPUS = (2, 4, 8)  # that nodes have

@@ -6,11 +6,11 @@ from itertools import chain
 
 from finetune_trainer.evaluations.records import EvalGroups
 from finetune_trainer.prepare.quality import (
-    answers,
+    answer_findings,
     coverage,
     duplicates,
     groups,
-    labels,
+    label_findings,
     languages,
     numbers,
     personal,
@@ -18,12 +18,12 @@ from finetune_trainer.prepare.quality import (
     scripts,
     size,
 )
+from finetune_trainer.prepare.quality.asked_questions import questions
 from finetune_trainer.prepare.quality.context import Context, Split, percent
 from finetune_trainer.prepare.quality.distances import distances
 from finetune_trainer.prepare.quality.figures import bin_edges, figures
 from finetune_trainer.prepare.quality.languages import Speech
 from finetune_trainer.prepare.quality.observation import Observation
-from finetune_trainer.prepare.quality.questions import questions
 from finetune_trainer.prepare.quality.report import Distance, Finding, QualityReport, Severity
 
 __all__ = ["Context", "Examined", "examine", "judge"]
@@ -123,13 +123,13 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         *size.of_train(ours, context),
         *size.of_evaluation(ours, theirs),
         *(groups.skews if ours.seen.labels else groups.noted)(ours, people),
-        *labels.of_train(ours),
+        *label_findings.of_train(ours),
         *numbers.of_train(ours),
         *remarks.untrained(ours, context),
     ]
     if theirs:
         found += duplicates.equal_across(ours, theirs)
-        found += labels.unseen(ours, theirs)
+        found += label_findings.unseen(ours, theirs)
         found += [_far(theirs, distance) for distance in apart if distance.is_far]
     report = QualityReport(
         name=context.name,
@@ -165,13 +165,13 @@ def _of_rows(split: Split, speech: Sequence[Speech], context: Context) -> Iterat
     yield from coverage.outliers(split)
     yield from coverage.unknown(split)
     yield from duplicates.equal_rows(split)
-    yield from answers.short_answers(split)
-    yield from answers.frames(split)
-    yield from answers.leftovers(split)
+    yield from answer_findings.short_answers(split)
+    yield from answer_findings.frames(split)
+    yield from answer_findings.leftovers(split)
     yield from personal.personal(split, speech)
     yield from languages.mixed(split, speech)
     yield from scripts.scripts(split)
-    yield from labels.conflicts(split)
+    yield from label_findings.conflicts(split)
 
 
 _DIFFERENCES = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality.fingerprints import SHOWN_CHARACTERS, digest, keys
 from finetune_trainer.prepare.quality.leftovers import Leftovers
 from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, Kept, Sample, limit_for

@@ -12,8 +12,8 @@ import numpy as np
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
-from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
 from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from finetune_trainer.prepare.data.conversation import REASONING
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.tokens.backend import Backend
 from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
 

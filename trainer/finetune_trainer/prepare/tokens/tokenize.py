@@ -27,16 +27,16 @@ from finetune_trainer.dataset.shards import Shards
 from finetune_trainer.model.files import CHAT_TEMPLATE, TOKENIZER_FILES
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import DataFile, Fault
 from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT, Portion, Split
-from finetune_trainer.prepare.data.rows import Example
 from finetune_trainer.prepare.pool import map_in_order
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.keeping import Keeper, LocalShards, Progress
-from finetune_trainer.prepare.tokens.rows import TokenRows
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
 
 BATCH = 500  # examples per call of the tokenizer

@@ -19,7 +19,7 @@ import pyarrow.ipc
 from finetune_api.messages import ProblemType, SplitFacts, Task
 from finetune_trainer.dataset.shards import Shard, index_name, shard_name
 from finetune_trainer.prepare.tokens.packing import pack
-from finetune_trainer.prepare.tokens.rows import TokenRows
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 
 BATCH_TOKENS = 1 << 20  # tokens of one Arrow batch, at least
 WINDOW_TOKENS = 1 << 22  # tokens that are packed together; a larger window fills no better

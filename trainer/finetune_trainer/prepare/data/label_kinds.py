@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ProblemType, Task
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
-from finetune_trainer.prepare.data.labels import is_whole, whole_number
-from finetune_trainer.prepare.data.rows import Layout
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.examples import Layout
+from finetune_trainer.prepare.data.label_values import is_whole, whole_number
 
 MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from finetune_trainer.prepare.quality.answers import answers_are_labels
+from finetune_trainer.prepare.quality.answer_findings import answers_are_labels
 from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
 from finetune_trainer.prepare.quality.equality import in_groups
 from finetune_trainer.prepare.quality.figures import labels

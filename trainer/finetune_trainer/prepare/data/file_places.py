@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_api.errors import DataError, Problem, StorageError
-from finetune_trainer.prepare.data.progress import WATCHED, amount
+from finetune_trainer.prepare.data.byte_progress import WATCHED, amount
 from finetune_trainer.storage import ObjectInfo, ObjectStore
 
 Report = Callable[[str], None]

@@ -9,7 +9,6 @@ from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.families import resolve_task
-from finetune_trainer.prepare.adapters import StartAdapter, find_adapter
 from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.deepspeed_config import check_config
 from finetune_trainer.prepare.models import ModelSource, locate_model
@@ -17,9 +16,10 @@ from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of
 from finetune_trainer.prepare.plan.lora import Start
 from finetune_trainer.prepare.plan.machine import machine_of
+from finetune_trainer.prepare.start_adapter import StartAdapter, find_adapter
 from finetune_trainer.prepare.tokens.encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
-from finetune_trainer.prepare.trackers import check_trackers
+from finetune_trainer.prepare.tracker_check import check_trackers
 
 
 @dataclass(frozen=True)

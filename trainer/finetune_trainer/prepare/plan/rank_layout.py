@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.architecture import Architecture
-from finetune_trainer.prepare.plan.ledger import problem
-from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import CHUNK, EVALUATED, Memory, predict
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain

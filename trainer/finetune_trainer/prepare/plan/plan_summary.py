@@ -2,7 +2,7 @@
 
 from finetune_api.plan import Choice, Plan
 from finetune_api.results import PlanSummary
-from finetune_trainer.prepare.plan.saving import checkpoint_bytes, grace_seconds, scratch_bytes, stop_uploads
+from finetune_trainer.prepare.plan.checkpoint_cost import checkpoint_bytes, grace_seconds, scratch_bytes, stop_uploads
 
 
 def summary(plan: Plan) -> PlanSummary:

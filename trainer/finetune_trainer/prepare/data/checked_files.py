@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from finetune_trainer.prepare.data.examples import Columns, SaidSplit
 from finetune_trainer.prepare.data.formats import DataFile
-from finetune_trainer.prepare.data.rows import Columns, SaidSplit
 from finetune_trainer.prepare.data.sources import Source
 from finetune_trainer.prepare.data.tally import Tally
 

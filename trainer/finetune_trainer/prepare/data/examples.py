@@ -7,11 +7,11 @@ from typing import Any
 
 from finetune_api.messages import ProblemType, Task
 from finetune_trainer.prepare.data import alpaca, conversation
+from finetune_trainer.prepare.data.column_names import HELD_OUT, TESTED, TRAINED
 from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
 from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
-from finetune_trainer.prepare.data.labels import Target, encodable, target, whole_number
-from finetune_trainer.prepare.data.names import HELD_OUT, TESTED, TRAINED
+from finetune_trainer.prepare.data.label_values import Target, encodable, target, whole_number
 
 
 class Layout(StrEnum):

@@ -19,8 +19,8 @@ from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.built import BUILD_ERRORS, configured, quiet
-from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import Pace
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.speed import ADAM_BYTES, operations
 
 VERSION = 1  # of what is measured

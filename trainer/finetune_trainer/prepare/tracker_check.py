@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from finetune_api.errors import Problem, SpecError
-from finetune_trainer.prepare.plan.ledger import problem
+from finetune_trainer.prepare.plan.choice_log import problem
 
 FIELD = "spec.training.report_to"
 # transformers' name (integrations/integration_utils.py, INTEGRATION_TO_CALLBACK): the module it imports, its package

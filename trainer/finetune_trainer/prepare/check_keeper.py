@@ -10,8 +10,8 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.dataset import CheckedData
+from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.opening import open_all
-from finetune_trainer.prepare.data.places import Report
 from finetune_trainer.prepare.data.sources import Sources
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
