@@ -190,7 +190,7 @@ def told(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
     seconds = statistics.median(steps)
     operations = operations_of(case, shape)
     rate = case.length / seconds
-    gpu = gpus.find(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    gpu = gpus.find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return {
         "tokens_per_second": round(rate, 1),
         "step_seconds": round(seconds, 4),

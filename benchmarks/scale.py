@@ -191,7 +191,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     """Check, tokenise into storage, judge, publish."""
     from finetune_api.messages import Task
     from finetune_api.v1alpha1 import DatasetSpec
-    from finetune_trainer.prepare.data.dataset import check, processes
+    from finetune_trainer.prepare.data.dataset import check_dataset, processes
     from finetune_trainer.prepare.data.portions import Split
     from finetune_trainer.prepare.data.sources import locate_all
     from finetune_trainer.prepare.quality.judge import Context, judge
@@ -210,7 +210,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     chats = kind == "chats"
     spec = DatasetSpec.model_validate({"train": f"file://{folder / 'data'}/*.jsonl", "packing": chats})
     work = Path(tempfile.mkdtemp())
-    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=chats, report=said)
+    data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=chats, report=said)
     checked = time.monotonic()
     tokenizer = load_tokenizer(folder / "model", Task.CAUSAL_LM)
     encoder = encoder_for(spec, Task.CAUSAL_LM, tokenizer, data.layout, LENGTH, None, work)

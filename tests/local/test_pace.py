@@ -11,19 +11,19 @@ from finetune_api.messages import Task
 from finetune_trainer.prepare.plan import measured_pace
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import Pace
-from finetune_trainer.prepare.plan.measured_pace import Question, Timed, pace_of
+from finetune_trainer.prepare.plan.measured_pace import PaceQuestion, Timed, pace_of
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.support.models import MAKERS
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 
 
-def question(folder: Path, task: Task, lora: dict[str, Any] | None = None) -> Question:
+def question(folder: Path, task: Task, lora: dict[str, Any] | None = None) -> PaceQuestion:
     config = json.loads((folder / "config.json").read_text())
-    return Question(config, task, 3, lora, False, rows=2, tokens=16, threads=1)
+    return PaceQuestion(config, task, 3, lora, False, rows=2, tokens=16, threads=1)
 
 
-def counted(asked: Question) -> Architecture:
+def counted(asked: PaceQuestion) -> Architecture:
     return architecture_of(asked.config, asked.task, labels=asked.labels)
 
 

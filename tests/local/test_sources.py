@@ -19,7 +19,7 @@ from finetune_api.errors import DataError, FineTuneError, ModelError, SpecError,
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob, ModelSpec
 from finetune_trainer.prepare.data import file_places, web
-from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.file_places import Place
 from finetune_trainer.prepare.data.locate import locate
 from finetune_trainer.prepare.data.sources import Sources, data_environ, locate_all
@@ -368,12 +368,12 @@ def test_a_file_larger_than_the_disk_is_not_begun(
     found = locate_all(spec, server.environ)
     monkeypatch.setattr(file_places, "ROOM", 1 << 60)
     with pytest.raises(DataError, match=r"a.jsonl and 1 more files have 3.78 kB, and .* are free where") as caught:
-        check(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1)
     assert "spec.scratch.size" in caught.value.problems[0].cure
     assert not list((tmp_path / "work").iterdir())
     for place in found.train[0].files:
         place.fetch(tmp_path / "work", silent)
-    assert check(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1).good == 200, "it is there already"
+    assert check_dataset(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1).good == 200, "it is there already"
 
 
 @pytest.mark.parametrize("uri", ["s3://tree//a", "s3://tree/../a", "s3:///a"])
@@ -403,7 +403,7 @@ def test_data_is_read_with_keys_of_its_own_that_may_only_read(server: S3Server, 
     with pytest.raises(StorageError, match="access is denied"):
         locate_all(spec, trainer)
     found = locate_all(spec, environ)
-    assert check(spec, Task.CAUSAL_LM, found, tmp_path, seed=1).good == 100
+    assert check_dataset(spec, Task.CAUSAL_LM, found, tmp_path, seed=1).good == 100
     reading: ObjectStore = open_store(data, data_environ(environ))
     with pytest.raises(StorageError, match="access is denied"):
         reading.put("other.jsonl", b"x")
@@ -674,7 +674,7 @@ def test_addresses_that_lead_nowhere_are_told(site: Web) -> None:
 def test_a_page_instead_of_a_file_is_told(site: Web, tmp_path: Path) -> None:
     spec = DatasetSpec.model_construct(train=at(site, "/x.jsonl", b"<!doctype html>\n<html></html>"))
     with pytest.raises(DataError, match="the file is a web page"):
-        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path, seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path, seed=1)
 
 
 def test_a_shells_home_is_no_path() -> None:

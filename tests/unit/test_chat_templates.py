@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.prepare.data.conversation import REASONING, conversation
+from finetune_trainer.prepare.data.conversation import REASONING, checked_messages
 from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.tokens import templates
@@ -53,7 +53,7 @@ class Talk:
         self._random = random.Random(seed)
         self._count = 0
 
-    def conversation(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def checked_messages(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Messages and tools: some of all that rows may have."""
         chance = self._random.random
         messages = [{"role": self._random.choice(("system", "developer")), "content": self._words("ow")}]
@@ -101,7 +101,7 @@ class Talk:
 def check(of: Encoder, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
     """Check one conversation; "" if it is taken, else the code it is refused with."""
     tokenizer = chat_tokenizer()
-    row = Example(1, "", messages=conversation("messages", [dict(one) for one in messages]), tools=tuple(tools))
+    row = Example(1, "", messages=checked_messages("messages", [dict(one) for one in messages]), tools=tuple(tools))
     (found,) = of([row])
     if isinstance(found, Fault):
         assert found.code in (Code.TEMPLATE_FAILED, Code.NOT_WRITTEN)

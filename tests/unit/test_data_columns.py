@@ -11,7 +11,7 @@ import pytest
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.sources import locate_all
 
@@ -39,7 +39,7 @@ def checked(
         path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     spec = DatasetSpec.model_validate({"train": f"file://{path}", **fields}, by_alias=True)
     sources = locate_all(spec, {})
-    return check(spec, task, sources, folder / "work", seed=1, has_template=template, problem_type=kind)
+    return check_dataset(spec, task, sources, folder / "work", seed=1, has_template=template, problem_type=kind)
 
 
 def first(data: CheckedData) -> Example:
@@ -346,7 +346,7 @@ def test_many_files_with_one_fault_are_one_problem(tmp_path: Path) -> None:
         (tmp_path / f"part-{number:03}.jsonl").write_text('{"body": "x"}\n' if number % 3 else "[]")
     spec = DatasetSpec(train=f"file://{tmp_path}/*.jsonl")
     with pytest.raises(DataError) as caught:
-        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
     (problem,) = caught.value.problems
     assert problem.code == "MissingColumn"
     assert "the columns are 'body' (the first of 200 files with such a fault, such as part-002.jsonl" in problem.message
@@ -397,7 +397,7 @@ def test_classes_have_the_names_that_the_schema_has(
     spec = DatasetSpec.model_validate(
         {"train": f"file://{path}", "onInvalid": "Skip", "maxInvalidPercent": 50}, by_alias=True
     )
-    data = check(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
+    data = check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert data.labels == names
 
 
@@ -406,7 +406,7 @@ def test_a_row_without_a_class_has_no_label(tmp_path: Path) -> None:
     pa.parquet.write_table(table, tmp_path / "x.parquet")
     spec = DatasetSpec(train=f"file://{tmp_path}/x.parquet")
     with pytest.raises(DataError, match="'label' is null") as caught:
-        check(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert caught.value.problems[0].lines == (2,)
 
 
@@ -418,7 +418,7 @@ def labels_of(folder: Path, train: list[str], evaluation: list[str]) -> tuple[Ch
         rows = "".join(f"text {n},{label}\n" for n, label in enumerate(labels))
         (folder / name).write_text(f"text,label\n{rows}")
     spec = DatasetSpec(train=f"file://{folder}/train.csv", eval=f"file://{folder}/eval.csv")
-    data = check(spec, Task.CLASSIFICATION, locate_all(spec, {}), folder / "work", seed=1)
+    data = check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), folder / "work", seed=1)
     return data, [example.label for example in data.eval_examples() or ()]
 
 

@@ -8,7 +8,7 @@ import pytest
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.prepare.plan.gpus import GIB, find
+from finetune_trainer.prepare.plan.gpus import GIB, find_gpu
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
 from finetune_trainer.prepare.plan.rank_layout import Request, best, layouts
 from finetune_trainer.prepare.plan.ways import choose
@@ -145,7 +145,9 @@ def test_amd_cards_are_not_led_to_four_bits_nor_to_other_makers() -> None:
 
 
 def test_of_layouts_about_as_fast_the_one_with_least_memory_is_taken() -> None:
-    asked = replace(request(MethodType.LORA), machine=Machine("gpu", 80 * GIB, "test", False, 1, 1, find("A100-80GB")))
+    asked = replace(
+        request(MethodType.LORA), machine=Machine("gpu", 80 * GIB, "test", False, 1, 1, find_gpu("A100-80GB"))
+    )
     chosen = best(asked)
     assert chosen is not None
     fitting = [one for one in layouts(asked) if one.fits(asked.machine)]

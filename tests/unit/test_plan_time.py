@@ -11,7 +11,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import checkpoint_cost
-from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find
+from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find_gpu
 from finetune_trainer.prepare.plan.machine import Machine, machine_of
 from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.speed import bandwidth, rate, step_speed
@@ -102,7 +102,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rates_are_within_15_percent_of_what_is_published(name: str) -> None:
     kind, method, reached = PUBLISHED[name]
-    gpu = find(kind)
+    gpu = find_gpu(kind)
     assert gpu is not None
     assert rate(gpu, method, 2) == pytest.approx(reached, rel=0.15)
 

@@ -12,7 +12,7 @@ from finetune_api.errors import DataError, FineTuneError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.chunks import read
-from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.examples import Example, Layout, examples
 from finetune_trainer.prepare.data.formats import DataFile, Fault
@@ -273,7 +273,7 @@ def test_what_a_columnar_file_fills_in_is_left_out(tmp_path: Path) -> None:
     ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     spec = DatasetSpec(train=f"file://{tmp_path}/train.parquet")
-    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, has_template=True)
+    data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, has_template=True)
     found = list(data.train_examples())
     assert [row.messages[1] for row in found] == [called({"a": "x"}), called({"b": "x"})]
     assert [list(row.tools) for row in found] == [[tool] for tool in tools]

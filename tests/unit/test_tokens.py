@@ -17,7 +17,7 @@ from finetune_api.errors import DataError, ModelError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data import lines, streams
-from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.portions import Split
@@ -147,7 +147,7 @@ def run(folder: Path, train: Path, name: str, processes: int = 1, **spec: Any) -
 
 
 def checked(spec: DatasetSpec, folder: Path) -> CheckedData:
-    return check(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=1, has_template=True)
+    return check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=1, has_template=True)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

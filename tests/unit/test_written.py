@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.data.conversation import conversation
+from finetune_trainer.prepare.data.conversation import checked_messages
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.quality.judge import Context, judge
@@ -56,7 +56,7 @@ def stock(name: str, folder: Path) -> Encoder:
 
 
 def given(of: Encoder, messages: Sequence[Any], tools: Sequence[Any] = ()) -> Encoded | Fault:
-    (row,) = of([Example(1, "", messages=conversation("messages", list(messages)), tools=tuple(tools))])
+    (row,) = of([Example(1, "", messages=checked_messages("messages", list(messages)), tools=tuple(tools))])
     return row
 
 
@@ -175,7 +175,7 @@ def test_marks_of_several_tokens_are_no_end(tmp_path: Path) -> None:
 
 def findings(of: Encoder, rows: Sequence[Sequence[Any]]) -> dict[str, Finding]:
     """Findings by their codes, of rows that are taken."""
-    examples = [Example(line, "", messages=conversation("messages", list(row))) for line, row in enumerate(rows, 1)]
+    examples = [Example(line, "", messages=checked_messages("messages", list(row))) for line, row in enumerate(rows, 1)]
     seen = Observation(file="train.jsonl")
     seen.add(examples, [row for row in of(examples) if isinstance(row, Encoded)])
     report = judge(seen, None, Context(task=Task.CAUSAL_LM, max_length=of.limit))

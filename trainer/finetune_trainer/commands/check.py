@@ -82,7 +82,7 @@ def strict(warnings: int) -> None:
         raise DataError(_too_many(warnings))
 
 
-def counted(warnings: int) -> str:
+def with_warnings(warnings: int) -> str:
     """`with 3 warnings`"""
     return f"with {warnings} warning{'' if warnings == 1 else 's'}" if warnings else "without warnings"
 
@@ -103,7 +103,7 @@ def _close(screen: Screen, problems: list[Problem], warnings: int, strictly: boo
     if strictly and warnings:
         screen.problems([_too_many(warnings)])
         return
-    screen.says("valid", f"Valid, {counted(warnings)}: job, data and model")
+    screen.says("valid", f"Valid, {with_warnings(warnings)}: job, data and model")
 
 
 def _print_json(problems: list[Problem], code: int, warnings: int, answer: dict[str, Any]) -> None:

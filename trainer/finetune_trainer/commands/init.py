@@ -102,14 +102,14 @@ def propose(model: dict[str, str], data: str) -> Proposal:
 
 def _look(data: str, task: Task, columns: dict[str, str], chats: bool, folder: Path) -> Proposal:
     """Read the rows as a task would; broken ones are told and passed over."""
-    from finetune_trainer.prepare.data.dataset import check
+    from finetune_trainer.prepare.data.dataset import check_dataset
     from finetune_trainer.prepare.data.sources import locate_all
 
     spec = DatasetSpec.model_validate(
         {"train": data, "columns": columns, "onInvalid": "Skip", "maxInvalidPercent": 100.0}
     )
     try:
-        checked = check(spec, task, locate_all(spec, os.environ), folder, 0, has_template=chats)
+        checked = check_dataset(spec, task, locate_all(spec, os.environ), folder, 0, has_template=chats)
     except FineTuneError as error:
         return Proposal(task, (task,), columns, problems=tuple(error.problems))
     labels = f", {len(checked.labels)} labels" if checked.labels else ""

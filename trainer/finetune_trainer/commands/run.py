@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
-from finetune_trainer.commands.check import counted, strict
+from finetune_trainer.commands.check import strict, with_warnings
 from finetune_trainer.commands.job_options import load
 from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
@@ -43,7 +43,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
     if options.result:
         write_file(options.result, result.to_json(), "--result")
-    screen.says(*_outcome(result, counted(_warnings(here, uid))))
+    screen.says(*_outcome(result, with_warnings(_warnings(here, uid))))
     for artifact in result.artifacts:
         screen.says(artifact.kind, result.output or _path(artifact.uri))
     return ExitCode.OK

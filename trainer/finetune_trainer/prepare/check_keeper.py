@@ -71,4 +71,4 @@ class CheckKeeper:
 
     @property
     def _identity(self) -> dict[str, Any]:
-        return {"code": values.code(), **self.identity}
+        return {"code": values.code_hash(), **self.identity}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import problem
-from finetune_trainer.prepare.plan.given_config import AUTO, SAME, settled, value_at
+from finetune_trainer.prepare.plan.given_config import AUTO, SAME, config_value, settled
 
 FIELD = "spec.deepspeed.config"
 ZERO = "zero_optimization"
@@ -98,7 +98,7 @@ def _typos(config: Mapping[str, Any]) -> Iterator[Problem]:
 def _contradictions(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     settles: dict[str, tuple[str, Any]] = {}
     for path, names in SAME.items():
-        value = value_at(config, path)
+        value = config_value(config, path)
         if value is None or value == AUTO:
             continue
         each = value if len(names) > 1 and isinstance(value, list | tuple) else [value]
@@ -146,7 +146,7 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
             "optimizer.params.weight_decay",
         ):
             named = [name for name in SAME[path] if name in given]
-            if value_at(config, path) is None and (named or path.endswith(".lr")):
+            if config_value(config, path) is None and (named or path.endswith(".lr")):
                 what = f"spec.training.{named[0]}" if named else "the plan's learning rate"
                 yield _problem("NeedsOther", path, f"is missing: {what} would have no effect", told)
     if "scheduler" in config:
@@ -154,10 +154,10 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
             if name in given:
                 message = f"is given, and so is spec.training.{name}; there is one schedule"
                 yield _problem("Conflict", "scheduler", message, "leave one of the two out")
-        if str(value_at(config, "scheduler.type")).startswith("Warmup"):
-            warms = value_at(config, "scheduler.type") != "WarmupCosineLR"
+        if str(config_value(config, "scheduler.type")).startswith("Warmup"):
+            warms = config_value(config, "scheduler.type") != "WarmupCosineLR"
             for path in ("warmup_num_steps", *(["warmup_max_lr"] if warms else [])):
-                if value_at(config, f"scheduler.params.{path}") is None:
+                if config_value(config, f"scheduler.params.{path}") is None:
                     message = "is missing: DeepSpeed would take a default of its own, whatever the plan says"
                     yield _problem("NeedsOther", f"scheduler.params.{path}", message, told)
 
@@ -175,7 +175,7 @@ def _sharding(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield _problem("InvalidValue", f"{ZERO}.stage", f"is {stage!r}", "write 0, 1, 2 or 3")
         return
     for block, least in (("offload_optimizer", 1), ("offload_param", 3)):
-        device = value_at(zero, f"{block}.device")
+        device = config_value(zero, f"{block}.device")
         if device == "nvme":
             message = '"nvme" is not supported yet: nothing is kept on disks'
             yield _problem("NotSupportedYet", f"{ZERO}.{block}.device", message, 'use "cpu", the node\'s memory')
@@ -187,24 +187,24 @@ def _sharding(config: Mapping[str, Any]) -> Iterator[Problem]:
             new = "offload_param" if old.endswith("param") else "offload_optimizer"
             message = f"is DeepSpeed's old name of {new}"
             yield _problem("UnknownField", f"{ZERO}.{old}", message, f'write "{new}": {{"device": "cpu"}}')
-    if stage == 3 and value_at(config, GATHER) is not True:
+    if stage == 3 and config_value(config, GATHER) is not True:
         message = "is not true, and stage is 3: a checkpoint would hold shards only, of which nothing can be exported"
         yield _problem("NeedsOther", GATHER, message, "set it to true")
-    if value_at(zero, "offload_optimizer.device") == "cpu" and config.get(CPU_OPTIMIZER, True) is not False:
-        ours = "optimizer" not in config or value_at(config, "optimizer.params.torch_adam")
+    if config_value(zero, "offload_optimizer.device") == "cpu" and config.get(CPU_OPTIMIZER, True) is not False:
+        ours = "optimizer" not in config or config_value(config, "optimizer.params.torch_adam")
         if ours:
             message = "is not false, and the optimizer is torch's: DeepSpeed refuses to offload another than its own"
             yield _problem("NeedsOther", CPU_OPTIMIZER, message, "set it to false")
 
 
 def _optimizer(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
-    kind = value_at(config, "optimizer.type")
+    kind = config_value(config, "optimizer.type")
     if "optimizer" in config and not isinstance(kind, str):
         yield _problem("InvalidValue", "optimizer.type", "is missing", "name the optimizer, such as AdamW")
         return
-    if kind is None or kind.lower() not in COMPILED or value_at(config, "optimizer.params.torch_adam"):
+    if kind is None or kind.lower() not in COMPILED or config_value(config, "optimizer.params.torch_adam"):
         return
-    on_host = device == "cpu" or value_at(config, f"{ZERO}.offload_optimizer.device") == "cpu"
+    on_host = device == "cpu" or config_value(config, f"{ZERO}.offload_optimizer.device") == "cpu"
     compiler = "c++" if on_host else "nvcc"
     if shutil.which(compiler) is None:
         message = f"is {kind}, which DeepSpeed compiles at its first start, and this image has no {compiler}"
@@ -214,7 +214,7 @@ def _optimizer(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
 
 
 def _precision(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
-    half, brain = value_at(config, "fp16.enabled"), value_at(config, "bf16.enabled")
+    half, brain = config_value(config, "fp16.enabled"), config_value(config, "bf16.enabled")
     if half is True and brain is True:
         yield _problem("Conflict", "fp16.enabled", "is true, and so is bf16.enabled", "enable one of the two")
     if half is True and device == "cpu":
@@ -224,12 +224,12 @@ def _precision(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
 
 def _breaks(config: Mapping[str, Any]) -> Iterator[Problem]:
     for path, (why, instead) in BREAKS.items():
-        value = value_at(config, path)
+        value = config_value(config, path)
         if value is not None and value is not False:
             cure = f"use {instead}" if instead != "leave it out" else instead
             yield _problem("NotSupportedYet", path, f"is not supported: {why}", cure)
     for path in ("tensor_parallel.autotp_size", "sequence_parallel_size"):
-        if isinstance(size := value_at(config, path), int) and size > 1:
+        if isinstance(size := config_value(config, path), int) and size > 1:
             yield _problem("NotSupportedYet", path, f"is {size}; every rank has rows of its own", "leave it out")
 
 

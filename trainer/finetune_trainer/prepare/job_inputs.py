@@ -14,7 +14,7 @@ from finetune_trainer.prepare.deepspeed_config import check_config
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of
-from finetune_trainer.prepare.plan.lora import Start
+from finetune_trainer.prepare.plan.lora import SavedAdapter
 from finetune_trainer.prepare.plan.machine import machine_of
 from finetune_trainer.prepare.start_adapter import StartAdapter, find_adapter
 from finetune_trainer.prepare.tokens.encoder import check_packing
@@ -38,12 +38,12 @@ class Inputs:
     adapter: StartAdapter | None
 
     @property
-    def start(self) -> Start | None:
+    def start(self) -> SavedAdapter | None:
         """What the plan needs to know of the adapter."""
         return self.adapter.start if self.adapter else None
 
 
-def find(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
+def find_inputs(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
     """Find all of them, and check what needs no data; what is wrong with one does not hide what is wrong with another.
 
     Args:

@@ -9,11 +9,11 @@ from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.process.stages import StageInputs, run_stage
 
 
-def work(given: StageInputs) -> StageResult:
+def prepare_work(given: StageInputs) -> StageResult:
     """The stage's result; raises what went wrong."""
     return prepare(given.job, given.store, given.uid, given.work, given.environ, given.report).result
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:
     """Runs the stage; leaves its StageResult in the termination log."""
-    return run_stage(Stage.PREPARE, work, environ)
+    return run_stage(Stage.PREPARE, prepare_work, environ)

@@ -20,26 +20,26 @@ from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.files import CONFIG, parse_json
 from finetune_trainer.prepare.check_keeper import CheckKeeper
-from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.embeddings import untrained_tokens
-from finetune_trainer.prepare.job_inputs import Inputs, find
+from finetune_trainer.prepare.job_inputs import Inputs, find_inputs
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of
-from finetune_trainer.prepare.plan.measured_pace import Question, cache_file, pace_of
+from finetune_trainer.prepare.plan.measured_pace import PaceQuestion, cache_file, pace_of
 from finetune_trainer.prepare.plan.plan_summary import summary
 from finetune_trainer.prepare.quality.judge import Context, Examined, examine
 from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport
-from finetune_trainer.prepare.quality.warning_lines import lines
+from finetune_trainer.prepare.quality.warning_lines import warning_lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.start_adapter import mirror_adapter
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.encoder import encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
-from finetune_trainer.prepare.tokens.keeping import DiscardedShards, Keeper, StoredShards
+from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import added_tokens, load_tokenizer
 from finetune_trainer.prepare.weights import trained_labels
@@ -85,7 +85,7 @@ def prepare(
     """
     work.mkdir(parents=True, exist_ok=True)
     run = RunFiles(job, store, uid)
-    found = find(job, work, environ)
+    found = find_inputs(job, work, environ)
     check_conditional_writes(store, run.prefix)  # before anybody pays for a GPU
     base = find_mirrored(found.model, store, work / "model")
     data = find_prepared(store, index_key(job, found, base)) if base else None
@@ -124,7 +124,7 @@ def prepare(
         report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
     chosen, kept = run.keep(chosen)
     notes += ["the plan of this run is kept"] if kept else []
-    warnings = lines(data.report)
+    warnings = warning_lines(data.report)
     for warning in warnings:
         report(f"warning: {warning}")
     _show(run, data.report, report)
@@ -162,7 +162,7 @@ def inspect(
     environ = os.environ if environ is None else environ
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
-        found = find(job, work, environ)
+        found = find_inputs(job, work, environ)
         base, made = _build(job, found, None, work, report, DiscardedShards())
         chosen = _plan(job, found, base, made.facts, environ)
         return Inspected(chosen, _examine(job, found, made, chosen).report)
@@ -176,7 +176,7 @@ def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts,
     chosen = planner.plan(job, found.task, base.facts, architecture, facts, limit, hint, found.start)
     if hint.here is None or how.device == "gpu":
         return chosen
-    asked = Question(
+    asked = PaceQuestion(
         base.config,
         found.task,
         len(facts.labels),
@@ -201,7 +201,7 @@ def _build(
     mirrored: BaseModel | None,
     work: Path,
     report: Report,
-    keeper: Keeper,
+    keeper: ShardKeeper,
     checks: CheckKeeper | None = None,
 ) -> tuple[BaseModel, Tokenized]:
     spec = job.spec.dataset
@@ -211,7 +211,7 @@ def _build(
     chats = spec.chat_template != templates.NONE and (found.template is not None or templates.has_template(small))
     data = checks.found(spec, found.task, found.sources, work / "data", chats, report) if checks else None
     if data is None:
-        data = check(
+        data = check_dataset(
             spec,
             found.task,
             found.sources,

@@ -11,7 +11,7 @@ from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import AdapterFacts, Task
 from finetune_api.v1alpha1.training import LoraSpec
 from finetune_trainer.model.files import ADAPTER, ADAPTER_WEIGHTS, parse_json
-from finetune_trainer.prepare.plan.lora import TASK_TYPES, Start
+from finetune_trainer.prepare.plan.lora import TASK_TYPES, SavedAdapter
 from finetune_trainer.prepare.weights import shapes_of
 from finetune_trainer.storage import ObjectStore, hash_file, open_store, read_manifest, upload_files
 
@@ -43,7 +43,7 @@ class StartAdapter:
         files: to be mirrored, by name.
     """
 
-    start: Start
+    start: SavedAdapter
     files: Mapping[str, Path]
 
 
@@ -74,7 +74,7 @@ def find_adapter(uri: str, task: Task, environ: Mapping[str, str], folder: Path)
     facts = AdapterFacts(commit=commit, prefix=adapter_prefix(commit), source=uri)
     known = (LoraSpec.model_fields.keys() | {"ensure_weight_tying"}) & config.keys()
     lora = {name: config[name] for name in sorted(known) if config[name] not in (None, {}, [])}
-    return StartAdapter(Start(facts, lora, shapes), paths)
+    return StartAdapter(SavedAdapter(facts, lora, shapes), paths)
 
 
 def mirror_adapter(adapter: StartAdapter, store: ObjectStore) -> None:

@@ -37,7 +37,7 @@ def loads(data: bytes) -> Any:
 
 
 @lru_cache(maxsize=1)
-def code() -> str:
+def code_hash() -> str:
     """Return a hash over the code that prepares data: work of other code is not gone on with."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):

@@ -28,7 +28,7 @@ def prompt(instruction: str, given: str) -> str:
     return WITHOUT_INPUT.format(instruction=instruction)
 
 
-def conversation(instruction: str, given: str, output: str, system: str, history: Any) -> tuple[Message, ...]:
+def alpaca_messages(instruction: str, given: str, output: str, system: str, history: Any) -> tuple[Message, ...]:
     """The row as messages; `history` has earlier turns, as pairs of question and answer.
 
     Raises:

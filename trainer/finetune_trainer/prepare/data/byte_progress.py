@@ -14,7 +14,7 @@ def amount(size: int) -> str:
     return f"{size} bytes"
 
 
-class Progress:
+class ByteProgress:
     """Tells about every tenth of all files' bytes.
 
     Args:

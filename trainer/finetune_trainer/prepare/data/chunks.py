@@ -11,7 +11,7 @@ from typing import Protocol
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.delimited import parse_pair
-from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Documents, Fault, Format, Record, Row
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, DocumentUnit, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonarray import parse_element, read_array
 from finetune_trainer.prepare.data.jsonl import parse_line
 from finetune_trainer.prepare.data.lines import PIECE, Piece, pieces, too_long
@@ -182,7 +182,7 @@ def _chunks(file: DataFile) -> Iterator[Chunk]:
 
 def _by_line(file: DataFile) -> bool:
     if file.format is Format.TEXT:
-        return file.documents is Documents.LINE
+        return file.documents is DocumentUnit.LINE
     return file.format in (Format.JSONL, Format.PAIRS)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_trainer.prepare.data.examples import Example
 
 
-def content(example: Example) -> int:
+def content_hash(example: Example) -> int:
     """Return 64 bits of a hash over all that is learnt of a row: texts, messages, tools, labels, the number."""
     parts = [example.text, example.completion, *sorted(example.names)]
     if example.number is not None:

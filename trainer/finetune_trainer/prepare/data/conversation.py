@@ -10,7 +10,7 @@ from finetune_trainer.prepare.data.calls import calls_as_text, tool_calls, tools
 from finetune_trainer.prepare.data.formats import Code, json_type
 from finetune_trainer.prepare.data.wrong import Wrong
 
-__all__ = ["Message", "Wrong", "check_order", "conversation", "prompt_and_completion", "tools_of"]
+__all__ = ["Message", "Wrong", "check_order", "checked_messages", "prompt_and_completion", "tools_of"]
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -34,7 +34,7 @@ CALL = "function_call"  # LLaMA-Factory's speaker of a tool call, which is the v
 NEAR = {**SHAREGPT, "bot": "assistant", "ai": "assistant", "prompter": "user", "customer": "user", "agent": "assistant"}
 
 
-def conversation(column: str, value: Any) -> tuple[Message, ...]:
+def checked_messages(column: str, value: Any) -> tuple[Message, ...]:
     """The checked messages of one row; of `role`/`content` or ShareGPT's `from`/`value`.
 
     Raises:

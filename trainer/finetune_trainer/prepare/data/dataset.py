@@ -16,7 +16,7 @@ from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.chunks import chunks
 from finetune_trainer.prepare.data.examples import Example, Layout, examples
-from finetune_trainer.prepare.data.file_places import Report, changed
+from finetune_trainer.prepare.data.file_places import Report, source_changed
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
 from finetune_trainer.prepare.data.label_kinds import (
     as_whole_numbers,
@@ -80,7 +80,7 @@ class CheckedData:
             choice = self.sources[checked.source].choice
             for chunk, count in zip_longest(chunks(checked.file), checked.good):
                 if chunk is None or count is None:
-                    raise DataError(changed(checked.file.name, checked.file.field))
+                    raise DataError(source_changed(checked.file.name, checked.file.field))
                 start = done[checked.source]
                 done[checked.source] += count
                 chosen = b"\1" * count if choice is None else choice[start : start + count].tobytes()
@@ -109,10 +109,10 @@ class CheckedData:
 
     def problems(self) -> list[Problem]:
         """The problems that stop the job: none if there are few enough and the job says to skip them."""
-        return [problem for tally in self.tallies() for problem in invalid(self.spec, tally)]
+        return [problem for tally in self.tallies() for problem in invalid_rows(self.spec, tally)]
 
 
-def check(
+def check_dataset(
     spec: DatasetSpec,
     task: Task,
     sources: Sources,
@@ -163,7 +163,7 @@ def check(
         if (problem := nothing_to_tell(kind, training, trained)) is not None:
             fatal.append(problem)
     for part in parts:
-        fatal += invalid(spec, part.tally)
+        fatal += invalid_rows(spec, part.tally)
         if not part.good and not any(problem.field == part.source.field for problem in fatal):
             fatal += part.tally.problems()  # all are faults, and may be skipped: then nothing is left
     if fatal:
@@ -177,7 +177,7 @@ def check(
     return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind, told)
 
 
-def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
+def invalid_rows(spec: DatasetSpec, tally: Tally) -> list[Problem]:
     """The problems that stop the job: none if there are few enough and the job says to skip them."""
     if not tally.faults:
         return []

@@ -7,7 +7,7 @@ from typing import Literal
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
-from finetune_trainer.prepare.data.lines import lines, too_long
+from finetune_trainer.prepare.data.lines import read_lines, too_long
 from finetune_trainer.prepare.data.sniff import AGREE, DELIMITERS, EXCEL
 from finetune_trainer.prepare.data.streams import Reader
 
@@ -23,7 +23,7 @@ class _Feed:
     """The lines of a file for csv.reader: an iterator that goes on after an error, which a generator does not."""
 
     def __init__(self, reader: Reader) -> None:
-        self._lines = lines(reader)
+        self._lines = read_lines(reader)
         self._read = 0
         self.shift = 0  # lines of the file that are not given out
         self.size = 0  # bytes of the lines given out

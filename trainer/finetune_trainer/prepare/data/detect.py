@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_trainer.prepare.data import sniff, streams
 from finetune_trainer.prepare.data.delimited import delimiter_problem, looks_like_pairs
-from finetune_trainer.prepare.data.formats import DataFile, Documents, Format
+from finetune_trainer.prepare.data.formats import DataFile, DocumentUnit, Format
 from finetune_trainer.prepare.data.streams import Compression
 
 SUFFIXES = {
@@ -72,17 +72,17 @@ def open_file(
         DataError: the file is empty, or no data.
     """
     data = streams.beginning(path, SNIFFED)
-    start = sniff.Start(data, len(data) < SNIFFED)
+    start = sniff.FileStart(data, len(data) < SNIFFED)
     by_name, _ = suffixes_of(name)
     form = Format(declared) if declared else by_name or Format.TEXT
-    file = DataFile(path, name, field, form, delimiter, Documents(documents or Documents.LINE))
+    file = DataFile(path, name, field, form, delimiter, DocumentUnit(documents or DocumentUnit.LINE))
     _refuse_strangers(file, data[:HEAD])
     if declared is None:
         file = replace(file, format=_told_by_content(file, start, by_name, documents))
     return _with_delimiter(_usable(file), start)
 
 
-def _told_by_content(file: DataFile, start: sniff.Start, by_name: Format | None, documents: str | None) -> Format:
+def _told_by_content(file: DataFile, start: sniff.FileStart, by_name: Format | None, documents: str | None) -> Format:
     found = _by_content(start, by_name, file.delimiter, documents)
     if found is not None:
         return found
@@ -110,7 +110,7 @@ def _usable(file: DataFile) -> DataFile:
     return file
 
 
-def _with_delimiter(file: DataFile, start: sniff.Start) -> DataFile:
+def _with_delimiter(file: DataFile, start: sniff.FileStart) -> DataFile:
     """The file with the delimiter that its beginning shows, and whether its fields stand in quotes."""
     if file.format not in (Format.CSV, Format.TSV):
         return file
@@ -126,7 +126,7 @@ def _with_delimiter(file: DataFile, start: sniff.Start) -> DataFile:
 
 
 def _by_content(
-    start: sniff.Start, by_name: Format | None, delimiter: str | None, documents: str | None
+    start: sniff.FileStart, by_name: Format | None, delimiter: str | None, documents: str | None
 ) -> Format | None:
     if start.data.startswith(b"PAR1"):
         return Format.PARQUET

@@ -91,7 +91,7 @@ ABSENT = object()
 SYSTEM_ROLES = ("system", "developer")
 
 
-def value_at(values: Mapping[str, Any], column: str) -> Any:
+def column_value(values: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column, or of a path such as `translation.de` into one; ABSENT if there is none."""
     if column in values:
         return values[column]
@@ -162,7 +162,7 @@ class Columns:
 
     def _value(self, row: Row, part: str) -> Any:
         column = self.names[part]
-        value = value_at(row.values, column)
+        value = column_value(row.values, column)
         if value is ABSENT:
             raise self._missing(row, column)
         return _number_or_value(column, value)
@@ -175,7 +175,7 @@ class Columns:
 
     def _optional(self, row: Row, part: str) -> Any:
         column = self.names.get(part, part)
-        value = value_at(row.values, column)
+        value = column_value(row.values, column)
         return None if value is ABSENT else _number_or_value(column, value)
 
     def _texts(self, row: Row) -> Example:
@@ -196,7 +196,7 @@ class Columns:
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
             column = self.names["messages"]
-            messages = conversation.conversation(column, _list(column, self._value(row, "messages")))
+            messages = conversation.checked_messages(column, _list(column, self._value(row, "messages")))
         else:
             messages = self._asked_and_answered(row)
         tools = self._optional(row, "tools") if "tools" in self.names else None
@@ -231,7 +231,7 @@ class Columns:
         return Wrong(Code.INVALID_MESSAGE, message)
 
     def _holds_messages(self, row: Row) -> bool:
-        return "messages" in self.names or isinstance(value_at(row.values, self.names.get("prompt", "")), list)
+        return "messages" in self.names or isinstance(column_value(row.values, self.names.get("prompt", "")), list)
 
     def _one_answer(self, row: Row) -> Example:
         """A conversation for a model that has no other form for it than a text and an answer."""
@@ -249,7 +249,7 @@ class Columns:
         given, system = (self._text_or_nothing(row, part) for part in ("input", "system"))
         history = self._optional(row, "history")
         if self.layout is Layout.CHAT:
-            return Example(row.line, "", messages=alpaca.conversation(instruction, given, output, system, history))
+            return Example(row.line, "", messages=alpaca.alpaca_messages(instruction, given, output, system, history))
         if history or system.strip():
             raise self._no_place("history" if history else "system")
         return Example(row.line, alpaca.prompt(instruction, given), completion=f"\n{output}")
@@ -288,7 +288,7 @@ def split_of(row: Row, column: str) -> SaidSplit:
     Raises:
         Wrong: it says none.
     """
-    value = value_at(row.values, column)
+    value = column_value(row.values, column)
     said = value.strip().lower() if isinstance(value, str) else ""
     if said in TRAINED:
         return SaidSplit.TRAIN

@@ -166,7 +166,7 @@ def blamed(field: str) -> Iterator[None]:
         raise type(error)([problem.model_copy(update={"field": field}) for problem in error.problems]) from error
 
 
-def changed(name: str, field: str) -> Problem:
+def source_changed(name: str, field: str) -> Problem:
     """The problem of a file that is not what it was when it was found or checked."""
     message = f"{name} changed while it was read"
     cure = "wait until it is written, then start again"

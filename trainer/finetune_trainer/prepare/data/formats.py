@@ -32,7 +32,7 @@ class Format(StrEnum):
         return self not in (Format.PARQUET, Format.ARROW)
 
 
-class Documents(StrEnum):
+class DocumentUnit(StrEnum):
     """What one document of a plain text file is."""
 
     FILE = "file"
@@ -125,7 +125,7 @@ class DataFile:
     field: str
     format: Format
     delimiter: str | None = None
-    documents: Documents = Documents.LINE
+    documents: DocumentUnit = DocumentUnit.LINE
     columns: tuple[str, ...] | None = None
     quotes: bool = True
 

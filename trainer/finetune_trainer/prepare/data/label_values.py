@@ -53,10 +53,10 @@ def target(column: str, value: Any, kind: ProblemType, declared: bool) -> Target
         other = f"spec.problemType is {kind}" if declared else "other rows have one label each"
         raise Wrong(Code.MIXED_LABELS, f"{column!r} is a list, and {other}")
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    return Target((name(column, value),), number)
+    return Target((label_name(column, value),), number)
 
 
-def name(column: str, value: Any) -> str:
+def label_name(column: str, value: Any) -> str:
     """A label's name: the text, or a number or boolean as JSON writes it (1.0 is 1: a float column with gaps)."""
     if isinstance(value, str):
         if not value.strip():
@@ -97,7 +97,7 @@ def _several(column: str, value: Any, declared: bool) -> tuple[str, ...]:
     if not isinstance(value, list):
         other = "spec.problemType asks for a list" if declared else "other rows have a list of labels"
         raise Wrong(Code.MIXED_LABELS, f"{column!r} is {json_type(value)}, and {other}")
-    names = tuple(name(f"{column}[{index}]", item) for index, item in enumerate(value))
+    names = tuple(label_name(f"{column}[{index}]", item) for index, item in enumerate(value))
     if len(set(names)) < len(names):
         twice = next(own for own in names if names.count(own) > 1)
         hint = "; a list holds the names of a row's labels, not zeros and ones" if set(names) <= {"0", "1"} else ""

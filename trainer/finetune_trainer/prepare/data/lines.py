@@ -82,7 +82,7 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield from blocks
 
 
-def lines(reader: Reader) -> Iterator[tuple[int, bytes | None, int]]:
+def read_lines(reader: Reader) -> Iterator[tuple[int, bytes | None, int]]:
     """(number, the line with its line break or None if it is too long, bytes read so far) of every line."""
     for piece in pieces(reader):
         if piece.data is None:

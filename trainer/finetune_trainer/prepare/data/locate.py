@@ -152,9 +152,9 @@ def _on_hub(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
 
 
 def _on_the_web(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
-    from finetune_trainer.prepare.data.web import find
+    from finetune_trainer.prepare.data.web import find_web_file
 
-    return [find(uri, field)]
+    return [find_web_file(uri, field)]
 
 
 def _saved_split(uri: str, field: str, names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.chunks import Chunk
 from finetune_trainer.prepare.data.examples import Columns, Example, examples
-from finetune_trainer.prepare.data.file_places import changed
+from finetune_trainer.prepare.data.file_places import source_changed
 from finetune_trainer.prepare.data.formats import DataFile
 
 LEFT_OUT = 0
@@ -48,7 +48,7 @@ class Portion:
         good = (record for record in examples(self.chunk.records(), self.columns) if isinstance(record, Example))
         for choice, example in zip_longest(self.choice, good):
             if choice is None or example is None:
-                raise DataError(changed(self.file.name, self.file.field))
+                raise DataError(source_changed(self.file.name, self.file.field))
             if choice == EVALUATED:
                 yield Split.EVAL, 1, example
             elif choice != LEFT_OUT:

@@ -26,7 +26,7 @@ EXAMPLES = {
 WITH_SYSTEM = (ALPACA, PAIR, ("messages",))
 
 
-def code(task: Task, row: Mapping[str, Any]) -> str:
+def rows_code(task: Task, row: Mapping[str, Any]) -> str:
     """Return the code of rows like this one: of data that no task learns, or of a column that is called otherwise."""
     if _word_labels(row) is not None:
         return "WordLabels"

@@ -11,11 +11,11 @@ import numpy as np
 
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.prepare.data.byte_progress import Progress
+from finetune_trainer.prepare.data.byte_progress import ByteProgress
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TRAINED
-from finetune_trainer.prepare.data.contents import content
+from finetune_trainer.prepare.data.contents import content_hash
 from finetune_trainer.prepare.data.examples import Columns, Example, Layout, examples, split_of
 from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.formats import Fault, Record, Row
@@ -95,7 +95,7 @@ def _count(item: _Item) -> _Counted:
         if item.columns.parted and watched.row is not None:
             splits.append(split_of(watched.row, item.columns.split or ""))
         if item.contents:
-            contents.append(content(example))
+            contents.append(content_hash(example))
         if labelled:
             labels.append(targets.setdefault(tuple(sorted(example.names)), len(targets)))
             if example.number is not None:
@@ -136,7 +136,7 @@ def read_all(
         contents: whether to hash what each row holds.
     """
     sizes = [checked.file.path.stat().st_size for checked in files]
-    progress = Progress("checked", sizes, report)
+    progress = ByteProgress("checked", sizes, report)
     index_of: dict[tuple[str, ...], int] = {}
     names: set[str] = set()
     unread: dict[int, set[str]] = {}

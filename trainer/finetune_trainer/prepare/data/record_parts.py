@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from finetune_trainer.prepare.data.delimited import read_csv
-from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Documents, Format, Record
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, DocumentUnit, Format, Record
 from finetune_trainer.prepare.data.lines import Piece, pieces
 from finetune_trainer.prepare.data.streams import Compression, Reader
 from finetune_trainer.prepare.data.text import read_documents
@@ -64,7 +64,7 @@ def parse(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Reco
 def in_parts(file: DataFile) -> bool:
     """Whether the records of a file can be told apart without parsing them."""
     return file.format in (Format.CSV, Format.TSV) or (
-        file.format is Format.TEXT and file.documents is Documents.PARAGRAPH
+        file.format is Format.TEXT and file.documents is DocumentUnit.PARAGRAPH
     )
 
 

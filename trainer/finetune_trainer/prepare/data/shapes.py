@@ -12,10 +12,10 @@ from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
-from finetune_trainer.prepare.data.examples import ABSENT, Columns, Layout, value_at
+from finetune_trainer.prepare.data.examples import ABSENT, Columns, Layout, column_value
 from finetune_trainer.prepare.data.formats import DataFile, Row
 from finetune_trainer.prepare.data.label_values import kind_of
-from finetune_trainer.prepare.data.proposals import code, cure
+from finetune_trainer.prepare.data.proposals import cure, rows_code
 from finetune_trainer.prepare.data.tally import Tally
 
 SPLIT_PART = "split"  # of every shape: the column that says which rows are trained on
@@ -46,7 +46,7 @@ class Shape:
 
     def fits(self, row: Mapping[str, Any], given: Mapping[str, str]) -> bool:
         """Whether a row has all its columns."""
-        return all(value_at(row, given.get(part, part)) is not ABSENT for part in self.parts)
+        return all(column_value(row, given.get(part, part)) is not ABSENT for part in self.parts)
 
     def columns(self, row: Mapping[str, Any], given: Mapping[str, str], has_template: bool, task: Task) -> Columns:
         """The columns of a file whose rows look like this one."""
@@ -56,13 +56,13 @@ class Shape:
         if self is ALPACA:
             layout = Layout.CHAT if has_template else Layout.PAIR
         elif layout is Layout.PAIR:
-            texts = [value_at(row, names[part]) for part in ("prompt", "completion")]
+            texts = [column_value(row, names[part]) for part in ("prompt", "completion")]
             if any(isinstance(text, list) for text in texts):
                 layout = Layout.CHAT
                 names["tools"] = given.get("tools", "tools")
             elif has_template:
                 layout = Layout.CHAT
-            elif value_at(row, names["system"]) is ABSENT:
+            elif column_value(row, names["system"]) is ABSENT:
                 del names["system"]
         if task is Task.SEQ2SEQ:  # a conversation of one answer is a pair, too
             layout = Layout.PAIR
@@ -139,7 +139,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
                 unread = tuple(name for name in columns.unread if name != parted)
                 columns = replace(columns, split=parted, parted=True, unread=unread)
             if columns.layout is Layout.LABELLED:
-                kind = kind_of(value_at(row, columns.names["label"]) for row in rows)
+                kind = kind_of(column_value(row, columns.names["label"]) for row in rows)
                 return replace(columns, kind=kind)
             return columns
     raise DataError(_missing(file, task, candidates or list(shapes), given, rows[0]))
@@ -168,4 +168,4 @@ def _missing(
 ) -> Problem:
     wanted = " or ".join(" and ".join(repr(given.get(part, part)) for part in shape.parts) for shape in shapes)
     listed = ", ".join(map(repr, list(row)[:20])) + (", ..." if len(row) > 20 else "")
-    return file.problem(code(task, row), f"no row has {wanted}; the columns are {listed}", cure(file, task, row))
+    return file.problem(rows_code(task, row), f"no row has {wanted}; the columns are {listed}", cure(file, task, row))

@@ -22,7 +22,7 @@ EXCEL = re.compile(rb'"?sep=([^\r\n"])"?[ \t]*\r?(?:\n|$)', re.IGNORECASE)  # te
 
 
 @dataclass(frozen=True)
-class Start:
+class FileStart:
     """How a file begins.
 
     Attributes:
@@ -64,7 +64,7 @@ class Start:
         return rows[:-1] if cut and len(rows) > 2 else rows
 
 
-def json_format(start: Start) -> Format | None:
+def json_format(start: FileStart) -> Format | None:
     """JSON lines or an array, if the text is one of them: a document in braces is neither."""
     text = start.text.lstrip()
     if ARRAY.match(text):
@@ -76,7 +76,7 @@ def json_format(start: Start) -> Format | None:
     return Format.JSONL if 2 * keyed > len(lines) else None
 
 
-def table_delimiter(start: Start, given: str | None = None) -> str | None:
+def table_delimiter(start: FileStart, given: str | None = None) -> str | None:
     """The delimiter of text that begins with names of columns, one of which data sets have; None for other text."""
     if given is not None and len(given) != 1:
         return None
@@ -91,7 +91,7 @@ def table_delimiter(start: Start, given: str | None = None) -> str | None:
     return None
 
 
-def delimiters(start: Start, default: str) -> list[str]:
+def delimiters(start: FileStart, default: str) -> list[str]:
     """The delimiters that a table may have; several if its beginning does not tell, none if nothing fits.
 
     Args:
@@ -107,7 +107,7 @@ def delimiters(start: Start, default: str) -> list[str]:
     return [mark for mark in fitting if _names(parted[mark])] or fitting
 
 
-def tabs_are_quoted(start: Start) -> bool:
+def tabs_are_quoted(start: FileStart) -> bool:
     """Whether fields between tabs stand in quotes: as a rule they do not, and a quote is a character like any other."""
     lines = start.lines[:ROWS]
     if not lines:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.file_places import Place, changed, hashed
+from finetune_trainer.prepare.data.file_places import Place, hashed, source_changed
 from finetune_trainer.prepare.data.locate import locate
 from finetune_trainer.prepare.data.tally import grouped
 
@@ -49,7 +49,9 @@ class Source:
         """Raises DataError if a file is another than when it was located."""
         with ThreadPoolExecutor(ASKED) as pool:  # each may be a request to a store
             same = list(pool.map(lambda file: file.is_unchanged(), self.files))
-        if problems := [changed(file.name, self.field) for file, ok in zip(self.files, same, strict=True) if not ok]:
+        if problems := [
+            source_changed(file.name, self.field) for file, ok in zip(self.files, same, strict=True) if not ok
+        ]:
             raise DataError(grouped(problems))
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Documents, Fault, Record, Row
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, DocumentUnit, Fault, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
-from finetune_trainer.prepare.data.lines import lines, too_long
+from finetune_trainer.prepare.data.lines import read_lines, too_long
 from finetune_trainer.prepare.data.streams import Reader
 
 COLUMN = "text"
@@ -28,10 +28,10 @@ def read_documents(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int
     Raises:
         StreamError: as of `lines`.
     """
-    whole = file.documents is Documents.FILE
+    whole = file.documents is DocumentUnit.FILE
     gathered: list[bytes] = []
     first = size = total = end = 0
-    for number, line, end in lines(reader):
+    for number, line, end in read_lines(reader):
         if line is None:
             size = LONGEST_LINE + 1
             first = first or number

@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import httpx2 as httpx
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
-from finetune_trainer.prepare.data.byte_progress import Progress
+from finetune_trainer.prepare.data.byte_progress import ByteProgress
 from finetune_trainer.prepare.data.file_patterns import is_pattern
-from finetune_trainer.prepare.data.file_places import Report, announce, changed, hashed
+from finetune_trainer.prepare.data.file_places import Report, announce, hashed, source_changed
 
 ATTEMPTS = 6  # in a row without a byte
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
@@ -64,7 +64,7 @@ class WebFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         announce(self, report)
         partial = path.with_name(f".{path.name}.partial")
-        progress = Progress("fetched", [self.size or 0], report)
+        progress = ByteProgress("fetched", [self.size or 0], report)
         with _client() as client:
             failures = 0
             while True:
@@ -74,7 +74,7 @@ class WebFile:
                     break
                 except _ChangedError:
                     partial.unlink(missing_ok=True)
-                    raise DataError(changed(self.name, self.field)) from None
+                    raise DataError(source_changed(self.name, self.field)) from None
                 except _AgainError as error:
                     failures = 0 if _size(partial) > had else failures + 1
                     if failures >= ATTEMPTS:
@@ -83,7 +83,7 @@ class WebFile:
         partial.replace(path)
         return path
 
-    def _attempt(self, client: httpx.Client, partial: Path, progress: Progress) -> None:
+    def _attempt(self, client: httpx.Client, partial: Path, progress: ByteProgress) -> None:
         start = _size(partial)
         headers = dict(IDENTITY)
         # a weak tag does not promise the same bytes
@@ -117,11 +117,11 @@ class WebFile:
 
     def is_unchanged(self) -> bool:
         """By size and tag, where the server tells them."""
-        found = find(self.url, self.field)
+        found = find_web_file(self.url, self.field)
         return (found.size, found.tag) == (self.size, self.tag)
 
 
-def find(uri: str, field: str) -> WebFile:
+def find_web_file(uri: str, field: str) -> WebFile:
     """Ask for a file's size and tag: a GET that is closed after its head, as signed addresses allow no HEAD.
 
     Raises:

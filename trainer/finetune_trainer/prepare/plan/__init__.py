@@ -3,5 +3,5 @@
 What is planned for   shape (the model, counted on the meta device) -> architecture; machine -> gpus
 What is chosen        planner -> layout (the fastest that fits) -> memory, speed, reasons; batch, schedule, rates,
                       saving, engine
-What is said          ledger (every choice with its reason), estimate, summary, terminal
+What is said          log (every choice with its reason), estimate, summary, terminal
 """

@@ -60,7 +60,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     return made
 
 
-def check_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> None:
+def check_module_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> None:
     """Raises SpecError if a name of a new adapter's configuration leads nowhere. (That of an earlier one has names of
     other families too, which PEFT puts there: `score` beside `classifier`.)"""
     names = sorted({name.rpartition(".")[2] for name in linear})
@@ -108,7 +108,7 @@ def embeddings(model: Any) -> int:
     return sum(frozen.values())
 
 
-def freeze(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
+def freeze_parameters(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
     """Take the gradients from what `spec.method.freeze` names.
 
     Raises:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Ledger:
+class ChoiceLog:
     """Collects choices as they are made."""
 
     given: Mapping[str, Any]

@@ -9,7 +9,7 @@ from finetune_api.v1alpha1.spec import BudgetSpec
 from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, checkpoint_bytes, save_seconds
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.rank_layout import Layout
+from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.speed import rate, rounded
 
 GPU_START = 60.0  # seconds until the first step: imports, CUDA, NCCL, the engine; an estimate
@@ -41,7 +41,7 @@ class Spent:
         return self.loading + self.steps + self.evaluations + self.answers + self.saves
 
 
-def spent(layout: Layout, machine: Machine, course: Course, model: ModelFacts, dataset: DatasetFacts) -> Spent:
+def spent(layout: RankLayout, machine: Machine, course: Course, model: ModelFacts, dataset: DatasetFacts) -> Spent:
     """What the training of a job takes, from the start of its workers to the last save."""
     load, split = layout.load, dataset.eval
     size = checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
@@ -61,7 +61,7 @@ def spent(layout: Layout, machine: Machine, course: Course, model: ModelFacts, d
     )
 
 
-def estimate(layout: Layout, machine: Machine, took: Spent, budget: BudgetSpec | None) -> Estimate:
+def estimate(layout: RankLayout, machine: Machine, took: Spent, budget: BudgetSpec | None) -> Estimate:
     """The estimate that a plan carries; prepare and export come on top."""
     hours = took.seconds / 3600
     gpu_hours = rounded(hours * machine.nodes * machine.gpus) if machine.gpus else None
@@ -77,7 +77,7 @@ def estimate(layout: Layout, machine: Machine, took: Spent, budget: BudgetSpec |
     )
 
 
-def _how(layout: Layout, machine: Machine, took: Spent) -> str:
+def _how(layout: RankLayout, machine: Machine, took: Spent) -> str:
     speed, load = layout.speed, layout.load
     if machine.gpu:
         reached = rate(machine.gpu, load.method, load.architecture.weight_bytes) / 1e12

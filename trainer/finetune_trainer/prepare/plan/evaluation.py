@@ -12,10 +12,10 @@ from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.plan import PlannedAnswers
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.choice_log import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
-from finetune_trainer.prepare.plan.rank_layout import Layout
+from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
 
 ROWS = (64, 32, 16, 8, 4)  # to be answered: as many of these as may be afforded
@@ -52,10 +52,10 @@ class Judging:
 
 def judging_of(
     job: FineTuneJob,
-    ledger: Ledger,
+    log: ChoiceLog,
     task: Task,
     dataset: DatasetFacts,
-    layout: Layout,
+    layout: RankLayout,
     machine: Machine,
     steps: int,
     eval_every: int,
@@ -66,32 +66,32 @@ def judging_of(
         SpecError: evaluation of this task does not measure the given metric, or there is nothing to answer.
     """
     evaluations = math.ceil(steps / eval_every) if eval_every else 1
-    evaluation = _answers(job, ledger, task, dataset, layout, machine, steps, evaluations)
-    metric, greater = best_by(ledger, task, dataset, evaluation.generate > 0)
-    patience = int(ledger.given.get("early_stopping_patience", 0))
-    threshold = float(ledger.given.get("early_stopping_threshold", 0.0))
+    evaluation = _answers(job, log, task, dataset, layout, machine, steps, evaluations)
+    metric, greater = best_by(log, task, dataset, evaluation.generate > 0)
+    patience = int(log.given.get("early_stopping_patience", 0))
+    threshold = float(log.given.get("early_stopping_threshold", 0.0))
     if dataset.eval is not None:
         reason = "given" if patience else "the run goes to its end; the best checkpoint is kept anyway"
-        ledger.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
+        log.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
     if threshold:
-        ledger.note("spec.training.early_stopping_threshold", threshold, "given", True)
+        log.note("spec.training.early_stopping_threshold", threshold, "given", True)
     return Judging(metric, greater, patience, threshold, evaluation)
 
 
-def best_by(ledger: Ledger, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
+def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
     """The metric that chooses the best checkpoint, and whether more of it is better.
 
     Raises:
         SpecError: evaluation of this task does not measure the given one.
     """
     if dataset.eval is None:
-        ledger.note(METRIC_FIELD, "last", "without evaluation rows the last one is kept", False)
+        log.note(METRIC_FIELD, "last", "without evaluation rows the last one is kept", False)
         return "last", True
     problem_type = dataset.problem_type or ProblemType.SINGLE_LABEL
     rule, reason = "eval_loss", "what training minimises, on unseen rows"
     if task is Task.CLASSIFICATION:
         rule, reason = BEST[problem_type]
-    metric = full_name(str(ledger.take("metric_for_best_model", rule, reason)))
+    metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
     known = [full_name(name) for name in measured(task, problem_type, answers=answers)]
     if metric not in known:  # known only now, where the job does not name its task
         kind = f"{task} ({problem_type})" if task is Task.CLASSIFICATION else str(task)
@@ -99,15 +99,15 @@ def best_by(ledger: Ledger, task: Task, dataset: DatasetFacts, answers: bool) ->
         if metric in [full_name(name) for name in ANSWERS]:
             message += ", and no answers are generated"
         raise SpecError(problem("UnknownMetric", METRIC_FIELD, message, "write one of them"))
-    return metric, bool(ledger.take("greater_is_better", greater_is_better(metric), f"follows from {metric}"))
+    return metric, bool(log.take("greater_is_better", greater_is_better(metric), f"follows from {metric}"))
 
 
 def _answers(
     job: FineTuneJob,
-    ledger: Ledger,
+    log: ChoiceLog,
     task: Task,
     dataset: DatasetFacts,
-    layout: Layout,
+    layout: RankLayout,
     machine: Machine,
     steps: int,
     evaluations: int,
@@ -121,12 +121,12 @@ def _answers(
     if task is Task.CAUSAL_LM and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
         if spec.generate:
             _refuse(spec.generate, "the rows have no prompts: every token of them is trained")
-        ledger.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)
+        log.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)
         return PlannedAnswers()
     target = split.trained_tokens / examples
     rule = min(LONGEST, max(SHORTEST, 8 * math.ceil(2 * target / 8)))
     tokens = int(
-        ledger.settle(
+        log.settle(
             "spec.evaluation.maxNewTokens",
             rule,
             f"twice the mean of {target:.0f}; never more than the longest right answer",
@@ -134,14 +134,14 @@ def _answers(
         )
     )
     rows, reason = _affordable(layout, machine, split.tokens / examples, tokens, steps, evaluations)
-    generate = int(ledger.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
+    generate = int(log.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
     generate = min(generate, examples)
-    samples = int(ledger.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
+    samples = int(log.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
     return PlannedAnswers(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
 
 
 def _affordable(
-    layout: Layout, machine: Machine, mean: float, tokens: int, steps: int, evaluations: int
+    layout: RankLayout, machine: Machine, mean: float, tokens: int, steps: int, evaluations: int
 ) -> tuple[int, str]:
     budget = SHARE * steps * layout.speed.seconds
     for rows in ROWS:
@@ -152,7 +152,7 @@ def _affordable(
     return rows, took if rows == ROWS[0] else f"{took}: more would take over a tenth of the run"
 
 
-def generation_seconds(layout: Layout, machine: Machine, mean: float, tokens: int, rows: int) -> float:
+def generation_seconds(layout: RankLayout, machine: Machine, mean: float, tokens: int, rows: int) -> float:
     """How long all ranks together take to answer some rows, roughly: each token of a batch is a pass through the model,
     which reads all weights, and under ZeRO-3 gathers them.
 
@@ -176,7 +176,7 @@ def generation_seconds(layout: Layout, machine: Machine, mean: float, tokens: in
     return batches * (prompt + tokens * a_pass)
 
 
-def evaluation_seconds(layout: Layout, machine: Machine, split: SplitFacts) -> float:
+def evaluation_seconds(layout: RankLayout, machine: Machine, split: SplitFacts) -> float:
     """How long one evaluation's forward passes over all rows take, roughly, without generated answers."""
     load = layout.load
     shape = load.architecture

@@ -38,7 +38,7 @@ class Sharding:
     offload_parameters: bool | None
 
 
-def value_at(config: Mapping[str, Any], path: str) -> Any:
+def config_value(config: Mapping[str, Any], path: str) -> Any:
     """What stands at `optimizer.params.lr`; None where nothing does."""
     found: Any = config
     for part in path.split("."):
@@ -50,7 +50,7 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """The names of `spec.training` that a configuration gives values, and these values."""
     values: dict[str, Any] = {}
     for path, names in SAME.items():
-        value = value_at(config, path)
+        value = config_value(config, path)
         if value is None or value == AUTO:
             continue
         each = value if len(names) > 1 and isinstance(value, list | tuple) else [value]
@@ -79,9 +79,9 @@ def sharding(job: FineTuneJob) -> Sharding:
         )
     zero = "zero_optimization"
     return Sharding(
-        int(value_at(spec.config, f"{zero}.stage") or 0),
-        value_at(spec.config, f"{zero}.offload_optimizer.device") == "cpu",
-        value_at(spec.config, f"{zero}.offload_param.device") == "cpu",
+        int(config_value(spec.config, f"{zero}.stage") or 0),
+        config_value(spec.config, f"{zero}.offload_optimizer.device") == "cpu",
+        config_value(spec.config, f"{zero}.offload_param.device") == "cpu",
     )
 
 

@@ -128,7 +128,7 @@ GPUS: tuple[Gpu, ...] = (
 SLICE = re.compile(r"mig|(?<![a-z\d])\d+g[.-]\d+gb")  # a part of a GPU
 
 
-def find(name: str) -> Gpu | None:
+def find_gpu(name: str) -> Gpu | None:
     """The GPU of a product name such as `NVIDIA-A100-SXM4-80GB`, `nvidia-h100-mega-80gb` or `A100`; None if unknown.
 
     Without a size in the name, the smallest of that kind.

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import AdapterFacts, MethodType, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.choice_log import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
 
 TASK_TYPES = {
@@ -21,7 +21,7 @@ TOO_OLD = re.compile(r"\b(k20|k40|k80|m4|m6|m40|m60)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Start:
+class SavedAdapter:
     """The adapter that training starts from.
 
     Attributes:
@@ -34,7 +34,7 @@ class Start:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = None) -> dict[str, Any]:
+def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | None = None) -> dict[str, Any]:
     """LoraConfig names and values of a job; empty for full fine-tuning.
 
     Raises:
@@ -45,7 +45,7 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
     kind = {"task_type": TASK_TYPES[task]} if task in TASK_TYPES else {}
     if start is not None:
         rank = start.lora.get("r")
-        ledger.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
+        log.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
         return {**start.lora, **kind}
     given = job.spec.method.lora.given() if job.spec.method.lora else {}
     parameters = bool(given.get("target_parameters"))
@@ -65,17 +65,17 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
         rules["target_modules"] = ([], "parameters are adapted in their place; PEFT would add its own for the family")
     lora = dict(given)
     for name, (value, reason) in rules.items():
-        lora[name] = ledger.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
+        lora[name] = log.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
     return {**lora, **kind}
 
 
-def note_method(job: FineTuneJob, ledger: Ledger) -> None:
+def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
     """What is left alone and what is added, in the plan's own words."""
     if freeze := job.spec.method.freeze:
-        ledger.note("spec.method.freeze", freeze, "given; modules that the model lacks are trained all the same", True)
+        log.note("spec.method.freeze", freeze, "given; modules that the model lacks are trained all the same", True)
     if tokens := job.spec.model.new_tokens:
         reason = "given; their rows of the embeddings start as the mean of all others and are trained"
-        ledger.note("spec.model.newTokens", tokens, reason, True)
+        log.note("spec.model.newTokens", tokens, reason, True)
 
 
 def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None:

@@ -10,7 +10,7 @@ from finetune_api.errors import SpecError
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import problem
-from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find, similar
+from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find_gpu, similar
 
 DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where nobody can look
 DEFAULT_GPU = Gpu("assumed", "", 16384, 60, 40, 4, 300, 3, 100, "the least that GPUs for training have")
@@ -189,7 +189,7 @@ def _network(job: FineTuneJob, usual: float, source: str) -> tuple[float, str]:
 
 def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
     if stated := job.spec.gpu_type:
-        found = find(stated)
+        found = find_gpu(stated)
         if found is None:
             message = f"is {stated!r}, which is no GPU that the plan knows"
             raise SpecError(
@@ -199,7 +199,7 @@ def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
     selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
     names = [(hint.product, "labels of the nodes"), *((selector.get(label, ""), label) for label in NODE_LABELS)]
     for name, source in names:
-        found = find(name) if name else None
+        found = find_gpu(name) if name else None
         if found:
             own = hint.memory_mib << 20 if name == hint.product else 0
             return found, own or found.memory_bytes, f"{name}, {source}", False
@@ -207,5 +207,5 @@ def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
         return DEFAULT_GPU, hint.memory_mib << 20, "labels of the nodes", False
     if hint.here and hint.here.gpus:
         product, mib = min(hint.here.gpus, key=lambda gpu: gpu[1])
-        return find(product) or DEFAULT_GPU, mib << 20, f"{product}, of this machine", False
+        return find_gpu(product) or DEFAULT_GPU, mib << 20, f"{product}, of this machine", False
     return DEFAULT_GPU, DEFAULT_GPU.memory_bytes, "assumed; set spec.gpuType", True

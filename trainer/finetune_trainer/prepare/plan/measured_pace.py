@@ -50,7 +50,7 @@ STEPPED = 1_000_000  # parameters of the optimizer's step that is timed
 
 
 @dataclass(frozen=True)
-class Question:
+class PaceQuestion:
     """What is to be timed.
 
     Attributes:
@@ -100,7 +100,7 @@ class Timed:
     loop: float
 
 
-def pace_of(asked: Question, architecture: Architecture, cache: Path | None) -> Pace | None:
+def pace_of(asked: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace | None:
     """How fast a rank of this machine is for a job, measured or as it was measured before.
 
     An adapter that a shortened model has no place for (of layers above the second) is left out: the rate is then that
@@ -121,7 +121,7 @@ def pace_of(asked: Question, architecture: Architecture, cache: Path | None) -> 
         return None
 
 
-def _asked(asked: Question, architecture: Architecture, cache: Path | None) -> Pace:
+def _asked(asked: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace:
     found = _remembered(cache, asked.key)
     if found is None:
         with _threads(asked.threads):
@@ -148,7 +148,7 @@ def cache_file(environ: Mapping[str, str]) -> Path:
     return Path(home) / "finetune-operator" / "pace.json"
 
 
-def timed(asked: Question, architecture: Architecture) -> Timed:
+def timed(asked: PaceQuestion, architecture: Architecture) -> Timed:
     """Run models of one and of two layers, and extrapolate to the whole one."""
     import torch
 
@@ -167,7 +167,7 @@ def timed(asked: Question, architecture: Architecture) -> Timed:
     return Timed(micro, token, _adam(), _mean(_loop))
 
 
-def _cut(asked: Question, work: float) -> tuple[int, int]:
+def _cut(asked: PaceQuestion, work: float) -> tuple[int, int]:
     """Rows and tokens that are run of a micro-batch whose one row takes so many operations."""
     rows = max(1, min(asked.rows, int(WORK / work)))
     if work <= WORK:
@@ -186,7 +186,7 @@ class _Ran:
     token: float
 
 
-def _run(asked: Question, depth: int, rows: int, tokens: int) -> _Ran:
+def _run(asked: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
     import torch
 
     model = _model(asked, depth)
@@ -211,7 +211,7 @@ def _run(asked: Question, depth: int, rows: int, tokens: int) -> _Ran:
     return _Ran(_depth(model), weights, size, _mean(train), _mean(forward))
 
 
-def _model(asked: Question, depth: int) -> Any:
+def _model(asked: PaceQuestion, depth: int) -> Any:
     import torch
 
     values = _shortened(asked.config, depth)

@@ -33,7 +33,7 @@ def summary(plan: Plan) -> PlanSummary:
         estimated_cost=estimate.cost if estimate else None,
         bytes_per_gpu=memory.bytes if memory else None,
         memory=memory.sentence if memory else "",
-        choices=tuple(sentence(choice) for choice in plan.choices if choice.origin == "rule"),
+        choices=tuple(choice_sentence(choice) for choice in plan.choices if choice.origin == "rule"),
     )
 
 
@@ -45,6 +45,6 @@ def checkpoint_of(plan: Plan) -> int:
     )
 
 
-def sentence(choice: Choice) -> str:
+def choice_sentence(choice: Choice) -> str:
     """`training.learning_rate = 0.001: adapter and new head of an encoder ...`"""
     return f"{choice.field.removeprefix('spec.')} = {choice.value}: {choice.reason}"

@@ -16,13 +16,13 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, checkpoint_bytes, save_seconds
-from finetune_trainer.prepare.plan.choice_log import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.estimate import Course, estimate, spent
 from finetune_trainer.prepare.plan.evaluation import judging_of
 from finetune_trainer.prepare.plan.given_config import given_values, sharding
 from finetune_trainer.prepare.plan.lora import (
-    Start,
+    SavedAdapter,
     check_quantizable,
     lora_of,
     note_method,
@@ -31,7 +31,7 @@ from finetune_trainer.prepare.plan.lora import (
 )
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Machine, Pace, machine_of
 from finetune_trainer.prepare.plan.notes import note_layout, note_machine, note_saving, precision
-from finetune_trainer.prepare.plan.rank_layout import Layout, Request
+from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.rates import learning_rate
 from finetune_trainer.prepare.plan.schedule import (
     EVALUATIONS,
@@ -110,15 +110,15 @@ class Counting:
     saved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def counting(job: FineTuneJob, task: Task, hint: GpuHint = NO_HINT, start: Start | None = None) -> Counting:
+def counting(job: FineTuneJob, task: Task, hint: GpuHint = NO_HINT, start: SavedAdapter | None = None) -> Counting:
     """What `shape.architecture_of` has to be told of a job."""
-    ledger, machine = Ledger(given_values(job)), machine_of(job, hint)
-    precise = precision(ledger, machine)
+    log, machine = ChoiceLog(given_values(job)), machine_of(job, hint)
+    precise = precision(log, machine)
     check_quantizable(job, machine, hint)
     return Counting(
         weight_bytes=2 if precise.get("bf16") or precise.get("fp16") else 4,
         device=machine.device,
-        lora=lora_of(job, ledger, task, start) or None,
+        lora=lora_of(job, log, task, start) or None,
         freeze=tuple(job.spec.method.freeze),
         new_tokens=len(job.spec.model.new_tokens),
         saved=start.shapes if start else {},
@@ -133,7 +133,7 @@ def plan(
     dataset: DatasetFacts,
     limit: int,
     hint: GpuHint = NO_HINT,
-    start: Start | None = None,
+    start: SavedAdapter | None = None,
 ) -> Plan:
     """Choose everything that is not given.
 
@@ -147,24 +147,24 @@ def plan(
         SpecError: given values contradict each other, or nothing would fit into the machine that is asked for.
     """
     machine = machine_of(job, hint)
-    ledger = Ledger(given_values(job))
-    note_machine(ledger, machine, job.spec.gpu_type)
-    extra = precision(ledger, machine)
-    lora = lora_of(job, ledger, task, start)
-    note_method(job, ledger)
+    log = ChoiceLog(given_values(job))
+    note_machine(log, machine, job.spec.gpu_type)
+    extra = precision(log, machine)
+    lora = lora_of(job, log, task, start)
+    note_method(job, log)
     if task is Task.CAUSAL_LM:
         packed = "batches hold no padding that packing could save, and a step has as many rows as you asked for"
-        ledger.settle("spec.dataset.packing", False, packed, job.spec.dataset.packing)
+        log.settle("spec.dataset.packing", False, packed, job.spec.dataset.packing)
     request = replace(
-        _request(job, ledger, task, model, architecture, dataset, limit, machine),
+        _request(job, log, task, model, architecture, dataset, limit, machine),
         methods=other_methods(job, machine, hint),
         unsharded=unsharded(job, task, lora),
     )
     layout = choose(request)
-    note_layout(ledger, request, layout)
+    note_layout(log, request, layout)
     if layout.load.recomputed:
         extra |= {"activation_checkpointing": True}
-    course = _course(job, ledger, task, model, dataset, layout, request, hint.pace)
+    course = _course(job, log, task, model, dataset, layout, request, hint.pace)
     return Plan(
         task=task,
         method=job.spec.method.type,
@@ -173,23 +173,23 @@ def plan(
         nodes=job.spec.nodes,
         processes_per_node=machine.processes,
         max_length=request.tokens,
-        mlm_probability=hidden_share(ledger, task),
-        seed=ledger.take("seed", SEED, "any fixed number makes the run repeatable"),
+        mlm_probability=hidden_share(log, task),
+        seed=log.take("seed", SEED, "any fixed number makes the run repeatable"),
         lora=lora,
-        training={name: value for name, value in ledger.given.items() if name not in PLANNED} | extra,
-        report_to=tuple(name for name in ledger.given.get("report_to", ()) if name not in {"tensorboard", "none"}),
+        training={name: value for name, value in log.given.items() if name not in PLANNED} | extra,
+        report_to=tuple(name for name in log.given.get("report_to", ()) if name not in {"tensorboard", "none"}),
         adapter=start.facts if start else None,
         freeze=tuple(job.spec.method.freeze),
         new_tokens=tuple(job.spec.model.new_tokens),
         **_laid_out(job, layout, request, extra, dataset),
         **course,
-        choices=tuple(ledger.choices),
+        choices=tuple(log.choices),
     )
 
 
 def _request(
     job: FineTuneJob,
-    ledger: Ledger,
+    log: ChoiceLog,
     task: Task,
     model: ModelFacts,
     architecture: Architecture,
@@ -198,9 +198,9 @@ def _request(
     machine: Machine,
 ) -> Request:
     """What a layout is looked for, with length and global batch noted."""
-    given, sharded, train = ledger.given, sharding(job), dataset.train
-    length = _length(job, ledger, dataset, limit)
-    batch = global_batch(ledger, machine.world_size, train.rows)
+    given, sharded, train = log.given, sharding(job), dataset.train
+    length = _length(job, log, dataset, limit)
+    batch = global_batch(log, machine.world_size, train.rows)
     padding = 1.0 if task is Task.CAUSAL_LM else PADDING
     return Request(
         architecture=architecture,
@@ -222,7 +222,7 @@ def _request(
 
 
 def _laid_out(
-    job: FineTuneJob, layout: Layout, request: Request, extra: Mapping[str, Any], dataset: DatasetFacts
+    job: FineTuneJob, layout: RankLayout, request: Request, extra: Mapping[str, Any], dataset: DatasetFacts
 ) -> dict[str, Any]:
     """The plan's fields that follow from the layout."""
     load, machine, train = layout.load, request.machine, dataset.train
@@ -246,11 +246,11 @@ def _laid_out(
 
 def _course(
     job: FineTuneJob,
-    ledger: Ledger,
+    log: ChoiceLog,
     task: Task,
     model: ModelFacts,
     dataset: DatasetFacts,
-    layout: Layout,
+    layout: RankLayout,
     request: Request,
     pace: Pace | None,
 ) -> dict[str, Any]:
@@ -263,25 +263,25 @@ def _course(
     if pace and machine.gpu is None:
         clocked = replace(machine, pace=pace)
         timed = replace(layout, speed=step_speed(layout.load, clocked, request.mean_tokens))
-    steps, epochs = steps_of(ledger, task, rows, request.rows)
+    steps, epochs = steps_of(log, task, rows, request.rows)
     rate, rate_reason = learning_rate(task, job.spec.method.type, model, request.rows)
-    warmup = warmup_of(ledger, task, steps)
+    warmup = warmup_of(log, task, steps)
     shape, shape_reason = SCHEDULES[task]
-    eval_every = evaluated_every(ledger, steps, dataset.eval is not None)
-    save_every = _save_every(job, ledger, timed, machine, steps, eval_every)
-    note_saving(job, ledger, _checkpoint(layout, machine), model, dataset)
-    judging = judging_of(job, ledger, task, dataset, layout, machine, steps, eval_every)
+    eval_every = evaluated_every(log, steps, dataset.eval is not None)
+    save_every = _save_every(job, log, timed, machine, steps, eval_every)
+    note_saving(job, log, _checkpoint(layout, machine), model, dataset)
+    judging = judging_of(job, log, task, dataset, layout, machine, steps, eval_every)
     evaluations = -(-steps // eval_every) if eval_every else 0
     course = Course(steps, evaluations, -(-steps // save_every), judging.evaluation)
     return {
         "epochs": epochs,
         "max_steps": steps,
-        "learning_rate": ledger.take("learning_rate", rate, rate_reason),
+        "learning_rate": log.take("learning_rate", rate, rate_reason),
         "warmup_steps": warmup,
-        "lr_scheduler_type": ledger.take("lr_scheduler_type", shape, shape_reason),
+        "lr_scheduler_type": log.take("lr_scheduler_type", shape, shape_reason),
         "eval_every_steps": eval_every,
         "checkpoint_every_steps": save_every,
-        "keep_last": ledger.settle(
+        "keep_last": log.settle(
             "spec.checkpoint.keepLast", KEEP_LAST, "beside the best one", job.spec.checkpoint.keep_last
         ),
         "best_metric": judging.metric,
@@ -299,7 +299,7 @@ def _converted(model: ModelFacts, weight_bytes: int) -> bool:
     return abs(held / weight_bytes - 1) > 0.25
 
 
-def _memory(layout: Layout, machine: Machine) -> PlannedMemory:
+def _memory(layout: RankLayout, machine: Machine) -> PlannedMemory:
     memory = layout.memory
     return PlannedMemory(
         unit="GPU" if machine.device == "gpu" else "rank",
@@ -311,18 +311,20 @@ def _memory(layout: Layout, machine: Machine) -> PlannedMemory:
     )
 
 
-def _checkpoint(layout: Layout, machine: Machine) -> int:
+def _checkpoint(layout: RankLayout, machine: Machine) -> int:
     load = layout.load
     return checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
 
 
-def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machine, steps: int, eval_every: int) -> int:
+def _save_every(
+    job: FineTuneJob, log: ChoiceLog, layout: RankLayout, machine: Machine, steps: int, eval_every: int
+) -> int:
     """Steps between checkpoints: as given, or with the evaluations, or oftener where failures would cost more."""
     spec, seconds = job.spec.checkpoint, max(layout.speed.seconds, 1e-6)
     if spec.every_minutes is not None:
         every = max(1, min(steps, int(spec.every_minutes * 60 / seconds)))
         reason = f"{spec.every_minutes} minutes at {seconds:.3g} s a step, as given"
-        ledger.note("spec.checkpoint.everySteps", every, reason, True)
+        log.note("spec.checkpoint.everySteps", every, reason, True)
         return every
     size = _checkpoint(layout, machine)
     rule = eval_every or max(1, math.ceil(steps / EVALUATIONS))
@@ -335,14 +337,14 @@ def _save_every(job: FineTuneJob, ledger: Ledger, layout: Layout, machine: Machi
             f"{interval / 60:.0f} minutes: saves of {save_seconds(size):.0f} s and failures of {machine.nodes} nodes "
             "cost least together (Young and Daly; a node fails every 264 days, Llama 3 paper)"
         )
-    return ledger.settle("spec.checkpoint.everySteps", rule, reason, spec.every_steps)
+    return log.settle("spec.checkpoint.everySteps", rule, reason, spec.every_steps)
 
 
-def _length(job: FineTuneJob, ledger: Ledger, dataset: DatasetFacts, limit: int) -> int:
+def _length(job: FineTuneJob, log: ChoiceLog, dataset: DatasetFacts, limit: int) -> int:
     longest = max(dataset.train.longest, dataset.eval.longest if dataset.eval else 0)
     cut = dataset.train.truncated_rows + (dataset.eval.truncated_rows if dataset.eval else 0)
     reason = f"the longest row has {longest} tokens"
     if cut:
         reason = f"the model's limit, or what is affordable for the task; {cut} rows were cut"
     rule = min(limit, math.ceil(longest / 8) * 8)
-    return ledger.settle("spec.dataset.maxLength", rule, reason, job.spec.dataset.max_length)
+    return log.settle("spec.dataset.maxLength", rule, reason, job.spec.dataset.max_length)

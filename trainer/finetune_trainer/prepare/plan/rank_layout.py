@@ -53,7 +53,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RankLayout:
     """One way to run a job, with what it takes."""
 
     load: Load
@@ -82,7 +82,7 @@ def check_combination(request: Request) -> None:
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
 
 
-def best(request: Request) -> Layout | None:
+def best(request: Request) -> RankLayout | None:
     """Of the layouts that fit, and that take at most 5 % longer than the fastest of them, the one with least memory."""
     fitting = [layout for layout in layouts(request) if layout.fits(request.machine)]
     if not fitting:
@@ -91,12 +91,12 @@ def best(request: Request) -> Layout | None:
     return min((layout for layout in fitting if layout.speed.seconds <= slowest), key=_order)
 
 
-def _order(layout: Layout) -> tuple[int, float, int]:
+def _order(layout: RankLayout) -> tuple[int, float, int]:
     stage = layout.load.zero_stage
     return layout.memory.bytes, layout.speed.seconds, STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 
-def layouts(request: Request) -> Iterator[Layout]:
+def layouts(request: Request) -> Iterator[RankLayout]:
     """Every layout that is allowed, predicted."""
     machine = request.machine
     for stage in _stages(request):
@@ -120,7 +120,7 @@ def layouts(request: Request) -> Iterator[Layout]:
                     )
                     heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
                     for one in heads:
-                        yield Layout(one, predict(one), step_speed(one, machine, request.mean_tokens))
+                        yield RankLayout(one, predict(one), step_speed(one, machine, request.mean_tokens))
 
 
 def _stages(request: Request) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import math
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.plan.choice_log import Ledger
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 
 EVALUATIONS = 10  # over the run
 SCHEDULES = {
@@ -44,47 +44,47 @@ def epochs_for(rows: int, task: Task) -> tuple[float, str]:
     return 3.0, reason
 
 
-def steps_of(ledger: Ledger, task: Task, rows: int, batch: int) -> tuple[int, float]:
+def steps_of(log: ChoiceLog, task: Task, rows: int, batch: int) -> tuple[int, float]:
     """Optimizer steps of the run, and passes over `rows` rows at `batch` rows a step."""
-    if "max_steps" in ledger.given:
-        steps = int(ledger.given["max_steps"])
+    if "max_steps" in log.given:
+        steps = int(log.given["max_steps"])
         epochs = steps * batch / rows
-        ledger.note("spec.training.max_steps", steps, "given", True)
-        ledger.note("spec.training.num_train_epochs", round(epochs, 4), "max_steps x global batch / rows", False)
+        log.note("spec.training.max_steps", steps, "given", True)
+        log.note("spec.training.num_train_epochs", round(epochs, 4), "max_steps x global batch / rows", False)
         return steps, epochs
     rule, reason = epochs_for(rows, task)
-    epochs = float(ledger.take("num_train_epochs", rule, reason))
+    epochs = float(log.take("num_train_epochs", rule, reason))
     steps = max(1, math.ceil(round(epochs * rows / batch, 9)))
-    ledger.note("spec.training.max_steps", steps, f"{epochs:g} epochs x {rows} rows / {batch} rows a step", False)
+    log.note("spec.training.max_steps", steps, f"{epochs:g} epochs x {rows} rows / {batch} rows a step", False)
     return steps, epochs
 
 
-def warmup_of(ledger: Ledger, task: Task, steps: int) -> int:
+def warmup_of(log: ChoiceLog, task: Task, steps: int) -> int:
     """Steps until the learning rate is at its peak."""
     share, source = WARMUPS[task]
-    given = ledger.given.get("warmup_steps")
+    given = log.given.get("warmup_steps")
     if isinstance(given, float) and given < 1:
-        ledger.note("spec.training.warmup_steps", round(given * steps), f"{given:g} of {steps} steps, as given", True)
+        log.note("spec.training.warmup_steps", round(given * steps), f"{given:g} of {steps} steps, as given", True)
         return round(given * steps)
-    return int(ledger.take("warmup_steps", round(share * steps), f"{share:.0%} of {steps} steps ({source})"))
+    return int(log.take("warmup_steps", round(share * steps), f"{share:.0%} of {steps} steps ({source})"))
 
 
-def hidden_share(ledger: Ledger, task: Task) -> float:
+def hidden_share(log: ChoiceLog, task: Task) -> float:
     """The share of tokens that masked language modelling hides; of no meaning elsewhere."""
     if task is not Task.MASKED_LM:
         return HIDDEN
     reason = "BERT paper (arXiv 1810.04805); up to 0.4 serves large models (Wettig et al. 2023, arXiv 2202.08005)"
-    return float(ledger.take("mlm_probability", HIDDEN, reason))
+    return float(log.take("mlm_probability", HIDDEN, reason))
 
 
-def evaluated_every(ledger: Ledger, steps: int, evaluated: bool) -> int:
+def evaluated_every(log: ChoiceLog, steps: int, evaluated: bool) -> int:
     """Steps between two evaluations; 0 without evaluation rows."""
     if not evaluated:
         return 0
-    given = ledger.given.get("eval_steps")
+    given = log.given.get("eval_steps")
     if isinstance(given, float) and given < 1:
         every = max(1, math.ceil(given * steps))  # rounded down, the last one would come twice
-        ledger.note("spec.training.eval_steps", every, f"{given:g} of {steps} steps, as given", True)
+        log.note("spec.training.eval_steps", every, f"{given:g} of {steps} steps, as given", True)
         return every
     rule = max(1, math.ceil(steps / EVALUATIONS))
-    return int(ledger.take("eval_steps", rule, f"{EVALUATIONS} evaluations over the run, and one at the end"))
+    return int(log.take("eval_steps", rule, f"{EVALUATIONS} evaluations over the run, and one at the end"))

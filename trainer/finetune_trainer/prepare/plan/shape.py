@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.model.families import positions_of
 from finetune_trainer.prepare.plan import adapt
-from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
+from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Part, PartKind
 from finetune_trainer.prepare.plan.built import build, quiet
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def architecture_of(
             model.resize_token_embeddings(int(model.config.get_text_config().vocab_size) + new_tokens, None, False)
         parts = tuple(_parts(model))
         sizes = model.config.get_text_config()
-        adapt.freeze(model, freeze, new_tokens)
+        adapt.freeze_parameters(model, freeze, new_tokens)
         kept = {MethodType.FULL: _kept(model, task, dtype, device)}
         linear = [part.name for part in parts if part.inputs]
         lora = lora or {"r": 16, "target_modules": "all-linear"}
         if not saved:
-            adapt.check_names(model, lora, linear)
+            adapt.check_module_names(model, lora, linear)
         adapted = adapt.adapted(model, task, lora, linear, new_tokens)
         adapt.check_saved(adapted, saved or {})
         beside = _kept(adapted, task, dtype, device)
@@ -104,20 +104,20 @@ def _parts(model: Any) -> Iterator[Part]:
         elif isinstance(module, torch.nn.Linear):
             inputs, outputs = module.in_features, module.out_features
         outer = base is not None and base is not model and id(module) not in inside
-        kind = Kind.HEAD if module is head or (outer and module is not base) else _kind(name, module)
+        kind = PartKind.HEAD if module is head or (outer and module is not base) else _kind(name, module)
         yield Part(name=name, kind=kind, parameters=new, inputs=inputs, outputs=outputs)
 
 
-def _kind(name: str, module: Any) -> Kind:
+def _kind(name: str, module: Any) -> PartKind:
     import torch
 
     if isinstance(module, torch.nn.Embedding):
-        return Kind.EMBEDDING
+        return PartKind.EMBEDDING
     if "norm" in type(module).__name__.lower() or "ln_" in name:
-        return Kind.NORM
+        return PartKind.NORM
     if ATTENTION.search(name):
-        return Kind.ATTENTION
-    return Kind.MLP if MLP.search(name) else Kind.OTHER
+        return PartKind.ATTENTION
+    return PartKind.MLP if MLP.search(name) else PartKind.OTHER
 
 
 def _layers(model: Any) -> list[Any]:

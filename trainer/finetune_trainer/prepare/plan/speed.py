@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.plan.architecture import Kind
+from finetune_trainer.prepare.plan.architecture import PartKind
 from finetune_trainer.prepare.plan.gpus import Gpu
 from finetune_trainer.prepare.plan.machine import DEFAULT_GPU, Machine
 from finetune_trainer.prepare.plan.rank_load import Load
@@ -165,7 +165,7 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
         labelled: share of the tokens that carry loss.
     """
     shape = load.architecture
-    head = sum(part.inputs * part.outputs for part in shape.parts if part.kind is Kind.HEAD)
+    head = sum(part.inputs * part.outputs for part in shape.parts if part.kind is PartKind.HEAD)
     matrices = (shape.matrices or shape.parameters) - (1 - min(1.0, labelled)) * head
     scores = 12 * shape.layers * shape.hidden * tokens
     if load.method is MethodType.FULL:

@@ -11,7 +11,14 @@ from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.gpus import GIB, GPUS
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.rank_layout import Layout, Request, best, check_combination, layouts, micro_batches
+from finetune_trainer.prepare.plan.rank_layout import (
+    RankLayout,
+    Request,
+    best,
+    check_combination,
+    layouts,
+    micro_batches,
+)
 
 MOST_NODES = 64
 NODE_GPUS = (2, 4, 8)  # that nodes have
@@ -20,7 +27,7 @@ SHORTEST = 128  # tokens
 LIMITS = "spec.resourcesPerNode.limits"
 
 
-def choose(request: Request) -> Layout:
+def choose(request: Request) -> RankLayout:
     """The best layout that fits.
 
     Raises:
@@ -33,7 +40,7 @@ def choose(request: Request) -> Layout:
     return found
 
 
-def _tried(request: Request) -> Layout | None:
+def _tried(request: Request) -> RankLayout | None:
     """The layout that a changed request would get; None if it would be refused."""
     try:
         check_combination(request)
@@ -141,7 +148,7 @@ def _fits_on(request: Request, machine: Machine) -> bool:
     return _tried(replace(request, machine=machine, rows=rows)) is not None
 
 
-def _described(request: Request, layout: Layout) -> str:
+def _described(request: Request, layout: RankLayout) -> str:
     load, parts = layout.load, []
     if request.stage is not None and load.zero_stage != request.stage:
         parts.append(f"deepspeed.stage {load.zero_stage}")

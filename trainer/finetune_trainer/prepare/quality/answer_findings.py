@@ -6,8 +6,8 @@ from itertools import chain
 
 import numpy as np
 
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
-from finetune_trainer.prepare.quality.leftovers import TRACES, Kind
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent, shortened
+from finetune_trainer.prepare.quality.leftovers import TRACES, TraceKind
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
 ONE_WORD_SHARE, ONE_WORD_ROWS = 0.02, 5
@@ -18,32 +18,32 @@ FRAMED_LINES = 8  # of a row, looked at
 FRAMED_WORDS = 12  # a text must have so many, or its frame is all of it
 
 # kind -> (share and number of rows from which on it is a warning, what it is, cure)
-LEFTOVERS: dict[Kind, tuple[float, int, str, str]] = {
-    Kind.TEMPLATE: (
+LEFTOVERS: dict[TraceKind, tuple[float, int, str, str]] = {
+    TraceKind.TEMPLATE: (
         0.001,
         3,
         "marks of a chat template inside the text",
         "split such rows into messages: the template of the tokenizer writes these marks itself",
     ),
-    Kind.PLACEHOLDER: (0.005, 3, "placeholders that nobody filled", "fill them, or remove these rows"),
-    Kind.REFUSAL: (
+    TraceKind.PLACEHOLDER: (0.005, 3, "placeholders that nobody filled", "fill them, or remove these rows"),
+    TraceKind.REFUSAL: (
         0.005,
         3,
         "a model that talks of itself",
         "remove these rows, unless the tuned model is to say so too",
     ),
-    Kind.DUMMY: (0.005, 3, "text that stands in for text", "write what is meant, or remove these rows"),
-    Kind.MARKUP: (0.01, 5, "HTML tags or entities", "strip the markup, unless the model is to write it"),
+    TraceKind.DUMMY: (0.005, 3, "text that stands in for text", "write what is meant, or remove these rows"),
+    TraceKind.MARKUP: (0.01, 5, "HTML tags or entities", "strip the markup, unless the model is to write it"),
 }
 
 
-def answers_are_labels(split: Split) -> bool:
+def answers_are_labels(split: ObservedSplit) -> bool:
     """Whether most answers are one word, to something given: a classification in the form of pairs."""
     words = split.table["answer"]
     return bool(np.mean(words == 1) >= ANSWERS_ARE_LABELS) and bool(split.kept[0].given)
 
 
-def short_answers(split: Split) -> Iterator[Finding]:
+def short_answers(split: ObservedSplit) -> Iterator[Finding]:
     """Answers of no word and of one."""
     words = split.table["answer"]
     empty = np.flatnonzero(words == 0)
@@ -51,7 +51,7 @@ def short_answers(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING,
             "EmptyAnswers",
-            f"{counted(len(empty), 'row')} ({percent(len(empty) / split.rows)}) "
+            f"{count_of(len(empty), 'row')} ({percent(len(empty) / split.rows)}) "
             f"{'has' if len(empty) == 1 else 'have'} nothing to say: the last answer is empty",
             "remove these rows, or write the answers: they teach to stop at once",
             "any such row",
@@ -66,7 +66,7 @@ def short_answers(split: Split) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if len(single) >= ONE_WORD_ROWS and share >= ONE_WORD_SHARE else Severity.NOTE,
         "OneWordAnswers",
-        f"{counted(len(single), 'answer')} ({percent(share)}) {'has' if len(single) == 1 else 'have'} one word, among "
+        f"{count_of(len(single), 'answer')} ({percent(share)}) {'has' if len(single) == 1 else 'have'} one word, among "
         "longer ones",
         "write these answers as the others are, or keep them apart: a model takes over the mixture",
         "warning from 5 rows and 2 %; none where most answers are one word",
@@ -76,7 +76,7 @@ def short_answers(split: Split) -> Iterator[Finding]:
     )
 
 
-def frames(split: Split) -> Iterator[Finding]:
+def frames(split: ObservedSplit) -> Iterator[Finding]:
     """The same first or last words in many texts or answers: of a row, or of one of its lines."""
     rows = [(row, _long_lines(row.learnt or row.given)) for row in split.kept]
     for where, words_of in (("begin", _first_words), ("end", _last_words)):
@@ -90,7 +90,7 @@ def frames(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING,
             "RepeatedFrame",
-            f"{counted(count, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: "
+            f"{count_of(count, 'row')} ({percent(share)}) {where} with the same {FRAME_WORDS} words: "
             f"{shortened(frame)!r}",
             "remove what all rows share, or put it into the system message: it is learnt first and costs tokens",
             "the same 8 words in more than 20 % of the rows",
@@ -115,7 +115,7 @@ def _last_words(text: str) -> str:
     return " ".join(text.rsplit(None, FRAME_WORDS)[-FRAME_WORDS:])
 
 
-def leftovers(split: Split) -> Iterator[Finding]:
+def leftovers(split: ObservedSplit) -> Iterator[Finding]:
     """Traces of tools."""
     for kind, hits in split.seen.leftovers.kinds.items():
         least_share, least_rows, what, cure = LEFTOVERS[kind]
@@ -129,7 +129,7 @@ def leftovers(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING if hits.rows >= least_rows and share >= least_share else Severity.NOTE,
             kind,
-            f"{counted(hits.rows, 'row')} ({percent(share)}) {'holds' if hits.rows == 1 else 'hold'} {what}: {found}",
+            f"{count_of(hits.rows, 'row')} ({percent(share)}) {'holds' if hits.rows == 1 else 'hold'} {what}: {found}",
             cure,
             f"warning from {least_rows} rows and {percent(least_share)}",
             hits.rows,

@@ -17,7 +17,7 @@ TICKS = (1, 2, 2.5, 5, 10)
 _END = Markup("</svg>")
 
 
-def histogram(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Markup:
+def length_chart(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Markup:
     """Shares of rows by length: training rows as bars, evaluation rows as a line over them.
 
     Args:
@@ -95,7 +95,7 @@ def bar(share: float, kind: str, mark: float | None = None) -> Markup:
     return Markup("").join([*parts, _END])
 
 
-def gauge(distance: Distance) -> Markup:
+def distance_chart(distance: Distance) -> Markup:
     """Where a distance stands: within what is usual, beyond it, or far."""
     top = min(1.0, max(distance.far * 1.5, distance.value * 1.15, 1e-9))
     at, usual, far = (100 * min(1.0, value / top) for value in (distance.value, distance.usual, distance.far))

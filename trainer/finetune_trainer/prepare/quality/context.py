@@ -9,8 +9,8 @@ from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.quality.equality import count_distinct
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
-from finetune_trainer.prepare.quality.sample import Kept
-from finetune_trainer.prepare.quality.spill import Columns
+from finetune_trainer.prepare.quality.sample import SampledRow
+from finetune_trainer.prepare.quality.spill import SpilledColumns
 
 EXCERPTS = 3  # rows that show a finding
 EXCERPT_CHARACTERS = 160
@@ -55,19 +55,19 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Split:
+class ObservedSplit:
     """One split, all of it observed."""
 
     name: SplitName
     seen: Observation
 
     @cached_property
-    def table(self) -> Columns:
+    def table(self) -> SpilledColumns:
         """All rows with the fields of `observation.ROW`."""
         return self.seen.table()
 
     @cached_property
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[SampledRow]:
         """The sample."""
         return self.seen.sample.rows()
 
@@ -124,7 +124,7 @@ class Split:
         return shortened(kept.text) if kept else ""
 
     @cached_property
-    def _by_content(self) -> dict[int, Kept]:
+    def _by_content(self) -> dict[int, SampledRow]:
         return {kept.content: kept for kept in self.kept}
 
 
@@ -143,6 +143,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
-def counted(count: int, noun: str) -> str:
+def count_of(count: int, noun: str) -> str:
     """`1 row`, `1,200 rows`"""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.quality.context import EXCERPTS, Context, Split, counted, percent
+from finetune_trainer.prepare.quality.context import EXCERPTS, Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.figures import at, trained_share
 from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
@@ -20,7 +20,7 @@ LONG_PROMPT = 12  # characters: it has more than one token
 OUTLIER = 20  # times the median, and 4 times the 99th percentile
 
 
-def trained(split: Split, context: Context) -> Iterator[Finding]:
+def trained_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
     """How many tokens carry loss: none, all though only answers should, or very few."""
     share = trained_share(split)
     if share is None:
@@ -64,7 +64,7 @@ def trained(split: Split, context: Context) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING if len(silent) >= SILENT_ROWS and part >= SILENT_SHARE else Severity.NOTE,
             "RowsWithoutLoss",
-            f"{counted(len(silent), 'row')} ({percent(part)}) {'has' if len(silent) == 1 else 'have'} no token that "
+            f"{count_of(len(silent), 'row')} ({percent(part)}) {'has' if len(silent) == 1 else 'have'} no token that "
             "carries loss",
             "raise spec.dataset.maxLength, shorten the prompts, or remove these rows",
             "warning from 3 rows and 1 %",
@@ -74,7 +74,7 @@ def trained(split: Split, context: Context) -> Iterator[Finding]:
         )
 
 
-def cut(split: Split, context: Context) -> Iterator[Finding]:
+def cut(split: ObservedSplit, context: Context) -> Iterator[Finding]:
     """Tokens that are lost because rows are longer than the limit. (Documents become several rows, and lose none.)"""
     full, tokens = split.table["full"].astype(np.int64), split.table["tokens"].astype(np.int64)
     rows = np.flatnonzero(full > tokens)
@@ -87,7 +87,7 @@ def cut(split: Split, context: Context) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if split.name == "train" and lost >= CUT_SHARE else Severity.NOTE,
         "TruncatedRows",
-        f"{percent(lost)} of the tokens are lost: {counted(len(rows), 'row')} of {split.rows:,} "
+        f"{percent(lost)} of the tokens are lost: {count_of(len(rows), 'row')} of {split.rows:,} "
         f"({percent(len(rows) / split.rows)}) {'is' if len(rows) == 1 else 'are'} cut at {context.max_length:,} "
         f"tokens ({what})",
         f"{_longer(enough, context)}split long rows",
@@ -108,7 +108,7 @@ def _longer(enough: int, context: Context) -> str:
     return f"99 % of the rows need {enough} tokens, and this model takes {context.longest}: choose another, or "
 
 
-def outliers(split: Split) -> Iterator[Finding]:
+def outliers(split: ObservedSplit) -> Iterator[Finding]:
     """Rows far longer than all others."""
     full = split.table["full"]
     ordered = np.sort(full)
@@ -118,7 +118,7 @@ def outliers(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.NOTE,
             "VeryLongRows",
-            f"{counted(len(rows), 'row')} {'has' if len(rows) == 1 else 'have'} more than {border:,} tokens; the "
+            f"{count_of(len(rows), 'row')} {'has' if len(rows) == 1 else 'have'} more than {border:,} tokens; the "
             f"median row has {at(ordered, 50):,}, the longest {int(ordered[-1]):,}",
             "look whether several rows ran together there",
             "longer than 20 medians and 4 times the 99th percentile",
@@ -128,7 +128,7 @@ def outliers(split: Split) -> Iterator[Finding]:
         )
 
 
-def unknown(split: Split) -> Iterator[Finding]:
+def unknown(split: ObservedSplit) -> Iterator[Finding]:
     """Tokens that stand for what the tokenizer does not know."""
     lost = int(split.table["unknown"].sum())
     if not lost:
@@ -150,7 +150,7 @@ def unknown(split: Split) -> Iterator[Finding]:
         Severity.WARNING if lost / tokens >= UNKNOWN_SHARE else Severity.NOTE,
         "UnknownCharacters",
         f"{percent(lost / tokens)} of the tokens stand for text that the tokenizer does not know, in "
-        f"{counted(len(rows), 'row')} ({percent(len(rows) / split.rows)}){shown}",
+        f"{count_of(len(rows), 'row')} ({percent(len(rows) / split.rows)}){shown}",
         "replace these characters, or take a model whose tokenizer knows them (byte-level ones know all)",
         "warning from 1 % of the tokens",
         len(rows),

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.quality.context import Split
+from finetune_trainer.prepare.quality.context import ObservedSplit
 from finetune_trainer.prepare.quality.report import Distance
 from finetune_trainer.prepare.quality.sample import TOKEN_ROWS
 
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def distances(train: Split, evaluation: Split) -> tuple[Distance, ...]:
+def distances(train: ObservedSplit, evaluation: ObservedSplit) -> tuple[Distance, ...]:
     """The distances that can be told; none for very small splits."""
     if min(train.rows, evaluation.rows) < FEWEST_ROWS:
         return ()
@@ -34,7 +34,7 @@ def distances(train: Split, evaluation: Split) -> tuple[Distance, ...]:
     return tuple(distance for distance in found if distance is not None)
 
 
-def _labels(train: Split, evaluation: Split) -> Distance | None:
+def _labels(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
     """Total variation distance: half the sum of the differences of the labels' shares."""
     names = sorted(train.seen.labels.keys() | evaluation.seen.labels.keys())
     if not names:
@@ -47,7 +47,7 @@ def _labels(train: Split, evaluation: Split) -> Distance | None:
     return _judged("labels", "total variation", _total_variation(ours, theirs), chance, LABELS_MATTER, 0.0)
 
 
-def _counts(split: Split, names: list[str]) -> Ints:
+def _counts(split: ObservedSplit, names: list[str]) -> Ints:
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
     index = split.seen.labels
@@ -58,11 +58,11 @@ def _total_variation(first: Ints, second: Ints) -> float:
     return float(np.abs(first / first.sum() - second / second.sum()).sum() / 2)
 
 
-def _lengths(train: Split, evaluation: Split) -> Distance:
+def _lengths(train: ObservedSplit, evaluation: ObservedSplit) -> Distance:
     return _shares("lengths", train.table["full"], evaluation.table["full"])
 
 
-def _numbers(train: Split, evaluation: Split) -> Distance | None:
+def _numbers(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
     ours, theirs = train.seen.numbers(), evaluation.seen.numbers()
     return _shares("numbers", ours, theirs) if len(ours) and len(theirs) else None
 
@@ -82,7 +82,7 @@ def _shares(name: str, train: npt.NDArray[np.generic], evaluation: npt.NDArray[n
     )
 
 
-def _vocabulary(train: Split, evaluation: Split) -> Distance | None:
+def _vocabulary(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
     """Jensen-Shannon divergence (Lin 1991) of the tokens' shares, in bits, over rows of the samples."""
     ours = [row.ids for row in train.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
     theirs = [row.ids for row in evaluation.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]

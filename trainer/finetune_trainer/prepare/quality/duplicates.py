@@ -13,10 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 
-from finetune_trainer.prepare.quality.context import EXCERPT_CHARACTERS, EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.context import (
+    EXCERPT_CHARACTERS,
+    EXCERPTS,
+    ObservedSplit,
+    count_of,
+    percent,
+    shortened,
+)
 from finetune_trainer.prepare.quality.equality import first_copies, found_in
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import Kept
+from finetune_trainer.prepare.quality.sample import SampledRow
 
 SIMILAR = 0.8  # Jaccard similarity from which on rows are near twins: Lee et al. 2022, "Deduplicating Training Data"
 PERMUTATIONS = 128
@@ -41,7 +48,7 @@ _LEAK_RULE = "warning from 2 rows and 1 % of the evaluation rows: they are known
 Hashes = npt.NDArray[np.uint32]
 
 
-def equal_rows(split: Split) -> Iterator[Finding]:
+def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
     """Rows that are copies of an earlier one."""
     copies = split.rows - split.distinct
     if not copies:
@@ -51,7 +58,7 @@ def equal_rows(split: Split) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if loud else Severity.NOTE,
         "DuplicateRows",
-        f"{counted(copies, 'row')} of {split.rows:,} ({percent(copies / split.rows)}) are copies of an earlier row",
+        f"{count_of(copies, 'row')} of {split.rows:,} ({percent(copies / split.rows)}) are copies of an earlier row",
         "remove the copies; if a row is to weigh more, say so with the weight of its source",
         _EQUAL_RULE,
         copies,
@@ -60,7 +67,7 @@ def equal_rows(split: Split) -> Iterator[Finding]:
     )
 
 
-def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
+def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Finding]:
     """Evaluation rows that stand in the training data word for word."""
     field = (
         "given" if train.seen.labels or len(train.seen.numbers()) else "content"
@@ -77,7 +84,7 @@ def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
     yield evaluation.finding(
         Severity.WARNING if len(leaked) >= LEAKED_ROWS and share >= LEAKED_SHARE else Severity.NOTE,
         "EvalInTrain",
-        f"{counted(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
+        f"{count_of(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
         f"{'stands' if len(leaked) == 1 else 'stand'} in the training data word for word",
         "remove them from one of the two, or split anew after removing duplicates",
         _LEAK_RULE,
@@ -87,7 +94,7 @@ def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
     )
 
 
-def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
+def near_twins(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:
     """Rows that nearly equal another, in each split and across."""
     ours = affordable(train.kept)
     theirs = affordable(evaluation.kept) if evaluation is not None else []
@@ -112,20 +119,22 @@ def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
     yield from _near(evaluation, sketches, pairs, len(theirs))
 
 
-def affordable(rows: list[Kept]) -> list[Kept]:
+def affordable(rows: list[SampledRow]) -> list[SampledRow]:
     """The first rows of a sample that are not too much text together; at least one."""
     ends = list(accumulate(len(row.text) for row in rows))
     return rows[: max(1, bisect_right(ends, MOST_CHARACTERS))]
 
 
-def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]], looked_at: int) -> Iterator[Finding]:
+def _near(
+    split: ObservedSplit, sketches: "_Sketches", pairs: list[tuple[int, int]], looked_at: int
+) -> Iterator[Finding]:
     if not pairs:
         return
     share = len(pairs) / looked_at
     yield split.finding(
         Severity.WARNING if len(pairs) >= NEAR_ROWS and share >= NEAR_SHARE else Severity.NOTE,
         "NearDuplicates",
-        f"{counted(len(pairs), 'row')} of {looked_at:,} distinct ones ({percent(share)}) nearly "
+        f"{count_of(len(pairs), 'row')} of {looked_at:,} distinct ones ({percent(share)}) nearly "
         f"{'equals' if len(pairs) == 1 else 'equal'} another row",
         "keep one of each group, unless the small differences are what is to be learnt",
         _NEAR_RULE,
@@ -137,7 +146,7 @@ def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]], loo
 
 
 def _leaked(
-    evaluation: Split, sketches: "_Sketches", leaks: list[tuple[int, int]], looked_at: int
+    evaluation: ObservedSplit, sketches: "_Sketches", leaks: list[tuple[int, int]], looked_at: int
 ) -> Iterator[Finding]:
     if not leaks:
         return
@@ -145,7 +154,7 @@ def _leaked(
     yield evaluation.finding(
         Severity.WARNING if len(leaks) >= LEAKED_ROWS and share >= NEAR_SHARE else Severity.NOTE,
         "EvalNearTrain",
-        f"{counted(len(leaks), 'evaluation row')} of {looked_at:,} ({percent(share)}) nearly "
+        f"{count_of(len(leaks), 'evaluation row')} of {looked_at:,} ({percent(share)}) nearly "
         f"{'equals' if len(leaks) == 1 else 'equal'} a training row",
         "split by document, customer or date, so that twins fall on the same side",
         _NEAR_RULE.replace("rows looked at", "evaluation rows looked at"),
@@ -176,11 +185,11 @@ def _excerpt(sketches: "_Sketches", pair: tuple[int, int]) -> Excerpt:
 class _Sketches:
     """Shingles of the rows of several samples, rows numbered through."""
 
-    kept: list[Kept]
+    kept: list[SampledRow]
     rows: list[range]
     shingles: list[Hashes]
 
-    def __init__(self, samples: list[list[Kept]]) -> None:
+    def __init__(self, samples: list[list[SampledRow]]) -> None:
         self.kept = [row for sample in samples for row in sample]
         starts = np.cumsum([0, *map(len, samples)]).tolist()
         self.rows = [range(start, end) for start, end in pairwise(starts)]

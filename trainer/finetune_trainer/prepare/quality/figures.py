@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.quality.context import Context, Split, shortened
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit, shortened
 from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import (
     Bin,
@@ -29,8 +29,8 @@ SHOWN_ROWS = 6
 SHOWN_CHARACTERS = 280
 
 
-def figures(
-    split: Split, context: Context, edges: Sequence[int], languages: tuple[LanguageRows, ...] = ()
+def split_figures(
+    split: ObservedSplit, context: Context, edges: Sequence[int], languages: tuple[LanguageRows, ...] = ()
 ) -> SplitQuality:
     """All figures of a split with at least one row.
 
@@ -59,10 +59,10 @@ def figures(
             p99=at(full, 99),
             longest=int(full[-1]),
         ),
-        histogram=histogram(full, edges),
+        histogram=length_bins(full, edges),
         padding=padding(np.minimum(tokens, context.max_length), context.micro_batch, context.max_length),
         labels=labels(split),
-        numbers=numbers(split),
+        numbers=number_figures(split),
         languages=languages,
         sampled=len(split.kept),
         sample_complete=not split.sampled(),
@@ -83,7 +83,7 @@ def at(ordered: Ints, percent: int) -> int:
     return int(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
 
 
-def trained_share(split: Split) -> float | None:
+def trained_share(split: ObservedSplit) -> float | None:
     """Of the tokens that are predicted, how many carry loss; None where the target is no token of the row."""
     trained = split.table["trained"]
     if not len(trained) or (trained == NO_TOKENS_TRAINED).any():
@@ -92,7 +92,7 @@ def trained_share(split: Split) -> float | None:
     return round(int(trained.sum()) / predicted, 6) if predicted else 0.0
 
 
-def labels(split: Split) -> tuple[LabelCount, ...]:
+def labels(split: ObservedSplit) -> tuple[LabelCount, ...]:
     """Labels by their rows, the largest first; a row of several labels counts for each."""
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
@@ -103,7 +103,7 @@ def labels(split: Split) -> tuple[LabelCount, ...]:
     return tuple(LabelCount(name=name, rows=count) for name, count in ordered)
 
 
-def numbers(split: Split) -> Numbers | None:
+def number_figures(split: ObservedSplit) -> Numbers | None:
     """How the numbers to be predicted are spread."""
     own = np.sort(split.seen.numbers().astype(np.float64))
     if not len(own):
@@ -120,7 +120,7 @@ def numbers(split: Split) -> Numbers | None:
     )
 
 
-def bin_edges(*splits: Split) -> list[int]:
+def bin_edges(*splits: ObservedSplit) -> list[int]:
     """Round edges for the histograms of all splits: up to what 99 % of the rows do not exceed."""
     highest = max(at(np.sort(split.table["full"]), 99) for split in splits)
     width = next(
@@ -129,7 +129,7 @@ def bin_edges(*splits: Split) -> list[int]:
     return list(range(0, highest + 1, width))
 
 
-def histogram(lengths: Ints, edges: Sequence[int]) -> tuple[Bin, ...]:
+def length_bins(lengths: Ints, edges: Sequence[int]) -> tuple[Bin, ...]:
     """Rows by length."""
     counts = np.histogram(lengths, [*edges, max(int(lengths.max()), edges[-1]) + 1])[0].tolist()
     ends = [*edges[1:], None]

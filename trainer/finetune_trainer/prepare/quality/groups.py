@@ -13,8 +13,8 @@ import numpy as np
 from scipy.special import chdtrc
 
 from finetune_trainer.evaluations.records import EvalGroups
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, percent, shortened
-from finetune_trainer.prepare.quality.languages import NAMES, Speech
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, percent, shortened
+from finetune_trainer.prepare.quality.languages import NAMES, RowLanguages
 from finetune_trainer.prepare.quality.people import groups, known, mentioned
 from finetune_trainer.prepare.quality.report import (
     Excerpt,
@@ -23,7 +23,7 @@ from finetune_trainer.prepare.quality.report import (
     LabelCount,
     Severity,
 )
-from finetune_trainer.prepare.quality.sample import Kept
+from finetune_trainer.prepare.quality.sample import SampledRow
 
 FEWEST_MENTIONS = 30  # rows
 POINTS = 0.15  # by which a label's share differs among mentions
@@ -37,13 +37,13 @@ NOTED = 0.01  # of a language model's rows
 class Mention:
     """A row, its labels, the groups it mentions, and whether its language has lists."""
 
-    row: Kept
+    row: SampledRow
     labels: tuple[str, ...]
     groups: frozenset[str]
     asked: bool
 
 
-def looked_at(split: Split, rows: Sequence[Speech]) -> list[Mention]:
+def looked_at(split: ObservedSplit, rows: Sequence[RowLanguages]) -> list[Mention]:
     """Return some rows with the groups each mentions."""
     found = []
     for one in rows:
@@ -54,7 +54,7 @@ def looked_at(split: Split, rows: Sequence[Speech]) -> list[Mention]:
     return found
 
 
-def without_lists(rows: Sequence[Speech]) -> list[str]:
+def without_lists(rows: Sequence[RowLanguages]) -> list[str]:
     """Return the names of languages in which no mention was looked for, those of most rows first."""
     counts = Counter(language for one in rows for language in one.languages if language not in known())
     return [NAMES[language] for language, _ in counts.most_common()]
@@ -74,7 +74,7 @@ def mentions(rows: Sequence[Mention]) -> tuple[GroupMentions, ...]:
     return tuple(found)
 
 
-def skews(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
+def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
     """Groups whose mentions stand under other labels than the rest of the rows."""
     asked = [one for one in rows if one.asked]
     for group in groups():
@@ -101,7 +101,7 @@ def skews(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
         )
 
 
-def noted(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
+def noted(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
     """For language models: who is mentioned how often."""
     found = sorted((group for group in mentions(rows) if group.share >= NOTED), key=lambda group: -group.rows)
     if not found:
@@ -119,7 +119,7 @@ def noted(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
     )
 
 
-def eval_groups(split: Split, rows: Sequence[Mention]) -> EvalGroups:
+def eval_groups(split: ObservedSplit, rows: Sequence[Mention]) -> EvalGroups:
     """Return which rows of the eval split mention whom: with it the worker measures amplification."""
     places: dict[int, list[int]] = {}
     for place, content in enumerate(split.table["content"].tolist()):

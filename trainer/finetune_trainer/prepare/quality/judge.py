@@ -18,11 +18,11 @@ from finetune_trainer.prepare.quality import (
     scripts,
     size,
 )
-from finetune_trainer.prepare.quality.asked_questions import questions
-from finetune_trainer.prepare.quality.context import Context, Split, percent
+from finetune_trainer.prepare.quality.asked_questions import report_questions
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit, percent
 from finetune_trainer.prepare.quality.distances import distances
-from finetune_trainer.prepare.quality.figures import bin_edges, figures
-from finetune_trainer.prepare.quality.languages import Speech
+from finetune_trainer.prepare.quality.figures import bin_edges, split_figures
+from finetune_trainer.prepare.quality.languages import RowLanguages
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Distance, Finding, QualityReport, Severity
 
@@ -107,8 +107,8 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
 
 def examine(train: Observation, evaluation: Observation | None, context: Context) -> Examined:
     """Return the report on a data set, and what a later evaluation must know of its rows; as `judge`."""
-    ours = Split("train", train)
-    theirs = Split("eval", evaluation) if evaluation is not None and len(evaluation.table()) else None
+    ours = ObservedSplit("train", train)
+    theirs = ObservedSplit("eval", evaluation) if evaluation is not None and len(evaluation.table()) else None
     splits = [ours, theirs] if theirs else [ours]
     edges = bin_edges(*splits)
     apart = distances(ours, theirs) if theirs else ()
@@ -120,11 +120,11 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         *_of_columns(ours, context),
         *chain.from_iterable(_of_rows(*one, context) for one in zip(splits, (speech, eval_speech), strict=False)),
         *duplicates.near_twins(ours, theirs),
-        *size.of_train(ours, context),
+        *size.size_findings(ours, context),
         *size.of_evaluation(ours, theirs),
         *(groups.skews if ours.seen.labels else groups.noted)(ours, people),
-        *label_findings.of_train(ours),
-        *numbers.of_train(ours),
+        *label_findings.label_findings(ours),
+        *numbers.number_findings(ours),
         *remarks.untrained(ours, context),
     ]
     if theirs:
@@ -135,31 +135,31 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         name=context.name,
         task=context.task,
         max_length=context.max_length,
-        train=figures(ours, context, edges, languages.shares(speech)),
-        eval=figures(theirs, context, edges, languages.shares(eval_speech)) if theirs else None,
+        train=split_figures(ours, context, edges, languages.shares(speech)),
+        eval=split_figures(theirs, context, edges, languages.shares(eval_speech)) if theirs else None,
         distances=apart,
         groups=groups.mentions(people),
-        questions=tuple(questions(ours, theirs, speech, context, eval_groups)),
+        questions=tuple(report_questions(ours, theirs, speech, context, eval_groups)),
         findings=tuple(sorted(found, key=_weight)),
     )
     return Examined(report, eval_groups)
 
 
-def _of_columns(train: Split, context: Context) -> Iterator[Finding]:
+def _of_columns(train: ObservedSplit, context: Context) -> Iterator[Finding]:
     for told in context.notices:
         severity = Severity(told.severity)
         yield train.finding(severity, told.code, told.message, told.cure, told.rule, told.count, told.rows)
 
 
-def _eval_groups(evaluation: Split, speech: Sequence[Speech], context: Context) -> EvalGroups | None:
+def _eval_groups(evaluation: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> EvalGroups | None:
     if not context.answered or len(evaluation.seen.numbers()) or (context.packed and not context.labelled):
         return None
     found = groups.eval_groups(evaluation, groups.looked_at(evaluation, speech))
     return found if found.rows else None
 
 
-def _of_rows(split: Split, speech: Sequence[Speech], context: Context) -> Iterator[Finding]:
-    yield from coverage.trained(split, context)
+def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> Iterator[Finding]:
+    yield from coverage.trained_findings(split, context)
     yield from remarks.remarks(split)
     yield from coverage.cut(split, context)
     yield from coverage.outliers(split)
@@ -188,7 +188,7 @@ _DIFFERENCES = {
 }
 
 
-def _far(evaluation: Split, distance: Distance) -> Finding:
+def _far(evaluation: ObservedSplit, distance: Distance) -> Finding:
     what, cure = _DIFFERENCES[distance.name]
     return evaluation.finding(
         Severity.WARNING,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_trainer.prepare.quality.answer_findings import answers_are_labels
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent, shortened
 from finetune_trainer.prepare.quality.equality import in_groups
 from finetune_trainer.prepare.quality.figures import labels
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
@@ -27,7 +27,7 @@ _CONFLICT_RULE = (
 )
 
 
-def of_train(split: Split) -> Iterator[Finding]:
+def label_findings(split: ObservedSplit) -> Iterator[Finding]:
     """What is amiss with the labels to learn."""
     yield from _rare(split)
     yield from _balance(split)
@@ -41,7 +41,7 @@ def named(name: str) -> str:
     return repr(shortened(name, NAME_CHARACTERS))
 
 
-def _rare(split: Split) -> Iterator[Finding]:
+def _rare(split: ObservedSplit) -> Iterator[Finding]:
     rare = [label for label in labels(split) if label.rows < RARE]
     if rare:
         shown = ", ".join(f"{named(label.name)} ({label.rows})" for label in rare[::-1][:NAMED])
@@ -50,7 +50,7 @@ def _rare(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING,
             "RareLabels",
-            f"{counted(len(rare), 'label')} {'has' if len(rare) == 1 else 'have'} fewer than {RARE} rows: "
+            f"{count_of(len(rare), 'label')} {'has' if len(rare) == 1 else 'have'} fewer than {RARE} rows: "
             f"{shown}{more}",
             "add rows of them, merge them with a neighbour, or remove them",
             _RARE_RULE,
@@ -59,7 +59,7 @@ def _rare(split: Split) -> Iterator[Finding]:
         )
 
 
-def _balance(split: Split) -> Iterator[Finding]:
+def _balance(split: ObservedSplit) -> Iterator[Finding]:
     counts = labels(split)
     if len(counts) < 2:
         return
@@ -80,7 +80,7 @@ def _balance(split: Split) -> Iterator[Finding]:
     )
 
 
-def _alike(split: Split) -> Iterator[Finding]:
+def _alike(split: ObservedSplit) -> Iterator[Finding]:
     groups: dict[str, list[str]] = {}
     for name in (label.name for label in labels(split)):
         groups.setdefault(_BETWEEN_WORDS.sub(" ", name.casefold()), []).append(name)
@@ -102,7 +102,7 @@ def _alike(split: Split) -> Iterator[Finding]:
         )
 
 
-def _nameless(split: Split) -> Iterator[Finding]:
+def _nameless(split: ObservedSplit) -> Iterator[Finding]:
     found = [label for label in labels(split) if label.name.strip().casefold() in NAMELESS]
     if found:
         shown = ", ".join(f"{label.name!r} ({label.rows:,})" for label in found[:NAMED])
@@ -110,7 +110,7 @@ def _nameless(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING,
             "NamelessLabels",
-            f"{counted(len(found), 'label')} {'is' if len(found) == 1 else 'are'} what programs write for no value: "
+            f"{count_of(len(found), 'label')} {'is' if len(found) == 1 else 'are'} what programs write for no value: "
             f"{shown}",
             "remove these rows, or write their label; where it is meant, say what it means, such as 'no complaint'",
             "any label named none, nan, null, n/a, undefined, or of no letter and no digit",
@@ -119,12 +119,12 @@ def _nameless(split: Split) -> Iterator[Finding]:
         )
 
 
-def several(split: Split) -> bool:
+def several(split: ObservedSplit) -> bool:
     """Whether rows may have any number of labels."""
     return any(members != (said,) for said, members in split.seen.members.items())
 
 
-def _one_each(split: Split) -> Iterator[Finding]:
+def _one_each(split: ObservedSplit) -> Iterator[Finding]:
     if not split.seen.several or several(split):
         return
     yield split.finding(
@@ -138,7 +138,7 @@ def _one_each(split: Split) -> Iterator[Finding]:
     )
 
 
-def conflicts(split: Split) -> Iterator[Finding]:
+def conflicts(split: ObservedSplit) -> Iterator[Finding]:
     """Texts that stand there with different labels, or with different answers where answers are labels."""
     target = "label" if split.seen.labels else "content"
     if target == "content" and not answers_are_labels(split):
@@ -157,8 +157,8 @@ def conflicts(split: Split) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if texts >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingLabels",
-        f"{counted(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with different labels "
-        f"({counted(rows, 'row')}, {percent(rows / split.rows)})",
+        f"{count_of(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with different labels "
+        f"({count_of(rows, 'row')}, {percent(rows / split.rows)})",
         "decide on one label for each; no model can learn both",
         _CONFLICT_RULE,
         rows,
@@ -167,7 +167,7 @@ def conflicts(split: Split) -> Iterator[Finding]:
     )
 
 
-def _torn(split: Split, first: int, second: int) -> Excerpt:
+def _torn(split: ObservedSplit, first: int, second: int) -> Excerpt:
     pair = split.excerpt(first, second)
     if not split.seen.labels:  # the answers stand in the text
         return pair
@@ -176,7 +176,7 @@ def _torn(split: Split, first: int, second: int) -> Excerpt:
     return pair.model_copy(update={"text": f"[{one}] {pair.text}", "other": f"[{other}] {pair.other}"})
 
 
-def unseen(train: Split, evaluation: Split) -> Iterator[Finding]:
+def unseen(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Finding]:
     """Evaluation rows with a label that no training row has."""
     known = {label.name for label in labels(train)}
     rows = {label.name: label.rows for label in labels(evaluation) if label.name not in known}
@@ -186,7 +186,7 @@ def unseen(train: Split, evaluation: Split) -> Iterator[Finding]:
         yield evaluation.finding(
             Severity.WARNING,
             "UnseenLabels",
-            f"{counted(len(rows), 'label')} of the evaluation data {'has' if len(rows) == 1 else 'have'} no training "
+            f"{count_of(len(rows), 'label')} of the evaluation data {'has' if len(rows) == 1 else 'have'} no training "
             f"row: {shown}",
             "add training rows of them, or remove them from the evaluation data: they are always wrong",
             "any such label",

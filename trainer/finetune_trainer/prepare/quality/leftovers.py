@@ -23,7 +23,7 @@ PATTERN_BYTES = 400
 TRIED = 8  # places of one trace in a row: if they all lie in code, so do the others
 
 
-class Kind(StrEnum):
+class TraceKind(StrEnum):
     """What a trace is; the value is the code of its finding."""
 
     TEMPLATE = "TemplateLeftovers"
@@ -33,20 +33,20 @@ class Kind(StrEnum):
     MARKUP = "MarkupLeftovers"
 
 
-IN_CODE = {Kind.PLACEHOLDER, Kind.DUMMY, Kind.MARKUP}  # what code may hold
-IN_SYSTEM = {Kind.TEMPLATE, Kind.PLACEHOLDER}  # what nobody means in a system message
+IN_CODE = {TraceKind.PLACEHOLDER, TraceKind.DUMMY, TraceKind.MARKUP}  # what code may hold
+IN_SYSTEM = {TraceKind.TEMPLATE, TraceKind.PLACEHOLDER}  # what nobody means in a system message
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
     """What is searched: `needle`, in lower case; `pattern` decides on the text around it."""
 
-    kind: Kind
+    kind: TraceKind
     needle: str
     pattern: re.Pattern[bytes] | None = None
 
 
-def _words(kind: Kind, *needles: str) -> tuple[Trace, ...]:
+def _words(kind: TraceKind, *needles: str) -> tuple[Trace, ...]:
     return tuple(Trace(kind, needle) for needle in needles)
 
 
@@ -81,29 +81,39 @@ REFUSALS = (
 
 # Control words of the chat formats in use: ChatML, Llama 2, 3 and 4, Gemma, Phi, Mistral, Zephyr, Alpaca, Vicuna.
 TRACES = (
-    *_words(Kind.TEMPLATE, "<|im_start|>", "<|im_end|>", "[inst]", "[/inst]", "<<sys>>", "<|eot_id|>", "<|eot|>"),
-    *_words(Kind.TEMPLATE, "<|start_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|endoftext|>", "<|end|>"),
-    *_words(Kind.TEMPLATE, "<|user|>", "<|assistant|>", "<|system|>", "### response:", "### instruction:"),
-    Trace(Kind.TEMPLATE, "\nassistant:", re.compile(rb"\n(user|human): [^\0]*\nassistant:", re.I)),
-    Trace(Kind.PLACEHOLDER, "{{", re.compile(rb"\{\{\s*[\w.]+\s*\}\}")),
-    Trace(Kind.PLACEHOLDER, "${", re.compile(rb"\$\{[a-z_][\w.]*\}", re.I)),
-    Trace(Kind.PLACEHOLDER, "<your", re.compile(rb"<your[_ -][\w -]{2,30}>", re.I)),
+    *_words(TraceKind.TEMPLATE, "<|im_start|>", "<|im_end|>", "[inst]", "[/inst]", "<<sys>>", "<|eot_id|>", "<|eot|>"),
+    *_words(TraceKind.TEMPLATE, "<|start_header_id|>", "<start_of_turn>", "<end_of_turn>", "<|endoftext|>", "<|end|>"),
+    *_words(TraceKind.TEMPLATE, "<|user|>", "<|assistant|>", "<|system|>", "### response:", "### instruction:"),
+    Trace(TraceKind.TEMPLATE, "\nassistant:", re.compile(rb"\n(user|human): [^\0]*\nassistant:", re.I)),
+    Trace(TraceKind.PLACEHOLDER, "{{", re.compile(rb"\{\{\s*[\w.]+\s*\}\}")),
+    Trace(TraceKind.PLACEHOLDER, "${", re.compile(rb"\$\{[a-z_][\w.]*\}", re.I)),
+    Trace(TraceKind.PLACEHOLDER, "<your", re.compile(rb"<your[_ -][\w -]{2,30}>", re.I)),
     *(
-        Trace(Kind.PLACEHOLDER, f"[{word} ", re.compile(rb"\[%b [^\]\n\0\[:;.]{2,40}\](?!\()" % word.encode(), re.I))
+        Trace(
+            TraceKind.PLACEHOLDER,
+            f"[{word} ",
+            re.compile(rb"\[%b [^\]\n\0\[:;.]{2,40}\](?!\()" % word.encode(), re.I),
+        )
         for word in FORM_WORDS
     ),
     Trace(
-        Kind.REFUSAL, "language model", re.compile(rb"\b(as an? ai|as an? (large )?language model|i'm an? ai)\b", re.I)
+        TraceKind.REFUSAL,
+        "language model",
+        re.compile(rb"\b(as an? ai|as an? (large )?language model|i'm an? ai)\b", re.I),
     ),
-    Trace(Kind.REFUSAL, "knowledge cutoff", re.compile(rb"\bmy knowledge cutoff\b", re.I)),
-    *_words(Kind.REFUSAL, *REFUSALS),
-    *_words(Kind.DUMMY, "lorem ipsum"),
+    Trace(TraceKind.REFUSAL, "knowledge cutoff", re.compile(rb"\bmy knowledge cutoff\b", re.I)),
+    *_words(TraceKind.REFUSAL, *REFUSALS),
+    *_words(TraceKind.DUMMY, "lorem ipsum"),
     # "TODO" alone on its line, or with a colon or in brackets: it is the Spanish word for "all" too
-    Trace(Kind.DUMMY, "todo", re.compile(rb"(?:^|[\n\0])\W*TODO\b(?:\s*[:(]|\s*(?=[\n\0]|$))|[\[(<]TODO\b|\bTODO:")),
-    Trace(Kind.DUMMY, "fixme", re.compile(rb"\bFIXME\b")),
-    *_words(Kind.DUMMY, "[placeholder", "asdfasdf"),
-    *_words(Kind.MARKUP, "&nbsp;", "&amp;", "&quot;", "&lt;", "&gt;", "&#39;", "<br>", "<br/>", "<br />", "</p>"),
-    *_words(Kind.MARKUP, "</div>", "</span>", "</a>", "</li>", "</b>", "</i>"),
+    Trace(
+        TraceKind.DUMMY,
+        "todo",
+        re.compile(rb"(?:^|[\n\0])\W*TODO\b(?:\s*[:(]|\s*(?=[\n\0]|$))|[\[(<]TODO\b|\bTODO:"),
+    ),
+    Trace(TraceKind.DUMMY, "fixme", re.compile(rb"\bFIXME\b")),
+    *_words(TraceKind.DUMMY, "[placeholder", "asdfasdf"),
+    *_words(TraceKind.MARKUP, "&nbsp;", "&amp;", "&quot;", "&lt;", "&gt;", "&#39;", "<br>", "<br/>", "<br />", "</p>"),
+    *_words(TraceKind.MARKUP, "</div>", "</span>", "</a>", "</li>", "</b>", "</i>"),
 )
 
 _NEEDLES = [(trace.needle.encode(), trace) for trace in TRACES]
@@ -137,7 +147,7 @@ class Leftovers:
     """Rows with traces by needle, and by kind (a row counts once there, whatever it holds of it)."""
 
     needles: dict[str, int] = field(default_factory=dict)
-    kinds: dict[Kind, Hits] = field(default_factory=dict)
+    kinds: dict[TraceKind, Hits] = field(default_factory=dict)
 
     def add(
         self, file: str, lines: Sequence[int], texts: Sequence[str], raw: Sequence[bytes], systems: Sequence[str] = ()
@@ -161,7 +171,7 @@ class Leftovers:
                 if tried[trace, row] > TRIED or is_code(raw[row], at):
                     continue
             own[row] = at
-        rows_of: dict[Kind, dict[int, int]] = {}
+        rows_of: dict[TraceKind, dict[int, int]] = {}
         for trace, rows in found.items():
             if not rows:
                 continue

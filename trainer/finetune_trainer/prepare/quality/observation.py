@@ -16,8 +16,8 @@ import numpy.typing as npt
 from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.quality.fingerprints import SHOWN_CHARACTERS, digest, keys
 from finetune_trainer.prepare.quality.leftovers import Leftovers
-from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, Kept, Sample, limit_for
-from finetune_trainer.prepare.quality.spill import Columns, SpilledRows
+from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, RowSample, SampledRow, limit_for
+from finetune_trainer.prepare.quality.spill import SpilledColumns, SpilledRows
 from finetune_trainer.prepare.quality.texts import Sides, sides
 from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
 
@@ -78,13 +78,13 @@ class Observation:
     leftovers: Leftovers = field(default_factory=Leftovers)
     unknown_characters: Counter[str] = field(default_factory=Counter)  # of rows with unknown tokens: rows that hold it
     remarks: dict[tuple[RemarkCode, str], "Remarked"] = field(default_factory=dict)
-    sample: Sample = field(init=False)
+    sample: RowSample = field(init=False)
     files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
     _table: SpilledRows = field(init=False)
     _numbers: SpilledRows = field(init=False)
 
     def __post_init__(self) -> None:
-        self.sample = Sample(limit_for(self.rows, ROWS))
+        self.sample = RowSample(limit_for(self.rows, ROWS))
         self._table = SpilledRows(ROW, self.folder)
         self._numbers = SpilledRows(NUMBER, self.folder)
 
@@ -147,9 +147,9 @@ class Observation:
         self.unknown_characters.update(later.unknown_characters)
         self.sample.merge(later.sample)
 
-    def table(self) -> Columns:
+    def table(self) -> SpilledColumns:
         """All rows, in order, with the fields of `ROW`."""
-        rows: Columns = self._table.all()
+        rows: SpilledColumns = self._table.all()
         return rows
 
     def numbers(self) -> npt.NDArray[np.float32]:
@@ -221,7 +221,7 @@ class Observation:
                 continue
             ids = encoded[index].ids[:KEPT_TOKENS].copy() if key < token_limit else None
             self.sample.take(
-                Kept(
+                SampledRow(
                     key,
                     content,
                     self.file,

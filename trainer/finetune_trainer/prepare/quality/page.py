@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from finetune_trainer.prepare.quality import charts
-from finetune_trainer.prepare.quality.context import counted, percent, shortened
+from finetune_trainer.prepare.quality.context import count_of, percent, shortened
 from finetune_trainer.prepare.quality.report import LabelCount, QualityReport, Severity, SplitQuality
 
 SHOWN_LABELS = 16
@@ -42,8 +42,8 @@ def render(report: QualityReport) -> str:
         notes=report.of(Severity.NOTE),
         opened=OPENED,
         signs=SIGNS,
-        histogram=charts.histogram(report.train.histogram, evaluation, report.max_length),
-        gauges=[(distance, charts.gauge(distance)) for distance in report.distances],
+        histogram=charts.length_chart(report.train.histogram, evaluation, report.max_length),
+        gauges=[(distance, charts.distance_chart(distance)) for distance in report.distances],
         labels=_labels(report),
         hidden_labels=max(0, len(report.train.labels) - SHOWN_LABELS),
         stacked=[label.name for label in report.train.labels[:STACKED_LABELS]],
@@ -55,9 +55,9 @@ def verdict(report: QualityReport) -> tuple[Severity | None, str]:
     """The page's first sentence, and the severity that colours it."""
     errors, warnings = len(report.of(Severity.ERROR)), len(report.of(Severity.WARNING))
     if errors:
-        return Severity.ERROR, f"Not to be trained on as it is: {counted(errors, 'error')}"
+        return Severity.ERROR, f"Not to be trained on as it is: {count_of(errors, 'error')}"
     if warnings:
-        return Severity.WARNING, f"Worth a look before training: {counted(warnings, 'warning')}"
+        return Severity.WARNING, f"Worth a look before training: {count_of(warnings, 'warning')}"
     return None, "Nothing speaks against training on it"
 
 
@@ -98,12 +98,12 @@ def headline(name: str) -> str:
     return f"{file_name(first) or 'Data set'}{f' and {len(others)} more' if others else ''}"
 
 
-def name(label: str) -> str:
+def short_label(label: str) -> str:
     """A label that fits into a table."""
     return shortened(label, NAME_CHARACTERS)
 
 
-def sentence(text: str) -> str:
+def as_sentence(text: str) -> str:
     """A text with a capital letter, and percentages that stay on one line."""
     return (text[:1].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%")
 
@@ -126,7 +126,13 @@ def _labels(report: QualityReport) -> list[_LabelRow]:
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        short=short, percent=percent, file_name=file_name, compared=compared, waste=waste, name=name, sentence=sentence
+        short=short,
+        percent=percent,
+        file_name=file_name,
+        compared=compared,
+        waste=waste,
+        name=short_label,
+        sentence=as_sentence,
     )
     environment.globals.update(stack=charts.stack)
     return environment.from_string(files(__package__).joinpath("page.jinja").read_text("utf-8"))

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 from finetune_trainer.prepare.quality.code import prose
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted
-from finetune_trainer.prepare.quality.languages import Speech
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of
+from finetune_trainer.prepare.quality.languages import RowLanguages
 from finetune_trainer.prepare.quality.national_ids import BEFORE, national_ids
 from finetune_trainer.prepare.quality.phones import REGIONS, is_phone
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import Kept
+from finetune_trainer.prepare.quality.sample import SampledRow
 
 EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[a-zA-Z]{2,24}\b")
 RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: nobody's
@@ -42,16 +42,16 @@ DATES = re.compile(
 )
 
 
-def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
+def personal(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterator[Finding]:
     """Addresses and numbers of people; shown with their middle hidden."""
-    kinds: dict[str, list[tuple[Kept, str]]] = {}
+    kinds: dict[str, list[tuple[SampledRow, str]]] = {}
     for one in rows:
         for kind, found in findings_in(one.row.text, frozenset(one.languages)).items():
             kinds.setdefault(kind, []).append((one.row, found))
     if not kinds:
         return
     count = len({row.content for hits in kinds.values() for row, _ in hits})
-    named = ", ".join(f"{kind} in {counted(len(hits), 'row')}" for kind, hits in kinds.items())
+    named = ", ".join(f"{kind} in {count_of(len(hits), 'row')}" for kind, hits in kinds.items())
     yield split.finding(
         Severity.NOTE,
         "PersonalData",
@@ -67,7 +67,7 @@ def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
     )
 
 
-def regions(rows: Sequence[Speech]) -> list[str]:
+def regions(rows: Sequence[RowLanguages]) -> list[str]:
     """Return the countries whose own numbers were looked for."""
     spoken = {language for one in rows for language in one.languages}
     return sorted({region for language in spoken for region in REGIONS.get(language, ())})

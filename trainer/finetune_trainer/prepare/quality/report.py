@@ -105,7 +105,7 @@ class LanguageRows(Message):
     share: float
 
 
-class Question(Message):
+class AskedQuestion(Message):
     """A question of the report: `asked` says of which rows; `not_asked` why it was not. One of the two is empty."""
 
     name: str
@@ -204,7 +204,7 @@ class QualityReport(Message):
     eval: SplitQuality | None = None
     distances: tuple[Distance, ...] = ()
     groups: tuple[GroupMentions, ...] = ()
-    questions: tuple[Question, ...] = ()
+    questions: tuple[AskedQuestion, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:

@@ -15,7 +15,7 @@ _ALL = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SampledRow:
     """A row of the sample.
 
     Attributes:
@@ -53,7 +53,7 @@ def limit_for(rows: int, wanted: int) -> int:
 
 
 @dataclass
-class Sample:
+class RowSample:
     """At most `ROWS` distinct rows; two samples of parts merge into the sample of both.
 
     Attributes:
@@ -61,25 +61,25 @@ class Sample:
     """
 
     limit: int = _ALL
-    _rows: dict[int, Kept] = field(default_factory=dict)  # by content; the first of equal rows stays
+    _rows: dict[int, SampledRow] = field(default_factory=dict)  # by content; the first of equal rows stays
 
     def wants(self, key: int, content: int) -> bool:
         """Whether a row may belong to the sample."""
         return key < self.limit and content not in self._rows
 
-    def take(self, row: Kept) -> None:
+    def take(self, row: SampledRow) -> None:
         """Add a wanted row."""
         self._rows[row.content] = row
         if len(self._rows) >= 2 * ROWS:
             self._rows = {kept.content: kept for kept in self.rows()}
 
-    def merge(self, later: "Sample") -> None:
+    def merge(self, later: "RowSample") -> None:
         """Take in the sample of later rows."""
         for row in later._rows.values():
             if row.content not in self._rows:
                 self.take(row)
 
-    def rows(self) -> list[Kept]:
+    def rows(self) -> list[SampledRow]:
         """The sample, in the order of its keys."""
         return sorted(self._rows.values(), key=lambda row: (row.key, row.content))[:ROWS]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.quality.context import Context, Split
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit
 from finetune_trainer.prepare.quality.report import Finding, Severity
 
 FEWEST = 10  # OpenAI's fine-tuning guide: "you are required to provide at least 10 examples"
@@ -16,7 +16,7 @@ FEWEST_EVAL = 20
 ENOUGH_EVAL = 100
 
 
-def of_train(split: Split, context: Context) -> Iterator[Finding]:
+def size_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
     """Enough rows for the method; a document that became several sequences counts as so many."""
     rows = _sequences(split, context)
     if rows < ENOUGH_TO_SHOW:
@@ -42,12 +42,12 @@ def of_train(split: Split, context: Context) -> Iterator[Finding]:
         )
 
 
-def _sequences(split: Split, context: Context) -> int:
+def _sequences(split: ObservedSplit, context: Context) -> int:
     tokens = split.table["tokens"].astype(np.int64)
     return int(np.maximum(1, -(-tokens // max(1, context.max_length))).sum())
 
 
-def of_evaluation(train: Split, evaluation: Split | None) -> Iterator[Finding]:
+def of_evaluation(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:
     """Enough rows to tell two models apart."""
     if evaluation is None:
         yield train.finding(

@@ -15,7 +15,7 @@ IN_MEMORY = 1 << 20  # rows
 BUFFERED = 1 << 17  # rows that are written at once
 
 
-class Columns(Protocol):
+class SpilledColumns(Protocol):
     """Rows with named columns, as a structured array has them."""
 
     def __getitem__(self, name: str, /) -> npt.NDArray[Any]: ...

@@ -54,7 +54,7 @@ def sides(example: Example, labelled: bool) -> Sides:
             role = message.get("role")
             trained = role == "assistant" and message.get("weight", 1) != 0
             side = learnt if trained else system if role in ("system", "developer") else given
-            side.append(content(message))
+            side.append(message_text(message))
             acts = bool(calls(message)) if trained else acts
         tools = json.dumps(example.tools, sort_keys=True, default=str) if example.tools else ""
         last = learnt[-1] if learnt else None
@@ -66,7 +66,7 @@ def sides(example: Example, labelled: bool) -> Sides:
     return Sides("", example.text, example.text)
 
 
-def content(message: Mapping[str, Any]) -> str:
+def message_text(message: Mapping[str, Any]) -> str:
     """Return reasoning, text and calls of tools of a message, one below the other."""
     value = message.get("content")
     if isinstance(value, list):  # parts: {"type": "text", "text": ...}

@@ -6,7 +6,7 @@ BUDGET = 1200
 LONGEST = 280  # bytes of a line
 
 
-def lines(report: QualityReport, budget_bytes: int = BUDGET) -> tuple[str, ...]:
+def warning_lines(report: QualityReport, budget_bytes: int = BUDGET) -> tuple[str, ...]:
     """`DuplicateRows (train): 30 rows of 630 (4.76 %) are copies of an earlier row: remove the copies ...`
 
     Errors and warnings, the weightiest first; what has no room is counted in the last line. Together with a line

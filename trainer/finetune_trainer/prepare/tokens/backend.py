@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from finetune_trainer.prepare.tokens.words import Words
+from finetune_trainer.prepare.tokens.words import WordSplitter
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -22,7 +22,7 @@ class Backend:
         words: puts ids together from remembered words, where a text lets it; None where the tokenizer does not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, words: Words | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, words: WordSplitter | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -120,4 +120,4 @@ def _covers(encoded: Encoding, token: int, char: int) -> bool:
 def backend(definition: Path) -> Backend:
     """The tokenizer of a file, loaded once per process."""
     text = definition.read_text("utf-8")
-    return Backend(Tokenizer.from_str(text), Words.of(text))
+    return Backend(Tokenizer.from_str(text), WordSplitter.of(text))

@@ -21,7 +21,13 @@ from finetune_trainer.prepare.tokens.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens.probes import probed
 from finetune_trainer.prepare.tokens.proof import Proof, is_sampled
 from finetune_trainer.prepare.tokens.render import Renderer, TemplateError
-from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER, NotPrefixConsistentError, Speaker, Speech
+from finetune_trainer.prepare.tokens.spans import (
+    END_OF_TURN,
+    NEXT_SPEAKER,
+    NotPrefixConsistentError,
+    RenderedText,
+    Speaker,
+)
 from finetune_trainer.prepare.tokens.templates import ChatTemplate
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens
 from finetune_trainer.prepare.tokens.written import Comparison
@@ -31,7 +37,7 @@ from finetune_trainer.prepare.tokens.written import Comparison
 class _Spoken:
     """A conversation as text, what is to be said of it, and whether its tokens are compared with the row."""
 
-    speech: Speech
+    speech: RenderedText
     remarks: tuple[Remark, ...]
     looked_at: bool
 

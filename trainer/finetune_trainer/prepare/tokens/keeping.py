@@ -33,7 +33,7 @@ COPIES = 8  # files at a time
 
 
 @dataclass
-class Progress:
+class TokenizeProgress:
     """What is done of a data set, at the end of a portion.
 
     Attributes:
@@ -53,13 +53,13 @@ class Progress:
     top: int
 
 
-class Keeper(Protocol):
+class ShardKeeper(Protocol):
     """Where shards go."""
 
     def depends_on(self, key: str) -> None:
         """Name all that the work depends on beside the code: sources, tokenizer and options; before anything else."""
 
-    def begun(self) -> Progress | None:
+    def begun(self) -> TokenizeProgress | None:
         """What an earlier attempt has done; None = nothing."""
 
     def added(self, split: Split, rows: TokenRows) -> None:
@@ -68,7 +68,7 @@ class Keeper(Protocol):
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
         """A shard and its index are closed, with all rows added so far. The files may be taken away."""
 
-    def keep(self, progress: Progress) -> None:
+    def keep(self, progress: TokenizeProgress) -> None:
         """Shards were finished by the portions so far; `progress.pending` is for the keeper to know."""
 
 
@@ -78,7 +78,7 @@ class LocalShards:
     def depends_on(self, key: str) -> None:
         """Nothing is gone on from."""
 
-    def begun(self) -> Progress | None:
+    def begun(self) -> TokenizeProgress | None:
         """Nothing."""
         return None
 
@@ -88,7 +88,7 @@ class LocalShards:
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
         """The files stay."""
 
-    def keep(self, progress: Progress) -> None:
+    def keep(self, progress: TokenizeProgress) -> None:
         """Nothing is gone on from."""
 
 
@@ -164,7 +164,7 @@ class StoredShards:
         """Work that depends on anything else is not gone on with, nor is that of other code."""
         self._key = hashlib.sha256(f"{key} {values.code()}".encode()).hexdigest()
 
-    def begun(self) -> Progress | None:
+    def begun(self) -> TokenizeProgress | None:
         """What an earlier attempt of this run has done with the same data and code.
 
         Raises:
@@ -189,7 +189,7 @@ class StoredShards:
         for split, own in state.splits.items():
             self._observed[split] = own.observed
             self._seen[split] = _lengths(observed[split])
-        return Progress(
+        return TokenizeProgress(
             portions=state.portions,
             written={split: Written(own.shards, own.facts) for split, own in state.splits.items()},
             pending=pending,
@@ -207,7 +207,7 @@ class StoredShards:
         self._pending[split], self._rows[split] = [], ()
         self._running.append(self._uploads.submit(self._upload, files))
 
-    def keep(self, progress: Progress) -> None:
+    def keep(self, progress: TokenizeProgress) -> None:
         """Store what a later attempt goes on from, after the shards that were finished; the uploads of the keep before
         are waited for, so that no more than two wait for a slow store."""
         _wait(self._earlier)

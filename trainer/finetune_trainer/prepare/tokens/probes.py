@@ -76,7 +76,7 @@ def _check(encoder: "Encoder", field: str) -> None:
             )
         )
     if len(reasons) == 2:
-        raise SpecError(templates.invalid(f"the chat template renders no conversation: {reasons[0]}", field))
+        raise SpecError(templates.invalid_template(f"the chat template renders no conversation: {reasons[0]}", field))
 
 
 def _tokens(encoder: "Encoder", conversations: Sequence[Sequence[Message]]) -> Iterator[tuple[Ids, Mask]]:

@@ -107,7 +107,7 @@ def _without_marks(text: str) -> Rendered:
     return Rendered("".join(parts), tuple(spans))
 
 
-def check(template: str) -> None:
+def check_template(template: str) -> None:
     """Raises TemplateError if a template cannot be compiled."""
     _compiled(template)
 

@@ -36,7 +36,7 @@ class NotPrefixConsistentError(ValueError):
 
 
 @dataclass(frozen=True)
-class Speech:
+class RenderedText:
     """A rendered conversation with the characters to learn; `ended` if its last turn has an end."""
 
     text: str
@@ -71,7 +71,7 @@ class Speaker:
         """
         return self.renderer(self.dialect(messages), tools)
 
-    def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Speech:
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> RenderedText:
         """Render a conversation and find what is to be learnt of it.
 
         Raises:
@@ -86,7 +86,7 @@ class Speaker:
         answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
         silent = any(messages[index].get("weight", 1) == 0 for index in answers)
         if self.everything and not silent:
-            return Speech(whole.text, ((0, len(whole.text)),), ended)
+            return RenderedText(whole.text, ((0, len(whole.text)),), ended)
         if self.marked and (len(whole.spans) == len(answers) or not silent):
             spans = list(whole.spans)
         else:
@@ -96,9 +96,9 @@ class Speaker:
             learnt = [messages[index].get("weight", 1) != 0 for index in answers]
             if self.everything:
                 quiet = [span for span, loud in zip(spans, learnt, strict=True) if not loud]
-                return Speech(whole.text, _outside(quiet, len(whole.text)), ended)
+                return RenderedText(whole.text, _outside(quiet, len(whole.text)), ended)
             spans = [span for span, loud in zip(spans, learnt, strict=True) if loud]
-        return Speech(whole.text, tuple(spans), ended)
+        return RenderedText(whole.text, tuple(spans), ended)
 
     def _said(
         self, messages: Sequence[Message], tools: Sequence[Message], index: int, whole: Rendered, ends: Sequence[str]

@@ -35,7 +35,7 @@ from finetune_trainer.prepare.pool import map_in_order
 from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder
-from finetune_trainer.prepare.tokens.keeping import Keeper, LocalShards, Progress
+from finetune_trainer.prepare.tokens.keeping import LocalShards, ShardKeeper, TokenizeProgress
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
 
@@ -80,7 +80,7 @@ def tokenize(
     folder: Path,
     processes: int | None = None,
     report: Callable[[str], None] = lambda line: None,
-    keeper: Keeper | None = None,
+    keeper: ShardKeeper | None = None,
 ) -> Tokenized:
     """Write a data set's Arrow files.
 
@@ -136,7 +136,7 @@ def tokenize(
             watch.add(done)
             written = {split: writer.written for split, writer in writers.items()}
             if sum(len(one.shards) for one in written.values()) > shards:
-                keeper.keep(Progress(portions, written, {}, observed, data.tallies(), top))
+                keeper.keep(TokenizeProgress(portions, written, {}, observed, data.tallies(), top))
     if problems := data.problems():
         raise DataError(problems)
     if encoder.embeddings is not None and top >= encoder.embeddings:
@@ -163,9 +163,9 @@ def tokenize(
     return Tokenized(folder, found, observed, encoder.notes, data.notices)
 
 
-def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int], folder: Path) -> Progress:
+def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int], folder: Path) -> TokenizeProgress:
     splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
-    return Progress(
+    return TokenizeProgress(
         portions=0,
         written={split: Written() for split in splits},
         pending={},
@@ -329,7 +329,7 @@ class _Watch:
     tokens: int
 
     @classmethod
-    def of(cls, report: Callable[[str], None], good: int, begun: Progress) -> "_Watch":
+    def of(cls, report: Callable[[str], None], good: int, begun: TokenizeProgress) -> "_Watch":
         """With what an earlier call has done, which is said."""
         pending = [rows for parts in begun.pending.values() for rows in parts]
         facts = [one.facts for one in begun.written.values()]

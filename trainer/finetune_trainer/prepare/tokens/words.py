@@ -72,7 +72,7 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 @dataclass(frozen=True)
-class Words:
+class WordSplitter:
     """The parts of a tokenizer whose words can be remembered.
 
     Attributes:
@@ -88,7 +88,7 @@ class Words:
     remembered: "_Remembered"
 
     @staticmethod
-    def of(definition: str) -> "Words | None":
+    def of(definition: str) -> "WordSplitter | None":
         """The parts of a definition, if all of them are known here."""
         parts = json.loads(definition)
         model, expression = parts["model"], _expression(parts["pre_tokenizer"])
@@ -99,7 +99,7 @@ class Words:
         if (parts.get("normalizer") and not composed) or not all(_is_plain(token, composed) for token in added):
             return None
         longest_first = sorted((token["content"] for token in added), key=len, reverse=True)
-        return Words(
+        return WordSplitter(
             word=_compiled(expression),
             tokens=re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None,
             ids={token["content"]: np.int32(token["id"]).tobytes() for token in added},

@@ -13,7 +13,7 @@ from finetune_trainer.prepare.data.conversation import REASONING
 from finetune_trainer.prepare.tokens.dialect import MARK
 from finetune_trainer.prepare.tokens.encoded import Remark, RemarkCode
 from finetune_trainer.prepare.tokens.render import Message, TemplateError
-from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, Speaker, Speech
+from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, RenderedText, Speaker
 
 END_OF_THOUGHT = "</think>"
 EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
@@ -53,7 +53,7 @@ class Comparison:
     _rows: dict[Kind, Verdict] = field(default_factory=dict)
     _parts: dict[Kind, tuple[str, tuple[Remark, ...]] | None] = field(default_factory=dict)
 
-    def __call__(self, messages: Sequence[Message], tools: Sequence[Any], speech: Speech) -> tuple[Verdict, bool]:
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Any], speech: RenderedText) -> tuple[Verdict, bool]:
         """What of a row is not in its text, and whether it is the first row of its structure."""
         structure = _structure(messages, tools)
         if (known := self._rows.get(structure)) is not None:
@@ -104,7 +104,7 @@ class Comparison:
         messages: Sequence[Message],
         tools: Sequence[Any],
         changed: tuple[Sequence[Message], Sequence[Any]],
-        speech: Speech,
+        speech: RenderedText,
     ) -> tuple[str, tuple[Remark, ...]] | None:
         part, role = kind[0], kind[1]
         if self._reads(self.speaker, changed, speech.text):
