@@ -1,10 +1,10 @@
 """What an evaluation measures, by task: the names for training.metric_for_best_model, with `eval_` before or not."""
 
 from finetune_api.messages import ProblemType, Task
+from finetune_api.tasks import spec_of
 
 PREFIX = "eval_"
 ANSWERS = ("exact_match", "chrf", "rouge_1", "rouge_2", "rouge_l")  # of generated answers
-LOSSES = ("loss", "perplexity")
 ROWS: dict[ProblemType, tuple[str, ...]] = {
     ProblemType.SINGLE_LABEL: ("loss", "accuracy", "macro_f1", "weighted_f1"),
     ProblemType.MULTI_LABEL: ("loss", "micro_f1", "macro_f1", "weighted_f1", "exact_match"),
@@ -19,14 +19,10 @@ def measured(task: Task, problem: ProblemType | None = None, *, answers: bool = 
     Args:
         answers: whether answers are generated.
     """
-    match task:
-        case Task.CLASSIFICATION:
-            rows = [ROWS[problem]] if problem else list(ROWS.values())
-            return tuple(dict.fromkeys(name for names in rows for name in names))
-        case Task.MASKED_LM:
-            return (*LOSSES, "accuracy")
-        case Task.CAUSAL_LM | Task.SEQ2SEQ:
-            return (*LOSSES, *ANSWERS) if answers else LOSSES
+    spec = spec_of(task)
+    scored = [ROWS[problem]] if problem else list(ROWS.values())
+    scores = tuple(name for names in scored for name in names) if spec.labelled else ()
+    return tuple(dict.fromkeys((*spec.metrics, *scores, *(ANSWERS if spec.answers and answers else ()))))
 
 
 def full_name(metric: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from finetune_api.messages import ProblemType, Task
 from finetune_api.metrics import ANSWERS, PREFIX, full_name, measured
+from finetune_api.tasks import TASKS, spec_of
 from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.given import Given, has, only_with, part, whole
 from finetune_api.v1alpha1.rule import Rule
@@ -31,8 +32,9 @@ def unanswered(spec: Given) -> str | None:
     rows, task = whole(part(spec, "evaluation"), "generate"), spec.get("task")
     if rows is None:
         return None
-    if task in (Task.CLASSIFICATION, Task.MASKED_LM):
-        return f"is {rows}, and the task is {task}; only causal-lm and seq2seq generate answers"
+    if task in list(Task) and not spec_of(Task(task)).answers:
+        answering = " and ".join(name for name, one in TASKS.items() if one.answers)
+        return f"is {rows}, and the task is {task}; only {answering} generate answers"
     return f"is {rows}, and there are no evaluation data" if _without_data(spec) else None
 
 

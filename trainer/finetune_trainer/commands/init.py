@@ -16,6 +16,7 @@ from finetune_api import yaml12
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, ModelSpec, parse_job
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
 from finetune_trainer.commands.output_paths import probe_file, write_file
@@ -87,7 +88,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
         # rows of a text and a label could be learnt as text alone, which nobody wants who has written labels
-        first = [Task.CLASSIFICATION] if Task.CLASSIFICATION in tasks else []
+        first = [task for task in tasks if spec_of(task).labelled]
         order = [*first, *(task for task in tasks if task not in first)]
         looks = {task: _look(data, task, {}, chats, work / "data") for task in order}
         found = next((look for look in looks.values() if look.rows), None)

@@ -9,9 +9,10 @@ from typing import Any
 from finetune_api.contract import adapter_prefix
 from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import AdapterFacts, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1.training import LoraSpec
 from finetune_trainer.model.files import ADAPTER, ADAPTER_WEIGHTS, parse_json
-from finetune_trainer.prepare.plan.lora import TASK_TYPES, SavedAdapter
+from finetune_trainer.prepare.plan.lora import SavedAdapter
 from finetune_trainer.prepare.weights import shapes_of
 from finetune_trainer.storage import ObjectStore, hash_file, open_store, read_manifest, upload_files
 
@@ -100,7 +101,7 @@ def _check_config(config: Mapping[str, Any], task: Task) -> None:
     if kind != "LORA":
         message = f"is an adapter of type {kind}; only LORA is trained further"
         raise _refused("AdapterNotSupported", message, "start from a LoRA adapter, or leave it out")
-    made_for, wanted = config.get("task_type"), TASK_TYPES.get(task)
+    made_for, wanted = config.get("task_type"), spec_of(task).peft_type
     if made_for is not None and made_for != wanted:
         message = f"was made for {made_for}, and the task is {task} ({wanted or 'no type of PEFT'})"
         raise _refused("AdapterNotForTask", message, "change spec.task, or start from another adapter")

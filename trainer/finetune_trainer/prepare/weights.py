@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.files import model_problem
 from finetune_trainer.model.fitting import check_body, in_body, other_model
 from finetune_trainer.prepare.data.label_values import matched
@@ -28,7 +29,7 @@ def trained_labels(config: Mapping[str, Any], task: Task) -> tuple[str, ...]:
 
     Outputs without a name are LABEL_0, LABEL_1 and so on, as transformers calls them.
     """
-    if task is not Task.CLASSIFICATION or not any(
+    if not spec_of(task).labelled or not any(
         str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()
     ):
         return ()

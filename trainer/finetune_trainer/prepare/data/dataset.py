@@ -12,6 +12,7 @@ import numpy as np
 
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import ProblemType, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.chunks import chunks
@@ -150,7 +151,7 @@ def check_dataset(
     training = parts[: len(sources.train)]
     evaluation = parts[-1] if sources.evaluation is not None else None
     kind = None
-    if task is Task.CLASSIFICATION and not fatal:
+    if spec_of(task).labelled and not fatal:
         kind = problem_type or kind_of_all(files, training)
         if kind is ProblemType.REGRESSION:
             files = of_one_kind(files, kind)

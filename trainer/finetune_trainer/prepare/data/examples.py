@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 
-from finetune_api.messages import ProblemType, Task
+from finetune_api.messages import ProblemType
 from finetune_trainer.prepare.data import alpaca, conversation
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TESTED, TRAINED
 from finetune_trainer.prepare.data.conversation import Wrong
@@ -26,14 +26,6 @@ class Layout(StrEnum):
     def parts(self) -> tuple[str, ...]:
         """Canonical column names."""
         return tuple(self.value.split(", "))
-
-
-LAYOUTS = {
-    Task.CLASSIFICATION: (Layout.LABELLED,),
-    Task.CAUSAL_LM: (Layout.CHAT, Layout.PAIR, Layout.TEXT),
-    Task.SEQ2SEQ: (Layout.PAIR,),
-    Task.MASKED_LM: (Layout.TEXT,),
-}
 
 
 class SaidSplit(IntEnum):

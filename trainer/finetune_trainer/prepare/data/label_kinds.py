@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ProblemType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.examples import Layout
 from finetune_trainer.prepare.data.label_values import is_whole, whole_number
@@ -14,7 +15,7 @@ MOST_LABELS = 10_000  # beyond it the column holds something else, such as the t
 
 def check_kind(declared: ProblemType | None, task: Task) -> None:
     """Raises SpecError where the job says what labels are, and its task has none."""
-    if declared is None or task is Task.CLASSIFICATION:
+    if declared is None or spec_of(task).labelled:
         return
     message = f"is {declared}, and {task} predicts no labels"
     cure = "leave it out, or set spec.task to classification"

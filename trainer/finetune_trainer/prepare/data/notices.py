@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.messages import ProblemType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.column_names import CONTEXT, HELD_OUT, LIKELY
 from finetune_trainer.prepare.data.examples import Columns, Layout
@@ -96,7 +97,7 @@ def _context(task: Task, columns: Columns, unread: set[str]) -> Iterator[Notice]
     names = columns.names
     name = next((name for name in sorted(unread) if name.strip().lower() in CONTEXT), None)
     asked, answer = names.get("prompt", names.get("instruction")), names.get("completion", names.get("output"))
-    if name is None or asked is None or answer is None or task is Task.CLASSIFICATION:
+    if name is None or asked is None or answer is None or spec_of(task).labelled:
         return
     yield Notice(
         "warning",

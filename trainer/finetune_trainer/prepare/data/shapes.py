@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import PAIR_SHAPES, spec_of
 from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
 from finetune_trainer.prepare.data.examples import ABSENT, Columns, Layout, column_value
@@ -64,12 +65,12 @@ class Shape:
                 layout = Layout.CHAT
             elif column_value(row, names["system"]) is ABSENT:
                 del names["system"]
-        if task is Task.SEQ2SEQ:  # a conversation of one answer is a pair, too
+        if spec_of(task).has_target:  # a conversation of one answer is a pair, too
             layout = Layout.PAIR
         split = next((name for name in SPLIT if _says_split(row.get(name)) and name not in names.values()), None)
         used = {*names.values(), split}
         unread = tuple(name for name in row if name not in used and not any(_within(name, path) for path in used))
-        return Columns(layout, names, joined=task is Task.SEQ2SEQ, split=split, unread=unread)
+        return Columns(layout, names, joined=spec_of(task).has_target, split=split, unread=unread)
 
 
 def _says_split(value: Any) -> bool:
@@ -93,11 +94,14 @@ ALPACA = Shape(Layout.CHAT, ("instruction", "output"), optional=("input", "syste
 PAIRS = (_pair("prompt", "response"), _pair("question", "answer"), _pair("input", "output"))
 TEXT = Shape(Layout.TEXT, ("text",))
 
-SHAPES = {
-    Task.CLASSIFICATION: (LABELLED,),
-    Task.CAUSAL_LM: (MESSAGES, SHAREGPT, PROMPT_COMPLETION, ALPACA, *PAIRS, TEXT),
-    Task.SEQ2SEQ: (PROMPT_COMPLETION, ALPACA, *PAIRS, MESSAGES, SHAREGPT),
-    Task.MASKED_LM: (TEXT,),
+SHAPES = {  # by the names that `TaskSpec.shapes` has
+    "text and label": LABELLED,
+    "messages": MESSAGES,
+    "conversations": SHAREGPT,
+    "prompt and completion": PROMPT_COMPLETION,
+    "alpaca": ALPACA,
+    **dict(zip(PAIR_SHAPES, PAIRS, strict=True)),
+    "text": TEXT,
 }
 
 
@@ -111,7 +115,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
         SpecError: `given` names a part that the task does not have.
         DataError: the file lacks a column, or fits two shapes.
     """
-    shapes = SHAPES[task]
+    shapes = [SHAPES[name] for name in spec_of(task).shapes]
     known = {part for shape in shapes for part in shape.known} | {SPLIT_PART}
     if unknown := sorted(given.keys() - known):
         raise SpecError(
@@ -142,7 +146,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
                 kind = kind_of(column_value(row, columns.names["label"]) for row in rows)
                 return replace(columns, kind=kind)
             return columns
-    raise DataError(_missing(file, task, candidates or list(shapes), given, rows[0]))
+    raise DataError(_missing(file, task, candidates or shapes, given, rows[0]))
 
 
 def _first_rows(file: DataFile) -> Sequence[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.model.new_rows import trained_rows
 
@@ -29,18 +30,14 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    types = {
-        Task.CAUSAL_LM: TaskType.CAUSAL_LM,
-        Task.CLASSIFICATION: TaskType.SEQ_CLS,
-        Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-    }
+    spec = spec_of(task)
     names = sorted({name.rpartition(".")[2] for name in linear})
     rows = model.get_input_embeddings().weight.shape[0]
     options = {name: value for name, value in lora.items() if name != "task_type"}
-    if task is Task.CLASSIFICATION and (heads := classifiers(model)):
+    if spec.labelled and (heads := classifiers(model)):
         options["modules_to_save"] = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *heads]))
     if new_tokens:
-        if task is Task.CLASSIFICATION and model.config.is_encoder_decoder:
+        if spec.labelled and model.config.is_encoder_decoder:
             # its encoder and decoder hold the embedding under names of their own, which PEFT 0.21.2 does not follow
             message = (
                 "are given, and the model is an encoder-decoder that classifies: an adapter cannot hold their rows"
@@ -50,7 +47,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
         options |= trained_rows(options, model, range(rows - new_tokens, rows), sharded=False)
     try:
         # DeepSpeed turns every weight into the type of the run, so that adapters have it too
-        config = LoraConfig(task_type=types.get(task), **options)
+        config = LoraConfig(task_type=TaskType[spec.peft_type] if spec.peft_type else None, **options)
         made = get_peft_model(model, config, autocast_adapter_dtype=False).train()
     except (ValueError, TypeError) as error:
         message = f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}"

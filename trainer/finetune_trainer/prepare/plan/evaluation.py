@@ -11,6 +11,7 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.plan import PlannedAnswers
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.machine import Machine
@@ -89,12 +90,12 @@ def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) ->
         return "last", True
     problem_type = dataset.problem_type or ProblemType.SINGLE_LABEL
     rule, reason = "eval_loss", "what training minimises, on unseen rows"
-    if task is Task.CLASSIFICATION:
+    if spec_of(task).labelled:
         rule, reason = BEST[problem_type]
     metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
     known = [full_name(name) for name in measured(task, problem_type, answers=answers)]
     if metric not in known:  # known only now, where the job does not name its task
-        kind = f"{task} ({problem_type})" if task is Task.CLASSIFICATION else str(task)
+        kind = f"{task} ({problem_type})" if spec_of(task).labelled else str(task)
         message = f"is {metric!r}; evaluation of {kind} measures {', '.join(known)}"
         if metric in [full_name(name) for name in ANSWERS]:
             message += ", and no answers are generated"
@@ -113,12 +114,12 @@ def _answers(
     evaluations: int,
 ) -> PlannedAnswers:
     spec, split = job.spec.evaluation, dataset.eval
-    if split is None or task not in {Task.CAUSAL_LM, Task.SEQ2SEQ}:
+    if split is None or not spec_of(task).answers:
         if spec.generate:
             _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
         return PlannedAnswers()
     examples = split.examples or split.rows
-    if task is Task.CAUSAL_LM and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
+    if spec_of(task).continues and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
         if spec.generate:
             _refuse(spec.generate, "the rows have no prompts: every token of them is trained")
         log.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)

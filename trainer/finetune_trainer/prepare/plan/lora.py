@@ -7,15 +7,11 @@ from typing import Any
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import AdapterFacts, MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
 
-TASK_TYPES = {
-    Task.CAUSAL_LM: "CAUSAL_LM",
-    Task.CLASSIFICATION: "SEQ_CLS",
-    Task.SEQ2SEQ: "SEQ_2_SEQ_LM",
-}  # PEFT has none for masked-lm, and needs none
 # bitsandbytes' 4 bits need compute capability 6.0 (its installation guide); these are of Kepler and Maxwell
 TOO_OLD = re.compile(r"\b(k20|k40|k80|m4|m6|m40|m60)\b", re.IGNORECASE)
 
@@ -42,7 +38,7 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
     """
     if job.spec.method.type is MethodType.FULL:
         return {}
-    kind = {"task_type": TASK_TYPES[task]} if task in TASK_TYPES else {}
+    kind = {"task_type": spec_of(task).peft_type} if spec_of(task).peft_type else {}
     if start is not None:
         rank = start.lora.get("r")
         log.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
@@ -116,4 +112,4 @@ def unsharded(job: FineTuneJob, task: Task, lora: Mapping[str, Any]) -> str:
     their whole embeddings; an encoder-decoder's are held by three modules, of which PEFT would train one.)"""
     if lora.get("trainable_token_indices"):
         return "spec.method.lora.trainable_token_indices"
-    return "spec.model.newTokens" if lora and job.spec.model.new_tokens and task is Task.SEQ2SEQ else ""
+    return "spec.model.newTokens" if lora and job.spec.model.new_tokens and spec_of(task).has_target else ""

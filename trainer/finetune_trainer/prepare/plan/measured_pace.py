@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.built import BUILD_ERRORS, configured, quiet
@@ -192,7 +193,7 @@ def _run(asked: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
     model = _model(asked, depth)
     ids = torch.randint(1, min(1000, int(model.config.get_text_config().vocab_size)), (rows, tokens))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    if asked.task is Task.CLASSIFICATION:
+    if spec_of(asked.task).labelled:
         given["labels"] = torch.zeros(rows, dtype=torch.long)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

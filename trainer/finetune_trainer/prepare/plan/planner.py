@@ -12,6 +12,7 @@ from typing import Any, Literal
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, ModelFacts, Task
 from finetune_api.plan import MemoryPart, Plan, PlannedMemory
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import global_batch
@@ -35,7 +36,6 @@ from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.rates import learning_rate
 from finetune_trainer.prepare.plan.schedule import (
     EVALUATIONS,
-    SCHEDULES,
     evaluated_every,
     hidden_share,
     steps_of,
@@ -47,7 +47,6 @@ from finetune_trainer.prepare.plan.ways import choose
 SEED = 42
 KEEP_LAST = 3
 PADDING = 1.1  # tokens of a padded row for one that carries data: rows of like lengths share a batch
-CEILING = {Task.CLASSIFICATION: 512, Task.CAUSAL_LM: 2048, Task.SEQ2SEQ: 512, Task.MASKED_LM: 512}
 
 # fields of the plan: they do not travel in `training` as well
 PLANNED = frozenset(
@@ -89,7 +88,7 @@ def length_limit(job: FineTuneJob, task: Task, positions: int) -> int:
     if given is not None and positions and given > positions:
         message = f"is {given}, but the model takes {positions} tokens"
         raise SpecError(problem("TooLong", "spec.dataset.maxLength", message, f"lower it to {positions} or less"))
-    return given or min(positions or CEILING[task], CEILING[task])
+    return given or min(positions or spec_of(task).ceiling, spec_of(task).ceiling)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def plan(
     extra = precision(log, machine)
     lora = lora_of(job, log, task, start)
     note_method(job, log)
-    if task is Task.CAUSAL_LM:
+    if spec_of(task).packs:
         packed = "batches hold no padding that packing could save, and a step has as many rows as you asked for"
         log.settle("spec.dataset.packing", False, packed, job.spec.dataset.packing)
     request = replace(
@@ -201,7 +200,7 @@ def _request(
     given, sharded, train = log.given, sharding(job), dataset.train
     length = _length(job, log, dataset, limit)
     batch = global_batch(log, machine.world_size, train.rows)
-    padding = 1.0 if task is Task.CAUSAL_LM else PADDING
+    padding = 1.0 if spec_of(task).unpadded else PADDING
     return Request(
         architecture=architecture,
         method=job.spec.method.type,
@@ -266,7 +265,7 @@ def _course(
     steps, epochs = steps_of(log, task, rows, request.rows)
     rate, rate_reason = learning_rate(task, job.spec.method.type, model, request.rows)
     warmup = warmup_of(log, task, steps)
-    shape, shape_reason = SCHEDULES[task]
+    scheduler = spec_of(task).scheduler
     eval_every = evaluated_every(log, steps, dataset.eval is not None)
     save_every = _save_every(job, log, timed, machine, steps, eval_every)
     note_saving(job, log, _checkpoint(layout, machine), model, dataset)
@@ -278,7 +277,7 @@ def _course(
         "max_steps": steps,
         "learning_rate": log.take("learning_rate", rate, rate_reason),
         "warmup_steps": warmup,
-        "lr_scheduler_type": log.take("lr_scheduler_type", shape, shape_reason),
+        "lr_scheduler_type": log.take("lr_scheduler_type", scheduler.value, scheduler.source),
         "eval_every_steps": eval_every,
         "checkpoint_every_steps": save_every,
         "keep_last": log.settle(

@@ -3,22 +3,10 @@
 import math
 
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 
 EVALUATIONS = 10  # over the run
-SCHEDULES = {
-    Task.CLASSIFICATION: ("linear", "linear decay, as in the BERT paper"),
-    Task.CAUSAL_LM: ("cosine", "cosine decay, as in the Llama 2 paper's fine-tuning"),
-    Task.SEQ2SEQ: ("linear", "linear decay, as transformers' own examples of translation and summaries"),
-    Task.MASKED_LM: ("linear", "linear decay, as in the BERT and RoBERTa papers"),
-}
-# of all steps
-WARMUPS = {
-    Task.CLASSIFICATION: (0.06, "RoBERTa paper, arXiv 1907.11692"),
-    Task.CAUSAL_LM: (0.03, "QLoRA's training script"),
-    Task.SEQ2SEQ: (0.03, "QLoRA's training script"),
-    Task.MASKED_LM: (0.06, "RoBERTa paper, arXiv 1907.11692"),
-}
 HEAD_ROWS, HEAD_PASSES = 6000, 20
 HIDDEN = 0.15  # BERT paper, arXiv 1810.04805
 
@@ -30,7 +18,7 @@ def epochs_for(rows: int, task: Task) -> tuple[float, str]:
     preparation and analysis for chat model fine-tuning"). A classifier's head is new, and learns nothing in so few
     steps: it sees 6,000 rows, in at most 20 passes.
     """
-    if task is Task.CLASSIFICATION and rows * 3 < HEAD_ROWS:
+    if spec_of(task).labelled and rows * 3 < HEAD_ROWS:
         reason = (
             f"{rows} rows: at least {HEAD_ROWS:,} seen in all, in at most {HEAD_PASSES} passes; three leave a new head "
             "untrained on small data (Zhang et al. 2021, arXiv 2006.05987; Mosbach et al. 2021, arXiv 2006.04884)"
@@ -61,17 +49,18 @@ def steps_of(log: ChoiceLog, task: Task, rows: int, batch: int) -> tuple[int, fl
 
 def warmup_of(log: ChoiceLog, task: Task, steps: int) -> int:
     """Steps until the learning rate is at its peak."""
-    share, source = WARMUPS[task]
+    warmup = spec_of(task).warmup
+    share = float(warmup.value)
     given = log.given.get("warmup_steps")
     if isinstance(given, float) and given < 1:
         log.note("spec.training.warmup_steps", round(given * steps), f"{given:g} of {steps} steps, as given", True)
         return round(given * steps)
-    return int(log.take("warmup_steps", round(share * steps), f"{share:.0%} of {steps} steps ({source})"))
+    return int(log.take("warmup_steps", round(share * steps), f"{share:.0%} of {steps} steps ({warmup.source})"))
 
 
 def hidden_share(log: ChoiceLog, task: Task) -> float:
     """The share of tokens that masked language modelling hides; of no meaning elsewhere."""
-    if task is not Task.MASKED_LM:
+    if not spec_of(task).hides_tokens:
         return HIDDEN
     reason = "BERT paper (arXiv 1810.04805); up to 0.4 serves large models (Wettig et al. 2023, arXiv 2202.08005)"
     return float(log.take("mlm_probability", HIDDEN, reason))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import positions_of
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Part, PartKind
@@ -77,7 +78,7 @@ def architecture_of(
         layers=len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1)),
         heads=int(getattr(sizes, "num_attention_heads", 0) or 0),
         vocabulary=int(sizes.vocab_size),
-        predicts_tokens=task is not Task.CLASSIFICATION,
+        predicts_tokens=not spec_of(task).labelled,
         parts=parts,
         weight_bytes=weight_bytes,
         kept=kept,
@@ -208,8 +209,8 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
         return tensor
 
     ids = torch.ones(ROWS, tokens, dtype=torch.int64, device="meta")
-    called, given = model, {"labels": ids[:, 0] if task is Task.CLASSIFICATION else ids}
-    if task is Task.CLASSIFICATION and model.config.is_encoder_decoder:
+    called, given = model, {"labels": ids[:, 0] if spec_of(task).labelled else ids}
+    if spec_of(task).labelled and model.config.is_encoder_decoder:
         called, given = model.base_model, {"decoder_input_ids": ids}
     with contextlib.ExitStack() as stack:
         for at, layer in enumerate(_layers(model)):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.quality.equality import count_distinct
 from finetune_trainer.prepare.quality.observation import Observation
@@ -44,14 +45,14 @@ class Context:
     @property
     def answered(self) -> bool:
         """Whether an evaluation gives a label or an answer for each row."""
-        return self.task is not Task.MASKED_LM
+        return not spec_of(self.task).hides_tokens
 
     untrained: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
         """Whether targets are labels."""
-        return self.task is Task.CLASSIFICATION
+        return spec_of(self.task).labelled
 
 
 @dataclass(frozen=True)

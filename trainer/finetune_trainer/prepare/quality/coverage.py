@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from finetune_api.messages import Task
+from finetune_api.tasks import Supervision, spec_of
 from finetune_trainer.prepare.quality.context import EXCERPTS, Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.figures import at, trained_share
 from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
@@ -82,7 +82,9 @@ def cut(split: ObservedSplit, context: Context) -> Iterator[Finding]:
         return
     lost = int((full - tokens).sum()) / int(full.sum())
     enough = at(np.sort(full), 99)
-    answers = (split.table["trained"] != NO_TOKENS_TRAINED).any() or context.task is Task.SEQ2SEQ
+    answers = (split.table["trained"] != NO_TOKENS_TRAINED).any() or spec_of(
+        context.task
+    ).supervision is Supervision.SEQUENCE
     what = "the end of an answer is what is cut" if answers else "the end of a text is what is cut"
     yield split.finding(
         Severity.WARNING if split.name == "train" and lost >= CUT_SHARE else Severity.NOTE,

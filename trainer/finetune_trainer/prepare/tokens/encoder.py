@@ -11,6 +11,7 @@ import numpy as np
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
@@ -282,12 +283,12 @@ def encoder_for(
         unk_id=tokenizer.unk_id,
         embeddings=tokenizer.embeddings,
         loss_on_prompt=spec.loss_on == "all",
-        to_target=task is Task.SEQ2SEQ,
-        hidden=task is Task.MASKED_LM,
+        to_target=spec_of(task).has_target,
+        hidden=spec_of(task).hides_tokens,
         template=template,
         specials=tokenizer.specials,
         end_marks=tuple(mark for mark in (*END_OF_TURN, *NEXT_SPEAKER) if mark in known),
-        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and task in (Task.CAUSAL_LM, Task.SEQ2SEQ) else (),
+        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and spec_of(task).answers else (),
         notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
         extended=tokenizer.extended,
     )
@@ -298,7 +299,7 @@ def encoder_for(
 
 def check_packing(spec: DatasetSpec, task: Task) -> None:
     """Raises SpecError for packing where rows cannot share a sequence."""
-    if spec.packing and task is not Task.CAUSAL_LM:
+    if spec.packing and not spec_of(task).packs:
         raise SpecError(
             Problem(
                 code="PackingNotForTask",
@@ -336,6 +337,6 @@ def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...
 
 
 def _prefix_note(task: Task, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
-    if task is not Task.SEQ2SEQ or tokenizer.family != "t5":
+    if not spec_of(task).has_target or tokenizer.family != "t5":
         return ()
     return ("T5 was trained with a prefix such as 'summarize: ' before each input; none is added to the prompts",)

@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ def load_tokenizer(
         raise ModelError(_unusable(loaded))
     if loaded.known:
         raise SpecError([_known(at, new_tokens[at]) for at in loaded.known])
-    if task in (Task.CAUSAL_LM, Task.SEQ2SEQ) and loaded.eos_id is None:
+    if spec_of(task).answers and loaded.eos_id is None:
         raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
-    if task is Task.MASKED_LM and not loaded.specials.get("mask_token"):
+    if spec_of(task).hides_tokens and not loaded.specials.get("mask_token"):
         raise ModelError(_unusable("the tokenizer has no mask token (mask_token): nothing can be hidden"))
     return loaded
 

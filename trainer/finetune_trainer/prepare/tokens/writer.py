@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from finetune_api.messages import ProblemType, SplitFacts, Task
+from finetune_api.tasks import Supervision, spec_of
 from finetune_trainer.dataset.shards import Shard, index_name, shard_name
 from finetune_trainer.prepare.tokens.packing import pack
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
@@ -40,14 +41,14 @@ Finished = Callable[[tuple[Path, Path]], None]  # called with a shard and its in
 
 def schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
     """The columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
-    columns = [("input_ids", IDS)]
-    if task is Task.CLASSIFICATION:
-        columns.append(("label", LABELS[kind or ProblemType.SINGLE_LABEL]))
-    elif task is Task.SEQ2SEQ:
-        columns.append(("labels", IDS))
-    elif task is not Task.MASKED_LM:
-        columns.append(("trained_runs", IDS))
-    return pa.schema([*columns, *([("seq_lengths", IDS)] if packed else [])])
+    taught: dict[Supervision, list[tuple[str, pa.DataType]]] = {
+        Supervision.LABEL: [("label", LABELS[kind or ProblemType.SINGLE_LABEL])],
+        Supervision.CONTINUATION: [("trained_runs", IDS)],
+        Supervision.SEQUENCE: [("labels", IDS)],
+        Supervision.HIDDEN: [],
+    }
+    packing = [("seq_lengths", IDS)] if packed else []
+    return pa.schema([("input_ids", IDS), *taught[spec_of(task).supervision], *packing])
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class SplitWriter:
         self._folder = folder
         self._split = split
         self._schema = schema(task, pack_length is not None, kind)
-        self._task = task
+        self._supervision = spec_of(task).supervision
         self._kind = kind
         self._pack_length = pack_length
         self._full = batch_tokens or (BATCH_TOKENS if pack_length is None else WINDOW_TOKENS)
@@ -161,12 +162,12 @@ class SplitWriter:
         self._finished(shard.files)
 
     def _facts(self, rows: TokenRows, table: pa.Table, items: Ints) -> SplitFacts:
-        lists = ("input_ids", *(["labels"] if self._task is Task.SEQ2SEQ else []))
+        lists = ("input_ids", *(["labels"] if self._supervision is Supervision.SEQUENCE else []))
         return SplitFacts(
             rows=table.num_rows,
             examples=len(rows),
-            tokens=rows.tokens + (len(rows.targets) if self._task is Task.SEQ2SEQ else 0),
-            trained_tokens=rows.tokens if self._task is Task.MASKED_LM else int(items.sum(dtype=np.int64)),
+            tokens=rows.tokens + (len(rows.targets) if self._supervision is Supervision.SEQUENCE else 0),
+            trained_tokens=rows.tokens if self._supervision is Supervision.HIDDEN else int(items.sum(dtype=np.int64)),
             longest=max(int(np.max(table[name].chunk(0).value_lengths().to_numpy())) for name in lists),
             truncated_rows=int(rows.cut.sum()),
         )
@@ -174,13 +175,13 @@ class SplitWriter:
     def _sequences(self, rows: TokenRows) -> tuple[pa.Table, Ints]:
         """The rows as a table of one chunk a column, and the items of loss of each of its rows."""
         ids = _lists(rows.ids, rows.lengths)
-        if self._task is Task.MASKED_LM:
+        if self._supervision is Supervision.HIDDEN:
             return pa.table([ids], self._schema), np.zeros(
                 len(rows), np.int32
             )  # what is hidden is drawn anew each time
-        if self._task is Task.SEQ2SEQ:
+        if self._supervision is Supervision.SEQUENCE:
             return pa.table([ids, _lists(rows.targets, rows.target_lengths)], self._schema), rows.target_lengths
-        if self._task is Task.CLASSIFICATION:
+        if self._supervision is Supervision.LABEL:
             labels = pa.array(rows.targets)
             if self._kind is ProblemType.MULTI_LABEL:
                 labels = _lists(rows.targets, rows.target_lengths)
