@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.messages import Task
-from finetune_api.v1alpha1 import DatasetSpec
+from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob
 from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.opening import open_all
 from finetune_trainer.prepare.data.sources import Sources
+from finetune_trainer.prepare.job_inputs import Inputs
+from finetune_trainer.prepare.plan import planner
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 WORTH_KEEPING = 256 << 20  # bytes of data: less is checked again in seconds
@@ -72,3 +74,15 @@ class CheckKeeper:
     @property
     def _identity(self) -> dict[str, Any]:
         return {"code": values.code_hash(), **self.identity}
+
+
+def check_identity(job: FineTuneJob, inputs: Inputs) -> dict[str, Any]:
+    """Return all that the check of the data depends on, beside the code."""
+    return {
+        "dataset": job.spec.dataset.model_dump_json(),
+        "sources": inputs.sources.fingerprint,
+        "task": str(inputs.task),
+        "problem_type": str(job.spec.problem_type),
+        "seed": planner.seed_of(job),
+        "model": inputs.model.source,  # whether it has a chat template
+    }

@@ -31,7 +31,7 @@ from finetune_trainer.model.files import (
 from finetune_trainer.prepare.headers import Header, read_header
 from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
-from finetune_trainer.prepare.plan.planner import Counting
+from finetune_trainer.prepare.plan.setting import Setting
 from finetune_trainer.prepare.plan.shape import architecture_of
 from finetune_trainer.prepare.weights import check_head, check_weights
 from finetune_trainer.storage import (
@@ -229,8 +229,8 @@ class BaseModel:
         if self.shapes:
             check_weights(self.config, task, len(labels) or 1, self.shapes)
 
-    def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
-        """The model's sizes and what a step of it keeps; imports torch.
+    def counted(self, setting: Setting, labels: int) -> Architecture:
+        """Return the model's sizes and what a step of it keeps, in the setting of a job; imports torch.
 
         Raises:
             ModelError: transformers cannot build it.
@@ -238,14 +238,14 @@ class BaseModel:
         """
         return architecture_of(
             self.config,
-            task,
-            how.lora,
-            how.weight_bytes,
-            how.device,
+            setting.task,
+            setting.lora or None,
+            setting.weight_bytes,
+            setting.machine.device,
             max(2, labels),
-            how.freeze,
-            how.new_tokens,
-            how.saved,
+            setting.job.spec.method.freeze,
+            len(setting.job.spec.model.new_tokens),
+            setting.start.shapes if setting.start else {},
         )
 
 

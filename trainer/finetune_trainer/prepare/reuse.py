@@ -58,7 +58,7 @@ def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
         "tokens": options_key(spec, found.template),
         "tokenizer": base.facts.commit,
         "new_tokens": job.spec.model.new_tokens,
-        "limit": planner.length_limit(job, found.task, base.facts.max_positions),
+        "limit": found.setting.limit,
     }
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
     return f"datasets/index/{digest}.json"

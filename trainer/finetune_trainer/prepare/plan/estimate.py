@@ -1,28 +1,18 @@
-"""What a run takes: hours, GPU-hours and cost, from the step time and what comes beside the steps. Pure."""
+"""What a run needs: memory, hours, GPU-hours and cost, from the step time and from the work beside the steps. Pure."""
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
-from finetune_api.messages import DatasetFacts, ModelFacts
-from finetune_api.plan import Estimate, PlannedAnswers
-from finetune_api.v1alpha1.spec import BudgetSpec
-from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, checkpoint_bytes, save_seconds
+from finetune_api.plan import Estimate, MemoryPart, PlannedAnswers, PlannedMemory, Prediction
+from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, save_seconds
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
-from finetune_trainer.prepare.plan.speed import rate, rounded
+from finetune_trainer.prepare.plan.schedule import Rhythm
+from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops, rate, rounded
 
 GPU_START = 60.0  # seconds until the first step: imports, CUDA, NCCL, the engine; an estimate
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a run does: optimizer steps, evaluations with answers, and saves."""
-
-    steps: int
-    evaluations: int
-    saves: int
-    evaluation: PlannedAnswers
 
 
 @dataclass(frozen=True)
@@ -41,39 +31,69 @@ class Spent:
         return self.loading + self.steps + self.evaluations + self.answers + self.saves
 
 
-def spent(layout: RankLayout, machine: Machine, course: Course, model: ModelFacts, dataset: DatasetFacts) -> Spent:
-    """What the training of a job takes, from the start of its workers to the last save."""
-    load, split = layout.load, dataset.eval
-    size = checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
-    evaluated = answered = 0.0
-    if split is not None:
-        evaluated = course.evaluations * evaluation_seconds(layout, machine, split)
-    if split is not None and course.evaluation.generate:
-        mean = split.tokens / max(1, split.examples or split.rows)
-        rows, tokens = course.evaluation.generate, course.evaluation.max_new_tokens
-        answered = course.evaluations * generation_seconds(layout, machine, mean, tokens, rows)
-    return Spent(
-        loading=(GPU_START if machine.gpu else machine.pace.start) + model.size_bytes / LOCAL_DISK,
-        steps=layout.speed.seconds * course.steps,
-        evaluations=evaluated,
-        answers=answered,
-        saves=save_seconds(size) * course.saves,
+def prediction_of(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Prediction:
+    """Predict what a run needs: memory, arithmetic, time and cost.
+
+    Args:
+        timed: the draft with the speed that was measured, if it was.
+    """
+    load, train = timed.layout.load, timed.workload.dataset.train
+    labelled = train.trained_tokens / max(1, train.tokens)
+    return Prediction(
+        trained=load.trained,
+        flops_per_token=flops_per_token(load, train.tokens / max(1, train.rows), labelled),
+        peak_flops=peak_flops(load, timed.machine),
+        memory=_memory(timed.layout, timed.machine),
+        estimate=_estimate(timed, _spent(timed, rhythm, answers)),
     )
 
 
-def estimate(layout: RankLayout, machine: Machine, took: Spent, budget: BudgetSpec | None) -> Estimate:
-    """The estimate that a plan carries; prepare and export come on top."""
+def _memory(layout: RankLayout, machine: Machine) -> PlannedMemory:
+    memory = layout.memory
+    return PlannedMemory(
+        unit="GPU" if machine.device == "gpu" else "rank",
+        limit=machine.memory_bytes,
+        source=machine.source,
+        moment=memory.moment,
+        parts=tuple(MemoryPart(name=one.name, bytes=one.bytes, why=one.why) for one in memory.components),
+        host=tuple(MemoryPart(name=one.name, bytes=one.bytes, why=one.why) for one in memory.host),
+    )
+
+
+def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
+    """Seconds of the training, from the start of its workers to the last save."""
+    layout, machine, split = timed.layout, timed.machine, timed.workload.dataset.eval
+    evaluated = answered = 0.0
+    if split is not None:
+        evaluated = rhythm.evaluations * evaluation_seconds(layout, machine, split)
+    if split is not None and answers.generate:
+        mean = split.tokens / max(1, split.examples or split.rows)
+        one = generation_seconds(layout, machine, mean, answers.max_new_tokens, answers.generate)
+        answered = rhythm.evaluations * one
+    start = GPU_START if machine.gpu else machine.pace.start
+    return Spent(
+        loading=start + timed.workload.model.size_bytes / LOCAL_DISK,
+        steps=layout.speed.seconds * rhythm.steps,
+        evaluations=evaluated,
+        answers=answered,
+        saves=save_seconds(timed.checkpoint_bytes) * rhythm.saves,
+    )
+
+
+def _estimate(timed: Draft, took: Spent) -> Estimate:
+    """Hours and cost of the training; prepare and export come on top."""
+    machine, budget = timed.machine, timed.spec.budget
     hours = took.seconds / 3600
     gpu_hours = rounded(hours * machine.nodes * machine.gpus) if machine.gpus else None
     cost = None
     if budget and budget.gpu_hour_price and gpu_hours is not None:
         cost = str((Decimal(budget.gpu_hour_price) * Decimal(str(gpu_hours))).quantize(Decimal("0.01"), ROUND_HALF_UP))
     return Estimate(
-        step_seconds=rounded(layout.speed.seconds),
+        step_seconds=rounded(timed.layout.speed.seconds),
         hours=rounded(hours),
         gpu_hours=gpu_hours,
         cost=cost,
-        how=_how(layout, machine, took),
+        how=_how(timed.layout, machine, took),
     )
 
 

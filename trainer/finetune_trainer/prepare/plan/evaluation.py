@@ -5,18 +5,18 @@ that costs beside the training itself.
 """
 
 import math
-from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
-from finetune_api.plan import PlannedAnswers
+from finetune_api.plan import PlannedAnswers, PlannedEvaluation
 from finetune_api.tasks import spec_of
-from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
+from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
 
 ROWS = (64, 32, 16, 8, 4)  # to be answered: as many of these as may be afforded
@@ -34,41 +34,15 @@ BEST: dict[ProblemType, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Judging:
-    """How a run is judged.
-
-    Attributes:
-        metric: chooses the best checkpoint; `last` without evaluation rows.
-        patience: evaluations without a better one after which the run ends; 0 = never.
-        threshold: by how much it has to be better.
-    """
-
-    metric: str
-    greater: bool
-    patience: int
-    threshold: float
-    evaluation: PlannedAnswers
-
-
-def judging_of(
-    job: FineTuneJob,
-    log: ChoiceLog,
-    task: Task,
-    dataset: DatasetFacts,
-    layout: RankLayout,
-    machine: Machine,
-    steps: int,
-    eval_every: int,
-) -> Judging:
-    """How the run of a job is judged.
+def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvaluation:
+    """Choose what an evaluation generates, which checkpoint is best, and when a run ends early.
 
     Raises:
         SpecError: evaluation of this task does not measure the given metric, or there is nothing to answer.
     """
-    evaluations = math.ceil(steps / eval_every) if eval_every else 1
-    evaluation = _answers(job, log, task, dataset, layout, machine, steps, evaluations)
-    metric, greater = best_by(log, task, dataset, evaluation.generate > 0)
+    dataset = draft.workload.dataset
+    answers = _answers(draft, rhythm, log)
+    metric, greater = best_by(log, draft.setting.task, dataset, answers.generate > 0)
     patience = int(log.given.get("early_stopping_patience", 0))
     threshold = float(log.given.get("early_stopping_threshold", 0.0))
     if dataset.eval is not None:
@@ -76,7 +50,13 @@ def judging_of(
         log.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
     if threshold:
         log.note("spec.training.early_stopping_threshold", threshold, "given", True)
-    return Judging(metric, greater, patience, threshold, evaluation)
+    return PlannedEvaluation(
+        answers=answers,
+        best_metric=metric,
+        greater_is_better=greater,
+        early_stopping_patience=patience,
+        early_stopping_threshold=threshold,
+    )
 
 
 def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
@@ -103,17 +83,9 @@ def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) ->
     return metric, bool(log.take("greater_is_better", greater_is_better(metric), f"follows from {metric}"))
 
 
-def _answers(
-    job: FineTuneJob,
-    log: ChoiceLog,
-    task: Task,
-    dataset: DatasetFacts,
-    layout: RankLayout,
-    machine: Machine,
-    steps: int,
-    evaluations: int,
-) -> PlannedAnswers:
-    spec, split = job.spec.evaluation, dataset.eval
+def _answers(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedAnswers:
+    """Choose how many rows of an evaluation are answered, and at what length."""
+    task, spec, split = draft.setting.task, draft.spec.evaluation, draft.workload.dataset.eval
     if split is None or not spec_of(task).answers:
         if spec.generate:
             _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
@@ -134,22 +106,21 @@ def _answers(
             spec.max_new_tokens,
         )
     )
-    rows, reason = _affordable(layout, machine, split.tokens / examples, tokens, steps, evaluations)
+    rows, reason = _affordable(draft, rhythm, split.tokens / examples, tokens)
     generate = int(log.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
     generate = min(generate, examples)
     samples = int(log.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
     return PlannedAnswers(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
 
 
-def _affordable(
-    layout: RankLayout, machine: Machine, mean: float, tokens: int, steps: int, evaluations: int
-) -> tuple[int, str]:
-    budget = SHARE * steps * layout.speed.seconds
+def _affordable(draft: Draft, rhythm: Rhythm, mean: float, tokens: int) -> tuple[int, str]:
+    """The most rows whose answers take at most a tenth of the training's time, and why."""
+    evaluations, seconds_in_all = rhythm.evaluations or 1, rhythm.steps * draft.layout.speed.seconds
     for rows in ROWS:
-        seconds = evaluations * generation_seconds(layout, machine, mean, tokens, rows)
-        if seconds <= budget or rows == ROWS[-1]:
+        seconds = evaluations * generation_seconds(draft.layout, draft.machine, mean, tokens, rows)
+        if seconds <= SHARE * seconds_in_all or rows == ROWS[-1]:
             break
-    took = f"{evaluations} x {rows} answers take about {seconds:.2g} s of {steps * layout.speed.seconds:.2g} s"
+    took = f"{evaluations} x {rows} answers take about {seconds:.2g} s of {seconds_in_all:.2g} s"
     return rows, took if rows == ROWS[0] else f"{took}: more would take over a tenth of the run"
 
 

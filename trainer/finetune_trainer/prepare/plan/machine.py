@@ -62,16 +62,11 @@ class Here:
 @dataclass(frozen=True)
 class GpuHint:
     """What is known beside the job itself: the GPUs of the nodes that it may use, as their labels tell; or the machine
-    at hand, where the job runs here.
-
-    Attributes:
-        pace: how fast a rank is there, where that was measured.
-    """
+    at hand, where the job runs here."""
 
     product: str = ""
     memory_mib: int = 0
     here: Here | None = None
-    pace: Pace | None = None
 
 
 NO_HINT = GpuHint()

@@ -20,6 +20,7 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.built import BUILD_ERRORS, configured, quiet
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.speed import ADAM_BYTES, operations
@@ -99,6 +100,29 @@ class Timed:
     token: float
     parameter: float
     loop: float
+
+
+def measured_pace(draft: Draft, config: Mapping[str, Any], cache: Path | None) -> Pace | None:
+    """Return how fast a rank of this machine trains the model of a draft; None in a cluster, or where a GPU trains.
+
+    Args:
+        config: the model's `config.json`.
+        cache: file of earlier answers; None = measure anew.
+    """
+    setting, train = draft.setting, draft.workload.dataset.train
+    if setting.here is None or setting.machine.device == "gpu":
+        return None
+    question = PaceQuestion(
+        config=config,
+        task=setting.task,
+        labels=len(draft.workload.dataset.labels),
+        lora=setting.lora or None,
+        bfloat16=setting.weight_bytes == 2,
+        rows=draft.layout.load.micro,
+        tokens=min(draft.request.tokens, max(1, train.tokens // max(1, train.rows))),
+        threads=int(setting.here.cores) // setting.machine.world_size,
+    )
+    return pace_of(question, draft.workload.architecture, cache)
 
 
 def pace_of(asked: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace | None:

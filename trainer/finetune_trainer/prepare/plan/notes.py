@@ -1,54 +1,10 @@
-"""What a plan says of its machine, its layout and its saving: values with their reasons, into the log. Pure."""
+"""What a plan reports of its layout and of its checkpoints: values with their reasons, into the log. Pure."""
 
-from typing import Any
-
-from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, ModelFacts
-from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_CHECKPOINTS, grace_seconds, scratch_bytes, stop_uploads
-from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
-
-
-def precision(log: ChoiceLog, machine: Machine) -> dict[str, Any]:
-    """The type of the run, as TrainingArguments name it; empty for float32.
-
-    Raises:
-        SpecError: the machine has no such type.
-    """
-    asked = {name: log.given[name] for name in ("bf16", "fp16") if name in log.given}
-    if asked.get("fp16") and machine.device == "cpu":
-        message = "is true, but DeepSpeed has no float16 on CPU"
-        raise SpecError(problem("NotOnCPU", "spec.training.fp16", message, "use bf16, or ask for GPUs"))
-    without = machine.gpu is not None and not machine.gpu.bfloat16
-    if asked.get("bf16") and machine.gpu and without:
-        message = f"is true, but a {machine.gpu.name} has no bfloat16"
-        raise SpecError(problem("NoBfloat16", "spec.training.bf16", message, "use fp16, or a GPU since Ampere"))
-    for name, value in asked.items():
-        log.note(f"spec.training.{name}", value, "given", True)
-    if asked:
-        return asked
-    if machine.gpu and without:
-        log.note("spec.training.fp16", True, f"a {machine.gpu.name} has no bfloat16", False)
-        return {"fp16": True}
-    if machine.device == "gpu":
-        log.note("spec.training.bf16", True, "half the memory of float32 and faster on GPUs since Ampere", False)
-        return {"bf16": True}
-    log.note("spec.training.bf16", False, "float32 on CPU: a repeatable run", False)
-    return {}
-
-
-def note_machine(log: ChoiceLog, machine: Machine, stated: str | None) -> None:
-    """What the machine has that the job may state."""
-    if machine.gpu:
-        value = f"{machine.gpu.name}, {machine.memory_bytes / GIB:.4g} GiB"
-        log.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))
-    if machine.nodes > 1:
-        given = machine.network_source == "spec.interconnectGbps"
-        reason = "given" if given else f"of a node to the others ({machine.network_source})"
-        log.note("spec.interconnectGbps", machine.network, reason, given)
 
 
 def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
@@ -100,13 +56,14 @@ def _why_stage(stage: int, world: int) -> str:
     return "shards gradients and optimizer states"
 
 
-def note_saving(job: FineTuneJob, log: ChoiceLog, checkpoint: int, model: ModelFacts, dataset: DatasetFacts) -> None:
+def note_saving(draft: Draft, log: ChoiceLog) -> None:
     """What the pods get so that they can save: not given in the job, or only in part."""
+    checkpoint, model, dataset = draft.checkpoint_bytes, draft.workload.model, draft.workload.dataset
     uploads = stop_uploads(dataset)
     what = f"{checkpoint / GIB:.3g} GiB of a node{' twice, the newest and the best,' if uploads > 1 else ''}"
     reason = f"to save and upload {what} at 50 MB/s"
     log.note("gracePeriodSeconds", grace_seconds(checkpoint, uploads), reason, False)
-    given = job.spec.scratch.size if job.spec.scratch else None
+    given = draft.spec.scratch.size if draft.spec.scratch else None
     space = f"{-(-scratch_bytes(model, dataset, checkpoint) // GIB)}Gi"
     reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints of a node"
     log.note("spec.scratch.size", given or space, reason, given is not None)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType
+from finetune_api.plan import PlannedLayout
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.machine import Machine
@@ -64,6 +65,17 @@ class RankLayout:
         """Whether the prediction stays within the machine."""
         host = machine.host_bytes
         return self.memory.bytes <= machine.usable_bytes and (not host or self.memory.host_bytes <= host)
+
+    def planned(self, request: Request) -> PlannedLayout:
+        """Return the plan's part for this layout of a request."""
+        return PlannedLayout(
+            nodes=request.machine.nodes,
+            processes_per_node=request.machine.processes,
+            zero_stage=self.load.zero_stage,
+            micro_batch=self.load.micro,
+            gradient_accumulation=self.load.accumulation,
+            global_batch=request.rows,
+        )
 
 
 def check_combination(request: Request) -> None:

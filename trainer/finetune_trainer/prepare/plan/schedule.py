@@ -1,14 +1,82 @@
-"""The course of a run: epochs, steps, warm-up, how much is hidden, and how often is evaluated. Pure."""
+"""The schedule of a run: steps, learning rate, and when it evaluates and saves. Pure.
+
+Steps are counted over a virtual data set (row k of the run is row k mod n of the k div n-th permutation), so every
+batch is full and the last epoch may be a fraction.
+"""
 
 import math
+from dataclasses import dataclass
 
 from finetune_api.messages import Task
+from finetune_api.plan import PlannedSchedule
 from finetune_api.tasks import spec_of
+from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_seconds
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
+from finetune_trainer.prepare.plan.draft import Draft
+from finetune_trainer.prepare.plan.rates import learning_rate
 
+SEED = 42
+KEEP_LAST = 3
 EVALUATIONS = 10  # over the run
 HEAD_ROWS, HEAD_PASSES = 6000, 20
 HIDDEN = 0.15  # BERT paper, arXiv 1810.04805
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When a run does what, in optimizer steps.
+
+    Attributes:
+        eval_every: steps between evaluations; 0 without evaluation rows.
+        save_every: steps between checkpoints.
+    """
+
+    steps: int
+    epochs: float
+    warmup: int
+    eval_every: int
+    save_every: int
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations in the whole run."""
+        return math.ceil(self.steps / self.eval_every) if self.eval_every else 0
+
+    @property
+    def saves(self) -> int:
+        """Checkpoints in the whole run."""
+        return math.ceil(self.steps / self.save_every)
+
+
+def rhythm_of(draft: Draft, timed: Draft, log: ChoiceLog) -> Rhythm:
+    """Choose how many steps a run has, and when it evaluates and saves.
+
+    Args:
+        timed: the draft with the speed that was measured; it decides how often a checkpoint is worth its time.
+    """
+    task, dataset = draft.setting.task, draft.workload.dataset
+    steps, epochs = steps_of(log, task, dataset.train.rows, draft.request.rows)
+    warmup = warmup_of(log, task, steps)
+    eval_every = evaluated_every(log, steps, dataset.eval is not None)
+    return Rhythm(steps, epochs, warmup, eval_every, _saved_every(log, timed, steps, eval_every))
+
+
+def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule:
+    """Choose the learning rate, its schedule and the seed of a run with this rhythm."""
+    task = draft.setting.task
+    rate, reason = learning_rate(task, draft.setting.method, draft.workload.model, draft.request.rows)
+    scheduler, keep_last = spec_of(task).scheduler, draft.spec.checkpoint.keep_last
+    return PlannedSchedule(
+        epochs=rhythm.epochs,
+        max_steps=rhythm.steps,
+        learning_rate=log.take("learning_rate", rate, reason),
+        warmup_steps=rhythm.warmup,
+        lr_scheduler_type=log.take("lr_scheduler_type", str(scheduler.value), scheduler.source),
+        eval_every_steps=rhythm.eval_every,
+        checkpoint_every_steps=rhythm.save_every,
+        keep_last=log.settle("spec.checkpoint.keepLast", KEEP_LAST, "beside the best one", keep_last),
+        seed=log.take("seed", SEED, "any fixed number makes the run repeatable"),
+    )
 
 
 def epochs_for(rows: int, task: Task) -> tuple[float, str]:
@@ -77,3 +145,24 @@ def evaluated_every(log: ChoiceLog, steps: int, evaluated: bool) -> int:
         return every
     rule = max(1, math.ceil(steps / EVALUATIONS))
     return int(log.take("eval_steps", rule, f"{EVALUATIONS} evaluations over the run, and one at the end"))
+
+
+def _saved_every(log: ChoiceLog, timed: Draft, steps: int, eval_every: int) -> int:
+    """Steps between checkpoints: as given, or with the evaluations, or more often where failures would cost more."""
+    spec, seconds, nodes = timed.spec.checkpoint, max(timed.layout.speed.seconds, 1e-6), timed.machine.nodes
+    if spec.every_minutes is not None:
+        every = max(1, min(steps, int(spec.every_minutes * 60 / seconds)))
+        reason = f"{spec.every_minutes} minutes at {seconds:.3g} s a step, as given"
+        log.note("spec.checkpoint.everySteps", every, reason, True)
+        return every
+    rule = eval_every or max(1, math.ceil(steps / EVALUATIONS))
+    reason = "with each evaluation, so that the best is kept" if eval_every else f"{EVALUATIONS} over the run"
+    interval = best_interval(timed.checkpoint_bytes, nodes)
+    often = max(1, int(interval / seconds))
+    if often < rule:
+        rule = often
+        reason = (
+            f"{interval / 60:.0f} minutes: saves of {save_seconds(timed.checkpoint_bytes):.0f} s and failures of "
+            f"{nodes} nodes cost least together (Young and Daly; a node fails every 264 days, Llama 3 paper)"
+        )
+    return log.settle("spec.checkpoint.everySteps", rule, reason, spec.every_steps)

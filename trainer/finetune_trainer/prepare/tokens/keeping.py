@@ -162,7 +162,7 @@ class StoredShards:
 
     def depends_on(self, key: str) -> None:
         """Work that depends on anything else is not gone on with, nor is that of other code."""
-        self._key = hashlib.sha256(f"{key} {values.code()}".encode()).hexdigest()
+        self._key = hashlib.sha256(f"{key} {values.code_hash()}".encode()).hexdigest()
 
     def begun(self) -> TokenizeProgress | None:
         """What an earlier attempt of this run has done with the same data and code.
