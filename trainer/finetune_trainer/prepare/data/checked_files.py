@@ -3,11 +3,13 @@
 import math
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune_api.errors import Problem
 from finetune_trainer.prepare.data.examples import Columns, SaidSplit
 from finetune_trainer.prepare.data.formats import DataFile
 from finetune_trainer.prepare.data.sources import Source
@@ -24,7 +26,7 @@ class CheckedFile:
     good: "array[int]" = field(default_factory=lambda: array("q"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class CheckedSource:
     """One source: what is wrong in it, and what its good rows hold.
 
@@ -61,3 +63,41 @@ class CheckedSource:
             return set(self.labels)
         labels, said = np.asarray(self.labels, np.int64), np.asarray(self.said, np.int8)
         return set(np.unique(labels[said == SaidSplit.TRAIN]).tolist()) if len(labels) else set()
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """All rows of a data set, read once.
+
+    Attributes:
+        sources: those to train on, then that of evaluation, if the job names one.
+        targets: all different sets of labels; the labels of a source are indices into it.
+        evaluated: whether the last source is that of evaluation.
+        problems: of files that cannot be read to their end, and of a label column that holds something else.
+    """
+
+    sources: tuple[CheckedSource, ...]
+    files: tuple[CheckedFile, ...]
+    targets: tuple[tuple[str, ...], ...]
+    evaluated: bool
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def training(self) -> tuple[CheckedSource, ...]:
+        """The sources to train on."""
+        return self.sources[:-1] if self.evaluated else self.sources
+
+    @property
+    def evaluation(self) -> CheckedSource | None:
+        """The source of evaluation, if the job names one."""
+        return self.sources[-1] if self.evaluated else None
+
+    @property
+    def trained_names(self) -> set[str]:
+        """The names of the labels of rows that may be trained on."""
+        indices = {index for source in self.training for index in source.trained_labels}
+        return {name for index in indices for name in self.targets[index]}
+
+    def with_training(self, training: Iterable[CheckedSource]) -> "CheckedRows":
+        """Return the rows with other sources to train on."""
+        return replace(self, sources=(*training, *([self.sources[-1]] if self.evaluated else [])))

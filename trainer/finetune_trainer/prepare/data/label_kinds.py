@@ -1,12 +1,13 @@
 """What the labels of a whole data set are, once its files are open and once its rows are read."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
-from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows
 from finetune_trainer.prepare.data.examples import Layout
 from finetune_trainer.prepare.data.label_values import is_whole, whole_number
 
@@ -22,49 +23,52 @@ def check_kind(declared: ProblemType | None, task: Task) -> None:
     raise SpecError(Problem(code="ProblemTypeNotForTask", field="spec.problemType", message=message, cure=cure))
 
 
-def of_one_kind(files: list[CheckedFile], declared: ProblemType | None) -> list[CheckedFile]:
-    """The files, all of whose labels are what the job says, or of the kind of the first file's."""
+def of_one_kind(files: Sequence[CheckedFile], declared: ProblemType | None) -> tuple[CheckedFile, ...]:
+    """Return the files; all labels are what the job says, or of the kind of the first file's."""
     labelled = [checked.columns.kind for checked in files if checked.columns.layout is Layout.LABELLED]
     if not labelled:
-        return files
+        return tuple(files)
     kind = declared or labelled[0]
-    return [
+    return tuple(
         replace(checked, columns=replace(checked.columns, kind=kind, declared=declared is not None))
         for checked in files
-    ]
+    )
 
 
-def kind_of_all(files: list[CheckedFile], training: list[CheckedSource]) -> ProblemType:
-    """What labels are that the job says nothing of: numbers of which one has a fraction are no names."""
-    numbers = all(part.numbers == part.good for part in training) and any(part.fractions for part in training)
-    return ProblemType.REGRESSION if numbers else files[0].columns.kind
+def kind_of_all(rows: CheckedRows) -> ProblemType:
+    """Return what labels are that the job says nothing of: numbers of which one has a fraction are no names."""
+    numbers = all(part.numbers == part.good for part in rows.training)
+    fractions = any(part.fractions for part in rows.training)
+    return ProblemType.REGRESSION if numbers and fractions else rows.files[0].columns.kind
 
 
-def as_whole_numbers(
-    files: list[CheckedFile], parts: list[CheckedSource], targets: list[tuple[str, ...]]
-) -> list[CheckedFile]:
-    """The files; where all labels are whole numbers, `1.0` is the label `1`: columns with gaps are written so."""
-    names = {name for target in targets for name in target}
+def as_whole_numbers(rows: CheckedRows) -> CheckedRows:
+    """Return the rows; where all labels are whole numbers, `1.0` is the label `1`: columns with gaps are written so."""
+    names = {name for target in rows.targets for name in target}
     if not names or not all(map(is_whole, names)) or not any("." in name for name in names):
-        return files
+        return rows
     index_of: dict[tuple[str, ...], int] = {}
-    renamed = [tuple(sorted({whole_number(name) for name in target})) for target in targets]
+    renamed = [tuple(sorted({whole_number(name) for name in target})) for target in rows.targets]
     moved = [index_of.setdefault(target, len(index_of)) for target in renamed]
-    targets[:] = index_of
-    for part in parts:
-        part.labels = array("l", [moved[index] for index in part.labels])
-    return [replace(checked, columns=replace(checked.columns, whole=True)) for checked in files]
+    sources = [replace(part, labels=array("l", [moved[index] for index in part.labels])) for part in rows.sources]
+    files = [replace(checked, columns=replace(checked.columns, whole=True)) for checked in rows.files]
+    return replace(rows, sources=tuple(sources), files=tuple(files), targets=tuple(index_of))
 
 
-def forget_labels(parts: list[CheckedSource], targets: list[tuple[str, ...]]) -> None:
-    """Numbers were taken for names until the last of them was seen."""
-    targets[:] = [()]
-    for part in parts:
-        part.labels = array("l", bytes(8 * len(part.labels)))
+def as_numbers(rows: CheckedRows) -> CheckedRows:
+    """Return the rows without labels: their numbers were taken for names until the last of them was seen."""
+    sources = [replace(part, labels=array("l", bytes(8 * len(part.labels)))) for part in rows.sources]
+    return replace(
+        rows,
+        sources=tuple(sources),
+        files=of_one_kind(rows.files, ProblemType.REGRESSION),
+        targets=((),),
+    )
 
 
-def nothing_to_tell(kind: ProblemType, training: list[CheckedSource], trained: set[str]) -> Problem | None:
-    """The problem of rows that are all labelled alike."""
+def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
+    """Return the problem of training rows that are all labelled alike."""
+    training, trained = rows.training, rows.trained_names
     where = training[0].source.field
     if not any(part.good for part in training):  # what is wrong with all of them is told
         return None

@@ -1,19 +1,21 @@
 """Rows that go by a column of their own (`columns: {split: fold}`): trained on, evaluated, or left out."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.checked_files import CheckedSource
+from finetune_trainer.prepare.data.checked_files import CheckedRows, CheckedSource
 from finetune_trainer.prepare.data.examples import SaidSplit
 from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT
 
 
-def check_said(spec: DatasetSpec, training: Sequence[CheckedSource], targets: Sequence[tuple[str, ...]]) -> None:
+def check_said(spec: DatasetSpec, rows: CheckedRows) -> None:
     """Raise SpecError if the job holds rows out in another way, too, DataError if no row is left to train on, or if
     evaluation rows have labels that no training row has."""
+    training, targets = rows.training, rows.targets
     parted = [part for part in training if part.said]
     if not parted:
         return
@@ -25,21 +27,22 @@ def check_said(spec: DatasetSpec, training: Sequence[CheckedSource], targets: Se
     if not any(SaidSplit.TRAIN in part.said for part in parted) and len(parted) == len(training):
         message = "no row is of the split train"
         raise DataError(Problem(code="TooFewRows", field=field, message=message, cure="name another column, or none"))
-    trained = {name for part in training for index in part.trained_labels for name in targets[index]}
-    others = {name for part in parted for index in set(part.labels) for name in targets[index]} - trained
+    others = {name for part in parted for index in set(part.labels) for name in targets[index]} - rows.trained_names
     if others:
         message = f"rows that are evaluated have labels that no training row has: {', '.join(sorted(others)[:5])}"
         cure = "add training rows of these labels, or remove them from the evaluation rows"
         raise DataError(Problem(code="UnseenLabel", field=field, message=message, cure=cure))
 
 
-def choose_by_column(training: Sequence[CheckedSource]) -> None:
-    """Choose the rows that are evaluated: those of the split validation, or of test where there are none; the other
-    rows that are not of the split train are left out."""
+def chosen_by_column(training: Sequence[CheckedSource]) -> list[CheckedSource]:
+    """Return the sources with their choice: rows of the split validation are evaluated, or those of test where there
+    are none; the other rows that are not of the split train are left out."""
     kind = SaidSplit.VALIDATION if any(SaidSplit.VALIDATION in part.said for part in training) else SaidSplit.TEST
-    for part in training:
-        if part.said:
-            said = np.asarray(part.said, np.int8)
-            once = np.ones(part.good, np.uint8) if part.choice is None else part.choice
-            held = np.where(said == kind, EVALUATED, LEFT_OUT)
-            part.choice = np.where(said == SaidSplit.TRAIN, once, held).astype(np.uint8)
+    return [_chosen(part, kind) if part.said else part for part in training]
+
+
+def _chosen(part: CheckedSource, kind: SaidSplit) -> CheckedSource:
+    said = np.asarray(part.said, np.int8)
+    once = np.ones(part.good, np.uint8) if part.choice is None else part.choice
+    held = np.where(said == kind, EVALUATED, LEFT_OUT)
+    return replace(part, choice=np.where(said == SaidSplit.TRAIN, once, held).astype(np.uint8))

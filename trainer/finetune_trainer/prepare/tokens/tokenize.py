@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -90,11 +90,10 @@ def tokenize(
         ModelError: the tokenizer gives ids that the model has no embedding for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    request, keeper = _Request(spec, task, data, encoder, folder), keeper or LocalShards()
-    sizes = _sizes(data)
-    begun = keeper.begun() or _nothing_done(request, sizes)
-    for source, tally in zip(data.sources, begun.tallies, strict=True):
-        source.tally = tally
+    keeper, sizes = keeper or LocalShards(), _sizes(data)
+    begun = keeper.begun() or _nothing_done(data, encoder, sizes, folder)
+    sources = [replace(source, tally=tally) for source, tally in zip(data.sources, begun.tallies, strict=True)]
+    request = _Request(spec, task, replace(data, sources=tuple(sources)), encoder, folder)
     count = processes_for(data.bytes) if processes is None else processes
     classes = Classes(data.problem_type, data.labels) if data.problem_type else None
     work = PortionWork(encoder, classes, sizes, alone=count == 1)
@@ -155,15 +154,14 @@ def _writer(request: _Request, split: Split, begun: TokenizeProgress, keeper: Sh
     )
 
 
-def _nothing_done(request: _Request, sizes: Mapping[Split, int]) -> TokenizeProgress:
-    splits = [Split.TRAIN, *([Split.EVAL] if request.data.has_eval else [])]
-    folder, unknown = str(request.folder), request.encoder.unk_id
+def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int], folder: Path) -> TokenizeProgress:
+    splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
     return TokenizeProgress(
         portions=0,
         written={split: Written() for split in splits},
         pending={},
-        observed={split: Observation(unknown, sizes[split], folder=folder) for split in splits},
-        tallies=request.data.tallies(),
+        observed={split: Observation(encoder.unk_id, sizes[split], folder=str(folder)) for split in splits},
+        tallies=data.tallies(),
         top=0,
     )
 
