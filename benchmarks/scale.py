@@ -251,9 +251,9 @@ def observed(folder: Path, millions: int) -> Sample:
 
     from finetune_api.messages import Task
     from finetune_trainer.prepare.data.examples import Example
+    from finetune_trainer.prepare.observed.encoded import Encoded
+    from finetune_trainer.prepare.observed.observation import ROW, Observation
     from finetune_trainer.prepare.quality.judge import Context, judge
-    from finetune_trainer.prepare.quality.observation import ROW, Observation
-    from finetune_trainer.prepare.tokens.encoded import Encoded
 
     seen = Observation(None, millions * 1_000_000, folder=str(folder / "scratch"))
     ids = np.arange(9, dtype=np.int32)

@@ -17,8 +17,8 @@ import pytest
 from finetune_trainer.prepare.data.conversation import REASONING, checked_messages
 from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.observed.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.render import TODAY
 from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER

@@ -14,7 +14,7 @@ from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.sources import locate_all
-from finetune_trainer.prepare.quality import spill
+from finetune_trainer.prepare.observed import spill
 from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.tokens import tokenize as tokenizing
 from finetune_trainer.prepare.tokens import writer

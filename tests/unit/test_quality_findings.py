@@ -12,10 +12,10 @@ import pytest
 
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import WEIGHT, judge
 from finetune_trainer.prepare.quality.report import Severity
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.support.planted.clean import SETS, made
 from tests.unit.quality_sets import (
     LABELS,

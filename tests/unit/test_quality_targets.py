@@ -8,11 +8,11 @@ import pytest
 
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
 from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.unit.quality_sets import alarms, numbers, observed, sentence
 
 LABELS = ("billing", "delivery", "praise", "returns")

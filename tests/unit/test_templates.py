@@ -12,8 +12,8 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder, check_packing, encoder_for
 from finetune_trainer.prepare.tokens.templates import CHATML, given_template
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer

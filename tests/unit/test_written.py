@@ -11,12 +11,12 @@ from finetune_api.messages import Task
 from finetune_trainer.prepare.data.conversation import checked_messages
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.observed.encoded import Encoded, RemarkCode
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.quality.judge import Context, judge
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Finding, Severity
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.dialect import Arguments, Blank, Content
-from finetune_trainer.prepare.tokens.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
 from finetune_trainer.prepare.tokens.render import Rendered
 from finetune_trainer.prepare.tokens.spans import Speaker

@@ -7,12 +7,12 @@ import numpy as np
 
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.observed.texts import message_text
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.quality.texts import message_text
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.support.planted.clean import SETS, made, split
 from tests.support.planted.faults import Fault
 

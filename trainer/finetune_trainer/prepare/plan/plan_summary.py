@@ -1,30 +1,24 @@
 """The plan in short, and what a pod must be given for it: time to save when told to stop, scratch space. Pure."""
 
+from typing import Any
+
+from finetune_api.messages import Message
 from finetune_api.plan import Choice, Plan
 from finetune_api.results import PlanSummary
 from finetune_trainer.prepare.plan.checkpoint_cost import checkpoint_bytes, grace_seconds, scratch_bytes, stop_uploads
 
 
 def summary(plan: Plan) -> PlanSummary:
-    """What the operator needs of a plan, and what people see of it."""
+    """Return what the operator needs of a plan, and what people see of it."""
     checkpoint = checkpoint_of(plan)
     estimate, memory = plan.prediction.estimate, plan.prediction.memory
     return PlanSummary(
+        **_shared(plan.model),
+        **_shared(plan.layout),
+        **_shared(plan.schedule),
         task=plan.task,
         method=plan.method,
         model=plan.model.name,
-        commit=plan.model.commit,
-        parameters=plan.model.parameters,
-        size_bytes=plan.model.size_bytes,
-        nodes=plan.layout.nodes,
-        processes_per_node=plan.layout.processes_per_node,
-        zero_stage=plan.layout.zero_stage,
-        micro_batch=plan.layout.micro_batch,
-        gradient_accumulation=plan.layout.gradient_accumulation,
-        global_batch=plan.layout.global_batch,
-        max_steps=plan.schedule.max_steps,
-        learning_rate=plan.schedule.learning_rate,
-        checkpoint_every_steps=plan.schedule.checkpoint_every_steps,
         checkpoint_bytes=checkpoint,
         grace_seconds=grace_seconds(checkpoint, stop_uploads(plan.dataset)),
         scratch_bytes=scratch_bytes(plan.model, plan.dataset, checkpoint),
@@ -35,6 +29,12 @@ def summary(plan: Plan) -> PlanSummary:
         memory=memory.sentence if memory else "",
         choices=tuple(choice_sentence(choice) for choice in plan.choices if choice.origin == "rule"),
     )
+
+
+def _shared(part: Message) -> dict[str, Any]:
+    """The values of a part of the plan that the summary has under the same name."""
+    names = PlanSummary.model_fields.keys() & type(part).model_fields.keys()
+    return {name: getattr(part, name) for name in names}
 
 
 def checkpoint_of(plan: Plan) -> int:

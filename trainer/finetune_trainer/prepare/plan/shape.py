@@ -245,11 +245,23 @@ def _leave(record: _Record) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def _kernels(device: str) -> Iterator[None]:
-    """Attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins do.
+    """Attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins do."""
+    import torch
 
-    Attention in one kernel keeps query, key, value, output and a float32 per token and head, on CPU and GPU alike
-    (FlashAttention, arXiv 2205.14135). Dropout keeps its mask: a byte on a GPU, a number of the input's type on a CPU.
-    """
+    functional: Any = torch.nn.functional
+    real = functional.scaled_dot_product_attention, functional.dropout
+    functional.scaled_dot_product_attention = _attention(device)
+    if device == "gpu":
+        functional.dropout = _dropout()
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention, functional.dropout = real
+
+
+def _attention(device: str) -> Callable[..., Any]:
+    """Return attention in one kernel: it keeps query, key, value, output and a float32 per token and head, on CPU and
+    GPU alike (FlashAttention, arXiv 2205.14135)."""
     import torch
 
     class Attention(torch.autograd.Function):
@@ -267,6 +279,27 @@ def _kernels(device: str) -> Iterator[None]:
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError
 
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> Any:
+        if device == "cpu" and dropout_p > 0:  # the CPU has no such kernel: it holds scores, squared in the length
+            plain = torch.ops.aten._scaled_dot_product_attention_math
+            return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
+        return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+
+    return attention
+
+
+def _dropout() -> Callable[..., Any]:
+    """Return dropout that keeps its mask: a byte a number, as on a GPU; a CPU keeps a number of the input's type."""
+    import torch
+
     class Dropout(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, values: Any) -> Any:
@@ -277,31 +310,7 @@ def _kernels(device: str) -> Iterator[None]:
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError
 
-    def attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **_: Any,
-    ) -> Any:
-        if (
-            device == "cpu" and dropout_p > 0
-        ):  # the CPU has no such kernel for it: scores are held, squared in the length
-            plain = torch.ops.aten._scaled_dot_product_attention_math
-            return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
-        return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-
     def dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         return Dropout.apply(values) if training and p > 0 else values  # type: ignore[no-untyped-call]
 
-    functional: Any = torch.nn.functional
-    real = functional.scaled_dot_product_attention, functional.dropout
-    functional.scaled_dot_product_attention = attention
-    if device == "gpu":
-        functional.dropout = dropout
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention, functional.dropout = real
+    return dropout

@@ -6,8 +6,8 @@ from itertools import chain
 
 import numpy as np
 
+from finetune_trainer.prepare.observed.leftovers import TRACES, TraceKind
 from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent, shortened
-from finetune_trainer.prepare.quality.leftovers import TRACES, TraceKind
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
 ONE_WORD_SHARE, ONE_WORD_ROWS = 0.02, 5

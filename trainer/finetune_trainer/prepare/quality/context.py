@@ -7,11 +7,11 @@ from functools import cached_property
 from finetune_api.messages import MethodType, Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.notices import Notice
+from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.observed.spill import SpilledColumns
 from finetune_trainer.prepare.quality.equality import count_distinct
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
-from finetune_trainer.prepare.quality.sample import SampledRow
-from finetune_trainer.prepare.quality.spill import SpilledColumns
 
 EXCERPTS = 3  # rows that show a finding
 EXCERPT_CHARACTERS = 160

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_api.tasks import Supervision, spec_of
+from finetune_trainer.prepare.observed.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.context import EXCERPTS, Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.figures import at, trained_share
-from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
 CUT_SHARE = 0.05  # of the tokens

@@ -9,9 +9,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from finetune_trainer.prepare.observed.sample import TOKEN_ROWS
 from finetune_trainer.prepare.quality.context import ObservedSplit
 from finetune_trainer.prepare.quality.report import Distance
-from finetune_trainer.prepare.quality.sample import TOKEN_ROWS
 
 FEWEST_ROWS = 10  # in either split; with fewer nothing can be told
 DRAWS = 199  # random splits drawn

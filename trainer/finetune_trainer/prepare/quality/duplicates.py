@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 
+from finetune_trainer.prepare.observed.sample import SampledRow
 from finetune_trainer.prepare.quality.context import (
     EXCERPT_CHARACTERS,
     EXCERPTS,
@@ -23,7 +24,6 @@ from finetune_trainer.prepare.quality.context import (
 )
 from finetune_trainer.prepare.quality.equality import first_copies, found_in
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import SampledRow
 
 SIMILAR = 0.8  # Jaccard similarity from which on rows are near twins: Lee et al. 2022, "Deduplicating Training Data"
 PERMUTATIONS = 128

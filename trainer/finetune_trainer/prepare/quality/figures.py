@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from finetune_trainer.prepare.observed.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.context import Context, ObservedSplit, shortened
-from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import (
     Bin,
     LabelCount,

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import chdtrc
 
 from finetune_trainer.evaluations.records import EvalGroups
+from finetune_trainer.prepare.observed.sample import SampledRow
 from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, percent, shortened
 from finetune_trainer.prepare.quality.languages import NAMES, RowLanguages
 from finetune_trainer.prepare.quality.people import groups, known, mentioned
@@ -23,7 +24,6 @@ from finetune_trainer.prepare.quality.report import (
     LabelCount,
     Severity,
 )
-from finetune_trainer.prepare.quality.sample import SampledRow
 
 FEWEST_MENTIONS = 30  # rows
 POINTS = 0.15  # by which a label's share differs among mentions

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from finetune_trainer.evaluations.records import EvalGroups
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.quality import (
     answer_findings,
     coverage,
@@ -23,7 +24,6 @@ from finetune_trainer.prepare.quality.context import Context, ObservedSplit, per
 from finetune_trainer.prepare.quality.distances import distances
 from finetune_trainer.prepare.quality.figures import bin_edges, split_figures
 from finetune_trainer.prepare.quality.languages import RowLanguages
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Distance, Finding, QualityReport, Severity
 
 __all__ = ["Context", "Examined", "examine", "judge"]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from finetune_trainer.prepare.quality.code import prose
+from finetune_trainer.prepare.observed.code import prose
+from finetune_trainer.prepare.observed.sample import SampledRow
 from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, LanguageRows, Severity
-from finetune_trainer.prepare.quality.sample import SampledRow
 from finetune_trainer.prepare.quality.scripts import script_of
 
 ROWS = 2500  # whose language is known, and in which people and their data are looked for

@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from finetune_trainer.prepare.quality.code import prose
+from finetune_trainer.prepare.observed.code import prose
+from finetune_trainer.prepare.observed.sample import SampledRow
 from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of
 from finetune_trainer.prepare.quality.languages import RowLanguages
 from finetune_trainer.prepare.quality.national_ids import BEFORE, national_ids
 from finetune_trainer.prepare.quality.phones import REGIONS, is_phone
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import SampledRow
 
 EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[a-zA-Z]{2,24}\b")
 RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: nobody's

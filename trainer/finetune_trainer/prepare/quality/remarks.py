@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from finetune_trainer.prepare.observed.encoded import RemarkCode
+from finetune_trainer.prepare.observed.observation import Remarked
 from finetune_trainer.prepare.quality.context import Context, ObservedSplit, count_of, percent
-from finetune_trainer.prepare.quality.observation import Remarked
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.tokens.encoded import RemarkCode
 
 MINOR = "'name'"  # says who speaks, or repeats the name of a call
 

@@ -15,10 +15,10 @@ from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.observed.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
 from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
-from finetune_trainer.prepare.tokens.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens.probes import probed
 from finetune_trainer.prepare.tokens.proof import Proof, is_sampled
 from finetune_trainer.prepare.tokens.render import Renderer, TemplateError

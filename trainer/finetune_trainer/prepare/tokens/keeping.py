@@ -23,7 +23,7 @@ from finetune_trainer.dataset.shards import Shard
 from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.tally import Tally
-from finetune_trainer.prepare.quality.observation import Observation
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import Written
 from finetune_trainer.storage import NotFoundError, ObjectStore

@@ -13,8 +13,8 @@ from finetune_api.messages import ProblemType
 from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import DataFile, Fault
 from finetune_trainer.prepare.data.portions import Portion, Split
-from finetune_trainer.prepare.quality.observation import Observation
-from finetune_trainer.prepare.tokens.encoded import Encoded
+from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
 

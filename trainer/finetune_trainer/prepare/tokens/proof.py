@@ -14,8 +14,8 @@ import numpy as np
 
 from finetune_trainer.prepare.data.conversation import REASONING
 from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded, Remark, RemarkCode
 from finetune_trainer.prepare.tokens.backend import Backend
-from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
 
 FIRST_ROWS, EVERY = 50, 200  # rows that are looked at: the first of each file, then one of so many
 SHORTEST = 12  # characters: what others say counts as learnt from so many on, for "yes" may stand anywhere

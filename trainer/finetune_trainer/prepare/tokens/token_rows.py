@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.tokens.encoded import Encoded
+from finetune_trainer.prepare.observed.encoded import Encoded
 
 Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]

@@ -24,8 +24,8 @@ from finetune_trainer.model.files import CHAT_TEMPLATE, TOKENIZER_FILES
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
 from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT, Split
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.pool import map_in_order
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.keeping import LocalShards, ShardKeeper, TokenizeProgress
 from finetune_trainer.prepare.tokens.portion_work import Classes, EncodedPortion, PortionWork

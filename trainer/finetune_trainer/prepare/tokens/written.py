@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_trainer.prepare.data.conversation import REASONING
+from finetune_trainer.prepare.observed.encoded import Remark, RemarkCode
 from finetune_trainer.prepare.tokens.dialect import MARK
-from finetune_trainer.prepare.tokens.encoded import Remark, RemarkCode
 from finetune_trainer.prepare.tokens.render import Message, TemplateError
 from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, RenderedText, Speaker
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_trainer.prepare.data.examples import Example
-from finetune_trainer.prepare.quality.fingerprints import SHOWN_CHARACTERS, digest, keys
-from finetune_trainer.prepare.quality.leftovers import Leftovers
-from finetune_trainer.prepare.quality.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, RowSample, SampledRow, limit_for
-from finetune_trainer.prepare.quality.spill import SpilledColumns, SpilledRows
-from finetune_trainer.prepare.quality.texts import Sides, sides
-from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
+from finetune_trainer.prepare.observed.encoded import Encoded, Remark, RemarkCode
+from finetune_trainer.prepare.observed.fingerprints import SHOWN_CHARACTERS, digest, keys
+from finetune_trainer.prepare.observed.leftovers import Leftovers
+from finetune_trainer.prepare.observed.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, RowSample, SampledRow, limit_for
+from finetune_trainer.prepare.observed.spill import SpilledColumns, SpilledRows
+from finetune_trainer.prepare.observed.texts import Sides, sides
 
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or tokens of its own
 MOST_UNKNOWN = 0xFFFF

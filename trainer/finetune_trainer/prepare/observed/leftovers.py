@@ -15,7 +15,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from finetune_trainer.prepare.quality.code import is_code
+from finetune_trainer.prepare.observed.code import is_code
 
 SHOWN = 3  # rows kept per trace
 AROUND = 60  # characters shown on each side
