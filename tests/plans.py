@@ -255,7 +255,7 @@ def cell(model: str, method: MethodType, card: str, gpus: int) -> Cell:
         methods=() if gpu.name.startswith("MI") or method is MethodType.QLORA else (MethodType.QLORA,),
     )
     if method is MethodType.QLORA and gpu.name.startswith("MI"):
-        return Cell(machine, None, "refused: 4 bits were run on no AMD GPU by any test of ours")
+        return Cell(machine, None, "refused: our tests have not run 4-bit weights on an AMD GPU")
     try:
         return Cell(machine, choose(request))
     except SpecError as error:

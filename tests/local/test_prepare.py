@@ -124,7 +124,7 @@ def test_what_training_does_not_see_stands_in_the_report(house: House, bert: Pat
     made = house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", rows), house.uri))
     report = house.store.get(f"datasets/{made.plan.dataset.sha256}/dataset-report.json")
     found = {finding.code: finding for finding in QualityReport.model_validate_json(report).findings}
-    assert found["UnusedColumns"].message == "training does not see the column 'id'"
+    assert found["UnusedColumns"].message == "training does not use the column 'id'"
     assert (found["HeldOutRowsTrained"].count, found["HeldOutRowsTrained"].severity) == (1, "warning")
     assert any("HeldOutRowsTrained" in warning for warning in made.result.warnings)
 
@@ -214,7 +214,7 @@ def test_a_long_document_of_a_language_model_becomes_several_rows(house: House, 
 def test_a_prompt_that_leaves_no_completion_is_a_fault_with_its_line(house: House, llama: Path) -> None:
     rows = [*PAIRS, {"prompt": "paper " * 100, "completion": "x"}]
     job = job_of(llama, jsonl(house.folder / "t.jsonl", rows), house.uri, dataset={"maxLength": 64})
-    with pytest.raises(DataError, match=r"line 41: no token to learn is left of the row when cut at 64 tokens"):
+    with pytest.raises(DataError, match=r"line 41: no token to learn is left in the row when cut at 64 tokens"):
         house.prepare(job)
     job = job_of(
         llama,

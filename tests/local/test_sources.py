@@ -467,7 +467,7 @@ def test_a_file_of_the_hub_is_pinned_and_fetched_once(hub: Hub, tmp_path: Path, 
         ("hf://datasets/team/rows/x.jsonl", "FileNotFound", "it has a.jsonl, b.jsonl, deep/c.jsonl ..."),
         ("hf://datasets/team/rows/x*.jsonl", "FileNotFound", "correct the pattern"),
         ("hf://datasets/rows", "InvalidURI", "write hf://datasets/organisation/name"),
-        ("hf://team/rows/x.jsonl", "InvalidURI", "names no data set of the hub"),
+        ("hf://team/rows/x.jsonl", "InvalidURI", "does not name a data set of the hub"),
         ("hf://datasets/team/a b--c../x", "InvalidURI", "write hf://datasets/organisation/name"),
     ],
 )

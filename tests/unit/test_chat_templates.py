@@ -53,7 +53,7 @@ class Talk:
         self._random = random.Random(seed)
         self._count = 0
 
-    def checked_messages(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def conversation(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Messages and tools: some of all that rows may have."""
         chance = self._random.random
         messages = [{"role": self._random.choice(("system", "developer")), "content": self._words("ow")}]

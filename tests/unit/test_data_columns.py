@@ -86,7 +86,9 @@ def test_a_system_message_in_a_column_of_its_own_is_learnt(tmp_path: Path, case:
 
 def test_two_different_system_messages_are_a_fault(tmp_path: Path) -> None:
     rows = [{"messages": TURNS, "system": "s"}, {"messages": [SYSTEM, *TURNS], "system": "t"}]
-    with pytest.raises(DataError, match=r"line 2: 'system' holds a system message, and the first message is another"):
+    with pytest.raises(
+        DataError, match=r"line 2: 'system' holds a system message, and the first message is a system message, too"
+    ):
         checked(tmp_path, rows)
 
 
@@ -133,7 +135,7 @@ def test_nan_is_judged_only_where_it_is_read(tmp_path: Path) -> None:
     assert [example.text for example in data.train_examples()] == ["a", "b", "the word NaN"]
     (problem,) = data.tallies()[0].problems()
     assert (problem.code, problem.lines) == ("NotANumber", (3,))
-    assert "'text' is, or holds, NaN, which is no JSON" in problem.message
+    assert "'text' is, or holds, NaN, which JSON does not have" in problem.message
 
 
 # ---------------------------------------------------------------- paths into columns
@@ -219,14 +221,14 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CAUSAL_LM,
         {},
         "UnusedColumns",
-        "training does not see the columns 'id', 'url' -> if one of them belongs to a row, say its part",
+        "training does not use the columns 'id', 'url' -> if one of them belongs to a row, say its part",
     ),
     "rows of a test": (
         [{"text": "a", "split": "train"}, {"text": "b", "split": "test"}, {"text": "c", "split": "Validation"}],
         Task.CAUSAL_LM,
         {},
         "HeldOutRowsTrained",
-        "the column 'split' says of 2 of 3 training rows that they are 'test' or 'validation'; all of them are trained "
+        "the column 'split' marks 2 of 3 training rows as 'test' or 'validation'; all of them are trained "
         "on -> set spec.dataset.columns: {split: split} to evaluate on them instead",
     ),
     "a system prompt by another name": (
@@ -234,7 +236,7 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CAUSAL_LM,
         {},
         "SystemColumnUnread",
-        "'system_prompt' looks like a system message, and training does not see it -> "
+        "'system_prompt' looks like a system message, and training does not use it -> "
         "set spec.dataset.columns: {messages: messages, system: system_prompt}",
     ),
     "a context beside a question": (
@@ -263,7 +265,7 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CLASSIFICATION,
         {},
         "NumbersAsLabels",
-        "the labels are 40 different numbers in 40 rows, from 100 to 139, and each is learnt as a name of its own -> "
+        "the labels are 40 different numbers in 40 rows, from 100 to 139, and each is learnt as a separate name -> "
         "to predict the number, set spec.problemType: regression",
     ),
     "prices as text": (
@@ -287,7 +289,7 @@ def test_a_split_in_a_parquet_file_is_seen(tmp_path: Path) -> None:
     rows = [{"text": f"t {n}", "split": "test" if n > 7 else "train", "image": b"x"} for n in range(10)]
     found = told(checked(tmp_path, rows, name="train.parquet"))
     assert "2 of 10 training rows" in found["HeldOutRowsTrained"]
-    assert found["UnusedColumns"].startswith("training does not see the column 'image' ->")
+    assert found["UnusedColumns"].startswith("training does not use the column 'image' ->")
 
 
 def parted(folder: Path, *splits: Any, name: str = "train.jsonl", **fields: Any) -> tuple[list[str], list[str] | None]:
@@ -314,7 +316,7 @@ def test_a_split_that_is_none_is_a_fault(tmp_path: Path) -> None:
 def test_rows_that_go_by_a_column_are_held_out_in_no_other_way(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"spec\.dataset\.eval: is given, and spec\.dataset\.columns names a column"):
         parted(tmp_path, "train", "test", eval={"split": 0.5})
-    with pytest.raises(DataError, match="no row is of the split train"):
+    with pytest.raises(DataError, match="no row has the split train"):
         parted(tmp_path, "test", "test")
 
 

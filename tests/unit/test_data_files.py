@@ -344,8 +344,8 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str, str]] = {
     "an array that stops": ("x.json", b'[{"a": 1}', {}, "TruncatedFile", "the file ends after 1 rows"),
     "an array with a last comma": ("x.json", b'[{"a": 1},\n]', {}, "TrailingComma", "line 2 column 1"),
     "an array without a comma": ("x.json", b'[{"a": 1}\n{"a": 2}]', {}, "InvalidJSON", "line 2 column 1"),
-    "an array with a broken row": ("x.json", b'[{"a": 1},\n {"a" 2}]', {}, "InvalidJSON", "row 2 is no valid JSON at"),
-    "an array with more behind it": ("x.json", b'[{"a": 1}] x', {}, "InvalidJSON", "more after the end"),
+    "an array with a broken row": ("x.json", b'[{"a": 1},\n {"a" 2}]', {}, "InvalidJSON", "row 2 is not valid JSON at"),
+    "an array with more behind it": ("x.json", b'[{"a": 1}] x', {}, "InvalidJSON", "more text after the end"),
     "an array of Python's": ("x.json", b"[{'a': None}]", {}, "PythonLiteral", "row 1"),
     "an empty array": ("x.json", b"[]", {}, "EmptyFile", "no rows"),
     "lines declared as an array": ("x.json", b'{"a": 1}\n', {"declared": "json"}, "NotAnArray", "begin with '['"),
@@ -399,7 +399,7 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str, str]] = {
         b"a;b|c\n1;2|3\n",
         {},
         "AmbiguousDelimiter",
-        "may be parted by ';' or '|'",
+        "may be separated by ';' or '|'",
     ),
     "a long delimiter of CSV": ("x.csv", b"a||b\n", {"delimiter": "||"}, "InvalidDelimiter", "is one character"),
     "a delimiter of JSON lines": ("x.jsonl", b"{}", {"delimiter": ","}, "InvalidDelimiter", "has no delimiter"),
@@ -430,11 +430,11 @@ def test_what_stands_before_the_cut_is_read_and_counted(tmp_path: Path, compress
 BROKEN_LINES: dict[str, tuple[bytes, Code, str]] = {
     "Python's dict": (b"{'text': 'x', 'label': None}", Code.PYTHON_LITERAL, "as Python prints it"),
     "a comma at the end of the line": (b'{"text": "x"},', Code.TRAILING_COMMA, "a comma follows the object"),
-    "a comma before the bracket": (b'{"text": "x",}', Code.TRAILING_COMMA, "column 14: a comma stands before"),
-    "a comma in a list": (b'{"text": ["x", ]}', Code.TRAILING_COMMA, "a comma stands before"),
+    "a comma before the bracket": (b'{"text": "x",}', Code.TRAILING_COMMA, "column 14: a comma comes before"),
+    "a comma in a list": (b'{"text": ["x", ]}', Code.TRAILING_COMMA, "a comma comes before"),
     "two objects": (b'{"text": "x"}{"text": "y"}', Code.SEVERAL_OBJECTS, "several objects"),
-    "a key twice": (b'{"text": "x", "text": "y"}', Code.DUPLICATE_KEY, "'text' stands twice"),
-    "a key twice within": (b'{"a": [{"b": 1, "b": 2}]}', Code.DUPLICATE_KEY, "'b' stands twice"),
+    "a key twice": (b'{"text": "x", "text": "y"}', Code.DUPLICATE_KEY, "'text' occurs twice"),
+    "a key twice within": (b'{"a": [{"b": 1, "b": 2}]}', Code.DUPLICATE_KEY, "'b' occurs twice"),
     "no quotes": (b"{text: x}", Code.INVALID_JSON, "column 2"),
     "half a line": (b'{"text": "x', Code.INVALID_JSON, "column 10"),
     "a line break within": (b'{"text": "x\ty"}', Code.INVALID_JSON, "Invalid control character"),
@@ -472,7 +472,7 @@ def test_a_line_of_100_mb_is_named_and_passed_over(tmp_path: Path, compressed: b
 def test_a_quote_that_is_never_closed_says_so(tmp_path: Path) -> None:
     (_, fault, lost) = read(open_as(tmp_path, "x.csv", b'a,b\n1,2\n"3,4\n5,6\n'))
     assert (fault.line, getattr(fault, "message", "")) == (3, "a quote is opened here and never closed")
-    assert (lost.line, getattr(lost, "message", "")) == (4, "the line stands in a quote that is opened in line 3")
+    assert (lost.line, getattr(lost, "message", "")) == (4, "the line is inside a quote that is opened in line 3")
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.arrow", "stream.arrow"])

@@ -116,7 +116,7 @@ def test_skip_leaves_broken_rows_out_up_to_the_limit(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         checked(tmp_path, rows, onInvalid="Skip", maxInvalidPercent=4)
     assert [problem.code for problem in caught.value.problems] == ["TooManyInvalidRows", "EmptyText"]
-    assert "1 of 21 rows (4.76 %) are invalid; 4 % may be" in str(caught.value)
+    assert "1 of 21 rows (4.76 %) are invalid; 4 % are allowed" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_file_that_ends_early_is_told_with_the_faults_before(tmp_path: Path) -
 
 def test_more_labels_than_a_classifier_has_are_refused(tmp_path: Path) -> None:
     rows = [row(label=f"text number {index}") for index in range(10_001)]
-    with pytest.raises(DataError, match="'label' has more than 10,000 different values: it is no label"):
+    with pytest.raises(DataError, match="'label' has more than 10,000 different values: it is not a label"):
         checked(tmp_path, rows)
 
 

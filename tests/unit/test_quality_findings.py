@@ -295,7 +295,7 @@ def test_one_word_answers_that_differ_for_one_prompt_are_conflicting_labels() ->
     other = [replace(row, completion="no" if row.completion == "yes" else "yes") for row in train[:5]]
     report = reported(train + other)
     assert alarms(report) == ["ConflictingLabels"]
-    assert report.findings[0].message.startswith("5 texts stand there")
+    assert report.findings[0].message.startswith("5 texts have different labels")
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,11 @@ def test_pairs_without_a_template_are_texts_and_a_system_column_is_not_dropped(t
 
 BROKEN: dict[str, tuple[Any, str, str]] = {
     "no list": ("hello", "WrongType", "'messages' is a string; it must be a list of messages"),
-    "no JSON in a string": ('[{"role": "user"}', "InvalidJSON", "'messages' is a list as text, and wrong: no valid"),
+    "no JSON in a string": (
+        '[{"role": "user"}',
+        "InvalidJSON",
+        "'messages' is a list as text with an error: not valid",
+    ),
     "a list as Python prints it": ("[{'role': 'user'}]", "PythonLiteral", "a list as Python prints it, not JSON"),
     "NaN within": ([said("user"), said("assistant", weight=float("nan"))], "NotANumber", "is, or holds, NaN"),
     "a call in OpenAI's first form": (
@@ -333,14 +337,14 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "no role": ([{"content": "x"}], "InvalidMessage", "messages[0] has no 'role' (and no 'from'), but 'content'"),
     "no content": ([{"role": "user"}], "InvalidMessage", "messages[0] has no 'content'"),
     "null content": ([said("user"), said("assistant", None)], "InvalidMessage", "messages[1] has no 'content'"),
-    "a role by another name": ([said("human")], "UnknownRole", "'user' is probably meant"),
-    "a role in capitals": ([said("Assistant")], "UnknownRole", "'assistant' is probably meant"),
+    "a role by another name": ([said("human")], "UnknownRole", "did you mean 'user'?"),
+    "a role in capitals": ([said("Assistant")], "UnknownRole", "did you mean 'assistant'?"),
     "an unknown role": ([said("narrator")], "UnknownRole", "is 'narrator'; roles are system, developer, user"),
     "an unknown speaker": ([turn("narrator")], "UnknownRole", "messages[0].from is 'narrator'"),
     "a number for a role": ([said(1)], "InvalidMessage", "messages[0].role is a number"),  # type: ignore[arg-type]
     "an object for content": ([said("user", {"a": 1})], "WrongType", "messages[0].content is an object"),
     "an image": ([said("user", [{"type": "image_url", "image_url": "x"}])], "NotText", "is of type 'image_url'"),
-    "a part that is none": ([said("user", ["x"])], "WrongType", "messages[0].content[0] is no text part"),
+    "a part that is none": ([said("user", ["x"])], "WrongType", "messages[0].content[0] is not a text part"),
     "an empty question": ([said("user", " "), said("assistant")], "EmptyMessage", "its role is user"),
     "an empty answer": ([said("user"), said("assistant", "")], "EmptyMessage", "its role is assistant"),
     "no answer": ([said("system"), said("user")], "NoAssistant", "no assistant message"),
@@ -353,7 +357,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "arguments that are no JSON": (
         [said("user"), called('{"city": ')],
         "InvalidMessage",
-        "messages[1].tool_calls[0].function.arguments is a string that is no JSON (",
+        "messages[1].tool_calls[0].function.arguments is a string that is not JSON (",
     ),
     "arguments that are a list": (
         [said("user"), called("[1]")],
@@ -373,7 +377,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "calls that are no list": (
         [said("user"), said("assistant", tool_calls="f")],
         "InvalidMessage",
-        "tool_calls is a string that is no JSON",
+        "tool_calls is a string that is not JSON",
     ),
     "half a character": ([said("user", "\ud83d"), said("assistant")], "BadUnicode", "messages[0].content holds half"),
 }

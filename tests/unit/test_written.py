@@ -222,7 +222,7 @@ def test_loss_on_anything_else_than_the_answer_is_an_error_with_both_texts(
     found = findings(of, [SHORT])["LearntTextDiffers"]
     assert found.severity is Severity.ERROR
     assert SHORT[1]["content"] in found.message
-    assert "learnt is '" in found.message
+    assert "would learn '" in found.message
 
 
 def test_what_others_say_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

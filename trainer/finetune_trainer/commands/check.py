@@ -89,7 +89,7 @@ def with_warnings(warnings: int) -> str:
 
 def _too_many(warnings: int) -> Problem:
     message = f"the report on the data has {warnings} warning{'' if warnings == 1 else 's'}, and --strict allows none"
-    cure = "mend what `finetune validate` shows, or leave --strict out"
+    cure = "fix what `finetune validate` shows, or leave --strict out"
     return Problem(code="Warnings", field="--strict", message=message, cure=cure)
 
 

@@ -19,11 +19,11 @@ INTERRUPTED = 130  # what a shell expects after Ctrl-C
 PIPE_CLOSED = 141  # and of a program whose reader has gone
 
 CURES = {
-    errno.ENOSPC: "make room on that disk, or set TMPDIR to a folder of another one",
-    errno.EDQUOT: "make room within the quota, or set TMPDIR to a folder elsewhere",
-    errno.EACCES: "mend the permissions, or name another place",
-    errno.EPERM: "mend the permissions, or name another place",
-    errno.EROFS: "name a place that can be written; TMPDIR and HF_HOME say where temporary and cached files go",
+    errno.ENOSPC: "free space on that disk, or set TMPDIR to a folder of another one",
+    errno.EDQUOT: "free space within the quota, or set TMPDIR to a folder elsewhere",
+    errno.EACCES: "change the permissions, or name another place",
+    errno.EPERM: "change the permissions, or name another place",
+    errno.EROFS: "name a writable place; TMPDIR and HF_HOME set where temporary and cached files go",
     errno.ENOENT: "check the path",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
 }
@@ -96,7 +96,7 @@ def _unexpected(error: Exception, options: argparse.Namespace) -> Problem:
     """A fault of ours."""
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-    cure = f"this is a fault of finetune-operator; report it with `finetune --version`{_details(error, options)}"
+    cure = f"this is a bug in finetune-operator; report it with `finetune --version`{_details(error, options)}"
     return Problem(code="Unexpected", field=options.name, message=what, cure=cure)
 
 

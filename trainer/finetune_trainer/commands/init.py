@@ -62,7 +62,7 @@ def init_command(options: argparse.Namespace, console: Console) -> int:
     write_file(path, text, "--output")
     if proposal.problems:
         screen.problems(proposal.problems)
-        screen.says("note", "the job is written all the same: mend the data, or say more in the job")
+        screen.says("note", "the job is written anyway: fix the data, or add fields to the job")
     screen.says("wrote", f"{path}: {proposal.task}, {proposal.about or 'data not understood yet'}")
     screen.says("next", f"finetune validate {path}, then finetune run {path}")
     return ExitCode.OK
@@ -213,7 +213,10 @@ def _asked(console: Console, given: str | None, option: str, question: str) -> s
         return given
     if answer := _answer(console, f"{question}: "):
         return answer
-    message, cure = "is missing, and nobody can be asked", "give it; `finetune init --help` shows how"
+    message, cure = (
+        "is missing, and there is no terminal to ask on",
+        "give this option; `finetune init --help` shows how",
+    )
     raise SpecError(Problem(code="MissingOption", field=option, message=message, cure=cure))
 
 
@@ -235,7 +238,7 @@ def _may_write(console: Console, path: Path) -> None:
     """Raise SpecError if a file is there, and nobody says that it may go."""
     if not path.is_file():
         return
-    if _answer(console, f"{path} is there already; overwrite it? [y/N]: ").lower() in ("y", "yes"):
+    if _answer(console, f"{path} exists already; overwrite it? [y/N]: ").lower() in ("y", "yes"):
         return
-    message, cure = f"{path} is there already; it stays as it is", "name another file with --output, or remove that one"
+    message, cure = f"{path} exists already and was not changed", "name another file with --output, or remove this file"
     raise SpecError(Problem(code="FileExists", field="--output", message=message, cure=cure))

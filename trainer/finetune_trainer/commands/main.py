@@ -23,11 +23,11 @@ from finetune_trainer.commands.run import run_command
 from finetune_trainer.run.screen import Screen
 
 STATUSES = """exit status:
-  0  done                             2    an option that is not there
-  64 the job or a place is wrong      65   the data is wrong, or --strict and a warning
+  0  done                             2    an unknown option
+  64 the job or a path is wrong       65   the data is wrong, or --strict and a warning
   69 storage                          77   out of memory
   78 diverged                         130  interrupted
-  141 the reader of the output went   1    anything else
+  141 the reader closed the output    1    anything else
 """
 VERSIONS = ("torch", "transformers", "peft", "deepspeed")
 

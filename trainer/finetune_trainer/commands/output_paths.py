@@ -69,9 +69,9 @@ def unwritable(option: str, path: Path, error: OSError) -> SpecError:
     """What cannot be written, and why."""
     why = error.strerror or str(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        why = "a file stands where a folder must be"
+        why = "a file is where a folder must be"
     return _cannot(
-        option, path, f"cannot be written: {why}", "name another place, or make room or mend its permissions"
+        option, path, f"cannot be written: {why}", "name another place, free space, or change its permissions"
     )
 
 

@@ -26,13 +26,13 @@ BREAKS: dict[str, tuple[str, str]] = {
     "autotuning.enabled": ("it runs many short trials in place of the job", "leave it out"),
     "curriculum_learning.enabled": ("the order of data is a function of the seed alone", "leave it out"),
     "data_efficiency.enabled": ("the order of data is a function of the seed alone", "leave it out"),
-    "progressive_layer_drop.enabled": ("the models of transformers do not take it up", "leave it out"),
+    "progressive_layer_drop.enabled": ("the models of transformers do not support it", "leave it out"),
     "hybrid_engine.enabled": ("it is for reinforcement learning", "leave it out"),
     "compression_training": ("what is exported would not be what was trained", "leave it out"),
     "weight_quantization": ("what is exported would not be what was trained", "spec.method.type: qlora"),
-    "sparse_attention": ("the models of transformers do not take it up", "leave it out"),
+    "sparse_attention": ("the models of transformers do not support it", "leave it out"),
     "amp.enabled": ("it needs NVIDIA's apex, which is not in the image", "bf16 or fp16"),
-    "pipeline": ("the models of transformers are no pipelines", "leave it out"),
+    "pipeline": ("the models of transformers are not pipelines", "leave it out"),
     "checkpoint.load_universal": ("which checkpoint is loaded is decided at each start", "leave it out"),
     "activation_checkpointing.partition_activations": (
         "the models of transformers recompute without DeepSpeed",
@@ -92,7 +92,7 @@ def _typos(config: Mapping[str, Any]) -> Iterator[Problem]:
     for name in config:
         near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.85)
         if near and name not in KNOWN:
-            yield _problem("UnknownField", name, "is no name of DeepSpeed's", f"did you mean {near[0]}?")
+            yield _problem("UnknownField", name, "is not a name of DeepSpeed's", f"did you mean {near[0]}?")
 
 
 def _contradictions(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
@@ -158,7 +158,7 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
             warms = config_value(config, "scheduler.type") != "WarmupCosineLR"
             for path in ("warmup_num_steps", *(["warmup_max_lr"] if warms else [])):
                 if config_value(config, f"scheduler.params.{path}") is None:
-                    message = "is missing: DeepSpeed would take a default of its own, whatever the plan says"
+                    message = "is missing: DeepSpeed would use its own default, not the plan's value"
                     yield _problem("NeedsOther", f"scheduler.params.{path}", message, told)
 
 
@@ -180,7 +180,7 @@ def _sharding(config: Mapping[str, Any]) -> Iterator[Problem]:
             message = '"nvme" is not supported yet: nothing is kept on disks'
             yield _problem("NotSupportedYet", f"{ZERO}.{block}.device", message, 'use "cpu", the node\'s memory')
         elif device == "cpu" and stage < least:
-            message = f"is cpu, and stage is {stage}; DeepSpeed does that from stage {least} on"
+            message = f"is cpu, and stage is {stage}; DeepSpeed needs stage {least} or more for that"
             yield _problem("NeedsOther", f"{ZERO}.{block}.device", message, f"set {ZERO}.stage to {least} or more")
     for old in ("cpu_offload", "cpu_offload_param"):
         if zero.get(old) is not None:
@@ -188,12 +188,12 @@ def _sharding(config: Mapping[str, Any]) -> Iterator[Problem]:
             message = f"is DeepSpeed's old name of {new}"
             yield _problem("UnknownField", f"{ZERO}.{old}", message, f'write "{new}": {{"device": "cpu"}}')
     if stage == 3 and config_value(config, GATHER) is not True:
-        message = "is not true, and stage is 3: a checkpoint would hold shards only, of which nothing can be exported"
+        message = "is not true, and stage is 3: a checkpoint would hold only shards, which cannot be exported"
         yield _problem("NeedsOther", GATHER, message, "set it to true")
     if config_value(zero, "offload_optimizer.device") == "cpu" and config.get(CPU_OPTIMIZER, True) is not False:
         ours = "optimizer" not in config or config_value(config, "optimizer.params.torch_adam")
         if ours:
-            message = "is not false, and the optimizer is torch's: DeepSpeed refuses to offload another than its own"
+            message = "is not false, and the optimizer is torch's: DeepSpeed offloads no optimizer but its own"
             yield _problem("NeedsOther", CPU_OPTIMIZER, message, "set it to false")
 
 

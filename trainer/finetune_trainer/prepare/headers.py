@@ -44,7 +44,7 @@ def read_header(name: str, size: int, read: Read) -> Header:
     Raises:
         ModelError: it is no safetensors file, or it is cut short.
     """
-    damaged = model_problem("ModelInvalid", f"{name} is damaged or no safetensors file", "copy or save it again")
+    damaged = model_problem("ModelInvalid", f"{name} is damaged or not a safetensors file", "copy or save it again")
     start = read(0, min(FIRST, size)) if size else b""
     if start.startswith(LFS_POINTER):
         message = f"{name} is a pointer of Git LFS, not the weights"

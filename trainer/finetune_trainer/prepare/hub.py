@@ -127,7 +127,7 @@ class HubModel:
         headers = {**build_hf_headers(token=self.token or False), "range": f"bytes={begin}-{end - 1}"}
         with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
             if answer.status_code == 200:  # the whole file would come
-                message = f"the server of {self.name} sends no parts of files, which a plan reads of {name}"
+                message = f"the server of {self.name} does not send parts of files, and a plan reads parts of {name}"
                 cure = "use another mirror (HF_ENDPOINT), or copy the model and use spec.model.uri"
                 raise ModelError(_problem("HubFailed", message, cure))
             answer.read()
@@ -153,7 +153,7 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
     names = {file.rfilename for file in info.siblings or [] if "/" not in file.rfilename}
     check_names(names, name)
     if info.sha is None:
-        raise ModelError(_problem("ModelNotFound", f"the hub names no commit for {name}", "give a revision"))
+        raise ModelError(_problem("ModelNotFound", f"the hub gives no commit for {name}", "give a revision"))
     return HubModel(name, info.sha, tuple(sorted(names)), endpoint, token, cache_of(environ))
 
 
@@ -197,7 +197,7 @@ def _reason(error: Exception) -> tuple[str, str, str, str]:
         HubRefusal.NO_NAME: (
             "InvalidModelName",
             FIELD,
-            "is no name of a model on the hub",
+            "is not the name of a model on the hub",
             "write organisation/model; for a folder write spec.model.uri: file://folder instead",
         ),
     }

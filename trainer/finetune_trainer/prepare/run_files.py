@@ -76,5 +76,5 @@ def _fixed(job: FineTuneJob) -> dict[str, Any]:
 
 
 def _changed(field: str, message: str, code: str) -> StateError:
-    cure = "start a new run (locally with --fresh), or restore what was"
+    cure = "start a new run (locally with --fresh), or restore the old values"
     return StateError(Problem(code=code, field=field, message=message, cure=cure))

@@ -89,7 +89,7 @@ def _check_names(names: set[str], uri: str) -> None:
     if not names:
         raise _refused("AdapterNotFound", f"there is nothing at {uri}", "correct it, or upload the adapter")
     if ADAPTER not in names:
-        message = f"{uri} has no {ADAPTER}: it is no adapter as PEFT saves them"
+        message = f"{uri} has no {ADAPTER}: it is not an adapter as PEFT saves it"
         raise _refused("AdapterIncomplete", message, "name the folder that save_pretrained wrote")
     if ADAPTER_WEIGHTS not in names:
         message = f"{uri} has no {ADAPTER_WEIGHTS}; pickled weights are not loaded"

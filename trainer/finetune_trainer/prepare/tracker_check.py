@@ -43,7 +43,7 @@ def _wrong(field: str, name: str, count: int) -> Problem | None:
     if name not in PACKAGES:
         near = difflib.get_close_matches(name, PACKAGES, n=1)
         known = f"one of {', '.join(PACKAGES)}"
-        message = f"is {name!r}, which is no tracker that transformers reports to"
+        message = f"is {name!r}, which is not a tracker that transformers supports"
         return problem("UnknownTracker", field, message, f"did you mean {near[0]}?" if near else f"write {known}")
     module, package = PACKAGES[name]
     if _installed(module):

@@ -58,4 +58,4 @@ class _Values(pickle.Unpickler):
                 found = None
             if isinstance(found, type) and found.__module__ == module:
                 return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no value of ours")
+        raise pickle.UnpicklingError(f"{module}.{name} is not a value of ours")

@@ -66,7 +66,7 @@ def _parsed(where: str, text: str, wanted: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        message = f"{where} is a string that is no JSON ({error}); it must be {wanted}, or {wanted} as JSON text"
+        message = f"{where} is a string that is not JSON ({error}); it must be {wanted}, or {wanted} as JSON text"
         raise Wrong(Code.INVALID_MESSAGE, message) from None
 
 
@@ -80,7 +80,7 @@ def tools_of(column: str, value: Any) -> tuple[Mapping[str, Any], ...]:
         try:
             value = json.loads(value) if value.strip() else None
         except ValueError:
-            raise Wrong(Code.WRONG_TYPE, f"{column!r} is a string that is no JSON list of tools") from None
+            raise Wrong(Code.WRONG_TYPE, f"{column!r} is a string that is not a JSON list of tools") from None
     if value is None:
         return ()
     if isinstance(value, list):

@@ -177,7 +177,7 @@ def _chunks(file: DataFile) -> Iterator[Chunk]:
         except StreamError as error:
             unit = "lines" if file.format is not Format.JSON else "rows"
             message = f"{error.message}; {line:,} whole {unit} could be read"
-            raise DataError(file.problem(error.code, message, "copy or compress the file again, whole")) from error
+            raise DataError(file.problem(error.code, message, "copy or compress the whole file again")) from error
 
 
 def _by_line(file: DataFile) -> bool:

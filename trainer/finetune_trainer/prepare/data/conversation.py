@@ -129,7 +129,7 @@ def _role(where: str, role: Any, sharegpt: bool) -> str:
         if known is not None:
             return known
         near = NEAR.get(role.strip().lower()) or (role.strip().lower() if role.strip().lower() in ROLES else None)
-        meant = f"; {near!r} is probably meant" if near else ""
+        meant = f"; did you mean {near!r}?" if near else ""
         raise Wrong(Code.UNKNOWN_ROLE, f"{where} is {role[:40]!r}; roles are {', '.join(ROLES)}{meant}")
     raise Wrong(Code.INVALID_MESSAGE, f"{where} is {json_type(role)}; it must be a string")
 
@@ -151,7 +151,7 @@ def _part(where: str, part: Any) -> str:
         return text
     if isinstance(kind, str) and kind != "text":
         raise Wrong(Code.NOT_TEXT, f"{where} is of type {kind!r}; only text can be learnt from")
-    raise Wrong(Code.WRONG_TYPE, f"{where} is no text part: it must be {{type: text, text: ...}}")
+    raise Wrong(Code.WRONG_TYPE, f"{where} is not a text part: it must be {{type: text, text: ...}}")
 
 
 def _weight(where: str, weight: Any) -> int:

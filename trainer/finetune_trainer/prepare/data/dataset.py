@@ -204,9 +204,9 @@ def invalid_rows(spec: DatasetSpec, tally: Tally) -> list[Problem]:
     if tally.faults < tally.rows and percent <= spec.max_invalid_percent:
         return []
     message = (
-        f"{tally.faults} of {tally.rows} rows ({percent:.3g} %) are invalid; {spec.max_invalid_percent:g} % may be"
+        f"{tally.faults} of {tally.rows} rows ({percent:.3g} %) are invalid; {spec.max_invalid_percent:g} % are allowed"
     )
-    cure = "mend the rows below, or raise spec.dataset.maxInvalidPercent"
+    cure = "fix the rows below, or raise spec.dataset.maxInvalidPercent"
     return [Problem(code="TooManyInvalidRows", field=tally.field, message=message, cure=cure), *tally.problems()]
 
 
@@ -265,7 +265,7 @@ def _chosen(spec: DatasetSpec, rows: CheckedRows, seed: int) -> CheckedRows:
     if isinstance(spec.eval, EvalSplit):
         training = _held_out(training, spec.eval.split, rows.targets, seed)
     if not any(_is_trained(part) for part in training):
-        message, cure = "the weights leave no row to train on", "raise them, or add rows"
+        message, cure = "the weights leave no row to train on", "raise the weights, or add rows"
         raise DataError(Problem(code="TooFewRows", field="spec.dataset.mix", message=message, cure=cure))
     return rows.with_training(training)
 

@@ -109,7 +109,7 @@ def _is_excel_line(record: list[str]) -> bool:
 def _said(error: csv.Error) -> str:
     if "unexpected end of data" in str(error) or "field larger" in str(error):
         return "a quote is opened here and never closed"
-    return f"no valid CSV: {error}"
+    return f"not valid CSV: {error}"
 
 
 def _lost(line: int, record: list[str], message: str, code: Code = Code.INVALID_CSV) -> Iterator[Fault]:
@@ -118,7 +118,7 @@ def _lost(line: int, record: list[str], message: str, code: Code = Code.INVALID_
         if number == line:
             yield Fault(number, code, message)
         elif text.strip():
-            yield Fault(number, code, f"the line stands in a quote that is opened in line {line}")
+            yield Fault(number, code, f"the line is inside a quote that is opened in line {line}")
 
 
 class _Values:
@@ -204,7 +204,7 @@ def _header(file: DataFile, line: int, fields: list[str]) -> list[str]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         wrong = f"the column {twice[0]!r} occurs twice" if twice[0] else "no column has a name"
         raise DataError(
-            file.problem("InvalidHeader", f"line {line} is no header: {wrong}", "begin with a line of names")
+            file.problem("InvalidHeader", f"line {line} is not a header: {wrong}", "begin with a line of names")
         )
     return names
 
@@ -216,7 +216,7 @@ def _csv_row(line: int, header: list[str], fields: list[str]) -> Record:
     if len(fields) != len(header):
         return Fault(line, Code.RAGGED_ROW, f"there are {len(fields)} fields, but the header has {len(header)}")
     if len(header) > 1 and [field.strip() for field in fields] == header:
-        return Fault(line, Code.REPEATED_HEADER, "the line is the header once more")
+        return Fault(line, Code.REPEATED_HEADER, "the line repeats the header")
     return Row(line, dict(zip(header, fields, strict=True)))
 
 

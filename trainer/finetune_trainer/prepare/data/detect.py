@@ -91,7 +91,7 @@ def _told_by_content(file: DataFile, start: sniff.FileStart, by_name: Format | N
         Problem(
             code="UnknownFormat",
             field="spec.dataset.format",
-            message=f"neither the name nor the content of {file.name} tells a format; the suffixes {known} do",
+            message=f"neither the name nor the content of {file.name} shows its format; the suffixes {known} do",
             cure="set format to jsonl, json, csv, tsv, pairs, text, parquet or arrow",
         )
     )
@@ -118,7 +118,7 @@ def _with_delimiter(file: DataFile, start: sniff.FileStart) -> DataFile:
         found = sniff.delimiters(start, file.separator)
         if len(found) > 1:
             seen = " or ".join(map(repr, found))
-            message = f"the columns may be parted by {seen}: {start.lines[0][:60]!r} can be read with each"
+            message = f"the columns may be separated by {seen}: {start.lines[0][:60]!r} can be read with each"
             cure = f"set spec.dataset.delimiter, such as {found[0]!r}"
             raise DataError(file.problem("AmbiguousDelimiter", message, cure))
         file = replace(file, delimiter=found[0] if found else None)
@@ -161,13 +161,13 @@ def _refuse_strangers(file: DataFile, start: bytes) -> None:
         raise DataError(file.problem("WebPage", message, "use the address of the file itself (on a hub: resolve, raw)"))
     _, compression = suffixes_of(file.name)
     if compression and streams.compression_of(file.path) is Compression.NONE and b"\0" in start:
-        message = f"the name says {compression}, and the content is not"
-        raise DataError(file.problem("NotCompressed", message, "compress it again, or give it its own name"))
+        message = f"the name says {compression}, but the content is not {compression}"
+        raise DataError(file.problem("NotCompressed", message, "compress it again, or correct its name"))
     if start and not start.strip(b"\0"):
         message = f"the file begins with {len(start):,} bytes of 0: it was never written there"
-        raise DataError(file.problem("DamagedFile", message, "copy the file again, whole"))
+        raise DataError(file.problem("DamagedFile", message, "copy the whole file again"))
     if file.format.is_text and _looks_like_utf16(start):
-        message = "the file is in UTF-16 without its mark (ff fe): what its bytes mean is a guess"
+        message = "the file is in UTF-16 without a byte order mark (ff fe), so its bytes are ambiguous"
         raise DataError(file.problem("NotUTF8", message, "save it as UTF-8"))
 
 

@@ -214,7 +214,8 @@ class Columns:
         if first["role"] in SYSTEM_ROLES:
             column = self.names["system"]
             raise Wrong(
-                Code.INVALID_MESSAGE, f"{column!r} holds a system message, and the first message is another one"
+                Code.INVALID_MESSAGE,
+                f"{column!r} holds a system message, and the first message is a system message, too",
             )
         return ({"role": "system", "content": system}, *messages)
 
@@ -258,9 +259,7 @@ class Columns:
 
 def _number_or_value(column: str, value: Any) -> Any:
     if isinstance(value, NotANumber):
-        raise Wrong(
-            Code.NOT_A_NUMBER, f"{column!r} is, or holds, {value.name}, which is no JSON: it has no such number"
-        )
+        raise Wrong(Code.NOT_A_NUMBER, f"{column!r} is, or holds, {value.name}, which JSON does not have")
     return value
 
 
@@ -270,7 +269,7 @@ def _list(column: str, value: Any) -> Any:
         return value
     found = parse_value(value)
     if isinstance(found, Fault):
-        raise Wrong(found.code, f"{column!r} is a list as text, and wrong: {found.message}")
+        raise Wrong(found.code, f"{column!r} is a list as text with an error: {found.message}")
     return _number_or_value(column, found)
 
 

@@ -193,6 +193,8 @@ def make_room(places: Sequence[Place], folder: Path) -> None:
     if wanted and wanted + ROOM > free:
         place = missing[0]
         more = f" and {len(missing) - 1} more files have" if len(missing) > 1 else " has"
-        message = f"{place.name}{more} {amount(wanted)}, and {amount(free)} are free where data is fetched to"
+        message = (
+            f"{place.name}{more} {amount(wanted)}, and {amount(free)} are free on the disk that data is fetched to"
+        )
         cure = "raise spec.scratch.size in a cluster; free space, or set TMPDIR, on one machine"
         raise DataError(Problem(code="NoSpace", field=place.field, message=message, cure=cure))

@@ -89,7 +89,7 @@ def files_on_hub(uri: str, field: str, environ: Mapping[str, str]) -> list[Place
     match = URI.fullmatch(uri.rstrip("/"))
     if match is None:
         cure = "write hf://datasets/organisation/name[@revision]/path, or ...name?split=train&config=name"
-        message = f"{uri!r} names no data set of the hub"
+        message = f"{uri!r} does not name a data set of the hub"
         raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
     repository, path = match["repository"], (match["path"] or "").strip("/")
     hub = _Hub(field, environ.get("HF_ENDPOINT") or None, environ.get("HF_TOKEN") or None)
@@ -215,7 +215,7 @@ def _told(repository: str, field: str) -> Iterator[None]:
         ),
         HubRefusal.NO_NAME: (
             "InvalidURI",
-            "is no name of a data set",
+            "is not the name of a data set",
             "write hf://datasets/organisation/name/path",
         ),
     }

@@ -59,7 +59,7 @@ class Wanted:
         if unknown := sorted(given.keys() - {"split", "config"}) or [
             name for name, value in given.items() if not value
         ]:
-            message = f"{uri!r} asks for {unknown[0]!r}, or for nothing by that name"
+            message = f"{uri!r} asks for {unknown[0]!r}, which is unknown or has no value"
             cure = "write ?split=train, ?config=name, or ?split=train&config=name"
             raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
         if set("[+ ") & set(given.get("split", "")):  # as datasets writes them; in a query + is a blank

@@ -80,7 +80,7 @@ def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
             code="ConstantNumber",
             field=where,
             message=f"all training rows have the number {lowest:g}",
-            cure="regression needs rows of different numbers",
+            cure="regression needs rows with different numbers",
         )
     if len(trained) >= (1 if kind is ProblemType.MULTI_LABEL else 2):
         return None
@@ -89,14 +89,14 @@ def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
         code="TooFewLabels",
         field=where,
         message=f"the training rows have one label only{only}" if trained else "no training row has a label",
-        cure="a classifier needs rows of two labels or more" if trained else "name labels in some rows",
+        cure="a classifier needs rows with two or more labels" if trained else "name labels in some rows",
     )
 
 
 def too_many_labels(checked: CheckedFile, numbers: bool) -> Problem:
     """The problem of a column that holds something else; `numbers`: nothing but numbers."""
     column = checked.columns.names["label"]
-    message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is no label"
+    message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is not a label"
     cure = "say in spec.dataset.columns which column is the label"
     if numbers:
         cure = f"{cure}; to predict the number itself, set spec.problemType to {ProblemType.REGRESSION}"

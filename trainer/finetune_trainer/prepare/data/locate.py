@@ -52,7 +52,7 @@ def _named_on_hub(text: str, field: str) -> str:
     """The uri of a plain name of a data set: paths have become file:// where they mean something."""
     if is_hub_name(text):
         return f"hf://datasets/{text}"
-    message = f"{text!r} is a path of one machine, and here there is no such file"
+    message = f"{text!r} is a path of one machine, and this machine has no such file"
     cure = (
         "copy the data to s3://, or mount a volume and write file:///path; a data set of the hub is organisation/name"
     )
@@ -105,7 +105,7 @@ def _walk(root: Path) -> list[str]:
 def _places(uri: str, field: str, found: Iterable[Place | None]) -> list[Place]:
     places = [place for place in found if place is not None]
     if not places:
-        message = f"no file fits {uri}"
+        message = f"no file matches {uri}"
         raise DataError(Problem(code="FileNotFound", field=field, message=message, cure="correct the pattern"))
     return places
 
@@ -118,7 +118,7 @@ def _stored(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
             Problem(
                 code="InvalidURI",
                 field=field,
-                message=f"{uri!r} names no file of a bucket",
+                message=f"{uri!r} does not name a file of a bucket",
                 cure="write s3://bucket/path, without empty parts",
             )
         )
@@ -174,7 +174,7 @@ def _missing(uri: str, field: str, name: str, siblings: Iterable[str]) -> DataEr
     close = difflib.get_close_matches(name, [other for other in siblings if other != name], 1)
     cure = f"did you mean {close[0]}?" if close else "correct the path"
     if uri.startswith("file://~"):
-        cure = "write the whole path: ~ is a shell's"
+        cure = "write the whole path: only a shell replaces ~"
     return DataError(Problem(code="FileNotFound", field=field, message=f"there is no file {uri}", cure=cure))
 
 

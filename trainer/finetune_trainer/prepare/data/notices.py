@@ -70,8 +70,7 @@ def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[N
     yield Notice(
         "warning",
         "HeldOutRowsTrained",
-        f"the column {columns.split!r} says of {count:,} of {rows:,} training rows that they are {said}; "
-        "all of them are trained on",
+        f"the column {columns.split!r} marks {count:,} of {rows:,} training rows as {said}; all of them are trained on",
         f"set spec.dataset.columns: {{split: {columns.split}}} to evaluate on them instead, or remove them",
         "warning with one such row",
         count,
@@ -87,7 +86,7 @@ def _system(columns: Columns, unread: set[str]) -> Iterator[Notice]:
     yield Notice(
         "warning",
         "SystemColumnUnread",
-        f"the column {name!r} looks like a system message, and training does not see it",
+        f"the column {name!r} looks like a system message, and training does not use it",
         f"set spec.dataset.columns: {{{_mapped(columns, system=name)}}}, or remove the column",
         "warning for a column of such a name",
     )
@@ -102,7 +101,7 @@ def _context(task: Task, columns: Columns, unread: set[str]) -> Iterator[Notice]
     yield Notice(
         "warning",
         "ContextUnread",
-        f"the column {name!r} stands beside {asked!r}, and training does not see it",
+        f"the column {name!r} stands beside {asked!r}, and training does not use it",
         f"set spec.dataset.columns: {{instruction: {asked}, input: {name}, output: {answer}}}, or remove the column",
         "warning for a column of such a name beside a prompt and its answer",
     )
@@ -116,7 +115,7 @@ def _numbers(training: Sequence[CheckedSource], labels: Sequence[str]) -> Iterat
         "warning",
         "NumbersAsLabels",
         f"the labels are {len(labels):,} different numbers in {rows:,} rows, from {labels[0]} to {labels[-1]}, "
-        "and each is learnt as a name of its own",
+        "and each is learnt as a separate name",
         f"to predict the number, set spec.problemType: {ProblemType.REGRESSION}; "
         f"if they are names, set it to {ProblemType.SINGLE_LABEL}",
         f"warning for more than {MANY_NUMBERS} labels, all of them numbers, with fewer than {FEW_ROWS} rows each",
@@ -132,7 +131,7 @@ def _unread(training: Sequence[CheckedSource]) -> Iterator[Notice]:
     yield Notice(
         "note",
         "UnusedColumns",
-        f"training does not see the column{'' if is_one else 's'} {listed}",
+        f"training does not use the column{'' if is_one else 's'} {listed}",
         f"if {'it belongs' if is_one else 'one of them belongs'} to a row, say its part in spec.dataset.columns",
         "note with one such column",
     )

@@ -25,7 +25,7 @@ def check_said(spec: DatasetSpec, rows: CheckedRows) -> None:
         raise SpecError(Problem(code="Conflict", field="spec.dataset.eval", message=message, cure=cure))
     field = parted[0].source.field
     if not any(SaidSplit.TRAIN in part.said for part in parted) and len(parted) == len(training):
-        message = "no row is of the split train"
+        message = "no row has the split train"
         raise DataError(Problem(code="TooFewRows", field=field, message=message, cure="name another column, or none"))
     others = {name for part in parted for index in set(part.labels) for name in targets[index]} - rows.trained_names
     if others:

@@ -105,7 +105,7 @@ class WebFile:
                     done += len(block)
                     progress.at(0, done)
         if self.size is not None and done != self.size:
-            raise _AgainError(f"{done:,} bytes came, {self.size:,} were announced")
+            raise _AgainError(f"{done:,} bytes were received, {self.size:,} were announced")
 
     def is_here(self, folder: Path) -> bool:
         """Whether it was downloaded."""
@@ -132,7 +132,7 @@ def find_web_file(uri: str, field: str) -> WebFile:
     try:
         url = httpx.URL(uri)
     except httpx.InvalidURL as error:
-        raise SpecError(_problem(field, "InvalidURI", f"{uri!r} is no address: {error}", "correct it")) from error
+        raise SpecError(_problem(field, "InvalidURI", f"{uri!r} is not an address: {error}", "correct it")) from error
     name = str(url.copy_with(query=None, fragment=None, userinfo=b""))
     if is_pattern(url.path):
         message = f"{name} is a pattern, and a web server lists no files"
@@ -169,7 +169,7 @@ def _told(file: WebFile) -> Iterator[None]:
         cure = "open the address in a browser: it may want a login; use a signed address, or s3://"
         raise DataError(_problem(file.field, "RedirectLoop", message, cure)) from error
     except httpx.UnsupportedProtocol as error:
-        message = f"{file.name} redirects to something that is no web address"
+        message = f"{file.name} redirects to something that is not a web address"
         raise DataError(_problem(file.field, "RedirectLoop", message, "correct the address")) from error
     except httpx.TransportError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -195,7 +195,7 @@ def _refuse(file: WebFile, response: httpx.Response) -> None:
         401: ("AccessDenied", "asks for a login", "use a signed address, s3:// with credentials, or hf://"),
         403: ("AccessDenied", "may not be read", f"{signed}use s3:// with credentials, or hf://"),
         404: ("FileNotFound", "is not there", "correct the address"),
-        410: ("FileNotFound", "is not there any more", "correct the address"),
+        410: ("FileNotFound", "does not exist any more", "correct the address"),
     }
     code, what, cure = known.get(status, ("WebRefused", "cannot be read", "correct the address"))
     raise DataError(_problem(file.field, code, f"{file.name} {what} (the server answers {status})", cure))

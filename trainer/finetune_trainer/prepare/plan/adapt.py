@@ -89,7 +89,7 @@ def check_saved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         seen = f"it lacks {missing}"
     else:
         return
-    message = f"is an adapter of another model, or not as its configuration says: {seen}"
+    message = f"is an adapter of another model, or differs from its own configuration: {seen}"
     cure = "name the model that it was made for (base_model_name_or_path in adapter_config.json), or leave it out"
     raise ModelError(Problem(code="AdapterMismatch", field="spec.model.adapter", message=message, cure=cure))
 
@@ -123,7 +123,9 @@ def freeze_parameters(model: Any, patterns: Sequence[str], new_tokens: int = 0) 
         cure = "name fewer, such as ^model.layers.0. for the first layer, or use method lora"
         raise SpecError(Problem(code="NothingToTrain", field="spec.method.freeze", message=message, cure=cure))
     if new_tokens and not model.get_input_embeddings().weight.requires_grad:
-        message = "fits the embeddings, and spec.model.newTokens are to be learnt: their rows would stay as they start"
+        message = (
+            "fits the embeddings, and spec.model.newTokens are to be learnt: their rows would keep their first values"
+        )
         cure = "name other parameters, or leave one of the two out"
         raise SpecError(Problem(code="Conflict", field="spec.method.freeze", message=message, cure=cure))
 
@@ -132,9 +134,9 @@ def _check_pattern(field: str, pattern: str, names: Sequence[str]) -> None:
     try:
         if any(re.search(pattern, name) for name in names):
             return
-        code, message = "NoSuchParameter", f"is {pattern!r}, which is found in no name of a parameter of the model"
+        code, message = "NoSuchParameter", f"is {pattern!r}, which occurs in no parameter name of the model"
     except re.error as error:
-        code, message = "InvalidPattern", f"is {pattern!r}, which is no regular expression: {error}"
+        code, message = "InvalidPattern", f"is {pattern!r}, which is not a regular expression: {error}"
     cure = f"write a part of a parameter's name, such as {', '.join(names[:: max(1, len(names) // 4)][:5])}"
     raise SpecError(Problem(code=code, field=field, message=message, cure=cure))
 
@@ -184,9 +186,9 @@ def _check_patterns(model: Any, option: str, given: Mapping[str, Any]) -> None:
         try:
             if any(re.match(rf"(.*\.)?({key})$", name) for name in adapted_names):  # PEFT's rule
                 continue
-            code, message = "NoSuchModule", f"has {key!r}, and no adapted module is called so"
+            code, message = "NoSuchModule", f"has {key!r}, and no adapted module has that name"
         except re.error as error:
-            code, message = "InvalidPattern", f"has {key!r}, which is no regular expression: {error}"
+            code, message = "InvalidPattern", f"has {key!r}, which is not a regular expression: {error}"
         raise SpecError(_nowhere(code, option, message, sorted({name.rpartition(".")[2] for name in adapted_names})))
 
 

@@ -122,4 +122,4 @@ def _how(layout: RankLayout, machine: Machine, took: Spent) -> str:
     }
     shown = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in step.items() if seconds)
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in whole.items() if seconds)
-    return f"a rough figure: a step {shown}; in all {parts}; without prepare and export"
+    return f"a rough estimate: a step {shown}; in all {parts}; without prepare and export"

@@ -29,7 +29,7 @@ SHORTEST, LONGEST = 16, 256  # answers, tokens
 METRIC_FIELD = "spec.training.metric_for_best_model"
 BEST: dict[ProblemType, tuple[str, str]] = {
     ProblemType.SINGLE_LABEL: ("eval_macro_f1", "every label counts the same"),
-    ProblemType.MULTI_LABEL: ("eval_micro_f1", "every decision counts the same; those on rare labels alone vary much"),
+    ProblemType.MULTI_LABEL: ("eval_micro_f1", "every decision counts the same; scores of rare labels alone vary much"),
     ProblemType.REGRESSION: ("eval_loss", "the mean squared error, on unseen rows"),
 }
 
@@ -46,7 +46,7 @@ def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvalua
     patience = int(log.given.get("early_stopping_patience", 0))
     threshold = float(log.given.get("early_stopping_threshold", 0.0))
     if dataset.eval is not None:
-        reason = "given" if patience else "the run goes to its end; the best checkpoint is kept anyway"
+        reason = "given" if patience else "the run goes to its end; the best checkpoint is kept in any case"
         log.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
     if threshold:
         log.note("spec.training.early_stopping_threshold", threshold, "given", True)
@@ -69,7 +69,7 @@ def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) ->
         log.note(METRIC_FIELD, "last", "without evaluation rows the last one is kept", False)
         return "last", True
     problem_type = dataset.problem_type or ProblemType.SINGLE_LABEL
-    rule, reason = "eval_loss", "what training minimises, on unseen rows"
+    rule, reason = "eval_loss", "the loss that training minimises, on unseen rows"
     if spec_of(task).labelled:
         rule, reason = BEST[problem_type]
     metric = full_name(str(log.take("metric_for_best_model", rule, reason)))

@@ -46,7 +46,7 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
     given = job.spec.method.lora.given() if job.spec.method.lora else {}
     parameters = bool(given.get("target_parameters"))
     if parameters and job.spec.method.type is MethodType.QLORA:
-        message = "is given, and method.type is qlora; a 4-bit weight is no matrix that could be adapted as such"
+        message = "is given, and method.type is qlora; PEFT cannot adapt a 4-bit weight as a parameter"
         cure = "name modules in target_modules instead, or use method lora"
         raise SpecError(problem("Conflict", "spec.method.lora.target_parameters", message, cure))
     rank = given.get("r", 16)
@@ -54,7 +54,7 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
         "r": (16, "enough for most data sets; more rarely helps (LoRA paper, arXiv 2106.09685, section 7.2)"),
         "lora_alpha": (2 * rank, "twice the rank: the learning rate keeps its meaning when the rank changes"),
         "lora_dropout": (0.05, "light regularisation (QLoRA paper: 0.1 up to 13 billion parameters, 0.05 above)"),
-        "target_modules": ("all-linear", "adapters on all layers reach full fine-tuning (QLoRA paper, section 4)"),
+        "target_modules": ("all-linear", "adapters on all layers match full fine-tuning (QLoRA paper, section 4)"),
     }
     if parameters:
         rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
@@ -68,7 +68,9 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
 def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
     """What is left alone and what is added, in the plan's own words."""
     if freeze := job.spec.method.freeze:
-        log.note("spec.method.freeze", freeze, "given; modules that the model lacks are trained all the same", True)
+        log.note(
+            "spec.method.freeze", freeze, "given; new modules that the base model lacks are trained in any case", True
+        )
     if tokens := job.spec.model.new_tokens:
         reason = "given; their rows of the embeddings start as the mean of all others and are trained"
         log.note("spec.model.newTokens", tokens, reason, True)
@@ -104,7 +106,7 @@ def not_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> str:
     old = next((name for name in names if TOO_OLD.search(name)), None)
     if old:
         return f"bitsandbytes needs a GPU since Pascal (compute capability 6.0), and {old} is older"
-    return "bitsandbytes has been run on no AMD GPU by any test of ours" if amd else ""
+    return "our tests have not run bitsandbytes on an AMD GPU" if amd else ""
 
 
 def unsharded(job: FineTuneJob, task: Task, lora: Mapping[str, Any]) -> str:

@@ -186,7 +186,7 @@ def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
     if stated := job.spec.gpu_type:
         found = find_gpu(stated)
         if found is None:
-            message = f"is {stated!r}, which is no GPU that the plan knows"
+            message = f"is {stated!r}, which is not a GPU that the plan knows"
             raise SpecError(
                 problem("UnknownGPU", "spec.gpuType", message, f"did you mean {' or '.join(similar(stated))}?")
             )

@@ -253,7 +253,7 @@ def _host(load: Load) -> list[Component]:
     whole = load.converted and load.zero_stage < 3 and load.method is not MethodType.QLORA
     loaded = load.architecture.parameters * width if whole else 0
     if loaded > saved + sum(part.bytes for part in parts[1:]):
-        why = "the model on its way to the GPU: its files hold it in another type"
+        why = "the model while it is loaded: its files have another number type"
         return [parts[0], Component(Name.WEIGHTS, math.ceil(loaded), why)]
-    parts.append(Component(Name.BUFFERS, math.ceil(saved), "a checkpoint on its way from the GPU to the disk"))
+    parts.append(Component(Name.BUFFERS, math.ceil(saved), "a checkpoint while it is copied from the GPU to the disk"))
     return parts

@@ -20,7 +20,7 @@ def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
     log.take(
         "per_device_train_batch_size",
         load.micro,
-        f"least memory of those about as fast as the fastest that fits: rows of {load.tokens} tokens, {kept}",
+        f"the least memory of the layouts about as fast as the fastest that fits: rows of {load.tokens} tokens, {kept}",
     )
     log.take("gradient_accumulation_steps", load.accumulation, "fills the global batch")
     log.note(
@@ -28,7 +28,7 @@ def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
         load.recomputed,
         "given"
         if request.recomputed is not None
-        else ("nothing much faster fits" if load.recomputed else "not needed, and a third more arithmetic"),
+        else ("no much faster layout fits" if load.recomputed else "not needed; it costs a third more arithmetic"),
         request.recomputed is not None,
     )
     if load.architecture.predicts_tokens:
@@ -44,13 +44,13 @@ def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
         ("parameters", load.offload_parameters, request.offload_parameters),
     ):
         if chosen or asked is not None:
-            reason = "given" if asked is not None else "nothing faster fits without the node's memory"
+            reason = "given" if asked is not None else "no faster layout fits without the node's memory"
             log.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, asked is not None)
 
 
 def _why_stage(stage: int, world: int) -> str:
     if stage == 3:
-        return f"weights, gradients and optimizer states over {world} ranks: nothing much faster fits"
+        return f"shards weights, gradients and optimizer states over {world} ranks: no much faster layout fits"
     if stage == 1:
         return "shards optimizer states; gradients are reduced once a step, not after every micro-batch"
     return "shards gradients and optimizer states"
@@ -60,10 +60,10 @@ def note_saving(draft: Draft, log: ChoiceLog) -> None:
     """What the pods get so that they can save: not given in the job, or only in part."""
     checkpoint, model, dataset = draft.checkpoint_bytes, draft.workload.model, draft.workload.dataset
     uploads = stop_uploads(dataset)
-    what = f"{checkpoint / GIB:.3g} GiB of a node{' twice, the newest and the best,' if uploads > 1 else ''}"
-    reason = f"to save and upload {what} at 50 MB/s"
+    what = f"{checkpoint / GIB:.3g} GiB per node{', the newest and the best checkpoint,' if uploads > 1 else ''}"
+    reason = f"time to save and upload {what} at 50 MB/s"
     log.note("gracePeriodSeconds", grace_seconds(checkpoint, uploads), reason, False)
     given = draft.spec.scratch.size if draft.spec.scratch else None
     space = f"{-(-scratch_bytes(model, dataset, checkpoint) // GIB)}Gi"
-    reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints of a node"
+    reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints per node"
     log.note("spec.scratch.size", given or space, reason, given is not None)

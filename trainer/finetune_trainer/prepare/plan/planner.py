@@ -75,7 +75,7 @@ def lay_out(setting: Setting, workload: Workload) -> Draft:
     """
     log = ChoiceLog(setting.given, list(setting.choices))
     if spec_of(setting.task).packs:
-        packed = "batches hold no padding that packing could save, and a step has as many rows as you asked for"
+        packed = "batches have no padding that packing could save, and each step has the planned number of rows"
         log.settle("spec.dataset.packing", False, packed, setting.job.spec.dataset.packing)
     request = _request(setting, workload, log)
     layout = choose(request)
@@ -154,7 +154,7 @@ def _length(setting: Setting, workload: Workload, log: ChoiceLog) -> int:
     longest, cut = max(split.longest for split in splits), sum(split.truncated_rows for split in splits)
     reason = f"the longest row has {longest} tokens"
     if cut:
-        reason = f"the model's limit, or what is affordable for the task; {cut} rows were cut"
+        reason = f"the model's limit, or the default limit of the task; {cut} rows were cut"
     rule = min(setting.limit, math.ceil(longest / 8) * 8)
     return log.settle("spec.dataset.maxLength", rule, reason, setting.job.spec.dataset.max_length)
 

@@ -81,16 +81,14 @@ class RankLayout:
 def check_combination(request: Request) -> None:
     """Raises SpecError for what is given and cannot be together on any machine."""
     if request.method is MethodType.QLORA and request.stage == 3:
-        message = (
-            "is 3, and 4-bit weights have not been sharded on a GPU by any test of ours: refused until one has passed"
-        )
+        message = "is 3, and our tests have not sharded 4-bit weights on a GPU: refused until such a test has passed"
         raise SpecError(problem("QLoRAWithZeRO3", "spec.deepspeed.stage", message, "use stage 2, or method lora"))
     if request.unsharded and (request.stage == 3 or request.offload_parameters):
         # PEFT 0.21.2 reads those rows in its own forward pass, where ZeRO-3 has gathered nothing
-        message = "is given, and ZeRO-3 holds no embedding whole of which rows could be trained"
+        message = "is given, and ZeRO-3 shards embeddings, so single rows cannot be trained"
         raise SpecError(problem("Conflict", request.unsharded, message, "use stage 2, or leave it out"))
     if request.stage == 0 and request.offload_optimizer:
-        message = "is cpu, and stage is 0; DeepSpeed moves optimizer states from stage 1 on"
+        message = "is cpu, and stage is 0; DeepSpeed moves optimizer states only in stage 1 or more"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
 
 

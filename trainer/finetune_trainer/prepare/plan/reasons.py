@@ -67,7 +67,7 @@ def _why_weights(load: Load) -> str:
 
 def _why_gradients(load: Load, moment: str) -> str:
     if load.on_host:
-        return "moved to the node's memory as they come"
+        return "moved to the node's memory as they are computed"
     if moment == "evaluation":
         return "none in an evaluation"
     if moment == "step" and load.zero_stage in (1, 2):
@@ -105,9 +105,9 @@ def _why_activations(load: Load, moment: str) -> str:
 
 def _why_logits(load: Load, moment: str) -> str:
     if not load.architecture.predicts_tokens:
-        return "no words are predicted"
+        return "the model predicts no tokens"
     if moment not in ("loss", "evaluation"):
-        return "gone by then"
+        return "freed by then"
     if load.chunked:
         again = "" if moment == "evaluation" else ", and again in the backward pass"
         return f"of one chunk: made a chunk at a time{again}"

@@ -128,5 +128,5 @@ def note_machine(log: ChoiceLog, machine: Machine, stated: str | None) -> None:
         log.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))
     if machine.nodes > 1:
         given = machine.network_source == "spec.interconnectGbps"
-        reason = "given" if given else f"of a node to the others ({machine.network_source})"
+        reason = "given" if given else f"from a node to the others ({machine.network_source})"
         log.note("spec.interconnectGbps", machine.network, reason, given)

@@ -55,17 +55,17 @@ def _does_not_fit(request: Request) -> Problem:
     ways = list(_ways(request))
     where = f"{machine.nodes * machine.processes} x {machine.memory_bytes / GIB:.4g} GiB ({machine.source})"
     if machine.usable_bytes < machine.memory_bytes:
-        where += f", of which {machine.usable_bytes / GIB:.4g} are planned with"
+        where += f", of which the plan uses {machine.usable_bytes / GIB:.4g}"
     needed = f"{least.memory.bytes / GIB:.3g} GiB a {machine.unit}"
     if least.memory.bytes <= machine.usable_bytes:  # the node's memory is short
         needed = f"{least.memory.host_bytes / GIB:.3g} GiB of the node's memory a {machine.unit}"
         where = f"{machine.host_bytes / GIB:.4g} GiB"
-    fits = "; fits: " + ", or ".join(ways) if ways else "; nothing near it would fit"
+    fits = "; fits: " + ", or ".join(ways) if ways else "; no small change would make it fit"
     message = f"{_named(request.method)} needs {needed} on {where}{fits}"
     cure = "change one of these" if ways else "use a smaller model"
     if machine.assumed:
         field = "spec.gpuType" if machine.device == "gpu" else LIMITS
-        cure = f"say what the nodes have ({field}), or {cure}"
+        cure = f"state what the nodes have ({field}), or {cure}"
     return problem("DoesNotFit", LIMITS, message, cure)
 
 

@@ -25,14 +25,14 @@ LEFTOVERS: dict[TraceKind, tuple[float, int, str, str]] = {
         "marks of a chat template inside the text",
         "split such rows into messages: the template of the tokenizer writes these marks itself",
     ),
-    TraceKind.PLACEHOLDER: (0.005, 3, "placeholders that nobody filled", "fill them, or remove these rows"),
+    TraceKind.PLACEHOLDER: (0.005, 3, "unfilled placeholders", "fill them, or remove these rows"),
     TraceKind.REFUSAL: (
         0.005,
         3,
-        "a model that talks of itself",
-        "remove these rows, unless the tuned model is to say so too",
+        "a model that talks about itself",
+        "remove these rows, unless the tuned model should say so, too",
     ),
-    TraceKind.DUMMY: (0.005, 3, "text that stands in for text", "write what is meant, or remove these rows"),
+    TraceKind.DUMMY: (0.005, 3, "dummy text", "write the real text, or remove these rows"),
     TraceKind.MARKUP: (0.01, 5, "HTML tags or entities", "strip the markup, unless the model is to write it"),
 }
 
@@ -52,8 +52,8 @@ def short_answers(split: ObservedSplit) -> Iterator[Finding]:
             Severity.WARNING,
             "EmptyAnswers",
             f"{count_of(len(empty), 'row')} ({percent(len(empty) / split.rows)}) "
-            f"{'has' if len(empty) == 1 else 'have'} nothing to say: the last answer is empty",
-            "remove these rows, or write the answers: they teach to stop at once",
+            f"{'has' if len(empty) == 1 else 'have'} an empty last answer",
+            "remove these rows, or write the answers: they teach the model to stop at once",
             "any such row",
             len(empty),
             split.rows,
@@ -68,7 +68,7 @@ def short_answers(split: ObservedSplit) -> Iterator[Finding]:
         "OneWordAnswers",
         f"{count_of(len(single), 'answer')} ({percent(share)}) {'has' if len(single) == 1 else 'have'} one word, among "
         "longer ones",
-        "write these answers as the others are, or keep them apart: a model takes over the mixture",
+        "write these answers as the others are, or keep them apart: a model learns the mixture",
         "warning from 5 rows and 2 %; none where most answers are one word",
         len(single),
         split.rows,

@@ -52,7 +52,7 @@ def report_questions(
     yield AskedQuestion(name="toxic or unsafe content", not_asked=NO_CLASSIFIER)
     yield AskedQuestion(
         name="whether answers are right, and whether they can be learnt",
-        not_asked="it takes a model's losses on the rows; the evaluation of the tuned model shows some of it",
+        not_asked="it needs a model's losses on the rows; the evaluation of the tuned model shows some of it",
     )
 
 
@@ -104,10 +104,10 @@ def _of_persons(rows: Sequence[RowLanguages], sampled: str) -> Iterator[AskedQue
     regions = personal.regions(rows)
     named = f"of {', '.join(regions)}" if regions else "of no country"
     yield AskedQuestion(
-        name="personal data: telephone numbers and numbers of persons as one country writes them",
+        name="personal data: telephone numbers and personal numbers as one country writes them",
         asked=f"{sampled}, {named}" if regions else "",
-        not_asked="" if regions else "no language was recognised that says whose numbers to look for",
+        not_asked="" if regions else "no language was recognised that shows whose numbers to look for",
     )
     yield AskedQuestion(
-        name="personal data: names and postal addresses", not_asked="they take a model that recognises names"
+        name="personal data: names and postal addresses", not_asked="they need a model that recognises names"
     )

@@ -122,7 +122,7 @@ def outliers(split: ObservedSplit) -> Iterator[Finding]:
             "VeryLongRows",
             f"{count_of(len(rows), 'row')} {'has' if len(rows) == 1 else 'have'} more than {border:,} tokens; the "
             f"median row has {at(ordered, 50):,}, the longest {int(ordered[-1]):,}",
-            "look whether several rows ran together there",
+            "check whether several rows were joined there",
             "longer than 20 medians and 4 times the 99th percentile",
             len(rows),
             split.rows,

@@ -43,7 +43,9 @@ _NEAR_RULE = (
     "Jaccard similarity of 5-word shingles of at least 0.8; warning from 5 % of the rows looked at: "
     "web corpora hold 3 to 14 % (Lee et al. 2022)"
 )
-_LEAK_RULE = "warning from 2 rows and 1 % of the evaluation rows: they are known by heart and flatter every metric"
+_LEAK_RULE = (
+    "warning from 2 rows and 1 % of the evaluation rows: the model has memorised them, and every metric is too good"
+)
 
 Hashes = npt.NDArray[np.uint32]
 
@@ -59,7 +61,7 @@ def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
         Severity.WARNING if loud else Severity.NOTE,
         "DuplicateRows",
         f"{count_of(copies, 'row')} of {split.rows:,} ({percent(copies / split.rows)}) are copies of an earlier row",
-        "remove the copies; if a row is to weigh more, say so with the weight of its source",
+        "remove the copies; to give rows more weight, set the weight of their source",
         _EQUAL_RULE,
         copies,
         split.rows,
@@ -85,7 +87,7 @@ def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Fi
         Severity.WARNING if len(leaked) >= LEAKED_ROWS and share >= LEAKED_SHARE else Severity.NOTE,
         "EvalInTrain",
         f"{count_of(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
-        f"{'stands' if len(leaked) == 1 else 'stand'} in the training data word for word",
+        f"{'is' if len(leaked) == 1 else 'are'} in the training data word for word",
         "remove them from one of the two, or split anew after removing duplicates",
         _LEAK_RULE,
         len(leaked),

@@ -90,8 +90,8 @@ def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
             "SkewedMentions",
             f"rows that mention {group} are labelled {shortened(label, 40)!r} in {percent(share)} of "
             f"{len(own):,} cases, other rows in {percent(usual)}",
-            f"look whether that is meant; if not, add rows that mention {group} under other labels: training tends to "
-            "make the difference larger, and the evaluation of the tuned model measures whether it has",
+            f"check whether this is intended; if not, add rows that mention {group} under other labels: training tends "
+            "to make the difference larger, and the evaluation of the tuned model measures whether it has",
             "30 mentions, 15 points and 1.5 times apart, chi-square test with p < 0.00001; amplified by training "
             "(Zhao et al. 2017)",
             len(own),
@@ -111,7 +111,7 @@ def noted(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
         Severity.NOTE,
         "MentionsOfGroups",
         f"rows that mention groups of people: {named}",
-        "compare what is said of them; a tuned model repeats it",
+        "compare what the rows say of them; a tuned model repeats it",
         "groups in at least 1 % of the rows",
         sum(bool(one.groups) for one in rows),
         sum(one.asked for one in rows),

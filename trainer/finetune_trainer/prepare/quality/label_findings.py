@@ -112,8 +112,8 @@ def _nameless(split: ObservedSplit) -> Iterator[Finding]:
             "NamelessLabels",
             f"{count_of(len(found), 'label')} {'is' if len(found) == 1 else 'are'} what programs write for no value: "
             f"{shown}",
-            "remove these rows, or write their label; where it is meant, say what it means, such as 'no complaint'",
-            "any label named none, nan, null, n/a, undefined, or of no letter and no digit",
+            "remove these rows, or write their label; if it is intended, write what it means, such as 'no complaint'",
+            "any label named none, nan, null, n/a, undefined, or without a letter or a digit",
             count,
             split.rows,
         )
@@ -157,7 +157,7 @@ def conflicts(split: ObservedSplit) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if texts >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingLabels",
-        f"{count_of(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with different labels "
+        f"{count_of(texts, 'text')} {'has' if texts == 1 else 'have'} different labels in different rows "
         f"({count_of(rows, 'row')}, {percent(rows / split.rows)})",
         "decide on one label for each; no model can learn both",
         _CONFLICT_RULE,

@@ -25,7 +25,7 @@ def number_findings(split: ObservedSplit) -> Iterator[Finding]:
             Severity.WARNING,
             "LargeNumbers",
             f"the numbers lie around {found.mean:.4g} with a standard deviation of {found.deviation:.4g}; a new head "
-            "says about 0",
+            "predicts about 0",
             f"subtract {found.mean:.4g} and divide by {scale:.4g}: most of the run would go into finding the scale",
             "a mean beyond 10 or a standard deviation above 10: gradients of squared errors grow with the numbers, and "
             "are clipped",
@@ -48,7 +48,7 @@ def _conflicts(split: ObservedSplit, deviation: float) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if texts >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingNumbers",
-        f"{count_of(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with numbers that are far apart "
+        f"{count_of(texts, 'text')} {'has' if texts == 1 else 'have'} numbers that are far apart "
         f"({count_of(rows, 'row')}, {percent(rows / split.rows)})",
         "decide on one number for each, or take their mean: that is all that can be learnt",
         "half a standard deviation apart; warning from 3 texts and 0.5 % of the rows",

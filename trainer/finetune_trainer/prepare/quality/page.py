@@ -55,10 +55,10 @@ def verdict(report: QualityReport) -> tuple[Severity | None, str]:
     """The page's first sentence, and the severity that colours it."""
     errors, warnings = len(report.of(Severity.ERROR)), len(report.of(Severity.WARNING))
     if errors:
-        return Severity.ERROR, f"Not to be trained on as it is: {count_of(errors, 'error')}"
+        return Severity.ERROR, f"Do not train on it as it is: {count_of(errors, 'error')}"
     if warnings:
-        return Severity.WARNING, f"Worth a look before training: {count_of(warnings, 'warning')}"
-    return None, "Nothing speaks against training on it"
+        return Severity.WARNING, f"Look at this before training: {count_of(warnings, 'warning')}"
+    return None, "No reason against training on it was found"
 
 
 def short(number: int) -> str:

@@ -10,7 +10,7 @@ from finetune_trainer.prepare.quality.report import Finding, QualityReport, Seve
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs
-NOTHING = "nothing that was asked speaks against training on it"
+NOTHING = "no question of this report found a reason against training on it"
 
 
 def findings(report: QualityReport, width: int) -> RenderableType:

@@ -19,8 +19,8 @@ def remarks(split: ObservedSplit) -> Iterator[Finding]:
                 split,
                 seen,
                 Severity.ERROR,
-                f"what carries loss is not {subject}, in {count_of(seen.rows, 'row')} of those looked at: "
-                f"learnt is {seen.first.found!r}, and the row says {seen.first.expected!r}",
+                f"the tokens that carry loss are not {subject}, in {count_of(seen.rows, 'row')} of those checked: "
+                f"the model would learn {seen.first.found!r}, and the row has {seen.first.expected!r}",
                 "name another chat template in spec.dataset.chatTemplate, or use the model's own tokenizer",
                 "the first rows of each file and one in 200 are decoded and compared",
             )
@@ -50,7 +50,7 @@ def remarks(split: ObservedSplit) -> Iterator[Finding]:
                 Severity.NOTE,
                 f"{rows} {_have(seen.rows)} answers without reasoning, which the chat template writes as an empty "
                 "<think> block: the model learns to answer so",
-                "add reasoning_content to the answers of a model that is to think, or leave it so",
+                "add reasoning_content to the answers of a model that should think, or leave the rows as they are",
                 "looked for in what carries loss",
             )
 

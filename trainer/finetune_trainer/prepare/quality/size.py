@@ -25,7 +25,7 @@ def size_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
             Severity.WARNING,
             "FewRows",
             f"{rows} training rows: {'at least 10 are needed' if least == FEWEST else 'gains begin to show at 50'}",
-            f"add rows: {ENOUGH_TO_SHOW} to 100 good ones are where a difference shows",
+            f"add rows: {ENOUGH_TO_SHOW} to 100 good rows make a clear difference",
             "at least 10 rows, clear improvements from 50 to 100 (OpenAI, fine-tuning guide)",
             rows,
             rows,
@@ -53,7 +53,7 @@ def of_evaluation(train: ObservedSplit, evaluation: ObservedSplit | None) -> Ite
         yield train.finding(
             Severity.NOTE,
             "NoEvaluation",
-            "there are no evaluation rows: nothing will tell when the model begins to know the rows by heart",
+            "there are no evaluation rows: nothing shows when the model begins to memorise the rows",
             "name a file in spec.dataset.eval, or hold rows out: spec.dataset.eval: {split: 0.05}",
             "",
         )

@@ -140,7 +140,7 @@ class Encoder:
             parts = [len(part) for part in np.array_split(ids, count)]
             trained = np.ones(len(ids), np.bool_)
             if max(parts) == 1:  # the first token is never predicted
-                message = f"no token to learn is left of the row in parts of {self.limit} tokens"
+                message = f"no token to learn is left in the row in parts of {self.limit} tokens"
                 rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, message))
                 continue
             row = Encoded(ids, trained, None, len(ids), parts=np.array(parts, np.int32) if count > 1 else None)
@@ -169,7 +169,7 @@ class Encoder:
         rows: list[Encoded | Fault] = []
         for example, ids in zip(batch, self._backend.ids([one.text for one in batch], specials=False), strict=True):
             if not len(ids):
-                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, "the tokenizer leaves nothing of the text"))
+                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, "the tokenizer gives no token for the text"))
                 continue
             parts = [np.concatenate([before, part, after]) for part in np.array_split(ids, -(-len(ids) // room))]
             whole = np.concatenate(parts)
@@ -243,9 +243,9 @@ class Encoder:
         # a row that was cut has no end, and none is added: it would teach to stop in mid-sentence
         kept = trained[: self.limit]
         if not kept[1:].any():  # the first token is never predicted
-            message = f"no token to learn is left of the row when cut at {self.limit} tokens"
+            message = f"no token to learn is left in the row when cut at {self.limit} tokens"
             if not trained[1:].any():
-                message = "nothing of the row is to be learnt: the chat template marks none of it as the assistant's"
+                message = "nothing in the row carries loss: the chat template marks no part of it as the assistant's"
             return Fault(example.line, Code.NOTHING_TO_LEARN, message)
         return Encoded(ids[: self.limit], kept, None, len(ids))
 

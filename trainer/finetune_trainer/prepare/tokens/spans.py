@@ -110,7 +110,7 @@ class Speaker:
                 return len(before), len(beginning)
         raise NotPrefixConsistentError(
             f"the chat template has no generation marks, and it renders the first {index + 1} messages in another "
-            "way when more follow: what the assistant said cannot be told"
+            "way when more follow: the assistant's words cannot be found"
         )
 
 

@@ -72,13 +72,13 @@ def given_template(wanted: str | None, environ: Mapping[str, str]) -> str | None
     try:
         render.check_template(text)
     except render.TemplateError as error:
-        raise SpecError(invalid_template(f"{wanted} is no Jinja template: {error}")) from error
+        raise SpecError(invalid_template(f"{wanted} is not a Jinja template: {error}")) from error
     return text
 
 
 def invalid_template(message: str, field: str = FIELD) -> Problem:
     """The problem with a template that does not work."""
-    cure = f"mend it, or name another one in {FIELD}"
+    cure = f"correct it, or name another one in {FIELD}"
     return Problem(code="InvalidChatTemplate", field=field, message=message, cure=cure)
 
 
@@ -113,7 +113,7 @@ def _read(path: str, environ: Mapping[str, str]) -> str:
         message = f"there is no file {uri}"
         raise SpecError(Problem(code="FileNotFound", field=FIELD, message=message, cure="correct the path")) from error
     except UnicodeDecodeError as error:
-        raise SpecError(invalid_template(f"{uri} is no text: {error}")) from error
+        raise SpecError(invalid_template(f"{uri} is not text: {error}")) from error
 
 
 @lru_cache(maxsize=1)

@@ -251,7 +251,7 @@ def _mismatch(top: int, embeddings: int) -> Problem:
 
 def _nothing_left(spec: DatasetSpec, split: Split) -> Problem:
     field_name = "spec.dataset.eval" if split is Split.EVAL and spec.eval else "spec.dataset.train"
-    message = f"no row of {split} is left: nothing can be learnt of any"
+    message = f"no row of {split} is left: none has a token to learn"
     return Problem(code="NoRows", field=field_name, message=message, cure="raise spec.dataset.maxLength, or add rows")
 
 

@@ -142,7 +142,7 @@ def _embeddings(config: Mapping[str, Any]) -> int | None:
 
 def _known(index: int, token: str) -> Problem:
     message = f"is {token!r}, which the model's tokenizer has already, or which is named twice"
-    cure = "leave it out: it is one token as it is"
+    cure = "leave it out: it is one token already"
     return Problem(code="TokenKnown", field=f"spec.model.newTokens[{index}]", message=message, cure=cure)
 
 
