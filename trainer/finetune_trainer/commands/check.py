@@ -16,7 +16,7 @@ from finetune_trainer.run.screen import Screen
 
 
 def validate_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune validate`."""
+    """Run `finetune validate`."""
     from finetune_trainer.prepare.quality.page import render
     from finetune_trainer.prepare.quality.printed import findings
     from finetune_trainer.prepare.quality.report import Severity
@@ -51,7 +51,7 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune plan`."""
+    """Run `finetune plan`."""
     from finetune_trainer.prepare.quality.report import Severity
     from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.run.local import storage_environment
@@ -72,7 +72,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def failed_in_json(problems: list[Problem], code: int) -> None:
-    """`finetune validate --json` where the job or its data could not be looked at."""
+    """Print the answer of `finetune validate --json` where job or data could not be read."""
     _print_json(problems, code, 0, {"job": None, "notes": [], "findings": [], "plan": None})
 
 
@@ -83,7 +83,7 @@ def strict(warnings: int) -> None:
 
 
 def with_warnings(warnings: int) -> str:
-    """`with 3 warnings`"""
+    """Return `with 3 warnings`"""
     return f"with {warnings} warning{'' if warnings == 1 else 's'}" if warnings else "without warnings"
 
 
@@ -118,6 +118,6 @@ def _print_json(problems: list[Problem], code: int, warnings: int, answer: dict[
 
 @contextlib.contextmanager
 def _nothing_else_on_stdout(wanted: bool) -> Any:
-    """Libraries print now and then; with --json standard output holds one object and nothing else."""
+    """Send what libraries print to stderr: with --json, standard output holds one object only."""
     with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
         yield

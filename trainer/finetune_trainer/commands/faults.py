@@ -73,7 +73,7 @@ def guarded(options: argparse.Namespace, console: Console, show: Show) -> int:
 
 
 def _forget_stdout() -> None:
-    """Nothing can be written any more; without this the interpreter would complain when it flushes at its end."""
+    """Replace stdout, which is closed: otherwise the interpreter complains when it flushes at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -93,7 +93,7 @@ def _not_installed(error: ModuleNotFoundError, options: argparse.Namespace) -> P
 
 
 def _unexpected(error: Exception, options: argparse.Namespace) -> Problem:
-    """A fault of ours."""
+    """Return the problem of a bug in this program."""
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
     cure = f"this is a bug in finetune-operator; report it with `finetune --version`{_details(error, options)}"
@@ -101,7 +101,7 @@ def _unexpected(error: Exception, options: argparse.Namespace) -> Problem:
 
 
 def _details(error: BaseException, options: argparse.Namespace) -> str:
-    """Where the traceback is: on the terminal with --debug, else in a file, if one can be written."""
+    """Return where the traceback is: on the terminal with --debug, else in a file, if one can be written."""
     text = "".join(traceback.format_exception(error))
     if options.debug:
         sys.stderr.write(text)

@@ -47,7 +47,7 @@ class Proposal:
 
 
 def init_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune init`."""
+    """Run `finetune init`."""
     screen = Screen(console)
     model = _model(_asked(console, options.model, "--model", "model (name on the hub, or folder)"))
     data = _data(_asked(console, options.data, "--data", "training data (file, folder or URI)"))
@@ -87,7 +87,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         tasks = FAMILIES[str(config["model_type"])]
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
-        # rows of a text and a label could be learnt as text alone, which nobody wants who has written labels
+        # rows with text and label fit a language model, too, but labels are there to be learnt
         first = [task for task in tasks if spec_of(task).labelled]
         order = [*first, *(task for task in tasks if task not in first)]
         looks = {task: _look(data, task, {}, chats, work / "data") for task in order}
@@ -164,13 +164,13 @@ def job_text(path: Path, model: dict[str, str], data: str, method: str, proposal
 
 
 def _share(rows: int) -> float | None:
-    """The share of rows to hold out: at least about a dozen rows, at most what is needed to compare checkpoints."""
+    """Return the share of rows to hold out: at least about a dozen rows, at most what comparing checkpoints needs."""
     steps = ((2000, 0.05), (200, 0.1), (40, 0.2))
     return next((share for least, share in steps if rows >= least), None)
 
 
 def _name(data: str) -> str:
-    """A job's name, from what tells most in the data's."""
+    """Return a job's name: the most specific part of the data's name."""
     parts = [re.sub(r"\.[a-z0-9.]+$", "", part.lower()) for part in unquote(data).partition("://")[2].split("/")]
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-") for part in reversed(parts)]
     told = next((word for word in words if word and word not in PLAIN_NAMES), "my-model")
@@ -178,14 +178,14 @@ def _name(data: str) -> str:
 
 
 def _scalar(value: str) -> str:
-    """A value as YAML that both 1.1 and 1.2 readers read as this text, also within braces."""
+    """Return a value as YAML that both 1.1 and 1.2 readers read as this text, also within braces."""
     plain = re.fullmatch(r"[A-Za-z0-9_./:%@+=*-]*[A-Za-z0-9_/%*]", value)
     written = yaml12.dump({"x": value}).removeprefix("x: ").rstrip("\n")
     return written if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _model(given: str) -> dict[str, str]:
-    """`spec.model` of what a person calls a model."""
+    """Return `spec.model` for a model's name, folder or URI."""
     if "://" in given:
         return {"uri": given}
     path = Path(given).expanduser()
@@ -195,7 +195,7 @@ def _model(given: str) -> dict[str, str]:
 
 
 def _data(given: str) -> str:
-    """`spec.dataset.train` of what a person calls data: a URI, a path, or a data set's name on the hub."""
+    """Return `spec.dataset.train` for a URI, a path, or the name of a data set on the hub."""
     if "://" in given:
         return given
     path = Path(given).expanduser()
@@ -208,7 +208,7 @@ def _file_uri(path: Path) -> str:
 
 
 def _asked(console: Console, given: str | None, option: str, question: str) -> str:
-    """The value of an option, or what the person answers."""
+    """Return the value of an option, or ask for it."""
     if given:
         return given
     if answer := _answer(console, f"{question}: "):
@@ -225,7 +225,7 @@ def _asked_or(console: Console, question: str, default: str) -> str:
 
 
 def _answer(console: Console, question: str) -> str:
-    """What is typed; nothing where there is nobody to type."""
+    """Return the typed line; empty without a terminal."""
     if not sys.stdin.isatty():
         return ""
     try:

@@ -66,7 +66,7 @@ def write_file(path: Path, text: str, option: str) -> None:
 
 
 def unwritable(option: str, path: Path, error: OSError) -> SpecError:
-    """What cannot be written, and why."""
+    """Return the problem of a path that cannot be written."""
     why = error.strerror or str(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         why = "a file is where a folder must be"
@@ -76,7 +76,7 @@ def unwritable(option: str, path: Path, error: OSError) -> SpecError:
 
 
 def _is_device(path: Path) -> bool:
-    """Whether something is there that is neither a file nor a folder: a pipe, a device such as /dev/stdout."""
+    """Return whether a path is neither a file nor a folder: a pipe, or a device such as /dev/stdout."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

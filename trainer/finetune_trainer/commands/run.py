@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune run`."""
+    """Run `finetune run`."""
     screen = Screen(console)
     probe_file(options.result, "--result")
     job = load(options, screen)
@@ -50,7 +50,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:
-    """What became of the run, in a line."""
+    """Return one line with the outcome of the run."""
     if result.state == "Planned":
         told = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
         return "planned", told
@@ -69,5 +69,5 @@ def _warnings(here: "LocalJob", uid: str) -> int:
 
 
 def _path(uri: str) -> str:
-    """What a shell takes: a folder's path; another URI as it is."""
+    """Return a folder's path as a shell reads it; any other URI as it is."""
     return str(Path(uri.removeprefix("file://"))) if uri.startswith("file://") else uri

@@ -37,7 +37,7 @@ class CheckKeeper:
         """Store what was found, if it took long."""
         if data.bytes < WORTH_KEEPING:
             return
-        # labels and contents were needed to choose rows, and are many; where files come from is known without
+        # labels and contents are large, and were needed only to choose rows; the job gives the sources
         kept = []
         for part in data.sources:
             light = replace(part, labels=part.labels[:0], contents=part.contents[:0])
@@ -48,7 +48,7 @@ class CheckKeeper:
     def found(
         self, spec: DatasetSpec, task: Task, sources: Sources, folder: Path, has_template: bool, report: Report
     ) -> CheckedData | None:
-        """What an earlier attempt found in the same data; None if there was none. Files that lie elsewhere are fetched.
+        """Return the check of an earlier attempt of this run; None if there is none. Fetch files that lie elsewhere.
 
         Raises:
             DataError: a file cannot be had.

@@ -58,7 +58,7 @@ COMPILED = (*TORCH_ADAM, "lamb", "lion", "adagrad", "onebitadam", "onebitlamb", 
 
 
 def check_config(job: FineTuneJob, device: Literal["cpu", "gpu"], world: int) -> None:
-    """Refuses a configuration that cannot work, or not as it says.
+    """Refuse a configuration that cannot work, or that would not do what it says.
 
     Args:
         device: what the ranks run on.
@@ -88,7 +88,7 @@ def check_config(job: FineTuneJob, device: Literal["cpu", "gpu"], world: int) ->
 
 
 def _typos(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """DeepSpeed ignores a block that it does not know."""
+    """Yield problems of unknown blocks, which DeepSpeed ignores."""
     for name in config:
         near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.85)
         if near and name not in KNOWN:
@@ -133,7 +133,7 @@ def _batches(config: Mapping[str, Any], given: Mapping[str, Any], world: int) ->
 
 
 def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the job asks for in `training`, and what DeepSpeed would do without being told by this configuration."""
+    """Yield problems of values in `training` that this configuration would override or ignore."""
     told = 'add it with the value "auto"'
     if given.get("max_grad_norm") and "gradient_clipping" not in config:
         message = f"is missing: spec.training.max_grad_norm {given['max_grad_norm']} would have no effect"
@@ -234,7 +234,7 @@ def _breaks(config: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
-    """What DeepSpeed's own schema of a block says; "auto" stands for whatever transformers fills in."""
+    """Yield the errors of DeepSpeed's own schema of a block; "auto" stands for values that transformers fills in."""
     with _named_accelerator():
         from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -260,7 +260,7 @@ def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
 
 @contextmanager
 def _named_accelerator() -> Iterator[None]:
-    """DeepSpeed looks for accelerators when it is imported, and tells what it has found; no schema needs one."""
+    """Name an accelerator while DeepSpeed is imported: it would look for one and print what it finds."""
     before = os.environ.get("DS_ACCELERATOR")
     os.environ["DS_ACCELERATOR"] = before or "cpu"
     try:

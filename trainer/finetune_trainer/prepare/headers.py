@@ -36,7 +36,7 @@ class Header:
 
 
 def read_header(name: str, size: int, read: Read) -> Header:
-    """The header of a file of `size` bytes; as little as possible is read.
+    """Return the header of a file of `size` bytes; as little as possible is read.
 
     Args:
         name: for errors.
@@ -67,7 +67,7 @@ def read_header(name: str, size: int, read: Read) -> Header:
 
 
 def header_of(path: Path) -> Header:
-    """The header of a file on this machine; errors as of `read_header`."""
+    """Return the header of a file on this machine; errors as of `read_header`."""
     with path.open("rb") as file:
 
         def read(start: int, end: int) -> bytes:

@@ -61,25 +61,25 @@ class HubModel:
         return self.sha
 
     def config(self, folder: Path) -> dict[str, Any]:
-        """`config.json`."""
+        """Return `config.json`."""
         return parse_json(CONFIG, self._fetch([CONFIG])[CONFIG].read_bytes())
 
     def small_files(self, folder: Path) -> dict[str, Path]:
-        """Configuration and tokenizer."""
+        """Return configuration and tokenizer."""
         return self._fetch([name for name in self.names if name in SMALL_FILES])
 
     def headers(self, folder: Path) -> dict[str, Header]:
-        """Of every weight file."""
+        """Return the header of every weight file."""
         names = self._weights()
         with _translated(self.name), ThreadPoolExecutor(THREADS) as threads:
             return dict(zip(names, threads.map(self._header, names), strict=True))
 
     def files(self, folder: Path) -> dict[str, Path]:
-        """Configuration, tokenizer and safetensors of this commit."""
+        """Return configuration, tokenizer and safetensors of this commit."""
         return self._fetch([*(name for name in self.names if name in SMALL_FILES), *self._weights()])
 
     def commit(self, files: Mapping[str, Path]) -> str:
-        """The hub's."""
+        """Return the hub's commit."""
         return self.sha
 
     def _weights(self) -> list[str]:
@@ -88,7 +88,7 @@ class HubModel:
         return weight_names(parse_json(WEIGHTS_INDEX, self._fetch([WEIGHTS_INDEX])[WEIGHTS_INDEX].read_bytes()))
 
     def _fetch(self, names: list[str]) -> dict[str, Path]:
-        """Files in the hub's cache; one that is there is not asked for again, as a commit never changes."""
+        """Download files into the hub's cache; a cached file is not requested again, as a commit never changes."""
         from huggingface_hub import hf_hub_download
 
         def fetch(name: str) -> Path:
@@ -115,7 +115,7 @@ class HubModel:
         return read_header(name, size, read)
 
     def _range(self, name: str, begin: int, end: int) -> Any:
-        """The answer to a request for some bytes of a file."""
+        """Return the answer to a request for some bytes of a file."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -158,7 +158,7 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
 
 
 def cache_of(environ: Mapping[str, str]) -> Path | None:
-    """The hub's cache: as the environment names it, a pod's scratch folder, or None for the library's own."""
+    """Return the hub's cache: as the environment names it, a pod's scratch folder, or None for the library's own."""
     if folder := environ.get("HF_HUB_CACHE"):
         return Path(folder)
     if home := environ.get("HF_HOME"):
@@ -179,7 +179,7 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> tuple[str, str, str, str]:
-    """Code, field, message and cure of what the hub's client raised."""
+    """Return code, field, message and cure of what the hub's client raised."""
     reasons = {
         HubRefusal.GATED: ("GatedModel", FIELD, "is gated", "accept its terms on the hub and set HF_TOKEN"),
         HubRefusal.NO_REVISION: (

@@ -96,7 +96,7 @@ def _decided(
 
 
 def check_installed(method: MethodType) -> None:
-    """Raises SpecError for QLoRA where this machine, which has what the training pods have, lacks bitsandbytes."""
+    """Raise SpecError for QLoRA if bitsandbytes is not installed here: training pods have the same packages."""
     if method is MethodType.QLORA and importlib.util.find_spec("bitsandbytes") is None:
         message = "is qlora, and the package bitsandbytes, which makes 4-bit weights, is not installed here"
         cure = "use lora, or an image with bitsandbytes"

@@ -34,7 +34,7 @@ class _Spawn(SpawnContext):
 
 
 def map_in_order(work: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
-    """The result of each item, in the items' order; at most `AHEAD` x `processes` items are held at a time.
+    """Yield the result of each item, in the items' order; hold at most `AHEAD` x `processes` items at a time.
 
     Args:
         work: sent to each process with every item: a function of a module, or a small frozen value with `__call__`.

@@ -10,10 +10,10 @@ from finetune_trainer.process.stages import StageInputs, run_stage
 
 
 def prepare_work(given: StageInputs) -> StageResult:
-    """The stage's result; raises what went wrong."""
+    """Return the stage's result; raise what went wrong."""
     return prepare(given.job, given.store, given.uid, given.work, given.environ, given.report).result
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:
-    """Runs the stage; leaves its StageResult in the termination log."""
+    """Run the stage; leave its StageResult in the termination log."""
     return run_stage(Stage.PREPARE, prepare_work, environ)

@@ -41,7 +41,7 @@ class PreparedData:
 
 
 def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
-    """Key of the index object: all that the prepared data depends on, except the code (which a version stands for)."""
+    """Return the key of the index object: a hash over all that the data depends on; versions stand for the code."""
     spec = job.spec.dataset
     inputs: dict[str, Any] = {
         "reading": READING,
@@ -65,7 +65,7 @@ def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
 
 
 def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
-    """The data set that an index entry leads to, if it is still there and was made by this version."""
+    """Return the data set that an index entry leads to, if it is still there and was made by this version."""
     try:
         facts = _Lead.model_validate_json(store.get(key)).facts
         if read_manifest(store, dataset_prefix(facts.sha256)) is None:

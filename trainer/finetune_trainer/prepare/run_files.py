@@ -27,11 +27,11 @@ class RunFiles:
         return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid)
 
     def key(self, name: File) -> str:
-        """Key of one of its files."""
+        """Return key of one of its files."""
         return self.prefix + name
 
     def keep(self, chosen: Plan) -> tuple[Plan, bool]:
-        """The plan of this run, and whether it had one before: the plan kept, else `chosen`, stored.
+        """Store the plan of this run, or find the one that it began with; return it, and whether there was one.
 
         Raises:
             StateError: the run began with another data set, model or spec.

@@ -195,7 +195,7 @@ def _made(order: _Order, run: RunFiles, mirrored: BaseModel | None, keeper: Stor
         if problems := examined.report.problems():
             _show(run, examined.report, order.report)
             raise DataError(problems)
-    except DataError:  # no later attempt goes on with this data
+    except DataError:  # no later attempt continues with this data
         keeper.clear()
         raise
     if built.base.shapes:
@@ -296,9 +296,9 @@ def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
 
 
 def _untrained(job: FineTuneJob, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> Mapping[str, int]:
-    """Tokens that the chat template writes and whose embeddings were never trained, and their ids."""
+    """Return the tokens that the chat template writes and whose embeddings were never trained, with their ids."""
     weights = [path for name, path in base.files.items() if name.endswith(".safetensors")]
-    # the end of a text is known from pre-training, also where its row is not, as it pads, too
+    # the end of a text is trained in pre-training; its row may look untrained, as it pads, too
     marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
     return untrained_tokens(job.spec.method, weights, added_tokens(tokenizer), marks)
 

@@ -27,7 +27,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuses a tracker that nobody knows, or whose package this image lacks.
+    """Refuse an unknown tracker, or one whose package this image lacks.
 
     Raises:
         SpecError: all that is wrong.

@@ -22,14 +22,14 @@ WITHOUT_INPUT = (
 
 
 def prompt(instruction: str, given: str) -> str:
-    """Alpaca's prompt; the answer follows it after a line break."""
+    """Return Alpaca's prompt; the answer follows it after a line break."""
     if given.strip():
         return WITH_INPUT.format(instruction=instruction, input=given)
     return WITHOUT_INPUT.format(instruction=instruction)
 
 
 def alpaca_messages(instruction: str, given: str, output: str, system: str, history: Any) -> tuple[Message, ...]:
-    """The row as messages; `history` has earlier turns, as pairs of question and answer.
+    """Return the row as messages; `history` has earlier turns, as pairs of question and answer.
 
     Raises:
         Wrong: the history is no list of pairs.

@@ -7,7 +7,7 @@ STEPS = 10
 
 
 def amount(size: int) -> str:
-    """Bytes as people say them: `1.2 GB`."""
+    """Return bytes as people say them: `1.2 GB`."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:.3g} {name}"
@@ -31,7 +31,7 @@ class ByteProgress:
         self._told = 0
 
     def at(self, index: int, end: int, faults: int = 0) -> None:
-        """The file of that index is done up to byte `end`."""
+        """Report that the file of that index is done up to byte `end`."""
         here = self._before[index] + end
         step = here * STEPS // max(1, self._total)
         if self._total >= WATCHED and self._told < step < STEPS:

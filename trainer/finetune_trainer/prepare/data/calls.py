@@ -13,7 +13,7 @@ from finetune_trainer.prepare.data.wrong import Wrong
 
 
 def tool_calls(where: str, value: Any) -> list[dict[str, Any]]:
-    """The calls of one message, their arguments as objects; an empty list if there are none.
+    """Return the calls of one message, their arguments as objects; an empty list if there are none.
 
     Args:
         where: path of the list within its row, for messages.
@@ -29,7 +29,7 @@ def tool_calls(where: str, value: Any) -> list[dict[str, Any]]:
 
 
 def calls_as_text(where: str, text: str) -> list[Any]:
-    """The calls that a text holds as JSON: one, or a list of them; `tool_calls` checks them.
+    """Return the calls that a text holds as JSON: one, or a list of them; `tool_calls` checks them.
 
     Raises:
         Wrong: it is no JSON.
@@ -71,7 +71,7 @@ def _parsed(where: str, text: str, wanted: str) -> Any:
 
 
 def tools_of(column: str, value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Descriptions of tools that stand beside a conversation, their schemas as objects.
+    """Return descriptions of tools that stand beside a conversation, their schemas as objects.
 
     Raises:
         Wrong: it is no list of objects.
@@ -108,7 +108,7 @@ def _with_schema(where: str, function: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_fillers(value: Any) -> Any:
-    """A value of a columnar file without the nulls in its objects.
+    """Return a value of a columnar file without the nulls in its objects.
 
     All rows of such a file have the same fields, at every depth: what a row does not have is null. (Items of lists that
     are null were written so.)

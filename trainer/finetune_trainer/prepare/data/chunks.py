@@ -53,7 +53,7 @@ class LineChunk:
         return self.piece.end
 
     def records(self) -> Iterator[Record]:
-        """One per line that is not blank."""
+        """Yield the records of the chunk."""
         if self.piece.data is None:
             yield too_long(self.piece.first)
             return
@@ -85,7 +85,7 @@ class ArrayChunk:
     end: int
 
     def records(self) -> Iterator[Record]:
-        """One per element."""
+        """Yield the records of the chunk."""
         for row, text in enumerate(self.texts, self.first):
             yield parse_element(row, text)
 
@@ -99,7 +99,7 @@ class ParsedChunk:
     end: int
 
     def records(self) -> Iterator[Record]:
-        """As they were parsed."""
+        """Yield the records of the chunk."""
         return iter(self.parsed)
 
 
@@ -113,14 +113,14 @@ class TableChunk:
     end: int
 
     def records(self) -> Iterator[Record]:
-        """One per row."""
+        """Yield the records of the chunk."""
         from finetune_trainer.prepare.data.tables import parse_table
 
         return parse_table(self.first, self.packed)
 
 
 def chunks(file: DataFile) -> Iterator[Chunk]:
-    """The parts of a file, in order. Equal for equal bytes: a second reading gives the same parts.
+    """Yield the parts of a file, in order. Equal bytes give equal parts, also at a second reading.
 
     Raises:
         DataError: the file as a whole cannot be read: it is empty, ends early, is damaged, its header is wrong or it
@@ -135,7 +135,7 @@ def chunks(file: DataFile) -> Iterator[Chunk]:
 
 
 def read(file: DataFile) -> Iterator[Record]:
-    """All records of a file, in order; errors as of `chunks`."""
+    """Yield all records of a file, in order; errors as of `chunks`."""
     for chunk in chunks(file):
         yield from chunk.records()
 

@@ -1,6 +1,6 @@
 """What columns are called: the parts of an example, and what other data sets call them."""
 
-# never taken by themselves, only proposed
+# never used without the user's word, only proposed
 LIKELY = {
     "text": ("body", "content", "sentence", "review", "comment", "message", "tweet", "document", "utterance", "input"),
     "label": ("labels", "category", "class", "target", "intent", "sentiment", "topic", "tag", "output", "y"),
@@ -12,7 +12,7 @@ LIKELY = {
     "output": ("answer", "response", "completion", "reply", "target"),
     "system": ("system_prompt", "system_message", "system_instruction", "sys_prompt"),
 }
-# what stands beside a question and changes what its answer means
+# columns beside a question that change what its answer means
 CONTEXT = ("context", "passage", "input", "article", "document")
 TWO_TEXTS = (
     ("premise", "hypothesis"),

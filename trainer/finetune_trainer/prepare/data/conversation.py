@@ -35,7 +35,7 @@ NEAR = {**SHAREGPT, "bot": "assistant", "ai": "assistant", "prompter": "user", "
 
 
 def checked_messages(column: str, value: Any) -> tuple[Message, ...]:
-    """The checked messages of one row; of `role`/`content` or ShareGPT's `from`/`value`.
+    """Return the checked messages of one row; of `role`/`content` or ShareGPT's `from`/`value`.
 
     Raises:
         Wrong: it breaks a rule.
@@ -46,7 +46,7 @@ def checked_messages(column: str, value: Any) -> tuple[Message, ...]:
 
 
 def prompt_and_completion(prompt: Any, completion: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
-    """TRL's conversational prompt-completion: only the completion carries loss.
+    """Return the messages of TRL's conversational prompt-completion: only the completion carries loss.
 
     Raises:
         Wrong: as of `conversation`.
@@ -74,7 +74,7 @@ def _messages(column: str, value: Any) -> tuple[Message, ...]:
 
 
 def _is_plain(item: Any) -> bool:
-    """Whether a message is all right as it stands: most are, and the sentences for the others take time to make."""
+    """Return whether a message needs no check: most do not, and the checks of the others take time."""
     if type(item) is not dict or len(item) != 2:
         return False
     role, content = item.get("role"), item.get("content")
@@ -172,8 +172,9 @@ def _encodable(where: str, value: str) -> None:
 
 
 def check_order(column: str, messages: Sequence[Message]) -> None:
-    """Rules over a whole conversation. Two turns of one role in a row, and system messages later than the first, are
-    left to the chat template.
+    """Check the rules over a whole conversation.
+
+    The chat template judges two turns of one role in a row, and system messages later than the first.
 
     Raises:
         Wrong: one is broken.

@@ -72,7 +72,7 @@ class CheckedData:
         return sum(checked.file.path.stat().st_size for checked in self.files)
 
     def portions(self) -> Iterator[Portion]:
-        """The files again, in parts: training sources first. Parts of which no row is chosen are left out.
+        """Yield the files in parts, training sources first. Leave out parts of which no row is chosen.
 
         Raises:
             DataError: a file has other parts than when it was checked.
@@ -90,19 +90,19 @@ class CheckedData:
                     yield Portion(checked.source, chunk, checked.columns, chosen)
 
     def train_examples(self) -> Iterator[Example]:
-        """The rows to learn from, as often as an epoch has them."""
+        """Yield the rows to learn from, as often as an epoch has them."""
         rows = chain.from_iterable(portion.examples() for portion in self.portions())
         return (example for split, times, example in rows if split is Split.TRAIN for _ in range(times))
 
     def eval_examples(self) -> Iterator[Example] | None:
-        """The rows to evaluate on, or None."""
+        """Yield the rows to evaluate on, or None."""
         if not self.has_eval:
             return None
         rows = chain.from_iterable(portion.examples() for portion in self.portions())
         return (example for split, _, example in rows if split is Split.EVAL)
 
     def tallies(self) -> list[Tally]:
-        """What is wrong, by source."""
+        """Return what is wrong, by source."""
         return [source.tally for source in self.sources]
 
     def add_fault(self, source: int, file: DataFile, fault: Fault) -> None:
@@ -110,7 +110,7 @@ class CheckedData:
         self.sources[source].tally.add(file, fault)
 
     def problems(self) -> list[Problem]:
-        """The problems that stop the job: none if there are few enough and the job says to skip them."""
+        """Return the problems that stop the job: none if there are few enough and the job says to skip them."""
         return [problem for tally in self.tallies() for problem in invalid_rows(self.spec, tally)]
 
 
@@ -195,7 +195,7 @@ def _read(
 
 
 def invalid_rows(spec: DatasetSpec, tally: Tally) -> list[Problem]:
-    """The problems that stop the job: none if there are few enough and the job says to skip them."""
+    """Return the problems that stop the job: none if there are few enough and the job says to skip them."""
     if not tally.faults:
         return []
     if spec.on_invalid == "Fail":
@@ -300,5 +300,5 @@ def _held_out(
 
 
 def _times(part: CheckedSource) -> npt.NDArray[np.uint8]:
-    """How often each row of a source is seen."""
+    """Return how often each row of a source is seen."""
     return np.ones(part.good, np.uint8) if part.choice is None else part.choice

@@ -43,14 +43,14 @@ class _Feed:
         if raw is None:
             raise _TooLongError
         self.size += len(raw)
-        # bytes that are no UTF-8 become lone surrogates, so that one bad record does not end the reading
+        # bytes that are not UTF-8 become lone surrogates, so that one bad record does not end the reading
         line = raw.decode("utf-8", "surrogateescape")
         self.record.append(line)
         return line
 
 
 def read_csv(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
-    """(record, bytes of plain data so far, bytes of the file so far) of every record.
+    """Yield (record, bytes of plain data so far, bytes of the file so far) of every record.
 
     Args:
         shift: lines of the file between its header and what follows it here.
@@ -113,7 +113,7 @@ def _said(error: csv.Error) -> str:
 
 
 def _lost(line: int, record: list[str], message: str, code: Code = Code.INVALID_CSV) -> Iterator[Fault]:
-    """A fault for each line of a record that cannot be told: none of them is learnt, and all are counted."""
+    """Yield a fault for each line of an unreadable record: all of them are lost, and all are counted."""
     for number, text in enumerate(record, line):
         if number == line:
             yield Fault(number, code, message)
@@ -146,7 +146,7 @@ class _Values:
 
 
 def _are_rows(record: list[str], separator: str, seen: list[_Values]) -> bool:
-    """Whether the lines of one record are rows that a stray quote has swallowed, not the lines of one text.
+    """Return whether the lines of one record are rows that a stray quote has joined, not the lines of one text.
 
     The lines within have a field for every column, and no blank after a delimiter, as prose has. A column of few
     values, such as a label, decides; without one there must be more such lines than a text has by chance.
@@ -176,7 +176,7 @@ def _like_row(parts: list[str], width: int) -> bool:
 
 
 def _unquoted(field: str) -> str:
-    """A field of a file without quotes that can be nothing else: within its own, each quote is doubled."""
+    """Return a field of a file without quotes; remove quotes around it, and halve doubled ones within it."""
     inner = field[1:-1]
     if len(field) > 3 and field[0] == field[-1] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
         return inner.replace('""', '"')
@@ -199,7 +199,7 @@ def _header(file: DataFile, line: int, fields: list[str]) -> list[str]:
                     f"set spec.dataset.delimiter to {other!r}",
                 )
             )
-    # pandas writes its index as a column without name; one that nobody asks for does no harm
+    # pandas writes its index as a column without name; an unused one is harmless
     names = [name or f"column {place}" for place, name in enumerate(names, start=1)] if any(names) else names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         wrong = f"the column {twice[0]!r} occurs twice" if twice[0] else "no column has a name"
@@ -229,7 +229,7 @@ def _bad_text(line: int, what: str, field: str) -> Fault | None:
 
 
 def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
-    """One line of pairs, without its line break."""
+    """Parse one line of pairs, without its line break."""
     text = raw.decode("utf-8", "surrogateescape")
     if (bad := _bad_text(line, "the line", text)) is not None:
         return bad
@@ -241,7 +241,7 @@ def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
 
 
 def looks_like_pairs(start: bytes) -> bool:
-    """Whether text begins with lines of one tab each, with something on both sides; a few may be broken."""
+    """Return whether text begins with lines of one tab each, with something on both sides; a few may be broken."""
     whole = start.rpartition(b"\n")[0].splitlines()
     found = [line.split(b"\t") for line in whole if line.strip()]
     pairs = sum(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
@@ -249,7 +249,7 @@ def looks_like_pairs(start: bytes) -> bool:
 
 
 def delimiter_problem(file: DataFile) -> str | None:
-    """Why the format cannot take the delimiter, if it cannot."""
+    """Return why the format cannot take the delimiter, if it cannot."""
     if file.delimiter is None or file.format is Format.PAIRS:
         return None
     if file.format not in (Format.CSV, Format.TSV):

@@ -45,7 +45,7 @@ PAGES = (b"<!doctype html", b"<html")
 
 
 def suffixes_of(name: str) -> tuple[Format | None, Compression]:
-    """What a file's name says: `train.jsonl.gz` is JSON lines in gzip."""
+    """Return format and compression by a file's name: `train.jsonl.gz` is JSON lines in gzip."""
     path = PurePosixPath(name.lower())
     compression = streams.SUFFIXES.get(path.suffix, Compression.NONE)
     if compression:
@@ -61,7 +61,7 @@ def open_file(
     delimiter: str | None = None,
     documents: str | None = None,
 ) -> DataFile:
-    """A file with its format.
+    """Return a file with its format.
 
     Args:
         path: where it lies.
@@ -111,7 +111,7 @@ def _usable(file: DataFile) -> DataFile:
 
 
 def _with_delimiter(file: DataFile, start: sniff.FileStart) -> DataFile:
-    """The file with the delimiter that its beginning shows, and whether its fields stand in quotes."""
+    """Return the file with the delimiter that its beginning shows, and whether its fields stand in quotes."""
     if file.format not in (Format.CSV, Format.TSV):
         return file
     if file.delimiter is None:
@@ -132,7 +132,7 @@ def _by_content(
         return Format.PARQUET
     if start.data.startswith((b"ARROW1", ARROW_STREAM)):
         return Format.ARROW
-    if documents is not None and by_name in (Format.TEXT, None):  # the job says that it is plain text
+    if documents is not None and by_name in (Format.TEXT, None):  # the job declares plain text
         return Format.TEXT
     text = start.text.lstrip()
     if by_name in (Format.JSONL, Format.JSON) and text.startswith((b"{", b"[")):
@@ -172,6 +172,6 @@ def _refuse_strangers(file: DataFile, start: bytes) -> None:
 
 
 def _looks_like_utf16(start: bytes) -> bool:
-    """Without a byte order mark: every other byte of text in a Latin script is 0."""
+    """Return whether bytes without a byte order mark look like UTF-16: every other byte of Latin text is 0."""
     head = start[: len(start) // 2 * 2]
     return len(head) >= 8 and (set(head[1::2]) == {0} or set(head[0::2]) == {0})

@@ -140,7 +140,7 @@ class Columns:
         return self.layout is Layout.CHAT and "prompt" in self.names and "tools" not in self.names
 
     def example(self, row: Row) -> Example | Fault:
-        """The row as an example, or the first rule it breaks."""
+        """Return the row as an example, or the first rule that it breaks."""
         try:
             if self.parted:
                 split_of(row, self.split or "")
@@ -206,7 +206,7 @@ class Columns:
         return conversation.prompt_and_completion(prompt, completion, self.names)
 
     def _with_system(self, row: Row, messages: tuple[conversation.Message, ...]) -> tuple[conversation.Message, ...]:
-        """The conversation behind the system message that stands in a column of its own."""
+        """Return the conversation with the system message of a separate column before it."""
         system = self._text_or_nothing(row, "system") if "system" in self.names else ""
         first = messages[0]
         if not system.strip() or (first["role"] in SYSTEM_ROLES and first.get("content") == system):
@@ -227,7 +227,7 @@ class Columns:
         return "messages" in self.names or isinstance(column_value(row.values, self.names.get("prompt", "")), list)
 
     def _one_answer(self, row: Row) -> Example:
-        """A conversation for a model that has no other form for it than a text and an answer."""
+        """Return a conversation as one text and one answer, for a model that has no other form."""
         messages = self._conversation(row).messages
         answers = sum(message["role"] == "assistant" for message in messages)
         if answers > 1 or messages[-1]["role"] != "assistant":
@@ -264,7 +264,7 @@ def _number_or_value(column: str, value: Any) -> Any:
 
 
 def _list(column: str, value: Any) -> Any:
-    """A list that stands in a column of text, as in CSV: as JSON it can be read in one way only."""
+    """Return the list that a column of text holds as JSON, as in CSV."""
     if not isinstance(value, str) or value.lstrip()[:1] != "[":
         return value
     found = parse_value(value)
@@ -274,7 +274,7 @@ def _list(column: str, value: Any) -> Any:
 
 
 def split_of(row: Row, column: str) -> SaidSplit:
-    """The split that a row says it is of.
+    """Return the split that a row says it is of.
 
     Raises:
         Wrong: it says none.
@@ -306,6 +306,6 @@ def _text(column: str, value: Any) -> str:
 
 
 def examples(records: Iterator[Record], columns: Columns) -> Iterator[Example | Fault]:
-    """Every record as an example or a fault."""
+    """Yield every record as an example or a fault."""
     for record in records:
         yield columns.example(record) if isinstance(record, Row) else record

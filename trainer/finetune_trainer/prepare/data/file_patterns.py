@@ -20,12 +20,12 @@ EVALUATION = {"test", "valid", "validation", "val", "eval", "evaluation", "dev",
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path has wildcards."""
+    """Return whether a path has wildcards."""
     return any(char in path for char in WILDCARDS)
 
 
 def fixed_part(pattern: str) -> str:
-    """The folder that a pattern cannot leave: `data` of `data/*/x.jsonl`; empty for the root."""
+    """Return the folder that a pattern cannot leave: `data` of `data/*/x.jsonl`; empty for the root."""
     fixed = []
     for part in pattern.split("/")[:-1]:
         if is_pattern(part):
@@ -35,12 +35,12 @@ def fixed_part(pattern: str) -> str:
 
 
 def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that fit, sorted. `*` stays within a folder, `**` is any number of folders; no hidden ones.
+    """Return the names that fit, sorted. `*` stays within a folder, `**` is any number of folders; no hidden ones.
 
     A pattern whose last part has no dot, such as `folder/*`, says nothing of the files: then only data files are taken.
     """
     parts = [(part, None if part == "**" else re.compile(translate(part))) for part in pattern.split("/")]
-    # a key that ends in a slash stands for a folder in a bucket
+    # a key that ends in a slash is a folder's marker in a bucket
     found = sorted(name for name in names if not name.endswith("/") and _fits(name.split("/"), parts))
     return found if "." in pattern.rpartition("/")[2] else data_files(found)
 
@@ -58,7 +58,7 @@ def _fits(names: list[str], parts: list[tuple[str, "re.Pattern[str] | None"]]) -
 
 
 def data_files(names: Iterable[str]) -> list[str]:
-    """The data files among these, sorted; what usually stands beside data is left out.
+    """Return the data files among these, sorted; what usually stands beside data is left out.
 
     Files without a suffix of data are taken only where no file has one.
     """
@@ -78,7 +78,7 @@ def _is_cache(name: str, saved: set[str]) -> bool:
 
 
 def saved_splits(names: Iterable[str]) -> dict[str, list[str]]:
-    """The splits of a folder that the library datasets has saved: each is a folder with Arrow files."""
+    """Return the splits of a folder that the library datasets has saved: each is a folder with Arrow files."""
     found: dict[str, list[str]] = {}
     for name in data_files(names):
         split, _, base = name.rpartition("/")
@@ -88,13 +88,13 @@ def saved_splits(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def likely_data(names: Iterable[str]) -> list[str]:
-    """Those of any files that look like data, sorted: to show what there is."""
+    """Return those names that look like data, sorted, for an error message."""
     shown = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
     return [name for name in data_files(shown) if suffixes_of(name)[0] is not None]
 
 
 def formats_of(names: Iterable[str]) -> dict[Format, str]:
-    """The formats that names tell, each with the first name that does."""
+    """Return the formats that the names show, each with the first such name."""
     found: dict[Format, str] = {}
     for name in names:
         form, _ = suffixes_of(name)
@@ -104,7 +104,7 @@ def formats_of(names: Iterable[str]) -> dict[Format, str]:
 
 
 def splits_among(names: Iterable[str]) -> tuple[str, str] | None:
-    """A file of training and one of evaluation data, where names tell that there are both."""
+    """Return a file of training and one of evaluation data, if the names show both."""
     words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in names}
     train = next((name for name, said in words.items() if said & {"train", "training"}), None)
     other = next((name for name, said in words.items() if said & EVALUATION and "train" not in said), None)

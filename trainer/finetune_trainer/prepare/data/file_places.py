@@ -38,17 +38,17 @@ class Place(Protocol):
         """Changes when the file does, and costs no reading of it."""
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """The file on this machine: in place if it lies here, else downloaded into `folder`, once."""
+        """Return the file on this machine: in place if it lies here, else downloaded into `folder`, once."""
 
     def is_here(self, folder: Path) -> bool:
-        """Whether there is nothing to download."""
+        """Return whether no download is needed."""
 
     def is_unchanged(self) -> bool:
-        """Whether it still is the file that was found."""
+        """Return whether it still is the file that was found."""
 
 
 def hashed(*parts: object) -> str:
-    """A fingerprint over what is known of a file."""
+    """Return a fingerprint over what is known of a file."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
@@ -68,21 +68,21 @@ class LocalFile:
         return hashed("file", self.path.absolute(), self.tag)
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """Where it lies."""
+        """Return the file on this machine: in place if it lies here, else downloaded into `folder`, once."""
         return self.path
 
     def is_here(self, folder: Path) -> bool:
-        """Always."""
+        """Return whether no download is needed."""
         return True
 
     def is_unchanged(self) -> bool:
-        """By size and time."""
+        """Return whether it still is the file that was found."""
         found = local_file(self.path, self.name, self.field)
         return found is not None and found.tag == self.tag
 
 
 def local_file(path: Path, name: str, field: str) -> LocalFile | None:
-    """The file at a path, or None if there is none.
+    """Return the file at a path, or None if there is none.
 
     Raises:
         DataError: this user may not read it.
@@ -135,7 +135,7 @@ class StoredFile:
         return hashed(self.store.uri, self.info.key, self.info.size, self.info.etag)
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """Downloaded in parts."""
+        """Return the file on this machine: in place if it lies here, else downloaded into `folder`, once."""
         path = self._path(folder)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,21 +145,21 @@ class StoredFile:
         return path
 
     def is_here(self, folder: Path) -> bool:
-        """Whether it was downloaded."""
+        """Return whether no download is needed."""
         return self._path(folder).exists()
 
     def _path(self, folder: Path) -> Path:
         return folder / self.fingerprint / self.info.key.rpartition("/")[2]
 
     def is_unchanged(self) -> bool:
-        """By size and tag."""
+        """Return whether it still is the file that was found."""
         with blamed(self.field):
             return self.store.head(self.info.key) == self.info
 
 
 @contextmanager
 def blamed(field: str) -> Iterator[None]:
-    """Errors of a store that data is read from name the field of the data."""
+    """Name the field of the data in the errors of a store that data is read from."""
     try:
         yield
     except StorageError as error:
@@ -167,7 +167,7 @@ def blamed(field: str) -> Iterator[None]:
 
 
 def source_changed(name: str, field: str) -> Problem:
-    """The problem of a file that is not what it was when it was found or checked."""
+    """Return the problem of a file that is not what it was when it was found or checked."""
     message = f"{name} changed while it was read"
     cure = "wait until it is written, then start again"
     return Problem(code="SourceChanged", field=field, message=message, cure=cure)

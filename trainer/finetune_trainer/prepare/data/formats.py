@@ -135,11 +135,11 @@ class DataFile:
         return self.delimiter or ("," if self.format is Format.CSV else "\t")
 
     def problem(self, code: str, message: str, cure: str) -> Problem:
-        """A problem with the file as a whole."""
+        """Return a problem with the file as a whole."""
         return Problem(code=code, field=self.field, message=message, cure=cure, file=self.name)
 
 
 def json_type(value: object) -> str:
-    """What JSON calls a value, with its article."""
+    """Return what JSON calls a value, with its article."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

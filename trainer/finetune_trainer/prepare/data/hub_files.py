@@ -42,7 +42,7 @@ class HubFile:
         return hashed("hub", self.repository, self.sha, self.path)
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """Downloaded by the hub's own client, which resumes and verifies."""
+        """Download with the hub's own client, which resumes and verifies."""
         from huggingface_hub import hf_hub_download
 
         path = self._path(folder)
@@ -61,7 +61,7 @@ class HubFile:
         return path
 
     def is_here(self, folder: Path) -> bool:
-        """Whether it was downloaded."""
+        """Return whether it was downloaded."""
         return self._path(folder).exists()
 
     def _folder(self, folder: Path) -> Path:
@@ -71,12 +71,12 @@ class HubFile:
         return self._folder(folder) / self.path
 
     def is_unchanged(self) -> bool:
-        """A commit never changes."""
+        """Return True: a commit never changes."""
         return True
 
 
 def files_on_hub(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
-    """The files behind a uri, of one commit.
+    """Return the files behind a uri, of one commit.
 
     Args:
         environ: HF_ENDPOINT and HF_TOKEN, both optional.
@@ -144,7 +144,7 @@ class _Hub:
         return HubFile(named, self.field, commit.repository, commit.sha, name, size, self.endpoint, self.token)
 
     def split(self, commit: _Commit, wanted: hub_splits.Wanted, revision: str | None) -> list[Place]:
-        """The files of one split: as the card says, by the names of files, or as the hub has converted them."""
+        """Return the files of one split: as the card says, by the names of files, or as the hub has converted them."""
         table = hub_splits.of_card(commit.configs, list(commit.sizes))
         if not table and wanted.config is None:
             table = hub_splits.by_names(list(commit.sizes))
@@ -167,7 +167,7 @@ class _Hub:
 
 
 def _has_splits(commit: _Commit) -> bool:
-    """Whether the repository as a whole is no folder of one kind of data."""
+    """Return whether the repository as a whole holds several splits, or no data at its root."""
     if commit.configs:
         return True
     data = [name for name in file_patterns.likely_data(commit.sizes) if "/" not in name]
@@ -200,7 +200,7 @@ def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
 
 @contextmanager
 def _told(repository: str, field: str) -> Iterator[None]:
-    """The hub client's errors in our words."""
+    """Translate the errors of the hub's client."""
     reasons = {
         HubRefusal.GATED: ("GatedDataset", "is gated", "accept its terms on the hub and set HF_TOKEN"),
         HubRefusal.NO_REVISION: (

@@ -71,7 +71,7 @@ class Wanted:
 
 
 def of_card(configs: Any, names: Sequence[str]) -> Table:
-    """The configurations that a card lists under `configs`, as far as their files are there."""
+    """Return the configurations that a card lists under `configs`, as far as their files are there."""
     found: Table = {}
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, Mapping):
@@ -113,7 +113,7 @@ def _matching(names: Sequence[str], path: str) -> list[str]:
 
 
 def by_names(names: Sequence[str]) -> Table:
-    """The splits that names of files, or else of their folders, tell; all is train where none does."""
+    """Return the splits by the names of files, or else of their folders; all is train where no name shows a split."""
     data = file_patterns.likely_data(names)
     for place in (2, 0):  # of the name's parts around its last slash: the file, then its folders
         found: Splits = {}
@@ -127,7 +127,7 @@ def by_names(names: Sequence[str]) -> Table:
 
 
 def of_converted(names: Iterable[str]) -> Table:
-    """The configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
+    """Return the configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
     found: Table = {}
     for name in sorted(names):
         config, _, rest = name.partition("/")
@@ -139,7 +139,7 @@ def of_converted(names: Iterable[str]) -> Table:
 
 
 def files_of(table: Table, wanted: Wanted, repository: str, field: str) -> list[str]:
-    """The files of the split that is wanted.
+    """Return the files of the split that is wanted.
 
     Raises:
         DataError: there is no such configuration or split; those that exist are named.

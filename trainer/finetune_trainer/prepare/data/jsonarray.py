@@ -45,7 +45,7 @@ class _Buffer:
         self.text = "".join(parts)
 
     def peek(self) -> str:
-        """The next character that is no blank, which is not consumed; empty at the end of the file."""
+        """Return the next character that is no blank, which is not consumed; empty at the end of the file."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in BLANKS:
                 self.at += 1
@@ -56,13 +56,13 @@ class _Buffer:
             self.grow()
 
     def where(self, position: int) -> str:
-        """Line and column of a place in `text`."""
+        """Return line and column of a place in `text`."""
         line = self.lines + self.text.count("\n", 0, position)
         return f"line {line} column {position - self.text.rfind(chr(10), 0, position)}"
 
 
 def read_array(file: DataFile, reader: Reader) -> Iterator[tuple[str, int]]:
-    """(its text, bytes of the file so far) of every element.
+    """Yield (text, bytes of the file so far) of every element.
 
     Raises:
         DataError: the array is broken; what follows cannot be found.
@@ -135,7 +135,7 @@ def _element(file: DataFile, buffer: _Buffer, row: int) -> str:
 
 
 def parse_element(row: int, text: str) -> Record:
-    """One element, whose JSON is right, as a row; rows are numbered from 1."""
+    """Parse one element, whose JSON is valid, as a row; rows are numbered from 1."""
     try:
         value = DECODER.decode(text)
     except ValueError as error:  # a rule of ours

@@ -33,7 +33,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _not_a_number(value: Any) -> NotANumber | None:
-    """The first one within a value."""
+    """Return the first such value within a value."""
     if isinstance(value, NotANumber):
         return value
     within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -44,7 +44,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=NotANumber)
 
 
 def parse_line(line: int, raw: bytes) -> Record:
-    """One line, without blanks around it."""
+    """Parse one line, without blanks around it."""
     if b"\0" in raw:
         return Fault(line, Code.NUL, f"there is a NUL character at byte {raw.index(0) + 1} of the line")
     try:
@@ -61,7 +61,7 @@ def parse_line(line: int, raw: bytes) -> Record:
 
 
 def parse_value(text: str) -> Any:
-    """JSON that stands in a column of text; a Fault of line 0 if it is none."""
+    """Parse JSON in a column of text; return a Fault of line 0 if it is not valid."""
     try:
         value = DECODER.decode(text)
     except ValueError as error:
@@ -72,7 +72,7 @@ def parse_value(text: str) -> Any:
 
 
 def as_row(line: int, value: Any, text: str) -> Record:
-    """A parsed value as a row; `text` is what it was parsed from."""
+    """Return a parsed value as a row; `text` is what it was parsed from."""
     if isinstance(value, dict):
         if "NaN" in text or "Infinity" in text:
             value = {key: _not_a_number(item) or item for key, item in value.items()}
@@ -81,7 +81,7 @@ def as_row(line: int, value: Any, text: str) -> Record:
 
 
 def not_utf8(byte: int) -> str:
-    """A byte that is no UTF-8, with the character it probably was."""
+    """Describe a byte that is not UTF-8, with the character that it probably was."""
     try:
         char = bytes([byte]).decode("cp1252")
     except UnicodeDecodeError:
@@ -90,7 +90,7 @@ def not_utf8(byte: int) -> str:
 
 
 def explain(line: int, text: str, error: ValueError) -> Fault:
-    """What is wrong with a line that is no JSON."""
+    """Return the fault of a line that is not JSON."""
     if isinstance(error, _DuplicateKeyError):
         return Fault(line, Code.DUPLICATE_KEY, f"the key {str(error)!r} occurs twice in one object")
     if not isinstance(error, json.JSONDecodeError):  # an integer of more digits than Python converts

@@ -15,7 +15,7 @@ MOST_LABELS = 10_000  # beyond it the column holds something else, such as the t
 
 
 def check_kind(declared: ProblemType | None, task: Task) -> None:
-    """Raises SpecError where the job says what labels are, and its task has none."""
+    """Raise SpecError where the job says what labels are, and its task has none."""
     if declared is None or spec_of(task).labelled:
         return
     message = f"is {declared}, and {task} predicts no labels"
@@ -70,7 +70,7 @@ def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
     """Return the problem of training rows that are all labelled alike."""
     training, trained = rows.training, rows.trained_names
     where = training[0].source.field
-    if not any(part.good for part in training):  # what is wrong with all of them is told
+    if not any(part.good for part in training):  # the faults of all of them are reported
         return None
     if kind is ProblemType.REGRESSION:
         lowest, highest = min(part.lowest for part in training), max(part.highest for part in training)
@@ -94,7 +94,7 @@ def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
 
 
 def too_many_labels(checked: CheckedFile, numbers: bool) -> Problem:
-    """The problem of a column that holds something else; `numbers`: nothing but numbers."""
+    """Return the problem of a column that holds something else; `numbers`: nothing but numbers."""
     column = checked.columns.names["label"]
     message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is not a label"
     cure = "say in spec.dataset.columns which column is the label"

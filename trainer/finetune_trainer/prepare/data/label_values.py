@@ -11,7 +11,7 @@ from finetune_api.messages import ProblemType
 from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, json_type
 
-SEPARATOR = ";"  # between the labels of a text, where the job says that there are several
+SEPARATOR = ";"  # between the labels of a text, where the job declares several
 WHOLE = re.compile(r"-?(?:0|[1-9]\d*)(?:\.0+)?")
 LARGEST = 3.4028234e38  # of float32
 
@@ -30,13 +30,13 @@ class Target:
 
 
 def kind_of(values: Iterable[Any]) -> ProblemType:
-    """What labels of these values are, by the first that is there: a list is several labels, anything else one."""
+    """Return the kind of labels by the first value that is not null: a list is several labels, anything else one."""
     first = next((value for value in values if value is not None), None)
     return ProblemType.MULTI_LABEL if isinstance(first, list) else ProblemType.SINGLE_LABEL
 
 
 def target(column: str, value: Any, kind: ProblemType, declared: bool) -> Target:
-    """A checked label.
+    """Check a label.
 
     Args:
         kind: what the labels of the data set are.
@@ -57,18 +57,18 @@ def target(column: str, value: Any, kind: ProblemType, declared: bool) -> Target
 
 
 def label_name(column: str, value: Any) -> str:
-    """A label's name: the text, or a number or boolean as JSON writes it (1.0 is 1: a float column with gaps)."""
+    """Return a label's name: the text, or a number or boolean as JSON has it (1.0 is 1: a float column with gaps)."""
     if isinstance(value, str):
         if not value.strip():
             raise Wrong(Code.EMPTY_LABEL, f"{column!r} is empty")
-        return encodable(column, value.strip())  # "spam " is no class of its own
+        return encodable(column, value.strip())  # "spam " is not a separate class
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, int):
         return str(value)
-    if value is None or value != value:  # NaN stands for null in columns of numbers
+    if value is None or value != value:  # NaN is null in columns of numbers
         raise Wrong(Code.NULL_VALUE, f"{column!r} is null; a label is a string, a number or a boolean")
     if isinstance(value, float):
         raise Wrong(Code.NOT_FINITE, f"{column!r} is infinite; a label is a string, a number or a boolean")
@@ -76,17 +76,17 @@ def label_name(column: str, value: Any) -> str:
 
 
 def whole_number(name: str) -> str:
-    """The name of a whole number that a program has written as `1.0`: `1`."""
+    """Return the name of a whole number that a program has written as `1.0`: `1`."""
     return name.partition(".")[0] if is_whole(name) else name
 
 
 def is_whole(name: str) -> bool:
-    """Whether a name is a whole number, with or without zeros behind a point."""
+    """Return whether a name is a whole number, with or without zeros behind a point."""
     return WHOLE.fullmatch(name) is not None
 
 
 def _several(column: str, value: Any, declared: bool) -> tuple[str, ...]:
-    """The names, in the order of the row: any number of them, each once."""
+    """Return the names, in the order of the row: any number of them, each once."""
     if value is None:
         raise Wrong(Code.NULL_VALUE, f"{column!r} is null; a row without any label has an empty list")
     if isinstance(value, str) and declared:
@@ -122,7 +122,7 @@ def _number(column: str, value: Any) -> float:
 
 
 def encodable(column: str, value: str) -> str:
-    """A text that UTF-8 can hold.
+    """Return a text that UTF-8 can hold.
 
     Raises:
         Wrong: it holds half of a character.
@@ -138,7 +138,7 @@ def encodable(column: str, value: str) -> str:
 
 
 def matched(known: Sequence[str], names: Collection[str]) -> tuple[str, ...] | None:
-    """The names of labels in the order of a trained head, or None if they are not those that it knows.
+    """Return the names of labels in the order of a trained head, or None if they are not those that it knows.
 
     Case does not count, nor white space around a name. The outputs of a head without names are told by their numbers.
 

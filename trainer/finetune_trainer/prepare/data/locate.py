@@ -15,7 +15,7 @@ from finetune_trainer.storage import open_store
 
 
 def locate(uri: str, field: str, environ: Mapping[str, str], declared: str | None = None) -> tuple[Place, ...]:
-    """The files behind a uri, sorted by name; at least one.
+    """Return the files behind a uri, sorted by name; at least one.
 
     Args:
         declared: the format that the job names, if it does: then names need not agree.
@@ -49,7 +49,7 @@ def locate(uri: str, field: str, environ: Mapping[str, str], declared: str | Non
 
 
 def _named_on_hub(text: str, field: str) -> str:
-    """The uri of a plain name of a data set: paths have become file:// where they mean something."""
+    """Return the URI of a plain name of a data set; paths of this machine were made file:// before."""
     if is_hub_name(text):
         return f"hf://datasets/{text}"
     message = f"{text!r} is a path of one machine, and this machine has no such file"
@@ -88,7 +88,7 @@ def _local(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
 
 
 def _walk(root: Path) -> list[str]:
-    """All files below a folder; links to folders are followed, each folder once."""
+    """Return all files below a folder; links to folders are followed, each folder once."""
     found = []
     seen = {root.resolve()}
     above = set(root.resolve().parents)
@@ -158,7 +158,7 @@ def _on_the_web(uri: str, field: str, _: Mapping[str, str]) -> list[Place]:
 
 
 def _saved_split(uri: str, field: str, names: Iterable[str]) -> list[str]:
-    """The files of the split that a field means, of a folder that holds several."""
+    """Return the files of the split that a field needs, from a folder that holds several splits."""
     splits = file_patterns.saved_splits(names)
     wanted = EVALUATION if field == "spec.dataset.eval" else ("train",)
     split = next((split for split in wanted if split in splits), None)

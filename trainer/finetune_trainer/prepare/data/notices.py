@@ -40,7 +40,7 @@ def notices(
     labels: Sequence[str],
     declared: ProblemType | None,
 ) -> tuple[Notice, ...]:
-    """Everything that is to be said.
+    """Return everything that people should know of the columns and labels.
 
     Args:
         training: sources that are trained on.

@@ -12,7 +12,7 @@ from finetune_trainer.prepare.data.file_places import source_changed
 from finetune_trainer.prepare.data.formats import DataFile
 
 LEFT_OUT = 0
-EVALUATED = 255  # any other value: trained on, so many times
+EVALUATED = 255  # any other value: how often the row is trained on
 
 
 class Split(StrEnum):
@@ -40,7 +40,7 @@ class Portion:
         return self.chunk.file
 
     def examples(self) -> Iterator[tuple[Split, int, Example]]:
-        """(split, how often, example) of each good row that is not left out; faults were counted before.
+        """Yield (split, how often, example) of each good row that is chosen; faults were counted before.
 
         Raises:
             DataError: there are other rows than when they were checked.

@@ -58,7 +58,7 @@ def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _proposal(parts: Parts, row: Mapping[str, Any]) -> dict[str, str] | None:
-    """The column of each part, if there is a likely one for each; of a system message, too, if there is one."""
+    """Return a likely column for each part; also for a system message, if there is one."""
     by_name = {name.strip().lower(): name for name in reversed(list(row))}
     found: dict[str, str] = {}
     optional = ("system",) if parts in WITH_SYSTEM else ()
@@ -84,7 +84,7 @@ def _parts(task: Task) -> Parts:
 
 
 def _paths(row: Mapping[str, Any]) -> list[str]:
-    """Paths to texts within the first column that holds some: `translation.de`."""
+    """Return paths to texts within the first column that holds some: `translation.de`."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             inner = [f"{name}.{key}" for key, text in value.items() if isinstance(text, str)]
@@ -114,5 +114,5 @@ def _is_chat(rows: list[Mapping[str, Any]]) -> bool:
 
 
 def _is_no_header(names: list[str]) -> bool:
-    """Whether names look like values: long, or numbers."""
+    """Return whether names look like values: long, or numbers."""
     return any(len(name) > 60 or name.count(" ") > 4 or name.strip("-").replace(".", "").isdigit() for name in names)

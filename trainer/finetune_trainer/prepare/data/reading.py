@@ -28,7 +28,7 @@ WORTH_PROCESSES = 32 << 20  # bytes: below, starting processes takes longer than
 
 
 def processes(size: int) -> int:
-    """How many processes to read so many bytes with: a pod is told its share, for it sees all cores of its node."""
+    """Return the number of processes for so many bytes. A pod sees all cores of its node, and gets its share by env."""
     given = int(os.environ.get(Env.PROCESSES) or len(os.sched_getaffinity(0)))
     return given if size >= WORTH_PROCESSES else 1
 
@@ -217,7 +217,7 @@ def read_all(sources: Sources, files: Sequence[CheckedFile], report: Report, *, 
 
 
 def _items(files: Sequence[CheckedFile], problems: list[Problem], contents: bool) -> Iterator[_Item]:
-    """The chunks of all files. What ends a file early goes to `problems`; the next file is read all the same."""
+    """Yield the chunks of all files. What ends a file early goes to `problems`; the next file is read in any case."""
     for index, checked in enumerate(files):
         try:
             for chunk in chunks(checked.file):

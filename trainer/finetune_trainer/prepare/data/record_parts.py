@@ -49,7 +49,7 @@ class RecordsChunk:
 
 
 def parse(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
-    """(record, bytes of plain data so far, bytes of the file so far) of every record.
+    """Yield (record, bytes of plain data so far, bytes of the file so far) of every record.
 
     Args:
         shift: lines of the file that are left out here, behind what it begins with.
@@ -62,7 +62,7 @@ def parse(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Reco
 
 
 def in_parts(file: DataFile) -> bool:
-    """Whether the records of a file can be told apart without parsing them."""
+    """Return whether the records of a file can be told apart without parsing them."""
     return file.format in (Format.CSV, Format.TSV) or (
         file.format is Format.TEXT and file.documents is DocumentUnit.PARAGRAPH
     )
@@ -83,7 +83,7 @@ class Rest(Reader):
         self._following = following
 
     def blocks(self) -> Iterator[bytes]:
-        """The head, then all bytes that are in no part."""
+        """Yield the head, then all bytes that are in no part."""
         if self._begin:
             yield self._begin
         for piece in self._following:
@@ -92,7 +92,7 @@ class Rest(Reader):
 
 
 def parts(file: DataFile, reader: Reader) -> Iterator[RecordsChunk | Rest]:
-    """The records in parts of some MiB; then, if they cannot be told apart to the end, all that follow.
+    """Yield the records in parts of some MiB; then the rest, if records cannot be separated to the end.
 
     Raises:
         DataError: the header is wrong.
@@ -125,7 +125,7 @@ def parts(file: DataFile, reader: Reader) -> Iterator[RecordsChunk | Rest]:
 
 
 def _head(file: DataFile, data: bytes) -> bytes | None:
-    """The lines before the first record, which its own parser finds; None if there is no record yet."""
+    """Return the lines before the first record, which its own parser finds; None if there is no record yet."""
     for record, _, _ in read_csv(file, Reader(io.BytesIO(data), Compression.NONE)):
         lines = data.split(b"\n", record.line - 1)[: record.line - 1]
         return b"".join(line + b"\n" for line in lines)
@@ -133,7 +133,7 @@ def _head(file: DataFile, data: bytes) -> bytes | None:
 
 
 def _paragraphs(data: bytes) -> int:
-    """Where the last paragraph that is whole ends; 0 if none is."""
+    """Return where the last whole paragraph ends; 0 if there is none."""
     start = len(data)
     while start > 0:  # from behind, a few KiB at a time: the last blank line is near the end
         start = max(0, start - (1 << 14))
@@ -144,7 +144,7 @@ def _paragraphs(data: bytes) -> int:
 
 
 def _rows(file: DataFile, data: bytes) -> int | None:
-    """Where the last row that is whole ends; 0 if none is; None where quotes are not used as quotes."""
+    """Return where the last whole row ends; 0 if there is none; None where quotes are not used as quotes."""
     whole = data.rfind(b"\n") + 1
     if not file.quotes or b'"' not in data:
         return whole

@@ -57,8 +57,8 @@ def hold_out(groups: Counts, contents: Hashes, share: float, seed: int) -> npt.N
 
 
 def _quotas(sizes: Counts, share: float, ranks: Hashes) -> Counts:
-    """How many rows each group gives: the whole part of its share, and one more by largest remainder (Hare, Niemeyer)
-    until the share of all rows is reached. Equal remainders are ordered by chance: `ranks`."""
+    """Return how many rows each group gives: the whole part of its share, and one more by largest remainder (Hare,
+    Niemeyer) until the share of all rows is reached. Equal remainders are ordered by chance: `ranks`."""
     exact = sizes * share
     quotas = np.floor(exact + 1e-9).astype(np.int64)
     left = int(np.rint(sizes.sum() * share)) - int(quotas.sum())
@@ -71,7 +71,7 @@ def _quotas(sizes: Counts, share: float, ranks: Hashes) -> Counts:
 
 
 def rarest(rows: Counts, targets: Sequence[tuple[str, ...]]) -> Counts:
-    """For each row the label that fewest rows have, of its own labels: by it a split keeps the share of each label.
+    """Return for each row the rarest of its own labels: by it a split keeps the share of each label.
 
     Args:
         rows: index of each row's labels in `targets`.
@@ -90,7 +90,7 @@ def rarest(rows: Counts, targets: Sequence[tuple[str, ...]]) -> Counts:
 
 
 def repeats(weight: float, rows: int, seed: int, source: int) -> npt.NDArray[np.uint8]:
-    """How often each row of a source is seen in an epoch: `weight` on average, and never off by one or more.
+    """Return how often each row of a source is seen in an epoch: `weight` on average, and never off by one or more.
 
     A weight of 2.25 is twice for all, and once more for a quarter of the rows, chosen by a hash of seed, source and
     index.
@@ -110,7 +110,7 @@ def _key(text: str) -> np.uint64:
 
 
 def _mixed(state: Hashes) -> Hashes:
-    """The finisher of splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators")."""
+    """Apply the finisher of splitmix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")."""
     with np.errstate(over="ignore"):
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -119,14 +119,14 @@ def _mixed(state: Hashes) -> Hashes:
 
 
 def label_order(names: set[str]) -> tuple[str, ...]:
-    """Labels by index: numbers by value, anything else by its characters. Does not depend on the rows' order."""
+    """Return labels by index: numbers by value, anything else by its characters. The rows' order does not matter."""
     if all(_canonical(name) for name in names):
         return tuple(sorted(names, key=float))
     return tuple(sorted(names))
 
 
 def _canonical(name: str) -> bool:
-    """Whether a name is a number as we write it."""
+    """Return whether a name is a number as we write it."""
     try:
         return str(int(name)) == name
     except ValueError:

@@ -19,7 +19,7 @@ from finetune_trainer.prepare.data.label_values import kind_of
 from finetune_trainer.prepare.data.proposals import cure, rows_code
 from finetune_trainer.prepare.data.tally import Tally
 
-SPLIT_PART = "split"  # of every shape: the column that says which rows are trained on
+SPLIT_PART = "split"  # a part of every shape: the column with the split of each row
 SNIFFED_ROWS = 1000  # by then a file that has the right columns has shown them
 
 
@@ -46,11 +46,11 @@ class Shape:
         return {*self.parts, *self.optional}
 
     def fits(self, row: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-        """Whether a row has all its columns."""
+        """Return whether a row has all its columns."""
         return all(column_value(row, given.get(part, part)) is not ABSENT for part in self.parts)
 
     def columns(self, row: Mapping[str, Any], given: Mapping[str, str], has_template: bool, task: Task) -> Columns:
-        """The columns of a file whose rows look like this one."""
+        """Return the columns of a file whose rows look like this one."""
         names = {name: given.get(part, part) for name, part in zip(self.names or self.parts, self.parts, strict=True)}
         names |= {part: given.get(part, part) for part in self.optional}
         layout = self.layout
@@ -78,7 +78,7 @@ def _says_split(value: Any) -> bool:
 
 
 def _within(column: str, path: str | None) -> bool:
-    """Whether a path leads into the column."""
+    """Return whether a path leads into the column."""
     return path is not None and path.startswith(f"{column}.")
 
 
@@ -106,7 +106,7 @@ SHAPES = {  # by the names that `TaskSpec.shapes` has
 
 
 def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_template: bool = False) -> Columns:
-    """Which columns play which part.
+    """Return which column has which part.
 
     Args:
         has_template: the model has a chat template: pairs and Alpaca rows become conversations.

@@ -46,7 +46,7 @@ class Source:
         return hashed(self.weight, *(file.fingerprint for file in self.files))
 
     def check_unchanged(self) -> None:
-        """Raises DataError if a file is another than when it was located."""
+        """Raise DataError if a file differs from the file that was located."""
         with ThreadPoolExecutor(ASKED) as pool:  # each may be a request to a store
             same = list(pool.map(lambda file: file.is_unchanged(), self.files))
         if problems := [
@@ -63,7 +63,7 @@ class Sources:
     evaluation: Source | None
 
     def all(self) -> tuple[Source, ...]:
-        """Training sources in the order of the job, then evaluation's."""
+        """Return training sources in the order of the job, then evaluation's."""
         return (*self.train, self.evaluation) if self.evaluation else self.train
 
     @property
@@ -73,7 +73,7 @@ class Sources:
         return hashed(*(source.fingerprint for source in self.train), "evaluation", evaluation)
 
     def check_unchanged(self) -> None:
-        """Raises DataError if a file is another than when it was located."""
+        """Raise DataError if a file differs from the file that was located."""
         for source in self.all():
             source.check_unchanged()
 
@@ -108,7 +108,7 @@ def locate_all(spec: DatasetSpec, environ: Mapping[str, str]) -> Sources:
 
 
 def data_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment that data is read with: the data's own endpoint and keys in the place of the job's.
+    """Return the environment that data is read with: the data's own endpoint and keys in the place of the job's.
 
     Another endpoint has neither the region nor the certificate of the job's. Keys replace the job's as a whole: a
     session token belongs to its own key.

@@ -85,7 +85,7 @@ class Tally:
     _groups: dict[Code, _Group] = with_default(default_factory=dict)
 
     def good(self, file: DataFile, records: Iterable[T | Fault]) -> Iterator[T]:
-        """The examples among the records of a file; faults are counted."""
+        """Yield the examples among the records of a file; count the faults."""
         for record in records:
             self.rows += 1
             if isinstance(record, Fault):
@@ -114,12 +114,12 @@ class Tally:
                 group.lines = (group.lines + other.lines)[:SHOWN_LINES]
 
     def problems(self) -> list[Problem]:
-        """One problem per code, in the order in which they were met."""
+        """Return one problem per code, in the order in which they were met."""
         return [_problem(self.field, code, group) for code, group in self._groups.items()]
 
 
 def grouped(problems: Sequence[Problem]) -> list[Problem]:
-    """One problem for each code and field, in the order in which they were met: many files have the same fault.
+    """Return one problem for each code and field, in the order in which they were met: many files have the same fault.
 
     What names lines is left as it is: it is grouped already.
     """

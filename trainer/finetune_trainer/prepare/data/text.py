@@ -11,7 +11,7 @@ COLUMN = "text"
 
 
 def parse_document(line: int, raw: bytes) -> Record:
-    """One document; `line` is its first."""
+    """Parse one document; `line` is its first."""
     if b"\0" in raw:
         return Fault(line, Code.NUL, "there is a NUL character in the text")
     try:
@@ -23,7 +23,7 @@ def parse_document(line: int, raw: bytes) -> Record:
 
 
 def read_documents(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]]:
-    """(record, bytes of plain data so far, bytes of the file so far) of every paragraph, or of the whole file.
+    """Yield (record, bytes of plain data so far, bytes of the file so far) of every paragraph, or of the whole file.
 
     Raises:
         StreamError: as of `lines`.

@@ -57,7 +57,7 @@ class WebFile:
         return hashed("web", self.name, self.size, self.tag, self.once)
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """Downloaded; a broken connection is taken up where it broke."""
+        """Download; continue a broken connection where it broke."""
         path = self._path(folder)
         if path.exists():
             return path
@@ -108,7 +108,7 @@ class WebFile:
             raise _AgainError(f"{done:,} bytes were received, {self.size:,} were announced")
 
     def is_here(self, folder: Path) -> bool:
-        """Whether it was downloaded."""
+        """Return whether it was downloaded."""
         return self._path(folder).exists()
 
     def _path(self, folder: Path) -> Path:
@@ -116,7 +116,7 @@ class WebFile:
         return folder / self.fingerprint / (base or "data")
 
     def is_unchanged(self) -> bool:
-        """By size and tag, where the server tells them."""
+        """Return whether size and tag are the same, where the server sends them."""
         found = find_web_file(self.url, self.field)
         return (found.size, found.tag) == (self.size, self.tag)
 
@@ -161,7 +161,7 @@ def _client() -> httpx.Client:
 
 @contextmanager
 def _told(file: WebFile) -> Iterator[None]:
-    """The client's errors in our words."""
+    """Translate the errors of the HTTP client."""
     try:
         yield
     except httpx.TooManyRedirects as error:

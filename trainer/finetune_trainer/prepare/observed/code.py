@@ -95,7 +95,7 @@ def prose(text: str) -> str:
 
 
 def _signs_of_code(text: str) -> bool:
-    """Cheap: no code is written without any of these."""
+    """Return cheaply whether a text may be code: code has one of these signs."""
     return any(sign in text for sign in ("{", "(", "=", ";", "<", "$ ", '":', "\n  ", "\n\t", "--"))
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 SHOWN_CHARACTERS = 4000  # of a row: what near duplicates, word lists and the report's samples look at
 _LOOKED_AT = 2048  # bytes of a row: twins that differ behind them are twins still
-_WINDOW = 24  # bytes of one shingle of `keys`, about four words: shorter ones stand in every other row
+_WINDOW = 24  # bytes of one shingle of `keys`, about four words: shorter ones occur in many rows
 _ANCHORS = np.zeros(256, bool)  # a shingle begins at each blank, and at every eighth kind of byte beyond ASCII
 _ANCHORS[[ord(" "), ord("\n")]] = True
 _ANCHORS[128::8] = True
@@ -17,12 +17,12 @@ _SHIFT = np.uint64(31)
 
 
 def digest(*parts: bytes) -> int:
-    """64 bits of the blake2b over some parts. Of a million rows two share it by chance once in 37 million sets."""
+    """Return 64 bits of blake2b over some parts: of a million rows two share it once in 37 million data sets."""
     return int.from_bytes(blake2b(b"\0".join(parts), digest_size=8).digest(), "little")
 
 
 def keys(texts: Sequence[bytes]) -> npt.NDArray[np.uint64]:
-    """One MinHash of each text (UTF-8): the least hash over its shingles of 24 bytes, mixed once more to spread evenly.
+    """Return one MinHash of each text (UTF-8): the least hash over its shingles of 24 bytes, mixed to spread evenly.
 
     Two texts share it with the probability of their Jaccard similarity (Broder 1997). A sample that takes the rows
     with the least keys therefore takes a row together with its near twin, where one by chance would part them.

@@ -34,7 +34,7 @@ class TraceKind(StrEnum):
 
 
 IN_CODE = {TraceKind.PLACEHOLDER, TraceKind.DUMMY, TraceKind.MARKUP}  # what code may hold
-IN_SYSTEM = {TraceKind.TEMPLATE, TraceKind.PLACEHOLDER}  # what nobody means in a system message
+IN_SYSTEM = {TraceKind.TEMPLATE, TraceKind.PLACEHOLDER}  # kinds that are never intended in a system message
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Leftovers:
             both = zip(texts, systems, strict=True)
             texts = [f"{text}\n{system}" if system else text for text, system in both]
             raw = [text.encode("utf-8", "replace") for text in texts]
-        found: dict[Trace, dict[int, int]] = {}  # row -> where the trace stands first, in bytes
+        found: dict[Trace, dict[int, int]] = {}  # row -> first place of the trace, in bytes
         tried: Counter[tuple[Trace, int]] = Counter()
         for row, at, trace in sorted(_places(raw), key=lambda place: place[:2]):
             own = found.setdefault(trace, {})
@@ -194,7 +194,7 @@ class Leftovers:
 
 
 def _places(raw: Sequence[bytes]) -> Iterator[tuple[int, int, Trace]]:
-    """(row, byte, trace) wherever a needle stands."""
+    """Yield (row, byte, trace) of every needle."""
     joined = b"\0".join(raw).lower() + b"\0\0"
     ends = list(accumulate(len(own) + 1 for own in raw))
 
@@ -216,11 +216,11 @@ def _places(raw: Sequence[bytes]) -> Iterator[tuple[int, int, Trace]]:
 
 
 def _near(at: int) -> tuple[int, int]:
-    """Where a pattern is searched: a long row that is full of needles must not be read as often."""
+    """Return the part of a text around a needle: a long row with many needles must not be read that often."""
     return max(0, at - PATTERN_BYTES), at + PATTERN_BYTES
 
 
 def _around(text: str, at: int) -> str:
-    """The words around a place."""
+    """Return the words around a place."""
     start = max(0, at - AROUND)
     return ("…" if start else "") + text[start : at + AROUND].strip() + ("…" if at + AROUND < len(text) else "")

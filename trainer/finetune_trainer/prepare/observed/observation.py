@@ -21,7 +21,7 @@ from finetune_trainer.prepare.observed.sample import KEPT_TOKENS, ROWS, TOKEN_RO
 from finetune_trainer.prepare.observed.spill import SpilledColumns, SpilledRows
 from finetune_trainer.prepare.observed.texts import Sides, sides
 
-NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or tokens of its own
+NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or a separate sequence
 MOST_UNKNOWN = 0xFFFF
 LONGEST_WORD = 40  # an answer longer than that has blanks in it
 WITHOUT_BLANKS = re.compile(
@@ -148,21 +148,21 @@ class Observation:
         self.sample.merge(later.sample)
 
     def table(self) -> SpilledColumns:
-        """All rows, in order, with the fields of `ROW`."""
+        """Return all rows, in order, with the fields of `ROW`."""
         rows: SpilledColumns = self._table.all()
         return rows
 
     def numbers(self) -> npt.NDArray[np.float32]:
-        """The number of each row, in order; none where numbers are not what is learnt."""
+        """Return the number of each row, in order; none where numbers are not what is learnt."""
         numbers: npt.NDArray[np.float32] = self._numbers.all()
         return numbers
 
     def rows_since(self, row: int, number: int) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float32]]:
-        """What `table` and `numbers` hold from these places on."""
+        """Return what `table` and `numbers` hold from these places on."""
         return self._table.since(row), self._numbers.since(number)
 
     def without_rows(self, folder: str | None = None) -> "Observation":
-        """All but `table` and `numbers`: what is small, however many rows there are; what is added goes to `folder`."""
+        """Return all but `table` and `numbers`: it is small for any number of rows. Rows added later go to `folder`."""
         small = copy(self)
         small.folder = folder
         small._table, small._numbers = SpilledRows(ROW, folder), SpilledRows(NUMBER, folder)
@@ -174,7 +174,7 @@ class Observation:
         self._numbers.append(numbers)
 
     def place(self, row: int) -> str:
-        """`train.jsonl:214` of a row by its index."""
+        """Return `train.jsonl:214` of a row by its index."""
         line = int(self.table()["line"][row])
         for file, count in self.files:
             if row < count:

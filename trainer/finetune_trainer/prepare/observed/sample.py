@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 ROWS = 20_000  # kept of a split
 KEPT_TOKENS = 256  # of a row whose tokens are kept
-TOKEN_ROWS = 1000  # about so many rows keep them: enough to compare vocabularies
+TOKEN_ROWS = 1000  # rows that keep their tokens: enough to compare vocabularies
 _ALL = 1 << 64
 
 
@@ -48,7 +48,7 @@ class SampledRow:
 
 
 def limit_for(rows: int, wanted: int) -> int:
-    """Keys below it are `wanted` rows of a split of `rows`, and some more for chance; all keys where rows is 0."""
+    """Return the key below which a split of `rows` has `wanted` rows and a few more; all keys if rows is 0."""
     return min(_ALL, _ALL * wanted * 11 // (10 * rows)) if rows else _ALL
 
 
@@ -64,7 +64,7 @@ class RowSample:
     _rows: dict[int, SampledRow] = field(default_factory=dict)  # by content; the first of equal rows stays
 
     def wants(self, key: int, content: int) -> bool:
-        """Whether a row may belong to the sample."""
+        """Return whether a row may belong to the sample."""
         return key < self.limit and content not in self._rows
 
     def take(self, row: SampledRow) -> None:
@@ -80,9 +80,9 @@ class RowSample:
                 self.take(row)
 
     def rows(self) -> list[SampledRow]:
-        """The sample, in the order of its keys."""
+        """Return the sample, in the order of its keys."""
         return sorted(self._rows.values(), key=lambda row: (row.key, row.content))[:ROWS]
 
     def complete_below(self) -> int:
-        """Every distinct row of the split whose key is below this is in the sample."""
+        """Return the key below which the sample has every distinct row of the split."""
         return min(self.limit, self.rows()[-1].key) if len(self._rows) >= ROWS else self.limit

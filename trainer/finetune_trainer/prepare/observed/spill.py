@@ -61,7 +61,7 @@ class SpilledRows:
             self._spill()
 
     def all(self) -> Any:
-        """All rows: an array, or, beyond a million, what reads as one by its columns (`Columns`)."""
+        """Return all rows: an array, or beyond a million what reads as one by its columns (`SpilledColumns`)."""
         if not self._files:
             self._parts = [self._joined()]
             return self._parts[0]
@@ -71,7 +71,7 @@ class SpilledRows:
         return _OnDisk(self)
 
     def since(self, first: int) -> npt.NDArray[Any]:
-        """Rows from a number on, copied."""
+        """Return rows from a number on, copied."""
         if first >= self._on_disk:
             rows: npt.NDArray[Any] = self._joined()[first - self._on_disk :]
             return rows

@@ -18,7 +18,7 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[str], new_tokens: int = 0) -> Any:
-    """The model with an adapter, to be counted.
+    """Return the model with an adapter, to be counted.
 
     Args:
         lora: LoraConfig names and values.
@@ -58,7 +58,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
 
 
 def check_module_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> None:
-    """Raises SpecError if a name of a new adapter's configuration leads nowhere. (That of an earlier one has names of
+    """Raise SpecError if a name of a new adapter's configuration leads nowhere. (That of an earlier one has names of
     other families too, which PEFT puts there: `score` beside `classifier`.)"""
     names = sorted({name.rpartition(".")[2] for name in linear})
     known = [name for name, _ in model.named_modules()]
@@ -70,7 +70,7 @@ def check_module_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str
 
 
 def check_saved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ModelError if an adapter's tensors are not those of the adapted model."""
+    """Raise ModelError if an adapter's tensors are not those of the adapted model."""
     if not shapes:
         return
     from peft import get_peft_model_state_dict
@@ -99,7 +99,7 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def embeddings(model: Any) -> int:
-    """Parameters of an adapted model's embeddings, on both sides, that are not trained."""
+    """Return parameters of an adapted model's embeddings, on both sides, that are not trained."""
     sides = [side for side in (model.get_input_embeddings(), model.get_output_embeddings()) if side is not None]
     frozen = {id(one): one.numel() for side in sides for one in side.parameters() if not one.requires_grad}
     return sum(frozen.values())
@@ -142,7 +142,7 @@ def _check_pattern(field: str, pattern: str, names: Sequence[str]) -> None:
 
 
 def _check_modules(known: Iterable[str], option: str, given: Any, names: Sequence[str]) -> None:
-    """Refuses a list of modules of which one is not there: PEFT skips it in silence where another one matches."""
+    """Refuse a list of modules if one is missing: PEFT silently skips it where another one matches."""
     if not isinstance(given, (list, tuple)):
         return
     modules = list(known)

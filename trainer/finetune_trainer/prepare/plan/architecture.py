@@ -43,7 +43,7 @@ class Growth(Message):
     quadratic: float = 0.0
 
     def at(self, tokens: int) -> float:
-        """Bytes for one row of `tokens`."""
+        """Return bytes for one row of `tokens`."""
         return self.linear * tokens + self.quadratic * tokens * tokens
 
 
@@ -109,7 +109,7 @@ class Architecture(Message):
         return sum(named) or 2 * self.hidden * self.layers
 
     def by_kind(self) -> dict[PartKind, int]:
-        """Parameters by what they are for."""
+        """Return parameters by what they are for."""
         return {kind: sum(part.parameters for part in self.parts if part.kind is kind) for kind in PartKind}
 
     @cached_property

@@ -23,13 +23,13 @@ class Batch:
 
 
 def usual_batch(rows: int) -> int:
-    """Rows of a step for a data set of so many rows."""
+    """Return the rows of a step for a data set of this size."""
     grown = 1 << round(math.log2(max(1.0, SHARE * rows)))
     return min(rows, MOST, max(GLOBAL_BATCH, grown))
 
 
 def global_batch(log: ChoiceLog, world: int, rows: int) -> Batch:
-    """The rows of a step; noted.
+    """Choose the rows of a step, and note the choice.
 
     Args:
         world: ranks.

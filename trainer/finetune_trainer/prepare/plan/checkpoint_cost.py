@@ -22,38 +22,41 @@ TOKEN_BYTES = 8  # input_ids and labels
 
 
 def checkpoint_bytes(trained: int, weight_bytes: int, nodes: int, zero_stage: int) -> int:
-    """Bytes of the largest node's share, node 0's: trained weights in Hugging Face's and in DeepSpeed's layout, and the
-    optimizer states, which ZeRO shards over the nodes."""
+    """Return bytes of the largest node's part, node 0's.
+
+    It holds the trained weights in Hugging Face's and in DeepSpeed's layout, and the optimizer states, which ZeRO
+    shards over the nodes.
+    """
     return 2 * trained * weight_bytes + trained * OPTIMIZER_BYTES // (nodes if zero_stage else 1)
 
 
 def stop_uploads(dataset: DatasetFacts) -> int:
-    """How many checkpoints a stop may have to bring to storage: the newest, and the best by an evaluation."""
+    """Return how many checkpoints a stop may have to upload: the newest, and the best by an evaluation."""
     return 1 if dataset.eval is None else 2
 
 
 def grace_seconds(checkpoint: int, uploads: int) -> int:
-    """What a pod needs to save a checkpoint of this size and upload so many, within bounds."""
+    """Return the time that a pod needs to save and upload checkpoints of this size, within bounds."""
     upload = math.ceil(uploads * checkpoint / UPLOAD_BANDWIDTH)
     return min(MOST_GRACE, max(LEAST_GRACE, AGREEMENT_SECONDS + upload))
 
 
 def save_seconds(checkpoint: int) -> float:
-    """How long training stands still for a save of this size."""
+    """Return how long training stops for a save of this size."""
     return max(1.0, checkpoint / LOCAL_DISK)
 
 
 def best_interval(checkpoint: int, nodes: int) -> float:
-    """Seconds between two saves with which failures and saves together cost least."""
+    """Return the seconds between two saves with which failures and saves together cost least."""
     return math.sqrt(2 * save_seconds(checkpoint) * NODE_MTBF / nodes)
 
 
 def scratch_bytes(model: ModelFacts, dataset: DatasetFacts, checkpoint: int) -> int:
-    """Node-local space for model, data and checkpoints."""
+    """Return node-local space for model, data and checkpoints."""
     return model.size_bytes + dataset_bytes(dataset) + LOCAL_CHECKPOINTS * checkpoint + SPARE
 
 
 def dataset_bytes(facts: DatasetFacts) -> int:
-    """Bytes of the prepared data set's files."""
+    """Return bytes of the prepared data set's files."""
     splits = [facts.train, *([facts.eval] if facts.eval else [])]
     return sum(split.tokens * TOKEN_BYTES + split.rows * ROW_BYTES for split in splits)

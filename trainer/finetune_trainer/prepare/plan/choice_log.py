@@ -18,11 +18,11 @@ class ChoiceLog:
     choices: list[Choice] = field(default_factory=list)
 
     def take(self, name: str, rule: T, reason: str) -> T:
-        """A value of `spec.training`: the user's if there is one, else the rule's; noted either way."""
+        """Return a value of `spec.training`: the user's if there is one, else the rule's; note it."""
         return self.settle(f"spec.training.{name}", rule, reason, self.given.get(name))
 
     def settle(self, field: str, rule: T, reason: str, user: Any) -> T:
-        """The user's value of any field if it is not None, else the rule's; noted either way."""
+        """Return the user's value of any field if it is not None, else the rule's; note it."""
         value = rule if user is None else user
         self.note(field, value, reason if user is None else "given", user is not None)
         return value
@@ -33,5 +33,5 @@ class ChoiceLog:
 
 
 def problem(code: str, field: str, message: str, cure: str) -> Problem:
-    """A problem with a field of the job."""
+    """Return a problem with a field of the job."""
     return Problem(code=code, field=field, message=message, cure=cure)

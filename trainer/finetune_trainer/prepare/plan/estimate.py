@@ -61,7 +61,7 @@ def _memory(layout: RankLayout, machine: Machine) -> PlannedMemory:
 
 
 def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
-    """Seconds of the training, from the start of its workers to the last save."""
+    """Return the seconds of the training, from the start of its workers to the last save."""
     layout, machine, split = timed.layout, timed.machine, timed.workload.dataset.eval
     evaluated = answered = 0.0
     if split is not None:
@@ -81,7 +81,7 @@ def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
 
 
 def _estimate(timed: Draft, took: Spent) -> Estimate:
-    """Hours and cost of the training; prepare and export come on top."""
+    """Return hours and cost of the training, without prepare and export."""
     machine, budget = timed.machine, timed.spec.budget
     hours = took.seconds / 3600
     gpu_hours = rounded(hours * machine.nodes * machine.gpus) if machine.gpus else None

@@ -60,7 +60,7 @@ def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvalua
 
 
 def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
-    """The metric that chooses the best checkpoint, and whether more of it is better.
+    """Choose the metric that decides which checkpoint is best; return also whether more of it is better.
 
     Raises:
         SpecError: evaluation of this task does not measure the given one.
@@ -74,7 +74,7 @@ def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) ->
         rule, reason = BEST[problem_type]
     metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
     known = [full_name(name) for name in measured(task, problem_type, answers=answers)]
-    if metric not in known:  # known only now, where the job does not name its task
+    if metric not in known:  # a job without a task: only now is the task known
         kind = f"{task} ({problem_type})" if spec_of(task).labelled else str(task)
         message = f"is {metric!r}; evaluation of {kind} measures {', '.join(known)}"
         if metric in [full_name(name) for name in ANSWERS]:
@@ -114,7 +114,7 @@ def _answers(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedAnswers:
 
 
 def _affordable(draft: Draft, rhythm: Rhythm, mean: float, tokens: int) -> tuple[int, str]:
-    """The most rows whose answers take at most a tenth of the training's time, and why."""
+    """Return the most rows whose answers take at most a tenth of the training's time, and why."""
     evaluations, seconds_in_all = rhythm.evaluations or 1, rhythm.steps * draft.layout.speed.seconds
     for rows in ROWS:
         seconds = evaluations * generation_seconds(draft.layout, draft.machine, mean, tokens, rows)
@@ -125,8 +125,9 @@ def _affordable(draft: Draft, rhythm: Rhythm, mean: float, tokens: int) -> tuple
 
 
 def generation_seconds(layout: RankLayout, machine: Machine, mean: float, tokens: int, rows: int) -> float:
-    """How long all ranks together take to answer some rows, roughly: each token of a batch is a pass through the model,
-    which reads all weights, and under ZeRO-3 gathers them.
+    """Return roughly how many seconds all ranks together take to answer some rows.
+
+    Each token of a batch is a pass through the model, which reads all weights, and under ZeRO-3 gathers them.
 
     Args:
         mean: tokens of a row.
@@ -149,7 +150,7 @@ def generation_seconds(layout: RankLayout, machine: Machine, mean: float, tokens
 
 
 def evaluation_seconds(layout: RankLayout, machine: Machine, split: SplitFacts) -> float:
-    """How long one evaluation's forward passes over all rows take, roughly, without generated answers."""
+    """Return how long one evaluation's forward passes over all rows take, roughly, without generated answers."""
     load = layout.load
     shape = load.architecture
     tokens = split.tokens / load.world_size

@@ -39,7 +39,7 @@ class Sharding:
 
 
 def config_value(config: Mapping[str, Any], path: str) -> Any:
-    """What stands at `optimizer.params.lr`; None where nothing does."""
+    """Return the value at a path such as `optimizer.params.lr`; None if there is none."""
     found: Any = config
     for part in path.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -47,7 +47,7 @@ def config_value(config: Mapping[str, Any], path: str) -> Any:
 
 
 def settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of `spec.training` that a configuration gives values, and these values."""
+    """Return the names of `spec.training` for which a configuration has values, with these values."""
     values: dict[str, Any] = {}
     for path, names in SAME.items():
         value = config_value(config, path)
@@ -61,14 +61,14 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_values(job: FineTuneJob) -> dict[str, Any]:
-    """What the job gives of `spec.training`: there, or in its DeepSpeed configuration."""
+    """Return the values of `spec.training` that the job gives there, or in its DeepSpeed configuration."""
     config = job.spec.deepspeed.config
     given = job.spec.training.given()
     return given if config is None else {**given, **settled(config)}
 
 
 def sharding(job: FineTuneJob) -> Sharding:
-    """What the job says of ZeRO, in its own fields or in a DeepSpeed configuration."""
+    """Return what the job gives for ZeRO, in its own fields or in a DeepSpeed configuration."""
     spec = job.spec.deepspeed
     if spec.config is None:
         offload = spec.offload

@@ -129,7 +129,7 @@ SLICE = re.compile(r"mig|(?<![a-z\d])\d+g[.-]\d+gb")  # a part of a GPU
 
 
 def find_gpu(name: str) -> Gpu | None:
-    """The GPU of a product name such as `NVIDIA-A100-SXM4-80GB`, `nvidia-h100-mega-80gb` or `A100`; None if unknown.
+    """Return the GPU of a product name such as `NVIDIA-A100-SXM4-80GB` or `nvidia-h100-mega-80gb`; None if unknown.
 
     Without a size in the name, the smallest of that kind.
     """
@@ -152,7 +152,7 @@ def find_gpu(name: str) -> Gpu | None:
 
 
 def similar(name: str) -> list[str]:
-    """Names of the table that are like an unknown one; else the most usual."""
+    """Return names of the table that are like an unknown one; else the most usual."""
     by_plain = {re.sub(r"[^a-z\d]", "", gpu.name.lower()): gpu.name for gpu in GPUS}
     plain = re.sub(r"nvidia|tesla|geforce|amd|instinct|[^a-z\d]", "", name.lower())
     near = difflib.get_close_matches(plain, by_plain, n=2, cutoff=0.5)

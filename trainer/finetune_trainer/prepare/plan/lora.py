@@ -31,7 +31,7 @@ class SavedAdapter:
 
 
 def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | None = None) -> dict[str, Any]:
-    """LoraConfig names and values of a job; empty for full fine-tuning.
+    """Return LoraConfig names and values of a job; empty for full fine-tuning.
 
     Raises:
         SpecError: parameters of a 4-bit model are to be adapted.
@@ -66,7 +66,7 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
 
 
 def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
-    """What is left alone and what is added, in the plan's own words."""
+    """Note which parameters are frozen and which tokens are added."""
     if freeze := job.spec.method.freeze:
         log.note(
             "spec.method.freeze", freeze, "given; new modules that the base model lacks are trained in any case", True
@@ -77,7 +77,7 @@ def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
 
 
 def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None:
-    """Raises SpecError where QLoRA is asked for on a GPU that bitsandbytes' 4 bits do not run on."""
+    """Raise SpecError for QLoRA on a GPU that bitsandbytes' 4 bits do not run on."""
     if job.spec.method.type is not MethodType.QLORA or machine.device == "cpu":
         return
     if why := not_quantizable(job, machine, hint):
@@ -86,7 +86,7 @@ def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None
 
 
 def other_methods(job: FineTuneJob, machine: Machine, hint: GpuHint) -> tuple[MethodType, ...]:
-    """Methods that need less memory, and that the job could have in place of its own without another change."""
+    """Return methods that need less memory and that the job could use without any other change."""
     spec = job.spec
     if spec.method.type is MethodType.QLORA or spec.method.freeze:  # only all weights can be frozen in part
         return ()
@@ -98,7 +98,7 @@ def other_methods(job: FineTuneJob, machine: Machine, hint: GpuHint) -> tuple[Me
 
 
 def not_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> str:
-    """Why bitsandbytes' 4 bits do not run on a machine's GPUs; empty if they do."""
+    """Return why bitsandbytes' 4 bits do not run on a machine's GPUs; empty if they do."""
     limits = job.spec.resources_per_node.limits
     selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
     names = [job.spec.gpu_type or "", hint.product, *selector.values()]
@@ -110,8 +110,11 @@ def not_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> str:
 
 
 def unsharded(job: FineTuneJob, task: Task, lora: Mapping[str, Any]) -> str:
-    """The field that keeps a job from ZeRO-3; empty if none does. (New tokens of other models are trained there with
-    their whole embeddings; an encoder-decoder's are held by three modules, of which PEFT would train one.)"""
+    """Return the field that keeps a job from ZeRO-3; empty if none does.
+
+    (New tokens of other models are trained there with their whole embeddings; three modules hold those of an
+    encoder-decoder, and PEFT would train one of them.)
+    """
     if lora.get("trainable_token_indices"):
         return "spec.method.lora.trainable_token_indices"
     return "spec.model.newTokens" if lora and job.spec.model.new_tokens and spec_of(task).has_target else ""

@@ -12,11 +12,11 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find_gpu, similar
 
-DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where nobody can look
+DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where the machine is not visible
 DEFAULT_GPU = Gpu("assumed", "", 16384, 60, 40, 4, 300, 3, 100, "the least that GPUs for training have")
 PLANNED = 0.9  # of a GPU's memory, or of this machine's, that a plan fills: no prediction is exact
-NODE_GPUS = 8  # of the instances that the table of GPUs knows the network of
-CPU_NETWORK_GBPS = 10.0  # between nodes without GPUs, where the job says nothing
+NODE_GPUS = 8  # of the instances in the table of GPUs, whose network it has
+CPU_NETWORK_GBPS = 10.0  # between nodes without GPUs, unless the job states it
 NODE_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "amd.com/gpu.product-name")
 
 
@@ -73,7 +73,7 @@ NO_HINT = GpuHint()
 
 
 def gpu_hint(environ: Mapping[str, str]) -> GpuHint:
-    """What the operator passes to a prepare pod."""
+    """Return what the operator tells a prepare pod of the GPUs."""
     memory = environ.get(Env.GPU_MEMORY_MIB, "")
     return GpuHint(environ.get(Env.GPU_PRODUCT, ""), int(memory) if memory.isdigit() else 0)
 
@@ -124,7 +124,7 @@ class Machine:
 
 
 def machine_of(job: FineTuneJob, hint: GpuHint = NO_HINT) -> Machine:
-    """The machine that the job describes; what it leaves out is that of the machine at hand, where it runs there.
+    """Return the machine that the job describes; in local mode, this machine fills in what the job leaves out.
 
     Raises:
         SpecError: `spec.gpuType` names no GPU that is known.

@@ -126,7 +126,7 @@ def measured_pace(draft: Draft, config: Mapping[str, Any], cache: Path | None) -
 
 
 def pace_of(asked: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace | None:
-    """How fast a rank of this machine is for a job, measured or as it was measured before.
+    """Return how fast a rank of this machine is for a job, measured now or before.
 
     An adapter that a shortened model has no place for (of layers above the second) is left out: the rate is then that
     of all weights. None where the model cannot be shortened: a plan does not fail for want of a better estimate.
@@ -168,7 +168,7 @@ def _asked(asked: PaceQuestion, architecture: Architecture, cache: Path | None) 
 
 
 def cache_file(environ: Mapping[str, str]) -> Path:
-    """Where answers are kept."""
+    """Return where measurements are kept."""
     home = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or Path.home()) / ".cache"
     return Path(home) / "finetune-operator" / "pace.json"
 
@@ -193,7 +193,7 @@ def timed(asked: PaceQuestion, architecture: Architecture) -> Timed:
 
 
 def _cut(asked: PaceQuestion, work: float) -> tuple[int, int]:
-    """Rows and tokens that are run of a micro-batch whose one row takes so many operations."""
+    """Return how many rows and tokens of a micro-batch are run, where one row takes `work` operations."""
     rows = max(1, min(asked.rows, int(WORK / work)))
     if work <= WORK:
         return rows, asked.tokens
@@ -283,7 +283,7 @@ def _adam() -> float:
 
 
 def _mean(run: Callable[[], object]) -> float:
-    """Seconds of a run, of some repetitions after one that warms up: what else this machine does counts as it comes."""
+    """Return the mean seconds of some repetitions after a warm-up, with whatever else this machine does meanwhile."""
     run()
     began, times = time.perf_counter(), 0
     while times < REPETITIONS or (time.perf_counter() - began < SECONDS and times < 10 * REPETITIONS):

@@ -8,7 +8,7 @@ from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 
 
 def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
-    """How the job is laid out over its ranks."""
+    """Note how the job is spread over its ranks."""
     load, machine, memory = layout.load, request.machine, layout.memory
     log.note(
         "spec.deepspeed.stage",
@@ -57,7 +57,7 @@ def _why_stage(stage: int, world: int) -> str:
 
 
 def note_saving(draft: Draft, log: ChoiceLog) -> None:
-    """What the pods get so that they can save: not given in the job, or only in part."""
+    """Note the grace period and the scratch space that the pods get for checkpoints."""
     checkpoint, model, dataset = draft.checkpoint_bytes, draft.workload.model, draft.workload.dataset
     uploads = stop_uploads(dataset)
     what = f"{checkpoint / GIB:.3g} GiB per node{', the newest and the best checkpoint,' if uploads > 1 else ''}"

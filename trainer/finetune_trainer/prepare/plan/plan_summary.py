@@ -32,13 +32,13 @@ def summary(plan: Plan) -> PlanSummary:
 
 
 def _shared(part: Message) -> dict[str, Any]:
-    """The values of a part of the plan that the summary has under the same name."""
+    """Return the values of a part of the plan that the summary has under the same name."""
     names = PlanSummary.model_fields.keys() & type(part).model_fields.keys()
     return {name: getattr(part, name) for name in names}
 
 
 def checkpoint_of(plan: Plan) -> int:
-    """Bytes of the largest node's share of a checkpoint."""
+    """Return the bytes of the largest node's part of a checkpoint."""
     weight = 2 if plan.engine.training.get("bf16") or plan.engine.training.get("fp16") else 4
     return checkpoint_bytes(
         plan.prediction.trained or plan.model.parameters, weight, plan.layout.nodes, plan.layout.zero_stage
@@ -46,5 +46,5 @@ def checkpoint_of(plan: Plan) -> int:
 
 
 def choice_sentence(choice: Choice) -> str:
-    """`training.learning_rate = 0.001: adapter and new head of an encoder ...`"""
+    """Return `training.learning_rate = 0.001: adapter and new head of an encoder ...`"""
     return f"{choice.field.removeprefix('spec.')} = {choice.value}: {choice.reason}"

@@ -55,7 +55,7 @@ def seed_of(job: FineTuneJob) -> int:
 
 
 def length_limit(job: FineTuneJob, task: Task, positions: int) -> int:
-    """Tokens at which rows are cut.
+    """Return the tokens at which rows are cut.
 
     Raises:
         SpecError: the user's limit is beyond what the model can take.
@@ -178,6 +178,6 @@ def _engine(setting: Setting, layout: RankLayout) -> PlannedEngine:
 
 
 def _converted(model: ModelFacts, weight_bytes: int) -> bool:
-    """Whether a model's files hold another type than the run's: by their size, a quarter either way."""
+    """Return whether a model's files hold another type than the run's: by their size, a quarter either way."""
     held = model.size_bytes / max(1, model.parameters)
     return abs(held / weight_bytes - 1) > 0.25

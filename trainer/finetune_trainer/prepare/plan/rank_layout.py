@@ -17,7 +17,7 @@ from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
 STAGES = (2, 1, 3)  # of equally fast ones the first; 0 keeps whole states on every rank and cannot change its ranks
-ABOUT_AS_FAST = 1.05  # times the fastest: predictions of speed are no better, and a run has no second try at memory
+ABOUT_AS_FAST = 1.05  # times the fastest: predictions of speed are no more exact, and a run that lacks memory fails
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RankLayout:
     speed: Speed
 
     def fits(self, machine: Machine) -> bool:
-        """Whether the prediction stays within the machine."""
+        """Return whether the prediction stays within the machine."""
         host = machine.host_bytes
         return self.memory.bytes <= machine.usable_bytes and (not host or self.memory.host_bytes <= host)
 
@@ -79,7 +79,7 @@ class RankLayout:
 
 
 def check_combination(request: Request) -> None:
-    """Raises SpecError for what is given and cannot be together on any machine."""
+    """Raise SpecError for given values that exclude each other on every machine."""
     if request.method is MethodType.QLORA and request.stage == 3:
         message = "is 3, and our tests have not sharded 4-bit weights on a GPU: refused until such a test has passed"
         raise SpecError(problem("QLoRAWithZeRO3", "spec.deepspeed.stage", message, "use stage 2, or method lora"))
@@ -93,7 +93,7 @@ def check_combination(request: Request) -> None:
 
 
 def best(request: Request) -> RankLayout | None:
-    """Of the layouts that fit, and that take at most 5 % longer than the fastest of them, the one with least memory."""
+    """Return the layout with least memory among those that fit and take at most 5 % longer than the fastest."""
     fitting = [layout for layout in layouts(request) if layout.fits(request.machine)]
     if not fitting:
         return None
@@ -107,7 +107,7 @@ def _order(layout: RankLayout) -> tuple[int, float, int]:
 
 
 def layouts(request: Request) -> Iterator[RankLayout]:
-    """Every layout that is allowed, predicted."""
+    """Yield every allowed layout with its prediction."""
     machine = request.machine
     for stage in _stages(request):
         for optimizer, parameters in _offloads(request, stage):
@@ -142,7 +142,7 @@ def _stages(request: Request) -> tuple[int, ...]:
 
 
 def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:
-    """To the node's memory only where the job says how much there is: a pod that takes more is killed."""
+    """Yield whether optimizer and parameters move to the node's memory; only where the job states that memory."""
     free = request.machine.device == "gpu" and request.machine.host_bytes > 0
     for optimizer in _choices(request.offload_optimizer, free and stage > 0):
         for parameters in _choices(request.offload_parameters, free and stage == 3 and optimizer):

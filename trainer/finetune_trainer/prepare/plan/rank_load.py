@@ -42,7 +42,7 @@ class Load:
         return self.logits_of(self.micro)
 
     def logits_of(self, rows: int) -> int:
-        """Of all logits of so many rows in float32, as if every token were trained."""
+        """Return bytes of all logits of these rows in float32, as if every token were trained."""
         return 4 * self.architecture.vocabulary * rows * self.tokens if self.architecture.predicts_tokens else 0
 
     @property
@@ -61,7 +61,7 @@ class Load:
         return self.architecture.parameters + (0 if self.method is MethodType.FULL else self.trained)
 
     def ranks(self, from_stage: int) -> int:
-        """Over how many ranks something is sharded from a ZeRO stage on."""
+        """Return over how many ranks something is sharded that this ZeRO stage and later ones shard."""
         return self.world_size if self.zero_stage >= from_stage else 1
 
     @property

@@ -8,7 +8,7 @@ from finetune_api.messages import MethodType, ModelFacts, Task
 from finetune_trainer.prepare.plan.batch import GLOBAL_BATCH
 from finetune_trainer.prepare.plan.reasons import count
 
-# Larger models want smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
+# Larger models need smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
 # 0.6e-4 at 175 billion: an exponent of 0.32. QLoRA's table 9 (arXiv 2305.14314) halves its rate from 7 to 65 billion.
 EXPONENT = 1 / 3
 LARGEST = 3e-3
@@ -23,7 +23,7 @@ class Rate:
     source: str
 
     def at(self, parameters: int, batch: int = GLOBAL_BATCH) -> float:
-        """The rate for another number of parameters and rows of a step, to two digits."""
+        """Return the rate for another number of parameters and rows of a step, to two digits."""
         sized = self.value * (self.parameters / max(1, parameters)) ** EXPONENT
         return float(f"{min(LARGEST, sized * growth(batch)):.1e}")
 
@@ -52,7 +52,7 @@ ENCODERS = frozenset({"bert", "roberta", "distilbert", "modernbert"})
 
 
 def growth(batch: int) -> float:
-    """How much larger the rate of a larger batch is: by the square root.
+    """Return by how much the rate of a larger batch is larger: by the square root.
 
     The rule for Adam of Malladi et al. 2022 (arXiv 2205.10287). OpenAI's API goes the same way: its multiplier grows
     fourfold with the batch, from 0.05 to 0.2.
@@ -61,7 +61,7 @@ def growth(batch: int) -> float:
 
 
 def learning_rate(task: Task, method: MethodType, model: ModelFacts, batch: int = GLOBAL_BATCH) -> tuple[float, str]:
-    """The peak learning rate for a batch of so many rows, and where it comes from."""
+    """Return the peak learning rate for a batch of this size, and its source."""
     rate = _rates(task, model.model_type)[MethodType.FULL if method is MethodType.FULL else MethodType.LORA]
     reason = (
         f"{rate.value:g} at {count(rate.parameters)} parameters: {rate.source}; to {count(model.parameters)} by the "

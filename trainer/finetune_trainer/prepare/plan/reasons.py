@@ -21,7 +21,7 @@ class Name(StrEnum):
 
 
 def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
-    """The sentence of each component.
+    """Return the sentence of each component.
 
     Args:
         moment: when the peak is: loss, backward, step or evaluation.
@@ -41,7 +41,7 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
 
 
 def count(number: float) -> str:
-    """`7 billion`"""
+    """Return `7 billion`"""
     for limit, letter in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if number >= limit:
             return f"{number / limit:.4g}{letter}"

@@ -80,7 +80,7 @@ def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule
 
 
 def epochs_for(rows: int, task: Task) -> tuple[float, str]:
-    """Passes when none are given, and why.
+    """Return the passes where the job gives none, and why.
 
     3, but at least 100 and at most 25,000 rows seen in all, and 1 to 25 passes: the rule of OpenAI's cookbook ("Data
     preparation and analysis for chat model fine-tuning"). A classifier's head is new, and learns nothing in so few
@@ -101,7 +101,7 @@ def epochs_for(rows: int, task: Task) -> tuple[float, str]:
 
 
 def steps_of(log: ChoiceLog, task: Task, rows: int, batch: int) -> tuple[int, float]:
-    """Optimizer steps of the run, and passes over `rows` rows at `batch` rows a step."""
+    """Choose the optimizer steps of the run, and the passes over `rows` rows at `batch` rows a step."""
     if "max_steps" in log.given:
         steps = int(log.given["max_steps"])
         epochs = steps * batch / rows
@@ -116,7 +116,7 @@ def steps_of(log: ChoiceLog, task: Task, rows: int, batch: int) -> tuple[int, fl
 
 
 def warmup_of(log: ChoiceLog, task: Task, steps: int) -> int:
-    """Steps until the learning rate is at its peak."""
+    """Choose the steps until the learning rate is at its peak."""
     warmup = spec_of(task).warmup
     share = float(warmup.value)
     given = log.given.get("warmup_steps")
@@ -127,7 +127,7 @@ def warmup_of(log: ChoiceLog, task: Task, steps: int) -> int:
 
 
 def hidden_share(log: ChoiceLog, task: Task) -> float:
-    """The share of tokens that masked language modelling hides; of no meaning elsewhere."""
+    """Choose the share of tokens that masked language modelling hides; unused elsewhere."""
     if not spec_of(task).hides_tokens:
         return HIDDEN
     reason = "BERT paper (arXiv 1810.04805); up to 0.4 serves large models (Wettig et al. 2023, arXiv 2202.08005)"
@@ -135,7 +135,7 @@ def hidden_share(log: ChoiceLog, task: Task) -> float:
 
 
 def evaluated_every(log: ChoiceLog, steps: int, evaluated: bool) -> int:
-    """Steps between two evaluations; 0 without evaluation rows."""
+    """Choose the steps between two evaluations; 0 without evaluation rows."""
     if not evaluated:
         return 0
     given = log.given.get("eval_steps")
@@ -148,7 +148,7 @@ def evaluated_every(log: ChoiceLog, steps: int, evaluated: bool) -> int:
 
 
 def _saved_every(log: ChoiceLog, timed: Draft, steps: int, eval_every: int) -> int:
-    """Steps between checkpoints: as given, or with the evaluations, or more often where failures would cost more."""
+    """Choose the steps between checkpoints: as given, with the evaluations, or more often where failures cost more."""
     spec, seconds, nodes = timed.spec.checkpoint, max(timed.layout.speed.seconds, 1e-6), timed.machine.nodes
     if spec.every_minutes is not None:
         every = max(1, min(steps, int(spec.every_minutes * 60 / seconds)))

@@ -94,7 +94,7 @@ def setting_of(
 
 
 def precision(log: ChoiceLog, machine: Machine) -> dict[str, Any]:
-    """The type of the run, as TrainingArguments name it; empty for float32.
+    """Choose the run's number type, as TrainingArguments name it; empty for float32.
 
     Raises:
         SpecError: the machine has no such type.
@@ -122,7 +122,7 @@ def precision(log: ChoiceLog, machine: Machine) -> dict[str, Any]:
 
 
 def note_machine(log: ChoiceLog, machine: Machine, stated: str | None) -> None:
-    """What the machine has that the job may state."""
+    """Note what the job could state of its machine."""
     if machine.gpu:
         value = f"{machine.gpu.name}, {machine.memory_bytes / GIB:.4g} GiB"
         log.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))

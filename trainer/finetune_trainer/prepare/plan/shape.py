@@ -122,7 +122,7 @@ def _kind(name: str, module: Any) -> PartKind:
 
 
 def _layers(model: Any) -> list[Any]:
-    """The blocks that are recomputed as one where activations are."""
+    """Return the blocks that recompute their activations as one."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -186,7 +186,7 @@ def _counted(model: Any, task: Task, lengths: tuple[int, int], device: str, dtyp
 
 
 def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str, Any]) -> _Record:
-    """Runs the forward pass on meta tensors and notes what is kept.
+    """Run the forward pass on meta tensors and note what is kept.
 
     An encoder-decoder is counted with targets as long as its inputs: too much where they are shorter, as in summaries.
     Its classifier looks for ends of text among the tokens, of which there are none, and is left out.
@@ -223,7 +223,7 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
 
 
 def _paper(model: Any, tokens: int, itemsize: int) -> _Record:
-    """Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, where a model looks into its tensors: 34sbh + 5abs^2."""
+    """Return what Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, count for a layer: 34sbh + 5abs^2."""
     sizes = model.config.get_text_config()
     hidden, heads = int(sizes.hidden_size), int(getattr(sizes, "num_attention_heads", 0) or 0)
     layer = ROWS * (34 * tokens * hidden + 5 * heads * tokens * tokens) * itemsize // 2
@@ -245,7 +245,7 @@ def _leave(record: _Record) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def _kernels(device: str) -> Iterator[None]:
-    """Attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins do."""
+    """Let attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins keep."""
     import torch
 
     functional: Any = torch.nn.functional

@@ -28,7 +28,7 @@ LIMITS = "spec.resourcesPerNode.limits"
 
 
 def choose(request: Request) -> RankLayout:
-    """The best layout that fits.
+    """Return the best layout that fits.
 
     Raises:
         SpecError: none fits, or what is given cannot be together.
@@ -41,7 +41,7 @@ def choose(request: Request) -> RankLayout:
 
 
 def _tried(request: Request) -> RankLayout | None:
-    """The layout that a changed request would get; None if it would be refused."""
+    """Return the layout that a changed request would get; None if it would be refused."""
     try:
         check_combination(request)
     except SpecError:
@@ -74,7 +74,7 @@ def _named(method: MethodType) -> str:
 
 
 def _ways(request: Request) -> Iterator[str]:
-    """The smallest change of each kind, those that cost least first."""
+    """Yield the smallest change of each kind that would fit, cheap ones first."""
     free = replace(request, stage=None, recomputed=None, micro=None, accumulation=None)
     if free != request and (found := _tried(free)):
         yield _described(request, found)
@@ -99,7 +99,7 @@ def _ways(request: Request) -> Iterator[str]:
 
 
 def _offloaded(request: Request) -> str | None:
-    """To the node's memory, of which the job may have said nothing, or too little."""
+    """Return the offload to the node's memory that would fit, with the memory that the job must state."""
     machine = request.machine
     if machine.device == "cpu":
         return None
@@ -138,7 +138,7 @@ def _more_nodes(request: Request) -> str | None:
 
 
 def _fits_on(request: Request, machine: Machine) -> bool:
-    """Whether another machine would do, with a global batch that every rank has a part in."""
+    """Return whether another machine would fit, with a global batch that every rank has a part of."""
     rows = request.rows
     unit = machine.world_size * (request.micro or 1) * (request.accumulation or 1)
     if rows % unit:

@@ -15,7 +15,7 @@ ANSWERS_ARE_LABELS = 0.5  # where most answers are one word, this is meant
 FRAME_WORDS = 8
 FRAME_SHARE, FRAME_ROWS = 0.2, 20
 FRAMED_LINES = 8  # of a row, looked at
-FRAMED_WORDS = 12  # a text must have so many, or its frame is all of it
+FRAMED_WORDS = 12  # the least words of a text: the frame of a shorter one is all of it
 
 # kind -> (share and number of rows from which on it is a warning, what it is, cure)
 LEFTOVERS: dict[TraceKind, tuple[float, int, str, str]] = {
@@ -38,13 +38,13 @@ LEFTOVERS: dict[TraceKind, tuple[float, int, str, str]] = {
 
 
 def answers_are_labels(split: ObservedSplit) -> bool:
-    """Whether most answers are one word, to something given: a classification in the form of pairs."""
+    """Return whether most answers to prompts are one word: a classification in the form of pairs."""
     words = split.table["answer"]
     return bool(np.mean(words == 1) >= ANSWERS_ARE_LABELS) and bool(split.kept[0].given)
 
 
 def short_answers(split: ObservedSplit) -> Iterator[Finding]:
-    """Answers of no word and of one."""
+    """Yield findings of answers with no word and with one word."""
     words = split.table["answer"]
     empty = np.flatnonzero(words == 0)
     if len(empty):
@@ -77,7 +77,7 @@ def short_answers(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def frames(split: ObservedSplit) -> Iterator[Finding]:
-    """The same first or last words in many texts or answers: of a row, or of one of its lines."""
+    """Yield findings of equal first or last words in many texts or answers, or in one of their lines."""
     rows = [(row, _long_lines(row.learnt or row.given)) for row in split.kept]
     for where, words_of in (("begin", _first_words), ("end", _last_words)):
         words = [{words_of(line) for line in lines} for _, lines in rows]
@@ -102,7 +102,7 @@ def frames(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def _long_lines(text: str) -> list[str]:
-    """The first lines of a text, those that are more than a frame: an answer of several stands on a line of its own."""
+    """Return the first lines of a text that are longer than a frame: an answer may have a line of its own."""
     lines = (line for line in text.split("\n", FRAMED_LINES)[:FRAMED_LINES])
     return [line for line in lines if len(line.split(None, FRAMED_WORDS)) >= FRAMED_WORDS]
 
@@ -116,7 +116,7 @@ def _last_words(text: str) -> str:
 
 
 def leftovers(split: ObservedSplit) -> Iterator[Finding]:
-    """Traces of tools."""
+    """Yield findings of traces that tools left."""
     for kind, hits in split.seen.leftovers.kinds.items():
         least_share, least_rows, what, cure = LEFTOVERS[kind]
         share = hits.rows / split.rows

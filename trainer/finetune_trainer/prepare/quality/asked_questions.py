@@ -23,7 +23,7 @@ def report_questions(
     context: Context,
     measured: EvalGroups | None,
 ) -> Iterator[AskedQuestion]:
-    """Every question of the report, in its order.
+    """Yield every question of the report, in its order.
 
     Args:
         rows: the training rows whose languages were looked at.

@@ -18,7 +18,7 @@ _END = Markup("</svg>")
 
 
 def length_chart(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Markup:
-    """Shares of rows by length: training rows as bars, evaluation rows as a line over them.
+    """Return shares of rows by length: training rows as bars, evaluation rows as a line over them.
 
     Args:
         train, evaluation: with the same bins; evaluation may be empty.
@@ -88,7 +88,7 @@ def _length_axis(bins: Sequence[Bin], width: float) -> Iterator[Markup]:
 
 
 def bar(share: float, kind: str, mark: float | None = None) -> Markup:
-    """One bar of a share between 0 and 1, with a mark where another split stands."""
+    """Return one bar of a share between 0 and 1, with a mark where another split stands."""
     parts = [_open(14, "line", ""), _rect("track", 0, 2, 100, 10), _rect(f"bar {kind}", 0, 2, 100 * share, 10)]
     if mark is not None:
         parts.append(_line("mark", 100 * mark, 0, 100 * mark, 14))
@@ -96,7 +96,7 @@ def bar(share: float, kind: str, mark: float | None = None) -> Markup:
 
 
 def distance_chart(distance: Distance) -> Markup:
-    """Where a distance stands: within what is usual, beyond it, or far."""
+    """Return where a distance stands: within what is usual, beyond it, or far."""
     top = min(1.0, max(distance.far * 1.5, distance.value * 1.15, 1e-9))
     at, usual, far = (100 * min(1.0, value / top) for value in (distance.value, distance.usual, distance.far))
     state = "far" if distance.is_far else "near"
@@ -125,7 +125,7 @@ def _anchor(at: float) -> str:
 
 
 def stack(labels: Sequence[LabelCount], order: Sequence[str]) -> Markup:
-    """How rows are spread over labels: one bar in parts, in the order and colours of `order`; the rest is grey."""
+    """Return how rows are spread over labels: one bar in parts, in the order and colours of `order`, the rest grey."""
     rows = {label.name: label.rows for label in labels}
     whole = max(1, sum(rows.values()))
     parts, at = [_open(14, "line", "")], 0.0

@@ -83,7 +83,7 @@ class ObservedSplit:
         return len(self.table)
 
     def sampled(self, looked_at: int | None = None) -> int:
-        """What a finding says of its sample: 0 if no row was left out but copies of others."""
+        """Return the sample size of a finding: 0 if only copies of other rows were left out."""
         looked_at = len(self.kept) if looked_at is None else looked_at
         return 0 if looked_at >= self.distinct else looked_at
 
@@ -99,7 +99,7 @@ class ObservedSplit:
         sampled: int = 0,
         excerpts: tuple[Excerpt, ...] = (),
     ) -> Finding:
-        """A finding of this split; `share` is `count` of `of` rows."""
+        """Return a finding of this split; `share` is `count` of `of` rows."""
         return Finding(
             severity=severity,
             code=code,
@@ -114,7 +114,7 @@ class ObservedSplit:
         )
 
     def excerpt(self, row: int, other: int | None = None) -> Excerpt:
-        """Where rows stand, by index; their text if the sample has it."""
+        """Return where rows are, by index, and their text if the sample has it."""
         place, text = self.seen.place(row), self._text(row)
         if other is None:
             return Excerpt(place=place, text=text)
@@ -130,13 +130,13 @@ class ObservedSplit:
 
 
 def shortened(text: str, characters: int = EXCERPT_CHARACTERS) -> str:
-    """The beginning of a text, on one line."""
+    """Return the beginning of a text, on one line."""
     line = " ".join(text[: 4 * characters].split())
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
 def percent(share: float) -> str:
-    """`3.4 %`; never `0 %` of something that is there, nor `100 %` of what is not all."""
+    """Return `3.4 %`; never `0 %` of something that is there, nor `100 %` of what is not all."""
     if 0 < share < 0.0005:
         return "under 0.1 %"
     if 0.995 <= share < 1:
@@ -145,5 +145,5 @@ def percent(share: float) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    """`1 row`, `1,200 rows`"""
+    """Return `1 row`, `1,200 rows`"""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

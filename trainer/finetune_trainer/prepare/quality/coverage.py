@@ -15,13 +15,13 @@ LITTLE_TRAINED = 0.05
 SILENT_SHARE, SILENT_ROWS = 0.01, 3
 UNKNOWN_SHARE = 0.01  # of the tokens
 SHOWN_CHARACTERS = 20
-KNOWN_ROWS = 5000  # searched for characters that are known
+KNOWN_ROWS = 5000  # searched for characters that the tokenizer knows
 LONG_PROMPT = 12  # characters: it has more than one token
 OUTLIER = 20  # times the median, and 4 times the 99th percentile
 
 
 def trained_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
-    """How many tokens carry loss: none, all though only answers should, or very few."""
+    """Yield a finding if no token carries loss, all do although only answers should, or very few do."""
     share = trained_share(split)
     if share is None:
         return
@@ -75,7 +75,7 @@ def trained_findings(split: ObservedSplit, context: Context) -> Iterator[Finding
 
 
 def cut(split: ObservedSplit, context: Context) -> Iterator[Finding]:
-    """Tokens that are lost because rows are longer than the limit. (Documents become several rows, and lose none.)"""
+    """Yield a finding of tokens that are lost beyond the limit. (Documents become several rows and lose none.)"""
     full, tokens = split.table["full"].astype(np.int64), split.table["tokens"].astype(np.int64)
     rows = np.flatnonzero(full > tokens)
     if not len(rows):
@@ -111,7 +111,7 @@ def _longer(enough: int, context: Context) -> str:
 
 
 def outliers(split: ObservedSplit) -> Iterator[Finding]:
-    """Rows far longer than all others."""
+    """Yield a finding of rows far longer than all others."""
     full = split.table["full"]
     ordered = np.sort(full)
     border = max(OUTLIER * at(ordered, 50), 4 * at(ordered, 99))
@@ -131,13 +131,13 @@ def outliers(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def unknown(split: ObservedSplit) -> Iterator[Finding]:
-    """Tokens that stand for what the tokenizer does not know."""
+    """Yield a finding of tokens that stand for unknown text."""
     lost = int(split.table["unknown"].sum())
     if not lost:
         return
     tokens = int(split.table["tokens"].sum())
     rows = np.flatnonzero(split.table["unknown"])
-    # characters that also stand in rows without unknown tokens are known
+    # characters of rows without unknown tokens are known
     known = set[str]()
     for row in split.kept[:KNOWN_ROWS]:
         known.update(() if row.unknown else row.text)

@@ -13,7 +13,7 @@ from finetune_trainer.prepare.observed.sample import TOKEN_ROWS
 from finetune_trainer.prepare.quality.context import ObservedSplit
 from finetune_trainer.prepare.quality.report import Distance
 
-FEWEST_ROWS = 10  # in either split; with fewer nothing can be told
+FEWEST_ROWS = 10  # in either split; fewer give no reliable distance
 DRAWS = 199  # random splits drawn
 LABELS_MATTER = 0.05  # one row in 20 would have to change its label
 LENGTHS_MATTER = 0.1
@@ -26,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def distances(train: ObservedSplit, evaluation: ObservedSplit) -> tuple[Distance, ...]:
-    """The distances that can be told; none for very small splits."""
+    """Return the distances between the splits; none for very small splits."""
     if min(train.rows, evaluation.rows) < FEWEST_ROWS:
         return ()
     found = [_labels(train, evaluation), _numbers(train, evaluation), _lengths(train, evaluation)]
@@ -35,7 +35,7 @@ def distances(train: ObservedSplit, evaluation: ObservedSplit) -> tuple[Distance
 
 
 def _labels(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
-    """Total variation distance: half the sum of the differences of the labels' shares."""
+    """Return the total variation distance: half the sum of the differences of the labels' shares."""
     names = sorted(train.seen.labels.keys() | evaluation.seen.labels.keys())
     if not names:
         return None
@@ -68,7 +68,7 @@ def _numbers(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None
 
 
 def _shares(name: str, train: npt.NDArray[np.generic], evaluation: npt.NDArray[np.generic]) -> Distance:
-    """Kolmogorov-Smirnov: the largest difference between the shares of rows up to a value."""
+    """Return the Kolmogorov-Smirnov distance: the largest difference between the shares of rows up to a value."""
     ours, theirs = np.sort(train), np.sort(evaluation)
     steps = np.union1d(ours, theirs)
     gaps = np.searchsorted(ours, steps, "right") / len(ours) - np.searchsorted(theirs, steps, "right") / len(theirs)
@@ -83,7 +83,7 @@ def _shares(name: str, train: npt.NDArray[np.generic], evaluation: npt.NDArray[n
 
 
 def _vocabulary(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
-    """Jensen-Shannon divergence (Lin 1991) of the tokens' shares, in bits, over rows of the samples."""
+    """Return the Jensen-Shannon divergence (Lin 1991) of the tokens' shares, in bits, over rows of the samples."""
     ours = [row.ids for row in train.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
     theirs = [row.ids for row in evaluation.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
     if min(len(ours), len(theirs)) < FEWEST_ROWS:

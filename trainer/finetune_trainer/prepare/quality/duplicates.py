@@ -51,7 +51,7 @@ Hashes = npt.NDArray[np.uint32]
 
 
 def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
-    """Rows that are copies of an earlier one."""
+    """Yield a finding of rows that are copies of an earlier one."""
     copies = split.rows - split.distinct
     if not copies:
         return
@@ -70,7 +70,7 @@ def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Finding]:
-    """Evaluation rows that stand in the training data word for word."""
+    """Yield a finding of evaluation rows that are in the training data word for word."""
     field = (
         "given" if train.seen.labels or len(train.seen.numbers()) else "content"
     )  # with labels the text is what must be new
@@ -97,7 +97,7 @@ def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Fi
 
 
 def near_twins(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:
-    """Rows that nearly equal another, in each split and across."""
+    """Yield findings of rows that nearly equal another, in each split and across."""
     ours = affordable(train.kept)
     theirs = affordable(evaluation.kept) if evaluation is not None else []
     sketches = _Sketches([ours, theirs])
@@ -122,7 +122,7 @@ def near_twins(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterat
 
 
 def affordable(rows: list[SampledRow]) -> list[SampledRow]:
-    """The first rows of a sample that are not too much text together; at least one."""
+    """Return the first rows of a sample, up to a total length of text; at least one."""
     ends = list(accumulate(len(row.text) for row in rows))
     return rows[: max(1, bisect_right(ends, MOST_CHARACTERS))]
 
@@ -199,7 +199,7 @@ class _Sketches:
 
 
 def shingles(texts: list[str]) -> list[Hashes]:
-    """Distinct hashes of each text's shingles, sorted: 5 words, or 5 characters of short texts."""
+    """Return distinct hashes of each text's shingles, sorted: 5 words, or 5 characters of short texts."""
     numbers: dict[str, int] = {}
     ids: list[int] = []
     widths: list[int] = []
@@ -230,7 +230,7 @@ def _windows(ids: npt.NDArray[np.uint64], widths: list[int]) -> list[Hashes]:
 
 
 def _without_frames(rows: list[Hashes]) -> list[Hashes]:
-    """Without shingles that very many rows share, such as an instruction that stands above each text."""
+    """Remove shingles that very many rows share, such as an instruction above each text."""
     if len(rows) < 50:
         return rows
     values, counts = np.unique(np.concatenate(rows), return_counts=True)
@@ -250,7 +250,7 @@ class _Index:
         self._blank = MinHash(PERMUTATIONS, hashfunc=int)
 
     def twin(self, row: int, insert: bool) -> int | None:
-        """The first similar row; if there is none, this one is inserted where asked."""
+        """Return the first similar row; if there is none, insert this one where asked."""
         sketch = self._blank.copy()
         sketch.update_batch(self._shingles[row])
         for _, candidate in zip(range(CANDIDATES), sorted(self._lsh.query(sketch)), strict=False):
@@ -262,6 +262,6 @@ class _Index:
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:
-    """Of all shingles of two rows, the share that both have."""
+    """Return the share of all shingles of two rows that both have."""
     both = len(np.intersect1d(first, second, assume_unique=True))
     return both / (len(first) + len(second) - both)

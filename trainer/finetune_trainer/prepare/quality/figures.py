@@ -32,7 +32,7 @@ SHOWN_CHARACTERS = 280
 def split_figures(
     split: ObservedSplit, context: Context, edges: Sequence[int], languages: tuple[LanguageRows, ...] = ()
 ) -> SplitQuality:
-    """All figures of a split with at least one row.
+    """Return all figures of a split with at least one row.
 
     Args:
         edges: where the bins of the histogram begin.
@@ -79,12 +79,12 @@ def split_figures(
 
 
 def at(ordered: Ints, percent: int) -> int:
-    """The least value that at least `percent` % of the values do not exceed."""
+    """Return the least value that at least `percent` % of the values do not exceed."""
     return int(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
 
 
 def trained_share(split: ObservedSplit) -> float | None:
-    """Of the tokens that are predicted, how many carry loss; None where the target is no token of the row."""
+    """Return the share of predicted tokens that carry loss; None where the target is no token of the row."""
     trained = split.table["trained"]
     if not len(trained) or (trained == NO_TOKENS_TRAINED).any():
         return None
@@ -93,7 +93,7 @@ def trained_share(split: ObservedSplit) -> float | None:
 
 
 def labels(split: ObservedSplit) -> tuple[LabelCount, ...]:
-    """Labels by their rows, the largest first; a row of several labels counts for each."""
+    """Return labels by their rows, the largest first; a row of several labels counts for each."""
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
     rows: Counter[str] = Counter()
@@ -104,7 +104,7 @@ def labels(split: ObservedSplit) -> tuple[LabelCount, ...]:
 
 
 def number_figures(split: ObservedSplit) -> Numbers | None:
-    """How the numbers to be predicted are spread."""
+    """Return how the numbers to be predicted are spread."""
     own = np.sort(split.seen.numbers().astype(np.float64))
     if not len(own):
         return None
@@ -130,14 +130,14 @@ def bin_edges(*splits: ObservedSplit) -> list[int]:
 
 
 def length_bins(lengths: Ints, edges: Sequence[int]) -> tuple[Bin, ...]:
-    """Rows by length."""
+    """Return how many rows have which length."""
     counts = np.histogram(lengths, [*edges, max(int(lengths.max()), edges[-1]) + 1])[0].tolist()
     ends = [*edges[1:], None]
     return tuple(Bin(start=a, end=b, rows=rows) for a, b, rows in zip(edges, ends, counts, strict=True))
 
 
 def padding(tokens: Ints, micro_batch: int, pack_length: int) -> Padding:
-    """What batches of these rows waste, in the order of a seeded shuffle."""
+    """Return what batches of these rows waste, in the order of a seeded shuffle."""
     rows = np.random.default_rng(0).permutation(tokens)[:PADDED_ROWS]
     grouped = np.concatenate([np.sort(part) for part in np.array_split(rows, _parts(len(rows), WINDOW * micro_batch))])
     return Padding(
@@ -160,7 +160,7 @@ def _waste(rows: Ints, micro_batch: int) -> float:
 
 
 def _packed_waste(rows: Ints, pack_length: int) -> float:
-    """Best-fit decreasing: each row, the longest first, into the fullest sequence that still has room for it."""
+    """Return the waste of best-fit decreasing: each row, longest first, goes into the fullest sequence with room."""
     room: list[int] = []
     packs = 0
     for length in np.sort(np.minimum(rows, pack_length))[::-1].tolist():

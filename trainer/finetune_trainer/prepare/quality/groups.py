@@ -75,7 +75,7 @@ def mentions(rows: Sequence[Mention]) -> tuple[GroupMentions, ...]:
 
 
 def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
-    """Groups whose mentions stand under other labels than the rest of the rows."""
+    """Yield a finding of groups whose mentions have other labels than the rest of the rows."""
     asked = [one for one in rows if one.asked]
     for group in groups():
         own = [one for one in asked if group in one.groups]
@@ -102,7 +102,7 @@ def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
 
 
 def noted(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
-    """For language models: who is mentioned how often."""
+    """Yield a finding of how often which group is mentioned, for language models."""
     found = sorted((group for group in mentions(rows) if group.share >= NOTED), key=lambda group: -group.rows)
     if not found:
         return
@@ -142,12 +142,12 @@ def eval_groups(split: ObservedSplit, rows: Sequence[Mention]) -> EvalGroups:
 
 
 def _about(label: str) -> set[str]:
-    """The groups that a label is about, in whatever language it is written."""
+    """Return the groups that a label is about, in whatever language it is written."""
     return {group for language in known() for group in mentioned(label, language)}
 
 
 def _skew(group: str, own: Sequence[Mention], rest: Sequence[Mention]) -> tuple[str, float, float] | None:
-    """The label that mentions have most too often, its share among them and among other rows."""
+    """Return the label that mentions have most too often, its share among them and among other rows."""
     if len(own) < FEWEST_MENTIONS or len(rest) < FEWEST_MENTIONS:
         return None
     ours, theirs = (Counter(chain.from_iterable(one.labels for one in part)) for part in (own, rest))

@@ -28,7 +28,7 @@ _CONFLICT_RULE = (
 
 
 def label_findings(split: ObservedSplit) -> Iterator[Finding]:
-    """What is amiss with the labels to learn."""
+    """Yield findings of the labels to learn."""
     yield from _rare(split)
     yield from _balance(split)
     yield from _alike(split)
@@ -37,7 +37,7 @@ def label_findings(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def named(name: str) -> str:
-    """A label in a sentence."""
+    """Return a label for a sentence."""
     return repr(shortened(name, NAME_CHARACTERS))
 
 
@@ -120,7 +120,7 @@ def _nameless(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def several(split: ObservedSplit) -> bool:
-    """Whether rows may have any number of labels."""
+    """Return whether rows may have any number of labels."""
     return any(members != (said,) for said, members in split.seen.members.items())
 
 
@@ -139,7 +139,7 @@ def _one_each(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def conflicts(split: ObservedSplit) -> Iterator[Finding]:
-    """Texts that stand there with different labels, or with different answers where answers are labels."""
+    """Yield a finding of texts with different labels in different rows, or different answers, if answers are labels."""
     target = "label" if split.seen.labels else "content"
     if target == "content" and not answers_are_labels(split):
         return
@@ -169,7 +169,7 @@ def conflicts(split: ObservedSplit) -> Iterator[Finding]:
 
 def _torn(split: ObservedSplit, first: int, second: int) -> Excerpt:
     pair = split.excerpt(first, second)
-    if not split.seen.labels:  # the answers stand in the text
+    if not split.seen.labels:  # the text holds the answers
         return pair
     names = list(split.seen.labels)
     one, other = (shortened(names[split.table["label"][row]], NAME_CHARACTERS) for row in (first, second))
@@ -177,7 +177,7 @@ def _torn(split: ObservedSplit, first: int, second: int) -> Excerpt:
 
 
 def unseen(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Finding]:
-    """Evaluation rows with a label that no training row has."""
+    """Yield a finding of evaluation rows with a label that no training row has."""
     known = {label.name for label in labels(train)}
     rows = {label.name: label.rows for label in labels(evaluation) if label.name not in known}
     if rows:

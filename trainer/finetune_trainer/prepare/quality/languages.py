@@ -15,15 +15,15 @@ from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, co
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, LanguageRows, Severity
 from finetune_trainer.prepare.quality.scripts import script_of
 
-ROWS = 2500  # whose language is known, and in which people and their data are looked for
+ROWS = 2500  # whose language is detected, and that are searched for people and personal data
 LOOKED_AT = 1000  # rows that are all looked at; the others only where these speak several languages
 CHARACTERS = 200
 FEWEST_LETTERS = 3
 SURE = 0.75  # probability
 RECOGNISED_ROWS, OTHERS = 0.9, 0.005  # of these rows: then the others of their script are taken to speak as they do
 PRESENT_SHARE, PRESENT_ROWS = 0.02, 2
-RECOGNISED = 0.5  # of the rows: below it nothing is said of languages
-UNSURE, TIMES = 0.03, 1.5  # of a row that says little: the best language that is present, if so much better
+RECOGNISED = 0.5  # of the rows: below it the report has no languages
+UNSURE, TIMES = 0.03, 1.5  # of a short row: the best language that is present, if it is better by these factors
 SHARE, MIXED_ROWS = 0.01, 10
 
 NAMES = {
@@ -113,7 +113,7 @@ def shares(rows: Sequence[RowLanguages]) -> tuple[LanguageRows, ...]:
 
 
 def mixed(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterable[Finding]:
-    """Rows in another language than most."""
+    """Yield a finding of rows in another language than most."""
     counts = Counter(one.language for one in rows if one.language)
     (main, _), *others = counts.most_common() or [("", 0)]
     count = sum(number for _, number in others)
@@ -136,7 +136,7 @@ def mixed(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterable[Findin
 
 
 def _languages(texts: Sequence[str]) -> list[str]:
-    """The language of each text: of the first by themselves, of the others too unless those speak one language."""
+    """Return the language of each text: the first ones are detected alone, the others too if those are not of one."""
     first = _detected(texts[:LOOKED_AT])
     rest = texts[LOOKED_AT:]
     counts = Counter(language for language in first if language)

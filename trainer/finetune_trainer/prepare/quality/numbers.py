@@ -9,13 +9,13 @@ from finetune_trainer.prepare.quality.equality import in_groups
 from finetune_trainer.prepare.quality.figures import number_figures
 from finetune_trainer.prepare.quality.report import Finding, Severity
 
-FAR, WIDE = 10.0, 10.0  # mean and standard deviation from which on a new head has a long way to go
+FAR, WIDE = 10.0, 10.0  # mean and standard deviation above which a new head needs many steps
 APART = 0.5  # standard deviations between two numbers of one text
 CONFLICT_SHARE, CONFLICT_TEXTS = 0.005, 3
 
 
 def number_findings(split: ObservedSplit) -> Iterator[Finding]:
-    """What is amiss with the numbers to learn."""
+    """Yield findings of the numbers to learn."""
     found = number_figures(split)
     if found is None:
         return

@@ -32,7 +32,7 @@ class _LabelRow(NamedTuple):
 
 
 def render(report: QualityReport) -> str:
-    """The page. The same report gives the same bytes."""
+    """Render the page. The same report gives the same bytes."""
     evaluation = report.eval.histogram if report.eval else ()
     return _template().render(
         report=report,
@@ -52,7 +52,7 @@ def render(report: QualityReport) -> str:
 
 
 def verdict(report: QualityReport) -> tuple[Severity | None, str]:
-    """The page's first sentence, and the severity that colours it."""
+    """Return the page's first sentence, and the severity that colours it."""
     errors, warnings = len(report.of(Severity.ERROR)), len(report.of(Severity.WARNING))
     if errors:
         return Severity.ERROR, f"Do not train on it as it is: {count_of(errors, 'error')}"
@@ -62,7 +62,7 @@ def verdict(report: QualityReport) -> tuple[Severity | None, str]:
 
 
 def short(number: int) -> str:
-    """`1,234`, `56.7 k`, `8.9 M`"""
+    """Return `1,234`, `56.7 k`, `8.9 M`"""
     for size, unit in _UNITS:
         if number >= 10 * size or (number >= size and size >= 1e6):
             return f"{number / size:.3g} {unit}"
@@ -70,7 +70,7 @@ def short(number: int) -> str:
 
 
 def compared(text: str, other: str) -> Markup:
-    """A text with the words marked that the other does not have in their place."""
+    """Mark the words of a text that the other text does not have in their place."""
     ours, theirs = text.split(), other.split()
     parts: list[Markup] = []
     for change, start, end, _, _ in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
@@ -81,30 +81,30 @@ def compared(text: str, other: str) -> Markup:
 
 
 def file_name(place: str) -> str:
-    """The last part of a place: `train.jsonl:214`."""
+    """Return the last part of a place: `train.jsonl:214`."""
     return place.rsplit("/", 1)[-1]
 
 
 def waste(split: SplitQuality) -> list[tuple[str, float, Markup]]:
-    """The ways to put rows into batches, with what each wastes."""
+    """Return the ways to put rows into batches, with what each wastes."""
     padding = split.padding
     ways = (("shuffled", padding.shuffled), ("grouped by length", padding.grouped), ("packed", padding.packed))
     return [(name, share, charts.bar(share, "waste")) for name, share in ways]
 
 
 def headline(name: str) -> str:
-    """`train.jsonl`, or `train.jsonl and 2 more`, of a list of addresses."""
+    """Return `train.jsonl`, or `train.jsonl and 2 more`, of a list of addresses."""
     first, *others = name.split(", ")
     return f"{file_name(first) or 'Data set'}{f' and {len(others)} more' if others else ''}"
 
 
 def short_label(label: str) -> str:
-    """A label that fits into a table."""
+    """Return a label that fits into a table."""
     return shortened(label, NAME_CHARACTERS)
 
 
 def as_sentence(text: str) -> str:
-    """A text with a capital letter, and percentages that stay on one line."""
+    """Return a text with a capital letter, and percentages that stay on one line."""
     return (text[:1].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%")
 
 

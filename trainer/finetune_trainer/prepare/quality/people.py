@@ -10,7 +10,7 @@ from typing import Any
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-OF_THINGS_TOO = {"old people", "young people"}  # their adjectives stand before nouns: Italian "i vecchi libri"
+OF_THINGS_TOO = {"old people", "young people"}  # their adjectives are used of things: Italian "i vecchi libri"
 _NOTHING = re.compile(r"(?!)")
 
 
@@ -90,7 +90,7 @@ def _lists(table: dict[str, Any]) -> Lists:
 
 
 def _entries(text: str) -> list[str]:
-    """`mexican{o,a} cuban` -> mexicano, mexicana, cuban"""
+    """Expand `mexican{o,a} cuban` to mexicano, mexicana, cuban."""
     return [expanded.lower() for part in text.split() for expanded in _expanded(part)]
 
 
@@ -112,7 +112,7 @@ def _either(entries: Iterable[str]) -> str:
 
 
 def _described(table: dict[str, Any], adjectives: dict[str, str]) -> Iterator[re.Pattern[str]]:
-    """Adjectives beside a word for people, another adjective between them or not; behind an article, or a claim."""
+    """Return adjectives beside a word for people, with one or no other adjective between; after an article or claim."""
     one, people = _either(adjectives), _either(table["people"].split())
     own = rf"(?<![\w-])(?P<a>{one})(?![\w-])"
     if table["order"] == "before":

@@ -39,7 +39,7 @@ REGIONS = {
 
 AMERICAN = re.compile(
     r"\(?[2-9]\d{2}(?:\) ?|[-. ])\d{3}[-.]\d{4}|\([2-9]\d{2}\) ?\d{3} \d{4}"
-)  # 555, nobody's, is used all the same
+)  # 555 is reserved for fiction, and in use nevertheless
 GROUPS_AT_HOME = {  # how a country parts a number that begins with no 0
     "ES": re.compile(r"[6789]\d{2} (?:\d{3} \d{3}|\d{2} \d{2} \d{2})"),
     "PT": re.compile(r"[29]\d{2} \d{3} \d{3}"),
@@ -85,7 +85,7 @@ def is_phone(number: str, before: str, languages: frozenset[str]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _dialled(number: str, region: str) -> str:
-    """`mobile`, or `other` for a number that there can be; empty for none. Without a region: an international one."""
+    """Return `mobile`, or `other` for a possible number, else empty. Without a region it must be international."""
     import phonenumbers
 
     try:

@@ -39,7 +39,7 @@ def table(report: QualityReport) -> Table:
 
 
 def title(report: QualityReport) -> str:
-    """`data: 1,200 rows, median 40 tokens, 0 % cut, padding 31 % shuffled, 4 % grouped, 1 % packed`"""
+    """Return `data: 1,200 rows, median 40 tokens, 0 % cut, padding 31 % shuffled, 4 % grouped, 1 % packed`"""
     train = report.train
     padding = train.padding
     return (

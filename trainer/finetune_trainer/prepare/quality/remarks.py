@@ -7,11 +7,11 @@ from finetune_trainer.prepare.observed.observation import Remarked
 from finetune_trainer.prepare.quality.context import Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
-MINOR = "'name'"  # says who speaks, or repeats the name of a call
+MINOR = "'name'"  # names the speaker, or repeats the name of a call
 
 
 def remarks(split: ObservedSplit) -> Iterator[Finding]:
-    """One finding for each thing that was noticed."""
+    """Yield one finding for each remark of the tokenizer."""
     for (code, subject), seen in split.seen.remarks.items():
         rows = f"{count_of(seen.rows, 'row')} ({percent(seen.rows / split.rows)})"
         if code is RemarkCode.LEARNT_DIFFERS:
@@ -66,7 +66,7 @@ def _finding(split: ObservedSplit, seen: Remarked, severity: Severity, message: 
 
 
 def untrained(split: ObservedSplit, context: Context) -> Iterator[Finding]:
-    """Tokens that the template writes and whose embeddings nobody trained."""
+    """Yield a finding of tokens that the template writes and whose embeddings were never trained."""
     if not context.untrained:
         return
     named = ", ".join(f"{token} ({number})" for token, number in context.untrained.items())

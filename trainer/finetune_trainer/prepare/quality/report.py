@@ -208,11 +208,11 @@ class QualityReport(Message):
     findings: tuple[Finding, ...] = ()
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings of one severity, the weightiest first."""
+        """Return the findings of one severity, the weightiest first."""
         return tuple(finding for finding in self.findings if finding.severity is severity)
 
     def problems(self) -> list[Problem]:
-        """The errors, as what stops a job."""
+        """Return the errors, as problems that stop a job."""
         return [
             Problem(
                 code=finding.code,

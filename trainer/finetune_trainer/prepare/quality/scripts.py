@@ -38,7 +38,7 @@ _STARTS = [start for start, _ in _SCRIPTS]
 
 
 def scripts(split: ObservedSplit) -> Iterator[Finding]:
-    """Rows written in another script than the others."""
+    """Yield a finding of rows in another script than the others."""
     rows = split.kept[:ROWS]
     own = [(script, row) for row in rows if (script := script_of(row.text))]
     if sum(script == "Japanese" for script, _ in own) > len(own) / 2:
@@ -68,7 +68,7 @@ def scripts(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def script_of(text: str) -> str:
-    """The script of most of a text's letters; empty without letters."""
+    """Return the script of most of a text's letters; empty without letters."""
     start = text[:LOOKED_CHARACTERS]
     if start.isascii():
         return "Latin" if any(letter.isalpha() for letter in start) else ""

@@ -17,7 +17,7 @@ ENOUGH_EVAL = 100
 
 
 def size_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
-    """Enough rows for the method; a document that became several sequences counts as so many."""
+    """Yield findings of too few rows for the method; a document counts as its sequences."""
     rows = _sequences(split, context)
     if rows < ENOUGH_TO_SHOW:
         least = FEWEST if rows < FEWEST else ENOUGH_TO_SHOW
@@ -48,7 +48,7 @@ def _sequences(split: ObservedSplit, context: Context) -> int:
 
 
 def of_evaluation(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:
-    """Enough rows to tell two models apart."""
+    """Yield findings of too few evaluation rows to compare two models."""
     if evaluation is None:
         yield train.finding(
             Severity.NOTE,

@@ -7,7 +7,7 @@ LONGEST = 280  # bytes of a line
 
 
 def warning_lines(report: QualityReport, budget_bytes: int = BUDGET) -> tuple[str, ...]:
-    """`DuplicateRows (train): 30 rows of 630 (4.76 %) are copies of an earlier row: remove the copies ...`
+    """Return `DuplicateRows (train): 30 rows of 630 (4.76 %) are copies of an earlier row: remove the copies ...`
 
     Errors and warnings, the weightiest first; what has no room is counted in the last line. Together with a line
     break each, they have at most `budget_bytes` bytes of UTF-8.

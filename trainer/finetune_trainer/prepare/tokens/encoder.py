@@ -132,7 +132,7 @@ class Encoder:
         return [Encoded(ids, None, None, len(full)) for ids, full in zip(rows, whole, strict=True)]
 
     def _texts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
-        """Documents, whole: those beyond the limit become rows of like length, one after the other."""
+        """Encode whole documents: those beyond the limit become rows of like length, one after the other."""
         rows: list[Encoded | Fault] = []
         for example, whole in zip(batch, self._backend.ids([example.text for example in batch]), strict=True):
             ids = self._ended(whole)
@@ -153,7 +153,9 @@ class Encoder:
         rows: list[Encoded | Fault] = []
         for example, prompt, completion in zip(batch, prompts, completions, strict=True):
             start = len(prompt)
-            while start and prompt[start - 1] == self.eos_id:  # a tokenizer that ends each text: the prompt is no end
+            while (
+                start and prompt[start - 1] == self.eos_id
+            ):  # this tokenizer ends each text, and the prompt is not an end
                 start -= 1
             ids = self._ended(np.concatenate([prompt[:start], completion]))
             trained = np.ones(len(ids), np.bool_)
@@ -178,7 +180,7 @@ class Encoder:
 
     def _to_target(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         inputs = self._labelled(batch)
-        # a completion's leading blank parts it from a prompt that it follows; here it begins a text of its own
+        # a leading blank separates a completion from its prompt; here the completion is a separate text
         answers = self._backend.ids([example.completion.lstrip() for example in batch])
         rows: list[Encoded | Fault] = []
         for example, row, answer in zip(batch, inputs, answers, strict=True):
@@ -259,7 +261,7 @@ def encoder_for(
     given: str | None,
     work: Path,
 ) -> Encoder:
-    """The encoder of a job's data.
+    """Return the encoder of a job's data.
 
     Args:
         given: the text of `spec.chat_template`, as of `templates.given_template`.
@@ -298,7 +300,7 @@ def encoder_for(
 
 
 def check_packing(spec: DatasetSpec, task: Task) -> None:
-    """Raises SpecError for packing where rows cannot share a sequence."""
+    """Raise SpecError for packing where rows cannot share a sequence."""
     if spec.packing and not spec_of(task).packs:
         raise SpecError(
             Problem(

@@ -83,7 +83,7 @@ def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS, most: int
 
 
 def _lead(store: ObjectStore, key: str) -> tuple[str, datetime]:
-    """The data set that an index entry leads to, and when it was last used."""
+    """Return the data set that an index entry leads to, and when it was last used."""
     try:
         entry = json.loads(store.get(key))
         return str(entry["facts"]["sha256"]), datetime.fromisoformat(entry["used"])
@@ -92,7 +92,7 @@ def _lead(store: ObjectStore, key: str) -> tuple[str, datetime]:
 
 
 def _last_use(store: ObjectStore, address: str, used: dict[str, datetime]) -> datetime:
-    """When a data set was made or last used; now and for ever where nothing tells: it may be on its way."""
+    """Return when a data set was made or last used; the end of time if unknown: it may be in the making."""
     for_ever = datetime.max.replace(tzinfo=UTC)
     try:
         manifest = read_manifest(store, dataset_prefix(address))

@@ -60,43 +60,43 @@ class ShardKeeper(Protocol):
         """Name all that the work depends on beside the code: sources, tokenizer and options; before anything else."""
 
     def begun(self) -> TokenizeProgress | None:
-        """What an earlier attempt has done; None = nothing."""
+        """Return what an earlier attempt has done; None = nothing."""
 
     def added(self, split: Split, rows: TokenRows) -> None:
-        """Rows were added that are in no finished shard yet."""
+        """Take rows that are in no finished shard yet."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
-        """A shard and its index are closed, with all rows added so far. The files may be taken away."""
+        """Take a closed shard and its index, with all rows added so far. The files may be removed."""
 
     def keep(self, progress: TokenizeProgress) -> None:
-        """Shards were finished by the portions so far; `progress.pending` is for the keeper to know."""
+        """Keep what is done after portions that finished shards; the keeper itself knows `progress.pending`."""
 
 
 class LocalShards:
     """Leaves the shards where they are written."""
 
     def depends_on(self, key: str) -> None:
-        """Nothing is gone on from."""
+        """Do nothing: no later call continues."""
 
     def begun(self) -> TokenizeProgress | None:
-        """Nothing."""
+        """Return None: nothing is kept."""
         return None
 
     def added(self, split: Split, rows: TokenRows) -> None:
-        """Rows are in the files."""
+        """Do nothing: the rows are in the files."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
-        """The files stay."""
+        """Leave the files."""
 
     def keep(self, progress: TokenizeProgress) -> None:
-        """Nothing is gone on from."""
+        """Do nothing: no later call continues."""
 
 
 class DiscardedShards(LocalShards):
     """Throws shards away, for who asks what would be prepared: a disk then holds one at a time."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
-        """The files go."""
+        """Remove the files."""
         for path in files:
             path.unlink()
 
@@ -161,11 +161,11 @@ class StoredShards:
     _earlier: "list[Future[None]]" = field(default_factory=list)
 
     def depends_on(self, key: str) -> None:
-        """Work that depends on anything else is not gone on with, nor is that of other code."""
+        """Set the key: work with another key, or by other code, is not continued."""
         self._key = hashlib.sha256(f"{key} {values.code_hash()}".encode()).hexdigest()
 
     def begun(self) -> TokenizeProgress | None:
-        """What an earlier attempt of this run has done with the same data and code.
+        """Return what an earlier attempt of this run has done with the same data and code.
 
         Raises:
             StorageError: the store refuses or is unreachable.
@@ -276,7 +276,7 @@ class StoredShards:
 
 
 def _wait(uploads: "Iterable[Future[None]]") -> None:
-    """Raises what one of them raised."""
+    """Wait for uploads; raise the error of one of them."""
     for upload in uploads:
         upload.result()
 

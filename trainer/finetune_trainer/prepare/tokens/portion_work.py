@@ -49,7 +49,7 @@ class Classes:
     names: tuple[str, ...]
 
     def of(self, example: Example) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
-        """int32 [labels] the indices, ascending; for regression float32 [1], the number."""
+        """Return the indices, ascending, as int32 [labels]; for regression the number, as float32 [1]."""
         if self.kind is ProblemType.REGRESSION:
             return np.array([example.number], np.float32)
         return np.array(sorted(self._index[name] for name in example.names), np.int32)

@@ -115,7 +115,7 @@ class Speaker:
 
 
 def _without_last_end(text: str, ends: Sequence[str]) -> Iterator[str]:
-    """A text, and what is left of it without its last mark: some templates (Phi) end only the last of all turns so."""
+    """Yield a text, and the text without its last mark: some templates (Phi) end only the last turn with one."""
     yield text
     shorter = text.rstrip()
     yield from (shorter.removesuffix(end) for end in ends if shorter.endswith(end))

@@ -54,7 +54,7 @@ class TokenRows:
         return np.cumsum(self.lengths, dtype=np.int64) - self.lengths
 
     def part(self, start: int, stop: int) -> "TokenRows":
-        """Rows start to stop."""
+        """Return rows start to stop."""
         if start == 0 and stop >= len(self):
             return self
         tokens = _between(self.lengths, start, stop)
@@ -70,7 +70,7 @@ class TokenRows:
 
     @staticmethod
     def joined(parts: Sequence["TokenRows"]) -> "TokenRows":
-        """All rows of some parts, in order."""
+        """Return all rows of some parts, in order."""
         if len(parts) == 1:
             return parts[0]
         return TokenRows(
@@ -84,7 +84,7 @@ class TokenRows:
 
     @staticmethod
     def of(rows: Iterable[Encoded]) -> "TokenRows":
-        """Some rows."""
+        """Return some rows in flat arrays."""
         rows = list(rows)
         targets = [row.target for row in rows if row.target is not None]
         lengths, cut = np.array([len(row.ids) for row in rows], np.int32), np.array([row.cut for row in rows], np.bool_)
@@ -106,7 +106,7 @@ def _joined(parts: Sequence[A], none: A) -> A:
 
 
 def _beside(parts: Sequence[Ints | Floats]) -> Ints | Floats:
-    """Targets, all of one kind."""
+    """Return targets, all of one kind."""
     joined: Ints | Floats = np.concatenate(parts) if parts else _NONE  # type: ignore[assignment]
     return joined
 

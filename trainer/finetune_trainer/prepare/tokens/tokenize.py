@@ -48,7 +48,7 @@ class Tokenized:
 
 
 def options_key(spec: DatasetSpec, template: str | None) -> dict[str, Any]:
-    """All of a job, beside its data and tokenizer, that the tokens depend on; `template`: the text of a given one."""
+    """Return all of a job that the tokens depend on beside data and tokenizer; `template`: the text of a given one."""
     return {
         "version": VERSION,
         "loss_on": spec.loss_on or "completion",
@@ -223,12 +223,12 @@ def _address(request: _Request, written: Mapping[Split, Written]) -> str:
 
 
 def _tokenizer_files(extended: Path) -> list[Path]:
-    """Files of a tokenizer with new tokens; a chat template is stored beside them, or the model's stays."""
+    """Return files of a tokenizer with new tokens; a chat template is stored beside them, or the model's stays."""
     return [path for path in sorted(extended.iterdir()) if path.name in TOKENIZER_FILES - {CHAT_TEMPLATE}]
 
 
 def _sizes(data: CheckedData) -> dict[Split, int]:
-    """Rows of each split, each counted once however often it is seen."""
+    """Return rows of each split, each counted once however often it is seen."""
     sizes = dict.fromkeys(Split, 0)
     for source in data.sources:
         if source.choice is None:
@@ -266,7 +266,7 @@ class _Watch:
 
     @classmethod
     def of(cls, report: Callable[[str], None], good: int, begun: TokenizeProgress) -> "_Watch":
-        """With what an earlier call has done, which is said."""
+        """Begin with what an earlier call has done, and report it."""
         pending = [rows for parts in begun.pending.values() for rows in parts]
         facts = [one.facts for one in begun.written.values()]
         seen = sum(one.examples for one in facts) + sum(len(rows) for rows in pending)

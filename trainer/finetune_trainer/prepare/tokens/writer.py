@@ -40,7 +40,7 @@ Finished = Callable[[tuple[Path, Path]], None]  # called with a shard and its in
 
 
 def schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
-    """The columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
+    """Return the columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
     taught: dict[Supervision, list[tuple[str, pa.DataType]]] = {
         Supervision.LABEL: [("label", LABELS[kind or ProblemType.SINGLE_LABEL])],
         Supervision.CONTINUATION: [("trained_runs", IDS)],
@@ -173,7 +173,7 @@ class SplitWriter:
         )
 
     def _sequences(self, rows: TokenRows) -> tuple[pa.Table, Ints]:
-        """The rows as a table of one chunk a column, and the items of loss of each of its rows."""
+        """Return the rows as a table of one chunk a column, and the items of loss of each of its rows."""
         ids = _lists(rows.ids, rows.lengths)
         if self._supervision is Supervision.HIDDEN:
             return pa.table([ids], self._schema), np.zeros(
@@ -240,7 +240,7 @@ class _OpenShard:
 
 
 def trained_runs(trained: npt.NDArray[np.bool_], lengths: Ints) -> tuple[pa.Array, Ints]:
-    """Which tokens of each row carry loss, as runs.
+    """Return which tokens of each row carry loss, as runs.
 
     Args:
         trained: bool [tokens], of all rows one after the other.
@@ -282,7 +282,7 @@ def _lists(values: npt.NDArray[np.generic], lengths: Ints) -> pa.Array:
 
 
 def _cut_at(rows: TokenRows, first: int, full: int) -> Iterable[TokenRows]:
-    """The rows in pieces: a piece ends with the row that fills a batch. `first`: tokens that the first one lacks."""
+    """Return the rows in pieces; a piece ends with the row that fills a batch. `first`: free tokens of the first."""
     ends = np.cumsum(rows.lengths, dtype=np.int64)
     start, done = 0, 0
     while start < len(rows):

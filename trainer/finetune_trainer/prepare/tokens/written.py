@@ -54,7 +54,7 @@ class Comparison:
     _parts: dict[Kind, tuple[str, tuple[Remark, ...]] | None] = field(default_factory=dict)
 
     def __call__(self, messages: Sequence[Message], tools: Sequence[Any], speech: RenderedText) -> tuple[Verdict, bool]:
-        """What of a row is not in its text, and whether it is the first row of its structure."""
+        """Return what the text lacks of a row, and whether it is the first row of its structure."""
         structure = _structure(messages, tools)
         if (known := self._rows.get(structure)) is not None:
             return known, False
@@ -79,7 +79,7 @@ class Comparison:
     def _changes(
         self, messages: Sequence[Message], tools: Sequence[Any]
     ) -> Iterator[tuple[Kind, str, tuple[Sequence[Message], Sequence[Any]]]]:
-        """(kind of the part, where it stands, the row with it changed) of each part of a row."""
+        """Yield (kind of the part, its place, the row with it changed) of each part of a row."""
         last_user = max((at for at, message in enumerate(messages) if message["role"] == "user"), default=-1)
         for at, message in enumerate(messages):
             around = (
@@ -128,7 +128,7 @@ class Comparison:
         messages: Sequence[Message] = (),
         tools: Sequence[Any] = (),
     ) -> bool:
-        """Whether a template makes another text of a changed row; one that refuses it has read it."""
+        """Return whether a template makes another text of a changed row; one that refuses the row has read it."""
         try:
             if text is None:
                 text = speaker.rendered(messages, tools).text
@@ -150,7 +150,7 @@ def _shape(message: Message) -> Any:
 
 
 def _changed(message: Message) -> Iterator[tuple[str, Message]]:
-    """(name, the message with it changed) of each part that has a value."""
+    """Yield (name, the message with it changed) of each part that has a value."""
     for name, value in message.items():
         if name in BESIDE or value in (None, "", [], {}):
             continue
