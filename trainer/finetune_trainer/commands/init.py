@@ -173,8 +173,8 @@ def _name(data: str) -> str:
     """Return a job's name: the most specific part of the data's name."""
     parts = [re.sub(r"\.[a-z0-9.]+$", "", part.lower()) for part in unquote(data).partition("://")[2].split("/")]
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-") for part in reversed(parts)]
-    told = next((word for word in words if word and word not in PLAIN_NAMES), "my-model")
-    return told[:MAX_NAME_LENGTH].strip("-")
+    chosen = next((word for word in words if word and word not in PLAIN_NAMES), "my-model")
+    return chosen[:MAX_NAME_LENGTH].strip("-")
 
 
 def _scalar(value: str) -> str:

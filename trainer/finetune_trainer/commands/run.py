@@ -52,8 +52,8 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:
     """Return one line with the outcome of the run."""
     if result.state == "Planned":
-        told = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
-        return "planned", told
+        sentence = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
+        return "planned", sentence
     if result.already_complete:
         return "done", f"this run was complete already ({warned} on its data); --fresh starts anew"
     speed = f"{result.tokens_per_second:,.0f} tokens/s while training"

@@ -134,10 +134,10 @@ def _batches(config: Mapping[str, Any], given: Mapping[str, Any], world: int) ->
 
 def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems of values in `training` that this configuration would override or ignore."""
-    told = 'add it with the value "auto"'
+    cure = 'add it with the value "auto"'
     if given.get("max_grad_norm") and "gradient_clipping" not in config:
         message = f"is missing: spec.training.max_grad_norm {given['max_grad_norm']} would have no effect"
-        yield _problem("NeedsOther", "gradient_clipping", message, told)
+        yield _problem("NeedsOther", "gradient_clipping", message, cure)
     if "optimizer" in config:
         for path in (
             "optimizer.params.lr",
@@ -148,7 +148,7 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
             named = [name for name in SAME[path] if name in given]
             if config_value(config, path) is None and (named or path.endswith(".lr")):
                 what = f"spec.training.{named[0]}" if named else "the plan's learning rate"
-                yield _problem("NeedsOther", path, f"is missing: {what} would have no effect", told)
+                yield _problem("NeedsOther", path, f"is missing: {what} would have no effect", cure)
     if "scheduler" in config:
         for name in ("lr_scheduler_type", "lr_scheduler_kwargs"):
             if name in given:
@@ -159,7 +159,7 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
             for path in ("warmup_num_steps", *(["warmup_max_lr"] if warms else [])):
                 if config_value(config, f"scheduler.params.{path}") is None:
                     message = "is missing: DeepSpeed would use its own default, not the plan's value"
-                    yield _problem("NeedsOther", f"scheduler.params.{path}", message, told)
+                    yield _problem("NeedsOther", f"scheduler.params.{path}", message, cure)
 
 
 # ---------------------------------------------------------------- against what DeepSpeed and the image can do

@@ -6,6 +6,6 @@ How it is read    chunks (parts for processes) -> lines, record_parts, jsonl, js
                   formats (Row, Fault)
 What rows are     examples (Example) -> conversation, alpaca, label_values; contents (a hash of each); tally (faults)
 All of it         dataset (the check) -> reading (every row), checked_files (what is known then), label_kinds,
-                  row_choice and said_splits (held out, weighted), notices (what training does not see);
+                  row_choice and row_splits (held out, weighted), notices (what training does not see);
                   portions (work for the processes that tokenise); byte_progress
 """

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_api.errors import Problem
-from finetune_trainer.prepare.data.examples import Columns, SaidSplit
+from finetune_trainer.prepare.data.examples import Columns, RowSplit
 from finetune_trainer.prepare.data.formats import DataFile
 from finetune_trainer.prepare.data.sources import Source
 from finetune_trainer.prepare.data.tally import Tally
@@ -38,7 +38,7 @@ class CheckedSource:
         numbers: good rows with such a number.
         fractions: whether one of them is no whole number.
         splits: rows by what their column `split` (or the like) says, in lower case.
-        said: what each good row's column says of its split, where rows go by it; see `rows.SaidSplit`.
+        row_splits: the split of each good row, where the job names a column for it; see `examples.RowSplit`.
         unread: columns that play no part, each with the number of files that have it.
     """
 
@@ -53,16 +53,16 @@ class CheckedSource:
     numbers: int = 0
     fractions: bool = False
     splits: Counter[str] = field(default_factory=Counter)
-    said: "array[int]" = field(default_factory=lambda: array("b"))
+    row_splits: "array[int]" = field(default_factory=lambda: array("b"))
     unread: Counter[str] = field(default_factory=Counter)
 
     @property
     def trained_labels(self) -> set[int]:
         """The labels of rows that may be trained on, as indices of targets."""
-        if not self.said:
+        if not self.row_splits:
             return set(self.labels)
-        labels, said = np.asarray(self.labels, np.int64), np.asarray(self.said, np.int8)
-        return set(np.unique(labels[said == SaidSplit.TRAIN]).tolist()) if len(labels) else set()
+        labels, splits = np.asarray(self.labels, np.int64), np.asarray(self.row_splits, np.int8)
+        return set(np.unique(labels[splits == RowSplit.TRAIN]).tolist()) if len(labels) else set()
 
 
 @dataclass(frozen=True)

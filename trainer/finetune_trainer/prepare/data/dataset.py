@@ -35,7 +35,7 @@ from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
 from finetune_trainer.prepare.data.reading import processes as processes
 from finetune_trainer.prepare.data.reading import read_all
 from finetune_trainer.prepare.data.row_choice import hold_out, label_order, rarest, repeats
-from finetune_trainer.prepare.data.said_splits import check_said, chosen_by_column
+from finetune_trainer.prepare.data.row_splits import check_row_splits, chosen_by_column
 from finetune_trainer.prepare.data.sources import Sources
 from finetune_trainer.prepare.data.tally import Tally, grouped
 
@@ -256,7 +256,7 @@ def _chosen(spec: DatasetSpec, rows: CheckedRows, seed: int) -> CheckedRows:
     if evaluation is not None and evaluation.choice is None:
         evaluation = replace(evaluation, choice=np.full(evaluation.good, EVALUATED, np.uint8))
         rows = replace(rows, sources=(*rows.training, evaluation))
-    check_said(spec, rows)
+    check_row_splits(spec, rows)
     training = [
         part if part.source.weight == 1 else replace(part, choice=repeats(part.source.weight, part.good, seed, index))
         for index, part in enumerate(rows.training)

@@ -28,7 +28,7 @@ class Layout(StrEnum):
         return tuple(self.value.split(", "))
 
 
-class SaidSplit(IntEnum):
+class RowSplit(IntEnum):
     """What a column that says so makes of a row."""
 
     TRAIN = 0
@@ -72,8 +72,8 @@ class Example:
         return self.labels if self.labels is not None else (self.label,) if self.label else ()
 
     @property
-    def said(self) -> str:
-        """The label or labels or number as one text."""
+    def target_text(self) -> str:
+        """The target as one text: the label, all labels, or the number."""
         if self.labels is not None:
             return "; ".join(sorted(self.labels)) or "(none)"
         return self.label or ("" if self.number is None else f"{self.number:g}")
@@ -273,18 +273,18 @@ def _list(column: str, value: Any) -> Any:
     return _number_or_value(column, found)
 
 
-def split_of(row: Row, column: str) -> SaidSplit:
+def split_of(row: Row, column: str) -> RowSplit:
     """Return the split that a row says it is of.
 
     Raises:
-        Wrong: it says none.
+        Wrong: it has none.
     """
     value = column_value(row.values, column)
-    said = value.strip().lower() if isinstance(value, str) else ""
-    if said in TRAINED:
-        return SaidSplit.TRAIN
-    if said in HELD_OUT:
-        return SaidSplit.TEST if said in TESTED else SaidSplit.VALIDATION
+    split = value.strip().lower() if isinstance(value, str) else ""
+    if split in TRAINED:
+        return RowSplit.TRAIN
+    if split in HELD_OUT:
+        return RowSplit.TEST if split in TESTED else RowSplit.VALIDATION
     seen = "missing" if value is ABSENT else repr(value)[:40]
     raise Wrong(Code.NO_SPLIT, f"{column!r} is {seen}; a split is train, validation or test")
 

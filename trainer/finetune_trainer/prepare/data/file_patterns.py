@@ -106,6 +106,6 @@ def formats_of(names: Iterable[str]) -> dict[Format, str]:
 def splits_among(names: Iterable[str]) -> tuple[str, str] | None:
     """Return a file of training and one of evaluation data, if the names show both."""
     words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in names}
-    train = next((name for name, said in words.items() if said & {"train", "training"}), None)
-    other = next((name for name, said in words.items() if said & EVALUATION and "train" not in said), None)
+    train = next((name for name, parts in words.items() if parts & {"train", "training"}), None)
+    other = next((name for name, parts in words.items() if parts & EVALUATION and "train" not in parts), None)
     return (train, other) if train and other else None

@@ -118,8 +118,8 @@ def by_names(names: Sequence[str]) -> Table:
     for place in (2, 0):  # of the name's parts around its last slash: the file, then its folders
         found: Splits = {}
         for name in data:
-            said = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
-            if (split := next((split for split, words in WORDS.items() if said & words), None)) is not None:
+            parts = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
+            if (split := next((split for split, words in WORDS.items() if parts & words), None)) is not None:
                 found.setdefault(split, []).append(name)
         if found:
             return {DEFAULT: Config(found)}

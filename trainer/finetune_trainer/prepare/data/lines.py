@@ -93,7 +93,7 @@ def read_lines(reader: Reader) -> Iterator[tuple[int, bytes | None, int]]:
 
 
 def _split(data: bytes) -> list[bytes]:
-    # not splitlines(): editors do not take a lone carriage return for a line break, and would shift all numbers after it
+    # not splitlines(): a lone carriage return is no break in editors, and would shift all numbers after it
     parts = data.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 

@@ -50,14 +50,14 @@ def notices(
     """
     columns = files[0].columns
     unread = {name for part in training for name in part.unread}
-    told = [
+    found = [
         *([] if columns.parted else _held_out(training, columns)),
         *_system(columns, unread),
         *_context(task, columns, unread),
     ]
     if declared is None:
-        told += _numbers(training, labels)
-    return (*told, *_unread(training))
+        found += _numbers(training, labels)
+    return (*found, *_unread(training))
 
 
 def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[Notice]:
@@ -66,11 +66,12 @@ def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[N
     if not count:
         return
     rows = sum(part.tally.rows for part in training)
-    said = " or ".join(repr(name) for name, found in sorted(marked.items()) if found)
+    marks = " or ".join(repr(name) for name, found in sorted(marked.items()) if found)
     yield Notice(
         "warning",
         "HeldOutRowsTrained",
-        f"the column {columns.split!r} marks {count:,} of {rows:,} training rows as {said}; all of them are trained on",
+        f"the column {columns.split!r} marks {count:,} of {rows:,} training rows as {marks}; "
+        "all of them are trained on",
         f"set spec.dataset.columns: {{split: {columns.split}}} to evaluate on them instead, or remove them",
         "warning with one such row",
         count,

@@ -42,11 +42,11 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
     if spec_of(task).labelled and "messages" in row:
         return "these are conversations: set spec.task to causal-lm, or give each row a text and a label"
     if (found := _best(task, row)) is not None:
-        said = ", ".join(f"{part}: {column}" for part, column in found.items())
-        return f"say which column is which; perhaps spec.dataset.columns: {{{said}}}{_left_out(row, found)}"
+        mapping = ", ".join(f"{part}: {column}" for part, column in found.items())
+        return f"say which column is which; perhaps spec.dataset.columns: {{{mapping}}}{_left_out(row, found)}"
     if (paths := _paths(row)) and not spec_of(task).labelled:
-        said = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
-        return f"a column may be named by its path; perhaps spec.dataset.columns: {{{said}}}"
+        mapping = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
+        return f"a column may be named by its path; perhaps spec.dataset.columns: {{{mapping}}}"
     return f"correct the names, or say in spec.dataset.columns which column is which: {spec_of(task).example}"
 
 

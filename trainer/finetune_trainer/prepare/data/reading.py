@@ -57,7 +57,7 @@ class _Counted:
     fractions: bool
     contents: "array[int]"
     splits: Counter[str]
-    said: "array[int]"
+    row_splits: "array[int]"
     columns: frozenset[str]
 
 
@@ -75,9 +75,9 @@ class _Watched:
             if isinstance(record, Row):
                 self.row = record
                 self.columns.update(record.values)
-                said = record.values.get(self.split) if self.split else None
-                if isinstance(said, str) and (said := said.strip().lower()) in HELD_OUT | TRAINED:
-                    self.splits[said] += 1
+                value = record.values.get(self.split) if self.split else None
+                if isinstance(value, str) and (value := value.strip().lower()) in HELD_OUT | TRAINED:
+                    self.splits[value] += 1
             yield record
 
 
@@ -132,7 +132,7 @@ class _SourceRows:
     numbers: int = 0
     fractions: bool = False
     splits: Counter[str] = field(default_factory=Counter)
-    said: "array[int]" = field(default_factory=lambda: array("b"))
+    row_splits: "array[int]" = field(default_factory=lambda: array("b"))
     unread: Counter[str] = field(default_factory=Counter)
 
     def count(self, chunk: _Counted) -> None:
@@ -147,7 +147,7 @@ class _SourceRows:
         self.labels.extend(here[np.asarray(chunk.labels, np.int64)].tolist())
         self.contents.extend(chunk.contents)
         self.splits.update(chunk.splits)
-        self.said.extend(chunk.said)
+        self.row_splits.extend(chunk.row_splits)
 
 
 @dataclass

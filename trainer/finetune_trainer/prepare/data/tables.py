@@ -46,8 +46,8 @@ def read_tables(file: DataFile) -> Iterator[tuple[int, bytes, int]]:
                 yield done + start + 1, _packed(part), min(size, int(size * share))
             done += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"the file cannot be read as {file.format}: {said}"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"the file cannot be read as {file.format}: {reason}"
         cure = "copy it again, whole, or set spec.dataset.format"
         raise DataError(file.problem("DamagedFile", message, cure)) from error
 

@@ -109,7 +109,7 @@ class Observation:
         raw = [whole.encode("utf-8", "replace") for whole in wholes]
         part["given"] = [digest(side.given.encode("utf-8", "replace"), side.setting) for side in both]
         part["content"] = [
-            digest(whole, side.setting, example.said.encode(), b"%d" % len(side.given))
+            digest(whole, side.setting, example.target_text.encode(), b"%d" % len(side.given))
             for example, whole, side in zip(examples, raw, both, strict=True)
         ]
         self._keep(examples, encoded, both, part, keys(raw))
@@ -186,9 +186,9 @@ class Observation:
         if not example.label and example.labels is None:
             return -1
         self.several |= example.labels is not None
-        said = example.said
-        self.members.setdefault(said, example.names)
-        return self.labels.setdefault(said, len(self.labels))
+        target = example.target_text
+        self.members.setdefault(target, example.names)
+        return self.labels.setdefault(target, len(self.labels))
 
     def _count_file(self, file: str, count: int) -> None:
         if self.files and self.files[-1][0] == file:
@@ -226,7 +226,7 @@ class Observation:
                     content,
                     self.file,
                     examples[index].line,
-                    examples[index].said,
+                    examples[index].target_text,
                     both[index].given[:SHOWN_CHARACTERS],
                     both[index].learnt[:SHOWN_CHARACTERS],
                     int(part["tokens"][index]),

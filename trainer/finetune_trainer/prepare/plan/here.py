@@ -78,12 +78,12 @@ def _gpus(environ: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
     if visible in {"", "-1"} or shutil.which(LISTED[0], path=environ.get("PATH")) is None:
         return ()
     try:
-        said = subprocess.run(
+        listed = subprocess.run(
             LISTED, env=dict(environ), capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [line.rpartition(",") for line in said.splitlines() if line.strip()]
+    rows = [line.rpartition(",") for line in listed.splitlines() if line.strip()]
     found = [(name.strip(), int(mib)) for name, _, mib in rows if mib.strip().isdigit()]
     if visible is not None and all(one.strip().isdigit() for one in visible.split(",")):
         found = [found[int(one)] for one in visible.split(",") if int(one) < len(found)]

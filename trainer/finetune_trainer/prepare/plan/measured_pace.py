@@ -1,6 +1,6 @@
 """How fast this machine trains a model without GPU: one and two of its layers are run, forward and backward.
 
-The rest is extrapolated. It takes about two seconds, and is kept per machine: the same question is asked once.
+The rest is extrapolated. It takes about two seconds, and is kept per machine: the same question is measured once.
 """
 
 import hashlib
@@ -80,9 +80,9 @@ class PaceQuestion:
         """The same for the same question on the same machine with the same torch."""
         import torch
 
-        asked = {**asdict(self), "lora": dict(self.lora) if self.lora else None, "config": dict(self.config)}
+        identity = {**asdict(self), "lora": dict(self.lora) if self.lora else None, "config": dict(self.config)}
         here = [VERSION, platform.node(), platform.processor(), platform.machine(), os.cpu_count(), torch.__version__]
-        return hashlib.sha256(json.dumps([asked, here], sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([identity, here], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def measured_pace(draft: Draft, config: Mapping[str, Any], cache: Path | None) -
     return pace_of(question, draft.workload.architecture, cache)
 
 
-def pace_of(asked: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace | None:
+def pace_of(question: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace | None:
     """Return how fast a rank of this machine is for a job, measured now or before.
 
     An adapter that a shortened model has no place for (of layers above the second) is left out: the rate is then that
@@ -135,28 +135,28 @@ def pace_of(asked: PaceQuestion, architecture: Architecture, cache: Path | None)
         cache: file of earlier answers; None = measure anew.
     """
     try:
-        return _asked(asked, architecture, cache)
+        return _measured(question, architecture, cache)
     except SpecError:
-        asked = replace(asked, lora=None)
+        question = replace(question, lora=None)
     except UNTIMED:
         return None
     try:
-        return _asked(asked, architecture, cache)
+        return _measured(question, architecture, cache)
     except (SpecError, *UNTIMED):
         return None
 
 
-def _asked(asked: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace:
-    found = _remembered(cache, asked.key)
+def _measured(question: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace:
+    found = _remembered(cache, question.key)
     if found is None:
-        with _threads(asked.threads):
-            found = timed(asked, architecture)
+        with _threads(question.threads):
+            found = timed(question, architecture)
         if os.getloadavg()[0] <= (os.cpu_count() or 1):  # what a busy machine can do is not remembered
-            _remember(cache, asked.key, found)
-    load = Load(architecture, asked.method, 2, 1, asked.rows, asked.tokens)
+            _remember(cache, question.key, found)
+    load = Load(architecture, question.method, 2, 1, question.rows, question.tokens)
     slower = found.loop / LOOP
     return Pace(
-        operations=operations(load, asked.tokens) / max(found.micro, 1e-9),
+        operations=operations(load, question.tokens) / max(found.micro, 1e-9),
         layer=0.0,
         token_layer=found.token / max(1, architecture.layers),
         micro=MICRO * slower,
@@ -173,31 +173,31 @@ def cache_file(environ: Mapping[str, str]) -> Path:
     return Path(home) / "finetune-operator" / "pace.json"
 
 
-def timed(asked: PaceQuestion, architecture: Architecture) -> Timed:
+def timed(question: PaceQuestion, architecture: Architecture) -> Timed:
     """Run models of one and of two layers, and extrapolate to the whole one."""
     import torch
 
-    load = Load(architecture, asked.method, 2, 1, 1, asked.tokens)
-    whole = operations(load, asked.tokens)
-    rows, tokens = _cut(asked, whole * max(DEPTHS) / max(1, architecture.layers))
+    load = Load(architecture, question.method, 2, 1, 1, question.tokens)
+    whole = operations(load, question.tokens)
+    rows, tokens = _cut(question, whole * max(DEPTHS) / max(1, architecture.layers))
     with quiet(), torch.random.fork_rng(devices=[]):
-        first, second = (_run(asked, depth, rows, tokens) for depth in DEPTHS)
+        first, second = (_run(question, depth, rows, tokens) for depth in DEPTHS)
     more = max(1, second.layers - first.layers)
     layer = max(1e-9, second.micro - first.micro) / more
     rate = rows * tokens * 6 * max(1, second.weights - first.weights) / more / layer  # operations a second
     beyond = architecture.layers - first.layers
     head = max(0, architecture.head - first.head) * 6 * rows * tokens / rate
-    micro = (first.micro + beyond * layer + head) * asked.rows * asked.tokens / (rows * tokens)
+    micro = (first.micro + beyond * layer + head) * question.rows * question.tokens / (rows * tokens)
     token = first.token + beyond * max(0.0, second.token - first.token) / more
     return Timed(micro, token, _adam(), _mean(_loop))
 
 
-def _cut(asked: PaceQuestion, work: float) -> tuple[int, int]:
+def _cut(question: PaceQuestion, work: float) -> tuple[int, int]:
     """Return how many rows and tokens of a micro-batch are run, where one row takes `work` operations."""
-    rows = max(1, min(asked.rows, int(WORK / work)))
+    rows = max(1, min(question.rows, int(WORK / work)))
     if work <= WORK:
-        return rows, asked.tokens
-    return 1, min(asked.tokens, max(LEAST, int(asked.tokens * WORK / work)))
+        return rows, question.tokens
+    return 1, min(question.tokens, max(LEAST, int(question.tokens * WORK / work)))
 
 
 @dataclass(frozen=True)
@@ -211,13 +211,13 @@ class _Ran:
     token: float
 
 
-def _run(asked: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
+def _run(question: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
     import torch
 
-    model = _model(asked, depth)
+    model = _model(question, depth)
     ids = torch.randint(1, min(1000, int(model.config.get_text_config().vocab_size)), (rows, tokens))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    if spec_of(asked.task).labelled:
+    if spec_of(question.task).labelled:
         given["labels"] = torch.zeros(rows, dtype=torch.long)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -236,18 +236,18 @@ def _run(asked: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
     return _Ran(_depth(model), weights, size, _mean(train), _mean(forward))
 
 
-def _model(asked: PaceQuestion, depth: int) -> Any:
+def _model(question: PaceQuestion, depth: int) -> Any:
     import torch
 
-    values = _shortened(asked.config, depth)
-    made, auto = configured(values, asked.task, max(2, asked.labels))
+    values = _shortened(question.config, depth)
+    made, auto = configured(values, question.task, max(2, question.labels))
     made.use_cache = False
-    dtype = torch.bfloat16 if asked.bfloat16 else torch.float32
+    dtype = torch.bfloat16 if question.bfloat16 else torch.float32
     model = auto.from_config(made, dtype=dtype).train()
-    if asked.lora:
+    if question.lora:
         linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-        lora = {name: value for name, value in asked.lora.items() if name not in _OF_LAYERS}
-        model = adapt.adapted(model, asked.task, lora, linear)
+        lora = {name: value for name, value in question.lora.items() if name not in _OF_LAYERS}
+        model = adapt.adapted(model, question.task, lora, linear)
     return model
 
 

@@ -140,14 +140,14 @@ def stack(labels: Sequence[LabelCount], order: Sequence[str]) -> Markup:
 
 
 def _open(height: int, kind: str, label: str) -> Markup:
-    said = Markup(' role="img" aria-label="{}"').format(label) if label else Markup(' aria-hidden="true"')
-    return Markup('<svg class="{}" width="100%" height="{}"{}>').format(kind, height, said)
+    label_text = Markup(' role="img" aria-label="{}"').format(label) if label else Markup(' aria-hidden="true"')
+    return Markup('<svg class="{}" width="100%" height="{}"{}>').format(kind, height, label_text)
 
 
 def _rect(kind: str, x: float, y: float, width: float, height: float, title: str = "") -> Markup:
-    told = Markup("<title>{}</title>").format(title) if title else ""
+    tooltip = Markup("<title>{}</title>").format(title) if title else ""
     return Markup('<rect class="{}" x="{}%" y="{}" width="{}%" height="{}" rx="2">{}</rect>').format(
-        kind, f"{x:.2f}", f"{y:.1f}", f"{max(0.0, width):.2f}", f"{height:.1f}", told
+        kind, f"{x:.2f}", f"{y:.1f}", f"{max(0.0, width):.2f}", f"{height:.1f}", tooltip
     )
 
 

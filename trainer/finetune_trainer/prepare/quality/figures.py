@@ -97,8 +97,8 @@ def labels(split: ObservedSplit) -> tuple[LabelCount, ...]:
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
     rows: Counter[str] = Counter()
-    for said, count in zip(split.seen.labels, counts.tolist(), strict=True):
-        rows.update(dict.fromkeys(split.seen.members.get(said, (said,)), count))
+    for target, count in zip(split.seen.labels, counts.tolist(), strict=True):
+        rows.update(dict.fromkeys(split.seen.members.get(target, (target,)), count))
     ordered = sorted(rows.items(), key=lambda pair: (-pair[1], pair[0]))
     return tuple(LabelCount(name=name, rows=count) for name, count in ordered)
 

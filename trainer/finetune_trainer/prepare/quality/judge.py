@@ -146,9 +146,9 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
 
 
 def _of_columns(train: ObservedSplit, context: Context) -> Iterator[Finding]:
-    for told in context.notices:
-        severity = Severity(told.severity)
-        yield train.finding(severity, told.code, told.message, told.cure, told.rule, told.count, told.rows)
+    for notice in context.notices:
+        severity = Severity(notice.severity)
+        yield train.finding(severity, notice.code, notice.message, notice.cure, notice.rule, notice.count, notice.rows)
 
 
 def _eval_groups(evaluation: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> EvalGroups | None:

@@ -121,7 +121,7 @@ def _nameless(split: ObservedSplit) -> Iterator[Finding]:
 
 def several(split: ObservedSplit) -> bool:
     """Return whether rows may have any number of labels."""
-    return any(members != (said,) for said, members in split.seen.members.items())
+    return any(members != (target,) for target, members in split.seen.members.items())
 
 
 def _one_each(split: ObservedSplit) -> Iterator[Finding]:

@@ -63,16 +63,16 @@ def is_phone(number: str, before: str, languages: frozenset[str]) -> bool:
         before: the text that stands before it.
         languages: whose countries' numbers are looked for; English where none is known.
     """
-    said = PHONE_WORD.search(before)
+    named = PHONE_WORD.search(before)
     parted = bool(re.search(r"\d[ ().\-/\u00a0]+\d", number))
-    if number.startswith(("+", "(+")) or (number.startswith("00") and (parted or said)):
+    if number.startswith(("+", "(+")) or (number.startswith("00") and (parted or named)):
         return bool(_dialled("+" + re.sub(r"\D", "", number.replace("(0)", "")).removeprefix("00"), ""))
     own = [region for language in languages or {"en"} for region in REGIONS.get(language, ())]
     if "US" in own and AMERICAN.fullmatch(number):
         return True
     if number[:2] in ("0.", "0,"):
         return False
-    if said or (parted and number.startswith(("0", "(0"))):
+    if named or (parted and number.startswith(("0", "(0"))):
         return any(_dialled(number, region) for region in own)
     if number.startswith("0"):
         return any(_dialled(number, region) == "mobile" for region in own)

@@ -29,7 +29,7 @@ class Verdict:
 
     Attributes:
         lost: what was to be read or learnt, such as `the content of messages[0]`: such a row is refused.
-        remarks: what else is to be said of each.
+        remarks: further remarks on each.
     """
 
     lost: tuple[str, ...] = ()
@@ -64,8 +64,8 @@ class Comparison:
             if kind not in self._parts:
                 self._parts[kind] = self._compared(kind, messages, tools, changed, speech)
             if (found := self._parts[kind]) is not None:
-                said, own = found
-                lost += [said.format(where)] if said else []
+                sentence, own = found
+                lost += [sentence.format(where)] if sentence else []
                 remarks += own
         if EMPTY_THOUGHT.search("".join(speech.text[start:end] for start, end in speech.spans)) and not any(
             EMPTY_THOUGHT.search(message.get("content") or "") for message in messages
