@@ -10,7 +10,7 @@ from finetune_api.errors import ModelError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.stage import inspect
-from tests.local.test_prepare import House, Rows, job_of, jsonl
+from tests.local.prepare_house import House, Rows, job_of, jsonl
 from tests.support.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
 
 MAKERS = {"bert": make_bert, "llama": make_llama, "gpt2": make_gpt2, "t5": make_t5, "bart": make_bart}
