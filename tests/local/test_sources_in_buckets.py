@@ -44,7 +44,7 @@ def test_a_file_larger_than_the_disk_is_not_begun(
     spec = DatasetSpec(train=f"{bucket}/data/*.jsonl")
     found = locate_all(spec, server.environ)
     monkeypatch.setattr(file_places, "ROOM", 1 << 60)
-    with pytest.raises(DataError, match=r"a.jsonl and 1 more files have 3.78 kB, and .* are free where") as caught:
+    with pytest.raises(DataError, match=r"a.jsonl and 1 more files have 3.78 kB, and .* are free on") as caught:
         check_dataset(spec, Task.CAUSAL_LM, found, tmp_path / "work", seed=1)
     assert "spec.scratch.size" in caught.value.problems[0].cure
     assert not list((tmp_path / "work").iterdir())
