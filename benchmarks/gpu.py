@@ -338,9 +338,9 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
-    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
 
     order = orders(plan_of(case), Path(), Path(), folder)[0]
     join(order)
@@ -348,7 +348,7 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     model = model_of(case, shape)
     if case.method is not MethodType.FULL:
         model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
-    batching = batching_of(order.plan, model, 0)
+    batching = task_of(order.plan).batching(model, 0)
     rows = Rows(case.length, int(shape["vocab_size"]))
     data = VirtualDataset(rows, 1, STEPS, 1, items=lambda row: case.length - 1, dealt=batching.dealt)
     return Parts(order, model, data, batching.collate)
@@ -359,6 +359,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import torch
 
     from finetune_trainer.worker.arguments import training_arguments
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     parts = parts_of(case, shape, folder)
@@ -368,6 +369,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
         None,  # type: ignore[arg-type]
         parts.model,
         args,
+        head=task_of(parts.order.plan).loss(parts.model),
         data=parts.data,
         train_dataset=parts.data,
         data_collator=parts.collate,
@@ -383,11 +385,11 @@ def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import deepspeed
     import torch
 
-    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker.tasks import task_of
 
     parts = parts_of(case, shape, folder)
     plan = parts.order.plan
-    head = head_of(plan, parts.model)
+    head = task_of(plan).loss(parts.model)
     rate = {
         "lr": plan.schedule.learning_rate,
         "betas": (0.9, 0.999),

@@ -193,9 +193,9 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
 
     from finetune_trainer.process.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     order = WorkerOrder(
@@ -223,13 +223,14 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
     set_seed(1)
     model = model_of(case, weight_dtype(args))
     marks.phase("build")
-    batching = batching_of(order.plan, model, 0)
+    batching = task_of(order.plan).batching(model, 0)
     data = VirtualDataset(rows, 1, STEPS, order.plan.layout.global_batch, dealt=batching.dealt)
     trainer: Any = FineTuneTrainer(
         order,
         None,  # type: ignore[arg-type]
         model,
         args,
+        head=task_of(order.plan).loss(model),
         data=data,
         train_dataset=data,
         data_collator=batching.collate,

@@ -157,19 +157,19 @@ def bare(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
     import torch
 
     from finetune_trainer.worker import main as parts
-    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker.tasks import task_of
 
     plan = order.plan
     torch.set_num_threads(order.threads)
     parts.join(order)
-    model = parts.load_model(plan, Path(order.model), torch.float32, 0)
-    batching = parts.batching_of(plan, model, 0)
+    model = parts.load_model(task_of(plan), Path(order.model), torch.float32, 0)
+    batching = task_of(plan).batching(model, 0)
     rows = parts.rows_of(order, "train")
-    items = parts.items_of(plan, rows, None)
+    items = task_of(plan).items(rows)
     data = parts.VirtualDataset(
         rows, plan.schedule.seed, plan.schedule.max_steps, BATCH, items=items, dealt=batching.dealt
     )
-    head = head_of(plan, model)
+    head = task_of(plan).loss(model)
     rate = {"lr": plan.schedule.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     engine, optimizer, _, _ = deepspeed.initialize(model=model, config=filled(plan, rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(

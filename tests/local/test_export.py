@@ -28,6 +28,7 @@ from finetune_api.messages import (
     Task,
 )
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
+from finetune_trainer.worker.tasks import task_of
 from tests.local.exported_run import (
     LABELS,
     MIRROR,
@@ -159,7 +160,7 @@ def test_the_code_in_the_card_runs_as_it_stands(
     run = Run.of(base, tmp_path, task, method, dataset=data, lora=lora)
     torch.manual_seed(0)
     pad = load_tokenizer(base).pad_token_id
-    run.commit(20, scrambled(load_model(run.plan, base, torch.float32, int(pad))), eval_loss=0.25)
+    run.commit(20, scrambled(load_model(task_of(run.plan), base, torch.float32, int(pad))), eval_loss=0.25)
     result = run.export()
     folder = run.artifact(result.artifacts[0].kind)
     text = (folder / "README.md").read_text()
@@ -192,7 +193,7 @@ def taught(base: Path, folder: Path, method: MethodType, ends: tuple[int, ...]) 
     data = DatasetFacts(sha256="d" * 64, train=split, ends=ends)
     lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
     run = Run.of(base, folder, Task.CAUSAL_LM, method, dataset=data, lora=lora)
-    run.commit(20, load_model(run.plan, base, torch.float32, 0))
+    run.commit(20, load_model(task_of(run.plan), base, torch.float32, 0))
     return run.artifact(run.export().artifacts[0].kind)
 
 

@@ -56,7 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
     "deberta-v2": SMALL,
 }
-CASES = [(family, task) for family, tasks in FAMILIES.items() for task in tasks]
+CASES = [(family, task) for family, one in FAMILIES.items() for task in one.tasks]
 OTHERS = [("deberta-v2", Task.CLASSIFICATION)]  # not trained yet, but counted: nothing here knows families by name
 # BART's decoder is counted with a mask that it makes itself; GPT-NeoX's classifier keeps a little that nobody sees
 ROUGH = {("bart", Task.SEQ2SEQ): 0.07, ("gpt_neox", Task.CLASSIFICATION): 0.06}

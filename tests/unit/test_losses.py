@@ -12,15 +12,16 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 import tests.support.models
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
+from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.prepare.plan.memory import ANSWERED, CHUNK, EVALUATED
 from finetune_trainer.worker.arguments import EVAL_BATCH_FACTOR
-from finetune_trainer.worker.attention import FAMILIES, segmented_attention, use_segmented
-from finetune_trainer.worker.batches.choice import batching_of
+from finetune_trainer.worker.attention import segmented_attention, use_segmented
 from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import IGNORED, PaddedPairs, PaddedTokens
 from finetune_trainer.worker.evaluation.answers import BATCH_TOKENS
 from finetune_trainer.worker.losses import output
-from finetune_trainer.worker.losses.head import Rows, head_of
+from finetune_trainer.worker.losses.head import Rows
+from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
 
 PAD = 1
@@ -44,11 +45,11 @@ def rows(vocabulary: int, lengths: tuple[int, ...] = (17, 5, 30, 9, 17, 40, 3)) 
     return [{"input_ids": ids, "labels": np.where(np.arange(len(ids)) < len(ids) // 3, IGNORED, ids)} for ids in made]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", [name for name, one in FAMILIES.items() if one.flat_batches])
 def test_every_family_with_flat_batches_keeps_its_documents_apart(family: str, tmp_path: Path) -> None:
     model = loaded(family, Task.CAUSAL_LM, tmp_path)
     data = rows(model.config.vocab_size)
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     with torch.no_grad():
         padded = head(model, PaddedTokens(PAD)(data))
         use_segmented(model)
@@ -64,7 +65,7 @@ def test_a_sliding_window_holds_within_documents(tmp_path: Path) -> None:
     folder = tests.support.models.make_mistral(tmp_path / "mistral", sliding_window=8)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     data = rows(model.config.vocab_size)
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     with torch.no_grad():
         padded = head(model, PaddedTokens(PAD)(data))
         use_segmented(model)
@@ -74,14 +75,14 @@ def test_a_sliding_window_holds_within_documents(tmp_path: Path) -> None:
 
 def test_a_model_that_never_calls_the_attention_is_refused(tmp_path: Path) -> None:
     model = loaded("llama", Task.CAUSAL_LM, tmp_path)  # with transformers' own attention
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     with pytest.raises(RuntimeError, match="apart"):
         head(model, FlatTokens()(rows(model.config.vocab_size)))
 
 
 def test_a_family_that_is_not_known_to_keep_documents_apart_gets_padded_batches(tmp_path: Path) -> None:
     model = loaded("gemma2", Task.CAUSAL_LM, tmp_path)  # soft-capped scores: no fused kernel has them
-    batching = batching_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model, PAD)
+    batching = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).batching(model, PAD)
     assert isinstance(batching.collate, PaddedTokens)
     assert batching.dealt is None
 
@@ -124,7 +125,7 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own(
     expected = gradients(own)
     monkeypatch.setattr(output, "CHUNK_BYTES", 4 * model.config.vocab_size * 7)
     for kind in ("labelled", "chunked"):
-        head = head_of(make_plan(task, MethodType.FULL, loss_head=kind), model)
+        head = task_of(make_plan(task, MethodType.FULL, loss_head=kind)).loss(model)
         with torch.no_grad():
             assert int(head(model, batch).hits) <= len(batch["targets"])  # type: ignore[arg-type]
         summed = head(model, batch)
@@ -148,7 +149,7 @@ def test_an_adapter_on_the_output_layer_is_trained_by_every_head(options: dict[s
         model = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, **options))
         use_segmented(model)
         batch = FlatTokens()(rows(base.config.vocab_size))
-        summed = head_of(make_plan(Task.CAUSAL_LM, MethodType.LORA, loss_head=kind), model)(model, batch)
+        summed = task_of(make_plan(Task.CAUSAL_LM, MethodType.LORA, loss_head=kind)).loss(model)(model, batch)
         summed.total.backward()
         totals.append(summed.total.detach())
         touched = [name for name, one in model.named_parameters() if one.requires_grad and "lm_head" in name]
@@ -160,7 +161,7 @@ def test_an_adapter_on_the_output_layer_is_trained_by_every_head(options: dict[s
 def test_only_labelled_positions_reach_the_output_layer(tmp_path: Path) -> None:
     model = loaded("llama", Task.CAUSAL_LM, tmp_path)
     use_segmented(model)
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     shapes: list[torch.Size] = []
     model.lm_head.register_forward_hook(lambda module, arguments, logits: shapes.append(logits.shape))
     batch = FlatTokens()(rows(model.config.vocab_size))
@@ -181,7 +182,9 @@ def test_no_mask_is_built_for_a_flat_batch(tmp_path: Path, monkeypatch: pytest.M
 
     AttentionInterface.register("segmented", watched)
     try:
-        head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)(model, FlatTokens()(rows(model.config.vocab_size)))
+        task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)(
+            model, FlatTokens()(rows(model.config.vocab_size))
+        )
     finally:
         AttentionInterface.register("segmented", segmented_attention)
     assert masks == [None] * model.config.num_hidden_layers
@@ -223,7 +226,7 @@ def test_collators_follow_the_problem() -> None:
         {"input_ids": np.array([7]), "label": np.array([])},
     ]
     facts = DatasetFacts(sha256="0" * 64, train=split, labels=("a", "b", "c"), problem_type=ProblemType.MULTI_LABEL)
-    batch = batching_of(make_plan(Task.CLASSIFICATION, MethodType.FULL, dataset=facts), None, PAD).collate(data)
+    batch = task_of(make_plan(Task.CLASSIFICATION, MethodType.FULL, dataset=facts)).batching(None, PAD).collate(data)
     assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
     assert batch["input_ids"].tolist() == [[5, 6], [7, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]

@@ -17,8 +17,8 @@ from finetune_trainer.prepare.tokens.writer import SplitWriter
 from finetune_trainer.storage import FolderStore, download_files, upload_tree
 from finetune_trainer.worker import data
 from finetune_trainer.worker.data import ArrowRows
-from finetune_trainer.worker.losses.items import trained_following
 from finetune_trainer.worker.sampling import Dealt, VirtualDataset
+from finetune_trainer.worker.tasks.causal_lm import trained_following
 
 ROWS = 200
 

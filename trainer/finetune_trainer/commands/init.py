@@ -84,7 +84,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         source = locate_model(ModelSpec.model_validate(model), os.environ)
         config = source.config(work / "model")
         usual = resolve_task(config, None)
-        tasks = FAMILIES[str(config["model_type"])]
+        tasks = FAMILIES[str(config["model_type"])].tasks
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
         # rows with text and label fit a language model, too, but labels are there to be learnt

@@ -14,19 +14,17 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from finetune_trainer.model.families import family_of
 from finetune_trainer.worker.batches.flat import Documents
 
 NAME = "segmented"
-# Tested, each, that a document does not see those before it. Others may mix tokens beside attention (convolutions,
-# states of a recurrence), bias scores by distance, or swallow the batch's further entries.
-FAMILIES = frozenset({"gemma", "gpt2", "gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
 FLASH_CAPABILITY = (8, 0)  # Ampere; what torch's flash kernels are built for
 FLASH_HEAD_DIM = 256
 
 
 def takes_flat_batches(config: PretrainedConfig) -> bool:
     """Whether a causal language model's layers can be given flat batches."""
-    return config.model_type in FAMILIES and getattr(config, "attn_logit_softcapping", None) is None
+    return family_of(config.model_type).flat_batches and getattr(config, "attn_logit_softcapping", None) is None
 
 
 def use_segmented(model: Any) -> None:

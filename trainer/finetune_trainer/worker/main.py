@@ -11,17 +11,14 @@ from transformers import set_seed
 
 from finetune_api import errors
 from finetune_api.contract import ExitCode
-from finetune_api.messages import Task
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-from finetune_trainer.worker.batches.choice import batching_of
-from finetune_trainer.worker.batches.masking import EVALUATED, masked, masking_of
+from finetune_trainer.worker.batches.masking import EVALUATED
 from finetune_trainer.worker.data import rows_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
-from finetune_trainer.worker.losses.items import items_of
 from finetune_trainer.worker.models.load import load_model, load_tokenizer
 from finetune_trainer.worker.models.tokens import new_ids
 from finetune_trainer.worker.rendezvous import join
@@ -30,6 +27,7 @@ from finetune_trainer.worker.reports.diverged import loss_alone
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.trackers import Trackers
 from finetune_trainer.worker.sampling import VirtualDataset
+from finetune_trainer.worker.tasks import task_of
 from finetune_trainer.worker.trainer import FineTuneTrainer
 
 
@@ -60,19 +58,22 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     args = training_arguments(order)
     set_seed(plan.schedule.seed)  # before the adapter is initialised
 
+    task = task_of(plan)
     tokenizer = load_tokenizer(Path(order.dataset if plan.new_tokens else order.model))
+    task.use_tokenizer(tokenizer)
     model = load_model(
-        plan,
+        task,
         Path(order.model),
         weight_dtype(args),
         int(tokenizer.pad_token_id),
         new_ids(plan, tokenizer),
         Path(order.adapter) if order.adapter else None,
     )
-    masking = masking_of(plan, tokenizer) if plan.task is Task.MASKED_LM else None
-    batching = batching_of(plan, model, int(tokenizer.pad_token_id))
+    further = task.further_models(Path(order.model), weight_dtype(args))
+    further = {name: one.to(args.device).eval().requires_grad_(False) for name, one in further.items()}
+    batching = task.batching(model, int(tokenizer.pad_token_id))
     rows = rows_of(order, "train")
-    items = items_of(plan, rows, masking)
+    items = task.items(rows)
     data = VirtualDataset(
         rows,
         plan.schedule.seed,
@@ -84,9 +85,9 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     )
     agreement, evaluator = StopAgreement(), None
     if plan.dataset.eval:
-        eval_rows = masked(rows_of(order, "eval"), masking, EVALUATED)
+        eval_rows = task.viewed(rows_of(order, "eval"), EVALUATED)
         batch_rows = args.per_device_eval_batch_size
-        evaluator = Evaluator(order, tokenizer, eval_rows, batching.collate, batch_rows, agreement.gives_up)
+        evaluator = Evaluator(order, task, tokenizer, eval_rows, batching.collate, batch_rows, agreement.gives_up)
 
     trackers, reports, owed = Trackers(order), Reports(reporter, plan, data), OwedEvaluation(plan)
     trainer = FineTuneTrainer(
@@ -94,9 +95,10 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         reporter,
         model,
         args,
+        head=task.loss(model, further),
         data=data,
         evaluator=evaluator,
-        train_dataset=masked(data, masking, plan.schedule.seed),
+        train_dataset=task.viewed(data, plan.schedule.seed),
         data_collator=batching.collate,
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )

@@ -13,7 +13,7 @@ from finetune_api.contract import checkpoint_name
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.process.orders import SavedMarker, WorkerOrder, marker_name
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
-from finetune_trainer.worker.losses.head import Head, head_of
+from finetune_trainer.worker.losses.head import Head
 from finetune_trainer.worker.reports.cadence import quality
 from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
@@ -32,6 +32,7 @@ class FineTuneTrainer(Trainer):
     Args:
         order: who this rank is and where its files lie.
         reporter: where saves are announced.
+        head: from a batch to its summed loss.
         data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
         evaluator: scores the eval split; None without one.
         model, args, train_dataset, data_collator, callbacks: as for `Trainer`.
@@ -50,11 +51,12 @@ class FineTuneTrainer(Trainer):
         model: torch.nn.Module,
         args: TrainingArguments,
         *,
+        head: Head,
         data: VirtualDataset,
         evaluator: Evaluator | None = None,
         **parts: Any,
     ):
-        self.head: Head = head_of(order.plan, model)
+        self.head = head
         super().__init__(model, args, **parts)
         self.meter = Meter(order.plan)
         self._data = data

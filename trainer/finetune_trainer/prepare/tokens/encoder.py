@@ -13,6 +13,7 @@ from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.model.families import family_of
 from finetune_trainer.prepare.data.examples import Example, Layout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.observed.encoded import Encoded, Remark
@@ -339,6 +340,6 @@ def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...
 
 
 def _prefix_note(task: Task, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
-    if not spec_of(task).has_target or tokenizer.family != "t5":
+    if not spec_of(task).has_target or not family_of(tokenizer.family).prefixed:
         return ()
     return ("T5 was trained with a prefix such as 'summarize: ' before each input; none is added to the prompts",)

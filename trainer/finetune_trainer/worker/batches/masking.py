@@ -109,8 +109,3 @@ class MaskedRows(Dataset[dict[str, Any]]):
     def lengths(self) -> npt.ArrayLike:
         """Tokens of each row."""
         return self._rows.lengths
-
-
-def masked(rows: Rows, masking: Masking | None, stream: int) -> Any:
-    """The rows as their task reads them: hidden where there is a rule, else as they are."""
-    return rows if masking is None else MaskedRows(rows, masking, stream)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_api.messages import Task
 from finetune_api.plan import Plan
 from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.worker.evaluation.questions import Question
@@ -20,11 +19,12 @@ class Generator:
     """Answers questions with one model.
 
     Args:
-        plan: says the task and how long an answer may be; no answer gets longer than the longest reference.
+        plan: says how long an answer may be; no answer gets longer than the longest reference.
+        continues: an answer goes on from its prompt; else a decoder begins it with its start token.
     """
 
-    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._task = plan.task
+    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase, *, continues: bool = True) -> None:
+        self._continues = continues
         self._tokenizer = tokenizer
         self._taught = plan.dataset.ends
         self._most = plan.evaluation.answers.max_new_tokens
@@ -77,23 +77,19 @@ class Generator:
         mask = torch.zeros_like(ids)
         for line, question in enumerate(asked):
             # a causal model goes on from the last token of its prompt: padding stands before it
-            where = (
-                slice(width - len(question.prompt), width)
-                if self._task is Task.CAUSAL_LM
-                else slice(len(question.prompt))
-            )
+            where = slice(width - len(question.prompt), width) if self._continues else slice(len(question.prompt))
             ids[line, where] = torch.from_numpy(question.prompt)
             mask[line, where] = 1
         made: torch.Tensor = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
         )
-        start = width if self._task is Task.CAUSAL_LM else 1  # a decoder begins with its start token
+        start = width if self._continues else 1  # a decoder begins with its start token
         return [[int(token) for token in line] for line in made[:, start:].tolist()]
 
     def _config(self, longest: int, most: int, stops: list[int]) -> GenerationConfig:
         """Greedy, whatever the model's own generation settings say of sampling and beams; `longest`: prompt, tokens."""
         if self._positions:  # beyond them, models with learned positions fail
-            before = longest if self._task is Task.CAUSAL_LM else 1
+            before = longest if self._continues else 1
             most = max(1, min(most, self._positions - before))
         return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=most,

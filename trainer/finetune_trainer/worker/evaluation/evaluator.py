@@ -17,17 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.contract import File
-from finetune_api.messages import ProblemType, Task
 from finetune_trainer.evaluations.records import Amplification, EvalGroups, EvaluationRecord, Sample
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
 from finetune_trainer.worker.evaluation.answers import Generator
-from finetune_trainer.worker.evaluation.questions import Question, questions
+from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.records import write_records
-from finetune_trainer.worker.evaluation.scores import THRESHOLD, Scores, classification_scores, token_scores
+from finetune_trainer.worker.evaluation.scores import Scores
 from finetune_trainer.worker.evaluation.shares import share_of
 from finetune_trainer.worker.evaluation.similarity import similarity
 from finetune_trainer.worker.losses.head import Head
+from finetune_trainer.worker.tasks.base import Measured, WorkerTask
 
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
@@ -75,7 +75,8 @@ class Evaluator:
     """Evaluates the split of a run.
 
     Args:
-        rows: the eval split, with the columns and `lengths` of `data.ArrowRows`.
+        task: of the plan.
+        rows: the eval split as the task views it, with the columns and `lengths` of `data.ArrowRows`.
         collate: makes batches, as in training.
         batch_rows: rows of a batch.
         gives_up: asked between two batches, by all ranks alike: whether to end without a result.
@@ -84,6 +85,7 @@ class Evaluator:
     def __init__(
         self,
         order: WorkerOrder,
+        task: WorkerTask,
         tokenizer: PreTrainedTokenizerBase,
         rows: Dataset[dict[str, Any]],
         collate: Collate,
@@ -92,6 +94,7 @@ class Evaluator:
     ) -> None:
         self._order = order
         self._plan = order.plan
+        self._task = task
         self._tokenizer = tokenizer
         self._rows: Any = rows
         self._collate = collate
@@ -135,22 +138,20 @@ class Evaluator:
 
     def _scores(self, engine: Engine) -> Scores:
         parts = _everyone(self._measured(engine))
-        items = sum(part.items for part in parts)
-        loss = sum(part.total for part in parts) / items if items else float("nan")
-        metrics = {"loss": loss}
-        if self._plan.task is not Task.CLASSIFICATION:
-            metrics |= token_scores(loss)
-            hits = [part.hits for part in parts if part.hits is not None]
-            if self._plan.task is Task.MASKED_LM and hits and items:
-                metrics["accuracy"] = sum(hits) / items
-            return Scores(metrics)
-        seen = [part for part in parts if part.rows]
-        order = np.argsort(np.concatenate([part.rows for part in seen]), kind="stable")
-        predicted = np.concatenate([part.predicted for part in seen if part.predicted is not None])[order]
-        truth = np.concatenate([part.truth for part in seen if part.truth is not None])[order]
-        labels = self._plan.dataset.labels
-        scores = classification_scores(self._problem, predicted, truth, labels)
-        return replace(scores, metrics=metrics | scores.metrics, predicted=predicted, truth=truth)
+        hits = [part.hits for part in parts if part.hits is not None]
+        measured = Measured(
+            total=sum(part.total for part in parts),
+            items=sum(part.items for part in parts),
+            hits=sum(hits) if hits else None,
+        )
+        if seen := [part for part in parts if part.rows]:
+            order = np.argsort(np.concatenate([part.rows for part in seen]), kind="stable")
+            measured = replace(
+                measured,
+                predicted=np.concatenate([part.predicted for part in seen if part.predicted is not None])[order],
+                truth=np.concatenate([part.truth for part in seen if part.truth is not None])[order],
+            )
+        return self._task.scores(measured)
 
     def _amplified(
         self, scores: Scores, answered: Sequence[Sample]
@@ -163,19 +164,15 @@ class Evaluator:
         if scores.predicted is None or scores.truth is None or not labels:
             return (), ()
         predicted, truth = scores.predicted, scores.truth
-        if self._problem is ProblemType.SINGLE_LABEL:
+        if predicted.ndim == 1:
             predicted, truth = one_hot(predicted, len(labels)), one_hot(truth, len(labels))
         return of_labels(self._mentions, range(len(predicted)), truth, predicted, labels)
-
-    @property
-    def _problem(self) -> ProblemType:
-        return self._plan.dataset.problem_type or ProblemType.SINGLE_LABEL
 
     def _measured(self, engine: Engine) -> _Part:
         """This rank's share. The device is waited for once, at the end."""
         order = self._order
         share = share_of(self._rows.lengths, self._batch_rows, order.rank, order.world_size)
-        part, multiple = _Part(), self._problem is ProblemType.MULTI_LABEL
+        part = _Part()
         total = torch.zeros((), dtype=torch.float64, device=engine.device)
         hits: list[torch.Tensor] = []
         predicted: list[torch.Tensor] = []
@@ -191,8 +188,8 @@ class Evaluator:
             if summed.hits is not None:
                 hits.append(summed.hits)
             if summed.outputs is not None:
-                predicted.append(decided(self._problem, summed.outputs))
-                truth.append(batch["labels"] > THRESHOLD if multiple else batch["labels"])
+                predicted.append(self._task.predicted(summed.outputs))
+                truth.append(self._task.truth(batch))
                 part.rows += rows
         part.total = float(total)
         part.hits = int(torch.stack(hits).sum()) if hits else None
@@ -220,7 +217,7 @@ class Evaluator:
         if not asked:
             return []
         order = self._order
-        generator = Generator(self._plan, self._tokenizer)
+        generator = Generator(self._plan, self._tokenizer, continues=self._task.continues)
         own = generator(engine.model, asked, order.rank, order.world_size, engine.device, self._go_on)
         said: dict[int, list[int]] = {}
         for part in _everyone(own):
@@ -228,7 +225,7 @@ class Evaluator:
         return [
             Sample(
                 row=question.number,
-                prompt=self._text(question.prompt.tolist(), specials=self._plan.task is Task.CAUSAL_LM),
+                prompt=self._text(question.prompt.tolist(), specials=self._task.continues),
                 reference=self._text([token for token in question.reference.tolist() if token >= 0]),
                 answer=self._text(said[place]),
             )
@@ -237,22 +234,11 @@ class Evaluator:
 
     def _asked(self) -> list[Question]:
         if self._questions is None:
-            self._questions = questions(self._plan.task, self._rows, self._plan.evaluation.answers.generate)
+            self._questions = self._task.questions(self._rows, self._plan.evaluation.answers.generate)
         return self._questions
 
     def _text(self, ids: Sequence[int], specials: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not specials)).strip()
-
-
-def decided(problem: ProblemType, logits: torch.Tensor) -> torch.Tensor:
-    """[rows, labels] logits -> what they say: [rows] label ids, [rows, labels] bools, or [rows] numbers."""
-    match problem:
-        case ProblemType.SINGLE_LABEL:
-            return logits.argmax(dim=-1)
-        case ProblemType.MULTI_LABEL:
-            return logits.float().sigmoid() > THRESHOLD
-        case ProblemType.REGRESSION:
-            return logits.float().squeeze(-1)
 
 
 def _everyone(own: Any) -> list[Any]:

@@ -4,14 +4,13 @@ Encoder-decoders: the input is asked, the target is right. Causal models: the pr
 of trained tokens, which is right; a row that is trained from its beginning asks nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune_api.messages import Task
 from finetune_trainer.worker.batches.padded import IGNORED
 
 Ids = npt.NDArray[np.int64]
@@ -39,18 +38,22 @@ class Question:
     reference: Ids
 
 
-def questions(task: Task, rows: Rows, most: int) -> list[Question]:
-    """The first questions of a split, `most` at most."""
-    found: list[Question] = []
-    if most <= 0 or task not in {Task.CAUSAL_LM, Task.SEQ2SEQ}:
-        return found
+def first_questions(rows: Rows, most: int, ask: Callable[[int, Ids, Ids], Question | None]) -> list[Question]:
+    """Return the first questions of a split, `most` at most.
+
+    Args:
+        ask: from number, ids and labels of a document to its question; None if it asks nothing.
+    """
+    questions: list[Question] = []
+    if most <= 0:
+        return questions
     for number, (ids, labels) in enumerate(_documents(rows[index] for index in range(len(rows)))):
-        question = Question(number, ids, labels) if task is Task.SEQ2SEQ else _last_turn(number, ids, labels)
+        question = ask(number, ids, labels)
         if question is not None and len(question.prompt) and len(question.reference):
-            found.append(question)
-        if len(found) == most:
+            questions.append(question)
+        if len(questions) == most:
             break
-    return found
+    return questions
 
 
 def _documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Ids, Ids]]:
@@ -65,7 +68,8 @@ def _documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Ids, Ids]]:
             yield ids[start:end], labels[start:end]
 
 
-def _last_turn(number: int, ids: Ids, labels: Ids) -> Question | None:
+def last_turn(number: int, ids: Ids, labels: Ids) -> Question | None:
+    """Return the prompt before the last span of trained tokens; None for a document without such a span."""
     trained = np.flatnonzero(labels != IGNORED)
     if not len(trained):
         return None

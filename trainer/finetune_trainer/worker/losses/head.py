@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from finetune_api.messages import ProblemType, Task
-from finetune_api.plan import Plan
+from finetune_api.messages import ProblemType
 from finetune_trainer.worker.losses.output import OutputLayer
 
 Batch = Mapping[str, Any]
@@ -38,18 +37,6 @@ class Summed:
 
 
 Head = Callable[[torch.nn.Module, Batch], Summed]
-
-
-def head_of(plan: Plan, model: torch.nn.Module) -> Head:
-    """The loss of a plan's task.
-
-    Args:
-        model: as loaded, with its adapter, before an engine wraps it: its output layer is watched from here on. The
-            head takes the model, or what wraps it, and a batch as the collators of `batches` make it.
-    """
-    if plan.task is Task.CLASSIFICATION:
-        return Rows(plan.dataset.problem_type or ProblemType.SINGLE_LABEL)
-    return Tokens(OutputLayer(model, plan.engine.loss_head))
 
 
 @dataclass(frozen=True)

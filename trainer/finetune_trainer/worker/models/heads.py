@@ -1,4 +1,4 @@
-"""The head of a model: which class has the one a task needs, what it is told to predict, and what of it is new.
+"""The head of a model: which class has the one that a task needs, and which of its modules are new.
 
 New is what the checkpoint lacks. Weights that a model shares (an output layer tied to its embeddings) are not lacking,
 transformers says so itself.
@@ -7,40 +7,16 @@ transformers says so itself.
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+import transformers
+from transformers import PreTrainedModel
 
-from finetune_api.messages import ProblemType, Task
-from finetune_api.plan import Plan
-
-AUTOS: dict[Task, Any] = {
-    Task.CAUSAL_LM: AutoModelForCausalLM,
-    Task.CLASSIFICATION: AutoModelForSequenceClassification,
-    Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
-    Task.MASKED_LM: AutoModelForMaskedLM,
-}
+from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 
 
-def head_options(plan: Plan) -> dict[str, Any]:
-    """What `from_pretrained` is told of the head: how many labels of which kind, and their names; for a language model
-    nothing. Regression has one label, without a name."""
-    if plan.task is not Task.CLASSIFICATION:
-        return {}
-    problem = plan.dataset.problem_type or ProblemType.SINGLE_LABEL
-    if problem is ProblemType.REGRESSION:
-        return {"num_labels": 1, "problem_type": str(problem)}
-    labels = plan.dataset.labels
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: index for index, label in enumerate(labels)},
-        "problem_type": str(problem),
-    }
+def auto_class(task: Task) -> Any:
+    """Return the class of transformers that has the head of a task."""
+    return getattr(transformers, spec_of(task).auto_class)
 
 
 def new_modules(missing_keys: Iterable[str]) -> list[str]:

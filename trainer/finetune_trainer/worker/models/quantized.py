@@ -11,33 +11,12 @@ import torch
 
 from finetune_api.messages import MethodType
 from finetune_api.plan import Plan
+from finetune_trainer.model.families import FAMILIES
 
 # Heads stay in the type of the run: those that a checkpoint lacks are trained, and the others turn small errors into
-# wrong tokens. (transformers leaves out the last layer and the output embedding by itself, but not a BERT's pooler; a
-# list of ours takes the place of its own.) A name stands for every module that ends with it.
-HEADS = (
-    "lm_head",
-    "embed_out",
-    "score",
-    "classifier",
-    "pre_classifier",
-    "pooler",
-    "pooler.dense",
-    "classification_head",
-    "classification_head.dense",
-    "classification_head.out_proj",
-    "classifier.dense",
-    "classifier.out_proj",
-    "vocab_transform",
-    "vocab_projector",
-    "vocab_layer_norm",
-    "predictions.transform.dense",
-    "predictions.decoder",
-    "lm_head.dense",
-    "lm_head.decoder",
-    "head.dense",
-    "decoder$",  # ModernBERT's output embedding; a name is also a pattern of how a module's begins
-)
+# wrong tokens. transformers leaves out the last layer and the output embedding by itself, but not a BERT's pooler; this
+# list replaces its own. It holds the heads of all families: a name that a model lacks has no effect.
+HEADS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.heads))
 
 
 def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
