@@ -1,4 +1,4 @@
-"""How a command ends that does not end well: every fault in a sentence, whatever raised it."""
+"""How a failing command ends: every error becomes a sentence."""
 
 import argparse
 import errno

@@ -72,7 +72,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
     """Look at a model's configuration and at the data; propose a task and columns.
 
     Raises:
-        FineTuneError: the model cannot be had or is of no use, or there is no such data.
+        FineTuneError: the model is unreachable or unusable, or the data does not exist.
     """
     from finetune_trainer.model.families import FAMILIES, resolve_task
     from finetune_trainer.prepare.data.sources import locate_all
@@ -102,7 +102,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
 
 
 def _look(data: str, task: Task, columns: dict[str, str], chats: bool, folder: Path) -> Proposal:
-    """Read the rows as a task would; broken ones are told and passed over."""
+    """Read the rows as a task would; report broken ones and skip them."""
     from finetune_trainer.prepare.data.dataset import check_dataset
     from finetune_trainer.prepare.data.sources import locate_all
 
@@ -235,7 +235,7 @@ def _answer(console: Console, question: str) -> str:
 
 
 def _may_write(console: Console, path: Path) -> None:
-    """Raise SpecError if a file is there, and nobody says that it may go."""
+    """Raise SpecError if the file exists and the user does not agree to overwrite it."""
     if not path.is_file():
         return
     if _answer(console, f"{path} exists already; overwrite it? [y/N]: ").lower() in ("y", "yes"):

@@ -16,7 +16,7 @@ from finetune_trainer.run.screen import Screen
 def load(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
     """Return the job; say what was set in it, what is short in it, and what has no effect.
 
-    `options.file` holds the file from then on: whoever shows a problem finds the lines in it.
+    `options.file` holds the file from then on, so that problems can be shown with their lines.
 
     Raises:
         SpecError: everything that is wrong with it.

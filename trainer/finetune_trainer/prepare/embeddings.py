@@ -1,4 +1,4 @@
-"""Rows of a model's input embedding that nobody trained, read from the safetensors files: a few rows, not the weights.
+"""Untrained rows of a model's input embedding, read from the safetensors files: a few rows, not the weights.
 
 Base models come with tokens that their training never saw, such as the marks of chats: their rows are zero, or all are
 equal to the row that they began with.

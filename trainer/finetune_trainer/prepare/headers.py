@@ -1,4 +1,4 @@
-"""What a safetensors file holds, from its header: names, shapes and size; read through whatever reads a range of bytes.
+"""What a safetensors file holds, from its header: names, shapes and size; read by any function that reads byte ranges.
 
 8 bytes of length, little-endian, then JSON, then the tensors: https://huggingface.co/docs/safetensors.
 """
@@ -42,7 +42,7 @@ def read_header(name: str, size: int, read: Read) -> Header:
         name: for errors.
 
     Raises:
-        ModelError: it is no safetensors file, or it is cut short.
+        ModelError: it is not a safetensors file, or it is cut short.
     """
     damaged = model_problem("ModelInvalid", f"{name} is damaged or not a safetensors file", "copy or save it again")
     start = read(0, min(FIRST, size)) if size else b""

@@ -143,7 +143,7 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
         environ: HF_ENDPOINT and HF_TOKEN, both optional.
 
     Raises:
-        ModelError: there is no such model or revision, it is gated, or the hub is unreachable.
+        ModelError: the model or revision does not exist, it is gated, or the hub is unreachable.
     """
     from huggingface_hub import HfApi
 

@@ -34,7 +34,7 @@ class _Lead(Message):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data set in storage, with what was said of it when it was prepared."""
+    """A data set in storage, with the report of when it was prepared."""
 
     facts: DatasetFacts
     report: QualityReport
@@ -77,5 +77,5 @@ def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
 
 
 def remember(store: ObjectStore, key: str, facts: DatasetFacts, now: datetime) -> None:
-    """Write the index entry: last, when what it leads to is there. Written anew, it counts as used."""
+    """Write the index entry: last, when the data set is stored. Writing it again marks the data set as used."""
     store.put(key, _Lead(facts=facts, used=now.isoformat(timespec="seconds")).to_json().encode())

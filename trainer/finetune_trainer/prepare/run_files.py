@@ -1,4 +1,4 @@
-"""The run's own files: the spec and the plan it began with. A run keeps its plan, and goes on with nothing else."""
+"""The run's own files: the spec and the plan it began with. A run keeps its plan, and continues only with that."""
 
 import json
 from dataclasses import dataclass

@@ -38,7 +38,7 @@ def loads(data: bytes) -> Any:
 
 @lru_cache(maxsize=1)
 def code_hash() -> str:
-    """Return a hash over the code that prepares data: work of other code is not gone on with."""
+    """Return a hash over the code that prepares data: work of other code is not continued."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE)}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
@@ -46,7 +46,7 @@ def code_hash() -> str:
 
 
 class _Values(pickle.Unpickler):
-    """Refuses what a file of somebody else could call."""
+    """An unpickler that refuses what a foreign file could call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PLAIN or (module.startswith("numpy.") and name in _NUMPY):

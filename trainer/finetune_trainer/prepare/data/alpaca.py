@@ -32,7 +32,7 @@ def alpaca_messages(instruction: str, given: str, output: str, system: str, hist
     """Return the row as messages; `history` has earlier turns, as pairs of question and answer.
 
     Raises:
-        Wrong: the history is no list of pairs.
+        Wrong: the history is not a list of pairs.
     """
     messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
     for index, turn in enumerate(history or ()):

@@ -19,7 +19,7 @@ def tool_calls(where: str, value: Any) -> list[dict[str, Any]]:
         where: path of the list within its row, for messages.
 
     Raises:
-        Wrong: a call is no object, or has arguments that are none.
+        Wrong: a call or its arguments are not an object.
     """
     if isinstance(value, str):
         value = _parsed(where, value, "a list") if value.strip() else []
@@ -32,7 +32,7 @@ def calls_as_text(where: str, text: str) -> list[Any]:
     """Return the calls that a text holds as JSON: one, or a list of them; `tool_calls` checks them.
 
     Raises:
-        Wrong: it is no JSON.
+        Wrong: it is not JSON.
     """
     value = _parsed(where, text, "a call such as {name, arguments}")
     calls = value if isinstance(value, list) else [value]
@@ -71,10 +71,10 @@ def _parsed(where: str, text: str, wanted: str) -> Any:
 
 
 def tools_of(column: str, value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Return descriptions of tools that stand beside a conversation, their schemas as objects.
+    """Return the descriptions of a conversation's tools, their schemas as objects.
 
     Raises:
-        Wrong: it is no list of objects.
+        Wrong: it is not a list of objects.
     """
     if isinstance(value, str):  # as columns that hold no lists have it
         try:

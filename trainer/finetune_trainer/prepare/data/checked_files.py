@@ -34,9 +34,9 @@ class CheckedSource:
         labels: of each good row, if it has any: index into the list of targets (all different sets of labels).
         contents: of each good row, where rows are held out: a hash of all that is learnt of it.
         choice: what becomes of each good row, see `portions`; None: every row once, for training.
-        lowest, highest: of the numbers that stand where labels do; the first above the second if there are none.
+        lowest, highest: of the numbers in the label column; lowest is above highest if there are none.
         numbers: good rows with such a number.
-        fractions: whether one of them is no whole number.
+        fractions: whether one of them is not a whole number.
         splits: rows by what their column `split` (or the like) says, in lower case.
         row_splits: the split of each good row, where the job names a column for it; see `examples.RowSplit`.
         unread: columns that play no part, each with the number of files that have it.

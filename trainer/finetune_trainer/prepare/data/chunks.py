@@ -1,7 +1,7 @@
 """A file in parts: each is read by one process, and small enough to be sent to it.
 
 A part is whole lines, whole records (`records`), elements of an array or rows of a table, parsed in the process that
-gets it. Only where nothing but a parser can tell where a record ends, the part holds parsed records.
+gets it. Where only a parser can find the end of a record, the part holds parsed records.
 """
 
 import re

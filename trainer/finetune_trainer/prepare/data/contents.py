@@ -1,4 +1,4 @@
-"""What a row holds, as one number: rows of the same content have the same, wherever they stand."""
+"""The content of a row as one number: rows with the same content have the same number."""
 
 from collections.abc import Mapping
 from hashlib import blake2b

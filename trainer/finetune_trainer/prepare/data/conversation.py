@@ -1,6 +1,6 @@
 """Conversations as rows have them (chat `messages`, ShareGPT, prompts and completions of messages, Alpaca) to one form.
 
-One message is `role`, `content` and whatever else a chat template may read; a message of weight 0 carries no loss.
+One message is `role`, `content` and further keys that a chat template may read; a message of weight 0 carries no loss.
 """
 
 from collections.abc import Mapping, Sequence

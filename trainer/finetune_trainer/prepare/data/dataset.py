@@ -45,7 +45,7 @@ class CheckedData:
     """A data set without faults, or with faults that may be skipped.
 
     Attributes:
-        sources: those to train on, in the order of the job, then that of evaluation, if it has one of its own.
+        sources: those to train on, in the order of the job, then the separate one of evaluation, if there is one.
         labels: names by index; empty for language models and for regression.
         problem_type: what a classification predicts, else None.
         layout: what the examples are made of.

@@ -20,7 +20,7 @@ class _TooLongError(Exception):
 
 
 class _Feed:
-    """The lines of a file for csv.reader: an iterator that goes on after an error, which a generator does not."""
+    """The lines of a file for csv.reader: an iterator that continues after an error, unlike a generator."""
 
     def __init__(self, reader: Reader) -> None:
         self._lines = read_lines(reader)

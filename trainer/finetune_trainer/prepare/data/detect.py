@@ -1,6 +1,6 @@
 """Which format a file has: as the job says, or by what it begins with, or by its name. Content beats a name that lies.
 
-A file that is no data at all (a web page, a Git LFS pointer, an archive) is told as what it is.
+The error for a file that is not data (a web page, a Git LFS pointer, an archive) names what it is.
 """
 
 from dataclasses import replace
@@ -68,7 +68,7 @@ def open_file(
         name: its uri, for messages and suffixes.
 
     Raises:
-        SpecError: neither job, name nor content tell a format.
+        SpecError: neither job, name nor content show a format.
         DataError: the file is empty, or no data.
     """
     data = streams.beginning(path, SNIFFED)
@@ -111,7 +111,7 @@ def _usable(file: DataFile) -> DataFile:
 
 
 def _with_delimiter(file: DataFile, start: sniff.FileStart) -> DataFile:
-    """Return the file with the delimiter that its beginning shows, and whether its fields stand in quotes."""
+    """Return the file with the delimiter that its beginning shows, and whether its fields are quoted."""
     if file.format not in (Format.CSV, Format.TSV):
         return file
     if file.delimiter is None:

@@ -45,7 +45,7 @@ class Example:
         text: the text, or the prompt of a pair; empty for a conversation.
         label: of a labelled text with one label.
         completion: of a pair.
-        messages: of a conversation: `role` and `content`, and whatever else a chat template reads. A message with
+        messages: of a conversation: `role` and `content`, and further keys that a chat template reads. A message with
             `weight: 0` carries no loss.
         tools: descriptions of tools, for the chat template.
         labels: of a text with any number of labels; None elsewhere.
@@ -99,7 +99,7 @@ def column_value(values: Mapping[str, Any], column: str) -> Any:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the parts of an example stand in a row.
+    """The columns of a row that hold the parts of an example.
 
     Attributes:
         layout: what the examples are.

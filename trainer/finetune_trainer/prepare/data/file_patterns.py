@@ -58,7 +58,7 @@ def _fits(names: list[str], parts: list[tuple[str, "re.Pattern[str] | None"]]) -
 
 
 def data_files(names: Iterable[str]) -> list[str]:
-    """Return the data files among these, sorted; what usually stands beside data is left out.
+    """Return the data files among these, sorted; files that usually accompany data are left out.
 
     Files without a suffix of data are taken only where no file has one.
     """

@@ -23,7 +23,7 @@ class Place(Protocol):
     Attributes:
         name: its uri, without secrets.
         field: the field of the job that led to it.
-        size: in bytes; None if that is told only with its content.
+        size: in bytes; None if the server sends it only with the content.
     """
 
     @property

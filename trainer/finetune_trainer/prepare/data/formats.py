@@ -1,4 +1,4 @@
-"""What a data file is and what its records are: Row or Fault. How each format is read stands in the module of its name.
+"""What a data file is and what its records are: Row or Fault. A module named after each format reads it.
 
 Line numbers are those an editor shows: a CSV record with line breaks in quotes has the line on which it starts. A
 format without lines (Parquet, Arrow, a JSON array) numbers its rows from 1.
@@ -117,7 +117,7 @@ class DataFile:
         delimiter: between columns; None = the format's own.
         documents: of plain text.
         columns: all that is read of a columnar file; None = every column.
-        quotes: whether fields between delimiters may stand in quotes.
+        quotes: whether fields between delimiters may be quoted.
     """
 
     path: Path

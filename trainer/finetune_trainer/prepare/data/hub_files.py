@@ -83,7 +83,7 @@ def files_on_hub(uri: str, field: str, environ: Mapping[str, str]) -> list[Place
 
     Raises:
         SpecError: the uri is malformed.
-        DataError: there is no such data set, revision or file, or it is gated.
+        DataError: the data set, revision or file does not exist, or it is gated.
         StorageError: the hub is unreachable.
     """
     match = URI.fullmatch(uri.rstrip("/"))

@@ -142,7 +142,7 @@ def files_of(table: Table, wanted: Wanted, repository: str, field: str) -> list[
     """Return the files of the split that is wanted.
 
     Raises:
-        DataError: there is no such configuration or split; those that exist are named.
+        DataError: the configuration or split does not exist; the error names those that do.
     """
     if not table:
         message = f"there are no data files in {repository}"

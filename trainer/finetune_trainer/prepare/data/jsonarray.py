@@ -45,7 +45,7 @@ class _Buffer:
         self.text = "".join(parts)
 
     def peek(self) -> str:
-        """Return the next character that is no blank, which is not consumed; empty at the end of the file."""
+        """Return the next character that is not blank, without consuming it; empty at the end of the file."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in BLANKS:
                 self.at += 1

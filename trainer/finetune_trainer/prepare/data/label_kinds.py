@@ -36,7 +36,7 @@ def of_one_kind(files: Sequence[CheckedFile], declared: ProblemType | None) -> t
 
 
 def kind_of_all(rows: CheckedRows) -> ProblemType:
-    """Return what labels are that the job says nothing of: numbers of which one has a fraction are no names."""
+    """Return the kind of labels where the job declares none: if one number has a fraction, they are not names."""
     numbers = all(part.numbers == part.good for part in rows.training)
     fractions = any(part.fractions for part in rows.training)
     return ProblemType.REGRESSION if numbers and fractions else rows.files[0].columns.kind

@@ -140,7 +140,7 @@ def encodable(column: str, value: str) -> str:
 def matched(known: Sequence[str], names: Collection[str]) -> tuple[str, ...] | None:
     """Return the names of labels in the order of a trained head, or None if they are not those that it knows.
 
-    Case does not count, nor white space around a name. The outputs of a head without names are told by their numbers.
+    Case and white space around a name do not count. The outputs of a head without names have their numbers as names.
 
     Args:
         known: what a head's outputs are called, by index.

@@ -22,7 +22,7 @@ def locate(uri: str, field: str, environ: Mapping[str, str], declared: str | Non
 
     Raises:
         SpecError: the uri is malformed, or of a scheme that cannot be read.
-        DataError: there is no such file, or what a folder or pattern holds does not go together.
+        DataError: the file does not exist, or a folder or pattern holds files that do not belong together.
         StorageError: the store refuses or is unreachable.
     """
     if "://" not in uri:

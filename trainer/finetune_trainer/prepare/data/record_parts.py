@@ -62,7 +62,7 @@ def parse(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Reco
 
 
 def in_parts(file: DataFile) -> bool:
-    """Return whether the records of a file can be told apart without parsing them."""
+    """Return whether the records of a file can be separated without parsing them."""
     return file.format in (Format.CSV, Format.TSV) or (
         file.format is Format.TEXT and file.documents is DocumentUnit.PARAGRAPH
     )

@@ -1,4 +1,4 @@
-"""Rows that go by a column of their own (`columns: {split: fold}`): trained on, evaluated, or left out."""
+"""The split of rows by a column (`columns: {split: fold}`): trained on, evaluated, or left out."""
 
 from collections.abc import Sequence
 from dataclasses import replace

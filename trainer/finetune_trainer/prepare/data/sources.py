@@ -57,7 +57,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that a data set is made from; `evaluation` is None without files of its own."""
+    """All that a data set is made from; `evaluation` is None without separate files."""
 
     train: tuple[Source, ...]
     evaluation: Source | None
@@ -108,7 +108,7 @@ def locate_all(spec: DatasetSpec, environ: Mapping[str, str]) -> Sources:
 
 
 def data_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment that data is read with: the data's own endpoint and keys in the place of the job's.
+    """Return the environment for reading data: the data's own endpoint and keys replace the job's.
 
     Another endpoint has neither the region nor the certificate of the job's. Keys replace the job's as a whole: a
     session token belongs to its own key.

@@ -1,6 +1,6 @@
 """Parquet and Arrow files: batches of rows, sent to processes as Arrow's own bytes and turned into Python there.
 
-Numbers that stand for names of classes (ClassLabel of the library datasets) become the names, which the schema has.
+Numbers of classes (ClassLabel of the library datasets) become the names, which the schema has.
 """
 
 import json
@@ -69,7 +69,7 @@ def _read_of(file: DataFile, schema: Any) -> list[str]:
 
 
 def _with_names(batch: Any) -> Any:
-    """Return the batch with the names of classes in the place of their numbers; no class (-1) is null."""
+    """Return the batch with the names of classes for their numbers; -1, without a class, is null."""
     for name, names in _classes(batch.schema).items():
         index = batch.schema.get_field_index(name)
         if index >= 0 and (found := _named(batch.column(index), pa.array(names, pa.string()))) is not None:

@@ -1,4 +1,4 @@
-"""A file behind https://: found with one request, fetched with retries that go on where the last one broke off.
+"""A file behind https://: found with one request, fetched with retries that continue where the last one ended.
 
 A uri may carry a signature in its query: messages, file names and fingerprints are made without it.
 """
@@ -40,7 +40,7 @@ class WebFile:
 
     Attributes:
         url: with its query.
-        tag: the server's ETag or Last-Modified; empty if it tells neither.
+        tag: the server's ETag or Last-Modified; empty without either.
         once: makes the fingerprint of a file without a tag unlike any other.
     """
 

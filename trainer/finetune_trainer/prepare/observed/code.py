@@ -1,6 +1,6 @@
-"""Code is not prose: where it stands in a text, so that questions about prose leave it out.
+"""The places of code in a text, so that questions about prose leave it out.
 
-Fenced blocks and `inline code` are marked. What is not marked is told by its lines: a block is code if two fifths of
+Fenced blocks and `inline code` are marked. Other code is recognised by its lines: a block is code if two fifths of
 its lines look like a statement, a tag of a page's frame, a query, a line of JSON or of a configuration file.
 """
 

@@ -39,14 +39,14 @@ class Encoded:
 
     Attributes:
         ids: int32 [tokens], after the cut.
-        trained: bool [tokens], which of them carry loss (the first is never predicted, whatever it says); None where
+        trained: bool [tokens], which of them carry loss (the first is never predicted and does not count); None where
             the target is not a token of the row.
         target: int32 [tokens] of an encoder-decoder's output; int32 [labels], the classes of a text; float32 [1], its
             number; None elsewhere.
         full_length: tokens before the cut; more than `len(ids)` if it was cut.
         full_target: the same for `target`; 0 where it is not cut.
         parts: int32 [rows], the lengths of the rows that a long document becomes; None where it is one.
-        remarks: what is to be said of it.
+        remarks: for the report.
     """
 
     ids: npt.NDArray[np.int32]

@@ -144,7 +144,7 @@ class Hits:
 
 @dataclass
 class Leftovers:
-    """Rows with traces by needle, and by kind (a row counts once there, whatever it holds of it)."""
+    """Rows with traces by needle, and by kind (a row counts once for each kind)."""
 
     needles: dict[str, int] = field(default_factory=dict)
     kinds: dict[TraceKind, Hits] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Leftovers:
     def add(
         self, file: str, lines: Sequence[int], texts: Sequence[str], raw: Sequence[bytes], systems: Sequence[str] = ()
     ) -> None:
-        """Search some rows; `raw` are the texts in UTF-8, `systems` the system messages, which stand apart."""
+        """Search some rows; `raw` are the texts in UTF-8, `systems` the system messages, which are separate."""
         ends = [len(own) for own in raw]
         if any(systems):
             both = zip(texts, systems, strict=True)

@@ -59,12 +59,12 @@ class Observation:
 
     Attributes:
         unk_id: the token that stands for unknown characters; None if the tokenizer has none.
-        rows: good rows of the whole split, as far as known: a chunk then keeps only rows that the sample may want.
+        rows: good rows of the whole split, as far as known: a chunk then keeps only rows that the sample may take.
             The same for all parts of a split.
         file: the data file's name, for the report.
         folder: for rows beyond those that memory holds; None = all stay in memory.
         labels: what rows say, by its first appearance: a label, or all labels of a row as one.
-        members: the labels that each of them stands for.
+        members: the labels that each of them consists of.
         several: whether rows have lists of labels.
     """
 

@@ -1,7 +1,7 @@
 """Values of each row of a split, however many rows: in memory while they are few, beyond that in files without a name.
 
-A table on disk has one file a column, since every question reads one column. It is mapped anew each time it is read:
-what nobody looks at takes no memory.
+A table on disk has one file a column, since every question reads one column. It is mapped again for each reading:
+unread columns take no memory.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""The two sides of an example, whatever its layout: what a model is given and what it is to say."""
+"""The two sides of an example of any layout: what a model is given and what it learns to answer."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class Sides(NamedTuple):
 
     Attributes:
         given: a prompt, the text of a labelled row, or what everybody but the assistant says. A message of the
-            assistant with `weight: 0` is given too: no loss stands on it.
+            assistant with `weight: 0` is given, too: it carries no loss.
         learnt: the completion, the text of a language model's row, or the assistant's words; empty with a label.
         last: the assistant's last message; `learnt` elsewhere. None where the assistant says nothing that is learnt.
         system: the system messages, apart: the same in many rows, they would make these look alike.
@@ -35,7 +35,7 @@ class Sides(NamedTuple):
 
     @property
     def setting(self) -> bytes:
-        """What stands above a conversation: two rows that differ here are two tasks."""
+        """System message and tools of a conversation: two rows that differ here are two tasks."""
         return f"{self.system}\0{self.tools}".encode("utf-8", "replace") if self.system or self.tools else b""
 
 

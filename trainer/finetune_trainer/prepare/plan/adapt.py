@@ -23,7 +23,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     Args:
         lora: LoraConfig names and values.
         linear: names of the model's linear layers, to be named in errors.
-        new_tokens: the last so many rows of the embeddings are new, and trained.
+        new_tokens: how many rows at the end of the embeddings are new, and trained.
 
     Raises:
         SpecError: a name leads nowhere, or PEFT refuses the configuration.
@@ -109,7 +109,7 @@ def freeze_parameters(model: Any, patterns: Sequence[str], new_tokens: int = 0) 
     """Take the gradients from what `spec.method.freeze` names.
 
     Raises:
-        SpecError: a pattern is no regular expression or fits nothing, nothing is left to train, or new tokens are not.
+        SpecError: a pattern is not a regular expression or matches nothing; or nothing, or no new token, is trained.
     """
     if not patterns:
         return

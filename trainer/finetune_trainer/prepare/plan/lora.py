@@ -21,7 +21,7 @@ class SavedAdapter:
     """The adapter that training starts from.
 
     Attributes:
-        lora: LoraConfig names and values of its own configuration.
+        lora: LoraConfig names and values of its configuration.
         shapes: of its tensors, by their names in the file.
     """
 

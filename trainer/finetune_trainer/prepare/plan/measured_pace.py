@@ -107,7 +107,7 @@ def measured_pace(draft: Draft, config: Mapping[str, Any], cache: Path | None) -
 
     Args:
         config: the model's `config.json`.
-        cache: file of earlier answers; None = measure anew.
+        cache: file of earlier measurements; None = measure again.
     """
     setting, train = draft.setting, draft.workload.dataset.train
     if setting.here is None or setting.machine.device == "gpu":
@@ -129,10 +129,10 @@ def pace_of(question: PaceQuestion, architecture: Architecture, cache: Path | No
     """Return how fast a rank of this machine is for a job, measured now or before.
 
     An adapter that a shortened model has no place for (of layers above the second) is left out: the rate is then that
-    of all weights. None where the model cannot be shortened: a plan does not fail for want of a better estimate.
+    of all weights. None where the model cannot be shortened: a plan needs no exact estimate.
 
     Args:
-        cache: file of earlier answers; None = measure anew.
+        cache: file of earlier measurements; None = measure again.
     """
     try:
         return _measured(question, architecture, cache)

@@ -41,7 +41,7 @@ Moment = Literal["loss", "backward", "step", "evaluation"]
 
 @dataclass(frozen=True)
 class Component:
-    """Bytes for one purpose, and why so many."""
+    """Bytes for one purpose, and the reason for their number."""
 
     name: Name
     bytes: int

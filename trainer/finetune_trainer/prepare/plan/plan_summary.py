@@ -1,4 +1,4 @@
-"""The plan in short, and what a pod must be given for it: time to save when told to stop, scratch space. Pure."""
+"""The plan in short, and what a pod needs for it: time to save when it is stopped, scratch space. Pure."""
 
 from typing import Any
 

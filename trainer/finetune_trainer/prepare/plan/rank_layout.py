@@ -30,7 +30,7 @@ class Request:
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
         evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
         converted: whether the model's files hold its weights in another type than the run's.
-        methods: others that the job could be trained with as it stands.
+        methods: others that the job could be trained with, without any other change.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
     """
 

@@ -15,9 +15,9 @@ WIDE = 120  # columns of a terminal from which on a table is easier to read than
 
 
 def choices(made: Iterable[Choice], width: int) -> RenderableType:
-    """Return every value of a plan, who chose it and why: as a table where that is readable, else in paragraphs.
+    """Return every value of a plan with its origin and reason: as a table where that is readable, else in paragraphs.
 
-    Fields stand without `spec.`, and no name is broken.
+    Fields are shown without `spec.`, and no name is broken.
     """
     return _choices_table(made) if width >= WIDE else Group(Text("plan"), *_paragraphs(made))
 

@@ -1,4 +1,4 @@
-"""What is to be said: empty and one-word answers, the same words in every row, leftovers of tools."""
+"""Findings of answers: empty and one-word answers, the same words in every row, leftovers of tools."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ def length_chart(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) ->
 
     Args:
         train, evaluation: with the same bins; evaluation may be empty.
-        limit: rows are cut at so many tokens; marked if it lies within the chart.
+        limit: tokens at which rows are cut; marked if it lies within the chart.
     """
     ours, theirs = _shares(train), _shares(evaluation)
     top = max([*ours, *theirs, 1e-9]) * 1.06
@@ -88,7 +88,7 @@ def _length_axis(bins: Sequence[Bin], width: float) -> Iterator[Markup]:
 
 
 def bar(share: float, kind: str, mark: float | None = None) -> Markup:
-    """Return one bar of a share between 0 and 1, with a mark where another split stands."""
+    """Return one bar of a share between 0 and 1, with a mark at the share of another split."""
     parts = [_open(14, "line", ""), _rect("track", 0, 2, 100, 10), _rect(f"bar {kind}", 0, 2, 100 * share, 10)]
     if mark is not None:
         parts.append(_line("mark", 100 * mark, 0, 100 * mark, 14))
@@ -96,7 +96,7 @@ def bar(share: float, kind: str, mark: float | None = None) -> Markup:
 
 
 def distance_chart(distance: Distance) -> Markup:
-    """Return where a distance stands: within what is usual, beyond it, or far."""
+    """Return a chart of a distance: usual, beyond that, or far."""
     top = min(1.0, max(distance.far * 1.5, distance.value * 1.15, 1e-9))
     at, usual, far = (100 * min(1.0, value / top) for value in (distance.value, distance.usual, distance.far))
     state = "far" if distance.is_far else "near"

@@ -1,4 +1,4 @@
-"""What a question about the data is asked of: one split, and what the job wants of it."""
+"""What the findings look at: one split, and the job, as far as it judges data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Context:
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
         notices: what was seen of its columns and labels while it was read.
-        packed: whether several rows share a sequence: then rows of a language model stand in another order.
+        packed: whether several rows share a sequence: then rows of a language model are in another order.
         untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
     """
 

@@ -131,7 +131,7 @@ def outliers(split: ObservedSplit) -> Iterator[Finding]:
 
 
 def unknown(split: ObservedSplit) -> Iterator[Finding]:
-    """Yield a finding of tokens that stand for unknown text."""
+    """Yield a finding of tokens for text that the tokenizer does not know."""
     lost = int(split.table["unknown"].sum())
     if not lost:
         return

@@ -1,4 +1,4 @@
-"""Rows that stand there twice, word for word or nearly, in one split or in both.
+"""Rows that occur twice, word for word or nearly, in one split or in both.
 
 Equal rows are found among all; near twins in the sample, by MinHash and locality-sensitive hashing (datasketch), each
 pair then verified on its shingles.

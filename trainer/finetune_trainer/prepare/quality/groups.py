@@ -1,7 +1,7 @@
 """Mentions of people by group, and how they are spread over labels: a skew in the data that tuning amplifies.
 
 Zhao et al. 2017, "Men also like shopping": a model trained on 33 % : 67 % answered 16 % : 84 %. Each side of a row is
-read with the lists of its own language (`people.toml`). A language without lists is named as not asked.
+read with the lists of its language (`people.toml`). The report names a language without lists as not asked.
 """
 
 from collections import Counter
@@ -142,7 +142,7 @@ def eval_groups(split: ObservedSplit, rows: Sequence[Mention]) -> EvalGroups:
 
 
 def _about(label: str) -> set[str]:
-    """Return the groups that a label is about, in whatever language it is written."""
+    """Return the groups that a label is about, in any language."""
     return {group for language in known() for group in mentioned(label, language)}
 
 

@@ -87,10 +87,10 @@ _SEVERITIES = list(Severity)
 
 @dataclass(frozen=True)
 class Examined:
-    """What is to be said of a data set.
+    """The report on a data set, and what a later evaluation needs of it.
 
     Attributes:
-        eval_groups: who is mentioned in which evaluation row; None where the worker cannot compare predictions by it.
+        eval_groups: the groups that each evaluation row mentions; None where the worker cannot compare by them.
     """
 
     report: QualityReport
@@ -98,7 +98,7 @@ class Examined:
 
 
 def judge(train: Observation, evaluation: Observation | None, context: Context) -> QualityReport:
-    """Return what is to be said of a data set; `train` has at least one row.
+    """Return the report on a data set; `train` has at least one row.
 
     The same observations give the same report, byte for byte.
     """

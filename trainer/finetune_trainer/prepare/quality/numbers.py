@@ -1,4 +1,4 @@
-"""Numbers to be predicted: how large they are, and texts that stand there with two of them."""
+"""Numbers to be predicted: how large they are, and texts with two of them."""
 
 from collections.abc import Iterator
 

@@ -19,11 +19,11 @@ class Lists:
     """What is a mention in one language.
 
     Attributes:
-        words: a word -> its group. A mention wherever it stands.
-        phrases: the same for what is no single word, and for a language without blanks.
+        words: a word -> its group. Everywhere a mention.
+        phrases: the same for several words, and for a language without blanks.
         adjectives: an adjective -> its group.
         described: an adjective (group `a`) where it speaks of people.
-        never: what is no mention, whatever words it holds.
+        never: phrases that are not a mention, with any of these words in them.
     """
 
     words: dict[str, str]

@@ -60,7 +60,7 @@ def is_phone(number: str, before: str, languages: frozenset[str]) -> bool:
     """Return whether a number can be dialled: abroad with a plus, at home if it is written in groups or a word says so.
 
     Args:
-        before: the text that stands before it.
+        before: the text before it.
         languages: whose countries' numbers are looked for; English where none is known.
     """
     named = PHONE_WORD.search(before)

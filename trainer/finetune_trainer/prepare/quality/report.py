@@ -10,7 +10,7 @@ SplitName = Literal["train", "eval"]
 
 
 class Severity(StrEnum):
-    """How much a finding matters: an error stops the job, a warning is shown on it, a note stands in the report."""
+    """How much a finding matters: an error stops the job, a warning is shown on it, a note is in the report."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -34,7 +34,7 @@ class Finding(Message):
         split: where it was found; eval for what is compared with the training rows.
         message: one sentence with the figures.
         cure: what to do about it, in the imperative.
-        rule: from when on it is said, and the source of that.
+        rule: from which values on it is reported, and the source of these.
         count, share: rows it concerns, and their share of the rows looked at; 0 where it concerns no rows.
         sampled: how many rows were looked at, if not all; 0 for all.
     """
@@ -135,7 +135,7 @@ class GroupMentions(Message):
 
 
 class Shown(Message):
-    """A row as it stands in the data, shortened."""
+    """A row of the data, shortened."""
 
     place: str
     tokens: int

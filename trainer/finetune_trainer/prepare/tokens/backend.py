@@ -16,7 +16,7 @@ Span = tuple[int, int]
 
 
 class Backend:
-    """A fast tokenizer that neither cuts nor pads unless told.
+    """A fast tokenizer that cuts or pads only on request.
 
     Args:
         words: puts ids together from remembered words, where a text lets it; None where the tokenizer does not.
@@ -46,7 +46,7 @@ class Backend:
 
     @property
     def around(self) -> tuple[Ids, Ids]:
-        """What the tokenizer adds before and after a text; nothing if that cannot be told."""
+        """What the tokenizer adds before and after a text; empty if that is not the same for all texts."""
         before, after = self._around or (b"", b"")
         return np.frombuffer(before, np.int32), np.frombuffer(after, np.int32)
 

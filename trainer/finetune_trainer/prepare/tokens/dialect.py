@@ -1,7 +1,7 @@
-"""How a template wants to be given what can be said in several forms, found by rendering a conversation in each form.
+"""The forms that a template takes where a message has several, found by rendering a conversation in each form.
 
 Templates differ in four things that no standard settles: whether they know the role `developer`, whether content is a
-text or a list of parts, whether the arguments of a tool call are an object or JSON text, and what stands for the
+text or a list of parts, whether the arguments of a tool call are an object or JSON text, and what replaces the
 content of a message that only calls tools.
 """
 
@@ -37,7 +37,7 @@ class Arguments(StrEnum):
 
 
 class Blank(StrEnum):
-    """What stands for the content of a message that only calls tools."""
+    """What replaces the content of a message that only calls tools."""
 
     EMPTY = "empty"
     MISSING = "missing"

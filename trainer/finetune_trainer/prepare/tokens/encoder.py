@@ -37,7 +37,7 @@ from finetune_trainer.prepare.tokens.written import Comparison
 
 @dataclass(frozen=True, slots=True)
 class _Spoken:
-    """A conversation as text, what is to be said of it, and whether its tokens are compared with the row."""
+    """A conversation as text, remarks on it, and whether its tokens are compared with the row."""
 
     speech: RenderedText
     remarks: tuple[Remark, ...]
@@ -50,7 +50,7 @@ class Encoder:
 
     Attributes:
         definition: file with the tokenizer's JSON.
-        limit: rows are cut at so many tokens.
+        limit: tokens at which rows are cut.
         eos_id: ends texts and pairs that do not end with it already.
         loss_on_prompt: prompts carry loss too (lossOn: all).
         to_target: completions are the target of an encoder-decoder, not the prompt's continuation.

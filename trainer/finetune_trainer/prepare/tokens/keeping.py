@@ -1,7 +1,7 @@
-"""What becomes of shards as they fill, and what an interrupted prepare stage goes on from.
+"""Where full shards go, and from what an interrupted prepare stage continues.
 
 A stage that stores nothing throws its shards away; one that does puts each into the run's own part of storage, with all
-that a later attempt of the same run needs to go on after it. The last of those files is the state: what it names is
+that a later attempt of the same run needs to continue after it. The last of those files is the state: what it names is
 there.
 """
 
@@ -93,7 +93,7 @@ class LocalShards:
 
 
 class DiscardedShards(LocalShards):
-    """Throws shards away, for who asks what would be prepared: a disk then holds one at a time."""
+    """Throws shards away, for `plan` and `validate`: a disk then holds one at a time."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
         """Remove the files."""
@@ -208,7 +208,7 @@ class StoredShards:
         self._running.append(self._uploads.submit(self._upload, files))
 
     def keep(self, progress: TokenizeProgress) -> None:
-        """Store what a later attempt goes on from, after the shards that were finished; the uploads of the keep before
+        """Store what a later attempt continues from, after the finished shards; the uploads of the keep before
         are waited for, so that no more than two wait for a slow store."""
         _wait(self._earlier)
         pieces: dict[str, bytes] = {}

@@ -31,7 +31,7 @@ def probed(encoder: "Encoder", added: Mapping[str, int], field: str) -> "Encoder
         field: of the job, that the template comes from.
 
     Raises:
-        SpecError: the template renders no conversation, or what the assistant says cannot be told.
+        SpecError: the template renders no conversation, or the assistant's words cannot be found.
     """
     encoder = replace(encoder, dialect=dialect_of(encoder.speaker.renderer))
     _check(encoder, field)

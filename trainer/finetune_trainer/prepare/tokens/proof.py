@@ -34,7 +34,7 @@ class Proof:
     """Compares rows with their tokens.
 
     Attributes:
-        unk_id: rows with this token are passed over: what it stands for is lost.
+        unk_id: rows with this token are skipped: the text that it replaces is lost.
         everything: what others say carries loss, too.
     """
 
@@ -151,7 +151,7 @@ def _squeezed(text: str) -> str:
 
 
 def _letters(text: str) -> str:
-    """Return letters and digits alone, whatever form of Unicode they are in."""
+    """Return letters and digits alone, in one form of Unicode."""
     return "".join(letter for letter in unicodedata.normalize("NFKD", text).casefold() if letter.isalnum())
 
 

@@ -1,4 +1,4 @@
-"""Conversations to text with a chat template, and which characters of it the assistant said.
+"""Conversations to text with a chat template, and which characters of it are the assistant's.
 
 The environment is the one that transformers renders in (`transformers.utils.chat_template_utils`): the same sandbox, as
 a template is a program from the hub; the same filters; the `{% generation %}` block. Two things differ. Compiled

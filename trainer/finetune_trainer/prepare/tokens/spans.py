@@ -53,7 +53,7 @@ class Speaker:
         everything: learn all of the text (lossOn: all), but messages of weight 0.
         eos: the tokenizer's end-of-text token.
         dialect: the forms that the template takes.
-        ends: what ends a text for the model, each one token: marks of several tokens are no end.
+        ends: what ends a text for the model, each one token: marks of several tokens are not an end.
     """
 
     renderer: Renderer

@@ -64,7 +64,7 @@ def given_template(wanted: str | None, environ: Mapping[str, str]) -> str | None
     `none` = no template, not even the model's.
 
     Raises:
-        SpecError: there is no such name or file, or it is no template.
+        SpecError: the name or file does not exist, or it is not a template.
         StorageError: the store refuses or is unreachable.
     """
     if wanted in (None, NONE):

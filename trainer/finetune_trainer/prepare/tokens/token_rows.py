@@ -28,7 +28,7 @@ class TokenRows:
         lengths: int32 [rows], tokens of each.
         cut: bool [rows], whether it was longer than the limit.
         trained: bool [tokens] for causal models, else empty.
-        targets: what stands beside each row, one after the other: int32 [classes], float32 [numbers], or int32 [target
+        targets: the targets of the rows, one after the other: int32 [classes], float32 [numbers], or int32 [target
             tokens] of an encoder-decoder; else empty.
         target_lengths: int32 [rows], how much of it each has; else empty.
     """

@@ -1,7 +1,7 @@
 """Examples to token ids in Arrow files, by all cores: each process parses, encodes and observes a part of a file.
 
 The parent only writes and hashes. Nothing depends on how many processes there are, nor on how files are cut into parts.
-After each shard all that an interrupted call needs to go on is given to a keeper (`keeping`).
+After each shard a keeper (`keeping`) gets all that an interrupted call needs to continue.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def tokenize(
 
     Args:
         processes: how many tokenise; None = as many as the data is worth.
-        report: called with a line as the work goes on.
+        report: called with lines of progress.
         keeper: takes the shards and knows what an interrupted call has done; None = the shards stay in the folder.
 
     Raises:
@@ -113,7 +113,7 @@ def _write(
 ) -> TokenizeProgress:
     """Write the portions in their order; return what is done at the end: everything.
 
-    The keeper is told of each shard, and of all that is done when shards were finished.
+    The keeper gets each shard, and, when shards were finished, all that is done.
     """
     data, observed, top, number = request.data, begun.observed, begun.top, begun.portions
     with ExitStack() as files:

@@ -26,7 +26,7 @@ class LoadedTokenizer:
     Attributes:
         definition: JSON of the `tokenizers` library, as in tokenizer.json.
         specials: special tokens by transformers' names (`eos_token`, ...): chat templates read them.
-        unk_id: id of what the vocabulary lacks; None where every character has ids of its own.
+        unk_id: id of unknown text; None where every character has ids.
         size: ids run from 0 to `size` - 1.
         embeddings: rows of the model's embedding by its config.json; None where it does not say.
         template: its chat template, or None.
@@ -58,7 +58,7 @@ def load_tokenizer(
     """Return the fast tokenizer in a folder.
 
     Args:
-        new_tokens: tokens to add to it; each becomes one id, wherever it stands in a text.
+        new_tokens: tokens to add to it; each becomes one id everywhere in a text.
         extended: folder to save it to, where there are any.
 
     Raises:

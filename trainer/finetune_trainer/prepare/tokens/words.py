@@ -141,7 +141,7 @@ class WordSplitter:
         return b"".join(out), ranges
 
     def _pieces(self, text: str) -> Iterator["_Piece"]:
-        """Yield added tokens, and what stands between them."""
+        """Yield added tokens, and the texts between them."""
         remembered, findall = self.remembered.__getitem__, self.word.findall
         pieces = self.tokens.split(text) if self.tokens is not None else [text]
         for at, piece in enumerate(pieces):
@@ -231,7 +231,7 @@ def _is_plain(token: Mapping[str, Any], composed: bool) -> bool:
 
 
 def _of_words(parts: Mapping[str, Any]) -> Tokenizer:
-    """Return the tokenizer for one word, whatever it looks like."""
+    """Return the tokenizer for any one word."""
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     nothing = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
     return Tokenizer.from_str(json.dumps({**parts, **nothing, "added_tokens": [], "pre_tokenizer": bytes_only}))

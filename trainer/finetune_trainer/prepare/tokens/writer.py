@@ -1,4 +1,4 @@
-"""One split to Arrow files of bounded size, as a stream: rows in order, whatever the parts in which they come.
+"""One split to Arrow files of bounded size, as a stream: rows in order, for any parts in which they come.
 
 A shard's digest is over its values, not over Arrow's bytes: another version of Arrow gives the same address. Rows are
 gathered to batches of a fixed size first, and a shard ends with a batch, so that neither digests nor files depend on
@@ -53,7 +53,7 @@ def schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Sche
 
 @dataclass(frozen=True)
 class Written:
-    """What a split's finished shards hold: where a writer goes on that was interrupted.
+    """What a split's finished shards hold: where a later writer continues.
 
     Attributes:
         shards: in order.
@@ -75,11 +75,11 @@ class SplitWriter:
     Args:
         folder: where the shards go.
         split: its name, with which those of the files begin.
-        pack_length: longest sequence of several rows; None = each row is a sequence of its own.
+        pack_length: longest sequence of several rows; None = each row is one sequence.
         kind: what a classification predicts.
         added: called with rows that are in no finished shard yet.
         finished: called for each shard, with all rows added so far in it and those before; may take the files away.
-        written: shards that an earlier writer has finished; this one goes on after them.
+        written: shards that an earlier writer has finished; this one continues after them.
         batch_tokens: tokens of one Arrow batch, at least; rows are packed within it.
         shard_bytes: of values, from which on a shard is full.
 
