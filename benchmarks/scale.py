@@ -198,7 +198,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     from finetune_trainer.prepare.tokens.encoder import encoder_for
     from finetune_trainer.prepare.tokens.keeping import StoredShards
     from finetune_trainer.prepare.tokens.tokenize import tokenize
-    from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+    from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer
     from finetune_trainer.storage import open_store, upload_tree
 
     def said(line: str) -> None:
@@ -212,7 +212,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     work = Path(tempfile.mkdtemp())
     data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=chats, report=said)
     checked = time.monotonic()
-    tokenizer = load_tokenizer(folder / "model", Task.CAUSAL_LM)
+    tokenizer = load_fast_tokenizer(folder / "model", Task.CAUSAL_LM)
     encoder = encoder_for(spec, Task.CAUSAL_LM, tokenizer, data.layout, LENGTH, None, work)
     store = open_store(f"file://{folder / 'store'}", {})
     keeper = StoredShards(store, "run/prepare/", work)

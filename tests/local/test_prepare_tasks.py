@@ -176,8 +176,8 @@ def test_a_conversation_of_several_answers_is_no_row_of_an_encoder_decoder(
 def test_a_tokenizer_without_a_mask_token_cannot_hide_words(models: dict[str, Path], house: House) -> None:
     from transformers import AutoTokenizer
 
-    from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+    from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer
 
     AutoTokenizer.from_pretrained(models["llama"]).save_pretrained(house.folder / "tokenizer")
     with pytest.raises(ModelError, match="no mask token"):
-        load_tokenizer(house.folder / "tokenizer", Task.MASKED_LM)
+        load_fast_tokenizer(house.folder / "tokenizer", Task.MASKED_LM)

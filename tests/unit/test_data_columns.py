@@ -12,7 +12,7 @@ from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
-from finetune_trainer.prepare.data.examples import Example, Layout
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.sources import locate_all
 
 ASKED = {"role": "user", "content": "q"}
@@ -78,7 +78,7 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]] 
 def test_a_system_message_in_a_column_of_its_own_is_learnt(tmp_path: Path, case: str) -> None:
     row, columns, expected = SYSTEMS[case]
     data = checked(tmp_path, [row], columns=columns)
-    assert data.layout is Layout.CHAT
+    assert data.layout is ExampleLayout.CHAT
     assert list(first(data).messages) == expected
     assert list(first(data).tools) == row.get("tools", [])
     assert not told(data)

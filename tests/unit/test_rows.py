@@ -14,7 +14,7 @@ from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.detect import open_file
-from finetune_trainer.prepare.data.examples import Example, Layout, examples
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout, examples
 from finetune_trainer.prepare.data.formats import DataFile, Fault
 from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import locate_all
@@ -30,7 +30,7 @@ def write(folder: Path, *rows: Any) -> DataFile:
 
 def read_as(
     folder: Path, *rows: Any, task: Task = Task.CAUSAL_LM, template: bool = True, columns: Given | None = None
-) -> tuple[Layout, list[Example | Fault]]:
+) -> tuple[ExampleLayout, list[Example | Fault]]:
     file = write(folder, *rows)
     found = columns_of(file, task, columns or {}, template)
     return found.layout, list(examples(read(file), found))
@@ -59,15 +59,15 @@ def turn(speaker: str, value: Any = "x") -> dict[str, Any]:
 
 # ---------------------------------------------------------------- which columns
 
-LAYOUTS: dict[str, tuple[dict[str, Any], Layout, tuple[str, str]]] = {
-    "text": ({"text": "t", "id": 1}, Layout.TEXT, ("t", "")),
-    "prompt and completion": ({"prompt": "p", "completion": "c"}, Layout.PAIR, ("p", "c")),
-    "prompt and response": ({"prompt": "p", "response": "c"}, Layout.PAIR, ("p", "c")),
-    "question and answer": ({"question": "p", "answer": "c", "text": "t"}, Layout.PAIR, ("p", "c")),
-    "input and output": ({"input": "p", "output": "c"}, Layout.PAIR, ("p", "c")),
+LAYOUTS: dict[str, tuple[dict[str, Any], ExampleLayout, tuple[str, str]]] = {
+    "text": ({"text": "t", "id": 1}, ExampleLayout.TEXT, ("t", "")),
+    "prompt and completion": ({"prompt": "p", "completion": "c"}, ExampleLayout.PAIR, ("p", "c")),
+    "prompt and response": ({"prompt": "p", "response": "c"}, ExampleLayout.PAIR, ("p", "c")),
+    "question and answer": ({"question": "p", "answer": "c", "text": "t"}, ExampleLayout.PAIR, ("p", "c")),
+    "input and output": ({"input": "p", "output": "c"}, ExampleLayout.PAIR, ("p", "c")),
     "prompt and completion beside others": (
         {"prompt": "p", "completion": "c", "response": "r", "text": "t"},
-        Layout.PAIR,
+        ExampleLayout.PAIR,
         ("p", "c"),
     ),
 }
@@ -214,7 +214,7 @@ def test_conversations_take_one_form(tmp_path: Path, case: str) -> None:
     row, expected = CHATS[case]
     layout, (example,) = read_as(tmp_path, row)
     assert isinstance(example, Example), example
-    assert layout is Layout.CHAT
+    assert layout is ExampleLayout.CHAT
     assert list(example.messages) == expected
 
 
@@ -231,7 +231,7 @@ def test_without_a_chat_template_alpaca_is_a_prompt_and_its_answer(tmp_path: Pat
         {"instruction": "i", "input": None, "output": "o"},
         template=False,
     )
-    assert layout is Layout.PAIR
+    assert layout is ExampleLayout.PAIR
     assert isinstance(with_input, Example)
     assert isinstance(without, Example)
     assert with_input.text.endswith("### Instruction:\ni\n\n### Input:\nn\n\n### Response:")
@@ -295,7 +295,7 @@ def test_a_schema_that_is_text_becomes_an_object(tmp_path: Path) -> None:
 def test_pairs_are_conversations_where_there_is_a_template(tmp_path: Path, names: tuple[str, str]) -> None:
     asked = dict(zip(names, ("How many?", " Three."), strict=True))
     layout, (plain, led) = read_as(tmp_path, asked, asked | {"system": "Be brief."})
-    assert layout is Layout.CHAT
+    assert layout is ExampleLayout.CHAT
     assert isinstance(plain, Example)
     assert isinstance(led, Example)
     assert plain.messages == (said("user", "How many?"), said("assistant", "Three."))
@@ -305,7 +305,7 @@ def test_pairs_are_conversations_where_there_is_a_template(tmp_path: Path, names
 def test_pairs_without_a_template_are_texts_and_a_system_column_is_not_dropped(tmp_path: Path) -> None:
     row = {"prompt": "How many?", "completion": " Three."}
     layout, (plain,) = read_as(tmp_path, row, template=False)
-    assert layout is Layout.PAIR
+    assert layout is ExampleLayout.PAIR
     assert plain == Example(1, "How many?", completion=" Three.")
     _, (led,) = read_as(tmp_path, row | {"system": "Be brief."}, template=False)
     assert isinstance(led, Fault)

@@ -18,13 +18,13 @@ def plan(method: MethodType = MethodType.FULL, nodes: int = 2, **changes: object
 
 
 def test_full_fine_tuning_saves_weights_and_a_share_of_the_optimizer_states() -> None:
-    assert plan_summary.checkpoint_of(plan(nodes=2)) == 8 * BILLION * (2 * 2 + 12 // 2)
-    assert plan_summary.checkpoint_of(plan(nodes=1)) == 8 * BILLION * (2 * 2 + 12)
+    assert plan_summary.planned_checkpoint_bytes(plan(nodes=2)) == 8 * BILLION * (2 * 2 + 12 // 2)
+    assert plan_summary.planned_checkpoint_bytes(plan(nodes=1)) == 8 * BILLION * (2 * 2 + 12)
 
 
 def test_an_adapters_checkpoint_holds_no_frozen_weights() -> None:
     adapted = plan(MethodType.LORA, nodes=1).revised(trained=20_000_000)
-    assert plan_summary.checkpoint_of(adapted) == 20_000_000 * (2 * 2 + 12)
+    assert plan_summary.planned_checkpoint_bytes(adapted) == 20_000_000 * (2 * 2 + 12)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data.conversation import checked_messages
-from finetune_trainer.prepare.data.examples import Example, Layout
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.observed.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.observed.observation import Observation
@@ -160,13 +160,13 @@ def test_what_ends_an_answer_is_known_of_the_template(name: str, tmp_path: Path)
 def test_marks_of_several_tokens_are_no_end(tmp_path: Path) -> None:
     tokenizer = loaded()
     plain = replace(tokenizer, definition=tokenizer.definition.replace("<|im_end|>", "<|other|>"))
-    of = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.CHAT, 999, CHATML, tmp_path)
+    of = encoder_for(spec(), Task.CAUSAL_LM, plain, ExampleLayout.CHAT, 999, CHATML, tmp_path)
     row = encode(of, SHORT)
     assert of.ends == (chat_tokenizer().eos_token_id,)
     assert row.ids[-1] == chat_tokenizer().eos_token_id
     assert row.trained is not None
     assert row.trained[-1]
-    outside = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.CHAT, 999, WITHOUT_END, tmp_path)
+    outside = encoder_for(spec(), Task.CAUSAL_LM, plain, ExampleLayout.CHAT, 999, WITHOUT_END, tmp_path)
     assert learnt(encode(outside, SHORT)).endswith("<|im_end|>\n</s>"), "one span, that is one answer"
 
 
@@ -252,9 +252,9 @@ def test_a_tokenizer_that_changes_texts_raises_no_alarm(kind: str, tmp_path: Pat
     }[kind]
     tokenizer = make(CORPUS, specials, "$A", "$A $B")
     plain = LoadedTokenizer(tokenizer.to_str(), {"eos_token": specials[1]}, 1, tokenizer.token_to_id(unknown))
-    chats = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.CHAT, 60, CHATML, tmp_path)
-    pairs = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.PAIR, 30, None, tmp_path)
-    texts = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.TEXT, 30, None, tmp_path)
+    chats = encoder_for(spec(), Task.CAUSAL_LM, plain, ExampleLayout.CHAT, 60, CHATML, tmp_path)
+    pairs = encoder_for(spec(), Task.CAUSAL_LM, plain, ExampleLayout.PAIR, 30, None, tmp_path)
+    texts = encoder_for(spec(), Task.CAUSAL_LM, plain, ExampleLayout.TEXT, 30, None, tmp_path)
     for text in (*HARD, *CORPUS):
         messages = tuple({"role": role, "content": text} for role in ("user", "assistant"))
         rows = [

@@ -40,7 +40,7 @@ from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
 from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
-from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens, load_tokenizer
+from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens, load_fast_tokenizer
 from finetune_trainer.prepare.weights import trained_labels
 from finetune_trainer.storage import ObjectStore, check_conditional_writes, read_manifest, upload_tree
 
@@ -258,7 +258,7 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
         order.report(f"model: reading {inputs.model.source}")
     base = mirrored or read_model(inputs.model, work / "model")
     base.check(inputs.task, data.labels)
-    tokenizer = load_tokenizer(base.folder, inputs.task, job.spec.model.new_tokens, work / "tokenizer")
+    tokenizer = load_fast_tokenizer(base.folder, inputs.task, job.spec.model.new_tokens, work / "tokenizer")
     encoder = encoder_for(
         job.spec.dataset, inputs.task, tokenizer, data.layout, inputs.setting.limit, inputs.template, work
     )

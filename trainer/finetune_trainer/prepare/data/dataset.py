@@ -17,7 +17,7 @@ from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows, CheckedSource
 from finetune_trainer.prepare.data.chunks import chunks
-from finetune_trainer.prepare.data.examples import Example, Layout, examples
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout, examples
 from finetune_trainer.prepare.data.file_places import Report, source_changed
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
 from finetune_trainer.prepare.data.label_kinds import (
@@ -56,7 +56,7 @@ class CheckedData:
     sources: tuple[CheckedSource, ...]
     files: tuple[CheckedFile, ...]
     labels: tuple[str, ...]
-    layout: Layout
+    layout: ExampleLayout
     has_eval: bool
     problem_type: ProblemType | None = None
     notices: tuple[Notice, ...] = ()

@@ -14,7 +14,7 @@ from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
 from finetune_trainer.prepare.data.label_values import Target, encodable, target, whole_number
 
 
-class Layout(StrEnum):
+class ExampleLayout(StrEnum):
     """What an example is made of."""
 
     LABELLED = "text, label"
@@ -114,7 +114,7 @@ class Columns:
         unread: columns that play no part.
     """
 
-    layout: Layout
+    layout: ExampleLayout
     names: Mapping[str, str]
     kind: ProblemType = ProblemType.SINGLE_LABEL
     declared: bool = False
@@ -137,7 +137,7 @@ class Columns:
     @property
     def from_pairs(self) -> bool:
         """Whether pairs of texts are written as conversations."""
-        return self.layout is Layout.CHAT and "prompt" in self.names and "tools" not in self.names
+        return self.layout is ExampleLayout.CHAT and "prompt" in self.names and "tools" not in self.names
 
     def example(self, row: Row) -> Example | Fault:
         """Return the row as an example, or the first rule that it breaks."""
@@ -146,7 +146,7 @@ class Columns:
                 split_of(row, self.split or "")
             if "instruction" in self.names:
                 return self._alpaca(row)
-            if self.layout is Layout.CHAT:
+            if self.layout is ExampleLayout.CHAT:
                 return self._conversation(row)
             return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
         except Wrong as wrong:
@@ -171,7 +171,7 @@ class Columns:
         return None if value is ABSENT else _number_or_value(column, value)
 
     def _texts(self, row: Row) -> Example:
-        if self.layout is Layout.LABELLED:
+        if self.layout is ExampleLayout.LABELLED:
             text = _text(self.names["text"], self._value(row, "text"))
             found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
             if self.whole:
@@ -241,7 +241,7 @@ class Columns:
         output = _text(self.names["output"], self._value(row, "output"))
         given, system = (self._text_or_nothing(row, part) for part in ("input", "system"))
         history = self._optional(row, "history")
-        if self.layout is Layout.CHAT:
+        if self.layout is ExampleLayout.CHAT:
             return Example(row.line, "", messages=alpaca.alpaca_messages(instruction, given, output, system, history))
         if history or system.strip():
             raise self._no_place("history" if history else "system")

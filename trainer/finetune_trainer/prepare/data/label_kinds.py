@@ -8,7 +8,7 @@ from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows
-from finetune_trainer.prepare.data.examples import Layout
+from finetune_trainer.prepare.data.examples import ExampleLayout
 from finetune_trainer.prepare.data.label_values import is_whole, whole_number
 
 MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
@@ -25,7 +25,7 @@ def check_kind(declared: ProblemType | None, task: Task) -> None:
 
 def of_one_kind(files: Sequence[CheckedFile], declared: ProblemType | None) -> tuple[CheckedFile, ...]:
     """Return the files; all labels are what the job says, or of the kind of the first file's."""
-    labelled = [checked.columns.kind for checked in files if checked.columns.layout is Layout.LABELLED]
+    labelled = [checked.columns.kind for checked in files if checked.columns.layout is ExampleLayout.LABELLED]
     if not labelled:
         return tuple(files)
     kind = declared or labelled[0]

@@ -8,7 +8,7 @@ from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
 from finetune_trainer.prepare.data.column_names import CONTEXT, HELD_OUT, LIKELY
-from finetune_trainer.prepare.data.examples import Columns, Layout
+from finetune_trainer.prepare.data.examples import Columns, ExampleLayout
 
 SHOWN = 12  # columns
 MANY_NUMBERS = 20  # labels: more than a scale of marks has
@@ -82,7 +82,7 @@ def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[N
 def _system(columns: Columns, unread: set[str]) -> Iterator[Notice]:
     likely = ("system", *LIKELY["system"])
     name = next((name for name in sorted(unread) if name.strip().lower() in likely), None)
-    if name is None or columns.layout not in (Layout.CHAT, Layout.PAIR):
+    if name is None or columns.layout not in (ExampleLayout.CHAT, ExampleLayout.PAIR):
         return
     yield Notice(
         "warning",

@@ -16,7 +16,7 @@ from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TRAINED
 from finetune_trainer.prepare.data.contents import content_hash
-from finetune_trainer.prepare.data.examples import Columns, Example, Layout, examples, split_of
+from finetune_trainer.prepare.data.examples import Columns, Example, ExampleLayout, examples, split_of
 from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.formats import Fault, Record, Row
 from finetune_trainer.prepare.data.label_kinds import MOST_LABELS, too_many_labels
@@ -84,7 +84,7 @@ class _Watched:
 def _count(item: _Item) -> _Counted:
     """Parse and check one chunk; runs in a process of the pool."""
     tally = Tally(item.chunk.file.field)
-    labelled = item.columns.layout is Layout.LABELLED
+    labelled = item.columns.layout is ExampleLayout.LABELLED
     targets: dict[tuple[str, ...], int] = {}
     labels, numbers = array("l"), array("d")
     contents, splits = array("Q"), array("b")

@@ -13,7 +13,7 @@ from finetune_api.messages import Task
 from finetune_api.tasks import PAIR_SHAPES, spec_of
 from finetune_trainer.prepare.data.chunks import read
 from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
-from finetune_trainer.prepare.data.examples import ABSENT, Columns, Layout, column_value
+from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
 from finetune_trainer.prepare.data.formats import DataFile, Row
 from finetune_trainer.prepare.data.label_values import kind_of
 from finetune_trainer.prepare.data.proposals import cure, rows_code
@@ -34,7 +34,7 @@ class Shape:
         ambiguous: it must not fit together with another such shape.
     """
 
-    layout: Layout
+    layout: ExampleLayout
     parts: tuple[str, ...]
     names: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -55,18 +55,18 @@ class Shape:
         names |= {part: given.get(part, part) for part in self.optional}
         layout = self.layout
         if self is ALPACA:
-            layout = Layout.CHAT if has_template else Layout.PAIR
-        elif layout is Layout.PAIR:
+            layout = ExampleLayout.CHAT if has_template else ExampleLayout.PAIR
+        elif layout is ExampleLayout.PAIR:
             texts = [column_value(row, names[part]) for part in ("prompt", "completion")]
             if any(isinstance(text, list) for text in texts):
-                layout = Layout.CHAT
+                layout = ExampleLayout.CHAT
                 names["tools"] = given.get("tools", "tools")
             elif has_template:
-                layout = Layout.CHAT
+                layout = ExampleLayout.CHAT
             elif column_value(row, names["system"]) is ABSENT:
                 del names["system"]
         if spec_of(task).has_target:  # a conversation of one answer is a pair, too
-            layout = Layout.PAIR
+            layout = ExampleLayout.PAIR
         split = next((name for name in SPLIT if _says_split(row.get(name)) and name not in names.values()), None)
         used = {*names.values(), split}
         unread = tuple(name for name in row if name not in used and not any(_within(name, path) for path in used))
@@ -83,16 +83,16 @@ def _within(column: str, path: str | None) -> bool:
 
 
 def _pair(prompt: str, completion: str, *, ambiguous: bool = True) -> Shape:
-    return Shape(Layout.PAIR, (prompt, completion), ("prompt", "completion"), ("system",), ambiguous)
+    return Shape(ExampleLayout.PAIR, (prompt, completion), ("prompt", "completion"), ("system",), ambiguous)
 
 
-LABELLED = Shape(Layout.LABELLED, ("text", "label"))
-MESSAGES = Shape(Layout.CHAT, ("messages",), optional=("tools", "system"))
-SHAREGPT = Shape(Layout.CHAT, ("conversations",), ("messages",), optional=("tools", "system"))
+LABELLED = Shape(ExampleLayout.LABELLED, ("text", "label"))
+MESSAGES = Shape(ExampleLayout.CHAT, ("messages",), optional=("tools", "system"))
+SHAREGPT = Shape(ExampleLayout.CHAT, ("conversations",), ("messages",), optional=("tools", "system"))
 PROMPT_COMPLETION = _pair("prompt", "completion", ambiguous=False)
-ALPACA = Shape(Layout.CHAT, ("instruction", "output"), optional=("input", "system", "history"))
+ALPACA = Shape(ExampleLayout.CHAT, ("instruction", "output"), optional=("input", "system", "history"))
 PAIRS = (_pair("prompt", "response"), _pair("question", "answer"), _pair("input", "output"))
-TEXT = Shape(Layout.TEXT, ("text",))
+TEXT = Shape(ExampleLayout.TEXT, ("text",))
 
 SHAPES = {  # by the names that `TaskSpec.shapes` has
     "text and label": LABELLED,
@@ -142,7 +142,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
             if parted is not None:
                 unread = tuple(name for name in columns.unread if name != parted)
                 columns = replace(columns, split=parted, parted=True, unread=unread)
-            if columns.layout is Layout.LABELLED:
+            if columns.layout is ExampleLayout.LABELLED:
                 kind = kind_of(column_value(row, columns.names["label"]) for row in rows)
                 return replace(columns, kind=kind)
             return columns

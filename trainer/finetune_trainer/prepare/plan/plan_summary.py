@@ -10,7 +10,7 @@ from finetune_trainer.prepare.plan.checkpoint_cost import checkpoint_bytes, grac
 
 def summary(plan: Plan) -> PlanSummary:
     """Return what the operator needs of a plan, and what people see of it."""
-    checkpoint = checkpoint_of(plan)
+    checkpoint = planned_checkpoint_bytes(plan)
     estimate, memory = plan.prediction.estimate, plan.prediction.memory
     return PlanSummary(
         **_shared(plan.model),
@@ -37,7 +37,7 @@ def _shared(part: Message) -> dict[str, Any]:
     return {name: getattr(part, name) for name in names}
 
 
-def checkpoint_of(plan: Plan) -> int:
+def planned_checkpoint_bytes(plan: Plan) -> int:
     """Return the bytes of the largest node's part of a checkpoint."""
     weight = 2 if plan.engine.training.get("bf16") or plan.engine.training.get("fp16") else 4
     return checkpoint_bytes(

@@ -40,7 +40,7 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
     }
 
 
-def count(number: float) -> str:
+def in_words(number: float) -> str:
     """Return `7 billion`"""
     for limit, letter in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if number >= limit:
@@ -57,12 +57,12 @@ def _why_weights(load: Load) -> str:
     if load.method is MethodType.QLORA:
         quantized = load.architecture.quantized
         return (
-            f"{count(quantized)} weights of 4.127 bits, {count(load.parameters - quantized)} of {width} bytes"
+            f"{in_words(quantized)} weights of 4.127 bits, {in_words(load.parameters - quantized)} of {width} bytes"
             f"{_over(load, 3)}"
         )
     if load.offload_parameters and load.device == "gpu":
         return "in the node's memory"
-    return f"{count(load.parameters)} parameters of {width} bytes{_over(load, 3)}"
+    return f"{in_words(load.parameters)} parameters of {width} bytes{_over(load, 3)}"
 
 
 def _why_gradients(load: Load, moment: str) -> str:
@@ -71,10 +71,12 @@ def _why_gradients(load: Load, moment: str) -> str:
     if moment == "evaluation":
         return "none in an evaluation"
     if moment == "step" and load.zero_stage in (1, 2):
-        return f"{count(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
+        return (
+            f"{in_words(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
+        )
     if moment == "loss" and not (load.zero_stage == 3 or load.accumulation > 1):
         return "none yet at the loss"
-    return f"{count(load.trained)} trained parameters of {load.architecture.weight_bytes} bytes{_over(load, 2)}"
+    return f"{in_words(load.trained)} trained parameters of {load.architecture.weight_bytes} bytes{_over(load, 2)}"
 
 
 def _why_optimizer(load: Load, temporaries: float) -> str:
@@ -83,7 +85,7 @@ def _why_optimizer(load: Load, temporaries: float) -> str:
     master = load.master_bytes
     what = "Adam's two moments" if master < 12 else "a float32 copy and Adam's two moments"
     more = f", and {temporaries / GIB:.2f} GiB of temporaries in the step" if temporaries else ""
-    return f"{count(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
+    return f"{in_words(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
 
 
 def _why_activations(load: Load, moment: str) -> str:

@@ -14,7 +14,7 @@ from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.model.families import family_of
-from finetune_trainer.prepare.data.examples import Example, Layout
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.observed.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens import templates
@@ -66,7 +66,7 @@ class Encoder:
     """
 
     definition: Path
-    layout: Layout
+    layout: ExampleLayout
     limit: int
     eos_id: int | None = None
     unk_id: int | None = None
@@ -85,11 +85,11 @@ class Encoder:
 
     def __call__(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
-        encode: Mapping[Layout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
-            Layout.LABELLED: self._labelled,
-            Layout.TEXT: self._hidden if self.hidden else self._texts,
-            Layout.PAIR: self._to_target if self.to_target else self._pairs,
-            Layout.CHAT: self._chats,
+        encode: Mapping[ExampleLayout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
+            ExampleLayout.LABELLED: self._labelled,
+            ExampleLayout.TEXT: self._hidden if self.hidden else self._texts,
+            ExampleLayout.PAIR: self._to_target if self.to_target else self._pairs,
+            ExampleLayout.CHAT: self._chats,
         }
         return encode[self.layout](batch)
 
@@ -257,7 +257,7 @@ def encoder_for(
     spec: DatasetSpec,
     task: Task,
     tokenizer: LoadedTokenizer,
-    layout: Layout,
+    layout: ExampleLayout,
     limit: int,
     given: str | None,
     work: Path,
@@ -272,7 +272,7 @@ def encoder_for(
         SpecError: the named template does not work.
         DataError: conversations without any template.
     """
-    template = _template(spec, tokenizer, given) if layout is Layout.CHAT else None
+    template = _template(spec, tokenizer, given) if layout is ExampleLayout.CHAT else None
     name = hashlib.sha256(tokenizer.definition.encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     definition = work / f"tokenizer-{name}.json"

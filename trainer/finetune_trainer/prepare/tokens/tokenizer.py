@@ -52,7 +52,7 @@ def added_tokens(tokenizer: LoadedTokenizer) -> dict[str, int]:
     return {token["content"]: token["id"] for token in json.loads(tokenizer.definition).get("added_tokens") or []}
 
 
-def load_tokenizer(
+def load_fast_tokenizer(
     folder: Path, task: Task, new_tokens: Sequence[str] = (), extended: Path | None = None
 ) -> LoadedTokenizer:
     """Return the fast tokenizer in a folder.
