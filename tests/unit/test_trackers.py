@@ -35,8 +35,8 @@ def test_a_tracker_is_one_that_transformers_reports_to() -> None:
 @pytest.mark.parametrize(
     ("names", "says", "cure"),
     [
-        (["wandbb"], "is 'wandbb', which is no tracker", "did you mean wandb?"),
-        (["all"], "is 'all', which is no tracker", "write one of"),
+        (["wandbb"], "is 'wandbb', which is not a tracker", "did you mean wandb?"),
+        (["all"], "is 'all', which is not a tracker", "write one of"),
         (["tensorboard", "none"], "is 'none'", ""),
         (["wandb"], "this image has no wandb", "pip install wandb"),
     ],
