@@ -13,9 +13,9 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Part
-from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find
-from finetune_trainer.prepare.plan.layout import Layout, Request
+from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find_gpu
 from finetune_trainer.prepare.plan.machine import NODE_GPUS, Machine
+from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.ways import choose
 
 PAGE = Path(__file__).parents[1] / "docs" / "plans.md"
@@ -168,7 +168,7 @@ class Cell:
     """What one machine gets: a layout, or the refusal."""
 
     machine: Machine
-    layout: Layout | None
+    layout: RankLayout | None
     refusal: str = ""
 
     @property
@@ -241,7 +241,7 @@ def _beyond(one: Growth, two: Growth, more: int) -> Growth:
 @cache
 def cell(model: str, method: MethodType, card: str, gpus: int) -> Cell:
     """What is planned for it."""
-    gpu = find(card)
+    gpu = find_gpu(card)
     assert gpu is not None
     machine = machine_with(gpu, gpus)
     request = Request(
@@ -255,7 +255,7 @@ def cell(model: str, method: MethodType, card: str, gpus: int) -> Cell:
         methods=() if gpu.name.startswith("MI") or method is MethodType.QLORA else (MethodType.QLORA,),
     )
     if method is MethodType.QLORA and gpu.name.startswith("MI"):
-        return Cell(machine, None, "refused: 4 bits were run on no AMD GPU by any test of ours")
+        return Cell(machine, None, "refused: our tests have not run 4-bit weights on an AMD GPU")
     try:
         return Cell(machine, choose(request))
     except SpecError as error:

@@ -13,7 +13,7 @@ from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import DatasetFacts, Message
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
 from finetune_api.v1alpha1.facts import SHAPES_DATA
-from finetune_trainer.prepare.inputs import Inputs
+from finetune_trainer.prepare.job_inputs import Inputs
 from finetune_trainer.prepare.models import BaseModel
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.quality.report import QualityReport
@@ -36,7 +36,7 @@ class _Lead(Message):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data set in storage, with what was said of it when it was prepared."""
+    """A data set in storage, with the report of when it was prepared."""
 
     facts: DatasetFacts
     report: QualityReport
@@ -63,7 +63,7 @@ def _derived(job: FineTuneJob, found: Inputs, base: BaseModel) -> dict[str, Any]
         "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
         "tokens": options_key(spec, found.template),
         "tokenizer": base.facts.commit,
-        "limit": planner.length_limit(job, found.task, base.facts.max_positions),
+        "limit": found.setting.limit,
     }
 
 
@@ -91,7 +91,7 @@ def _value_at(data: Any, names: Sequence[str]) -> Any:
 
 
 def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
-    """The data set that an index entry leads to, if it is still there and was made by this version."""
+    """Return the data set that an index entry leads to, if it is still there and was made by this version."""
     try:
         facts = _Lead.model_validate_json(store.get(key)).facts
         if read_manifest(store, dataset_prefix(facts.sha256)) is None:
@@ -103,5 +103,5 @@ def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
 
 
 def remember(store: ObjectStore, key: str, facts: DatasetFacts, now: datetime) -> None:
-    """Write the index entry: last, when what it leads to is there. Written anew, it counts as used."""
+    """Write the index entry: last, when the data set is stored. Writing it again marks the data set as used."""
     store.put(key, _Lead(facts=facts, used=now.isoformat(timespec="seconds")).to_json().encode())

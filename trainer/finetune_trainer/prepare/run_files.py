@@ -1,4 +1,4 @@
-"""The run's own files: the spec and the plan it began with. A run keeps its plan, and goes on with nothing else."""
+"""The run's own files: the spec and the plan it began with. A run keeps its plan, and continues only with that."""
 
 import json
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class RunFiles:
         return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid)
 
     def key(self, name: File) -> str:
-        """Key of one of its files."""
+        """Return key of one of its files."""
         return self.prefix + name
 
     def keep(self, chosen: Plan) -> tuple[Plan, bool]:
-        """The plan of this run, and whether it had one before: the plan kept, else `chosen`, stored.
+        """Store the plan of this run, or find the one that it began with; return it, and whether there was one.
 
         Raises:
             StateError: the run began with another data set, model or spec.
@@ -75,5 +75,5 @@ def _fixed(job: FineTuneJob) -> dict[str, Any]:
 
 
 def _changed(field: str, message: str, code: str) -> StateError:
-    cure = "start a new run (locally with --fresh), or restore what was"
+    cure = "start a new run (locally with --fresh), or restore the old values"
     return StateError(Problem(code=code, field=field, message=message, cure=cure))
