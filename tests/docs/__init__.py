@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.docs import exit_codes, metrics, troubleshooting
+from tests.docs import decisions, exit_codes, metrics, troubleshooting
 from tests.docs.codes import ROOT
 
 PAGES: Mapping[Path, Callable[[], str]] = {
     ROOT / "docs/troubleshooting.md": troubleshooting.page,
+    ROOT / "docs/decisions/README.md": decisions.page,
     ROOT / "docs/reference/exit-codes.md": exit_codes.page,
     ROOT / "docs/reference/metrics.md": metrics.page,
 }

@@ -1,4 +1,4 @@
-"""Every error code of the source, with the messages and cures that stand beside it as literals. Found by reading the syntax.
+"""Every error code of the source, with the literal messages and cures beside it. Found by reading the syntax.
 
 A code leaves through a parameter or field called `code`: of `Problem`, `Rule`, `Finding` and the functions that make
 them. Where such an argument is a literal, the message and the cure of the same call are collected with it; a variable

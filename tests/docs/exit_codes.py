@@ -6,8 +6,8 @@ from finetune_trainer.commands.faults import INTERRUPTED, PIPE_CLOSED
 
 OPENING = """# Exit codes
 
-Codes from 64 to 79 are this project's own. "Final" means that the same program with the same input would end in the same
-way, so nothing starts it again. `make generate` writes this page.
+Codes from 64 to 79 are this project's own. "Final" means that the same program with the same input would end in the
+same way, so nothing starts it again. `make generate` writes this page.
 """
 MEANINGS = {
     ExitCode.OK: "The program did what it was asked to do. Of a training pod: the run is complete.",

@@ -1,4 +1,7 @@
-"""docs/troubleshooting.md: every error code with its meaning, from docs/troubleshooting.toml, and its messages and cures."""
+"""docs/troubleshooting.md: every error code with its meaning, its messages and what to do.
+
+People write the meanings, in docs/troubleshooting.toml; messages and cures are those of the source.
+"""
 
 import tomllib
 from dataclasses import dataclass
@@ -13,11 +16,11 @@ OPENING = """# Troubleshooting
 
 An error ends with its code in brackets, and with what to do:
 
-    spec.dataset.train line 214: 'text' is empty (3 such lines: 214, 981, 4410) [EmptyText] -> remove the row, or fill it
+    spec.dataset.train line 214: 'text' is empty (2 such lines: 214, 981) [EmptyText] -> remove the row, or fill it
 
-On the object the code is `status.failure.code`, and the cure is `status.failure.hint`. This page has every code: what it
-means, and what the program says to do about it. `…` stands for a value of your job. Find a code by its name in the index,
-or search the page.
+On the object the code is `status.failure.code`, and the cure is `status.failure.hint`. This page has every code: what
+it means, and what the program says to do about it. `…` stands for a value of your job. Find a code by its name in the
+index, or search the page.
 
 Other places to look: [exit codes](reference/exit-codes.md), [when a job on Kubernetes does not
 work](kubernetes.md#when-it-does-not-work), [mistakes of others](bad-inputs.md), and [what the report on the data
