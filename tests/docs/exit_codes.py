@@ -19,7 +19,7 @@ MEANINGS = {
     ExitCode.OUT_OF_MEMORY: "A rank ran out of memory.",
     ExitCode.DIVERGED: "The loss or a gradient became NaN or infinite.",
     ExitCode.GANG_FAILED: "The leader gave the run up: no restart is left, or a restart would not help.",
-    ExitCode.DRAINED: "The pod was told to stop, and has saved. It does not count as a failure.",
+    ExitCode.DRAINED: "An announced stop: the pod has saved. It does not count as a failure.",
 }
 COMMAND = {
     2: "An option or an argument of the command line does not exist.",
