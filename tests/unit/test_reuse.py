@@ -11,8 +11,9 @@ from finetune_api.v1alpha1.facts import SHAPES_DATA
 from finetune_api.v1alpha1.markers import ShapesData
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_trainer.prepare import reuse
-from finetune_trainer.prepare.inputs import Inputs
+from finetune_trainer.prepare.job_inputs import Inputs
 from finetune_trainer.prepare.models import BaseModel
+from finetune_trainer.prepare.plan.planner import length_limit
 from finetune_trainer.prepare.tokens import tokenize
 from tests.unit.test_api_parse import job
 
@@ -58,7 +59,8 @@ def _key(changes: dict[str, Any], task: Task = Task.CAUSAL_LM, template: str | N
 
 
 def _key_of(parsed: FineTuneJob, task: Task = Task.CAUSAL_LM, template: str | None = None) -> str:
-    found = SimpleNamespace(task=task, sources=SimpleNamespace(fingerprint="files"), template=template)
+    setting = SimpleNamespace(limit=length_limit(parsed, task, 2048))
+    found = SimpleNamespace(task=task, sources=SimpleNamespace(fingerprint="files"), template=template, setting=setting)
     base = SimpleNamespace(facts=SimpleNamespace(commit="c0ffee", max_positions=2048))
     return reuse.index_key(parsed, cast(Inputs, found), cast(BaseModel, base))
 
@@ -132,7 +134,15 @@ def test_every_value_that_prepare_derives_stands_in_the_fingerprint() -> None:
     """A field that shapes the data "through" a value that the fingerprint lacks would let stale data be reused."""
     derived = reuse._derived(
         WHOLE,
-        cast(Inputs, SimpleNamespace(task=Task.CAUSAL_LM, sources=SimpleNamespace(fingerprint=""), template=None)),
+        cast(
+            Inputs,
+            SimpleNamespace(
+                task=Task.CAUSAL_LM,
+                sources=SimpleNamespace(fingerprint=""),
+                template=None,
+                setting=SimpleNamespace(limit=8),
+            ),
+        ),
         cast(BaseModel, SimpleNamespace(facts=SimpleNamespace(commit="", max_positions=0))),
     )
     assert {shapes.through for shapes in SHAPES_DATA.values() if shapes.through} == derived.keys()
