@@ -22,7 +22,7 @@ WORTH_KEEPING = 256 << 20  # bytes of data: less is checked again in seconds
 
 @dataclass(frozen=True)
 class CheckKeeper:
-    """Keeps one check.
+    """Storage for the check of one run.
 
     Attributes:
         key: of the object.

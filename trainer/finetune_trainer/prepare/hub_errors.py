@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class HubRefusal(StrEnum):
-    """Why the hub gives nothing."""
+    """The reason why the hub refuses."""
 
     GATED = "gated"
     NO_REVISION = "no such revision"

@@ -15,7 +15,7 @@ def amount(size: int) -> str:
 
 
 class ByteProgress:
-    """Tells about every tenth of all files' bytes.
+    """Reports of every tenth of all files' bytes.
 
     Args:
         done: what happens to them: `checked`, `fetched`.

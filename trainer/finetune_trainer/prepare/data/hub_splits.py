@@ -39,7 +39,7 @@ Table = dict[str, Config]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job asks for.
+    """The configuration and splits that a job needs.
 
     Attributes:
         splits: names, of which the first that is there is taken.

@@ -27,7 +27,7 @@ IDENTITY = {"Accept-Encoding": "identity"}  # the bytes as they are: sizes and r
 
 
 class _AgainError(Exception):
-    """This attempt failed for a reason that may pass."""
+    """The error of an attempt that may succeed later."""
 
 
 class _ChangedError(Exception):

@@ -22,7 +22,7 @@ NODE_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "am
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a rank without GPU is. The defaults are of one core of a server; `pace.py` measures the real ones.
+    """How fast a rank without GPU is. The defaults are of one core of a server; `measured_pace` measures the real ones.
 
     Attributes:
         operations: floating point operations a second in training.

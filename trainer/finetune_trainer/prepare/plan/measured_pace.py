@@ -53,7 +53,7 @@ STEPPED = 1_000_000  # parameters of the optimizer's step that is timed
 
 @dataclass(frozen=True)
 class PaceQuestion:
-    """What is to be timed.
+    """The model and the micro-batch that are timed.
 
     Attributes:
         rows, tokens: of a micro-batch, `tokens` on average.
@@ -87,7 +87,7 @@ class PaceQuestion:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds that were taken.
+    """The measured seconds.
 
     Attributes:
         micro: of a micro-batch through the whole model, forward and backward.

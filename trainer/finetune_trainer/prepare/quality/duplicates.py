@@ -242,7 +242,7 @@ def _without_frames(rows: list[Hashes]) -> list[Hashes]:
 
 
 class _Index:
-    """Finds an earlier row that is similar; of each group of similar rows it holds the first."""
+    """An index of rows, to find an earlier similar row; it holds the first of each group."""
 
     def __init__(self, sketches: _Sketches) -> None:
         self._shingles = sketches.shingles

@@ -31,7 +31,7 @@ def is_sampled(line: int) -> bool:
 
 @dataclass(frozen=True)
 class Proof:
-    """Compares rows with their tokens.
+    """A comparison of rows with their tokens.
 
     Attributes:
         unk_id: rows with this token are skipped: the text that it replaces is lost.

@@ -257,7 +257,7 @@ def _nothing_left(spec: DatasetSpec, split: Split) -> Problem:
 
 @dataclass
 class _Watch:
-    """Says how far it is, at each tenth."""
+    """Reports of every tenth of the rows."""
 
     report: Callable[[str], None]
     good: int

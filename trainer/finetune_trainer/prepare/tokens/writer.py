@@ -70,7 +70,7 @@ class Written:
 
 
 class SplitWriter:
-    """Writes a split; a context manager that closes the last file.
+    """A writer of one split, and a context manager that closes the last file.
 
     Args:
         folder: where the shards go.
