@@ -348,6 +348,7 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     model = model_of(case, shape)
     if case.method is not MethodType.FULL:
         model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
+    task_of(order.plan).set_up(model, 0)
     batching = task_of(order.plan).batching(model, 0)
     rows = Rows(case.length, int(shape["vocab_size"]))
     data = VirtualDataset(rows, 1, STEPS, 1, items=lambda row: case.length - 1, dealt=batching.dealt)

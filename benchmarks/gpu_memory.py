@@ -141,7 +141,7 @@ def marks(path: Path) -> Callable[[], None]:
     def patch() -> None:
         import torch
 
-        from finetune_trainer.worker import main
+        from finetune_trainer.worker import rank_run
         from finetune_trainer.worker.reports.events import Reporter
 
         on_gpu = torch.cuda.is_available()
@@ -167,7 +167,7 @@ def marks(path: Path) -> Callable[[], None]:
                     torch.cuda.reset_peak_memory_stats() if on_gpu else reset()
                 self._now = phase
 
-        main.Reporter = Marking  # type: ignore[misc]
+        rank_run.Reporter = Marking  # type: ignore[misc]
         reset()
 
     return patch

@@ -223,6 +223,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
     set_seed(1)
     model = model_of(case, weight_dtype(args))
     marks.phase("build")
+    task_of(order.plan).set_up(model, 0)
     batching = task_of(order.plan).batching(model, 0)
     data = VirtualDataset(rows, 1, STEPS, order.plan.layout.global_batch, dealt=batching.dealt)
     trainer: Any = FineTuneTrainer(
@@ -332,4 +333,4 @@ def imports() -> None:
     import deepspeed  # noqa: F401
     import peft  # noqa: F401
 
-    import finetune_trainer.worker.main  # noqa: F401
+    import finetune_trainer.worker.rank_run  # noqa: F401

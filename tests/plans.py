@@ -83,14 +83,14 @@ Causal language modelling on 50,000 rows of {TOKENS:,} tokens, {ROWS} rows a ste
 two), in bfloat16 (float16 on a T4); adapters of rank 16 on all linear layers. 8 GPUs are one node, 32 are four, joined
 by the network that is usual for the card. The job states no memory of the nodes, so nothing is offloaded to it.
 
-A cell: ZeRO stage, rows of a micro-batch x micro-batches of a step (`r`: activations are recomputed; `c`: logits are
-made in chunks), GiB a GPU at the peak (with its margin of a tenth), tokens a second of all GPUs. Where nothing fits:
-what the least layout needs, and the first way out that `finetune plan` names. **None of it was measured on GPUs by
-us**; the rates are fitted to what others publish, named in `trainer/finetune_trainer/prepare/plan/speed.py` and
-`gpus.py`.
+A cell has the ZeRO stage, the rows of a micro-batch x the micro-batches of a step (`r`: activations are recomputed;
+`c`: logits are made in chunks), GiB for each GPU at the peak (with its margin of a tenth), and tokens per second of all
+GPUs. Where nothing fits, it has the memory of the smallest layout, and the first change that `finetune plan` proposes.
+**We have measured none of it on GPUs**; the rates are fitted to figures that others publish, which are named in
+`trainer/finetune_trainer/prepare/plan/speed.py` and `gpus.py`.
 
-`DS`: what DeepSpeed's own estimators say for the same stage and GPUs, for model states alone, without offload
-(`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). They know no adapters.
+`DS` is the result of DeepSpeed's own estimators for the same stage and GPUs, for model states alone, without offload
+(`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). They do not count adapters.
 """
 
 FOOT = """

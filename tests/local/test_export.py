@@ -27,7 +27,7 @@ from finetune_api.messages import (
     SplitFacts,
     Task,
 )
-from finetune_trainer.worker.models.load import load_model, load_tokenizer
+from finetune_trainer.worker.models.load import load_model, load_padding_tokenizer
 from finetune_trainer.worker.tasks import task_of
 from tests.local.exported_run import (
     LABELS,
@@ -159,7 +159,7 @@ def test_the_code_in_the_card_runs_as_it_stands(
     lora = {"r": 4, "target_modules": "all-linear"} if method is MethodType.LORA else {}
     run = Run.of(base, tmp_path, task, method, dataset=data, lora=lora)
     torch.manual_seed(0)
-    pad = load_tokenizer(base).pad_token_id
+    pad = load_padding_tokenizer(base).pad_token_id
     run.commit(20, scrambled(load_model(task_of(run.plan), base, torch.float32, int(pad))), eval_loss=0.25)
     result = run.export()
     folder = run.artifact(result.artifacts[0].kind)
@@ -201,14 +201,14 @@ def taught(base: Path, folder: Path, method: MethodType, ends: tuple[int, ...]) 
 def test_an_artifact_ends_its_answers_where_the_rows_taught_it(method: MethodType, tmp_path: Path) -> None:
     """hiyouga/LlamaFactory#7454, #7943, QwenLM/Qwen3#1064: a base model that learnt to end its turns never stopped."""
     base = MAKERS["llama"](tmp_path / "base")
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_padding_tokenizer(base)
     turn = tokenizer.convert_ids_to_tokens(400)
     tokenizer.add_special_tokens({"additional_special_tokens": [turn]})
     tokenizer.save_pretrained(base)
     own = json.loads((base / "config.json").read_text())["eos_token_id"]
     folder = taught(base, tmp_path, method, (400,))
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [own, 400]
-    assert load_tokenizer(folder).eos_token == turn
+    assert load_padding_tokenizer(folder).eos_token == turn
     if method is MethodType.FULL:
         assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == [own, 400]
     else:
@@ -221,11 +221,11 @@ def test_a_tokenizer_keeps_the_end_that_its_template_writes_or_that_the_rows_end
     template: str | None, tmp_path: Path
 ) -> None:
     base = MAKERS["llama"](tmp_path / "base")
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_padding_tokenizer(base)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(base)
     end = int(tokenizer.bos_token_id if template else tokenizer.eos_token_id)
-    assert load_tokenizer(taught(base, tmp_path, MethodType.FULL, (end,))).eos_token == tokenizer.eos_token
+    assert load_padding_tokenizer(taught(base, tmp_path, MethodType.FULL, (end,))).eos_token == tokenizer.eos_token
 
 
 def test_nothing_of_the_training_nodes_scratch_folder_is_in_the_artifact(classification: Run) -> None:

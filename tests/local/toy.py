@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.padded import padded_inputs
-from finetune_trainer.worker.data import ArrowRows
 from finetune_trainer.worker.evaluation.scores import Scores
 from finetune_trainer.worker.losses.head import Batch, Head, Summed
-from finetune_trainer.worker.tasks.base import NO_MODELS, Batching, Items, Measured, WorkerTask
+from finetune_trainer.worker.tasks.worker_task import NO_MODELS, Batching, Items, Measured, WorkerTask
 
 
 class LastToken(WorkerTask):

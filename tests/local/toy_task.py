@@ -64,7 +64,7 @@ def prepared(model: Path, rows: Path, storage: Path) -> Any:
 
 def trained(plan: Any, storage: Path) -> list[Any]:
     from finetune_api.contract import dataset_prefix
-    from finetune_trainer.worker.main import run
+    from finetune_trainer.worker.rank_run import run_rank
     from tests.local.harness import orders
 
     scratch = storage / "scratch"
@@ -72,7 +72,7 @@ def trained(plan: Any, storage: Path) -> list[Any]:
     events = scratch / "events"
     scratch.mkdir()
     with events.open("wb") as sink:
-        code = run(order, sink.fileno())
+        code = run_rank(order, sink.fileno())
     return [{"code": int(code)}, *map(json.loads, events.read_text().splitlines())]
 
 

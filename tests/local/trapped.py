@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from finetune_api.errors import RunError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.process.orders import WorkerOrder
-from finetune_trainer.worker import main as worker
+from finetune_trainer.worker import rank_run as worker
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.models.load import load_model
 from finetune_trainer.worker.reports.events import Reporter
@@ -61,7 +61,7 @@ def trained_on(order: WorkerOrder, model: torch.nn.Module, args: Any) -> str:
 def trained(order: WorkerOrder, model: torch.nn.Module, args: Any) -> Trainer:
     """The trainer after the run."""
     batching = task_of(order.plan).batching(model, 0)
-    rows = worker.rows_of(order, "train")
+    rows = worker.load_split(order, "train")
     items = task_of(order.plan).items(rows)
     plan = order.plan
     data = worker.VirtualDataset(

@@ -19,8 +19,8 @@ from finetune_trainer.worker.attention import segmented_attention, use_segmented
 from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import IGNORED, PaddedPairs, PaddedTokens
 from finetune_trainer.worker.evaluation.answers import BATCH_TOKENS
-from finetune_trainer.worker.losses import output
-from finetune_trainer.worker.losses.head import Rows
+from finetune_trainer.worker.losses import output_layer
+from finetune_trainer.worker.losses.head import RowLoss
 from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
 
@@ -123,7 +123,7 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own(
     inputs = {name: value for name, value in batch.items() if name not in ("kept", "targets")}
     own = model(**inputs, labels=labels).loss
     expected = gradients(own)
-    monkeypatch.setattr(output, "CHUNK_BYTES", 4 * model.config.vocab_size * 7)
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * model.config.vocab_size * 7)
     for kind in ("labelled", "chunked"):
         head = task_of(make_plan(task, MethodType.FULL, loss_head=kind)).loss(model)
         with torch.no_grad():
@@ -134,8 +134,8 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own(
         found = gradients(loss)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{kind} {name}")
-        for hook in list(output.output_layer(model)._forward_pre_hooks):
-            del output.output_layer(model)._forward_pre_hooks[hook]
+        for hook in list(output_layer.output_layer(model)._forward_pre_hooks):
+            del output_layer.output_layer(model)._forward_pre_hooks[hook]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21.2 asks for it
@@ -207,14 +207,14 @@ def test_a_row_has_the_loss_that_transformers_gives_it(problem: ProblemType, lab
             assert "labels" not in inputs
             return type("Output", (), {"logits": logits})
 
-    summed = Rows(problem)(Answer(), {"input_ids": None, "labels": labels})
+    summed = RowLoss(problem)(Answer(), {"input_ids": None, "labels": labels})
     expected = own(logits.squeeze(-1) if problem is ProblemType.REGRESSION else logits, labels)
     assert float(summed.total / summed.items) == pytest.approx(float(expected), abs=1e-6)
     assert summed.outputs is not None
 
 
 def test_the_memory_model_counts_with_the_chunks_of_the_loss_and_the_batches_of_an_evaluation() -> None:
-    assert CHUNK == output.CHUNK_BYTES
+    assert CHUNK == output_layer.CHUNK_BYTES
     assert EVALUATED == EVAL_BATCH_FACTOR
     assert ANSWERED == BATCH_TOKENS
 

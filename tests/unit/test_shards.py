@@ -16,7 +16,7 @@ from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter
 from finetune_trainer.storage import FolderStore, download_files, upload_tree
 from finetune_trainer.worker import data
-from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.sampling import Dealt, VirtualDataset
 from finetune_trainer.worker.tasks.causal_lm import trained_following
 

@@ -29,7 +29,7 @@ from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_fast_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter
-from finetune_trainer.worker.data import ArrowRows
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.tasks.causal_lm import trained_following
 from tests.support.chats import chat_tokenizer, write_chat_rows
 from tests.support.models import CORPUS, make_bert, make_gpt2, make_llama

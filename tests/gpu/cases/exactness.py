@@ -98,8 +98,7 @@ def kernels(bench: Bench) -> None:
     """Compare attention and its gradients: by document, by torch's flash kernel, by the formula in float32."""
     import torch
 
-    from finetune_trainer.worker.attention import by_document, by_flash, has_flash
-    from finetune_trainer.worker.batches.flat import Documents
+    from finetune_trainer.worker.attention import Documents, by_document, by_flash, has_flash
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(2)

@@ -17,7 +17,7 @@ from finetune_api.contract import Env, model_prefix
 from finetune_api.errors import ModelError
 from finetune_api.messages import Manifest, ModelFacts, Task
 from finetune_api.v1alpha1 import ModelSpec
-from finetune_api.v1alpha1.spec import VolumeClaimRef
+from finetune_api.v1alpha1.input_specs import VolumeClaimRef
 from finetune_trainer.model.families import positions_of
 from finetune_trainer.model.files import (
     CONFIG,

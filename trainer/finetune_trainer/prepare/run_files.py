@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_api.contract import MUTABLE_FIELDS, File, run_prefix
+from finetune_api.contract import File, run_prefix
 from finetune_api.errors import Problem, StateError
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.facts import SAME_RUN
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore
 
 
@@ -62,9 +63,7 @@ class RunFiles:
         if stored.model.commit != new.model.commit:
             raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
         spec = _fixed(self.job)
-        fields = sorted(
-            name for name in (began.keys() | spec.keys()) - MUTABLE_FIELDS if began.get(name) != spec.get(name)
-        )
+        fields = sorted(name for name in (began.keys() | spec.keys()) - SAME_RUN if began.get(name) != spec.get(name))
         if fields:
             raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
         return stored
@@ -72,7 +71,7 @@ class RunFiles:
 
 def _fixed(job: FineTuneJob) -> dict[str, Any]:
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
+    return {name: value for name, value in spec.items() if name not in SAME_RUN}
 
 
 def _changed(field: str, message: str, code: str) -> StateError:

@@ -35,6 +35,7 @@ class FineTuneTrainer(Trainer):
         head: from a batch to its summed loss.
         data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
         evaluator: scores the eval split; None without one.
+        meter: times the steps; a new one if left out.
         model, args, train_dataset, data_collator, callbacks: as for `Trainer`.
 
     Attributes:
@@ -54,11 +55,12 @@ class FineTuneTrainer(Trainer):
         head: Head,
         data: VirtualDataset,
         evaluator: Evaluator | None = None,
+        meter: Meter | None = None,
         **parts: Any,
     ):
         self.head = head
         super().__init__(model, args, **parts)
-        self.meter = Meter(order.plan)
+        self.meter = meter or Meter(order.plan)
         self._data = data
         self._evaluator = evaluator
         self._order = order

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from finetune_api.contract import Env
+from finetune_api.contract import CREDENTIALS, Env
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.file_places import Place, hashed, source_changed
@@ -14,11 +14,7 @@ from finetune_trainer.prepare.data.tally import grouped
 TRAIN, EVAL, MIX = "spec.dataset.train", "spec.dataset.eval", "spec.dataset.mix"
 ASKED = 16  # files at a time, whether they are what they were
 
-_OWN: dict[str, Env] = {
-    "AWS_ACCESS_KEY_ID": Env.DATA_ACCESS_KEY,
-    "AWS_SECRET_ACCESS_KEY": Env.DATA_SECRET_KEY,
-    "AWS_SESSION_TOKEN": Env.DATA_SESSION_TOKEN,
-}
+_OWN: dict[str, Env] = {credential.name: credential.data_variable for credential in CREDENTIALS}
 _PLACE: dict[str, Env] = {
     Env.STORAGE_ENDPOINT: Env.DATA_ENDPOINT,
     Env.STORAGE_REGION: Env.DATA_REGION,

@@ -44,10 +44,11 @@ WORK = 1.5e10  # operations of one run: a larger micro-batch is run in part
 LEAST = 32  # tokens of a row that is cut for it
 SECONDS = 0.15  # of repetitions, for each model
 REPETITIONS = 3
-# Seconds on an idle core of a server: LOOPS turns of a loop (measured); a worker's start, and what DeepSpeed and
-# Trainer take for a micro-batch and for a step (estimates, which benchmarks/plan_time.py checks), scaled by the first.
-LOOPS, LOOP = 500_000, 0.0158
-START, MICRO, STEP = 12.0, 0.010, 0.030
+# Seconds on an idle core of a server: LOOPS turns of a loop (measured); from a worker's start to its first step and
+# from its last step to its end, and what DeepSpeed and Trainer add to a micro-batch and to a step. The last three were
+# fitted to one round of benchmarks/plan_time.py (START: 15.3 to 21.6 over five jobs) and are scaled by the first.
+LOOPS, LOOP = 500_000, 0.006
+START, MICRO, STEP = 18.0, 0.004, 0.012
 STEPPED = 1_000_000  # parameters of the optimizer's step that is timed
 
 

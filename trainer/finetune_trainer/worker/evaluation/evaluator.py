@@ -1,7 +1,7 @@
-"""One evaluation from beginning to end: loss and predictions of the whole split, generated answers, scores, records.
+"""One evaluation: loss and predictions of the whole split, generated answers, scores, records.
 
-Every rank takes its share of the rows and all of them learn the same numbers, so that what follows from them (early
-stopping) needs no further word. Of a batch nothing is kept but sums and one prediction a row.
+Every rank evaluates its share of the rows and all ranks get the same numbers, so decisions that depend on them (early
+stopping) need no further communication. Of each batch, only sums and one prediction a row are kept.
 """
 
 import math
@@ -19,27 +19,27 @@ from transformers import PreTrainedTokenizerBase
 from finetune_api.contract import File
 from finetune_trainer.evaluations.records import Amplification, EvalGroups, EvaluationRecord, Sample
 from finetune_trainer.process.orders import WorkerOrder
-from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
+from finetune_trainer.worker.evaluation.amplification import compare_answers, compare_labels, one_hot
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question
-from finetune_trainer.worker.evaluation.records import write_records
+from finetune_trainer.worker.evaluation.record_files import write_records
 from finetune_trainer.worker.evaluation.scores import Scores
 from finetune_trainer.worker.evaluation.shares import share_of
 from finetune_trainer.worker.evaluation.similarity import similarity
 from finetune_trainer.worker.losses.head import Head
-from finetune_trainer.worker.tasks.base import Measured, WorkerTask
+from finetune_trainer.worker.tasks.worker_task import Measured, WorkerTask
 
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
-class _GivenUp(Exception):  # noqa: N818 - no error
-    """A stop was agreed on between two batches."""
+class _Interrupted(Exception):  # noqa: N818 - a stop is not an error
+    """An agreed stop between two batches."""
 
 
 @dataclass
-class _Part:
-    """What one rank has seen; travels to all others.
+class _RankResult:
+    """The results of one rank, which are gathered on all ranks.
 
     Attributes:
         rows: numbers of the rows in `predicted` and `truth`.
@@ -59,8 +59,8 @@ class Engine:
 
     Attributes:
         model: as loaded, with its adapter.
-        wrapped: what DeepSpeed made of it; forward passes go through it.
-        head: from a batch to its summed loss.
+        wrapped: the model within DeepSpeed's engine; forward passes go through it.
+        head: returns the summed loss of a batch.
         place: moves a batch to the device.
     """
 
@@ -72,14 +72,14 @@ class Engine:
 
 
 class Evaluator:
-    """Evaluates the split of a run.
+    """The evaluation of a run's eval split.
 
     Args:
         task: of the plan.
-        rows: the eval split as the task views it, with the columns and `lengths` of `data.ArrowRows`.
+        rows: the eval split in the view of the task, with the columns and `lengths` of `arrow_rows.ArrowRows`.
         collate: makes batches, as in training.
         batch_rows: rows of a batch.
-        gives_up: asked between two batches, by all ranks alike: whether to end without a result.
+        interrupted: called between two batches, on all ranks alike; True ends the evaluation without a result.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Evaluator:
         rows: Dataset[dict[str, Any]],
         collate: Collate,
         batch_rows: int,
-        gives_up: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._order = order
         self._plan = order.plan
@@ -99,34 +99,34 @@ class Evaluator:
         self._rows: Any = rows
         self._collate = collate
         self._batch_rows = batch_rows
-        self._gives_up = gives_up
+        self._interrupted = interrupted
         self._questions: list[Question] | None = None
         path = Path(order.dataset) / File.EVAL_GROUPS
         self._mentions = EvalGroups.model_validate_json(path.read_text("utf-8")) if path.exists() else None
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float] | None:
-        """Metrics by name, each with `eval_` before it, the same on every rank; rank 0 writes the records.
+        """Return metrics by name, each prefixed with `eval_`, the same on every rank. Rank 0 writes the records.
 
-        None: the evaluation was given up, on every rank.
+        None: the evaluation was interrupted, on every rank.
         """
         was_training = engine.wrapped.training
         engine.wrapped.eval()
         try:
             scores = self._scores(engine)
-            answered = self._answers(engine)
-        except _GivenUp:
+            samples = self._samples(engine)
+        except _Interrupted:
             return None
         finally:
             engine.wrapped.train(was_training)
-        metrics = scores.metrics | similarity([one.answer for one in answered], [one.reference for one in answered])
+        metrics = scores.metrics | similarity([one.answer for one in samples], [one.reference for one in samples])
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
-            kept = answered[: self._plan.evaluation.answers.samples]
-            groups, amplification = self._amplified(scores, answered)
+            kept = samples[: self._plan.evaluation.answers.samples]
+            groups, amplification = self._amplified(scores, samples)
             record = EvaluationRecord(
                 step=step,
                 metrics={name: value for name, value in named.items() if math.isfinite(value)},  # JSON has no NaN
-                generated=len(answered),
+                generated=len(samples),
                 per_class=scores.per_class,
                 groups=groups,
                 amplification=amplification,
@@ -137,48 +137,48 @@ class Evaluator:
     # ------------------------------------------------------------ losses and predictions
 
     def _scores(self, engine: Engine) -> Scores:
-        parts = _everyone(self._measured(engine))
+        parts = _all_ranks(self._measured(engine))
         hits = [part.hits for part in parts if part.hits is not None]
         measured = Measured(
             total=sum(part.total for part in parts),
             items=sum(part.items for part in parts),
             hits=sum(hits) if hits else None,
         )
-        if seen := [part for part in parts if part.rows]:
-            order = np.argsort(np.concatenate([part.rows for part in seen]), kind="stable")
+        if labelled := [part for part in parts if part.rows]:
+            order = np.argsort(np.concatenate([part.rows for part in labelled]), kind="stable")
             measured = replace(
                 measured,
-                predicted=np.concatenate([part.predicted for part in seen if part.predicted is not None])[order],
-                truth=np.concatenate([part.truth for part in seen if part.truth is not None])[order],
+                predicted=np.concatenate([part.predicted for part in labelled if part.predicted is not None])[order],
+                truth=np.concatenate([part.truth for part in labelled if part.truth is not None])[order],
             )
         return self._task.scores(measured)
 
     def _amplified(
-        self, scores: Scores, answered: Sequence[Sample]
+        self, scores: Scores, samples: Sequence[Sample]
     ) -> tuple[tuple[str, ...], tuple[Amplification, ...]]:
         if self._mentions is None:
             return (), ()
-        if answered:
-            return of_answers(self._mentions, answered)
+        if samples:
+            return compare_answers(self._mentions, samples)
         labels = self._plan.dataset.labels
         if scores.predicted is None or scores.truth is None or not labels:
             return (), ()
         predicted, truth = scores.predicted, scores.truth
         if predicted.ndim == 1:
             predicted, truth = one_hot(predicted, len(labels)), one_hot(truth, len(labels))
-        return of_labels(self._mentions, range(len(predicted)), truth, predicted, labels)
+        return compare_labels(self._mentions, range(len(predicted)), truth, predicted, labels)
 
-    def _measured(self, engine: Engine) -> _Part:
-        """This rank's share. The device is waited for once, at the end."""
+    def _measured(self, engine: Engine) -> _RankResult:
+        """Return the results of this rank's share. The host waits for the device once, at the end."""
         order = self._order
         share = share_of(self._rows.lengths, self._batch_rows, order.rank, order.world_size)
-        part = _Part()
+        part = _RankResult()
         total = torch.zeros((), dtype=torch.float64, device=engine.device)
         hits: list[torch.Tensor] = []
         predicted: list[torch.Tensor] = []
         truth: list[torch.Tensor] = []
         for number, (rows, batch) in enumerate(zip(share.batches, self._batches(share.batches), strict=True)):
-            self._go_on()
+            self._check_stop()
             with torch.no_grad():
                 summed = engine.head(engine.wrapped, engine.place(batch))
             if number >= share.counted:
@@ -203,36 +203,36 @@ class Evaluator:
             self._rows,
             batch_sampler=[list(batch) for batch in batches],
             collate_fn=self._collate,
-            generator=torch.Generator(),  # else it draws from the generator that dropout draws from
+            generator=torch.Generator(),  # otherwise it would draw from the generator that dropout uses
         )
 
-    def _go_on(self) -> None:
-        if self._gives_up():
-            raise _GivenUp
+    def _check_stop(self) -> None:
+        if self._interrupted():
+            raise _Interrupted
 
-    # ------------------------------------------------------------ answers
+    # ------------------------------------------------------------ generated answers
 
-    def _answers(self, engine: Engine) -> list[Sample]:
-        asked = self._asked()
-        if not asked:
+    def _samples(self, engine: Engine) -> list[Sample]:
+        questions = self._questions_to_answer()
+        if not questions:
             return []
         order = self._order
         generator = Generator(self._plan, self._tokenizer, continues=self._task.continues)
-        own = generator(engine.model, asked, order.rank, order.world_size, engine.device, self._go_on)
-        said: dict[int, list[int]] = {}
-        for part in _everyone(own):
-            said |= part
+        own = generator(engine.model, questions, order.rank, order.world_size, engine.device, self._check_stop)
+        answers: dict[int, list[int]] = {}
+        for part in _all_ranks(own):
+            answers |= part
         return [
             Sample(
                 row=question.number,
                 prompt=self._text(question.prompt.tolist(), specials=self._task.continues),
                 reference=self._text([token for token in question.reference.tolist() if token >= 0]),
-                answer=self._text(said[place]),
+                answer=self._text(answers[place]),
             )
-            for place, question in enumerate(asked)
+            for place, question in enumerate(questions)
         ]
 
-    def _asked(self) -> list[Question]:
+    def _questions_to_answer(self) -> list[Question]:
         if self._questions is None:
             self._questions = self._task.questions(self._rows, self._plan.evaluation.answers.generate)
         return self._questions
@@ -241,10 +241,10 @@ class Evaluator:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not specials)).strip()
 
 
-def _everyone(own: Any) -> list[Any]:
-    """What each rank holds, by rank."""
+def _all_ranks(own: Any) -> list[Any]:
+    """Return the value of each rank, by rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [own]
-    held: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(held, own)
-    return held
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, own)
+    return values

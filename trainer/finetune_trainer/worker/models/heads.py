@@ -1,7 +1,7 @@
-"""The head of a model: which class has the one that a task needs, and which of its modules are new.
+"""The head of a model: the class that has it for a task, and its new modules.
 
-New is what the checkpoint lacks. Weights that a model shares (an output layer tied to its embeddings) are not lacking,
-transformers says so itself.
+A module is new if the checkpoint lacks its parameters. Shared parameters (an output layer tied to the embeddings) are
+not lacking; transformers leaves them out of its list of missing keys.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -20,19 +20,20 @@ def auto_class(task: Task) -> Any:
 
 
 def new_modules(missing_keys: Iterable[str]) -> list[str]:
-    """Modules that own parameters a checkpoint lacks: `bert.pooler.dense.weight` -> `bert.pooler.dense`."""
+    """Return the modules that own parameters a checkpoint lacks: `bert.pooler.dense.weight` -> `bert.pooler.dense`."""
     return sorted({owner for key in missing_keys if (owner := key.rpartition(".")[0])})
 
 
 def trained_wholly(model: PreTrainedModel, missing_keys: Collection[str], also: Iterable[str] = ()) -> list[str]:
-    """The fewest modules that hold every lacking parameter, to be trained and saved beside an adapter: none of them
-    inside another, and as large as they can be without taking in what the checkpoint has.
+    """Return the fewest modules that hold every missing parameter, to be trained and saved beside an adapter.
+
+    None lies inside another, and each is as large as possible without parameters that the checkpoint has.
 
     Args:
         also: names of further modules to be trained.
 
-    RoBERTa's `classifier.dense` and `classifier.out_proj` make `classifier`, which PEFT saves by that name anyway (two
-    copies, one in the other, would be trained, and one of them used).
+    RoBERTa's `classifier.dense` and `classifier.out_proj` become `classifier`, which PEFT saves by that name anyway.
+    With both names, PEFT would train two copies, one in the other, and use only one of them.
     """
     names = [name for name, _ in model.named_parameters()]
     grown = set(also) | {_largest_new(owner, names, missing_keys) for owner in new_modules(missing_keys)}

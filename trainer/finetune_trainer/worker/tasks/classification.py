@@ -9,23 +9,23 @@ from transformers import PreTrainedModel
 
 from finetune_api.messages import ProblemType
 from finetune_trainer.model.fitting import classifiers
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.padded import PaddedRows
-from finetune_trainer.worker.data import ArrowRows
 from finetune_trainer.worker.evaluation.scores import THRESHOLD, Scores, classification_scores
-from finetune_trainer.worker.losses.head import Batch, Head, Rows
-from finetune_trainer.worker.tasks.base import NO_MODELS, Batching, Items, Measured, WorkerTask
+from finetune_trainer.worker.losses.head import Batch, Head, RowLoss
+from finetune_trainer.worker.tasks.worker_task import NO_MODELS, Batching, Items, Measured, WorkerTask
 
 
 class Classification(WorkerTask):
-    """One item of loss a row."""
+    """Classification, with one loss item a row."""
 
     @property
     def problem(self) -> ProblemType:
-        """What is predicted."""
+        """Return the kind of the labels."""
         return self.plan.dataset.problem_type or ProblemType.SINGLE_LABEL
 
     def head_options(self) -> dict[str, Any]:
-        """Return number, kind and names of the labels. Regression has one label, without a name."""
+        """Return number, kind and names of the labels. Regression has one label without a name."""
         if self.problem is ProblemType.REGRESSION:
             return {"num_labels": 1, "problem_type": str(self.problem)}
         labels = self.plan.dataset.labels
@@ -37,7 +37,7 @@ class Classification(WorkerTask):
         }
 
     def set_up(self, model: PreTrainedModel, pad_token_id: int) -> None:
-        """Tell the model its padding: a decoder classifies a row at its last token that is not padding."""
+        """Set the model's padding token, because a decoder classifies a row at its last token that is not padding."""
         model.config.pad_token_id = pad_token_id
 
     def heads(self, model: PreTrainedModel) -> Collection[str]:
@@ -53,8 +53,8 @@ class Classification(WorkerTask):
         return lambda row: 1
 
     def loss(self, model: torch.nn.Module, further: Mapping[str, torch.nn.Module] = NO_MODELS) -> Head:
-        """Return the loss of a row, by the kind of its label."""
-        return Rows(self.problem)
+        """Return the loss of a row for the kind of its label."""
+        return RowLoss(self.problem)
 
     def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
         """Turn logits [rows, labels] into label ids [rows], bools [rows, labels], or numbers [rows]."""

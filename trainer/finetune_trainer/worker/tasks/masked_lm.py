@@ -6,16 +6,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.masking import MaskedRows, Masking, masking_of
 from finetune_trainer.worker.batches.padded import PaddedTokens
-from finetune_trainer.worker.data import ArrowRows
 from finetune_trainer.worker.evaluation.scores import Scores
-from finetune_trainer.worker.tasks.base import Batching, Items, Measured
-from finetune_trainer.worker.tasks.tokens import TokenTask
+from finetune_trainer.worker.tasks.token_task import TokenTask
+from finetune_trainer.worker.tasks.worker_task import Batching, Items, Measured
 
 
 class MaskedLM(TokenTask):
-    """Rows whose tokens are hidden anew for each position of the run."""
+    """Masked language modelling, with tokens hidden anew for each position of the run."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
@@ -23,8 +23,8 @@ class MaskedLM(TokenTask):
 
     @property
     def masking(self) -> Masking:
-        """The rule of the tokenizer in use."""
-        assert self._masking is not None, "use_tokenizer comes first"
+        """Return the masking rule of the tokenizer in use."""
+        assert self._masking is not None, "call use_tokenizer first"
         return self._masking
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -36,7 +36,7 @@ class MaskedLM(TokenTask):
         return MaskedRows(rows, self.masking, stream)
 
     def batching(self, model: Any, pad_token_id: int) -> Batching:
-        """Return padded batches, in which a position predicts what it hides itself."""
+        """Return padded batches, in which a position predicts its own hidden token."""
         return Batching(PaddedTokens(pad_token_id, shifted=False))
 
     def items(self, rows: ArrowRows) -> Items:
@@ -44,7 +44,7 @@ class MaskedLM(TokenTask):
         return lambda row: self.masking.count(int(rows.lengths[row]))
 
     def scores(self, measured: Measured) -> Scores:
-        """Return loss, perplexity, and the share of the hidden tokens that the model finds."""
+        """Return loss, perplexity, and the share of the hidden tokens that the model predicts correctly."""
         scores = super().scores(measured)
         if not (measured.hits and measured.items):
             return scores

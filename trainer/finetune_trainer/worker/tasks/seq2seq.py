@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.padded import PaddedPairs
-from finetune_trainer.worker.data import ArrowRows
 from finetune_trainer.worker.evaluation.questions import Question, first_questions
-from finetune_trainer.worker.tasks.base import Batching, Items, count
-from finetune_trainer.worker.tasks.tokens import TokenTask, trained_targets
+from finetune_trainer.worker.tasks.token_task import TokenTask, trained_targets
+from finetune_trainer.worker.tasks.worker_task import Batching, Items, count
 
 
 class Seq2Seq(TokenTask):
-    """Padded pairs; the decoder reads the target shifted as the model shifts it."""
+    """Sequence to sequence, with padded pairs. The decoder reads the target shifted by the model's own method."""
 
     continues = False
 
