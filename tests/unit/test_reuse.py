@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from finetune_trainer.prepare.inputs import Inputs
 
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import FineTuneJob, facts, parse_job
@@ -11,7 +12,6 @@ from finetune_api.v1alpha1.facts import SHAPES_DATA
 from finetune_api.v1alpha1.markers import ShapesData
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_trainer.prepare import reuse
-from finetune_trainer.prepare.inputs import Inputs
 from finetune_trainer.prepare.models import BaseModel
 from finetune_trainer.prepare.tokens import tokenize
 from tests.unit.test_api_parse import job
