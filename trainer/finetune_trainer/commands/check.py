@@ -10,23 +10,23 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.commands.job_options import load
+from finetune_trainer.commands.job_options import load_job
 from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 
 def validate_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune validate`."""
+    from finetune_trainer.prepare.prepare_stage import inspect
     from finetune_trainer.prepare.quality.page import render
     from finetune_trainer.prepare.quality.printed import findings
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.run.local import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
         probe_file(options.report, "--report")
-        job = load(options, screen)
+        job = load_job(options, screen)
         inspected = inspect(job, storage_environment(job), screen.stage_line)
     problems = inspected.report.problems()
     warnings = len(inspected.report.of(Severity.WARNING))
@@ -52,13 +52,13 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune plan`."""
+    from finetune_trainer.prepare.prepare_stage import inspect
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.run.local import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
-        job = load(options, screen)
+        job = load_job(options, screen)
         inspected = inspect(job, storage_environment(job), screen.stage_line)
     if options.json:
         sys.stdout.write(inspected.plan.to_json())

@@ -14,7 +14,7 @@ from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, St
 from finetune_trainer.prepare.data import file_patterns, hub_splits
 from finetune_trainer.prepare.data.detect import suffixes_of
 from finetune_trainer.prepare.data.file_places import Place, Report, announce, hashed
-from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
+from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, hub_refusal
 
 URI = re.compile(
     r"hf://datasets/(?P<repository>[^/@?]+/[^/@?]+)"
@@ -222,7 +222,7 @@ def _translated(repository: str, field: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library passes its HTTP client's errors through, and changes that client
-        if (why := refusal(error)) is None:
+        if (why := hub_refusal(error)) is None:
             raise _unreachable(repository, field, error) from error
         code, message, cure = reasons[why]
         raise DataError(_problem(code, field, f"{repository} {message}", cure)) from error

@@ -50,7 +50,7 @@ _LEAK_RULE = (
 Hashes = npt.NDArray[np.uint32]
 
 
-def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
+def repeated_rows(split: ObservedSplit) -> Iterator[Finding]:
     """Yield a finding of rows that are copies of an earlier one."""
     copies = split.rows - split.distinct
     if not copies:

@@ -164,7 +164,7 @@ def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Cont
     yield from coverage.cut(split, context)
     yield from coverage.outliers(split)
     yield from coverage.unknown(split)
-    yield from duplicates.equal_rows(split)
+    yield from duplicates.repeated_rows(split)
     yield from answer_findings.short_answers(split)
     yield from answer_findings.frames(split)
     yield from answer_findings.leftovers(split)

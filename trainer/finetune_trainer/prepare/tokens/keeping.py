@@ -24,8 +24,8 @@ from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.tokens.split_writer import Written
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
-from finetune_trainer.prepare.tokens.writer import Written
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 STATE = "state.json"
