@@ -276,7 +276,7 @@ def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
     inputs, spec, folder = order.inputs, order.job.spec.dataset, order.work / "data"
     small = inputs.model.small_files(order.work / "model")
     chats = spec.chat_template != templates.NONE and (inputs.template is not None or templates.has_template(small))
-    if checks and (data := checks.found(spec, inputs.task, inputs.sources, folder, chats, order.report)):
+    if checks and (data := checks.load(spec, inputs.task, inputs.sources, folder, chats, order.report)):
         return data
     config = parse_json(CONFIG, small[CONFIG].read_bytes()) if CONFIG in small else {}
     data = check_dataset(

@@ -32,7 +32,7 @@ class Pace:
         memory: bytes a second that the optimizer streams.
         network: bytes a second between processes of a node, over gloo.
         start: seconds until the first step: imports, the model's weights, the engine.
-        measured: whether this machine was asked.
+        measured: whether the values were measured on this machine.
     """
 
     operations: float = 60e9
