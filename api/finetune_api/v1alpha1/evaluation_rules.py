@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+from finetune_api.evaluation_metrics import ANSWERS, PREFIX, full_name, measured
 from finetune_api.messages import ProblemType, Task
-from finetune_api.metrics import ANSWERS, PREFIX, full_name, measured
 from finetune_api.tasks import TASKS, spec_of
-from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.given import Given, has, only_with, part, whole
 from finetune_api.v1alpha1.rule import Rule
+from finetune_api.v1alpha1.spec_base import shown
 
 
 def _without_data(spec: Given) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_api.quantity import parse_quantity
-from finetune_api.v1alpha1.base import shown
+from finetune_api.v1alpha1.spec_base import shown
 
 Given = Mapping[str, Any]
 
