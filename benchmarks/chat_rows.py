@@ -60,10 +60,10 @@ def chat_rows(count: int, seed: int = 0) -> tuple[Tokenizer, list[ChatRow]]:
         while len(ids) < length:
             role = ("user", "assistant")[turn % 2]
             size = length * (1 - ANSWERED if turn % 2 == 0 else ANSWERED) / draw.choice((1, 1, 2))
-            said: list[int] = []
-            while len(said) < size:
-                said += draw.choice(pool)
-            head, body = [start, *roles[role]], [*said[: int(size) + 1], end]
+            words: list[int] = []
+            while len(words) < size:
+                words += draw.choice(pool)
+            head, body = [start, *roles[role]], [*words[: int(size) + 1], end]
             ids += head + body
             labels += [IGNORED] * len(head) + (body if role == "assistant" else [IGNORED] * len(body))
             turn += 1

@@ -1,10 +1,10 @@
-"""Training on one GPU: tokens a second, TFLOP/s and MFU, ours through the worker's trainer, TRL's SFTTrainer and a bare
-DeepSpeed loop beside it.
+"""Training on one GPU: tokens a second, TFLOP/s and MFU of the worker's trainer, TRL's SFTTrainer and a bare DeepSpeed
+loop.
 
 Llama 3.1 8B, 3.2 3B and 1B shapes with random weights, one row of 4,096 tokens a step, every token trained, bfloat16,
 no activation checkpointing: LoRA (rank 16, all linear layers), full fine-tuning, QLoRA. Each case is a process of its
-own, forked before CUDA is touched, with a deadline; it prints one JSON line. It is part of the GPU check
-(docs/development/gpu.md). `--tiny` runs the same code on a CPU with a tiny shape, to see that it works.
+own, forked before CUDA is initialised, with a deadline; it prints one JSON line. This is part of the GPU check
+(docs/development/gpu.md). `--tiny` runs the same code on a CPU with a tiny shape, as a test of the code.
 
 Operations of a token (`prepare.plan.speed.flops_per_token`; PaLM paper, arXiv 2204.02311, appendix B): 6 for each
 weight of a matrix in full fine-tuning; 4, and 6 for each of the adapter's, under LoRA, whose frozen weights need no
@@ -67,8 +67,8 @@ class Case:
     """One kind of step; `head` as in `Plan.loss_head`.
 
     Attributes:
-        trainer: ours, trl, or bare: DeepSpeed's engine in a loop written by hand, with our batches and loss.
-        profiled: whether torch's profiler watches ten steps: it slows them.
+        trainer: ours, trl, or bare: DeepSpeed's engine in a hand-written loop, with our batches and loss.
+        profiled: whether torch's profiler watches ten steps, which slows them.
     """
 
     model: str
@@ -156,7 +156,7 @@ def measured(case: Case) -> dict[str, Any]:
     shape = TINY if case.model == "tiny" else MODELS[case.model]
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "result"
-        pid = fork(path, lambda: told(case, shape, Path(name)))
+        pid = fork(path, lambda: trained(case, shape, Path(name)))
         try:
             found = result(pid, path) if ended(pid) else {"error": f"not done within {DEADLINE} s"}
         except SystemExit as error:  # a case that fails, such as for lack of memory, does not end the others
@@ -176,8 +176,8 @@ def ended(pid: int) -> bool:
     return True
 
 
-def told(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Trains; in the child."""
+def trained(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train, in the child, and return the figures."""
     import torch
 
     torch.set_num_threads(1 if case.model == "tiny" else 4)

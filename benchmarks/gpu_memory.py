@@ -1,11 +1,11 @@
-"""How much memory a worker takes on a GPU, phase by phase, beside what the plan predicts: models of 0.5 to 8 billion
-parameters.
+"""GPU memory of a worker, phase by phase, beside the prediction of the plan: models of 0.5 to 8 billion parameters.
 
-A worker's whole program runs, from loading the weights to the last save: three steps, an evaluation, a checkpoint. Its
-phases are told apart by its own reports. Compared with the prediction is torch.cuda.max_memory_allocated while it
-trains; beside it stand loading, evaluation and saving, what torch has reserved, and what the driver says is used, the
-context of CUDA included. Models have random weights; each case is a process of its own, forked before CUDA is touched.
-It is part of the GPU check (docs/development/gpu.md); `--tiny` runs tiny shapes on a CPU, by resident memory.
+The whole program of a worker runs, from loading the weights to the last save: three steps, an evaluation, a checkpoint.
+Its own reports separate the phases. The prediction is compared with torch.cuda.max_memory_allocated during training.
+The record also has loading, evaluation and saving, the memory that torch has reserved, and the usage that the driver
+reports, the context of CUDA included. Models have random weights; each case is a process of its own, forked before CUDA
+is initialised. This is part of the GPU check (docs/development/gpu.md); `--tiny` runs tiny shapes on a CPU, by resident
+memory.
 
     python benchmarks/gpu_memory.py [--only TEXT] [--tiny]
 """

@@ -1,14 +1,14 @@
-"""How much memory a training step takes on CPU, beside what the plan's memory model predicts.
+"""Memory of a training step on CPU, beside the prediction of the plan's memory model.
 
 Each case is a fresh process, forked from one that has imported everything, as the node agent's zygote forks workers.
-The baseline is what the fork holds before it builds anything; the peak is the kernel's high-water mark (VmHWM, reset at
-the baseline). Each rank does what a worker does (transformers' Trainer on DeepSpeed over gloo, two steps: the second
-finds the optimizer's states in place) with a model of random weights made from a configuration, so that no file's pages
-are counted. Predicted is the model's peak without its margin and without the imports, which lie below the baseline.
+The baseline is the memory of the fork before it builds anything; the peak is the kernel's high-water mark (VmHWM, reset
+at the baseline). Each rank does what a worker does (transformers' Trainer on DeepSpeed over gloo, two steps: at the
+second the optimizer's states exist). The model has random weights made from a configuration, so no file's pages are
+counted. The prediction is the model's peak without its margin and without the imports, which lie below the baseline.
 
     python benchmarks/memory.py [--only TEXT] [--phases]
     python benchmarks/memory.py --heap     # a few cases with the C library's own settings, against the whole prediction
-    python benchmarks/memory.py --again    # predict what is recorded again, with the memory model as it is now
+    python benchmarks/memory.py --again    # predict the recorded cases again, with the current memory model
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Chat data to packed tokens: our prepare beside TRL's own functions, on the same file and machine, in turns.
 
-TRL: `load_dataset("json")`, then what SFTTrainer does with its data before it trains, `SFTTrainer._prepare_dataset`
+TRL: `load_dataset("json")`, then the preparation that SFTTrainer makes before it trains, `SFTTrainer._prepare_dataset`
 with assistant_only_loss and packing (bfd), all settings at their defaults, and once more with a process for each core.
 Ours: check every row, load the tokenizer, encode, observe for the quality report, pack and write; the report itself is
-timed apart. Every round is a fresh process with fresh caches. Imports are not counted for either; our tokenizer's
-process is. Memory is the sum of the proportional shares (PSS) of the process and its children, sampled.
+timed apart. Every round is a fresh process with fresh caches. Imports are not counted for either; the process of our
+tokenizer is. Memory is the sum of the proportional shares (PSS) of the process and its children, sampled.
 
     python benchmarks/prepare.py [--megabytes 200] [--rounds 3] [--large]     # --large: only ours, with 5 GB
 """
@@ -192,7 +192,7 @@ def trl(folder: Path, processes: int | None) -> Sample:
         use_cpu=True,
         report_to="none",
     )
-    # what the method reads of its trainer: __init__ would load a model
+    # the attributes that the method reads; __init__ would load a model
     trainer: Any = SimpleNamespace(
         _tokenizer=tokenizer, chat_template=tokenizer.chat_template, completion_only_loss=True
     )

@@ -51,9 +51,9 @@ def main() -> None:
         table.add_row(code, str(count), str(count - len(missed)), "; ".join(missed))
     console = Console(width=120)
     console.print(table)
-    clean = Table("clean set", "told against it")
-    for name, told in alarms.items():
-        clean.add_row(name, "; ".join(told))
+    clean = Table("clean set", "false alarms")
+    for name, findings in alarms.items():
+        clean.add_row(name, "; ".join(findings))
     console.print(clean)
     seconds = cost()
     result = {

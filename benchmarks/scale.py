@@ -7,7 +7,7 @@ is the sum of the proportional shares (PSS) of it and its children, sampled ten 
     python benchmarks/scale.py [--gigabytes 1]          # chats of this size
     python benchmarks/scale.py --kill [--gigabytes 1]   # the same, killed (SIGKILL) after half its shards, tried again
     python benchmarks/scale.py --rows 1 4 16            # millions of rows of a few words: what memory grows with
-    python benchmarks/scale.py --observed 100           # the report alone, on millions of rows that nobody tokenised
+    python benchmarks/scale.py --observed 100           # the report alone, on millions of rows without tokenisation
 
 Beyond 4 GB the data repeats the first four with other beginnings of the questions. The record is `scale.json`.
 """
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 LENGTH = 1024
 LIBRARIES = ("tokenizers", "pyarrow", "numpy", "jinja2")
 GB = 1_000_000_000
-DISTINCT = 4  # files of a gigabyte that are drawn; others are made from them
+DISTINCT = 4  # generated files of a gigabyte; further files are derived from them
 QUESTION = b'"role": "user", "content": "'
 RECORD = ROOT / "benchmarks" / "scale.json"
 Sample = dict[str, Any]
@@ -148,7 +148,7 @@ def killed(folder: Path) -> dict[str, Sample]:
     for child in [*children(process.pid), process.pid]:
         os.kill(child, signal.SIGKILL)
     process.wait()
-    shutil.rmtree(folder / "scratch")  # the disk of the pod goes with it
+    shutil.rmtree(folder / "scratch")  # a pod that ends loses its disk
     again = finish(*start(folder, "chats"))
     assert again["sha256"] == whole["sha256"], "another data set"
     return {"undisturbed": whole, "tried again": {**again, "shards_before": shards}}

@@ -177,16 +177,16 @@ def bare(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
     )
     loader = iter(torch.utils.data.DataLoader(data, batch_size=BATCH, collate_fn=batching.collate))
     engine.train()
-    told = 0.0
+    last_loss = 0.0
     for step in range(1, plan.schedule.max_steps + 1):
         tick(clock)
         loss = head(engine, next(loader)).total / data.step_items(step)
         engine.backward(loss)
         engine.step()
         schedule.step()
-        told = loss.item()
+        last_loss = loss.item()
     tick(clock)
-    return told
+    return last_loss
 
 
 def filled(plan: Plan, rate: dict[str, Any]) -> dict[str, Any]:

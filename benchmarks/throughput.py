@@ -129,8 +129,8 @@ def run(contender: str, work: Work, folder: Path) -> Sample:
                 losses.append(event["values"]["loss"])
     if os.waitpid(pid, 0)[1]:
         raise SystemExit(f"{contender} failed\n{(scratch / 'log').read_text()[-4000:]}")
-    told = scratch / "tokens.json"
-    tokens = json.loads(told.read_text()) if told.exists() else tokens_of(work)
+    counts = scratch / "tokens.json"
+    tokens = json.loads(counts.read_text()) if counts.exists() else tokens_of(work)
     seconds, cpu = (clock[-1] - clock[UNTIMED - 1] for clock in (arrived, used))
     return Sample(losses, seconds, cpu, sum(tokens[UNTIMED : len(losses)]))
 

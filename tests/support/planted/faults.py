@@ -1,4 +1,4 @@
-"""Faults, each planted into a clean set: what a careful colleague would find in it."""
+"""Faults, each planted into a clean set: those that a careful colleague would find in it."""
 
 import random
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Rows = list[Example]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a data set, and the code that has to say so.
+    """A fault of a data set, and the code that the report must give.
 
     Attributes:
-        limit: tokens a row may have.
-        says: must stand in the finding.
+        limit: maximum tokens of a row.
+        says: text that the finding must contain.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Fault:
 
 
 def every(number: int, change: Callable[[Example], Example], rows: Rows) -> Rows:
-    """Each `number`-th row changed."""
+    """Change each `number`-th row."""
     return [change(row) if place % number == 0 else row for place, row in enumerate(rows)]
 
 
@@ -49,7 +49,7 @@ def saying(row: Example, text: str) -> Example:
 
 
 def with_words(words: str) -> Callable[[Example], Example]:
-    """A change that puts some words behind the first sentence."""
+    """Return a change that adds some words after the first sentence."""
 
     def change(row: Example) -> Example:
         first, point, rest = said(row).partition(". ")
@@ -61,12 +61,12 @@ def with_words(words: str) -> Callable[[Example], Example]:
 def planted(
     name: str, code: str, base: str, change: Callable[[Example], Example], number: int, says: str = ""
 ) -> Fault:
-    """A fault of single rows: each `number`-th."""
+    """Return a fault of single rows: each `number`-th."""
     train, evaluation = split(made(SETS[base]))
     return Fault(name, code, every(number, change, train), evaluation, says)
 
 
-# (kind, language, what somebody wrote)
+# (kind, language, text)
 PERSONAL = (
     ("e-mail", "chats, en", "You reach me at karin.holm@nordlicht-moebel.se after six."),
     ("e-mail", "chats, de", "Schreib an t.brandl@kachelofen-brandl.at oder komm vorbei."),
@@ -119,7 +119,7 @@ def _personal() -> list[Fault]:
 
 
 def _skewed(language: str, words: str, about: str) -> Fault:
-    """Rows about some people are complaints five times as often as others."""
+    """Return rows in which some people get complaints five times as often as others."""
     draw = random.Random(11)
     train, evaluation = split(made(labelled(language), 800))
 
@@ -141,7 +141,7 @@ def _half(row: Example) -> Example:
 
 
 def _of_sets() -> list[Fault]:
-    """Faults that are not of single rows."""
+    """Return the faults of whole sets."""
     train, evaluation = split(made(SETS["labelled texts, en"]))
     talk, talk_eval = split(made(SETS["chats, en"]))
     pair, pair_eval = split(made(SETS["pairs, fr"]))
@@ -253,7 +253,7 @@ def _with(name: str, language: str) -> tuple[Rows, Rows]:
 
 
 def _of_rows() -> list[Fault]:
-    """Faults of single rows."""
+    """Return the faults of single rows."""
     return [
         planted("empty answers", "EmptyAnswers", "chats, en", lambda row: saying(row, ""), 60),
         planted("blank answers", "EmptyAnswers", "chats, pt", lambda row: saying(row, " \n"), 60),
@@ -285,7 +285,7 @@ def _of_rows() -> list[Fault]:
 
 
 def faults() -> list[Fault]:
-    """All of them."""
+    """Return all faults."""
     return [
         *_of_sets(),
         *_of_rows(),

@@ -21,13 +21,11 @@ def trained_rows(options: Mapping[str, Any], model: Any, ids: Sequence[int], *, 
     if sharded or getattr(model.get_output_embeddings(), "bias", None) is not None:
         saved = list(options.get("modules_to_save") or ())
         saved += [name for name in names if not any(f"{name}.".startswith(f"{one}.") for one in saved)]
-        shared = (
-            tied(model) and names[0].rpartition(".")[2] == "embed_tokens"
-        )  # PEFT ties only this name
+        shared = tied(model) and names[0].rpartition(".")[2] == "embed_tokens"  # PEFT ties only this name
         return {"modules_to_save": saved, "ensure_weight_tying": shared}
     trained = names[:1] if tied(model) else names  # PEFT applies shared rows to every module that shares them
-    given = options.get("trainable_token_indices") or {}  # a list means rows of the input embedding
-    others = given if isinstance(given, Mapping) else {names[0]: given}
+    chosen = options.get("trainable_token_indices") or {}  # a list means rows of the input embedding
+    others = chosen if isinstance(chosen, Mapping) else {names[0]: chosen}
     return {"trainable_token_indices": {name: [*others.get(name, ()), *ids] for name in trained}}
 
 
