@@ -155,7 +155,7 @@ def main() -> None:
         record_what_there_is(options.cache)
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    import finetune_trainer.prepare.stage
+    import finetune_trainer.prepare.prepare_stage
     import finetune_trainer.worker.rank_run  # noqa: F401 - once, here: every run is forked
 
     cases = [case for case in CASES if options.only in (None, case.task)]
@@ -239,7 +239,7 @@ def measure(point: Point, cache: Path) -> None:
     """Run one point from its job to its scores."""
     from finetune_api.contract import ExitCode, dataset_prefix
     from finetune_api.v1alpha1 import FineTuneJob
-    from finetune_trainer.prepare.stage import prepare
+    from finetune_trainer.prepare.prepare_stage import prepare
     from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.storage import open_store
     from finetune_trainer.worker.rank_run import run_rank
@@ -356,14 +356,15 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Do the defaults work?",
         "",
-        "Made by `python -m benchmarks.defaults`; every run stands in `benchmarks/defaults.json`.",
+        "Made by `python -m benchmarks.defaults`; `benchmarks/defaults.json` has every run.",
         "",
-        "Three tasks made from the standard library of Python. Modules are parted, not rows: the rows that are scored",
-        "come from files that neither pre-training nor training has read. The defaults are what the plan chooses for a",
-        "job that names model, data and method; the grid sets learning rate and global batch, and leaves the rest to",
-        "the plan as well. A run counts by its best checkpoint. *Behind* is how much worse the defaults are than the",
-        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}. *Gain* is what they gain over no",
-        "training, as a share of what the best point gains: the stricter measure where all losses are near each other.",
+        "The three tasks are made from the standard library of Python. The split is by modules, not by rows: the",
+        "scored rows come from files that neither pre-training nor training has read. The defaults are the values that",
+        "the plan chooses for a job that names model, data and method. The grid sets learning rate and global batch,",
+        "and leaves the other values to the plan. A run counts by its best checkpoint. *Behind* is how much worse the",
+        f"defaults are than the best of the 12 points of the grid; the limit is {WITHIN:.0%}. *Gain* is what they gain",
+        "over no training, as a share of what the best point gains. It is the stricter measure where all losses are",
+        "similar.",
         "",
         "| task | model | method | metric | points run | untrained | grid's worst | grid's best | defaults | behind "
         "| gain |",

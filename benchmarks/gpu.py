@@ -44,7 +44,7 @@ from finetune_api.messages import MethodType, Task  # noqa: E402
 from finetune_api.plan import Plan  # noqa: E402
 from finetune_trainer.prepare.plan import gpus  # noqa: E402
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
-from finetune_trainer.prepare.plan.load import Load  # noqa: E402
+from finetune_trainer.prepare.plan.rank_load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from finetune_trainer.prepare.plan.speed import flops_per_token  # noqa: E402
 from finetune_trainer.process.orders import WorkerOrder  # noqa: E402
@@ -190,7 +190,7 @@ def trained(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
     seconds = statistics.median(steps)
     operations = operations_of(case, shape)
     rate = case.length / seconds
-    gpu = gpus.find(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    gpu = gpus.find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return {
         "tokens_per_second": round(rate, 1),
         "step_seconds": round(seconds, 4),

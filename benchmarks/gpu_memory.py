@@ -34,8 +34,8 @@ from finetune_api.plan import Plan
 sys.path.insert(0, str(ROOT))
 
 from finetune_trainer.prepare.plan.engine import deepspeed_config
-from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, IMPORTS, Name, predict
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.gpu.models import llama_shape, make_llama
 from tests.gpu.ranks import in_child

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
-from finetune_trainer.prepare.plan.load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.memory import IMPORTS, Name, predict  # noqa: E402
+from finetune_trainer.prepare.plan.rank_load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from tests.local.harness import free_port, make_plan  # noqa: E402
 

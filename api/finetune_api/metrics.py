@@ -1,4 +1,4 @@
-"""What an evaluation measures, by task: the names for training.metric_for_best_model, with `eval_` before or not."""
+"""Metrics of an evaluation by task: the names for training.metric_for_best_model, with or without `eval_`."""
 
 from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
@@ -14,7 +14,7 @@ LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 
 
 def measured(task: Task, problem: ProblemType | None = None, *, answers: bool = True) -> tuple[str, ...]:
-    """Names of a task's metrics; of a classification whose problem type is not known, those of all types.
+    """Return the names of the metrics of a task; of all problem types, if that of a classification is unknown.
 
     Args:
         answers: whether answers are generated.
@@ -26,10 +26,10 @@ def measured(task: Task, problem: ProblemType | None = None, *, answers: bool = 
 
 
 def full_name(metric: str) -> str:
-    """`eval_loss` of `loss`."""
+    """Return the name with `eval_`: `eval_loss` for `loss`."""
     return metric if metric.startswith(PREFIX) else f"{PREFIX}{metric}"
 
 
 def greater_is_better(metric: str) -> bool:
-    """Whether more of a metric is better, by its name."""
+    """Return whether a greater value of a metric is better."""
     return metric.removeprefix(PREFIX) not in LOWER_IS_BETTER

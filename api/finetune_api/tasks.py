@@ -1,7 +1,7 @@
-"""What a task is: one record, read by prepare, plan, worker and export. Imports no torch.
+"""The record of each task, which prepare, plan, worker and export read. It imports no torch.
 
 A new task is a member of `messages.Task`, a record here, and the module of `finetune_trainer.worker.tasks` that the
-record names. Nothing else asks which task a job has: the rest of the code reads the record.
+record names. All other code reads the record and does not compare tasks.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from finetune_api.messages import Task
 
 
 class Supervision(StrEnum):
-    """What a row teaches, and so which Arrow column it has beside `input_ids` (see `messages.DatasetFacts`)."""
+    """What a row teaches; determines its Arrow column in addition to `input_ids` (see `messages.DatasetFacts`)."""
 
     LABEL = "a label of the text"  # `label`
     CONTINUATION = "the tokens that follow"  # `trained_runs`
     SEQUENCE = "another sequence"  # `labels`
-    HIDDEN = "hidden tokens"  # no column: the worker hides tokens anew for each pass
+    HIDDEN = "hidden tokens"  # no column: the worker masks tokens anew in each pass
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        worker: module with the worker's side, a `TASK` that is a `worker.tasks.worker_task.WorkerTask`.
+        worker: module of the worker; its `TASK` is a `worker.tasks.worker_task.WorkerTask`.
         supervision: what a row teaches.
-        shapes: names of the sets of columns that a row may have, of `prepare.data.shapes`, the first that fits wins.
-        proposals: columns that are proposed for rows that fit no shape; what keeps more of a row comes first.
+        shapes: names of sets of columns in `prepare.data.shapes`; the first set that fits a row is used.
+        proposals: columns to suggest for rows that fit no shape; the set that uses most of a row comes first.
         example: an example of `spec.dataset.columns` in an error.
         auto_class: class of transformers that loads the model.
-        peft_type: PEFT's task type; None where PEFT has none and needs none.
+        peft_type: task type of PEFT; None where PEFT has none.
         purpose: ends the sentence "All weights after step 10, for ...".
-        pipeline_tag: of the model card; None where transformers has no such pipeline.
-        scheduler, warmup: the learning rate's schedule, and the share of the steps in which it rises.
-        ceiling: tokens at which rows are cut where neither job nor model says less.
-        metrics: what an evaluation measures beside the scores of labels and of answers.
-        answers: whether the model generates text that can be compared with the row's.
+        pipeline_tag: pipeline tag of the model card; None where transformers has no such pipeline.
+        scheduler, warmup: schedule of the learning rate, and share of the steps in which it rises.
+        ceiling: maximum length of a row in tokens if neither the job nor the model has a lower limit.
+        metrics: metrics of an evaluation, in addition to the scores of labels and of answers.
+        answers: whether the model generates text that can be compared with the text of the row.
         packs: whether several rows may share a sequence.
-        unpadded: whether batches hold no padding (of families whose attention keeps documents apart).
+        unpadded: whether batches have no padding, for families whose attention keeps documents apart.
     """
 
     task: Task
@@ -74,17 +74,17 @@ class TaskSpec:
 
     @property
     def continues(self) -> bool:
-        """Whether a row teaches how its own tokens go on."""
+        """Whether a row teaches the continuation of its own tokens."""
         return self.supervision is Supervision.CONTINUATION
 
     @property
     def has_target(self) -> bool:
-        """Whether a row teaches a sequence of its own, which a decoder writes."""
+        """Whether a row teaches a separate sequence, which a decoder writes."""
         return self.supervision is Supervision.SEQUENCE
 
     @property
     def hides_tokens(self) -> bool:
-        """Whether a row teaches its own hidden tokens."""
+        """Whether a row teaches its own masked tokens."""
         return self.supervision is Supervision.HIDDEN
 
 

@@ -10,7 +10,7 @@ import pytest
 from finetune_api.errors import ModelError
 from finetune_api.v1alpha1 import FineTuneJob, ModelSpec
 from finetune_trainer.prepare.models import fetch, find_mirrored, locate_model, mirror, read_model
-from finetune_trainer.prepare.stage import inspect
+from finetune_trainer.prepare.prepare_stage import inspect
 from finetune_trainer.storage import open_store
 from tests.support.hub import Hub, start_hub
 from tests.support.models.sparse import SEVENTY_BILLION, make_sparse_llama
@@ -84,7 +84,7 @@ def test_a_gated_model_needs_the_token(hub: Hub, tmp_path: Path) -> None:
     [
         (ModelSpec(name="team/other"), "team/other is not on the hub, or is private"),
         (ModelSpec(name=NAME, revision="v9"), f"{NAME} has no such revision"),
-        (ModelSpec(name="not a name"), "not a name is no name of a model on the hub"),
+        (ModelSpec(name="not a name"), "not a name is not the name of a model on the hub"),
     ],
     ids=["no such model", "no such revision", "no name"],
 )

@@ -19,7 +19,7 @@ from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.model.fitting import classifiers
-from finetune_trainer.prepare.plan.architecture import Kind
+from finetune_trainer.prepare.plan.architecture import PartKind
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.unit.plan_models import lora_parameters
 
@@ -95,11 +95,11 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: 
     trained = counted.kept[MethodType.LORA].trained
     assert trained == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
     kinds = counted.by_kind()
-    assert kinds[Kind.EMBEDDING] > 0
-    assert kinds[Kind.ATTENTION] > 0
-    assert kinds[Kind.MLP] > 0
-    assert kinds[Kind.NORM] > 0
-    assert kinds[Kind.OTHER] <= counted.parameters // 50
+    assert kinds[PartKind.EMBEDDING] > 0
+    assert kinds[PartKind.ATTENTION] > 0
+    assert kinds[PartKind.MLP] > 0
+    assert kinds[PartKind.NORM] > 0
+    assert kinds[PartKind.OTHER] <= counted.parameters // 50
     if task in (Task.CAUSAL_LM, Task.SEQ2SEQ):  # an encoder's head is trained, or adapted, beside the rest
         assert lora_parameters(counted, 4) == trained
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data import lines, streams
-from finetune_trainer.prepare.data.chunks import ParsedChunk, chunks, read
+from finetune_trainer.prepare.data.chunks import ParsedChunk, chunks, read_records
 from finetune_trainer.prepare.data.delimited import _Values
-from finetune_trainer.prepare.data.formats import DataFile, Documents, Format, Record
+from finetune_trainer.prepare.data.formats import DataFile, DocumentUnit, Format, Record
 from finetune_trainer.prepare.data.jsonarray import parse_element
-from finetune_trainer.prepare.data.records import parse
+from finetune_trainer.prepare.data.record_parts import parse_records
 from finetune_trainer.prepare.data.streams import opened
 
 
@@ -29,13 +29,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def file_of(path: Path, kind: Format) -> DataFile:
-    return DataFile(path, path.name, "spec.dataset.train", kind, documents=Documents.PARAGRAPH)
+    return DataFile(path, path.name, "spec.dataset.train", kind, documents=DocumentUnit.PARAGRAPH)
 
 
 def in_order(file: DataFile) -> list[Record]:
     """All records by the parser alone."""
     with opened(file.path) as reader:
-        return [record for record, _, _ in parse(file, reader)]
+        return [record for record, _, _ in parse_records(file, reader)]
 
 
 def table(rows: list[list[str]]) -> bytes:
@@ -73,10 +73,10 @@ def compare(data: bytes, kind: Format) -> None:
             expected = in_order(file)
         except DataError:
             with pytest.raises(DataError):
-                list(read(file))
+                list(read_records(file))
             return
         if expected:
-            assert list(read(file)) == expected
+            assert list(read_records(file)) == expected
 
 
 def of_format(kind: Format) -> bytes:

@@ -164,7 +164,7 @@ def save(root: Path, saved: Saved, name: str | None = None) -> Path:
 def stored(tmp_path: Path, *shares: Saved, nodes: int = 1) -> tuple[FolderStore, CheckpointStore]:
     store = FolderStore(tmp_path / "storage")
     checkpoints = CheckpointStore(store, "run/")
-    plan = PLAN.model_copy(update={"nodes": nodes})
+    plan = PLAN.revised(nodes=nodes)
     for saved in shares:
         root = tmp_path / f"node-{saved.node_rank}"
         checkpoints.upload(saved, save(root, saved))

@@ -6,7 +6,7 @@ from finetune_trainer.process.ties import end_when_told
 
 if __name__ == "__main__":
     end_when_told()
-    from finetune_trainer.prepare.program import main
+    from finetune_trainer.prepare.prepare_program import main
     from finetune_trainer.process.stages import own_process
 
     own_process()

@@ -17,10 +17,11 @@ import aiohttp
 
 from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_prefix
-from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StorageError
+from finetune_api.errors import FINAL_EXIT_CODES, FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import told
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.identity import LocalRuns
@@ -31,8 +32,6 @@ from finetune_trainer.storage import ObjectStore, open_store
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # of one node; the gang's own budget is recovery.maxRestarts
 AGENT_DELAY_SECONDS = 1.0
-CLUSTER_ONLY = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
-VERDICTS = {code for code in ExitCode if code not in {ExitCode.UNKNOWN, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED}}
 
 
 class RunResult(Message):
@@ -232,7 +231,7 @@ class LocalStages:
             environment = self._environment(Stage.TRAIN, node)
             child = await self._children.spawn("finetune_trainer.agent", environment, log)
             code = await self._children.ended(child)
-            if code in VERDICTS or self._children.stopping:
+            if code in FINAL_EXIT_CODES or self._children.stopping:
                 return code
             self._screen.says("node", f"agent of node {node} ended with {code}; starting it again")
             await asyncio.sleep(AGENT_DELAY_SECONDS)

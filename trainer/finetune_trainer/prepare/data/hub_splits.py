@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from finetune_api.errors import DataError, Problem, SpecError
-from finetune_trainer.prepare.data import patterns
+from finetune_trainer.prepare.data import file_patterns
 
 Splits = dict[str, list[str]]  # name -> files
 WORDS = {  # in names of files and folders
@@ -39,7 +39,7 @@ Table = dict[str, Config]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job asks for.
+    """The configuration and splits that a job needs.
 
     Attributes:
         splits: names, of which the first that is there is taken.
@@ -59,7 +59,7 @@ class Wanted:
         if unknown := sorted(given.keys() - {"split", "config"}) or [
             name for name, value in given.items() if not value
         ]:
-            message = f"{uri!r} asks for {unknown[0]!r}, or for nothing by that name"
+            message = f"{uri!r} asks for {unknown[0]!r}, which is unknown or has no value"
             cure = "write ?split=train, ?config=name, or ?split=train&config=name"
             raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
         if set("[+ ") & set(given.get("split", "")):  # as datasets writes them; in a query + is a blank
@@ -71,16 +71,16 @@ class Wanted:
 
 
 def of_card(configs: Any, names: Sequence[str]) -> Table:
-    """The configurations that a card lists under `configs`, as far as their files are there."""
-    found: Table = {}
+    """Return the configurations that a card lists under `configs`, as far as their files are there."""
+    table: Table = {}
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, Mapping):
             name = str(config.get("config_name", DEFAULT))
             splits = _card_splits(config, names)
-            found[name] = Config(
+            table[name] = Config(
                 {split: files for split, files in splits.items() if files}, bool(config.get("default"))
             )
-    return {name: config for name, config in found.items() if config.splits}
+    return {name: config for name, config in table.items() if config.splits}
 
 
 def _card_splits(config: Mapping[str, Any], names: Sequence[str]) -> Splits:
@@ -94,55 +94,55 @@ def _card_splits(config: Mapping[str, Any], names: Sequence[str]) -> Splits:
         listed = [{"split": split, "path": path} for split, path in listed.items()]
     if isinstance(listed, str) or all(isinstance(item, str) for item in listed):
         listed = [{"split": "train", "path": listed}]
-    found: Splits = {}
+    splits: Splits = {}
     for item in listed:
         paths = item.get("path") or []
         for path in [paths] if isinstance(paths, str) else paths:
             matching = _matching(inside, f"{folder}/{path}" if folder else path)
-            found.setdefault(str(item.get("split", "train")), []).extend(matching)
-    return found
+            splits.setdefault(str(item.get("split", "train")), []).extend(matching)
+    return splits
 
 
 def _matching(names: Sequence[str], path: str) -> list[str]:
     path = path.strip("/").removeprefix("./")
     if path in names:
         return [path]
-    if patterns.is_pattern(path):
-        return patterns.matching(names, path)
-    return patterns.data_files(name for name in names if name.startswith(f"{path}/"))
+    if file_patterns.is_pattern(path):
+        return file_patterns.matching(names, path)
+    return file_patterns.data_files(name for name in names if name.startswith(f"{path}/"))
 
 
 def by_names(names: Sequence[str]) -> Table:
-    """The splits that names of files, or else of their folders, tell; all is train where none does."""
-    data = patterns.likely_data(names)
+    """Return the splits by the names of files, or else of their folders; all is train where no name shows a split."""
+    data = file_patterns.likely_data(names)
     for place in (2, 0):  # of the name's parts around its last slash: the file, then its folders
-        found: Splits = {}
+        splits: Splits = {}
         for name in data:
-            said = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
-            if (split := next((split for split, words in WORDS.items() if said & words), None)) is not None:
-                found.setdefault(split, []).append(name)
-        if found:
-            return {DEFAULT: Config(found)}
+            parts = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
+            if (split := next((split for split, words in WORDS.items() if parts & words), None)) is not None:
+                splits.setdefault(split, []).append(name)
+        if splits:
+            return {DEFAULT: Config(splits)}
     return {DEFAULT: Config({"train": data})} if data else {}
 
 
 def of_converted(names: Iterable[str]) -> Table:
-    """The configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
-    found: Table = {}
+    """Return the configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
+    configs: Table = {}
     for name in sorted(names):
         config, _, rest = name.partition("/")
         split, _, file = rest.rpartition("/")
         if file.endswith(".parquet") and split:
-            splits = found.setdefault(config, Config({})).splits
+            splits = configs.setdefault(config, Config({})).splits
             splits.setdefault(split.removeprefix("partial-"), []).append(name)
-    return found
+    return configs
 
 
 def files_of(table: Table, wanted: Wanted, repository: str, field: str) -> list[str]:
-    """The files of the split that is wanted.
+    """Return the files of the split that is wanted.
 
     Raises:
-        DataError: there is no such configuration or split; those that exist are named.
+        DataError: the configuration or split does not exist; the error names those that do.
     """
     if not table:
         message = f"there are no data files in {repository}"

@@ -21,7 +21,7 @@ NOT_SHAPES = frozenset(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on a model that nobody will use."""
+    """Silence the libraries' remarks on a model that is only counted."""
     import transformers
 
     level = transformers.logging.get_verbosity()
@@ -40,7 +40,7 @@ def quiet() -> Iterator[None]:
 
 
 def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
-    """The model for a task, in training mode, its parameters on the meta device.
+    """Return the model for a task, in training mode, its parameters on the meta device.
 
     Args:
         labels: outputs of a classification head.
@@ -58,7 +58,7 @@ def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: i
 
 
 def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any, Any]:
-    """A configuration for the task, and the Auto class of transformers that has its model."""
+    """Return a configuration for the task, and the Auto class of transformers that has its model."""
     import transformers
     from transformers import AutoConfig
 
@@ -76,7 +76,7 @@ def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any,
 
 @contextlib.contextmanager
 def refused(task: Task) -> Iterator[None]:
-    """Turns what transformers says of a configuration that it cannot build into a ModelError."""
+    """Turn errors of transformers for a configuration that it cannot build into a ModelError."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

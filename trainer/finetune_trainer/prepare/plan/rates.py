@@ -8,16 +8,16 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import family_of
 from finetune_trainer.model.learning_rates import HIDDEN_WORDS, Rate, Rates
 from finetune_trainer.prepare.plan.batch import GLOBAL_BATCH
-from finetune_trainer.prepare.plan.reasons import count
+from finetune_trainer.prepare.plan.memory_reasons import in_words
 
-# Larger models want smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
+# Larger models need smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
 # 0.6e-4 at 175 billion: an exponent of 0.32. QLoRA's table 9 (arXiv 2305.14314) halves its rate from 7 to 65 billion.
 EXPONENT = 1 / 3
 LARGEST = 3e-3
 
 
 def growth(batch: int) -> float:
-    """How much larger the rate of a larger batch is: by the square root.
+    """Return by how much the rate of a larger batch is larger: by the square root.
 
     The rule for Adam of Malladi et al. 2022 (arXiv 2205.10287). OpenAI's API goes the same way: its multiplier grows
     fourfold with the batch, from 0.05 to 0.2.
@@ -26,11 +26,11 @@ def growth(batch: int) -> float:
 
 
 def learning_rate(task: Task, method: MethodType, model: ModelFacts, batch: int = GLOBAL_BATCH) -> tuple[float, str]:
-    """The peak learning rate for a batch of so many rows, and where it comes from."""
+    """Return the peak learning rate for a batch of this size, and its source."""
     rate = _rates(task, model.model_type)[MethodType.FULL if method is MethodType.FULL else MethodType.LORA]
     reason = (
-        f"{rate.value:g} at {count(rate.parameters)} parameters: {rate.source}; to {count(model.parameters)} by the "
-        "cube root (GPT-3 paper, table 2.1)"
+        f"{rate.value:g} at {in_words(rate.parameters)} parameters: {rate.source}; to {in_words(model.parameters)} by "
+        "the cube root (GPT-3 paper, table 2.1)"
     )
     if batch > GLOBAL_BATCH:
         reason += f"; to {batch} rows a step from {GLOBAL_BATCH} by the square root (arXiv 2205.10287)"

@@ -9,16 +9,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from finetune_trainer.prepare.quality.code import prose
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted
-from finetune_trainer.prepare.quality.languages import Speech
+from finetune_trainer.prepare.observed.code import prose
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of
+from finetune_trainer.prepare.quality.languages import RowLanguages
 from finetune_trainer.prepare.quality.national_ids import BEFORE, national_ids
 from finetune_trainer.prepare.quality.phones import REGIONS, is_phone
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import Kept
 
 EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[a-zA-Z]{2,24}\b")
-RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: nobody's
+RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: reserved
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])[0-9a-f]{1,4}(?::{1,2}[0-9a-f]{1,4}){2,7}(?:::)?(?![\w:.]*[\w:])", re.I)
@@ -42,16 +42,16 @@ DATES = re.compile(
 )
 
 
-def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
-    """Addresses and numbers of people; shown with their middle hidden."""
-    kinds: dict[str, list[tuple[Kept, str]]] = {}
+def personal(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterator[Finding]:
+    """Yield a finding of addresses and numbers of people, shown with their middle hidden."""
+    kinds: dict[str, list[tuple[SampledRow, str]]] = {}
     for one in rows:
         for kind, found in findings_in(one.row.text, frozenset(one.languages)).items():
             kinds.setdefault(kind, []).append((one.row, found))
     if not kinds:
         return
     count = len({row.content for hits in kinds.values() for row, _ in hits})
-    named = ", ".join(f"{kind} in {counted(len(hits), 'row')}" for kind, hits in kinds.items())
+    named = ", ".join(f"{kind} in {count_of(len(hits), 'row')}" for kind, hits in kinds.items())
     yield split.finding(
         Severity.NOTE,
         "PersonalData",
@@ -67,7 +67,7 @@ def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
     )
 
 
-def regions(rows: Sequence[Speech]) -> list[str]:
+def regions(rows: Sequence[RowLanguages]) -> list[str]:
     """Return the countries whose own numbers were looked for."""
     spoken = {language for one in rows for language in one.languages}
     return sorted({region for language in spoken for region in REGIONS.get(language, ())})
@@ -79,37 +79,37 @@ def findings_in(text: str, languages: frozenset[str] = frozenset()) -> dict[str,
     Args:
         languages: of the text: whose countries' numbers are looked for beside international ones.
     """
-    found: dict[str, str] = {}
+    hits: dict[str, str] = {}
     if "@" in text:
         for match in EMAIL.finditer(text):
             if not match.group().lower().endswith(RESERVED):
-                found["e-mail addresses"] = match.group()
+                hits["e-mail addresses"] = match.group()
                 break
     long = LONG.search(text)
     if not long and next(_addresses(text), None) is None:
-        return found
+        return hits
     spoken = prose(text)
     for match in _addresses(spoken):
-        found.setdefault("IP addresses", match.group())
+        hits.setdefault("IP addresses", match.group())
     if not long:
-        return found
+        return hits
     taken: list[tuple[int, int]] = []
     for kind, matches in (("IBANs", _ibans(spoken)), ("numbers of persons", national_ids(spoken, languages))):
         for match in matches:
-            found.setdefault(kind, match.group())
+            hits.setdefault(kind, match.group())
             taken.append(match.span())
     for match in NUMBER.finditer(spoken):
         if any(match.start() < end and start < match.end() for start, end in taken):
             continue
         if kind := _kind_of(match, spoken, languages):
-            found.setdefault(kind, match.group())
+            hits.setdefault(kind, match.group())
     if spoken is not text:  # in code and data only what cannot be anything else
         for match in _ibans(text):
-            found.setdefault("IBANs", match.group())
+            hits.setdefault("IBANs", match.group())
         for match in NUMBER.finditer(text):
             if match.group()[0] == "+" and is_phone(match.group(), "", languages):
-                found.setdefault("telephone numbers", match.group())
-    return found
+                hits.setdefault("telephone numbers", match.group())
+    return hits
 
 
 def _kind_of(match: re.Match[str], text: str, languages: frozenset[str]) -> str:
@@ -132,14 +132,14 @@ def _ibans(text: str) -> Iterator[re.Match[str]]:
 
 @cache
 def _cards() -> Callable[[str], bool]:
-    """Luhn's check and the first digits of the card schemes: ISO/IEC 7812."""
+    """Yield numbers that pass Luhn's check and begin as card schemes do: ISO/IEC 7812."""
     from stdnum import luhn
 
     return lambda digits: digits[0] in "23456" and bool(luhn.is_valid(digits))
 
 
 def _addresses(text: str) -> Iterator[re.Match[str]]:
-    """IP addresses that some machine in the world has, not those of versions, examples and home networks."""
+    """Yield public IP addresses, not those of versions, examples and home networks."""
     if text.count(".") >= 3:
         for match in IPV4.finditer(text):
             before = text[max(0, match.start() - BEFORE) : match.start()]
@@ -160,6 +160,6 @@ def _is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and address not in {"8.8.8.8", "8.8.4.4", "1.1.1.1", "9.9.9.9"}
 
 
-def hidden(found: str) -> str:
+def hidden(text: str) -> str:
     """Return its first two and last two characters."""
-    return f"{found[:2]}{'•' * min(8, len(found) - 4)}{found[-2:]}"
+    return f"{text[:2]}{'•' * min(8, len(text) - 4)}{text[-2:]}"

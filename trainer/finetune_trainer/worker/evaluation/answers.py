@@ -87,7 +87,7 @@ class Generator:
         return [[int(token) for token in line] for line in output[:, start:].tolist()]
 
     def _config(self, longest: int, most: int, stops: list[int]) -> GenerationConfig:
-        """Return a greedy configuration, without the model's own sampling and beams; `longest`: prompt, tokens."""
+        """Return a greedy configuration, without the model's sampling and beams; `longest`: tokens of the prompt."""
         if self._positions:  # models with learned positions fail beyond them
             before = longest if self._continues else 1
             most = max(1, min(most, self._positions - before))
