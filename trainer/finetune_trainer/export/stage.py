@@ -24,7 +24,7 @@ from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.ending import end_answers
 from finetune_trainer.export.layout import (
     CARD,
-    Layout,
+    ArtifactFiles,
     base_of,
     layout_of,
     mend,
@@ -117,7 +117,7 @@ def _scored(
     return replace(checkpoint, info=info.model_copy(update={"metrics": evaluation.record.metrics}))
 
 
-def _fetch(store: ObjectStore, best: Committed, layout: Layout, folder: Path) -> None:
+def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: Path) -> None:
     """Brings the weights of a checkpoint to an empty folder.
 
     Raises:
