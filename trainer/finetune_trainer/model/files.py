@@ -43,7 +43,7 @@ def check_names(names: set[str], source: str) -> None:
     if not weights:
         _check_other_kinds(names, source)
     if CONFIG not in names:
-        message = f"{source} has no {CONFIG}: it is no model in Hugging Face's layout"
+        message = f"{source} has no {CONFIG}: it is not a model in Hugging Face's layout"
         raise ModelError(model_problem("ModelIncomplete", message, "save it with save_pretrained"))
     if not weights:
         message = f"{source} has no {WEIGHTS} and no {WEIGHTS_INDEX}; pickled weights are not loaded"
@@ -94,10 +94,10 @@ def parse_json(name: str, raw: bytes) -> dict[str, Any]:
         value = json.loads(raw)
     except ValueError as error:
         raise ModelError(
-            model_problem("ModelInvalid", f"{name} is no JSON: {error}", "save the model again")
+            model_problem("ModelInvalid", f"{name} is not JSON: {error}", "save the model again")
         ) from error
     if not isinstance(value, dict):
-        raise ModelError(model_problem("ModelInvalid", f"{name} is no JSON object", "save the model again"))
+        raise ModelError(model_problem("ModelInvalid", f"{name} is not a JSON object", "save the model again"))
     return value
 
 
