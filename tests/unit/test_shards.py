@@ -12,8 +12,8 @@ from finetune_trainer.agent import data as fetching
 from finetune_trainer.agent.data import fetch_first
 from finetune_trainer.dataset.shards import Shards, index_name, shard_name, shard_order
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
+from finetune_trainer.prepare.tokens.split_writer import SplitWriter
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
-from finetune_trainer.prepare.tokens.writer import SplitWriter
 from finetune_trainer.storage import FolderStore, download_files, upload_tree
 from finetune_trainer.worker import arrow_rows
 from finetune_trainer.worker.arrow_rows import ArrowRows
