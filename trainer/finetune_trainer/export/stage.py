@@ -197,5 +197,5 @@ def _reason(plan: Plan, info: CheckpointInfo) -> str:
 
 
 def _no_checkpoint(message: str) -> StateError:
-    cure = "run the job again: it goes on from the newest checkpoint, or starts anew with --fresh"
+    cure = "run the job again: it goes on from the newest checkpoint, or starts again with --fresh"
     return StateError(Problem(code="NoCheckpoint", field="spec.checkpoint", message=message, cure=cure))
