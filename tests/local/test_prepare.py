@@ -330,7 +330,7 @@ def test_all_broken_lines_are_named_before_anything_heavy_is_imported(house: Hou
     job.write_text(job_of(bert, train, house.uri).model_dump_json(by_alias=True, exclude_unset=True))
     log = house.folder / "termination-log"
     code = (
-        "import os, sys\nfrom finetune_trainer.prepare.program import main\n"
+        "import os, sys\nfrom finetune_trainer.prepare.__main__ import main\n"
         "code = main(os.environ)\nprint([m for m in ('torch', 'transformers') if m in sys.modules])\nsys.exit(code)"
     )
     environ = {
@@ -380,7 +380,7 @@ def test_the_entry_point_leaves_its_result_and_shows_its_phases(house: House, be
     ids=["no job", "no storage"],
 )
 def test_exit_codes_tell_who_has_to_act(house: House, bert: Path, environ: dict[str, str], code: ExitCode) -> None:
-    from finetune_trainer.prepare.program import main
+    from finetune_trainer.prepare.__main__ import main
 
     job = house.folder / "job.json"
     job.write_text(job_of(bert, "file://t.csv", "s3://b/p").model_dump_json(by_alias=True, exclude_unset=True))

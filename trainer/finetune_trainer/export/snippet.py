@@ -1,4 +1,4 @@
-"""Python that loads an artifact with vanilla transformers and peft and uses it once; it runs as it stands (tested)."""
+"""Python code that loads an artifact with plain transformers and peft and uses it once; a test runs it."""
 
 import json
 
@@ -7,7 +7,7 @@ from finetune_api.plan import Plan
 from finetune_trainer.export.ending import ANSWERING
 from finetune_trainer.export.layout import Base
 
-HERE = 'artifact = "."'  # replaced by who prints the snippet elsewhere
+HERE = 'artifact = "."'  # to be replaced outside of the artifact's folder
 AUTOS = {
     Task.CAUSAL_LM: "AutoModelForCausalLM",
     Task.CLASSIFICATION: "AutoModelForSequenceClassification",
@@ -21,7 +21,7 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     """Return the code, for a card and for the terminal.
 
     Args:
-        chat: the model was trained on conversations, by the chat template that its tokenizer has.
+        chat: whether the model was trained on conversations, with the chat template of its tokenizer.
     """
     adapter = plan.method is not MethodType.FULL
     auto = AUTOS[plan.task]
@@ -58,7 +58,7 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
 
 
 def _asked() -> list[str]:
-    """A question in the words of the chat template, as in training; the answer without the question."""
+    """Return code that asks a question through the chat template, as in training, and prints only the answer."""
     return [
         'messages = [{"role": "user", "content": "Some text."}]',
         "inputs = tokenizer.apply_chat_template(",

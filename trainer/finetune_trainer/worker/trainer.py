@@ -11,7 +11,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.contract import checkpoint_name
 from finetune_api.errors import FailureCategory, Problem, RunError
-from finetune_trainer.process.orders import SavedMarker, WorkerOrder, marker_name
+from finetune_trainer.checkpoints.marker import Marker, marker_name
+from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
 from finetune_trainer.worker.losses.head import Head, head_of
 from finetune_trainer.worker.reports.cadence import quality
@@ -157,7 +158,7 @@ class FineTuneTrainer(Trainer):
             # DeepSpeed writes its tag on rank 0's node only, also with node-local storage, and reads it on every node.
             (folder / "latest").write_text(f"global_step{self.model_wrapped.global_steps}")
         at, metrics = self._evaluated
-        marker = SavedMarker(
+        marker = Marker(
             step=step,
             generation=self._order.generation,
             rank=self._order.rank,
