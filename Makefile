@@ -48,11 +48,13 @@ test-fast: install ## Run the unit tests and one smoke test of each other tier (
 test-unit: install ## Run the tests that need no process of their own (half a minute)
 	$(PYTEST) tests/unit
 
-lint: install ## Check style, types and import rules
+lint: install ## Check style, types, import rules, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m tests.prose
 
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
@@ -61,10 +63,12 @@ format: install ## Format the code
 generate: install ## Write the files that are made from the models and the chart: CRD, manifests, reference
 	$(BIN)/python -m finetune_api.crd > manifests/base/crd.yaml
 	$(BIN)/python -m finetune_api.reference > docs/reference/finetunejob.md
+	$(BIN)/python -m finetune_operator.reference > docs/reference/conditions.md
 	$(BIN)/python -m tests.bad_inputs > docs/bad-inputs.md
 	$(BIN)/python -m tests.families
 	$(BIN)/python -m tests.plans
 	$(BIN)/python charts/generate.py "$$($(BIN)/python -m tests.tools helm)"
+	$(BIN)/python -m tests.docs
 
 lock: install ## Resolve requirements/ again from pyproject.toml: everything, and what each image holds
 	$(LOCK) --all-extras -o requirements/all.txt

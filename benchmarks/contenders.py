@@ -59,7 +59,7 @@ class Work:
 
 def ours(work: Work, scratch: Path, pipe: int) -> None:
     """As an agent runs a worker: DeepSpeed over gloo, a report of every step."""
-    from finetune_trainer.worker.main import run
+    from finetune_trainer.worker.rank_run import run_rank
 
     split = SplitFacts(rows=2000, tokens=0, trained_tokens=0, longest=LONGEST)
     plan: Plan = make_plan(
@@ -81,7 +81,7 @@ def ours(work: Work, scratch: Path, pipe: int) -> None:
         deepspeed=deepspeed_config(0, None, {}),
     )
     order = orders(plan, work.model, work.dataset, scratch)[0].model_copy(update={"threads": work.threads})
-    sys.exit(int(run(order, pipe)))
+    sys.exit(int(run_rank(order, pipe)))
 
 
 def settings(scratch: Path, steps: int, **changes: Any) -> dict[str, Any]:

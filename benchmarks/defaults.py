@@ -156,7 +156,7 @@ def main() -> None:
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     import finetune_trainer.prepare.stage
-    import finetune_trainer.worker.main  # noqa: F401 - once, here: every run is forked
+    import finetune_trainer.worker.rank_run  # noqa: F401 - once, here: every run is forked
 
     cases = [case for case in CASES if options.only in (None, case.task)]
     in_turns([(build, (case, options.cache)) for case in cases], options.parallel)
@@ -242,7 +242,7 @@ def measure(point: Point, cache: Path) -> None:
     from finetune_trainer.prepare.stage import prepare
     from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.storage import open_store
-    from finetune_trainer.worker.main import run
+    from finetune_trainer.worker.rank_run import run_rank
 
     place = place_of(cache, point.case)
     work = place / "work" / point.name
@@ -273,7 +273,7 @@ def measure(point: Point, cache: Path) -> None:
         checkpoints=str(work / "checkpoints"),
         outputs=str(work / "outputs"),
     )
-    code = run(order, descriptor)
+    code = run_rank(order, descriptor)
     lines = [WorkerEvent.model_validate_json(line) for line in events.read_text().splitlines()]
     evaluations = [event.values for event in lines if event.event == "eval"]
     if not evaluations or code not in (ExitCode.OK, ExitCode.DIVERGED):
@@ -355,14 +355,15 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Do the defaults work?",
         "",
-        "Made by `python -m benchmarks.defaults`; every run stands in `benchmarks/defaults.json`.",
+        "Made by `python -m benchmarks.defaults`; `benchmarks/defaults.json` has every run.",
         "",
-        "Three tasks made from the standard library of Python. Modules are parted, not rows: the rows that are scored",
-        "come from files that neither pre-training nor training has read. The defaults are what the plan chooses for a",
-        "job that names model, data and method; the grid sets learning rate and global batch, and leaves the rest to",
-        "the plan as well. A run counts by its best checkpoint. *Behind* is how much worse the defaults are than the",
-        f"best of the 12 points of the grid; they are to be within {WITHIN:.0%}. *Gain* is what they gain over no",
-        "training, as a share of what the best point gains: the stricter measure where all losses are near each other.",
+        "The three tasks are made from the standard library of Python. The split is by modules, not by rows: the",
+        "scored rows come from files that neither pre-training nor training has read. The defaults are the values that",
+        "the plan chooses for a job that names model, data and method. The grid sets learning rate and global batch,",
+        "and leaves the other values to the plan. A run counts by its best checkpoint. *Behind* is how much worse the",
+        f"defaults are than the best of the 12 points of the grid; the limit is {WITHIN:.0%}. *Gain* is what they gain",
+        "over no training, as a share of what the best point gains. It is the stricter measure where all losses are",
+        "similar.",
         "",
         "| task | model | method | metric | points run | untrained | grid's worst | grid's best | defaults | behind "
         "| gain |",

@@ -44,7 +44,7 @@ from finetune_api.messages import MethodType, Task  # noqa: E402
 from finetune_api.plan import Plan  # noqa: E402
 from finetune_trainer.prepare.plan import gpus  # noqa: E402
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
-from finetune_trainer.prepare.plan.load import Load  # noqa: E402
+from finetune_trainer.prepare.plan.rank_load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from finetune_trainer.prepare.plan.speed import flops_per_token  # noqa: E402
 from finetune_trainer.process.orders import WorkerOrder  # noqa: E402
@@ -190,7 +190,7 @@ def told(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
     seconds = statistics.median(steps)
     operations = operations_of(case, shape)
     rate = case.length / seconds
-    gpu = gpus.find(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    gpu = gpus.find_gpu(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
     return {
         "tokens_per_second": round(rate, 1),
         "step_seconds": round(seconds, 4),
@@ -338,9 +338,9 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
-    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
 
     order = orders(plan_of(case), Path(), Path(), folder)[0]
     join(order)
@@ -348,7 +348,8 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
     model = model_of(case, shape)
     if case.method is not MethodType.FULL:
         model = get_peft_model(model, LoraConfig(task_type=TaskType.CAUSAL_LM, **LORA), autocast_adapter_dtype=False)
-    batching = batching_of(order.plan, model, 0)
+    task_of(order.plan).set_up(model, 0)
+    batching = task_of(order.plan).batching(model, 0)
     rows = Rows(case.length, int(shape["vocab_size"]))
     data = VirtualDataset(rows, 1, STEPS, 1, items=lambda row: case.length - 1, dealt=batching.dealt)
     return Parts(order, model, data, batching.collate)
@@ -359,6 +360,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import torch
 
     from finetune_trainer.worker.arguments import training_arguments
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     parts = parts_of(case, shape, folder)
@@ -368,6 +370,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
         None,  # type: ignore[arg-type]
         parts.model,
         args,
+        head=task_of(parts.order.plan).loss(parts.model),
         data=parts.data,
         train_dataset=parts.data,
         data_collator=parts.collate,
@@ -383,11 +386,11 @@ def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
     import deepspeed
     import torch
 
-    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker.tasks import task_of
 
     parts = parts_of(case, shape, folder)
     plan = parts.order.plan
-    head = head_of(plan, parts.model)
+    head = task_of(plan).loss(parts.model)
     rate = {
         "lr": plan.schedule.learning_rate,
         "betas": (0.9, 0.999),

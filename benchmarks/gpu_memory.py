@@ -34,8 +34,8 @@ from finetune_api.plan import Plan
 sys.path.insert(0, str(ROOT))
 
 from finetune_trainer.prepare.plan.engine import deepspeed_config
-from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, IMPORTS, Name, predict
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.gpu.models import llama_shape, make_llama
 from tests.gpu.ranks import in_child
@@ -141,7 +141,7 @@ def marks(path: Path) -> Callable[[], None]:
     def patch() -> None:
         import torch
 
-        from finetune_trainer.worker import main
+        from finetune_trainer.worker import rank_run
         from finetune_trainer.worker.reports.events import Reporter
 
         on_gpu = torch.cuda.is_available()
@@ -167,7 +167,7 @@ def marks(path: Path) -> Callable[[], None]:
                     torch.cuda.reset_peak_memory_stats() if on_gpu else reset()
                 self._now = phase
 
-        main.Reporter = Marking  # type: ignore[misc]
+        rank_run.Reporter = Marking  # type: ignore[misc]
         reset()
 
     return patch

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetune_trainer.prepare.plan.engine import deepspeed_config  # noqa: E402
-from finetune_trainer.prepare.plan.load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.memory import IMPORTS, Name, predict  # noqa: E402
+from finetune_trainer.prepare.plan.rank_load import Load  # noqa: E402
 from finetune_trainer.prepare.plan.shape import architecture_of  # noqa: E402
 from tests.local.harness import free_port, make_plan  # noqa: E402
 
@@ -193,9 +193,9 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
 
     from finetune_trainer.process.orders import WorkerOrder
     from finetune_trainer.worker.arguments import training_arguments, weight_dtype
-    from finetune_trainer.worker.batches.choice import batching_of
     from finetune_trainer.worker.rendezvous import join
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     order = WorkerOrder(
@@ -223,13 +223,15 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
     set_seed(1)
     model = model_of(case, weight_dtype(args))
     marks.phase("build")
-    batching = batching_of(order.plan, model, 0)
+    task_of(order.plan).set_up(model, 0)
+    batching = task_of(order.plan).batching(model, 0)
     data = VirtualDataset(rows, 1, STEPS, order.plan.layout.global_batch, dealt=batching.dealt)
     trainer: Any = FineTuneTrainer(
         order,
         None,  # type: ignore[arg-type]
         model,
         args,
+        head=task_of(order.plan).loss(model),
         data=data,
         train_dataset=data,
         data_collator=batching.collate,
@@ -331,4 +333,4 @@ def imports() -> None:
     import deepspeed  # noqa: F401
     import peft  # noqa: F401
 
-    import finetune_trainer.worker.main  # noqa: F401
+    import finetune_trainer.worker.rank_run  # noqa: F401

@@ -36,12 +36,12 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from finetune_operator import progress  # noqa: E402
-from finetune_operator.controller import Controller  # noqa: E402
-from finetune_operator.news import News  # noqa: E402
-from finetune_operator.pace import Pace  # noqa: E402
-from finetune_operator.progress import Key  # noqa: E402
-from finetune_operator.queue import WorkQueue  # noqa: E402
+from finetune_operator.loop import progress  # noqa: E402
+from finetune_operator.loop.controller import Controller  # noqa: E402
+from finetune_operator.loop.news import News  # noqa: E402
+from finetune_operator.loop.pace import WritePace  # noqa: E402
+from finetune_operator.loop.queue import WorkQueue  # noqa: E402
+from finetune_operator.objects.identity import JobKey  # noqa: E402
 from tests.unit.operator_api import FakeApi  # noqa: E402
 from tests.unit.operator_worlds import SETTINGS, running_objects  # noqa: E402
 from tests.unit.operator_worlds import polled as leader_says  # noqa: E402
@@ -129,8 +129,8 @@ async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample
     """One run over so many jobs."""
     progress.AGENT_PORT = port  # type: ignore[attr-defined] # every leader has an address of its own on loopback
     api = FakeApi()
-    queue: WorkQueue[Key] = WorkQueue()
-    pace: Pace[Key] = Pace(SETTINGS.progress_seconds)
+    queue: WorkQueue[JobKey] = WorkQueue()
+    pace: WritePace[JobKey] = WritePace(SETTINGS.progress_seconds)
     poller = progress.Poller(SETTINGS.token_key, SETTINGS.poll_seconds, queue.add, pace)
     controller = Controller(api, SETTINGS, queue, poller, pace, lambda: True)
     news = News(queue, poller)
@@ -165,7 +165,7 @@ async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample
 def leaders() -> Iterator[tuple[int, Any]]:
     """A process that answers for the leaders of all jobs: its port, and how often it answered."""
     context = multiprocessing.get_context("fork")
-    answered, port = context.Value("L", 0), context.Value("i", 0)
+    answered, port = context._Value("L", 0), context._Value("i", 0)
     serving = context.Process(target=serve, args=(port, answered), daemon=True)
     serving.start()
     while not port.value:

@@ -151,13 +151,13 @@ def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
     with (place / "log").open("a") as log:
         screen = Screen(Console(file=log, width=120))
         opened = local.LocalJob.open(job, place / f"work-{turn}")
-        supervisor = local.Supervisor(opened, local.begin_run(opened, screen), screen)
-        asyncio.run(supervisor.stage(Stage.PREPARE))
-        plan: Plan = supervisor.plan()
+        stages = local.LocalStages(opened, local.begin_run(opened, screen), screen)
+        asyncio.run(stages.run(Stage.PREPARE))
+        plan: Plan = stages.plan()
         load, began = os.getloadavg()[0], time.monotonic()
-        asyncio.run(supervisor.train())
+        asyncio.run(stages.train())
         taken = time.monotonic() - began
-        progress = supervisor.final_progress()
+        progress = stages.final_progress()
     assert plan.prediction.estimate is not None
     shutil.rmtree(storage)
     return {

@@ -207,20 +207,20 @@ def ours(folder: Path) -> Sample:
     """The path of the prepare stage from the file to the packed Arrow files; then the report."""
     from finetune_api.messages import Task
     from finetune_api.v1alpha1 import DatasetSpec
-    from finetune_trainer.prepare.data.dataset import check
+    from finetune_trainer.prepare.data.dataset import check_dataset
     from finetune_trainer.prepare.data.portions import Split
     from finetune_trainer.prepare.data.sources import locate_all
     from finetune_trainer.prepare.quality.judge import Context, judge
     from finetune_trainer.prepare.tokens.encoder import encoder_for
     from finetune_trainer.prepare.tokens.tokenize import tokenize
-    from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+    from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer
 
     began = time.monotonic()
     spec = DatasetSpec.model_validate({"train": f"file://{folder / 'chats.jsonl'}", "packing": True})
     work = Path(tempfile.mkdtemp())
-    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=True)
+    data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=True)
     checked = time.monotonic()
-    tokenizer = load_tokenizer(folder / "model", Task.CAUSAL_LM)
+    tokenizer = load_fast_tokenizer(folder / "model", Task.CAUSAL_LM)
     loaded = time.monotonic()
     encoder = encoder_for(spec, Task.CAUSAL_LM, tokenizer, data.layout, LENGTH, None, work)
     made = tokenize(spec, Task.CAUSAL_LM, data, encoder, work / "out")

@@ -100,7 +100,7 @@ def cold_import(agents: Agents) -> float:
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import finetune_trainer.worker.main"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "import finetune_trainer.worker.rank_run"], check=True, capture_output=True)
     seconds = time.monotonic() - began
     for pid in workers:
         os.kill(pid, signal.SIGCONT)

@@ -24,10 +24,10 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from finetune_api.messages import Task  # noqa: E402
-from finetune_trainer.prepare.data.rows import Example  # noqa: E402
+from finetune_trainer.prepare.data.examples import Example  # noqa: E402
+from finetune_trainer.prepare.observed.observation import Observation  # noqa: E402
 from finetune_trainer.prepare.quality.context import Context  # noqa: E402
 from finetune_trainer.prepare.quality.judge import examine  # noqa: E402
-from finetune_trainer.prepare.quality.observation import Observation  # noqa: E402
 from tests.support.planted.clean import SETS  # noqa: E402
 from tests.support.planted.faults import faults  # noqa: E402
 from tests.support.planted.run import encode, false_alarms, finds  # noqa: E402

@@ -191,14 +191,14 @@ def prepared(folder: Path, kind: str) -> Sample:
     """Check, tokenise into storage, judge, publish."""
     from finetune_api.messages import Task
     from finetune_api.v1alpha1 import DatasetSpec
-    from finetune_trainer.prepare.data.dataset import check, processes
+    from finetune_trainer.prepare.data.dataset import check_dataset, processes
     from finetune_trainer.prepare.data.portions import Split
     from finetune_trainer.prepare.data.sources import locate_all
     from finetune_trainer.prepare.quality.judge import Context, judge
     from finetune_trainer.prepare.tokens.encoder import encoder_for
     from finetune_trainer.prepare.tokens.keeping import StoredShards
     from finetune_trainer.prepare.tokens.tokenize import tokenize
-    from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+    from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer
     from finetune_trainer.storage import open_store, upload_tree
 
     def said(line: str) -> None:
@@ -210,9 +210,9 @@ def prepared(folder: Path, kind: str) -> Sample:
     chats = kind == "chats"
     spec = DatasetSpec.model_validate({"train": f"file://{folder / 'data'}/*.jsonl", "packing": chats})
     work = Path(tempfile.mkdtemp())
-    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=chats, report=said)
+    data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), work, seed=1, has_template=chats, report=said)
     checked = time.monotonic()
-    tokenizer = load_tokenizer(folder / "model", Task.CAUSAL_LM)
+    tokenizer = load_fast_tokenizer(folder / "model", Task.CAUSAL_LM)
     encoder = encoder_for(spec, Task.CAUSAL_LM, tokenizer, data.layout, LENGTH, None, work)
     store = open_store(f"file://{folder / 'store'}", {})
     keeper = StoredShards(store, "run/prepare/", work)
@@ -250,10 +250,10 @@ def observed(folder: Path, millions: int) -> Sample:
     import numpy as np
 
     from finetune_api.messages import Task
-    from finetune_trainer.prepare.data.rows import Example
+    from finetune_trainer.prepare.data.examples import Example
+    from finetune_trainer.prepare.observed.encoded import Encoded
+    from finetune_trainer.prepare.observed.observation import ROW, Observation
     from finetune_trainer.prepare.quality.judge import Context, judge
-    from finetune_trainer.prepare.quality.observation import ROW, Observation
-    from finetune_trainer.prepare.tokens.encoded import Encoded
 
     seen = Observation(None, millions * 1_000_000, folder=str(folder / "scratch"))
     ids = np.arange(9, dtype=np.int32)

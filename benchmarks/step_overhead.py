@@ -128,7 +128,7 @@ def tick(clock: list[tuple[float, float]]) -> None:
 
 def worker(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
     """A worker's whole run, timed where it begins to fetch the batches of a step."""
-    from finetune_trainer.worker.main import run
+    from finetune_trainer.worker.rank_run import run_rank
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     fetch, losses = FineTuneTrainer.get_batch_samples, []
@@ -146,7 +146,7 @@ def worker(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
 
     FineTuneTrainer.get_batch_samples = fetched  # type: ignore[method-assign]
     FineTuneTrainer.log = logged  # type: ignore[method-assign]
-    if code := run(order, os.open(os.devnull, os.O_WRONLY)):
+    if code := run_rank(order, os.open(os.devnull, os.O_WRONLY)):
         raise SystemExit(f"the worker ended with {code}")
     return losses[-1]
 
@@ -156,20 +156,20 @@ def bare(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
     import deepspeed
     import torch
 
-    from finetune_trainer.worker import main as parts
-    from finetune_trainer.worker.losses.head import head_of
+    from finetune_trainer.worker import rank_run as parts
+    from finetune_trainer.worker.tasks import task_of
 
     plan = order.plan
     torch.set_num_threads(order.threads)
     parts.join(order)
-    model = parts.load_model(plan, Path(order.model), torch.float32, 0)
-    batching = parts.batching_of(plan, model, 0)
-    rows = parts.rows_of(order, "train")
-    items = parts.items_of(plan, rows, None)
+    model = parts.load_model(task_of(plan), Path(order.model), torch.float32, 0)
+    batching = task_of(plan).batching(model, 0)
+    rows = parts.load_split(order, "train")
+    items = task_of(plan).items(rows)
     data = parts.VirtualDataset(
         rows, plan.schedule.seed, plan.schedule.max_steps, BATCH, items=items, dealt=batching.dealt
     )
-    head = head_of(plan, model)
+    head = task_of(plan).loss(model)
     rate = {"lr": plan.schedule.learning_rate, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
     engine, optimizer, _, _ = deepspeed.initialize(model=model, config=filled(plan, rate))
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -84,7 +84,7 @@ def imports() -> None:
     import trl  # noqa: F401
     from trl import SFTConfig, SFTTrainer  # noqa: F401
 
-    import finetune_trainer.worker.main  # noqa: F401
+    import finetune_trainer.worker.rank_run  # noqa: F401
 
     datasets.disable_progress_bars()
 

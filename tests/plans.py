@@ -13,9 +13,9 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Part
-from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find
-from finetune_trainer.prepare.plan.layout import Layout, Request
+from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find_gpu
 from finetune_trainer.prepare.plan.machine import NODE_GPUS, Machine
+from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.ways import choose
 
 PAGE = Path(__file__).parents[1] / "docs" / "plans.md"
@@ -83,14 +83,14 @@ Causal language modelling on 50,000 rows of {TOKENS:,} tokens, {ROWS} rows a ste
 two), in bfloat16 (float16 on a T4); adapters of rank 16 on all linear layers. 8 GPUs are one node, 32 are four, joined
 by the network that is usual for the card. The job states no memory of the nodes, so nothing is offloaded to it.
 
-A cell: ZeRO stage, rows of a micro-batch x micro-batches of a step (`r`: activations are recomputed; `c`: logits are
-made in chunks), GiB a GPU at the peak (with its margin of a tenth), tokens a second of all GPUs. Where nothing fits:
-what the least layout needs, and the first way out that `finetune plan` names. **None of it was measured on GPUs by
-us**; the rates are fitted to what others publish, named in `trainer/finetune_trainer/prepare/plan/speed.py` and
-`gpus.py`.
+A cell has the ZeRO stage, the rows of a micro-batch x the micro-batches of a step (`r`: activations are recomputed;
+`c`: logits are made in chunks), GiB for each GPU at the peak (with its margin of a tenth), and tokens per second of all
+GPUs. Where nothing fits, it has the memory of the smallest layout, and the first change that `finetune plan` proposes.
+**We have measured none of it on GPUs**; the rates are fitted to figures that others publish, which are named in
+`trainer/finetune_trainer/prepare/plan/speed.py` and `gpus.py`.
 
-`DS`: what DeepSpeed's own estimators say for the same stage and GPUs, for model states alone, without offload
-(`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). They know no adapters.
+`DS` is the result of DeepSpeed's own estimators for the same stage and GPUs, for model states alone, without offload
+(`estimate_zero2_model_states_mem_needs`, `estimate_zero3_model_states_mem_needs`). They do not count adapters.
 """
 
 FOOT = """
@@ -168,7 +168,7 @@ class Cell:
     """What one machine gets: a layout, or the refusal."""
 
     machine: Machine
-    layout: Layout | None
+    layout: RankLayout | None
     refusal: str = ""
 
     @property
@@ -241,7 +241,7 @@ def _beyond(one: Growth, two: Growth, more: int) -> Growth:
 @cache
 def cell(model: str, method: MethodType, card: str, gpus: int) -> Cell:
     """What is planned for it."""
-    gpu = find(card)
+    gpu = find_gpu(card)
     assert gpu is not None
     machine = machine_with(gpu, gpus)
     request = Request(
@@ -255,7 +255,7 @@ def cell(model: str, method: MethodType, card: str, gpus: int) -> Cell:
         methods=() if gpu.name.startswith("MI") or method is MethodType.QLORA else (MethodType.QLORA,),
     )
     if method is MethodType.QLORA and gpu.name.startswith("MI"):
-        return Cell(machine, None, "refused: 4 bits were run on no AMD GPU by any test of ours")
+        return Cell(machine, None, "refused: our tests have not run 4-bit weights on an AMD GPU")
     try:
         return Cell(machine, choose(request))
     except SpecError as error:

@@ -20,12 +20,17 @@ MODULES = Path(__file__).parent / "tools"
 
 @dataclass(frozen=True)
 class Program:
-    """Where a program comes from: its folder below tests/tools, its Go package, linker flags and build tags."""
+    """Where a program comes from: its folder below tests/tools, its Go package, linker flags and build tags.
+
+    Attributes:
+        cgo: whether parts of it are written in C, so that the build needs a C compiler.
+    """
 
     module: str
     package: str
     ldflags: str = ""
     tags: str = ""
+    cgo: bool = False
 
 
 KUBE_VERSION = "v1.36.3"  # the binaries say v0.0.0 otherwise
@@ -61,12 +66,13 @@ PROGRAMS = {
     "helm": Program("misc", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
     "helm-unittest": Program("helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest"),
     "kubeconform": Program("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "vale": Program("vale", "github.com/vale-cli/vale/v3/cmd/vale", "-X main.version=v3.22.0", cgo=True),
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
 }
 
 
 class GoMissingError(RuntimeError):
-    """There is no Go toolchain to build a program with."""
+    """There is no Go toolchain, or no C compiler that the program needs, to build it with."""
 
 
 def cache() -> Path:
@@ -89,7 +95,7 @@ def build(name: str) -> Path:
     """Path of a program, built if it is not in the cache.
 
     Raises:
-        GoMissingError: it is not in the cache and there is no `go` on PATH.
+        GoMissingError: it is not in the cache and there is no `go`, or no C compiler that it needs, on PATH.
         subprocess.CalledProcessError: the build failed; its output is on stderr.
     """
     program = PROGRAMS[name]
@@ -102,6 +108,8 @@ def build(name: str) -> Path:
     go = shutil.which("go")
     if go is None:
         raise GoMissingError(f"{name} is not built yet and there is no `go` on PATH: install Go 1.26 or newer")
+    if program.cgo and not any(map(shutil.which, ("gcc", "cc", "clang"))):
+        raise GoMissingError(f"{name} is not built yet and there is no C compiler on PATH: install gcc")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once: the second waits and finds the first one's binary
@@ -121,7 +129,7 @@ def _go_build(go: str, program: Program, module: Path, binary: Path) -> None:
     subprocess.run(
         [nice, "-n", "10", *command] if nice else command,
         cwd=module,
-        env={**os.environ, "CGO_ENABLED": "0"},
+        env={**os.environ, "CGO_ENABLED": "1" if program.cgo else "0"},
         check=True,
         stdout=sys.stderr,
     )

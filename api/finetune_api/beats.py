@@ -1,7 +1,7 @@
-"""JSON between the agents of a gang: a member's beat, the leader's directive, and the progress that the leader shows.
+"""JSON between the agents of a gang: beats of the members, directives and progress of the leader.
 
-The protocol is a long poll: an agent POSTs its beat to the leader, which answers when its directive differs from the
-one the agent has, else after about a second. Generations only grow; an agent ignores a directive of an older one.
+The protocol is a long poll. An agent POSTs its beat to the leader. The leader answers when its directive differs from
+that of the agent, or after about a second. Generations only grow; an agent ignores directives of older generations.
 """
 
 from enum import StrEnum
@@ -13,29 +13,29 @@ from finetune_api.messages import Message
 
 
 class AgentState(StrEnum):
-    BOOT = "boot"  # warming the zygote, fetching model and data
-    READY = "ready"  # no workers, could start some
+    BOOT = "boot"  # starts the zygote, fetches model and data
+    READY = "ready"  # has no workers and can start them
     RUNNING = "running"  # has workers of the generation it reports
-    ENDED = "ended"  # its workers of that generation have all exited, by themselves
+    ENDED = "ended"  # all workers of that generation have exited by themselves
 
 
 class RankState(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     FINISHED = "finished"  # exit 0
-    DRAINED = "drained"  # exit 143: saved and stopped because it was told to
+    DRAINED = "drained"  # exit 143: saved a checkpoint and stopped on request
     FAILED = "failed"
 
 
 class RankReport(Message):
-    """One worker, as its agent sees it.
+    """The state of one worker, from its agent.
 
     Attributes:
-        phase: what the worker says it does: load, train, eval, save.
+        phase: what the worker does: load, train, eval or save.
         exit_code: set when it has exited; -9 means killed by signal 9.
-        ended_at: wall-clock seconds on its node when the exit was seen.
-        error: the exception's first line, where the worker could still tell.
-        log_tail: the last lines of its log, when it failed.
+        ended_at: wall-clock seconds on its node when the agent noticed the exit.
+        error: first line of the exception; empty if the worker could not report it.
+        log_tail: the last lines of its log if it failed.
     """
 
     rank: int
@@ -71,18 +71,18 @@ class PartId(Message):
 
     @property
     def checkpoint(self) -> CheckpointId:
-        """What it is a share of."""
+        """The checkpoint that this is a part of."""
         return CheckpointId(step=self.step, generation=self.generation)
 
 
 class StepMetrics(Message):
-    """What rank 0 measured at a step; the gang's reported loss is the mean over ranks.
+    """What rank 0 measured at a step. The loss is the mean over all ranks.
 
     Attributes:
         tokens: non-padding tokens of the global batch of this step.
         seconds: duration of the step on rank 0, without evaluation and saving.
-        data_wait: of these, seconds that it waited for data.
-        memory_bytes: peak so far, of rank 0: what tensors took of the GPU's memory; without GPU, resident memory.
+        data_wait: seconds of these in which rank 0 waited for data.
+        memory_bytes: peak of rank 0 so far: memory of tensors on the GPU; without a GPU, resident memory.
     """
 
     step: int
@@ -96,8 +96,11 @@ class StepMetrics(Message):
 
 
 class EvalMetrics(Message):
-    """The metrics of one evaluation, such as eval_loss. `overfitting_since`: the step at which the run turned, if it
-    overfits by now."""
+    """The metrics of one evaluation, such as eval_loss.
+
+    Attributes:
+        overfitting_since: step since which the run overfits; None = it does not.
+    """
 
     step: int
     values: dict[str, float]
@@ -105,23 +108,23 @@ class EvalMetrics(Message):
 
 
 class Beat(Message):
-    """What an agent tells the leader.
+    """The state of one agent, which it sends to the leader.
 
     Attributes:
         node: index of the pod.
-        incarnation: differs for every start of the agent, so that a replaced pod is seen.
+        incarnation: differs for every start of the agent, so that the leader notices a replaced pod.
         host: address under which the other nodes reach this one.
-        port: one that is free on this node, if it could start workers: for the rendezvous, if it gets rank 0.
-        generation: the highest generation it has heard of.
+        port: a free port of this node for the rendezvous, in case it gets rank 0; 0 if it cannot start workers.
+        generation: the highest generation that the agent knows.
         complete: checkpoints complete on its local disk.
         best: the best of them by its evaluation, while storage lacks it.
-        uploaded: checkpoints whose part of this node lies in storage.
-        steps: metrics since the last beat that was answered, oldest first (from the node of rank 0).
+        uploaded: checkpoints whose part of this node is in storage.
+        steps: metrics since the last answered beat, oldest first; from the node of rank 0.
         suspects: stored shares that did not verify on this node; the leader reads them itself before it believes that.
-        draining: this pod was told to stop.
-        storage_error: the sentence of the last upload or fetch that failed, empty when storage works.
-        unfit: why this node can start no workers, in a sentence; it ends then.
-        have: generation and action of the directive it obeys now.
+        draining: Kubernetes has asked this pod to stop.
+        storage_error: error of the last upload or fetch, in a sentence; empty if storage works.
+        unfit: why this node cannot start workers, in a sentence; the agent then ends.
+        have: generation and action of the current directive of the agent.
     """
 
     node: int
@@ -143,25 +146,44 @@ class Beat(Message):
     have: str = ""
 
 
+class GangPhase(StrEnum):
+    """What a gang does now, as its leader reports it."""
+
+    STARTING = "starting"  # nodes are missing, and the gang has not run yet
+    RECOVERING = "recovering"  # a new generation is on its way
+    LOAD = "load"  # workers load the model
+    TRAIN = "train"
+    EVAL = "eval"
+    SAVE = "save"
+    FAILED = "failed"
+    DONE = "done"
+    UNKNOWN = "unknown"  # a phase that only another version knows
+
+    @classmethod
+    def _missing_(cls, value: object) -> "GangPhase | None":
+        """Read the phase of another version as UNKNOWN; what is not text stays an error."""
+        return cls.UNKNOWN if isinstance(value, str) else None
+
+
 class Action(StrEnum):
-    HOLD = "hold"  # no workers: kill those of an older generation, report what you have
+    HOLD = "hold"  # no workers: kill those of an older generation, report complete checkpoints
     FETCH = "fetch"  # no workers: bring this node rank's share of the checkpoint to the local disk
     RUN = "run"  # start the workers of this generation
     DRAIN = "drain"  # agree on a step, save, upload, stop
     DONE = "done"  # everything is trained and committed: exit 0
     STOPPED = "stopped"  # drained and committed: exit 143
-    FAILED = "failed"  # no retry will help, or the budget is spent
+    FAILED = "failed"  # a restart would not help, or the budget is spent
 
 
 class Directive(Message):
-    """What every node of the gang obeys next.
+    """The next instruction for every node of the gang.
 
     Attributes:
-        ranks: node index -> node rank; a node that is not named is a spare.
+        ranks: node index -> node rank; a node without a rank is a spare.
         master_host, master_port: rendezvous of this generation; a port is never used twice in a row.
         resume: the checkpoint to start from, or to fetch; None = from the base model.
-        reason: why, in a sentence, for logs and people.
-        exit_code: for FAILED, the code every agent exits with.
+        reason: the reason in a sentence, for logs and users.
+        exit_code: for FAILED, the exit code of every agent.
     """
 
     generation: int
@@ -175,7 +197,7 @@ class Directive(Message):
 
     @property
     def key(self) -> str:
-        """What a beat carries as `have`: equal for two directives that ask for the same."""
+        """Value of `have` in a beat; equal for two directives with the same instruction."""
         key = f"{self.generation}/{self.action}"
         if self.action is not Action.FETCH or self.resume is None:
             return key
@@ -184,7 +206,7 @@ class Directive(Message):
 
 
 class Failure(Message):
-    """Why a generation ended: the first culprit, not its victims."""
+    """Why a generation ended: the failure that came first, not its consequences."""
 
     category: FailureCategory
     node: int
@@ -198,13 +220,13 @@ class Recovery(Message):
     """One move to a new generation.
 
     Attributes:
-        generation: the first that was given out for it, which no other recovery has.
-        time: when the failure was seen, ISO 8601 with a time zone.
-        node: index of the pod at fault, if one is.
-        rank: the first rank that failed, if one did.
-        resumed_step: the checkpoint it went on from; None = the base model, or not started yet.
-        lost_steps: steps that had run beyond it.
-        seconds: from the failure to the next step; None until that step is made.
+        generation: the first generation of this recovery; no other recovery has it.
+        time: when the leader noticed the failure, ISO 8601 with a time zone.
+        node: index of the pod at fault; None = unknown.
+        rank: the first rank that failed; None = no rank failed.
+        resumed_step: step of the checkpoint from which it continued; None = the base model, or not started yet.
+        lost_steps: steps that were made after that checkpoint.
+        seconds: seconds from the failure to the next step; None until that step is made.
     """
 
     generation: int
@@ -219,7 +241,11 @@ class Recovery(Message):
 
 
 class RecoveryTotals(Message):
-    """All recoveries of a run, also those no longer listed. `restarts`: those that counted, announced stops do not."""
+    """Totals over all recoveries of a run, including those that are no longer listed.
+
+    Attributes:
+        restarts: recoveries that count against the restart budget; announced stops do not.
+    """
 
     count: int = 0
     restarts: int = 0
@@ -229,13 +255,13 @@ class RecoveryTotals(Message):
 
 
 class CheckpointFacts(Message):
-    """A committed checkpoint, as people are told of it.
+    """A committed checkpoint, for reports.
 
     Attributes:
-        generation: of which it is; None where an older version tells, or where its folder in storage is named by the
-            step alone: `contract.checkpoint_name` of both is the folder's name.
+        generation: generation that saved it; None from an older version, or if the name of its folder in storage holds
+            the step alone. `contract.checkpoint_name` of step and generation is the name of the folder.
         saved: ISO 8601.
-        metrics: its evaluation.
+        metrics: metrics of its evaluation.
     """
 
     step: int
@@ -247,12 +273,12 @@ class CheckpointFacts(Message):
 
 
 class Outage(Message):
-    """Storage has refused for a while: nothing is lost, but what is saved stays on the nodes' disks.
+    """A time in which storage refuses requests. Nothing is lost: checkpoints stay on the disks of the nodes.
 
     Attributes:
         since: ISO 8601.
-        message: the last refusal, a sentence.
-        last_commit: when the last checkpoint was committed, ISO 8601; None = there is none.
+        message: the last error of storage, a sentence.
+        last_commit: when the last checkpoint was committed, ISO 8601; None = no checkpoint yet.
     """
 
     since: str
@@ -261,25 +287,25 @@ class Outage(Message):
 
 
 class Progress(Message):
-    """What the leader answers to GET /progress.
+    """The answer of the leader to GET /progress.
 
     Attributes:
         epoch: passes over the training rows so far.
-        tokens_per_second: non-padding tokens trained per second of step time, all ranks.
-        samples_per_second: rows trained per second of step time, all ranks.
-        mfu: model FLOPs utilisation (PaLM paper, appendix B): share of the GPUs' peak; None if that is not known.
-        data_wait: share of the recent steps' time that rank 0 waited for data.
-        memory_bytes: peak of rank 0, as of StepMetrics.
+        tokens_per_second: non-padding tokens per second of step time, over all ranks.
+        samples_per_second: rows per second of step time, over all ranks.
+        mfu: model FLOPs utilisation (PaLM paper, appendix B): share of the peak of the GPUs; None = unknown.
+        data_wait: share of the time of recent steps in which rank 0 waited for data.
+        memory_bytes: peak of rank 0, as in StepMetrics.
         train_seconds: step time so far, without evaluation and saving.
         checkpoints: committed ones that are kept, ascending.
-        checkpoint_count: checkpoints committed in all, also those deleted since.
-        recoveries: the last of all attempts, oldest first.
-        overfitting_since: the step with the lowest eval loss, if it has risen since while the training loss fell.
-        stopped_early: why the run ended before its last step, in a sentence; empty where it did not.
-        outage: set while uploads or commits have been refused for a while.
+        checkpoint_count: number of checkpoints committed so far, including deleted ones.
+        recoveries: the last recoveries over all attempts, oldest first.
+        overfitting_since: step of the lowest eval loss, if it has risen since while the training loss has fallen.
+        stopped_early: why the run ended before its last step, in a sentence; empty if it did not.
+        outage: set while storage has refused uploads or commits for some time.
     """
 
-    phase: str
+    phase: GangPhase
     generation: int
     step: int = 0
     max_steps: int = 0
@@ -308,7 +334,7 @@ class Progress(Message):
 
 
 class Trained(Message):
-    """Work that is safe: tokens and step time up to a committed step."""
+    """Tokens and step time up to the last committed step."""
 
     step: int = 0
     tokens: int = 0
@@ -316,12 +342,12 @@ class Trained(Message):
 
 
 class GenerationRecord(Message):
-    """generation.json: who leads, the highest generation given out, and what a next leader must know of the past.
+    """generation.json: the address of the leader, the current generation, and history for the next leader.
 
     Attributes:
-        started: workers of this generation were started and none of its endings is recorded; a next leader that reads
-            this has lost the leader before it in the middle of work.
-        overfitting_since: as the last evaluation told it.
+        started: whether workers of this generation were started and its end is not recorded. A new leader that reads
+            True knows that the previous leader was lost during work.
+        overfitting_since: value from the last evaluation.
     """
 
     generation: int

@@ -1,8 +1,8 @@
 """The models as a CustomResourceDefinition: `python -m finetune_api.crd` prints manifests/base/crd.yaml.
 
-Structural, as the API server demands. Three kinds of field cannot be told in a structural schema and are stored as they
-are (x-kubernetes-preserve-unknown-fields): string-or-object (dataset.eval), string-or-list (target_modules) and free
-objects (deepspeed.config). The operator checks these with the same models.
+The schema is structural, as the API server requires. A structural schema cannot express three kinds of field, which are
+stored unchecked (x-kubernetes-preserve-unknown-fields): string-or-object (dataset.eval), string-or-list
+(target_modules) and free objects (deepspeed.config). The operator checks them with the same models.
 """
 
 import sys
@@ -11,18 +11,14 @@ from typing import Any
 
 from finetune_api import contract, yaml12
 from finetune_api.v1alpha1.base import LABEL_PATTERN, MAX_NAME_LENGTH
+from finetune_api.v1alpha1.facts import FIXED_BELOW, LATER, MUTABLE
 from finetune_api.v1alpha1.job import FineTuneJob
+from finetune_api.v1alpha1.markers import Later
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
-from finetune_api.v1alpha1.supported import LATER, Later
 from finetune_api.v1alpha1.tree import children
 
 Schema = dict[str, Any]
-
-# What may change once a job is made; everything else is the job's identity.
-MUTABLE = contract.MUTABLE_FIELDS | {"nodes", "spares"}
-# Fixed below what may change: what makes another result, and what an admin may restrict when a job is accepted.
-FIXED_BELOW = (("export", "merge"), ("export", "smokeTestPrompts"), ("export", "priorityClassName"))
 
 COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Phase", "string", ".status.phase", 0),
@@ -43,7 +39,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
 
 
 def crd() -> dict[str, Any]:
-    """The CustomResourceDefinition as plain data."""
+    """Return the CustomResourceDefinition as plain data."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -77,13 +73,13 @@ def crd() -> dict[str, Any]:
 
 
 def schema() -> Schema:
-    """The structural schema of the object."""
+    """Return the structural schema of the object."""
     raw = FineTuneJob.model_json_schema(by_alias=True)
     root = _structural(raw, raw.get("$defs", {}))
     properties = root["properties"]
     properties["apiVersion"] = {"type": "string", "description": "API group and version.", "maxLength": 64}
     properties["kind"] = {"type": "string", "description": "Kind of the object.", "maxLength": 64}
-    properties["metadata"] = {"type": "object"}  # the API server allows no more than name and generateName to be ruled
+    properties["metadata"] = {"type": "object"}  # the API server allows rules for name and generateName only
     root["required"] = ["spec"]
     root["x-kubernetes-validations"] = [_name_rule()]
     conditions = properties["status"]["properties"]["conditions"]
@@ -96,7 +92,7 @@ def schema() -> Schema:
             )
     for path, later in LATER.items():
         root_field, *below = path.split(".")[1:]
-        if root_field in MUTABLE and below and (root_field, *below) not in FIXED_BELOW:
+        if root_field in MUTABLE and below and path not in FIXED_BELOW:
             _at(root, ("spec", root_field)).setdefault("x-kubernetes-validations", []).append(_later_rule(below, later))
     properties["spec"]["x-kubernetes-validations"] += list(_transition_rules())
     return root
@@ -111,7 +107,7 @@ def _name_rule() -> dict[str, str]:
 
 
 def _later_rule(below: list[str], later: Later) -> dict[str, str]:
-    """Refuse what is not supported yet where it may be changed: a running job must never be given such a value."""
+    """Return the rule that no unsupported value can be set where the field may change while the job runs."""
     [field] = below
     values = "" if later.values is None else f" && self.{field} in {list(later.values)}"
     what = field if later.values is None else f"{field}: {', '.join(later.values)}"
@@ -127,19 +123,14 @@ def _transition_rules() -> Iterator[dict[str, str]]:
         if key not in MUTABLE:
             same = f"has(self.{key}) == has(oldSelf.{key}) && (!has(self.{key}) || self.{key} == oldSelf.{key})"
             yield {"rule": same, "message": f"spec.{key} cannot be changed: make a new FineTuneJob"}
-    for key, below in FIXED_BELOW:
+    for path in FIXED_BELOW:
+        _, key, below = path.split(".")
         new, old = (f"has({one}.{key}) && has({one}.{key}.{below})" for one in ("self", "oldSelf"))
         same = f"({new}) == ({old}) && (!({new}) || self.{key}.{below} == oldSelf.{key}.{below})"
-        yield {"rule": same, "message": f"spec.{key}.{below} cannot be changed: make a new FineTuneJob"}
-    for key in ("nodes", "spares"):
-        yield {
-            "rule": f"self.{key} == oldSelf.{key} || oldSelf.suspend",
-            "message": f"spec.{key} can be changed only while the job is suspended: set spec.suspend to true first",
-        }
-    yield {
-        "rule": "self.dryRun == oldSelf.dryRun || !self.dryRun",
-        "message": "spec.dryRun can be changed from true to false only",
-    }
+        yield {"rule": same, "message": f"{path} cannot be changed: make a new FineTuneJob"}
+    for key, mutable in MUTABLE.items():
+        if mutable.rule:
+            yield {"rule": mutable.rule.format(field=key), "message": mutable.refusal.format(field=key)}
 
 
 def _at(root: Schema, path: tuple[str, ...]) -> Schema:
@@ -170,7 +161,7 @@ _KEPT = (
 
 
 def _structural(raw: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
-    """One schema with references resolved, null left out, and only what a structural schema may hold."""
+    """Return a schema with references resolved, without null, and with only what a structural schema may hold."""
     if "$ref" in raw:
         target = defs[raw["$ref"].rsplit("/", 1)[-1]]
         raw = {**target, **{key: value for key, value in raw.items() if key != "$ref"}}
@@ -180,34 +171,34 @@ def _structural(raw: Mapping[str, Any], defs: Mapping[str, Any]) -> Schema:
             assert len(branches) == 1, f"a union needs a schema of its own: {raw}"
             inner = _structural(branches[0], defs)
             raw = {**{key: value for key, value in raw.items() if key != union}, **{"$inner": inner}}
-    found: Schema = dict(raw.get("$inner", {}))
-    found.update({key: raw[key] for key in _KEPT if key in raw})
+    kept: Schema = dict(raw.get("$inner", {}))
+    kept.update({key: raw[key] for key in _KEPT if key in raw})
     if "const" in raw:
-        found["enum"] = [raw["const"]]
+        kept["enum"] = [raw["const"]]
     for bound, name in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if bound in raw:
-            found[name], found[bound] = raw[bound], True
+            kept[name], kept[bound] = raw[bound], True
     if "properties" in raw:
-        found["properties"] = {key: _structural(value, defs) for key, value in raw["properties"].items()}
+        kept["properties"] = {key: _structural(value, defs) for key, value in raw["properties"].items()}
     if "items" in raw:
-        found["items"] = _structural(raw["items"], defs)
+        kept["items"] = _structural(raw["items"], defs)
     if isinstance(raw.get("additionalProperties"), Mapping):
-        found["additionalProperties"] = _structural(raw["additionalProperties"], defs)
+        kept["additionalProperties"] = _structural(raw["additionalProperties"], defs)
     if raw.get("default") is not None:
-        found["default"] = raw["default"]
-    return _bounded(found)
+        kept["default"] = raw["default"]
+    return _bounded(kept)
 
 
-def _bounded(found: Schema) -> Schema:
-    kind = found.get("type")
-    if kind == "string" and "maxLength" not in found:
-        longest = max((len(choice) for choice in found["enum"]), default=0) if "enum" in found else 64
-        found["maxLength"] = longest
+def _bounded(kept: Schema) -> Schema:
+    kind = kept.get("type")
+    if kind == "string" and "maxLength" not in kept:
+        longest = max((len(choice) for choice in kept["enum"]), default=0) if "enum" in kept else 64
+        kept["maxLength"] = longest
     if kind == "integer":
-        found.setdefault("format", "int64")
-    if found.get("format") == "date-time":
-        found.pop("maxLength", None)
-    return found
+        kept.setdefault("format", "int64")
+    if kept.get("format") == "date-time":
+        kept.pop("maxLength", None)
+    return kept
 
 
 def main() -> None:
@@ -216,7 +207,7 @@ def main() -> None:
 
 
 def text() -> str:
-    """The CRD as YAML, with the line that says how to make it anew."""
+    """Return the CRD as YAML, with a comment on how to generate it."""
     return "# Generated from the models by `python -m finetune_api.crd`. Do not edit.\n" + yaml12.dump(crd())
 
 

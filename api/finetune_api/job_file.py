@@ -1,6 +1,6 @@
 """A job as it was written in a file or on standard input, with the values that the command line sets in it.
 
-The file is read once: a pipe cannot be read again when the line of a problem is asked for.
+The file is read once, because a pipe cannot be read again to find the line of a problem.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,22 +9,24 @@ from typing import Any
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.files import locate, read_text
 from finetune_api.v1alpha1.overrides import OPTION, Override, path_of, value_at, with_overrides
 from finetune_api.v1alpha1.parse import parse_job
 from finetune_api.v1alpha1.shorthand import expand
 from finetune_api.v1alpha1.tree import Path, dotted
-from finetune_api.yaml12 import LineIndex, load, locate, read_text
+from finetune_api.yaml12 import LineIndex, load
 
 
 @dataclass(frozen=True)
 class JobFile:
-    """A job that may still be wrong.
+    """A job that is not validated yet.
 
     Attributes:
         source: the file's name, for messages.
         data: with every short form written out, and with the overrides.
-        notes: a sentence for each short form.
-        overrides: values that the command line has set; `before` holds what the file had in their places.
+        notes: a note for each short form.
+        overrides: values that the command line sets.
+        before: the values that the file has at the paths of the overrides.
     """
 
     source: str
@@ -39,7 +41,7 @@ class JobFile:
         """Read a file; `-` is standard input.
 
         Raises:
-            SpecError: it cannot be read, or is no YAML.
+            SpecError: the file cannot be read, or is not YAML.
         """
         source = "standard input" if path == "-" else path
         data, lines = load(read_text(path), source)
@@ -47,7 +49,7 @@ class JobFile:
         return cls(source, expanded, lines, tuple(notes))
 
     def having(self, overrides: Sequence[Override]) -> "JobFile":
-        """The same job with more values set.
+        """Return the job with more values set.
 
         Raises:
             SpecError: a path cannot be followed.
@@ -66,7 +68,7 @@ class JobFile:
         """Return the job.
 
         Raises:
-            SpecError: everything that is wrong with it, with lines of the file; a value of the command line has none.
+            SpecError: all problems, with the lines of the file; a value of the command line has no line.
         """
         try:
             return parse_job(self.data, self.lines, self.source)
@@ -74,11 +76,11 @@ class JobFile:
             raise SpecError([self._of_command_line(problem) for problem in error.problems]) from None
 
     def locate(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Return problems that were found later with the line of their field."""
+        """Add the line of the field to problems that were found later."""
         return [self._of_command_line(problem) for problem in locate(problems, self.lines, self.source)]
 
     def _of_command_line(self, problem: Problem) -> Problem:
-        """A problem at a value that the command line has set carries no line of the file."""
+        """Remove file and line from a problem at a value that the command line has set."""
         if problem.file != self.source or not any(
             _is_at_or_below(problem.field, override.path) for override in self.overrides
         ):
@@ -90,7 +92,7 @@ def override(text: str) -> Override:
     """Return the value that `path=value` sets, typed as YAML 1.2 types it.
 
     Raises:
-        SpecError: it has no `=`, no path, or its value is no YAML.
+        SpecError: the text has no `=` or no path, or the value is not YAML.
     """
     path, equals, written = text.partition("=")
     if not equals:

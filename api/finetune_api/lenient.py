@@ -1,4 +1,4 @@
-"""Reads what another version of this software has stored: what this version cannot read is left out, item by item."""
+"""Reads what another version of this software has stored. Items that this version cannot read are left out."""
 
 import json
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ Path = tuple[str | int, ...]
 def read(model: type[Model], data: Any) -> Model | None:
     """Return the value without the parts that this version cannot read; None if a required part of the root is one.
 
-    A field that cannot be read takes its default. Where the field is required, the object that holds it goes too: a
-    condition of an unknown type, a recovery of an unknown category.
+    A field that cannot be read takes its default. If the field is required, the object that holds it is left out too,
+    such as a condition of an unknown type or a recovery of an unknown category.
     """
     while True:
         try:
@@ -29,9 +29,8 @@ def read(model: type[Model], data: Any) -> Model | None:
 def without(data: Any, paths: Iterable[Path]) -> Any:
     """Return a copy of JSON data without the items at these paths."""
     left = json.loads(json.dumps(data))
-    for path in sorted(
-        set(paths), key=_order, reverse=True
-    ):  # of a list, the last item first: the others keep their index
+    # The last item of a list is deleted first, so that the other items keep their index.
+    for path in sorted(set(paths), key=_order, reverse=True):
         holder = left
         for part in path[:-1]:
             holder = holder[part]
@@ -40,8 +39,10 @@ def without(data: Any, paths: Iterable[Path]) -> Any:
 
 
 def _present(data: Any, location: Iterable[str | int]) -> Path:
-    """Return the part of an error's location that stands in the data: a missing field ends at the object that lacks it,
-    and the tags that pydantic adds for unions are no items."""
+    """Return the part of an error's location that exists in the data.
+
+    The location of a missing field ends at the object that lacks it. Tags that pydantic adds for unions do not exist.
+    """
     path: Path = ()
     for part in location:
         inside = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))

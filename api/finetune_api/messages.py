@@ -1,7 +1,7 @@
-"""JSON that travels between the parts: plan, manifest, checkpoint. (`beats` has the gang's, `results` the stages'.)
+"""JSON messages between the programs, and stored JSON files: facts of model and data, manifests, checkpoints.
 
-Every message is frozen. Unknown fields are skipped: a newer version may have written them. (Unknown values: see
-`lenient`.)
+`plan` holds the plan, `beats` the messages of a gang, `results` the results of the stages. Every message is frozen.
+Unknown fields are skipped, because a newer version may have written them; `lenient` skips unknown values.
 """
 
 from enum import StrEnum
@@ -11,17 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 def _is_empty(value: tuple[object, ...]) -> bool:
-    """Operators before 0.1.0 refuse a result with a field that they do not know: it is left out while it is empty."""
+    """Return whether a field is left out. Operators before 0.1.0 refuse a result with a field that they do not know."""
     return not value
 
 
 class Message(BaseModel):
-    """The base of everything sent or stored."""
+    """The base class of every message that is sent or stored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     def to_json(self) -> str:
-        """Stable, indented JSON: the same value gives the same bytes."""
+        """Return indented JSON; equal messages give equal bytes."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
@@ -33,7 +33,7 @@ class Task(StrEnum):
 
 
 class ProblemType(StrEnum):
-    """What a classification predicts, by the names that transformers has for it."""
+    """What a classification predicts, by its name in transformers."""
 
     SINGLE_LABEL = "single_label_classification"
     MULTI_LABEL = "multi_label_classification"
@@ -52,21 +52,21 @@ class Stage(StrEnum):
     EXPORT = "export"
 
 
-# ---------------------------------------------------------------- what prepare found and chose
+# ---------------------------------------------------------------- model and data
 
 
 class ModelFacts(Message):
     """The mirrored base model.
 
     Attributes:
-        name: hub name, or the last part of the URI it came from.
-        commit: hub commit, or the sha256 over its files.
+        name: name on the hub, or the last part of its URI.
+        commit: commit on the hub, or the sha256 over its files.
         prefix: key prefix in the job's storage.
-        source: the URI or hub name the user gave.
+        source: the URI or hub name that the user gave.
         model_type: `config.json`'s model_type, such as `bert` or `llama`.
         parameters: number of parameters, from the safetensors headers.
-        size_bytes: bytes of its weight files.
-        max_positions: longest sequence it can take, in tokens; 0 where it does not say.
+        size_bytes: bytes of the weight files.
+        max_positions: longest sequence in tokens; 0 = unknown.
     """
 
     name: str
@@ -80,12 +80,12 @@ class ModelFacts(Message):
 
 
 class AdapterFacts(Message):
-    """The mirrored adapter that training starts from.
+    """The mirrored adapter from which training starts.
 
     Attributes:
         commit: sha256 over its files.
         prefix: key prefix in the job's storage: `adapter_config.json` and `adapter_model.safetensors`.
-        source: the URI the user gave.
+        source: the URI that the user gave.
     """
 
     commit: str
@@ -97,11 +97,11 @@ class SplitFacts(Message):
     """One split of the prepared data.
 
     Attributes:
-        rows: sequences that a model sees: examples, or packs of them; for masked-lm also parts of long documents.
-        examples: rows before packing; 0 in files of an older version.
-        tokens: non-padding tokens over all rows, after truncation; of seq2seq inputs and targets.
-        trained_tokens: tokens that carry loss (rows, for classification; for masked-lm all that may be hidden).
-        longest: tokens in the longest row, after truncation; of seq2seq in the longest input or target.
+        rows: sequences for the model: examples, or packs of examples; for masked-lm also parts of long documents.
+        examples: rows before packing; 0 in a file of an older version.
+        tokens: non-padding tokens of all rows after truncation; for seq2seq those of inputs and targets.
+        trained_tokens: tokens with a loss; for classification the rows, for masked-lm all tokens that may be masked.
+        longest: tokens of the longest row after truncation; for seq2seq of the longest input or target.
         truncated_rows: rows that were cut at `maxLength`.
     """
 
@@ -114,19 +114,24 @@ class SplitFacts(Message):
 
 
 class DatasetFacts(Message):
-    """The prepared data set at `datasets/<sha256>/`: `train-00000.arrow` and so on, `eval-00000.arrow` and so on, an
-    index of the rows of each (`train-00000.index.arrow`), `shards.json`, and MANIFEST.json, which comes last.
+    """The prepared data set at `datasets/<sha256>/`.
 
-    Arrow columns: `input_ids` list<int32>; causal-lm: `trained_runs` list<int32>, start and length of each run of
-    tokens that carry loss; classification: `label` int32 (index into `labels`), with several labels a row list<int32>
-    of such indices, and for regression float32; seq2seq: `labels` list<int32>, the target; masked-lm: none but the ids,
-    the worker masks. With packing also `seq_lengths` list<int32>: of a sequence's documents. Conversations:
-    `chat_template.jinja` to infer. Where the job has new tokens: the files of the tokenizer that knows them.
+    Files: `train-00000.arrow` and so on, `eval-00000.arrow` and so on, an index of the rows of each
+    (`train-00000.index.arrow`), `shards.json`, and last MANIFEST.json. For conversations also `chat_template.jinja`;
+    for a job with new tokens also the files of the tokenizer that knows them.
+
+    Arrow columns: `input_ids` list<int32> for every task.
+        causal-lm: `trained_runs` list<int32>, start and length of each run of tokens with a loss.
+        classification: `label` int32, an index into `labels`; list<int32> for several labels per row; float32 for
+            regression.
+        seq2seq: `labels` list<int32>, the target.
+        masked-lm: no other column, because the worker masks the tokens.
+        With packing: `seq_lengths` list<int32>, the lengths of the documents in a sequence.
 
     Attributes:
-        problem_type: of classification, else None.
-        ends: ids of the tokens that end an answer, as the rows teach it; empty where nothing is answered, and in files
-            of an older version.
+        problem_type: for classification; None for other tasks.
+        ends: ids of the tokens that end an answer in the rows; empty if there are no answers, and in a file of an older
+            version.
     """
 
     sha256: str
@@ -139,10 +144,13 @@ class DatasetFacts(Message):
 
 
 class Artifact(Message):
-    """Something the user keeps: `kind` is adapter or model; `uri` is where it lies.
+    """A result of a job.
 
     Attributes:
-        warnings: what its evaluation warns of, a sentence each, such as a skew that it makes larger.
+        uri: where the files are.
+        step: step of the checkpoint from which it was made.
+        metrics: evaluation of that checkpoint.
+        warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
     """
 
     kind: Literal["adapter", "model"]
@@ -156,7 +164,7 @@ class Artifact(Message):
 
 
 class FileEntry(Message):
-    """One file below a manifest: `path` relative to the manifest's folder, bytes, hex sha256."""
+    """One file of a manifest: path relative to the folder of the manifest, size in bytes, sha256 in hex."""
 
     path: str
     size: int
@@ -164,7 +172,7 @@ class FileEntry(Message):
 
 
 class Manifest(Message):
-    """The list that commits a prefix: present and verified, or the prefix does not exist."""
+    """The list of files that commits a prefix. A prefix without a valid manifest counts as missing."""
 
     kind: Literal["dataset", "model", "checkpoint", "artifact"]
     files: tuple[FileEntry, ...]
@@ -173,7 +181,7 @@ class Manifest(Message):
 
 
 class CheckpointPart(Message):
-    """PART.json: what one node holds of a checkpoint, saved under one generation."""
+    """PART.json: the part of a checkpoint that one node saved in one generation."""
 
     step: int
     generation: int
@@ -187,7 +195,7 @@ class CheckpointInfo(Message):
     """`info` of a checkpoint's manifest.
 
     Attributes:
-        samples: position in the virtual data set: samples consumed since the run began.
+        samples: position in the virtual data set: samples that the run has used since it began.
     """
 
     step: int

@@ -1,10 +1,10 @@
-"""What an evaluation measures, by task: the names for training.metric_for_best_model, with `eval_` before or not."""
+"""Metrics of an evaluation by task: the names for training.metric_for_best_model, with or without `eval_`."""
 
 from finetune_api.messages import ProblemType, Task
+from finetune_api.tasks import spec_of
 
 PREFIX = "eval_"
 ANSWERS = ("exact_match", "chrf", "rouge_1", "rouge_2", "rouge_l")  # of generated answers
-LOSSES = ("loss", "perplexity")
 ROWS: dict[ProblemType, tuple[str, ...]] = {
     ProblemType.SINGLE_LABEL: ("loss", "accuracy", "macro_f1", "weighted_f1"),
     ProblemType.MULTI_LABEL: ("loss", "micro_f1", "macro_f1", "weighted_f1", "exact_match"),
@@ -14,26 +14,22 @@ LOWER_IS_BETTER = frozenset({"loss", "perplexity", "mse", "mae"})
 
 
 def measured(task: Task, problem: ProblemType | None = None, *, answers: bool = True) -> tuple[str, ...]:
-    """Names of a task's metrics; of a classification whose problem type is not known, those of all types.
+    """Return the names of the metrics of a task; of all problem types, if that of a classification is unknown.
 
     Args:
         answers: whether answers are generated.
     """
-    match task:
-        case Task.CLASSIFICATION:
-            rows = [ROWS[problem]] if problem else list(ROWS.values())
-            return tuple(dict.fromkeys(name for names in rows for name in names))
-        case Task.MASKED_LM:
-            return (*LOSSES, "accuracy")
-        case Task.CAUSAL_LM | Task.SEQ2SEQ:
-            return (*LOSSES, *ANSWERS) if answers else LOSSES
+    spec = spec_of(task)
+    scored = [ROWS[problem]] if problem else list(ROWS.values())
+    scores = tuple(name for names in scored for name in names) if spec.labelled else ()
+    return tuple(dict.fromkeys((*spec.metrics, *scores, *(ANSWERS if spec.answers and answers else ()))))
 
 
 def full_name(metric: str) -> str:
-    """`eval_loss` of `loss`."""
+    """Return the name with `eval_`: `eval_loss` for `loss`."""
     return metric if metric.startswith(PREFIX) else f"{PREFIX}{metric}"
 
 
 def greater_is_better(metric: str) -> bool:
-    """Whether more of a metric is better, by its name."""
+    """Return whether a greater value of a metric is better."""
     return metric.removeprefix(PREFIX) not in LOWER_IS_BETTER

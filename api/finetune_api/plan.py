@@ -1,4 +1,4 @@
-"""`plan.json`: what prepare chose, in parts. A part is handed to whoever needs it; nothing copies single values.
+"""`plan.json`: what prepare chose, in parts. Code passes a whole part on and does not copy single values.
 
 Older versions wrote one flat object. `Plan` still reads it: `_in_parts` puts each value into its part.
 """
@@ -12,7 +12,7 @@ from finetune_api.messages import AdapterFacts, DatasetFacts, Message, MethodTyp
 
 
 class Choice(Message):
-    """One value the plan holds, and why: `origin` says whether the user or a rule chose it."""
+    """One value of the plan and its reason. `origin` says whether the user or a rule chose it."""
 
     field: str
     value: Any
@@ -21,7 +21,7 @@ class Choice(Message):
 
 
 class MemoryPart(Message):
-    """Bytes of one component of a rank's memory, and why so many."""
+    """Bytes of one component of the memory of a rank, and the reason for them."""
 
     name: str
     bytes: int
@@ -29,15 +29,16 @@ class MemoryPart(Message):
 
 
 class PlannedMemory(Message):
-    """The predicted peak of one rank.
+    """The predicted peak memory of one rank.
 
     Attributes:
-        unit: what a rank's memory is: a GPU's, or its share of the node's.
-        limit: bytes there are; `source` says where that is known from.
-        moment: when the peak is: at the loss, at the end of the backward pass, in the optimizer's step, or
-            in an evaluation.
-        parts: what it is for; they add up to `bytes`.
-        host: the same for a GPU's share of the node's memory; empty without GPU.
+        unit: GPU = the memory of a GPU; rank = the share of one rank in the memory of the node.
+        limit: available bytes.
+        source: where the limit is known from.
+        moment: when the peak occurs: at the loss, at the end of the backward pass, in the optimizer step, or in an
+            evaluation.
+        parts: components of the peak; they add up to `bytes`.
+        host: components of the memory of the node per GPU; empty without GPUs.
     """
 
     unit: Literal["GPU", "rank"]
@@ -49,12 +50,12 @@ class PlannedMemory(Message):
 
     @property
     def bytes(self) -> int:
-        """The peak."""
+        """The peak in bytes."""
         return sum(part.bytes for part in self.parts)
 
     @property
     def sentence(self) -> str:
-        """`14.2 of 80 GiB a GPU: weights 7.5, activations 4.1, ... GiB`"""
+        """A sentence such as `14.2 of 80 GiB a GPU: weights 7.5, activations 4.1, ... GiB`."""
         gib = 1 << 30
         largest = sorted(self.parts, key=lambda part: -part.bytes)
         shown = ", ".join(f"{part.name} {part.bytes / gib:.2g}" for part in largest if part.bytes >= gib // 100)
@@ -62,12 +63,12 @@ class PlannedMemory(Message):
 
 
 class Estimate(Message):
-    """What a run is predicted to take; `how` says by what assumptions.
+    """The predicted duration and cost of a run; `how` names the assumptions.
 
     Attributes:
-        hours: wall time with steps.
+        hours: wall time of the steps.
         gpu_hours: None without GPUs.
-        cost: at `spec.budget.gpuHourPrice`, two decimals, in its currency; None without a price.
+        cost: with the price of `spec.budget.gpuHourPrice`, two decimals; None without a price.
     """
 
     step_seconds: float
@@ -78,10 +79,10 @@ class Estimate(Message):
 
 
 class PlannedLayout(Message):
-    """How the job's rows and weights are spread over nodes and ranks.
+    """How rows and weights are distributed over nodes and ranks.
 
     Attributes:
-        zero_stage: of DeepSpeed: 0 to 3.
+        zero_stage: ZeRO stage of DeepSpeed, 0 to 3.
         micro_batch: rows per rank and forward pass; micro_batch * gradient_accumulation * world_size = global_batch.
     """
 
@@ -94,18 +95,18 @@ class PlannedLayout(Message):
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
+        """Number of ranks on all nodes."""
         return self.nodes * self.processes_per_node
 
 
 class PlannedSchedule(Message):
-    """How the run goes on, counted in optimizer steps.
+    """The course of the run, in optimizer steps.
 
     Attributes:
         max_steps: steps in the whole run.
-        eval_every_steps: 0 = only at the end; meaningless without an eval split.
+        eval_every_steps: steps between evaluations; 0 = only at the end. Ignored without an eval split.
         checkpoint_every_steps: steps between checkpoints; the last step is always saved.
-        keep_last: checkpoints that stay in storage, beside the best one.
+        keep_last: number of newest checkpoints that stay in storage, in addition to the best one.
     """
 
     epochs: float
@@ -120,13 +121,13 @@ class PlannedSchedule(Message):
 
 
 class PlannedEngine(Message):
-    """What transformers and DeepSpeed are given.
+    """Settings for transformers and DeepSpeed.
 
     Attributes:
-        deepspeed: the DeepSpeed configuration, with "auto" left where transformers fills in.
-        training: further TrainingArguments, names and values verbatim.
-        loss_head: how logits become a loss: all of the trained tokens at once, in chunks, or by a fused CUDA kernel.
-        report_to: transformers' names of trackers, beside `tensorboard`.
+        deepspeed: the DeepSpeed configuration, with "auto" for the values that transformers sets.
+        training: additional TrainingArguments, names and values unchanged.
+        loss_head: how logits become a loss: for all trained tokens at once, in chunks, or with a fused CUDA kernel.
+        report_to: trackers by their names in transformers, in addition to `tensorboard`.
     """
 
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -139,9 +140,9 @@ class PlannedAnswers(Message):
     """Answers that an evaluation generates and compares with those of the eval split.
 
     Attributes:
-        generate: rows of the eval split, from its beginning, that are answered; 0 = none.
-        max_new_tokens: the most tokens of an answer.
-        samples: how many of the generated answers are kept to be read.
+        generate: number of rows, from the beginning of the eval split, that are answered; 0 = none.
+        max_new_tokens: maximum length of an answer in tokens.
+        samples: number of generated answers that are stored.
     """
 
     generate: int = 0
@@ -150,12 +151,12 @@ class PlannedAnswers(Message):
 
 
 class PlannedEvaluation(Message):
-    """What an evaluation does beside the loss, which checkpoint is best, and when a run ends early.
+    """What an evaluation does besides the loss, which checkpoint is best, and when a run ends early.
 
     Attributes:
-        best_metric: name of the metric that chooses the best checkpoint, such as `eval_loss`.
+        best_metric: name of the metric that selects the best checkpoint, such as `eval_loss`.
         early_stopping_patience: evaluations without a better `best_metric` after which the run ends; 0 = never.
-        early_stopping_threshold: by how much it has to be better.
+        early_stopping_threshold: minimum improvement of the metric.
     """
 
     answers: PlannedAnswers = PlannedAnswers()
@@ -166,12 +167,12 @@ class PlannedEvaluation(Message):
 
 
 class Prediction(Message):
-    """What the run is predicted to need.
+    """Predictions about the run.
 
     Attributes:
-        trained: parameters that get gradients; 0 where an older version planned.
-        flops_per_token: floating point operations of a trained token, forward and backward; 0 = not known.
-        peak_flops: of one rank's GPU in the type of the run, per second; 0 = not known.
+        trained: number of parameters that get gradients; 0 in a plan of an older version.
+        flops_per_token: floating point operations per trained token, forward and backward; 0 = unknown.
+        peak_flops: peak floating point operations per second of a GPU in the precision of the run; 0 = unknown.
     """
 
     trained: int = 0
@@ -182,16 +183,16 @@ class Prediction(Message):
 
 
 class Plan(Message):
-    """Everything that a worker needs to know of the job: `plan.json`.
+    """Everything that a worker needs to know about the job: `plan.json`.
 
     Attributes:
-        max_length: tokens; prepare cut the rows at it.
-        lora: LoraConfig names and values verbatim; empty for full fine-tuning.
-        adapter: the adapter to start from, instead of a new one.
-        freeze: regular expressions; a parameter whose name contains a match of one of them is not trained.
-        new_tokens: tokens that the base model's tokenizer lacks; the data set's tokenizer has them.
-        mlm_probability: share of the tokens that are hidden; only for masked-lm.
-        choices: the values, each with its reason.
+        max_length: maximum length of a row in tokens; prepare has cut longer rows.
+        lora: names and values of LoraConfig, unchanged; empty for full fine-tuning.
+        adapter: the adapter to start from; None = a new adapter.
+        freeze: regular expressions; a parameter whose name contains a match is not trained.
+        new_tokens: tokens that only the tokenizer of the data set has, not that of the base model.
+        mlm_probability: share of the tokens that are masked; only for masked-lm.
+        choices: the chosen values, each with its reason.
     """
 
     task: Task
@@ -229,14 +230,14 @@ class Plan(Message):
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
+        """Number of ranks on all nodes."""
         return self.layout.world_size
 
     def revised(self, **values: Any) -> "Plan":
         """Return this plan with other values, each in the part that has a field of its name.
 
         Raises:
-            ValueError: nothing has a field of that name.
+            ValueError: neither the plan nor a part of it has a field of that name.
         """
         parts = {name: getattr(self, name) for name in PARTS}
         own: dict[str, Any] = {}
@@ -246,7 +247,7 @@ class Plan(Message):
             elif name in type(self).model_fields:
                 own[name] = value
             else:
-                raise ValueError(f"no part and no plan has a field `{name}`")
+                raise ValueError(f"neither a plan nor a part of it has a field `{name}`")
         return self.model_copy(update={**parts, **own})
 
 
@@ -257,5 +258,5 @@ PARTS: dict[str, type[Message]] = {
     "evaluation": PlannedEvaluation,
     "prediction": Prediction,
 }
-FLAT_ANSWERS = frozenset(PlannedAnswers.model_fields)  # stood in `evaluation` itself
+FLAT_ANSWERS = frozenset(PlannedAnswers.model_fields)  # fields of `evaluation` in older plans
 PART_OF = {field: name for name, part in PARTS.items() for field in part.model_fields}

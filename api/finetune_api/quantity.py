@@ -15,14 +15,14 @@ _GRAMMAR = re.compile(PATTERN)
 
 
 def parse_quantity(text: str | int) -> int | float:
-    """The number a quantity stands for: an int where it is whole (`64Gi`), else a float (`500m` is 0.5).
+    """Return the number that a quantity stands for: an int if it is whole (`64Gi`), else a float (`500m` is 0.5).
 
     Raises:
-        ValueError: it is no quantity.
+        ValueError: the text is not a quantity.
     """
     match = _GRAMMAR.fullmatch(str(text))
     if match is None or str(text).endswith("\n"):
-        raise ValueError(f"{text!r} is no quantity")
+        raise ValueError(f"{text!r} is not a quantity")
     digits, suffix = match.group(1), match.group(2) or ""
     sign = -1 if str(text).startswith("-") else 1
     exponent = suffix[1:] if suffix[:1] in ("e", "E") and len(suffix) > 1 else None

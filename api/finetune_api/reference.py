@@ -5,18 +5,23 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api import contract
-from finetune_api.crd import COLUMNS, MUTABLE, schema
+from finetune_api.crd import COLUMNS, schema
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
+from finetune_api.v1alpha1.facts import CLUSTER_ONLY, FIXED_BELOW, LATER, MUTABLE, SHAPES_DATA, WITHOUT_EFFECT
 from finetune_api.v1alpha1.foreign import NO_COUNTERPART
+from finetune_api.v1alpha1.library_names import LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.rules import RULES
-from finetune_api.v1alpha1.supported import LATER
-from finetune_api.v1alpha1.training import LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the whole page as Markdown."""
     root = schema()
-    parts = [
+    sections = (_head(root), _spec(root), _between_fields(), _library_names(), _without_counterpart(), _status(root))
+    return "\n".join(line for section in (*sections, _columns()) for line in (*section, "")).rstrip() + "\n"
+
+
+def _head(root: dict[str, Any]) -> list[str]:
+    return [
         "# FineTuneJob",
         "",
         "<!-- Generated from the models by `python -m finetune_api.reference`. Do not edit. -->",
@@ -26,33 +31,52 @@ def page() -> str:
         "",
         f"`metadata.name` has at most {MAX_NAME_LENGTH} lower-case letters, digits and dashes:"
         " host names are made from it.",
-        "",
+    ]
+
+
+def _spec(root: dict[str, Any]) -> list[str]:
+    return [
         "## spec",
         "",
-        "A field without a default that is left out is planned, and the plan says what was chosen and why."
-        " *Later* marks what is refused with the code `NotSupportedYet` today.",
+        "The plan chooses a value for a field that is left out and has no default, and says why. The column *facts*"
+        " holds:",
         "",
-        "| field | type | default | rule | meaning |",
-        "| --- | --- | --- | --- | --- |",
+        "* *data*: another value prepares the data again;",
+        "* *mutable*: the field may change after the job was created, under the condition named;",
+        "* *cluster*: the field has no effect where `finetune run` runs the job on one machine;",
+        "* *no effect*: the field is accepted and changes nothing;",
+        "* *later*: the field, or the values named, are refused with the code `NotSupportedYet` today.",
+        "",
+        "| field | type | default | rule | facts | meaning |",
+        "| --- | --- | --- | --- | --- | --- |",
         *(_row(path, field, required) for path, field, required in _fields(root["properties"]["spec"], "spec")),
-        "",
-        "Once a job is made, only these may change: "
-        + ", ".join(f"`{name}`" for name in sorted(MUTABLE))
-        + " (`nodes` and `spares` while suspended, `dryRun` from true to false).",
-        "",
+    ]
+
+
+def _between_fields() -> list[str]:
+    return [
         "## Rules between fields",
         "",
         "| object | rule | what to do |",
         "| --- | --- | --- |",
         *(f"| `{'.'.join(rule.at)}` | {_cell(rule.says)} | {_cell(rule.cure)} |" for rule in RULES),
-        "",
+    ]
+
+
+def _library_names() -> list[str]:
+    return [
         "## Names of the libraries that other fields decide",
         "",
         "| name | use |",
         "| --- | --- |",
         *(f"| `spec.training.{name}` | `{field}` |" for name, field in sorted(TRAINING_OWNED.items())),
         *(f"| `spec.method.lora.{name}` | `{field}` |" for name, field in sorted(LORA_OWNED.items())),
-        "",
+    ]
+
+
+def _without_counterpart() -> list[str]:
+    names = sorted({**NO_COUNTERPART, **TRAINING_NO_COUNTERPART}.items())
+    return [
         "## Names of other trainers that have no counterpart",
         "",
         "They are refused with the code `NoCounterpart` and the reason. Names of other trainers that have a field here"
@@ -60,14 +84,15 @@ def page() -> str:
         "",
         "| name | why |",
         "| --- | --- |",
-        *(
-            f"| `{name}` | {_cell(why)} |"
-            for name, why in sorted({**NO_COUNTERPART, **TRAINING_NO_COUNTERPART}.items())
-        ),
-        "",
+        *(f"| `{name}` | {_cell(why)} |" for name, why in names),
+    ]
+
+
+def _status(root: dict[str, Any]) -> list[str]:
+    return [
         "## status",
         "",
-        "Written by the operator only.",
+        "Only the operator writes it.",
         "",
         "| field | type | meaning |",
         "| --- | --- | --- |",
@@ -75,19 +100,21 @@ def page() -> str:
             f"| `{path}` | {_type(field)} | {_cell(field.get('description', ''))} |"
             for path, field, _ in _fields(root["properties"]["status"], "status")
         ),
-        "",
+    ]
+
+
+def _columns() -> list[str]:
+    return [
         "## Columns of `kubectl get ftj`",
         "",
         "| column | path | shown |",
         "| --- | --- | --- |",
         *(f"| {name} | `{path}` | {'with -o wide' if wide else 'always'} |" for name, _, path, wide in COLUMNS),
-        "",
     ]
-    return "\n".join(parts)
 
 
 def _fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Every field below a schema: its path, its schema, and whether it must be given."""
+    """Yield every field below a schema: its path, its schema, and whether it is required."""
     for key, field in node.get("properties", {}).items():
         here = f"{path}.{key}"
         yield here, field, key in node.get("required", [])
@@ -98,16 +125,26 @@ def _fields(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, An
 
 def _row(path: str, field: dict[str, Any], required: bool) -> str:
     default = "required" if required else (f"`{_plain(field['default'])}`" if "default" in field else "")
-    return f"| `{path}` | {_type(field)} | {default} | {_rule(field)} | {_cell(_meaning(path, field))} |"
+    cells = (f"`{path}`", _type(field), default, _rule(field), _facts(path), _cell(str(field.get("description", ""))))
+    return f"| {' | '.join(cells)} |"
 
 
-def _meaning(path: str, field: dict[str, Any]) -> str:
-    text = str(field.get("description", ""))
-    later = LATER.get(path)
-    if later is None:
-        return text
-    some = ", ".join(str(value) for value in later.values or ())
-    return f"{text} *Later{f' ({some})' if some else ''}: {later.reason}.*"
+def _facts(path: str) -> str:
+    """Return what the markers of a field, and of the objects above it, say."""
+    names = path.replace("[]", "").split(".")
+    keys = [".".join(names[:length]) for length in range(2, len(names) + 1)]
+    facts = ["data"] if keys[-1] in SHAPES_DATA else []
+    mutable = MUTABLE.get(names[1])
+    if mutable is not None and not set(keys) & set(FIXED_BELOW):
+        facts.append(f"mutable {mutable.only}".rstrip())
+    if names[1] in CLUSTER_ONLY:
+        facts.append("cluster")
+    if keys[-1] in WITHOUT_EFFECT:
+        facts.append("no effect")
+    if later := next((LATER[key] for key in keys if key in LATER), None):
+        values = "".join(f" `{value}`" for value in later.values or ())
+        facts.append(f"later{values}: {_cell(later.reason)}")
+    return "; ".join(facts)
 
 
 def _type(field: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a stage leaves behind: the termination message of its pod, all that the operator learns of the inside."""
+"""Results of the stages. A pod writes one into its termination message, from which the operator reads it."""
 
 from finetune_api.beats import Progress
 from finetune_api.errors import FailureCategory, Problem
@@ -6,16 +6,19 @@ from finetune_api.messages import Artifact, DatasetFacts, Message, MethodType, S
 
 
 class PlanSummary(Message):
-    """The part of plan.json that goes on the object.
+    """The part of plan.json that the status shows.
 
     Attributes:
-        size_bytes: bytes of the base model's weight files.
-        checkpoint_bytes: expected bytes of one checkpoint's largest node share.
-        grace_seconds: what a pod needs to save and upload when it is told to stop.
-        scratch_bytes: node-local space for model, data and two checkpoints.
-        estimated_hours: predicted wall time with steps; gpu_hours and cost None without GPUs or price.
-        bytes_per_gpu: predicted peak of one GPU, or of one rank without GPUs; `memory` says what for.
-        choices: a sentence for each value that a rule chose; the first to go where bytes are short.
+        size_bytes: bytes of the weight files of the base model.
+        checkpoint_bytes: expected bytes of the largest part of a checkpoint.
+        grace_seconds: seconds that a pod needs to save and upload a checkpoint when Kubernetes stops it.
+        scratch_bytes: bytes of node-local space for model, data and two checkpoints.
+        estimated_hours: predicted wall time of the steps.
+        estimated_gpu_hours: the same in GPU hours; None without GPUs.
+        estimated_cost: None without a price.
+        bytes_per_gpu: predicted peak memory of a GPU, or of a rank without GPUs.
+        memory: what that memory holds, in a sentence.
+        choices: a sentence for each value that a rule chose. They are left out first if the message is too long.
     """
 
     task: Task
@@ -45,18 +48,18 @@ class PlanSummary(Message):
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
+        """Number of ranks on all nodes."""
         return self.nodes * self.processes_per_node
 
 
 class StageResult(Message):
-    """What a stage leaves behind when it ends (a pod's termination message: at most 4,096 bytes).
+    """The result of a stage: the termination message of its pod, at most 4,096 bytes.
 
     Attributes:
-        plan, dataset: of prepare.
-        warnings: of prepare: what the quality report warns of, a sentence each, the weightiest first.
-        progress: of training, from the leader only: the run as it stood when its pod ended.
-        artifacts: of export.
+        plan, dataset: from prepare.
+        warnings: from prepare: warnings of the quality report, each a sentence, the most important first.
+        progress: from the leader of training: the progress when its pod ended.
+        artifacts: from export.
     """
 
     stage: Stage

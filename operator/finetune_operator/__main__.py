@@ -10,25 +10,26 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import SpecError
-from finetune_operator import metrics
-from finetune_operator.controller import Controller
-from finetune_operator.handlers import watch
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.leader import Elector, LostLeaseError
-from finetune_operator.news import News
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Key, Poller
-from finetune_operator.queue import WorkQueue
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.cluster.lease import Elector, LostLeaseError
+from finetune_operator.loop import metrics
+from finetune_operator.loop.controller import Controller
+from finetune_operator.loop.handlers import watch
+from finetune_operator.loop.news import News
+from finetune_operator.loop.pace import WritePace
+from finetune_operator.loop.progress import Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.kinds import Kind
 from finetune_operator.settings import Settings, parse
 
 log = logging.getLogger("operator")
 
-CRD_SECONDS = 2.0  # between two looks for the CustomResourceDefinition
+CRD_SECONDS = 2.0  # between two checks for the CustomResourceDefinition
 
 
 def main() -> int:
-    """Runs until it is told to stop; returns the exit code."""
+    """Run until the process is asked to stop, and return its exit code."""
     try:
         settings = parse()
     except SpecError as error:
@@ -37,8 +38,8 @@ def main() -> int:
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(name)s %(message)s", level=settings.log_level.upper(), stream=sys.stderr
     )
-    for chatty in ("kopf", "aiohttp.access", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for verbose in ("kopf", "aiohttp.access", "asyncio"):
+        logging.getLogger(verbose).setLevel(logging.WARNING)
     code = ExitCode.OK
     try:
         asyncio.run(run(settings))
@@ -49,9 +50,9 @@ def main() -> int:
 
 
 async def run(settings: Settings) -> None:
-    """All parts together; the end of one is the end of all, and the pod starts anew."""
-    queue: WorkQueue[Key] = WorkQueue()
-    pace: Pace[Key] = Pace(settings.progress_seconds)
+    """Run all parts together. If one part ends, all end, and Kubernetes restarts the pod."""
+    queue: WorkQueue[JobKey] = WorkQueue()
+    pace: WritePace[JobKey] = WritePace(settings.progress_seconds)
     poller = Poller(settings.token_key, settings.poll_seconds, queue.add, pace)
     kube = await Kube.connect(settings.requests)
     elector = Elector(kube, settings.lease_namespace, settings.identity, settings.lease_seconds)
@@ -70,7 +71,7 @@ async def run(settings: Settings) -> None:
                 group.create_task(_lead(elector, controller, poller)),
             ]
             await stop.wait()
-            log.info("told to stop")
+            log.info("stopping")
             for task in tasks:
                 task.cancel()
     finally:
@@ -80,7 +81,7 @@ async def run(settings: Settings) -> None:
 
 
 async def _watch(kube: Kube, settings: Settings, news: News, watching: asyncio.Event, stop: asyncio.Event) -> None:
-    """Watches, and is ready, once FineTuneJobs are served: the engine looks for its kinds only when it starts."""
+    """Watch as soon as the API server serves FineTuneJobs: the watch engine looks for its kinds only when it starts."""
     await _until_served(kube)
     await watch(settings.namespaces, settings.identity, news, watching)
     stop.set()
@@ -91,14 +92,14 @@ async def _until_served(kube: Kube) -> None:
         try:
             if await kube.serves(Kind.FINETUNEJOB):
                 return
-            log.warning("the API server knows no FineTuneJobs yet: install the CustomResourceDefinition")
+            log.warning("the API server does not serve FineTuneJobs: install the CustomResourceDefinition")
         except KubeError as error:
             log.warning("the API server cannot be asked for FineTuneJobs: %s", error)
         await asyncio.sleep(CRD_SECONDS)
 
 
 async def _lead(elector: Elector, controller: Controller, poller: Poller) -> None:
-    """Works once this replica is elected; before, events are only noted."""
+    """Reconcile and poll as soon as this replica is elected. Until then it only records events."""
     await elector.elected.wait()
     metrics.LEADS.set(1)
     async with asyncio.TaskGroup() as group:
@@ -113,13 +114,13 @@ async def _serve(port: int, watching: asyncio.Event) -> web.AppRunner:
     async def readyz(_: web.Request) -> web.Response:
         if watching.is_set():
             return web.Response(text="ok\n")
-        raise web.HTTPServiceUnavailable(text="the watches have not begun\n")
+        raise web.HTTPServiceUnavailable(text="the watches do not run yet\n")
 
-    async def numbers(_: web.Request) -> web.Response:
+    async def prometheus(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", numbers)])
+    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", prometheus)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, None, port).start()

@@ -17,12 +17,12 @@ AREAS = {
     "hub": "Models on the hub",
     "plan": "What cannot work on the machine",
 }
-HEAD = """# Wrong inputs, and what is said of them
+HEAD = """# Wrong inputs, and how they are reported
 
 Made by `python -m tests.bad_inputs` from the files in `tests/bad_inputs`; do not edit. Each of these mistakes happened
-to somebody, in a public thread that is named here, and cost them a start of their training or more. `finetune validate`
-finds every one on a CPU, before anything is trained or stored: a test runs all of them and asks for the code, the field
-and the line.
+to a user, in the public thread that is named here, and cost at least a start of the training. `finetune validate` finds
+every one on a CPU, before anything is trained or stored. A test runs all of them and compares the code, the field and
+the line. [Troubleshooting](troubleshooting.md) explains the codes.
 
 """
 

@@ -90,7 +90,7 @@ def test_an_operator_is_ready_once_jobs_are_served_and_watched_and_ends_when_the
         port = free.getsockname()[1]
     log = tmp_path / "operator.log"
     with operator(server, tmp_path, port) as process:
-        wait_for("it has asked and waits", lambda: "knows no FineTuneJobs yet" in log.read_text())
+        wait_for("it has asked and waits", lambda: "does not serve FineTuneJobs" in log.read_text())
         assert (answer(port, "/healthz"), answer(port, "/readyz")) == (200, 503)
         assert api.call("POST", DEFINITIONS, definition).status == 201
         wait_for("it is ready", lambda: answer(port, "/readyz") == 200)

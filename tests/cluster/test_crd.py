@@ -130,49 +130,51 @@ REFUSALS = [
     Refusal("two model sources", "must have exactly one of name, uri", {"spec/model/uri": "s3://models/base"}),
     Refusal(
         "revision without name",
-        "revision goes only with name",
+        "revision requires name",
         {"spec/model": {"uri": "s3://models/base", "revision": "main"}},
     ),
     Refusal(
         "token without name",
-        "tokenSecretRef goes only with name",
+        "tokenSecretRef requires name",
         {"spec/model": {"uri": "s3://m/base", "tokenSecretRef": {"name": "a", "key": "b"}}},
     ),
     Refusal(
         "adapter settings for full",
-        "lora is given, and type is full",
+        "lora is given, but type is full",
         {"spec/method": {"type": "full", "lora": {"r": 8}}},
     ),
     Refusal(
         "delimiter of jsonl",
-        "delimiter goes only with format csv",
+        "delimiter requires format pairs, or format csv or tsv",
         {"spec/dataset/format": "jsonl", "spec/dataset/delimiter": ";"},
     ),
     Refusal(
         "a long delimiter of csv",
-        "delimiter goes only with format csv and tsv, as one character",
+        "delimiter requires format pairs, or format csv or tsv and one character",
         {"spec/dataset/format": "csv", "spec/dataset/delimiter": "||"},
     ),
-    Refusal("documents of csv", "documents goes only with", {"spec/dataset": {**TRAIN, **CSV, "documents": "line"}}),
+    Refusal(
+        "documents of csv", "documents requires format text", {"spec/dataset": {**TRAIN, **CSV, "documents": "line"}}
+    ),
     Refusal("no training data", "must have exactly one of train and mix", {"spec/dataset": {}}),
     Refusal("training data twice", "must have exactly one of train", {"spec/dataset/mix": [{"uri": "s3://b/x"}]}),
     Refusal("both precisions", "fp16 and bf16 are both true", {"spec/training": {"fp16": True, "bf16": True}}),
     Refusal(
         "two answers to one question",
-        "gradient_checkpointing and activation_checkpointing differ",
+        "gradient_checkpointing and activation_checkpointing are two names of one setting",
         {"spec/training": {"gradient_checkpointing": True, "activation_checkpointing": False}},
     ),
     Refusal(
         "prefetch without workers",
-        "dataloader_prefetch_factor goes only with",
+        "dataloader_prefetch_factor requires",
         {"spec/training": {"dataloader_prefetch_factor": 2}},
     ),
     Refusal(
         "pattern without layers",
-        "layers_pattern goes only with",
+        "layers_pattern requires",
         {"spec/method": {"type": "lora", "lora": {"layers_pattern": "layers"}}},
     ),
-    Refusal("config and stage", "config is taken as it is", {"spec/deepspeed": {"config": {"a": 1}, "stage": 2}}),
+    Refusal("config and stage", "config is used without changes", {"spec/deepspeed": {"config": {"a": 1}, "stage": 2}}),
     Refusal(
         "medium and class",
         "medium and storageClassName exclude each other",
@@ -205,7 +207,7 @@ REFUSALS = [
     ),
     Refusal(
         "parameters offloaded that are not sharded",
-        "offload.parameters goes only with stage 3",
+        "offload.parameters requires stage 3",
         {"spec/deepspeed": {"stage": 2, "offload": {"parameters": "cpu"}}},
     ),
     Refusal("no nodes", "should be greater than or equal to 1", {"spec/nodes": 0}),
@@ -276,7 +278,7 @@ def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        ("spec/budget", {"maxGPUHours": 10}, "maxGPUHours is not supported yet: no budget is watched"),
+        ("spec/budget", {"maxGPUHours": 10}, "maxGPUHours is not supported yet: budgets are not enforced"),
         ("spec/recovery", {"hangTimeoutSeconds": 60}, "hangTimeoutSeconds is not supported yet"),
         ("spec/recovery", {"onOutOfMemory": "ShrinkBatch"}, "onOutOfMemory: ShrinkBatch is not supported yet"),
         ("spec/recovery", {"onDivergence": "RollBack"}, "onDivergence: RollBack is not supported yet"),

@@ -10,7 +10,7 @@ import pytest
 from finetune_api.contract import File
 from finetune_api.messages import Manifest
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.conditions import is_true
+from finetune_operator.policy.conditions import is_true
 from finetune_trainer.storage import ObjectStore, download_tree
 from tests.cluster.installation import Inputs
 from tests.cluster.jobs import JobHandle, job

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
-from finetune_operator.conditions import condition
+from finetune_operator.policy.conditions import condition
 from tests.cluster.installation import SYSTEM, Inputs, Installation, bucket, put_rows
 from tests.cluster.jobs import JobHandle, job, refused
 from tests.cluster.local.cluster import Cluster, wait

@@ -12,14 +12,15 @@ from kubernetes.aio.client import Configuration
 
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import PlanStatus
-from finetune_operator.act import act, tell, write_status
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import Kube, KubeError
-from finetune_operator.leader import NAME, Elector, LostLeaseError
-from finetune_operator.machines import MEMORY, PRODUCT, Gpu, gpu_of
-from finetune_operator.observe import gpu_nodes, observe
-from finetune_operator.resources import prepare_job
-from finetune_operator.world import Create, Delete, Milestone, Observed
+from finetune_operator.cluster.act import act, post_events, write_status
+from finetune_operator.cluster.kube import Kube, KubeError
+from finetune_operator.cluster.lease import NAME, Elector, LostLeaseError
+from finetune_operator.cluster.observe import gpu_nodes, observe
+from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.machines import MEMORY, PRODUCT, NodeGpu, gpu_of
+from finetune_operator.objects.resources import prepare_job
+from finetune_operator.policy.world import Create, Delete, Milestone, ObservedJob
 from tests.cluster.control_plane import TOKEN, Api
 from tests.unit.operator_worlds import SETTINGS
 
@@ -129,8 +130,8 @@ def make_job(api: Api, name: str, **more: Any) -> None:
     assert made.status == 201, made.message
 
 
-async def look(kube: Kube, name: str) -> Observed:
-    seen = await observe(kube, "default", name, None, None, datetime.now(UTC))
+async def look(kube: Kube, name: str) -> ObservedJob:
+    seen = await observe(kube, JobKey("default", name), datetime.now(UTC))
     assert seen
     return seen
 
@@ -211,7 +212,7 @@ def test_a_job_of_the_name_of_a_child_is_ours_or_told(api: Api) -> None:
             ours, other = await look(kube, "owned"), await look(kube, "heir")
             for seen in (ours, ours, other):
                 assert seen.job
-                body = prepare_job(seen.owner, seen.job, SETTINGS)
+                body = prepare_job(seen.job, SETTINGS)
                 body["metadata"]["name"] = "shared"
                 told = await act(kube, seen.owner, (Create(Kind.JOB, body),))
                 assert (told and told.reason) == ("NameTaken" if seen is other else None)
@@ -230,7 +231,7 @@ def test_an_event_is_posted_once(api: Api) -> None:
             seen = await look(kube, "events")
             told = (Milestone(True, "Recovering", "node 1 was lost; " + "x" * 3000),)
             for _ in range(2):
-                await tell(kube, seen, told, datetime.now(UTC))
+                await post_events(kube, seen, told, datetime.now(UTC))
             found = await kube.list(Kind.EVENT, "default", fieldSelector=f"involvedObject.uid={seen.owner.uid}")
             assert [event["type"] for event in found] == ["Warning"]
 
@@ -258,7 +259,7 @@ def test_nodes_that_tell_of_gpus_are_seen_until_the_plan_is_made(api: Api) -> No
             seen = await look(kube, "gpus")
             assert {one.name for one in seen.nodes} == {"one", "other"}, "one look serves all jobs"
             assert seen.job
-            assert gpu_of(seen.job, seen.nodes) == Gpu("NVIDIA-L4", 23034)
+            assert gpu_of(seen.job, seen.nodes) == NodeGpu("NVIDIA-L4", 23034)
             assert await gpu_nodes(nobody, seen.job) == (), "a right that is missing is no failure"
             assert (await look(kube, "cpus")).nodes == ()
             await write_status(kube, seen, FineTuneJobStatus(plan=PlanStatus(nodes=1)))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.conditions import is_true
+from finetune_operator.policy.conditions import is_true
 from tests.cluster.installation import Inputs
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local.cluster import Cluster, ClusterError

@@ -13,8 +13,8 @@ import pytest
 
 from finetune_api.errors import StorageError
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.conditions import condition, is_true
-from finetune_operator.machines import MEMORY, PRODUCT
+from finetune_operator.objects.machines import MEMORY, PRODUCT
+from finetune_operator.policy.conditions import condition, is_true
 from finetune_trainer.storage import open_store
 from tests.cluster.installation import CREDENTIALS, Inputs, bucket, put_folder, put_rows
 from tests.cluster.jobs import JobHandle, job

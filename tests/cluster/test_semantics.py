@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import parse_job
-from finetune_operator.resources import Owner, train_job
+from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.resources import train_job
 from finetune_operator.settings import Settings, parse
 from tests.cluster.local.cluster import Cluster, wait
 
@@ -41,9 +42,8 @@ class LightGang:
         self.name = f"{name}-train-1"
         meta = {"name": name, "namespace": namespace}
         job = parse_job({"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": meta, "spec": spec})
-        made = train_job(
-            Owner(name, namespace, "no-owner", spec), job, settings, 1, grace_seconds=5, scratch_bytes=1 << 20
-        )
+        accepted = AcceptedJob(Owner(name, namespace, "no-owner"), job.spec, spec)
+        made = train_job(accepted, settings, 1, grace_seconds=5, scratch_bytes=1 << 20)
         del made["metadata"]["ownerReferences"]
         [container] = made["spec"]["template"]["spec"]["containers"]
         container["command"] = ["bash", "-c", CODE_ON_DEMAND]

@@ -3,7 +3,7 @@
 import json
 
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.conditions import condition, is_true
+from finetune_operator.policy.conditions import condition, is_true
 from tests.cluster.installation import SYSTEM, Inputs, Installation
 from tests.cluster.jobs import job
 from tests.cluster.local.cluster import Cluster

@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api.contract import File, checkpoint_of
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
-from finetune_operator.conditions import is_true
+from finetune_operator.policy.conditions import is_true
 from tests.cluster.installation import CHART, QUICK, RELEASE, SYSTEM, Inputs, Installation, add_credentials
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local import before, lifecycle

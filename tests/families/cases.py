@@ -56,8 +56,8 @@ def each_family() -> list[Case]:
 
 def matrix() -> Iterator[Case]:
     """All of them."""
-    for family, tasks in FAMILIES.items():
-        for task in tasks:
+    for family, one in FAMILIES.items():
+        for task in one.tasks:
             problems = [ProblemType.SINGLE_LABEL, *(OTHER_PROBLEMS if task is Task.CLASSIFICATION else ())]
             for problem in problems:
                 for method in METHODS:

@@ -14,8 +14,8 @@ from finetune_api.messages import CheckpointInfo, Manifest, MethodType, ModelFac
 from finetune_api.plan import Plan
 from finetune_trainer.export.stage import export
 from finetune_trainer.storage import FolderStore, hash_file, upload_tree
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.masking import EVALUATED, MaskedRows, masking_of
-from finetune_trainer.worker.data import ArrowRows
 from tests.families.cases import ENDS, Case
 from tests.local.harness import IDS, Bench, Run, make_plan, write_dataset
 from tests.support.models import MAKERS

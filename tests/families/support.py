@@ -26,7 +26,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 RESULTS, PAGE = DOCS / "support.json", DOCS / "support.md"
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "tokenizers")
 PASSED = "passed"
-HEAD = """# What trains, seen
+HEAD = """# What trains, as tests have run it
 
 Made by `python -m tests.families` from `support.json`, which `python -m tests.families run` writes; do not edit.
 

@@ -29,7 +29,7 @@ def job_of(folder: Path, spec: dict[str, Any], *, tiny: bool) -> Job:
     environ = {Env.TOKEN.value: TOKEN}
     if not tiny:
         card = machine()
-        known = gpus.find(card.card) if card else None
+        known = gpus.find_gpu(card.card) if card else None
         spec = spec | {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 1}}}
         spec |= {"gpuType": known.name} if known else {}
         environ |= {"CUDA_VISIBLE_DEVICES": "0"}

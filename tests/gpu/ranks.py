@@ -73,7 +73,7 @@ def _worker(order: WorkerOrder, events: Path, log: Path, around: Callable[[], An
         os.dup2(out, 2)
         if around is not None:
             around()
-        from finetune_trainer.worker.main import run as worker
+        from finetune_trainer.worker.rank_run import run_rank as worker
 
         code = int(worker(order, os.open(events, os.O_CREAT | os.O_WRONLY | os.O_APPEND)))
     except BaseException:

@@ -78,19 +78,19 @@ Note = dict[str, Any]
 
 def small_chunks(order: WorkerOrder, note: Note) -> None:
     """Notes of each pass of the chunked loss whether it trains, and how many chunks it makes."""
-    from finetune_trainer.worker.losses import output
+    from finetune_trainer.worker.losses import output_layer
 
-    chunks = output.OutputLayer._chunks
+    chunks = output_layer.OutputLayer._chunks
     note["chunks"] = []
 
     def counted(self: Any, hidden: Any, targets: Any) -> Any:
         import torch
 
-        output.CHUNK_BYTES = 4 * int(self._model.config.vocab_size) * CHUNK_ROWS
+        output_layer.CHUNK_BYTES = 4 * int(self._model.config.vocab_size) * CHUNK_ROWS
         note["chunks"].append([torch.is_grad_enabled(), -(-len(hidden) // CHUNK_ROWS)])
         return chunks(self, hidden, targets)
 
-    output.OutputLayer._chunks = counted  # type: ignore[method-assign]
+    output_layer.OutputLayer._chunks = counted  # type: ignore[method-assign]
 
 
 def noted_rows(order: WorkerOrder, note: Note) -> None:
@@ -98,11 +98,12 @@ def noted_rows(order: WorkerOrder, note: Note) -> None:
     from collections import deque
     from dataclasses import replace
 
-    from finetune_trainer.worker import main as worker
     from finetune_trainer.worker.sampling import VirtualDataset
+    from finetune_trainer.worker.tasks import task_of
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    fetch, batching, compute = VirtualDataset.__getitem__, worker.batching_of, FineTuneTrainer.compute_loss
+    task: Any = type(task_of(order.plan))
+    fetch, batching, compute = VirtualDataset.__getitem__, task.batching, FineTuneTrainer.compute_loss
     waiting: deque[list[int]] = deque()  # the loader is a batch ahead of what is trained
     note["rows"] = []
 
@@ -124,7 +125,7 @@ def noted_rows(order: WorkerOrder, note: Note) -> None:
         return compute(self, *arguments, **named)
 
     VirtualDataset.__getitem__ = numbered  # type: ignore[method-assign]
-    worker.batching_of = noting  # type: ignore[assignment]
+    task.batching = noting
     FineTuneTrainer.compute_loss = computed  # type: ignore[method-assign]
 
 
@@ -247,9 +248,9 @@ def fork(order: WorkerOrder, work: Path, patches: Sequence[str]) -> int:
         os.dup2(log, 2)
         for name in patches:
             PATCHES[name](order, note)
-        from finetune_trainer.worker.main import run
+        from finetune_trainer.worker.rank_run import run_rank
 
-        code = int(run(order, os.open(work / "events.jsonl", os.O_WRONLY | os.O_APPEND)))
+        code = int(run_rank(order, os.open(work / "events.jsonl", os.O_WRONLY | os.O_APPEND)))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.yaml12 import load_job
+from finetune_api.v1alpha1.files import load_job
 from finetune_trainer.commands.main import main
 from tests.local.test_run import write_csv
 
@@ -111,7 +111,7 @@ def test_init_writes_a_job_that_validates_and_overwrites_nothing(
     assert main(["validate", "new.yaml"]) == 0
     before = Path("new.yaml").read_bytes()
     assert main(asked) == 64
-    assert "stays as it is" in capsys.readouterr().out
+    assert "was not changed" in capsys.readouterr().out
     assert Path("new.yaml").read_bytes() == before
 
 

@@ -84,7 +84,7 @@ def test_a_gated_model_needs_the_token(hub: Hub, tmp_path: Path) -> None:
     [
         (ModelSpec(name="team/other"), "team/other is not on the hub, or is private"),
         (ModelSpec(name=NAME, revision="v9"), f"{NAME} has no such revision"),
-        (ModelSpec(name="not a name"), "not a name is no name of a model on the hub"),
+        (ModelSpec(name="not a name"), "not a name is not the name of a model on the hub"),
     ],
     ids=["no such model", "no such revision", "no name"],
 )

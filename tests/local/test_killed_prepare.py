@@ -12,7 +12,7 @@ import pytest
 from finetune_api.contract import dataset_prefix, run_prefix
 from finetune_api.messages import Manifest
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare import checked
+from finetune_trainer.prepare import check_keeper
 from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.stage import prepare
 from finetune_trainer.prepare.tokens import keeping, writer
@@ -22,7 +22,7 @@ from tests.support.models import make_llama
 from tests.support.s3 import start_s3
 
 SIZES = {
-    (checked, "WORTH_KEEPING"): 0,
+    (check_keeper, "WORTH_KEEPING"): 0,
     (lines, "PIECE"): 900,
     (streams, "BLOCK"): 900,
     (writer, "BATCH_TOKENS"): 300,

@@ -19,6 +19,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.worker.models.load import load_model
+from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 from tests.local.journey import job_of, texts, token_loss, travel
 from tests.support.models import make_gpt2
@@ -90,7 +91,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
 def test_each_variant_of_lora_trains_and_is_reloaded_by_vanilla_peft(about: str, llama: Path, tmp_path: Path) -> None:
     options, name = VARIANTS[about]
     set_seed(1)
-    model: Any = load_model(lora_plan(lora={**LORA, **options}), llama, torch.float32, 0)
+    model: Any = load_model(task_of(lora_plan(lora={**LORA, **options})), llama, torch.float32, 0)
     trained = {key: one for key, one in model.named_parameters() if one.requires_grad}
     assert any(name in key for key in trained), sorted(trained)
     before = {key: one.detach().clone() for key, one in trained.items()}
@@ -187,7 +188,7 @@ def test_frozen_parameters_keep_their_bits_and_the_others_resume_to_theirs(
 
 def test_a_frozen_name_does_not_keep_a_new_head_from_being_trained(bert: Path) -> None:
     plan = make_plan(Task.CLASSIFICATION, MethodType.FULL, freeze=(".",))
-    model = load_model(plan, bert, torch.float32, 0)
+    model = load_model(task_of(plan), bert, torch.float32, 0)
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     assert trained == {"classifier.weight", "classifier.bias"}
 
@@ -251,7 +252,7 @@ def test_an_adapter_starts_from_the_seed_of_the_run(bench: Bench, llama: Path, d
     good(bench.run(plan, llama, data, tmp_path / "run"))
     found = load_file(saved(tmp_path / "run", 1))
     set_seed(plan.schedule.seed)
-    model = load_model(plan, llama, torch.float32, 0)
+    model = load_model(task_of(plan), llama, torch.float32, 0)
     drawn = {name.replace(".default", ""): one for name, one in model.named_parameters() if "lora_A" in name}
     assert drawn
     assert all(torch.equal(one, found[name]) for name, one in drawn.items())
@@ -262,7 +263,7 @@ def test_adapters_under_zero_3_have_the_type_of_the_weights(
 ) -> None:
     """float32 adapters on bf16 weights (PEFT's `autocast_adapter_dtype`) cannot be gathered together by ZeRO-3."""
     plan = lora_plan(3, training={"bf16": True}, deepspeed=deepspeed_config(3, None, {"bf16": True}))
-    model = load_model(plan, llama, torch.bfloat16, 0)
+    model = load_model(task_of(plan), llama, torch.bfloat16, 0)
     assert {one.dtype for one in model.parameters()} == {torch.bfloat16}
     run = good(bench.run(plan, llama, data, tmp_path / "run"))
     assert run.losses()[12] < run.losses()[1]

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 import tests.support.models
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.worker.models.load import load_model
+from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import LABELS, Bench, make_plan
 from tests.local.journey import job_of, texts, token_loss, travel
 from tests.support.models import make_gpt2
@@ -116,7 +117,7 @@ def test_the_rows_of_new_tokens_are_trained_wherever_a_model_keeps_them(about: s
     tokenizer.add_tokens(list(NEW))
     plan = make_plan(task, MethodType.LORA, lora=LORA, new_tokens=NEW)
     set_seed(1)
-    model: Any = load_model(plan, base, torch.float32, 0, [first, first + 1])
+    model: Any = load_model(task_of(plan), base, torch.float32, 0, [first, first + 1])
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2)
     end = tokenizer.eos_token_id or 3

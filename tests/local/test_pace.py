@@ -8,29 +8,29 @@ from typing import Any
 import pytest
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.plan import pace
+from finetune_trainer.prepare.plan import measured_pace
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.machine import Pace
-from finetune_trainer.prepare.plan.pace import Question, Timed, pace_of
+from finetune_trainer.prepare.plan.measured_pace import PaceQuestion, Timed, pace_of
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.support.models import MAKERS
 
 LORA = {"r": 4, "target_modules": "all-linear"}
 
 
-def question(folder: Path, task: Task, lora: dict[str, Any] | None = None) -> Question:
+def question(folder: Path, task: Task, lora: dict[str, Any] | None = None) -> PaceQuestion:
     config = json.loads((folder / "config.json").read_text())
-    return Question(config, task, 3, lora, False, rows=2, tokens=16, threads=1)
+    return PaceQuestion(config, task, 3, lora, False, rows=2, tokens=16, threads=1)
 
 
-def counted(asked: Question) -> Architecture:
+def counted(asked: PaceQuestion) -> Architecture:
     return architecture_of(asked.config, asked.task, labels=asked.labels)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "SECONDS", 0.0)
-    monkeypatch.setattr(pace, "STEPPED", 1000)
+    monkeypatch.setattr(measured_pace, "SECONDS", 0.0)
+    monkeypatch.setattr(measured_pace, "STEPPED", 1000)
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
 
 
@@ -55,7 +55,7 @@ def test_the_same_question_is_asked_once(llama: Path, tmp_path: Path, monkeypatc
     asked, cache = question(llama, Task.CAUSAL_LM), tmp_path / "deep" / "pace.json"
     shape = counted(asked)
     first = pace_of(asked, shape, cache)
-    monkeypatch.setattr(pace, "timed", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(measured_pace, "timed", lambda *_: pytest.fail("asked again"))
     assert pace_of(asked, shape, cache) == first
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         pace_of(replace(asked, tokens=24), shape, cache)
@@ -81,10 +81,12 @@ def test_a_damaged_cache_is_asked_anew(llama: Path, tmp_path: Path) -> None:
 def test_layers_that_were_not_run_count_as_the_second(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = question(llama, Task.CAUSAL_LM)
     shape = counted(asked)
-    ran = {depth: pace._Ran(depth, 1000 * depth, shape.head, 1.0 + 0.5 * depth, 0.1 * depth) for depth in (1, 2)}
-    monkeypatch.setattr(pace, "_run", lambda asked, depth, rows, tokens: ran[depth])
+    ran = {
+        depth: measured_pace._Ran(depth, 1000 * depth, shape.head, 1.0 + 0.5 * depth, 0.1 * depth) for depth in (1, 2)
+    }
+    monkeypatch.setattr(measured_pace, "_run", lambda asked, depth, rows, tokens: ran[depth])
     deep = shape.model_copy(update={"layers": 10})
-    found: Timed = pace.timed(asked, deep)
+    found: Timed = measured_pace.timed(asked, deep)
     assert (found.micro, found.token) == (pytest.approx(1.0 + 0.5 * 10), pytest.approx(0.1 * 10))
 
 
@@ -104,6 +106,6 @@ def test_a_model_that_cannot_be_shortened_is_planned_without(llama: Path, monkey
     def fails(*_: object) -> None:
         raise RuntimeError("no such layer")
 
-    monkeypatch.setattr(pace, "_run", fails)
+    monkeypatch.setattr(measured_pace, "_run", fails)
     asked = question(llama, Task.CAUSAL_LM)
     assert pace_of(asked, counted(asked), None) is None

@@ -3,82 +3,26 @@
 import csv
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from finetune_api.contract import ExitCode
-from finetune_api.errors import DataError, FineTuneError, ModelError, StateError
+from finetune_api.errors import DataError, StateError
 from finetune_api.messages import ModelFacts
 from finetune_api.plan import Plan
-from finetune_api.results import StageResult
-from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare import stage
 from finetune_trainer.prepare.quality.report import QualityReport
-from finetune_trainer.prepare.stage import Prepared, inspect, prepare, validate
-from finetune_trainer.storage import ObjectStore, download_tree, open_store
-from tests.support.prepared import plain_table
+from finetune_trainer.prepare.stage import inspect, validate
+from finetune_trainer.storage import download_tree
+from tests.local.prepare_house import LABELLED, PAIRS, TEXTS, House, job_of, jsonl, unhashed
 from tests.support.s3 import S3Server, start_s3
-
-Rows = list[dict[str, Any]]
-TOPICS = {"printer": "out of paper", "password": "how do I reset it", "parcel": "it arrived on Monday"}
-LABELLED: Rows = [
-    {"text": f"{text}, number {index}", "label": label} for index in range(20) for label, text in TOPICS.items()
-]
-TEXTS: Rows = [{"text": f"The answer to question {index} is {index * 7}."} for index in range(40)]
-PAIRS: Rows = [{"prompt": f"What is {index} + 1?", "completion": f" {index + 1}"} for index in range(40)]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with start_s3(tmp_path_factory.mktemp("s3")) as running:
         yield running
-
-
-def jsonl(path: Path, rows: Rows) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def job_of(base: Path, train: Path | str, storage: str, evaluation: Any = None, **spec: Any) -> FineTuneJob:
-    dataset = {"train": train if isinstance(train, str) else f"file://{train}", "eval": evaluation}
-    body = {
-        "model": {"uri": f"file://{base}"},
-        "dataset": dataset | spec.pop("dataset", {}),
-        "method": {"type": "lora"},
-        "storage": {"uri": storage},
-    }
-    head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "job"}}
-    return FineTuneJob.model_validate_json(json.dumps(head | {"spec": body | spec}))
-
-
-class House:
-    """A storage folder and the calls into the stage."""
-
-    def __init__(self, folder: Path, uri: str = "", environ: dict[str, str] | None = None) -> None:
-        self.folder = folder
-        self.uri = uri or f"file://{folder}/store"
-        self.environ = environ or {}
-        self.lines: list[str] = []
-
-    @property
-    def store(self) -> ObjectStore:
-        return open_store(self.uri, self.environ)
-
-    def prepare(self, job: FineTuneJob, uid: str = "uid") -> Prepared:
-        self.lines = []
-        return prepare(job, self.store, uid, self.folder / "work", self.environ, self.lines.append)
-
-    def rows(self, made: Plan, split: str = "train") -> Rows:
-        target = self.folder / "fetched"
-        download_tree(self.store, f"datasets/{made.dataset.sha256}", target)
-        rows: Rows = plain_table(target, split).to_pylist()
-        return rows
 
 
 @pytest.fixture
@@ -124,7 +68,7 @@ def test_what_training_does_not_see_stands_in_the_report(house: House, bert: Pat
     made = house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", rows), house.uri))
     report = house.store.get(f"datasets/{made.plan.dataset.sha256}/dataset-report.json")
     found = {finding.code: finding for finding in QualityReport.model_validate_json(report).findings}
-    assert found["UnusedColumns"].message == "training does not see the column 'id'"
+    assert found["UnusedColumns"].message == "training does not use the column 'id'"
     assert (found["HeldOutRowsTrained"].count, found["HeldOutRowsTrained"].severity) == (1, "warning")
     assert any("HeldOutRowsTrained" in warning for warning in made.result.warnings)
 
@@ -214,7 +158,7 @@ def test_a_long_document_of_a_language_model_becomes_several_rows(house: House, 
 def test_a_prompt_that_leaves_no_completion_is_a_fault_with_its_line(house: House, llama: Path) -> None:
     rows = [*PAIRS, {"prompt": "paper " * 100, "completion": "x"}]
     job = job_of(llama, jsonl(house.folder / "t.jsonl", rows), house.uri, dataset={"maxLength": 64})
-    with pytest.raises(DataError, match=r"line 41: no token to learn is left of the row when cut at 64 tokens"):
+    with pytest.raises(DataError, match=r"line 41: no token to learn is left in the row when cut at 64 tokens"):
         house.prepare(job)
     job = job_of(
         llama,
@@ -267,7 +211,7 @@ def test_a_second_job_reads_neither_data_nor_model_again(
     def never(*_: object) -> None:
         raise AssertionError("read again")
 
-    for name in ("check", "read_model", "tokenize", "load_tokenizer", "upload_tree", "mirror"):
+    for name in ("check_dataset", "read_model", "tokenize", "load_tokenizer", "upload_tree", "mirror"):
         monkeypatch.setattr(stage, name, never)
     second = house.prepare(job, "two")
     assert second.plan == first.plan
@@ -317,147 +261,6 @@ def test_recovery_and_suspension_may_change_in_a_run(house: House, bert: Path) -
     assert house.prepare(job_of(bert, train, house.uri, suspend=True, recovery={"maxRestarts": 3})).plan == first.plan
 
 
-# ---------------------------------------------------------------- what it refuses
-
-
-def test_all_broken_lines_are_named_before_anything_heavy_is_imported(house: House, bert: Path) -> None:
-    lines = [json.dumps(row) for row in LABELLED * 17]
-    for line in (7, 214, 981):
-        lines[line - 1] = "{broken"
-    train = house.folder / "t.jsonl"
-    train.write_text("\n".join(lines))
-    job = house.folder / "job.json"
-    job.write_text(job_of(bert, train, house.uri).model_dump_json(by_alias=True, exclude_unset=True))
-    log = house.folder / "termination-log"
-    code = (
-        "import os, sys\nfrom finetune_trainer.prepare.__main__ import main\n"
-        "code = main(os.environ)\nprint([m for m in ('torch', 'transformers') if m in sys.modules])\nsys.exit(code)"
-    )
-    environ = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "FINETUNE_JOB": str(job),
-        "FINETUNE_JOB_UID": "u",
-        "FINETUNE_TERMINATION_LOG": str(log),
-    }
-    ended = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False)
-    assert ended.returncode == ExitCode.DATA_ERROR, ended.stderr
-    assert "(3 such lines: 7, 214, 981)" in ended.stderr
-    assert ended.stdout.splitlines()[-1] == "[]"
-    result = StageResult.model_validate_json(log.read_text())
-    assert (result.succeeded, result.category) == (False, "DataError")
-    assert [problem.lines for problem in result.problems] == [(7, 214, 981)]
-    assert list(house.store.list()) == []
-
-
-def test_the_entry_point_leaves_its_result_and_shows_its_phases(house: House, bert: Path) -> None:
-    job = house.folder / "job.json"
-    train = jsonl(house.folder / "t.jsonl", LABELLED)
-    job.write_text(job_of(bert, train, house.uri).model_dump_json(by_alias=True, exclude_unset=True))
-    log = house.folder / "termination-log"
-    environ = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "FINETUNE_JOB": str(job),
-        "FINETUNE_JOB_UID": "u",
-        "FINETUNE_TERMINATION_LOG": str(log),
-    }
-    ended = subprocess.run(
-        [sys.executable, "-m", "finetune_trainer.prepare"], env=environ, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == ExitCode.OK, ended.stderr
-    result = StageResult.model_validate_json(log.read_text())
-    assert result.succeeded
-    assert result.dataset is not None
-    assert result.dataset.train.rows == 60
-    phases = list(dict.fromkeys(line.partition(":")[0] for line in ended.stdout.splitlines()))
-    assert phases == ["dataset", "model", "warning", "report", "plan"]  # the rows are nearly alike
-
-
-@pytest.mark.parametrize(
-    ("environ", "code"),
-    [({}, ExitCode.USER_ERROR), ({"AWS_ACCESS_KEY_ID": "half"}, ExitCode.STORAGE_ERROR)],
-    ids=["no job", "no storage"],
-)
-def test_exit_codes_tell_who_has_to_act(house: House, bert: Path, environ: dict[str, str], code: ExitCode) -> None:
-    from finetune_trainer.prepare.__main__ import main
-
-    job = house.folder / "job.json"
-    job.write_text(job_of(bert, "file://t.csv", "s3://b/p").model_dump_json(by_alias=True, exclude_unset=True))
-    given = {"FINETUNE_JOB": str(job), "FINETUNE_JOB_UID": "u", **environ} if environ else {}
-    assert main(given) == code
-
-
-def damaged(model: Path, folder: Path, name: str, content: bytes | None) -> Path:
-    folder.mkdir()
-    for path in model.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
-    if content is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_bytes(content)
-    return folder
-
-
-MODELS: dict[str, tuple[str, bytes | None, str]] = {
-    "no configuration": ("config.json", None, "has no config.json"),
-    "no weights": ("model.safetensors", None, "has no model.safetensors"),
-    "no tokenizer": ("tokenizer.json", None, "has no tokenizer.json"),
-    "a configuration that is no JSON": ("config.json", b"{", "config.json is no JSON"),
-    "another architecture": ("config.json", b'{"model_type": "xlnet"}', "'xlnet' is not supported yet; .*bert .*llama"),
-    "weights that are none": ("model.safetensors", b"x" * 100, "model.safetensors is damaged"),
-    "an index of shards that are not there": (
-        "model.safetensors.index.json",
-        b'{"weight_map": {"a": "model-1.safetensors"}}',
-        "has no model-1.safetensors",
-    ),
-    "a tokenizer that is none": ("tokenizer.json", b"{}", "the tokenizer cannot be loaded"),
-}
-
-
-@pytest.mark.parametrize("case", MODELS)
-def test_a_model_that_cannot_be_used_is_refused_with_a_sentence(
-    house: House, bert: Path, tmp_path: Path, case: str
-) -> None:
-    name, content, message = MODELS[case]
-    model = damaged(bert, tmp_path / "damaged", name, content)
-    with pytest.raises(ModelError, match=message):
-        house.prepare(job_of(model, jsonl(house.folder / "t.jsonl", LABELLED), house.uri))
-    assert list(house.store.list()) == []
-
-
-def test_weights_cut_short_are_found_by_their_header(house: House, bert: Path, tmp_path: Path) -> None:
-    content = (bert / "model.safetensors").read_bytes()[:-1]
-    model = damaged(bert, tmp_path / "damaged", "model.safetensors", content)
-    with pytest.raises(ModelError, match="damaged"):
-        house.prepare(job_of(model, jsonl(house.folder / "t.jsonl", LABELLED), house.uri))
-
-
-def test_a_task_the_architecture_is_not_for_is_refused(house: House, bert: Path) -> None:
-    with pytest.raises(ModelError, match=r"spec\.task: bert with task causal-lm is not supported; it is used for"):
-        house.prepare(job_of(bert, jsonl(house.folder / "t.jsonl", TEXTS), house.uri, task="causal-lm"))
-
-
-def test_a_missing_model_and_missing_data_are_told_at_once(house: House) -> None:
-    with pytest.raises(FineTuneError) as caught:
-        house.prepare(job_of(house.folder / "no-model", house.folder / "no.csv", house.uri))
-    assert [problem.code for problem in caught.value.problems] == ["FileNotFound", "ModelNotFound"]
-
-
-def test_data_and_model_may_lie_in_object_storage(server: S3Server, tmp_path: Path, llama: Path) -> None:
-    bucket = server.make_bucket("sources")
-    source = open_store(bucket, server.environ)
-    for path in llama.iterdir():
-        source.put_file(f"models/tiny/{path.name}", path)
-    source.put_file("data/train.jsonl", jsonl(tmp_path / "t.jsonl", TEXTS))
-    house = House(tmp_path, f"file://{tmp_path}/store", server.environ)
-    inputs: dict[str, Any] = {"model": {"uri": f"{bucket}/models/tiny"}, "nodes": 2}
-    made = house.prepare(job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs)).plan
-    assert (made.model.name, made.model.source, made.dataset.train.rows) == ("tiny", f"{bucket}/models/tiny", 40)
-    job = job_of(llama, f"{bucket}/data/train.jsonl", house.uri, **inputs)
-    assert unhashed(inspect(job, server.environ).plan) == unhashed(made)
-
-
 # ---------------------------------------------------------------- validate and plan
 
 
@@ -470,11 +273,6 @@ def test_plan_and_validate_agree_with_prepare_and_store_nothing(house: House, be
     made = house.prepare(job).plan
     assert (planned.model.commit, len(made.model.commit)) == ("", 64)
     assert unhashed(planned) == unhashed(made)
-
-
-def unhashed(plan: Plan) -> Plan:
-    """Without the hash of weights in a folder, which only prepare reads."""
-    return plan.model_copy(update={"model": plan.model.model_copy(update={"commit": "", "prefix": ""})})
 
 
 def test_a_job_that_runs_here_is_planned_for_this_machine(house: House, bert: Path) -> None:

@@ -10,7 +10,7 @@ from finetune_api.errors import ModelError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.stage import inspect
-from tests.local.test_prepare import House, Rows, job_of, jsonl
+from tests.local.prepare_house import House, Rows, job_of, jsonl
 from tests.support.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
 
 MAKERS = {"bert": make_bert, "llama": make_llama, "gpt2": make_gpt2, "t5": make_t5, "bart": make_bart}
@@ -176,8 +176,8 @@ def test_a_conversation_of_several_answers_is_no_row_of_an_encoder_decoder(
 def test_a_tokenizer_without_a_mask_token_cannot_hide_words(models: dict[str, Path], house: House) -> None:
     from transformers import AutoTokenizer
 
-    from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer
+    from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer
 
     AutoTokenizer.from_pretrained(models["llama"]).save_pretrained(house.folder / "tokenizer")
     with pytest.raises(ModelError, match="no mask token"):
-        load_tokenizer(house.folder / "tokenizer", Task.MASKED_LM)
+        load_fast_tokenizer(house.folder / "tokenizer", Task.MASKED_LM)

@@ -12,7 +12,7 @@ from rich.console import Console
 from finetune_trainer.prepare.quality.page import headline, render
 from finetune_trainer.prepare.quality.printed import table
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.quality.summary import lines
+from finetune_trainer.prepare.quality.warning_lines import warning_lines
 from tests.unit.quality_sets import LABELS, alarms, changed, chats, labelled, pairs, reported
 
 EVIL = '<script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} & "quoted" </style>'
@@ -100,12 +100,12 @@ def test_one_row_makes_a_report_too() -> None:
 def test_the_weightiest_lines_keep_to_their_budget(sick: QualityReport) -> None:
     warned = alarms(sick)
     for budget in (200, 500, 1200, 10_000):
-        shown = lines(sick, budget)
+        shown = warning_lines(sick, budget)
         assert sum(len(line.encode()) + 1 for line in shown) <= budget
         codes = [line.split(" ")[0] for line in shown if not line.startswith("and ")]
         assert codes == warned[: len(codes)]
-    assert len(lines(sick, 10_000)) == len(warned)
-    assert lines(sick, 500)[-1].endswith("more in the report")
+    assert len(warning_lines(sick, 10_000)) == len(warned)
+    assert warning_lines(sick, 500)[-1].endswith("more in the report")
 
 
 def test_files_beside_the_code_are_packaged() -> None:
@@ -119,7 +119,7 @@ def test_files_beside_the_code_are_packaged() -> None:
 
 
 def test_a_clean_set_has_no_lines() -> None:
-    assert lines(reported(labelled(500), labelled(100, 1))) == ()
+    assert warning_lines(reported(labelled(500), labelled(100, 1))) == ()
 
 
 def test_a_terminal_shows_findings_and_cures(sick: QualityReport) -> None:

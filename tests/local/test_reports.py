@@ -115,7 +115,7 @@ def test_the_figures_of_a_step_are_what_a_clock_says() -> None:
     meter = Meter(plan)
     with meter.waiting():
         pass
-    taken = meter.taken(tokens=100)
+    taken = meter.figures(tokens=100)
     assert taken.mfu is None
     assert taken.logs["tokens_per_second"] == pytest.approx(100 / taken.seconds)
     assert taken.logs["samples_per_second"] == pytest.approx(plan.layout.global_batch / taken.seconds)

@@ -19,7 +19,7 @@ from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.model.fitting import classifiers
-from finetune_trainer.prepare.plan.architecture import Kind
+from finetune_trainer.prepare.plan.architecture import PartKind
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.unit.plan_models import lora_parameters
 
@@ -56,7 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
     "deberta-v2": SMALL,
 }
-CASES = [(family, task) for family, tasks in FAMILIES.items() for task in tasks]
+CASES = [(family, task) for family, one in FAMILIES.items() for task in one.tasks]
 OTHERS = [("deberta-v2", Task.CLASSIFICATION)]  # not trained yet, but counted: nothing here knows families by name
 # BART's decoder is counted with a mask that it makes itself; GPT-NeoX's classifier keeps a little that nobody sees
 ROUGH = {("bart", Task.SEQ2SEQ): 0.07, ("gpt_neox", Task.CLASSIFICATION): 0.06}
@@ -95,11 +95,11 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: 
     trained = counted.kept[MethodType.LORA].trained
     assert trained == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
     kinds = counted.by_kind()
-    assert kinds[Kind.EMBEDDING] > 0
-    assert kinds[Kind.ATTENTION] > 0
-    assert kinds[Kind.MLP] > 0
-    assert kinds[Kind.NORM] > 0
-    assert kinds[Kind.OTHER] <= counted.parameters // 50
+    assert kinds[PartKind.EMBEDDING] > 0
+    assert kinds[PartKind.ATTENTION] > 0
+    assert kinds[PartKind.MLP] > 0
+    assert kinds[PartKind.NORM] > 0
+    assert kinds[PartKind.OTHER] <= counted.parameters // 50
     if task in (Task.CAUSAL_LM, Task.SEQ2SEQ):  # an encoder's head is trained, or adapted, beside the rest
         assert lora_parameters(counted, 4) == trained
 

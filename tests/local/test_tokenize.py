@@ -142,10 +142,10 @@ def test_the_parent_of_the_processes_never_imports_torch(tmp_path: Path, llama: 
     script = (
         "import sys; from pathlib import Path\n"
         "from finetune_api.messages import Task\n"
-        "from finetune_trainer.prepare.tokens.tokenizer import load_tokenizer\n"
+        "from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer\n"
         "import finetune_trainer.prepare.tokens.tokenize, finetune_trainer.prepare.tokens.packing as packing\n"
         "if __name__ == '__main__':\n"
-        f"    assert load_tokenizer(Path({str(llama)!r}), Task.CAUSAL_LM).eos_id == 2\n"
+        f"    assert load_fast_tokenizer(Path({str(llama)!r}), Task.CAUSAL_LM).eos_id == 2\n"
         "    packing._trl()\n"
         "    heavy = {'torch', 'transformers', 'datasets'} & sys.modules.keys()\n"
         "    assert not heavy, heavy\n"

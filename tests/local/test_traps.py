@@ -31,7 +31,7 @@ import pytest
 import finetune_trainer
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
-from finetune_api.v1alpha1.training import TRAINING_NO_COUNTERPART, TRAINING_OWNED
+from finetune_api.v1alpha1.library_names import TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_trainer.agent.security import worker_environment
 from finetune_trainer.checkpoints import local as disk
 from finetune_trainer.checkpoints.marker import Marker, marker_name
@@ -120,5 +120,5 @@ def test_a_row_that_is_longer_than_the_plan_says_is_refused_in_a_sentence(
     run = bench.run(plan, llama, data, tmp_path / "run")
     assert set(run.exit_codes) == {ExitCode.DATA_ERROR}, run.logs
     [message] = [event.message for event in run.events if event.event == "error"]
-    assert "tokens, and the model is given 16 at most" in message
+    assert "tokens; the maximum of this run is 16" in message
     assert "row " in message

@@ -16,6 +16,7 @@ from finetune_trainer.model.families import FAMILIES, positions_of, resolve_task
 from finetune_trainer.prepare.embeddings import untrained_tokens
 from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of, trained_labels
 from finetune_trainer.worker.models.load import load_model
+from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
 from tests.support.models import MAKERS, make_bert, make_distilbert, make_gpt2, make_llama, make_roberta
 
@@ -47,7 +48,7 @@ def in_prepare(folder: Path, task: Task, labels: int = 3) -> None:
 
 
 def in_worker(folder: Path, task: Task) -> None:
-    load_model(make_plan(task, MethodType.FULL), folder, torch.float32, 0)
+    load_model(task_of(make_plan(task, MethodType.FULL)), folder, torch.float32, 0)
 
 
 WRONG: dict[str, tuple[Any, Task, Change, str]] = {
@@ -131,11 +132,11 @@ def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dty
 def test_every_family_fits_itself_and_lacks_only_heads(family: str, tmp_path: Path) -> None:
     folder = MAKERS[family](tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    for task in FAMILIES[family]:
+    for task in FAMILIES[family].tasks:
         assert resolve_task(config, task) is task
         in_prepare(folder, task)
-    assert resolve_task(config, None) is FAMILIES[family][0]
-    assert positions_of(config) == {"t5": 0}.get(family, 128 if Task.MASKED_LM in FAMILIES[family] else 256)
+    assert resolve_task(config, None) is FAMILIES[family].tasks[0]
+    assert positions_of(config) == {"t5": 0}.get(family, 128 if Task.MASKED_LM in FAMILIES[family].tasks else 256)
 
 
 def test_weights_under_old_names_and_prefixes_fit(tmp_path: Path) -> None:
@@ -172,7 +173,7 @@ BESIDE = {
 @pytest.mark.filterwarnings("ignore:.*fan_in_fan_out:UserWarning", "ignore:.*tie_word_embeddings:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's, of transformers 6
 def test_new_heads_are_trained_whole_beside_an_adapter_and_only_once(family: str, task: Task, tmp_path: Path) -> None:
-    model = load_model(make_plan(task, MethodType.LORA), MAKERS[family](tmp_path / "model"), torch.float32, 0)
+    model = load_model(task_of(make_plan(task, MethodType.LORA)), MAKERS[family](tmp_path / "model"), torch.float32, 0)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
     beside = {name.partition(".modules_to_save.")[0].removeprefix("base_model.model.") for name in trained}
     assert beside == BESIDE[(family, task)]
@@ -182,15 +183,17 @@ def test_new_heads_are_trained_whole_beside_an_adapter_and_only_once(family: str
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_a_classifier_may_be_trained_further_with_an_adapter(tmp_path: Path) -> None:
     folder = make_distilbert(tmp_path / "model", auto="AutoModelForSequenceClassification", num_labels=3)
-    model = load_model(make_plan(Task.CLASSIFICATION, MethodType.LORA), folder, torch.float32, 0)
+    model = load_model(task_of(make_plan(Task.CLASSIFICATION, MethodType.LORA)), folder, torch.float32, 0)
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora_" not in name]
     assert {name.split(".")[2] for name in trained} == {"classifier", "pre_classifier"}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma", "qwen3", "roberta", "distilbert", "modernbert", "t5", "bart"])
 def test_an_output_layer_that_is_shared_is_not_new(family: str, tmp_path: Path) -> None:
-    task = next(task for task in FAMILIES[family] if task is not Task.CLASSIFICATION)
-    model: Any = load_model(make_plan(task, MethodType.FULL), MAKERS[family](tmp_path / "model"), torch.float32, 0)
+    task = next(task for task in FAMILIES[family].tasks if task is not Task.CLASSIFICATION)
+    model: Any = load_model(
+        task_of(make_plan(task, MethodType.FULL)), MAKERS[family](tmp_path / "model"), torch.float32, 0
+    )
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     first = load_file(tmp_path / "model" / "model.safetensors")
     model.save_pretrained(tmp_path / "again")

@@ -16,10 +16,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from finetune_api.errors import RunError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.process.orders import WorkerOrder
-from finetune_trainer.worker import main as worker
+from finetune_trainer.worker import rank_run as worker
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.models.load import load_model
 from finetune_trainer.worker.reports.events import Reporter
+from finetune_trainer.worker.tasks import task_of
 from finetune_trainer.worker.trainer import FineTuneTrainer
 from tests.local.harness import make_plan, orders
 
@@ -38,7 +39,7 @@ def as_it_is(order: WorkerOrder) -> dict[str, Any]:
     """What a worker's own start looks like from inside."""
     worker.join(order)
     args = training_arguments(order)
-    model = load_model(order.plan, Path(order.model), weight_dtype(args), 0)
+    model = load_model(task_of(order.plan), Path(order.model), weight_dtype(args), 0)
     return {
         "world as transformers sees it": args.world_size,
         "on CPU": args.device.type,
@@ -59,16 +60,23 @@ def trained_on(order: WorkerOrder, model: torch.nn.Module, args: Any) -> str:
 
 def trained(order: WorkerOrder, model: torch.nn.Module, args: Any) -> Trainer:
     """The trainer after the run."""
-    batching = worker.batching_of(order.plan, model, 0)
-    rows = worker.rows_of(order, "train")
-    items = worker.items_of(order.plan, rows, None)
+    batching = task_of(order.plan).batching(model, 0)
+    rows = worker.load_split(order, "train")
+    items = task_of(order.plan).items(rows)
     plan = order.plan
     data = worker.VirtualDataset(
         rows, plan.schedule.seed, plan.schedule.max_steps, plan.layout.global_batch, items=items, dealt=batching.dealt
     )
     reporter = Reporter(os.open(os.devnull, os.O_WRONLY), 1, 0)
     trainer = FineTuneTrainer(
-        order, reporter, model, args, data=data, train_dataset=data, data_collator=batching.collate
+        order,
+        reporter,
+        model,
+        args,
+        head=task_of(plan).loss(model),
+        data=data,
+        train_dataset=data,
+        data_collator=batching.collate,
     )
     trainer.train()
     return trainer
@@ -84,7 +92,7 @@ def without_deepspeed(order: WorkerOrder) -> str:
     args = training_arguments(order)
     args.deepspeed = args.deepspeed_plugin = args.hf_deepspeed_config = None
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    model = load_model(order.plan.revised(zero_stage=0), Path(order.model), torch.float32, 0)
+    model = load_model(task_of(order.plan.revised(zero_stage=0)), Path(order.model), torch.float32, 0)
     try:
         return trained_on(order, model, args)
     except RunError as error:

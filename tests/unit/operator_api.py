@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from kubernetes.aio.client import Configuration
 
-from finetune_operator.kube import Kube, KubeError
+from finetune_operator.cluster.kube import Kube, KubeError
 
 Object = dict[str, Any]
 INDEXED = ("finetune.dev/job-uid", "finetune.dev/job-name")  # labels by which objects are found without a search

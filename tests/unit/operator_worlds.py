@@ -10,12 +10,13 @@ from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase, parse_job
-from finetune_operator.decide import decide
-from finetune_operator.facts import ConditionFact, StageJob, StagePod
-from finetune_operator.kinds import Kind
-from finetune_operator.resources import Owner, secret_name
+from finetune_operator.objects.facts import ConditionFact, StageJob, StagePod
+from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.resources import secret_name
+from finetune_operator.policy.decide import decide
+from finetune_operator.policy.world import Create, Delete, JobDecision, ObservedJob, Polled, Release
 from finetune_operator.settings import Settings
-from finetune_operator.world import Create, Decision, Delete, Observed, Polled, Release
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 UID = "5e0c7c5e-0000-4000-8000-000000000001"
@@ -100,8 +101,8 @@ def spec(**changes: Any) -> dict[str, Any]:
     }
 
 
-def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = None, **more: Any) -> Observed:
-    """A job and its children; `spec_` are changes of the spec, the rest are attributes of Observed."""
+def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = None, **more: Any) -> ObservedJob:
+    """A job and its children; `spec_` are changes of the spec, the rest are attributes of ObservedJob."""
     raw = spec(**more.pop("spec_", {}))
     job = parse_job(
         {
@@ -111,12 +112,14 @@ def world(*children: StageJob | StagePod, status: FineTuneJobStatus | None = Non
             "spec": raw,
         }
     )
-    seen = Observed(
-        owner=Owner("a", "team", UID, raw),
+    owner = Owner("a", "team", UID)
+    seen = ObservedJob(
+        owner=owner,
         generation=1,
         resource_version="7",
         deleting=False,
-        job=job,
+        job=AcceptedJob(owner, job.spec, raw),
+        ttl_seconds=raw.get("ttlSecondsAfterFinished"),
         status=status or FineTuneJobStatus(),
         jobs=tuple(child for child in children if isinstance(child, StageJob)),
         pods=tuple(child for child in children if isinstance(child, StagePod)),
@@ -203,7 +206,7 @@ def running_status(attempt: int = 1) -> FineTuneJobStatus:
     return decided(world(*prepared_children(), *gang(attempt), status=before)).status
 
 
-def decided(seen: Observed, now: datetime = NOW) -> Decision:
+def decided(seen: ObservedJob, now: datetime = NOW) -> JobDecision:
     """The decision for a world."""
     return decide(seen, now, SETTINGS)
 
@@ -288,7 +291,7 @@ def _attempt_label(attempt: str) -> dict[str, str]:
     return {"finetune.dev/attempt": attempt} if attempt else {}
 
 
-def acts(seen: Observed) -> list[str]:
+def acts(seen: ObservedJob) -> list[str]:
     """The actions of a decision, in words."""
     words = []
     for action in decided(seen).actions:
@@ -308,7 +311,7 @@ class Case:
     """One world: its name, what is seen, the phase and reason it gets, and what is done."""
 
     name: str
-    seen: Observed
+    seen: ObservedJob
     phase: Phase
     reason: str
     acts: list[str] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
+from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Part, PartKind
 
 RANK = 16
 
@@ -17,20 +17,20 @@ def decoder(
     predicts_tokens: bool = True,
 ) -> Architecture:
     """A LLaMA of these sizes; its defaults are those of the one with 7 billion parameters."""
-    parts = [Part(name="model.embed_tokens", kind=Kind.EMBEDDING, parameters=vocabulary * hidden)]
+    parts = [Part(name="model.embed_tokens", kind=PartKind.EMBEDDING, parameters=vocabulary * hidden)]
     square, wide = (hidden, hidden), (hidden, intermediate)
     matrices = {
-        **{f"self_attn.{name}": (Kind.ATTENTION, square) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
-        **{f"mlp.{name}": (Kind.MLP, wide) for name in ("gate_proj", "up_proj", "down_proj")},
+        **{f"self_attn.{name}": (PartKind.ATTENTION, square) for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
+        **{f"mlp.{name}": (PartKind.MLP, wide) for name in ("gate_proj", "up_proj", "down_proj")},
     }
     for layer in range(layers):
         for name, (kind, (inputs, outputs)) in matrices.items():
             full = f"model.layers.{layer}.{name}"
             parts.append(Part(name=full, kind=kind, parameters=inputs * outputs, inputs=inputs, outputs=outputs))
-        parts.append(Part(name=f"model.layers.{layer}.norm", kind=Kind.NORM, parameters=2 * hidden))
+        parts.append(Part(name=f"model.layers.{layer}.norm", kind=PartKind.NORM, parameters=2 * hidden))
     if predicts_tokens:
         size = vocabulary * hidden
-        parts.append(Part(name="lm_head", kind=Kind.HEAD, parameters=size, inputs=hidden, outputs=vocabulary))
+        parts.append(Part(name="lm_head", kind=PartKind.HEAD, parameters=size, inputs=hidden, outputs=vocabulary))
     made = Architecture(
         model_type="llama",
         hidden=hidden,
@@ -71,7 +71,7 @@ def lora_parameters(architecture: Architecture, rank: int, targets: Collection[s
     return rank * sum(
         part.inputs + part.outputs
         for part in architecture.parts
-        if part.inputs and (part.kind is not Kind.HEAD if targets is None else _ends(part.name, targets))
+        if part.inputs and (part.kind is not PartKind.HEAD if targets is None else _ends(part.name, targets))
     )
 
 

@@ -8,13 +8,13 @@ from zlib import crc32
 import numpy as np
 
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.people import known, mentioned
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.tokens.encoded import Encoded
 
 UNKNOWN = 1
 LIMIT = 256

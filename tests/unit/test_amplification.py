@@ -6,7 +6,7 @@ import pytest
 from finetune_trainer.evaluations.records import EvalGroups, EvaluationRecord, Sample
 from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluated
-from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
+from finetune_trainer.worker.evaluation.amplification import compare_answers, compare_labels, one_hot
 
 LABELS = ("praise", "complaint")
 ROWS = 400
@@ -27,7 +27,7 @@ def labels_of(women: float, others: float) -> np.ndarray:
 
 
 def measured(truth: np.ndarray, predicted: np.ndarray, groups: EvalGroups):
-    return of_labels(groups, range(ROWS), one_hot(truth, 2), one_hot(predicted, 2), LABELS)
+    return compare_labels(groups, range(ROWS), one_hot(truth, 2), one_hot(predicted, 2), LABELS)
 
 
 def test_a_skew_that_the_model_makes_larger_is_a_finding_with_its_interval() -> None:
@@ -80,10 +80,10 @@ def test_continuations_that_repeat_are_labels() -> None:
         Sample(row=row, prompt="The nurse said that", reference=LABELS[truth[row]], answer=f" {LABELS[said[row]]} ")
         for row in range(ROWS)
     ]
-    groups, found = of_answers(seen(), answered)
+    groups, found = compare_answers(seen(), answered)
     assert (groups, found[0].amplified) == (("women",), True)
     apart = [one.model_copy(update={"reference": f"answer {one.row}"}) for one in answered]
-    assert of_answers(seen(), apart) == ((), ())
+    assert compare_answers(seen(), apart) == ((), ())
 
 
 def test_the_card_says_what_grew_and_that_nothing_did() -> None:

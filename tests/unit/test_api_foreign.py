@@ -7,16 +7,12 @@ from trl import SFTConfig
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import parse_job
+from finetune_api.v1alpha1.facts import LATER, WITHOUT_EFFECT
 from finetune_api.v1alpha1.foreign import COMMON, NO_COUNTERPART, SENTENCES
+from finetune_api.v1alpha1.library_names import TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.names import unknown_field
-from finetune_api.v1alpha1.supported import LATER, notes
-from finetune_api.v1alpha1.training import (
-    TRAINING_NO_COUNTERPART,
-    TRAINING_OWNED,
-    WITHOUT_EFFECT,
-    LoraSpec,
-    TrainingSpec,
-)
+from finetune_api.v1alpha1.supported import notes
+from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec
 from finetune_api.v1alpha1.tree import spec_fields
 from tests.unit.test_api_parse import job, problems_of
 
@@ -116,13 +112,14 @@ def test_what_is_like_nothing_gets_no_far_fetched_lead() -> None:
     assert unknown_field(("spec", "learning_rat"))[2] == "did you mean spec.training.learning_rate?"
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_EFFECT))
-def test_what_happens_anyway_is_accepted_noted_and_not_passed_on(name: str) -> None:
+@pytest.mark.parametrize("path", sorted(WITHOUT_EFFECT))
+def test_what_happens_anyway_is_accepted_noted_and_not_passed_on(path: str) -> None:
+    name = path.removeprefix("spec.training.")
     value = True if name in ("logging_first_step", "logging_nan_inf_filter", "dataloader_pin_memory") else 10
     parsed = parse_job(job(spec__training={name: value, "seed": 1}))
     assert parsed.spec.training.given() == {"seed": 1}, "transformers must not get it twice"
-    assert notes(parsed) == [f"spec.training.{name} has no effect: {WITHOUT_EFFECT[name]}"]
-    assert f"spec.training.{name}" not in LATER
+    assert notes(parsed) == [f"{path} has no effect: {WITHOUT_EFFECT[path]}"]
+    assert path not in LATER
     assert notes(parse_job(job(spec__training={name: None}))) == []
 
 

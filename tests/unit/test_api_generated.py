@@ -7,9 +7,8 @@ from typing import Any
 import yaml as yaml11
 
 from finetune_api import crd, reference, yaml12
-from finetune_api.crd import MUTABLE
+from finetune_api.v1alpha1.facts import LATER, MUTABLE
 from finetune_api.v1alpha1.rules import RULES
-from finetune_api.v1alpha1.supported import LATER
 from finetune_api.v1alpha1.tree import spec_fields
 
 ROOT = Path(__file__).parents[2]

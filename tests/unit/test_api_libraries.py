@@ -11,14 +11,8 @@ from transformers import TrainingArguments
 
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1.foreign import COMMON
-from finetune_api.v1alpha1.training import (
-    LORA_LATER,
-    LORA_OWNED,
-    TRAINING_NO_COUNTERPART,
-    TRAINING_OWNED,
-    LoraSpec,
-    TrainingSpec,
-)
+from finetune_api.v1alpha1.library_names import LORA_LATER, LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
+from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_trainer.worker.arguments import RENAMED, as_installed
 
@@ -87,7 +81,7 @@ def test_quantities_are_numbers(text: str | int, number: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "Gi", "64 Gi", "64GB", "1e", "0x1", "1.2.3", "1i", "8\n"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no quantity"):
+    with pytest.raises(ValueError, match="is not a quantity"):
         parse_quantity(text)
 
 

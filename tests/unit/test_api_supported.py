@@ -1,4 +1,4 @@
-"""No field of the API is silently ignored: each works today or is refused as not supported yet."""
+"""No field of the API is silently ignored: each works today or is refused as not supported yet (test_api_facts)."""
 
 import json
 from typing import Any
@@ -7,36 +7,12 @@ import pytest
 
 from finetune_api.errors import SpecError
 from finetune_api.v1alpha1 import FineTuneJob, parse_job, unsupported
-from finetune_api.v1alpha1.supported import LATER, SUPPORTED, unsupported_in
-from finetune_api.v1alpha1.tree import Branch, spec_fields
+from finetune_api.v1alpha1.facts import LATER
+from finetune_api.v1alpha1.supported import unsupported_in
+from finetune_api.v1alpha1.tree import spec_fields
 from finetune_api.yaml12 import dump, load
 
 FIELDS = spec_fields()
-PATHS = {branch.dotted for branch in FIELDS}
-
-
-def _table(path: str) -> str | None:
-    """The table that decides a path: by its longest entry."""
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        entry = ".".join(parts[:length])
-        if entry in LATER:
-            some = LATER[entry].values
-            return "both" if some and entry in SUPPORTED else "later"
-        if entry in SUPPORTED:
-            return "supported"
-    return None
-
-
-@pytest.mark.parametrize("branch", [one for one in FIELDS if one.is_leaf], ids=lambda one: one.dotted)
-def test_every_leaf_works_or_is_refused(branch: Branch) -> None:
-    assert _table(branch.dotted) is not None, "put it into SUPPORTED or LATER"
-
-
-def test_the_tables_hold_no_field_that_is_gone_and_none_twice() -> None:
-    assert set(LATER) | SUPPORTED <= PATHS
-    for path in set(LATER) & SUPPORTED:
-        assert LATER[path].values, f"{path} is in both tables, though all of it is refused"
 
 
 def _given(path: str, value: Any) -> dict[str, Any]:
@@ -149,5 +125,5 @@ spec: {{model: {{uri: s3://b/m}}, dataset: {dataset}, method: {{type: lora}}, st
 
 
 def test_the_refusal_reaches_the_reader_of_a_job() -> None:
-    with pytest.raises(SpecError, match=r"spec.budget.maxGPUHours: is not supported yet: no budget is watched"):
+    with pytest.raises(SpecError, match=r"spec.budget.maxGPUHours: is not supported yet: budgets are not enforced"):
         parse_job({"spec": {"budget": {"maxGPUHours": 1}}})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from finetune_api import yaml12
 from finetune_api.errors import SpecError
+from finetune_api.v1alpha1.files import load_job
 
 SCALARS = [
     ("2e-4", 2e-4),
@@ -50,8 +51,8 @@ REFUSED = [
     ("nothing", "# empty\n", None, "Empty", "holds no document"),
     ("a tag", "a: !!python/object:os.system x\n", 1, "Tag", "tags are not read"),
     ("a merge key", "a: &x {b: 1}\nc:\n  <<: *x\n", 3, "MergeKey", "<<"),
-    ("a cycle", "a: &x [*x]\n", 1, "Alias", "whose anchor is not complete"),
-    ("a key that is a list", "? [a]\n: 1\n", 1, "Key", "no plain text"),
+    ("a cycle", "a: &x [*x]\n", 1, "Alias", "its anchor does not end before it"),
+    ("a key that is a list", "? [a]\n: 1\n", 1, "Key", "not plain text"),
     ("a control character", "a: \x00\n", None, "YamlSyntax", "unacceptable character"),
     ("a key twice in JSON", '{"a": 1,\n "a": 2}', None, "DuplicateKey", "`a` twice"),
 ]
@@ -124,7 +125,7 @@ def test_a_job_files_problems_carry_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(JOB)
     with pytest.raises(SpecError) as refused:
-        yaml12.load_job(path)
+        load_job(path)
     assert [(one.field, one.lines, one.file) for one in refused.value.problems] == [
         ("spec.trainin", (9,), str(path)),
         ("spec.storage.uri", (12,), str(path)),
@@ -135,17 +136,17 @@ def test_a_job_files_problems_carry_file_and_line(tmp_path: Path) -> None:
 def test_a_job_file_is_read_with_its_numbers(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + JOB.replace("trainin:", "training:").replace("ftp:", "file:").encode())
-    assert yaml12.load_job(path).spec.training.learning_rate == 2e-4
+    assert load_job(path).spec.training.learning_rate == 2e-4
 
 
 def test_a_file_that_is_not_utf8_or_not_there_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_bytes(b"a: 1\nb: \xe9\n")
     with pytest.raises(SpecError, match=r"line 2: byte 0xe9 is not UTF-8") as refused:
-        yaml12.load_job(path)
+        load_job(path)
     assert refused.value.problems[0].lines == (2,)
     with pytest.raises(SpecError, match="No such file"):
-        yaml12.load_job(tmp_path / "none.yaml")
+        load_job(tmp_path / "none.yaml")
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.prepare.data.conversation import REASONING, conversation
+from finetune_trainer.prepare.data.conversation import REASONING, checked_messages
+from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import Code, Fault
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.observed.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoded import Encoded, RemarkCode
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.render import TODAY
 from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER
@@ -101,7 +101,7 @@ class Talk:
 def check(of: Encoder, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
     """Check one conversation; "" if it is taken, else the code it is refused with."""
     tokenizer = chat_tokenizer()
-    row = Example(1, "", messages=conversation("messages", [dict(one) for one in messages]), tools=tuple(tools))
+    row = Example(1, "", messages=checked_messages("messages", [dict(one) for one in messages]), tools=tuple(tools))
     (found,) = of([row])
     if isinstance(found, Fault):
         assert found.code in (Code.TEMPLATE_FAILED, Code.NOT_WRITTEN)

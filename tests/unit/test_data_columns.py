@@ -11,8 +11,8 @@ import pytest
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.dataset import CheckedData, check
-from finetune_trainer.prepare.data.rows import Example, Layout
+from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.sources import locate_all
 
 ASKED = {"role": "user", "content": "q"}
@@ -39,7 +39,7 @@ def checked(
         path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     spec = DatasetSpec.model_validate({"train": f"file://{path}", **fields}, by_alias=True)
     sources = locate_all(spec, {})
-    return check(spec, task, sources, folder / "work", seed=1, has_template=template, problem_type=kind)
+    return check_dataset(spec, task, sources, folder / "work", seed=1, has_template=template, problem_type=kind)
 
 
 def first(data: CheckedData) -> Example:
@@ -78,7 +78,7 @@ SYSTEMS: dict[str, tuple[dict[str, Any], dict[str, str], list[dict[str, Any]]]] 
 def test_a_system_message_in_a_column_of_its_own_is_learnt(tmp_path: Path, case: str) -> None:
     row, columns, expected = SYSTEMS[case]
     data = checked(tmp_path, [row], columns=columns)
-    assert data.layout is Layout.CHAT
+    assert data.layout is ExampleLayout.CHAT
     assert list(first(data).messages) == expected
     assert list(first(data).tools) == row.get("tools", [])
     assert not told(data)
@@ -86,7 +86,9 @@ def test_a_system_message_in_a_column_of_its_own_is_learnt(tmp_path: Path, case:
 
 def test_two_different_system_messages_are_a_fault(tmp_path: Path) -> None:
     rows = [{"messages": TURNS, "system": "s"}, {"messages": [SYSTEM, *TURNS], "system": "t"}]
-    with pytest.raises(DataError, match=r"line 2: 'system' holds a system message, and the first message is another"):
+    with pytest.raises(
+        DataError, match=r"line 2: 'system' holds a system message, and the first message is a system message, too"
+    ):
         checked(tmp_path, rows)
 
 
@@ -133,7 +135,7 @@ def test_nan_is_judged_only_where_it_is_read(tmp_path: Path) -> None:
     assert [example.text for example in data.train_examples()] == ["a", "b", "the word NaN"]
     (problem,) = data.tallies()[0].problems()
     assert (problem.code, problem.lines) == ("NotANumber", (3,))
-    assert "'text' is, or holds, NaN, which is no JSON" in problem.message
+    assert "'text' is, or holds, NaN, which JSON does not have" in problem.message
 
 
 # ---------------------------------------------------------------- paths into columns
@@ -219,14 +221,14 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CAUSAL_LM,
         {},
         "UnusedColumns",
-        "training does not see the columns 'id', 'url' -> if one of them belongs to a row, say its part",
+        "training does not use the columns 'id', 'url' -> if one of them belongs to a row, say its part",
     ),
     "rows of a test": (
         [{"text": "a", "split": "train"}, {"text": "b", "split": "test"}, {"text": "c", "split": "Validation"}],
         Task.CAUSAL_LM,
         {},
         "HeldOutRowsTrained",
-        "the column 'split' says of 2 of 3 training rows that they are 'test' or 'validation'; all of them are trained "
+        "the column 'split' marks 2 of 3 training rows as 'test' or 'validation'; all of them are trained "
         "on -> set spec.dataset.columns: {split: split} to evaluate on them instead",
     ),
     "a system prompt by another name": (
@@ -234,7 +236,7 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CAUSAL_LM,
         {},
         "SystemColumnUnread",
-        "'system_prompt' looks like a system message, and training does not see it -> "
+        "'system_prompt' looks like a system message, and training does not use it -> "
         "set spec.dataset.columns: {messages: messages, system: system_prompt}",
     ),
     "a context beside a question": (
@@ -263,7 +265,7 @@ NOTICES: dict[str, tuple[list[Any], Task, dict[str, str], str, str]] = {
         Task.CLASSIFICATION,
         {},
         "NumbersAsLabels",
-        "the labels are 40 different numbers in 40 rows, from 100 to 139, and each is learnt as a name of its own -> "
+        "the labels are 40 different numbers in 40 rows, from 100 to 139, and each is learnt as a separate name -> "
         "to predict the number, set spec.problemType: regression",
     ),
     "prices as text": (
@@ -287,7 +289,7 @@ def test_a_split_in_a_parquet_file_is_seen(tmp_path: Path) -> None:
     rows = [{"text": f"t {n}", "split": "test" if n > 7 else "train", "image": b"x"} for n in range(10)]
     found = told(checked(tmp_path, rows, name="train.parquet"))
     assert "2 of 10 training rows" in found["HeldOutRowsTrained"]
-    assert found["UnusedColumns"].startswith("training does not see the column 'image' ->")
+    assert found["UnusedColumns"].startswith("training does not use the column 'image' ->")
 
 
 def parted(folder: Path, *splits: Any, name: str = "train.jsonl", **fields: Any) -> tuple[list[str], list[str] | None]:
@@ -314,7 +316,7 @@ def test_a_split_that_is_none_is_a_fault(tmp_path: Path) -> None:
 def test_rows_that_go_by_a_column_are_held_out_in_no_other_way(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"spec\.dataset\.eval: is given, and spec\.dataset\.columns names a column"):
         parted(tmp_path, "train", "test", eval={"split": 0.5})
-    with pytest.raises(DataError, match="no row is of the split train"):
+    with pytest.raises(DataError, match="no row has the split train"):
         parted(tmp_path, "test", "test")
 
 
@@ -346,7 +348,7 @@ def test_many_files_with_one_fault_are_one_problem(tmp_path: Path) -> None:
         (tmp_path / f"part-{number:03}.jsonl").write_text('{"body": "x"}\n' if number % 3 else "[]")
     spec = DatasetSpec(train=f"file://{tmp_path}/*.jsonl")
     with pytest.raises(DataError) as caught:
-        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
     (problem,) = caught.value.problems
     assert problem.code == "MissingColumn"
     assert "the columns are 'body' (the first of 200 files with such a fault, such as part-002.jsonl" in problem.message
@@ -397,7 +399,7 @@ def test_classes_have_the_names_that_the_schema_has(
     spec = DatasetSpec.model_validate(
         {"train": f"file://{path}", "onInvalid": "Skip", "maxInvalidPercent": 50}, by_alias=True
     )
-    data = check(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
+    data = check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert data.labels == names
 
 
@@ -406,7 +408,7 @@ def test_a_row_without_a_class_has_no_label(tmp_path: Path) -> None:
     pa.parquet.write_table(table, tmp_path / "x.parquet")
     spec = DatasetSpec(train=f"file://{tmp_path}/x.parquet")
     with pytest.raises(DataError, match="'label' is null") as caught:
-        check(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert caught.value.problems[0].lines == (2,)
 
 
@@ -418,7 +420,7 @@ def labels_of(folder: Path, train: list[str], evaluation: list[str]) -> tuple[Ch
         rows = "".join(f"text {n},{label}\n" for n, label in enumerate(labels))
         (folder / name).write_text(f"text,label\n{rows}")
     spec = DatasetSpec(train=f"file://{folder}/train.csv", eval=f"file://{folder}/eval.csv")
-    data = check(spec, Task.CLASSIFICATION, locate_all(spec, {}), folder / "work", seed=1)
+    data = check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), folder / "work", seed=1)
     return data, [example.label for example in data.eval_examples() or ()]
 
 

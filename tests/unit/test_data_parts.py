@@ -15,9 +15,9 @@ from finetune_api.errors import DataError
 from finetune_trainer.prepare.data import lines, streams
 from finetune_trainer.prepare.data.chunks import ParsedChunk, chunks, read
 from finetune_trainer.prepare.data.delimited import _Values
-from finetune_trainer.prepare.data.formats import DataFile, Documents, Format, Record
+from finetune_trainer.prepare.data.formats import DataFile, DocumentUnit, Format, Record
 from finetune_trainer.prepare.data.jsonarray import parse_element
-from finetune_trainer.prepare.data.records import parse
+from finetune_trainer.prepare.data.record_parts import parse
 from finetune_trainer.prepare.data.streams import opened
 
 
@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def file_of(path: Path, kind: Format) -> DataFile:
-    return DataFile(path, path.name, "spec.dataset.train", kind, documents=Documents.PARAGRAPH)
+    return DataFile(path, path.name, "spec.dataset.train", kind, documents=DocumentUnit.PARAGRAPH)
 
 
 def in_order(file: DataFile) -> list[Record]:

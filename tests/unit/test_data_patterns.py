@@ -2,7 +2,7 @@
 
 import pytest
 
-from finetune_trainer.prepare.data.patterns import data_files, fixed_part, matching, splits_among
+from finetune_trainer.prepare.data.file_patterns import data_files, fixed_part, matching, splits_among
 
 
 @pytest.mark.parametrize(

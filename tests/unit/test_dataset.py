@@ -17,10 +17,10 @@ from finetune_api.contract import Env
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data import dataset, lines, progress, reading, streams
-from finetune_trainer.prepare.data.choice import hold_out, label_order
-from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data import byte_progress, dataset, lines, reading, streams
+from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.data.row_choice import hold_out, label_order
 from finetune_trainer.prepare.data.sources import locate_all
 
 Rows = list[Any]
@@ -41,7 +41,7 @@ def checked(folder: Path, train: Rows, task: Task = Task.CLASSIFICATION, **field
         {"train": write(folder / "train.jsonl", train), "eval": evaluation, **fields}, by_alias=True
     )
     sources = locate_all(spec, {})
-    return check(spec, task, sources, folder / "work", seed=1, problem_type=kind, known_labels=known)
+    return check_dataset(spec, task, sources, folder / "work", seed=1, problem_type=kind, known_labels=known)
 
 
 def row(text: Any = "some text", label: Any = "a") -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_skip_leaves_broken_rows_out_up_to_the_limit(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         checked(tmp_path, rows, onInvalid="Skip", maxInvalidPercent=4)
     assert [problem.code for problem in caught.value.problems] == ["TooManyInvalidRows", "EmptyText"]
-    assert "1 of 21 rows (4.76 %) are invalid; 4 % may be" in str(caught.value)
+    assert "1 of 21 rows (4.76 %) are invalid; 4 % are allowed" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def mixed(folder: Path, *sources: tuple[Rows, float], seed: int = 1, **fields: A
         for index, (rows, weight) in enumerate(sources)
     ]
     spec = DatasetSpec.model_validate({"mix": mix, **fields}, by_alias=True)
-    return check(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=seed)
+    return check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=seed)
 
 
 def seen(data: CheckedData) -> list[str]:
@@ -342,7 +342,7 @@ def test_faults_are_grouped_over_the_files_of_a_source(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.jsonl", rows)
     spec = DatasetSpec(train=f"file://{tmp_path}/*.jsonl")
     with pytest.raises(DataError) as caught:
-        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
     (problem,) = caught.value.problems
     assert (problem.file, problem.lines, problem.count) == (f"file://{tmp_path}/a.jsonl", (4,), 2)
     assert "'text' is empty (the first of 2 files with such rows)" in problem.message
@@ -368,7 +368,7 @@ def test_empty_files_among_others_are_passed_over(tmp_path: Path) -> None:
     write(tmp_path / "part-1.jsonl", texts("a", 2))
     (tmp_path / "part-2.jsonl").write_text("\n\n")
     spec = DatasetSpec(train=f"file://{tmp_path}")
-    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+    data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert seen(data) == ["a 0", "a 1"]
 
 
@@ -377,7 +377,7 @@ def test_nothing_but_empty_files_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "part-1.jsonl", [])
     spec = DatasetSpec(train=f"file://{tmp_path}")
     with pytest.raises(DataError, match="the file is empty"):
-        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
 
 
 def test_a_file_that_ends_early_is_told_with_the_faults_before(tmp_path: Path) -> None:
@@ -386,13 +386,13 @@ def test_a_file_that_ends_early_is_told_with_the_faults_before(tmp_path: Path) -
     path.write_bytes(gzip.compress(content.encode())[:-100])
     spec = DatasetSpec(train=f"file://{path}")
     with pytest.raises(DataError) as caught:
-        check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert [(one.code, one.lines) for one in caught.value.problems] == [("TruncatedFile", ()), ("EmptyText", (1,))]
 
 
 def test_more_labels_than_a_classifier_has_are_refused(tmp_path: Path) -> None:
     rows = [row(label=f"text number {index}") for index in range(10_001)]
-    with pytest.raises(DataError, match="'label' has more than 10,000 different values: it is no label"):
+    with pytest.raises(DataError, match="'label' has more than 10,000 different values: it is not a label"):
         checked(tmp_path, rows)
 
 
@@ -414,11 +414,11 @@ def test_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.Monke
 def test_long_work_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "PIECE", 1000)
     monkeypatch.setattr(streams, "BLOCK", 500)
-    monkeypatch.setattr(progress, "WATCHED", 10_000)
+    monkeypatch.setattr(byte_progress, "WATCHED", 10_000)
     write(tmp_path / "x.jsonl", [*texts("a", 999), {"text": ""}])
     spec = DatasetSpec(train=f"file://{tmp_path}/x.jsonl", onInvalid="Skip")
     told: list[str] = []
-    check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, report=told.append)
+    check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, report=told.append)
     assert len(told) == 9
     assert told[4] == "dataset: checked 9 kB of 17.9 kB"
 
@@ -467,5 +467,5 @@ def test_null_in_a_column_of_numbers_is_no_label(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, None, float("nan")]}), tmp_path / "x.parquet")
     spec = DatasetSpec(train=f"file://{tmp_path}/x.parquet")
     with pytest.raises(DataError) as caught:
-        check(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
+        check_dataset(spec, Task.CLASSIFICATION, locate_all(spec, {}), tmp_path / "work", seed=1)
     assert [(one.code, one.lines) for one in caught.value.problems][-1] == ("NullValue", (2, 3))

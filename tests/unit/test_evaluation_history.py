@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Task
 from finetune_trainer.checkpoints.committed import Committed
 from finetune_trainer.checkpoints.pick import pick
-from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
+from finetune_trainer.worker.evaluation.past_evaluations import Evaluated, evaluations
 from finetune_trainer.worker.evaluation.stopping import ends_best, last_improvement, stops
 from tests.local.harness import make_plan
 

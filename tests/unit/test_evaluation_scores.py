@@ -13,11 +13,12 @@ from sacrebleu import corpus_chrf
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import classification_report, f1_score
 
-from finetune_api.messages import ProblemType, Task
-from finetune_trainer.worker.evaluation.questions import questions
+from finetune_api.messages import MethodType, ProblemType, Task
 from finetune_trainer.worker.evaluation.scores import classification_scores, token_scores
 from finetune_trainer.worker.evaluation.shares import share_of
 from finetune_trainer.worker.evaluation.similarity import similarity
+from finetune_trainer.worker.tasks import task_of
+from tests.local.harness import make_plan
 
 LABELS = ("animal", "colour", "number", "never seen")
 
@@ -129,7 +130,8 @@ class Rows:
 
 
 def asked(task: Task, *rows: dict[str, Any], most: int = 9) -> list[tuple[int, list[int], list[int]]]:
-    return [(q.number, q.prompt.tolist(), q.reference.tolist()) for q in questions(task, Rows(*rows), most)]
+    questions = task_of(make_plan(task, MethodType.FULL)).questions(Rows(*rows), most)
+    return [(q.number, q.prompt.tolist(), q.reference.tolist()) for q in questions]
 
 
 def test_the_last_trained_span_is_the_answer_to_all_before_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.job_file import JobFile, override
-from finetune_api.yaml12 import load_job
+from finetune_api.v1alpha1.files import load_job
 
 TEXT = """apiVersion: finetune.dev/v1alpha1
 kind: FineTuneJob
@@ -113,11 +113,11 @@ def test_a_wrong_path_gets_the_answer_of_a_file_without_its_line(path: Path) -> 
     [
         ("nothing", "NoValue", "has no `=`"),
         ("a..b=1", "NoPath", "a..b"),
-        ("=1", "NoPath", "no path"),
-        ("dataset.mix[7].weight=1", "NoSuchPath", "items are 0 to 1"),
+        ("=1", "NoPath", "not the path"),
+        ("dataset.mix[7].weight=1", "NoSuchPath", "items 0 to 1"),
         ("training[0]=1", "NoSuchPath", "item 0 of spec.training"),
         ("model.name.x=1", "NoSuchPath", "leads through spec.model.name"),
-        ("training.learning_rate=[1", "YamlSyntax", "no YAML"),
+        ("training.learning_rate=[1", "YamlSyntax", "not YAML"),
         ("nodes=two", "WrongType", "must be a whole number"),
     ],
 )

@@ -11,15 +11,15 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data import lines, streams
-from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.sources import locate_all
-from finetune_trainer.prepare.quality import spill
+from finetune_trainer.prepare.observed import spill
 from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.tokens import tokenize as tokenizing
 from finetune_trainer.prepare.tokens import writer
 from finetune_trainer.prepare.tokens.encoder import encoder_for
-from finetune_trainer.prepare.tokens.keeping import DiscardedShards, Keeper, Progress, StoredShards
+from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards, TokenizeProgress
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
@@ -38,7 +38,7 @@ class Interrupted(StoredShards):
 
     times = 0
 
-    def keep(self, progress: Progress) -> None:
+    def keep(self, progress: TokenizeProgress) -> None:
         super().keep(progress)
         self.times -= 1
         if not self.times:
@@ -59,12 +59,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "BUFFERED", 7)
 
 
-def prepared(folder: Path, keeper: Keeper, **spec: Any) -> Tokenized:
+def prepared(folder: Path, keeper: ShardKeeper, **spec: Any) -> Tokenized:
     fields = DatasetSpec.model_validate(
         {"train": f"file://{folder / 'train.jsonl'}", "eval": {"split": 0.3}, "onInvalid": "Skip"} | spec
     )
     (work := folder / "work").mkdir(exist_ok=True)
-    data = check(fields, Task.CAUSAL_LM, locate_all(fields, {}), work, seed=1, has_template=True)
+    data = check_dataset(fields, Task.CAUSAL_LM, locate_all(fields, {}), work, seed=1, has_template=True)
     own = chat_tokenizer()
     tokenizer = LoadedTokenizer(own.backend_tokenizer.to_str(), dict(own.special_tokens_map), own.eos_token_id)
     encoder = encoder_for(fields, Task.CAUSAL_LM, tokenizer, data.layout, 96, CHATML, folder)
@@ -133,5 +133,12 @@ def test_what_is_no_value_of_ours_is_not_read() -> None:
         def __reduce__(self) -> Any:
             return (print, ("run",))
 
-    with pytest.raises(pickle.UnpicklingError, match="no value of ours"):
+    with pytest.raises(pickle.UnpicklingError, match="not a value of ours"):
         values.loads(pickle.dumps(Code()))
+
+
+@pytest.mark.parametrize("place", ["finetune_trainer.prepare.moved", "finetune_trainer.prepare.data.tally"])
+def test_a_value_of_a_module_or_class_that_is_gone_is_not_read(place: str) -> None:
+    """An attempt that starts with a newer image meets the values of an older one, and does its work anew."""
+    with pytest.raises(pickle.UnpicklingError, match="not a value of ours"):
+        values.loads(b"c" + place.encode() + b"\nGone\n.")

@@ -9,9 +9,9 @@ import pytest
 
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import ProblemType, Task
-from finetune_trainer.prepare.data.choice import hold_out, rarest
 from finetune_trainer.prepare.data.dataset import CheckedData
-from finetune_trainer.prepare.data.labels import matched
+from finetune_trainer.prepare.data.label_values import matched
+from finetune_trainer.prepare.data.row_choice import hold_out, rarest
 from tests.unit.test_dataset import checked, row
 
 SINGLE, MULTI, REGRESSION = ProblemType

@@ -12,15 +12,16 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 import tests.support.models
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
+from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.prepare.plan.memory import ANSWERED, CHUNK, EVALUATED
 from finetune_trainer.worker.arguments import EVAL_BATCH_FACTOR
-from finetune_trainer.worker.attention import FAMILIES, segmented_attention, use_segmented
-from finetune_trainer.worker.batches.choice import batching_of
+from finetune_trainer.worker.attention import segmented_attention, use_segmented
 from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import IGNORED, PaddedPairs, PaddedTokens
 from finetune_trainer.worker.evaluation.answers import BATCH_TOKENS
-from finetune_trainer.worker.losses import output
-from finetune_trainer.worker.losses.head import Rows, head_of
+from finetune_trainer.worker.losses import output_layer
+from finetune_trainer.worker.losses.head import RowLoss
+from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
 
 PAD = 1
@@ -44,11 +45,11 @@ def rows(vocabulary: int, lengths: tuple[int, ...] = (17, 5, 30, 9, 17, 40, 3)) 
     return [{"input_ids": ids, "labels": np.where(np.arange(len(ids)) < len(ids) // 3, IGNORED, ids)} for ids in made]
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", [name for name, one in FAMILIES.items() if one.flat_batches])
 def test_every_family_with_flat_batches_keeps_its_documents_apart(family: str, tmp_path: Path) -> None:
     model = loaded(family, Task.CAUSAL_LM, tmp_path)
     data = rows(model.config.vocab_size)
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     with torch.no_grad():
         padded = head(model, PaddedTokens(PAD)(data))
         use_segmented(model)
@@ -64,7 +65,7 @@ def test_a_sliding_window_holds_within_documents(tmp_path: Path) -> None:
     folder = tests.support.models.make_mistral(tmp_path / "mistral", sliding_window=8)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     data = rows(model.config.vocab_size)
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     with torch.no_grad():
         padded = head(model, PaddedTokens(PAD)(data))
         use_segmented(model)
@@ -74,14 +75,14 @@ def test_a_sliding_window_holds_within_documents(tmp_path: Path) -> None:
 
 def test_a_model_that_never_calls_the_attention_is_refused(tmp_path: Path) -> None:
     model = loaded("llama", Task.CAUSAL_LM, tmp_path)  # with transformers' own attention
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     with pytest.raises(RuntimeError, match="apart"):
         head(model, FlatTokens()(rows(model.config.vocab_size)))
 
 
 def test_a_family_that_is_not_known_to_keep_documents_apart_gets_padded_batches(tmp_path: Path) -> None:
     model = loaded("gemma2", Task.CAUSAL_LM, tmp_path)  # soft-capped scores: no fused kernel has them
-    batching = batching_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model, PAD)
+    batching = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).batching(model, PAD)
     assert isinstance(batching.collate, PaddedTokens)
     assert batching.dealt is None
 
@@ -122,9 +123,9 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own(
     inputs = {name: value for name, value in batch.items() if name not in ("kept", "targets")}
     own = model(**inputs, labels=labels).loss
     expected = gradients(own)
-    monkeypatch.setattr(output, "CHUNK_BYTES", 4 * model.config.vocab_size * 7)
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * model.config.vocab_size * 7)
     for kind in ("labelled", "chunked"):
-        head = head_of(make_plan(task, MethodType.FULL, loss_head=kind), model)
+        head = task_of(make_plan(task, MethodType.FULL, loss_head=kind)).loss(model)
         with torch.no_grad():
             assert int(head(model, batch).hits) <= len(batch["targets"])  # type: ignore[arg-type]
         summed = head(model, batch)
@@ -133,8 +134,8 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own(
         found = gradients(loss)
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{kind} {name}")
-        for hook in list(output.output_layer(model)._forward_pre_hooks):
-            del output.output_layer(model)._forward_pre_hooks[hook]
+        for hook in list(output_layer.output_layer(model)._forward_pre_hooks):
+            del output_layer.output_layer(model)._forward_pre_hooks[hook]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21.2 asks for it
@@ -148,7 +149,7 @@ def test_an_adapter_on_the_output_layer_is_trained_by_every_head(options: dict[s
         model = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, **options))
         use_segmented(model)
         batch = FlatTokens()(rows(base.config.vocab_size))
-        summed = head_of(make_plan(Task.CAUSAL_LM, MethodType.LORA, loss_head=kind), model)(model, batch)
+        summed = task_of(make_plan(Task.CAUSAL_LM, MethodType.LORA, loss_head=kind)).loss(model)(model, batch)
         summed.total.backward()
         totals.append(summed.total.detach())
         touched = [name for name, one in model.named_parameters() if one.requires_grad and "lm_head" in name]
@@ -160,7 +161,7 @@ def test_an_adapter_on_the_output_layer_is_trained_by_every_head(options: dict[s
 def test_only_labelled_positions_reach_the_output_layer(tmp_path: Path) -> None:
     model = loaded("llama", Task.CAUSAL_LM, tmp_path)
     use_segmented(model)
-    head = head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)
+    head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
     shapes: list[torch.Size] = []
     model.lm_head.register_forward_hook(lambda module, arguments, logits: shapes.append(logits.shape))
     batch = FlatTokens()(rows(model.config.vocab_size))
@@ -181,7 +182,9 @@ def test_no_mask_is_built_for_a_flat_batch(tmp_path: Path, monkeypatch: pytest.M
 
     AttentionInterface.register("segmented", watched)
     try:
-        head_of(make_plan(Task.CAUSAL_LM, MethodType.FULL), model)(model, FlatTokens()(rows(model.config.vocab_size)))
+        task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)(
+            model, FlatTokens()(rows(model.config.vocab_size))
+        )
     finally:
         AttentionInterface.register("segmented", segmented_attention)
     assert masks == [None] * model.config.num_hidden_layers
@@ -204,14 +207,14 @@ def test_a_row_has_the_loss_that_transformers_gives_it(problem: ProblemType, lab
             assert "labels" not in inputs
             return type("Output", (), {"logits": logits})
 
-    summed = Rows(problem)(Answer(), {"input_ids": None, "labels": labels})
+    summed = RowLoss(problem)(Answer(), {"input_ids": None, "labels": labels})
     expected = own(logits.squeeze(-1) if problem is ProblemType.REGRESSION else logits, labels)
     assert float(summed.total / summed.items) == pytest.approx(float(expected), abs=1e-6)
     assert summed.outputs is not None
 
 
 def test_the_memory_model_counts_with_the_chunks_of_the_loss_and_the_batches_of_an_evaluation() -> None:
-    assert CHUNK == output.CHUNK_BYTES
+    assert CHUNK == output_layer.CHUNK_BYTES
     assert EVALUATED == EVAL_BATCH_FACTOR
     assert ANSWERED == BATCH_TOKENS
 
@@ -223,7 +226,7 @@ def test_collators_follow_the_problem() -> None:
         {"input_ids": np.array([7]), "label": np.array([])},
     ]
     facts = DatasetFacts(sha256="0" * 64, train=split, labels=("a", "b", "c"), problem_type=ProblemType.MULTI_LABEL)
-    batch = batching_of(make_plan(Task.CLASSIFICATION, MethodType.FULL, dataset=facts), None, PAD).collate(data)
+    batch = task_of(make_plan(Task.CLASSIFICATION, MethodType.FULL, dataset=facts)).batching(None, PAD).collate(data)
     assert batch["labels"].tolist() == [[1, 0, 1], [0, 0, 0]]
     assert batch["input_ids"].tolist() == [[5, 6], [7, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]

@@ -6,8 +6,8 @@ import pytest
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.engine import BUCKET, LIVE, SUB_GROUP
-from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.memory import CUDA_CONTEXT, MARGIN, Memory, Name, predict
+from finetune_trainer.prepare.plan.rank_load import Load
 from tests.unit.plan_models import decoder, encoder, lora_parameters
 
 GIB = 1 << 30

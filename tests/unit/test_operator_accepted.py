@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
-from finetune_operator.accepted import read_spec
-from finetune_operator.conditions import condition, is_true
-from finetune_operator.world import Create, Observed
+from finetune_operator.policy.accepted import read_spec
+from finetune_operator.policy.conditions import condition, is_true
+from finetune_operator.policy.world import Create, ObservedJob
 from tests.unit.operator_worlds import (
     EVERYTHING_DONE,
     PREPARE,
@@ -60,7 +60,7 @@ def test_what_is_wrong_with_a_new_spec_leaves_the_accepted_one(
     reading = read_spec(raw(**changes), RUNNING, JOBS)
     assert [one.code for one in reading.problems] == ([code] if code else [])
     expected = {name: value for name, value in {**raw(**changes)["spec"], **counts}.items() if value is not ...}
-    assert reading.spec == expected
+    assert reading.written == expected
     assert reading.job
     assert reading.job.spec.suspend == changes.get("suspend", False)
 
@@ -84,11 +84,11 @@ def test_a_new_job_is_refused() -> None:
     assert read_spec(raw(news=1), NEW, ()).job is None
 
 
-def patched(*children: Any, status: FineTuneJobStatus = RUNNING, **changes: Any) -> Observed:
+def patched(*children: Any, status: FineTuneJobStatus = RUNNING, **changes: Any) -> ObservedJob:
     """A job whose spec was changed when it had these children."""
     reading = read_spec(raw(**changes), status, JOBS)
     seen = world(*children, status=status, generation=2, job=reading.job, problems=reading.problems)
-    return replace(seen, owner=replace(seen.owner, spec=reading.spec))
+    return replace(seen, ttl_seconds=reading.written.get("ttlSecondsAfterFinished"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_running_job_with_a_bad_spec_is_degraded_and_runs_on(changes: dict[str
     assert degraded
     assert (degraded.status.value, degraded.reason) == ("True", "SpecRefused")
     assert next(iter(changes)) in degraded.message
-    assert degraded.message.endswith("the job goes on with the last accepted spec")
+    assert degraded.message.endswith("the job continues with the last accepted spec")
     assert [one.reason for one in decision.milestones if one.warning] == ["SpecRefused"]
     again = decided(patched(*prepared_children(), *gang(), status=status, **changes))
     assert (again.status, again.milestones) == (status, ())

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import Label
-from finetune_operator import controller as controllers
-from finetune_operator.act import act
-from finetune_operator.controller import Controller, Memory
-from finetune_operator.facts import Obstacle
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import KubeError
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Poller
-from finetune_operator.queue import WorkQueue
-from finetune_operator.world import Observed
+from finetune_operator.cluster.act import act
+from finetune_operator.cluster.kube import KubeError
+from finetune_operator.loop import controller as controllers
+from finetune_operator.loop.controller import Controller, JobMemory
+from finetune_operator.loop.pace import WritePace
+from finetune_operator.loop.progress import Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy.world import ObservedJob
 from tests.unit.operator_worlds import (
     NOW,
     PREPARE,
@@ -33,6 +34,7 @@ from tests.unit.operator_worlds import (
     world,
 )
 
+KEY = JobKey("team", "a")
 EXISTS = KubeError(409, "AlreadyExists", 'jobs.batch "a" already exists')
 CONTENDED = KubeError(409, "Conflict", 'Operation cannot be fulfilled on resourcequotas "tight"')
 FORBIDDEN = KubeError(403, "Forbidden", "exceeded quota: tight")
@@ -95,7 +97,10 @@ def test_a_child_that_is_there_and_ours_is_there() -> None:
 def test_a_child_of_somebody_else_is_told_and_not_taken_for_ours(labels: dict[str, str]) -> None:
     taken = create_job(Server(EXISTS, labels))
     assert taken
-    assert (taken.reason, "the Job a-prepare is not of this FineTuneJob" in taken.message) == ("NameTaken", True)
+    assert (taken.reason, "the Job a-prepare does not belong to this FineTuneJob" in taken.message) == (
+        "NameTaken",
+        True,
+    )
 
 
 def test_a_conflict_that_is_no_name_is_tried_again() -> None:
@@ -109,18 +114,21 @@ def test_a_refusal_is_told_in_the_servers_words() -> None:
     assert create_job(Server(FORBIDDEN)) == Obstacle("CreateRefused", "exceeded quota: tight")
 
 
-def reconcile(monkeypatch: pytest.MonkeyPatch, server: Server, seen: Observed) -> int:
+def reconcile(
+    monkeypatch: pytest.MonkeyPatch, server: Server, seen: ObservedJob, refused: Obstacle | None = None
+) -> int:
     """One look at a job by a controller that believes to lead; how many looks are due at once."""
 
-    async def observe(*_: Any, **__: Any) -> Observed:
+    async def observe(*_: Any, **__: Any) -> ObservedJob:
         return seen
 
     async def run() -> int:
-        queue: WorkQueue[tuple[str, str]] = WorkQueue()
-        pace: Pace[tuple[str, str]] = Pace(60)
+        queue: WorkQueue[JobKey] = WorkQueue()
+        pace: WritePace[JobKey] = WritePace(60)
         poller = Poller(SETTINGS.token_key, 5, queue.add, pace)
         controller = Controller(server, SETTINGS, queue, poller, pace, lambda: True)  # type: ignore[arg-type]
-        await controller.reconcile(("team", "a"))
+        controller._memories[KEY] = JobMemory(create_refused=refused)
+        await controller.reconcile(KEY)
         return len(queue._dirty)
 
     monkeypatch.setattr(controllers, "observe", observe)
@@ -146,14 +154,14 @@ def test_a_refusal_whose_words_change_is_tried_again_in_peace(monkeypatch: pytes
     """A webhook may number its refusals: asked at once about each, it would never be left alone."""
     refused = Obstacle("CreateRefused", "denied (request 17)")
     server = Server(KubeError(403, "Forbidden", "denied (request 18)"))
-    assert reconcile(monkeypatch, server, world(refused=refused)) == 0
+    assert reconcile(monkeypatch, server, world(), refused) == 0
     assert reconcile(monkeypatch, server, world()) == 1, "the first refusal is told at once"
 
 
 def test_how_long_a_pod_is_being_deleted_is_measured_by_a_clock_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr(controllers.time, "monotonic", lambda: clock[0])
-    memory = Memory()
+    memory = JobMemory()
     going = pod(TRAIN, 1, 1, deleted_at=NOW + timedelta(hours=1))
     seen = world(stage_job(PREPARE), pod(TRAIN, 0, 1), going)
     assert memory.watch_leaving(seen).leaving == {going.uid: 0.0}

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
-from finetune_operator.conditions import condition, is_true
-from finetune_operator.decide import decide
-from finetune_operator.facts import StageJob
-from finetune_operator.kinds import Kind
-from finetune_operator.machines import Node
-from finetune_operator.world import Create, Delete
+from finetune_operator.objects.facts import StageJob
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.objects.machines import GpuNode
+from finetune_operator.policy.conditions import condition, is_true
+from finetune_operator.policy.decide import decide
+from finetune_operator.policy.world import Create, Delete
 from tests.unit.operator_worlds import (
     BROKEN,
     DRAINED,
@@ -141,7 +141,7 @@ def test_a_namespace_that_is_deleted_is_not_held_up_by_jobs_that_cannot_replace_
 def test_prepare_is_told_of_the_smallest_gpu_that_nodes_tell_of() -> None:
     labels = {"nvidia.com/gpu.product": "A10", "nvidia.com/gpu.memory": "23028"}
     asked = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 1}}}
-    [create] = decided(world(nodes=(Node("n1", labels, {"nvidia.com/gpu": "1"}),), spec_=asked)).actions
+    [create] = decided(world(nodes=(GpuNode("n1", labels, {"nvidia.com/gpu": "1"}),), spec_=asked)).actions
     assert isinstance(create, Create)
     [container] = create.body["spec"]["template"]["spec"]["containers"]
     assert {"name": "FINETUNE_GPU_MEMORY_MIB", "value": "23028"} in container["env"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.allowed import problems, refuse_forbidden
-from finetune_operator.conditions import is_true
+from finetune_operator.policy.allowed import problems, refuse_forbidden
+from finetune_operator.policy.conditions import is_true
 from tests.unit.operator_worlds import RUNNING, SETTINGS, decided, gang, prepared_children, spec, world
 
 STRICT = replace(

@@ -14,17 +14,18 @@ from finetune_api.messages import Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import Phase
 from finetune_operator import __main__ as program
-from finetune_operator import controller, metrics, progress
-from finetune_operator.controller import Controller
-from finetune_operator.kube import KubeError
-from finetune_operator.news import News, at_rest
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Key, Poller
-from finetune_operator.queue import WorkQueue
+from finetune_operator.cluster.kube import KubeError
+from finetune_operator.loop import controller, metrics, progress
+from finetune_operator.loop.controller import Controller
+from finetune_operator.loop.news import News, at_rest
+from finetune_operator.loop.pace import WritePace
+from finetune_operator.loop.progress import Poller
+from finetune_operator.loop.queue import WorkQueue
+from finetune_operator.objects.identity import JobKey
 from tests.unit.operator_api import FakeApi, Object
 from tests.unit.operator_worlds import RUNNING, SETTINGS, polled, running_objects, spec
 
-KEY = ("team", "a")
+KEY = JobKey("team", "a")
 DUE = {"GET finetunejobs": 1, "LIST jobs": 1, "LIST pods": 1, "PATCH finetunejobs/status": 1}
 
 
@@ -48,8 +49,8 @@ class Operator:
 
     def __post_init__(self) -> None:
         self.api = FakeApi()
-        self.queue: WorkQueue[Key] = WorkQueue()
-        self.pace: Pace[Key] = Pace(60, self.clock)
+        self.queue: WorkQueue[JobKey] = WorkQueue()
+        self.pace: WritePace[JobKey] = WritePace(60, self.clock)
         self.poller = Poller(SETTINGS.token_key, 0.005, self.queue.add, self.pace)
         self.controller = Controller(self.api, SETTINGS, self.queue, self.poller, self.pace, lambda: self.leads)
         self.news = News(self.queue, self.poller)
@@ -404,7 +405,7 @@ def test_one_list_of_events_serves_all_pods_that_start() -> None:
         involved = {"uid": "uid-a-train-1-1"}
         operator.api.put("events", {"metadata": about, "involvedObject": involved, "type": "Warning", **told})
         for name in ("a", "b"):
-            await operator.controller.reconcile(("team", name))
+            await operator.controller.reconcile(JobKey("team", name))
         assert operator.api.requests["LIST events"] == 1
         conditions = {one["type"]: one["message"] for one in operator.job()["status"]["conditions"]}
         assert "no such claim" in conditions["Running"]
@@ -417,11 +418,11 @@ def test_phases_are_counted_by_difference() -> None:
         return float(metrics.JOBS.labels(phase.value)._value.get())
 
     before = count(Phase.RUNNING)
-    metrics.tell(("metrics", "a"), RUNNING)
-    metrics.tell(("metrics", "a"), RUNNING)
-    metrics.tell(("metrics", "b"), RUNNING)
+    metrics.record_phase(("metrics", "a"), RUNNING)
+    metrics.record_phase(("metrics", "a"), RUNNING)
+    metrics.record_phase(("metrics", "b"), RUNNING)
     assert count(Phase.RUNNING) == before + 2
-    metrics.tell(("metrics", "a"), RUNNING.model_copy(update={"phase": Phase.RECOVERING}))
+    metrics.record_phase(("metrics", "a"), RUNNING.model_copy(update={"phase": Phase.RECOVERING}))
     metrics.forget(("metrics", "b"))
     metrics.forget(("metrics", "b"))
     assert count(Phase.RUNNING) == before

@@ -7,8 +7,8 @@ import pytest
 
 from finetune_api.beats import Recovery
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.conditions import is_true
-from finetune_operator.facts import Obstacle
+from finetune_operator.objects.facts import Obstacle
+from finetune_operator.policy.conditions import is_true
 from tests.unit.operator_worlds import (
     BROKEN,
     DRAINED,
@@ -48,14 +48,14 @@ CASES = [
     ),
     Case(
         "a quota that keeps pods out is told",
-        world(stage_job(PREPARE), held_up={"a-prepare": 'pods "a-prepare-x" is forbidden: exceeded quota: tight'}),
+        world(stage_job(PREPARE), pods_refused={"a-prepare": 'pods "a-prepare-x" is forbidden: exceeded quota: tight'}),
         Phase.PREPARING,
         "QuotaExceeded",
         says="exceeded quota: tight",
     ),
     Case(
         "a Job that may not be created is told",
-        world(refused=Obstacle("CreateRefused", "jobs.batch is forbidden")),
+        world(create_refused=Obstacle("CreateRefused", "jobs.batch is forbidden")),
         Phase.PREPARING,
         "CreateRefused",
         ["create a-prepare"],
@@ -241,7 +241,7 @@ CASES = [
         world(*prepared_children(), status=RUNNING, spec_={"nodes": 3}),
         Phase.SUSPENDED,
         "NotSupportedYet",
-        says="and then nodes back to 2",
+        says="and then spec.nodes to 2",
     ),
     Case(
         "what is trained is exported",
@@ -276,7 +276,7 @@ CASES = [
         world(stage_job(PREPARE, 0, "Complete"), ended(PREPARE, '{"stage": "prepare", "news": 1}')),
         Phase.FAILED,
         "ResultUnreadable",
-        says="cannot be read",
+        says="cannot read its result",
     ),
     Case(
         "a gang that failed says why",

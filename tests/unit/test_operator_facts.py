@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.act import write_status
-from finetune_operator.controller import Memory
-from finetune_operator.facts import stage_job, stage_pod
-from finetune_operator.kinds import Kind
-from finetune_operator.kube import KubeError
-from finetune_operator.observe import observe
-from finetune_operator.world import Release
+from finetune_operator.cluster.act import write_status
+from finetune_operator.cluster.kube import KubeError
+from finetune_operator.cluster.observe import observe
+from finetune_operator.loop.controller import JobMemory
+from finetune_operator.objects.facts import stage_job, stage_pod
+from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy.world import Release
 from tests.unit.operator_worlds import NOW, UID, decided, spec
 
+KEY = JobKey("team", "a")
 SIDECAR = {"name": "istio-proxy", "state": {"running": {}}}
 OURS = {"name": "trainer", "state": {"terminated": {"exitCode": 0, "reason": "Completed", "message": "well"}}}
 LABELS = {"finetune.dev/stage": "prepare", "finetune.dev/job-uid": UID, "finetune.dev/job-name": "a"}
@@ -78,7 +80,7 @@ def test_what_others_and_other_versions_left_is_passed_over() -> None:
     jobs = [{"metadata": one, "spec": {}} for one in [*strange, metadata("j")]]
     status = {"phase": "Blessed", "conditions": [{**known, "type": "Blessed"}, known], "attempt": 4}
     server = Server(status, POD=pods, JOB=jobs)
-    seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    seen = asyncio.run(observe(server, KEY, NOW))  # type: ignore[arg-type]
     assert seen
     assert ([one.name for one in seen.pods], [one.name for one in seen.jobs]) == (["p"], ["j"])
     assert (seen.status.attempt, [one.type.value for one in seen.status.conditions]) == (4, ["Complete"])
@@ -90,12 +92,12 @@ def test_a_lost_pod_is_released_though_its_job_is_gone_already() -> None:
     lost = {"metadata": metadata("lost", **leaving), "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}}
     ended = {"metadata": metadata("ended", **leaving), "spec": {"nodeName": "n1"}, "status": {"phase": "Failed"}}
     server = Server(None, POD=[lost, ended])
-    seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    seen = asyncio.run(observe(server, KEY, NOW))  # type: ignore[arg-type]
     assert seen
     decision = decided(replace(seen, leaving={"lost": 61.0}))
     assert decision.actions == (Release("lost", "lost", "n1"),)
     asyncio.run(write_status(server, seen, decision.status))  # type: ignore[arg-type]
-    assert asyncio.run(observe(Server(None, POD=[ended]), "team", "a", None, None, NOW)) is None  # type: ignore[arg-type]
+    assert asyncio.run(observe(Server(None, POD=[ended]), KEY, NOW)) is None  # type: ignore[arg-type]
 
 
 def test_a_lost_pod_is_released_though_another_job_has_its_jobs_name_by_now() -> None:
@@ -107,11 +109,11 @@ def test_a_lost_pod_is_released_though_another_job_has_its_jobs_name_by_now() ->
         {"metadata": metadata("stays", labels=earlier), **where},
         {"metadata": metadata("ours"), **where},
     ]
-    seen = asyncio.run(observe(Server({}, POD=pods), "team", "a", None, None, NOW))  # type: ignore[arg-type]
+    seen = asyncio.run(observe(Server({}, POD=pods), KEY, NOW))  # type: ignore[arg-type]
     assert seen
     assert [one.name for one in seen.pods] == ["ours"], "no other pod is one of this job"
     assert [one.name for one in seen.left_behind] == ["lost"]
-    memory = Memory(leaving={"lost": time.monotonic() - 61})
+    memory = JobMemory(leaving={"lost": time.monotonic() - 61})
     actions = decided(memory.watch_leaving(seen)).actions
     assert [one for one in actions if isinstance(one, Release)] == [Release("lost", "lost", "n1")]
     assert not [one for one in decided(replace(seen, lost_nodes=frozenset())).actions if isinstance(one, Release)]
@@ -133,6 +135,6 @@ def test_the_log_of_a_failure_is_that_of_the_newest_export() -> None:
     first, second = job("a-export", ""), job("a-export-2", "2")
     for jobs in ([first, second], [second, first]):
         server = Server({}, JOB=jobs, POD=[pod("first", first), pod("second", second)])
-        seen = asyncio.run(observe(server, "team", "a", None, None, NOW))  # type: ignore[arg-type]
+        seen = asyncio.run(observe(server, KEY, NOW))  # type: ignore[arg-type]
         assert seen
         assert seen.log_tail == "the log of second"

@@ -8,9 +8,9 @@ import pytest
 
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import Phase
-from finetune_operator.decide import START_SECONDS
-from finetune_operator.facts import Obstacle, StagePod
-from finetune_operator.world import Delete
+from finetune_operator.objects.facts import Obstacle, StagePod
+from finetune_operator.policy.decide import START_SECONDS
+from finetune_operator.policy.world import Delete
 from tests.unit.operator_worlds import (
     BROKEN,
     EVERYTHING_DONE,
@@ -76,11 +76,11 @@ def exporting(*children: Any, **more: Any) -> Any:
 CASES = [
     Case(
         "a child whose name somebody else has is told",
-        world(refused=Obstacle("NameTaken", "the Job a-prepare is not of this FineTuneJob")),
+        world(create_refused=Obstacle("NameTaken", "the Job a-prepare does not belong to this FineTuneJob")),
         Phase.PREPARING,
         "NameTaken",
         ["create a-prepare"],
-        says="is not of this FineTuneJob",
+        says="does not belong to this FineTuneJob",
     ),
     Case(
         "a queue that holds the prepare Job back is told",
@@ -120,7 +120,7 @@ CASES = [
         starting(*crashes(1, message="ImportError: no torch")),
         Phase.STARTING,
         "PodFailed",
-        says="ended with exit code 1 and left no reason: ImportError: no torch",
+        says="ended with exit code 1 and reported no reason: ImportError: no torch",
     ),
     Case(
         "a pod that takes the place of one that failed is waited for in its own words",

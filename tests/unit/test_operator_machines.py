@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.machines import GKE, MEMORY, PRODUCT, Gpu, gpu_of, node
+from finetune_operator.objects.machines import GKE, MEMORY, PRODUCT, NodeGpu, gpu_of, node
 from tests.unit.operator_worlds import world
 
 Object = dict[str, Any]
@@ -22,11 +22,11 @@ A100 = {PRODUCT: "NVIDIA-A100-SXM4-40GB", MEMORY: "40960", "zone": "a"}
 H100 = {PRODUCT: "NVIDIA-H100-80GB-HBM3", MEMORY: "81559", "zone": "b"}
 T4 = {GKE: "nvidia-tesla-t4", "zone": "c"}
 L4 = {GKE: "nvidia-l4", "zone": "c"}
-SMALL, LARGE = Gpu("NVIDIA-A100-SXM4-40GB", 40960), Gpu("NVIDIA-H100-80GB-HBM3", 81559)
+SMALL, LARGE = NodeGpu("NVIDIA-A100-SXM4-40GB", 40960), NodeGpu("NVIDIA-H100-80GB-HBM3", 81559)
 MIXED = [machine("a", A100), machine("h", H100)]
 
 
-def chosen(nodes: list[Object], **spec: Any) -> Gpu | None:
+def chosen(nodes: list[Object], **spec: Any) -> NodeGpu | None:
     job = world(spec_={**GPU, **spec}).job
     assert job
     return gpu_of(job, [node(one) for one in nodes])
@@ -42,14 +42,14 @@ def chosen(nodes: list[Object], **spec: Any) -> Gpu | None:
         ([machine("a", A100, gpus=0), machine("h", H100)], LARGE),  # its GPUs are gone
         ([machine("a", A100, gpus=1), machine("h", H100)], LARGE),  # it has fewer than a pod asks for
         ([machine("a", A100, allocatable={"nvidia.com/gpu": "0"}), machine("h", H100)], LARGE),
-        ([machine("t", T4)], Gpu("nvidia-tesla-t4")),
+        ([machine("t", T4)], NodeGpu("nvidia-tesla-t4")),
         ([machine("t", T4), machine("l", L4)], None),  # which is smaller? nobody says
         ([machine("t", T4), machine("h", H100)], LARGE),
-        ([machine("a", {**A100, MEMORY: "much"})], Gpu("NVIDIA-A100-SXM4-40GB")),
+        ([machine("a", {**A100, MEMORY: "much"})], NodeGpu("NVIDIA-A100-SXM4-40GB")),
         ([machine("a", {**A100, GKE: "nvidia-tesla-a100"})], SMALL),
     ],
 )
-def test_the_smallest_gpu_that_any_fitting_node_tells_of(nodes: list[Object], gpu: Gpu | None) -> None:
+def test_the_smallest_gpu_that_any_fitting_node_tells_of(nodes: list[Object], gpu: NodeGpu | None) -> None:
     assert chosen(nodes) == gpu
 
 
@@ -78,7 +78,7 @@ def affine(*expressions: Object, **more: Any) -> Object:
         ({"podTemplate": {"affinity": {"podAntiAffinity": {}}}}, SMALL),
     ],
 )
-def test_nodes_that_the_job_may_not_use_are_not_reckoned_with(placed: Object, gpu: Gpu | None) -> None:
+def test_nodes_that_the_job_may_not_use_are_not_reckoned_with(placed: Object, gpu: NodeGpu | None) -> None:
     assert chosen(MIXED, **placed) == gpu
 
 

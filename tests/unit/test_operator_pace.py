@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from finetune_operator.pace import Pace
-from finetune_operator.recent import Recent
+from finetune_operator.cluster.recent import Recent
+from finetune_operator.loop.pace import WritePace
 
 
 class Clock:
@@ -24,7 +24,7 @@ def clock() -> Clock:
 
 
 def test_figures_of_a_job_are_written_once_a_minute(clock: Clock) -> None:
-    writes: Pace[str] = Pace(60, clock)
+    writes: WritePace[str] = WritePace(60, clock)
     assert writes.grant("a")
     assert not writes.grant("a"), "one is under way"
     assert writes.granted("a")
@@ -37,7 +37,7 @@ def test_figures_of_a_job_are_written_once_a_minute(clock: Clock) -> None:
 
 
 def test_the_grant_of_a_write_that_failed_stays_open_until_the_job_is_gone(clock: Clock) -> None:
-    writes: Pace[str] = Pace(60, clock)
+    writes: WritePace[str] = WritePace(60, clock)
     assert writes.grant("a")
     clock.now += 100
     assert writes.granted("a")
@@ -47,7 +47,7 @@ def test_the_grant_of_a_write_that_failed_stays_open_until_the_job_is_gone(clock
 
 def test_all_jobs_together_are_written_no_faster_than_the_limit(clock: Clock) -> None:
     """1,000 jobs are due: a second allows 20 of them, and each later second 20 more."""
-    writes: Pace[int] = Pace(60, clock)
+    writes: WritePace[int] = WritePace(60, clock)
     for _ in range(5):
         assert sum(writes.grant(job) for job in range(1000)) == 20
         for job in range(1000):
@@ -58,7 +58,7 @@ def test_all_jobs_together_are_written_no_faster_than_the_limit(clock: Clock) ->
 
 def test_figures_give_way_to_news(clock: Clock) -> None:
     """Of 20 writes that a second allows, news takes what it needs, and figures get the rest."""
-    writes: Pace[str] = Pace(60, clock)
+    writes: WritePace[str] = WritePace(60, clock)
     for news, figures in ((15, 5), (20, 0), (1000, 0), (0, 20)):
         for _ in range(news):
             writes.spend()

@@ -5,8 +5,8 @@ from typing import Any
 from finetune_api.beats import Progress
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
-from finetune_operator.pace import Pace
-from finetune_operator.progress import Poller
+from finetune_operator.loop.pace import WritePace
+from finetune_operator.loop.progress import Poller
 from tests.unit.operator_worlds import UID, polled
 
 KEY = ("team", "a")
@@ -35,7 +35,7 @@ def pod_object(step: int, *, index: int = 0, running: bool = False, uid: str = U
 
 
 def new_poller() -> Poller:
-    poller = Poller(b"0123456789abcdef", 5, lambda key: None, Pace(60))
+    poller = Poller(b"0123456789abcdef", 5, lambda key: None, WritePace(60))
     poller.expect(KEY, UID)
     return poller
 
@@ -48,10 +48,10 @@ def known(poller: Poller, uid: str = UID) -> Progress | None:
 def test_the_leaders_last_words_are_the_newest_there_is_to_know() -> None:
     poller = new_poller()
     for pod in (pod_object(90, running=True), pod_object(91, index=1)):
-        poller.hear_last_words(KEY, pod)
+        poller.record_final_message(KEY, pod)
         assert known(poller) is None, "only a leader that has ended tells"
-    poller.hear_last_words(KEY, pod_object(50))
-    poller.hear_last_words(KEY, pod_object(40))
+    poller.record_final_message(KEY, pod_object(50))
+    poller.record_final_message(KEY, pod_object(40))
     progress = known(poller)
     assert progress
     assert progress.step == 50, "an older pod does not take back what a newer one said"
@@ -59,10 +59,10 @@ def test_the_leaders_last_words_are_the_newest_there_is_to_know() -> None:
 
 def test_another_job_of_the_same_name_is_another_story() -> None:
     poller = new_poller()
-    poller.hear_last_words(KEY, pod_object(50))
+    poller.record_final_message(KEY, pod_object(50))
     assert known(poller, "another") is None
     poller.expect(KEY, "another")
-    poller.hear_last_words(KEY, pod_object(3, uid="another"))
+    poller.record_final_message(KEY, pod_object(3, uid="another"))
     progress = known(poller, "another")
     assert progress
     assert progress.step == 3

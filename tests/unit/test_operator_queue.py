@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.queue import FIRST_DELAY, LONGEST_DELAY, WorkQueue
+from finetune_operator.loop.queue import FIRST_DELAY, LONGEST_DELAY, WorkQueue
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

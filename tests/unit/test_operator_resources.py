@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import JOB_ANNOTATION
-from finetune_api.v1alpha1 import FineTuneJob
-from finetune_operator.machines import Gpu
-from finetune_operator.resources import Owner, export_job, prepare_job, token, token_secret, train_job
+from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.machines import NodeGpu
+from finetune_operator.objects.resources import export_job, prepare_job, token, token_secret, train_job
 from tests.unit.operator_worlds import SETTINGS, UID, world
 
 Object = dict[str, Any]
 
 
-def made(**spec: Any) -> tuple[Owner, FineTuneJob]:
+def made(**spec: Any) -> AcceptedJob:
     seen = world(spec_=spec)
     assert seen.job
-    return seen.owner, seen.job
+    return seen.job
 
 
 def train(attempt: int = 1, **spec: Any) -> Object:
-    return train_job(*made(**spec), SETTINGS, attempt, grace_seconds=75, scratch_bytes=2 << 30)
+    return train_job(made(**spec), SETTINGS, attempt, grace_seconds=75, scratch_bytes=2 << 30)
 
 
 def pod_spec(job: Object) -> Object:
@@ -57,7 +57,7 @@ def test_the_train_job_never_gives_up_on_an_index_by_itself() -> None:
 
 
 def test_children_belong_to_the_job_and_carry_its_labels() -> None:
-    for child in (train(3), prepare_job(*made(), SETTINGS), export_job(*made(), SETTINGS)):
+    for child in (train(3), prepare_job(made(), SETTINGS), export_job(made(), SETTINGS)):
         [reference] = child["metadata"]["ownerReferences"]
         assert (reference["kind"], reference["uid"], reference["controller"]) == ("FineTuneJob", UID, True)
         labels = child["metadata"]["labels"]
@@ -77,7 +77,7 @@ def test_the_job_travels_with_the_pod_as_the_user_wrote_it() -> None:
 
 @pytest.mark.parametrize("stage", ["prepare", "train", "export"])
 def test_every_pod_is_restricted_and_holds_no_token(stage: str) -> None:
-    job = train() if stage == "train" else {"prepare": prepare_job, "export": export_job}[stage](*made(), SETTINGS)
+    job = train() if stage == "train" else {"prepare": prepare_job, "export": export_job}[stage](made(), SETTINGS)
     spec = pod_spec(job)
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["runAsNonRoot"] is True
@@ -95,12 +95,12 @@ def test_every_pod_is_restricted_and_holds_no_token(stage: str) -> None:
 
 
 def test_only_training_pods_get_the_gangs_token() -> None:
-    secret = token_secret(made()[0], SETTINGS)
+    secret = token_secret(made().owner, SETTINGS)
     name = secret["metadata"]["name"]
     assert env(train())["FINETUNE_TOKEN"] == {"secretKeyRef": {"name": name, "key": "token"}}
     rotated = replace(SETTINGS, token_key=b"another key, that is new")
-    assert token_secret(made()[0], rotated)["metadata"]["name"] != name, "the next attempt gets another Secret"
-    assert "FINETUNE_TOKEN" not in env(prepare_job(*made(), SETTINGS))
+    assert token_secret(made().owner, rotated)["metadata"]["name"] != name, "the next attempt gets another Secret"
+    assert "FINETUNE_TOKEN" not in env(prepare_job(made(), SETTINGS))
     assert secret["immutable"] is True
     assert token(b"one key", UID) != token(b"another", UID) != token(b"another", "uid")
 
@@ -133,7 +133,7 @@ DATA_STORAGE = {
 
 def test_the_datas_own_storage_is_known_to_prepare_alone() -> None:
     job = {"dataset": {"train": "s3://d/x.jsonl", "storage": DATA_STORAGE}}
-    prepare = prepare_job(*made(**job), SETTINGS)
+    prepare = prepare_job(made(**job), SETTINGS)
     found = env(prepare)
     assert (found["FINETUNE_DATA_ENDPOINT"], found["FINETUNE_DATA_REGION"]) == ("https://data.example.org", "eu-2")
     assert found["FINETUNE_DATA_ACCESS_KEY_ID"] == {"secretKeyRef": {"name": "readers", "key": "AWS_ACCESS_KEY_ID"}}
@@ -142,44 +142,44 @@ def test_the_datas_own_storage_is_known_to_prepare_alone() -> None:
     assert found["FINETUNE_DATA_CA_BUNDLE"] == "/etc/finetune-data-ca/ca.crt"
     assert "/etc/finetune-data-ca" in {one["mountPath"] for one in container(prepare)["volumeMounts"]}
     assert found["AWS_ACCESS_KEY_ID"]["secretKeyRef"]["name"] == "s3", "results go to the job's own storage"
-    for other in (train(**job), export_job(*made(**job), SETTINGS)):
+    for other in (train(**job), export_job(made(**job), SETTINGS)):
         assert "readers" not in json.dumps(container(other))
         assert "data-ca" not in json.dumps(pod_spec(other)["volumes"])
 
 
 def test_the_hubs_token_is_known_to_prepare_alone() -> None:
     job = {"model": {"name": "org/gated", "tokenSecretRef": {"name": "hub", "key": "token"}}}
-    found = env(prepare_job(*made(**job), SETTINGS))
+    found = env(prepare_job(made(**job), SETTINGS))
     assert found["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
-    for other in (train(**job), export_job(*made(**job), SETTINGS)):
+    for other in (train(**job), export_job(made(**job), SETTINGS)):
         assert "HF_TOKEN" not in env(other)
 
 
 def test_a_mirror_of_the_hub_is_the_admins_unless_the_job_names_one() -> None:
     mirrored = replace(SETTINGS, hub_endpoint="https://hub.intern")
-    assert "HF_ENDPOINT" not in env(prepare_job(*made(), SETTINGS))
-    assert env(prepare_job(*made(), mirrored))["HF_ENDPOINT"] == "https://hub.intern"
+    assert "HF_ENDPOINT" not in env(prepare_job(made(), SETTINGS))
+    assert env(prepare_job(made(), mirrored))["HF_ENDPOINT"] == "https://hub.intern"
     own = {"podTemplate": {"env": [{"name": "HF_ENDPOINT", "value": "https://mine"}]}}
-    assert env(prepare_job(*made(**own), mirrored))["HF_ENDPOINT"] == "https://mine"
+    assert env(prepare_job(made(**own), mirrored))["HF_ENDPOINT"] == "https://mine"
 
 
 def test_a_model_on_a_claim_is_mounted_read_only_in_prepare_alone() -> None:
     job = {"model": {"persistentVolumeClaim": {"claimName": "models", "path": "llama"}}}
-    prepare = prepare_job(*made(**job), SETTINGS)
+    prepare = prepare_job(made(**job), SETTINGS)
     claim = {"name": "finetune-model", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
     assert claim in pod_spec(prepare)["volumes"]
     mount = {"name": "finetune-model", "mountPath": "/volumes/model", "readOnly": True}
     assert mount in container(prepare)["volumeMounts"]
     assert env(prepare)["FINETUNE_MODEL_VOLUME"] == "/volumes/model"
-    for other in (train(**job), export_job(*made(**job), SETTINGS)):
+    for other in (train(**job), export_job(made(**job), SETTINGS)):
         assert claim not in pod_spec(other)["volumes"]
 
 
 def test_prepare_is_told_of_the_gpus_that_training_may_get() -> None:
-    found = env(prepare_job(*made(), SETTINGS, Gpu("NVIDIA-H100-80GB-HBM3", 81559)))
+    found = env(prepare_job(made(), SETTINGS, NodeGpu("NVIDIA-H100-80GB-HBM3", 81559)))
     assert (found["FINETUNE_GPU_PRODUCT"], found["FINETUNE_GPU_MEMORY_MIB"]) == ("NVIDIA-H100-80GB-HBM3", "81559")
-    assert "FINETUNE_GPU_MEMORY_MIB" not in env(prepare_job(*made(), SETTINGS, Gpu("nvidia-l4")))
-    assert "FINETUNE_GPU_PRODUCT" not in env(prepare_job(*made(), SETTINGS))
+    assert "FINETUNE_GPU_MEMORY_MIB" not in env(prepare_job(made(), SETTINGS, NodeGpu("nvidia-l4")))
+    assert "FINETUNE_GPU_PRODUCT" not in env(prepare_job(made(), SETTINGS))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_prepare_is_told_of_the_gpus_that_training_may_get() -> None:
 )
 def test_prepare_works_with_as_many_processes_as_it_has_cpus(resources: Object | None, processes: str | None) -> None:
     asked = {"prepare": {"resources": resources}} if resources else {}
-    assert env(prepare_job(*made(**asked), SETTINGS)).get("FINETUNE_PROCESSES") == processes
+    assert env(prepare_job(made(**asked), SETTINGS)).get("FINETUNE_PROCESSES") == processes
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_pod_template_is_merged_and_never_takes_ours_away() -> None:
 
 
 def test_cpu_stages_see_the_volumes_and_pass_the_taints_but_do_not_need_the_gpu_nodes() -> None:
-    job = prepare_job(*made(podTemplate=ADDED), SETTINGS)
+    job = prepare_job(made(podTemplate=ADDED), SETTINGS)
     spec = pod_spec(job)
     assert "nodeSelector" not in spec
     assert "runtimeClassName" not in spec
@@ -294,36 +294,36 @@ def test_a_cpu_stage_has_a_place_of_its_own(stage: str) -> None:
         "priorityClassName": "low",
     }
     build = {"prepare": prepare_job, "export": export_job}[stage]
-    spec = pod_spec(build(*made(podTemplate=ADDED, priorityClassName="high", **{stage: own}), SETTINGS))
+    spec = pod_spec(build(made(podTemplate=ADDED, priorityClassName="high", **{stage: own}), SETTINGS))
     assert {name: spec[name] for name in own} == own
-    assert pod_spec(build(*made(priorityClassName="high"), SETTINGS))["priorityClassName"] == "high"
+    assert pod_spec(build(made(priorityClassName="high"), SETTINGS))["priorityClassName"] == "high"
     none = {stage: {"tolerations": []}}
-    assert "tolerations" not in pod_spec(build(*made(podTemplate=ADDED, **none), SETTINGS))
+    assert "tolerations" not in pod_spec(build(made(podTemplate=ADDED, **none), SETTINGS))
 
 
 @pytest.mark.parametrize(("user", "ids"), [(1000, [1000] * 3), (70123, [70123] * 3), (None, [None] * 3)])
 def test_a_pods_user_is_the_admins_or_the_platforms(user: int | None, ids: list[int | None]) -> None:
-    security = pod_spec(prepare_job(*made(), replace(SETTINGS, run_as_user=user)))["securityContext"]
+    security = pod_spec(prepare_job(made(), replace(SETTINGS, run_as_user=user)))["securityContext"]
     assert [security.get(name) for name in ("runAsUser", "runAsGroup", "fsGroup")] == ids
     assert security["runAsNonRoot"] is True
 
 
 def test_an_export_is_tried_for_ever_and_each_has_a_name_of_its_own() -> None:
-    assert export_job(*made(), SETTINGS)["spec"]["backoffLimit"] == 2**31 - 1
-    assert prepare_job(*made(), SETTINGS)["spec"]["backoffLimit"] == 3
-    first, second = (export_job(*made(), SETTINGS, attempt)["metadata"] for attempt in (1, 2))
+    assert export_job(made(), SETTINGS)["spec"]["backoffLimit"] == 2**31 - 1
+    assert prepare_job(made(), SETTINGS)["spec"]["backoffLimit"] == 3
+    first, second = (export_job(made(), SETTINGS, attempt)["metadata"] for attempt in (1, 2))
     assert (first["name"], second["name"]) == ("a-export", "a-export-2")
     assert "finetune.dev/attempt" not in first["labels"]
     assert second["labels"]["finetune.dev/attempt"] == "2"
 
 
 def test_stage_resources_and_priority() -> None:
-    assert container(export_job(*made(), SETTINGS))["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
-    assert container(prepare_job(*made(), SETTINGS))["resources"] == {
+    assert container(export_job(made(), SETTINGS))["resources"] == {"requests": {"cpu": "1", "memory": "4Gi"}}
+    assert container(prepare_job(made(), SETTINGS))["resources"] == {
         "requests": {"cpu": "2", "memory": "4Gi"},
         "limits": {"memory": "8Gi"},
     }
     asked = {"prepare": {"resources": {"limits": {"memory": "1Gi"}}}}
-    assert container(prepare_job(*made(**asked), SETTINGS))["resources"] == {"limits": {"memory": "1Gi"}}
+    assert container(prepare_job(made(**asked), SETTINGS))["resources"] == {"limits": {"memory": "1Gi"}}
     assert pod_spec(train(priorityClassName="high"))["priorityClassName"] == "high"
     assert pod_spec(train())["terminationGracePeriodSeconds"] == 75

@@ -50,7 +50,7 @@ def test_a_flag_wins(environ: dict[str, str]) -> None:
     ("change", "said"),
     [
         ({"FINETUNE_OPERATOR_TRAINER_IMAGE": ""}, "--trainer-image: '' is not set"),
-        ({"FINETUNE_OPERATOR_NAMESPACES": "a,B_c"}, "'B_c' is no name of a namespace"),
+        ({"FINETUNE_OPERATOR_NAMESPACES": "a,B_c"}, "'B_c' is not a valid name of a namespace"),
         ({"FINETUNE_OPERATOR_TOKEN_KEY_FILE": "/nowhere/key"}, "No such file"),
         ({"FINETUNE_OPERATOR_TOKEN_KEY_FILE": "/dev/null"}, "fewer than 16 characters"),
     ],

@@ -11,8 +11,8 @@ from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.messages import Artifact
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
-from finetune_operator.act import written
-from finetune_operator.conditions import condition
+from finetune_operator.cluster.act import stored
+from finetune_operator.policy.conditions import condition
 from tests.unit.operator_worlds import (
     DRAINED,
     EVERYTHING_DONE,
@@ -91,7 +91,7 @@ def test_an_outage_of_storage_is_told_with_the_last_commit_until_it_is_over() ->
     told = condition(during.status, ConditionType.CHECKPOINTED)
     assert told
     assert (told.status, told.reason) == ("False", "StorageRefuses")
-    for part in ("since 2026-05-01T11:50", "SlowDown", "committed at 2026-05-01T11:49", "Training goes on"):
+    for part in ("since 2026-05-01T11:50", "SlowDown", "committed at 2026-05-01T11:49", "Training continues"):
         assert part in told.message
     assert [one.reason for one in during.milestones if one.warning] == ["StorageRefuses"]
     still = decided(world(*children, status=during.status, polled=polled(step=70, outage=outage)))
@@ -122,7 +122,7 @@ def test_whatever_a_pod_says_of_its_progress_the_job_can_still_be_suspended(odd:
     for children in (gang(), (stage_job(TRAIN, 1, "Complete"),)):
         seen = world(*prepared_children(), *children, status=RUNNING, polled=polled(**odd), **SUSPEND)
         decision = decided(seen)
-        plain = written(decision.status)
+        plain = stored(decision.status)
         json.dumps(plain, allow_nan=False)
         assert all(-(2**63) <= one < 2**63 for one in numbers(plain) if isinstance(one, int))
         assert "a-train-1" in [one.name for one in decision.actions] or children[0].complete  # type: ignore[union-attr]

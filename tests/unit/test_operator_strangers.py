@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import progress_token
-from finetune_operator import asking, progress
-from finetune_operator.pace import Pace
-from finetune_operator.progress import UNUSABLE, Poller, pause
-from finetune_operator.resources import Owner, token
-from finetune_operator.world import Observed
+from finetune_operator.cluster import asking
+from finetune_operator.loop import progress
+from finetune_operator.loop.pace import WritePace
+from finetune_operator.loop.progress import UNUSABLE, Poller, pause
+from finetune_operator.objects.identity import Owner
+from finetune_operator.objects.resources import token
+from finetune_operator.policy.world import ObservedJob
 from tests.unit.operator_worlds import gang, polled, world
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -124,21 +126,21 @@ class Pods:
             writer.close()
 
 
-def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> Observed:
+def seen(uid: str, ip: str = "127.0.0.1", **changes: Any) -> ObservedJob:
     """A running job whose leader is at an address."""
     train, *pods = gang()
     pods = [replace(pod, ip=ip, controller=train.uid, **changes) for pod in pods]
     found = world(replace(train, controller=uid), *pods)
-    return replace(found, owner=Owner(found.owner.name, found.owner.namespace, uid, found.owner.spec))
+    return replace(found, owner=Owner(found.owner.name, found.owner.namespace, uid))
 
 
 async def poll(
-    monkeypatch: pytest.MonkeyPatch, pods: Pods, until: Callable[[Poller], bool], **followed: Observed
+    monkeypatch: pytest.MonkeyPatch, pods: Pods, until: Callable[[Poller], bool], **followed: ObservedJob
 ) -> Poller:
     """Polls the jobs `stranger` and `neighbour` until something is true; the poller must live on to the end."""
     server = await asyncio.start_server(pods.serve, "127.0.0.1", 0)
     monkeypatch.setattr(progress, "AGENT_PORT", server.sockets[0].getsockname()[1])
-    poller = Poller(OPERATOR_KEY, 0.01, lambda key: None, Pace(60))
+    poller = Poller(OPERATOR_KEY, 0.01, lambda key: None, WritePace(60))
     for key in (STRANGER, NEIGHBOUR):
         poller.follow(key, followed.get(key[1], seen(key[1])))
     polling = asyncio.create_task(poller.run())
@@ -190,12 +192,13 @@ RECOVERY = {"generation": 2, "category": "Preempted", "reason": "drained", "time
         ({"failure": {"category": "Sabotage"}}, {"failure": None}),
         ({"outage": "long", "anything": {"else": 1}}, {"outage": None}),
         ({"recovery_totals": []}, {}),
+        ({"phase": "a phase of a newer version"}, {"phase": "unknown"}),
     ],
     ids=str,
 )
 def test_an_item_that_cannot_be_read_loses_no_other(broken: dict[str, Any], kept: dict[str, Any]) -> None:
-    found = asking._understood(json.dumps(GOOD | broken).encode())
-    whole = asking._understood(json.dumps(GOOD).encode())
+    found = asking._parse(json.dumps(GOOD | broken).encode())
+    whole = asking._parse(json.dumps(GOOD).encode())
     untouched = {name: value for name, value in whole if name not in broken}
     assert {name: value for name, value in found if name not in broken} == untouched
     what = {
@@ -206,6 +209,7 @@ def test_an_item_that_cannot_be_read_loses_no_other(broken: dict[str, Any], kept
         "checkpoints": [one.step for one in found.checkpoints],
         "failure": found.failure,
         "outage": found.outage,
+        "phase": found.phase,
     }
     assert {name: what[name] for name in kept} == kept
 

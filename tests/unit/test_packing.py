@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from finetune_trainer.prepare.tokens.packing import pack
-from finetune_trainer.worker.attention import use_segmented
-from finetune_trainer.worker.batches.flat import Documents, FlatTokens
+from finetune_trainer.worker.attention import Documents, use_segmented
+from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import IGNORED, PaddedTokens
 from finetune_trainer.worker.losses.head import inputs
 from tests.support.models import VOCABULARY, make_llama

@@ -10,7 +10,7 @@ from rich.console import Console
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.data_names import is_hub_name
 from finetune_trainer.commands import main as cli
-from finetune_trainer.commands.job import load
+from finetune_trainer.commands.job_options import load
 from finetune_trainer.commands.plain_paths import with_local_paths
 from finetune_trainer.run.screen import Screen
 

@@ -8,9 +8,9 @@ import pytest
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.prepare.plan.gpus import GIB, find
-from finetune_trainer.prepare.plan.layout import Request, best, layouts
+from finetune_trainer.prepare.plan.gpus import GIB, find_gpu
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
+from finetune_trainer.prepare.plan.rank_layout import Request, best, layouts
 from finetune_trainer.prepare.plan.ways import choose
 from tests.unit.plan_models import decoder, encoder
 from tests.unit.test_planner import choice, dataset, planned
@@ -46,8 +46,8 @@ def test_scarce_memory_is_saved_step_by_step_the_cheapest_first() -> None:
     assert scarce.engine.training == {"bf16": True, "activation_checkpointing": True}
     least = on_gpus(26)
     assert least.layout.zero_stage == 3
-    assert choice(least, "spec.deepspeed.stage").reason.endswith("over 8 ranks: nothing much faster fits")
-    assert choice(scarce, "spec.training.activation_checkpointing").reason == "nothing much faster fits"
+    assert choice(least, "spec.deepspeed.stage").reason.endswith("over 8 ranks: no much faster layout fits")
+    assert choice(scarce, "spec.training.activation_checkpointing").reason == "no much faster layout fits"
 
 
 def test_optimizer_states_go_to_the_nodes_memory_only_where_the_job_says_how_much_there_is() -> None:
@@ -64,9 +64,7 @@ def test_optimizer_states_go_to_the_nodes_memory_only_where_the_job_says_how_muc
 def test_where_nothing_fits_the_error_says_by_how_much_and_what_would() -> None:
     message = refusal(40, gpus=1)
     assert message.startswith("full fine-tuning needs 11")
-    assert (
-        "GiB a GPU on 1 x 40 GiB (NVIDIA-A100-SXM4-80GB, labels of the nodes), of which 36 are planned with" in message
-    )
+    assert "GiB a GPU on 1 x 40 GiB (NVIDIA-A100-SXM4-80GB, labels of the nodes), of which the plan uses 36" in message
     assert message.endswith("-> change one of these")
 
 
@@ -145,7 +143,9 @@ def test_amd_cards_are_not_led_to_four_bits_nor_to_other_makers() -> None:
 
 
 def test_of_layouts_about_as_fast_the_one_with_least_memory_is_taken() -> None:
-    asked = replace(request(MethodType.LORA), machine=Machine("gpu", 80 * GIB, "test", False, 1, 1, find("A100-80GB")))
+    asked = replace(
+        request(MethodType.LORA), machine=Machine("gpu", 80 * GIB, "test", False, 1, 1, find_gpu("A100-80GB"))
+    )
     chosen = best(asked)
     assert chosen is not None
     fitting = [one for one in layouts(asked) if one.fits(asked.machine)]
@@ -176,7 +176,7 @@ def test_shorter_rows_are_a_way_out() -> None:
 
 
 def test_memory_that_is_assumed_is_asked_for_first() -> None:
-    with pytest.raises(SpecError, match=r"assumed; set spec\.gpuType.*say what the nodes have \(spec\.gpuType\)"):
+    with pytest.raises(SpecError, match=r"assumed; set spec\.gpuType.*state what the nodes have \(spec\.gpuType\)"):
         planned(
             Task.CAUSAL_LM,
             shape=SEVEN_BILLION,
@@ -191,7 +191,7 @@ def request(method: MethodType, **given: Any) -> Request:
 
 
 def test_qlora_with_zero_3_is_refused_until_a_gpu_test_has_passed() -> None:
-    with pytest.raises(SpecError, match="refused until one has passed") as refused:
+    with pytest.raises(SpecError, match="refused until such a test has passed") as refused:
         choose(request(MethodType.QLORA, stage=3))
     assert refused.value.problems[0].code == "QLoRAWithZeRO3"
     chosen = choose(request(MethodType.QLORA))
@@ -206,7 +206,7 @@ def test_four_bits_fit_where_sixteen_do_not() -> None:
 
 
 def test_offload_needs_a_sharded_optimizer() -> None:
-    with pytest.raises(SpecError, match="from stage 1 on"):
+    with pytest.raises(SpecError, match="only in stage 1 or more"):
         choose(request(MethodType.FULL, stage=0, offload_optimizer=True))
 
 

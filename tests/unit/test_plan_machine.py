@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import SpecError
-from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find
+from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find_gpu
 from finetune_trainer.prepare.plan.here import hint_of, look
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, gpu_hint, machine_of
 from tests.unit.test_planner import job
@@ -44,21 +44,21 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "expected"), NAMES.items())
 def test_a_product_name_is_found_in_the_table(name: str, expected: str) -> None:
-    found = find(name)
+    found = find_gpu(name)
     assert found is not None
     assert found.name == expected
 
 
 @pytest.mark.parametrize("name", ["H1000", "NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", "gpu", "", "potato"])
 def test_what_is_no_whole_gpu_of_the_table_is_unknown(name: str) -> None:
-    assert find(name) is None
+    assert find_gpu(name) is None
 
 
 def test_every_gpu_of_the_table_has_a_source_and_is_found_by_its_own_name() -> None:
     for gpu in GPUS:
         assert gpu.source
         assert gpu.teraflops > 0
-        assert find(gpu.name) == gpu
+        assert find_gpu(gpu.name) == gpu
 
 
 def gpu_job(**spec: Any) -> Any:

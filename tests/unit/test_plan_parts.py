@@ -68,5 +68,5 @@ def test_a_plan_in_parts_survives_its_json() -> None:
 def test_a_revised_plan_has_each_value_in_its_part() -> None:
     plan = Plan.model_validate(FLAT).revised(max_steps=5, max_length=32, zero_stage=0)
     assert (plan.schedule.max_steps, plan.max_length, plan.layout.zero_stage) == (5, 32, 0)
-    with pytest.raises(ValueError, match="no part and no plan has a field `steps`"):
+    with pytest.raises(ValueError, match="neither a plan nor a part of it has a field `steps`"):
         plan.revised(steps=5)

@@ -11,8 +11,8 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.gpus import GIB, GPUS
-from finetune_trainer.prepare.plan.layout import Request, best, layouts
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
+from finetune_trainer.prepare.plan.rank_layout import Request, best, layouts
 from tests.unit.plan_models import decoder
 from tests.unit.test_planner import dataset, planned
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan import saving
-from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find
-from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare.plan import checkpoint_cost
+from finetune_trainer.prepare.plan.gpus import GIB, GPUS, find_gpu
 from finetune_trainer.prepare.plan.machine import Machine, machine_of
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.speed import bandwidth, rate, step_speed
 from finetune_trainer.prepare.plan.table import estimate_line, memory_table
 from tests.unit.plan_models import decoder
@@ -102,7 +102,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_rates_are_within_15_percent_of_what_is_published(name: str) -> None:
     kind, method, reached = PUBLISHED[name]
-    gpu = find(kind)
+    gpu = find_gpu(kind)
     assert gpu is not None
     assert rate(gpu, method, 2) == pytest.approx(reached, rel=0.15)
 
@@ -158,8 +158,8 @@ def test_minutes_between_checkpoints_become_steps() -> None:
 
 
 def test_the_interval_is_youngs() -> None:
-    assert pytest.approx(264, abs=1) == saving.NODE_MTBF / 86400
-    assert saving.best_interval(10**11, 4) == pytest.approx((2 * 100 * saving.NODE_MTBF / 4) ** 0.5)
+    assert pytest.approx(264, abs=1) == checkpoint_cost.NODE_MTBF / 86400
+    assert checkpoint_cost.best_interval(10**11, 4) == pytest.approx((2 * 100 * checkpoint_cost.NODE_MTBF / 4) ** 0.5)
 
 
 def test_a_long_run_on_many_nodes_saves_oftener_than_it_evaluates() -> None:

@@ -1,7 +1,6 @@
 """The plan: the user's values win, the rest follows a rule, and every choice says why."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +14,10 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import usual_batch
-from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Pace
+from finetune_trainer.prepare.plan.draft import Workload
+from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Pace, machine_of
 from finetune_trainer.prepare.plan.rates import learning_rate
+from finetune_trainer.prepare.plan.setting import setting_of
 from tests.unit.plan_models import encoder
 
 SHAPE = encoder()
@@ -55,9 +56,12 @@ def planned(
     shape: Architecture = SHAPE,
     limit: int = 512,
     hint: GpuHint = NO_HINT,
+    pace: Pace | None = None,
     **spec: Any,
 ) -> Plan:
-    return planner.plan(job(**spec), task, MODEL, shape, data or dataset(), limit, hint)
+    body = job(**spec)
+    setting = setting_of(body, task, machine_of(body, hint), limit, hint)
+    return planner.plan(planner.lay_out(setting, Workload(MODEL, shape, data or dataset())), pace)
 
 
 def choice(plan: Plan, field: str) -> Choice:
@@ -207,13 +211,13 @@ def test_a_large_batch_says_where_it_and_its_rate_come_from() -> None:
 
 def test_what_was_measured_here_says_how_long_it_takes_and_chooses_nothing() -> None:
     hint = GpuHint(here=Here(8 << 30, 2.0))
-    fast, slow = (replace(hint, pace=Pace(operations=rate, measured=True)) for rate in (1e12, 1e9))
-    quick, long = planned(hint=fast), planned(hint=slow)
+    fast, slow = (Pace(operations=rate, measured=True) for rate in (1e12, 1e9))
+    quick, long = planned(hint=hint, pace=fast), planned(hint=hint, pace=slow)
     assert quick.prediction.estimate is not None
     assert long.prediction.estimate is not None
     assert long.prediction.estimate.hours > 10 * quick.prediction.estimate.hours
     assert "measured on this machine" in long.prediction.estimate.how
-    assert quick.model_copy(update={"estimate": None}) == long.model_copy(update={"estimate": None})
+    assert quick.revised(estimate=None) == long.revised(estimate=None)
 
 
 def test_masked_language_models_say_how_much_is_hidden() -> None:

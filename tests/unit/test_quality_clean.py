@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from tests.unit.quality_sets import alarms, chats, labelled, pairs, reported
 
 MODULES = ("asyncio", "email", "idlelib", "tkinter", "unittest", "multiprocessing", "concurrent", "xml", "http")

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from finetune_trainer.prepare.data.alpaca import asked, prompt
-from finetune_trainer.prepare.data.rows import Example
-from finetune_trainer.prepare.quality.code import is_code, looks_like_code, prose
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.code import is_code, looks_like_code, prose
+from finetune_trainer.prepare.observed.texts import sides
 from finetune_trainer.prepare.quality.people import known, mentioned
 from finetune_trainer.prepare.quality.personal import findings_in
 from finetune_trainer.prepare.quality.scripts import script_of
-from finetune_trainer.prepare.quality.texts import sides
 from tests.support.planted.clean import SETS, chat, made, split
 from tests.support.planted.run import false_alarms, report_on
 

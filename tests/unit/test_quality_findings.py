@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import WEIGHT, judge
 from finetune_trainer.prepare.quality.report import Severity
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.support.planted.clean import SETS, made
 from tests.unit.quality_sets import (
     LABELS,
@@ -295,7 +295,7 @@ def test_one_word_answers_that_differ_for_one_prompt_are_conflicting_labels() ->
     other = [replace(row, completion="no" if row.completion == "yes" else "yes") for row in train[:5]]
     report = reported(train + other)
     assert alarms(report) == ["ConflictingLabels"]
-    assert report.findings[0].message.startswith("5 texts stand there")
+    assert report.findings[0].message.startswith("5 texts have different labels")
 
 
 @pytest.mark.parametrize(

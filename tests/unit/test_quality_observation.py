@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.data.rows import Example
-from finetune_trainer.prepare.quality import sample
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed import sample
+from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.observed.fingerprints import keys
+from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.observed.texts import sides
 from finetune_trainer.prepare.quality.context import Context
-from finetune_trainer.prepare.quality.fingerprints import keys
 from finetune_trainer.prepare.quality.judge import judge
-from finetune_trainer.prepare.quality.observation import Observation
-from finetune_trainer.prepare.quality.texts import sides
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.unit.quality_sets import UNKNOWN, chats, encode, labelled, observed, pairs, sentence
 
 CONTEXT = {
@@ -76,7 +76,7 @@ def test_the_sample_keeps_the_least_keys_and_the_first_of_equal_rows(monkeypatch
 
 
 def test_a_known_number_of_rows_keeps_chunks_small_and_the_sample_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.prepare.quality.observation.ROWS", 100)
+    monkeypatch.setattr("finetune_trainer.prepare.observed.observation.ROWS", 100)
     monkeypatch.setattr(sample, "ROWS", 100)
     examples = pairs(4000)
     part = Observation(rows=4000)
@@ -155,7 +155,7 @@ def test_parts_of_a_message_and_calls_of_tools_are_read() -> None:
 
 
 def test_twins_have_about_the_same_share_in_a_small_sample_as_in_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune_trainer.prepare.quality.observation.ROWS", 500)
+    monkeypatch.setattr("finetune_trainer.prepare.observed.observation.ROWS", 500)
     monkeypatch.setattr(sample, "ROWS", 500)
     examples = pairs(4000)
     twins = [replace(row, line=row.line + 4000, completion=f"{row.completion} indeed") for row in examples[:1000]]
@@ -171,7 +171,7 @@ def test_evaluation_rows_are_compared_only_where_the_training_sample_is_complete
     examples = pairs(4000)
     near = [replace(row, completion=f"{row.completion} indeed") for row in examples[::8]]
     own = observed(near, file="eval.jsonl")
-    monkeypatch.setattr("finetune_trainer.prepare.quality.observation.ROWS", 400)
+    monkeypatch.setattr("finetune_trainer.prepare.observed.observation.ROWS", 400)
     monkeypatch.setattr(sample, "ROWS", 400)
     report = judge(observed(examples, rows=4000), own, CONTEXT[pairs])
     found = next(finding for finding in report.findings if finding.code == "EvalNearTrain")

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
 from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.unit.quality_sets import alarms, numbers, observed, sentence
 
 LABELS = ("billing", "delivery", "praise", "returns")
@@ -75,7 +75,7 @@ CASES = [
     Case(
         "ConflictingLabels",
         [*several(500, 1), *(replace(row, labels=("billing", "returns")) for row in several(500, 1)[:10])],
-        "stand there with different labels",
+        "have different labels in different rows",
         several(150, 2),
     ),
     Case(
@@ -87,12 +87,12 @@ CASES = [
     Case(
         "LargeNumbers",
         [replace(row, number=100_000 * (row.number or 0)) for row in scored(500, 1)],
-        "a new head says about 0",
+        "a new head predicts about 0",
     ),
     Case(
         "ConflictingNumbers",
         [*scored(500, 1), *(replace(row, number=(row.number or 0) + 2) for row in scored(500, 1)[:10])],
-        "10 texts stand there with numbers that are far apart",
+        "10 texts have numbers that are far apart",
     ),
     Case("FarNumbers", scored(500, 1), "are spread differently", [replace(row, number=6.0) for row in scored(150, 2)]),
 ]

@@ -12,10 +12,10 @@ from finetune_api.errors import DataError, FineTuneError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.chunks import read
-from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout, examples
 from finetune_trainer.prepare.data.formats import DataFile, Fault
-from finetune_trainer.prepare.data.rows import Example, Layout, examples
 from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import locate_all
 
@@ -30,7 +30,7 @@ def write(folder: Path, *rows: Any) -> DataFile:
 
 def read_as(
     folder: Path, *rows: Any, task: Task = Task.CAUSAL_LM, template: bool = True, columns: Given | None = None
-) -> tuple[Layout, list[Example | Fault]]:
+) -> tuple[ExampleLayout, list[Example | Fault]]:
     file = write(folder, *rows)
     found = columns_of(file, task, columns or {}, template)
     return found.layout, list(examples(read(file), found))
@@ -59,15 +59,15 @@ def turn(speaker: str, value: Any = "x") -> dict[str, Any]:
 
 # ---------------------------------------------------------------- which columns
 
-LAYOUTS: dict[str, tuple[dict[str, Any], Layout, tuple[str, str]]] = {
-    "text": ({"text": "t", "id": 1}, Layout.TEXT, ("t", "")),
-    "prompt and completion": ({"prompt": "p", "completion": "c"}, Layout.PAIR, ("p", "c")),
-    "prompt and response": ({"prompt": "p", "response": "c"}, Layout.PAIR, ("p", "c")),
-    "question and answer": ({"question": "p", "answer": "c", "text": "t"}, Layout.PAIR, ("p", "c")),
-    "input and output": ({"input": "p", "output": "c"}, Layout.PAIR, ("p", "c")),
+LAYOUTS: dict[str, tuple[dict[str, Any], ExampleLayout, tuple[str, str]]] = {
+    "text": ({"text": "t", "id": 1}, ExampleLayout.TEXT, ("t", "")),
+    "prompt and completion": ({"prompt": "p", "completion": "c"}, ExampleLayout.PAIR, ("p", "c")),
+    "prompt and response": ({"prompt": "p", "response": "c"}, ExampleLayout.PAIR, ("p", "c")),
+    "question and answer": ({"question": "p", "answer": "c", "text": "t"}, ExampleLayout.PAIR, ("p", "c")),
+    "input and output": ({"input": "p", "output": "c"}, ExampleLayout.PAIR, ("p", "c")),
     "prompt and completion beside others": (
         {"prompt": "p", "completion": "c", "response": "r", "text": "t"},
-        Layout.PAIR,
+        ExampleLayout.PAIR,
         ("p", "c"),
     ),
 }
@@ -214,7 +214,7 @@ def test_conversations_take_one_form(tmp_path: Path, case: str) -> None:
     row, expected = CHATS[case]
     layout, (example,) = read_as(tmp_path, row)
     assert isinstance(example, Example), example
-    assert layout is Layout.CHAT
+    assert layout is ExampleLayout.CHAT
     assert list(example.messages) == expected
 
 
@@ -231,7 +231,7 @@ def test_without_a_chat_template_alpaca_is_a_prompt_and_its_answer(tmp_path: Pat
         {"instruction": "i", "input": None, "output": "o"},
         template=False,
     )
-    assert layout is Layout.PAIR
+    assert layout is ExampleLayout.PAIR
     assert isinstance(with_input, Example)
     assert isinstance(without, Example)
     assert with_input.text.endswith("### Instruction:\ni\n\n### Input:\nn\n\n### Response:")
@@ -273,7 +273,7 @@ def test_what_a_columnar_file_fills_in_is_left_out(tmp_path: Path) -> None:
     ]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     spec = DatasetSpec(train=f"file://{tmp_path}/train.parquet")
-    data = check(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, has_template=True)
+    data = check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), tmp_path / "work", seed=1, has_template=True)
     found = list(data.train_examples())
     assert [row.messages[1] for row in found] == [called({"a": "x"}), called({"b": "x"})]
     assert [list(row.tools) for row in found] == [[tool] for tool in tools]
@@ -295,7 +295,7 @@ def test_a_schema_that_is_text_becomes_an_object(tmp_path: Path) -> None:
 def test_pairs_are_conversations_where_there_is_a_template(tmp_path: Path, names: tuple[str, str]) -> None:
     asked = dict(zip(names, ("How many?", " Three."), strict=True))
     layout, (plain, led) = read_as(tmp_path, asked, asked | {"system": "Be brief."})
-    assert layout is Layout.CHAT
+    assert layout is ExampleLayout.CHAT
     assert isinstance(plain, Example)
     assert isinstance(led, Example)
     assert plain.messages == (said("user", "How many?"), said("assistant", "Three."))
@@ -305,7 +305,7 @@ def test_pairs_are_conversations_where_there_is_a_template(tmp_path: Path, names
 def test_pairs_without_a_template_are_texts_and_a_system_column_is_not_dropped(tmp_path: Path) -> None:
     row = {"prompt": "How many?", "completion": " Three."}
     layout, (plain,) = read_as(tmp_path, row, template=False)
-    assert layout is Layout.PAIR
+    assert layout is ExampleLayout.PAIR
     assert plain == Example(1, "How many?", completion=" Three.")
     _, (led,) = read_as(tmp_path, row | {"system": "Be brief."}, template=False)
     assert isinstance(led, Fault)
@@ -314,7 +314,11 @@ def test_pairs_without_a_template_are_texts_and_a_system_column_is_not_dropped(t
 
 BROKEN: dict[str, tuple[Any, str, str]] = {
     "no list": ("hello", "WrongType", "'messages' is a string; it must be a list of messages"),
-    "no JSON in a string": ('[{"role": "user"}', "InvalidJSON", "'messages' is a list as text, and wrong: no valid"),
+    "no JSON in a string": (
+        '[{"role": "user"}',
+        "InvalidJSON",
+        "'messages' is a list as text with an error: not valid",
+    ),
     "a list as Python prints it": ("[{'role': 'user'}]", "PythonLiteral", "a list as Python prints it, not JSON"),
     "NaN within": ([said("user"), said("assistant", weight=float("nan"))], "NotANumber", "is, or holds, NaN"),
     "a call in OpenAI's first form": (
@@ -333,14 +337,14 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "no role": ([{"content": "x"}], "InvalidMessage", "messages[0] has no 'role' (and no 'from'), but 'content'"),
     "no content": ([{"role": "user"}], "InvalidMessage", "messages[0] has no 'content'"),
     "null content": ([said("user"), said("assistant", None)], "InvalidMessage", "messages[1] has no 'content'"),
-    "a role by another name": ([said("human")], "UnknownRole", "'user' is probably meant"),
-    "a role in capitals": ([said("Assistant")], "UnknownRole", "'assistant' is probably meant"),
+    "a role by another name": ([said("human")], "UnknownRole", "did you mean 'user'?"),
+    "a role in capitals": ([said("Assistant")], "UnknownRole", "did you mean 'assistant'?"),
     "an unknown role": ([said("narrator")], "UnknownRole", "is 'narrator'; roles are system, developer, user"),
     "an unknown speaker": ([turn("narrator")], "UnknownRole", "messages[0].from is 'narrator'"),
     "a number for a role": ([said(1)], "InvalidMessage", "messages[0].role is a number"),  # type: ignore[arg-type]
     "an object for content": ([said("user", {"a": 1})], "WrongType", "messages[0].content is an object"),
     "an image": ([said("user", [{"type": "image_url", "image_url": "x"}])], "NotText", "is of type 'image_url'"),
-    "a part that is none": ([said("user", ["x"])], "WrongType", "messages[0].content[0] is no text part"),
+    "a part that is none": ([said("user", ["x"])], "WrongType", "messages[0].content[0] is not a text part"),
     "an empty question": ([said("user", " "), said("assistant")], "EmptyMessage", "its role is user"),
     "an empty answer": ([said("user"), said("assistant", "")], "EmptyMessage", "its role is assistant"),
     "no answer": ([said("system"), said("user")], "NoAssistant", "no assistant message"),
@@ -353,7 +357,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "arguments that are no JSON": (
         [said("user"), called('{"city": ')],
         "InvalidMessage",
-        "messages[1].tool_calls[0].function.arguments is a string that is no JSON (",
+        "messages[1].tool_calls[0].function.arguments is a string that is not JSON (",
     ),
     "arguments that are a list": (
         [said("user"), called("[1]")],
@@ -373,7 +377,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
     "calls that are no list": (
         [said("user"), said("assistant", tool_calls="f")],
         "InvalidMessage",
-        "tool_calls is a string that is no JSON",
+        "tool_calls is a string that is not JSON",
     ),
     "half a character": ([said("user", "\ud83d"), said("assistant")], "BadUnicode", "messages[0].content holds half"),
 }

@@ -113,11 +113,11 @@ def test_the_items_of_a_step_are_those_of_its_rows() -> None:
 
 def ordered_before(lengths: list[int], seed: int, epoch: int, global_batch: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    rows_of = torch.randperm(len(lengths), generator=generator).tolist()
+    load_split = torch.randperm(len(lengths), generator=generator).tolist()
     order: list[int] = []
     window = WINDOW_BATCHES * global_batch
-    for start in range(0, len(rows_of), window):
-        rows = sorted(rows_of[start : start + window], key=lambda row: lengths[row])
+    for start in range(0, len(load_split), window):
+        rows = sorted(load_split[start : start + window], key=lambda row: lengths[row])
         batches = [rows[at : at + global_batch] for at in range(0, len(rows), global_batch)]
         for batch in torch.randperm(len(batches), generator=generator).tolist():
             order.extend(batches[batch])

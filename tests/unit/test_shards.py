@@ -11,14 +11,14 @@ from finetune_api.messages import Task
 from finetune_trainer.agent import inputs as fetching
 from finetune_trainer.agent.inputs import fetch_first
 from finetune_trainer.dataset.shards import Shards, index_name, shard_name, shard_order
-from finetune_trainer.prepare.tokens.encoded import IGNORED, Encoded
-from finetune_trainer.prepare.tokens.rows import TokenRows
+from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import SplitWriter
 from finetune_trainer.storage import FolderStore, download_files, upload_tree
 from finetune_trainer.worker import data
-from finetune_trainer.worker.data import ArrowRows
-from finetune_trainer.worker.losses.items import trained_following
+from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.sampling import Dealt, VirtualDataset
+from finetune_trainer.worker.tasks.causal_lm import trained_following
 
 ROWS = 200
 

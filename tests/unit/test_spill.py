@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer.prepare.quality import equality, spill
-from finetune_trainer.prepare.quality.spill import SpilledRows
+from finetune_trainer.prepare.observed import spill
+from finetune_trainer.prepare.observed.spill import SpilledRows
+from finetune_trainer.prepare.quality import equality
 
 ROW = np.dtype([("content", "<u8"), ("line", "<i4")])
 

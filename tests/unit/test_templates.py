@@ -10,10 +10,10 @@ import pytest
 from finetune_api.errors import DataError, SpecError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
-from finetune_trainer.prepare.data.rows import Example, Layout
+from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder, check_packing, encoder_for
 from finetune_trainer.prepare.tokens.templates import CHATML, given_template
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
@@ -48,7 +48,7 @@ def spec(**fields: Any) -> DatasetSpec:
 
 
 def encoder(tmp_path: Path, given: str | None, limit: int = 4096, **fields: Any) -> Encoder:
-    return encoder_for(spec(**fields), Task.CAUSAL_LM, loaded(), Layout.CHAT, limit, given, tmp_path)
+    return encoder_for(spec(**fields), Task.CAUSAL_LM, loaded(), ExampleLayout.CHAT, limit, given, tmp_path)
 
 
 def encode(of: Encoder, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> Encoded:
@@ -215,7 +215,7 @@ def test_conversations_without_any_template_are_refused_with_the_cure(tmp_path: 
 def test_marks_that_the_tokenizer_lacks_are_told(tmp_path: Path):
     tokenizer = loaded()
     plain = replace(tokenizer, definition=tokenizer.definition.replace("<|im_start|>", "<|other|>"))
-    made = encoder_for(spec(), Task.CAUSAL_LM, plain, Layout.CHAT, 99, CHATML, tmp_path)
+    made = encoder_for(spec(), Task.CAUSAL_LM, plain, ExampleLayout.CHAT, 99, CHATML, tmp_path)
     expected = "the tokenizer has no token <|im_start|>: such marks are learnt as plain text, several tokens each"
     assert made.notes == (expected,)
     assert encoder(tmp_path, CHATML).notes == ()

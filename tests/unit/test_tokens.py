@@ -17,20 +17,20 @@ from finetune_api.errors import DataError, ModelError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data import lines, streams
-from finetune_trainer.prepare.data.dataset import CheckedData, check
+from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.portions import Split
-from finetune_trainer.prepare.data.rows import Example, Layout
 from finetune_trainer.prepare.data.sources import locate_all
-from finetune_trainer.prepare.tokens.encoded import IGNORED, Encoded
+from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
-from finetune_trainer.prepare.tokens.rows import TokenRows
 from finetune_trainer.prepare.tokens.templates import CHATML
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
-from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_tokenizer
+from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_fast_tokenizer
 from finetune_trainer.prepare.tokens.writer import SplitWriter
-from finetune_trainer.worker.data import ArrowRows
-from finetune_trainer.worker.losses.items import trained_following
+from finetune_trainer.worker.arrow_rows import ArrowRows
+from finetune_trainer.worker.tasks.causal_lm import trained_following
 from tests.support.chats import chat_tokenizer, write_chat_rows
 from tests.support.models import CORPUS, make_bert, make_gpt2, make_llama
 from tests.support.prepared import plain_table
@@ -55,7 +55,7 @@ def transformers_tokenizer(folder: Path) -> Any:
 
 
 def made(
-    tmp_path: Path, tokenizer: LoadedTokenizer, layout: Layout, task: Task, limit: int = 64, **spec: Any
+    tmp_path: Path, tokenizer: LoadedTokenizer, layout: ExampleLayout, task: Task, limit: int = 64, **spec: Any
 ) -> Encoder:
     fields = DatasetSpec.model_validate({"train": "file://train.jsonl", **spec})
     return encoder_for(fields, task, tokenizer, layout, limit, None, tmp_path)
@@ -68,8 +68,11 @@ def encoded(encoder: Encoder, *rows: Example) -> list[Encoded]:
 
 
 def test_a_loaded_tokenizer_gives_the_ids_of_transformers(bert: Path, llama: Path, tmp_path: Path) -> None:
-    for folder, task, layout in [(bert, Task.CLASSIFICATION, Layout.LABELLED), (llama, Task.CAUSAL_LM, Layout.TEXT)]:
-        encoder = made(tmp_path, load_tokenizer(folder, task), layout, task, 1000)
+    for folder, task, layout in [
+        (bert, Task.CLASSIFICATION, ExampleLayout.LABELLED),
+        (llama, Task.CAUSAL_LM, ExampleLayout.TEXT),
+    ]:
+        encoder = made(tmp_path, load_fast_tokenizer(folder, task), layout, task, 1000)
         expected = transformers_tokenizer(folder)(TEXTS)["input_ids"]
         rows = encoded(encoder, *(Example(1, text) for text in TEXTS))
         ends = [] if task is Task.CLASSIFICATION else [encoder.eos_id]
@@ -77,7 +80,9 @@ def test_a_loaded_tokenizer_gives_the_ids_of_transformers(bert: Path, llama: Pat
 
 
 def test_a_cut_text_of_bert_keeps_its_last_special_token(bert: Path, tmp_path: Path) -> None:
-    encoder = made(tmp_path, load_tokenizer(bert, Task.CLASSIFICATION), Layout.LABELLED, Task.CLASSIFICATION, 8)
+    encoder = made(
+        tmp_path, load_fast_tokenizer(bert, Task.CLASSIFICATION), ExampleLayout.LABELLED, Task.CLASSIFICATION, 8
+    )
     (row,) = encoded(encoder, Example(1, CORPUS[0]))
     assert len(row.ids) == 8
     assert row.full_length > 8
@@ -85,8 +90,8 @@ def test_a_cut_text_of_bert_keeps_its_last_special_token(bert: Path, tmp_path: P
 
 
 def test_a_long_document_becomes_several_rows_and_loses_nothing(llama: Path, tmp_path: Path) -> None:
-    encoder = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.TEXT, Task.CAUSAL_LM, 8)
-    whole = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.TEXT, Task.CAUSAL_LM, 999)
+    encoder = made(tmp_path, load_fast_tokenizer(llama, Task.CAUSAL_LM), ExampleLayout.TEXT, Task.CAUSAL_LM, 8)
+    whole = made(tmp_path, load_fast_tokenizer(llama, Task.CAUSAL_LM), ExampleLayout.TEXT, Task.CAUSAL_LM, 999)
     (row,) = encoded(encoder, Example(1, CORPUS[0]))
     (uncut,) = encoded(whole, Example(1, CORPUS[0]))
     assert not row.cut
@@ -95,13 +100,15 @@ def test_a_long_document_becomes_several_rows_and_loses_nothing(llama: Path, tmp
     assert rows.ids[:23].tolist() == uncut.ids.tolist() == rows.ids[23:].tolist()
     assert rows.trained.all()
     assert not rows.cut.any()
-    (fault,) = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.TEXT, Task.CAUSAL_LM, 1)([Example(4, "a")])
+    (fault,) = made(tmp_path, load_fast_tokenizer(llama, Task.CAUSAL_LM), ExampleLayout.TEXT, Task.CAUSAL_LM, 1)(
+        [Example(4, "a")]
+    )
     assert isinstance(fault, Fault)
     assert (fault.line, fault.code) == (4, Code.NOTHING_TO_LEARN)
 
 
 def test_a_pair_that_is_cut_does_not_end(llama: Path, tmp_path: Path) -> None:
-    encoder = made(tmp_path, load_tokenizer(llama, Task.CAUSAL_LM), Layout.PAIR, Task.CAUSAL_LM, 8)
+    encoder = made(tmp_path, load_fast_tokenizer(llama, Task.CAUSAL_LM), ExampleLayout.PAIR, Task.CAUSAL_LM, 8)
     (row,) = encoded(encoder, Example(1, "a", completion=CORPUS[0]))
     assert len(row.ids) == 8
     assert encoder.eos_id not in row.ids
@@ -109,17 +116,17 @@ def test_a_pair_that_is_cut_does_not_end(llama: Path, tmp_path: Path) -> None:
 
 def test_a_token_of_another_meaning_is_not_what_the_vocabulary_lacks(tmp_path: Path) -> None:
     """GPT-2's <|endoftext|> is end, beginning and unknown at once."""
-    gpt2 = load_tokenizer(make_gpt2(tmp_path / "gpt2"), Task.CAUSAL_LM)
+    gpt2 = load_fast_tokenizer(make_gpt2(tmp_path / "gpt2"), Task.CAUSAL_LM)
     other = transformers_tokenizer(tmp_path / "gpt2")
     other.unk_token = other.eos_token
     other.save_pretrained(tmp_path / "gpt2")
     assert gpt2.unk_id is None
-    assert load_tokenizer(tmp_path / "gpt2", Task.CAUSAL_LM).unk_id is None
-    assert load_tokenizer(make_bert(tmp_path / "bert"), Task.MASKED_LM).unk_id == 1
+    assert load_fast_tokenizer(tmp_path / "gpt2", Task.CAUSAL_LM).unk_id is None
+    assert load_fast_tokenizer(make_bert(tmp_path / "bert"), Task.MASKED_LM).unk_id == 1
 
 
 def test_an_encoder_decoder_gets_the_completion_as_its_target(llama: Path, tmp_path: Path) -> None:
-    encoder = made(tmp_path, load_tokenizer(llama, Task.SEQ2SEQ), Layout.PAIR, Task.SEQ2SEQ)
+    encoder = made(tmp_path, load_fast_tokenizer(llama, Task.SEQ2SEQ), ExampleLayout.PAIR, Task.SEQ2SEQ)
     (row,) = encoded(encoder, Example(1, "One and one?", completion="Two."))
     tokenizer = transformers_tokenizer(llama)
     assert row.ids.tolist() == tokenizer("One and one?")["input_ids"]
@@ -147,7 +154,7 @@ def run(folder: Path, train: Path, name: str, processes: int = 1, **spec: Any) -
 
 
 def checked(spec: DatasetSpec, folder: Path) -> CheckedData:
-    return check(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=1, has_template=True)
+    return check_dataset(spec, Task.CAUSAL_LM, locate_all(spec, {}), folder / "work", seed=1, has_template=True)
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from finetune_trainer.prepare.tokens.backend import Backend
-from finetune_trainer.prepare.tokens.words import EXPRESSIONS, GPT2, STABLE, Words
+from finetune_trainer.prepare.tokens.words import EXPRESSIONS, GPT2, STABLE, WordSplitter
 from tests.support.models import CORPUS
 
 STABLE_CHARACTERS = [chr(code) for start, end in STABLE for code in range(start, end + 1)]
@@ -47,7 +47,7 @@ def tokenizer(expression: str, composed: bool = False, bos: bool = False) -> Tok
 @lru_cache(maxsize=16)
 def both(expression: str, composed: bool = False, bos: bool = False) -> tuple[Backend, Backend]:
     made = tokenizer(expression, composed, bos)
-    words = Words.of(made.to_str())
+    words = WordSplitter.of(made.to_str())
     assert words is not None
     return Backend(made), Backend(made, words)
 
@@ -99,12 +99,12 @@ def test_what_a_tokenizer_adds_to_a_text_is_added(text: str) -> None:
 )  # fmt: skip
 def test_any_other_tokenizer_is_left_to_the_library(change: dict[str, object]) -> None:
     parts = json.loads(tokenizer(GPT2).to_str())
-    assert Words.of(json.dumps(parts)) is not None
-    assert Words.of(json.dumps({**parts, **change})) is None
+    assert WordSplitter.of(json.dumps(parts)) is not None
+    assert WordSplitter.of(json.dumps({**parts, **change})) is None
 
 
 def test_characters_whose_class_changed_between_versions_of_unicode_are_left_to_the_library() -> None:
-    words = Words.of(tokenizer(GPT2).to_str())
+    words = WordSplitter.of(tokenizer(GPT2).to_str())
     assert words is not None
     assert words.fits("plain")
     assert words.fits("naïve 紙 🙂")

@@ -5,10 +5,10 @@ import pytest
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType
 from finetune_trainer.agent.security import TRACKERS, worker_environment
-from finetune_trainer.prepare import trackers
-from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare import tracker_check
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.speed import flops_per_token
-from finetune_trainer.prepare.trackers import PACKAGES, check_trackers
+from finetune_trainer.prepare.tracker_check import PACKAGES, check_trackers
 from tests.unit.plan_models import decoder, encoder
 from tests.unit.test_planner import planned
 
@@ -35,8 +35,8 @@ def test_a_tracker_is_one_that_transformers_reports_to() -> None:
 @pytest.mark.parametrize(
     ("names", "says", "cure"),
     [
-        (["wandbb"], "is 'wandbb', which is no tracker", "did you mean wandb?"),
-        (["all"], "is 'all', which is no tracker", "write one of"),
+        (["wandbb"], "is 'wandbb', which is not a tracker", "did you mean wandb?"),
+        (["all"], "is 'all', which is not a tracker", "write one of"),
         (["tensorboard", "none"], "is 'none'", ""),
         (["wandb"], "this image has no wandb", "pip install wandb"),
     ],
@@ -44,7 +44,7 @@ def test_a_tracker_is_one_that_transformers_reports_to() -> None:
 def test_a_tracker_that_cannot_be_told_is_refused(
     names: list[str], says: str, cure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "_installed", lambda module: module == "tensorboardX")
+    monkeypatch.setattr(tracker_check, "_installed", lambda module: module == "tensorboardX")
     with pytest.raises(SpecError) as caught:
         check_trackers(names)
     [problem] = caught.value.problems

@@ -127,7 +127,7 @@ def test_the_workers_of_a_node_share_its_cores(
     }
     config = AgentConfig.from_env(environ)
     assert config.worker_threads(ranks) == threads
-    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1).model_copy(update={"processes_per_node": ranks})
+    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1).revised(processes_per_node=ranks)
     directive = Directive(generation=1, action=Action.RUN, master_host="h", master_port=1)
     orders = Places(Path("work"), ranks).orders(plan, directive, 0, config.worker_threads(ranks), None)
     assert [order.threads for order in orders] == [threads] * ranks

@@ -1,7 +1,7 @@
-"""What the API's models are made of: the three kinds of model, and strings, lists and unions with their bounds.
+"""Building blocks of the API: three base classes of models, and bounded strings, lists and unions.
 
 Everything is bounded (maxLength, maxItems, maxProperties), because the API server computes the cost of CEL rules from
-these bounds. Validation is strict, as the API server's is: "2" is no number and 1 is no boolean.
+the bounds. Validation is as strict as in the API server: "2" is not a number and 1 is not a boolean.
 """
 
 from typing import Annotated, Any
@@ -13,20 +13,20 @@ from pydantic_core import PydanticCustomError
 from finetune_api.quantity import PATTERN as QUANTITY_PATTERN
 from finetune_api.quantity import parse_quantity
 
-# The longest name made from a job's is a pod's host name, `<name>-train-<attempt>-<index>`: at most 63 characters, of
-# which 7 are "-train-", 4 the attempt, 1 a dash and 4 the index.
+# The longest name that is made from the name of a job is the host name of a pod, `<name>-train-<attempt>-<index>`. It
+# has at most 63 characters: 7 for "-train-", 4 for the attempt, 1 for a dash and 4 for the index.
 MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DATA_URI_PATTERN = r"^((s3|hf|file)://\S(.*\S)?|https://\S+|[^:\s]([^:\n]*[^:\s])?)$"
 
 
 def broken(code: str, message: str, cure: str) -> PydanticCustomError:
-    """A validation error that already speaks our language; `finetune_api.parse` passes it on as it is."""
+    """Return a validation error with a message and a cure of ours; `parse_job` reports them unchanged."""
     return PydanticCustomError("finetune", "{message}", {"code": code, "message": message, "cure": cure})
 
 
 class Kubernetes(BaseModel):
-    """A part whose YAML keys are camelCase."""
+    """A part of a job with YAML keys in camelCase."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -40,7 +40,7 @@ class Kubernetes(BaseModel):
 
 
 class Verbatim(BaseModel):
-    """A part whose keys are the names of a library (Hugging Face, PEFT), as they are; None = the plan chooses."""
+    """A part of a job whose keys are the names of a library (transformers, PEFT); None = the plan chooses."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -52,13 +52,13 @@ class Verbatim(BaseModel):
     )
 
     def given(self) -> dict[str, Any]:
-        """Only what the user wrote, by its own name."""
+        """Return the values that the user wrote, by their own names."""
         written = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return {name: value for name, value in written.items() if value is not None}
 
 
 class Observed(BaseModel):
-    """A part of the status. Unknown fields are skipped: a newer operator may have written it."""
+    """A part of the status. Unknown fields are skipped: a newer operator may have written them."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -85,7 +85,7 @@ def _quantity(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a message names it: quoted where it is text, shortened where it is long, in YAML's words."""
+    """Return a value as a message shows it: in YAML's words, quoted if it is text, shortened if it is long."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -107,7 +107,7 @@ def _words(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """One name stands for a list of one, as transformers has it."""
+    """Turn one name into a list of one, as transformers does."""
     value = [value] if isinstance(value, str) else value
     if isinstance(value, list) and len(value) <= 16 and all(isinstance(name, str) and name for name in value):
         return value
@@ -131,7 +131,7 @@ def _steps_or_ratio(value: Any) -> Any:
     )
 
 
-# Unions that a structural schema cannot tell: the API server stores them as they are, the operator checks them.
+# A structural schema cannot express these unions. The API server stores their values unchecked; the operator checks.
 _WORDS = {
     "x-kubernetes-preserve-unknown-fields": True,
     "maxLength": 1024,

@@ -1,4 +1,4 @@
-"""What data may be called without a scheme: a path of the user's machine, or a data set of the hub."""
+"""Names of data without a scheme: a path on the user's machine, or a data set on the hub."""
 
 import re
 
@@ -7,10 +7,10 @@ SUFFIX = re.compile(r"\.(?:jsonl?|ndjson|jsonlines|csv|tsv|tab|txt|text|parquet|
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether a text may name a data set on the hub, `organisation/name?split=...`, and is no path to a file."""
+    """Return whether a text may name a data set on the hub, `organisation/name?split=...`, and not a file."""
     return HUB_NAME.fullmatch(text) is not None and not text.startswith((".", "~")) and not SUFFIX.search(text)
 
 
 def is_plain_path(text: str) -> bool:
-    """Whether a text is a path that only the user's machine knows."""
+    """Return whether a text is a path on the user's machine."""
     return "://" not in text and not is_hub_name(text)

@@ -1,9 +1,10 @@
-"""Rules on what is evaluated and what follows from it: only with evaluation data, and only what is measured."""
+"""Rules about evaluation: it requires evaluation data, and only a metric that is measured can be used."""
 
 from collections.abc import Callable, Mapping
 
 from finetune_api.messages import ProblemType, Task
 from finetune_api.metrics import ANSWERS, PREFIX, full_name, measured
+from finetune_api.tasks import TASKS, spec_of
 from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.given import Given, has, only_with, part, whole
 from finetune_api.v1alpha1.rule import Rule
@@ -15,28 +16,32 @@ def _without_data(spec: Given) -> bool:
 
 
 def unevaluated(name: str) -> Callable[[Given], str | None]:
+    """Return a check that a field of spec.training is given only together with evaluation data."""
+
     def broken(spec: Given) -> str | None:
         value = part(spec, "training").get(name)
         if not isinstance(value, (int, str, float)) or isinstance(value, bool):
             return None
         if isinstance(value, float) and value > 1 and not value.is_integer():
             return None
-        return f"is {shown(value)}, and there are no evaluation data" if _without_data(spec) else None
+        return f"is {shown(value)}, but there is no evaluation data" if _without_data(spec) else None
 
     return broken
 
 
 def unanswered(spec: Given) -> str | None:
-    """Answers are generated for rows of the eval split, by tasks that have answers."""
+    """Check that answers are generated only with evaluation data, and only for a task that has answers."""
     rows, task = whole(part(spec, "evaluation"), "generate"), spec.get("task")
     if rows is None:
         return None
-    if task in (Task.CLASSIFICATION, Task.MASKED_LM):
-        return f"is {rows}, and the task is {task}; only causal-lm and seq2seq generate answers"
-    return f"is {rows}, and there are no evaluation data" if _without_data(spec) else None
+    if task in list(Task) and not spec_of(Task(task)).answers:
+        answering = " and ".join(name for name, one in TASKS.items() if one.answers)
+        return f"is {rows}, but the task is {task}; only {answering} generate answers"
+    return f"is {rows}, but there is no evaluation data" if _without_data(spec) else None
 
 
 def metric(spec: Given) -> str | None:
+    """Check that the metric of the best checkpoint is one that the evaluation measures."""
     name = part(spec, "training").get("metric_for_best_model")
     if not isinstance(name, str) or not name:
         return None
@@ -44,12 +49,12 @@ def metric(spec: Given) -> str | None:
     if name.removeprefix(PREFIX) in known:
         return None
     if name.removeprefix(PREFIX) in ANSWERS and _silent(spec):
-        return f"is {shown(name)}, and spec.evaluation.generate is 0; it is measured on generated answers"
-    return f"is {shown(name)}; evaluation measures {', '.join(full_name(one) for one in known)}"
+        return f"is {shown(name)}, but spec.evaluation.generate is 0; the metric requires generated answers"
+    return f"is {shown(name)}; the evaluation measures {', '.join(full_name(one) for one in known)}"
 
 
 def _known(spec: Given) -> tuple[str, ...]:
-    """Of all tasks where the job does not name its own."""
+    """Return the metrics of the task of the job; of all tasks where the job names none."""
     given, kind = spec.get("task"), spec.get("problemType")
     tasks = [Task(given)] if given in list(Task) else list(Task)
     problem = ProblemType(kind) if kind in list(ProblemType) else None
@@ -73,7 +78,7 @@ def _needs_data(name: str) -> Rule:
         broken=unevaluated(name),
         cure=_EVAL,
         cel=None,
-        says=f"training.{name} goes only with dataset.eval",
+        says=f"training.{name} requires dataset.eval",
     )
 
 
@@ -88,25 +93,25 @@ EVALUATION_RULES: tuple[Rule, ...] = (
         broken=only_with("early_stopping_threshold", "early_stopping_patience"),
         cure="set early_stopping_patience, such as 3 evaluations, or leave it out",
         cel="!has(self.early_stopping_threshold) || has(self.early_stopping_patience)",
-        says="early_stopping_threshold goes only with early_stopping_patience",
+        says="early_stopping_threshold requires early_stopping_patience",
     ),
     Rule(
         at=("spec",),
         field="evaluation.generate",
         code="NeedsOther",
         broken=unanswered,
-        cure="leave it out, or evaluate a task that has answers: set spec.dataset.eval",
+        cure="leave it out, or set spec.dataset.eval and a task that has answers",
         cel=None,
-        says="evaluation.generate goes only with dataset.eval, and with the tasks causal-lm and seq2seq",
+        says="evaluation.generate requires dataset.eval and the task causal-lm or seq2seq",
     ),
     Rule(
         at=("spec",),
         field="training.metric_for_best_model",
         code="UnknownMetric",
         broken=metric,
-        cure="write one of them, or leave it out: the plan chooses",
+        cure="write one of them, or leave it out; the plan then chooses a metric",
         cel=None,
-        says="training.metric_for_best_model is a metric of the task: eval_loss of every one; eval_perplexity of"
+        says="training.metric_for_best_model must be a metric of the task: eval_loss of every task; eval_perplexity of"
         " language models; eval_exact_match, eval_chrf, eval_rouge_1, eval_rouge_2, eval_rouge_l where answers are"
         " generated; eval_accuracy, eval_macro_f1, eval_weighted_f1, eval_micro_f1 of labels; eval_mse, eval_mae,"
         " eval_r2, eval_pearson, eval_spearman of numbers",

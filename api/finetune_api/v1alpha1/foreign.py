@@ -1,7 +1,7 @@
 """Names that people bring from other trainers: transformers, TRL, PEFT, Axolotl, LLaMA-Factory, unsloth, OpenAI.
 
-Each either has a field here, or no counterpart and a reason. Names that only transformers' TrainingArguments and PEFT's
-LoraConfig have stand in training.py.
+Each name either has a field here, or no counterpart and a reason. Names that only transformers' TrainingArguments and
+PEFT's LoraConfig have stand in library_names.py.
 """
 
 _ADAPTER = "spec.model.adapter"
@@ -23,11 +23,11 @@ _TASK = "spec.task"
 _TOKENS = "spec.model.newTokens"
 _TRAIN = "spec.dataset.train"
 
-SENTENCES: dict[str, str] = {  # names that mean several things
-    "adapter": "use spec.method.type for the kind of adapter, spec.model.adapter for one to start from",
+SENTENCES: dict[str, str] = {  # names with several meanings
+    "adapter": "use spec.method.type for the kind of adapter, or spec.model.adapter for an adapter to start from",
     "load_in_4bit": "set spec.method.type to qlora",
-    "num_workers": "use spec.nodes for machines, spec.training.dataloader_num_workers for processes that load data",
-    "stage": "use spec.deepspeed.stage for ZeRO; supervised fine-tuning is what every job does",
+    "num_workers": "use spec.nodes for machines, or spec.training.dataloader_num_workers for processes that load data",
+    "stage": "use spec.deepspeed.stage for ZeRO; every job does supervised fine-tuning",
 }
 
 COMMON: dict[str, str] = {
@@ -248,23 +248,23 @@ COMMON: dict[str, str] = {
 }
 
 _HUB = "nothing is uploaded to a hub; upload the finished artifact with `hf upload`"
-_ATTENTION = "the attention kernel is chosen by model and machine, and documents never see each other"
-_PADDING = "batches hold no padding where the model's attention can do it, else rows of like length share one"
-_PREFERENCE = "only supervised fine-tuning exists, no training on preferences or rewards"
-_PROCESSES = "prepare uses every core it has and remembers what it made"
+_ATTENTION = "the model and the GPU determine the attention kernel; attention never crosses documents"
+_PADDING = "batches have no padding if the attention of the model allows it; otherwise they hold rows of similar length"
+_PREFERENCE = "training on preferences or rewards is not supported, only supervised fine-tuning"
+_PROCESSES = "the prepare stage uses all of its cores and reuses prepared data"
 _CUTS = "long rows are cut at their end; see spec.dataset.maxLength"
-_TOKENIZER = "the tokenizer is the base model's own; see spec.model.newTokens"
-_FOUR_BITS = "qlora's 4 bits are NF4, with constants quantized twice"
-_EIGHT_BITS = "no 8-bit weights are trained; spec.method.type qlora trains adapters on 4-bit ones"
+_TOKENIZER = "the tokenizer is that of the base model; see spec.model.newTokens"
+_FOUR_BITS = "qlora always uses NF4 with double quantization"
+_EIGHT_BITS = "8-bit weights are not supported; spec.method.type qlora trains adapters on 4-bit weights"
 _DEVICES = "DeepSpeed places the weights; see spec.deepspeed"
-_LORA_PLUS = "one learning rate holds for all of the adapter"
-_ROTARY = "the model's positions are kept as they are"
-_GALORE = "the optimizer is DeepSpeed's AdamW"
-_SAMPLING = "evaluation writes its answers greedily; see spec.evaluation"
-_MESSAGES = "roles and tools are read as the chat template writes them; see spec.dataset.chatTemplate"
-_MIXTURES = "the loss is the model's own"
-_IMAGES = "only text is trained on"
-_FIRST_ROWS = "all rows are used; give a smaller file, or a weight below 1 in spec.dataset.mix"
+_LORA_PLUS = "one learning rate applies to the whole adapter"
+_ROTARY = "the position embeddings of the model are not changed"
+_GALORE = "the optimizer is the AdamW of DeepSpeed"
+_SAMPLING = "evaluation generates answers by greedy decoding; see spec.evaluation"
+_MESSAGES = "the chat template determines roles and tools; see spec.dataset.chatTemplate"
+_MIXTURES = "the model computes its own loss"
+_IMAGES = "only text is supported"
+_FIRST_ROWS = "all rows are used; use a smaller file, or a weight below 1 in spec.dataset.mix"
 
 NO_COUNTERPART: dict[str, str] = {
     **dict.fromkeys(
@@ -343,24 +343,24 @@ NO_COUNTERPART: dict[str, str] = {
     **dict.fromkeys(("image_max_pixels", "visual_inputs", "media_dir", "freeze_vision_tower"), _IMAGES),
     **dict.fromkeys(("max_samples", "max_train_samples", "max_eval_samples"), _FIRST_ROWS),
     "packing_strategy": "packing is always best-fit decreasing",
-    "sample_packing_eff_est": "packing counts the tokens before it packs",
+    "sample_packing_eff_est": "prepare counts the tokens before it packs",
     "total_num_tokens": "prepare counts the tokens",
-    "shuffle_dataset": "rows are always shuffled, by spec.training.seed",
-    "shuffle_merged_datasets": "rows are always shuffled, by spec.training.seed",
-    "curriculum_sampling": "rows are always shuffled, by spec.training.seed",
-    "model_type": "the kind of model follows from its config.json",
-    "is_llama_derived_model": "the kind of model follows from its config.json",
-    "plot_loss": "the loss of every step is in TensorBoard's events",
-    "compute_accuracy": "accuracy is always computed where answers are labels",
-    "plugins": "code that comes with a job is never run",
-    "use_unsloth": "the worker runs the model's own kernels",
-    "upcast_layernorm": "the precision is the plan's; see spec.training.bf16",
-    "mixture_of_depths": "the model's architecture is kept as it is",
-    "use_llama_pro": "the model's architecture is kept as it is",
-    "create_new_adapter": "an adapter in spec.model.adapter is trained further; without one a new adapter begins",
-    "export_size": "weights are saved in files of transformers' usual size",
+    "shuffle_dataset": "rows are always shuffled with spec.training.seed",
+    "shuffle_merged_datasets": "rows are always shuffled with spec.training.seed",
+    "curriculum_sampling": "rows are always shuffled with spec.training.seed",
+    "model_type": "config.json of the model determines the type",
+    "is_llama_derived_model": "config.json of the model determines the type",
+    "plot_loss": "the TensorBoard events hold the loss of every step",
+    "compute_accuracy": "accuracy is always computed for labels",
+    "plugins": "code in a job is never run",
+    "use_unsloth": "the worker runs the kernels of the model",
+    "upcast_layernorm": "the plan chooses the precision; see spec.training.bf16",
+    "mixture_of_depths": "the architecture of the model is not changed",
+    "use_llama_pro": "the architecture of the model is not changed",
+    "create_new_adapter": "an adapter in spec.model.adapter is trained further; without it the job trains a new one",
+    "export_size": "weights are saved in files of the default size of transformers",
     "export_device": "the export runs on CPU; see spec.export",
-    "export_quantization_bit": "weights are exported as they were trained, in no other format",
-    "gguf": "weights are exported as they were trained, in no other format",
-    "strict": "every field is checked, always",
+    "export_quantization_bit": "weights are exported only in the format in which they were trained",
+    "gguf": "weights are exported only in the format in which they were trained",
+    "strict": "every field is always checked",
 }

@@ -10,18 +10,18 @@ from finetune_api.v1alpha1.status import FineTuneJobStatus
 
 
 class Metadata(Kubernetes):
-    """Kubernetes' object metadata. What the API server writes is accepted: `kubectl get -o yaml` can be fed back."""
+    """Object metadata of Kubernetes. Fields that the API server writes are accepted, as in `kubectl get -o yaml`."""
 
     name: JobName
-    """Name of the job: short enough for the names and labels made from it."""
+    """Name of the job. The names of its pods are made from it, so it must be short."""
     namespace: Label = "default"
-    """Namespace."""
+    """Namespace of the job."""
     uid: Word | None = None
-    """Identity given by the API server."""
+    """Identifier that the API server assigns."""
     labels: StringMap = Field(default_factory=dict)
-    """Labels."""
+    """Labels of the object."""
     annotations: dict[str, str] = Field(default_factory=dict)
-    """Annotations."""
+    """Annotations of the object."""
     generate_name: Any = None
     creation_timestamp: Any = None
     deletion_timestamp: Any = None
@@ -35,7 +35,7 @@ class Metadata(Kubernetes):
 
 
 class FineTuneJob(Kubernetes):
-    """Fine-tunes a Hugging Face model on your data with DeepSpeed, over many nodes and GPUs."""
+    """A job that fine-tunes a Hugging Face model on your data with DeepSpeed, on one or many nodes."""
 
     api_version: Literal["finetune.dev/v1alpha1"]
     """API group and version."""
@@ -44,6 +44,6 @@ class FineTuneJob(Kubernetes):
     metadata: Metadata
     """Name, namespace, labels."""
     spec: FineTuneJobSpec
-    """What is asked for."""
+    """What the user asks for."""
     status: FineTuneJobStatus | None = None
-    """What is happening. Written by the operator only."""
+    """The observed state. Only the operator writes it."""

@@ -1,25 +1,25 @@
-"""What was meant by a field name that does not exist."""
+"""Suggestions for a field name, or a task name, that does not exist."""
 
 import difflib
 from collections.abc import Iterable
 
 from finetune_api.v1alpha1.foreign import COMMON, NO_COUNTERPART, SENTENCES
-from finetune_api.v1alpha1.training import LORA_LATER, LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
+from finetune_api.v1alpha1.library_names import LORA_LATER, LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.tree import Path, children, dotted, model_at, spec_fields
 
-FAR = 0.85  # how like a name of another object must be, to be proposed
+FAR = 0.85  # similarity from which the field of another object is suggested
 
 
-_WORDS = "labels for each word are not supported; a classification has one label for the whole text"
-_VECTORS = "vectors of texts are not learnt; a classification has one label for a text"
-_PREFERENCES = "preference data cannot be trained on yet: keep the chosen answers as prompt and completion (causal-lm)"
-# tasks as other programs name them, and what stands in their place here
+_WORDS = "labels per word are not supported; a classification predicts labels of the whole text"
+_VECTORS = "embeddings of texts are not supported; a classification predicts labels of a text"
+_PREFERENCES = "training on preferences is not supported yet; use the chosen answers as completions with causal-lm"
+# tasks by their names in other programs, and what to write here
 TASKS = {
     "token-classification": _WORDS,
     "ner": _WORDS,
     "pos-tagging": _WORDS,
-    "question-answering": "spans are not extracted; causal-lm and seq2seq learn to write the answer",
-    "multiple-choice": "write causal-lm, with the choices in the prompt",
+    "question-answering": "span extraction is not supported; causal-lm and seq2seq learn to write the answer",
+    "multiple-choice": "write causal-lm and put the choices into the prompt",
     "feature-extraction": _VECTORS,
     "sentence-similarity": _VECTORS,
     "embedding": _VECTORS,
@@ -41,18 +41,18 @@ TASKS = {
     "translation": "write seq2seq, or causal-lm for a decoder",
     "text2text-generation": "write seq2seq",
     "fill-mask": "write masked-lm",
-    "image-classification": "only text is learnt",
-    "automatic-speech-recognition": "only text is learnt",
+    "image-classification": "only text is supported",
+    "automatic-speech-recognition": "only text is supported",
 }
 
 
 def task_elsewhere(value: str) -> str | None:
-    """Return what to do about a task of another program's name; None for a name that nobody has."""
+    """Return what to write for a task by its name in another program; None for an unknown name."""
     return {_plain(name): cure for name, cure in TASKS.items()}.get(_plain(value).replace(" ", ""))
 
 
 def unknown_field(path: Path) -> tuple[str, str, str]:
-    """Return code, message and cure for a name at a path where no such field exists."""
+    """Return code, message and cure for a path at which there is no field."""
     parent, name = path[:-1], str(path[-1])
     if parent == ("spec", "training") and name in TRAINING_OWNED:
         return _owned(TRAINING_OWNED[name])
@@ -60,7 +60,7 @@ def unknown_field(path: Path) -> tuple[str, str, str]:
         return _owned(LORA_OWNED[name])
     if parent == ("spec", "method", "lora") and name in LORA_LATER:
         return "NotSupportedYet", "is not supported yet: only plain LoRA adapters are trained", "leave it out"
-    message = f"`{name}` is no field of {dotted(parent) if parent else 'a FineTuneJob'}"
+    message = f"`{name}` is not a field of {dotted(parent) if parent else 'a FineTuneJob'}"
     if cure := _same_here(parent, name) or _known(name):
         return "UnknownField", message, cure
     if reason := _REASONS.get(_plain(name)):
@@ -69,10 +69,10 @@ def unknown_field(path: Path) -> tuple[str, str, str]:
 
 
 def closest(word: str, choices: Iterable[str], cutoff: float = 0.7) -> str | None:
-    """Return the choice most like a word, or None if none is like it; case, dashes and underscores do not count."""
+    """Return the choice that is most similar to a word, or None; case, dashes and underscores do not count."""
     by_plain = {_plain(choice): choice for choice in choices}
-    found = difflib.get_close_matches(_plain(word), by_plain, n=1, cutoff=cutoff)
-    return by_plain[found[0]] if found else None
+    matches = difflib.get_close_matches(_plain(word), by_plain, n=1, cutoff=cutoff)
+    return by_plain[matches[0]] if matches else None
 
 
 def _owned(field: str) -> tuple[str, str, str]:
@@ -85,13 +85,13 @@ def _siblings(parent: Path) -> list[str]:
 
 
 def _same_here(parent: Path, name: str) -> str | None:
-    """A field of the same object that is written in another way."""
+    """Suggest a field of the same object that is spelt with other case, dashes or underscores."""
     same = [key for key in _siblings(parent) if _plain(key) == _plain(name)]
     return f"did you mean `{same[0]}`?" if same else None
 
 
 def _known(name: str) -> str | None:
-    """A field of any object, by its own name or by the one that another trainer has for it."""
+    """Suggest a field of any object, by its own name or by its name in another trainer."""
     plain = _plain(name)
     if sentence := _SENTENCES.get(plain):
         return sentence
@@ -103,7 +103,7 @@ def _known(name: str) -> str | None:
 
 
 def _alike(parent: Path, name: str) -> str:
-    """A field that is spelt much like it: first of the same object, then of any."""
+    """Suggest a field with a similar name: of the same object, or else of any object."""
     siblings = _siblings(parent)
     if near := closest(name, siblings):
         return f"did you mean `{near}`?"

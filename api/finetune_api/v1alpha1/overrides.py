@@ -1,4 +1,4 @@
-"""Values of a job that the command line sets: `training.learning_rate=1e-4`, `dataset.mix[0].weight=2`."""
+"""Values that the command line sets in a job: `training.learning_rate=1e-4`, `dataset.mix[0].weight=2`."""
 
 import re
 from collections.abc import Sequence
@@ -16,34 +16,34 @@ _PART = re.compile(r"\[([^\[\]]+)\]|\.?([^.\[\]]+)")
 
 @dataclass(frozen=True)
 class Override:
-    """One value at a path of the job, whose list indices are numbers."""
+    """A value for a path of the job. List indices in the path are numbers."""
 
     path: Path
     value: Any
 
 
 def path_of(text: str) -> Path:
-    """Return the path that a text names, with `spec.` or without it; keys with dots stand in brackets.
+    """Return the path that a text names, with or without `spec.`; keys with dots stand in brackets.
 
     Raises:
-        SpecError: it is no path.
+        SpecError: the text is not a path.
     """
     parts: list[str | int] = []
     at = 0
-    while at < len(text) and (found := _PART.match(text, at)):
-        inside, name = found.groups()
+    while at < len(text) and (match := _PART.match(text, at)):
+        inside, name = match.groups()
         parts.append(int(inside) if inside is not None and inside.isdigit() else inside or name)
-        at = found.end()
+        at = match.end()
     if at < len(text) or not parts or text.startswith("."):
         raise _no_path(text)
     return tuple(parts) if parts[0] in ROOTS else ("spec", *parts)
 
 
 def with_overrides(data: Any, overrides: Sequence[Override]) -> Any:
-    """Return a job with values set; objects that are missing on the way are made, items of lists must be there.
+    """Return a job with values set. Missing objects on the path are created; items of lists must exist.
 
     Raises:
-        SpecError: a path leads through a value that is no object or list, or to an item that is not there.
+        SpecError: a path leads through a value that is neither object nor list, or to an item that does not exist.
     """
     for override in overrides:
         data = _with(data, override.path, override.value, override.path)
@@ -58,11 +58,11 @@ def _with(data: Any, path: Path, value: Any, whole: Path) -> Any:
     if isinstance(data, list):
         index = int(key) if str(key).isdigit() else -1
         if not 0 <= index < len(data):
-            items = f"0 to {len(data) - 1}" if data else "none, it is empty"
-            raise _refused(whole, f"names item {key} of {here}, whose items are {items}", "name one of them")
+            items = f"has the items 0 to {len(data) - 1}" if data else "is empty"
+            raise _refused(whole, f"names item {key} of {here}, which {items}", "name an item that exists")
         return [_with(item, below, value, whole) if at == index else item for at, item in enumerate(data)]
     if isinstance(key, int):
-        seen = "not there" if data is None else shown(data)
+        seen = "missing" if data is None else shown(data)
         raise _refused(whole, f"names item {key} of {here}, which is {seen}", f"set {here} itself")
     if data is None:
         data = {}
@@ -72,7 +72,7 @@ def _with(data: Any, path: Path, value: Any, whole: Path) -> Any:
 
 
 def value_at(data: Any, path: Path) -> Any:
-    """Return the value at a path, or None where there is none."""
+    """Return the value at a path, or None."""
     for key in path:
         if isinstance(data, list):
             data = data[int(key)] if str(key).isdigit() and int(key) < len(data) else None
@@ -82,7 +82,7 @@ def value_at(data: Any, path: Path) -> Any:
 
 
 def _no_path(text: str) -> SpecError:
-    message = f"{shown(text)} is no path of a field"
+    message = f"{shown(text)} is not the path of a field"
     cure = (
         "write names with dots, list items as [0], keys with dots in brackets: resourcesPerNode.limits[nvidia.com/gpu]"
     )

@@ -1,4 +1,4 @@
-"""Reads a FineTuneJob and says all that is wrong with it at once, in our words: pydantic's never leave this file."""
+"""Reads a FineTuneJob and reports every problem at once. Messages of pydantic never leave this file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ Lines = Callable[[Path], int | None]
 
 
 def parse_job(data: Any, lines: Lines | None = None, file: str | None = None) -> FineTuneJob:
-    """The job in `data`, which is YAML or JSON already read. `status` is not looked at: it is the operator's.
+    """Return the job in `data`, which is parsed YAML or JSON. `status` is ignored: the operator writes it.
 
     Args:
         data: the object, by its YAML names.
-        lines: the line of a path in the file it came from, if it came from one.
-        file: that file's name.
+        lines: returns the line of a path in the file of the job, if there is a file.
+        file: name of that file.
 
     Raises:
         SpecError: every problem at once: unknown and missing fields, values out of range, broken rules between fields,
@@ -41,10 +41,10 @@ def parse_job(data: Any, lines: Lines | None = None, file: str | None = None) ->
     problems: list[Problem] = []
     job: FineTuneJob | None = None
     try:
-        # By way of JSON, because a job is JSON: strict types are then those of the API server.
+        # Validated as JSON, because strict types are then those of the API server.
         job = FineTuneJob.model_validate_json(json.dumps(written, default=str))
     except ValidationError as error:
-        problems += [where.problem(_path(one), *_say(one)) for one in error.errors(include_url=False)]
+        problems += [where.problem(_path(one), *_translated(one)) for one in error.errors(include_url=False)]
     problems += _broken_rules(written, where)
     malformed = {problem.field for problem in problems}
     for problem in unsupported_in(written):
@@ -56,10 +56,10 @@ def parse_job(data: Any, lines: Lines | None = None, file: str | None = None) ->
 
 
 def reread_job(data: Any) -> FineTuneJob | None:
-    """The job in `data`, which was accepted before, perhaps by another version of this software.
+    """Return the job in `data`, which was accepted before, perhaps by another version of this software.
 
-    Unknown fields are skipped. Rules between fields, and what is not supported yet, were looked at when the job was
-    accepted. None where a value itself cannot be read.
+    Unknown fields are skipped. Rules between fields, and support for them, were checked when the job was accepted.
+    Return None where a value itself cannot be read.
     """
     while True:
         try:
@@ -72,7 +72,7 @@ def reread_job(data: Any) -> FineTuneJob | None:
 
 
 class _Where:
-    """Puts file and line on problems."""
+    """Adds file and line to problems."""
 
     def __init__(self, lines: Lines | None, file: str | None) -> None:
         self._lines = lines
@@ -99,7 +99,7 @@ def _broken_rules(data: Mapping[str, Any], where: _Where) -> list[Problem]:
 
 
 def _path(error: ErrorDetails) -> Path:
-    """Where an error is, without what pydantic adds for branches of a union and for map keys."""
+    """Return the path of an error, without the parts that pydantic adds for unions and map keys."""
     return tuple(part for part in error["loc"] if not (isinstance(part, str) and part.startswith(("<", "[key]"))))
 
 
@@ -127,8 +127,8 @@ _BOUNDS = {
 }
 
 
-def _say(error: ErrorDetails) -> tuple[str, str, str]:
-    """Code, message and cure of one validation error."""
+def _translated(error: ErrorDetails) -> tuple[str, str, str]:
+    """Return code, message and cure for an error of pydantic."""
     kind, context, path = error["type"], error.get("ctx", {}), _path(error)
     seen = shown(error["input"])
     if kind == "finetune":
@@ -155,7 +155,7 @@ def _say(error: ErrorDetails) -> tuple[str, str, str]:
         limit = context["max_length"]
         noun = "characters" if kind == "string_too_long" else "entries"
         return "TooLong", f"is {seen}; must have at most {limit} {noun}", "shorten it"
-    return "InvalidValue", f"is {seen}; no such value can stand here", _how_to_add(path)
+    return "InvalidValue", f"is {seen}; it is not a valid value here", _how_to_add(path)
 
 
 def _plain(number: float) -> str:
@@ -176,7 +176,8 @@ def _choose(value: Any, path: Path, expected: str) -> tuple[str, str, str]:
 def _how_to_add(path: Path) -> str:
     model = model_at(path[:-1])
     branch = children(model).get(str(path[-1])) if model and path else None
-    about = branch.info.description if branch else None
-    return (
-        f"write `{path[-1]}:` - {about[0].lower()}{about[1:].rstrip('.')}" if about else "see the reference of the API"
-    )
+    about = (branch.info.description if branch else None) or ""
+    if not about:
+        return "see the reference of the API"
+    begins_with_word = about[1:2].islower()  # an abbreviation such as API keeps its capitals
+    return f"write `{path[-1]}:` - {about[0].lower() if begins_with_word else about[0]}{about[1:].rstrip('.')}"

@@ -1,4 +1,4 @@
-"""What the models' regular expressions mean, in words."""
+"""The regular expressions of the models in words."""
 
 from finetune_api.v1alpha1.base import DATA_URI_PATTERN, LABEL_PATTERN
 
@@ -17,7 +17,7 @@ _MEANINGS = {
     ),
     r"^(s3|file)://[^\s]+$": (
         "a URI that starts with s3:// or file://",
-        "write one such as s3://bucket/prefix, or file://folder for a folder of this machine",
+        "write one such as s3://bucket/prefix, or file://folder for a folder on this machine",
     ),
     r"^https?://[^\s]+$": (
         "a URL that starts with http:// or https://",
@@ -29,9 +29,9 @@ _MEANINGS = {
 
 
 def meaning(pattern: str) -> tuple[str, str]:
-    """The rule and the cure for a pattern of the models.
+    """Return the rule and the cure for a pattern of the models.
 
     Raises:
-        KeyError: nobody has put the pattern into words (a test looks at all of them).
+        KeyError: the pattern has no words here (a test checks that each pattern has).
     """
     return _MEANINGS[pattern]

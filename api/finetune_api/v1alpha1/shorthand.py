@@ -1,5 +1,7 @@
-"""Short forms that a job file may have: a word where an object with one main field is meant, a word where a list of one
-is meant. The API server's schema knows only the long form, so each short form that was found is told."""
+"""Short forms in a job file: a word for an object with one main field, and a word for a list of one.
+
+The schema of the API server allows only the long form, so a note is made for each short form.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
@@ -11,7 +13,7 @@ Keys = tuple[str, ...]
 
 
 def expand(data: Any) -> tuple[Any, list[str]]:
-    """Return a job with every short form written out, and a sentence for each.
+    """Return a job with every short form written out, and a note for each.
 
     `model: Qwen/Qwen3-8B` becomes `{name: ...}` (`{uri: ...}` where it is a URI or a path), `dataset: file://a.csv`
     `{train: ...}`, `method: lora` `{type: lora}`, `storage: s3://b/p` `{uri: ...}`, `dataset.eval: 0.05`
@@ -24,7 +26,7 @@ def expand(data: Any) -> tuple[Any, list[str]]:
 
 
 def _changed(data: Any, path: Keys, whole: Keys, change: Callable[[Any], Any], notes: list[str]) -> Any:
-    """The same data with one value changed, if it is there and is short; what is above it is copied, not changed."""
+    """Return the data with the short form at a path written out, if there is one. The data itself is not changed."""
     if not isinstance(data, Mapping) or path[0] not in data:
         return data
     old = data[path[0]]
@@ -33,7 +35,9 @@ def _changed(data: Any, path: Keys, whole: Keys, change: Callable[[Any], Any], n
     else:
         new = change(old)
         if new is not old:
-            notes.append(f"{dotted(whole)}: {shown(old)} is short for {_written(new)}; on a cluster write it out")
+            notes.append(
+                f"{dotted(whole)}: {shown(old)} is short for {_written(new)}; a cluster accepts only the long form"
+            )
     return data if new is old else {**data, path[0]: new}
 
 
@@ -70,7 +74,7 @@ def _lists_of_text() -> Iterator[Branch]:
 
 
 def _is_list_of_text(annotation: Any) -> bool:
-    """Whether a field holds a list of strings, or nothing, and never a string."""
+    """Return whether a field holds a list of strings or null, and never a string."""
     if get_origin(annotation) is Annotated:
         return _is_list_of_text(get_args(annotation)[0])
     if get_origin(annotation) is list:

@@ -1,81 +1,30 @@
-"""What is happening: `status` of a FineTuneJob, written whole by the operator, one server-side apply per reconcile.
+"""The observed state: `status` of a FineTuneJob. The operator writes all of it with one server-side apply.
 
-Printer columns cannot format numbers, so `progress` carries strings that are ready to be shown. Much of a status comes
-from pods, which may say anything: what is too long or too large for the API server is cut here, never refused.
+Printer columns cannot format numbers, so `progress` also holds formatted strings.
 """
 
-import math
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
 from finetune_api.errors import FailureCategory
 from finetune_api.v1alpha1.base import Observed
+from finetune_api.v1alpha1.status_values import Log, Metrics, Real, Reason, Sentence, Short, Whole, at_most, finite
 
 MAX_WARNINGS = 20
 MAX_CHECKPOINTS = 10
 MAX_RECOVERIES = 20
 MAX_CHOICES = 40
-MAX_METRICS = 64
-MAX_LOG = 16_384
-
-
-def _at_most(longest: int) -> BeforeValidator:
-    """Cut a string to its beginning, a list to its first items."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, str):
-            return value if len(value) <= longest else f"{value[: longest - 3]}..."
-        return value[:longest] if isinstance(value, (list, tuple)) else value
-
-    return BeforeValidator(cut)
-
-
-def _last_lines(value: Any) -> Any:
-    return value[-MAX_LOG:] if isinstance(value, str) else value
-
-
-def _word(value: Any) -> Any:
-    """Make any text a word of letters and digits, a letter first: `HTTP 403` is HTTP403."""
-    if not isinstance(value, str):
-        return value
-    kept = "".join(letter for letter in value if letter.isalnum() and letter.isascii())[:100]
-    return kept if kept[:1].isalpha() else f"Reason{kept}"
-
-
-def _whole(value: Any) -> Any:
-    return max(-(2**63), min(value, 2**63 - 1)) if isinstance(value, int) else value
-
-
-def _real(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _metrics(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    told = {name: one for name, one in value.items() if _real(one) is not None}
-    return dict(list(told.items())[:MAX_METRICS])
-
-
-Short = Annotated[str, StringConstraints(max_length=256), _at_most(256)]
-Sentence = Annotated[str, StringConstraints(max_length=4096), _at_most(4096)]
-Log = Annotated[str, StringConstraints(max_length=MAX_LOG), BeforeValidator(_last_lines)]
-Reason = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z][A-Za-z0-9]*$"), BeforeValidator(_word)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-Real = Annotated[float | None, BeforeValidator(_real)]
-Metrics = Annotated[dict[str, float], Field(max_length=MAX_METRICS), BeforeValidator(_metrics)]
 
 
 class Phase(StrEnum):
-    """One word for where the job is."""
+    """The state of a job in one word."""
 
     PENDING = "Pending"
     PREPARING = "Preparing"
-    PLANNED = "Planned"  # of a dry run: nothing runs until dryRun is false
+    PLANNED = "Planned"  # a dry run: nothing runs until dryRun is false
     QUEUED = "Queued"
     STARTING = "Starting"
     RUNNING = "Running"
@@ -87,7 +36,7 @@ class Phase(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """Questions with the answers True, False and Unknown. Complete and Failed never flip back."""
+    """Types of conditions. Complete and Failed never change back to False."""
 
     ACCEPTED = "Accepted"
     PREPARED = "Prepared"
@@ -111,43 +60,43 @@ class ConditionStatus(StrEnum):
 
 
 class Condition(Observed):
-    """One question and its answer."""
+    """One condition of the job."""
 
     type: ConditionType
-    """The question."""
+    """Type of the condition."""
     status: ConditionStatus
-    """The answer."""
+    """True, False or Unknown."""
     reason: Reason
-    """The answer's cause in one CamelCase word."""
+    """Reason of the status, as one CamelCase word."""
     message: Sentence = ""
-    """The answer's cause in a sentence."""
+    """Reason of the status, as a sentence."""
     last_transition_time: datetime
-    """When the answer last changed."""
+    """When the status last changed."""
     observed_generation: Whole | None = None
-    """metadata.generation that was looked at."""
+    """metadata.generation for which the status holds."""
 
 
 class DatasetStatus(Observed):
-    """The prepared data."""
+    """The prepared data set."""
 
     sha256: Short | None = None
-    """Content address in storage."""
+    """Hash of the content, which is its address in storage."""
     rows: Whole | None = None
-    """Training rows."""
+    """Number of training rows."""
     eval_rows: Whole | None = None
-    """Evaluation rows."""
+    """Number of evaluation rows."""
     tokens: Whole | None = None
-    """Training tokens after cutting."""
+    """Number of training tokens after long rows were cut."""
     skipped_rows: Whole | None = None
-    """Rows left out because they broke a rule."""
+    """Number of invalid rows that were skipped."""
     truncated_rows: Whole | None = None
-    """Rows cut at maxLength."""
-    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), _at_most(MAX_WARNINGS)] = Field(
+    """Number of rows that were cut at maxLength."""
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), at_most(MAX_WARNINGS)] = Field(
         default_factory=list
     )
-    """What the quality report warns of, the weightiest first."""
+    """Warnings of the quality report, most important first."""
     report: Sentence | None = None
-    """Where the quality report lies, a page for the browser."""
+    """URI of the quality report, an HTML page."""
 
 
 class PlanStatus(Observed):
@@ -156,246 +105,246 @@ class PlanStatus(Observed):
     task: Short | None = None
     """What the model learns."""
     model: Short | None = None
-    """The model's name."""
+    """Name of the base model."""
     commit: Short | None = None
-    """The model's pinned commit."""
+    """Pinned commit of the base model."""
     parameters: Whole | None = None
-    """Parameters of the model."""
+    """Number of parameters of the base model."""
     nodes: Whole | None = None
-    """Nodes it was made for."""
+    """Number of nodes that the plan was made for."""
     world_size: Whole | None = None
-    """Ranks in all."""
+    """Number of ranks on all nodes."""
     zero_stage: Whole | None = None
-    """DeepSpeed's ZeRO stage."""
+    """ZeRO stage of DeepSpeed."""
     micro_batch: Whole | None = None
     """Rows per rank and forward pass."""
     gradient_accumulation: Whole | None = None
-    """Micro-batches per step."""
+    """Micro-batches per optimizer step."""
     global_batch: Whole | None = None
-    """Rows per step."""
+    """Rows per optimizer step."""
     max_steps: Whole | None = None
-    """Steps in the whole run."""
+    """Optimizer steps in the whole run."""
     learning_rate: Real = None
     """Peak learning rate."""
     checkpoint_every_steps: Whole | None = None
-    """The most a crash can lose."""
+    """Steps between two checkpoints: a crash loses at most this number of steps."""
     grace_period_seconds: Whole | None = None
-    """What a pod gets to save and upload when it is told to stop."""
+    """Seconds that a pod gets to save and upload a checkpoint when Kubernetes stops it."""
     scratch_bytes: Whole | None = None
-    """Node-local space of a training pod."""
+    """Node-local scratch space of a training pod in bytes."""
     estimated_hours: Real = None
-    """Predicted time with steps."""
+    """Predicted training time in hours."""
     estimated_gpu_hours: Annotated[Real, Field(alias="estimatedGPUHours")] = None
     """Predicted GPU hours."""
     estimated_cost: Short | None = None
     """Predicted cost at spec.budget.gpuHourPrice."""
     bytes_per_gpu: Annotated[Whole | None, Field(alias="bytesPerGPU")] = None
-    """Predicted peak memory of a GPU, or of a rank without one."""
+    """Predicted peak memory of a GPU in bytes; of a rank where there are no GPUs."""
     memory: Sentence | None = None
-    """What that memory is for."""
-    choices: Annotated[list[Sentence], Field(max_length=MAX_CHOICES), _at_most(MAX_CHOICES)] = Field(
+    """What that memory holds."""
+    choices: Annotated[list[Sentence], Field(max_length=MAX_CHOICES), at_most(MAX_CHOICES)] = Field(
         default_factory=list
     )
-    """What the plan chose, and why."""
+    """Values that the plan chose, each with the reason."""
 
 
 class ProgressStatus(Observed):
-    """How far the run is, with strings for the printer columns."""
+    """Progress of the run, with strings for the printer columns."""
 
     step: Whole | None = None
-    """Last finished step."""
+    """Last step that was finished."""
     max_steps: Whole | None = None
-    """Steps in the whole run."""
+    """Optimizer steps in the whole run."""
     epoch: Real = None
-    """Passes over the data so far."""
+    """Passes over the training data so far."""
     loss: Real = None
-    """Last reported training loss."""
+    """Training loss of the last step."""
     eval_metrics: Metrics = Field(default_factory=dict)
-    """Last evaluation."""
+    """Metrics of the last evaluation."""
     tokens_per_second: Real = None
-    """Over all ranks."""
+    """Training tokens per second over all ranks."""
     samples_per_second: Real = None
-    """Rows, over all ranks."""
+    """Training rows per second over all ranks."""
     mfu: Real = None
-    """Model FLOPs utilisation: share of the GPUs' peak; omitted where the peak is not known."""
+    """Model FLOPs utilisation: share of the peak of the GPUs; omitted where the peak is unknown."""
     data_wait: Real = None
-    """Share of the recent steps' time that was spent waiting for data."""
+    """Share of the time of recent steps in which rank 0 waited for data."""
     memory_bytes: Whole | None = None
-    """Peak of rank 0: of its GPU's memory, or of its own without GPU."""
+    """Peak memory of rank 0 in bytes: of its GPU, or of its process where there are no GPUs."""
     generation: Whole | None = None
-    """Generation of the gang: one more after each recovery."""
+    """Generation of the gang. Each recovery starts a new generation."""
     updated: datetime | None = None
     """When the leader reported this."""
     percent_text: Short | None = None
-    """Such as 42%."""
+    """Percentage of finished steps, such as 42%."""
     step_text: Short | None = None
-    """Such as 420/1000."""
+    """Finished steps of all steps, such as 420/1000."""
     loss_text: Short | None = None
-    """Such as 1.234."""
+    """Training loss, such as 1.234."""
     eval_text: Short | None = None
-    """Such as eval_loss 1.301."""
+    """Metric of the last evaluation, such as eval_loss 1.301."""
     speed_text: Short | None = None
-    """Such as 12.4k."""
+    """Tokens per second, such as 12.4k."""
     eta_text: Short | None = None
-    """Such as 2h10m."""
+    """Time until the end of training, such as 2h10m."""
 
 
 class CheckpointStatus(Observed):
     """A committed checkpoint."""
 
     step: Whole
-    """Its step."""
+    """Step of the checkpoint."""
     uri: Sentence
     """Where it lies."""
     size_bytes: Whole | None = None
-    """Bytes over all nodes."""
+    """Size in bytes over all nodes."""
     saved: datetime | None = None
     """When it was committed."""
     metrics: Metrics = Field(default_factory=dict)
-    """The evaluation it belongs to."""
+    """Metrics of the evaluation at this step."""
     best: bool = False
-    """Whether it is the best so far."""
+    """Whether this is the best checkpoint so far."""
 
 
 class RecoveryStatus(Observed):
     """One recovery."""
 
     time: datetime
-    """When the failure was seen."""
+    """When the failure was noticed."""
     generation: Whole
-    """The generation that was started."""
+    """Generation that the recovery started."""
     category: FailureCategory
-    """Why."""
+    """Category of the failure."""
     message: Sentence = ""
-    """What happened."""
+    """Description of the failure."""
     node: Short | None = None
-    """Where."""
+    """Kubernetes node at fault."""
     rank: Whole | None = None
-    """The first rank that failed."""
+    """First rank that failed."""
     resumed_step: Whole | None = None
-    """The checkpoint it went on from."""
+    """Step of the checkpoint from which the run continued."""
     lost_steps: Whole | None = None
     """Steps that were done again."""
     seconds: Real = None
-    """From the failure to the next step."""
+    """Seconds from the failure to the next step."""
 
 
 class RecoveryTotals(Observed):
-    """All recoveries, also those no longer listed."""
+    """Totals over all recoveries, including those that are no longer listed."""
 
     count: Whole = 0
-    """Recoveries in all."""
+    """Number of recoveries."""
     by_category: Annotated[dict[str, Whole], Field(max_length=32)] = Field(default_factory=dict)
-    """Recoveries per category."""
+    """Number of recoveries by failure category."""
     lost_steps: Whole = 0
     """Steps that were done again."""
-    seconds: Annotated[float, BeforeValidator(lambda value: _real(value) or 0.0)] = 0.0
-    """Time lost."""
+    seconds: Annotated[float, BeforeValidator(lambda value: finite(value) or 0.0)] = 0.0
+    """Seconds lost to recoveries."""
 
 
 class ArtifactStatus(Observed):
-    """Something the user keeps."""
+    """A result of the job."""
 
     kind: Short
-    """adapter, model or report."""
+    """Kind of the result: adapter, model or report."""
     uri: Sentence
     """Where it lies."""
     step: Whole | None = None
-    """The checkpoint it was made from."""
+    """Step of the checkpoint from which the result was made."""
     metrics: Metrics = Field(default_factory=dict)
-    """How good it is."""
-    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), _at_most(MAX_WARNINGS)] = Field(
+    """Metrics of the evaluation of that checkpoint."""
+    warnings: Annotated[list[Sentence], Field(max_length=MAX_WARNINGS), at_most(MAX_WARNINGS)] = Field(
         default_factory=list
     )
-    """What its evaluation warns of."""
+    """Warnings of the evaluation."""
 
 
 class FailureStatus(Observed):
-    """Why the job failed: the first failing rank by time."""
+    """Why the job failed. The values are those of the rank that failed first."""
 
     category: FailureCategory
-    """Who can do something about it."""
+    """Category of the failure."""
     code: Reason
-    """What, in one stable word."""
+    """Stable code of the failure, one word."""
     message: Sentence
-    """What, in a sentence."""
+    """Description of the failure."""
     hint: Sentence | None = None
-    """What to do about it."""
+    """What the user can do."""
     node: Short | None = None
-    """Kubernetes node."""
+    """Kubernetes node on which it failed."""
     pod: Short | None = None
-    """Pod."""
+    """Pod that failed."""
     rank: Whole | None = None
-    """Rank."""
+    """Rank that failed."""
     exit_code: Whole | None = None
-    """Exit code of the process."""
+    """Exit code of the failed process."""
     log_tail: Log | None = None
-    """Its last lines."""
+    """Last lines of the log of that process."""
 
 
 class AccountingStatus(Observed):
-    """Where the time and the money went."""
+    """Use of time and money."""
 
     gpu_hours: Real = None
-    """GPU hours held."""
+    """GPU hours that the job has used."""
     cost_text: Short | None = None
     """Cost at spec.budget.gpuHourPrice."""
     goodput_percent: Real = None
-    """Share of the held time that moved training forward."""
+    """Percentage of the time with GPUs that produced steps which were kept."""
     queued_seconds: Real = None
-    """Time waiting for admission."""
+    """Seconds of waiting for nodes."""
     preparing_seconds: Real = None
-    """Time on CPU before training."""
+    """Seconds of preparation on CPUs."""
     training_seconds: Real = None
-    """Time with steps."""
+    """Seconds of training."""
     recovering_seconds: Real = None
-    """Time lost to failures."""
+    """Seconds lost to failures."""
 
 
 class FineTuneJobStatus(Observed):
-    """What is happening, what it costs, and why it failed."""
+    """The observed state of a job."""
 
     phase: Phase | None = None
-    """One word for where the job is."""
+    """The state of the job in one word."""
     conditions: Annotated[list[Condition], Field(max_length=32)] = Field(default_factory=list)
-    """Questions and answers, one per type."""
+    """Conditions of the job, one per type."""
     observed_generation: Whole | None = None
-    """metadata.generation that this status answers."""
+    """metadata.generation to which this status belongs."""
     attempt: Whole | None = None
-    """The current train Job."""
+    """Number of the current train Job."""
     export_attempt: Whole | None = None
-    """The current export; omitted = the first."""
+    """Number of the current export; omitted = 1."""
     start_time: datetime | None = None
-    """When the operator first saw the job."""
+    """When the operator first handled the job."""
     completion_time: datetime | None = None
-    """When it succeeded or failed."""
+    """When the job succeeded or failed."""
     restarts: Whole = 0
-    """Recoveries over all attempts, for the printer column."""
+    """Number of recoveries over all attempts, for the printer column."""
     reason: Short | None = None
-    """Reason of the weightiest condition, for the printer column."""
+    """Reason of the most important condition, for the printer column."""
     dataset: DatasetStatus | None = None
-    """The prepared data."""
+    """The prepared data set."""
     plan: PlanStatus | None = None
-    """What was chosen; plan.json in storage has the rest."""
+    """Summary of the plan; plan.json in storage holds all of it."""
     progress: ProgressStatus | None = None
-    """How far the run is."""
-    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=MAX_CHECKPOINTS), _at_most(MAX_CHECKPOINTS)] = (
-        Field(default_factory=list)
-    )
-    """The last ten, newest first."""
-    checkpoint_count: Whole = 0
-    """Checkpoints committed in all."""
-    last_checkpoint: Short | None = None
-    """Name of the newest, for the printer column."""
-    recoveries: Annotated[list[RecoveryStatus], Field(max_length=MAX_RECOVERIES), _at_most(MAX_RECOVERIES)] = Field(
+    """Progress of the run."""
+    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=MAX_CHECKPOINTS), at_most(MAX_CHECKPOINTS)] = Field(
         default_factory=list
     )
-    """The last twenty, newest first."""
+    """The last ten checkpoints, newest first."""
+    checkpoint_count: Whole = 0
+    """Number of checkpoints committed so far."""
+    last_checkpoint: Short | None = None
+    """Name of the newest checkpoint, for the printer column."""
+    recoveries: Annotated[list[RecoveryStatus], Field(max_length=MAX_RECOVERIES), at_most(MAX_RECOVERIES)] = Field(
+        default_factory=list
+    )
+    """The last twenty recoveries, newest first."""
     recovery_totals: RecoveryTotals | None = None
-    """All of them."""
-    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), _at_most(32)] = Field(default_factory=list)
-    """What the user keeps."""
+    """Totals over all recoveries."""
+    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), at_most(32)] = Field(default_factory=list)
+    """Results of the job."""
     failure: FailureStatus | None = None
-    """Why it failed."""
+    """Why the job failed."""
     accounting: AccountingStatus | None = None
-    """Where the time and the money went."""
+    """Use of time and money."""

@@ -1,7 +1,6 @@
-"""Hyperparameters under their libraries' own names: `spec.training` (transformers) and `spec.method.lora` (PEFT).
+"""Hyperparameters under the names of their libraries: `spec.training` (transformers), `spec.method.lora` (PEFT).
 
-A name that the library has and these models lack is in OWNED (another field of the job decides it), in NO_COUNTERPART
-or in LATER.
+`library_names.py` lists the names that the libraries have and these models lack.
 """
 
 from typing import Annotated, Any, Literal
@@ -19,13 +18,18 @@ from finetune_api.v1alpha1.base import (
     Words,
     Words256,
 )
+from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported, WithoutEffect, marker_of
+
+_KERNELS = "the worker runs the kernels of the model"
+_OPTIMIZER = "the optimizer is the AdamW of DeepSpeed"
+_EVALUATED = "evaluations run every eval_steps steps and at the end"
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Index = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
-# reduce_lr_on_plateau and greedy are not here: DeepSpeed's schedule has no metric to follow.
+# reduce_lr_on_plateau and greedy are missing: the schedule of DeepSpeed gets no metric.
 Scheduler = Literal[
     "linear",
     "cosine",
@@ -41,306 +45,197 @@ Scheduler = Literal[
 
 
 class TrainingSpec(Verbatim):
-    """Names and values of transformers' TrainingArguments, plus global_batch_size; what is omitted is planned."""
+    """Names and values of transformers' TrainingArguments, plus global_batch_size. The plan chooses what is omitted."""
 
-    global_batch_size: Count | None = None
+    global_batch_size: Annotated[Count | None, Supported(), KeepsData()] = None
     """Rows per optimizer step over all ranks: micro-batch x accumulation x world size."""
-    per_device_train_batch_size: Count | None = None
+    per_device_train_batch_size: Annotated[Count | None, Supported(), KeepsData()] = None
     """Micro-batch: rows per rank and forward pass."""
-    gradient_accumulation_steps: Count | None = None
+    gradient_accumulation_steps: Annotated[Count | None, Supported(), KeepsData()] = None
     """Micro-batches per optimizer step."""
-    per_device_eval_batch_size: Count | None = None
+    per_device_eval_batch_size: Annotated[Count | None, Supported(), KeepsData()] = None
     """Rows per rank and forward pass in evaluation."""
-    num_train_epochs: Annotated[float, Field(gt=0, le=10_000)] | None = None
-    """Passes over the training data; may be a fraction."""
-    max_steps: Count | None = None
-    """Optimizer steps in the whole run; wins over num_train_epochs."""
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = None
+    num_train_epochs: Annotated[Annotated[float, Field(gt=0, le=10_000)] | None, Supported(), KeepsData()] = None
+    """Passes over the training data; fractions are allowed."""
+    max_steps: Annotated[Count | None, Supported(), KeepsData()] = None
+    """Optimizer steps in the whole run; overrides num_train_epochs."""
+    learning_rate: Annotated[Annotated[float, Field(gt=0, le=10)] | None, Supported(), KeepsData()] = None
     """Peak learning rate."""
-    lr_scheduler_type: Scheduler | None = None
-    """Shape of the learning rate over the run."""
-    lr_scheduler_kwargs: FreeObject | None = None
-    """Further arguments of the schedule."""
-    warmup_steps: StepsOrRatio | None = None
-    """Steps until the learning rate is at its peak; below 1 it is a ratio of all steps."""
-    weight_decay: Fraction | None = None
-    """AdamW's weight decay; not applied to biases and norms."""
-    adam_beta1: BelowOne | None = None
-    """Decay of Adam's first moment."""
-    adam_beta2: BelowOne | None = None
-    """Decay of Adam's second moment."""
-    adam_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Adam's epsilon."""
-    max_grad_norm: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
-    """Gradients are clipped to this norm; 0 = not clipped."""
-    optim: Word | None = None
-    """Optimizer by transformers' name."""
-    optim_args: Text | None = None
-    """Further arguments of the optimizer."""
-    optim_target_modules: Words | None = None
-    """Modules for optimizers that project gradients."""
-    label_smoothing_factor: BelowOne | None = None
-    """Label smoothing."""
-    neftune_noise_alpha: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Noise on embeddings (NEFTune)."""
-    average_tokens_across_devices: bool | None = None
-    """Weigh each rank's loss by its tokens."""
-    bf16: bool | None = None
-    """Mixed precision in bfloat16."""
-    fp16: bool | None = None
-    """Mixed precision in float16 with loss scaling; needs a GPU."""
-    bf16_full_eval: bool | None = None
+    lr_scheduler_type: Annotated[Scheduler | None, Supported(), KeepsData()] = None
+    """Schedule of the learning rate."""
+    lr_scheduler_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
+    """Additional arguments of the schedule."""
+    warmup_steps: Annotated[StepsOrRatio | None, Supported(), KeepsData()] = None
+    """Steps until the learning rate reaches its peak; a value below 1 is a ratio of all steps."""
+    weight_decay: Annotated[Fraction | None, Supported(), KeepsData()] = None
+    """Weight decay of AdamW; does not apply to biases and norms."""
+    adam_beta1: Annotated[BelowOne | None, Supported(), KeepsData()] = None
+    """Decay of the first moment of Adam."""
+    adam_beta2: Annotated[BelowOne | None, Supported(), KeepsData()] = None
+    """Decay of the second moment of Adam."""
+    adam_epsilon: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Supported(), KeepsData()] = None
+    """Epsilon of Adam."""
+    max_grad_norm: Annotated[Annotated[float, Field(ge=0, le=1_000_000)] | None, Supported(), KeepsData()] = None
+    """Norm to which gradients are clipped; 0 = no clipping."""
+    optim: Annotated[Word | None, Later(_OPTIMIZER, harmless=("adamw_torch", "adamw_torch_fused")), KeepsData()] = None
+    """Optimizer, by its name in transformers."""
+    optim_args: Annotated[Text | None, Later(_OPTIMIZER), KeepsData()] = None
+    """Additional arguments of the optimizer."""
+    optim_target_modules: Annotated[Words | None, Later(_OPTIMIZER), KeepsData()] = None
+    """Modules to which optimizers that project gradients apply."""
+    label_smoothing_factor: Annotated[
+        BelowOne | None, Later("the model computes its own loss", harmless=(0, 0.0)), KeepsData()
+    ] = None
+    """Amount of label smoothing."""
+    neftune_noise_alpha: Annotated[
+        Annotated[float, Field(gt=0, le=1000)] | None, Later("no noise is added to embeddings"), KeepsData()
+    ] = None
+    """Amount of noise on embeddings (NEFTune)."""
+    average_tokens_across_devices: Annotated[
+        bool | None, Later("losses are always weighted by tokens", harmless=(True,)), KeepsData()
+    ] = None
+    """Weight the loss of each rank by its number of tokens."""
+    bf16: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Train in mixed precision with bfloat16."""
+    fp16: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Train in mixed precision with float16 and loss scaling; requires a GPU."""
+    bf16_full_eval: Annotated[bool | None, Later("evaluation uses the precision of training"), KeepsData()] = None
     """Evaluate with bfloat16 weights."""
-    fp16_full_eval: bool | None = None
+    fp16_full_eval: Annotated[bool | None, Later("evaluation uses the precision of training"), KeepsData()] = None
     """Evaluate with float16 weights."""
-    tf32: bool | None = None
-    """TensorFloat-32 matrix products on Ampere and newer GPUs."""
-    activation_checkpointing: bool | None = None
-    """Recompute activations in the backward pass: less memory, about 20 % slower."""
-    activation_checkpointing_kwargs: FreeObject | None = None
-    """Further arguments of activation checkpointing."""
-    gradient_checkpointing: bool | None = None
-    """Older name of activation_checkpointing."""
-    gradient_checkpointing_kwargs: FreeObject | None = None
-    """Older name of activation_checkpointing_kwargs."""
-    torch_compile: bool | None = None
+    tf32: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Use TensorFloat-32 for matrix products on Ampere and newer GPUs."""
+    activation_checkpointing: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Recompute activations in the backward pass: uses less memory and is about 20 % slower."""
+    activation_checkpointing_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
+    """Additional arguments of activation checkpointing."""
+    gradient_checkpointing: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Old name of activation_checkpointing."""
+    gradient_checkpointing_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
+    """Old name of activation_checkpointing_kwargs."""
+    torch_compile: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
     """Compile the model with torch.compile."""
-    torch_compile_backend: Word | None = None
+    torch_compile_backend: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
     """Backend of torch.compile."""
-    torch_compile_mode: Word | None = None
+    torch_compile_mode: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
     """Mode of torch.compile."""
-    use_liger_kernel: bool | None = None
-    """Liger kernels."""
-    liger_kernel_config: FreeObject | None = None
-    """Which Liger kernels."""
-    torch_empty_cache_steps: Count | None = None
-    """Empty the GPU's cache every so many steps."""
-    logging_steps: StepsOrRatio | None = None
+    use_liger_kernel: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
+    """Use the Liger kernels."""
+    liger_kernel_config: Annotated[FreeObject | None, Later(_KERNELS), KeepsData()] = None
+    """Which Liger kernels to use."""
+    torch_empty_cache_steps: Annotated[Count | None, Supported(), KeepsData()] = None
+    """Steps after which PyTorch releases cached GPU memory."""
+    logging_steps: Annotated[StepsOrRatio | None, WithoutEffect("every step is reported"), KeepsData()] = None
     """Accepted, without effect: every step is reported."""
-    logging_first_step: bool | None = None
+    logging_first_step: Annotated[bool | None, WithoutEffect("every step is reported"), KeepsData()] = None
     """Accepted, without effect: every step is reported."""
-    logging_nan_inf_filter: bool | None = None
-    """Accepted, without effect: a loss that is no number ends the run and is reported."""
-    eval_steps: StepsOrRatio | None = None
-    """Steps between two evaluations; below 1 it is a ratio of all steps."""
-    eval_delay: Annotated[float, Field(ge=0)] | None = None
+    logging_nan_inf_filter: Annotated[
+        bool | None, WithoutEffect("a NaN loss ends the run and is reported"), KeepsData()
+    ] = None
+    """Accepted, without effect: a NaN loss ends the run and is reported."""
+    eval_steps: Annotated[StepsOrRatio | None, Supported(), KeepsData()] = None
+    """Steps between two evaluations; a value below 1 is a ratio of all steps."""
+    eval_delay: Annotated[Annotated[float, Field(ge=0)] | None, Later(_EVALUATED), KeepsData()] = None
     """Steps before the first evaluation."""
-    eval_on_start: bool | None = None
+    eval_on_start: Annotated[bool | None, Later(_EVALUATED), KeepsData()] = None
     """Evaluate before the first step."""
-    eval_accumulation_steps: Count | None = None
-    """Accepted, without effect: an evaluation keeps one prediction a row, there is nothing to move."""
-    metric_for_best_model: Word | None = None
-    """Metric that chooses the best checkpoint, such as eval_loss."""
-    greater_is_better: bool | None = None
+    eval_accumulation_steps: Annotated[
+        Count | None, WithoutEffect("an evaluation keeps only one prediction per row"), KeepsData()
+    ] = None
+    """Accepted, without effect: an evaluation keeps only one prediction per row."""
+    metric_for_best_model: Annotated[Word | None, Supported(), KeepsData()] = None
+    """Metric that selects the best checkpoint, such as eval_loss."""
+    greater_is_better: Annotated[bool | None, Supported(), KeepsData()] = None
     """Whether a greater value of that metric is better."""
-    early_stopping_patience: Count | None = None
-    """Evaluations without a better metric_for_best_model after which the run ends; omitted = it runs to its end."""
-    early_stopping_threshold: Annotated[float, Field(ge=0)] | None = None
-    """By how much the metric has to be better; only with early_stopping_patience."""
-    mlm_probability: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the tokens that are hidden; only for the task masked-lm."""
-    report_to: Names | None = None
-    """Trackers by transformers' names, such as wandb or mlflow; TensorBoard's events are always in storage."""
-    seed: Annotated[int, Field(ge=0, le=4_294_967_295)] | None = None
-    """Seed of everything random, the order of samples included."""
-    full_determinism: bool | None = None
-    """Deterministic kernels only; slower."""
-    dataloader_num_workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    """Processes per rank that load data."""
-    dataloader_pin_memory: bool | None = None
+    early_stopping_patience: Annotated[Count | None, Supported(), KeepsData()] = None
+    """Evaluations without a better metric_for_best_model after which the run ends; omitted = no early stopping."""
+    early_stopping_threshold: Annotated[Annotated[float, Field(ge=0)] | None, Supported(), KeepsData()] = None
+    """Minimum improvement of the metric; requires early_stopping_patience."""
+    mlm_probability: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Supported(), KeepsData()] = None
+    """Share of the tokens that are masked; only for the task masked-lm."""
+    report_to: Annotated[Names | None, Supported(), KeepsData()] = None
+    """Trackers by their names in transformers, such as wandb or mlflow. TensorBoard events are always stored."""
+    seed: Annotated[Annotated[int, Field(ge=0, le=4_294_967_295)] | None, Supported(), ShapesData(through="seed")] = (
+        None
+    )
+    """Seed of everything random, including the order of the rows."""
+    full_determinism: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Use deterministic kernels only; this is slower."""
+    dataloader_num_workers: Annotated[Annotated[int, Field(ge=0, le=256)] | None, Supported(), KeepsData()] = None
+    """Number of processes per rank that load data."""
+    dataloader_pin_memory: Annotated[
+        bool | None, WithoutEffect("memory is pinned where there is a GPU"), KeepsData()
+    ] = None
     """Accepted, without effect: memory is pinned where there is a GPU."""
-    dataloader_persistent_workers: bool | None = None
-    """Keep loader processes between epochs."""
-    dataloader_prefetch_factor: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Batches each loader process reads ahead."""
+    dataloader_persistent_workers: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Keep the loader processes between epochs."""
+    dataloader_prefetch_factor: Annotated[Annotated[int, Field(ge=1, le=1024)] | None, Supported(), KeepsData()] = None
+    """Number of batches that each loader process reads ahead."""
 
     def given(self) -> dict[str, Any]:
-        """Only what the user wrote and has an effect, by its own name."""
-        return {name: value for name, value in super().given().items() if name not in WITHOUT_EFFECT}
+        """Return the values that the user wrote and that have an effect, by their own names."""
+        fields = type(self).model_fields
+        return {
+            name: value for name, value in super().given().items() if marker_of(fields[name], WithoutEffect) is None
+        }
 
 
 class LoraSpec(Verbatim):
-    """Names and values of PEFT's LoraConfig; what is omitted is planned."""
+    """Names and values of PEFT's LoraConfig. The plan chooses what is omitted."""
 
-    r: Annotated[int, Field(ge=1, le=8192)] | None = None
+    r: Annotated[Annotated[int, Field(ge=1, le=8192)] | None, Supported(), KeepsData()] = None
     """Rank of the update matrices."""
-    lora_alpha: Annotated[int, Field(ge=1, le=65536)] | None = None
+    lora_alpha: Annotated[Annotated[int, Field(ge=1, le=65536)] | None, Supported(), KeepsData()] = None
     """Scale of the update: alpha / r, or alpha / sqrt(r) with use_rslora."""
-    lora_dropout: BelowOne | None = None
-    """Dropout before the adapter."""
-    target_modules: Words | None = None
+    lora_dropout: Annotated[BelowOne | None, Supported(), KeepsData()] = None
+    """Dropout on the input of the adapter."""
+    target_modules: Annotated[Words | None, Supported(), KeepsData()] = None
     """Modules to adapt: names, a regular expression, or all-linear."""
-    exclude_modules: Words | None = None
+    exclude_modules: Annotated[Words | None, Supported(), KeepsData()] = None
     """Modules not to adapt: names or a regular expression."""
-    modules_to_save: Words256 | None = None
-    """Modules trained and saved in full beside the adapter. Newly initialised ones always are."""
-    use_rslora: bool | None = None
-    """Rank-stabilised scale."""
-    use_dora: bool | None = None
-    """Weight-decomposed adapters (DoRA)."""
-    bias: Literal["none", "all", "lora_only"] | None = None
-    """Which biases are trained."""
-    lora_bias: bool | None = None
-    """A bias in the adapter's B matrix."""
-    init_lora_weights: FlagOrWord | None = None
-    """How the adapter starts: true, false, gaussian, pissa, olora ..."""
-    layers_to_transform: Annotated[list[Index], Field(max_length=1024)] | None = None
+    modules_to_save: Annotated[Words256 | None, Supported(), KeepsData()] = None
+    """Modules to train and save in full, in addition to the adapter and to newly initialised modules."""
+    use_rslora: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Use the rank-stabilised scale."""
+    use_dora: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Train weight-decomposed adapters (DoRA)."""
+    bias: Annotated[Literal["none", "all", "lora_only"] | None, Supported(), KeepsData()] = None
+    """Which biases to train."""
+    lora_bias: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Add a bias to the B matrix of the adapter."""
+    init_lora_weights: Annotated[
+        FlagOrWord | None,
+        Later(
+            "such an initialisation changes the weights of the base model, which an adapter does not store",
+            "use true, gaussian or orthogonal",
+            harmless=(True, False, "gaussian", "orthogonal"),
+        ),
+        KeepsData(),
+    ] = None
+    """Initialisation of the adapter: true, false, gaussian, pissa, olora ..."""
+    layers_to_transform: Annotated[Annotated[list[Index], Field(max_length=1024)] | None, Supported(), KeepsData()] = (
+        None
+    )
     """Indices of the layers to adapt."""
-    layers_pattern: Word | None = None
-    """Name of the layer list, where layers_to_transform is given."""
-    rank_pattern: Annotated[dict[str, Annotated[int, Field(ge=1, le=8192)]], Field(max_length=256)] | None = None
-    """Ranks of single modules, by name or regular expression."""
-    alpha_pattern: Annotated[dict[str, Annotated[int, Field(ge=1, le=65536)]], Field(max_length=256)] | None = None
-    """Alphas of single modules, by name or regular expression."""
-    target_parameters: Words256 | None = None
-    """Parameters (not modules) to adapt, such as the experts of a mixture."""
-    trainable_token_indices: Annotated[list[Index], Field(max_length=1024)] | None = None
-    """Tokens whose embeddings are trained."""
-    fan_in_fan_out: bool | None = None
-    """Set where weights are stored (in, out), as in GPT-2."""
-
-
-# ---------------------------------------------------------------- names of the libraries that the job decides elsewhere
-
-_CHECKPOINT = "spec.checkpoint.everySteps"
-_METRIC = "spec.training.metric_for_best_model"
-_STORAGE = "spec.storage.uri"
-
-TRAINING_OWNED: dict[str, str] = {
-    "output_dir": _STORAGE,
-    "logging_dir": _STORAGE,
-    "deepspeed": "spec.deepspeed",
-    "fsdp": "spec.deepspeed.stage",
-    "fsdp_config": "spec.deepspeed.stage",
-    "accelerator_config": "spec.deepspeed",
-    "save_strategy": _CHECKPOINT,
-    "save_steps": _CHECKPOINT,
-    "save_total_limit": "spec.checkpoint.keepLast",
-    "resume_from_checkpoint": "spec.resumeFrom",
-    "load_best_model_at_end": _METRIC,
-    "hub_token": "spec.model.tokenSecretRef",
-    "use_cpu": "spec.resourcesPerNode",
-    "no_cuda": "spec.resourcesPerNode",
-    "ddp_timeout": "spec.recovery.hangTimeoutSeconds",
-    "auto_find_batch_size": "spec.recovery.onOutOfMemory",
-    "eval_strategy": "spec.training.eval_steps",
-    "evaluation_strategy": "spec.training.eval_steps",
-    "do_train": "spec.dataset.train",
-    "do_eval": "spec.dataset.eval",
-    "run_name": "metadata.name",
-    "project": "metadata.name",
-    "data_seed": "spec.training.seed",
-    "remove_unused_columns": "spec.dataset.columns",
-    "label_names": "spec.dataset.columns",
-    "use_cache": "spec.training.activation_checkpointing",
-    "warmup_ratio": "spec.training.warmup_steps",
-    "tokenizer": "spec.model",
-}
-
-_LAUNCH = "the processes of a run are started and connected by finetune-operator"
-_DDP = "DeepSpeed trains, not DDP; its settings are those of spec.deepspeed"
-_WHOLE = "a checkpoint holds all that is needed to go on, as safetensors, each file once"
-_REPORTS = "every step is reported: to the terminal, the object and TensorBoard's events"
-_SCORES = "scores are computed batch by batch, and which there are follows from the task"
-_ORDER = "the order of rows follows from spec.training.seed alone, also after a restart"
-_HUB = "nothing is uploaded to a hub; upload the finished artifact with `hf upload`"
-_PADDING = "batches hold no padding where the model's attention can do it, else rows of like length share one"
-_TRACKIO = "trackio's settings are environment variables; see spec.podTemplate.env"
-
-TRAINING_NO_COUNTERPART: dict[str, str] = {
-    **dict.fromkeys(("local_rank", "parallelism_config"), _LAUNCH),
-    **dict.fromkeys(
-        (
-            "ddp_backend",
-            "ddp_broadcast_buffers",
-            "ddp_bucket_cap_mb",
-            "ddp_find_unused_parameters",
-            "ddp_static_graph",
-        ),
-        _DDP,
-    ),
-    **dict.fromkeys(
-        (
-            "enable_jit_checkpoint",
-            "restore_callback_states_from_checkpoint",
-            "save_on_each_node",
-            "save_only_model",
-            "save_safetensors",
-        ),
-        _WHOLE,
-    ),
-    **dict.fromkeys(
-        (
-            "debug",
-            "disable_tqdm",
-            "include_num_input_tokens_seen",
-            "log_level",
-            "log_level_replica",
-            "log_on_each_node",
-            "logging_strategy",
-            "skip_memory_metrics",
-        ),
-        _REPORTS,
-    ),
-    **dict.fromkeys(
-        (
-            "batch_eval_metrics",
-            "eval_do_concat_batches",
-            "eval_use_gather_object",
-            "include_for_metrics",
-            "prediction_loss_only",
-        ),
-        _SCORES,
-    ),
-    **dict.fromkeys(("dataloader_in_order", "ignore_data_skip", "train_sampling_strategy"), _ORDER),
-    **dict.fromkeys(
-        ("hub_always_push", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy", "push_to_hub"), _HUB
-    ),
-    **dict.fromkeys(("group_by_length", "length_column_name"), _PADDING),
-    **dict.fromkeys(("trackio_bucket_id", "trackio_space_id", "trackio_static_space_id"), _TRACKIO),
-    "do_predict": "rows without answers are not predicted; the snippet in the artifact's README.md does that",
-    "overwrite_output_dir": "every run has a folder of its own, and nothing is overwritten",
-    "dataloader_drop_last": "every row is trained once an epoch",
-    "dataloader_multiprocessing_context": "loader processes are started in the way that is safe beside DeepSpeed",
-}
-
-# Accepted, because what they ask for happens whatever they say; `notes` tells so.
-WITHOUT_EFFECT: dict[str, str] = {
-    "logging_steps": "every step is reported",
-    "logging_first_step": "every step is reported",
-    "logging_nan_inf_filter": "a loss that is no number ends the run and is reported",
-    "eval_accumulation_steps": "an evaluation keeps one prediction a row, there is nothing to move",
-    "dataloader_pin_memory": "memory is pinned where there is a GPU",
-}
-
-LORA_OWNED: dict[str, str] = {
-    "task_type": "spec.task",
-    "peft_type": "spec.method.type",
-    "auto_mapping": "spec.method.type",
-    "peft_version": "spec.image",
-    "base_model_name_or_path": "spec.model",
-    "revision": "spec.model.revision",
-    "inference_mode": "spec.export",
-    "runtime_config": "spec.deepspeed.offload",
-}
-
-LORA_LATER: frozenset[str] = frozenset(
-    {
-        "alora_invocation_tokens",
-        "arrow_config",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "kasa_config",
-        "layer_replication",
-        "loftq_config",
-        "lora_ga_config",
-        "megatron_config",
-        "megatron_core",
-        "monteclora_config",
-        "qalora_group_size",
-        "use_bdlora",
-        "use_qalora",
-        "velora_config",
-    }
-)
+    layers_pattern: Annotated[Word | None, Supported(), KeepsData()] = None
+    """Name of the list of layers; requires layers_to_transform."""
+    rank_pattern: Annotated[
+        Annotated[dict[str, Annotated[int, Field(ge=1, le=8192)]], Field(max_length=256)] | None,
+        Supported(),
+        KeepsData(),
+    ] = None
+    """Ranks of individual modules, by name or regular expression."""
+    alpha_pattern: Annotated[
+        Annotated[dict[str, Annotated[int, Field(ge=1, le=65536)]], Field(max_length=256)] | None,
+        Supported(),
+        KeepsData(),
+    ] = None
+    """Alphas of individual modules, by name or regular expression."""
+    target_parameters: Annotated[Words256 | None, Supported(), KeepsData()] = None
+    """Parameters (not modules) to adapt, such as the experts of a mixture-of-experts model."""
+    trainable_token_indices: Annotated[
+        Annotated[list[Index], Field(max_length=1024)] | None, Supported(), KeepsData()
+    ] = None
+    """Ids of the tokens whose embeddings are trained."""
+    fan_in_fan_out: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Whether the weights are stored as (in, out), as in GPT-2."""

@@ -1,4 +1,4 @@
-"""The tree of fields that the models span, by their YAML names: to walk it, and to find one's way in it."""
+"""The tree of the fields of the models, by their YAML names."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Branch:
-    """One field: its path of YAML names, its definition, and the model below it (or in its list), if any."""
+    """A field: its path of YAML names, its definition, and the model below it or in its list, if any."""
 
     path: tuple[str, ...]
     info: FieldInfo
@@ -22,26 +22,28 @@ class Branch:
 
     @property
     def dotted(self) -> str:
+        """The path with dots."""
         return ".".join(self.path)
 
     @property
     def is_leaf(self) -> bool:
+        """Whether no model is below the field."""
         return self.child is None
 
 
 def key_of(name: str, info: FieldInfo) -> str:
-    """The YAML name of a field."""
+    """Return the YAML name of a field."""
     return info.alias or name
 
 
 def children(model: type[BaseModel]) -> dict[str, Branch]:
-    """The fields of one model by YAML name."""
+    """Return the fields of a model by YAML name."""
     fields = {key_of(name, info): info for name, info in model.model_fields.items()}
     return {key: Branch((key,), info, _model_in(info.annotation)) for key, info in fields.items()}
 
 
 def walk(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[Branch]:
-    """Every field below a model, objects before what is in them."""
+    """Yield every field below a model; an object comes before its fields."""
     for key, branch in children(model).items():
         here = Branch((*prefix, key), branch.info, branch.child)
         yield here
@@ -50,14 +52,14 @@ def walk(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[Branc
 
 
 def spec_fields() -> list[Branch]:
-    """Every field of `spec`."""
+    """Return every field of `spec`."""
     spec = children(FineTuneJob)["spec"].child
     assert spec is not None
     return list(walk(spec, ("spec",)))
 
 
 def model_at(path: Path) -> type[BaseModel] | None:
-    """The model whose fields stand at a path of the job; None where there is none. List indices are skipped."""
+    """Return the model at a path of the job, or None. List indices are skipped."""
     model: type[BaseModel] | None = FineTuneJob
     for part in path:
         if model is None:
@@ -70,7 +72,7 @@ def model_at(path: Path) -> type[BaseModel] | None:
 
 
 def dotted(path: Path) -> str:
-    """A path as messages write it: `spec.podTemplate.env[0].name`, `spec.resourcesPerNode.limits[nvidia.com/gpu]`."""
+    """Return a path for a message: `spec.podTemplate.env[0].name`, `spec.resourcesPerNode.limits[nvidia.com/gpu]`."""
     text = ""
     for part in path:
         if isinstance(part, int) or not part.replace("_", "").replace("-", "").isalnum():
@@ -81,7 +83,7 @@ def dotted(path: Path) -> str:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The first model in an annotation: through Optional, Annotated, unions and lists."""
+    """Return the first model in an annotation: through Optional, Annotated, unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for found in map(_model_in, get_args(annotation)) if found is not None), None)
+    return next((model for model in map(_model_in, get_args(annotation)) if model is not None), None)

@@ -7,6 +7,7 @@ from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
+from finetune_trainer.worker.tasks import task_of
 from tests.gpu.case import Bench, Case
 from tests.gpu.models import SMALL, TINY, make_llama
 from tests.gpu.ranks import Trained, in_child, train
@@ -60,7 +61,6 @@ def ways(model: Any, rows: list[dict[str, Any]], device: str) -> dict[str, float
     from finetune_trainer.worker.attention import use_segmented
     from finetune_trainer.worker.batches.flat import FlatTokens
     from finetune_trainer.worker.batches.padded import PaddedTokens
-    from finetune_trainer.worker.losses.head import head_of
 
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, world=1)
     total = items = 0.0
@@ -71,7 +71,7 @@ def ways(model: Any, rows: list[dict[str, Any]], device: str) -> dict[str, float
             total += float(cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
             items += int((labels != -100).sum())
         seen = {"alone": total / items}
-        head = head_of(plan, model)
+        head = task_of(plan).loss(model)
         seen["padded"] = mean(head(model, placed(PaddedTokens(0)(rows), device)))
         use_segmented(model)
         seen["flat"] = mean(head(model, placed(FlatTokens()(rows), device)))
@@ -98,8 +98,7 @@ def kernels(bench: Bench) -> None:
     """Compare attention and its gradients: by document, by torch's flash kernel, by the formula in float32."""
     import torch
 
-    from finetune_trainer.worker.attention import by_document, by_flash, has_flash
-    from finetune_trainer.worker.batches.flat import Documents
+    from finetune_trainer.worker.attention import Documents, by_document, by_flash, has_flash
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(2)

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from tests.support.planted.texts import text
 
 ROWS = 400

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from finetune_trainer.prepare.data.alpaca import prompt
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 from tests.support.planted.clean import SETS, TOPICS, chat, chats, labelled, made, people, split, tools
 from tests.support.planted.texts import sentence, text
 

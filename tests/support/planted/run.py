@@ -6,13 +6,13 @@ from zlib import crc32
 import numpy as np
 
 from finetune_api.messages import Task
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.observed.texts import message_text
 from finetune_trainer.prepare.quality.context import Context
 from finetune_trainer.prepare.quality.judge import judge
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import QualityReport, Severity
-from finetune_trainer.prepare.quality.texts import content
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from tests.support.planted.clean import SETS, made, split
 from tests.support.planted.faults import Fault
 
@@ -25,7 +25,7 @@ def encode(example: Example, limit: int) -> Encoded:
     if example.labelled:
         ids = tokens(example.text)
         return Encoded(ids[:limit], full_length=len(ids))
-    parts = [(content(message), message["role"] == "assistant") for message in example.messages]
+    parts = [(message_text(message), message["role"] == "assistant") for message in example.messages]
     parts = parts or [(example.text, not example.completion), (example.completion, True)]
     ids = np.concatenate([tokens(text) for text, _ in parts])
     trained = np.concatenate([np.full(len(tokens(text)), learnt) for text, learnt in parts])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from finetune_api.beats import AgentState, Failure, RankReport, RankState
 from finetune_api.contract import ExitCode
-from finetune_api.errors import FailureCategory, category_of
+from finetune_api.errors import HANDLING, FailureCategory, Restart, category_of
 from finetune_trainer.agent.roster import Gang, Member, lost
 
 SIGABRT = -6
@@ -81,10 +81,9 @@ def describe(node: int, report: RankReport) -> str:
 
 def budget_left(gang: Gang, failure: Failure) -> bool:
     """Return whether a restart may help and is allowed."""
-    if failure.category is FailureCategory.PREEMPTED:
-        return True
-    if failure.category not in {FailureCategory.NODE_FAULT, FailureCategory.HANG, FailureCategory.UNKNOWN}:
-        return False
+    restart = HANDLING[failure.category].restart
+    if restart is not Restart.COUNTED:
+        return restart is Restart.FREE
     return gang.restarts < gang.limits.max_restarts and gang.fruitless < gang.limits.fruitless_restarts
 
 

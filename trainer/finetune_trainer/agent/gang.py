@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from finetune_api.beats import AgentState, Beat, CheckpointId, Failure, RankState
-from finetune_api.errors import FailureCategory
+from finetune_api.errors import HANDLING, Restart
 from finetune_trainer.agent.failures import (
     announced_stop,
     budget_left,
@@ -162,7 +162,7 @@ def may_leave(gang: Gang, node: int, now: float) -> bool:
 def next_generation(gang: Gang, failure: Failure, now: float) -> Gang:
     """Return the gang at the beginning of its next generation; budgets are charged unless the stop was announced."""
     resumed = gang.rendezvous.resume if gang.rendezvous else gang.last_resume
-    free = failure.category is FailureCategory.PREEMPTED
+    free = HANDLING[failure.category].restart is Restart.FREE
     fruitless = gang.fruitless + 1 if gang.restarts and resumed == gang.last_resume else 0
     return replace(
         gang,

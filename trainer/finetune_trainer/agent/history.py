@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryTotals, Trained
-from finetune_api.errors import FailureCategory
+from finetune_api.errors import HANDLING, Restart
 
 LISTED = 20  # recoveries; the totals count all
 
@@ -49,7 +49,7 @@ class History:
             rank=failure.rank,
         )
         totals = self.totals
-        counted = failure.category is not FailureCategory.PREEMPTED
+        counted = HANDLING[failure.category].restart is not Restart.FREE
         by_category = {**totals.by_category, failure.category: totals.by_category.get(failure.category, 0) + 1}
         totals = totals.model_copy(
             update={

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from finetune_api.beats import Progress
 from finetune_api.contract import Env, ExitCode, File, run_prefix
-from finetune_api.errors import FailureCategory, FineTuneError, Problem, exit_code
+from finetune_api.errors import HANDLING, FailureCategory, FineTuneError, Problem, exit_code
 from finetune_api.messages import Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
@@ -32,16 +32,6 @@ from finetune_trainer.storage import CONTROL, open_store
 log = logging.getLogger("agent")
 
 REAP_SECONDS = 1.0
-CURES = {
-    FailureCategory.USER_ERROR: "correct the job as the message says",
-    FailureCategory.DATA_ERROR: "correct the data set",
-    FailureCategory.OUT_OF_MEMORY: "lower training.per_device_train_batch_size or dataset.maxLength, or use more nodes",
-    FailureCategory.PREEMPTED: "none needed: run it again, and it continues from the last checkpoint",
-    FailureCategory.NODE_FAULT: "inspect the node; run it again, and it continues from the last checkpoint",
-    FailureCategory.HANG: "read the logs of the rank named; run it again, and it continues from the last checkpoint",
-    FailureCategory.DIVERGED: "lower training.learning_rate, add warmup_steps, or inspect the rows of that batch",
-    FailureCategory.UNKNOWN: "read the log of the rank named, below the run's logs/ in storage",
-}
 
 
 def main(environ: Mapping[str, str]) -> int:
@@ -173,7 +163,10 @@ def result(code: ExitCode, progress: Progress | None) -> StageResult:
     if failure is None:
         return end.model_copy(update={"category": FailureCategory.PREEMPTED, "note": "asked to stop"})
     problem = Problem(
-        code=failure.category.value, field="status.failure", message=failure.message, cure=CURES[failure.category]
+        code=failure.category.value,
+        field="status.failure",
+        message=failure.message,
+        cure=HANDLING[failure.category].cure,
     )
     return end.model_copy(update={"category": failure.category, "problems": (problem,)})
 

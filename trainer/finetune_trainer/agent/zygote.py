@@ -37,7 +37,7 @@ def warm_up() -> None:
     """Import everything, fill the caches that each worker would fill, and freeze the heap so that forks share it."""
     # PEFT imports bitsandbytes if it is installed, and that initialises CUDA: no fork could use a GPU then.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    importlib.import_module("finetune_trainer.worker.main")
+    importlib.import_module("finetune_trainer.worker.rank_run")
     for name in LAZY_IMPORTS:
         with contextlib.suppress(ImportError):  # an inner module of a library may move; workers then import it
             importlib.import_module(name)
@@ -131,11 +131,11 @@ class Zygote:
         import torch
 
         from finetune_trainer.process.orders import WorkerOrder
-        from finetune_trainer.worker.main import run
+        from finetune_trainer.worker.rank_run import run_rank
 
         if torch.cuda._is_in_bad_fork():
             raise RuntimeError("the zygote touched CUDA before the fork; its workers cannot use a GPU")
-        return int(run(WorkerOrder.model_validate(request["order"]), self._events))
+        return int(run_rank(WorkerOrder.model_validate(request["order"]), self._events))
 
     def _reap(self) -> None:
         while self._children:

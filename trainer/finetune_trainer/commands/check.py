@@ -10,13 +10,13 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.commands.job import load
-from finetune_trainer.commands.places import probe_file, write_file
+from finetune_trainer.commands.job_options import load
+from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 
 def validate_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune validate`."""
+    """Run `finetune validate`."""
     from finetune_trainer.prepare.quality.page import render
     from finetune_trainer.prepare.quality.printed import findings
     from finetune_trainer.prepare.quality.report import Severity
@@ -51,7 +51,7 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune plan`."""
+    """Run `finetune plan`."""
     from finetune_trainer.prepare.quality.report import Severity
     from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.run.local import storage_environment
@@ -72,7 +72,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def failed_in_json(problems: list[Problem], code: int) -> None:
-    """`finetune validate --json` where the job or its data could not be looked at."""
+    """Print the answer of `finetune validate --json` where job or data could not be read."""
     _print_json(problems, code, 0, {"job": None, "notes": [], "findings": [], "plan": None})
 
 
@@ -82,14 +82,14 @@ def strict(warnings: int) -> None:
         raise DataError(_too_many(warnings))
 
 
-def counted(warnings: int) -> str:
-    """`with 3 warnings`"""
+def with_warnings(warnings: int) -> str:
+    """Return `with 3 warnings`"""
     return f"with {warnings} warning{'' if warnings == 1 else 's'}" if warnings else "without warnings"
 
 
 def _too_many(warnings: int) -> Problem:
     message = f"the report on the data has {warnings} warning{'' if warnings == 1 else 's'}, and --strict allows none"
-    cure = "mend what `finetune validate` shows, or leave --strict out"
+    cure = "fix what `finetune validate` shows, or leave --strict out"
     return Problem(code="Warnings", field="--strict", message=message, cure=cure)
 
 
@@ -103,7 +103,7 @@ def _close(screen: Screen, problems: list[Problem], warnings: int, strictly: boo
     if strictly and warnings:
         screen.problems([_too_many(warnings)])
         return
-    screen.show_line("valid", f"Valid, {counted(warnings)}: job, data and model")
+    screen.show_line("valid", f"Valid, {with_warnings(warnings)}: job, data and model")
 
 
 def _print_json(problems: list[Problem], code: int, warnings: int, answer: dict[str, Any]) -> None:
@@ -118,6 +118,6 @@ def _print_json(problems: list[Problem], code: int, warnings: int, answer: dict[
 
 @contextlib.contextmanager
 def _nothing_else_on_stdout(wanted: bool) -> Any:
-    """Libraries print now and then; with --json standard output holds one object and nothing else."""
+    """Send what libraries print to stderr: with --json, standard output holds one object only."""
     with contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext():
         yield

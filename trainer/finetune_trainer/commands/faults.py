@@ -1,4 +1,4 @@
-"""How a command ends that does not end well: every fault in a sentence, whatever raised it."""
+"""How a failing command ends: every error becomes a sentence."""
 
 import argparse
 import errno
@@ -19,11 +19,11 @@ INTERRUPTED = 130  # what a shell expects after Ctrl-C
 PIPE_CLOSED = 141  # and of a program whose reader has gone
 
 CURES = {
-    errno.ENOSPC: "make room on that disk, or set TMPDIR to a folder of another one",
-    errno.EDQUOT: "make room within the quota, or set TMPDIR to a folder elsewhere",
-    errno.EACCES: "mend the permissions, or name another place",
-    errno.EPERM: "mend the permissions, or name another place",
-    errno.EROFS: "name a place that can be written; TMPDIR and HF_HOME say where temporary and cached files go",
+    errno.ENOSPC: "free space on that disk, or set TMPDIR to a folder of another one",
+    errno.EDQUOT: "free space within the quota, or set TMPDIR to a folder elsewhere",
+    errno.EACCES: "change the permissions, or name another place",
+    errno.EPERM: "change the permissions, or name another place",
+    errno.EROFS: "name a writable place; TMPDIR and HF_HOME set where temporary and cached files go",
     errno.ENOENT: "check the path",
     errno.EMFILE: "raise the limit of open files: ulimit -n 65536",
 }
@@ -73,7 +73,7 @@ def guarded(options: argparse.Namespace, console: Console, show: Show) -> int:
 
 
 def _forget_stdout() -> None:
-    """Nothing can be written any more; without this the interpreter would complain when it flushes at its end."""
+    """Replace stdout, which is closed: otherwise the interpreter complains when it flushes at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -93,15 +93,15 @@ def _not_installed(error: ModuleNotFoundError, options: argparse.Namespace) -> P
 
 
 def _unexpected(error: Exception, options: argparse.Namespace) -> Problem:
-    """A fault of ours."""
+    """Return the problem of a bug in this program."""
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
-    cure = f"this is a fault of finetune-operator; report it with `finetune --version`{_details(error, options)}"
+    cure = f"this is a bug in finetune-operator; report it with `finetune --version`{_details(error, options)}"
     return Problem(code="Unexpected", field=options.name, message=what, cure=cure)
 
 
 def _details(error: BaseException, options: argparse.Namespace) -> str:
-    """Where the traceback is: on the terminal with --debug, else in a file, if one can be written."""
+    """Return where the traceback is: on the terminal with --debug, else in a file, if one can be written."""
     text = "".join(traceback.format_exception(error))
     if options.debug:
         sys.stderr.write(text)

@@ -16,9 +16,10 @@ from finetune_api import yaml12
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, ModelSpec, parse_job
 from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
-from finetune_trainer.commands.places import probe_file, write_file
+from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 DEFAULT = Path("job.yaml")
@@ -46,7 +47,7 @@ class Proposal:
 
 
 def init_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune init`."""
+    """Run `finetune init`."""
     screen = Screen(console)
     model = _model(_asked(console, options.model, "--model", "model (name on the hub, or folder)"))
     data = _data(_asked(console, options.data, "--data", "training data (file, folder or URI)"))
@@ -61,7 +62,7 @@ def init_command(options: argparse.Namespace, console: Console) -> int:
     write_file(path, text, "--output")
     if proposal.problems:
         screen.problems(proposal.problems)
-        screen.show_line("note", "the job is written all the same: mend the data, or say more in the job")
+        screen.show_line("note", "the job is written anyway: fix the data, or add fields to the job")
     screen.show_line("wrote", f"{path}: {proposal.task}, {proposal.about or 'data not understood yet'}")
     screen.show_line("next", f"finetune validate {path}, then finetune run {path}")
     return ExitCode.OK
@@ -71,7 +72,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
     """Look at a model's configuration and at the data; propose a task and columns.
 
     Raises:
-        FineTuneError: the model cannot be had or is of no use, or there is no such data.
+        FineTuneError: the model is unreachable or unusable, or the data does not exist.
     """
     from finetune_trainer.model.families import FAMILIES, resolve_task
     from finetune_trainer.prepare.data.sources import locate_all
@@ -83,11 +84,11 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         source = locate_model(ModelSpec.model_validate(model), os.environ)
         config = source.config(work / "model")
         usual = resolve_task(config, None)
-        tasks = FAMILIES[str(config["model_type"])]
+        tasks = FAMILIES[str(config["model_type"])].tasks
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
-        # rows of a text and a label could be learnt as text alone, which nobody wants who has written labels
-        first = [Task.CLASSIFICATION] if Task.CLASSIFICATION in tasks else []
+        # rows with text and label fit a language model, too, but labels are there to be learnt
+        first = [task for task in tasks if spec_of(task).labelled]
         order = [*first, *(task for task in tasks if task not in first)]
         looks = {task: _look(data, task, {}, chats, work / "data") for task in order}
         found = next((look for look in looks.values() if look.rows), None)
@@ -101,15 +102,15 @@ def propose(model: dict[str, str], data: str) -> Proposal:
 
 
 def _look(data: str, task: Task, columns: dict[str, str], chats: bool, folder: Path) -> Proposal:
-    """Read the rows as a task would; broken ones are told and passed over."""
-    from finetune_trainer.prepare.data.dataset import check
+    """Read the rows as a task would; report broken ones and skip them."""
+    from finetune_trainer.prepare.data.dataset import check_dataset
     from finetune_trainer.prepare.data.sources import locate_all
 
     spec = DatasetSpec.model_validate(
         {"train": data, "columns": columns, "onInvalid": "Skip", "maxInvalidPercent": 100.0}
     )
     try:
-        checked = check(spec, task, locate_all(spec, os.environ), folder, 0, has_template=chats)
+        checked = check_dataset(spec, task, locate_all(spec, os.environ), folder, 0, has_template=chats)
     except FineTuneError as error:
         return Proposal(task, (task,), columns, problems=tuple(error.problems))
     labels = f", {len(checked.labels)} labels" if checked.labels else ""
@@ -163,28 +164,28 @@ def job_text(path: Path, model: dict[str, str], data: str, method: str, proposal
 
 
 def _share(rows: int) -> float | None:
-    """The share of rows to hold out: at least about a dozen rows, at most what is needed to compare checkpoints."""
+    """Return the share of rows to hold out: at least about a dozen rows, at most what comparing checkpoints needs."""
     steps = ((2000, 0.05), (200, 0.1), (40, 0.2))
     return next((share for least, share in steps if rows >= least), None)
 
 
 def _name(data: str) -> str:
-    """A job's name, from what tells most in the data's."""
+    """Return a job's name: the most specific part of the data's name."""
     parts = [re.sub(r"\.[a-z0-9.]+$", "", part.lower()) for part in unquote(data).partition("://")[2].split("/")]
     words = [re.sub(r"[^a-z0-9]+", "-", part).strip("-") for part in reversed(parts)]
-    told = next((word for word in words if word and word not in PLAIN_NAMES), "my-model")
-    return told[:MAX_NAME_LENGTH].strip("-")
+    chosen = next((word for word in words if word and word not in PLAIN_NAMES), "my-model")
+    return chosen[:MAX_NAME_LENGTH].strip("-")
 
 
 def _scalar(value: str) -> str:
-    """A value as YAML that both 1.1 and 1.2 readers read as this text, also within braces."""
+    """Return a value as YAML that both 1.1 and 1.2 readers read as this text, also within braces."""
     plain = re.fullmatch(r"[A-Za-z0-9_./:%@+=*-]*[A-Za-z0-9_/%*]", value)
     written = yaml12.dump({"x": value}).removeprefix("x: ").rstrip("\n")
     return written if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _model(given: str) -> dict[str, str]:
-    """`spec.model` of what a person calls a model."""
+    """Return `spec.model` for a model's name, folder or URI."""
     if "://" in given:
         return {"uri": given}
     path = Path(given).expanduser()
@@ -194,7 +195,7 @@ def _model(given: str) -> dict[str, str]:
 
 
 def _data(given: str) -> str:
-    """`spec.dataset.train` of what a person calls data: a URI, a path, or a data set's name on the hub."""
+    """Return `spec.dataset.train` for a URI, a path, or the name of a data set on the hub."""
     if "://" in given:
         return given
     path = Path(given).expanduser()
@@ -207,12 +208,15 @@ def _file_uri(path: Path) -> str:
 
 
 def _asked(console: Console, given: str | None, option: str, question: str) -> str:
-    """The value of an option, or what the person answers."""
+    """Return the value of an option, or ask for it."""
     if given:
         return given
     if answer := _answer(console, f"{question}: "):
         return answer
-    message, cure = "is missing, and nobody can be asked", "give it; `finetune init --help` shows how"
+    message, cure = (
+        "is missing, and there is no terminal to ask on",
+        "give this option; `finetune init --help` shows how",
+    )
     raise SpecError(Problem(code="MissingOption", field=option, message=message, cure=cure))
 
 
@@ -221,7 +225,7 @@ def _asked_or(console: Console, question: str, default: str) -> str:
 
 
 def _answer(console: Console, question: str) -> str:
-    """What is typed; nothing where there is nobody to type."""
+    """Return the typed line; empty without a terminal."""
     if not sys.stdin.isatty():
         return ""
     try:
@@ -231,10 +235,10 @@ def _answer(console: Console, question: str) -> str:
 
 
 def _may_write(console: Console, path: Path) -> None:
-    """Raise SpecError if a file is there, and nobody says that it may go."""
+    """Raise SpecError if the file exists and the user does not agree to overwrite it."""
     if not path.is_file():
         return
-    if _answer(console, f"{path} is there already; overwrite it? [y/N]: ").lower() in ("y", "yes"):
+    if _answer(console, f"{path} exists already; overwrite it? [y/N]: ").lower() in ("y", "yes"):
         return
-    message, cure = f"{path} is there already; it stays as it is", "name another file with --output, or remove that one"
+    message, cure = f"{path} exists already and was not changed", "name another file with --output, or remove this file"
     raise SpecError(Problem(code="FileExists", field="--output", message=message, cure=cure))

@@ -23,11 +23,11 @@ from finetune_trainer.commands.run import run_command
 from finetune_trainer.run.screen import Screen
 
 STATUSES = """exit status:
-  0  done                             2    an option that is not there
-  64 the job or a place is wrong      65   the data is wrong, or --strict and a warning
+  0  done                             2    an unknown option
+  64 the job or a path is wrong       65   the data is wrong, or --strict and a warning
   69 storage                          77   out of memory
   78 diverged                         130  interrupted
-  141 the reader of the output went   1    anything else
+  141 the reader closed the output    1    anything else
 """
 VERSIONS = ("torch", "transformers", "peft", "deepspeed")
 
@@ -53,7 +53,7 @@ def show(options: argparse.Namespace, console: Console, problems: list[Problem],
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line."""
     root = _parser(argparse.ArgumentParser, prog="finetune", description=__doc__, epilog=STATUSES)
     root.add_argument("--version", action=_ShowVersion, nargs=0, help="show versions, this program's first")
     root.set_defaults(data_on_stdout=False, debug=False, after_stop="")
@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def crd_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune crd`."""
+    """Run `finetune crd`."""
     sys.stdout.write(crd.text())
     return ExitCode.OK
 
@@ -107,7 +107,7 @@ class _ShowVersion(argparse.Action):
 
 
 def version_line() -> str:
-    """`finetune 0.1.0 (Python 3.11.7, torch 2.13.0, ...)`"""
+    """Return `finetune 0.1.0 (Python 3.11.7, torch 2.13.0, ...)`"""
     parts = [f"Python {platform.python_version()}"]
     parts += [f"{name} {found}" for name in VERSIONS if (found := _installed(name))]
     return f"finetune {_installed('finetune-operator') or 'from source'} ({', '.join(parts)})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob
 from finetune_api.v1alpha1.data_names import is_hub_name
-from finetune_api.v1alpha1.spec import MixSource
+from finetune_api.v1alpha1.input_specs import MixSource
 
 
 def with_local_paths(job: FineTuneJob, folder: Path) -> tuple[FineTuneJob, list[str]]:

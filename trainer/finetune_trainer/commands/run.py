@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
-from finetune_trainer.commands.check import counted, strict
-from finetune_trainer.commands.job import load
-from finetune_trainer.commands.places import probe_file, probe_folder, write_file
+from finetune_trainer.commands.check import strict, with_warnings
+from finetune_trainer.commands.job_options import load
+from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_command(options: argparse.Namespace, console: Console) -> int:
-    """`finetune run`."""
+    """Run `finetune run`."""
     screen = Screen(console)
     probe_file(options.result, "--result")
     job = load(options, screen)
@@ -43,17 +43,17 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
     if options.result:
         write_file(options.result, result.to_json(), "--result")
-    screen.show_line(*_outcome(result, counted(_warnings(here, uid))))
+    screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
     for artifact in result.artifacts:
         screen.show_line(artifact.kind, result.output or _path(artifact.uri))
     return ExitCode.OK
 
 
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:
-    """What became of the run, in a line."""
+    """Return one line with the outcome of the run."""
     if result.state == "Planned":
-        told = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
-        return "planned", told
+        sentence = f"Valid, {warned}: a dry run ends here; without spec.dryRun the same command trains what is planned"
+        return "planned", sentence
     if result.already_complete:
         return "done", f"this run was complete already ({warned} on its data); --fresh starts anew"
     speed = f"{result.tokens_per_second:,.0f} tokens/s while training"
@@ -69,5 +69,5 @@ def _warnings(here: "LocalJob", uid: str) -> int:
 
 
 def _path(uri: str) -> str:
-    """What a shell takes: a folder's path; another URI as it is."""
+    """Return a folder's path as a shell reads it; any other URI as it is."""
     return str(Path(uri.removeprefix("file://"))) if uri.startswith("file://") else uri

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from finetune_api.messages import MethodType, ProblemType, Task
+from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluated
 from finetune_trainer.export.layout import Base
@@ -13,11 +14,6 @@ from finetune_trainer.export.snippet import snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
 NO_EVALUATION = StoredEvaluation()
-PIPELINES = {  # transformers 5 has no pipeline for encoder-decoders
-    Task.CAUSAL_LM: "text-generation",
-    Task.CLASSIFICATION: "text-classification",
-    Task.MASKED_LM: "fill-mask",
-}
 
 
 def card(
@@ -73,22 +69,19 @@ def _head(plan: Plan, base: Base, adapter: bool) -> str:
     if base.on_hub:
         head.append(f"base_model: {base.location}")
     head.append(f"library_name: {'peft' if adapter else 'transformers'}")
-    if plan.task in PIPELINES:
-        head.append(f"pipeline_tag: {PIPELINES[plan.task]}")
+    if pipeline := spec_of(plan.task).pipeline_tag:
+        head.append(f"pipeline_tag: {pipeline}")
     return "\n".join([*head, "tags:", "- finetune-operator", *(["- lora"] if adapter else []), "---", ""])
 
 
 def _task(plan: Plan) -> str:
-    if plan.task is not Task.CLASSIFICATION:
-        return {
-            Task.CAUSAL_LM: "for text generation",
-            Task.SEQ2SEQ: "for text from text",
-            Task.MASKED_LM: "for text with hidden tokens: an encoder pre-trained further",
-        }[plan.task]
+    spec = spec_of(plan.task)
+    if not spec.labelled:
+        return spec.purpose
     if plan.dataset.problem_type is ProblemType.REGRESSION:
         return "for a number (regression)"
     several = ", several a text" if plan.dataset.problem_type is ProblemType.MULTI_LABEL else ""
-    return f"for classification into {len(plan.dataset.labels)} labels{several} (`labels.json`)"
+    return f"{spec.purpose} into {len(plan.dataset.labels)} labels{several} (`labels.json`)"
 
 
 def _rows(plan: Plan) -> str:

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_api.messages import Task
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.model.files import CHAT_TEMPLATE, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 
-ANSWERING = frozenset({Task.CAUSAL_LM, Task.SEQ2SEQ})
 SPECIAL_TOKENS = "special_tokens_map.json"
 
 
@@ -26,7 +25,7 @@ def end_answers(folder: Path, plan: Plan, config: Mapping[str, Any]) -> None:
         folder: holds the tokenizer's files and the base model's generation_config.json, if it has one.
         config: the base model's config.json.
     """
-    if plan.task not in ANSWERING or not plan.dataset.ends:
+    if not spec_of(plan.task).answers or not plan.dataset.ends:
         return
     path = folder / GENERATION_CONFIG
     generation = _read(path)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.contract import File
-from finetune_api.messages import MethodType, ModelFacts, Task
+from finetune_api.messages import MethodType, ModelFacts
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS_INDEX
 from finetune_trainer.storage import ObjectStore
 
@@ -94,7 +95,7 @@ def mend(folder: Path, plan: Plan, base: Base) -> None:
     """Rewrite the configurations of a checkpoint in place: remove paths of the training node, add base and labels."""
     if plan.dataset.labels:
         (folder / File.LABELS).write_text(json.dumps(plan.dataset.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    if plan.task is Task.CLASSIFICATION:
+    if spec_of(plan.task).labelled:
         _pad(folder / TOKENIZER_CONFIG)
     if plan.method is MethodType.FULL:
         config = _read(folder / CONFIG)

@@ -2,19 +2,13 @@
 
 import json
 
-from finetune_api.messages import MethodType, ProblemType, Task
+from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan
-from finetune_trainer.export.ending import ANSWERING
+from finetune_api.tasks import spec_of
 from finetune_trainer.export.layout import Base
+from finetune_trainer.model.families import family_of
 
 HERE = 'artifact = "."'  # to be replaced outside of the artifact's folder
-AUTOS = {
-    Task.CAUSAL_LM: "AutoModelForCausalLM",
-    Task.CLASSIFICATION: "AutoModelForSequenceClassification",
-    Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
-    Task.MASKED_LM: "AutoModelForMaskedLM",
-}
-PADDED = frozenset({"bart", "bert", "distilbert", "modernbert", "roberta", "t5"})  # all have a padding token
 
 
 def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
@@ -24,15 +18,15 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
         chat: whether the model was trained on conversations, with the chat template of its tokenizer.
     """
     adapter = plan.method is not MethodType.FULL
-    auto = AUTOS[plan.task]
+    auto = spec_of(plan.task).auto_class
     lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
     lines += ["from peft import PeftModel"] if adapter else []
-    ended = adapter and plan.task in ANSWERING and plan.dataset.ends
+    ended = adapter and spec_of(plan.task).answers and plan.dataset.ends
     configured = ", GenerationConfig" if ended else ""
     lines += [f"from transformers import {auto}, AutoTokenizer{configured}", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
-    return "\n".join([*lines, "", *(_asked() if chat and plan.task is Task.CAUSAL_LM else _used(plan))]) + "\n"
+    return "\n".join([*lines, "", *(_asked() if chat and spec_of(plan.task).continues else _used(plan))]) + "\n"
 
 
 def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
@@ -42,17 +36,17 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
     if plan.dataset.labels:
         lines.append('labels = json.loads(Path(artifact, "labels.json").read_text("utf-8"))')
         source += ", num_labels=len(labels), id2label=dict(enumerate(labels))"
-    elif plan.task is Task.CLASSIFICATION:
+    elif spec_of(plan.task).labelled:
         source += ", num_labels=1"
     if plan.dataset.problem_type not in (None, ProblemType.SINGLE_LABEL):
         source += f', problem_type="{plan.dataset.problem_type}"'
     lines.append(f"base = {auto}.from_pretrained({source})")
-    if plan.task is Task.CLASSIFICATION and plan.model.model_type not in PADDED:
+    if spec_of(plan.task).labelled and not family_of(plan.model.model_type).padding_token:
         lines.append("base.config.pad_token_id = tokenizer.pad_token_id  # a row ends where that begins")
     if plan.new_tokens:
         lines.append("rows = max(len(tokenizer), base.get_input_embeddings().num_embeddings)")
         lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
-    if plan.task in ANSWERING and plan.dataset.ends:
+    if spec_of(plan.task).answers and plan.dataset.ends:
         lines.append("base.generation_config = GenerationConfig.from_pretrained(artifact)  # where an answer ends")
     return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
 
@@ -70,12 +64,12 @@ def _asked() -> list[str]:
 
 
 def _used(plan: Plan) -> list[str]:
-    text = 'f"Some {tokenizer.mask_token}."' if plan.task is Task.MASKED_LM else '"Some text."'
+    text = 'f"Some {tokenizer.mask_token}."' if spec_of(plan.task).hides_tokens else '"Some text."'
     lines = [f'inputs = tokenizer({text}, truncation=True, max_length={plan.max_length}, return_tensors="pt")']
-    if plan.task is Task.MASKED_LM:
+    if spec_of(plan.task).hides_tokens:
         lines.append('hidden = inputs["input_ids"][0] == tokenizer.mask_token_id')
         lines.append("print(tokenizer.decode(model(**inputs).logits[0, hidden].argmax(-1)))")
-    elif plan.task is not Task.CLASSIFICATION:
+    elif not spec_of(plan.task).labelled:
         lines.append("output = model.generate(**inputs, max_new_tokens=40)")
         lines.append("print(tokenizer.decode(output[0], skip_special_tokens=True))")
     elif plan.dataset.problem_type is ProblemType.REGRESSION:

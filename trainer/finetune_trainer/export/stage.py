@@ -16,12 +16,13 @@ from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
+from finetune_api.tasks import spec_of
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.identity import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
 from finetune_trainer.export.card import card, installed_versions
-from finetune_trainer.export.ending import ANSWERING, end_answers
+from finetune_trainer.export.ending import end_answers
 from finetune_trainer.export.layout import (
     CARD,
     Layout,
@@ -163,7 +164,7 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
             )
         )
     tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES
-    wanted = tokenizer | ({GENERATION_CONFIG} if plan.task in ANSWERING else set())
+    wanted = tokenizer | ({GENERATION_CONFIG} if spec_of(plan.task).answers else set())
     return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
 
 

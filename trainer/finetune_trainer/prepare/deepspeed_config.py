@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.given_config import AUTO, SAME, settled, value_at
-from finetune_trainer.prepare.plan.ledger import problem
+from finetune_trainer.prepare.plan.choice_log import problem
+from finetune_trainer.prepare.plan.given_config import AUTO, SAME, config_value, settled
 
 FIELD = "spec.deepspeed.config"
 ZERO = "zero_optimization"
@@ -26,13 +26,13 @@ BREAKS: dict[str, tuple[str, str]] = {
     "autotuning.enabled": ("it runs many short trials in place of the job", "leave it out"),
     "curriculum_learning.enabled": ("the order of data is a function of the seed alone", "leave it out"),
     "data_efficiency.enabled": ("the order of data is a function of the seed alone", "leave it out"),
-    "progressive_layer_drop.enabled": ("the models of transformers do not take it up", "leave it out"),
+    "progressive_layer_drop.enabled": ("the models of transformers do not support it", "leave it out"),
     "hybrid_engine.enabled": ("it is for reinforcement learning", "leave it out"),
     "compression_training": ("what is exported would not be what was trained", "leave it out"),
     "weight_quantization": ("what is exported would not be what was trained", "spec.method.type: qlora"),
-    "sparse_attention": ("the models of transformers do not take it up", "leave it out"),
+    "sparse_attention": ("the models of transformers do not support it", "leave it out"),
     "amp.enabled": ("it needs NVIDIA's apex, which is not in the image", "bf16 or fp16"),
-    "pipeline": ("the models of transformers are no pipelines", "leave it out"),
+    "pipeline": ("the models of transformers are not pipelines", "leave it out"),
     "checkpoint.load_universal": ("which checkpoint is loaded is decided at each start", "leave it out"),
     "activation_checkpointing.partition_activations": (
         "the models of transformers recompute without DeepSpeed",
@@ -58,7 +58,7 @@ COMPILED = (*TORCH_ADAM, "lamb", "lion", "adagrad", "onebitadam", "onebitlamb", 
 
 
 def check_config(job: FineTuneJob, device: Literal["cpu", "gpu"], world: int) -> None:
-    """Refuses a configuration that cannot work, or not as it says.
+    """Refuse a configuration that cannot work, or that would not do what it says.
 
     Args:
         device: what the ranks run on.
@@ -88,17 +88,17 @@ def check_config(job: FineTuneJob, device: Literal["cpu", "gpu"], world: int) ->
 
 
 def _typos(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """DeepSpeed ignores a block that it does not know."""
+    """Yield problems of unknown blocks, which DeepSpeed ignores."""
     for name in config:
         near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.85)
         if near and name not in KNOWN:
-            yield _problem("UnknownField", name, "is no name of DeepSpeed's", f"did you mean {near[0]}?")
+            yield _problem("UnknownField", name, "is not a name of DeepSpeed's", f"did you mean {near[0]}?")
 
 
 def _contradictions(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
     settles: dict[str, tuple[str, Any]] = {}
     for path, names in SAME.items():
-        value = value_at(config, path)
+        value = config_value(config, path)
         if value is None or value == AUTO:
             continue
         each = value if len(names) > 1 and isinstance(value, list | tuple) else [value]
@@ -133,11 +133,11 @@ def _batches(config: Mapping[str, Any], given: Mapping[str, Any], world: int) ->
 
 
 def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Problem]:
-    """What the job asks for in `training`, and what DeepSpeed would do without being told by this configuration."""
-    told = 'add it with the value "auto"'
+    """Yield problems of values in `training` that this configuration would override or ignore."""
+    cure = 'add it with the value "auto"'
     if given.get("max_grad_norm") and "gradient_clipping" not in config:
         message = f"is missing: spec.training.max_grad_norm {given['max_grad_norm']} would have no effect"
-        yield _problem("NeedsOther", "gradient_clipping", message, told)
+        yield _problem("NeedsOther", "gradient_clipping", message, cure)
     if "optimizer" in config:
         for path in (
             "optimizer.params.lr",
@@ -146,20 +146,20 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
             "optimizer.params.weight_decay",
         ):
             named = [name for name in SAME[path] if name in given]
-            if value_at(config, path) is None and (named or path.endswith(".lr")):
+            if config_value(config, path) is None and (named or path.endswith(".lr")):
                 what = f"spec.training.{named[0]}" if named else "the plan's learning rate"
-                yield _problem("NeedsOther", path, f"is missing: {what} would have no effect", told)
+                yield _problem("NeedsOther", path, f"is missing: {what} would have no effect", cure)
     if "scheduler" in config:
         for name in ("lr_scheduler_type", "lr_scheduler_kwargs"):
             if name in given:
                 message = f"is given, and so is spec.training.{name}; there is one schedule"
                 yield _problem("Conflict", "scheduler", message, "leave one of the two out")
-        if str(value_at(config, "scheduler.type")).startswith("Warmup"):
-            warms = value_at(config, "scheduler.type") != "WarmupCosineLR"
+        if str(config_value(config, "scheduler.type")).startswith("Warmup"):
+            warms = config_value(config, "scheduler.type") != "WarmupCosineLR"
             for path in ("warmup_num_steps", *(["warmup_max_lr"] if warms else [])):
-                if value_at(config, f"scheduler.params.{path}") is None:
-                    message = "is missing: DeepSpeed would take a default of its own, whatever the plan says"
-                    yield _problem("NeedsOther", f"scheduler.params.{path}", message, told)
+                if config_value(config, f"scheduler.params.{path}") is None:
+                    message = "is missing: DeepSpeed would use its own default, not the plan's value"
+                    yield _problem("NeedsOther", f"scheduler.params.{path}", message, cure)
 
 
 # ---------------------------------------------------------------- against what DeepSpeed and the image can do
@@ -175,36 +175,36 @@ def _sharding(config: Mapping[str, Any]) -> Iterator[Problem]:
         yield _problem("InvalidValue", f"{ZERO}.stage", f"is {stage!r}", "write 0, 1, 2 or 3")
         return
     for block, least in (("offload_optimizer", 1), ("offload_param", 3)):
-        device = value_at(zero, f"{block}.device")
+        device = config_value(zero, f"{block}.device")
         if device == "nvme":
             message = '"nvme" is not supported yet: nothing is kept on disks'
             yield _problem("NotSupportedYet", f"{ZERO}.{block}.device", message, 'use "cpu", the node\'s memory')
         elif device == "cpu" and stage < least:
-            message = f"is cpu, and stage is {stage}; DeepSpeed does that from stage {least} on"
+            message = f"is cpu, and stage is {stage}; DeepSpeed needs stage {least} or more for that"
             yield _problem("NeedsOther", f"{ZERO}.{block}.device", message, f"set {ZERO}.stage to {least} or more")
     for old in ("cpu_offload", "cpu_offload_param"):
         if zero.get(old) is not None:
             new = "offload_param" if old.endswith("param") else "offload_optimizer"
             message = f"is DeepSpeed's old name of {new}"
             yield _problem("UnknownField", f"{ZERO}.{old}", message, f'write "{new}": {{"device": "cpu"}}')
-    if stage == 3 and value_at(config, GATHER) is not True:
-        message = "is not true, and stage is 3: a checkpoint would hold shards only, of which nothing can be exported"
+    if stage == 3 and config_value(config, GATHER) is not True:
+        message = "is not true, and stage is 3: a checkpoint would hold only shards, which cannot be exported"
         yield _problem("NeedsOther", GATHER, message, "set it to true")
-    if value_at(zero, "offload_optimizer.device") == "cpu" and config.get(CPU_OPTIMIZER, True) is not False:
-        ours = "optimizer" not in config or value_at(config, "optimizer.params.torch_adam")
+    if config_value(zero, "offload_optimizer.device") == "cpu" and config.get(CPU_OPTIMIZER, True) is not False:
+        ours = "optimizer" not in config or config_value(config, "optimizer.params.torch_adam")
         if ours:
-            message = "is not false, and the optimizer is torch's: DeepSpeed refuses to offload another than its own"
+            message = "is not false, and the optimizer is torch's: DeepSpeed offloads no optimizer but its own"
             yield _problem("NeedsOther", CPU_OPTIMIZER, message, "set it to false")
 
 
 def _optimizer(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
-    kind = value_at(config, "optimizer.type")
+    kind = config_value(config, "optimizer.type")
     if "optimizer" in config and not isinstance(kind, str):
         yield _problem("InvalidValue", "optimizer.type", "is missing", "name the optimizer, such as AdamW")
         return
-    if kind is None or kind.lower() not in COMPILED or value_at(config, "optimizer.params.torch_adam"):
+    if kind is None or kind.lower() not in COMPILED or config_value(config, "optimizer.params.torch_adam"):
         return
-    on_host = device == "cpu" or value_at(config, f"{ZERO}.offload_optimizer.device") == "cpu"
+    on_host = device == "cpu" or config_value(config, f"{ZERO}.offload_optimizer.device") == "cpu"
     compiler = "c++" if on_host else "nvcc"
     if shutil.which(compiler) is None:
         message = f"is {kind}, which DeepSpeed compiles at its first start, and this image has no {compiler}"
@@ -214,7 +214,7 @@ def _optimizer(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
 
 
 def _precision(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
-    half, brain = value_at(config, "fp16.enabled"), value_at(config, "bf16.enabled")
+    half, brain = config_value(config, "fp16.enabled"), config_value(config, "bf16.enabled")
     if half is True and brain is True:
         yield _problem("Conflict", "fp16.enabled", "is true, and so is bf16.enabled", "enable one of the two")
     if half is True and device == "cpu":
@@ -224,17 +224,17 @@ def _precision(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
 
 def _breaks(config: Mapping[str, Any]) -> Iterator[Problem]:
     for path, (why, instead) in BREAKS.items():
-        value = value_at(config, path)
+        value = config_value(config, path)
         if value is not None and value is not False:
             cure = f"use {instead}" if instead != "leave it out" else instead
             yield _problem("NotSupportedYet", path, f"is not supported: {why}", cure)
     for path in ("tensor_parallel.autotp_size", "sequence_parallel_size"):
-        if isinstance(size := value_at(config, path), int) and size > 1:
+        if isinstance(size := config_value(config, path), int) and size > 1:
             yield _problem("NotSupportedYet", path, f"is {size}; every rank has rows of its own", "leave it out")
 
 
 def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
-    """What DeepSpeed's own schema of a block says; "auto" stands for whatever transformers fills in."""
+    """Yield the errors of DeepSpeed's own schema of a block; "auto" stands for values that transformers fills in."""
     with _named_accelerator():
         from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
         from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -260,7 +260,7 @@ def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
 
 @contextmanager
 def _named_accelerator() -> Iterator[None]:
-    """DeepSpeed looks for accelerators when it is imported, and tells what it has found; no schema needs one."""
+    """Name an accelerator while DeepSpeed is imported: it would look for one and print what it finds."""
     before = os.environ.get("DS_ACCELERATOR")
     os.environ["DS_ACCELERATOR"] = before or "cpu"
     try:

@@ -1,4 +1,4 @@
-"""Rows of a model's input embedding that nobody trained, read from the safetensors files: a few rows, not the weights.
+"""Untrained rows of a model's input embedding, read from the safetensors files: a few rows, not the weights.
 
 Base models come with tokens that their training never saw, such as the marks of chats: their rows are zero, or all are
 equal to the row that they began with.
@@ -22,7 +22,7 @@ SIGN = {"F32": (4, 0x7F), "F16": (2, 0x7F), "BF16": (2, 0x7F)}  # bytes of a num
 def untrained_tokens(
     method: MethodSpec, paths: Iterable[Path], added: Mapping[str, int], marks: Collection[int]
 ) -> dict[str, int]:
-    """Tokens that the data writes, whose embeddings were never trained, and which the job does not train.
+    """Return tokens that the data writes, whose embeddings were never trained, and which the job does not train.
 
     Args:
         paths: the model's safetensors files, as far as they are on this machine.
@@ -49,7 +49,7 @@ def untrained_tokens(
 
 
 def _rows(paths: Iterable[Path], ids: Collection[int]) -> dict[int, bytes]:
-    """The embeddings of some tokens, without the signs of zeros; none where no file has an embedding that is known."""
+    """Return the embeddings of some tokens, without the signs of zeros; none if no file has a known embedding."""
     for path in paths:
         if not path.exists():
             continue

@@ -1,4 +1,4 @@
-"""What a safetensors file holds, from its header: names, shapes and size; read through whatever reads a range of bytes.
+"""What a safetensors file holds, from its header: names, shapes and size; read by any function that reads byte ranges.
 
 8 bytes of length, little-endian, then JSON, then the tensors: https://huggingface.co/docs/safetensors.
 """
@@ -36,15 +36,15 @@ class Header:
 
 
 def read_header(name: str, size: int, read: Read) -> Header:
-    """The header of a file of `size` bytes; as little as possible is read.
+    """Return the header of a file of `size` bytes; as little as possible is read.
 
     Args:
         name: for errors.
 
     Raises:
-        ModelError: it is no safetensors file, or it is cut short.
+        ModelError: it is not a safetensors file, or it is cut short.
     """
-    damaged = model_problem("ModelInvalid", f"{name} is damaged or no safetensors file", "copy or save it again")
+    damaged = model_problem("ModelInvalid", f"{name} is damaged or not a safetensors file", "copy or save it again")
     start = read(0, min(FIRST, size)) if size else b""
     if start.startswith(LFS_POINTER):
         message = f"{name} is a pointer of Git LFS, not the weights"
@@ -67,7 +67,7 @@ def read_header(name: str, size: int, read: Read) -> Header:
 
 
 def header_of(path: Path) -> Header:
-    """The header of a file on this machine; errors as of `read_header`."""
+    """Return the header of a file on this machine; errors as of `read_header`."""
     with path.open("rb") as file:
 
         def read(start: int, end: int) -> bytes:

@@ -61,25 +61,25 @@ class HubModel:
         return self.sha
 
     def config(self, folder: Path) -> dict[str, Any]:
-        """`config.json`."""
+        """Return `config.json`."""
         return parse_json(CONFIG, self._fetch([CONFIG])[CONFIG].read_bytes())
 
     def small_files(self, folder: Path) -> dict[str, Path]:
-        """Configuration and tokenizer."""
+        """Return configuration and tokenizer."""
         return self._fetch([name for name in self.names if name in SMALL_FILES])
 
     def headers(self, folder: Path) -> dict[str, Header]:
-        """Of every weight file."""
+        """Return the header of every weight file."""
         names = self._weights()
         with _translated(self.name), ThreadPoolExecutor(THREADS) as threads:
             return dict(zip(names, threads.map(self._header, names), strict=True))
 
     def files(self, folder: Path) -> dict[str, Path]:
-        """Configuration, tokenizer and safetensors of this commit."""
+        """Return configuration, tokenizer and safetensors of this commit."""
         return self._fetch([*(name for name in self.names if name in SMALL_FILES), *self._weights()])
 
     def commit(self, files: Mapping[str, Path]) -> str:
-        """The hub's."""
+        """Return the hub's commit."""
         return self.sha
 
     def _weights(self) -> list[str]:
@@ -88,7 +88,7 @@ class HubModel:
         return weight_names(parse_json(WEIGHTS_INDEX, self._fetch([WEIGHTS_INDEX])[WEIGHTS_INDEX].read_bytes()))
 
     def _fetch(self, names: list[str]) -> dict[str, Path]:
-        """Files in the hub's cache; one that is there is not asked for again, as a commit never changes."""
+        """Download files into the hub's cache; a cached file is not requested again, as a commit never changes."""
         from huggingface_hub import hf_hub_download
 
         def fetch(name: str) -> Path:
@@ -115,7 +115,7 @@ class HubModel:
         return read_header(name, size, read)
 
     def _range(self, name: str, begin: int, end: int) -> Any:
-        """The answer to a request for some bytes of a file."""
+        """Return the answer to a request for some bytes of a file."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -127,7 +127,7 @@ class HubModel:
         headers = {**build_hf_headers(token=self.token or False), "range": f"bytes={begin}-{end - 1}"}
         with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT, follow_redirects=True) as answer:
             if answer.status_code == 200:  # the whole file would come
-                message = f"the server of {self.name} sends no parts of files, which a plan reads of {name}"
+                message = f"the server of {self.name} does not send parts of files, and a plan reads parts of {name}"
                 cure = "use another mirror (HF_ENDPOINT), or copy the model and use spec.model.uri"
                 raise ModelError(_problem("HubFailed", message, cure))
             answer.read()
@@ -143,7 +143,7 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
         environ: HF_ENDPOINT and HF_TOKEN, both optional.
 
     Raises:
-        ModelError: there is no such model or revision, it is gated, or the hub is unreachable.
+        ModelError: the model or revision does not exist, it is gated, or the hub is unreachable.
     """
     from huggingface_hub import HfApi
 
@@ -153,12 +153,12 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
     names = {file.rfilename for file in info.siblings or [] if "/" not in file.rfilename}
     check_names(names, name)
     if info.sha is None:
-        raise ModelError(_problem("ModelNotFound", f"the hub names no commit for {name}", "give a revision"))
+        raise ModelError(_problem("ModelNotFound", f"the hub gives no commit for {name}", "give a revision"))
     return HubModel(name, info.sha, tuple(sorted(names)), endpoint, token, cache_of(environ))
 
 
 def cache_of(environ: Mapping[str, str]) -> Path | None:
-    """The hub's cache: as the environment names it, a pod's scratch folder, or None for the library's own."""
+    """Return the hub's cache: as the environment names it, a pod's scratch folder, or None for the library's own."""
     if folder := environ.get("HF_HUB_CACHE"):
         return Path(folder)
     if home := environ.get("HF_HOME"):
@@ -179,7 +179,7 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> tuple[str, str, str, str]:
-    """Code, field, message and cure of what the hub's client raised."""
+    """Return code, field, message and cure of what the hub's client raised."""
     reasons = {
         HubRefusal.GATED: ("GatedModel", FIELD, "is gated", "accept its terms on the hub and set HF_TOKEN"),
         HubRefusal.NO_REVISION: (
@@ -197,7 +197,7 @@ def _reason(error: Exception) -> tuple[str, str, str, str]:
         HubRefusal.NO_NAME: (
             "InvalidModelName",
             FIELD,
-            "is no name of a model on the hub",
+            "is not the name of a model on the hub",
             "write organisation/model; for a folder write spec.model.uri: file://folder instead",
         ),
     }

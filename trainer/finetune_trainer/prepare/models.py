@@ -17,7 +17,7 @@ from finetune_api.contract import Env, model_prefix
 from finetune_api.errors import ModelError
 from finetune_api.messages import Manifest, ModelFacts, Task
 from finetune_api.v1alpha1 import ModelSpec
-from finetune_api.v1alpha1.spec import VolumeClaimRef
+from finetune_api.v1alpha1.input_specs import VolumeClaimRef
 from finetune_trainer.model.families import positions_of
 from finetune_trainer.model.files import (
     CONFIG,
@@ -31,7 +31,7 @@ from finetune_trainer.model.files import (
 from finetune_trainer.prepare.headers import Header, read_header
 from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
-from finetune_trainer.prepare.plan.planner import Counting
+from finetune_trainer.prepare.plan.setting import Setting
 from finetune_trainer.prepare.plan.shape import architecture_of
 from finetune_trainer.prepare.weights import check_head, check_weights
 from finetune_trainer.storage import (
@@ -63,23 +63,23 @@ class ModelSource(Protocol):
         """Changes when the model does, and costs no reading of weights."""
 
     def config(self, folder: Path) -> dict[str, Any]:
-        """`config.json`; `folder` is for downloads."""
+        """Return `config.json`; `folder` is for downloads."""
 
     def small_files(self, folder: Path) -> dict[str, Path]:
-        """Configuration and tokenizer, on this machine, by name."""
+        """Return configuration and tokenizer, on this machine, by name."""
 
     @property
     def pinned(self) -> str:
         """The commit where it is known without reading weights; else empty."""
 
     def headers(self, folder: Path) -> dict[str, Header]:
-        """What each weight file holds, by name; no weight is read."""
+        """Return what each weight file holds, by name; read no weight."""
 
     def files(self, folder: Path) -> dict[str, Path]:
-        """Every file that is mirrored, on this machine, by name."""
+        """Return every file that is mirrored, on this machine, by name."""
 
     def commit(self, files: Mapping[str, Path]) -> str:
-        """The commit: the hub's, or a hash over the files."""
+        """Return the commit: the hub's, or a hash over the files."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class FolderModel:
         return hashlib.sha256(json.dumps([self.source, parts]).encode()).hexdigest()
 
     def config(self, folder: Path) -> dict[str, Any]:
-        """`config.json`."""
+        """Return `config.json`; `folder` is for downloads."""
         return parse_json(CONFIG, self.store.get(CONFIG))
 
     def small_files(self, folder: Path) -> dict[str, Path]:
-        """Configuration and tokenizer; in place if the folder is on this machine, else downloaded."""
+        """Return configuration and tokenizer, on this machine, by name."""
         return self._here([info.key for info in self.listing if info.key in SMALL_FILES], folder)
 
     @property
@@ -118,7 +118,7 @@ class FolderModel:
         return {name: read_header(name, sizes[name], partial(self.store.read, name)) for name in names}
 
     def files(self, folder: Path) -> dict[str, Path]:
-        """In place if the folder is on this machine, else downloaded."""
+        """Return every file that is mirrored, on this machine, by name."""
         return self._here([info.key for info in self.listing if info.key in SMALL_FILES] + self._weights(), folder)
 
     def _weights(self) -> list[str]:
@@ -150,7 +150,7 @@ class FolderModel:
         return paths
 
     def commit(self, files: Mapping[str, Path]) -> str:
-        """sha256 over the files' names and hashes."""
+        """Return the commit: the hub's, or a hash over the files."""
         digest = hashlib.sha256()
         for name in sorted(files):
             digest.update(f"{name}\0{hash_file(files[name]).sha256}\n".encode())
@@ -185,7 +185,7 @@ def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
 
 
 def _mounted(claim: VolumeClaimRef, environ: Mapping[str, str]) -> str:
-    """The uri of a folder on a claim, where the pod has it mounted."""
+    """Return the uri of a folder on a claim, where the pod has it mounted."""
     field = "spec.model.persistentVolumeClaim"
     volume = environ.get(Env.MODEL_VOLUME)
     if not volume:
@@ -229,8 +229,8 @@ class BaseModel:
         if self.shapes:
             check_weights(self.config, task, len(labels) or 1, self.shapes)
 
-    def counted(self, task: Task, how: Counting, labels: int) -> Architecture:
-        """The model's sizes and what a step of it keeps; imports torch.
+    def counted(self, setting: Setting, labels: int) -> Architecture:
+        """Return the model's sizes and what a step of it keeps, in the setting of a job; imports torch.
 
         Raises:
             ModelError: transformers cannot build it.
@@ -238,14 +238,14 @@ class BaseModel:
         """
         return architecture_of(
             self.config,
-            task,
-            how.lora,
-            how.weight_bytes,
-            how.device,
+            setting.task,
+            setting.lora or None,
+            setting.weight_bytes,
+            setting.machine.device,
             max(2, labels),
-            how.freeze,
-            how.new_tokens,
-            how.saved,
+            setting.job.spec.method.freeze,
+            len(setting.job.spec.model.new_tokens),
+            setting.start.shapes if setting.start else {},
         )
 
 
@@ -274,7 +274,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
 
 
 def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
-    """The model with all its files on this machine, and its commit; what is mirrored already is left as it is.
+    """Return the model with all its files on this machine, and its commit; a mirrored model as it is.
 
     Raises:
         ModelError: a file cannot be had.
@@ -288,7 +288,7 @@ def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
 
 
 def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseModel | None:
-    """The model as an earlier job mirrored it, with configuration and tokenizer fetched; None if none did."""
+    """Return the model as an earlier job mirrored it, with configuration and tokenizer fetched; None without one."""
     try:
         facts = ModelFacts.model_validate_json(store.get(_index_key(model)))
     except (NotFoundError, ValidationError):  # none, or of another version

@@ -15,7 +15,7 @@ AHEAD = 2  # items in flight per process: enough to keep it busy, and all that m
 
 
 class _Quiet(SpawnProcess):
-    """A process that Ctrl-C does not reach: whoever started it stops and says so, once."""
+    """A process that ignores Ctrl-C: its parent stops, and reports that once."""
 
     def start(self) -> None:
         """Start it with SIGINT ignored, which it inherits; only a main thread can say so."""
@@ -34,14 +34,14 @@ class _Spawn(SpawnContext):
 
 
 def map_in_order(work: Callable[[T], R], items: Iterable[T], processes: int) -> Iterator[R]:
-    """The result of each item, in the items' order; at most `AHEAD` x `processes` items are held at a time.
+    """Yield the result of each item, in the items' order; hold at most `AHEAD` x `processes` items at a time.
 
     Args:
         work: sent to each process with every item: a function of a module, or a small frozen value with `__call__`.
         processes: 1 = no other process.
 
     Raises:
-        BrokenProcessPool: a process died, such as for want of memory; errors of `work` are raised as they are.
+        BrokenProcessPool: a process died, for example without memory; errors of `work` are raised as they are.
     """
     if processes <= 1:
         yield from map(work, items)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,8 @@ from pydantic import ValidationError
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import DatasetFacts, Message
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
-from finetune_trainer.prepare.inputs import Inputs
+from finetune_api.v1alpha1.facts import SHAPES_DATA
+from finetune_trainer.prepare.job_inputs import Inputs
 from finetune_trainer.prepare.models import BaseModel
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.quality.report import QualityReport
@@ -34,38 +36,62 @@ class _Lead(Message):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A data set in storage, with what was said of it when it was prepared."""
+    """A data set in storage, with the report of when it was prepared."""
 
     facts: DatasetFacts
     report: QualityReport
 
 
 def index_key(job: FineTuneJob, found: Inputs, base: BaseModel) -> str:
-    """Key of the index object: all that the prepared data depends on, except the code (which a version stands for)."""
-    spec = job.spec.dataset
-    inputs: dict[str, Any] = {
-        "reading": READING,
-        "task": found.task,
-        "problem_type": job.spec.problem_type,
-        "sources": found.sources.fingerprint,
-        "split": [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None,
-        "seed": planner.seed_of(job) if spec.mix else None,  # it chooses rows of a source of less weight
-        "format": spec.format,
-        "documents": spec.documents,
-        "delimiter": spec.delimiter,
-        "columns": spec.columns,
-        "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
-        "tokens": options_key(spec, found.template),
-        "tokenizer": base.facts.commit,
-        "new_tokens": job.spec.model.new_tokens,
-        "limit": planner.length_limit(job, found.task, base.facts.max_positions),
-    }
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    """Return the key of the index object: the hash of everything that the prepared data depends on.
+
+    The code is not part of the hash; READING and the version of the tokens stand for it.
+    """
+    fingerprint = {"reading": READING, **_derived(job, found, base), **_given(job)}
+    digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
     return f"datasets/index/{digest}.json"
 
 
+def _derived(job: FineTuneJob, found: Inputs, base: BaseModel) -> dict[str, Any]:
+    """Return the values that prepare derives from fields with the marker `ShapesData(through=...)`, by that name."""
+    spec = job.spec.dataset
+    return {
+        "task": found.task,
+        "sources": found.sources.fingerprint,
+        "split": [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None,
+        "seed": planner.seed_of(job) if spec.mix else None,  # the seed chooses rows of a source with a weight below 1
+        "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
+        "tokens": options_key(spec, found.template),
+        "tokenizer": base.facts.commit,
+        "limit": found.setting.limit,
+    }
+
+
+def _given(job: FineTuneJob) -> dict[str, Any]:
+    """Return the values of all other fields with the marker ShapesData, as the job gives them."""
+    whole = job.model_dump(mode="json", by_alias=True)
+    changed = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    given = {}
+    for path, shapes in SHAPES_DATA.items():
+        if shapes.key:
+            given[shapes.key] = _value_at(whole, path.split("."))
+        elif not shapes.through and (value := _value_at(changed, path.split("."))) is not None:
+            given[path] = value
+    return given
+
+
+def _value_at(data: Any, names: Sequence[str]) -> Any:
+    """Return the value at a path of names, or None. Of a list: the values of its items, or None if all are None."""
+    if not names:
+        return data
+    if isinstance(data, list):
+        values = [_value_at(item, names) for item in data]
+        return values if any(value is not None for value in values) else None
+    return _value_at(data.get(names[0]), names[1:]) if isinstance(data, dict) else None
+
+
 def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
-    """The data set that an index entry leads to, if it is still there and was made by this version."""
+    """Return the data set that an index entry leads to, if it is still there and was made by this version."""
     try:
         facts = _Lead.model_validate_json(store.get(key)).facts
         if read_manifest(store, dataset_prefix(facts.sha256)) is None:
@@ -77,5 +103,5 @@ def find_prepared(store: ObjectStore, key: str) -> PreparedData | None:
 
 
 def remember(store: ObjectStore, key: str, facts: DatasetFacts, now: datetime) -> None:
-    """Write the index entry: last, when what it leads to is there. Written anew, it counts as used."""
+    """Write the index entry: last, when the data set is stored. Writing it again marks the data set as used."""
     store.put(key, _Lead(facts=facts, used=now.isoformat(timespec="seconds")).to_json().encode())

@@ -1,4 +1,4 @@
-"""The run's own files: the spec and the plan it began with. A run keeps its plan, and goes on with nothing else."""
+"""The run's own files: the spec and the plan it began with. A run keeps its plan, and continues only with that."""
 
 import json
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_api.contract import MUTABLE_FIELDS, File, run_prefix
+from finetune_api.contract import File, run_prefix
 from finetune_api.errors import Problem, StateError
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.facts import SAME_RUN
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore
 
 
@@ -27,11 +28,11 @@ class RunFiles:
         return run_prefix(self.job.metadata.namespace, self.job.metadata.name, self.uid)
 
     def key(self, name: File) -> str:
-        """Key of one of its files."""
+        """Return key of one of its files."""
         return self.prefix + name
 
     def keep(self, chosen: Plan) -> tuple[Plan, bool]:
-        """The plan of this run, and whether it had one before: the plan kept, else `chosen`, stored.
+        """Store the plan of this run, or find the one that it began with; return it, and whether there was one.
 
         Raises:
             StateError: the run began with another data set, model or spec.
@@ -62,9 +63,7 @@ class RunFiles:
         if stored.model.commit != new.model.commit:
             raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
         spec = _fixed(self.job)
-        fields = sorted(
-            name for name in (began.keys() | spec.keys()) - MUTABLE_FIELDS if began.get(name) != spec.get(name)
-        )
+        fields = sorted(name for name in (began.keys() | spec.keys()) - SAME_RUN if began.get(name) != spec.get(name))
         if fields:
             raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
         return stored
@@ -72,9 +71,9 @@ class RunFiles:
 
 def _fixed(job: FineTuneJob) -> dict[str, Any]:
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
+    return {name: value for name, value in spec.items() if name not in SAME_RUN}
 
 
 def _changed(field: str, message: str, code: str) -> StateError:
-    cure = "start a new run (locally with --fresh), or restore what was"
+    cure = "start a new run (locally with --fresh), or restore the old values"
     return StateError(Problem(code=code, field=field, message=message, cure=cure))

@@ -7,10 +7,9 @@ earlier job prepared is found by a fingerprint; then neither data nor model is r
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, FineTuneError, Problem
@@ -19,29 +18,29 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.files import CONFIG, parse_json
-from finetune_trainer.prepare.adapters import mirror_adapter
-from finetune_trainer.prepare.checked import CheckKeeper
-from finetune_trainer.prepare.data.dataset import check
+from finetune_trainer.prepare.check_keeper import CheckKeeper, check_identity
+from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.embeddings import untrained_tokens
-from finetune_trainer.prepare.inputs import Inputs, find
+from finetune_trainer.prepare.job_inputs import Inputs, find_inputs
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
-from finetune_trainer.prepare.plan.here import hint_of
-from finetune_trainer.prepare.plan.pace import Question, cache_file, pace_of
-from finetune_trainer.prepare.plan.summary import summary
+from finetune_trainer.prepare.plan.draft import Workload
+from finetune_trainer.prepare.plan.measured_pace import cache_file, measured_pace
+from finetune_trainer.prepare.plan.plan_summary import summary
 from finetune_trainer.prepare.quality.judge import Context, Examined, examine
 from finetune_trainer.prepare.quality.page import render
 from finetune_trainer.prepare.quality.report import QualityReport
-from finetune_trainer.prepare.quality.summary import lines
+from finetune_trainer.prepare.quality.warning_lines import warning_lines
 from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_key, remember
 from finetune_trainer.prepare.run_files import RunFiles
+from finetune_trainer.prepare.start_adapter import mirror_adapter
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoder import encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
-from finetune_trainer.prepare.tokens.keeping import DiscardedShards, Keeper, StoredShards
+from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
-from finetune_trainer.prepare.tokens.tokenizer import added_tokens, load_tokenizer
+from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens, load_fast_tokenizer
 from finetune_trainer.prepare.weights import trained_labels
 from finetune_trainer.storage import ObjectStore, check_conditional_writes, read_manifest, upload_tree
 
@@ -62,6 +61,58 @@ class Inspected:
 
     plan: Plan
     report: QualityReport
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What every step of the stage needs.
+
+    Attributes:
+        work: folder for downloads and unfinished files.
+        environ: credentials and endpoints of stores and of the hub, and what is known of the nodes' GPUs.
+        report: called with a line of progress.
+    """
+
+    job: FineTuneJob
+    inputs: Inputs
+    work: Path
+    environ: Mapping[str, str]
+    report: Report
+
+    @property
+    def data_name(self) -> str:
+        """The URIs of the data, for people."""
+        return ", ".join(source.uri for source in self.inputs.sources.all())
+
+
+@dataclass(frozen=True)
+class _Built:
+    """Data and model, read, but not stored.
+
+    Attributes:
+        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
+        notes: what the result of the stage reports of the tokens.
+    """
+
+    base: BaseModel
+    data: CheckedData
+    tokenized: Tokenized
+    untrained: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the job trains with; all of it is in storage.
+
+    Attributes:
+        notes: what the result of the stage reports beside the plan.
+    """
+
+    plan: Plan
+    base: BaseModel
+    data: PreparedData
+    notes: tuple[str, ...]
 
 
 def prepare(
@@ -85,66 +136,22 @@ def prepare(
     """
     work.mkdir(parents=True, exist_ok=True)
     run = RunFiles(job, store, uid)
-    found = find(job, work, environ)
+    order = _Order(job, find_inputs(job, work, environ), work, environ, report)
     check_conditional_writes(store, run.prefix)  # before anybody pays for a GPU
-    base = find_mirrored(found.model, store, work / "model")
-    data = find_prepared(store, index_key(job, found, base)) if base else None
-    notes = []
+    base = find_mirrored(order.inputs.model, store, work / "model")
+    data = find_prepared(store, index_key(job, order.inputs, base)) if base else None
     keeper = StoredShards(store, run.prefix + "prepare/", work)
-    if base is not None and data is not None:
-        keeper.clear()  # an earlier attempt may have stopped in the middle
-        report("dataset: prepared by an earlier job, not read again")
-        notes.append("data set reused, not read again")
-        chosen = _plan(job, found, base, data.facts, environ)
-    else:
-        notes += ["model reused"] if base else []
-        checks = CheckKeeper(store, run.prefix + "prepare/checked", _depends_on(job, found))
-        try:
-            base, made = _build(job, found, base, work, report, keeper, checks)
-            notes += made.notes
-            chosen = _plan(job, found, base, made.facts, environ)
-            examined = _examine(job, found, made, chosen)
-            data = PreparedData(made.facts, examined.report)
-            if problems := data.report.problems():
-                _show(run, data.report, report)
-                raise DataError(problems)
-        except DataError:  # no later attempt goes on with this data
-            keeper.clear()
-            raise
-        if base.shapes:
-            report(f"model: reading the weights of {found.model.source}")
-        base = fetch(base, found.model, work / "model")
-        chosen = chosen.model_copy(update={"model": base.facts})
-        _publish(found, store, base, made, examined, report, keeper)
-    if found.adapter:
-        mirror_adapter(found.adapter, store)
-    now = datetime.now(UTC)
-    remember(store, index_key(job, found, base), data.facts, now)
-    for address in expire_daily(store, now):
-        report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
-    chosen, kept = run.keep(chosen)
-    notes += ["the plan of this run is kept"] if kept else []
-    warnings = lines(data.report)
-    for warning in warnings:
-        report(f"warning: {warning}")
-    _show(run, data.report, report)
-    report(
-        f"plan: {chosen.schedule.max_steps} steps of {chosen.layout.global_batch} rows on {chosen.world_size} ranks, "
-        f"learning rate {chosen.schedule.learning_rate:g}"
-    )
-    result = StageResult(
-        stage=Stage.PREPARE,
-        succeeded=True,
-        dataset=chosen.dataset.model_copy(update={"ends": ()}),  # of use to workers only, which read the plan
-        plan=summary(chosen),
-        warnings=warnings,
-        note="; ".join(notes),
-    )
-    return Prepared(chosen, result)
+    made = _reused(order, base, data, keeper) if base and data else _made(order, run, base, keeper)
+    if order.inputs.adapter:
+        mirror_adapter(order.inputs.adapter, store)
+    _renew_index(order, store, made)
+    plan, kept = run.keep(made.plan)
+    notes = (*made.notes, "the plan of this run is kept") if kept else made.notes
+    return Prepared(plan, _reported(run, plan, made.data.report, notes, report))
 
 
 def validate(job: FineTuneJob, environ: Mapping[str, str] | None = None) -> list[Problem]:
-    """Everything that is wrong with a job's data and model; an empty list if nothing is. Stores nothing."""
+    """Return everything that is wrong with a job's data and model; an empty list if nothing is. Store nothing."""
     try:
         return inspect(job, environ).report.problems()
     except FineTuneError as error:
@@ -154,7 +161,7 @@ def validate(job: FineTuneJob, environ: Mapping[str, str] | None = None) -> list
 def inspect(
     job: FineTuneJob, environ: Mapping[str, str] | None = None, report: Report = lambda line: None
 ) -> Inspected:
-    """The plan a job would get and the report on its data, which may hold errors. Reads data and model, stores nothing.
+    """Return the plan that a job would get and the report on its data, which may hold errors. Store nothing.
 
     Raises:
         FineTuneError: as of `prepare`.
@@ -162,152 +169,184 @@ def inspect(
     environ = os.environ if environ is None else environ
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
-        found = find(job, work, environ)
-        base, made = _build(job, found, None, work, report, DiscardedShards())
-        chosen = _plan(job, found, base, made.facts, environ)
-        return Inspected(chosen, _examine(job, found, made, chosen).report)
+        order = _Order(job, find_inputs(job, work, environ), work, environ, report)
+        built = _build(order, None, DiscardedShards())
+        plan = _plan(order, built.base, built.tokenized.facts)
+        return Inspected(plan, _examine(order, built, plan).report)
 
 
-def _plan(job: FineTuneJob, found: Inputs, base: BaseModel, facts: DatasetFacts, environ: Mapping[str, str]) -> Plan:
-    hint = hint_of(environ)
-    how = planner.counting(job, found.task, hint, found.start)
-    architecture = base.counted(found.task, how, len(facts.labels))
-    limit = _limit(job, found, base)
-    chosen = planner.plan(job, found.task, base.facts, architecture, facts, limit, hint, found.start)
-    if hint.here is None or how.device == "gpu":
-        return chosen
-    asked = Question(
-        base.config,
-        found.task,
-        len(facts.labels),
-        how.lora,
-        how.weight_bytes == 2,
-        chosen.layout.micro_batch,
-        min(chosen.max_length, max(1, facts.train.tokens // max(1, facts.train.rows))),
-        int(hint.here.cores) // chosen.world_size,
+# ---------------------------------------------------------------- what an earlier job prepared, or anew
+
+
+def _reused(order: _Order, base: BaseModel, data: PreparedData, keeper: StoredShards) -> _Made:
+    """Plan with the model and the data that an earlier job stored."""
+    keeper.clear()  # an earlier attempt may have stopped in the middle
+    order.report("dataset: prepared by an earlier job, not read again")
+    return _Made(_plan(order, base, data.facts), base, data, ("data set reused, not read again",))
+
+
+def _made(order: _Order, run: RunFiles, mirrored: BaseModel | None, keeper: StoredShards) -> _Made:
+    """Read and store data and model; `mirrored` is the model, where an earlier job stored it."""
+    checks = CheckKeeper(run.store, run.prefix + "prepare/checked", check_identity(order.job, order.inputs))
+    try:
+        built = _build(order, mirrored, keeper, checks)
+        plan = _plan(order, built.base, built.tokenized.facts)
+        examined = _examine(order, built, plan)
+        if problems := examined.report.problems():
+            _show(run, examined.report, order.report)
+            raise DataError(problems)
+    except DataError:  # no later attempt continues with this data
+        keeper.clear()
+        raise
+    if built.base.shapes:
+        order.report(f"model: reading the weights of {order.inputs.model.source}")
+    base = fetch(built.base, order.inputs.model, order.work / "model")
+    _publish_data(order, run.store, built.tokenized, examined, keeper)
+    if base.files:
+        order.report(f"model: mirroring to {base.facts.prefix}")
+        mirror(base, order.inputs.model, run.store)
+    notes = ("model reused", *built.notes) if mirrored else built.notes
+    plan = plan.model_copy(update={"model": base.facts})
+    return _Made(plan, base, PreparedData(built.tokenized.facts, examined.report), notes)
+
+
+def _renew_index(order: _Order, store: ObjectStore, made: _Made) -> None:
+    """Lead later jobs to the data set; remove data sets that no job has used for long."""
+    now = datetime.now(UTC)
+    remember(store, index_key(order.job, order.inputs, made.base), made.data.facts, now)
+    for address in expire_daily(store, now):
+        order.report(f"dataset: {dataset_prefix(address)} was not used for {KEPT_DAYS} days and is removed")
+
+
+def _reported(run: RunFiles, plan: Plan, judged: QualityReport, notes: tuple[str, ...], report: Report) -> StageResult:
+    """Show the warnings, the report and the plan; return the result of the stage."""
+    warnings = warning_lines(judged)
+    for warning in warnings:
+        report(f"warning: {warning}")
+    _show(run, judged, report)
+    report(
+        f"plan: {plan.schedule.max_steps} steps of {plan.layout.global_batch} rows on {plan.world_size} ranks, "
+        f"learning rate {plan.schedule.learning_rate:g}"
     )
-    pace = pace_of(asked, architecture, cache_file(environ))
-    clocked = replace(hint, pace=pace)
-    return planner.plan(job, found.task, base.facts, architecture, facts, limit, clocked, found.start)
-
-
-def _limit(job: FineTuneJob, found: Inputs, base: BaseModel) -> int:
-    return planner.length_limit(job, found.task, base.facts.max_positions)
-
-
-def _build(
-    job: FineTuneJob,
-    found: Inputs,
-    mirrored: BaseModel | None,
-    work: Path,
-    report: Report,
-    keeper: Keeper,
-    checks: CheckKeeper | None = None,
-) -> tuple[BaseModel, Tokenized]:
-    spec = job.spec.dataset
-    report(f"dataset: checking {_name(found)}")
-    small = found.model.small_files(work / "model")
-    config = parse_json(CONFIG, small[CONFIG].read_bytes()) if CONFIG in small else {}
-    chats = spec.chat_template != templates.NONE and (found.template is not None or templates.has_template(small))
-    data = checks.found(spec, found.task, found.sources, work / "data", chats, report) if checks else None
-    if data is None:
-        data = check(
-            spec,
-            found.task,
-            found.sources,
-            work / "data",
-            planner.seed_of(job),
-            has_template=chats,
-            problem_type=job.spec.problem_type,
-            known_labels=trained_labels(config, found.task),
-            report=report,
-        )
-        if checks:
-            checks.keep(data)
-    report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
-    base = mirrored
-    if base is None:
-        report(f"model: reading {found.model.source}")
-        base = read_model(found.model, work / "model")
-    base.check(found.task, data.labels)
-    tokenizer = load_tokenizer(base.folder, found.task, job.spec.model.new_tokens, work / "tokenizer")
-    encoder = encoder_for(spec, found.task, tokenizer, data.layout, _limit(job, found, base), found.template, work)
-    report("dataset: tokenising")
-    fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
-    keeper.depends_on(index_key(job, found, base))
-    made = tokenize(spec, found.task, data, encoder, fresh, report=report, keeper=keeper)
-    weights = [path for name, path in base.files.items() if name.endswith(".safetensors")]
-    # the end of a text is known from pre-training, also where its row is not, as it pads, too
-    marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
-    untrained = untrained_tokens(job.spec.method, weights, added_tokens(tokenizer), marks)
-    made = replace(made, untrained=untrained)
-    found.sources.check_unchanged()
-    if any(file.columns.from_pairs for file in data.files):
-        note = f"prompts and answers are written as conversations; {templates.FIELD}: none trains them as bare text"
-        made = replace(made, notes=(*made.notes, note))
-    return base, made
-
-
-def _depends_on(job: FineTuneJob, found: Inputs) -> dict[str, Any]:
-    """All that the check of the data depends on, beside the code."""
-    return {
-        "dataset": job.spec.dataset.model_dump_json(),
-        "sources": found.sources.fingerprint,
-        "task": str(found.task),
-        "problem_type": str(job.spec.problem_type),
-        "seed": planner.seed_of(job),
-        "model": found.model.source,  # whether it has a chat template
-    }
-
-
-def _name(found: Inputs) -> str:
-    return ", ".join(source.uri for source in found.sources.all())
-
-
-def _examine(job: FineTuneJob, found: Inputs, made: Tokenized, chosen: Plan) -> Examined:
-    return examine(
-        made.observations[Split.TRAIN],
-        made.observations.get(Split.EVAL),
-        Context(
-            task=found.task,
-            max_length=chosen.max_length,
-            longest=chosen.model.max_positions,
-            method=job.spec.method.type,
-            completion_only=job.spec.dataset.loss_on != "all",
-            micro_batch=chosen.layout.micro_batch,
-            name=_name(found),
-            notices=made.notices,
-            packed=bool(job.spec.dataset.packing),
-            untrained=made.untrained,
-        ),
+    return StageResult(
+        stage=Stage.PREPARE,
+        succeeded=True,
+        dataset=plan.dataset.model_copy(update={"ends": ()}),  # of use to workers only, which read the plan
+        plan=summary(plan),
+        warnings=warnings,
+        note="; ".join(notes),
     )
 
 
 def _show(run: RunFiles, judged: QualityReport, report: Report) -> None:
-    """The run gets the report on its data, and the log says where it lies."""
+    """Store the report on the data with the run, and log where it lies."""
     run.store.put(run.key(File.DATASET_REPORT), judged.to_json().encode())
     run.store.put(run.key(File.DATASET_PAGE), render(judged).encode())
     report(f"report: {run.store.uri}/{run.key(File.DATASET_PAGE)}")
 
 
-def _publish(
-    found: Inputs,
-    store: ObjectStore,
-    base: BaseModel,
-    made: Tokenized,
-    examined: Examined,
-    report: Report,
-    keeper: StoredShards,
+# ---------------------------------------------------------------- data and model
+
+
+def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, checks: CheckKeeper | None = None) -> _Built:
+    """Check the data, read the model, tokenise."""
+    job, inputs, work = order.job, order.inputs, order.work
+    order.report(f"dataset: checking {order.data_name}")
+    data = _checked(order, checks)
+    order.report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
+    if mirrored is None:
+        order.report(f"model: reading {inputs.model.source}")
+    base = mirrored or read_model(inputs.model, work / "model")
+    base.check(inputs.task, data.labels)
+    tokenizer = load_fast_tokenizer(base.folder, inputs.task, job.spec.model.new_tokens, work / "tokenizer")
+    encoder = encoder_for(
+        job.spec.dataset, inputs.task, tokenizer, data.layout, inputs.setting.limit, inputs.template, work
+    )
+    order.report("dataset: tokenising")
+    fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
+    keeper.depends_on(index_key(job, inputs, base))
+    tokenized = tokenize(job.spec.dataset, inputs.task, data, encoder, fresh, report=order.report, keeper=keeper)
+    untrained = _untrained(job, base, tokenizer, encoder)
+    inputs.sources.check_unchanged()
+    return _Built(base, data, tokenized, untrained, _notes(data, encoder))
+
+
+def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
+    """Check every row, unless an earlier attempt of this run did."""
+    inputs, spec, folder = order.inputs, order.job.spec.dataset, order.work / "data"
+    small = inputs.model.small_files(order.work / "model")
+    chats = spec.chat_template != templates.NONE and (inputs.template is not None or templates.has_template(small))
+    if checks and (data := checks.found(spec, inputs.task, inputs.sources, folder, chats, order.report)):
+        return data
+    config = parse_json(CONFIG, small[CONFIG].read_bytes()) if CONFIG in small else {}
+    data = check_dataset(
+        spec,
+        inputs.task,
+        inputs.sources,
+        folder,
+        planner.seed_of(order.job),
+        has_template=chats,
+        problem_type=order.job.spec.problem_type,
+        known_labels=trained_labels(config, inputs.task),
+        report=order.report,
+    )
+    if checks:
+        checks.keep(data)
+    return data
+
+
+def _untrained(job: FineTuneJob, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> Mapping[str, int]:
+    """Return the tokens that the chat template writes and whose embeddings were never trained, with their ids."""
+    weights = [path for name, path in base.files.items() if name.endswith(".safetensors")]
+    # the end of a text is trained in pre-training; its row may look untrained, as it pads, too
+    marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
+    return untrained_tokens(job.spec.method, weights, added_tokens(tokenizer), marks)
+
+
+def _notes(data: CheckedData, encoder: Encoder) -> tuple[str, ...]:
+    if not any(file.columns.from_pairs for file in data.files):
+        return encoder.notes
+    note = f"prompts and answers are written as conversations; {templates.FIELD}: none trains them as bare text"
+    return (*encoder.notes, note)
+
+
+def _publish_data(
+    order: _Order, store: ObjectStore, tokenized: Tokenized, examined: Examined, keeper: StoredShards
 ) -> None:
-    prefix = dataset_prefix(made.facts.sha256)
+    """Store the data set with its report, unless it is there."""
+    prefix = dataset_prefix(tokenized.facts.sha256)
     if read_manifest(store, prefix) is None:
-        report(f"dataset: storing {prefix}")
-        (made.folder / File.DATASET_REPORT).write_text(examined.report.to_json(), "utf-8")
+        order.report(f"dataset: storing {prefix}")
+        (tokenized.folder / File.DATASET_REPORT).write_text(examined.report.to_json(), "utf-8")
         if examined.eval_groups:
-            (made.folder / File.EVAL_GROUPS).write_text(examined.eval_groups.model_dump_json(), "utf-8")
+            (tokenized.folder / File.EVAL_GROUPS).write_text(examined.eval_groups.model_dump_json(), "utf-8")
         shards = keeper.publish(prefix)
-        upload_tree(store, made.folder, prefix, "dataset", made.facts.model_dump(mode="json"), there=shards)
+        upload_tree(store, tokenized.folder, prefix, "dataset", tokenized.facts.model_dump(mode="json"), there=shards)
     keeper.clear()
-    if base.files:
-        report(f"model: mirroring to {base.facts.prefix}")
-        mirror(base, found.model, store)
+
+
+# ---------------------------------------------------------------- plan and report
+
+
+def _plan(order: _Order, base: BaseModel, facts: DatasetFacts) -> Plan:
+    setting = order.inputs.setting
+    workload = Workload(base.facts, base.counted(setting, len(facts.labels)), facts)
+    draft = planner.lay_out(setting, workload)
+    return planner.plan(draft, measured_pace(draft, base.config, cache_file(order.environ)))
+
+
+def _examine(order: _Order, built: _Built, plan: Plan) -> Examined:
+    observations, spec = built.tokenized.observations, order.job.spec
+    context = Context(
+        task=order.inputs.task,
+        max_length=plan.max_length,
+        longest=plan.model.max_positions,
+        method=spec.method.type,
+        completion_only=spec.dataset.loss_on != "all",
+        micro_batch=plan.layout.micro_batch,
+        name=order.data_name,
+        notices=built.data.notices,
+        packed=bool(spec.dataset.packing),
+        untrained=built.untrained,
+    )
+    return examine(observations[Split.TRAIN], observations.get(Split.EVAL), context)

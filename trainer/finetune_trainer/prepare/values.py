@@ -37,8 +37,8 @@ def loads(data: bytes) -> Any:
 
 
 @lru_cache(maxsize=1)
-def code() -> str:
-    """Return a hash over the code that prepares data: work of other code is not gone on with."""
+def code_hash() -> str:
+    """Return a hash over the code that prepares data: work of other code is not continued."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE)}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
@@ -46,13 +46,16 @@ def code() -> str:
 
 
 class _Values(pickle.Unpickler):
-    """Refuses what a file of somebody else could call."""
+    """An unpickler that refuses what a foreign file could call."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _PLAIN or (module.startswith("numpy.") and name in _NUMPY):
             return super().find_class(module, name)
         if module.startswith("finetune_trainer.prepare.") or module == "finetune_api.messages":
-            found = super().find_class(module, name)
+            try:
+                found = super().find_class(module, name)
+            except (ImportError, AttributeError):  # written by a version with other modules
+                found = None
             if isinstance(found, type) and found.__module__ == module:
                 return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no value of ours")
+        raise pickle.UnpicklingError(f"{module}.{name} is not a value of ours")

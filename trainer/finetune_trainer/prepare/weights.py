@@ -10,25 +10,26 @@ from typing import Any
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.files import model_problem
 from finetune_trainer.model.fitting import check_body, in_body, other_model
-from finetune_trainer.prepare.data.labels import matched
+from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.headers import header_of
 
 CLASSIFIER = "ForSequenceClassification"
 
 
 def shapes_of(path: Path) -> dict[str, list[int]]:
-    """The tensors of a safetensors file and their shapes; errors as of `headers.header_of`."""
+    """Return the tensors of a safetensors file and their shapes; errors as of `headers.header_of`."""
     return header_of(path).shapes
 
 
 def trained_labels(config: Mapping[str, Any], task: Task) -> tuple[str, ...]:
-    """The labels of a model that is a classifier already, by the outputs of its head; none of any other model.
+    """Return the labels of a model that is a classifier already, by the outputs of its head; empty for any other model.
 
     Outputs without a name are LABEL_0, LABEL_1 and so on, as transformers calls them.
     """
-    if task is not Task.CLASSIFICATION or not any(
+    if not spec_of(task).labelled or not any(
         str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()
     ):
         return ()
@@ -88,7 +89,7 @@ def check_weights(config: Mapping[str, Any], task: Task, labels: int, shapes: Ma
             state_dict=tensors,
             device_map="meta",
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # it tells them all; nothing is trained here
+            ignore_mismatched_sizes=True,  # lists them all; nothing is trained here
         )
     model, info = loaded
     if mismatched := sorted(info["mismatched_keys"]):

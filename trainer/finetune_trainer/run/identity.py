@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from finetune_api.contract import MUTABLE_FIELDS
+from finetune_api.v1alpha1.facts import SAME_RUN
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 
@@ -19,7 +19,7 @@ class LocalRuns:
     """
 
     def __init__(self, store: ObjectStore, prefix: str, spec: dict[str, Any]) -> None:
-        identity = {name: value for name, value in spec.items() if name not in MUTABLE_FIELDS}
+        identity = {name: value for name, value in spec.items() if name not in SAME_RUN}
         self._digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
         self._store = store
         self._key = f"{prefix}local-runs.json"

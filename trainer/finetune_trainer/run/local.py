@@ -17,10 +17,11 @@ import aiohttp
 
 from finetune_api.beats import GenerationRecord, Progress
 from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_prefix
-from finetune_api.errors import FailureCategory, Problem, RunError, SpecError, StorageError
+from finetune_api.errors import FINAL_EXIT_CODES, FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_api.v1alpha1.facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.identity import LocalRuns
@@ -31,11 +32,6 @@ from finetune_trainer.storage import ObjectStore, open_store
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # for one node; the gang's budget is recovery.maxRestarts
 AGENT_DELAY_SECONDS = 1.0
-CLUSTER_ONLY = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
-# An agent that exits with one of these is not started again.
-FINAL_EXIT_CODES = {
-    code for code in ExitCode if code not in {ExitCode.UNKNOWN, ExitCode.STORAGE_ERROR, ExitCode.DISTRIBUTED}
-}
 
 
 class RunResult(Message):

@@ -17,7 +17,7 @@ from botocore import exceptions as botocore_errors
 from botocore.config import Config
 from s3transfer.exceptions import RetriesExceededError
 
-from finetune_api.contract import Env
+from finetune_api.contract import ACCESS_KEY_ID, SECRET_ACCESS_KEY, SESSION_TOKEN, Env
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import FileEntry
 from finetune_trainer.storage.base import (
@@ -75,19 +75,18 @@ def make_client(environ: Mapping[str, str], patience: Patience | None = None) ->
     patience = patience or Patience(CONNECT_TIMEOUT, READ_TIMEOUT, ATTEMPTS, "adaptive")
     endpoint = environ.get(Env.STORAGE_ENDPOINT) or None
     ca_bundle = environ.get(Env.STORAGE_CA) or None
-    key_id, secret = environ.get("AWS_ACCESS_KEY_ID") or None, environ.get("AWS_SECRET_ACCESS_KEY") or None
+    key_id, secret = environ.get(ACCESS_KEY_ID.name) or None, environ.get(SECRET_ACCESS_KEY.name) or None
     if (key_id is None) != (secret is None):
-        missing = "AWS_ACCESS_KEY_ID" if key_id is None else "AWS_SECRET_ACCESS_KEY"
-        raise StorageError(
-            storage_problem("NoCredentials", f"{missing} is not set, but its counterpart is", "set both")
-        )
+        missing = (ACCESS_KEY_ID if key_id is None else SECRET_ACCESS_KEY).name
+        message = f"{missing} is not set, but its counterpart is"
+        raise StorageError(storage_problem("NoCredentials", message, "set both"))
     if ca_bundle is not None and not Path(ca_bundle).is_file():
         message = f"{Env.STORAGE_CA} is {ca_bundle!r}, and this file does not exist"
         raise StorageError(storage_problem("NoSuchFile", message, "correct the path, or unset it"))
     session = boto3.session.Session(
         aws_access_key_id=key_id,
         aws_secret_access_key=secret,
-        aws_session_token=environ.get("AWS_SESSION_TOKEN") or None if key_id else None,
+        aws_session_token=environ.get(SESSION_TOKEN.name) or None if key_id else None,
     )
     region = environ.get(Env.STORAGE_REGION) or environ.get("AWS_DEFAULT_REGION") or session.region_name
     try:

@@ -1,1 +1,1 @@
-"""The worker, one process per rank: a transformers.Trainer on DeepSpeed. Never talks to storage or the cluster."""
+"""The worker, one process per rank: a transformers.Trainer on DeepSpeed. It never accesses storage or the cluster."""

@@ -1,7 +1,7 @@
-"""A stop that all ranks agree on. SIGTERM reaches one rank at any moment; saving alone would deadlock the collectives.
+"""Agreement of all ranks on a stop. SIGTERM reaches single ranks at any time; a rank that saved alone would deadlock.
 
 After each step, and before each batch of an evaluation, every rank adds its flag to an asynchronous all-reduce (MAX)
-and reads the result the next time, so that the agreement costs no waiting (measured: 0 to 0.7 ms a step).
+and reads the result at its next call. So the agreement adds no waiting (measured: 0 to 0.7 ms a step).
 """
 
 import signal
@@ -14,10 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class StopAgreement(TrainerCallback):
-    """Saves and stops all ranks at the same step after any of them got SIGTERM.
+    """A callback that saves and stops all ranks at the same step after any of them received SIGTERM.
 
-    A stop waits for the step at hand, never for an evaluation: one that is due is left out, one under way is given up.
-    The run makes it when it goes on (`evaluation.owed`).
+    A stop waits for the current step, but not for an evaluation: a due evaluation is skipped, and a running one is
+    interrupted. The resumed run makes it up (`evaluation.owed`).
 
     Attributes:
         stopped: True once the agreed step has been reached before the end of the run.
@@ -25,32 +25,32 @@ class StopAgreement(TrainerCallback):
 
     def __init__(self) -> None:
         self.stopped = False
-        self._asked = False
+        self._requested = False
         self._agreed = False
         self._flag = torch.zeros(1, dtype=torch.int64)
         self._pending: dist.Work | None = None
-        self._group = dist.new_group(backend="gloo")  # of its own: never queues behind the gradients
+        self._group = dist.new_group(backend="gloo")  # a separate group, so that it never queues behind the gradients
         signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._requested = True
 
     def agreed(self) -> bool:
-        """Return whether any rank had been asked to stop when all of them called this the last time.
+        """Return whether any rank had received SIGTERM at the previous call.
 
-        Ranks that have agreed agree for ever. A collective: every rank calls it equally often.
+        The agreement is final: later calls return True. This is a collective, so every rank must call it equally often.
         """
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
             self._agreed = bool(self._flag.item())
         if not self._agreed:
-            self._flag[0] = int(self._asked)
+            self._flag[0] = int(self._requested)
             self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
         return self._agreed
 
-    def gives_up(self) -> bool:
-        """Return whether an evaluation has to end now, without a result; asked between its batches, as `agreed`."""
+    def interrupts_evaluation(self) -> bool:
+        """Return whether an evaluation has to end now without a result. A collective, called between two batches."""
         self.stopped = self.stopped or self.agreed()
         return self.stopped
 
@@ -62,5 +62,5 @@ class StopAgreement(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._pending is not None:  # an unfinished collective at exit kills the peers
+        if self._pending is not None:  # a process that exits with an unfinished collective ends its peers too
             self._pending.wait()

@@ -1,4 +1,4 @@
-"""The plan as transformers.TrainingArguments."""
+"""Conversion of the plan into transformers.TrainingArguments."""
 
 import copy
 import dataclasses
@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from finetune_api.errors import Problem, SpecError
 from finetune_trainer.process.orders import WorkerOrder
 
-EVAL_BATCH_FACTOR = 2  # no gradients are kept
-# DeepSpeed's defaults, which accelerate wants to be written out; a user's own configuration may lack them
+EVAL_BATCH_FACTOR = 2  # an evaluation keeps no gradients
+# DeepSpeed's defaults. accelerate requires them to be present, and a user's own configuration may lack them.
 DEFAULTS = {
     "train_batch_size": "auto",
     "train_micro_batch_size_per_gpu": "auto",
@@ -28,9 +28,11 @@ RENAMED = {
 
 
 def training_arguments(order: WorkerOrder) -> TrainingArguments:
-    """Arguments for one rank; `rendezvous.join` has run. The value must live as long as the model: it keeps the
-    DeepSpeed configuration of transformers alive, which ZeRO-3 needs while a model is loaded. The precision is the
-    plan's: without a word of it, float32."""
+    """Return the arguments for one rank; call it after `rendezvous.join`.
+
+    The value must live as long as the model: it keeps the DeepSpeed configuration of transformers alive, which ZeRO-3
+    needs while a model is loaded. The precision is the plan's and defaults to float32.
+    """
     plan = order.plan
     on_gpu = torch.cuda.is_available()
     given = as_installed(plan.engine.training, {field.name for field in dataclasses.fields(TrainingArguments)})
@@ -48,12 +50,12 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         seed=plan.schedule.seed,
         deepspeed=copy.deepcopy({**DEFAULTS, **plan.engine.deepspeed}),
         use_cpu=not on_gpu,
-        train_sampling_strategy="sequential",  # the order is sampling.VirtualDataset's
+        train_sampling_strategy="sequential",  # sampling.VirtualDataset defines the order
         eval_strategy="no",  # cadence.Cadence decides when to evaluate and save
         save_strategy="no",
-        save_on_each_node=True,  # nodes share no disk
+        save_on_each_node=True,  # nodes do not share a disk
         logging_steps=1,
-        logging_nan_inf_filter=False,  # would hide a divergence behind an average
+        logging_nan_inf_filter=False,  # the filter would hide NaN losses in an average
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
@@ -67,13 +69,13 @@ def as_installed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, 
 
     Args:
         given: arguments by the newest names.
-        known: names that the installed version takes.
+        known: names that the installed version accepts.
     """
     return {RENAMED.get(name, name) if name not in known else name: value for name, value in given.items()}
 
 
 def check_bfloat16(name: str, capability: tuple[int, int]) -> None:
-    """Refuses a GPU that would emulate bfloat16, slowly: the plan has been told of another one, or has assumed it.
+    """Refuse a GPU that would emulate bfloat16, slowly. It differs from the GPU that the plan names or assumes.
 
     Raises:
         SpecError: the GPU is older than Ampere (compute capability 8.0).
@@ -83,14 +85,14 @@ def check_bfloat16(name: str, capability: tuple[int, int]) -> None:
             Problem(
                 code="NoBfloat16",
                 field="spec.gpuType",
-                message=f"the plan is made for GPUs with bfloat16, and this one is a {name}",
-                cure="say which GPUs the nodes have, or set spec.training.fp16",
+                message=f"the plan needs GPUs with bfloat16, which a {name} lacks",
+                cure="name the GPUs of the nodes, or set spec.training.fp16",
             )
         )
 
 
 def weight_dtype(args: TrainingArguments) -> torch.dtype:
-    """The type weights are loaded in."""
+    """Return the type in which weights are loaded."""
     if args.bf16:
         return torch.bfloat16
     return torch.float16 if args.fp16 else torch.float32

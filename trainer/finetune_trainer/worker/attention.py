@@ -1,11 +1,13 @@
-"""Causal attention within documents that lie one after the other in a flat batch (see `batches.flat`), registered with
-transformers as `segmented`. No mask is ever built: neither for the batch nor in a layer.
+"""Causal attention within the documents of a flat batch (see `batches.flat`), registered with transformers as
+`segmented`. It builds no mask, neither for the batch nor in a layer.
 
-On GPUs with a flash kernel it is `torch.nn.attention.varlen.varlen_attn`; elsewhere, CPUs included, PyTorch's scaled
-dot product attention, once for all neighbours of equal length. A batch without `documents` (evaluation of padded rows,
-generation) gets transformers' own `sdpa`, masks and all, so that nobody has to switch a model between the two.
+On GPUs with a flash kernel it is `torch.nn.attention.varlen.varlen_attn`. Elsewhere, CPUs included, it is PyTorch's
+scaled dot product attention, one call for adjacent documents of equal length. A batch without `documents` (evaluation
+of padded rows, generation) goes through transformers' own `sdpa` with its masks, so the model keeps one setting for
+both.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,30 +16,43 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from finetune_trainer.worker.batches.flat import Documents
+from finetune_trainer.model.families import family_of
 
 NAME = "segmented"
-# Tested, each, that a document does not see those before it. Others may mix tokens beside attention (convolutions,
-# states of a recurrence), bias scores by distance, or swallow the batch's further entries.
-FAMILIES = frozenset({"gemma", "gpt2", "gpt_neox", "llama", "mistral", "phi", "phi3", "qwen2", "qwen3"})
-FLASH_CAPABILITY = (8, 0)  # Ampere; what torch's flash kernels are built for
+FLASH_CAPABILITY = (8, 0)  # Ampere, the oldest that torch's flash kernels support
 FLASH_HEAD_DIM = 256
 
 
+@dataclass
+class Documents:
+    """The places of the documents in a flat batch, on the host, so that reading them never waits for the device.
+
+    Attributes:
+        groups: (documents, tokens of each) for adjacent documents of equal length, in the batch's order.
+        longest: tokens of the longest document.
+        kept_apart: set by `segmented_attention`. If it stays False, the model never called that attention and would
+            mix the documents.
+    """
+
+    groups: tuple[tuple[int, int], ...]
+    longest: int
+    kept_apart: bool = field(default=False, compare=False)
+
+
 def takes_flat_batches(config: PretrainedConfig) -> bool:
-    """Whether a causal language model's layers can be given flat batches."""
-    return config.model_type in FAMILIES and getattr(config, "attn_logit_softcapping", None) is None
+    """Return whether flat batches are correct for a causal language model of this configuration."""
+    return family_of(config.model_type).flat_batches and getattr(config, "attn_logit_softcapping", None) is None
 
 
 def use_segmented(model: Any) -> None:
-    """The model calls `segmented_attention` from now on."""
+    """Set `segmented_attention` as the attention of a model."""
     AttentionInterface.register(NAME, segmented_attention)
     AttentionMaskInterface.register(NAME, segmented_mask)
     model.set_attn_implementation(NAME)
 
 
 def segmented_mask(batch_size: int, q_length: int, kv_length: int, *args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """No mask where the documents of one line are kept apart by length; transformers' own otherwise."""
+    """Return None where segmented attention separates the documents of one line; else the mask of transformers."""
     if batch_size == 1 and kwargs.get("attention_mask") is None and q_length == kv_length:
         return None
     return sdpa_mask(batch_size, q_length, kv_length, *args, **kwargs)
@@ -56,12 +71,12 @@ def segmented_attention(
     cu_seq_lens: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers' layers call it.
+    """Compute attention, with the signature that the layers of transformers call.
 
     Args:
         query: [1, heads, tokens, head_dim]; key and value may have fewer heads.
         dropout: probability; the layers pass 0 outside of training.
-        sliding_window: how many tokens back a token sees, itself included.
+        sliding_window: number of tokens that a token sees, itself included.
 
     Returns:
         [1, tokens, heads, head_dim]
@@ -78,7 +93,7 @@ def segmented_attention(
 
 
 def has_flash(query: torch.Tensor) -> bool:
-    """Whether torch's variable-length kernel takes such tensors."""
+    """Return whether torch's variable-length kernel supports a tensor's device, type and head size."""
     return (
         query.is_cuda
         and torch.version.cuda is not None
@@ -97,10 +112,10 @@ def by_flash(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """All documents in one kernel; `starts`: int32 [documents + 1]."""
+    """Compute attention of all documents in one kernel; `starts`: int32 [documents + 1]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    made: Any = varlen_attn(
+    output: Any = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
@@ -112,7 +127,7 @@ def by_flash(
         window_size=(-1, 0) if window is None else (window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    attended: torch.Tensor = made
+    attended: torch.Tensor = output
     return attended[None]
 
 
@@ -125,34 +140,37 @@ def by_document(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Documents of equal length as the rows of one call. Padding them all to the longest instead takes twice as long on
-    CPU (8 documents of 80 to 300 tokens, forward and backward: 22 ms against 10)."""
+    """Compute attention with one call for each group of documents of equal length.
+
+    Padding all documents to the longest takes twice as long on CPU (8 documents of 80 to 300 tokens, forward and
+    backward: 22 ms against 10).
+    """
     shared = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, shared), repeat_kv(value, shared)
     sizes = [count * length for count, length in documents.groups]
-    # split, not slices: the gradient of a slice is as long as the whole line, and they would all be added up
+    # Not slices: the gradient of each slice is as long as the whole line, and autograd would add all of them up.
     parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True)
-    made = []
+    outputs = []
     for (count, length), (own, others, values) in zip(documents.groups, parts, strict=True):
         narrow = window is not None and length > window
         attended = scaled_dot_product_attention(
-            rows_of(own, count, length),
-            rows_of(others, count, length),
-            rows_of(values, count, length),
+            equal_rows(own, count, length),
+            equal_rows(others, count, length),
+            equal_rows(values, count, length),
             attn_mask=banded(length, window, query.device) if narrow else None,
             dropout_p=dropout,
             scale=scaling,
             is_causal=not narrow,
         )
-        made.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(made)[None]
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None]
 
 
-def rows_of(part: torch.Tensor, count: int, length: int) -> torch.Tensor:
-    """[1, heads, count x length, head_dim] as [count, heads, length, head_dim]."""
+def equal_rows(part: torch.Tensor, count: int, length: int) -> torch.Tensor:
+    """Return [1, heads, count x length, head_dim] as [count, heads, length, head_dim]."""
     return part if count == 1 else part.view(part.shape[1], count, length, -1).transpose(0, 1)
 
 
 def banded(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """[length, length], True where a token sees another: itself and the window - 1 before it."""
+    """Return [length, length], True where a token sees another: itself and the window - 1 tokens before it."""
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - (window or length))

@@ -1,15 +1,15 @@
 """The order of samples: a pure function of (seed, epoch, position), the same for every world size and micro-batch.
 
-transformers' own skipping on resume counts batches of the layout it runs under; over a virtual data set of
-max_steps x global_batch rows, read sequentially, that count is right whatever the layout. A step's samples are those of
-its positions; which rank and micro-batch of the step takes which of them may depend on the layout (`Dealt`).
+On resume, transformers skips batches and counts them in the current layout. Over a virtual data set of max_steps x
+global_batch rows, read sequentially, that count is right in every layout. The samples of a step are those of its
+positions; the rank and micro-batch that gets each of them may depend on the layout (`Dealt`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from heapq import heapify, heappop, heappush
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,37 +17,28 @@ import torch
 from torch.utils.data import Dataset
 
 from finetune_trainer.dataset.shards import WINDOW, shard_order
+from finetune_trainer.worker.prepared_rows import PreparedRows
 
 Numbers = npt.NDArray[np.int32]
 
 WINDOW_BATCHES = 16  # rows are sorted by length within windows of this many global batches
-STEPS_KNOWN = 4  # the step at hand, the one before, and two that are prepared
-
-
-class Rows(Protocol):
-    """Random access to prepared rows and their lengths in tokens."""
-
-    @property
-    def lengths(self) -> npt.ArrayLike: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+STEPS_KNOWN = 4  # the current step, the one before, and two that are prepared ahead
 
 
 def shuffled(count: int, seed: int, epoch: int) -> Numbers:
-    """A seeded permutation of range(count)."""
+    """Return a seeded permutation of range(count)."""
     return torch.randperm(count, generator=_generator(seed, epoch)).numpy().astype(np.int32)
 
 
 def shuffled_by_shard(shards: Sequence[int], seed: int, epoch: int) -> Numbers:
-    """A seeded permutation of the rows of shards that are too many for a node's memory.
+    """Return a seeded permutation of the rows of shards that together exceed the memory of a node.
 
-    The shards are shuffled, then the rows of as many as memory holds, window by window: a row meets those of some
-    thousand million tokens, not all, and no shard is read twice. Which ranks there are plays no part.
+    The shards are shuffled; then the rows of WINDOW shards at a time, which fit into memory, are shuffled together. So
+    a row is mixed with some thousand million tokens rather than all, and each shard is read once. The world size has no
+    effect.
 
     Args:
-        shards: rows of each.
+        shards: rows of each shard.
     """
     generator = _generator(seed, epoch)
     order = shard_order(len(shards), seed, epoch)
@@ -64,13 +55,13 @@ def shuffled_by_shard(shards: Sequence[int], seed: int, epoch: int) -> Numbers:
 def epoch_order(
     lengths: Numbers, seed: int, epoch: int, global_batch: int, shards: Sequence[int] | None = None
 ) -> Numbers:
-    """The order in which one epoch visits rows that a batch pads: a permutation of range(len(lengths)).
+    """Return the order of the rows in one epoch with padded batches: a permutation of range(len(lengths)).
 
-    A seeded shuffle; within windows of it rows are grouped by length, so that a batch holds little padding, and the
-    groups of a window are shuffled again, so that no length comes first.
+    The rows are shuffled with a seed. Within windows of that order they are grouped by length, so that a batch holds
+    little padding; then the groups of a window are shuffled, so that lengths come in random order.
 
     Args:
-        shards: rows of each, where the shuffle goes by shards.
+        shards: rows of each shard, if the shuffle goes shard by shard.
     """
     generator = _generator(seed, epoch)
     order = torch.randperm(len(lengths), generator=generator).numpy().astype(np.int32)
@@ -79,7 +70,7 @@ def epoch_order(
     window = WINDOW_BATCHES * global_batch
     for start in range(0, len(order), window):
         rows = order[start : start + window]
-        rows = rows[np.argsort(lengths[rows], kind="stable")]  # ties stay shuffled
+        rows = rows[np.argsort(lengths[rows], kind="stable")]  # stable: rows of equal length stay shuffled
         batches = [rows[at : at + global_batch] for at in range(0, len(rows), global_batch)]
         places = torch.randperm(len(batches), generator=generator).tolist()
         order[start : start + window] = np.concatenate([batches[place] for place in places])
@@ -92,24 +83,24 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Dealt:
-    """Deals a step's rows to its micro-batches so that each has about as many tokens: for batches without padding.
+    """Assignment of a step's rows to micro-batches with about equal token counts, for batches without padding.
 
     Args:
-        micro_batch: rows of a micro-batch. Those of a step are taken by the ranks in turn, as accelerate does.
+        micro_batch: rows of a micro-batch. The ranks take the micro-batches of a step in turn, as accelerate does.
     """
 
     micro_batch: int
 
     def __call__(self, lengths: Numbers) -> list[int]:
-        """Where in the step each slot's row stands: a permutation of range(len(lengths)).
+        """Return the row of each slot of a step: a permutation of range(len(lengths)).
 
-        The longest first, each to the micro-batch with the fewest tokens that has room (Graham 1969, LPT); those of
-        like size stand beside one another, since ranks that work at the same time wait for the slowest.
+        The longest row goes first, each to the micro-batch with the fewest tokens that has room (Graham 1969, LPT).
+        Micro-batches of similar size are adjacent, since ranks that compute at the same time wait for the slowest.
         """
         sizes = lengths.tolist()
         batches: list[list[int]] = [[] for _ in range(len(sizes) // self.micro_batch)]
         tokens = [0] * len(batches)
-        room = [(0, batch) for batch in range(len(batches))]  # of equally full ones the first
+        room = [(0, batch) for batch in range(len(batches))]  # among equally full batches the first wins
         heapify(room)
         for index in np.argsort(-lengths, kind="stable").tolist():
             held, chosen = heappop(room)
@@ -123,10 +114,10 @@ class Dealt:
 
 @dataclass(frozen=True)
 class _Step:
-    """What is known of a step; each part is made when it is first asked for.
+    """The rows of one step. Each derived value is computed at its first use.
 
     Attributes:
-        rows: the real rows by position.
+        rows: prepared rows by position.
     """
 
     rows: Numbers
@@ -136,7 +127,7 @@ class _Step:
 
     @cached_property
     def slots(self) -> list[int]:
-        """The position within the step that each of its slots stands for."""
+        """Return the position within the step of each slot."""
         return list(range(len(self.rows))) if self.deal is None else self.deal(self.lengths)
 
     @cached_property
@@ -145,22 +136,22 @@ class _Step:
 
 
 class VirtualDataset(Dataset[dict[str, Any]]):
-    """max_steps x global_batch rows: position k is row `order(k // n)[k % n]` of the n real ones.
+    """A data set of max_steps x global_batch rows: position k is row `order(k // n)[k % n]` of the n prepared rows.
 
     Args:
         rows: the prepared rows.
         seed: seed of the run.
         max_steps: optimizer steps of the whole run.
         global_batch: rows per optimizer step over all ranks.
-        items: how many items of loss a real row has; one each if left out.
-        dealt: for batches without padding: rows are merely shuffled, and dealt within their step. Otherwise they are
-            grouped by length, and stay at their positions.
-        shards: rows of each shard of a split that is too large to be shuffled as a whole; None = it is not.
+        items: returns the number of loss items of a prepared row; 1 each if left out.
+        dealt: for batches without padding: rows are shuffled only, and dealt within their step. Without it, rows are
+            grouped by length and stay at their positions.
+        shards: rows of each shard of a split that is too large to shuffle as a whole; else None.
     """
 
     def __init__(
         self,
-        rows: Rows,
+        rows: PreparedRows,
         seed: int,
         max_steps: int,
         global_batch: int,
@@ -182,7 +173,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
 
     @property
     def lengths(self) -> Numbers:
-        """Tokens of each real row."""
+        """Return the number of tokens of each prepared row."""
         return self._lengths
 
     def __len__(self) -> int:
@@ -192,24 +183,24 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         return self._rows[self.row(self.position(slot))]
 
     def prepare(self, step: int) -> None:
-        """Find out all about a step, counted from 1, before it is asked for: while a device is at work."""
+        """Compute slots and items of a step, counted from 1, ahead of their use, while the device computes."""
         if step not in self._steps and step <= self._max_steps:
-            made = self._step(step)
-            _ = made.slots, made.items
+            prepared = self._step(step)
+            _ = prepared.slots, prepared.items
 
     def position(self, slot: int) -> int:
-        """The position whose row the loader's index stands for; the same step's."""
+        """Return the position of the row that the loader's index `slot` selects; it lies in the same step."""
         step, place = divmod(slot, self._global_batch)
         return step * self._global_batch + self._step(step + 1).slots[place]
 
     def row(self, position: int) -> int:
-        """The real row at a position of the run."""
+        """Return the prepared row at a position of the run."""
         epoch, index = divmod(position, len(self._rows))
         return int(self._order(epoch)[index])
 
     def _order(self, epoch: int) -> Numbers:
         if epoch not in self._orders:
-            for passed in [known for known in self._orders if known < epoch - 1]:  # a step may lie in two epochs
+            for passed in [known for known in self._orders if known < epoch - 1]:  # a step may span two epochs
                 del self._orders[passed]
             self._orders[epoch] = self._order_of(epoch)
         return self._orders[epoch]
@@ -230,7 +221,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         return self._steps[step]
 
     def _rows_between(self, start: int, end: int) -> Numbers:
-        """The real rows at positions from `start` to before `end`."""
+        """Return the prepared rows at positions from `start` to before `end`."""
         count, parts = len(self._rows), []
         while start < end:
             epoch, index = divmod(start, count)
@@ -240,14 +231,14 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         return np.concatenate(parts)
 
     def step_rows(self, step: int) -> list[int]:
-        """The real rows of a step, counted from 1, by position."""
+        """Return the prepared rows of a step, counted from 1, by position."""
         rows: list[int] = self._step(step).rows.tolist()
         return rows
 
     def step_tokens(self, step: int) -> int:
-        """Non-padding tokens in the global batch of a step, counted from 1."""
+        """Return the number of non-padding tokens in the global batch of a step, counted from 1."""
         return int(self._step(step).lengths.sum())
 
     def step_items(self, step: int) -> int:
-        """Items of loss in the global batch of a step, over all ranks: what its loss is divided by."""
+        """Return the number of loss items in the global batch of a step, over all ranks: the divisor of its loss."""
         return self._step(step).items

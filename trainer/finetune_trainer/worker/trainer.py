@@ -14,7 +14,7 @@ from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.checkpoints.marker import Marker, marker_name
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
-from finetune_trainer.worker.losses.head import Head, head_of
+from finetune_trainer.worker.losses.head import Head
 from finetune_trainer.worker.reports.cadence import quality
 from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
@@ -33,8 +33,10 @@ class FineTuneTrainer(Trainer):
     Args:
         order: who this rank is and where its files lie.
         reporter: where saves are announced.
+        head: from a batch to its summed loss.
         data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
         evaluator: scores the eval split; None without one.
+        meter: times the steps; a new one if left out.
         model, args, train_dataset, data_collator, callbacks: as for `Trainer`.
 
     Attributes:
@@ -51,13 +53,15 @@ class FineTuneTrainer(Trainer):
         model: torch.nn.Module,
         args: TrainingArguments,
         *,
+        head: Head,
         data: VirtualDataset,
         evaluator: Evaluator | None = None,
+        meter: Meter | None = None,
         **parts: Any,
     ):
-        self.head: Head = head_of(order.plan, model)
+        self.head = head
         super().__init__(model, args, **parts)
-        self.meter = Meter(order.plan)
+        self.meter = meter or Meter(order.plan)
         self._data = data
         self._evaluator = evaluator
         self._order = order

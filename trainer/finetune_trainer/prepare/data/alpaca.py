@@ -22,17 +22,17 @@ WITHOUT_INPUT = (
 
 
 def prompt(instruction: str, given: str) -> str:
-    """Alpaca's prompt; the answer follows it after a line break."""
+    """Return Alpaca's prompt; the answer follows it after a line break."""
     if given.strip():
         return WITH_INPUT.format(instruction=instruction, input=given)
     return WITHOUT_INPUT.format(instruction=instruction)
 
 
-def conversation(instruction: str, given: str, output: str, system: str, history: Any) -> tuple[Message, ...]:
-    """The row as messages; `history` has earlier turns, as pairs of question and answer.
+def alpaca_messages(instruction: str, given: str, output: str, system: str, history: Any) -> tuple[Message, ...]:
+    """Return the row as messages; `history` has earlier turns, as pairs of question and answer.
 
     Raises:
-        Wrong: the history is no list of pairs.
+        Wrong: the history is not a list of pairs.
     """
     messages: list[Message] = [{"role": "system", "content": system}] if system.strip() else []
     for index, turn in enumerate(history or ()):

@@ -13,13 +13,13 @@ from finetune_trainer.prepare.data.wrong import Wrong
 
 
 def tool_calls(where: str, value: Any) -> list[dict[str, Any]]:
-    """The calls of one message, their arguments as objects; an empty list if there are none.
+    """Return the calls of one message, their arguments as objects; an empty list if there are none.
 
     Args:
         where: path of the list within its row, for messages.
 
     Raises:
-        Wrong: a call is no object, or has arguments that are none.
+        Wrong: a call or its arguments are not an object.
     """
     if isinstance(value, str):
         value = _parsed(where, value, "a list") if value.strip() else []
@@ -29,10 +29,10 @@ def tool_calls(where: str, value: Any) -> list[dict[str, Any]]:
 
 
 def calls_as_text(where: str, text: str) -> list[Any]:
-    """The calls that a text holds as JSON: one, or a list of them; `tool_calls` checks them.
+    """Return the calls that a text holds as JSON: one, or a list of them; `tool_calls` checks them.
 
     Raises:
-        Wrong: it is no JSON.
+        Wrong: it is not JSON.
     """
     value = _parsed(where, text, "a call such as {name, arguments}")
     calls = value if isinstance(value, list) else [value]
@@ -66,21 +66,21 @@ def _parsed(where: str, text: str, wanted: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        message = f"{where} is a string that is no JSON ({error}); it must be {wanted}, or {wanted} as JSON text"
+        message = f"{where} is a string that is not JSON ({error}); it must be {wanted}, or {wanted} as JSON text"
         raise Wrong(Code.INVALID_MESSAGE, message) from None
 
 
 def tools_of(column: str, value: Any) -> tuple[Mapping[str, Any], ...]:
-    """Descriptions of tools that stand beside a conversation, their schemas as objects.
+    """Return the descriptions of a conversation's tools, their schemas as objects.
 
     Raises:
-        Wrong: it is no list of objects.
+        Wrong: it is not a list of objects.
     """
     if isinstance(value, str):  # as columns that hold no lists have it
         try:
             value = json.loads(value) if value.strip() else None
         except ValueError:
-            raise Wrong(Code.WRONG_TYPE, f"{column!r} is a string that is no JSON list of tools") from None
+            raise Wrong(Code.WRONG_TYPE, f"{column!r} is a string that is not a JSON list of tools") from None
     if value is None:
         return ()
     if isinstance(value, list):
@@ -108,7 +108,7 @@ def _with_schema(where: str, function: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_fillers(value: Any) -> Any:
-    """A value of a columnar file without the nulls in its objects.
+    """Return a value of a columnar file without the nulls in its objects.
 
     All rows of such a file have the same fields, at every depth: what a row does not have is null. (Items of lists that
     are null were written so.)

@@ -1,7 +1,7 @@
 """A file in parts: each is read by one process, and small enough to be sent to it.
 
 A part is whole lines, whole records (`records`), elements of an array or rows of a table, parsed in the process that
-gets it. Only where nothing but a parser can tell where a record ends, the part holds parsed records.
+gets it. Where only a parser can find the end of a record, the part holds parsed records.
 """
 
 import re
@@ -11,11 +11,11 @@ from typing import Protocol
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.delimited import parse_pair
-from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Documents, Fault, Format, Record, Row
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, DocumentUnit, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonarray import parse_element, read_array
 from finetune_trainer.prepare.data.jsonl import parse_line
 from finetune_trainer.prepare.data.lines import PIECE, Piece, pieces, too_long
-from finetune_trainer.prepare.data.records import Rest, in_parts, parse, parts
+from finetune_trainer.prepare.data.record_parts import Rest, in_parts, parse, parts
 from finetune_trainer.prepare.data.streams import Reader, StreamError, opened
 from finetune_trainer.prepare.data.text import parse_document
 
@@ -53,7 +53,7 @@ class LineChunk:
         return self.piece.end
 
     def records(self) -> Iterator[Record]:
-        """One per line that is not blank."""
+        """Yield the records of the chunk."""
         if self.piece.data is None:
             yield too_long(self.piece.first)
             return
@@ -85,7 +85,7 @@ class ArrayChunk:
     end: int
 
     def records(self) -> Iterator[Record]:
-        """One per element."""
+        """Yield the records of the chunk."""
         for row, text in enumerate(self.texts, self.first):
             yield parse_element(row, text)
 
@@ -99,7 +99,7 @@ class ParsedChunk:
     end: int
 
     def records(self) -> Iterator[Record]:
-        """As they were parsed."""
+        """Yield the records of the chunk."""
         return iter(self.parsed)
 
 
@@ -113,14 +113,14 @@ class TableChunk:
     end: int
 
     def records(self) -> Iterator[Record]:
-        """One per row."""
+        """Yield the records of the chunk."""
         from finetune_trainer.prepare.data.tables import parse_table
 
         return parse_table(self.first, self.packed)
 
 
 def chunks(file: DataFile) -> Iterator[Chunk]:
-    """The parts of a file, in order. Equal for equal bytes: a second reading gives the same parts.
+    """Yield the parts of a file, in order. Equal bytes give equal parts, also at a second reading.
 
     Raises:
         DataError: the file as a whole cannot be read: it is empty, ends early, is damaged, its header is wrong or it
@@ -135,7 +135,7 @@ def chunks(file: DataFile) -> Iterator[Chunk]:
 
 
 def read(file: DataFile) -> Iterator[Record]:
-    """All records of a file, in order; errors as of `chunks`."""
+    """Yield all records of a file, in order; errors as of `chunks`."""
     for chunk in chunks(file):
         yield from chunk.records()
 
@@ -177,12 +177,12 @@ def _chunks(file: DataFile) -> Iterator[Chunk]:
         except StreamError as error:
             unit = "lines" if file.format is not Format.JSON else "rows"
             message = f"{error.message}; {line:,} whole {unit} could be read"
-            raise DataError(file.problem(error.code, message, "copy or compress the file again, whole")) from error
+            raise DataError(file.problem(error.code, message, "copy or compress the whole file again")) from error
 
 
 def _by_line(file: DataFile) -> bool:
     if file.format is Format.TEXT:
-        return file.documents is Documents.LINE
+        return file.documents is DocumentUnit.LINE
     return file.format in (Format.JSONL, Format.PAIRS)
 
 

@@ -1,13 +1,13 @@
-"""What a row holds, as one number: rows of the same content have the same, wherever they stand."""
+"""The content of a row as one number: rows with the same content have the same number."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
 
 
-def content(example: Example) -> int:
+def content_hash(example: Example) -> int:
     """Return 64 bits of a hash over all that is learnt of a row: texts, messages, tools, labels, the number."""
     parts = [example.text, example.completion, *sorted(example.names)]
     if example.number is not None:

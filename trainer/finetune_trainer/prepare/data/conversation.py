@@ -1,6 +1,6 @@
 """Conversations as rows have them (chat `messages`, ShareGPT, prompts and completions of messages, Alpaca) to one form.
 
-One message is `role`, `content` and whatever else a chat template may read; a message of weight 0 carries no loss.
+One message is `role`, `content` and further keys that a chat template may read; a message of weight 0 carries no loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from finetune_trainer.prepare.data.calls import calls_as_text, tool_calls, tools
 from finetune_trainer.prepare.data.formats import Code, json_type
 from finetune_trainer.prepare.data.wrong import Wrong
 
-__all__ = ["Message", "Wrong", "check_order", "conversation", "prompt_and_completion", "tools_of"]
+__all__ = ["Message", "Wrong", "check_order", "checked_messages", "prompt_and_completion", "tools_of"]
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -34,8 +34,8 @@ CALL = "function_call"  # LLaMA-Factory's speaker of a tool call, which is the v
 NEAR = {**SHAREGPT, "bot": "assistant", "ai": "assistant", "prompter": "user", "customer": "user", "agent": "assistant"}
 
 
-def conversation(column: str, value: Any) -> tuple[Message, ...]:
-    """The checked messages of one row; of `role`/`content` or ShareGPT's `from`/`value`.
+def checked_messages(column: str, value: Any) -> tuple[Message, ...]:
+    """Return the checked messages of one row; of `role`/`content` or ShareGPT's `from`/`value`.
 
     Raises:
         Wrong: it breaks a rule.
@@ -46,7 +46,7 @@ def conversation(column: str, value: Any) -> tuple[Message, ...]:
 
 
 def prompt_and_completion(prompt: Any, completion: Any, names: Mapping[str, str]) -> tuple[Message, ...]:
-    """TRL's conversational prompt-completion: only the completion carries loss.
+    """Return the messages of TRL's conversational prompt-completion: only the completion carries loss.
 
     Raises:
         Wrong: as of `conversation`.
@@ -74,7 +74,7 @@ def _messages(column: str, value: Any) -> tuple[Message, ...]:
 
 
 def _is_plain(item: Any) -> bool:
-    """Whether a message is all right as it stands: most are, and the sentences for the others take time to make."""
+    """Return whether a message needs no check: most do not, and the checks of the others take time."""
     if type(item) is not dict or len(item) != 2:
         return False
     role, content = item.get("role"), item.get("content")
@@ -129,7 +129,7 @@ def _role(where: str, role: Any, sharegpt: bool) -> str:
         if known is not None:
             return known
         near = NEAR.get(role.strip().lower()) or (role.strip().lower() if role.strip().lower() in ROLES else None)
-        meant = f"; {near!r} is probably meant" if near else ""
+        meant = f"; did you mean {near!r}?" if near else ""
         raise Wrong(Code.UNKNOWN_ROLE, f"{where} is {role[:40]!r}; roles are {', '.join(ROLES)}{meant}")
     raise Wrong(Code.INVALID_MESSAGE, f"{where} is {json_type(role)}; it must be a string")
 
@@ -151,7 +151,7 @@ def _part(where: str, part: Any) -> str:
         return text
     if isinstance(kind, str) and kind != "text":
         raise Wrong(Code.NOT_TEXT, f"{where} is of type {kind!r}; only text can be learnt from")
-    raise Wrong(Code.WRONG_TYPE, f"{where} is no text part: it must be {{type: text, text: ...}}")
+    raise Wrong(Code.WRONG_TYPE, f"{where} is not a text part: it must be {{type: text, text: ...}}")
 
 
 def _weight(where: str, weight: Any) -> int:
@@ -172,8 +172,9 @@ def _encodable(where: str, value: str) -> None:
 
 
 def check_order(column: str, messages: Sequence[Message]) -> None:
-    """Rules over a whole conversation. Two turns of one role in a row, and system messages later than the first, are
-    left to the chat template.
+    """Check the rules over a whole conversation.
+
+    The chat template judges two turns of one role in a row, and system messages later than the first.
 
     Raises:
         Wrong: one is broken.

@@ -4,36 +4,38 @@ A file is read twice: once to check it, once to tokenise it; between the two onl
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune_api.errors import DataError, Problem
 from finetune_api.messages import ProblemType, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, EvalSplit
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
-from finetune_trainer.prepare.data.choice import hold_out, label_order, rarest, repeats
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows, CheckedSource
 from finetune_trainer.prepare.data.chunks import chunks
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout, examples
+from finetune_trainer.prepare.data.file_places import Report, source_changed
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault
-from finetune_trainer.prepare.data.kinds import (
+from finetune_trainer.prepare.data.label_kinds import (
+    as_numbers,
     as_whole_numbers,
     check_kind,
-    forget_labels,
     kind_of_all,
     nothing_to_tell,
     of_one_kind,
 )
-from finetune_trainer.prepare.data.labels import matched
+from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.data.notices import Notice, notices
 from finetune_trainer.prepare.data.opening import mixed_layouts, open_all
-from finetune_trainer.prepare.data.places import Report, changed
 from finetune_trainer.prepare.data.portions import EVALUATED, Portion, Split
 from finetune_trainer.prepare.data.reading import processes as processes
 from finetune_trainer.prepare.data.reading import read_all
-from finetune_trainer.prepare.data.rows import Example, Layout, examples
-from finetune_trainer.prepare.data.said_splits import check_said, choose_by_column
+from finetune_trainer.prepare.data.row_choice import hold_out, label_order, rarest, repeats
+from finetune_trainer.prepare.data.row_splits import check_row_splits, chosen_by_column
 from finetune_trainer.prepare.data.sources import Sources
 from finetune_trainer.prepare.data.tally import Tally, grouped
 
@@ -43,7 +45,7 @@ class CheckedData:
     """A data set without faults, or with faults that may be skipped.
 
     Attributes:
-        sources: those to train on, in the order of the job, then that of evaluation, if it has one of its own.
+        sources: those to train on, in the order of the job, then the separate one of evaluation, if there is one.
         labels: names by index; empty for language models and for regression.
         problem_type: what a classification predicts, else None.
         layout: what the examples are made of.
@@ -54,7 +56,7 @@ class CheckedData:
     sources: tuple[CheckedSource, ...]
     files: tuple[CheckedFile, ...]
     labels: tuple[str, ...]
-    layout: Layout
+    layout: ExampleLayout
     has_eval: bool
     problem_type: ProblemType | None = None
     notices: tuple[Notice, ...] = ()
@@ -70,7 +72,7 @@ class CheckedData:
         return sum(checked.file.path.stat().st_size for checked in self.files)
 
     def portions(self) -> Iterator[Portion]:
-        """The files again, in parts: training sources first. Parts of which no row is chosen are left out.
+        """Yield the files in parts, training sources first. Leave out parts of which no row is chosen.
 
         Raises:
             DataError: a file has other parts than when it was checked.
@@ -80,7 +82,7 @@ class CheckedData:
             choice = self.sources[checked.source].choice
             for chunk, count in zip_longest(chunks(checked.file), checked.good):
                 if chunk is None or count is None:
-                    raise DataError(changed(checked.file.name, checked.file.field))
+                    raise DataError(source_changed(checked.file.name, checked.file.field))
                 start = done[checked.source]
                 done[checked.source] += count
                 chosen = b"\1" * count if choice is None else choice[start : start + count].tobytes()
@@ -88,19 +90,19 @@ class CheckedData:
                     yield Portion(checked.source, chunk, checked.columns, chosen)
 
     def train_examples(self) -> Iterator[Example]:
-        """The rows to learn from, as often as an epoch has them."""
+        """Yield the rows to learn from, as often as an epoch has them."""
         rows = chain.from_iterable(portion.examples() for portion in self.portions())
         return (example for split, times, example in rows if split is Split.TRAIN for _ in range(times))
 
     def eval_examples(self) -> Iterator[Example] | None:
-        """The rows to evaluate on, or None."""
+        """Yield the rows to evaluate on, or None."""
         if not self.has_eval:
             return None
         rows = chain.from_iterable(portion.examples() for portion in self.portions())
         return (example for split, _, example in rows if split is Split.EVAL)
 
     def tallies(self) -> list[Tally]:
-        """What is wrong, by source."""
+        """Return what is wrong, by source."""
         return [source.tally for source in self.sources]
 
     def add_fault(self, source: int, file: DataFile, fault: Fault) -> None:
@@ -108,11 +110,11 @@ class CheckedData:
         self.sources[source].tally.add(file, fault)
 
     def problems(self) -> list[Problem]:
-        """The problems that stop the job: none if there are few enough and the job says to skip them."""
-        return [problem for tally in self.tallies() for problem in invalid(self.spec, tally)]
+        """Return the problems that stop the job: none if there are few enough and the job says to skip them."""
+        return [problem for tally in self.tallies() for problem in invalid_rows(self.spec, tally)]
 
 
-def check(
+def check_dataset(
     spec: DatasetSpec,
     task: Task,
     sources: Sources,
@@ -139,46 +141,61 @@ def check(
         DataError: all that is wrong with the rows, grouped.
     """
     check_kind(problem_type, task)
-    fatal: list[Problem] = []
-    parts = [CheckedSource(source, Tally(source.field)) for source in sources.all()]
-    files = list(open_all(spec, task, sources, folder, has_template, report, fatal))
-    if not fatal and len({file.columns.layout for file in files}) > 1:
-        fatal.append(mixed_layouts(files))
-    files = of_one_kind(files, problem_type)
-    targets: list[tuple[str, ...]] = []
-    read_all(parts, files, targets, fatal, report, contents=isinstance(spec.eval, EvalSplit))
-    training = parts[: len(sources.train)]
-    evaluation = parts[-1] if sources.evaluation is not None else None
-    kind = None
-    if task is Task.CLASSIFICATION and not fatal:
-        kind = problem_type or kind_of_all(files, training)
-        if kind is ProblemType.REGRESSION:
-            files = of_one_kind(files, kind)
-            forget_labels(parts, targets)
-        elif kind is ProblemType.SINGLE_LABEL:
-            files = as_whole_numbers(files, parts, targets)
-        trained = {name for part in training for index in part.trained_labels for name in targets[index]}
-        if evaluation is not None:
-            _leave_out_unseen(evaluation, trained, targets, [file for file in files if file.source == len(parts) - 1])
-        if (problem := nothing_to_tell(kind, training, trained)) is not None:
-            fatal.append(problem)
-    for part in parts:
-        fatal += invalid(spec, part.tally)
-        if not part.good and not any(problem.field == part.source.field for problem in fatal):
-            fatal += part.tally.problems()  # all are faults, and may be skipped: then nothing is left
-    if fatal:
-        raise DataError(grouped(fatal))
-    _choose(spec, training, evaluation, targets, seed)
-    names = {name for part in training for index in part.trained_labels for name in targets[index]}
+    rows, kind, problems = _read(spec, task, sources, folder, has_template, problem_type, report)
+    for part in rows.sources:
+        problems += invalid_rows(spec, part.tally)
+        if not part.good and not any(problem.field == part.source.field for problem in problems):
+            problems += part.tally.problems()  # all are faults, and may be skipped: then nothing is left
+    if problems:
+        raise DataError(grouped(problems))
+    rows = _chosen(spec, rows, seed)
+    names = rows.trained_names
     labels = matched(known_labels, names) or label_order(names)
-    parted = any(part.choice is not None and bool((part.choice == EVALUATED).any()) for part in training)
-    has_eval = evaluation is not None or parted
-    told = notices(task, training, files, labels, problem_type or (ProblemType.REGRESSION if not labels else None))
-    return CheckedData(spec, tuple(parts), tuple(files), labels, files[0].columns.layout, has_eval, kind, told)
+    shown_kind = problem_type or (ProblemType.REGRESSION if not labels else None)
+    return CheckedData(
+        spec=spec,
+        sources=rows.sources,
+        files=rows.files,
+        labels=labels,
+        layout=rows.files[0].columns.layout,
+        has_eval=rows.evaluated or any(_is_evaluated(part) for part in rows.training),
+        problem_type=kind,
+        notices=notices(task, rows.training, rows.files, labels, shown_kind),
+    )
 
 
-def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
-    """The problems that stop the job: none if there are few enough and the job says to skip them."""
+def _read(
+    spec: DatasetSpec,
+    task: Task,
+    sources: Sources,
+    folder: Path,
+    has_template: bool,
+    declared: ProblemType | None,
+    report: Report,
+) -> tuple[CheckedRows, ProblemType | None, list[Problem]]:
+    """Read every row; return the rows, what a classification predicts, and the problems that stop any job."""
+    opened = open_all(spec, task, sources, folder, has_template, report)
+    problems = list(opened.problems)
+    if not problems and (mixed := mixed_layouts(opened.files)):
+        problems.append(mixed)
+    files = of_one_kind(opened.files, declared)
+    rows = read_all(sources, files, report, contents=isinstance(spec.eval, EvalSplit))
+    problems += rows.problems
+    if problems or not spec_of(task).labelled:
+        return rows, None, problems
+    kind = declared or kind_of_all(rows)
+    if kind is ProblemType.REGRESSION:
+        rows = as_numbers(rows)
+    elif kind is ProblemType.SINGLE_LABEL:
+        rows = as_whole_numbers(rows)
+    rows = _without_unseen(rows)
+    if problem := nothing_to_tell(kind, rows):
+        problems.append(problem)
+    return rows, kind, problems
+
+
+def invalid_rows(spec: DatasetSpec, tally: Tally) -> list[Problem]:
+    """Return the problems that stop the job: none if there are few enough and the job says to skip them."""
     if not tally.faults:
         return []
     if spec.on_invalid == "Fail":
@@ -187,27 +204,34 @@ def invalid(spec: DatasetSpec, tally: Tally) -> list[Problem]:
     if tally.faults < tally.rows and percent <= spec.max_invalid_percent:
         return []
     message = (
-        f"{tally.faults} of {tally.rows} rows ({percent:.3g} %) are invalid; {spec.max_invalid_percent:g} % may be"
+        f"{tally.faults} of {tally.rows} rows ({percent:.3g} %) are invalid; {spec.max_invalid_percent:g} % are allowed"
     )
-    cure = "mend the rows below, or raise spec.dataset.maxInvalidPercent"
+    cure = "fix the rows below, or raise spec.dataset.maxInvalidPercent"
     return [Problem(code="TooManyInvalidRows", field=tally.field, message=message, cure=cure), *tally.problems()]
 
 
-def _leave_out_unseen(
-    part: CheckedSource, trained: set[str], targets: list[tuple[str, ...]], files: list[CheckedFile]
-) -> None:
-    """Evaluation rows with a label that no training row has are faults; only then the file is read again."""
+def _without_unseen(rows: CheckedRows) -> CheckedRows:
+    """Return the rows; evaluation rows with a label that no training row has are faults.
+
+    The files of evaluation are read again only if there are such rows.
+    """
+    part, trained, targets = rows.evaluation, rows.trained_names, rows.targets
+    if part is None:
+        return rows
     labels = np.asarray(part.labels, np.int64)
     seen = np.isin(labels, [index for index, target in enumerate(targets) if trained.issuperset(target)])
     if seen.all():
-        return
-    part.choice = np.where(seen, EVALUATED, 0).astype(np.uint8)
-    rows = _examples(files)
-    for index, known, (file, example) in zip(part.labels, seen, rows, strict=True):
+        return rows
+    tally = Tally(part.tally.field)
+    tally.merge(part.tally)
+    files = [file for file in rows.files if file.source == len(rows.sources) - 1]
+    for index, known, (file, example) in zip(part.labels, seen, _examples(files), strict=True):
         if not known:
             name = next(name for name in targets[index] if name not in trained)
-            part.tally.add(file, Fault(example.line, Code.UNSEEN_LABEL, f"no training row has the label {name!r}"))
-    part.good = int(seen.sum())
+            tally.add(file, Fault(example.line, Code.UNSEEN_LABEL, f"no training row has the label {name!r}"))
+    choice = np.where(seen, EVALUATED, 0).astype(np.uint8)
+    evaluation = replace(part, tally=tally, choice=choice, good=int(seen.sum()))
+    return replace(rows, sources=(*rows.training, evaluation))
 
 
 def _examples(files: Iterable[CheckedFile]) -> Iterator[tuple[DataFile, Example]]:
@@ -221,31 +245,42 @@ def _examples(files: Iterable[CheckedFile]) -> Iterator[tuple[DataFile, Example]
 # ---------------------------------------------------------------- choice
 
 
-def _choose(
-    spec: DatasetSpec,
-    training: list[CheckedSource],
-    evaluation: CheckedSource | None,
-    targets: list[tuple[str, ...]],
-    seed: int,
-) -> None:
-    """Which rows are seen when; sources without a choice have every row once."""
+def _chosen(spec: DatasetSpec, rows: CheckedRows, seed: int) -> CheckedRows:
+    """Return the rows with the choice of which are seen when; sources without a choice have every row once.
+
+    Raises:
+        SpecError: the job holds rows out in two ways.
+        DataError: no row is left to train on, or too few can be held out.
+    """
+    evaluation = rows.evaluation
     if evaluation is not None and evaluation.choice is None:
-        evaluation.choice = np.full(evaluation.good, EVALUATED, np.uint8)
-    check_said(spec, training, targets)
-    for index, part in enumerate(training):
-        if part.source.weight != 1:
-            part.choice = repeats(part.source.weight, part.good, seed, index)
-    choose_by_column(training)
+        evaluation = replace(evaluation, choice=np.full(evaluation.good, EVALUATED, np.uint8))
+        rows = replace(rows, sources=(*rows.training, evaluation))
+    check_row_splits(spec, rows)
+    training = [
+        part if part.source.weight == 1 else replace(part, choice=repeats(part.source.weight, part.good, seed, index))
+        for index, part in enumerate(rows.training)
+    ]
+    training = chosen_by_column(training)
     if isinstance(spec.eval, EvalSplit):
-        _hold_out(training, spec.eval.split, targets, seed)
-    if not any(part.choice is None or ((part.choice > 0) & (part.choice < EVALUATED)).any() for part in training):
-        message = "the weights leave no row to train on"
-        raise DataError(
-            Problem(code="TooFewRows", field="spec.dataset.mix", message=message, cure="raise them, or add rows")
-        )
+        training = _held_out(training, spec.eval.split, rows.targets, seed)
+    if not any(_is_trained(part) for part in training):
+        message, cure = "the weights leave no row to train on", "raise the weights, or add rows"
+        raise DataError(Problem(code="TooFewRows", field="spec.dataset.mix", message=message, cure=cure))
+    return rows.with_training(training)
 
 
-def _hold_out(training: list[CheckedSource], share: float, targets: list[tuple[str, ...]], seed: int) -> None:
+def _is_trained(part: CheckedSource) -> bool:
+    return part.choice is None or bool(((part.choice > 0) & (part.choice < EVALUATED)).any())
+
+
+def _is_evaluated(part: CheckedSource) -> bool:
+    return part.choice is not None and bool((part.choice == EVALUATED).any())
+
+
+def _held_out(
+    training: Sequence[CheckedSource], share: float, targets: Sequence[tuple[str, ...]], seed: int
+) -> list[CheckedSource]:
     rows = sum(part.good for part in training)
     groups = rarest(np.concatenate([np.asarray(part.labels, np.int64) for part in training]), targets)
     contents = np.concatenate([np.asarray(part.contents, np.uint64) for part in training])
@@ -257,9 +292,13 @@ def _hold_out(training: list[CheckedSource], share: float, targets: list[tuple[s
         field = training[0].source.field
         cure = "add rows, or leave spec.dataset.eval out"
         raise DataError(Problem(code="TooFewRows", field=field, message=message, cure=cure))
-    done = 0
-    for part in training:
-        here = held[done : done + part.good]
-        once = np.ones(part.good, np.uint8) if part.choice is None else part.choice
-        part.choice = np.where(here, np.uint8(EVALUATED), once).astype(np.uint8)
-        done += part.good
+    ends = np.cumsum([part.good for part in training])
+    return [
+        replace(part, choice=np.where(held[end - part.good : end], np.uint8(EVALUATED), _times(part)).astype(np.uint8))
+        for part, end in zip(training, ends.tolist(), strict=True)
+    ]
+
+
+def _times(part: CheckedSource) -> npt.NDArray[np.uint8]:
+    """Return how often each row of a source is seen."""
+    return np.ones(part.good, np.uint8) if part.choice is None else part.choice

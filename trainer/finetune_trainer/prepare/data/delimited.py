@@ -7,7 +7,7 @@ from typing import Literal
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Fault, Format, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
-from finetune_trainer.prepare.data.lines import lines, too_long
+from finetune_trainer.prepare.data.lines import read_lines, too_long
 from finetune_trainer.prepare.data.sniff import AGREE, DELIMITERS, EXCEL
 from finetune_trainer.prepare.data.streams import Reader
 
@@ -20,10 +20,10 @@ class _TooLongError(Exception):
 
 
 class _Feed:
-    """The lines of a file for csv.reader: an iterator that goes on after an error, which a generator does not."""
+    """The lines of a file for csv.reader: an iterator that continues after an error, unlike a generator."""
 
     def __init__(self, reader: Reader) -> None:
-        self._lines = lines(reader)
+        self._lines = read_lines(reader)
         self._read = 0
         self.shift = 0  # lines of the file that are not given out
         self.size = 0  # bytes of the lines given out
@@ -43,14 +43,14 @@ class _Feed:
         if raw is None:
             raise _TooLongError
         self.size += len(raw)
-        # bytes that are no UTF-8 become lone surrogates, so that one bad record does not end the reading
+        # bytes that are not UTF-8 become lone surrogates, so that one bad record does not end the reading
         line = raw.decode("utf-8", "surrogateescape")
         self.record.append(line)
         return line
 
 
 def read_csv(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
-    """(record, bytes of plain data so far, bytes of the file so far) of every record.
+    """Yield (record, bytes of plain data so far, bytes of the file so far) of every record.
 
     Args:
         shift: lines of the file between its header and what follows it here.
@@ -109,16 +109,16 @@ def _is_excel_line(record: list[str]) -> bool:
 def _said(error: csv.Error) -> str:
     if "unexpected end of data" in str(error) or "field larger" in str(error):
         return "a quote is opened here and never closed"
-    return f"no valid CSV: {error}"
+    return f"not valid CSV: {error}"
 
 
 def _lost(line: int, record: list[str], message: str, code: Code = Code.INVALID_CSV) -> Iterator[Fault]:
-    """A fault for each line of a record that cannot be told: none of them is learnt, and all are counted."""
+    """Yield a fault for each line of an unreadable record: all of them are lost, and all are counted."""
     for number, text in enumerate(record, line):
         if number == line:
             yield Fault(number, code, message)
         elif text.strip():
-            yield Fault(number, code, f"the line stands in a quote that is opened in line {line}")
+            yield Fault(number, code, f"the line is inside a quote that is opened in line {line}")
 
 
 class _Values:
@@ -146,7 +146,7 @@ class _Values:
 
 
 def _are_rows(record: list[str], separator: str, seen: list[_Values]) -> bool:
-    """Whether the lines of one record are rows that a stray quote has swallowed, not the lines of one text.
+    """Return whether the lines of one record are rows that a stray quote has joined, not the lines of one text.
 
     The lines within have a field for every column, and no blank after a delimiter, as prose has. A column of few
     values, such as a label, decides; without one there must be more such lines than a text has by chance.
@@ -176,7 +176,7 @@ def _like_row(parts: list[str], width: int) -> bool:
 
 
 def _unquoted(field: str) -> str:
-    """A field of a file without quotes that can be nothing else: within its own, each quote is doubled."""
+    """Return a field of a file without quotes; remove quotes around it, and halve doubled ones within it."""
     inner = field[1:-1]
     if len(field) > 3 and field[0] == field[-1] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
         return inner.replace('""', '"')
@@ -199,12 +199,12 @@ def _header(file: DataFile, line: int, fields: list[str]) -> list[str]:
                     f"set spec.dataset.delimiter to {other!r}",
                 )
             )
-    # pandas writes its index as a column without name; one that nobody asks for does no harm
+    # pandas writes its index as a column without name; an unused one is harmless
     names = [name or f"column {place}" for place, name in enumerate(names, start=1)] if any(names) else names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         wrong = f"the column {twice[0]!r} occurs twice" if twice[0] else "no column has a name"
         raise DataError(
-            file.problem("InvalidHeader", f"line {line} is no header: {wrong}", "begin with a line of names")
+            file.problem("InvalidHeader", f"line {line} is not a header: {wrong}", "begin with a line of names")
         )
     return names
 
@@ -216,7 +216,7 @@ def _csv_row(line: int, header: list[str], fields: list[str]) -> Record:
     if len(fields) != len(header):
         return Fault(line, Code.RAGGED_ROW, f"there are {len(fields)} fields, but the header has {len(header)}")
     if len(header) > 1 and [field.strip() for field in fields] == header:
-        return Fault(line, Code.REPEATED_HEADER, "the line is the header once more")
+        return Fault(line, Code.REPEATED_HEADER, "the line repeats the header")
     return Row(line, dict(zip(header, fields, strict=True)))
 
 
@@ -229,7 +229,7 @@ def _bad_text(line: int, what: str, field: str) -> Fault | None:
 
 
 def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
-    """One line of pairs, without its line break."""
+    """Parse one line of pairs, without its line break."""
     text = raw.decode("utf-8", "surrogateescape")
     if (bad := _bad_text(line, "the line", text)) is not None:
         return bad
@@ -241,7 +241,7 @@ def parse_pair(file: DataFile, line: int, raw: bytes) -> Record:
 
 
 def looks_like_pairs(start: bytes) -> bool:
-    """Whether text begins with lines of one tab each, with something on both sides; a few may be broken."""
+    """Return whether text begins with lines of one tab each, with something on both sides; a few may be broken."""
     whole = start.rpartition(b"\n")[0].splitlines()
     found = [line.split(b"\t") for line in whole if line.strip()]
     pairs = sum(len(parts) == 2 and all(part.strip() for part in parts) for parts in found)
@@ -249,7 +249,7 @@ def looks_like_pairs(start: bytes) -> bool:
 
 
 def delimiter_problem(file: DataFile) -> str | None:
-    """Why the format cannot take the delimiter, if it cannot."""
+    """Return why the format cannot take the delimiter, if it cannot."""
     if file.delimiter is None or file.format is Format.PAIRS:
         return None
     if file.format not in (Format.CSV, Format.TSV):

@@ -1,6 +1,6 @@
 """Which format a file has: as the job says, or by what it begins with, or by its name. Content beats a name that lies.
 
-A file that is no data at all (a web page, a Git LFS pointer, an archive) is told as what it is.
+The error for a file that is not data (a web page, a Git LFS pointer, an archive) names what it is.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_trainer.prepare.data import sniff, streams
 from finetune_trainer.prepare.data.delimited import delimiter_problem, looks_like_pairs
-from finetune_trainer.prepare.data.formats import DataFile, Documents, Format
+from finetune_trainer.prepare.data.formats import DataFile, DocumentUnit, Format
 from finetune_trainer.prepare.data.streams import Compression
 
 SUFFIXES = {
@@ -45,7 +45,7 @@ PAGES = (b"<!doctype html", b"<html")
 
 
 def suffixes_of(name: str) -> tuple[Format | None, Compression]:
-    """What a file's name says: `train.jsonl.gz` is JSON lines in gzip."""
+    """Return format and compression by a file's name: `train.jsonl.gz` is JSON lines in gzip."""
     path = PurePosixPath(name.lower())
     compression = streams.SUFFIXES.get(path.suffix, Compression.NONE)
     if compression:
@@ -61,28 +61,28 @@ def open_file(
     delimiter: str | None = None,
     documents: str | None = None,
 ) -> DataFile:
-    """A file with its format.
+    """Return a file with its format.
 
     Args:
         path: where it lies.
         name: its uri, for messages and suffixes.
 
     Raises:
-        SpecError: neither job, name nor content tell a format.
+        SpecError: neither job, name nor content show a format.
         DataError: the file is empty, or no data.
     """
     data = streams.beginning(path, SNIFFED)
-    start = sniff.Start(data, len(data) < SNIFFED)
+    start = sniff.FileStart(data, len(data) < SNIFFED)
     by_name, _ = suffixes_of(name)
     form = Format(declared) if declared else by_name or Format.TEXT
-    file = DataFile(path, name, field, form, delimiter, Documents(documents or Documents.LINE))
+    file = DataFile(path, name, field, form, delimiter, DocumentUnit(documents or DocumentUnit.LINE))
     _refuse_strangers(file, data[:HEAD])
     if declared is None:
         file = replace(file, format=_told_by_content(file, start, by_name, documents))
     return _with_delimiter(_usable(file), start)
 
 
-def _told_by_content(file: DataFile, start: sniff.Start, by_name: Format | None, documents: str | None) -> Format:
+def _told_by_content(file: DataFile, start: sniff.FileStart, by_name: Format | None, documents: str | None) -> Format:
     found = _by_content(start, by_name, file.delimiter, documents)
     if found is not None:
         return found
@@ -91,7 +91,7 @@ def _told_by_content(file: DataFile, start: sniff.Start, by_name: Format | None,
         Problem(
             code="UnknownFormat",
             field="spec.dataset.format",
-            message=f"neither the name nor the content of {file.name} tells a format; the suffixes {known} do",
+            message=f"neither the name nor the content of {file.name} shows its format; the suffixes {known} do",
             cure="set format to jsonl, json, csv, tsv, pairs, text, parquet or arrow",
         )
     )
@@ -110,15 +110,15 @@ def _usable(file: DataFile) -> DataFile:
     return file
 
 
-def _with_delimiter(file: DataFile, start: sniff.Start) -> DataFile:
-    """The file with the delimiter that its beginning shows, and whether its fields stand in quotes."""
+def _with_delimiter(file: DataFile, start: sniff.FileStart) -> DataFile:
+    """Return the file with the delimiter that its beginning shows, and whether its fields are quoted."""
     if file.format not in (Format.CSV, Format.TSV):
         return file
     if file.delimiter is None:
         found = sniff.delimiters(start, file.separator)
         if len(found) > 1:
             seen = " or ".join(map(repr, found))
-            message = f"the columns may be parted by {seen}: {start.lines[0][:60]!r} can be read with each"
+            message = f"the columns may be separated by {seen}: {start.lines[0][:60]!r} can be read with each"
             cure = f"set spec.dataset.delimiter, such as {found[0]!r}"
             raise DataError(file.problem("AmbiguousDelimiter", message, cure))
         file = replace(file, delimiter=found[0] if found else None)
@@ -126,13 +126,13 @@ def _with_delimiter(file: DataFile, start: sniff.Start) -> DataFile:
 
 
 def _by_content(
-    start: sniff.Start, by_name: Format | None, delimiter: str | None, documents: str | None
+    start: sniff.FileStart, by_name: Format | None, delimiter: str | None, documents: str | None
 ) -> Format | None:
     if start.data.startswith(b"PAR1"):
         return Format.PARQUET
     if start.data.startswith((b"ARROW1", ARROW_STREAM)):
         return Format.ARROW
-    if documents is not None and by_name in (Format.TEXT, None):  # the job says that it is plain text
+    if documents is not None and by_name in (Format.TEXT, None):  # the job declares plain text
         return Format.TEXT
     text = start.text.lstrip()
     if by_name in (Format.JSONL, Format.JSON) and text.startswith((b"{", b"[")):
@@ -161,17 +161,17 @@ def _refuse_strangers(file: DataFile, start: bytes) -> None:
         raise DataError(file.problem("WebPage", message, "use the address of the file itself (on a hub: resolve, raw)"))
     _, compression = suffixes_of(file.name)
     if compression and streams.compression_of(file.path) is Compression.NONE and b"\0" in start:
-        message = f"the name says {compression}, and the content is not"
-        raise DataError(file.problem("NotCompressed", message, "compress it again, or give it its own name"))
+        message = f"the name says {compression}, but the content is not {compression}"
+        raise DataError(file.problem("NotCompressed", message, "compress it again, or correct its name"))
     if start and not start.strip(b"\0"):
         message = f"the file begins with {len(start):,} bytes of 0: it was never written there"
-        raise DataError(file.problem("DamagedFile", message, "copy the file again, whole"))
+        raise DataError(file.problem("DamagedFile", message, "copy the whole file again"))
     if file.format.is_text and _looks_like_utf16(start):
-        message = "the file is in UTF-16 without its mark (ff fe): what its bytes mean is a guess"
+        message = "the file is in UTF-16 without a byte order mark (ff fe), so its bytes are ambiguous"
         raise DataError(file.problem("NotUTF8", message, "save it as UTF-8"))
 
 
 def _looks_like_utf16(start: bytes) -> bool:
-    """Without a byte order mark: every other byte of text in a Latin script is 0."""
+    """Return whether bytes without a byte order mark look like UTF-16: every other byte of Latin text is 0."""
     head = start[: len(start) // 2 * 2]
     return len(head) >= 8 and (set(head[1::2]) == {0} or set(head[0::2]) == {0})

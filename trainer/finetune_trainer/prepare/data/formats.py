@@ -1,4 +1,4 @@
-"""What a data file is and what its records are: Row or Fault. How each format is read stands in the module of its name.
+"""What a data file is and what its records are: Row or Fault. A module named after each format reads it.
 
 Line numbers are those an editor shows: a CSV record with line breaks in quotes has the line on which it starts. A
 format without lines (Parquet, Arrow, a JSON array) numbers its rows from 1.
@@ -32,7 +32,7 @@ class Format(StrEnum):
         return self not in (Format.PARQUET, Format.ARROW)
 
 
-class Documents(StrEnum):
+class DocumentUnit(StrEnum):
     """What one document of a plain text file is."""
 
     FILE = "file"
@@ -117,7 +117,7 @@ class DataFile:
         delimiter: between columns; None = the format's own.
         documents: of plain text.
         columns: all that is read of a columnar file; None = every column.
-        quotes: whether fields between delimiters may stand in quotes.
+        quotes: whether fields between delimiters may be quoted.
     """
 
     path: Path
@@ -125,7 +125,7 @@ class DataFile:
     field: str
     format: Format
     delimiter: str | None = None
-    documents: Documents = Documents.LINE
+    documents: DocumentUnit = DocumentUnit.LINE
     columns: tuple[str, ...] | None = None
     quotes: bool = True
 
@@ -135,11 +135,11 @@ class DataFile:
         return self.delimiter or ("," if self.format is Format.CSV else "\t")
 
     def problem(self, code: str, message: str, cure: str) -> Problem:
-        """A problem with the file as a whole."""
+        """Return a problem with the file as a whole."""
         return Problem(code=code, field=self.field, message=message, cure=cure, file=self.name)
 
 
 def json_type(value: object) -> str:
-    """What JSON calls a value, with its article."""
+    """Return what JSON calls a value, with its article."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

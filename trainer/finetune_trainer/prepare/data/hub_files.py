@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
-from finetune_trainer.prepare.data import hub_splits, patterns
+from finetune_trainer.prepare.data import file_patterns, hub_splits
 from finetune_trainer.prepare.data.detect import suffixes_of
-from finetune_trainer.prepare.data.places import Place, Report, announce, hashed
+from finetune_trainer.prepare.data.file_places import Place, Report, announce, hashed
 from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
 
 URI = re.compile(
@@ -42,7 +42,7 @@ class HubFile:
         return hashed("hub", self.repository, self.sha, self.path)
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """Downloaded by the hub's own client, which resumes and verifies."""
+        """Download with the hub's own client, which resumes and verifies."""
         from huggingface_hub import hf_hub_download
 
         path = self._path(folder)
@@ -61,7 +61,7 @@ class HubFile:
         return path
 
     def is_here(self, folder: Path) -> bool:
-        """Whether it was downloaded."""
+        """Return whether it was downloaded."""
         return self._path(folder).exists()
 
     def _folder(self, folder: Path) -> Path:
@@ -71,25 +71,25 @@ class HubFile:
         return self._folder(folder) / self.path
 
     def is_unchanged(self) -> bool:
-        """A commit never changes."""
+        """Return True: a commit never changes."""
         return True
 
 
 def files_on_hub(uri: str, field: str, environ: Mapping[str, str]) -> list[Place]:
-    """The files behind a uri, of one commit.
+    """Return the files behind a uri, of one commit.
 
     Args:
         environ: HF_ENDPOINT and HF_TOKEN, both optional.
 
     Raises:
         SpecError: the uri is malformed.
-        DataError: there is no such data set, revision or file, or it is gated.
+        DataError: the data set, revision or file does not exist, or it is gated.
         StorageError: the hub is unreachable.
     """
     match = URI.fullmatch(uri.rstrip("/"))
     if match is None:
         cure = "write hf://datasets/organisation/name[@revision]/path, or ...name?split=train&config=name"
-        message = f"{uri!r} names no data set of the hub"
+        message = f"{uri!r} does not name a data set of the hub"
         raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
     repository, path = match["repository"], (match["path"] or "").strip("/")
     hub = _Hub(field, environ.get("HF_ENDPOINT") or None, environ.get("HF_TOKEN") or None)
@@ -144,7 +144,7 @@ class _Hub:
         return HubFile(named, self.field, commit.repository, commit.sha, name, size, self.endpoint, self.token)
 
     def split(self, commit: _Commit, wanted: hub_splits.Wanted, revision: str | None) -> list[Place]:
-        """The files of one split: as the card says, by the names of files, or as the hub has converted them."""
+        """Return the files of one split: as the card says, by the names of files, or as the hub has converted them."""
         table = hub_splits.of_card(commit.configs, list(commit.sizes))
         if not table and wanted.config is None:
             table = hub_splits.by_names(list(commit.sizes))
@@ -167,24 +167,24 @@ class _Hub:
 
 
 def _has_splits(commit: _Commit) -> bool:
-    """Whether the repository as a whole is no folder of one kind of data."""
+    """Return whether the repository as a whole holds several splits, or no data at its root."""
     if commit.configs:
         return True
-    data = [name for name in patterns.likely_data(commit.sizes) if "/" not in name]
-    return not data or patterns.splits_among(data) is not None
+    data = [name for name in file_patterns.likely_data(commit.sizes) if "/" not in name]
+    return not data or file_patterns.splits_among(data) is not None
 
 
 def _chosen(uri: str, field: str, names: list[str], path: str) -> list[str]:
     if path in names:
         return [path]
-    if patterns.is_pattern(path):
-        found = patterns.matching(names, path)
+    if file_patterns.is_pattern(path):
+        found = file_patterns.matching(names, path)
         if found:
             return found
         raise DataError(_no_file(uri, field, "correct the pattern", names))
     prefix = f"{path}/" if path else ""
     below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    chosen = patterns.data_files(name for name in below if "/" not in name)
+    chosen = file_patterns.data_files(name for name in below if "/" not in name)
     known = [name for name in chosen if suffixes_of(name)[0] is not None]
     if known:
         return [prefix + name for name in known]
@@ -192,7 +192,7 @@ def _chosen(uri: str, field: str, names: list[str], path: str) -> list[str]:
 
 
 def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
-    data = patterns.likely_data(names)
+    data = file_patterns.likely_data(names)
     if data:
         cure += f"; it has {', '.join(data[:3])}" + (" ..." if len(data) > 3 else "")
     return Problem(code="FileNotFound", field=field, message=f"there are no data files at {uri}", cure=cure)
@@ -200,7 +200,7 @@ def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
 
 @contextmanager
 def _told(repository: str, field: str) -> Iterator[None]:
-    """The hub client's errors in our words."""
+    """Translate the errors of the hub's client."""
     reasons = {
         HubRefusal.GATED: ("GatedDataset", "is gated", "accept its terms on the hub and set HF_TOKEN"),
         HubRefusal.NO_REVISION: (
@@ -215,7 +215,7 @@ def _told(repository: str, field: str) -> Iterator[None]:
         ),
         HubRefusal.NO_NAME: (
             "InvalidURI",
-            "is no name of a data set",
+            "is not the name of a data set",
             "write hf://datasets/organisation/name/path",
         ),
     }

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from finetune_api.errors import DataError, Problem, SpecError
-from finetune_trainer.prepare.data import patterns
+from finetune_trainer.prepare.data import file_patterns
 
 Splits = dict[str, list[str]]  # name -> files
 WORDS = {  # in names of files and folders
@@ -59,7 +59,7 @@ class Wanted:
         if unknown := sorted(given.keys() - {"split", "config"}) or [
             name for name, value in given.items() if not value
         ]:
-            message = f"{uri!r} asks for {unknown[0]!r}, or for nothing by that name"
+            message = f"{uri!r} asks for {unknown[0]!r}, which is unknown or has no value"
             cure = "write ?split=train, ?config=name, or ?split=train&config=name"
             raise SpecError(Problem(code="InvalidURI", field=field, message=message, cure=cure))
         if set("[+ ") & set(given.get("split", "")):  # as datasets writes them; in a query + is a blank
@@ -71,7 +71,7 @@ class Wanted:
 
 
 def of_card(configs: Any, names: Sequence[str]) -> Table:
-    """The configurations that a card lists under `configs`, as far as their files are there."""
+    """Return the configurations that a card lists under `configs`, as far as their files are there."""
     found: Table = {}
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, Mapping):
@@ -107,19 +107,19 @@ def _matching(names: Sequence[str], path: str) -> list[str]:
     path = path.strip("/").removeprefix("./")
     if path in names:
         return [path]
-    if patterns.is_pattern(path):
-        return patterns.matching(names, path)
-    return patterns.data_files(name for name in names if name.startswith(f"{path}/"))
+    if file_patterns.is_pattern(path):
+        return file_patterns.matching(names, path)
+    return file_patterns.data_files(name for name in names if name.startswith(f"{path}/"))
 
 
 def by_names(names: Sequence[str]) -> Table:
-    """The splits that names of files, or else of their folders, tell; all is train where none does."""
-    data = patterns.likely_data(names)
+    """Return the splits by the names of files, or else of their folders; all is train where no name shows a split."""
+    data = file_patterns.likely_data(names)
     for place in (2, 0):  # of the name's parts around its last slash: the file, then its folders
         found: Splits = {}
         for name in data:
-            said = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
-            if (split := next((split for split, words in WORDS.items() if said & words), None)) is not None:
+            parts = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
+            if (split := next((split for split, words in WORDS.items() if parts & words), None)) is not None:
                 found.setdefault(split, []).append(name)
         if found:
             return {DEFAULT: Config(found)}
@@ -127,7 +127,7 @@ def by_names(names: Sequence[str]) -> Table:
 
 
 def of_converted(names: Iterable[str]) -> Table:
-    """The configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
+    """Return the configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
     found: Table = {}
     for name in sorted(names):
         config, _, rest = name.partition("/")
@@ -139,10 +139,10 @@ def of_converted(names: Iterable[str]) -> Table:
 
 
 def files_of(table: Table, wanted: Wanted, repository: str, field: str) -> list[str]:
-    """The files of the split that is wanted.
+    """Return the files of the split that is wanted.
 
     Raises:
-        DataError: there is no such configuration or split; those that exist are named.
+        DataError: the configuration or split does not exist; the error names those that do.
     """
     if not table:
         message = f"there are no data files in {repository}"

@@ -45,7 +45,7 @@ class _Buffer:
         self.text = "".join(parts)
 
     def peek(self) -> str:
-        """The next character that is no blank, which is not consumed; empty at the end of the file."""
+        """Return the next character that is not blank, without consuming it; empty at the end of the file."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in BLANKS:
                 self.at += 1
@@ -56,13 +56,13 @@ class _Buffer:
             self.grow()
 
     def where(self, position: int) -> str:
-        """Line and column of a place in `text`."""
+        """Return line and column of a place in `text`."""
         line = self.lines + self.text.count("\n", 0, position)
         return f"line {line} column {position - self.text.rfind(chr(10), 0, position)}"
 
 
 def read_array(file: DataFile, reader: Reader) -> Iterator[tuple[str, int]]:
-    """(its text, bytes of the file so far) of every element.
+    """Yield (text, bytes of the file so far) of every element.
 
     Raises:
         DataError: the array is broken; what follows cannot be found.
@@ -90,17 +90,17 @@ def read_array(file: DataFile, reader: Reader) -> Iterator[tuple[str, int]]:
         if mark != ",":
             raise _broken(file, buffer, row, mark)
         if buffer.peek() == "]":
-            message = f"a comma stands before the closing bracket of the array, at {buffer.where(buffer.at)}"
+            message = f"a comma comes before the closing bracket of the array, at {buffer.where(buffer.at)}"
             raise DataError(file.problem("TrailingComma", message, "remove the comma"))
     if buffer.peek():
-        message = f"there is more after the end of the array, at {buffer.where(buffer.at)}"
+        message = f"there is more text after the end of the array, at {buffer.where(buffer.at)}"
         raise DataError(file.problem("InvalidJSON", message, CURE))
 
 
 def _broken(file: DataFile, buffer: _Buffer, rows: int, mark: str) -> DataError:
     if not mark:
         message = f"the array is not closed: the file ends after {rows} rows"
-        return DataError(file.problem("TruncatedFile", message, "copy the file again, whole"))
+        return DataError(file.problem("TruncatedFile", message, "copy the whole file again"))
     message = f"there is no comma between row {rows} and what follows, at {buffer.where(buffer.at - 1)}"
     return DataError(file.problem("InvalidJSON", message, CURE))
 
@@ -135,7 +135,7 @@ def _element(file: DataFile, buffer: _Buffer, row: int) -> str:
 
 
 def parse_element(row: int, text: str) -> Record:
-    """One element, whose JSON is right, as a row; rows are numbered from 1."""
+    """Parse one element, whose JSON is valid, as a row; rows are numbered from 1."""
     try:
         value = DECODER.decode(text)
     except ValueError as error:  # a rule of ours
@@ -150,7 +150,7 @@ def _checked(row: int, text: str, value: object) -> Record:
         try:
             text.encode()
         except UnicodeEncodeError:
-            return Fault(row, Code.BAD_UTF8, "the row holds bytes that are no UTF-8")
+            return Fault(row, Code.BAD_UTF8, "the row holds bytes that are not UTF-8")
     return as_row(row, value, text)
 
 
@@ -159,5 +159,5 @@ def _invalid(file: DataFile, buffer: _Buffer, row: int, error: json.JSONDecodeEr
         return _broken(file, buffer, row - 1, "")
     python = buffer.text.startswith("{'", buffer.at)
     code = Code.PYTHON_LITERAL if python else Code.INVALID_JSON
-    message = f"row {row} is no valid JSON at {buffer.where(error.pos)}: {error.msg}"
+    message = f"row {row} is not valid JSON at {buffer.where(error.pos)}: {error.msg}"
     return DataError(file.problem(code, message, CURE))

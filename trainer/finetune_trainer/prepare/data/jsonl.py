@@ -11,7 +11,7 @@ LONGEST_GUESS = 100_000  # bytes of a broken line that are looked at again to gu
 
 
 class _DuplicateKeyError(ValueError):
-    """A key stands twice in one object: which value is meant is anybody's guess."""
+    """A key occurs twice in one object: which value is meant is anybody's guess."""
 
 
 class NotANumber:
@@ -33,7 +33,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _not_a_number(value: Any) -> NotANumber | None:
-    """The first one within a value."""
+    """Return the first such value within a value."""
     if isinstance(value, NotANumber):
         return value
     within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -44,7 +44,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=NotANumber)
 
 
 def parse_line(line: int, raw: bytes) -> Record:
-    """One line, without blanks around it."""
+    """Parse one line, without blanks around it."""
     if b"\0" in raw:
         return Fault(line, Code.NUL, f"there is a NUL character at byte {raw.index(0) + 1} of the line")
     try:
@@ -56,23 +56,23 @@ def parse_line(line: int, raw: bytes) -> Record:
     except ValueError as error:
         return explain(line, text, error)
     except RecursionError:
-        return Fault(line, Code.INVALID_JSON, "no valid JSON: nested too deeply")
+        return Fault(line, Code.INVALID_JSON, "not valid JSON: nested too deeply")
     return as_row(line, value, text)
 
 
 def parse_value(text: str) -> Any:
-    """JSON that stands in a column of text; a Fault of line 0 if it is none."""
+    """Parse JSON in a column of text; return a Fault of line 0 if it is not valid."""
     try:
         value = DECODER.decode(text)
     except ValueError as error:
         return explain(0, text, error)
     except RecursionError:
-        return Fault(0, Code.INVALID_JSON, "no valid JSON: nested too deeply")
+        return Fault(0, Code.INVALID_JSON, "not valid JSON: nested too deeply")
     return value if (found := _not_a_number(value)) is None else found
 
 
 def as_row(line: int, value: Any, text: str) -> Record:
-    """A parsed value as a row; `text` is what it was parsed from."""
+    """Return a parsed value as a row; `text` is what it was parsed from."""
     if isinstance(value, dict):
         if "NaN" in text or "Infinity" in text:
             value = {key: _not_a_number(item) or item for key, item in value.items()}
@@ -81,23 +81,23 @@ def as_row(line: int, value: Any, text: str) -> Record:
 
 
 def not_utf8(byte: int) -> str:
-    """A byte that is no UTF-8, with the character it probably was."""
+    """Describe a byte that is not UTF-8, with the character that it probably was."""
     try:
         char = bytes([byte]).decode("cp1252")
     except UnicodeDecodeError:
         return f"0x{byte:02x}: no UTF-8"
-    return f"0x{byte:02x}: no UTF-8; in Latin-1 (Windows-1252) it is {char!r}"
+    return f"0x{byte:02x}: not UTF-8; in Latin-1 (Windows-1252) it is {char!r}"
 
 
 def explain(line: int, text: str, error: ValueError) -> Fault:
-    """What is wrong with a line that is no JSON."""
+    """Return the fault of a line that is not JSON."""
     if isinstance(error, _DuplicateKeyError):
-        return Fault(line, Code.DUPLICATE_KEY, f"the key {str(error)!r} stands twice in one object")
+        return Fault(line, Code.DUPLICATE_KEY, f"the key {str(error)!r} occurs twice in one object")
     if not isinstance(error, json.JSONDecodeError):  # an integer of more digits than Python converts
-        return Fault(line, Code.INVALID_JSON, f"no valid JSON: {error}")
+        return Fault(line, Code.INVALID_JSON, f"not valid JSON: {error}")
     if len(text) <= LONGEST_GUESS and (guess := _guess(text, error)) is not None:
         return Fault(line, *guess)
-    return Fault(line, Code.INVALID_JSON, f"no valid JSON at column {error.colno}: {error.msg}")
+    return Fault(line, Code.INVALID_JSON, f"not valid JSON at column {error.colno}: {error.msg}")
 
 
 def _guess(text: str, error: json.JSONDecodeError) -> tuple[Code, str] | None:
@@ -106,11 +106,11 @@ def _guess(text: str, error: json.JSONDecodeError) -> tuple[Code, str] | None:
         if rest == ",":
             return Code.TRAILING_COMMA, "a comma follows the object; JSON Lines has none between its lines"
         if rest.startswith(("{", ",{", ", {")):
-            return Code.SEVERAL_OBJECTS, "several objects stand on one line"
+            return Code.SEVERAL_OBJECTS, "several objects are on one line"
         return None
     # at the comma or at what follows it: Python 3.13 names the former
     if re.match(r",?\s*[}\]]", text[error.pos :]) and text[: error.pos + 1].rstrip("}] \t").endswith(","):
-        return Code.TRAILING_COMMA, f"no valid JSON at column {error.colno}: a comma stands before a closing bracket"
+        return Code.TRAILING_COMMA, f"not valid JSON at column {error.colno}: a comma comes before a closing bracket"
     if "'" in text or re.search(r"\b(None|True|False)\b", text):
         try:
             if isinstance(found := ast.literal_eval(text), dict | list):

@@ -25,7 +25,7 @@ class Piece:
 
 
 def pieces(reader: Reader, longest: int = LONGEST_LINE) -> Iterator[Piece]:
-    """All lines of a file; a byte order mark is left out.
+    """Yield all lines of a file in pieces, without a byte order mark.
 
     Raises:
         StreamError: the file ends early or is damaged; the whole lines before were yielded.
@@ -82,8 +82,8 @@ def _without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
     yield from blocks
 
 
-def lines(reader: Reader) -> Iterator[tuple[int, bytes | None, int]]:
-    """(number, the line with its line break or None if it is too long, bytes read so far) of every line."""
+def read_lines(reader: Reader) -> Iterator[tuple[int, bytes | None, int]]:
+    """Yield (number, the line with its line break or None if it is too long, bytes read so far) of every line."""
     for piece in pieces(reader):
         if piece.data is None:
             yield piece.first, None, piece.end
@@ -93,11 +93,11 @@ def lines(reader: Reader) -> Iterator[tuple[int, bytes | None, int]]:
 
 
 def _split(data: bytes) -> list[bytes]:
-    # not splitlines(): a lone carriage return is no line break to an editor, and would shift all numbers after it
+    # not splitlines(): a lone carriage return is no break in editors, and would shift all numbers after it
     parts = data.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
 
 
 def too_long(line: int) -> Fault:
-    """The fault of a line, or record, beyond the limit."""
+    """Return the fault of a line, or record, beyond the limit."""
     return Fault(line, Code.LINE_TOO_LONG, f"there are more than {LONGEST_LINE >> 20} MiB before the next line break")

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_api.messages import ProblemType, Task
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
-from finetune_trainer.prepare.data.names import CONTEXT, HELD_OUT, LIKELY
-from finetune_trainer.prepare.data.rows import Columns, Layout
+from finetune_api.tasks import spec_of
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.column_names import CONTEXT, HELD_OUT, LIKELY
+from finetune_trainer.prepare.data.examples import Columns, ExampleLayout
 
 SHOWN = 12  # columns
 MANY_NUMBERS = 20  # labels: more than a scale of marks has
@@ -39,7 +40,7 @@ def notices(
     labels: Sequence[str],
     declared: ProblemType | None,
 ) -> tuple[Notice, ...]:
-    """Everything that is to be said.
+    """Return everything that people should know of the columns and labels.
 
     Args:
         training: sources that are trained on.
@@ -49,14 +50,14 @@ def notices(
     """
     columns = files[0].columns
     unread = {name for part in training for name in part.unread}
-    told = [
+    found = [
         *([] if columns.parted else _held_out(training, columns)),
         *_system(columns, unread),
         *_context(task, columns, unread),
     ]
     if declared is None:
-        told += _numbers(training, labels)
-    return (*told, *_unread(training))
+        found += _numbers(training, labels)
+    return (*found, *_unread(training))
 
 
 def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[Notice]:
@@ -65,11 +66,11 @@ def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[N
     if not count:
         return
     rows = sum(part.tally.rows for part in training)
-    said = " or ".join(repr(name) for name, found in sorted(marked.items()) if found)
+    marks = " or ".join(repr(name) for name, found in sorted(marked.items()) if found)
     yield Notice(
         "warning",
         "HeldOutRowsTrained",
-        f"the column {columns.split!r} says of {count:,} of {rows:,} training rows that they are {said}; "
+        f"the column {columns.split!r} marks {count:,} of {rows:,} training rows as {marks}; "
         "all of them are trained on",
         f"set spec.dataset.columns: {{split: {columns.split}}} to evaluate on them instead, or remove them",
         "warning with one such row",
@@ -81,12 +82,12 @@ def _held_out(training: Sequence[CheckedSource], columns: Columns) -> Iterator[N
 def _system(columns: Columns, unread: set[str]) -> Iterator[Notice]:
     likely = ("system", *LIKELY["system"])
     name = next((name for name in sorted(unread) if name.strip().lower() in likely), None)
-    if name is None or columns.layout not in (Layout.CHAT, Layout.PAIR):
+    if name is None or columns.layout not in (ExampleLayout.CHAT, ExampleLayout.PAIR):
         return
     yield Notice(
         "warning",
         "SystemColumnUnread",
-        f"the column {name!r} looks like a system message, and training does not see it",
+        f"the column {name!r} looks like a system message, and training does not use it",
         f"set spec.dataset.columns: {{{_mapped(columns, system=name)}}}, or remove the column",
         "warning for a column of such a name",
     )
@@ -96,12 +97,12 @@ def _context(task: Task, columns: Columns, unread: set[str]) -> Iterator[Notice]
     names = columns.names
     name = next((name for name in sorted(unread) if name.strip().lower() in CONTEXT), None)
     asked, answer = names.get("prompt", names.get("instruction")), names.get("completion", names.get("output"))
-    if name is None or asked is None or answer is None or task is Task.CLASSIFICATION:
+    if name is None or asked is None or answer is None or spec_of(task).labelled:
         return
     yield Notice(
         "warning",
         "ContextUnread",
-        f"the column {name!r} stands beside {asked!r}, and training does not see it",
+        f"the column {name!r} stands beside {asked!r}, and training does not use it",
         f"set spec.dataset.columns: {{instruction: {asked}, input: {name}, output: {answer}}}, or remove the column",
         "warning for a column of such a name beside a prompt and its answer",
     )
@@ -115,7 +116,7 @@ def _numbers(training: Sequence[CheckedSource], labels: Sequence[str]) -> Iterat
         "warning",
         "NumbersAsLabels",
         f"the labels are {len(labels):,} different numbers in {rows:,} rows, from {labels[0]} to {labels[-1]}, "
-        "and each is learnt as a name of its own",
+        "and each is learnt as a separate name",
         f"to predict the number, set spec.problemType: {ProblemType.REGRESSION}; "
         f"if they are names, set it to {ProblemType.SINGLE_LABEL}",
         f"warning for more than {MANY_NUMBERS} labels, all of them numbers, with fewer than {FEW_ROWS} rows each",
@@ -131,7 +132,7 @@ def _unread(training: Sequence[CheckedSource]) -> Iterator[Notice]:
     yield Notice(
         "note",
         "UnusedColumns",
-        f"training does not see the column{'' if is_one else 's'} {listed}",
+        f"training does not use the column{'' if is_one else 's'} {listed}",
         f"if {'it belongs' if is_one else 'one of them belongs'} to a row, say its part in spec.dataset.columns",
         "note with one such column",
     )

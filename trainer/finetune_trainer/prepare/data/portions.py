@@ -7,12 +7,12 @@ from itertools import zip_longest
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data.chunks import Chunk
+from finetune_trainer.prepare.data.examples import Columns, Example, examples
+from finetune_trainer.prepare.data.file_places import source_changed
 from finetune_trainer.prepare.data.formats import DataFile
-from finetune_trainer.prepare.data.places import changed
-from finetune_trainer.prepare.data.rows import Columns, Example, examples
 
 LEFT_OUT = 0
-EVALUATED = 255  # any other value: trained on, so many times
+EVALUATED = 255  # any other value: how often the row is trained on
 
 
 class Split(StrEnum):
@@ -40,7 +40,7 @@ class Portion:
         return self.chunk.file
 
     def examples(self) -> Iterator[tuple[Split, int, Example]]:
-        """(split, how often, example) of each good row that is not left out; faults were counted before.
+        """Yield (split, how often, example) of each good row that is chosen; faults were counted before.
 
         Raises:
             DataError: there are other rows than when they were checked.
@@ -48,7 +48,7 @@ class Portion:
         good = (record for record in examples(self.chunk.records(), self.columns) if isinstance(record, Example))
         for choice, example in zip_longest(self.choice, good):
             if choice is None or example is None:
-                raise DataError(changed(self.file.name, self.file.field))
+                raise DataError(source_changed(self.file.name, self.file.field))
             if choice == EVALUATED:
                 yield Split.EVAL, 1, example
             elif choice != LEFT_OUT:

@@ -4,33 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.messages import Task
+from finetune_api.tasks import ALPACA, PAIR, spec_of
+from finetune_trainer.prepare.data.column_names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
 from finetune_trainer.prepare.data.formats import DataFile, Format
-from finetune_trainer.prepare.data.names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
 
 Parts = tuple[str, ...]
-PAIR: Parts = ("prompt", "completion")
-ALPACA: Parts = ("instruction", "input", "output")
-# in this order: what keeps more of a row comes first
-PROPOSED: dict[Task, tuple[Parts, ...]] = {
-    Task.CLASSIFICATION: (("text", "label"),),
-    Task.CAUSAL_LM: (ALPACA, PAIR, ("messages",), ("text",)),
-    Task.SEQ2SEQ: (ALPACA, PAIR),
-    Task.MASKED_LM: (("text",),),
-}
-EXAMPLES = {
-    Task.CLASSIFICATION: "{text: body, label: category}",
-    Task.CAUSAL_LM: "{prompt: query, completion: reply}",
-    Task.SEQ2SEQ: "{prompt: query, completion: reply}",
-    Task.MASKED_LM: "{text: body}",
-}
 WITH_SYSTEM = (ALPACA, PAIR, ("messages",))
 
 
-def code(task: Task, row: Mapping[str, Any]) -> str:
+def rows_code(task: Task, row: Mapping[str, Any]) -> str:
     """Return the code of rows like this one: of data that no task learns, or of a column that is called otherwise."""
     if _word_labels(row) is not None:
         return "WordLabels"
-    return "TextPairs" if task is Task.CLASSIFICATION and _two_texts(row) is not None else "MissingColumn"
+    return "TextPairs" if spec_of(task).labelled and _two_texts(row) is not None else "MissingColumn"
 
 
 def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
@@ -44,7 +30,7 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
             f"{tags!r} labels each word of a row (token classification, NER), which is not supported; "
             "a classification has one label for the whole text"
         )
-    if task is Task.CLASSIFICATION and (both := _two_texts(row)) is not None:
+    if spec_of(task).labelled and (both := _two_texts(row)) is not None:
         first, second = both
         return (
             f"{first!r} and {second!r} are two texts of one row, and pairs of texts are not supported yet: "
@@ -53,26 +39,26 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
     nested = next((name for name, value in row.items() if _is_rows(value) and not _is_chat(value)), None)
     if nested is not None:
         return f"the rows seem to lie in {nested!r}: write that list as the file, or its items as JSON lines"
-    if task is Task.CLASSIFICATION and "messages" in row:
+    if spec_of(task).labelled and "messages" in row:
         return "these are conversations: set spec.task to causal-lm, or give each row a text and a label"
     if (found := _best(task, row)) is not None:
-        said = ", ".join(f"{part}: {column}" for part, column in found.items())
-        return f"say which column is which; perhaps spec.dataset.columns: {{{said}}}{_left_out(row, found)}"
-    if (paths := _paths(row)) and task is not Task.CLASSIFICATION:
-        said = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
-        return f"a column may be named by its path; perhaps spec.dataset.columns: {{{said}}}"
-    return f"correct the names, or say in spec.dataset.columns which column is which: {EXAMPLES[task]}"
+        mapping = ", ".join(f"{part}: {column}" for part, column in found.items())
+        return f"say which column is which; perhaps spec.dataset.columns: {{{mapping}}}{_left_out(row, found)}"
+    if (paths := _paths(row)) and not spec_of(task).labelled:
+        mapping = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
+        return f"a column may be named by its path; perhaps spec.dataset.columns: {{{mapping}}}"
+    return f"correct the names, or say in spec.dataset.columns which column is which: {spec_of(task).example}"
 
 
 def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
-    for parts in PROPOSED[task]:
+    for parts in spec_of(task).proposals:
         if (found := _proposal(parts, row)) is not None:
             return found
     return None
 
 
 def _proposal(parts: Parts, row: Mapping[str, Any]) -> dict[str, str] | None:
-    """The column of each part, if there is a likely one for each; of a system message, too, if there is one."""
+    """Return a likely column for each part; also for a system message, if there is one."""
     by_name = {name.strip().lower(): name for name in reversed(list(row))}
     found: dict[str, str] = {}
     optional = ("system",) if parts in WITH_SYSTEM else ()
@@ -94,11 +80,11 @@ def _left_out(row: Mapping[str, Any], found: Mapping[str, str]) -> str:
 
 
 def _parts(task: Task) -> Parts:
-    return ("text",) if task is Task.MASKED_LM else PAIR
+    return ("text",) if spec_of(task).hides_tokens else PAIR
 
 
 def _paths(row: Mapping[str, Any]) -> list[str]:
-    """Paths to texts within the first column that holds some: `translation.de`."""
+    """Return paths to texts within the first column that holds some: `translation.de`."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             inner = [f"{name}.{key}" for key, text in value.items() if isinstance(text, str)]
@@ -128,5 +114,5 @@ def _is_chat(rows: list[Mapping[str, Any]]) -> bool:
 
 
 def _is_no_header(names: list[str]) -> bool:
-    """Whether names look like values: long, or numbers."""
+    """Return whether names look like values: long, or numbers."""
     return any(len(name) > 60 or name.count(" ") > 4 or name.strip("-").replace(".", "").isdigit() for name in names)

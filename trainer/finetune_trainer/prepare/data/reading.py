@@ -4,22 +4,23 @@ import math
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from finetune_api.contract import Env
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.prepare.data.checked import CheckedFile, CheckedSource
+from finetune_trainer.prepare.data.byte_progress import ByteProgress
+from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows, CheckedSource
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
-from finetune_trainer.prepare.data.contents import content
+from finetune_trainer.prepare.data.column_names import HELD_OUT, TRAINED
+from finetune_trainer.prepare.data.contents import content_hash
+from finetune_trainer.prepare.data.examples import Columns, Example, ExampleLayout, examples, split_of
+from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.formats import Fault, Record, Row
-from finetune_trainer.prepare.data.kinds import MOST_LABELS, too_many_labels
-from finetune_trainer.prepare.data.names import HELD_OUT, TRAINED
-from finetune_trainer.prepare.data.places import Report
-from finetune_trainer.prepare.data.progress import Progress
-from finetune_trainer.prepare.data.rows import Columns, Example, Layout, examples, split_of
+from finetune_trainer.prepare.data.label_kinds import MOST_LABELS, too_many_labels
+from finetune_trainer.prepare.data.sources import Source, Sources
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.pool import map_in_order
 
@@ -27,7 +28,7 @@ WORTH_PROCESSES = 32 << 20  # bytes: below, starting processes takes longer than
 
 
 def processes(size: int) -> int:
-    """How many processes to read so many bytes with: a pod is told its share, for it sees all cores of its node."""
+    """Return the number of processes for so many bytes. A pod sees all cores of its node, and gets its share by env."""
     given = int(os.environ.get(Env.PROCESSES) or len(os.sched_getaffinity(0)))
     return given if size >= WORTH_PROCESSES else 1
 
@@ -56,7 +57,7 @@ class _Counted:
     fractions: bool
     contents: "array[int]"
     splits: Counter[str]
-    said: "array[int]"
+    row_splits: "array[int]"
     columns: frozenset[str]
 
 
@@ -74,16 +75,16 @@ class _Watched:
             if isinstance(record, Row):
                 self.row = record
                 self.columns.update(record.values)
-                said = record.values.get(self.split) if self.split else None
-                if isinstance(said, str) and (said := said.strip().lower()) in HELD_OUT | TRAINED:
-                    self.splits[said] += 1
+                value = record.values.get(self.split) if self.split else None
+                if isinstance(value, str) and (value := value.strip().lower()) in HELD_OUT | TRAINED:
+                    self.splits[value] += 1
             yield record
 
 
 def _count(item: _Item) -> _Counted:
     """Parse and check one chunk; runs in a process of the pool."""
     tally = Tally(item.chunk.file.field)
-    labelled = item.columns.layout is Layout.LABELLED
+    labelled = item.columns.layout is ExampleLayout.LABELLED
     targets: dict[tuple[str, ...], int] = {}
     labels, numbers = array("l"), array("d")
     contents, splits = array("Q"), array("b")
@@ -95,7 +96,7 @@ def _count(item: _Item) -> _Counted:
         if item.columns.parted and watched.row is not None:
             splits.append(split_of(watched.row, item.columns.split or ""))
         if item.contents:
-            contents.append(content(example))
+            contents.append(content_hash(example))
         if labelled:
             labels.append(targets.setdefault(tuple(sorted(example.names)), len(targets)))
             if example.number is not None:
@@ -118,62 +119,108 @@ def _count(item: _Item) -> _Counted:
     )
 
 
-def read_all(
-    parts: list[CheckedSource],
-    files: list[CheckedFile],
-    targets: list[tuple[str, ...]],
-    fatal: list[Problem],
-    report: Report,
-    *,
-    contents: bool,
-) -> None:
-    """Read every row of the files into their sources.
+@dataclass
+class _SourceRows:
+    """What is known of the rows of one source so far, see `CheckedSource`."""
+
+    tally: Tally
+    labels: "array[int]" = field(default_factory=lambda: array("l"))
+    contents: "array[int]" = field(default_factory=lambda: array("Q"))
+    good: int = 0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    numbers: int = 0
+    fractions: bool = False
+    splits: Counter[str] = field(default_factory=Counter)
+    row_splits: "array[int]" = field(default_factory=lambda: array("b"))
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def count(self, chunk: _Counted) -> None:
+        self.good += chunk.good
+        self.tally.merge(chunk.tally)
+        self.lowest, self.highest = min(self.lowest, chunk.lowest), max(self.highest, chunk.highest)
+        self.numbers += chunk.numbers
+        self.fractions |= chunk.fractions
+
+    def keep(self, chunk: _Counted, index_of: Mapping[tuple[str, ...], int]) -> None:
+        here = np.array([index_of[target] for target in chunk.targets], np.int64)
+        self.labels.extend(here[np.asarray(chunk.labels, np.int64)].tolist())
+        self.contents.extend(chunk.contents)
+        self.splits.update(chunk.splits)
+        self.row_splits.extend(chunk.row_splits)
+
+
+@dataclass
+class _AllRows:
+    """What is known of all rows so far.
+
+    Attributes:
+        good: of each file, the good rows of its chunks.
+        unread: of each file, the columns that play no part.
+        index_of: all different sets of labels, each with its index.
+    """
+
+    files: Sequence[CheckedFile]
+    sources: list[_SourceRows]
+    good: "list[array[int]]"
+    unread: dict[int, set[str]] = field(default_factory=dict)
+    index_of: dict[tuple[str, ...], int] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def of(sources: Sequence[Source], files: Sequence[CheckedFile]) -> "_AllRows":
+        empty = [_SourceRows(Tally(source.field)) for source in sources]
+        return _AllRows(files, empty, [array("q") for _ in files])
+
+    def add(self, chunk: _Counted) -> Problem | None:
+        """Take in a chunk; return the problem of a label column that holds something else."""
+        file = self.files[chunk.index]
+        source = self.sources[file.source]
+        self.good[chunk.index].append(chunk.good)
+        source.count(chunk)
+        for target in chunk.targets:
+            if target not in self.index_of:
+                self.index_of[target] = len(self.index_of)
+                self.names.update(target)
+        numeric = all(one.numbers == one.good for one in self.sources) and any(one.fractions for one in self.sources)
+        if len(self.names) > MOST_LABELS and not numeric:
+            return too_many_labels(file, source.numbers == source.good)
+        source.keep(chunk, self.index_of)
+        left = chunk.columns.difference(file.columns.roots)
+        self.unread.setdefault(chunk.index, set(file.columns.unread)).update(left)
+        return None
+
+    def checked(self, sources: Sequence[Source], evaluated: bool, problems: Sequence[Problem]) -> CheckedRows:
+        for index, columns in self.unread.items():
+            self.sources[self.files[index].source].unread.update(sorted(columns))
+        found = [CheckedSource(source, **vars(rows)) for source, rows in zip(sources, self.sources, strict=True)]
+        files = [replace(file, good=good) for file, good in zip(self.files, self.good, strict=True)]
+        return CheckedRows(tuple(found), tuple(files), tuple(self.index_of), evaluated, tuple(problems))
+
+
+def read_all(sources: Sources, files: Sequence[CheckedFile], report: Report, *, contents: bool) -> CheckedRows:
+    """Read every row of the files.
 
     Args:
-        parts: the sources, which are filled.
-        targets: filled with all different sets of labels.
-        fatal: gets the problems of files that cannot be read to their end.
-        contents: whether to hash what each row holds.
+        contents: whether to hash what each row holds: rows are to be held out.
     """
     sizes = [checked.file.path.stat().st_size for checked in files]
-    progress = Progress("checked", sizes, report)
-    index_of: dict[tuple[str, ...], int] = {}
-    names: set[str] = set()
-    unread: dict[int, set[str]] = {}
-    for counted in map_in_order(_count, _items(files, fatal, contents), processes(sum(sizes))):
-        checked = files[counted.index]
-        part = parts[checked.source]
-        checked.good.append(counted.good)
-        part.good += counted.good
-        part.tally.merge(counted.tally)
-        part.lowest, part.highest = min(part.lowest, counted.lowest), max(part.highest, counted.highest)
-        part.numbers += counted.numbers
-        part.fractions |= counted.fractions
-        for target in counted.targets:
-            if target not in index_of:
-                index_of[target] = len(targets)
-                targets.append(target)
-                names.update(target)
-        numeric = all(one.numbers == one.good for one in parts) and any(one.fractions for one in parts)
-        if len(names) > MOST_LABELS and not numeric:
-            fatal.append(too_many_labels(checked, part.numbers == part.good))
-            return
-        here = np.array([index_of[target] for target in counted.targets], np.int64)
-        part.labels.extend(here[np.asarray(counted.labels, np.int64)].tolist())
-        part.contents.extend(counted.contents)
-        part.splits.update(counted.splits)
-        part.said.extend(counted.said)
-        left = counted.columns.difference(checked.columns.roots)
-        unread.setdefault(counted.index, set(checked.columns.unread)).update(left)
-        progress.at(counted.index, counted.end, sum(part.tally.faults for part in parts))
-    for index, columns in unread.items():
-        parts[files[index].source].unread.update(sorted(columns))
+    progress = ByteProgress("checked", sizes, report)
+    problems: list[Problem] = []
+    rows = _AllRows.of(sources.all(), files)
+    for chunk in map_in_order(_count, _items(files, problems, contents), processes(sum(sizes))):
+        if problem := rows.add(chunk):
+            problems.append(problem)
+            break
+        progress.at(chunk.index, chunk.end, sum(source.tally.faults for source in rows.sources))
+    return rows.checked(sources.all(), sources.evaluation is not None, problems)
 
 
-def _items(files: list[CheckedFile], fatal: list[Problem], contents: bool) -> Iterator[_Item]:
+def _items(files: Sequence[CheckedFile], problems: list[Problem], contents: bool) -> Iterator[_Item]:
+    """Yield the chunks of all files. What ends a file early goes to `problems`; the next file is read in any case."""
     for index, checked in enumerate(files):
         try:
             for chunk in chunks(checked.file):
                 yield _Item(index, chunk, checked.columns, contents)
-        except DataError as error:  # the other files are read all the same: all problems at once
-            fatal += error.problems
+        except DataError as error:
+            problems += error.problems

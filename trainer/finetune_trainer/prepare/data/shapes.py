@@ -10,15 +10,16 @@ from typing import Any
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import PAIR_SHAPES, spec_of
 from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
+from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
 from finetune_trainer.prepare.data.formats import DataFile, Row
-from finetune_trainer.prepare.data.labels import kind_of
-from finetune_trainer.prepare.data.names import HELD_OUT, SPLIT, TRAINED
-from finetune_trainer.prepare.data.proposals import code, cure
-from finetune_trainer.prepare.data.rows import ABSENT, Columns, Layout, value_at
+from finetune_trainer.prepare.data.label_values import kind_of
+from finetune_trainer.prepare.data.proposals import cure, rows_code
 from finetune_trainer.prepare.data.tally import Tally
 
-SPLIT_PART = "split"  # of every shape: the column that says which rows are trained on
+SPLIT_PART = "split"  # a part of every shape: the column with the split of each row
 SNIFFED_ROWS = 1000  # by then a file that has the right columns has shown them
 
 
@@ -33,7 +34,7 @@ class Shape:
         ambiguous: it must not fit together with another such shape.
     """
 
-    layout: Layout
+    layout: ExampleLayout
     parts: tuple[str, ...]
     names: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -45,31 +46,31 @@ class Shape:
         return {*self.parts, *self.optional}
 
     def fits(self, row: Mapping[str, Any], given: Mapping[str, str]) -> bool:
-        """Whether a row has all its columns."""
-        return all(value_at(row, given.get(part, part)) is not ABSENT for part in self.parts)
+        """Return whether a row has all its columns."""
+        return all(column_value(row, given.get(part, part)) is not ABSENT for part in self.parts)
 
     def columns(self, row: Mapping[str, Any], given: Mapping[str, str], has_template: bool, task: Task) -> Columns:
-        """The columns of a file whose rows look like this one."""
+        """Return the columns of a file whose rows look like this one."""
         names = {name: given.get(part, part) for name, part in zip(self.names or self.parts, self.parts, strict=True)}
         names |= {part: given.get(part, part) for part in self.optional}
         layout = self.layout
         if self is ALPACA:
-            layout = Layout.CHAT if has_template else Layout.PAIR
-        elif layout is Layout.PAIR:
-            texts = [value_at(row, names[part]) for part in ("prompt", "completion")]
+            layout = ExampleLayout.CHAT if has_template else ExampleLayout.PAIR
+        elif layout is ExampleLayout.PAIR:
+            texts = [column_value(row, names[part]) for part in ("prompt", "completion")]
             if any(isinstance(text, list) for text in texts):
-                layout = Layout.CHAT
+                layout = ExampleLayout.CHAT
                 names["tools"] = given.get("tools", "tools")
             elif has_template:
-                layout = Layout.CHAT
-            elif value_at(row, names["system"]) is ABSENT:
+                layout = ExampleLayout.CHAT
+            elif column_value(row, names["system"]) is ABSENT:
                 del names["system"]
-        if task is Task.SEQ2SEQ:  # a conversation of one answer is a pair, too
-            layout = Layout.PAIR
+        if spec_of(task).has_target:  # a conversation of one answer is a pair, too
+            layout = ExampleLayout.PAIR
         split = next((name for name in SPLIT if _says_split(row.get(name)) and name not in names.values()), None)
         used = {*names.values(), split}
         unread = tuple(name for name in row if name not in used and not any(_within(name, path) for path in used))
-        return Columns(layout, names, joined=task is Task.SEQ2SEQ, split=split, unread=unread)
+        return Columns(layout, names, joined=spec_of(task).has_target, split=split, unread=unread)
 
 
 def _says_split(value: Any) -> bool:
@@ -77,32 +78,35 @@ def _says_split(value: Any) -> bool:
 
 
 def _within(column: str, path: str | None) -> bool:
-    """Whether a path leads into the column."""
+    """Return whether a path leads into the column."""
     return path is not None and path.startswith(f"{column}.")
 
 
 def _pair(prompt: str, completion: str, *, ambiguous: bool = True) -> Shape:
-    return Shape(Layout.PAIR, (prompt, completion), ("prompt", "completion"), ("system",), ambiguous)
+    return Shape(ExampleLayout.PAIR, (prompt, completion), ("prompt", "completion"), ("system",), ambiguous)
 
 
-LABELLED = Shape(Layout.LABELLED, ("text", "label"))
-MESSAGES = Shape(Layout.CHAT, ("messages",), optional=("tools", "system"))
-SHAREGPT = Shape(Layout.CHAT, ("conversations",), ("messages",), optional=("tools", "system"))
+LABELLED = Shape(ExampleLayout.LABELLED, ("text", "label"))
+MESSAGES = Shape(ExampleLayout.CHAT, ("messages",), optional=("tools", "system"))
+SHAREGPT = Shape(ExampleLayout.CHAT, ("conversations",), ("messages",), optional=("tools", "system"))
 PROMPT_COMPLETION = _pair("prompt", "completion", ambiguous=False)
-ALPACA = Shape(Layout.CHAT, ("instruction", "output"), optional=("input", "system", "history"))
+ALPACA = Shape(ExampleLayout.CHAT, ("instruction", "output"), optional=("input", "system", "history"))
 PAIRS = (_pair("prompt", "response"), _pair("question", "answer"), _pair("input", "output"))
-TEXT = Shape(Layout.TEXT, ("text",))
+TEXT = Shape(ExampleLayout.TEXT, ("text",))
 
-SHAPES = {
-    Task.CLASSIFICATION: (LABELLED,),
-    Task.CAUSAL_LM: (MESSAGES, SHAREGPT, PROMPT_COMPLETION, ALPACA, *PAIRS, TEXT),
-    Task.SEQ2SEQ: (PROMPT_COMPLETION, ALPACA, *PAIRS, MESSAGES, SHAREGPT),
-    Task.MASKED_LM: (TEXT,),
+SHAPES = {  # by the names that `TaskSpec.shapes` has
+    "text and label": LABELLED,
+    "messages": MESSAGES,
+    "conversations": SHAREGPT,
+    "prompt and completion": PROMPT_COMPLETION,
+    "alpaca": ALPACA,
+    **dict(zip(PAIR_SHAPES, PAIRS, strict=True)),
+    "text": TEXT,
 }
 
 
 def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_template: bool = False) -> Columns:
-    """Which columns play which part.
+    """Return which column has which part.
 
     Args:
         has_template: the model has a chat template: pairs and Alpaca rows become conversations.
@@ -111,7 +115,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
         SpecError: `given` names a part that the task does not have.
         DataError: the file lacks a column, or fits two shapes.
     """
-    shapes = SHAPES[task]
+    shapes = [SHAPES[name] for name in spec_of(task).shapes]
     known = {part for shape in shapes for part in shape.known} | {SPLIT_PART}
     if unknown := sorted(given.keys() - known):
         raise SpecError(
@@ -138,11 +142,11 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
             if parted is not None:
                 unread = tuple(name for name in columns.unread if name != parted)
                 columns = replace(columns, split=parted, parted=True, unread=unread)
-            if columns.layout is Layout.LABELLED:
-                kind = kind_of(value_at(row, columns.names["label"]) for row in rows)
+            if columns.layout is ExampleLayout.LABELLED:
+                kind = kind_of(column_value(row, columns.names["label"]) for row in rows)
                 return replace(columns, kind=kind)
             return columns
-    raise DataError(_missing(file, task, candidates or list(shapes), given, rows[0]))
+    raise DataError(_missing(file, task, candidates or shapes, given, rows[0]))
 
 
 def _first_rows(file: DataFile) -> Sequence[Mapping[str, Any]]:
@@ -168,4 +172,4 @@ def _missing(
 ) -> Problem:
     wanted = " or ".join(" and ".join(repr(given.get(part, part)) for part in shape.parts) for shape in shapes)
     listed = ", ".join(map(repr, list(row)[:20])) + (", ..." if len(row) > 20 else "")
-    return file.problem(code(task, row), f"no row has {wanted}; the columns are {listed}", cure(file, task, row))
+    return file.problem(rows_code(task, row), f"no row has {wanted}; the columns are {listed}", cure(file, task, row))

@@ -7,13 +7,13 @@ import csv
 import re
 from dataclasses import dataclass
 
+from finetune_trainer.prepare.data.column_names import KNOWN
 from finetune_trainer.prepare.data.formats import UTF8_BOM, Format
-from finetune_trainer.prepare.data.names import KNOWN
 
 DELIMITERS = (",", ";", "\t", "|")
 ROWS = 200  # looked at
 AGREE = 0.9  # of the rows have as many fields as the header: some may be broken
-# a key and its colon; the quotes may be Python's, which is told when the line is read
+# a key and its colon; the quotes may be Python's; the fault of the line shows it
 KEY = re.compile(rb"""\{\s*(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*:""")
 ARRAY = re.compile(rb"""\[\s*(?:\{\s*["'}]|"(?:[^"\\]|\\.)*"\s*[,\]])""")
 INDENTED = re.compile(rb"\{[ \t\r]*\n\s*[\"}]")
@@ -22,7 +22,7 @@ EXCEL = re.compile(rb'"?sep=([^\r\n"])"?[ \t]*\r?(?:\n|$)', re.IGNORECASE)  # te
 
 
 @dataclass(frozen=True)
-class Start:
+class FileStart:
     """How a file begins.
 
     Attributes:
@@ -54,7 +54,7 @@ class Start:
         return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
 
     def fields(self, delimiter: str) -> list[list[str]]:
-        """The first records, the header among them, read with quotes; one that may be cut is left out."""
+        """Return the first records with the header, read with quotes; leave out one that may be incomplete."""
         lines = self.lines
         try:
             rows = [row for row in csv.reader([f"{line}\n" for line in lines[:ROWS]], delimiter=delimiter) if row]
@@ -64,20 +64,20 @@ class Start:
         return rows[:-1] if cut and len(rows) > 2 else rows
 
 
-def json_format(start: Start) -> Format | None:
-    """JSON lines or an array, if the text is one of them: a document in braces is neither."""
+def json_format(start: FileStart) -> Format | None:
+    """Return JSON lines or array, if the text is one of them: a document in braces is neither."""
     text = start.text.lstrip()
     if ARRAY.match(text):
         return Format.JSON
     if INDENTED.match(text):
-        return Format.JSONL  # where it is told what is wrong
+        return Format.JSONL  # its faults show what is wrong
     lines = [line.strip() for line in text.split(b"\n") if line.strip()]
     keyed = sum(KEY.match(line) is not None for line in lines)
     return Format.JSONL if 2 * keyed > len(lines) else None
 
 
-def table_delimiter(start: Start, given: str | None = None) -> str | None:
-    """The delimiter of text that begins with names of columns, one of which data sets have; None for other text."""
+def table_delimiter(start: FileStart, given: str | None = None) -> str | None:
+    """Return the delimiter of text that begins with column names, one of them usual; None for other text."""
     if given is not None and len(given) != 1:
         return None
     for mark in (given,) if given else DELIMITERS:
@@ -86,13 +86,13 @@ def table_delimiter(start: Start, given: str | None = None) -> str | None:
         named = len(names) > 1 and all(NAME.fullmatch(name) for name in names[1:] + names[:1] if name)
         known = sum(name.lower() in KNOWN for name in names)
         alike = sum(len(row) == len(names) for row in rows)
-        if named and rows and (known > 1 or (known and 2 * alike >= len(rows))):  # broken rows are told as such
+        if named and rows and (known > 1 or (known and 2 * alike >= len(rows))):  # broken rows become faults
             return mark
     return None
 
 
-def delimiters(start: Start, default: str) -> list[str]:
-    """The delimiters that a table may have; several if its beginning does not tell, none if nothing fits.
+def delimiters(start: FileStart, default: str) -> list[str]:
+    """Return the delimiters that fit the beginning of a table: none, one or several.
 
     Args:
         default: is taken where it parts the header.
@@ -107,8 +107,8 @@ def delimiters(start: Start, default: str) -> list[str]:
     return [mark for mark in fitting if _names(parted[mark])] or fitting
 
 
-def tabs_are_quoted(start: Start) -> bool:
-    """Whether fields between tabs stand in quotes: as a rule they do not, and a quote is a character like any other."""
+def tabs_are_quoted(start: FileStart) -> bool:
+    """Return whether fields between tabs are quoted: usually they are not, and a quote is an ordinary character."""
     lines = start.lines[:ROWS]
     if not lines:
         return False

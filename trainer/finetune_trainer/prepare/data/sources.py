@@ -4,21 +4,17 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from finetune_api.contract import Env
+from finetune_api.contract import CREDENTIALS, Env
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.prepare.data.file_places import Place, hashed, source_changed
 from finetune_trainer.prepare.data.locate import locate
-from finetune_trainer.prepare.data.places import Place, changed, hashed
 from finetune_trainer.prepare.data.tally import grouped
 
 TRAIN, EVAL, MIX = "spec.dataset.train", "spec.dataset.eval", "spec.dataset.mix"
 ASKED = 16  # files at a time, whether they are what they were
 
-_OWN: dict[str, Env] = {
-    "AWS_ACCESS_KEY_ID": Env.DATA_ACCESS_KEY,
-    "AWS_SECRET_ACCESS_KEY": Env.DATA_SECRET_KEY,
-    "AWS_SESSION_TOKEN": Env.DATA_SESSION_TOKEN,
-}
+_OWN: dict[str, Env] = {credential.name: credential.data_variable for credential in CREDENTIALS}
 _PLACE: dict[str, Env] = {
     Env.STORAGE_ENDPOINT: Env.DATA_ENDPOINT,
     Env.STORAGE_REGION: Env.DATA_REGION,
@@ -46,22 +42,24 @@ class Source:
         return hashed(self.weight, *(file.fingerprint for file in self.files))
 
     def check_unchanged(self) -> None:
-        """Raises DataError if a file is another than when it was located."""
+        """Raise DataError if a file differs from the file that was located."""
         with ThreadPoolExecutor(ASKED) as pool:  # each may be a request to a store
             same = list(pool.map(lambda file: file.is_unchanged(), self.files))
-        if problems := [changed(file.name, self.field) for file, ok in zip(self.files, same, strict=True) if not ok]:
+        if problems := [
+            source_changed(file.name, self.field) for file, ok in zip(self.files, same, strict=True) if not ok
+        ]:
             raise DataError(grouped(problems))
 
 
 @dataclass(frozen=True)
 class Sources:
-    """All that a data set is made from; `evaluation` is None without files of its own."""
+    """All that a data set is made from; `evaluation` is None without separate files."""
 
     train: tuple[Source, ...]
     evaluation: Source | None
 
     def all(self) -> tuple[Source, ...]:
-        """Training sources in the order of the job, then evaluation's."""
+        """Return training sources in the order of the job, then evaluation's."""
         return (*self.train, self.evaluation) if self.evaluation else self.train
 
     @property
@@ -71,7 +69,7 @@ class Sources:
         return hashed(*(source.fingerprint for source in self.train), "evaluation", evaluation)
 
     def check_unchanged(self) -> None:
-        """Raises DataError if a file is another than when it was located."""
+        """Raise DataError if a file differs from the file that was located."""
         for source in self.all():
             source.check_unchanged()
 
@@ -106,7 +104,7 @@ def locate_all(spec: DatasetSpec, environ: Mapping[str, str]) -> Sources:
 
 
 def data_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment that data is read with: the data's own endpoint and keys in the place of the job's.
+    """Return the environment for reading data: the data's own endpoint and keys replace the job's.
 
     Another endpoint has neither the region nor the certificate of the job's. Keys replace the job's as a whole: a
     session token belongs to its own key.

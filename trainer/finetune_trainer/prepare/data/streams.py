@@ -17,7 +17,7 @@ from typing import BinaryIO, Protocol
 import zstandard
 
 BLOCK = 1 << 20
-# what is fed at a time: one byte of zstd may stand for 32 KiB (a block that repeats one byte), so this bounds memory
+# what is fed at a time: one byte of zstd may encode 32 KiB (a block that repeats one byte), so this bounds memory
 COMPRESSED_BLOCK = 1 << 11
 WIDEST_WINDOW = 128 << 20  # bytes that a zstd or xz decoder keeps; `zstd --ultra --long=27`, `xz -9` needs half
 LINE_BREAK_WITHIN = 1 << 16  # bytes: text with a carriage return and no line feed in them has the old Mac's line breaks
@@ -74,7 +74,7 @@ class _Decoder(Protocol):
 
 
 def compression_of(path: Path) -> Compression:
-    """By the first bytes."""
+    """Return the compression by the first bytes."""
     with path.open("rb") as stream:
         return _compression(stream.read(LONGEST_MAGIC))
 
@@ -96,7 +96,7 @@ class Reader:
         self.position = 0
 
     def blocks(self) -> Iterator[bytes]:
-        """Plain bytes, in blocks of no fixed size; none is empty. UTF-16 and UTF-32 with their marks become UTF-8.
+        """Yield plain bytes in blocks of no fixed size, none empty. UTF-16 and UTF-32 with their marks become UTF-8.
 
         Raises:
             StreamError: the file ends early, or is damaged. All that could be read was yielded before.
@@ -153,7 +153,7 @@ class Reader:
             if not isinstance(decoder, bz2.BZ2Decompressor | lzma.LZMADecompressor):
                 yield decoder.decompress(data)
                 return
-            yield decoder.decompress(data, BLOCK)  # 45 bytes of bzip2 may stand for 900 kB: asked for in blocks
+            yield decoder.decompress(data, BLOCK)  # 45 bytes of bzip2 may encode 900 kB: read in blocks
             while not decoder.eof and not decoder.needs_input:
                 yield decoder.decompress(b"", BLOCK)
         except (zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError) as error:
@@ -170,7 +170,7 @@ def _as_utf8(start: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _translated(encoding: str, start: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """UTF-8 of what has a mark of another encoding. Half a character stays what it is: its row is told."""
+    """Yield UTF-8 of text with the mark of another encoding. Half a character stays: the fault of its row shows it."""
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     try:
         while True:
@@ -194,13 +194,13 @@ def _with_line_feeds(start: bytes, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Reader]:
-    """The file as plain bytes."""
+    """Open a file as plain bytes."""
     with path.open("rb") as stream:
         yield Reader(stream, _compression(stream.peek(LONGEST_MAGIC)))
 
 
 def beginning(path: Path, size: int) -> bytes:
-    """The first plain bytes of a file, as far as they can be had: what is damaged is told when it is read."""
+    """Return the first plain bytes of a file, as far as possible: damage is reported when the file is read."""
     start = bytearray()
     with opened(path) as reader, suppress(StreamError):
         for block in reader.blocks():

@@ -1,6 +1,6 @@
 """Parquet and Arrow files: batches of rows, sent to processes as Arrow's own bytes and turned into Python there.
 
-Numbers that stand for names of classes (ClassLabel of the library datasets) become the names, which the schema has.
+Numbers of classes (ClassLabel of the library datasets) become the names, which the schema has.
 """
 
 import json
@@ -25,7 +25,7 @@ MOST_ROWS = 10_000  # of one batch
 
 
 def read_tables(file: DataFile) -> Iterator[tuple[int, bytes, int]]:
-    """(number of its first row, a batch as an Arrow stream, bytes of the file so far) of every batch of some MiB.
+    """Yield (number of its first row, a batch as an Arrow stream, bytes of the file so far) of every batch of some MiB.
 
     Raises:
         DataError: the file is damaged, or compressed as a whole.
@@ -46,8 +46,8 @@ def read_tables(file: DataFile) -> Iterator[tuple[int, bytes, int]]:
                 yield done + start + 1, _packed(part), min(size, int(size * share))
             done += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"the file cannot be read as {file.format}: {said}"
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"the file cannot be read as {file.format}: {reason}"
         cure = "copy it again, whole, or set spec.dataset.format"
         raise DataError(file.problem("DamagedFile", message, cure)) from error
 
@@ -61,7 +61,7 @@ def _parquet(file: DataFile) -> tuple[int, Iterator[Any]]:
 
 
 def _read_of(file: DataFile, schema: Any) -> list[str]:
-    """The columns to read: large ones that nobody asks for, such as images, are passed over."""
+    """Return the columns to read; leave out large ones that no part needs, such as images."""
     if file.columns is None:
         return list(schema.names)
     wanted = {*file.columns, *(path.partition(".")[0] for path in file.columns)}
@@ -69,7 +69,7 @@ def _read_of(file: DataFile, schema: Any) -> list[str]:
 
 
 def _with_names(batch: Any) -> Any:
-    """The batch with the names of classes in the place of their numbers; no class (-1) is null."""
+    """Return the batch with the names of classes for their numbers; -1, without a class, is null."""
     for name, names in _classes(batch.schema).items():
         index = batch.schema.get_field_index(name)
         if index >= 0 and (found := _named(batch.column(index), pa.array(names, pa.string()))) is not None:
@@ -91,7 +91,7 @@ def _named(column: Any, names: Any) -> Any:
 
 
 def _classes(schema: Any) -> dict[str, list[str]]:
-    """Column -> names of its classes, by their numbers, as datasets writes them into the schema."""
+    """Return column -> names of its classes, by their numbers, as datasets writes them into the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         found = {name: _class_names(feature) for name, feature in features.items()}
@@ -135,11 +135,11 @@ def _packed(batch: Any) -> bytes:
 
 
 def parse_table(first: int, packed: bytes) -> Iterator[Record]:
-    """The rows of a batch."""
+    """Yield the rows of a batch."""
     for batch in pa.ipc.open_stream(packed):
         try:
             rows = batch.to_pylist()
-        except UnicodeDecodeError:  # Arrow believes what a file says is text: look for the rows that are none
+        except UnicodeDecodeError:  # Arrow does not check text columns: find the rows that are not UTF-8
             rows = None
         for index in range(batch.num_rows):
             if rows is not None:

@@ -29,7 +29,7 @@ CURES = {
     Code.RAGGED_ROW: "quote fields that hold the delimiter, and write all of them",
     Code.MISSING_FIELD: "add it, or say in spec.dataset.columns which column it is",
     Code.MIXED_COLUMNS: "give all rows the same columns",
-    Code.WRONG_TYPE: "write it as the type that is asked for",
+    Code.WRONG_TYPE: "write it as the required type",
     Code.NULL_VALUE: "remove the row, or fill it",
     Code.EMPTY_TEXT: "remove the row, or fill it",
     Code.EMPTY_LABEL: "remove the row, or label it",
@@ -44,9 +44,9 @@ CURES = {
     Code.OLD_CALLS: "write the call as tool_calls: [{type: function, function: {name, arguments}}], its result as a "
     "message of role tool, and the column `functions` as tools: [{type: function, function: {...}}]",
     Code.UNKNOWN_ROLE: "use one of the roles",
-    Code.WRONG_ROLE_ORDER: "put the messages in the order in which they were said",
+    Code.WRONG_ROLE_ORDER: "put the messages in the order of the conversation",
     Code.NO_ASSISTANT: "add the answer that is to be learnt, or remove the row",
-    Code.SEVERAL_ANSWERS: "write a row for each answer, with what was said before as its prompt",
+    Code.SEVERAL_ANSWERS: "write a row for each answer, with the messages before it as its prompt",
     Code.EMPTY_MESSAGE: "remove the message, or fill it",
     Code.NOT_TEXT: "remove images, audio and other parts, or the row",
     Code.INVALID_WEIGHT: "write 0 or 1",
@@ -85,7 +85,7 @@ class Tally:
     _groups: dict[Code, _Group] = with_default(default_factory=dict)
 
     def good(self, file: DataFile, records: Iterable[T | Fault]) -> Iterator[T]:
-        """The examples among the records of a file; faults are counted."""
+        """Yield the examples among the records of a file; count the faults."""
         for record in records:
             self.rows += 1
             if isinstance(record, Fault):
@@ -114,12 +114,12 @@ class Tally:
                 group.lines = (group.lines + other.lines)[:SHOWN_LINES]
 
     def problems(self) -> list[Problem]:
-        """One problem per code, in the order in which they were met."""
+        """Return one problem per code, in the order in which they were met."""
         return [_problem(self.field, code, group) for code, group in self._groups.items()]
 
 
 def grouped(problems: Sequence[Problem]) -> list[Problem]:
-    """One problem for each code and field, in the order in which they were met: many files have the same fault.
+    """Return one problem for each code and field, in the order in which they were met: many files have the same fault.
 
     What names lines is left as it is: it is grouped already.
     """

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
-from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, Documents, Fault, Record, Row
+from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, DataFile, DocumentUnit, Fault, Record, Row
 from finetune_trainer.prepare.data.jsonl import not_utf8
-from finetune_trainer.prepare.data.lines import lines, too_long
+from finetune_trainer.prepare.data.lines import read_lines, too_long
 from finetune_trainer.prepare.data.streams import Reader
 
 COLUMN = "text"
 
 
 def parse_document(line: int, raw: bytes) -> Record:
-    """One document; `line` is its first."""
+    """Parse one document; `line` is its first."""
     if b"\0" in raw:
         return Fault(line, Code.NUL, "there is a NUL character in the text")
     try:
@@ -23,15 +23,15 @@ def parse_document(line: int, raw: bytes) -> Record:
 
 
 def read_documents(file: DataFile, reader: Reader) -> Iterator[tuple[Record, int, int]]:
-    """(record, bytes of plain data so far, bytes of the file so far) of every paragraph, or of the whole file.
+    """Yield (record, bytes of plain data so far, bytes of the file so far) of every paragraph, or of the whole file.
 
     Raises:
         StreamError: as of `lines`.
     """
-    whole = file.documents is Documents.FILE
+    whole = file.documents is DocumentUnit.FILE
     gathered: list[bytes] = []
     first = size = total = end = 0
-    for number, line, end in lines(reader):
+    for number, line, end in read_lines(reader):
         if line is None:
             size = LONGEST_LINE + 1
             first = first or number

@@ -1,4 +1,4 @@
-"""A file behind https://: found with one request, fetched with retries that go on where the last one broke off.
+"""A file behind https://: found with one request, fetched with retries that continue where the last one ended.
 
 A uri may carry a signature in its query: messages, file names and fingerprints are made without it.
 """
@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import httpx2 as httpx
 
 from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, StorageError
-from finetune_trainer.prepare.data.patterns import is_pattern
-from finetune_trainer.prepare.data.places import Report, announce, changed, hashed
-from finetune_trainer.prepare.data.progress import Progress
+from finetune_trainer.prepare.data.byte_progress import ByteProgress
+from finetune_trainer.prepare.data.file_patterns import is_pattern
+from finetune_trainer.prepare.data.file_places import Report, announce, hashed, source_changed
 
 ATTEMPTS = 6  # in a row without a byte
 FIRST_WAIT = 0.5  # seconds before the second attempt; doubled before each further one
@@ -40,7 +40,7 @@ class WebFile:
 
     Attributes:
         url: with its query.
-        tag: the server's ETag or Last-Modified; empty if it tells neither.
+        tag: the server's ETag or Last-Modified; empty without either.
         once: makes the fingerprint of a file without a tag unlike any other.
     """
 
@@ -57,14 +57,14 @@ class WebFile:
         return hashed("web", self.name, self.size, self.tag, self.once)
 
     def fetch(self, folder: Path, report: Report) -> Path:
-        """Downloaded; a broken connection is taken up where it broke."""
+        """Download; continue a broken connection where it broke."""
         path = self._path(folder)
         if path.exists():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         announce(self, report)
         partial = path.with_name(f".{path.name}.partial")
-        progress = Progress("fetched", [self.size or 0], report)
+        progress = ByteProgress("fetched", [self.size or 0], report)
         with _client() as client:
             failures = 0
             while True:
@@ -74,7 +74,7 @@ class WebFile:
                     break
                 except _ChangedError:
                     partial.unlink(missing_ok=True)
-                    raise DataError(changed(self.name, self.field)) from None
+                    raise DataError(source_changed(self.name, self.field)) from None
                 except _AgainError as error:
                     failures = 0 if _size(partial) > had else failures + 1
                     if failures >= ATTEMPTS:
@@ -83,7 +83,7 @@ class WebFile:
         partial.replace(path)
         return path
 
-    def _attempt(self, client: httpx.Client, partial: Path, progress: Progress) -> None:
+    def _attempt(self, client: httpx.Client, partial: Path, progress: ByteProgress) -> None:
         start = _size(partial)
         headers = dict(IDENTITY)
         # a weak tag does not promise the same bytes
@@ -105,10 +105,10 @@ class WebFile:
                     done += len(block)
                     progress.at(0, done)
         if self.size is not None and done != self.size:
-            raise _AgainError(f"{done:,} bytes came, {self.size:,} were announced")
+            raise _AgainError(f"{done:,} bytes were received, {self.size:,} were announced")
 
     def is_here(self, folder: Path) -> bool:
-        """Whether it was downloaded."""
+        """Return whether it was downloaded."""
         return self._path(folder).exists()
 
     def _path(self, folder: Path) -> Path:
@@ -116,12 +116,12 @@ class WebFile:
         return folder / self.fingerprint / (base or "data")
 
     def is_unchanged(self) -> bool:
-        """By size and tag, where the server tells them."""
-        found = find(self.url, self.field)
+        """Return whether size and tag are the same, where the server sends them."""
+        found = find_web_file(self.url, self.field)
         return (found.size, found.tag) == (self.size, self.tag)
 
 
-def find(uri: str, field: str) -> WebFile:
+def find_web_file(uri: str, field: str) -> WebFile:
     """Ask for a file's size and tag: a GET that is closed after its head, as signed addresses allow no HEAD.
 
     Raises:
@@ -132,7 +132,7 @@ def find(uri: str, field: str) -> WebFile:
     try:
         url = httpx.URL(uri)
     except httpx.InvalidURL as error:
-        raise SpecError(_problem(field, "InvalidURI", f"{uri!r} is no address: {error}", "correct it")) from error
+        raise SpecError(_problem(field, "InvalidURI", f"{uri!r} is not an address: {error}", "correct it")) from error
     name = str(url.copy_with(query=None, fragment=None, userinfo=b""))
     if is_pattern(url.path):
         message = f"{name} is a pattern, and a web server lists no files"
@@ -161,7 +161,7 @@ def _client() -> httpx.Client:
 
 @contextmanager
 def _told(file: WebFile) -> Iterator[None]:
-    """The client's errors in our words."""
+    """Translate the errors of the HTTP client."""
     try:
         yield
     except httpx.TooManyRedirects as error:
@@ -169,7 +169,7 @@ def _told(file: WebFile) -> Iterator[None]:
         cure = "open the address in a browser: it may want a login; use a signed address, or s3://"
         raise DataError(_problem(file.field, "RedirectLoop", message, cure)) from error
     except httpx.UnsupportedProtocol as error:
-        message = f"{file.name} redirects to something that is no web address"
+        message = f"{file.name} redirects to something that is not a web address"
         raise DataError(_problem(file.field, "RedirectLoop", message, "correct the address")) from error
     except httpx.TransportError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -195,7 +195,7 @@ def _refuse(file: WebFile, response: httpx.Response) -> None:
         401: ("AccessDenied", "asks for a login", "use a signed address, s3:// with credentials, or hf://"),
         403: ("AccessDenied", "may not be read", f"{signed}use s3:// with credentials, or hf://"),
         404: ("FileNotFound", "is not there", "correct the address"),
-        410: ("FileNotFound", "is not there any more", "correct the address"),
+        410: ("FileNotFound", "does not exist any more", "correct the address"),
     }
     code, what, cure = known.get(status, ("WebRefused", "cannot be read", "correct the address"))
     raise DataError(_problem(file.field, code, f"{file.name} {what} (the server answers {status})", cure))

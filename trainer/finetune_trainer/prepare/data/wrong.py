@@ -3,7 +3,7 @@
 from finetune_trainer.prepare.data.formats import Code
 
 
-class Wrong(Exception):  # noqa: N818 - control flow within this package, told as a Fault
+class Wrong(Exception):  # noqa: N818 - control flow within this package; it becomes a Fault
     """A row breaks a rule.
 
     Args:

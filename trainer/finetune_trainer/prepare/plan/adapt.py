@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.model.new_rows import trained_rows
 
@@ -17,30 +18,26 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[str], new_tokens: int = 0) -> Any:
-    """The model with an adapter, to be counted.
+    """Return the model with an adapter, to be counted.
 
     Args:
         lora: LoraConfig names and values.
         linear: names of the model's linear layers, to be named in errors.
-        new_tokens: the last so many rows of the embeddings are new, and trained.
+        new_tokens: how many rows at the end of the embeddings are new, and trained.
 
     Raises:
         SpecError: a name leads nowhere, or PEFT refuses the configuration.
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    types = {
-        Task.CAUSAL_LM: TaskType.CAUSAL_LM,
-        Task.CLASSIFICATION: TaskType.SEQ_CLS,
-        Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-    }
+    spec = spec_of(task)
     names = sorted({name.rpartition(".")[2] for name in linear})
     rows = model.get_input_embeddings().weight.shape[0]
     options = {name: value for name, value in lora.items() if name != "task_type"}
-    if task is Task.CLASSIFICATION and (heads := classifiers(model)):
+    if spec.labelled and (heads := classifiers(model)):
         options["modules_to_save"] = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *heads]))
     if new_tokens:
-        if task is Task.CLASSIFICATION and model.config.is_encoder_decoder:
+        if spec.labelled and model.config.is_encoder_decoder:
             # its encoder and decoder hold the embedding under names of their own, which PEFT 0.21.2 does not follow
             message = (
                 "are given, and the model is an encoder-decoder that classifies: an adapter cannot hold their rows"
@@ -50,7 +47,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
         options |= trained_rows(options, model, range(rows - new_tokens, rows), sharded=False)
     try:
         # DeepSpeed turns every weight into the type of the run, so that adapters have it too
-        config = LoraConfig(task_type=types.get(task), **options)
+        config = LoraConfig(task_type=TaskType[spec.peft_type] if spec.peft_type else None, **options)
         made = get_peft_model(model, config, autocast_adapter_dtype=False).train()
     except (ValueError, TypeError) as error:
         message = f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}"
@@ -60,8 +57,8 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     return made
 
 
-def check_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> None:
-    """Raises SpecError if a name of a new adapter's configuration leads nowhere. (That of an earlier one has names of
+def check_module_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> None:
+    """Raise SpecError if a name of a new adapter's configuration leads nowhere. (That of an earlier one has names of
     other families too, which PEFT puts there: `score` beside `classifier`.)"""
     names = sorted({name.rpartition(".")[2] for name in linear})
     known = [name for name, _ in model.named_modules()]
@@ -73,7 +70,7 @@ def check_names(model: Any, lora: Mapping[str, Any], linear: Sequence[str]) -> N
 
 
 def check_saved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ModelError if an adapter's tensors are not those of the adapted model."""
+    """Raise ModelError if an adapter's tensors are not those of the adapted model."""
     if not shapes:
         return
     from peft import get_peft_model_state_dict
@@ -92,7 +89,7 @@ def check_saved(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         seen = f"it lacks {missing}"
     else:
         return
-    message = f"is an adapter of another model, or not as its configuration says: {seen}"
+    message = f"is an adapter of another model, or differs from its own configuration: {seen}"
     cure = "name the model that it was made for (base_model_name_or_path in adapter_config.json), or leave it out"
     raise ModelError(Problem(code="AdapterMismatch", field="spec.model.adapter", message=message, cure=cure))
 
@@ -102,17 +99,17 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def embeddings(model: Any) -> int:
-    """Parameters of an adapted model's embeddings, on both sides, that are not trained."""
+    """Return parameters of an adapted model's embeddings, on both sides, that are not trained."""
     sides = [side for side in (model.get_input_embeddings(), model.get_output_embeddings()) if side is not None]
     frozen = {id(one): one.numel() for side in sides for one in side.parameters() if not one.requires_grad}
     return sum(frozen.values())
 
 
-def freeze(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
+def freeze_parameters(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
     """Take the gradients from what `spec.method.freeze` names.
 
     Raises:
-        SpecError: a pattern is no regular expression or fits nothing, nothing is left to train, or new tokens are not.
+        SpecError: a pattern is not a regular expression or matches nothing; or nothing, or no new token, is trained.
     """
     if not patterns:
         return
@@ -126,7 +123,9 @@ def freeze(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
         cure = "name fewer, such as ^model.layers.0. for the first layer, or use method lora"
         raise SpecError(Problem(code="NothingToTrain", field="spec.method.freeze", message=message, cure=cure))
     if new_tokens and not model.get_input_embeddings().weight.requires_grad:
-        message = "fits the embeddings, and spec.model.newTokens are to be learnt: their rows would stay as they start"
+        message = (
+            "fits the embeddings, and spec.model.newTokens are to be learnt: their rows would keep their first values"
+        )
         cure = "name other parameters, or leave one of the two out"
         raise SpecError(Problem(code="Conflict", field="spec.method.freeze", message=message, cure=cure))
 
@@ -135,15 +134,15 @@ def _check_pattern(field: str, pattern: str, names: Sequence[str]) -> None:
     try:
         if any(re.search(pattern, name) for name in names):
             return
-        code, message = "NoSuchParameter", f"is {pattern!r}, which is found in no name of a parameter of the model"
+        code, message = "NoSuchParameter", f"is {pattern!r}, which occurs in no parameter name of the model"
     except re.error as error:
-        code, message = "InvalidPattern", f"is {pattern!r}, which is no regular expression: {error}"
+        code, message = "InvalidPattern", f"is {pattern!r}, which is not a regular expression: {error}"
     cure = f"write a part of a parameter's name, such as {', '.join(names[:: max(1, len(names) // 4)][:5])}"
     raise SpecError(Problem(code=code, field=field, message=message, cure=cure))
 
 
 def _check_modules(known: Iterable[str], option: str, given: Any, names: Sequence[str]) -> None:
-    """Refuses a list of modules of which one is not there: PEFT skips it in silence where another one matches."""
+    """Refuse a list of modules if one is missing: PEFT silently skips it where another one matches."""
     if not isinstance(given, (list, tuple)):
         return
     modules = list(known)
@@ -187,9 +186,9 @@ def _check_patterns(model: Any, option: str, given: Mapping[str, Any]) -> None:
         try:
             if any(re.match(rf"(.*\.)?({key})$", name) for name in adapted_names):  # PEFT's rule
                 continue
-            code, message = "NoSuchModule", f"has {key!r}, and no adapted module is called so"
+            code, message = "NoSuchModule", f"has {key!r}, and no adapted module has that name"
         except re.error as error:
-            code, message = "InvalidPattern", f"has {key!r}, which is no regular expression: {error}"
+            code, message = "InvalidPattern", f"has {key!r}, which is not a regular expression: {error}"
         raise SpecError(_nowhere(code, option, message, sorted({name.rpartition(".")[2] for name in adapted_names})))
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from finetune_api.messages import Message, MethodType
 
 
-class Kind(StrEnum):
+class PartKind(StrEnum):
     """What parameters are for."""
 
     EMBEDDING = "embeddings"
@@ -30,7 +30,7 @@ class Part(Message):
     """
 
     name: str
-    kind: Kind
+    kind: PartKind
     parameters: int
     inputs: int = 0
     outputs: int = 0
@@ -43,7 +43,7 @@ class Growth(Message):
     quadratic: float = 0.0
 
     def at(self, tokens: int) -> float:
-        """Bytes for one row of `tokens`."""
+        """Return bytes for one row of `tokens`."""
         return self.linear * tokens + self.quadratic * tokens * tokens
 
 
@@ -108,9 +108,9 @@ class Architecture(Message):
         named = [part.outputs for part in self.parts if part.name.endswith((".k_proj", ".v_proj"))]
         return sum(named) or 2 * self.hidden * self.layers
 
-    def by_kind(self) -> dict[Kind, int]:
-        """Parameters by what they are for."""
-        return {kind: sum(part.parameters for part in self.parts if part.kind is kind) for kind in Kind}
+    def by_kind(self) -> dict[PartKind, int]:
+        """Return parameters by what they are for."""
+        return {kind: sum(part.parameters for part in self.parts if part.kind is kind) for kind in PartKind}
 
     @cached_property
     def matrices(self) -> int:
@@ -120,9 +120,9 @@ class Architecture(Message):
     @cached_property
     def head(self) -> int:
         """Parameters of the output layer."""
-        return sum(part.inputs * part.outputs for part in self.parts if part.kind is Kind.HEAD)
+        return sum(part.inputs * part.outputs for part in self.parts if part.kind is PartKind.HEAD)
 
     @cached_property
     def quantized(self) -> int:
         """Parameters that QLoRA keeps in 4 bits: all linear layers but the head."""
-        return sum(part.inputs * part.outputs for part in self.parts if part.kind is not Kind.HEAD)
+        return sum(part.inputs * part.outputs for part in self.parts if part.kind is not PartKind.HEAD)

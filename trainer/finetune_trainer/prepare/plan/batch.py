@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 
 GLOBAL_BATCH = 16  # what the learning rates were measured with
 # OpenAI's fine-tuning API (reference of `batch_size`): about 0.2 % of the examples, capped at 256, as larger batches
@@ -23,13 +23,13 @@ class Batch:
 
 
 def usual_batch(rows: int) -> int:
-    """Rows of a step for a data set of so many rows."""
+    """Return the rows of a step for a data set of this size."""
     grown = 1 << round(math.log2(max(1.0, SHARE * rows)))
     return min(rows, MOST, max(GLOBAL_BATCH, grown))
 
 
-def global_batch(ledger: Ledger, world: int, rows: int) -> Batch:
-    """The rows of a step; noted.
+def global_batch(log: ChoiceLog, world: int, rows: int) -> Batch:
+    """Choose the rows of a step, and note the choice.
 
     Args:
         world: ranks.
@@ -38,7 +38,7 @@ def global_batch(ledger: Ledger, world: int, rows: int) -> Batch:
     Raises:
         SpecError: given sizes contradict each other.
     """
-    given = ledger.given
+    given = log.given
     micro, accumulation = given.get("per_device_train_batch_size"), given.get("gradient_accumulation_steps")
     total = given.get("global_batch_size")
     if total is None and micro and accumulation:
@@ -49,7 +49,7 @@ def global_batch(ledger: Ledger, world: int, rows: int) -> Batch:
         total = max(1, usual_batch(rows) // unit) * unit
     _check_divides(total, world, micro, accumulation)
     reason = "given" if total_given else _reason(total, rows, world)
-    ledger.note("spec.training.global_batch_size", total, reason, total_given)
+    log.note("spec.training.global_batch_size", total, reason, total_given)
     return Batch(total, total_given, micro, accumulation)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ NOT_SHAPES = frozenset(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' remarks on a model that nobody will use."""
+    """Silence the libraries' remarks on a model that is only counted."""
     import transformers
 
     level = transformers.logging.get_verbosity()
@@ -39,7 +40,7 @@ def quiet() -> Iterator[None]:
 
 
 def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
-    """The model for a task, in training mode, its parameters on the meta device.
+    """Return the model for a task, in training mode, its parameters on the meta device.
 
     Args:
         labels: outputs of a classification head.
@@ -57,35 +58,25 @@ def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: i
 
 
 def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any, Any]:
-    """A configuration for the task, and the Auto class of transformers that has its model."""
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        AutoModelForSeq2SeqLM,
-        AutoModelForSequenceClassification,
-    )
+    """Return a configuration for the task, and the Auto class of transformers that has its model."""
+    import transformers
+    from transformers import AutoConfig
 
-    autos: dict[Task, Any] = {
-        Task.CAUSAL_LM: AutoModelForCausalLM,
-        Task.CLASSIFICATION: AutoModelForSequenceClassification,
-        Task.SEQ2SEQ: AutoModelForSeq2SeqLM,
-        Task.MASKED_LM: AutoModelForMaskedLM,
-    }
+    spec = spec_of(task)
     values = {name: value for name, value in config.items() if name not in NOT_SHAPES}
     made = AutoConfig.for_model(str(values.pop("model_type")), **values)
-    if task is Task.CLASSIFICATION:
+    if spec.labelled:
         made.num_labels = labels
         made.pad_token_id = getattr(made, "pad_token_id", None) or 0
     if made.is_encoder_decoder and getattr(made, "decoder_start_token_id", None) is None:
         made.decoder_start_token_id = 0
     made.use_cache = False
-    return made, autos[task]
+    return made, getattr(transformers, spec.auto_class)
 
 
 @contextlib.contextmanager
 def refused(task: Task) -> Iterator[None]:
-    """Turns what transformers says of a configuration that it cannot build into a ModelError."""
+    """Turn errors of transformers for a configuration that it cannot build into a ModelError."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

@@ -15,7 +15,7 @@ def deepspeed_config(
     offload_optimizer: bool = False,
     offload_parameters: bool = False,
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration: the user's as it is, or ours, with "auto" where transformers fills in."""
+    """Return DeepSpeed's configuration: the user's as it is, or ours, with "auto" where transformers fills in."""
     if user is not None:
         return dict(user)
     zero: dict[str, Any] = {"stage": stage}

@@ -1,28 +1,18 @@
-"""What a run takes: hours, GPU-hours and cost, from the step time and what comes beside the steps. Pure."""
+"""What a run needs: memory, hours, GPU-hours and cost, from the step time and from the work beside the steps. Pure."""
 
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
-from finetune_api.messages import DatasetFacts, ModelFacts
-from finetune_api.plan import Estimate, PlannedAnswers
-from finetune_api.v1alpha1.spec import BudgetSpec
+from finetune_api.plan import Estimate, MemoryPart, PlannedAnswers, PlannedMemory, Prediction
+from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, save_seconds
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
-from finetune_trainer.prepare.plan.layout import Layout
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.saving import LOCAL_DISK, checkpoint_bytes, save_seconds
-from finetune_trainer.prepare.plan.speed import rate, rounded
+from finetune_trainer.prepare.plan.rank_layout import RankLayout
+from finetune_trainer.prepare.plan.schedule import Rhythm
+from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops, rate, rounded
 
 GPU_START = 60.0  # seconds until the first step: imports, CUDA, NCCL, the engine; an estimate
-
-
-@dataclass(frozen=True)
-class Course:
-    """What a run does: optimizer steps, evaluations with answers, and saves."""
-
-    steps: int
-    evaluations: int
-    saves: int
-    evaluation: PlannedAnswers
 
 
 @dataclass(frozen=True)
@@ -41,43 +31,73 @@ class Spent:
         return self.loading + self.steps + self.evaluations + self.answers + self.saves
 
 
-def spent(layout: Layout, machine: Machine, course: Course, model: ModelFacts, dataset: DatasetFacts) -> Spent:
-    """What the training of a job takes, from the start of its workers to the last save."""
-    load, split = layout.load, dataset.eval
-    size = checkpoint_bytes(load.trained, load.architecture.weight_bytes, machine.nodes, load.zero_stage)
-    evaluated = answered = 0.0
-    if split is not None:
-        evaluated = course.evaluations * evaluation_seconds(layout, machine, split)
-    if split is not None and course.evaluation.generate:
-        mean = split.tokens / max(1, split.examples or split.rows)
-        rows, tokens = course.evaluation.generate, course.evaluation.max_new_tokens
-        answered = course.evaluations * generation_seconds(layout, machine, mean, tokens, rows)
-    return Spent(
-        loading=(GPU_START if machine.gpu else machine.pace.start) + model.size_bytes / LOCAL_DISK,
-        steps=layout.speed.seconds * course.steps,
-        evaluations=evaluated,
-        answers=answered,
-        saves=save_seconds(size) * course.saves,
+def prediction_of(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Prediction:
+    """Predict what a run needs: memory, arithmetic, time and cost.
+
+    Args:
+        timed: the draft with the speed that was measured, if it was.
+    """
+    load, train = timed.layout.load, timed.workload.dataset.train
+    labelled = train.trained_tokens / max(1, train.tokens)
+    return Prediction(
+        trained=load.trained,
+        flops_per_token=flops_per_token(load, train.tokens / max(1, train.rows), labelled),
+        peak_flops=peak_flops(load, timed.machine),
+        memory=_memory(timed.layout, timed.machine),
+        estimate=_estimate(timed, _spent(timed, rhythm, answers)),
     )
 
 
-def estimate(layout: Layout, machine: Machine, took: Spent, budget: BudgetSpec | None) -> Estimate:
-    """The estimate that a plan carries; prepare and export come on top."""
+def _memory(layout: RankLayout, machine: Machine) -> PlannedMemory:
+    memory = layout.memory
+    return PlannedMemory(
+        unit="GPU" if machine.device == "gpu" else "rank",
+        limit=machine.memory_bytes,
+        source=machine.source,
+        moment=memory.moment,
+        parts=tuple(MemoryPart(name=one.name, bytes=one.bytes, why=one.why) for one in memory.components),
+        host=tuple(MemoryPart(name=one.name, bytes=one.bytes, why=one.why) for one in memory.host),
+    )
+
+
+def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
+    """Return the seconds of the training, from the start of its workers to the last save."""
+    layout, machine, split = timed.layout, timed.machine, timed.workload.dataset.eval
+    evaluated = answered = 0.0
+    if split is not None:
+        evaluated = rhythm.evaluations * evaluation_seconds(layout, machine, split)
+    if split is not None and answers.generate:
+        mean = split.tokens / max(1, split.examples or split.rows)
+        one = generation_seconds(layout, machine, mean, answers.max_new_tokens, answers.generate)
+        answered = rhythm.evaluations * one
+    start = GPU_START if machine.gpu else machine.pace.start
+    return Spent(
+        loading=start + timed.workload.model.size_bytes / LOCAL_DISK,
+        steps=layout.speed.seconds * rhythm.steps,
+        evaluations=evaluated,
+        answers=answered,
+        saves=save_seconds(timed.checkpoint_bytes) * rhythm.saves,
+    )
+
+
+def _estimate(timed: Draft, took: Spent) -> Estimate:
+    """Return hours and cost of the training, without prepare and export."""
+    machine, budget = timed.machine, timed.spec.budget
     hours = took.seconds / 3600
     gpu_hours = rounded(hours * machine.nodes * machine.gpus) if machine.gpus else None
     cost = None
     if budget and budget.gpu_hour_price and gpu_hours is not None:
         cost = str((Decimal(budget.gpu_hour_price) * Decimal(str(gpu_hours))).quantize(Decimal("0.01"), ROUND_HALF_UP))
     return Estimate(
-        step_seconds=rounded(layout.speed.seconds),
+        step_seconds=rounded(timed.layout.speed.seconds),
         hours=rounded(hours),
         gpu_hours=gpu_hours,
         cost=cost,
-        how=_how(layout, machine, took),
+        how=_how(timed.layout, machine, took),
     )
 
 
-def _how(layout: Layout, machine: Machine, took: Spent) -> str:
+def _how(layout: RankLayout, machine: Machine, took: Spent) -> str:
     speed, load = layout.speed, layout.load
     if machine.gpu:
         reached = rate(machine.gpu, load.method, load.architecture.weight_bytes) / 1e12
@@ -102,4 +122,4 @@ def _how(layout: Layout, machine: Machine, took: Spent) -> str:
     }
     shown = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in step.items() if seconds)
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in whole.items() if seconds)
-    return f"a rough figure: a step {shown}; in all {parts}; without prepare and export"
+    return f"a rough estimate: a step {shown}; in all {parts}; without prepare and export"

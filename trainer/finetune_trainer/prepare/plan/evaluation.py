@@ -5,17 +5,18 @@ that costs beside the training itself.
 """
 
 import math
-from dataclasses import dataclass
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
-from finetune_api.plan import PlannedAnswers
-from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.layout import Layout
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_api.plan import PlannedAnswers, PlannedEvaluation
+from finetune_api.tasks import spec_of
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
+from finetune_trainer.prepare.plan.rank_layout import RankLayout
+from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
 
 ROWS = (64, 32, 16, 8, 4)  # to be answered: as many of these as may be afforded
@@ -28,133 +29,105 @@ SHORTEST, LONGEST = 16, 256  # answers, tokens
 METRIC_FIELD = "spec.training.metric_for_best_model"
 BEST: dict[ProblemType, tuple[str, str]] = {
     ProblemType.SINGLE_LABEL: ("eval_macro_f1", "every label counts the same"),
-    ProblemType.MULTI_LABEL: ("eval_micro_f1", "every decision counts the same; those on rare labels alone vary much"),
+    ProblemType.MULTI_LABEL: ("eval_micro_f1", "every decision counts the same; scores of rare labels alone vary much"),
     ProblemType.REGRESSION: ("eval_loss", "the mean squared error, on unseen rows"),
 }
 
 
-@dataclass(frozen=True)
-class Judging:
-    """How a run is judged.
-
-    Attributes:
-        metric: chooses the best checkpoint; `last` without evaluation rows.
-        patience: evaluations without a better one after which the run ends; 0 = never.
-        threshold: by how much it has to be better.
-    """
-
-    metric: str
-    greater: bool
-    patience: int
-    threshold: float
-    evaluation: PlannedAnswers
-
-
-def judging_of(
-    job: FineTuneJob,
-    ledger: Ledger,
-    task: Task,
-    dataset: DatasetFacts,
-    layout: Layout,
-    machine: Machine,
-    steps: int,
-    eval_every: int,
-) -> Judging:
-    """How the run of a job is judged.
+def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvaluation:
+    """Choose what an evaluation generates, which checkpoint is best, and when a run ends early.
 
     Raises:
         SpecError: evaluation of this task does not measure the given metric, or there is nothing to answer.
     """
-    evaluations = math.ceil(steps / eval_every) if eval_every else 1
-    evaluation = _answers(job, ledger, task, dataset, layout, machine, steps, evaluations)
-    metric, greater = best_by(ledger, task, dataset, evaluation.generate > 0)
-    patience = int(ledger.given.get("early_stopping_patience", 0))
-    threshold = float(ledger.given.get("early_stopping_threshold", 0.0))
+    dataset = draft.workload.dataset
+    answers = _answers(draft, rhythm, log)
+    metric, greater = best_by(log, draft.setting.task, dataset, answers.generate > 0)
+    patience = int(log.given.get("early_stopping_patience", 0))
+    threshold = float(log.given.get("early_stopping_threshold", 0.0))
     if dataset.eval is not None:
-        reason = "given" if patience else "the run goes to its end; the best checkpoint is kept anyway"
-        ledger.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
+        reason = "given" if patience else "the run goes to its end; the best checkpoint is kept in any case"
+        log.note("spec.training.early_stopping_patience", patience, reason, patience > 0)
     if threshold:
-        ledger.note("spec.training.early_stopping_threshold", threshold, "given", True)
-    return Judging(metric, greater, patience, threshold, evaluation)
+        log.note("spec.training.early_stopping_threshold", threshold, "given", True)
+    return PlannedEvaluation(
+        answers=answers,
+        best_metric=metric,
+        greater_is_better=greater,
+        early_stopping_patience=patience,
+        early_stopping_threshold=threshold,
+    )
 
 
-def best_by(ledger: Ledger, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
-    """The metric that chooses the best checkpoint, and whether more of it is better.
+def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
+    """Choose the metric that decides which checkpoint is best; return also whether more of it is better.
 
     Raises:
         SpecError: evaluation of this task does not measure the given one.
     """
     if dataset.eval is None:
-        ledger.note(METRIC_FIELD, "last", "without evaluation rows the last one is kept", False)
+        log.note(METRIC_FIELD, "last", "without evaluation rows the last one is kept", False)
         return "last", True
     problem_type = dataset.problem_type or ProblemType.SINGLE_LABEL
-    rule, reason = "eval_loss", "what training minimises, on unseen rows"
-    if task is Task.CLASSIFICATION:
+    rule, reason = "eval_loss", "the loss that training minimises, on unseen rows"
+    if spec_of(task).labelled:
         rule, reason = BEST[problem_type]
-    metric = full_name(str(ledger.take("metric_for_best_model", rule, reason)))
+    metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
     known = [full_name(name) for name in measured(task, problem_type, answers=answers)]
-    if metric not in known:  # known only now, where the job does not name its task
-        kind = f"{task} ({problem_type})" if task is Task.CLASSIFICATION else str(task)
+    if metric not in known:  # a job without a task: only now is the task known
+        kind = f"{task} ({problem_type})" if spec_of(task).labelled else str(task)
         message = f"is {metric!r}; evaluation of {kind} measures {', '.join(known)}"
         if metric in [full_name(name) for name in ANSWERS]:
             message += ", and no answers are generated"
         raise SpecError(problem("UnknownMetric", METRIC_FIELD, message, "write one of them"))
-    return metric, bool(ledger.take("greater_is_better", greater_is_better(metric), f"follows from {metric}"))
+    return metric, bool(log.take("greater_is_better", greater_is_better(metric), f"follows from {metric}"))
 
 
-def _answers(
-    job: FineTuneJob,
-    ledger: Ledger,
-    task: Task,
-    dataset: DatasetFacts,
-    layout: Layout,
-    machine: Machine,
-    steps: int,
-    evaluations: int,
-) -> PlannedAnswers:
-    spec, split = job.spec.evaluation, dataset.eval
-    if split is None or task not in {Task.CAUSAL_LM, Task.SEQ2SEQ}:
+def _answers(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedAnswers:
+    """Choose how many rows of an evaluation are answered, and at what length."""
+    task, spec, split = draft.setting.task, draft.spec.evaluation, draft.workload.dataset.eval
+    if split is None or not spec_of(task).answers:
         if spec.generate:
             _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
         return PlannedAnswers()
     examples = split.examples or split.rows
-    if task is Task.CAUSAL_LM and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
+    if spec_of(task).continues and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
         if spec.generate:
             _refuse(spec.generate, "the rows have no prompts: every token of them is trained")
-        ledger.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)
+        log.note("spec.evaluation.generate", 0, "the rows have no prompts to answer", False)
         return PlannedAnswers()
     target = split.trained_tokens / examples
     rule = min(LONGEST, max(SHORTEST, 8 * math.ceil(2 * target / 8)))
     tokens = int(
-        ledger.settle(
+        log.settle(
             "spec.evaluation.maxNewTokens",
             rule,
             f"twice the mean of {target:.0f}; never more than the longest right answer",
             spec.max_new_tokens,
         )
     )
-    rows, reason = _affordable(layout, machine, split.tokens / examples, tokens, steps, evaluations)
-    generate = int(ledger.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
+    rows, reason = _affordable(draft, rhythm, split.tokens / examples, tokens)
+    generate = int(log.settle("spec.evaluation.generate", min(rows, examples), reason, spec.generate))
     generate = min(generate, examples)
-    samples = int(ledger.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
+    samples = int(log.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples))
     return PlannedAnswers(generate=generate, max_new_tokens=tokens, samples=min(samples, generate))
 
 
-def _affordable(
-    layout: Layout, machine: Machine, mean: float, tokens: int, steps: int, evaluations: int
-) -> tuple[int, str]:
-    budget = SHARE * steps * layout.speed.seconds
+def _affordable(draft: Draft, rhythm: Rhythm, mean: float, tokens: int) -> tuple[int, str]:
+    """Return the most rows whose answers take at most a tenth of the training's time, and why."""
+    evaluations, seconds_in_all = rhythm.evaluations or 1, rhythm.steps * draft.layout.speed.seconds
     for rows in ROWS:
-        seconds = evaluations * generation_seconds(layout, machine, mean, tokens, rows)
-        if seconds <= budget or rows == ROWS[-1]:
+        seconds = evaluations * generation_seconds(draft.layout, draft.machine, mean, tokens, rows)
+        if seconds <= SHARE * seconds_in_all or rows == ROWS[-1]:
             break
-    took = f"{evaluations} x {rows} answers take about {seconds:.2g} s of {steps * layout.speed.seconds:.2g} s"
+    took = f"{evaluations} x {rows} answers take about {seconds:.2g} s of {seconds_in_all:.2g} s"
     return rows, took if rows == ROWS[0] else f"{took}: more would take over a tenth of the run"
 
 
-def generation_seconds(layout: Layout, machine: Machine, mean: float, tokens: int, rows: int) -> float:
-    """How long all ranks together take to answer some rows, roughly: each token of a batch is a pass through the model,
-    which reads all weights, and under ZeRO-3 gathers them.
+def generation_seconds(layout: RankLayout, machine: Machine, mean: float, tokens: int, rows: int) -> float:
+    """Return roughly how many seconds all ranks together take to answer some rows.
+
+    Each token of a batch is a pass through the model, which reads all weights, and under ZeRO-3 gathers them.
 
     Args:
         mean: tokens of a row.
@@ -176,8 +149,8 @@ def generation_seconds(layout: Layout, machine: Machine, mean: float, tokens: in
     return batches * (prompt + tokens * a_pass)
 
 
-def evaluation_seconds(layout: Layout, machine: Machine, split: SplitFacts) -> float:
-    """How long one evaluation's forward passes over all rows take, roughly, without generated answers."""
+def evaluation_seconds(layout: RankLayout, machine: Machine, split: SplitFacts) -> float:
+    """Return how long one evaluation's forward passes over all rows take, roughly, without generated answers."""
     load = layout.load
     shape = load.architecture
     tokens = split.tokens / load.world_size

@@ -38,8 +38,8 @@ class Sharding:
     offload_parameters: bool | None
 
 
-def value_at(config: Mapping[str, Any], path: str) -> Any:
-    """What stands at `optimizer.params.lr`; None where nothing does."""
+def config_value(config: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a path such as `optimizer.params.lr`; None if there is none."""
     found: Any = config
     for part in path.split("."):
         found = found.get(part) if isinstance(found, Mapping) else None
@@ -47,10 +47,10 @@ def value_at(config: Mapping[str, Any], path: str) -> Any:
 
 
 def settled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of `spec.training` that a configuration gives values, and these values."""
+    """Return the names of `spec.training` for which a configuration has values, with these values."""
     values: dict[str, Any] = {}
     for path, names in SAME.items():
-        value = value_at(config, path)
+        value = config_value(config, path)
         if value is None or value == AUTO:
             continue
         each = value if len(names) > 1 and isinstance(value, list | tuple) else [value]
@@ -61,14 +61,14 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def given_values(job: FineTuneJob) -> dict[str, Any]:
-    """What the job gives of `spec.training`: there, or in its DeepSpeed configuration."""
+    """Return the values of `spec.training` that the job gives there, or in its DeepSpeed configuration."""
     config = job.spec.deepspeed.config
     given = job.spec.training.given()
     return given if config is None else {**given, **settled(config)}
 
 
 def sharding(job: FineTuneJob) -> Sharding:
-    """What the job says of ZeRO, in its own fields or in a DeepSpeed configuration."""
+    """Return what the job gives for ZeRO, in its own fields or in a DeepSpeed configuration."""
     spec = job.spec.deepspeed
     if spec.config is None:
         offload = spec.offload
@@ -79,9 +79,9 @@ def sharding(job: FineTuneJob) -> Sharding:
         )
     zero = "zero_optimization"
     return Sharding(
-        int(value_at(spec.config, f"{zero}.stage") or 0),
-        value_at(spec.config, f"{zero}.offload_optimizer.device") == "cpu",
-        value_at(spec.config, f"{zero}.offload_param.device") == "cpu",
+        int(config_value(spec.config, f"{zero}.stage") or 0),
+        config_value(spec.config, f"{zero}.offload_optimizer.device") == "cpu",
+        config_value(spec.config, f"{zero}.offload_param.device") == "cpu",
     )
 
 

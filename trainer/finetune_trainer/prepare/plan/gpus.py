@@ -1,4 +1,4 @@
-"""What GPUs have: memory, speed, links; and the GPU that a name of a node's label stands for. Pure.
+"""What GPUs have: memory, speed, links; and the GPU of a name in a node's label. Pure.
 
 * memory: MiB as the driver reports them (nvidia-smi, rocm-smi); a data sheet's gigabytes are more than there is.
   modal-labs/modal-client#2797 lists H100, A100, A10, L40S, L4, T4; the others are in public listings of nvidia-smi.
@@ -9,7 +9,7 @@
 * network: of a typical instance with 8 GPUs, Gbit a second, by the cloud's own page; without one, 100, an estimate.
 * link: inside a node, gigabytes a second of a collective in one direction.
 
-Of variants that a name does not tell apart the smaller counts.
+Of variants with the same name the smaller counts.
 """
 
 import difflib
@@ -34,7 +34,7 @@ class Gpu:
         bandwidth: of its memory, gigabytes a second.
         link: to other GPUs of the node, gigabytes a second in one direction.
         network: of a node of 8 to other nodes, Gbit a second, all its adapters together.
-        source: where the figures stand.
+        source: where the figures are from.
     """
 
     name: str
@@ -128,8 +128,8 @@ GPUS: tuple[Gpu, ...] = (
 SLICE = re.compile(r"mig|(?<![a-z\d])\d+g[.-]\d+gb")  # a part of a GPU
 
 
-def find(name: str) -> Gpu | None:
-    """The GPU of a product name such as `NVIDIA-A100-SXM4-80GB`, `nvidia-h100-mega-80gb` or `A100`; None if unknown.
+def find_gpu(name: str) -> Gpu | None:
+    """Return the GPU of a product name such as `NVIDIA-A100-SXM4-80GB` or `nvidia-h100-mega-80gb`; None if unknown.
 
     Without a size in the name, the smallest of that kind.
     """
@@ -152,7 +152,7 @@ def find(name: str) -> Gpu | None:
 
 
 def similar(name: str) -> list[str]:
-    """Names of the table that are like an unknown one; else the most usual."""
+    """Return names of the table that are like an unknown one; else the most usual."""
     by_plain = {re.sub(r"[^a-z\d]", "", gpu.name.lower()): gpu.name for gpu in GPUS}
     plain = re.sub(r"nvidia|tesla|geforce|amd|instinct|[^a-z\d]", "", name.lower())
     near = difflib.get_close_matches(plain, by_plain, n=2, cutoff=0.5)

@@ -16,13 +16,13 @@ ANSWER_SECONDS = 20
 
 
 def hint_of(environ: Mapping[str, str]) -> GpuHint:
-    """What is known of the nodes: what the operator passes on, or, in local mode, what this machine has."""
+    """Return what is known of the nodes: from the operator, or, in local mode, of this machine."""
     hint = gpu_hint(environ)
     return replace(hint, here=look(environ)) if environ.get(Env.LOCAL) else hint
 
 
 def look(environ: Mapping[str, str], proc: Path = PROC, groups: Path = GROUPS) -> Here:
-    """Memory, cores and GPUs that this process may use.
+    """Return memory, cores and GPUs that this process may use.
 
     Args:
         proc, groups: where Linux shows processes and control groups.
@@ -53,7 +53,7 @@ def _cores(proc: Path, groups: Path) -> float:
 
 
 def _folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
-    """Of the control groups that this process is in, the innermost first; a limit of an outer one counts as well."""
+    """Yield the control groups of this process, the innermost first; limits of outer ones count as well."""
     for line in (proc / "self" / "cgroup").read_text().splitlines():
         number, names, path = line.split(":", 2)
         root = groups if number == "0" else groups / names
@@ -73,17 +73,17 @@ def _number(path: Path) -> float | None:
 
 
 def _gpus(environ: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
-    """Product and MiB of the GPUs that torch will use."""
+    """Return product and MiB of the GPUs that torch will use."""
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible in {"", "-1"} or shutil.which(LISTED[0], path=environ.get("PATH")) is None:
         return ()
     try:
-        said = subprocess.run(
+        listed = subprocess.run(
             LISTED, env=dict(environ), capture_output=True, text=True, check=True, timeout=ANSWER_SECONDS
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [line.rpartition(",") for line in said.splitlines() if line.strip()]
+    rows = [line.rpartition(",") for line in listed.splitlines() if line.strip()]
     found = [(name.strip(), int(mib)) for name, _, mib in rows if mib.strip().isdigit()]
     if visible is not None and all(one.strip().isdigit() for one in visible.split(",")):
         found = [found[int(one)] for one in visible.split(",") if int(one) < len(found)]

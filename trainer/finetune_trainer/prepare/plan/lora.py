@@ -7,25 +7,21 @@ from typing import Any
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import AdapterFacts, MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
 
-TASK_TYPES = {
-    Task.CAUSAL_LM: "CAUSAL_LM",
-    Task.CLASSIFICATION: "SEQ_CLS",
-    Task.SEQ2SEQ: "SEQ_2_SEQ_LM",
-}  # PEFT has none for masked-lm, and needs none
 # bitsandbytes' 4 bits need compute capability 6.0 (its installation guide); these are of Kepler and Maxwell
 TOO_OLD = re.compile(r"\b(k20|k40|k80|m4|m6|m40|m60)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Start:
+class SavedAdapter:
     """The adapter that training starts from.
 
     Attributes:
-        lora: LoraConfig names and values of its own configuration.
+        lora: LoraConfig names and values of its configuration.
         shapes: of its tensors, by their names in the file.
     """
 
@@ -34,23 +30,23 @@ class Start:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = None) -> dict[str, Any]:
-    """LoraConfig names and values of a job; empty for full fine-tuning.
+def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | None = None) -> dict[str, Any]:
+    """Return LoraConfig names and values of a job; empty for full fine-tuning.
 
     Raises:
         SpecError: parameters of a 4-bit model are to be adapted.
     """
     if job.spec.method.type is MethodType.FULL:
         return {}
-    kind = {"task_type": TASK_TYPES[task]} if task in TASK_TYPES else {}
+    kind = {"task_type": spec_of(task).peft_type} if spec_of(task).peft_type else {}
     if start is not None:
         rank = start.lora.get("r")
-        ledger.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
+        log.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
         return {**start.lora, **kind}
     given = job.spec.method.lora.given() if job.spec.method.lora else {}
     parameters = bool(given.get("target_parameters"))
     if parameters and job.spec.method.type is MethodType.QLORA:
-        message = "is given, and method.type is qlora; a 4-bit weight is no matrix that could be adapted as such"
+        message = "is given, and method.type is qlora; PEFT cannot adapt a 4-bit weight as a parameter"
         cure = "name modules in target_modules instead, or use method lora"
         raise SpecError(problem("Conflict", "spec.method.lora.target_parameters", message, cure))
     rank = given.get("r", 16)
@@ -58,28 +54,30 @@ def lora_of(job: FineTuneJob, ledger: Ledger, task: Task, start: Start | None = 
         "r": (16, "enough for most data sets; more rarely helps (LoRA paper, arXiv 2106.09685, section 7.2)"),
         "lora_alpha": (2 * rank, "twice the rank: the learning rate keeps its meaning when the rank changes"),
         "lora_dropout": (0.05, "light regularisation (QLoRA paper: 0.1 up to 13 billion parameters, 0.05 above)"),
-        "target_modules": ("all-linear", "adapters on all layers reach full fine-tuning (QLoRA paper, section 4)"),
+        "target_modules": ("all-linear", "adapters on all layers match full fine-tuning (QLoRA paper, section 4)"),
     }
     if parameters:
         rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
         rules["target_modules"] = ([], "parameters are adapted in their place; PEFT would add its own for the family")
     lora = dict(given)
     for name, (value, reason) in rules.items():
-        lora[name] = ledger.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
+        lora[name] = log.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
     return {**lora, **kind}
 
 
-def note_method(job: FineTuneJob, ledger: Ledger) -> None:
-    """What is left alone and what is added, in the plan's own words."""
+def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
+    """Note which parameters are frozen and which tokens are added."""
     if freeze := job.spec.method.freeze:
-        ledger.note("spec.method.freeze", freeze, "given; modules that the model lacks are trained all the same", True)
+        log.note(
+            "spec.method.freeze", freeze, "given; new modules that the base model lacks are trained in any case", True
+        )
     if tokens := job.spec.model.new_tokens:
         reason = "given; their rows of the embeddings start as the mean of all others and are trained"
-        ledger.note("spec.model.newTokens", tokens, reason, True)
+        log.note("spec.model.newTokens", tokens, reason, True)
 
 
 def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None:
-    """Raises SpecError where QLoRA is asked for on a GPU that bitsandbytes' 4 bits do not run on."""
+    """Raise SpecError for QLoRA on a GPU that bitsandbytes' 4 bits do not run on."""
     if job.spec.method.type is not MethodType.QLORA or machine.device == "cpu":
         return
     if why := not_quantizable(job, machine, hint):
@@ -88,7 +86,7 @@ def check_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> None
 
 
 def other_methods(job: FineTuneJob, machine: Machine, hint: GpuHint) -> tuple[MethodType, ...]:
-    """Methods that need less memory, and that the job could have in place of its own without another change."""
+    """Return methods that need less memory and that the job could use without any other change."""
     spec = job.spec
     if spec.method.type is MethodType.QLORA or spec.method.freeze:  # only all weights can be frozen in part
         return ()
@@ -100,7 +98,7 @@ def other_methods(job: FineTuneJob, machine: Machine, hint: GpuHint) -> tuple[Me
 
 
 def not_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> str:
-    """Why bitsandbytes' 4 bits do not run on a machine's GPUs; empty if they do."""
+    """Return why bitsandbytes' 4 bits do not run on a machine's GPUs; empty if they do."""
     limits = job.spec.resources_per_node.limits
     selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
     names = [job.spec.gpu_type or "", hint.product, *selector.values()]
@@ -108,12 +106,15 @@ def not_quantizable(job: FineTuneJob, machine: Machine, hint: GpuHint) -> str:
     old = next((name for name in names if TOO_OLD.search(name)), None)
     if old:
         return f"bitsandbytes needs a GPU since Pascal (compute capability 6.0), and {old} is older"
-    return "bitsandbytes has been run on no AMD GPU by any test of ours" if amd else ""
+    return "our tests have not run bitsandbytes on an AMD GPU" if amd else ""
 
 
 def unsharded(job: FineTuneJob, task: Task, lora: Mapping[str, Any]) -> str:
-    """The field that keeps a job from ZeRO-3; empty if none does. (New tokens of other models are trained there with
-    their whole embeddings; an encoder-decoder's are held by three modules, of which PEFT would train one.)"""
+    """Return the field that keeps a job from ZeRO-3; empty if none does.
+
+    (New tokens of other models are trained there with their whole embeddings; three modules hold those of an
+    encoder-decoder, and PEFT would train one of them.)
+    """
     if lora.get("trainable_token_indices"):
         return "spec.method.lora.trainable_token_indices"
-    return "spec.model.newTokens" if lora and job.spec.model.new_tokens and task is Task.SEQ2SEQ else ""
+    return "spec.model.newTokens" if lora and job.spec.model.new_tokens and spec_of(task).has_target else ""

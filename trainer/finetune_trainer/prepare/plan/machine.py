@@ -9,14 +9,14 @@ from finetune_api.contract import Env
 from finetune_api.errors import SpecError
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find, similar
-from finetune_trainer.prepare.plan.ledger import problem
+from finetune_trainer.prepare.plan.choice_log import problem
+from finetune_trainer.prepare.plan.gpus import GIB, Gpu, find_gpu, similar
 
-DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where nobody can look
+DEFAULT_CPU_MEMORY = 4 * GIB  # per rank, where the machine is not visible
 DEFAULT_GPU = Gpu("assumed", "", 16384, 60, 40, 4, 300, 3, 100, "the least that GPUs for training have")
 PLANNED = 0.9  # of a GPU's memory, or of this machine's, that a plan fills: no prediction is exact
-NODE_GPUS = 8  # of the instances that the table of GPUs knows the network of
-CPU_NETWORK_GBPS = 10.0  # between nodes without GPUs, where the job says nothing
+NODE_GPUS = 8  # of the instances in the table of GPUs, whose network it has
+CPU_NETWORK_GBPS = 10.0  # between nodes without GPUs, unless the job states it
 NODE_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "amd.com/gpu.product-name")
 
 
@@ -62,23 +62,18 @@ class Here:
 @dataclass(frozen=True)
 class GpuHint:
     """What is known beside the job itself: the GPUs of the nodes that it may use, as their labels tell; or the machine
-    at hand, where the job runs here.
-
-    Attributes:
-        pace: how fast a rank is there, where that was measured.
-    """
+    at hand, where the job runs here."""
 
     product: str = ""
     memory_mib: int = 0
     here: Here | None = None
-    pace: Pace | None = None
 
 
 NO_HINT = GpuHint()
 
 
 def gpu_hint(environ: Mapping[str, str]) -> GpuHint:
-    """What the operator passes to a prepare pod."""
+    """Return what the operator tells a prepare pod of the GPUs."""
     memory = environ.get(Env.GPU_MEMORY_MIB, "")
     return GpuHint(environ.get(Env.GPU_PRODUCT, ""), int(memory) if memory.isdigit() else 0)
 
@@ -129,7 +124,7 @@ class Machine:
 
 
 def machine_of(job: FineTuneJob, hint: GpuHint = NO_HINT) -> Machine:
-    """The machine that the job describes; what it leaves out is that of the machine at hand, where it runs there.
+    """Return the machine that the job describes; in local mode, this machine fills in what the job leaves out.
 
     Raises:
         SpecError: `spec.gpuType` names no GPU that is known.
@@ -189,9 +184,9 @@ def _network(job: FineTuneJob, usual: float, source: str) -> tuple[float, str]:
 
 def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
     if stated := job.spec.gpu_type:
-        found = find(stated)
+        found = find_gpu(stated)
         if found is None:
-            message = f"is {stated!r}, which is no GPU that the plan knows"
+            message = f"is {stated!r}, which is not a GPU that the plan knows"
             raise SpecError(
                 problem("UnknownGPU", "spec.gpuType", message, f"did you mean {' or '.join(similar(stated))}?")
             )
@@ -199,7 +194,7 @@ def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
     selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
     names = [(hint.product, "labels of the nodes"), *((selector.get(label, ""), label) for label in NODE_LABELS)]
     for name, source in names:
-        found = find(name) if name else None
+        found = find_gpu(name) if name else None
         if found:
             own = hint.memory_mib << 20 if name == hint.product else 0
             return found, own or found.memory_bytes, f"{name}, {source}", False
@@ -207,5 +202,5 @@ def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
         return DEFAULT_GPU, hint.memory_mib << 20, "labels of the nodes", False
     if hint.here and hint.here.gpus:
         product, mib = min(hint.here.gpus, key=lambda gpu: gpu[1])
-        return find(product) or DEFAULT_GPU, mib << 20, f"{product}, of this machine", False
+        return find_gpu(product) or DEFAULT_GPU, mib << 20, f"{product}, of this machine", False
     return DEFAULT_GPU, DEFAULT_GPU.memory_bytes, "assumed; set spec.gpuType", True

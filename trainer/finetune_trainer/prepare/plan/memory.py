@@ -17,7 +17,7 @@ from typing import Literal
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.engine import BUCKET, LIVE, SUB_GROUP
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare.plan.rank_load import Load
 from finetune_trainer.prepare.plan.reasons import Name, reasons
 
 OPTIMIZER_BYTES = 12  # per trained parameter: float32 master copy and Adam's two moments
@@ -29,7 +29,7 @@ STAGE_0_BUCKET = 500_000_000  # numbers; engine.py of DeepSpeed, MEMORY_OPT_ALLR
 IMPORTS = 1 * GIB  # interpreter, torch and the libraries
 STARTED = 100 << 20  # what libraries allocate at first use: threads, autograd, gloo; 69 to 120 MiB measured on CPU
 CUDA_CONTEXT = 1 * GIB  # context, cuBLAS workspaces and NCCL's channels; not measured by us
-CHUNK = 256 << 20  # bytes of a chunk's logits in float32: CHUNK_BYTES of worker/losses/output.py
+CHUNK = 256 << 20  # bytes of a chunk's logits in float32: CHUNK_BYTES of worker/losses/output_layer.py
 EVALUATED = 2  # rows of an evaluation's batch for one of a micro-batch: EVAL_BATCH_FACTOR of worker/arguments.py
 ANSWERED = (2048, 8192)  # tokens of a batch of answers: BATCH_TOKENS of worker/evaluation/answers.py
 MARGIN = 0.10  # of all that: fragmentation, and what the formulas leave out
@@ -41,7 +41,7 @@ Moment = Literal["loss", "backward", "step", "evaluation"]
 
 @dataclass(frozen=True)
 class Component:
-    """Bytes for one purpose, and why so many."""
+    """Bytes for one purpose, and the reason for their number."""
 
     name: Name
     bytes: int
@@ -73,7 +73,7 @@ class Memory:
         return sum(component.bytes for component in self.host)
 
     def of(self, *names: Name) -> int:
-        """Bytes of some components."""
+        """Return bytes of some components."""
         return sum(component.bytes for component in self.components if component.name in names)
 
 
@@ -93,7 +93,7 @@ class _Moment:
 
 
 def predict(load: Load) -> Memory:
-    """The peak memory of one rank, by component."""
+    """Predict the peak memory of one rank, by component."""
     weights, held, optimizer = _weights(load), _gradients(load), _optimizer(load)
     kept, again, logits = _activations(load)
     gathered, bucket = _gathered(load), _bucket(load)
@@ -140,7 +140,7 @@ def _weights(load: Load) -> float:
 
 
 def _gradients(load: Load) -> float:
-    """Gradients at the end of a backward pass, in the type of the weights."""
+    """Return gradients at the end of a backward pass, in the type of the weights."""
     if load.on_host and load.zero_stage >= 2:
         return 0.0
     return load.trained * load.architecture.weight_bytes / load.ranks(2)
@@ -153,7 +153,7 @@ def _optimizer(load: Load) -> float:
 
 
 def _step(load: Load, held: float, bucket: float) -> _Moment:
-    """torch's AdamW makes two copies of what it steps on a CPU, one on a GPU (where it works on lists of tensors)."""
+    """Return the copies of torch's AdamW: two of its tensors on a CPU, one on a GPU, where it steps whole lists."""
     copies = FULL * (2 if load.device == "cpu" else 1)
     if load.on_host:
         return _Moment(held, 0, 0, 0, bucket)
@@ -172,7 +172,7 @@ def _step(load: Load, held: float, bucket: float) -> _Moment:
 
 
 def _activations(load: Load) -> tuple[float, float, float]:
-    """Bytes kept at the loss, bytes of the layer that is recomputed at the end, and bytes of the loss itself."""
+    """Return bytes kept at the loss, bytes of the layer that is recomputed at the end, and bytes of the loss itself."""
     kept, rows, tokens = load.kept, load.micro, load.tokens
     rest, largest = kept.rest.at(tokens) * rows, kept.largest_layer.at(tokens) * rows
     # beside the kept log-probabilities: the gradient of the loss, and its product with them, in float32
@@ -188,7 +188,7 @@ def _activations(load: Load) -> tuple[float, float, float]:
 
 
 def _evaluation(load: Load) -> tuple[float, float]:
-    """Bytes of activations and of logits without gradients: of one layer, or of the keys and values of answers."""
+    """Return bytes of activations and logits without gradients: of one layer, or of keys and values of answers."""
     least, most = ANSWERED
     width = load.architecture.weight_bytes
     answers = load.architecture.cached * width * min(most, max(least, load.micro * load.tokens))
@@ -203,7 +203,7 @@ def _evaluation(load: Load) -> tuple[float, float]:
 
 
 def _bucket(load: Load) -> float:
-    """The buffer in which gradients are collected for a collective."""
+    """Return the buffer in which gradients are collected for a collective."""
     if load.zero_stage == 0:
         return 0.0
     numbers = min(load.trained, BUCKET) if load.device == "cpu" else BUCKET
@@ -211,7 +211,7 @@ def _bucket(load: Load) -> float:
 
 
 def _reduction(load: Load) -> float:
-    """What a reduction holds beside the bucket."""
+    """Return what a reduction holds beside the bucket."""
     width = load.architecture.weight_bytes
     if load.zero_stage == 0:
         return min(load.trained, STAGE_0_BUCKET) * width
@@ -222,7 +222,7 @@ def _reduction(load: Load) -> float:
 
 
 def _gathered(load: Load) -> float:
-    """Weights of other ranks that ZeRO-3 has fetched: those in use, and those on their way."""
+    """Return bytes of weights that ZeRO-3 has gathered from other ranks: those in use and those prefetched."""
     width = load.architecture.weight_bytes
     dequantized = 0.0
     if load.method is MethodType.QLORA:
@@ -253,7 +253,7 @@ def _host(load: Load) -> list[Component]:
     whole = load.converted and load.zero_stage < 3 and load.method is not MethodType.QLORA
     loaded = load.architecture.parameters * width if whole else 0
     if loaded > saved + sum(part.bytes for part in parts[1:]):
-        why = "the model on its way to the GPU: its files hold it in another type"
+        why = "the model while it is loaded: its files have another number type"
         return [parts[0], Component(Name.WEIGHTS, math.ceil(loaded), why)]
-    parts.append(Component(Name.BUFFERS, math.ceil(saved), "a checkpoint on its way from the GPU to the disk"))
+    parts.append(Component(Name.BUFFERS, math.ceil(saved), "a checkpoint while it is copied from the GPU to the disk"))
     return parts

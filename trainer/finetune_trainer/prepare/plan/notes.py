@@ -1,78 +1,34 @@
-"""What a plan says of its machine, its layout and its saving: values with their reasons, into the ledger. Pure."""
+"""What a plan reports of its layout and of its checkpoints: values with their reasons, into the log. Pure."""
 
-from typing import Any
-
-from finetune_api.errors import SpecError
-from finetune_api.messages import DatasetFacts, ModelFacts
-from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_CHECKPOINTS, grace_seconds, scratch_bytes, stop_uploads
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog
+from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.layout import Layout, Request
-from finetune_trainer.prepare.plan.ledger import Ledger, problem
-from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.saving import LOCAL_CHECKPOINTS, grace_seconds, scratch_bytes, stop_uploads
+from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 
 
-def precision(ledger: Ledger, machine: Machine) -> dict[str, Any]:
-    """The type of the run, as TrainingArguments name it; empty for float32.
-
-    Raises:
-        SpecError: the machine has no such type.
-    """
-    asked = {name: ledger.given[name] for name in ("bf16", "fp16") if name in ledger.given}
-    if asked.get("fp16") and machine.device == "cpu":
-        message = "is true, but DeepSpeed has no float16 on CPU"
-        raise SpecError(problem("NotOnCPU", "spec.training.fp16", message, "use bf16, or ask for GPUs"))
-    without = machine.gpu is not None and not machine.gpu.bfloat16
-    if asked.get("bf16") and machine.gpu and without:
-        message = f"is true, but a {machine.gpu.name} has no bfloat16"
-        raise SpecError(problem("NoBfloat16", "spec.training.bf16", message, "use fp16, or a GPU since Ampere"))
-    for name, value in asked.items():
-        ledger.note(f"spec.training.{name}", value, "given", True)
-    if asked:
-        return asked
-    if machine.gpu and without:
-        ledger.note("spec.training.fp16", True, f"a {machine.gpu.name} has no bfloat16", False)
-        return {"fp16": True}
-    if machine.device == "gpu":
-        ledger.note("spec.training.bf16", True, "half the memory of float32 and faster on GPUs since Ampere", False)
-        return {"bf16": True}
-    ledger.note("spec.training.bf16", False, "float32 on CPU: a repeatable run", False)
-    return {}
-
-
-def note_machine(ledger: Ledger, machine: Machine, stated: str | None) -> None:
-    """What the machine has that the job may state."""
-    if machine.gpu:
-        value = f"{machine.gpu.name}, {machine.memory_bytes / GIB:.4g} GiB"
-        ledger.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))
-    if machine.nodes > 1:
-        given = machine.network_source == "spec.interconnectGbps"
-        reason = "given" if given else f"of a node to the others ({machine.network_source})"
-        ledger.note("spec.interconnectGbps", machine.network, reason, given)
-
-
-def note_layout(ledger: Ledger, request: Request, layout: Layout) -> None:
-    """How the job is laid out over its ranks."""
+def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
+    """Note how the job is spread over its ranks."""
     load, machine, memory = layout.load, request.machine, layout.memory
-    ledger.note(
+    log.note(
         "spec.deepspeed.stage",
         load.zero_stage,
         "given" if request.stage is not None else _why_stage(load.zero_stage, machine.world_size),
         request.stage is not None,
     )
     kept = f"{memory.bytes / GIB:.3g} of {machine.memory_bytes / GIB:.4g} GiB a {machine.unit} ({machine.source})"
-    ledger.take(
+    log.take(
         "per_device_train_batch_size",
         load.micro,
-        f"least memory of those about as fast as the fastest that fits: rows of {load.tokens} tokens, {kept}",
+        f"the least memory of the layouts about as fast as the fastest that fits: rows of {load.tokens} tokens, {kept}",
     )
-    ledger.take("gradient_accumulation_steps", load.accumulation, "fills the global batch")
-    ledger.note(
+    log.take("gradient_accumulation_steps", load.accumulation, "fills the global batch")
+    log.note(
         "spec.training.activation_checkpointing",
         load.recomputed,
         "given"
         if request.recomputed is not None
-        else ("nothing much faster fits" if load.recomputed else "not needed, and a third more arithmetic"),
+        else ("no much faster layout fits" if load.recomputed else "not needed; it costs a third more arithmetic"),
         request.recomputed is not None,
     )
     if load.architecture.predicts_tokens:
@@ -82,31 +38,32 @@ def note_layout(ledger: Ledger, request: Request, layout: Layout) -> None:
             if load.chunked
             else "of the trained tokens, all at once"
         )
-        ledger.note("lossHead", "chunked" if load.chunked else "labelled", f"{size}: {why}", False)
+        log.note("lossHead", "chunked" if load.chunked else "labelled", f"{size}: {why}", False)
     for name, chosen, asked in (
         ("optimizer", load.offload_optimizer, request.offload_optimizer),
         ("parameters", load.offload_parameters, request.offload_parameters),
     ):
         if chosen or asked is not None:
-            reason = "given" if asked is not None else "nothing faster fits without the node's memory"
-            ledger.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, asked is not None)
+            reason = "given" if asked is not None else "no faster layout fits without the node's memory"
+            log.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, asked is not None)
 
 
 def _why_stage(stage: int, world: int) -> str:
     if stage == 3:
-        return f"weights, gradients and optimizer states over {world} ranks: nothing much faster fits"
+        return f"shards weights, gradients and optimizer states over {world} ranks: no much faster layout fits"
     if stage == 1:
         return "shards optimizer states; gradients are reduced once a step, not after every micro-batch"
     return "shards gradients and optimizer states"
 
 
-def note_saving(job: FineTuneJob, ledger: Ledger, checkpoint: int, model: ModelFacts, dataset: DatasetFacts) -> None:
-    """What the pods get so that they can save: not given in the job, or only in part."""
+def note_saving(draft: Draft, log: ChoiceLog) -> None:
+    """Note the grace period and the scratch space that the pods get for checkpoints."""
+    checkpoint, model, dataset = draft.checkpoint_bytes, draft.workload.model, draft.workload.dataset
     uploads = stop_uploads(dataset)
-    what = f"{checkpoint / GIB:.3g} GiB of a node{' twice, the newest and the best,' if uploads > 1 else ''}"
-    reason = f"to save and upload {what} at 50 MB/s"
-    ledger.note("gracePeriodSeconds", grace_seconds(checkpoint, uploads), reason, False)
-    given = job.spec.scratch.size if job.spec.scratch else None
+    what = f"{checkpoint / GIB:.3g} GiB per node{', the newest and the best checkpoint,' if uploads > 1 else ''}"
+    reason = f"time to save and upload {what} at 50 MB/s"
+    log.note("gracePeriodSeconds", grace_seconds(checkpoint, uploads), reason, False)
+    given = draft.spec.scratch.size if draft.spec.scratch else None
     space = f"{-(-scratch_bytes(model, dataset, checkpoint) // GIB)}Gi"
-    reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints of a node"
-    ledger.note("spec.scratch.size", given or space, reason, given is not None)
+    reason = "given" if given else f"model, data, and {LOCAL_CHECKPOINTS} checkpoints per node"
+    log.note("spec.scratch.size", given or space, reason, given is not None)

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.load import Load
+from finetune_trainer.prepare.plan.rank_load import Load
 
 
 class Name(StrEnum):
@@ -21,7 +21,7 @@ class Name(StrEnum):
 
 
 def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
-    """The sentence of each component.
+    """Return the sentence of each component.
 
     Args:
         moment: when the peak is: loss, backward, step or evaluation.
@@ -40,8 +40,8 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
     }
 
 
-def count(number: float) -> str:
-    """`7 billion`"""
+def in_words(number: float) -> str:
+    """Return `7 billion`"""
     for limit, letter in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if number >= limit:
             return f"{number / limit:.4g}{letter}"
@@ -57,24 +57,26 @@ def _why_weights(load: Load) -> str:
     if load.method is MethodType.QLORA:
         quantized = load.architecture.quantized
         return (
-            f"{count(quantized)} weights of 4.127 bits, {count(load.parameters - quantized)} of {width} bytes"
+            f"{in_words(quantized)} weights of 4.127 bits, {in_words(load.parameters - quantized)} of {width} bytes"
             f"{_over(load, 3)}"
         )
     if load.offload_parameters and load.device == "gpu":
         return "in the node's memory"
-    return f"{count(load.parameters)} parameters of {width} bytes{_over(load, 3)}"
+    return f"{in_words(load.parameters)} parameters of {width} bytes{_over(load, 3)}"
 
 
 def _why_gradients(load: Load, moment: str) -> str:
     if load.on_host:
-        return "moved to the node's memory as they come"
+        return "moved to the node's memory as they are computed"
     if moment == "evaluation":
         return "none in an evaluation"
     if moment == "step" and load.zero_stage in (1, 2):
-        return f"{count(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
+        return (
+            f"{in_words(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"
+        )
     if moment == "loss" and not (load.zero_stage == 3 or load.accumulation > 1):
         return "none yet at the loss"
-    return f"{count(load.trained)} trained parameters of {load.architecture.weight_bytes} bytes{_over(load, 2)}"
+    return f"{in_words(load.trained)} trained parameters of {load.architecture.weight_bytes} bytes{_over(load, 2)}"
 
 
 def _why_optimizer(load: Load, temporaries: float) -> str:
@@ -83,7 +85,7 @@ def _why_optimizer(load: Load, temporaries: float) -> str:
     master = load.master_bytes
     what = "Adam's two moments" if master < 12 else "a float32 copy and Adam's two moments"
     more = f", and {temporaries / GIB:.2f} GiB of temporaries in the step" if temporaries else ""
-    return f"{count(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
+    return f"{in_words(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
 
 
 def _why_activations(load: Load, moment: str) -> str:
@@ -105,9 +107,9 @@ def _why_activations(load: Load, moment: str) -> str:
 
 def _why_logits(load: Load, moment: str) -> str:
     if not load.architecture.predicts_tokens:
-        return "no words are predicted"
+        return "the model predicts no tokens"
     if moment not in ("loss", "evaluation"):
-        return "gone by then"
+        return "freed by then"
     if load.chunked:
         again = "" if moment == "evaluation" else ", and again in the backward pass"
         return f"of one chunk: made a chunk at a time{again}"

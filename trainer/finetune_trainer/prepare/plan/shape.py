@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import positions_of
 from finetune_trainer.prepare.plan import adapt
-from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Kind, Part
+from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Part, PartKind
 from finetune_trainer.prepare.plan.built import build, quiet
 
 if TYPE_CHECKING:
@@ -60,12 +61,12 @@ def architecture_of(
             model.resize_token_embeddings(int(model.config.get_text_config().vocab_size) + new_tokens, None, False)
         parts = tuple(_parts(model))
         sizes = model.config.get_text_config()
-        adapt.freeze(model, freeze, new_tokens)
+        adapt.freeze_parameters(model, freeze, new_tokens)
         kept = {MethodType.FULL: _kept(model, task, dtype, device)}
         linear = [part.name for part in parts if part.inputs]
         lora = lora or {"r": 16, "target_modules": "all-linear"}
         if not saved:
-            adapt.check_names(model, lora, linear)
+            adapt.check_module_names(model, lora, linear)
         adapted = adapt.adapted(model, task, lora, linear, new_tokens)
         adapt.check_saved(adapted, saved or {})
         beside = _kept(adapted, task, dtype, device)
@@ -77,7 +78,7 @@ def architecture_of(
         layers=len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1)),
         heads=int(getattr(sizes, "num_attention_heads", 0) or 0),
         vocabulary=int(sizes.vocab_size),
-        predicts_tokens=task is not Task.CLASSIFICATION,
+        predicts_tokens=not spec_of(task).labelled,
         parts=parts,
         weight_bytes=weight_bytes,
         kept=kept,
@@ -104,24 +105,24 @@ def _parts(model: Any) -> Iterator[Part]:
         elif isinstance(module, torch.nn.Linear):
             inputs, outputs = module.in_features, module.out_features
         outer = base is not None and base is not model and id(module) not in inside
-        kind = Kind.HEAD if module is head or (outer and module is not base) else _kind(name, module)
+        kind = PartKind.HEAD if module is head or (outer and module is not base) else _kind(name, module)
         yield Part(name=name, kind=kind, parameters=new, inputs=inputs, outputs=outputs)
 
 
-def _kind(name: str, module: Any) -> Kind:
+def _kind(name: str, module: Any) -> PartKind:
     import torch
 
     if isinstance(module, torch.nn.Embedding):
-        return Kind.EMBEDDING
+        return PartKind.EMBEDDING
     if "norm" in type(module).__name__.lower() or "ln_" in name:
-        return Kind.NORM
+        return PartKind.NORM
     if ATTENTION.search(name):
-        return Kind.ATTENTION
-    return Kind.MLP if MLP.search(name) else Kind.OTHER
+        return PartKind.ATTENTION
+    return PartKind.MLP if MLP.search(name) else PartKind.OTHER
 
 
 def _layers(model: Any) -> list[Any]:
-    """The blocks that are recomputed as one where activations are."""
+    """Return the blocks that recompute their activations as one."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -185,7 +186,7 @@ def _counted(model: Any, task: Task, lengths: tuple[int, int], device: str, dtyp
 
 
 def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str, Any]) -> _Record:
-    """Runs the forward pass on meta tensors and notes what is kept.
+    """Run the forward pass on meta tensors and note what is kept.
 
     An encoder-decoder is counted with targets as long as its inputs: too much where they are shorter, as in summaries.
     Its classifier looks for ends of text among the tokens, of which there are none, and is left out.
@@ -208,8 +209,8 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
         return tensor
 
     ids = torch.ones(ROWS, tokens, dtype=torch.int64, device="meta")
-    called, given = model, {"labels": ids[:, 0] if task is Task.CLASSIFICATION else ids}
-    if task is Task.CLASSIFICATION and model.config.is_encoder_decoder:
+    called, given = model, {"labels": ids[:, 0] if spec_of(task).labelled else ids}
+    if spec_of(task).labelled and model.config.is_encoder_decoder:
         called, given = model.base_model, {"decoder_input_ids": ids}
     with contextlib.ExitStack() as stack:
         for at, layer in enumerate(_layers(model)):
@@ -222,7 +223,7 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
 
 
 def _paper(model: Any, tokens: int, itemsize: int) -> _Record:
-    """Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, where a model looks into its tensors: 34sbh + 5abs^2."""
+    """Return what Korthikanti et al. 2022 (arXiv 2205.05198), equation 1, count for a layer: 34sbh + 5abs^2."""
     sizes = model.config.get_text_config()
     hidden, heads = int(sizes.hidden_size), int(getattr(sizes, "num_attention_heads", 0) or 0)
     layer = ROWS * (34 * tokens * hidden + 5 * heads * tokens * tokens) * itemsize // 2
@@ -244,11 +245,23 @@ def _leave(record: _Record) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def _kernels(device: str) -> Iterator[None]:
-    """Attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins do.
+    """Let attention and dropout keep what the kernels of the real device keep, not what their meta stand-ins keep."""
+    import torch
 
-    Attention in one kernel keeps query, key, value, output and a float32 per token and head, on CPU and GPU alike
-    (FlashAttention, arXiv 2205.14135). Dropout keeps its mask: a byte on a GPU, a number of the input's type on a CPU.
-    """
+    functional: Any = torch.nn.functional
+    real = functional.scaled_dot_product_attention, functional.dropout
+    functional.scaled_dot_product_attention = _attention(device)
+    if device == "gpu":
+        functional.dropout = _dropout()
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention, functional.dropout = real
+
+
+def _attention(device: str) -> Callable[..., Any]:
+    """Return attention in one kernel: it keeps query, key, value, output and a float32 per token and head, on CPU and
+    GPU alike (FlashAttention, arXiv 2205.14135)."""
     import torch
 
     class Attention(torch.autograd.Function):
@@ -266,6 +279,27 @@ def _kernels(device: str) -> Iterator[None]:
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError
 
+    def attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **_: Any,
+    ) -> Any:
+        if device == "cpu" and dropout_p > 0:  # the CPU has no such kernel: it holds scores, squared in the length
+            plain = torch.ops.aten._scaled_dot_product_attention_math
+            return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
+        return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+
+    return attention
+
+
+def _dropout() -> Callable[..., Any]:
+    """Return dropout that keeps its mask: a byte a number, as on a GPU; a CPU keeps a number of the input's type."""
+    import torch
+
     class Dropout(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, values: Any) -> Any:
@@ -276,31 +310,7 @@ def _kernels(device: str) -> Iterator[None]:
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError
 
-    def attention(
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **_: Any,
-    ) -> Any:
-        if (
-            device == "cpu" and dropout_p > 0
-        ):  # the CPU has no such kernel for it: scores are held, squared in the length
-            plain = torch.ops.aten._scaled_dot_product_attention_math
-            return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
-        return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-
     def dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
         return Dropout.apply(values) if training and p > 0 else values  # type: ignore[no-untyped-call]
 
-    functional: Any = torch.nn.functional
-    real = functional.scaled_dot_product_attention, functional.dropout
-    functional.scaled_dot_product_attention = attention
-    if device == "gpu":
-        functional.dropout = dropout
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention, functional.dropout = real
+    return dropout

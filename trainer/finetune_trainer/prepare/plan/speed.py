@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.plan.architecture import Kind
+from finetune_trainer.prepare.plan.architecture import PartKind
 from finetune_trainer.prepare.plan.gpus import Gpu
-from finetune_trainer.prepare.plan.load import Load
 from finetune_trainer.prepare.plan.machine import DEFAULT_GPU, Machine
+from finetune_trainer.prepare.plan.rank_load import Load
 
 # Bytes through a GPU's memory for each operation, beside the products themselves: norms, activations, residuals. Fitted
 # to full training of a LLaMA of 7 billion in bfloat16 (foundation-model-stack/fms-fsdp, README): 3,700 tokens a second
@@ -54,7 +54,7 @@ class Speed:
 
 
 def step_speed(load: Load, machine: Machine, tokens: float) -> Speed:
-    """The time of a step.
+    """Return the time of a step.
 
     Args:
         tokens: of a row on average, with its padding; `load.tokens` is the longest row's.
@@ -70,7 +70,7 @@ def step_speed(load: Load, machine: Machine, tokens: float) -> Speed:
 
 
 def rate(gpu: Gpu, method: MethodType, weight_bytes: int) -> float:
-    """Operations a second that training reaches on a GPU."""
+    """Return the operations a second that training reaches on a GPU."""
     narrow = weight_bytes == 2
     product = 1 / ((gpu.matmul if narrow else gpu.float32) * 1e12)
     moved = (MOVED if narrow else 2 * MOVED) / (gpu.bandwidth * 1e9)
@@ -78,14 +78,14 @@ def rate(gpu: Gpu, method: MethodType, weight_bytes: int) -> float:
 
 
 def forward_rate(load: Load, machine: Machine) -> float:
-    """Operations a second of a forward pass."""
+    """Return operations a second of a forward pass."""
     if machine.gpu:
         return rate(machine.gpu, load.method, load.architecture.weight_bytes)
     return machine.pace.operations
 
 
 def operations(load: Load, tokens: float) -> float:
-    """Floating point operations of one micro-batch, forward and backward, with what is made again."""
+    """Return the floating point operations of a micro-batch, forward and backward, with all recomputation."""
     shape, rows = load.architecture, load.micro * tokens
     matrices = shape.matrices or shape.parameters
     adapter = 0 if load.method is MethodType.FULL else load.trained
@@ -98,7 +98,7 @@ def operations(load: Load, tokens: float) -> float:
 
 
 def micro_seconds(load: Load, machine: Machine, tokens: float) -> float:
-    """The time of one micro-batch, forward and backward."""
+    """Return the time of one micro-batch, forward and backward."""
     shape = load.architecture
     passes = 4 / 3 if load.recomputed else 1.0
     if machine.gpu is None:
@@ -110,7 +110,7 @@ def micro_seconds(load: Load, machine: Machine, tokens: float) -> float:
 
 
 def bandwidth(machine: Machine) -> float:
-    """Bytes a second that a ring of all ranks moves through each of them."""
+    """Return bytes a second that a ring of all ranks moves through each of them."""
     between = machine.network * 1e9 / 8 * REACHED
     if machine.gpu is None:
         return machine.pace.network if machine.nodes == 1 else min(machine.pace.network, between)
@@ -119,7 +119,7 @@ def bandwidth(machine: Machine) -> float:
 
 
 def _exposed(load: Load, machine: Machine, arithmetic: float) -> float:
-    """A ring moves (w - 1) / w of a tensor's bytes through every rank for a reduction or a gathering."""
+    """Return the seconds of communication that arithmetic does not hide."""
     world = load.world_size
     if world == 1:
         return 0.0
@@ -154,7 +154,7 @@ def _offload(load: Load) -> float:
 
 
 def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
-    """Floating point operations that a token takes by the model's own arithmetic, forward and backward.
+    """Return floating point operations that a token takes by the model's own arithmetic, forward and backward.
 
     PaLM paper (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T, here with 2 N for a forward pass, 2 N for the gradients
     of inputs, and 2 for each trained weight's own: 4 N + 6 A for an adapter of A weights. What is recomputed does not
@@ -165,7 +165,7 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
         labelled: share of the tokens that carry loss.
     """
     shape = load.architecture
-    head = sum(part.inputs * part.outputs for part in shape.parts if part.kind is Kind.HEAD)
+    head = sum(part.inputs * part.outputs for part in shape.parts if part.kind is PartKind.HEAD)
     matrices = (shape.matrices or shape.parameters) - (1 - min(1.0, labelled)) * head
     scores = 12 * shape.layers * shape.hidden * tokens
     if load.method is MethodType.FULL:
@@ -174,12 +174,12 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
 
 
 def peak_flops(load: Load, machine: Machine) -> float:
-    """Operations a second of one rank's share of its GPU, dense, in 16 bits; 0 where they are not known."""
+    """Return operations a second of one rank's share of its GPU, dense, in 16 bits; 0 if unknown."""
     if machine.gpu is None or machine.gpu is DEFAULT_GPU or load.architecture.weight_bytes != 2:
         return 0.0
     return machine.gpu.teraflops * 1e12 * min(1.0, machine.gpus / machine.processes)
 
 
 def rounded(value: float) -> float:
-    """Three significant digits: more would claim what nobody knows."""
+    """Round to three significant digits: the estimates are not more exact."""
     return 0.0 if value == 0 else round(value, max(0, 2 - math.floor(math.log10(abs(value)))))

@@ -15,9 +15,9 @@ WIDE = 120  # columns of a terminal from which on a table is easier to read than
 
 
 def choices(made: Iterable[Choice], width: int) -> RenderableType:
-    """Return every value of a plan, who chose it and why: as a table where that is readable, else in paragraphs.
+    """Return every value of a plan with its origin and reason: as a table where that is readable, else in paragraphs.
 
-    Fields stand without `spec.`, and no name is broken.
+    Fields are shown without `spec.`, and no name is broken.
     """
     return _choices_table(made) if width >= WIDE else Group(Text("plan"), *_paragraphs(made))
 
@@ -49,7 +49,7 @@ def _field(choice: Choice) -> str:
 
 
 def memory_table(memory: PlannedMemory) -> Table:
-    """The predicted peak by component, and why it is so large."""
+    """Return a table of the predicted peak by component, with the reason of each."""
     moment = {
         "loss": "at the loss",
         "backward": "at the end of the backward pass",
@@ -78,7 +78,7 @@ def _rows(table: Table, parts: Iterable[MemoryPart], prefix: str = "") -> None:
 
 
 def estimate_line(estimate: Estimate) -> str:
-    """`0.9 h, 7.2 GPU-hours, cost 18.05 (a step of 2.3 s; ...)`"""
+    """Return `0.9 h, 7.2 GPU-hours, cost 18.05 (a step of 2.3 s; ...)`"""
     parts = [_time(estimate.hours)]
     if estimate.gpu_hours is not None:
         parts.append(f"{estimate.gpu_hours:,g} GPU-hours")

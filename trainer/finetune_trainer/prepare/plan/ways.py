@@ -8,10 +8,17 @@ from dataclasses import replace
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import MethodType
+from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.gpus import GIB, GPUS
-from finetune_trainer.prepare.plan.layout import Layout, Request, best, check_combination, layouts, micro_batches
-from finetune_trainer.prepare.plan.ledger import problem
 from finetune_trainer.prepare.plan.machine import Machine
+from finetune_trainer.prepare.plan.rank_layout import (
+    RankLayout,
+    Request,
+    best,
+    check_combination,
+    layouts,
+    micro_batches,
+)
 
 MOST_NODES = 64
 NODE_GPUS = (2, 4, 8)  # that nodes have
@@ -20,8 +27,8 @@ SHORTEST = 128  # tokens
 LIMITS = "spec.resourcesPerNode.limits"
 
 
-def choose(request: Request) -> Layout:
-    """The best layout that fits.
+def choose(request: Request) -> RankLayout:
+    """Return the best layout that fits.
 
     Raises:
         SpecError: none fits, or what is given cannot be together.
@@ -33,8 +40,8 @@ def choose(request: Request) -> Layout:
     return found
 
 
-def _tried(request: Request) -> Layout | None:
-    """The layout that a changed request would get; None if it would be refused."""
+def _tried(request: Request) -> RankLayout | None:
+    """Return the layout that a changed request would get; None if it would be refused."""
     try:
         check_combination(request)
     except SpecError:
@@ -48,17 +55,17 @@ def _does_not_fit(request: Request) -> Problem:
     ways = list(_ways(request))
     where = f"{machine.nodes * machine.processes} x {machine.memory_bytes / GIB:.4g} GiB ({machine.source})"
     if machine.usable_bytes < machine.memory_bytes:
-        where += f", of which {machine.usable_bytes / GIB:.4g} are planned with"
+        where += f", of which the plan uses {machine.usable_bytes / GIB:.4g}"
     needed = f"{least.memory.bytes / GIB:.3g} GiB a {machine.unit}"
     if least.memory.bytes <= machine.usable_bytes:  # the node's memory is short
         needed = f"{least.memory.host_bytes / GIB:.3g} GiB of the node's memory a {machine.unit}"
         where = f"{machine.host_bytes / GIB:.4g} GiB"
-    fits = "; fits: " + ", or ".join(ways) if ways else "; nothing near it would fit"
+    fits = "; fits: " + ", or ".join(ways) if ways else "; no small change would make it fit"
     message = f"{_named(request.method)} needs {needed} on {where}{fits}"
     cure = "change one of these" if ways else "use a smaller model"
     if machine.assumed:
         field = "spec.gpuType" if machine.device == "gpu" else LIMITS
-        cure = f"say what the nodes have ({field}), or {cure}"
+        cure = f"state what the nodes have ({field}), or {cure}"
     return problem("DoesNotFit", LIMITS, message, cure)
 
 
@@ -67,7 +74,7 @@ def _named(method: MethodType) -> str:
 
 
 def _ways(request: Request) -> Iterator[str]:
-    """The smallest change of each kind, those that cost least first."""
+    """Yield the smallest change of each kind that would fit, cheap ones first."""
     free = replace(request, stage=None, recomputed=None, micro=None, accumulation=None)
     if free != request and (found := _tried(free)):
         yield _described(request, found)
@@ -92,7 +99,7 @@ def _ways(request: Request) -> Iterator[str]:
 
 
 def _offloaded(request: Request) -> str | None:
-    """To the node's memory, of which the job may have said nothing, or too little."""
+    """Return the offload to the node's memory that would fit, with the memory that the job must state."""
     machine = request.machine
     if machine.device == "cpu":
         return None
@@ -131,7 +138,7 @@ def _more_nodes(request: Request) -> str | None:
 
 
 def _fits_on(request: Request, machine: Machine) -> bool:
-    """Whether another machine would do, with a global batch that every rank has a part in."""
+    """Return whether another machine would fit, with a global batch that every rank has a part of."""
     rows = request.rows
     unit = machine.world_size * (request.micro or 1) * (request.accumulation or 1)
     if rows % unit:
@@ -141,7 +148,7 @@ def _fits_on(request: Request, machine: Machine) -> bool:
     return _tried(replace(request, machine=machine, rows=rows)) is not None
 
 
-def _described(request: Request, layout: Layout) -> str:
+def _described(request: Request, layout: RankLayout) -> str:
     load, parts = layout.load, []
     if request.stage is not None and load.zero_stage != request.stage:
         parts.append(f"deepspeed.stage {load.zero_stage}")

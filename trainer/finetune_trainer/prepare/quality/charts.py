@@ -17,12 +17,12 @@ TICKS = (1, 2, 2.5, 5, 10)
 _END = Markup("</svg>")
 
 
-def histogram(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Markup:
-    """Shares of rows by length: training rows as bars, evaluation rows as a line over them.
+def length_chart(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Markup:
+    """Return shares of rows by length: training rows as bars, evaluation rows as a line over them.
 
     Args:
         train, evaluation: with the same bins; evaluation may be empty.
-        limit: rows are cut at so many tokens; marked if it lies within the chart.
+        limit: tokens at which rows are cut; marked if it lies within the chart.
     """
     ours, theirs = _shares(train), _shares(evaluation)
     top = max([*ours, *theirs, 1e-9]) * 1.06
@@ -88,15 +88,15 @@ def _length_axis(bins: Sequence[Bin], width: float) -> Iterator[Markup]:
 
 
 def bar(share: float, kind: str, mark: float | None = None) -> Markup:
-    """One bar of a share between 0 and 1, with a mark where another split stands."""
+    """Return one bar of a share between 0 and 1, with a mark at the share of another split."""
     parts = [_open(14, "line", ""), _rect("track", 0, 2, 100, 10), _rect(f"bar {kind}", 0, 2, 100 * share, 10)]
     if mark is not None:
         parts.append(_line("mark", 100 * mark, 0, 100 * mark, 14))
     return Markup("").join([*parts, _END])
 
 
-def gauge(distance: Distance) -> Markup:
-    """Where a distance stands: within what is usual, beyond it, or far."""
+def distance_chart(distance: Distance) -> Markup:
+    """Return a chart of a distance: usual, beyond that, or far."""
     top = min(1.0, max(distance.far * 1.5, distance.value * 1.15, 1e-9))
     at, usual, far = (100 * min(1.0, value / top) for value in (distance.value, distance.usual, distance.far))
     state = "far" if distance.is_far else "near"
@@ -125,7 +125,7 @@ def _anchor(at: float) -> str:
 
 
 def stack(labels: Sequence[LabelCount], order: Sequence[str]) -> Markup:
-    """How rows are spread over labels: one bar in parts, in the order and colours of `order`; the rest is grey."""
+    """Return how rows are spread over labels: one bar in parts, in the order and colours of `order`, the rest grey."""
     rows = {label.name: label.rows for label in labels}
     whole = max(1, sum(rows.values()))
     parts, at = [_open(14, "line", "")], 0.0
@@ -140,14 +140,14 @@ def stack(labels: Sequence[LabelCount], order: Sequence[str]) -> Markup:
 
 
 def _open(height: int, kind: str, label: str) -> Markup:
-    said = Markup(' role="img" aria-label="{}"').format(label) if label else Markup(' aria-hidden="true"')
-    return Markup('<svg class="{}" width="100%" height="{}"{}>').format(kind, height, said)
+    label_text = Markup(' role="img" aria-label="{}"').format(label) if label else Markup(' aria-hidden="true"')
+    return Markup('<svg class="{}" width="100%" height="{}"{}>').format(kind, height, label_text)
 
 
 def _rect(kind: str, x: float, y: float, width: float, height: float, title: str = "") -> Markup:
-    told = Markup("<title>{}</title>").format(title) if title else ""
+    tooltip = Markup("<title>{}</title>").format(title) if title else ""
     return Markup('<rect class="{}" x="{}%" y="{}" width="{}%" height="{}" rx="2">{}</rect>').format(
-        kind, f"{x:.2f}", f"{y:.1f}", f"{max(0.0, width):.2f}", f"{height:.1f}", told
+        kind, f"{x:.2f}", f"{y:.1f}", f"{max(0.0, width):.2f}", f"{height:.1f}", tooltip
     )
 
 

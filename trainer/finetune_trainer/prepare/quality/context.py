@@ -1,16 +1,17 @@
-"""What a question about the data is asked of: one split, and what the job wants of it."""
+"""What the findings look at: one split, and the job, as far as it judges data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.notices import Notice
+from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.observed.spill import SpilledColumns
 from finetune_trainer.prepare.quality.equality import count_distinct
-from finetune_trainer.prepare.quality.observation import Observation
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
-from finetune_trainer.prepare.quality.sample import Kept
-from finetune_trainer.prepare.quality.spill import Columns
 
 EXCERPTS = 3  # rows that show a finding
 EXCERPT_CHARACTERS = 160
@@ -27,7 +28,7 @@ class Context:
         micro_batch: rows per rank and forward pass, as planned.
         name: the data set's, for the report's head.
         notices: what was seen of its columns and labels while it was read.
-        packed: whether several rows share a sequence: then rows of a language model stand in another order.
+        packed: whether several rows share a sequence: then rows of a language model are in another order.
         untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
     """
 
@@ -44,30 +45,30 @@ class Context:
     @property
     def answered(self) -> bool:
         """Whether an evaluation gives a label or an answer for each row."""
-        return self.task is not Task.MASKED_LM
+        return not spec_of(self.task).hides_tokens
 
     untrained: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labelled(self) -> bool:
         """Whether targets are labels."""
-        return self.task is Task.CLASSIFICATION
+        return spec_of(self.task).labelled
 
 
 @dataclass(frozen=True)
-class Split:
+class ObservedSplit:
     """One split, all of it observed."""
 
     name: SplitName
     seen: Observation
 
     @cached_property
-    def table(self) -> Columns:
+    def table(self) -> SpilledColumns:
         """All rows with the fields of `observation.ROW`."""
         return self.seen.table()
 
     @cached_property
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[SampledRow]:
         """The sample."""
         return self.seen.sample.rows()
 
@@ -82,7 +83,7 @@ class Split:
         return len(self.table)
 
     def sampled(self, looked_at: int | None = None) -> int:
-        """What a finding says of its sample: 0 if no row was left out but copies of others."""
+        """Return the sample size of a finding: 0 if only copies of other rows were left out."""
         looked_at = len(self.kept) if looked_at is None else looked_at
         return 0 if looked_at >= self.distinct else looked_at
 
@@ -98,7 +99,7 @@ class Split:
         sampled: int = 0,
         excerpts: tuple[Excerpt, ...] = (),
     ) -> Finding:
-        """A finding of this split; `share` is `count` of `of` rows."""
+        """Return a finding of this split; `share` is `count` of `of` rows."""
         return Finding(
             severity=severity,
             code=code,
@@ -113,7 +114,7 @@ class Split:
         )
 
     def excerpt(self, row: int, other: int | None = None) -> Excerpt:
-        """Where rows stand, by index; their text if the sample has it."""
+        """Return where rows are, by index, and their text if the sample has it."""
         place, text = self.seen.place(row), self._text(row)
         if other is None:
             return Excerpt(place=place, text=text)
@@ -124,18 +125,18 @@ class Split:
         return shortened(kept.text) if kept else ""
 
     @cached_property
-    def _by_content(self) -> dict[int, Kept]:
+    def _by_content(self) -> dict[int, SampledRow]:
         return {kept.content: kept for kept in self.kept}
 
 
 def shortened(text: str, characters: int = EXCERPT_CHARACTERS) -> str:
-    """The beginning of a text, on one line."""
+    """Return the beginning of a text, on one line."""
     line = " ".join(text[: 4 * characters].split())
     return line if len(line) <= characters else line[: characters - 1].rstrip() + "…"
 
 
 def percent(share: float) -> str:
-    """`3.4 %`; never `0 %` of something that is there, nor `100 %` of what is not all."""
+    """Return `3.4 %`; never `0 %` of something that is there, nor `100 %` of what is not all."""
     if 0 < share < 0.0005:
         return "under 0.1 %"
     if 0.995 <= share < 1:
@@ -143,6 +144,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.0f} %"
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `1,200 rows`"""
+def count_of(count: int, noun: str) -> str:
+    """Return `1 row`, `1,200 rows`"""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

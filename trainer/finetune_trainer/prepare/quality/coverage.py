@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from finetune_api.messages import Task
-from finetune_trainer.prepare.quality.context import EXCERPTS, Context, Split, counted, percent
+from finetune_api.tasks import Supervision, spec_of
+from finetune_trainer.prepare.observed.observation import NO_TOKENS_TRAINED
+from finetune_trainer.prepare.quality.context import EXCERPTS, Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.figures import at, trained_share
-from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
 CUT_SHARE = 0.05  # of the tokens
@@ -15,13 +15,13 @@ LITTLE_TRAINED = 0.05
 SILENT_SHARE, SILENT_ROWS = 0.01, 3
 UNKNOWN_SHARE = 0.01  # of the tokens
 SHOWN_CHARACTERS = 20
-KNOWN_ROWS = 5000  # searched for characters that are known
+KNOWN_ROWS = 5000  # searched for characters that the tokenizer knows
 LONG_PROMPT = 12  # characters: it has more than one token
 OUTLIER = 20  # times the median, and 4 times the 99th percentile
 
 
-def trained(split: Split, context: Context) -> Iterator[Finding]:
-    """How many tokens carry loss: none, all though only answers should, or very few."""
+def trained_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
+    """Yield a finding if no token carries loss, all do although only answers should, or very few do."""
     share = trained_share(split)
     if share is None:
         return
@@ -64,7 +64,7 @@ def trained(split: Split, context: Context) -> Iterator[Finding]:
         yield split.finding(
             Severity.WARNING if len(silent) >= SILENT_ROWS and part >= SILENT_SHARE else Severity.NOTE,
             "RowsWithoutLoss",
-            f"{counted(len(silent), 'row')} ({percent(part)}) {'has' if len(silent) == 1 else 'have'} no token that "
+            f"{count_of(len(silent), 'row')} ({percent(part)}) {'has' if len(silent) == 1 else 'have'} no token that "
             "carries loss",
             "raise spec.dataset.maxLength, shorten the prompts, or remove these rows",
             "warning from 3 rows and 1 %",
@@ -74,20 +74,22 @@ def trained(split: Split, context: Context) -> Iterator[Finding]:
         )
 
 
-def cut(split: Split, context: Context) -> Iterator[Finding]:
-    """Tokens that are lost because rows are longer than the limit. (Documents become several rows, and lose none.)"""
+def cut(split: ObservedSplit, context: Context) -> Iterator[Finding]:
+    """Yield a finding of tokens that are lost beyond the limit. (Documents become several rows and lose none.)"""
     full, tokens = split.table["full"].astype(np.int64), split.table["tokens"].astype(np.int64)
     rows = np.flatnonzero(full > tokens)
     if not len(rows):
         return
     lost = int((full - tokens).sum()) / int(full.sum())
     enough = at(np.sort(full), 99)
-    answers = (split.table["trained"] != NO_TOKENS_TRAINED).any() or context.task is Task.SEQ2SEQ
+    answers = (split.table["trained"] != NO_TOKENS_TRAINED).any() or spec_of(
+        context.task
+    ).supervision is Supervision.SEQUENCE
     what = "the end of an answer is what is cut" if answers else "the end of a text is what is cut"
     yield split.finding(
         Severity.WARNING if split.name == "train" and lost >= CUT_SHARE else Severity.NOTE,
         "TruncatedRows",
-        f"{percent(lost)} of the tokens are lost: {counted(len(rows), 'row')} of {split.rows:,} "
+        f"{percent(lost)} of the tokens are lost: {count_of(len(rows), 'row')} of {split.rows:,} "
         f"({percent(len(rows) / split.rows)}) {'is' if len(rows) == 1 else 'are'} cut at {context.max_length:,} "
         f"tokens ({what})",
         f"{_longer(enough, context)}split long rows",
@@ -108,8 +110,8 @@ def _longer(enough: int, context: Context) -> str:
     return f"99 % of the rows need {enough} tokens, and this model takes {context.longest}: choose another, or "
 
 
-def outliers(split: Split) -> Iterator[Finding]:
-    """Rows far longer than all others."""
+def outliers(split: ObservedSplit) -> Iterator[Finding]:
+    """Yield a finding of rows far longer than all others."""
     full = split.table["full"]
     ordered = np.sort(full)
     border = max(OUTLIER * at(ordered, 50), 4 * at(ordered, 99))
@@ -118,9 +120,9 @@ def outliers(split: Split) -> Iterator[Finding]:
         yield split.finding(
             Severity.NOTE,
             "VeryLongRows",
-            f"{counted(len(rows), 'row')} {'has' if len(rows) == 1 else 'have'} more than {border:,} tokens; the "
+            f"{count_of(len(rows), 'row')} {'has' if len(rows) == 1 else 'have'} more than {border:,} tokens; the "
             f"median row has {at(ordered, 50):,}, the longest {int(ordered[-1]):,}",
-            "look whether several rows ran together there",
+            "check whether several rows were joined there",
             "longer than 20 medians and 4 times the 99th percentile",
             len(rows),
             split.rows,
@@ -128,14 +130,14 @@ def outliers(split: Split) -> Iterator[Finding]:
         )
 
 
-def unknown(split: Split) -> Iterator[Finding]:
-    """Tokens that stand for what the tokenizer does not know."""
+def unknown(split: ObservedSplit) -> Iterator[Finding]:
+    """Yield a finding of tokens for text that the tokenizer does not know."""
     lost = int(split.table["unknown"].sum())
     if not lost:
         return
     tokens = int(split.table["tokens"].sum())
     rows = np.flatnonzero(split.table["unknown"])
-    # characters that also stand in rows without unknown tokens are known
+    # characters of rows without unknown tokens are known
     known = set[str]()
     for row in split.kept[:KNOWN_ROWS]:
         known.update(() if row.unknown else row.text)
@@ -150,7 +152,7 @@ def unknown(split: Split) -> Iterator[Finding]:
         Severity.WARNING if lost / tokens >= UNKNOWN_SHARE else Severity.NOTE,
         "UnknownCharacters",
         f"{percent(lost / tokens)} of the tokens stand for text that the tokenizer does not know, in "
-        f"{counted(len(rows), 'row')} ({percent(len(rows) / split.rows)}){shown}",
+        f"{count_of(len(rows), 'row')} ({percent(len(rows) / split.rows)}){shown}",
         "replace these characters, or take a model whose tokenizer knows them (byte-level ones know all)",
         "warning from 1 % of the tokens",
         len(rows),

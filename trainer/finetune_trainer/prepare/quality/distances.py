@@ -9,11 +9,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.quality.context import Split
+from finetune_trainer.prepare.observed.sample import TOKEN_ROWS
+from finetune_trainer.prepare.quality.context import ObservedSplit
 from finetune_trainer.prepare.quality.report import Distance
-from finetune_trainer.prepare.quality.sample import TOKEN_ROWS
 
-FEWEST_ROWS = 10  # in either split; with fewer nothing can be told
+FEWEST_ROWS = 10  # in either split; fewer give no reliable distance
 DRAWS = 199  # random splits drawn
 LABELS_MATTER = 0.05  # one row in 20 would have to change its label
 LENGTHS_MATTER = 0.1
@@ -25,8 +25,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def distances(train: Split, evaluation: Split) -> tuple[Distance, ...]:
-    """The distances that can be told; none for very small splits."""
+def distances(train: ObservedSplit, evaluation: ObservedSplit) -> tuple[Distance, ...]:
+    """Return the distances between the splits; none for very small splits."""
     if min(train.rows, evaluation.rows) < FEWEST_ROWS:
         return ()
     found = [_labels(train, evaluation), _numbers(train, evaluation), _lengths(train, evaluation)]
@@ -34,8 +34,8 @@ def distances(train: Split, evaluation: Split) -> tuple[Distance, ...]:
     return tuple(distance for distance in found if distance is not None)
 
 
-def _labels(train: Split, evaluation: Split) -> Distance | None:
-    """Total variation distance: half the sum of the differences of the labels' shares."""
+def _labels(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
+    """Return the total variation distance: half the sum of the differences of the labels' shares."""
     names = sorted(train.seen.labels.keys() | evaluation.seen.labels.keys())
     if not names:
         return None
@@ -47,7 +47,7 @@ def _labels(train: Split, evaluation: Split) -> Distance | None:
     return _judged("labels", "total variation", _total_variation(ours, theirs), chance, LABELS_MATTER, 0.0)
 
 
-def _counts(split: Split, names: list[str]) -> Ints:
+def _counts(split: ObservedSplit, names: list[str]) -> Ints:
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
     index = split.seen.labels
@@ -58,17 +58,17 @@ def _total_variation(first: Ints, second: Ints) -> float:
     return float(np.abs(first / first.sum() - second / second.sum()).sum() / 2)
 
 
-def _lengths(train: Split, evaluation: Split) -> Distance:
+def _lengths(train: ObservedSplit, evaluation: ObservedSplit) -> Distance:
     return _shares("lengths", train.table["full"], evaluation.table["full"])
 
 
-def _numbers(train: Split, evaluation: Split) -> Distance | None:
+def _numbers(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
     ours, theirs = train.seen.numbers(), evaluation.seen.numbers()
     return _shares("numbers", ours, theirs) if len(ours) and len(theirs) else None
 
 
 def _shares(name: str, train: npt.NDArray[np.generic], evaluation: npt.NDArray[np.generic]) -> Distance:
-    """Kolmogorov-Smirnov: the largest difference between the shares of rows up to a value."""
+    """Return the Kolmogorov-Smirnov distance: the largest difference between the shares of rows up to a value."""
     ours, theirs = np.sort(train), np.sort(evaluation)
     steps = np.union1d(ours, theirs)
     gaps = np.searchsorted(ours, steps, "right") / len(ours) - np.searchsorted(theirs, steps, "right") / len(theirs)
@@ -82,8 +82,8 @@ def _shares(name: str, train: npt.NDArray[np.generic], evaluation: npt.NDArray[n
     )
 
 
-def _vocabulary(train: Split, evaluation: Split) -> Distance | None:
-    """Jensen-Shannon divergence (Lin 1991) of the tokens' shares, in bits, over rows of the samples."""
+def _vocabulary(train: ObservedSplit, evaluation: ObservedSplit) -> Distance | None:
+    """Return the Jensen-Shannon divergence (Lin 1991) of the tokens' shares, in bits, over rows of the samples."""
     ours = [row.ids for row in train.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
     theirs = [row.ids for row in evaluation.kept[:TOKEN_ROWS] if row.ids is not None and len(row.ids)]
     if min(len(ours), len(theirs)) < FEWEST_ROWS:

@@ -1,4 +1,4 @@
-"""Rows that stand there twice, word for word or nearly, in one split or in both.
+"""Rows that occur twice, word for word or nearly, in one split or in both.
 
 Equal rows are found among all; near twins in the sample, by MinHash and locality-sensitive hashing (datasketch), each
 pair then verified on its shingles.
@@ -13,10 +13,17 @@ import numpy as np
 import numpy.typing as npt
 from datasketch import MinHash, MinHashLSH
 
-from finetune_trainer.prepare.quality.context import EXCERPT_CHARACTERS, EXCERPTS, Split, counted, percent, shortened
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.quality.context import (
+    EXCERPT_CHARACTERS,
+    EXCERPTS,
+    ObservedSplit,
+    count_of,
+    percent,
+    shortened,
+)
 from finetune_trainer.prepare.quality.equality import first_copies, found_in
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import Kept
 
 SIMILAR = 0.8  # Jaccard similarity from which on rows are near twins: Lee et al. 2022, "Deduplicating Training Data"
 PERMUTATIONS = 128
@@ -36,13 +43,15 @@ _NEAR_RULE = (
     "Jaccard similarity of 5-word shingles of at least 0.8; warning from 5 % of the rows looked at: "
     "web corpora hold 3 to 14 % (Lee et al. 2022)"
 )
-_LEAK_RULE = "warning from 2 rows and 1 % of the evaluation rows: they are known by heart and flatter every metric"
+_LEAK_RULE = (
+    "warning from 2 rows and 1 % of the evaluation rows: the model has memorised them, and every metric is too good"
+)
 
 Hashes = npt.NDArray[np.uint32]
 
 
-def equal_rows(split: Split) -> Iterator[Finding]:
-    """Rows that are copies of an earlier one."""
+def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
+    """Yield a finding of rows that are copies of an earlier one."""
     copies = split.rows - split.distinct
     if not copies:
         return
@@ -51,8 +60,8 @@ def equal_rows(split: Split) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if loud else Severity.NOTE,
         "DuplicateRows",
-        f"{counted(copies, 'row')} of {split.rows:,} ({percent(copies / split.rows)}) are copies of an earlier row",
-        "remove the copies; if a row is to weigh more, say so with the weight of its source",
+        f"{count_of(copies, 'row')} of {split.rows:,} ({percent(copies / split.rows)}) are copies of an earlier row",
+        "remove the copies; to give rows more weight, set the weight of their source",
         _EQUAL_RULE,
         copies,
         split.rows,
@@ -60,8 +69,8 @@ def equal_rows(split: Split) -> Iterator[Finding]:
     )
 
 
-def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
-    """Evaluation rows that stand in the training data word for word."""
+def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Finding]:
+    """Yield a finding of evaluation rows that are in the training data word for word."""
     field = (
         "given" if train.seen.labels or len(train.seen.numbers()) else "content"
     )  # with labels the text is what must be new
@@ -77,8 +86,8 @@ def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
     yield evaluation.finding(
         Severity.WARNING if len(leaked) >= LEAKED_ROWS and share >= LEAKED_SHARE else Severity.NOTE,
         "EvalInTrain",
-        f"{counted(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
-        f"{'stands' if len(leaked) == 1 else 'stand'} in the training data word for word",
+        f"{count_of(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
+        f"{'is' if len(leaked) == 1 else 'are'} in the training data word for word",
         "remove them from one of the two, or split anew after removing duplicates",
         _LEAK_RULE,
         len(leaked),
@@ -87,8 +96,8 @@ def equal_across(train: Split, evaluation: Split) -> Iterator[Finding]:
     )
 
 
-def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
-    """Rows that nearly equal another, in each split and across."""
+def near_twins(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:
+    """Yield findings of rows that nearly equal another, in each split and across."""
     ours = affordable(train.kept)
     theirs = affordable(evaluation.kept) if evaluation is not None else []
     sketches = _Sketches([ours, theirs])
@@ -112,20 +121,22 @@ def near_twins(train: Split, evaluation: Split | None) -> Iterator[Finding]:
     yield from _near(evaluation, sketches, pairs, len(theirs))
 
 
-def affordable(rows: list[Kept]) -> list[Kept]:
-    """The first rows of a sample that are not too much text together; at least one."""
+def affordable(rows: list[SampledRow]) -> list[SampledRow]:
+    """Return the first rows of a sample, up to a total length of text; at least one."""
     ends = list(accumulate(len(row.text) for row in rows))
     return rows[: max(1, bisect_right(ends, MOST_CHARACTERS))]
 
 
-def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]], looked_at: int) -> Iterator[Finding]:
+def _near(
+    split: ObservedSplit, sketches: "_Sketches", pairs: list[tuple[int, int]], looked_at: int
+) -> Iterator[Finding]:
     if not pairs:
         return
     share = len(pairs) / looked_at
     yield split.finding(
         Severity.WARNING if len(pairs) >= NEAR_ROWS and share >= NEAR_SHARE else Severity.NOTE,
         "NearDuplicates",
-        f"{counted(len(pairs), 'row')} of {looked_at:,} distinct ones ({percent(share)}) nearly "
+        f"{count_of(len(pairs), 'row')} of {looked_at:,} distinct ones ({percent(share)}) nearly "
         f"{'equals' if len(pairs) == 1 else 'equal'} another row",
         "keep one of each group, unless the small differences are what is to be learnt",
         _NEAR_RULE,
@@ -137,7 +148,7 @@ def _near(split: Split, sketches: "_Sketches", pairs: list[tuple[int, int]], loo
 
 
 def _leaked(
-    evaluation: Split, sketches: "_Sketches", leaks: list[tuple[int, int]], looked_at: int
+    evaluation: ObservedSplit, sketches: "_Sketches", leaks: list[tuple[int, int]], looked_at: int
 ) -> Iterator[Finding]:
     if not leaks:
         return
@@ -145,7 +156,7 @@ def _leaked(
     yield evaluation.finding(
         Severity.WARNING if len(leaks) >= LEAKED_ROWS and share >= NEAR_SHARE else Severity.NOTE,
         "EvalNearTrain",
-        f"{counted(len(leaks), 'evaluation row')} of {looked_at:,} ({percent(share)}) nearly "
+        f"{count_of(len(leaks), 'evaluation row')} of {looked_at:,} ({percent(share)}) nearly "
         f"{'equals' if len(leaks) == 1 else 'equal'} a training row",
         "split by document, customer or date, so that twins fall on the same side",
         _NEAR_RULE.replace("rows looked at", "evaluation rows looked at"),
@@ -176,11 +187,11 @@ def _excerpt(sketches: "_Sketches", pair: tuple[int, int]) -> Excerpt:
 class _Sketches:
     """Shingles of the rows of several samples, rows numbered through."""
 
-    kept: list[Kept]
+    kept: list[SampledRow]
     rows: list[range]
     shingles: list[Hashes]
 
-    def __init__(self, samples: list[list[Kept]]) -> None:
+    def __init__(self, samples: list[list[SampledRow]]) -> None:
         self.kept = [row for sample in samples for row in sample]
         starts = np.cumsum([0, *map(len, samples)]).tolist()
         self.rows = [range(start, end) for start, end in pairwise(starts)]
@@ -188,7 +199,7 @@ class _Sketches:
 
 
 def shingles(texts: list[str]) -> list[Hashes]:
-    """Distinct hashes of each text's shingles, sorted: 5 words, or 5 characters of short texts."""
+    """Return distinct hashes of each text's shingles, sorted: 5 words, or 5 characters of short texts."""
     numbers: dict[str, int] = {}
     ids: list[int] = []
     widths: list[int] = []
@@ -219,7 +230,7 @@ def _windows(ids: npt.NDArray[np.uint64], widths: list[int]) -> list[Hashes]:
 
 
 def _without_frames(rows: list[Hashes]) -> list[Hashes]:
-    """Without shingles that very many rows share, such as an instruction that stands above each text."""
+    """Remove shingles that very many rows share, such as an instruction above each text."""
     if len(rows) < 50:
         return rows
     values, counts = np.unique(np.concatenate(rows), return_counts=True)
@@ -239,7 +250,7 @@ class _Index:
         self._blank = MinHash(PERMUTATIONS, hashfunc=int)
 
     def twin(self, row: int, insert: bool) -> int | None:
-        """The first similar row; if there is none, this one is inserted where asked."""
+        """Return the first similar row; if there is none, insert this one where asked."""
         sketch = self._blank.copy()
         sketch.update_batch(self._shingles[row])
         for _, candidate in zip(range(CANDIDATES), sorted(self._lsh.query(sketch)), strict=False):
@@ -251,6 +262,6 @@ class _Index:
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:
-    """Of all shingles of two rows, the share that both have."""
+    """Return the share of all shingles of two rows that both have."""
     both = len(np.intersect1d(first, second, assume_unique=True))
     return both / (len(first) + len(second) - both)

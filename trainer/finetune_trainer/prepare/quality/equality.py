@@ -53,7 +53,7 @@ def first_copies(hashes: npt.NDArray[np.uint64], most: int) -> list[tuple[int, i
 
 
 def found_in(hashes: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Return the rows of `hashes` that also stand among `known`."""
+    """Return the rows of `hashes` that are also among `known`."""
     of = max(partitions(hashes), partitions(known))
     found = []
     for part in range(of):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.quality.context import Context, Split, shortened
-from finetune_trainer.prepare.quality.observation import NO_TOKENS_TRAINED
+from finetune_trainer.prepare.observed.observation import NO_TOKENS_TRAINED
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit, shortened
 from finetune_trainer.prepare.quality.report import (
     Bin,
     LabelCount,
@@ -29,10 +29,10 @@ SHOWN_ROWS = 6
 SHOWN_CHARACTERS = 280
 
 
-def figures(
-    split: Split, context: Context, edges: Sequence[int], languages: tuple[LanguageRows, ...] = ()
+def split_figures(
+    split: ObservedSplit, context: Context, edges: Sequence[int], languages: tuple[LanguageRows, ...] = ()
 ) -> SplitQuality:
-    """All figures of a split with at least one row.
+    """Return all figures of a split with at least one row.
 
     Args:
         edges: where the bins of the histogram begin.
@@ -59,10 +59,10 @@ def figures(
             p99=at(full, 99),
             longest=int(full[-1]),
         ),
-        histogram=histogram(full, edges),
+        histogram=length_bins(full, edges),
         padding=padding(np.minimum(tokens, context.max_length), context.micro_batch, context.max_length),
         labels=labels(split),
-        numbers=numbers(split),
+        numbers=number_figures(split),
         languages=languages,
         sampled=len(split.kept),
         sample_complete=not split.sampled(),
@@ -79,12 +79,12 @@ def figures(
 
 
 def at(ordered: Ints, percent: int) -> int:
-    """The least value that at least `percent` % of the values do not exceed."""
+    """Return the least value that at least `percent` % of the values do not exceed."""
     return int(ordered[max(0, -(-len(ordered) * percent // 100) - 1)])
 
 
-def trained_share(split: Split) -> float | None:
-    """Of the tokens that are predicted, how many carry loss; None where the target is no token of the row."""
+def trained_share(split: ObservedSplit) -> float | None:
+    """Return the share of predicted tokens that carry loss; None where the target is no token of the row."""
     trained = split.table["trained"]
     if not len(trained) or (trained == NO_TOKENS_TRAINED).any():
         return None
@@ -92,19 +92,19 @@ def trained_share(split: Split) -> float | None:
     return round(int(trained.sum()) / predicted, 6) if predicted else 0.0
 
 
-def labels(split: Split) -> tuple[LabelCount, ...]:
-    """Labels by their rows, the largest first; a row of several labels counts for each."""
+def labels(split: ObservedSplit) -> tuple[LabelCount, ...]:
+    """Return labels by their rows, the largest first; a row of several labels counts for each."""
     own = split.table["label"]
     counts = np.bincount(own[own >= 0], minlength=len(split.seen.labels))
     rows: Counter[str] = Counter()
-    for said, count in zip(split.seen.labels, counts.tolist(), strict=True):
-        rows.update(dict.fromkeys(split.seen.members.get(said, (said,)), count))
+    for target, count in zip(split.seen.labels, counts.tolist(), strict=True):
+        rows.update(dict.fromkeys(split.seen.members.get(target, (target,)), count))
     ordered = sorted(rows.items(), key=lambda pair: (-pair[1], pair[0]))
     return tuple(LabelCount(name=name, rows=count) for name, count in ordered)
 
 
-def numbers(split: Split) -> Numbers | None:
-    """How the numbers to be predicted are spread."""
+def number_figures(split: ObservedSplit) -> Numbers | None:
+    """Return how the numbers to be predicted are spread."""
     own = np.sort(split.seen.numbers().astype(np.float64))
     if not len(own):
         return None
@@ -120,7 +120,7 @@ def numbers(split: Split) -> Numbers | None:
     )
 
 
-def bin_edges(*splits: Split) -> list[int]:
+def bin_edges(*splits: ObservedSplit) -> list[int]:
     """Round edges for the histograms of all splits: up to what 99 % of the rows do not exceed."""
     highest = max(at(np.sort(split.table["full"]), 99) for split in splits)
     width = next(
@@ -129,15 +129,15 @@ def bin_edges(*splits: Split) -> list[int]:
     return list(range(0, highest + 1, width))
 
 
-def histogram(lengths: Ints, edges: Sequence[int]) -> tuple[Bin, ...]:
-    """Rows by length."""
+def length_bins(lengths: Ints, edges: Sequence[int]) -> tuple[Bin, ...]:
+    """Return how many rows have which length."""
     counts = np.histogram(lengths, [*edges, max(int(lengths.max()), edges[-1]) + 1])[0].tolist()
     ends = [*edges[1:], None]
     return tuple(Bin(start=a, end=b, rows=rows) for a, b, rows in zip(edges, ends, counts, strict=True))
 
 
 def padding(tokens: Ints, micro_batch: int, pack_length: int) -> Padding:
-    """What batches of these rows waste, in the order of a seeded shuffle."""
+    """Return what batches of these rows waste, in the order of a seeded shuffle."""
     rows = np.random.default_rng(0).permutation(tokens)[:PADDED_ROWS]
     grouped = np.concatenate([np.sort(part) for part in np.array_split(rows, _parts(len(rows), WINDOW * micro_batch))])
     return Padding(
@@ -160,7 +160,7 @@ def _waste(rows: Ints, micro_batch: int) -> float:
 
 
 def _packed_waste(rows: Ints, pack_length: int) -> float:
-    """Best-fit decreasing: each row, the longest first, into the fullest sequence that still has room for it."""
+    """Return the waste of best-fit decreasing: each row, longest first, goes into the fullest sequence with room."""
     room: list[int] = []
     packs = 0
     for length in np.sort(np.minimum(rows, pack_length))[::-1].tolist():

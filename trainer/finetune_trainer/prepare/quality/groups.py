@@ -1,7 +1,7 @@
 """Mentions of people by group, and how they are spread over labels: a skew in the data that tuning amplifies.
 
 Zhao et al. 2017, "Men also like shopping": a model trained on 33 % : 67 % answered 16 % : 84 %. Each side of a row is
-read with the lists of its own language (`people.toml`). A language without lists is named as not asked.
+read with the lists of its language (`people.toml`). The report names a language without lists as not asked.
 """
 
 from collections import Counter
@@ -13,8 +13,9 @@ import numpy as np
 from scipy.special import chdtrc
 
 from finetune_trainer.evaluations.records import EvalGroups
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, percent, shortened
-from finetune_trainer.prepare.quality.languages import NAMES, Speech
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, percent, shortened
+from finetune_trainer.prepare.quality.languages import NAMES, RowLanguages
 from finetune_trainer.prepare.quality.people import groups, known, mentioned
 from finetune_trainer.prepare.quality.report import (
     Excerpt,
@@ -23,7 +24,6 @@ from finetune_trainer.prepare.quality.report import (
     LabelCount,
     Severity,
 )
-from finetune_trainer.prepare.quality.sample import Kept
 
 FEWEST_MENTIONS = 30  # rows
 POINTS = 0.15  # by which a label's share differs among mentions
@@ -37,13 +37,13 @@ NOTED = 0.01  # of a language model's rows
 class Mention:
     """A row, its labels, the groups it mentions, and whether its language has lists."""
 
-    row: Kept
+    row: SampledRow
     labels: tuple[str, ...]
     groups: frozenset[str]
     asked: bool
 
 
-def looked_at(split: Split, rows: Sequence[Speech]) -> list[Mention]:
+def looked_at(split: ObservedSplit, rows: Sequence[RowLanguages]) -> list[Mention]:
     """Return some rows with the groups each mentions."""
     found = []
     for one in rows:
@@ -54,7 +54,7 @@ def looked_at(split: Split, rows: Sequence[Speech]) -> list[Mention]:
     return found
 
 
-def without_lists(rows: Sequence[Speech]) -> list[str]:
+def without_lists(rows: Sequence[RowLanguages]) -> list[str]:
     """Return the names of languages in which no mention was looked for, those of most rows first."""
     counts = Counter(language for one in rows for language in one.languages if language not in known())
     return [NAMES[language] for language, _ in counts.most_common()]
@@ -74,8 +74,8 @@ def mentions(rows: Sequence[Mention]) -> tuple[GroupMentions, ...]:
     return tuple(found)
 
 
-def skews(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
-    """Groups whose mentions stand under other labels than the rest of the rows."""
+def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
+    """Yield a finding of groups whose mentions have other labels than the rest of the rows."""
     asked = [one for one in rows if one.asked]
     for group in groups():
         own = [one for one in asked if group in one.groups]
@@ -90,8 +90,8 @@ def skews(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
             "SkewedMentions",
             f"rows that mention {group} are labelled {shortened(label, 40)!r} in {percent(share)} of "
             f"{len(own):,} cases, other rows in {percent(usual)}",
-            f"look whether that is meant; if not, add rows that mention {group} under other labels: training tends to "
-            "make the difference larger, and the evaluation of the tuned model measures whether it has",
+            f"check whether this is intended; if not, add rows that mention {group} under other labels: training tends "
+            "to make the difference larger, and the evaluation of the tuned model measures whether it has",
             "30 mentions, 15 points and 1.5 times apart, chi-square test with p < 0.00001; amplified by training "
             "(Zhao et al. 2017)",
             len(own),
@@ -101,8 +101,8 @@ def skews(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
         )
 
 
-def noted(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
-    """For language models: who is mentioned how often."""
+def noted(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
+    """Yield a finding of how often which group is mentioned, for language models."""
     found = sorted((group for group in mentions(rows) if group.share >= NOTED), key=lambda group: -group.rows)
     if not found:
         return
@@ -111,7 +111,7 @@ def noted(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
         Severity.NOTE,
         "MentionsOfGroups",
         f"rows that mention groups of people: {named}",
-        "compare what is said of them; a tuned model repeats it",
+        "compare what the rows say of them; a tuned model repeats it",
         "groups in at least 1 % of the rows",
         sum(bool(one.groups) for one in rows),
         sum(one.asked for one in rows),
@@ -119,7 +119,7 @@ def noted(split: Split, rows: Sequence[Mention]) -> Iterator[Finding]:
     )
 
 
-def eval_groups(split: Split, rows: Sequence[Mention]) -> EvalGroups:
+def eval_groups(split: ObservedSplit, rows: Sequence[Mention]) -> EvalGroups:
     """Return which rows of the eval split mention whom: with it the worker measures amplification."""
     places: dict[int, list[int]] = {}
     for place, content in enumerate(split.table["content"].tolist()):
@@ -142,12 +142,12 @@ def eval_groups(split: Split, rows: Sequence[Mention]) -> EvalGroups:
 
 
 def _about(label: str) -> set[str]:
-    """The groups that a label is about, in whatever language it is written."""
+    """Return the groups that a label is about, in any language."""
     return {group for language in known() for group in mentioned(label, language)}
 
 
 def _skew(group: str, own: Sequence[Mention], rest: Sequence[Mention]) -> tuple[str, float, float] | None:
-    """The label that mentions have most too often, its share among them and among other rows."""
+    """Return the label that mentions have most too often, its share among them and among other rows."""
     if len(own) < FEWEST_MENTIONS or len(rest) < FEWEST_MENTIONS:
         return None
     ours, theirs = (Counter(chain.from_iterable(one.labels for one in part)) for part in (own, rest))

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from itertools import chain
 
 from finetune_trainer.evaluations.records import EvalGroups
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.quality import (
-    answers,
+    answer_findings,
     coverage,
     duplicates,
     groups,
-    labels,
+    label_findings,
     languages,
     numbers,
     personal,
@@ -18,12 +19,11 @@ from finetune_trainer.prepare.quality import (
     scripts,
     size,
 )
-from finetune_trainer.prepare.quality.context import Context, Split, percent
+from finetune_trainer.prepare.quality.asked_questions import report_questions
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit, percent
 from finetune_trainer.prepare.quality.distances import distances
-from finetune_trainer.prepare.quality.figures import bin_edges, figures
-from finetune_trainer.prepare.quality.languages import Speech
-from finetune_trainer.prepare.quality.observation import Observation
-from finetune_trainer.prepare.quality.questions import questions
+from finetune_trainer.prepare.quality.figures import bin_edges, split_figures
+from finetune_trainer.prepare.quality.languages import RowLanguages
 from finetune_trainer.prepare.quality.report import Distance, Finding, QualityReport, Severity
 
 __all__ = ["Context", "Examined", "examine", "judge"]
@@ -87,10 +87,10 @@ _SEVERITIES = list(Severity)
 
 @dataclass(frozen=True)
 class Examined:
-    """What is to be said of a data set.
+    """The report on a data set, and what a later evaluation needs of it.
 
     Attributes:
-        eval_groups: who is mentioned in which evaluation row; None where the worker cannot compare predictions by it.
+        eval_groups: the groups that each evaluation row mentions; None where the worker cannot compare by them.
     """
 
     report: QualityReport
@@ -98,7 +98,7 @@ class Examined:
 
 
 def judge(train: Observation, evaluation: Observation | None, context: Context) -> QualityReport:
-    """Return what is to be said of a data set; `train` has at least one row.
+    """Return the report on a data set; `train` has at least one row.
 
     The same observations give the same report, byte for byte.
     """
@@ -107,8 +107,8 @@ def judge(train: Observation, evaluation: Observation | None, context: Context) 
 
 def examine(train: Observation, evaluation: Observation | None, context: Context) -> Examined:
     """Return the report on a data set, and what a later evaluation must know of its rows; as `judge`."""
-    ours = Split("train", train)
-    theirs = Split("eval", evaluation) if evaluation is not None and len(evaluation.table()) else None
+    ours = ObservedSplit("train", train)
+    theirs = ObservedSplit("eval", evaluation) if evaluation is not None and len(evaluation.table()) else None
     splits = [ours, theirs] if theirs else [ours]
     edges = bin_edges(*splits)
     apart = distances(ours, theirs) if theirs else ()
@@ -120,58 +120,58 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         *_of_columns(ours, context),
         *chain.from_iterable(_of_rows(*one, context) for one in zip(splits, (speech, eval_speech), strict=False)),
         *duplicates.near_twins(ours, theirs),
-        *size.of_train(ours, context),
+        *size.size_findings(ours, context),
         *size.of_evaluation(ours, theirs),
         *(groups.skews if ours.seen.labels else groups.noted)(ours, people),
-        *labels.of_train(ours),
-        *numbers.of_train(ours),
+        *label_findings.label_findings(ours),
+        *numbers.number_findings(ours),
         *remarks.untrained(ours, context),
     ]
     if theirs:
         found += duplicates.equal_across(ours, theirs)
-        found += labels.unseen(ours, theirs)
+        found += label_findings.unseen(ours, theirs)
         found += [_far(theirs, distance) for distance in apart if distance.is_far]
     report = QualityReport(
         name=context.name,
         task=context.task,
         max_length=context.max_length,
-        train=figures(ours, context, edges, languages.shares(speech)),
-        eval=figures(theirs, context, edges, languages.shares(eval_speech)) if theirs else None,
+        train=split_figures(ours, context, edges, languages.shares(speech)),
+        eval=split_figures(theirs, context, edges, languages.shares(eval_speech)) if theirs else None,
         distances=apart,
         groups=groups.mentions(people),
-        questions=tuple(questions(ours, theirs, speech, context, eval_groups)),
+        questions=tuple(report_questions(ours, theirs, speech, context, eval_groups)),
         findings=tuple(sorted(found, key=_weight)),
     )
     return Examined(report, eval_groups)
 
 
-def _of_columns(train: Split, context: Context) -> Iterator[Finding]:
-    for told in context.notices:
-        severity = Severity(told.severity)
-        yield train.finding(severity, told.code, told.message, told.cure, told.rule, told.count, told.rows)
+def _of_columns(train: ObservedSplit, context: Context) -> Iterator[Finding]:
+    for notice in context.notices:
+        severity = Severity(notice.severity)
+        yield train.finding(severity, notice.code, notice.message, notice.cure, notice.rule, notice.count, notice.rows)
 
 
-def _eval_groups(evaluation: Split, speech: Sequence[Speech], context: Context) -> EvalGroups | None:
+def _eval_groups(evaluation: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> EvalGroups | None:
     if not context.answered or len(evaluation.seen.numbers()) or (context.packed and not context.labelled):
         return None
     found = groups.eval_groups(evaluation, groups.looked_at(evaluation, speech))
     return found if found.rows else None
 
 
-def _of_rows(split: Split, speech: Sequence[Speech], context: Context) -> Iterator[Finding]:
-    yield from coverage.trained(split, context)
+def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> Iterator[Finding]:
+    yield from coverage.trained_findings(split, context)
     yield from remarks.remarks(split)
     yield from coverage.cut(split, context)
     yield from coverage.outliers(split)
     yield from coverage.unknown(split)
     yield from duplicates.equal_rows(split)
-    yield from answers.short_answers(split)
-    yield from answers.frames(split)
-    yield from answers.leftovers(split)
+    yield from answer_findings.short_answers(split)
+    yield from answer_findings.frames(split)
+    yield from answer_findings.leftovers(split)
     yield from personal.personal(split, speech)
     yield from languages.mixed(split, speech)
     yield from scripts.scripts(split)
-    yield from labels.conflicts(split)
+    yield from label_findings.conflicts(split)
 
 
 _DIFFERENCES = {
@@ -188,7 +188,7 @@ _DIFFERENCES = {
 }
 
 
-def _far(evaluation: Split, distance: Distance) -> Finding:
+def _far(evaluation: ObservedSplit, distance: Distance) -> Finding:
     what, cure = _DIFFERENCES[distance.name]
     return evaluation.finding(
         Severity.WARNING,

@@ -9,21 +9,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from finetune_trainer.prepare.quality.code import prose
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.observed.code import prose
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, LanguageRows, Severity
-from finetune_trainer.prepare.quality.sample import Kept
 from finetune_trainer.prepare.quality.scripts import script_of
 
-ROWS = 2500  # whose language is known, and in which people and their data are looked for
+ROWS = 2500  # whose language is detected, and that are searched for people and personal data
 LOOKED_AT = 1000  # rows that are all looked at; the others only where these speak several languages
 CHARACTERS = 200
 FEWEST_LETTERS = 3
 SURE = 0.75  # probability
 RECOGNISED_ROWS, OTHERS = 0.9, 0.005  # of these rows: then the others of their script are taken to speak as they do
 PRESENT_SHARE, PRESENT_ROWS = 0.02, 2
-RECOGNISED = 0.5  # of the rows: below it nothing is said of languages
-UNSURE, TIMES = 0.03, 1.5  # of a row that says little: the best language that is present, if so much better
+RECOGNISED = 0.5  # of the rows: below it the report has no languages
+UNSURE, TIMES = 0.03, 1.5  # of a short row: the best language that is present, if it is better by these factors
 SHARE, MIXED_ROWS = 0.01, 10
 
 NAMES = {
@@ -76,10 +76,10 @@ Ranks = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Speech:
+class RowLanguages:
     """A row of the sample and the languages of its two sides, ISO 639-1; empty where none was recognised."""
 
-    row: Kept
+    row: SampledRow
     given: str
     learnt: str
 
@@ -94,15 +94,15 @@ class Speech:
         return {self.given, self.learnt} - {""}
 
 
-def speech(split: Split) -> list[Speech]:
+def speech(split: ObservedSplit) -> list[RowLanguages]:
     """Return the first rows of a split's sample with their languages."""
     rows = split.kept[:ROWS]
     given = _languages([row.given for row in rows])
     learnt = _languages([row.learnt for row in rows])
-    return [Speech(*one) for one in zip(rows, given, learnt, strict=True)]
+    return [RowLanguages(*one) for one in zip(rows, given, learnt, strict=True)]
 
 
-def shares(rows: Sequence[Speech]) -> tuple[LanguageRows, ...]:
+def shares(rows: Sequence[RowLanguages]) -> tuple[LanguageRows, ...]:
     """Return the rows of each language, the largest first, and under an empty code those without one."""
     counts = Counter(one.language for one in rows)
     ordered = sorted(counts.items(), key=lambda pair: (not pair[0], -pair[1], pair[0]))
@@ -112,8 +112,8 @@ def shares(rows: Sequence[Speech]) -> tuple[LanguageRows, ...]:
     )
 
 
-def mixed(split: Split, rows: Sequence[Speech]) -> Iterable[Finding]:
-    """Rows in another language than most."""
+def mixed(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterable[Finding]:
+    """Yield a finding of rows in another language than most."""
     counts = Counter(one.language for one in rows if one.language)
     (main, _), *others = counts.most_common() or [("", 0)]
     count = sum(number for _, number in others)
@@ -124,7 +124,7 @@ def mixed(split: Split, rows: Sequence[Speech]) -> Iterable[Finding]:
     yield split.finding(
         Severity.NOTE,
         "MixedLanguages",
-        f"{counted(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not in {NAMES[main]} "
+        f"{count_of(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not in {NAMES[main]} "
         f"but in {named}",
         "remove them if the model is to speak one language; else see that each language has enough rows",
         "10 rows and 1 %; py3langid, by the first 200 characters of what is learnt",
@@ -136,7 +136,7 @@ def mixed(split: Split, rows: Sequence[Speech]) -> Iterable[Finding]:
 
 
 def _languages(texts: Sequence[str]) -> list[str]:
-    """The language of each text: of the first by themselves, of the others too unless those speak one language."""
+    """Return the language of each text: the first ones are detected alone, the others too if those are not of one."""
     first = _detected(texts[:LOOKED_AT])
     rest = texts[LOOKED_AT:]
     counts = Counter(language for language in first if language)
@@ -153,7 +153,7 @@ def _languages(texts: Sequence[str]) -> list[str]:
 def _detected(texts: Sequence[str], known: Iterable[str] = ()) -> list[str]:
     spoken = [prose(text[: 2 * CHARACTERS])[:CHARACTERS] for text in texts]
     wanted = [place for place, text in enumerate(spoken) if _says_something(text)]
-    found = dict(zip(wanted, decided([ranks(spoken[place]) for place in wanted], known), strict=True))
+    found = dict(zip(wanted, decided_languages([ranks(spoken[place]) for place in wanted], known), strict=True))
     return [found.get(place, "") for place in range(len(texts))]
 
 
@@ -161,7 +161,7 @@ def _says_something(text: str) -> bool:
     return sum(map(str.isalpha, text[:60])) >= FEWEST_LETTERS
 
 
-def decided(rows: Sequence[Ranks], known: Iterable[str] = ()) -> list[str]:
+def decided_languages(rows: Sequence[Ranks], known: Iterable[str] = ()) -> list[str]:
     """Return a language for each row, empty where none is likely.
 
     Args:

@@ -20,7 +20,7 @@ class Id:
         module: of python-stdnum, whose `is_valid` decides; empty where the form has no check digit.
         languages: in which it is looked for.
         form: how it is written.
-        word: what must stand before it, where its check digit alone proves little; None where form and check do.
+        word: required before it, where its check digit alone proves little; None where form and check digit suffice.
     """
 
     module: str

@@ -1,22 +1,22 @@
-"""Numbers to be predicted: how large they are, and texts that stand there with two of them."""
+"""Numbers to be predicted: how large they are, and texts with two of them."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.equality import in_groups
-from finetune_trainer.prepare.quality.figures import numbers
+from finetune_trainer.prepare.quality.figures import number_figures
 from finetune_trainer.prepare.quality.report import Finding, Severity
 
-FAR, WIDE = 10.0, 10.0  # mean and standard deviation from which on a new head has a long way to go
+FAR, WIDE = 10.0, 10.0  # mean and standard deviation above which a new head needs many steps
 APART = 0.5  # standard deviations between two numbers of one text
 CONFLICT_SHARE, CONFLICT_TEXTS = 0.005, 3
 
 
-def of_train(split: Split) -> Iterator[Finding]:
-    """What is amiss with the numbers to learn."""
-    found = numbers(split)
+def number_findings(split: ObservedSplit) -> Iterator[Finding]:
+    """Yield findings of the numbers to learn."""
+    found = number_figures(split)
     if found is None:
         return
     if abs(found.mean) > FAR or found.deviation > WIDE:
@@ -25,7 +25,7 @@ def of_train(split: Split) -> Iterator[Finding]:
             Severity.WARNING,
             "LargeNumbers",
             f"the numbers lie around {found.mean:.4g} with a standard deviation of {found.deviation:.4g}; a new head "
-            "says about 0",
+            "predicts about 0",
             f"subtract {found.mean:.4g} and divide by {scale:.4g}: most of the run would go into finding the scale",
             "a mean beyond 10 or a standard deviation above 10: gradients of squared errors grow with the numbers, and "
             "are clipped",
@@ -35,7 +35,7 @@ def of_train(split: Split) -> Iterator[Finding]:
     yield from _conflicts(split, found.deviation)
 
 
-def _conflicts(split: Split, deviation: float) -> Iterator[Finding]:
+def _conflicts(split: ObservedSplit, deviation: float) -> Iterator[Finding]:
     own = split.seen.numbers()
     texts = rows = 0
     for order, starts in in_groups(split.table["given"], own):
@@ -48,8 +48,8 @@ def _conflicts(split: Split, deviation: float) -> Iterator[Finding]:
     yield split.finding(
         Severity.WARNING if texts >= CONFLICT_TEXTS and rows / split.rows >= CONFLICT_SHARE else Severity.NOTE,
         "ConflictingNumbers",
-        f"{counted(texts, 'text')} {'stands' if texts == 1 else 'stand'} there with numbers that are far apart "
-        f"({counted(rows, 'row')}, {percent(rows / split.rows)})",
+        f"{count_of(texts, 'text')} {'has' if texts == 1 else 'have'} numbers that are far apart "
+        f"({count_of(rows, 'row')}, {percent(rows / split.rows)})",
         "decide on one number for each, or take their mean: that is all that can be learnt",
         "half a standard deviation apart; warning from 3 texts and 0.5 % of the rows",
         rows,

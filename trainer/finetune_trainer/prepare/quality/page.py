@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from finetune_trainer.prepare.quality import charts
-from finetune_trainer.prepare.quality.context import counted, percent, shortened
+from finetune_trainer.prepare.quality.context import count_of, percent, shortened
 from finetune_trainer.prepare.quality.report import LabelCount, QualityReport, Severity, SplitQuality
 
 SHOWN_LABELS = 16
@@ -32,7 +32,7 @@ class _LabelRow(NamedTuple):
 
 
 def render(report: QualityReport) -> str:
-    """The page. The same report gives the same bytes."""
+    """Render the page. The same report gives the same bytes."""
     evaluation = report.eval.histogram if report.eval else ()
     return _template().render(
         report=report,
@@ -42,8 +42,8 @@ def render(report: QualityReport) -> str:
         notes=report.of(Severity.NOTE),
         opened=OPENED,
         signs=SIGNS,
-        histogram=charts.histogram(report.train.histogram, evaluation, report.max_length),
-        gauges=[(distance, charts.gauge(distance)) for distance in report.distances],
+        histogram=charts.length_chart(report.train.histogram, evaluation, report.max_length),
+        gauges=[(distance, charts.distance_chart(distance)) for distance in report.distances],
         labels=_labels(report),
         hidden_labels=max(0, len(report.train.labels) - SHOWN_LABELS),
         stacked=[label.name for label in report.train.labels[:STACKED_LABELS]],
@@ -52,17 +52,17 @@ def render(report: QualityReport) -> str:
 
 
 def verdict(report: QualityReport) -> tuple[Severity | None, str]:
-    """The page's first sentence, and the severity that colours it."""
+    """Return the page's first sentence, and the severity that colours it."""
     errors, warnings = len(report.of(Severity.ERROR)), len(report.of(Severity.WARNING))
     if errors:
-        return Severity.ERROR, f"Not to be trained on as it is: {counted(errors, 'error')}"
+        return Severity.ERROR, f"Do not train on it as it is: {count_of(errors, 'error')}"
     if warnings:
-        return Severity.WARNING, f"Worth a look before training: {counted(warnings, 'warning')}"
-    return None, "Nothing speaks against training on it"
+        return Severity.WARNING, f"Look at this before training: {count_of(warnings, 'warning')}"
+    return None, "No reason against training on it was found"
 
 
 def short(number: int) -> str:
-    """`1,234`, `56.7 k`, `8.9 M`"""
+    """Return `1,234`, `56.7 k`, `8.9 M`"""
     for size, unit in _UNITS:
         if number >= 10 * size or (number >= size and size >= 1e6):
             return f"{number / size:.3g} {unit}"
@@ -70,7 +70,7 @@ def short(number: int) -> str:
 
 
 def compared(text: str, other: str) -> Markup:
-    """A text with the words marked that the other does not have in their place."""
+    """Mark the words of a text that the other text does not have in their place."""
     ours, theirs = text.split(), other.split()
     parts: list[Markup] = []
     for change, start, end, _, _ in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes():
@@ -81,30 +81,30 @@ def compared(text: str, other: str) -> Markup:
 
 
 def file_name(place: str) -> str:
-    """The last part of a place: `train.jsonl:214`."""
+    """Return the last part of a place: `train.jsonl:214`."""
     return place.rsplit("/", 1)[-1]
 
 
 def waste(split: SplitQuality) -> list[tuple[str, float, Markup]]:
-    """The ways to put rows into batches, with what each wastes."""
+    """Return the ways to put rows into batches, with what each wastes."""
     padding = split.padding
     ways = (("shuffled", padding.shuffled), ("grouped by length", padding.grouped), ("packed", padding.packed))
     return [(name, share, charts.bar(share, "waste")) for name, share in ways]
 
 
 def headline(name: str) -> str:
-    """`train.jsonl`, or `train.jsonl and 2 more`, of a list of addresses."""
+    """Return `train.jsonl`, or `train.jsonl and 2 more`, of a list of addresses."""
     first, *others = name.split(", ")
     return f"{file_name(first) or 'Data set'}{f' and {len(others)} more' if others else ''}"
 
 
-def name(label: str) -> str:
-    """A label that fits into a table."""
+def short_label(label: str) -> str:
+    """Return a label that fits into a table."""
     return shortened(label, NAME_CHARACTERS)
 
 
-def sentence(text: str) -> str:
-    """A text with a capital letter, and percentages that stay on one line."""
+def as_sentence(text: str) -> str:
+    """Return a text with a capital letter, and percentages that stay on one line."""
     return (text[:1].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
@@ -126,7 +126,13 @@ def _labels(report: QualityReport) -> list[_LabelRow]:
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        short=short, percent=percent, file_name=file_name, compared=compared, waste=waste, name=name, sentence=sentence
+        short=short,
+        percent=percent,
+        file_name=file_name,
+        compared=compared,
+        waste=waste,
+        name=short_label,
+        sentence=as_sentence,
     )
     environment.globals.update(stack=charts.stack)
     return environment.from_string(files(__package__).joinpath("page.jinja").read_text("utf-8"))

@@ -10,7 +10,7 @@ from typing import Any
 
 _WORD = re.compile(r"[^\W\d_]+(?:[-'][^\W\d_]+)*")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-OF_THINGS_TOO = {"old people", "young people"}  # their adjectives stand before nouns: Italian "i vecchi libri"
+OF_THINGS_TOO = {"old people", "young people"}  # their adjectives are used of things: Italian "i vecchi libri"
 _NOTHING = re.compile(r"(?!)")
 
 
@@ -19,11 +19,11 @@ class Lists:
     """What is a mention in one language.
 
     Attributes:
-        words: a word -> its group. A mention wherever it stands.
-        phrases: the same for what is no single word, and for a language without blanks.
+        words: a word -> its group. Everywhere a mention.
+        phrases: the same for several words, and for a language without blanks.
         adjectives: an adjective -> its group.
         described: an adjective (group `a`) where it speaks of people.
-        never: what is no mention, whatever words it holds.
+        never: phrases that are not a mention, with any of these words in them.
     """
 
     words: dict[str, str]
@@ -90,7 +90,7 @@ def _lists(table: dict[str, Any]) -> Lists:
 
 
 def _entries(text: str) -> list[str]:
-    """`mexican{o,a} cuban` -> mexicano, mexicana, cuban"""
+    """Expand `mexican{o,a} cuban` to mexicano, mexicana, cuban."""
     return [expanded.lower() for part in text.split() for expanded in _expanded(part)]
 
 
@@ -112,7 +112,7 @@ def _either(entries: Iterable[str]) -> str:
 
 
 def _described(table: dict[str, Any], adjectives: dict[str, str]) -> Iterator[re.Pattern[str]]:
-    """Adjectives beside a word for people, another adjective between them or not; behind an article, or a claim."""
+    """Return adjectives beside a word for people, with one or no other adjective between; after an article or claim."""
     one, people = _either(adjectives), _either(table["people"].split())
     own = rf"(?<![\w-])(?P<a>{one})(?![\w-])"
     if table["order"] == "before":

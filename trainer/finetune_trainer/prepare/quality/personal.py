@@ -9,16 +9,16 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
-from finetune_trainer.prepare.quality.code import prose
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted
-from finetune_trainer.prepare.quality.languages import Speech
+from finetune_trainer.prepare.observed.code import prose
+from finetune_trainer.prepare.observed.sample import SampledRow
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of
+from finetune_trainer.prepare.quality.languages import RowLanguages
 from finetune_trainer.prepare.quality.national_ids import BEFORE, national_ids
 from finetune_trainer.prepare.quality.phones import REGIONS, is_phone
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.quality.sample import Kept
 
 EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})*\.[a-zA-Z]{2,24}\b")
-RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: nobody's
+RESERVED = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid")  # RFC 2606: reserved
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 IPV4 = re.compile(r"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])[0-9a-f]{1,4}(?::{1,2}[0-9a-f]{1,4}){2,7}(?:::)?(?![\w:.]*[\w:])", re.I)
@@ -42,16 +42,16 @@ DATES = re.compile(
 )
 
 
-def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
-    """Addresses and numbers of people; shown with their middle hidden."""
-    kinds: dict[str, list[tuple[Kept, str]]] = {}
+def personal(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterator[Finding]:
+    """Yield a finding of addresses and numbers of people, shown with their middle hidden."""
+    kinds: dict[str, list[tuple[SampledRow, str]]] = {}
     for one in rows:
         for kind, found in findings_in(one.row.text, frozenset(one.languages)).items():
             kinds.setdefault(kind, []).append((one.row, found))
     if not kinds:
         return
     count = len({row.content for hits in kinds.values() for row, _ in hits})
-    named = ", ".join(f"{kind} in {counted(len(hits), 'row')}" for kind, hits in kinds.items())
+    named = ", ".join(f"{kind} in {count_of(len(hits), 'row')}" for kind, hits in kinds.items())
     yield split.finding(
         Severity.NOTE,
         "PersonalData",
@@ -67,7 +67,7 @@ def personal(split: Split, rows: Sequence[Speech]) -> Iterator[Finding]:
     )
 
 
-def regions(rows: Sequence[Speech]) -> list[str]:
+def regions(rows: Sequence[RowLanguages]) -> list[str]:
     """Return the countries whose own numbers were looked for."""
     spoken = {language for one in rows for language in one.languages}
     return sorted({region for language in spoken for region in REGIONS.get(language, ())})
@@ -132,14 +132,14 @@ def _ibans(text: str) -> Iterator[re.Match[str]]:
 
 @cache
 def _cards() -> Callable[[str], bool]:
-    """Luhn's check and the first digits of the card schemes: ISO/IEC 7812."""
+    """Yield numbers that pass Luhn's check and begin as card schemes do: ISO/IEC 7812."""
     from stdnum import luhn
 
     return lambda digits: digits[0] in "23456" and bool(luhn.is_valid(digits))
 
 
 def _addresses(text: str) -> Iterator[re.Match[str]]:
-    """IP addresses that some machine in the world has, not those of versions, examples and home networks."""
+    """Yield public IP addresses, not those of versions, examples and home networks."""
     if text.count(".") >= 3:
         for match in IPV4.finditer(text):
             before = text[max(0, match.start() - BEFORE) : match.start()]

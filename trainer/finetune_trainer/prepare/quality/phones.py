@@ -39,7 +39,7 @@ REGIONS = {
 
 AMERICAN = re.compile(
     r"\(?[2-9]\d{2}(?:\) ?|[-. ])\d{3}[-.]\d{4}|\([2-9]\d{2}\) ?\d{3} \d{4}"
-)  # 555, nobody's, is used all the same
+)  # 555 is reserved for fiction, and in use nevertheless
 GROUPS_AT_HOME = {  # how a country parts a number that begins with no 0
     "ES": re.compile(r"[6789]\d{2} (?:\d{3} \d{3}|\d{2} \d{2} \d{2})"),
     "PT": re.compile(r"[29]\d{2} \d{3} \d{3}"),
@@ -60,19 +60,19 @@ def is_phone(number: str, before: str, languages: frozenset[str]) -> bool:
     """Return whether a number can be dialled: abroad with a plus, at home if it is written in groups or a word says so.
 
     Args:
-        before: the text that stands before it.
+        before: the text before it.
         languages: whose countries' numbers are looked for; English where none is known.
     """
-    said = PHONE_WORD.search(before)
+    named = PHONE_WORD.search(before)
     parted = bool(re.search(r"\d[ ().\-/\u00a0]+\d", number))
-    if number.startswith(("+", "(+")) or (number.startswith("00") and (parted or said)):
+    if number.startswith(("+", "(+")) or (number.startswith("00") and (parted or named)):
         return bool(_dialled("+" + re.sub(r"\D", "", number.replace("(0)", "")).removeprefix("00"), ""))
     own = [region for language in languages or {"en"} for region in REGIONS.get(language, ())]
     if "US" in own and AMERICAN.fullmatch(number):
         return True
     if number[:2] in ("0.", "0,"):
         return False
-    if said or (parted and number.startswith(("0", "(0"))):
+    if named or (parted and number.startswith(("0", "(0"))):
         return any(_dialled(number, region) for region in own)
     if number.startswith("0"):
         return any(_dialled(number, region) == "mobile" for region in own)
@@ -85,7 +85,7 @@ def is_phone(number: str, before: str, languages: frozenset[str]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _dialled(number: str, region: str) -> str:
-    """`mobile`, or `other` for a number that there can be; empty for none. Without a region: an international one."""
+    """Return `mobile`, or `other` for a possible number, else empty. Without a region it must be international."""
     import phonenumbers
 
     try:

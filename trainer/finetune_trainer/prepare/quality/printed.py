@@ -10,7 +10,7 @@ from finetune_trainer.prepare.quality.report import Finding, QualityReport, Seve
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 WIDE = 120  # columns of a terminal from which on a table is easier to read than paragraphs
-NOTHING = "nothing that was asked speaks against training on it"
+NOTHING = "no question of this report found a reason against training on it"
 
 
 def findings(report: QualityReport, width: int) -> RenderableType:
@@ -39,7 +39,7 @@ def table(report: QualityReport) -> Table:
 
 
 def title(report: QualityReport) -> str:
-    """`data: 1,200 rows, median 40 tokens, 0 % cut, padding 31 % shuffled, 4 % grouped, 1 % packed`"""
+    """Return `data: 1,200 rows, median 40 tokens, 0 % cut, padding 31 % shuffled, 4 % grouped, 1 % packed`"""
     train = report.train
     padding = train.padding
     return (

@@ -2,25 +2,25 @@
 
 from collections.abc import Iterator
 
-from finetune_trainer.prepare.quality.context import Context, Split, counted, percent
-from finetune_trainer.prepare.quality.observation import Remarked
+from finetune_trainer.prepare.observed.encoded import RemarkCode
+from finetune_trainer.prepare.observed.observation import Remarked
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
-from finetune_trainer.prepare.tokens.encoded import RemarkCode
 
-MINOR = "'name'"  # says who speaks, or repeats the name of a call
+MINOR = "'name'"  # names the speaker, or repeats the name of a call
 
 
-def remarks(split: Split) -> Iterator[Finding]:
-    """One finding for each thing that was noticed."""
+def remarks(split: ObservedSplit) -> Iterator[Finding]:
+    """Yield one finding for each remark of the tokenizer."""
     for (code, subject), seen in split.seen.remarks.items():
-        rows = f"{counted(seen.rows, 'row')} ({percent(seen.rows / split.rows)})"
+        rows = f"{count_of(seen.rows, 'row')} ({percent(seen.rows / split.rows)})"
         if code is RemarkCode.LEARNT_DIFFERS:
             yield _finding(
                 split,
                 seen,
                 Severity.ERROR,
-                f"what carries loss is not {subject}, in {counted(seen.rows, 'row')} of those looked at: "
-                f"learnt is {seen.first.found!r}, and the row says {seen.first.expected!r}",
+                f"the tokens that carry loss are not {subject}, in {count_of(seen.rows, 'row')} of those checked: "
+                f"the model would learn {seen.first.found!r}, and the row has {seen.first.expected!r}",
                 "name another chat template in spec.dataset.chatTemplate, or use the model's own tokenizer",
                 "the first rows of each file and one in 200 are decoded and compared",
             )
@@ -50,7 +50,7 @@ def remarks(split: Split) -> Iterator[Finding]:
                 Severity.NOTE,
                 f"{rows} {_have(seen.rows)} answers without reasoning, which the chat template writes as an empty "
                 "<think> block: the model learns to answer so",
-                "add reasoning_content to the answers of a model that is to think, or leave it so",
+                "add reasoning_content to the answers of a model that should think, or leave the rows as they are",
                 "looked for in what carries loss",
             )
 
@@ -59,14 +59,14 @@ def _have(rows: int) -> str:
     return "has" if rows == 1 else "have"
 
 
-def _finding(split: Split, seen: Remarked, severity: Severity, message: str, cure: str, rule: str) -> Finding:
+def _finding(split: ObservedSplit, seen: Remarked, severity: Severity, message: str, cure: str, rule: str) -> Finding:
     excerpt = Excerpt(place=seen.place, text=seen.first.found, other=seen.first.expected)
     code = str(seen.first.code)
     return split.finding(severity, code, message, cure, rule, seen.rows, split.rows, excerpts=(excerpt,))
 
 
-def untrained(split: Split, context: Context) -> Iterator[Finding]:
-    """Tokens that the template writes and whose embeddings nobody trained."""
+def untrained(split: ObservedSplit, context: Context) -> Iterator[Finding]:
+    """Yield a finding of tokens that the template writes and whose embeddings were never trained."""
     if not context.untrained:
         return
     named = ", ".join(f"{token} ({number})" for token, number in context.untrained.items())

@@ -10,7 +10,7 @@ SplitName = Literal["train", "eval"]
 
 
 class Severity(StrEnum):
-    """How much a finding matters: an error stops the job, a warning is shown on it, a note stands in the report."""
+    """How much a finding matters: an error stops the job, a warning is shown on it, a note is in the report."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -34,7 +34,7 @@ class Finding(Message):
         split: where it was found; eval for what is compared with the training rows.
         message: one sentence with the figures.
         cure: what to do about it, in the imperative.
-        rule: from when on it is said, and the source of that.
+        rule: from which values on it is reported, and the source of these.
         count, share: rows it concerns, and their share of the rows looked at; 0 where it concerns no rows.
         sampled: how many rows were looked at, if not all; 0 for all.
     """
@@ -105,7 +105,7 @@ class LanguageRows(Message):
     share: float
 
 
-class Question(Message):
+class AskedQuestion(Message):
     """A question of the report: `asked` says of which rows; `not_asked` why it was not. One of the two is empty."""
 
     name: str
@@ -135,7 +135,7 @@ class GroupMentions(Message):
 
 
 class Shown(Message):
-    """A row as it stands in the data, shortened."""
+    """A row of the data, shortened."""
 
     place: str
     tokens: int
@@ -204,15 +204,15 @@ class QualityReport(Message):
     eval: SplitQuality | None = None
     distances: tuple[Distance, ...] = ()
     groups: tuple[GroupMentions, ...] = ()
-    questions: tuple[Question, ...] = ()
+    questions: tuple[AskedQuestion, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings of one severity, the weightiest first."""
+        """Return the findings of one severity, the weightiest first."""
         return tuple(finding for finding in self.findings if finding.severity is severity)
 
     def problems(self) -> list[Problem]:
-        """The errors, as what stops a job."""
+        """Return the errors, as problems that stop a job."""
         return [
             Problem(
                 code=finding.code,

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 
-from finetune_trainer.prepare.quality.context import EXCERPTS, Split, counted, percent
+from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
 ROWS = 5000  # looked at
@@ -37,8 +37,8 @@ _SCRIPTS = (
 _STARTS = [start for start, _ in _SCRIPTS]
 
 
-def scripts(split: Split) -> Iterator[Finding]:
-    """Rows written in another script than the others."""
+def scripts(split: ObservedSplit) -> Iterator[Finding]:
+    """Yield a finding of rows in another script than the others."""
     rows = split.kept[:ROWS]
     own = [(script, row) for row in rows if (script := script_of(row.text))]
     if sum(script == "Japanese" for script, _ in own) > len(own) / 2:
@@ -56,8 +56,8 @@ def scripts(split: Split) -> Iterator[Finding]:
     yield split.finding(
         Severity.NOTE,
         "MixedScripts",
-        f"{counted(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not written in {main} "
-        f"but in {named}",
+        f"{count_of(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not written in "
+        f"{main} but in {named}",
         "remove them if the model is to know one language; else see that each language has enough rows",
         "10 rows and 1 %; by most letters of the first 400 characters",
         count,
@@ -68,7 +68,7 @@ def scripts(split: Split) -> Iterator[Finding]:
 
 
 def script_of(text: str) -> str:
-    """The script of most of a text's letters; empty without letters."""
+    """Return the script of most of a text's letters; empty without letters."""
     start = text[:LOOKED_CHARACTERS]
     if start.isascii():
         return "Latin" if any(letter.isalpha() for letter in start) else ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from finetune_api.messages import MethodType
-from finetune_trainer.prepare.quality.context import Context, Split
+from finetune_trainer.prepare.quality.context import Context, ObservedSplit
 from finetune_trainer.prepare.quality.report import Finding, Severity
 
 FEWEST = 10  # OpenAI's fine-tuning guide: "you are required to provide at least 10 examples"
@@ -16,8 +16,8 @@ FEWEST_EVAL = 20
 ENOUGH_EVAL = 100
 
 
-def of_train(split: Split, context: Context) -> Iterator[Finding]:
-    """Enough rows for the method; a document that became several sequences counts as so many."""
+def size_findings(split: ObservedSplit, context: Context) -> Iterator[Finding]:
+    """Yield findings of too few rows for the method; a document counts as its sequences."""
     rows = _sequences(split, context)
     if rows < ENOUGH_TO_SHOW:
         least = FEWEST if rows < FEWEST else ENOUGH_TO_SHOW
@@ -25,7 +25,7 @@ def of_train(split: Split, context: Context) -> Iterator[Finding]:
             Severity.WARNING,
             "FewRows",
             f"{rows} training rows: {'at least 10 are needed' if least == FEWEST else 'gains begin to show at 50'}",
-            f"add rows: {ENOUGH_TO_SHOW} to 100 good ones are where a difference shows",
+            f"add rows: {ENOUGH_TO_SHOW} to 100 good rows make a clear difference",
             "at least 10 rows, clear improvements from 50 to 100 (OpenAI, fine-tuning guide)",
             rows,
             rows,
@@ -42,18 +42,18 @@ def of_train(split: Split, context: Context) -> Iterator[Finding]:
         )
 
 
-def _sequences(split: Split, context: Context) -> int:
+def _sequences(split: ObservedSplit, context: Context) -> int:
     tokens = split.table["tokens"].astype(np.int64)
     return int(np.maximum(1, -(-tokens // max(1, context.max_length))).sum())
 
 
-def of_evaluation(train: Split, evaluation: Split | None) -> Iterator[Finding]:
-    """Enough rows to tell two models apart."""
+def of_evaluation(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:
+    """Yield findings of too few evaluation rows to compare two models."""
     if evaluation is None:
         yield train.finding(
             Severity.NOTE,
             "NoEvaluation",
-            "there are no evaluation rows: nothing will tell when the model begins to know the rows by heart",
+            "there are no evaluation rows: nothing shows when the model begins to memorise the rows",
             "name a file in spec.dataset.eval, or hold rows out: spec.dataset.eval: {split: 0.05}",
             "",
         )

@@ -1,5 +1,6 @@
 """Examples to token ids, once, for every rank of every run.
 
-What a row becomes   encoder -> templates, render, spans (conversations); tokenizer, backend, words; encoded
-All of it            tokenize (every core) -> rows (what travels), packing, writer (Arrow files); expiry
+What a row becomes   encoder -> templates, render, spans (conversations); tokenizer, backend, words
+All of it            tokenize -> portion_work (in every process), token_rows (what travels), packing, writer (Arrow
+                     files), keeping (what an interrupted stage goes on from); expiry
 """

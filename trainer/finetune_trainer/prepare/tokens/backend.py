@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
-from finetune_trainer.prepare.tokens.words import Words
+from finetune_trainer.prepare.tokens.words import WordSplitter
 
 Ids = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -16,13 +16,13 @@ Span = tuple[int, int]
 
 
 class Backend:
-    """A fast tokenizer that neither cuts nor pads unless told.
+    """A fast tokenizer that cuts or pads only on request.
 
     Args:
         words: puts ids together from remembered words, where a text lets it; None where the tokenizer does not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, words: Words | None = None) -> None:
+    def __init__(self, tokenizer: Tokenizer, words: WordSplitter | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -30,7 +30,7 @@ class Backend:
         self._around = _around(tokenizer)
 
     def ids(self, texts: Sequence[str], specials: bool = True) -> list[Ids]:
-        """The ids of some texts; `specials`: with what the tokenizer adds to each, such as BOS."""
+        """Return the ids of some texts; `specials`: with what the tokenizer adds to each, such as BOS."""
         words = self._words
         known = [words is not None and self._around is not None and words.fits(text) for text in texts]
         others = iter(self._encoded([text for text, own in zip(texts, known, strict=True) if not own], specials))
@@ -41,17 +41,17 @@ class Backend:
         ]
 
     def text(self, ids: Ids) -> str:
-        """The text of some ids, special tokens with it."""
+        """Return the text of some ids, special tokens with it."""
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
     @property
     def around(self) -> tuple[Ids, Ids]:
-        """What the tokenizer adds before and after a text; nothing if that cannot be told."""
+        """What the tokenizer adds before and after a text; empty if that is not the same for all texts."""
         before, after = self._around or (b"", b"")
         return np.frombuffer(before, np.int32), np.frombuffer(after, np.int32)
 
     def cut(self, texts: Sequence[str], limit: int) -> list[Ids]:
-        """The same with specials, cut so that the last special token is kept, such as BERT's [SEP]."""
+        """Return the same with specials, cut so that the last special token is kept, such as BERT's [SEP]."""
         self._tokenizer.enable_truncation(limit)
         try:
             return [_ids(encoded) for encoded in self._encoded(texts, specials=True)]
@@ -59,7 +59,7 @@ class Backend:
             self._tokenizer.no_truncation()
 
     def marked(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[tuple[Ids, Mask]]:
-        """The ids of some texts without specials, and which of them touch a span (ascending, apart) of characters."""
+        """Return the ids of some texts without specials, and which of them touch a span (ascending, apart)."""
         words = self._words
         known = [words is not None and words.fits(text) for text in texts]
         unknown = [text for text, own in zip(texts, known, strict=True) if not own]
@@ -87,7 +87,7 @@ def _ids(encoded: Encoding) -> Ids:
 
 
 def _around(tokenizer: Tokenizer) -> tuple[bytes, bytes] | None:
-    """What the tokenizer adds before and after a text; None if that cannot be told."""
+    """Return what the tokenizer adds before and after a text; None if that is not the same for all texts."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     for at in range(len(full) - len(bare) + 1):
@@ -118,6 +118,6 @@ def _covers(encoded: Encoding, token: int, char: int) -> bool:
 
 @lru_cache(maxsize=2)
 def backend(definition: Path) -> Backend:
-    """The tokenizer of a file, loaded once per process."""
+    """Return the tokenizer of a file, loaded once per process."""
     text = definition.read_text("utf-8")
-    return Backend(Tokenizer.from_str(text), Words.of(text))
+    return Backend(Tokenizer.from_str(text), WordSplitter.of(text))

@@ -1,7 +1,7 @@
-"""How a template wants to be given what can be said in several forms, found by rendering a conversation in each form.
+"""The forms that a template takes where a message has several, found by rendering a conversation in each form.
 
 Templates differ in four things that no standard settles: whether they know the role `developer`, whether content is a
-text or a list of parts, whether the arguments of a tool call are an object or JSON text, and what stands for the
+text or a list of parts, whether the arguments of a tool call are an object or JSON text, and what replaces the
 content of a message that only calls tools.
 """
 
@@ -37,7 +37,7 @@ class Arguments(StrEnum):
 
 
 class Blank(StrEnum):
-    """What stands for the content of a message that only calls tools."""
+    """What replaces the content of a message that only calls tools."""
 
     EMPTY = "empty"
     MISSING = "missing"
@@ -91,7 +91,7 @@ STANDARD = Dialect()
 
 
 def dialect_of(renderer: Renderer) -> Dialect:
-    """The forms that a template takes; those that it would be given anyway where it takes none."""
+    """Return the forms that a template takes; the standard ones where it takes none."""
     content = next((form for form in Content if _takes(renderer, Dialect(content=form), ASKED["role"])), Content.TEXT)
     plain = Dialect(content=content)
     # where neither is written, the comparison with what was written refuses the rows
@@ -104,7 +104,7 @@ def dialect_of(renderer: Renderer) -> Dialect:
 
 
 def _takes(renderer: Renderer, dialect: Dialect, role: str) -> bool:
-    """Whether a template writes what a role says at the beginning of a conversation."""
+    """Return whether a template writes a message of a role at the beginning of a conversation."""
     before = [] if role == ASKED["role"] else [ASKED]
     form = replace(dialect, developer=role)
     try:
@@ -114,7 +114,7 @@ def _takes(renderer: Renderer, dialect: Dialect, role: str) -> bool:
 
 
 def _calls() -> Iterator[list[Message]]:
-    """Conversations with a tool call; a template may want its result, and may not know it."""
+    """Yield conversations with a tool call; some templates need its result, and some do not know results."""
     called: Message = {"role": "assistant", "tool_calls": [CALL]}
     yield [ASKED, called, RESULT, ANSWERED]
     yield [ASKED, called]

@@ -11,17 +11,25 @@ import numpy as np
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec
+from finetune_trainer.model.families import family_of
+from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
-from finetune_trainer.prepare.data.rows import Example, Layout
+from finetune_trainer.prepare.observed.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
 from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
-from finetune_trainer.prepare.tokens.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens.probes import probed
 from finetune_trainer.prepare.tokens.proof import Proof, is_sampled
 from finetune_trainer.prepare.tokens.render import Renderer, TemplateError
-from finetune_trainer.prepare.tokens.spans import END_OF_TURN, NEXT_SPEAKER, NotPrefixConsistentError, Speaker, Speech
+from finetune_trainer.prepare.tokens.spans import (
+    END_OF_TURN,
+    NEXT_SPEAKER,
+    NotPrefixConsistentError,
+    RenderedText,
+    Speaker,
+)
 from finetune_trainer.prepare.tokens.templates import ChatTemplate
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens
 from finetune_trainer.prepare.tokens.written import Comparison
@@ -29,9 +37,9 @@ from finetune_trainer.prepare.tokens.written import Comparison
 
 @dataclass(frozen=True, slots=True)
 class _Spoken:
-    """A conversation as text, what is to be said of it, and whether its tokens are compared with the row."""
+    """A conversation as text, remarks on it, and whether its tokens are compared with the row."""
 
-    speech: Speech
+    speech: RenderedText
     remarks: tuple[Remark, ...]
     looked_at: bool
 
@@ -42,7 +50,7 @@ class Encoder:
 
     Attributes:
         definition: file with the tokenizer's JSON.
-        limit: rows are cut at so many tokens.
+        limit: tokens at which rows are cut.
         eos_id: ends texts and pairs that do not end with it already.
         loss_on_prompt: prompts carry loss too (lossOn: all).
         to_target: completions are the target of an encoder-decoder, not the prompt's continuation.
@@ -58,7 +66,7 @@ class Encoder:
     """
 
     definition: Path
-    layout: Layout
+    layout: ExampleLayout
     limit: int
     eos_id: int | None = None
     unk_id: int | None = None
@@ -77,11 +85,11 @@ class Encoder:
 
     def __call__(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
-        encode: Mapping[Layout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
-            Layout.LABELLED: self._labelled,
-            Layout.TEXT: self._hidden if self.hidden else self._texts,
-            Layout.PAIR: self._to_target if self.to_target else self._pairs,
-            Layout.CHAT: self._chats,
+        encode: Mapping[ExampleLayout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
+            ExampleLayout.LABELLED: self._labelled,
+            ExampleLayout.TEXT: self._hidden if self.hidden else self._texts,
+            ExampleLayout.PAIR: self._to_target if self.to_target else self._pairs,
+            ExampleLayout.CHAT: self._chats,
         }
         return encode[self.layout](batch)
 
@@ -125,7 +133,7 @@ class Encoder:
         return [Encoded(ids, None, None, len(full)) for ids, full in zip(rows, whole, strict=True)]
 
     def _texts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
-        """Documents, whole: those beyond the limit become rows of like length, one after the other."""
+        """Encode whole documents: those beyond the limit become rows of like length, one after the other."""
         rows: list[Encoded | Fault] = []
         for example, whole in zip(batch, self._backend.ids([example.text for example in batch]), strict=True):
             ids = self._ended(whole)
@@ -133,7 +141,7 @@ class Encoder:
             parts = [len(part) for part in np.array_split(ids, count)]
             trained = np.ones(len(ids), np.bool_)
             if max(parts) == 1:  # the first token is never predicted
-                message = f"no token to learn is left of the row in parts of {self.limit} tokens"
+                message = f"no token to learn is left in the row in parts of {self.limit} tokens"
                 rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, message))
                 continue
             row = Encoded(ids, trained, None, len(ids), parts=np.array(parts, np.int32) if count > 1 else None)
@@ -146,7 +154,9 @@ class Encoder:
         rows: list[Encoded | Fault] = []
         for example, prompt, completion in zip(batch, prompts, completions, strict=True):
             start = len(prompt)
-            while start and prompt[start - 1] == self.eos_id:  # a tokenizer that ends each text: the prompt is no end
+            while (
+                start and prompt[start - 1] == self.eos_id
+            ):  # this tokenizer ends each text, and the prompt is not an end
                 start -= 1
             ids = self._ended(np.concatenate([prompt[:start], completion]))
             trained = np.ones(len(ids), np.bool_)
@@ -162,7 +172,7 @@ class Encoder:
         rows: list[Encoded | Fault] = []
         for example, ids in zip(batch, self._backend.ids([one.text for one in batch], specials=False), strict=True):
             if not len(ids):
-                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, "the tokenizer leaves nothing of the text"))
+                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, "the tokenizer gives no token for the text"))
                 continue
             parts = [np.concatenate([before, part, after]) for part in np.array_split(ids, -(-len(ids) // room))]
             whole = np.concatenate(parts)
@@ -171,7 +181,7 @@ class Encoder:
 
     def _to_target(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         inputs = self._labelled(batch)
-        # a completion's leading blank parts it from a prompt that it follows; here it begins a text of its own
+        # a leading blank separates a completion from its prompt; here the completion is a separate text
         answers = self._backend.ids([example.completion.lstrip() for example in batch])
         rows: list[Encoded | Fault] = []
         for example, row, answer in zip(batch, inputs, answers, strict=True):
@@ -236,9 +246,9 @@ class Encoder:
         # a row that was cut has no end, and none is added: it would teach to stop in mid-sentence
         kept = trained[: self.limit]
         if not kept[1:].any():  # the first token is never predicted
-            message = f"no token to learn is left of the row when cut at {self.limit} tokens"
+            message = f"no token to learn is left in the row when cut at {self.limit} tokens"
             if not trained[1:].any():
-                message = "nothing of the row is to be learnt: the chat template marks none of it as the assistant's"
+                message = "nothing in the row carries loss: the chat template marks no part of it as the assistant's"
             return Fault(example.line, Code.NOTHING_TO_LEARN, message)
         return Encoded(ids[: self.limit], kept, None, len(ids))
 
@@ -247,12 +257,12 @@ def encoder_for(
     spec: DatasetSpec,
     task: Task,
     tokenizer: LoadedTokenizer,
-    layout: Layout,
+    layout: ExampleLayout,
     limit: int,
     given: str | None,
     work: Path,
 ) -> Encoder:
-    """The encoder of a job's data.
+    """Return the encoder of a job's data.
 
     Args:
         given: the text of `spec.chat_template`, as of `templates.given_template`.
@@ -262,7 +272,7 @@ def encoder_for(
         SpecError: the named template does not work.
         DataError: conversations without any template.
     """
-    template = _template(spec, tokenizer, given) if layout is Layout.CHAT else None
+    template = _template(spec, tokenizer, given) if layout is ExampleLayout.CHAT else None
     name = hashlib.sha256(tokenizer.definition.encode()).hexdigest()[:16]
     work.mkdir(parents=True, exist_ok=True)
     definition = work / f"tokenizer-{name}.json"
@@ -276,12 +286,12 @@ def encoder_for(
         unk_id=tokenizer.unk_id,
         embeddings=tokenizer.embeddings,
         loss_on_prompt=spec.loss_on == "all",
-        to_target=task is Task.SEQ2SEQ,
-        hidden=task is Task.MASKED_LM,
+        to_target=spec_of(task).has_target,
+        hidden=spec_of(task).hides_tokens,
         template=template,
         specials=tokenizer.specials,
         end_marks=tuple(mark for mark in (*END_OF_TURN, *NEXT_SPEAKER) if mark in known),
-        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and task in (Task.CAUSAL_LM, Task.SEQ2SEQ) else (),
+        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and spec_of(task).answers else (),
         notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
         extended=tokenizer.extended,
     )
@@ -291,8 +301,8 @@ def encoder_for(
 
 
 def check_packing(spec: DatasetSpec, task: Task) -> None:
-    """Raises SpecError for packing where rows cannot share a sequence."""
-    if spec.packing and task is not Task.CAUSAL_LM:
+    """Raise SpecError for packing where rows cannot share a sequence."""
+    if spec.packing and not spec_of(task).packs:
         raise SpecError(
             Problem(
                 code="PackingNotForTask",
@@ -330,6 +340,6 @@ def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...
 
 
 def _prefix_note(task: Task, tokenizer: LoadedTokenizer) -> tuple[str, ...]:
-    if task is not Task.SEQ2SEQ or tokenizer.family != "t5":
+    if not spec_of(task).has_target or not family_of(tokenizer.family).prefixed:
         return ()
     return ("T5 was trained with a prefix such as 'summarize: ' before each input; none is added to the prompts",)

@@ -1,6 +1,6 @@
-"""Prepared data sets that nobody has used for long are removed from storage; an index entry says when one was used.
+"""Prepared data sets that were unused for long are removed from storage; an index entry has the time of the last use.
 
-One prepare stage a day looks for them, whichever comes first. A data set goes manifest first, so that nobody finds half
+One prepare stage a day looks for them, the first of the day. A data set goes manifest first, so that no job finds half
 of one, and its index entries last, so that an interrupted removal is taken up again by the next look.
 """
 
@@ -24,7 +24,7 @@ ADDRESS = re.compile(r"[0-9a-f]{64}")
 
 
 def expire_daily(store: ObjectStore, now: datetime) -> list[str]:
-    """Look for old data sets, unless somebody has done so within a day; of stages that race for it one looks.
+    """Look for old data sets, unless a stage did so within a day; of stages that race for it one looks.
 
     Args, returns and raises: as of `expire`.
     """
@@ -46,7 +46,7 @@ def _looked(store: ObjectStore) -> datetime:
 
 
 def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS, most: int = MOST) -> list[str]:
-    """Remove data sets that were neither made nor reused for so many days.
+    """Remove data sets that were neither made nor reused for this number of days.
 
     Args:
         now: with a time zone.
@@ -83,7 +83,7 @@ def expire(store: ObjectStore, now: datetime, days: float = KEPT_DAYS, most: int
 
 
 def _lead(store: ObjectStore, key: str) -> tuple[str, datetime]:
-    """The data set that an index entry leads to, and when it was last used."""
+    """Return the data set that an index entry leads to, and when it was last used."""
     try:
         entry = json.loads(store.get(key))
         return str(entry["facts"]["sha256"]), datetime.fromisoformat(entry["used"])
@@ -92,7 +92,7 @@ def _lead(store: ObjectStore, key: str) -> tuple[str, datetime]:
 
 
 def _last_use(store: ObjectStore, address: str, used: dict[str, datetime]) -> datetime:
-    """When a data set was made or last used; now and for ever where nothing tells: it may be on its way."""
+    """Return when a data set was made or last used; the end of time if unknown: it may be in the making."""
     for_ever = datetime.max.replace(tzinfo=UTC)
     try:
         manifest = read_manifest(store, dataset_prefix(address))

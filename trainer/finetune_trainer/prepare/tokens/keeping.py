@@ -1,7 +1,7 @@
-"""What becomes of shards as they fill, and what an interrupted prepare stage goes on from.
+"""Where full shards go, and from what an interrupted prepare stage continues.
 
 A stage that stores nothing throws its shards away; one that does puts each into the run's own part of storage, with all
-that a later attempt of the same run needs to go on after it. The last of those files is the state: what it names is
+that a later attempt of the same run needs to continue after it. The last of those files is the state: what it names is
 there.
 """
 
@@ -23,8 +23,8 @@ from finetune_trainer.dataset.shards import Shard
 from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.tally import Tally
-from finetune_trainer.prepare.quality.observation import Observation
-from finetune_trainer.prepare.tokens.rows import TokenRows
+from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.writer import Written
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
@@ -33,7 +33,7 @@ COPIES = 8  # files at a time
 
 
 @dataclass
-class Progress:
+class TokenizeProgress:
     """What is done of a data set, at the end of a portion.
 
     Attributes:
@@ -53,50 +53,50 @@ class Progress:
     top: int
 
 
-class Keeper(Protocol):
+class ShardKeeper(Protocol):
     """Where shards go."""
 
     def depends_on(self, key: str) -> None:
         """Name all that the work depends on beside the code: sources, tokenizer and options; before anything else."""
 
-    def begun(self) -> Progress | None:
-        """What an earlier attempt has done; None = nothing."""
+    def begun(self) -> TokenizeProgress | None:
+        """Return what an earlier attempt has done; None = nothing."""
 
     def added(self, split: Split, rows: TokenRows) -> None:
-        """Rows were added that are in no finished shard yet."""
+        """Take rows that are in no finished shard yet."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
-        """A shard and its index are closed, with all rows added so far. The files may be taken away."""
+        """Take a closed shard and its index, with all rows added so far. The files may be removed."""
 
-    def keep(self, progress: Progress) -> None:
-        """Shards were finished by the portions so far; `progress.pending` is for the keeper to know."""
+    def keep(self, progress: TokenizeProgress) -> None:
+        """Keep what is done after portions that finished shards; the keeper itself knows `progress.pending`."""
 
 
 class LocalShards:
     """Leaves the shards where they are written."""
 
     def depends_on(self, key: str) -> None:
-        """Nothing is gone on from."""
+        """Do nothing: no later call continues."""
 
-    def begun(self) -> Progress | None:
-        """Nothing."""
+    def begun(self) -> TokenizeProgress | None:
+        """Return None: nothing is kept."""
         return None
 
     def added(self, split: Split, rows: TokenRows) -> None:
-        """Rows are in the files."""
+        """Do nothing: the rows are in the files."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
-        """The files stay."""
+        """Leave the files."""
 
-    def keep(self, progress: Progress) -> None:
-        """Nothing is gone on from."""
+    def keep(self, progress: TokenizeProgress) -> None:
+        """Do nothing: no later call continues."""
 
 
 class DiscardedShards(LocalShards):
-    """Throws shards away, for who asks what would be prepared: a disk then holds one at a time."""
+    """Throws shards away, for `plan` and `validate`: a disk then holds one at a time."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
-        """The files go."""
+        """Remove the files."""
         for path in files:
             path.unlink()
 
@@ -161,11 +161,11 @@ class StoredShards:
     _earlier: "list[Future[None]]" = field(default_factory=list)
 
     def depends_on(self, key: str) -> None:
-        """Work that depends on anything else is not gone on with, nor is that of other code."""
-        self._key = hashlib.sha256(f"{key} {values.code()}".encode()).hexdigest()
+        """Set the key: work with another key, or by other code, is not continued."""
+        self._key = hashlib.sha256(f"{key} {values.code_hash()}".encode()).hexdigest()
 
-    def begun(self) -> Progress | None:
-        """What an earlier attempt of this run has done with the same data and code.
+    def begun(self) -> TokenizeProgress | None:
+        """Return what an earlier attempt of this run has done with the same data and code.
 
         Raises:
             StorageError: the store refuses or is unreachable.
@@ -189,7 +189,7 @@ class StoredShards:
         for split, own in state.splits.items():
             self._observed[split] = own.observed
             self._seen[split] = _lengths(observed[split])
-        return Progress(
+        return TokenizeProgress(
             portions=state.portions,
             written={split: Written(own.shards, own.facts) for split, own in state.splits.items()},
             pending=pending,
@@ -207,8 +207,8 @@ class StoredShards:
         self._pending[split], self._rows[split] = [], ()
         self._running.append(self._uploads.submit(self._upload, files))
 
-    def keep(self, progress: Progress) -> None:
-        """Store what a later attempt goes on from, after the shards that were finished; the uploads of the keep before
+    def keep(self, progress: TokenizeProgress) -> None:
+        """Store what a later attempt continues from, after the finished shards; the uploads of the keep before
         are waited for, so that no more than two wait for a slow store."""
         _wait(self._earlier)
         pieces: dict[str, bytes] = {}
@@ -276,7 +276,7 @@ class StoredShards:
 
 
 def _wait(uploads: "Iterable[Future[None]]") -> None:
-    """Raises what one of them raised."""
+    """Wait for uploads; raise the error of one of them."""
     for upload in uploads:
         upload.result()
 

@@ -22,7 +22,7 @@ TOKENIZERS = ("PreTrainedTokenizerBase", "ProcessorMixin")
 
 
 def pack(rows: pa.Table, length: int) -> pa.Table:
-    """Documents to sequences of at most `length` tokens; none is cut if none is longer.
+    """Pack documents into sequences of at most `length` tokens; none is cut if none is longer.
 
     Args:
         rows: list columns of the same lengths, such as input_ids and labels.
@@ -69,7 +69,7 @@ def _trl() -> Any:
 
 @contextmanager
 def _stand_ins(*libraries: str) -> Iterator[None]:
-    """Modules of these names hold empty classes meanwhile, whether the real ones are loaded or not."""
+    """Replace modules of these names by empty classes meanwhile, whether the real ones are loaded or not."""
     real = {library: sys.modules.get(library) for library in libraries}
     for library in libraries:
         stand_in = ModuleType(library)

@@ -16,7 +16,7 @@ from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError
 if TYPE_CHECKING:
     from finetune_trainer.prepare.tokens.encoder import Encoder
 
-# a template that refuses a role or an order is no fault of its own: rows without it may still be rendered
+# a template may refuse a role or an order: rows without it can still be rendered
 SEVERAL = [{"role": role, "content": f"{role} {turn}"} for turn in (1, 2) for role in ("user", "assistant")]
 PLAIN = [{"role": role, "content": role} for role in ("user", "assistant")]
 PROMPTED = [{"role": "system", "content": "system"}, *PLAIN]
@@ -24,14 +24,14 @@ CALLED: list[Message] = [ASKED, {"role": "assistant", "tool_calls": [CALL]}]
 
 
 def probed(encoder: "Encoder", added: Mapping[str, int], field: str) -> "Encoder":
-    """An encoder that knows its template.
+    """Return an encoder that knows how its template ends answers.
 
     Args:
         added: the tokenizer's added tokens and their ids.
         field: of the job, that the template comes from.
 
     Raises:
-        SpecError: the template renders no conversation, or what the assistant says cannot be told.
+        SpecError: the template renders no conversation, or the assistant's words cannot be found.
     """
     encoder = replace(encoder, dialect=dialect_of(encoder.speaker.renderer))
     _check(encoder, field)
@@ -48,7 +48,7 @@ def probed(encoder: "Encoder", added: Mapping[str, int], field: str) -> "Encoder
 
 
 def _ends(encoder: "Encoder", learnt: Sequence[int], known: Container[int | None]) -> list[int]:
-    """The ends that an answer ends with: one, or several with white space between them."""
+    """Return the ends that an answer ends with: one, or several with white space between them."""
     found: list[int] = []
     for token in reversed(learnt):
         if token in known:
@@ -76,11 +76,11 @@ def _check(encoder: "Encoder", field: str) -> None:
             )
         )
     if len(reasons) == 2:
-        raise SpecError(templates.invalid(f"the chat template renders no conversation: {reasons[0]}", field))
+        raise SpecError(templates.invalid_template(f"the chat template renders no conversation: {reasons[0]}", field))
 
 
 def _tokens(encoder: "Encoder", conversations: Sequence[Sequence[Message]]) -> Iterator[tuple[Ids, Mask]]:
-    """Ids of some conversations and which of them are learnt; nothing where the template refuses one."""
+    """Yield ids of some conversations and which of them are learnt; nothing where the template refuses one."""
     for messages in conversations:
         try:
             speech = encoder.speaker(messages)

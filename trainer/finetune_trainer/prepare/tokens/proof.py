@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from finetune_trainer.prepare.data.conversation import REASONING
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Encoded, Remark, RemarkCode
 from finetune_trainer.prepare.tokens.backend import Backend
-from finetune_trainer.prepare.tokens.encoded import Encoded, Remark, RemarkCode
 
-FIRST_ROWS, EVERY = 50, 200  # rows that are looked at: the first of each file, then one of so many
-SHORTEST = 12  # characters: what others say counts as learnt from so many on, for "yes" may stand anywhere
-MARKS = 80  # characters that a template writes in front of what is said, at most
+FIRST_ROWS, EVERY = 50, 200  # rows that are checked: the first of each file, then one in EVERY
+SHORTEST = 12  # characters: shorter texts of others, such as "yes", may occur anywhere
+MARKS = 80  # the most characters that a template writes before a message's text
 SHOWN = 300  # characters of a text in a remark
 BROKEN = "\ufffd"  # half of a character, where a row is cut
 
 
 def is_sampled(line: int) -> bool:
-    """Whether the row of a line is looked at."""
+    """Return whether the row of a line is checked."""
     return line <= FIRST_ROWS or line % EVERY == 0
 
 
@@ -34,7 +34,7 @@ class Proof:
     """Compares rows with their tokens.
 
     Attributes:
-        unk_id: rows with this token are passed over: what it stands for is lost.
+        unk_id: rows with this token are skipped: the text that it replaces is lost.
         everything: what others say carries loss, too.
     """
 
@@ -43,7 +43,7 @@ class Proof:
     everything: bool = False
 
     def of_chat(self, example: Example, row: Encoded) -> Remark | None:
-        """The difference of a conversation, or None if there is none."""
+        """Return the difference between a conversation and what carries loss, or None."""
         if row.trained is None or self._is_unknown(row):
             return None
         segments = self._learnt(row)
@@ -51,7 +51,7 @@ class Proof:
         return self._first(segments, loud, example.messages, row.cut)
 
     def of_text(self, expected: str, row: Encoded) -> Remark | None:
-        """The difference of a completion or a document: it must be all that carries loss, but for special tokens."""
+        """Return how a completion or document differs from what carries loss, but for special tokens; or None."""
         ids = np.asarray(row.target, np.int32) if row.trained is None else row.ids[row.trained]
         if self._is_unknown(row) or not len(ids):
             return None
@@ -98,7 +98,7 @@ class Proof:
         return None
 
     def _missing_leaf(self, message: Mapping[str, Any], seen: str) -> str | None:
-        """The first text of a tool call that the learnt text lacks; it may stand there in any order and spelling."""
+        """Return the first text of a tool call that the learnt text lacks, in any order and spelling."""
         for call in message.get("tool_calls") or ():
             inner = call.get("function", call)
             for leaf in (inner.get("name", ""), *_leaves(inner.get("arguments"))):
@@ -108,13 +108,13 @@ class Proof:
         return None
 
     def _learnt(self, row: Encoded) -> list[str]:
-        """The text of each run of tokens that carry loss."""
+        """Return the text of each run of tokens that carry loss."""
         trained = np.asarray(row.trained)
         borders = np.flatnonzero(np.diff(np.concatenate([[0], trained.astype(np.int8), [0]])))
         return [self.backend.text(row.ids[start:end]) for start, end in zip(borders[::2], borders[1::2], strict=True)]
 
     def _through(self, text: str) -> str:
-        """A text as the tokenizer gives it back, without white space."""
+        """Return a text as the tokenizer gives it back, without white space."""
         (ids,) = self.backend.ids([text], specials=False)
         return _squeezed(self.backend.text(ids))
 
@@ -127,14 +127,14 @@ def _is_learnt(message: Mapping[str, Any]) -> bool:
 
 
 def _said(message: Mapping[str, Any]) -> Iterator[str]:
-    """What a message says, in the order in which it is said."""
+    """Return the texts of a message, in the order in which a template writes them."""
     reasoning = next((message[name] for name in REASONING if message.get(name)), "")
     for text in (reasoning, message.get("content") or ""):
         yield from (part for part in text.replace("</think>", "<think>").split("<think>") if part.strip())
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The texts of a call's arguments, with their names."""
+    """Yield the texts of a call's arguments, with their names."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -151,12 +151,12 @@ def _squeezed(text: str) -> str:
 
 
 def _letters(text: str) -> str:
-    """Letters and digits alone, whatever form of Unicode they are in."""
+    """Return letters and digits alone, in one form of Unicode."""
     return "".join(letter for letter in unicodedata.normalize("NFKD", text).casefold() if letter.isalnum())
 
 
 def _is_beginning(seen: str, wanted: str) -> bool:
-    """Whether a text that was cut is a beginning of what is wanted, after a few marks of a template."""
+    """Return whether a text that was cut is a beginning of what is wanted, after a few marks of a template."""
     return len(seen) <= MARKS or any(wanted.startswith(seen[start:]) for start in range(MARKS + 1))
 
 

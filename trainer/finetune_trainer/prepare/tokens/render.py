@@ -1,4 +1,4 @@
-"""Conversations to text with a chat template, and which characters of it the assistant said.
+"""Conversations to text with a chat template, and which characters of it are the assistant's.
 
 The environment is the one that transformers renders in (`transformers.utils.chat_template_utils`): the same sandbox, as
 a template is a program from the hub; the same filters; the `{% generation %}` block. Two things differ. Compiled
@@ -22,7 +22,7 @@ from jinja2.utils import Namespace
 
 from finetune_trainer.prepare.data.conversation import REASONING
 
-TODAY = datetime(2024, 7, 26, tzinfo=UTC)  # what Llama 3.1's template says of itself where nobody gives a date
+TODAY = datetime(2024, 7, 26, tzinfo=UTC)  # the date that Llama 3.1's template has by default
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: Unicode keeps them for use within a program
 
 Message = Mapping[str, Any]
@@ -85,7 +85,7 @@ def _reason(error: Exception) -> str:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """The loss is no template's business; reasoning goes by each of its names."""
+    """Remove the weight, which templates must not see; give reasoning under each of its names."""
     kept = {name: value for name, value in message.items() if name != "weight"}
     reasoning = next((kept[name] for name in REASONING if name in kept), None)
     return kept if reasoning is None else kept | dict.fromkeys(REASONING, reasoning)
@@ -107,8 +107,8 @@ def _without_marks(text: str) -> Rendered:
     return Rendered("".join(parts), tuple(spans))
 
 
-def check(template: str) -> None:
-    """Raises TemplateError if a template cannot be compiled."""
+def check_template(template: str) -> None:
+    """Raise TemplateError if a template cannot be compiled."""
     _compiled(template)
 
 

@@ -36,7 +36,7 @@ class NotPrefixConsistentError(ValueError):
 
 
 @dataclass(frozen=True)
-class Speech:
+class RenderedText:
     """A rendered conversation with the characters to learn; `ended` if its last turn has an end."""
 
     text: str
@@ -53,7 +53,7 @@ class Speaker:
         everything: learn all of the text (lossOn: all), but messages of weight 0.
         eos: the tokenizer's end-of-text token.
         dialect: the forms that the template takes.
-        ends: what ends a text for the model, each one token: marks of several tokens are no end.
+        ends: what ends a text for the model, each one token: marks of several tokens are not an end.
     """
 
     renderer: Renderer
@@ -71,7 +71,7 @@ class Speaker:
         """
         return self.renderer(self.dialect(messages), tools)
 
-    def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> Speech:
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Message] = ()) -> RenderedText:
         """Render a conversation and find what is to be learnt of it.
 
         Raises:
@@ -86,7 +86,7 @@ class Speaker:
         answers = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
         silent = any(messages[index].get("weight", 1) == 0 for index in answers)
         if self.everything and not silent:
-            return Speech(whole.text, ((0, len(whole.text)),), ended)
+            return RenderedText(whole.text, ((0, len(whole.text)),), ended)
         if self.marked and (len(whole.spans) == len(answers) or not silent):
             spans = list(whole.spans)
         else:
@@ -96,9 +96,9 @@ class Speaker:
             learnt = [messages[index].get("weight", 1) != 0 for index in answers]
             if self.everything:
                 quiet = [span for span, loud in zip(spans, learnt, strict=True) if not loud]
-                return Speech(whole.text, _outside(quiet, len(whole.text)), ended)
+                return RenderedText(whole.text, _outside(quiet, len(whole.text)), ended)
             spans = [span for span, loud in zip(spans, learnt, strict=True) if loud]
-        return Speech(whole.text, tuple(spans), ended)
+        return RenderedText(whole.text, tuple(spans), ended)
 
     def _said(
         self, messages: Sequence[Message], tools: Sequence[Message], index: int, whole: Rendered, ends: Sequence[str]
@@ -110,12 +110,12 @@ class Speaker:
                 return len(before), len(beginning)
         raise NotPrefixConsistentError(
             f"the chat template has no generation marks, and it renders the first {index + 1} messages in another "
-            "way when more follow: what the assistant said cannot be told"
+            "way when more follow: the assistant's words cannot be found"
         )
 
 
 def _without_last_end(text: str, ends: Sequence[str]) -> Iterator[str]:
-    """A text, and what is left of it without its last mark: some templates (Phi) end only the last of all turns so."""
+    """Yield a text, and the text without its last mark: some templates (Phi) end only the last turn with one."""
     yield text
     shorter = text.rstrip()
     yield from (shorter.removesuffix(end) for end in ends if shorter.endswith(end))

@@ -59,31 +59,32 @@ class ChatTemplate:
 
 
 def given_template(wanted: str | None, environ: Mapping[str, str]) -> str | None:
-    """The text that `spec.dataset.chatTemplate` stands for, or None without one: a name, a path, or a URI; `none` = no
-    template, not even the model's.
+    """Return the text that `spec.dataset.chatTemplate` stands for: a name, a path, or a URI; None without one.
+
+    `none` = no template, not even the model's.
 
     Raises:
-        SpecError: there is no such name or file, or it is no template.
+        SpecError: the name or file does not exist, or it is not a template.
         StorageError: the store refuses or is unreachable.
     """
     if wanted in (None, NONE):
         return None
     text = _read(wanted, environ) if wanted.endswith(SUFFIX) else _named(wanted)
     try:
-        render.check(text)
+        render.check_template(text)
     except render.TemplateError as error:
-        raise SpecError(invalid(f"{wanted} is no Jinja template: {error}")) from error
+        raise SpecError(invalid_template(f"{wanted} is not a Jinja template: {error}")) from error
     return text
 
 
-def invalid(message: str, field: str = FIELD) -> Problem:
-    """The problem with a template that does not work."""
-    cure = f"mend it, or name another one in {FIELD}"
+def invalid_template(message: str, field: str = FIELD) -> Problem:
+    """Return the problem with a template that does not work."""
+    cure = f"correct it, or name another one in {FIELD}"
     return Problem(code="InvalidChatTemplate", field=field, message=message, cure=cure)
 
 
 def names() -> tuple[str, ...]:
-    """Templates that a job can name."""
+    """Return templates that a job can name."""
     return ("chatml", NONE, *sorted(name for name in _shipped() if not name.endswith(TRAINING)))
 
 
@@ -113,19 +114,19 @@ def _read(path: str, environ: Mapping[str, str]) -> str:
         message = f"there is no file {uri}"
         raise SpecError(Problem(code="FileNotFound", field=FIELD, message=message, cure="correct the path")) from error
     except UnicodeDecodeError as error:
-        raise SpecError(invalid(f"{uri} is no text: {error}")) from error
+        raise SpecError(invalid_template(f"{uri} is not text: {error}")) from error
 
 
 @lru_cache(maxsize=1)
 def _shipped() -> Mapping[str, str]:
-    """Every template in TRL's package, by name."""
+    """Return every template in TRL's package, by name."""
     folder = resources.files("trl") / "chat_templates"
     files = [file for file in folder.iterdir() if file.name.endswith(SUFFIX)]
     return {file.name.removesuffix(SUFFIX): file.read_text("utf-8") for file in files}
 
 
 def chat_template(text: str) -> ChatTemplate:
-    """A template with the training version that is known for it, else with itself."""
+    """Return a template with the training version that is known for it, else with itself."""
     if "endgeneration" in text:
         return ChatTemplate(text, text)
     shipped = _shipped()
@@ -136,7 +137,7 @@ def chat_template(text: str) -> ChatTemplate:
 
 
 def has_template(files: Mapping[str, Path]) -> bool:
-    """Whether a model's files, by name, hold a chat template; transformers is not asked."""
+    """Return whether a model's files, by name, hold a chat template; transformers is not asked."""
     if files.keys() & {"chat_template.jinja", "chat_template.json"}:
         return True
     try:

@@ -1,45 +1,36 @@
 """Examples to token ids in Arrow files, by all cores: each process parses, encodes and observes a part of a file.
 
 The parent only writes and hashes. Nothing depends on how many processes there are, nor on how files are cut into parts.
-After each shard all that an interrupted call needs to go on is given to a keeper (`keeping`).
+After each shard a keeper (`keeping`) gets all that an interrupted call needs to continue.
 """
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
-from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
+from finetune_api.messages import DatasetFacts, Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.dataset.shards import Shards
 from finetune_trainer.model.files import CHAT_TEMPLATE, TOKENIZER_FILES
 from finetune_trainer.prepare.data.dataset import CheckedData
 from finetune_trainer.prepare.data.dataset import processes as processes_for
-from finetune_trainer.prepare.data.formats import DataFile, Fault
-from finetune_trainer.prepare.data.notices import Notice
-from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT, Portion, Split
-from finetune_trainer.prepare.data.rows import Example
+from finetune_trainer.prepare.data.portions import EVALUATED, LEFT_OUT, Split
+from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.pool import map_in_order
-from finetune_trainer.prepare.quality.observation import Observation
-from finetune_trainer.prepare.tokens.encoded import Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder
-from finetune_trainer.prepare.tokens.keeping import Keeper, LocalShards, Progress
-from finetune_trainer.prepare.tokens.rows import TokenRows
+from finetune_trainer.prepare.tokens.keeping import LocalShards, ShardKeeper, TokenizeProgress
+from finetune_trainer.prepare.tokens.portion_work import Classes, EncodedPortion, PortionWork
 from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
 
-BATCH = 500  # examples per call of the tokenizer
 VERSION = 4  # of all that turns examples to tokens: part of every address and index
 
 
@@ -49,27 +40,32 @@ class Tokenized:
 
     Attributes:
         observations: what was seen of each split, for its report.
-        notes: what a careful reader should know.
-        notices: what is to be said of the columns and labels.
-        untrained: tokens that it has and whose embeddings were never trained, and their ids.
     """
 
     folder: Path
     facts: DatasetFacts
     observations: Mapping[Split, Observation] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    notices: tuple[Notice, ...] = ()
-    untrained: Mapping[str, int] = field(default_factory=dict)
 
 
 def options_key(spec: DatasetSpec, template: str | None) -> dict[str, Any]:
-    """All of a job, beside its data and tokenizer, that the tokens depend on; `template`: the text of a given one."""
+    """Return all of a job that the tokens depend on beside data and tokenizer; `template`: the text of a given one."""
     return {
         "version": VERSION,
         "loss_on": spec.loss_on or "completion",
         "packing": bool(spec.packing),
         "template": hashlib.sha256(template.encode()).hexdigest() if template else spec.chat_template,
     }
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is tokenised, and where its files go."""
+
+    spec: DatasetSpec
+    task: Task
+    data: CheckedData
+    encoder: Encoder
+    folder: Path
 
 
 def tokenize(
@@ -80,13 +76,13 @@ def tokenize(
     folder: Path,
     processes: int | None = None,
     report: Callable[[str], None] = lambda line: None,
-    keeper: Keeper | None = None,
+    keeper: ShardKeeper | None = None,
 ) -> Tokenized:
     """Write a data set's Arrow files.
 
     Args:
         processes: how many tokenise; None = as many as the data is worth.
-        report: called with a line as the work goes on.
+        report: called with lines of progress.
         keeper: takes the shards and knows what an interrupted call has done; None = the shards stay in the folder.
 
     Raises:
@@ -94,78 +90,73 @@ def tokenize(
         ModelError: the tokenizer gives ids that the model has no embedding for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    keeper = keeper or LocalShards()
+    keeper, sizes = keeper or LocalShards(), _sizes(data)
+    begun = keeper.begun() or _nothing_done(data, encoder, sizes, folder)
+    sources = [replace(source, tally=tally) for source, tally in zip(data.sources, begun.tallies, strict=True)]
+    request = _Request(spec, task, replace(data, sources=tuple(sources)), encoder, folder)
     count = processes_for(data.bytes) if processes is None else processes
     classes = Classes(data.problem_type, data.labels) if data.problem_type else None
-    sizes = _sizes(data)
-    begun = keeper.begun() or _nothing_done(data, encoder, sizes, folder)
-    observed = begun.observed
-    for source, tally in zip(data.sources, begun.tallies, strict=True):
-        source.tally = tally
-    work = _Work(encoder, classes, sizes, alone=count == 1)
+    work = PortionWork(encoder, classes, sizes, alone=count == 1)
+    portions = map_in_order(work, islice(data.portions(), begun.portions, None), count)
+    done = _write(request, portions, begun, keeper, _Watch.of(report, data.good, begun))
+    _check(request, done)
+    _describe(request, done.written)
+    return Tokenized(folder, _facts(request, done.written), done.observed)
+
+
+def _write(
+    request: _Request,
+    portions: Iterator[EncodedPortion],
+    begun: TokenizeProgress,
+    keeper: ShardKeeper,
+    watch: "_Watch",
+) -> TokenizeProgress:
+    """Write the portions in their order; return what is done at the end: everything.
+
+    The keeper gets each shard, and, when shards were finished, all that is done.
+    """
+    data, observed, top, number = request.data, begun.observed, begun.top, begun.portions
     with ExitStack() as files:
-        writers = {
-            split: files.enter_context(
-                SplitWriter(
-                    folder,
-                    split,
-                    task,
-                    encoder.limit if spec.packing else None,
-                    kind=data.problem_type,
-                    added=partial(keeper.added, split),
-                    finished=partial(keeper.finished, split),
-                    written=begun.written[split],
-                )
-            )
-            for split in begun.written
-        }
+        writers = {split: files.enter_context(_writer(request, split, begun, keeper)) for split in begun.written}
         for split, parts in begun.pending.items():
             for rows in parts:
                 writers[split].add(rows)
-        top, portions = begun.top, begun.portions
-        watch = _Watch.of(report, data.good, begun)
-        for done in map_in_order(work, islice(data.portions(), portions, None), count):
-            shards = sum(len(writer.written.shards) for writer in writers.values())
-            for fault in done.faults:
-                data.add_fault(done.source, done.file, fault)
-            for split, rows in done.rows.items():
+        for number, portion in enumerate(portions, begun.portions + 1):
+            shards = _shards(writers)
+            for fault in portion.faults:
+                data.add_fault(portion.source, portion.file, fault)
+            for split, rows in portion.rows.items():
                 writers[split].add(rows)
-                observed[split].merge(done.observed[split])
-            top = max(top, done.top)
-            portions += 1
-            watch.add(done)
-            written = {split: writer.written for split, writer in writers.items()}
-            if sum(len(one.shards) for one in written.values()) > shards:
-                keeper.keep(Progress(portions, written, {}, observed, data.tallies(), top))
-    if problems := data.problems():
-        raise DataError(problems)
-    if encoder.embeddings is not None and top >= encoder.embeddings:
-        raise ModelError(_mismatch(top, encoder.embeddings))
-    facts = {split: writer.written.facts for split, writer in writers.items()}
-    if missing := [split for split, found in facts.items() if not found.rows]:
-        raise DataError(_nothing_left(spec, missing[0]))
-    of_split = {str(split): writer.written.shards for split, writer in writers.items()}
-    consists_of = Shards.model_validate({"packed": bool(spec.packing), **of_split})
-    (folder / File.SHARDS).write_text(consists_of.to_json(), "utf-8")
-    if data.labels:
-        (folder / File.LABELS).write_text(json.dumps(data.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    if encoder.template is not None:
-        (folder / CHAT_TEMPLATE).write_text(encoder.template.inference, "utf-8")
-    identity = [VERSION, task, data.problem_type, data.labels]
-    address = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
-    if encoder.template is not None:
-        address.update(f"template:{encoder.template.inference}".encode())
-    if encoder.extended is not None:
-        address.update(f"tokenizer:{_keep_tokenizer(encoder.extended, folder)}".encode())
-    for split, writer in writers.items():
-        address.update(f"{split}:{writer.written.digest}".encode())
-    found = _facts(address.hexdigest(), facts, data).model_copy(update={"ends": encoder.ends})
-    return Tokenized(folder, found, observed, encoder.notes, data.notices)
+                observed[split].merge(portion.observed[split])
+            top = max(top, portion.top)
+            watch.add(portion)
+            if _shards(writers) > shards:
+                written = {split: writer.written for split, writer in writers.items()}
+                keeper.keep(TokenizeProgress(number, written, {}, observed, data.tallies(), top))
+    written = {split: writer.written for split, writer in writers.items()}
+    return TokenizeProgress(number, written, {}, observed, data.tallies(), top)
 
 
-def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int], folder: Path) -> Progress:
+def _shards(writers: Mapping[Split, SplitWriter]) -> int:
+    return sum(len(writer.written.shards) for writer in writers.values())
+
+
+def _writer(request: _Request, split: Split, begun: TokenizeProgress, keeper: ShardKeeper) -> SplitWriter:
+    return SplitWriter(
+        request.folder,
+        split,
+        request.task,
+        request.encoder.limit if request.spec.packing else None,
+        kind=request.data.problem_type,
+        added=partial(keeper.added, split),
+        finished=partial(keeper.finished, split),
+        written=begun.written[split],
+    )
+
+
+def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int], folder: Path) -> TokenizeProgress:
     splits = [Split.TRAIN, *([Split.EVAL] if data.has_eval else [])]
-    return Progress(
+    return TokenizeProgress(
         portions=0,
         written={split: Written() for split in splits},
         pending={},
@@ -175,19 +166,69 @@ def _nothing_done(data: CheckedData, encoder: Encoder, sizes: Mapping[Split, int
     )
 
 
-def _keep_tokenizer(extended: Path, folder: Path) -> str:
-    """Put the files of a tokenizer with new tokens beside the data (a chat template is there, or the model's stays);
-    a hash over them."""
-    digest = hashlib.sha256()
-    for path in sorted(extended.iterdir()):
-        if path.name in TOKENIZER_FILES - {CHAT_TEMPLATE}:
+def _check(request: _Request, done: TokenizeProgress) -> None:
+    """Raise what is wrong with the rows, as `tokenize`."""
+    if problems := request.data.problems():
+        raise DataError(problems)
+    embeddings = request.encoder.embeddings
+    if embeddings is not None and done.top >= embeddings:
+        raise ModelError(_mismatch(done.top, embeddings))
+    if missing := [split for split, written in done.written.items() if not written.facts.rows]:
+        raise DataError(_nothing_left(request.spec, missing[0]))
+
+
+def _describe(request: _Request, written: Mapping[Split, Written]) -> None:
+    """Write what the shards consist of, the labels, the chat template, and a tokenizer with new tokens."""
+    folder, labels, encoder = request.folder, request.data.labels, request.encoder
+    of_split = {str(split): one.shards for split, one in written.items()}
+    consists_of = Shards.model_validate({"packed": bool(request.spec.packing), **of_split})
+    (folder / File.SHARDS).write_text(consists_of.to_json(), "utf-8")
+    if labels:
+        (folder / File.LABELS).write_text(json.dumps(labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    if encoder.template is not None:
+        (folder / CHAT_TEMPLATE).write_text(encoder.template.inference, "utf-8")
+    if encoder.extended is not None:
+        for path in _tokenizer_files(encoder.extended):
             shutil.copyfile(path, folder / path.name)
+
+
+def _facts(request: _Request, written: Mapping[Split, Written]) -> DatasetFacts:
+    data = request.data
+    return DatasetFacts(
+        sha256=_address(request, written),
+        train=written[Split.TRAIN].facts,
+        eval=written[Split.EVAL].facts if Split.EVAL in written else None,
+        labels=data.labels,
+        problem_type=data.problem_type,
+        skipped_rows=sum(tally.faults for tally in data.tallies()),
+        ends=request.encoder.ends,
+    )
+
+
+def _address(request: _Request, written: Mapping[Split, Written]) -> str:
+    """Return a hash over all that the folder holds: the address of the data set."""
+    data, encoder = request.data, request.encoder
+    identity = [VERSION, request.task, data.problem_type, data.labels]
+    address = hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode())
+    if encoder.template is not None:
+        address.update(f"template:{encoder.template.inference}".encode())
+    if encoder.extended is not None:
+        digest = hashlib.sha256()
+        for path in _tokenizer_files(encoder.extended):
             digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
-    return digest.hexdigest()
+        address.update(f"tokenizer:{digest.hexdigest()}".encode())
+    for split, one in written.items():
+        address.update(f"{split}:{one.digest}".encode())
+    return address.hexdigest()
+
+
+def _tokenizer_files(extended: Path) -> list[Path]:
+    """Return files of a tokenizer with new tokens; a chat template is stored beside them, or the model's stays."""
+    return [path for path in sorted(extended.iterdir()) if path.name in TOKENIZER_FILES - {CHAT_TEMPLATE}]
 
 
 def _sizes(data: CheckedData) -> dict[Split, int]:
-    """Rows of each split, each counted once however often it is seen."""
+    """Return rows of each split, each counted once however often it is seen."""
     sizes = dict.fromkeys(Split, 0)
     for source in data.sources:
         if source.choice is None:
@@ -197,17 +238,6 @@ def _sizes(data: CheckedData) -> dict[Split, int]:
             sizes[Split.EVAL] += evaluated
             sizes[Split.TRAIN] += int((source.choice != LEFT_OUT).sum()) - evaluated
     return sizes
-
-
-def _facts(address: str, splits: Mapping[Split, SplitFacts], data: CheckedData) -> DatasetFacts:
-    return DatasetFacts(
-        sha256=address,
-        train=splits[Split.TRAIN],
-        eval=splits.get(Split.EVAL),
-        labels=data.labels,
-        problem_type=data.problem_type,
-        skipped_rows=sum(tally.faults for tally in data.tallies()),
-    )
 
 
 def _mismatch(top: int, embeddings: int) -> Problem:
@@ -221,102 +251,8 @@ def _mismatch(top: int, embeddings: int) -> Problem:
 
 def _nothing_left(spec: DatasetSpec, split: Split) -> Problem:
     field_name = "spec.dataset.eval" if split is Split.EVAL and spec.eval else "spec.dataset.train"
-    message = f"no row of {split} is left: nothing can be learnt of any"
+    message = f"no row of {split} is left: none has a token to learn"
     return Problem(code="NoRows", field=field_name, message=message, cure="raise spec.dataset.maxLength, or add rows")
-
-
-# ---------------------------------------------------------------- in the processes
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What became of a portion. Arrays and counts: cheap to send."""
-
-    source: int
-    file: DataFile
-    rows: Mapping[Split, TokenRows]
-    observed: Mapping[Split, Observation]
-    faults: tuple[Fault, ...]
-    top: int  # the largest id
-
-
-@dataclass(frozen=True)
-class Classes:
-    """How labels become numbers.
-
-    Attributes:
-        names: by index; none for regression.
-    """
-
-    kind: ProblemType
-    names: tuple[str, ...]
-
-    def of(self, example: Example) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
-        """int32 [labels] the indices, ascending; for regression float32 [1], the number."""
-        if self.kind is ProblemType.REGRESSION:
-            return np.array([example.number], np.float32)
-        return np.array(sorted(self._index[name] for name in example.names), np.int32)
-
-    @cached_property
-    def _index(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Tokenises a portion."""
-
-    encoder: Encoder
-    classes: Classes | None
-    sizes: Mapping[Split, int]  # rows of each split
-    alone: bool
-
-    def __call__(self, portion: Portion) -> _Done:
-        if not self.alone:  # each process has a core already
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        kept: dict[Split, _Kept] = {}
-        faults: list[Fault] = []
-        for batch in _batches(portion.examples()):
-            encoded = self.encoder([example for _, _, example in batch])
-            for (split, times, example), row in zip(batch, encoded, strict=True):
-                if isinstance(row, Fault):
-                    faults.append(row)
-                    continue
-                if split not in kept:
-                    kept[split] = _Kept(Observation(self.encoder.unk_id, self.sizes[split], portion.file.name))
-                if self.classes is not None:
-                    row = replace(row, target=self.classes.of(example))
-                kept[split].add(example, row, times)
-            for part in kept.values():
-                part.observe()
-        rows = {split: TokenRows.of(part.rows) for split, part in kept.items()}
-        return _Done(
-            source=portion.source,
-            file=portion.file,
-            rows=rows,
-            observed={split: part.observation for split, part in kept.items()},
-            faults=tuple(faults),
-            top=max((int(part.ids.max()) for part in rows.values() if part.tokens), default=0),
-        )
-
-
-@dataclass
-class _Kept:
-    """The rows of one split in a portion. A row that is seen several times is observed once."""
-
-    observation: Observation
-    rows: list[Encoded] = field(default_factory=list)
-    _examples: list[Example] = field(default_factory=list)
-    _unseen: list[Encoded] = field(default_factory=list)
-
-    def add(self, example: Example, row: Encoded, times: int) -> None:
-        self.rows += [row] * times
-        self._examples.append(example)
-        self._unseen.append(row)
-
-    def observe(self) -> None:
-        self.observation.add(self._examples, self._unseen)
-        self._examples, self._unseen = [], []
 
 
 @dataclass
@@ -329,8 +265,8 @@ class _Watch:
     tokens: int
 
     @classmethod
-    def of(cls, report: Callable[[str], None], good: int, begun: Progress) -> "_Watch":
-        """With what an earlier call has done, which is said."""
+    def of(cls, report: Callable[[str], None], good: int, begun: TokenizeProgress) -> "_Watch":
+        """Begin with what an earlier call has done, and report it."""
         pending = [rows for parts in begun.pending.values() for rows in parts]
         facts = [one.facts for one in begun.written.values()]
         seen = sum(one.examples for one in facts) + sum(len(rows) for rows in pending)
@@ -340,16 +276,10 @@ class _Watch:
             report(f"dataset: going on after {shards} files and {tokens / 1e6:.1f} million tokens")
         return cls(report, good, seen, tokens)
 
-    def add(self, done: _Done) -> None:
+    def add(self, done: EncodedPortion) -> None:
         before = 10 * self.seen // max(self.good, 1)
         self.seen += len(done.faults) + sum(len(rows) for rows in done.rows.values())
         self.tokens += sum(rows.tokens for rows in done.rows.values())
         tenths = 10 * self.seen // max(self.good, 1)
         if before < tenths < 10:
             self.report(f"dataset: {10 * tenths} % tokenised, {self.tokens / 1e6:.1f} million tokens")
-
-
-def _batches(rows: Iterable[tuple[Split, int, Example]]) -> Iterator[list[tuple[Split, int, Example]]]:
-    remaining = iter(rows)
-    while batch := list(islice(remaining, BATCH)):
-        yield batch

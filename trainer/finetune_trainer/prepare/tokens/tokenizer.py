@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_api.errors import ModelError, Problem, SpecError
 from finetune_api.messages import Task
+from finetune_api.tasks import spec_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class LoadedTokenizer:
     Attributes:
         definition: JSON of the `tokenizers` library, as in tokenizer.json.
         specials: special tokens by transformers' names (`eos_token`, ...): chat templates read them.
-        unk_id: id of what the vocabulary lacks; None where every character has ids of its own.
+        unk_id: id of unknown text; None where every character has ids.
         size: ids run from 0 to `size` - 1.
         embeddings: rows of the model's embedding by its config.json; None where it does not say.
         template: its chat template, or None.
@@ -47,17 +48,17 @@ class LoadedTokenizer:
 
 
 def added_tokens(tokenizer: LoadedTokenizer) -> dict[str, int]:
-    """The tokens that stand outside of its vocabulary's rules, such as the marks of chats, and their ids."""
+    """Return the tokens outside of the vocabulary's rules, such as the marks of chats, and their ids."""
     return {token["content"]: token["id"] for token in json.loads(tokenizer.definition).get("added_tokens") or []}
 
 
-def load_tokenizer(
+def load_fast_tokenizer(
     folder: Path, task: Task, new_tokens: Sequence[str] = (), extended: Path | None = None
 ) -> LoadedTokenizer:
-    """The fast tokenizer in a folder.
+    """Return the fast tokenizer in a folder.
 
     Args:
-        new_tokens: tokens to add to it; each becomes one id, wherever it stands in a text.
+        new_tokens: tokens to add to it; each becomes one id everywhere in a text.
         extended: folder to save it to, where there are any.
 
     Raises:
@@ -74,15 +75,15 @@ def load_tokenizer(
         raise ModelError(_unusable(loaded))
     if loaded.known:
         raise SpecError([_known(at, new_tokens[at]) for at in loaded.known])
-    if task in (Task.CAUSAL_LM, Task.SEQ2SEQ) and loaded.eos_id is None:
+    if spec_of(task).answers and loaded.eos_id is None:
         raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
-    if task is Task.MASKED_LM and not loaded.specials.get("mask_token"):
+    if spec_of(task).hides_tokens and not loaded.specials.get("mask_token"):
         raise ModelError(_unusable("the tokenizer has no mask token (mask_token): nothing can be hidden"))
     return loaded
 
 
 def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> LoadedTokenizer | str:
-    """The tokenizer, or why there is none: our errors do not survive the way between two processes."""
+    """Return the tokenizer, or why it cannot be loaded: our errors cannot be sent from one process to another."""
     from transformers import AddedToken, AutoTokenizer
 
     try:
@@ -118,7 +119,7 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
 
 
 def _unknown(tokenizer: Any) -> int | None:
-    """The token for what the vocabulary lacks; none where the name was given to a token of another meaning (GPT-2)."""
+    """Return the token for unknown text; none if the token of that name has another meaning (GPT-2)."""
     others = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     found: int | None = tokenizer.unk_token_id
     return None if found in others else found
@@ -141,7 +142,7 @@ def _embeddings(config: Mapping[str, Any]) -> int | None:
 
 def _known(index: int, token: str) -> Problem:
     message = f"is {token!r}, which the model's tokenizer has already, or which is named twice"
-    cure = "leave it out: it is one token as it is"
+    cure = "leave it out: it is one token already"
     return Problem(code="TokenKnown", field=f"spec.model.newTokens[{index}]", message=message, cure=cure)
 
 

@@ -72,7 +72,7 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 @dataclass(frozen=True)
-class Words:
+class WordSplitter:
     """The parts of a tokenizer whose words can be remembered.
 
     Attributes:
@@ -88,8 +88,8 @@ class Words:
     remembered: "_Remembered"
 
     @staticmethod
-    def of(definition: str) -> "Words | None":
-        """The parts of a definition, if all of them are known here."""
+    def of(definition: str) -> "WordSplitter | None":
+        """Return the parts of a definition, if all of them are known here."""
         parts = json.loads(definition)
         model, expression = parts["model"], _expression(parts["pre_tokenizer"])
         added = parts.get("added_tokens") or []
@@ -99,7 +99,7 @@ class Words:
         if (parts.get("normalizer") and not composed) or not all(_is_plain(token, composed) for token in added):
             return None
         longest_first = sorted((token["content"] for token in added), key=len, reverse=True)
-        return Words(
+        return WordSplitter(
             word=_compiled(expression),
             tokens=re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None,
             ids={token["content"]: np.int32(token["id"]).tobytes() for token in added},
@@ -108,17 +108,17 @@ class Words:
         )
 
     def fits(self, text: str) -> bool:
-        """Whether the ids of a text can be put together from words."""
+        """Return whether the ids of a text can be put together from words."""
         if text.isascii():
             return True
         return not _unstable().search(text) and (not self.composed or unicodedata.is_normalized("NFC", text))
 
     def ids_of(self, text: str) -> bytes:
-        """The ids of a text that fits, as bytes (int32), without what a post-processor adds."""
+        """Return the ids of a text that fits, as bytes (int32), without what a post-processor adds."""
         return b"".join(chain.from_iterable(piece.parts for piece in self._pieces(text)))
 
     def marked(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[bytes, list[tuple[int, int]]]:
-        """The same, and the ranges of tokens [first, last) that touch the spans (ascending) of characters."""
+        """Return the same, and the ranges of tokens [first, last) that touch the spans (ascending) of characters."""
         out: list[bytes] = []
         ranges: list[tuple[int, int]] = []
         remaining = iter(spans)
@@ -141,7 +141,7 @@ class Words:
         return b"".join(out), ranges
 
     def _pieces(self, text: str) -> Iterator["_Piece"]:
-        """Added tokens, and what stands between them."""
+        """Yield added tokens, and the texts between them."""
         remembered, findall = self.remembered.__getitem__, self.word.findall
         pieces = self.tokens.split(text) if self.tokens is not None else [text]
         for at, piece in enumerate(pieces):
@@ -152,7 +152,7 @@ class Words:
                 yield _Piece(piece, words, list(map(remembered, words)))
 
     def _first(self, piece: "_Piece", start: int) -> int:
-        """The first token of a piece that touches what begins at a character of it."""
+        """Return the first token of a piece that touches a span beginning at a character of it."""
         token = char = 0
         for word, part in zip(piece.words, piece.parts, strict=True):
             if char + len(word) > start:
@@ -161,7 +161,7 @@ class Words:
         return token
 
     def _after(self, piece: "_Piece", stop: int) -> int:
-        """How many tokens at the end of a piece do not touch what ends before a character of it."""
+        """Return how many tokens at the end of a piece lie behind a span that ends before a character of it."""
         token, char = 0, len(piece.text)
         for word, part in zip(reversed(piece.words), reversed(piece.parts), strict=True):
             begins = char - len(word)
@@ -172,11 +172,11 @@ class Words:
         return token
 
     def _before(self, word: str, start: int, piece: "_Piece") -> int:
-        """How many tokens of a word end at or before one of its characters."""
+        """Return how many tokens of a word end at or before one of its characters."""
         return 0 if piece.text in self.ids else sum(end <= start for _, end in self.remembered.offsets(word))
 
     def _until(self, word: str, stop: int, piece: "_Piece") -> int:
-        """How many tokens of a word begin before one of its characters."""
+        """Return how many tokens of a word begin before one of its characters."""
         return 1 if piece.text in self.ids else sum(begin < stop for begin, _ in self.remembered.offsets(word))
 
 
@@ -203,12 +203,12 @@ class _Remembered(dict[str, bytes]):
         return ids
 
     def offsets(self, word: str) -> list[tuple[int, int]]:
-        """The characters [start, end) of each token of a word."""
+        """Return the characters [start, end) of each token of a word."""
         return list(self._tokenizer.encode(word, add_special_tokens=False).offsets)
 
 
 def _expression(pre_tokenizer: Mapping[str, Any] | None) -> str | None:
-    """The expression that parts words, where nothing else happens before the model than bytes becoming characters."""
+    """Return the expression that separates words, if the model's only other step is bytes to characters."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer])
     kinds = [(step or {}).get("type") for step in steps]
     last = steps[-1] if steps else None
@@ -231,7 +231,7 @@ def _is_plain(token: Mapping[str, Any], composed: bool) -> bool:
 
 
 def _of_words(parts: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer for one word, whatever it looks like."""
+    """Return the tokenizer for any one word."""
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     nothing = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
     return Tokenizer.from_str(json.dumps({**parts, **nothing, "added_tokens": [], "pre_tokenizer": bytes_only}))
@@ -239,7 +239,7 @@ def _of_words(parts: Mapping[str, Any]) -> Tokenizer:
 
 @lru_cache(maxsize=8)
 def _compiled(expression: str) -> re.Pattern[str]:
-    """The expression for Python's `re`, which knows no \\p{...}: classes are spelt out over the stable characters."""
+    """Return the expression for Python's `re`, which has no \\p{...}: classes list the stable characters."""
     spelt = {r"\p{L}": _ranges("L"), r"\p{N}": _ranges("N"), r"\p{M}": _ranges("M"), r"\s": SPACES}
     out, inside, at = "", False, 0
     while at < len(expression):
@@ -258,7 +258,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
 
 
 def _ranges(category: str) -> str:
-    """The stable characters of a category (L, M, N) as the inside of a class."""
+    """Return the stable characters of a category (L, M, N) as the inside of a class."""
     ranges: list[list[int]] = []
     for start, end in STABLE:
         for code in range(start, end + 1):
@@ -273,5 +273,5 @@ def _ranges(category: str) -> str:
 
 @lru_cache(maxsize=1)
 def _unstable() -> re.Pattern[str]:
-    """Finds a character of which nothing is promised."""
+    """Return an expression that finds characters whose class may change between versions."""
     return re.compile(f"[^{''.join(f'{chr(start)}-{chr(end)}' for start, end in STABLE)}]")

@@ -1,4 +1,4 @@
-"""One split to Arrow files of bounded size, as a stream: rows in order, whatever the parts in which they come.
+"""One split to Arrow files of bounded size, as a stream: rows in order, for any parts in which they come.
 
 A shard's digest is over its values, not over Arrow's bytes: another version of Arrow gives the same address. Rows are
 gathered to batches of a fixed size first, and a shard ends with a batch, so that neither digests nor files depend on
@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from finetune_api.messages import ProblemType, SplitFacts, Task
+from finetune_api.tasks import Supervision, spec_of
 from finetune_trainer.dataset.shards import Shard, index_name, shard_name
 from finetune_trainer.prepare.tokens.packing import pack
-from finetune_trainer.prepare.tokens.rows import TokenRows
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 
 BATCH_TOKENS = 1 << 20  # tokens of one Arrow batch, at least
 WINDOW_TOKENS = 1 << 22  # tokens that are packed together; a larger window fills no better
@@ -39,20 +40,20 @@ Finished = Callable[[tuple[Path, Path]], None]  # called with a shard and its in
 
 
 def schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
-    """The columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
-    columns = [("input_ids", IDS)]
-    if task is Task.CLASSIFICATION:
-        columns.append(("label", LABELS[kind or ProblemType.SINGLE_LABEL]))
-    elif task is Task.SEQ2SEQ:
-        columns.append(("labels", IDS))
-    elif task is not Task.MASKED_LM:
-        columns.append(("trained_runs", IDS))
-    return pa.schema([*columns, *([("seq_lengths", IDS)] if packed else [])])
+    """Return the columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
+    taught: dict[Supervision, list[tuple[str, pa.DataType]]] = {
+        Supervision.LABEL: [("label", LABELS[kind or ProblemType.SINGLE_LABEL])],
+        Supervision.CONTINUATION: [("trained_runs", IDS)],
+        Supervision.SEQUENCE: [("labels", IDS)],
+        Supervision.HIDDEN: [],
+    }
+    packing = [("seq_lengths", IDS)] if packed else []
+    return pa.schema([("input_ids", IDS), *taught[spec_of(task).supervision], *packing])
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a split's finished shards hold: where a writer goes on that was interrupted.
+    """What a split's finished shards hold: where a later writer continues.
 
     Attributes:
         shards: in order.
@@ -74,11 +75,11 @@ class SplitWriter:
     Args:
         folder: where the shards go.
         split: its name, with which those of the files begin.
-        pack_length: longest sequence of several rows; None = each row is a sequence of its own.
+        pack_length: longest sequence of several rows; None = each row is one sequence.
         kind: what a classification predicts.
         added: called with rows that are in no finished shard yet.
         finished: called for each shard, with all rows added so far in it and those before; may take the files away.
-        written: shards that an earlier writer has finished; this one goes on after them.
+        written: shards that an earlier writer has finished; this one continues after them.
         batch_tokens: tokens of one Arrow batch, at least; rows are packed within it.
         shard_bytes: of values, from which on a shard is full.
 
@@ -103,7 +104,7 @@ class SplitWriter:
         self._folder = folder
         self._split = split
         self._schema = schema(task, pack_length is not None, kind)
-        self._task = task
+        self._supervision = spec_of(task).supervision
         self._kind = kind
         self._pack_length = pack_length
         self._full = batch_tokens or (BATCH_TOKENS if pack_length is None else WINDOW_TOKENS)
@@ -161,26 +162,26 @@ class SplitWriter:
         self._finished(shard.files)
 
     def _facts(self, rows: TokenRows, table: pa.Table, items: Ints) -> SplitFacts:
-        lists = ("input_ids", *(["labels"] if self._task is Task.SEQ2SEQ else []))
+        lists = ("input_ids", *(["labels"] if self._supervision is Supervision.SEQUENCE else []))
         return SplitFacts(
             rows=table.num_rows,
             examples=len(rows),
-            tokens=rows.tokens + (len(rows.targets) if self._task is Task.SEQ2SEQ else 0),
-            trained_tokens=rows.tokens if self._task is Task.MASKED_LM else int(items.sum(dtype=np.int64)),
+            tokens=rows.tokens + (len(rows.targets) if self._supervision is Supervision.SEQUENCE else 0),
+            trained_tokens=rows.tokens if self._supervision is Supervision.HIDDEN else int(items.sum(dtype=np.int64)),
             longest=max(int(np.max(table[name].chunk(0).value_lengths().to_numpy())) for name in lists),
             truncated_rows=int(rows.cut.sum()),
         )
 
     def _sequences(self, rows: TokenRows) -> tuple[pa.Table, Ints]:
-        """The rows as a table of one chunk a column, and the items of loss of each of its rows."""
+        """Return the rows as a table of one chunk a column, and the items of loss of each of its rows."""
         ids = _lists(rows.ids, rows.lengths)
-        if self._task is Task.MASKED_LM:
+        if self._supervision is Supervision.HIDDEN:
             return pa.table([ids], self._schema), np.zeros(
                 len(rows), np.int32
             )  # what is hidden is drawn anew each time
-        if self._task is Task.SEQ2SEQ:
+        if self._supervision is Supervision.SEQUENCE:
             return pa.table([ids, _lists(rows.targets, rows.target_lengths)], self._schema), rows.target_lengths
-        if self._task is Task.CLASSIFICATION:
+        if self._supervision is Supervision.LABEL:
             labels = pa.array(rows.targets)
             if self._kind is ProblemType.MULTI_LABEL:
                 labels = _lists(rows.targets, rows.target_lengths)
@@ -239,7 +240,7 @@ class _OpenShard:
 
 
 def trained_runs(trained: npt.NDArray[np.bool_], lengths: Ints) -> tuple[pa.Array, Ints]:
-    """Which tokens of each row carry loss, as runs.
+    """Return which tokens of each row carry loss, as runs.
 
     Args:
         trained: bool [tokens], of all rows one after the other.
@@ -281,7 +282,7 @@ def _lists(values: npt.NDArray[np.generic], lengths: Ints) -> pa.Array:
 
 
 def _cut_at(rows: TokenRows, first: int, full: int) -> Iterable[TokenRows]:
-    """The rows in pieces: a piece ends with the row that fills a batch. `first`: tokens that the first one lacks."""
+    """Return the rows in pieces; a piece ends with the row that fills a batch. `first`: free tokens of the first."""
     ends = np.cumsum(rows.lengths, dtype=np.int64)
     start, done = 0, 0
     while start < len(rows):

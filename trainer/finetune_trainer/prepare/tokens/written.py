@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_trainer.prepare.data.conversation import REASONING
+from finetune_trainer.prepare.observed.encoded import Remark, RemarkCode
 from finetune_trainer.prepare.tokens.dialect import MARK
-from finetune_trainer.prepare.tokens.encoded import Remark, RemarkCode
 from finetune_trainer.prepare.tokens.render import Message, TemplateError
-from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, Speaker, Speech
+from finetune_trainer.prepare.tokens.spans import NotPrefixConsistentError, RenderedText, Speaker
 
 END_OF_THOUGHT = "</think>"
 EMPTY_THOUGHT = re.compile(r"<think>\s*</think>")
@@ -29,7 +29,7 @@ class Verdict:
 
     Attributes:
         lost: what was to be read or learnt, such as `the content of messages[0]`: such a row is refused.
-        remarks: what else is to be said of each.
+        remarks: further remarks on each.
     """
 
     lost: tuple[str, ...] = ()
@@ -53,8 +53,8 @@ class Comparison:
     _rows: dict[Kind, Verdict] = field(default_factory=dict)
     _parts: dict[Kind, tuple[str, tuple[Remark, ...]] | None] = field(default_factory=dict)
 
-    def __call__(self, messages: Sequence[Message], tools: Sequence[Any], speech: Speech) -> tuple[Verdict, bool]:
-        """What of a row is not in its text, and whether it is the first row of its structure."""
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Any], speech: RenderedText) -> tuple[Verdict, bool]:
+        """Return what the text lacks of a row, and whether it is the first row of its structure."""
         structure = _structure(messages, tools)
         if (known := self._rows.get(structure)) is not None:
             return known, False
@@ -64,8 +64,8 @@ class Comparison:
             if kind not in self._parts:
                 self._parts[kind] = self._compared(kind, messages, tools, changed, speech)
             if (found := self._parts[kind]) is not None:
-                said, own = found
-                lost += [said.format(where)] if said else []
+                sentence, own = found
+                lost += [sentence.format(where)] if sentence else []
                 remarks += own
         if EMPTY_THOUGHT.search("".join(speech.text[start:end] for start, end in speech.spans)) and not any(
             EMPTY_THOUGHT.search(message.get("content") or "") for message in messages
@@ -79,7 +79,7 @@ class Comparison:
     def _changes(
         self, messages: Sequence[Message], tools: Sequence[Any]
     ) -> Iterator[tuple[Kind, str, tuple[Sequence[Message], Sequence[Any]]]]:
-        """(kind of the part, where it stands, the row with it changed) of each part of a row."""
+        """Yield (kind of the part, its place, the row with it changed) of each part of a row."""
         last_user = max((at for at, message in enumerate(messages) if message["role"] == "user"), default=-1)
         for at, message in enumerate(messages):
             around = (
@@ -104,7 +104,7 @@ class Comparison:
         messages: Sequence[Message],
         tools: Sequence[Any],
         changed: tuple[Sequence[Message], Sequence[Any]],
-        speech: Speech,
+        speech: RenderedText,
     ) -> tuple[str, tuple[Remark, ...]] | None:
         part, role = kind[0], kind[1]
         if self._reads(self.speaker, changed, speech.text):
@@ -128,7 +128,7 @@ class Comparison:
         messages: Sequence[Message] = (),
         tools: Sequence[Any] = (),
     ) -> bool:
-        """Whether a template makes another text of a changed row; one that refuses it has read it."""
+        """Return whether a template makes another text of a changed row; one that refuses the row has read it."""
         try:
             if text is None:
                 text = speaker.rendered(messages, tools).text
@@ -150,7 +150,7 @@ def _shape(message: Message) -> Any:
 
 
 def _changed(message: Message) -> Iterator[tuple[str, Message]]:
-    """(name, the message with it changed) of each part that has a value."""
+    """Yield (name, the message with it changed) of each part that has a value."""
     for name, value in message.items():
         if name in BESIDE or value in (None, "", [], {}):
             continue

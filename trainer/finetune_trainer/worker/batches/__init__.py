@@ -1,1 +1,1 @@
-"""Rows to batches: padded, flat (documents one after the other, without padding), or with hidden tokens."""
+"""Collation of rows into batches: padded, flat (documents in one line, without padding), or with masked tokens."""

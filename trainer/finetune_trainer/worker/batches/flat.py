@@ -1,42 +1,29 @@
-"""Rows to a batch without padding: documents one after the other, told apart by where they begin.
+"""Collation without padding: the documents of a batch lie one after the other in a single line.
 
-The attention of `worker.attention` keeps them from seeing one another, so that a row that holds several documents
+The attention of `worker.attention` prevents a document from seeing another one. So a row that holds several documents
 (packing) and several rows are the same thing here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 
+from finetune_trainer.worker.attention import Documents
 from finetune_trainer.worker.batches.padded import IGNORED
-
-
-@dataclass
-class Documents:
-    """Where the documents of a flat batch lie; on the host, so that nobody waits for a device to know it.
-
-    Attributes:
-        groups: (how many, tokens of each) for neighbours of equal length, in the batch's order.
-        longest: tokens of the longest.
-        kept_apart: set by the attention that has done so; a model that never calls it would mix the documents.
-    """
-
-    groups: tuple[tuple[int, int], ...]
-    longest: int
-    kept_apart: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
 class FlatTokens:
-    """Causal language models' rows in one line.
+    """A collator that puts the rows of a causal language model into one line.
 
-    Gives `input_ids` and `position_ids`, int64 [1, tokens], the latter beginning again with every document; `documents`
-    and `cu_seq_lens`, int32 [documents + 1], where they begin; `kept` and `targets`, int64 [trained], as
-    `PaddedTokens` does. Documents are sorted by length: equal ones share a call of the attention.
+    Returns `input_ids` and `position_ids`, int64 [1, tokens], where the positions start at 0 in every document;
+    `cu_seq_lens`, int32 [documents + 1], the starts of the documents; `documents`, the same on the host; `kept` and
+    `targets`, int64 [trained], as `PaddedTokens` does. Documents are sorted by length, because documents of equal
+    length share one call of the attention.
     """
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -46,7 +33,7 @@ class FlatTokens:
         starts = np.concatenate([[0], np.cumsum(lengths)])
         ids = np.concatenate([ids for ids, _ in documents]).astype(np.int64)
         labels = np.concatenate([labels for _, labels in documents]).astype(np.int64)
-        labels[starts[:-1]] = IGNORED  # what begins a document does not follow from the one before
+        labels[starts[:-1]] = IGNORED  # the document before must not predict the first token of a document
         trained = np.flatnonzero(labels != IGNORED)
         return {
             "input_ids": torch.from_numpy(ids)[None],
@@ -59,7 +46,7 @@ class FlatTokens:
 
 
 def split(row: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The documents of a row: ids and labels, each [tokens]."""
+    """Return the documents of a row: ids and labels, each [tokens]."""
     if "seq_lengths" not in row:
         return [(row["input_ids"], row["labels"])]
     cuts = np.cumsum(row["seq_lengths"])[:-1]

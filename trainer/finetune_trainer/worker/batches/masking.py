@@ -1,13 +1,13 @@
-"""Masked language modelling: which tokens of a row are hidden, and by what.
+"""Masked language modelling: the choice of the tokens that a row hides, and of their replacements.
 
-15 % of a row's tokens are to be predicted; of those 80 % read [MASK], 10 % another token, 10 % themselves (BERT paper,
-arXiv 1810.04805, section 3.1). The choice depends on seed and position alone, so that every layout of a run hides the
-same tokens; how many they are depends on the row's length alone, so that the loss of a step can be divided by them
-without a look at the batch.
+The model predicts 15 % of a row's tokens; of these 80 % read [MASK], 10 % another token, 10 % themselves (BERT paper,
+arXiv 1810.04805, section 3.1). The choice depends on seed and position alone, so every layout of a run hides the same
+tokens. Their number depends on the row's length alone, so the loss of a step can be divided by it before the batch
+exists.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,34 +16,24 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
 from finetune_trainer.worker.batches.padded import IGNORED
+from finetune_trainer.worker.prepared_rows import PreparedRows
 
 Ids = npt.NDArray[np.int32]
 
-REPLACED, RANDOM = 0.8, 0.1  # of the hidden tokens
-EVALUATED = 2**64 - 1  # no seed is that high: every run of a model is measured by the same tokens
-
-
-class Rows(Protocol):
-    """Prepared rows by position."""
-
-    @property
-    def lengths(self) -> npt.ArrayLike: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+REPLACED, RANDOM = 0.8, 0.1  # shares of the hidden tokens
+EVALUATED = 2**64 - 1  # no seed is this high, so every run of a model is evaluated on the same hidden tokens
 
 
 @dataclass(frozen=True)
 class Masking:
-    """The rule for one tokenizer.
+    """The masking rule for one tokenizer.
 
     Attributes:
         probability: share of a row's tokens to be predicted.
         mask_id: id of the mask token.
-        vocabulary: ids of random tokens lie below it.
+        vocabulary: ids of random tokens are below it.
         specials: ids that are hidden last: [CLS], [SEP], [UNK] and the like.
-        around: how many specials the tokenizer adds to a text; they count for nothing.
+        around: number of special tokens that the tokenizer adds to a text; `count` excludes them.
     """
 
     probability: float
@@ -53,11 +43,11 @@ class Masking:
     around: int
 
     def count(self, length: int) -> int:
-        """How many tokens of a row of `length` tokens are predicted: at least one."""
+        """Return how many tokens of a row of `length` tokens are predicted: at least one."""
         return max(1, round(self.probability * (length - self.around)))
 
     def hide(self, ids: npt.ArrayLike, stream: int, position: int) -> tuple[Ids, Ids]:
-        """The ids [tokens] as the model reads them, and the labels [tokens]: -100 but where a token is predicted."""
+        """Return input ids [tokens] with hidden tokens, and labels [tokens], -100 where nothing is predicted."""
         whole = np.asarray(ids, np.int32)
         random = np.random.Generator(np.random.Philox(key=np.array([stream, position], np.uint64)))
         order = random.random(len(whole)) + np.isin(whole, self.specials)
@@ -74,7 +64,7 @@ class Masking:
 
 
 def masking_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Masking:
-    """The rule of a run; prepare has made sure that the tokenizer has a mask token."""
+    """Return the masking rule of a run. Prepare has checked that the tokenizer has a mask token."""
     return Masking(
         probability=plan.mlm_probability,
         mask_id=int(tokenizer.mask_token_id),
@@ -85,14 +75,14 @@ def masking_of(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Masking:
 
 
 class MaskedRows(Dataset[dict[str, Any]]):
-    """Rows with `input_ids` as the model reads them and `labels`, both int32 [tokens]; for any collator of tokens.
+    """Rows with masked `input_ids` and with `labels`, both int32 [tokens], for any collator of tokens.
 
     Args:
-        rows: training: the virtual data set, in which an index is a position of the run; evaluation: the rows.
+        rows: in training the virtual data set, where an index is a position of the run; in evaluation the rows.
         stream: the run's seed, or EVALUATED.
     """
 
-    def __init__(self, rows: Rows, masking: Masking, stream: int) -> None:
+    def __init__(self, rows: PreparedRows, masking: Masking, stream: int) -> None:
         self._rows = rows
         self._masking = masking
         self._stream = stream
@@ -107,10 +97,5 @@ class MaskedRows(Dataset[dict[str, Any]]):
 
     @property
     def lengths(self) -> npt.ArrayLike:
-        """Tokens of each row."""
+        """Return the number of tokens of each row."""
         return self._rows.lengths
-
-
-def masked(rows: Rows, masking: Masking | None, stream: int) -> Any:
-    """The rows as their task reads them: hidden where there is a rule, else as they are."""
-    return rows if masking is None else MaskedRows(rows, masking, stream)

@@ -1,4 +1,4 @@
-"""Rows to a padded batch; sequences of several documents to one in which no document sees another."""
+"""Collation of rows into a padded batch. Packed documents within a sequence do not see each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ import torch
 
 from finetune_api.messages import ProblemType
 
-IGNORED = -100  # a label that is not trained
+IGNORED = -100  # the label of a token without loss
 Decoder = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class PaddedTokens:
-    """Language models' rows, padded on the right to the longest of the batch.
+    """A collator that pads the rows of language models on the right to the longest of the batch.
 
-    Gives `input_ids` and `attention_mask`, int64 [rows, tokens], and what `losses.head` trains: `kept`, the positions
-    among rows x tokens that predict something, and `targets`, what, both int64 [trained]. Packed rows (those with
-    `seq_lengths`) have `position_ids` instead of the mask.
+    Returns `input_ids` and `attention_mask`, int64 [rows, tokens], and the inputs of `losses.head`: `kept`, int64
+    [trained], the positions among rows x tokens that predict a token, and `targets`, int64 [trained], those tokens.
+    Packed rows (with `seq_lengths`) have `position_ids` instead of the mask.
 
     Args:
-        pad_token_id: what fills `input_ids` where the mask is 0.
-        shifted: labels are what follows, as causal models predict it; otherwise what a position itself hides.
+        pad_token_id: fills `input_ids` where the mask is 0.
+        shifted: True = a position predicts the next label, as in causal models; False = its own label.
     """
 
     pad_token_id: int
@@ -34,10 +34,10 @@ class PaddedTokens:
         labels = pad([row["labels"] for row in rows], ids.shape[1], IGNORED)
         positions = None
         if "seq_lengths" in rows[0]:
-            # No attention_mask: transformers finds documents by positions that start again, and only if there is none;
-            # an all-ones mask makes every document see those before it, silently. Padding is a document of its own.
+            # transformers separates documents by positions that restart at 0, but only without an attention_mask: with
+            # an all-ones mask every document silently sees those before it. Padding counts as one more document.
             positions = packed_positions(rows, ids.shape[1])
-            labels[positions == 0] = IGNORED  # what begins a document does not follow from the one before
+            labels[positions == 0] = IGNORED  # the document before must not predict the first token of a document
         kept, targets = trained(labels, shifted=self.shifted)
         inputs = {"attention_mask": mask} if positions is None else {"position_ids": torch.from_numpy(positions)}
         return {"input_ids": torch.from_numpy(ids), **inputs, "kept": kept, "targets": targets}
@@ -45,8 +45,10 @@ class PaddedTokens:
 
 @dataclass(frozen=True)
 class PaddedPairs:
-    """Encoder-decoders' rows: as `PaddedTokens`, with `decoder_input_ids`, int64 [rows, target tokens]; `kept` counts
-    in those. The decoder needs no mask: it is causal, and its padding comes last.
+    """A collator for the rows of encoder-decoders.
+
+    Returns the same as `PaddedTokens`, and `decoder_input_ids`, int64 [rows, target tokens]; `kept` indexes rows x
+    target tokens. The decoder needs no mask: it is causal, and its padding comes last.
 
     Args:
         decoder_inputs: the model's own shift of labels [rows, target tokens].
@@ -70,11 +72,13 @@ class PaddedPairs:
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Classification's rows: padded inputs, and `labels`: int64 [rows] of label ids, float32 [rows] of numbers, or
-    float32 [rows, labels], 1 for each of a row's labels.
+    """A collator for the rows of classification.
+
+    Returns the padded inputs, and `labels`: int64 [rows] of label ids, float32 [rows] of numbers, or float32 [rows,
+    labels] with 1 for each label of a row.
 
     Args:
-        labels: how many there are; only for several a row.
+        labels: number of labels; used only if a row can have several.
     """
 
     pad_token_id: int
@@ -97,7 +101,7 @@ class PaddedRows:
 
 
 def padded_inputs(rows: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np.ndarray, torch.Tensor]:
-    """`input_ids` and `attention_mask`, both int64 [rows, tokens]."""
+    """Return `input_ids` and `attention_mask`, both int64 [rows, tokens]."""
     lengths = np.array([len(row["input_ids"]) for row in rows])
     longest = int(lengths.max())
     mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
@@ -105,7 +109,7 @@ def padded_inputs(rows: Sequence[dict[str, Any]], pad_token_id: int) -> tuple[np
 
 
 def pad(values: Sequence[Any], longest: int, fill: int) -> np.ndarray:
-    """Lists to one array, int64 [rows, longest]."""
+    """Return lists as one array, int64 [rows, longest]."""
     padded = np.full((len(values), longest), fill, dtype=np.int64)
     for line, row in zip(padded, values, strict=True):
         line[: len(row)] = row
@@ -113,7 +117,7 @@ def pad(values: Sequence[Any], longest: int, fill: int) -> np.ndarray:
 
 
 def packed_positions(rows: Sequence[dict[str, Any]], longest: int) -> np.ndarray:
-    """Positions int64 [rows, longest] that start again with every document, and with the padding."""
+    """Return positions, int64 [rows, longest], that start at 0 in every document and in the padding."""
     positions = np.zeros((len(rows), longest), dtype=np.int64)
     for line, row in zip(positions, rows, strict=True):
         padding = longest - len(row["input_ids"])
@@ -123,7 +127,9 @@ def packed_positions(rows: Sequence[dict[str, Any]], longest: int) -> np.ndarray
 
 
 def trained(labels: np.ndarray, *, shifted: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions among rows x tokens that predict a trained token, and those tokens, from labels [rows, tokens]."""
+    """Return the positions among rows x tokens that predict a trained token, and those tokens, of labels [rows,
+    tokens].
+    """
     if shifted:
         labels = np.concatenate([labels[:, 1:], np.full((len(labels), 1), IGNORED)], axis=1)
     flat = labels.ravel()

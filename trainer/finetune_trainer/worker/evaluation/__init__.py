@@ -1,1 +1,1 @@
-"""What an evaluation measures: scores by task, generated answers, and what follows from them."""
+"""Evaluation: scores by task, generated answers, and the decisions that depend on them."""

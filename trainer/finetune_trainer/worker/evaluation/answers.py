@@ -1,4 +1,4 @@
-"""Answers to questions, generated greedily by the model in training."""
+"""Greedy generation of answers with the model in training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from finetune_api.messages import Task
 from finetune_api.plan import Plan
 from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.shares import share_of
 
-BATCH_TOKENS = (2048, 8192)  # prompts and answers of a batch, at most: what a training step holds, within these
+BATCH_TOKENS = (2048, 8192)  # bounds of a batch's tokens, prompts and answers; between them, as a training micro-batch
 BATCH_ROWS = 32
 
 
 class Generator:
-    """Answers questions with one model.
+    """A generator of answers for one plan.
 
     Args:
-        plan: says the task and how long an answer may be; no answer gets longer than the longest reference.
+        plan: limits the length of an answer; no answer gets longer than the longest reference.
+        continues: True = an answer continues its prompt; False = a decoder begins it with its start token.
     """
 
-    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._task = plan.task
+    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase, *, continues: bool = True) -> None:
+        self._continues = continues
         self._tokenizer = tokenizer
         self._taught = plan.dataset.ends
         self._most = plan.evaluation.answers.max_new_tokens
@@ -39,13 +39,13 @@ class Generator:
         rank: int,
         world_size: int,
         device: torch.device,
-        go_on: Callable[[], None] = lambda: None,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> dict[int, list[int]]:
-        """The answers of one rank's share: place in `questions` -> token ids without the end of the answer.
+        """Return the answers of one rank's share: place in `questions` -> token ids without the end of the answer.
 
         Args:
             model: as loaded, with its adapter; DeepSpeed's hooks are in its modules.
-            go_on: called before each batch; raises where the rest is not wanted any more.
+            check_stop: called before each batch; raises to abandon the remaining batches.
         """
         longest = max(len(question.reference) for question in questions)
         most = min(self._most, longest)
@@ -59,41 +59,37 @@ class Generator:
         answers: dict[int, list[int]] = {}
         with torch.no_grad():
             for number, batch in enumerate(share.batches):
-                go_on()
-                # of all ranks' batches at this time: under ZeRO-3 each goes on until the last of them has ended
+                check_stop()
+                # Longest prompt of all ranks' current batches: under ZeRO-3 all ranks generate until the last is done.
                 longest = longest_first[number * world_size * rows]
-                asked = [questions[place] for place in batch]
-                said = self._generate(model, asked, self._config(longest, most, stops), device)
+                own = [questions[place] for place in batch]
+                generated = self._generate(model, own, self._config(longest, most, stops), device)
                 if number < share.counted:
-                    for place, ids in zip(batch, said, strict=True):
+                    for place, ids in zip(batch, generated, strict=True):
                         answers[place] = _until(ids, set(stops))
         return answers
 
     def _generate(
-        self, model: torch.nn.Module, asked: Sequence[Question], config: GenerationConfig, device: torch.device
+        self, model: torch.nn.Module, questions: Sequence[Question], config: GenerationConfig, device: torch.device
     ) -> list[list[int]]:
-        width = max(len(question.prompt) for question in asked)
-        ids = torch.full((len(asked), width), int(self._tokenizer.pad_token_id or 0), dtype=torch.int64)
+        width = max(len(question.prompt) for question in questions)
+        ids = torch.full((len(questions), width), int(self._tokenizer.pad_token_id or 0), dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        for line, question in enumerate(asked):
-            # a causal model goes on from the last token of its prompt: padding stands before it
-            where = (
-                slice(width - len(question.prompt), width)
-                if self._task is Task.CAUSAL_LM
-                else slice(len(question.prompt))
-            )
+        for line, question in enumerate(questions):
+            # A causal model continues from the last token of its prompt, so the padding comes before the prompt.
+            where = slice(width - len(question.prompt), width) if self._continues else slice(len(question.prompt))
             ids[line, where] = torch.from_numpy(question.prompt)
             mask[line, where] = 1
-        made: torch.Tensor = model.generate(  # type: ignore[operator]
+        output: torch.Tensor = model.generate(  # type: ignore[operator]
             input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
         )
-        start = width if self._task is Task.CAUSAL_LM else 1  # a decoder begins with its start token
-        return [[int(token) for token in line] for line in made[:, start:].tolist()]
+        start = width if self._continues else 1  # a decoder's output begins with its start token
+        return [[int(token) for token in line] for line in output[:, start:].tolist()]
 
     def _config(self, longest: int, most: int, stops: list[int]) -> GenerationConfig:
-        """Greedy, whatever the model's own generation settings say of sampling and beams; `longest`: prompt, tokens."""
-        if self._positions:  # beyond them, models with learned positions fail
-            before = longest if self._task is Task.CAUSAL_LM else 1
+        """Return a greedy configuration, without the model's sampling and beams; `longest`: tokens of the prompt."""
+        if self._positions:  # models with learned positions fail beyond them
+            before = longest if self._continues else 1
             most = max(1, min(most, self._positions - before))
         return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=most,
@@ -111,13 +107,13 @@ class Generator:
         )
 
     def _stops(self, model: torch.nn.Module) -> list[int]:
-        """What ends an answer of the artifact."""
+        """Return the ids of the tokens that end an answer of the artifact."""
         own: Any = getattr(model, "generation_config", None)
         return end_tokens(getattr(own, "eos_token_id", None), self._taught, self._tokenizer.eos_token_id)
 
 
 def _until(ids: Sequence[int], stops: set[int]) -> list[int]:
-    """The answer without what ends it."""
+    """Return the answer up to its first stop token."""
     kept: list[int] = []
     for token in ids:
         if token in stops:

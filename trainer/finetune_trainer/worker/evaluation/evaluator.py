@@ -1,7 +1,7 @@
-"""One evaluation from beginning to end: loss and predictions of the whole split, generated answers, scores, records.
+"""One evaluation: loss and predictions of the whole split, generated answers, scores, records.
 
-Every rank takes its share of the rows and all of them learn the same numbers, so that what follows from them (early
-stopping) needs no further word. Of a batch nothing is kept but sums and one prediction a row.
+Every rank evaluates its share of the rows and all ranks get the same numbers, so decisions that depend on them (early
+stopping) need no further communication. Of each batch, only sums and one prediction a row are kept.
 """
 
 import math
@@ -17,29 +17,29 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.contract import File
-from finetune_api.messages import ProblemType, Task
 from finetune_trainer.evaluations.records import Amplification, EvalGroups, EvaluationRecord, Sample
 from finetune_trainer.process.orders import WorkerOrder
-from finetune_trainer.worker.evaluation.amplification import of_answers, of_labels, one_hot
+from finetune_trainer.worker.evaluation.amplification import compare_answers, compare_labels, one_hot
 from finetune_trainer.worker.evaluation.answers import Generator
-from finetune_trainer.worker.evaluation.questions import Question, questions
-from finetune_trainer.worker.evaluation.records import write_records
-from finetune_trainer.worker.evaluation.scores import THRESHOLD, Scores, classification_scores, token_scores
+from finetune_trainer.worker.evaluation.questions import Question
+from finetune_trainer.worker.evaluation.record_files import write_records
+from finetune_trainer.worker.evaluation.scores import Scores
 from finetune_trainer.worker.evaluation.shares import share_of
 from finetune_trainer.worker.evaluation.similarity import similarity
 from finetune_trainer.worker.losses.head import Head
+from finetune_trainer.worker.tasks.worker_task import Measured, WorkerTask
 
 Batch = Mapping[str, Any]
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
 
-class _GivenUp(Exception):  # noqa: N818 - no error
-    """A stop was agreed on between two batches."""
+class _Interrupted(Exception):  # noqa: N818 - a stop is not an error
+    """An agreed stop between two batches."""
 
 
 @dataclass
-class _Part:
-    """What one rank has seen; travels to all others.
+class _RankResult:
+    """The results of one rank, which are gathered on all ranks.
 
     Attributes:
         rows: numbers of the rows in `predicted` and `truth`.
@@ -59,8 +59,8 @@ class Engine:
 
     Attributes:
         model: as loaded, with its adapter.
-        wrapped: what DeepSpeed made of it; forward passes go through it.
-        head: from a batch to its summed loss.
+        wrapped: the model within DeepSpeed's engine; forward passes go through it.
+        head: returns the summed loss of a batch.
         place: moves a batch to the device.
     """
 
@@ -72,58 +72,61 @@ class Engine:
 
 
 class Evaluator:
-    """Evaluates the split of a run.
+    """The evaluation of a run's eval split.
 
     Args:
-        rows: the eval split, with the columns and `lengths` of `data.ArrowRows`.
+        task: of the plan.
+        rows: the eval split in the view of the task, with the columns and `lengths` of `arrow_rows.ArrowRows`.
         collate: makes batches, as in training.
         batch_rows: rows of a batch.
-        gives_up: asked between two batches, by all ranks alike: whether to end without a result.
+        interrupted: called between two batches, on all ranks alike; True ends the evaluation without a result.
     """
 
     def __init__(
         self,
         order: WorkerOrder,
+        task: WorkerTask,
         tokenizer: PreTrainedTokenizerBase,
         rows: Dataset[dict[str, Any]],
         collate: Collate,
         batch_rows: int,
-        gives_up: Callable[[], bool] = lambda: False,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self._order = order
         self._plan = order.plan
+        self._task = task
         self._tokenizer = tokenizer
         self._rows: Any = rows
         self._collate = collate
         self._batch_rows = batch_rows
-        self._gives_up = gives_up
+        self._interrupted = interrupted
         self._questions: list[Question] | None = None
         path = Path(order.dataset) / File.EVAL_GROUPS
         self._mentions = EvalGroups.model_validate_json(path.read_text("utf-8")) if path.exists() else None
 
     def __call__(self, engine: Engine, step: int) -> dict[str, float] | None:
-        """Metrics by name, each with `eval_` before it, the same on every rank; rank 0 writes the records.
+        """Return metrics by name, each prefixed with `eval_`, the same on every rank. Rank 0 writes the records.
 
-        None: the evaluation was given up, on every rank.
+        None: the evaluation was interrupted, on every rank.
         """
         was_training = engine.wrapped.training
         engine.wrapped.eval()
         try:
             scores = self._scores(engine)
-            answered = self._answers(engine)
-        except _GivenUp:
+            samples = self._samples(engine)
+        except _Interrupted:
             return None
         finally:
             engine.wrapped.train(was_training)
-        metrics = scores.metrics | similarity([one.answer for one in answered], [one.reference for one in answered])
+        metrics = scores.metrics | similarity([one.answer for one in samples], [one.reference for one in samples])
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
-            kept = answered[: self._plan.evaluation.answers.samples]
-            groups, amplification = self._amplified(scores, answered)
+            kept = samples[: self._plan.evaluation.answers.samples]
+            groups, amplification = self._amplified(scores, samples)
             record = EvaluationRecord(
                 step=step,
                 metrics={name: value for name, value in named.items() if math.isfinite(value)},  # JSON has no NaN
-                generated=len(answered),
+                generated=len(samples),
                 per_class=scores.per_class,
                 groups=groups,
                 amplification=amplification,
@@ -134,54 +137,48 @@ class Evaluator:
     # ------------------------------------------------------------ losses and predictions
 
     def _scores(self, engine: Engine) -> Scores:
-        parts = _everyone(self._measured(engine))
-        items = sum(part.items for part in parts)
-        loss = sum(part.total for part in parts) / items if items else float("nan")
-        metrics = {"loss": loss}
-        if self._plan.task is not Task.CLASSIFICATION:
-            metrics |= token_scores(loss)
-            hits = [part.hits for part in parts if part.hits is not None]
-            if self._plan.task is Task.MASKED_LM and hits and items:
-                metrics["accuracy"] = sum(hits) / items
-            return Scores(metrics)
-        seen = [part for part in parts if part.rows]
-        order = np.argsort(np.concatenate([part.rows for part in seen]), kind="stable")
-        predicted = np.concatenate([part.predicted for part in seen if part.predicted is not None])[order]
-        truth = np.concatenate([part.truth for part in seen if part.truth is not None])[order]
-        labels = self._plan.dataset.labels
-        scores = classification_scores(self._problem, predicted, truth, labels)
-        return replace(scores, metrics=metrics | scores.metrics, predicted=predicted, truth=truth)
+        parts = _all_ranks(self._measured(engine))
+        hits = [part.hits for part in parts if part.hits is not None]
+        measured = Measured(
+            total=sum(part.total for part in parts),
+            items=sum(part.items for part in parts),
+            hits=sum(hits) if hits else None,
+        )
+        if labelled := [part for part in parts if part.rows]:
+            order = np.argsort(np.concatenate([part.rows for part in labelled]), kind="stable")
+            measured = replace(
+                measured,
+                predicted=np.concatenate([part.predicted for part in labelled if part.predicted is not None])[order],
+                truth=np.concatenate([part.truth for part in labelled if part.truth is not None])[order],
+            )
+        return self._task.scores(measured)
 
     def _amplified(
-        self, scores: Scores, answered: Sequence[Sample]
+        self, scores: Scores, samples: Sequence[Sample]
     ) -> tuple[tuple[str, ...], tuple[Amplification, ...]]:
         if self._mentions is None:
             return (), ()
-        if answered:
-            return of_answers(self._mentions, answered)
+        if samples:
+            return compare_answers(self._mentions, samples)
         labels = self._plan.dataset.labels
         if scores.predicted is None or scores.truth is None or not labels:
             return (), ()
         predicted, truth = scores.predicted, scores.truth
-        if self._problem is ProblemType.SINGLE_LABEL:
+        if predicted.ndim == 1:
             predicted, truth = one_hot(predicted, len(labels)), one_hot(truth, len(labels))
-        return of_labels(self._mentions, range(len(predicted)), truth, predicted, labels)
+        return compare_labels(self._mentions, range(len(predicted)), truth, predicted, labels)
 
-    @property
-    def _problem(self) -> ProblemType:
-        return self._plan.dataset.problem_type or ProblemType.SINGLE_LABEL
-
-    def _measured(self, engine: Engine) -> _Part:
-        """This rank's share. The device is waited for once, at the end."""
+    def _measured(self, engine: Engine) -> _RankResult:
+        """Return the results of this rank's share. The host waits for the device once, at the end."""
         order = self._order
         share = share_of(self._rows.lengths, self._batch_rows, order.rank, order.world_size)
-        part, multiple = _Part(), self._problem is ProblemType.MULTI_LABEL
+        part = _RankResult()
         total = torch.zeros((), dtype=torch.float64, device=engine.device)
         hits: list[torch.Tensor] = []
         predicted: list[torch.Tensor] = []
         truth: list[torch.Tensor] = []
         for number, (rows, batch) in enumerate(zip(share.batches, self._batches(share.batches), strict=True)):
-            self._go_on()
+            self._check_stop()
             with torch.no_grad():
                 summed = engine.head(engine.wrapped, engine.place(batch))
             if number >= share.counted:
@@ -191,8 +188,8 @@ class Evaluator:
             if summed.hits is not None:
                 hits.append(summed.hits)
             if summed.outputs is not None:
-                predicted.append(decided(self._problem, summed.outputs))
-                truth.append(batch["labels"] > THRESHOLD if multiple else batch["labels"])
+                predicted.append(self._task.predicted(summed.outputs))
+                truth.append(self._task.truth(batch))
                 part.rows += rows
         part.total = float(total)
         part.hits = int(torch.stack(hits).sum()) if hits else None
@@ -206,59 +203,48 @@ class Evaluator:
             self._rows,
             batch_sampler=[list(batch) for batch in batches],
             collate_fn=self._collate,
-            generator=torch.Generator(),  # else it draws from the generator that dropout draws from
+            generator=torch.Generator(),  # otherwise it would draw from the generator that dropout uses
         )
 
-    def _go_on(self) -> None:
-        if self._gives_up():
-            raise _GivenUp
+    def _check_stop(self) -> None:
+        if self._interrupted():
+            raise _Interrupted
 
-    # ------------------------------------------------------------ answers
+    # ------------------------------------------------------------ generated answers
 
-    def _answers(self, engine: Engine) -> list[Sample]:
-        asked = self._asked()
-        if not asked:
+    def _samples(self, engine: Engine) -> list[Sample]:
+        questions = self._questions_to_answer()
+        if not questions:
             return []
         order = self._order
-        generator = Generator(self._plan, self._tokenizer)
-        own = generator(engine.model, asked, order.rank, order.world_size, engine.device, self._go_on)
-        said: dict[int, list[int]] = {}
-        for part in _everyone(own):
-            said |= part
+        generator = Generator(self._plan, self._tokenizer, continues=self._task.continues)
+        own = generator(engine.model, questions, order.rank, order.world_size, engine.device, self._check_stop)
+        answers: dict[int, list[int]] = {}
+        for part in _all_ranks(own):
+            answers |= part
         return [
             Sample(
                 row=question.number,
-                prompt=self._text(question.prompt.tolist(), specials=self._plan.task is Task.CAUSAL_LM),
+                prompt=self._text(question.prompt.tolist(), specials=self._task.continues),
                 reference=self._text([token for token in question.reference.tolist() if token >= 0]),
-                answer=self._text(said[place]),
+                answer=self._text(answers[place]),
             )
-            for place, question in enumerate(asked)
+            for place, question in enumerate(questions)
         ]
 
-    def _asked(self) -> list[Question]:
+    def _questions_to_answer(self) -> list[Question]:
         if self._questions is None:
-            self._questions = questions(self._plan.task, self._rows, self._plan.evaluation.answers.generate)
+            self._questions = self._task.questions(self._rows, self._plan.evaluation.answers.generate)
         return self._questions
 
     def _text(self, ids: Sequence[int], specials: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not specials)).strip()
 
 
-def decided(problem: ProblemType, logits: torch.Tensor) -> torch.Tensor:
-    """[rows, labels] logits -> what they say: [rows] label ids, [rows, labels] bools, or [rows] numbers."""
-    match problem:
-        case ProblemType.SINGLE_LABEL:
-            return logits.argmax(dim=-1)
-        case ProblemType.MULTI_LABEL:
-            return logits.float().sigmoid() > THRESHOLD
-        case ProblemType.REGRESSION:
-            return logits.float().squeeze(-1)
-
-
-def _everyone(own: Any) -> list[Any]:
-    """What each rank holds, by rank."""
+def _all_ranks(own: Any) -> list[Any]:
+    """Return the value of each rank, by rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [own]
-    held: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(held, own)
-    return held
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, own)
+    return values

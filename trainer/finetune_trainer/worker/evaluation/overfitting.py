@@ -1,19 +1,19 @@
-"""Overfitting: the loss on unseen rows rises while that of training still falls. Pure."""
+"""Overfitting: the loss on unseen rows rises while the training loss still falls. Pure."""
 
 import itertools
 from collections.abc import Sequence
 
-from finetune_trainer.worker.evaluation.history import LOSS, Evaluated
+from finetune_trainer.worker.evaluation.past_evaluations import LOSS, Evaluated
 
 RISING = 3  # evaluations in a row, each with a higher loss than the one before
-MARGIN = 0.02  # of the loss; evaluations of unchanged weights do not differ, those of a flat run do by less
+MARGIN = 0.02  # share of the loss; equal weights give equal losses, and those of a flat run vary by less
 
 
 def overfitting_since(past: Sequence[Evaluated]) -> int | None:
-    """The step at which a run turned: that of its lowest eval loss, if it has been overfitting since; else None.
+    """Return the step of the lowest eval loss if the run has been overfitting since then; else None.
 
-    It has if the eval loss has risen in each of the last three evaluations and stands more than 2 % above its minimum,
-    while the training loss is more than 2 % below what it was then.
+    It has if the eval loss has risen in each of the last three evaluations and is more than 2 % above its minimum,
+    while the training loss is more than 2 % below its value at that minimum.
     """
     losses = [one.metrics[LOSS] for one in past]
     turn = min(range(len(past)), key=lambda at: losses[at], default=0)

@@ -1,8 +1,8 @@
-"""An evaluation that a stop has left out is made when the run goes on: what stops and what is best follow from all of
-them, and the last model is not to be without its scores.
+"""Evaluations that a stop has skipped: the resumed run makes them, because early stopping and the choice of the best
+checkpoint depend on all evaluations, and the last model needs its scores.
 
-Where it is the best so far, or ends the run, the checkpoint is saved again with its scores, as one of this generation:
-the one that the stop has saved carries none, and retention would delete it.
+If the evaluation is the best so far, or ends the run, the checkpoint is saved again with its scores, in the current
+generation. The checkpoint that the stop saved has no scores, and retention would delete it.
 """
 
 from collections.abc import Callable
@@ -11,21 +11,22 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.plan import Plan
-from finetune_trainer.worker.evaluation.history import evaluations
+from finetune_trainer.worker.evaluation.past_evaluations import evaluations
 from finetune_trainer.worker.evaluation.stopping import ends_best, stops
 from finetune_trainer.worker.reports.cadence import evaluates_at
 
 
 class RunEndedError(Exception):
-    """The run ends before its next step. transformers (5.17 to 5.23) looks whether to stop only after a step."""
+    """The run ends before its next step. transformers (5.17 to 5.23) reads the stop flag only after a step."""
 
 
 class OwedEvaluation(TrainerCallback):
-    """Evaluates before the first step, if the step that the run goes on from was due and has no evaluation.
+    """A callback that evaluates before the first step, if the step of the resumed checkpoint was due and has no
+    evaluation.
 
     Attributes:
-        evaluate: makes and records it; set by who has a trainer.
-        save: saves a checkpoint of the step at hand; likewise.
+        evaluate: makes and records an evaluation; set once the trainer exists.
+        save: saves a checkpoint of the current step; set once the trainer exists.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -37,7 +38,7 @@ class OwedEvaluation(TrainerCallback):
         """Make the evaluation that is owed.
 
         Raises:
-            RunEndedError: it is the one after which the run stops, or it was given up for a stop.
+            RunEndedError: the run stops after this evaluation, or a stop interrupted it.
         """
         step = state.global_step
         made = {one.step for one in evaluations(state.log_history)}

@@ -1,33 +1,26 @@
-"""What is asked of a model when answers are generated, and what the right answer would be. Pure.
+"""Prompts for generated answers, each with its reference. Pure.
 
-Encoder-decoders: the input is asked, the target is right. Causal models: the prompt is what stands before the last span
-of trained tokens, which is right; a row that is trained from its beginning asks nothing.
+For encoder-decoders the prompt is the input and the reference is the target. For causal models the reference is the
+last span of trained tokens and the prompt is everything before it; a row that is trained from its first token has no
+prompt and is skipped.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from finetune_api.messages import Task
 from finetune_trainer.worker.batches.padded import IGNORED
+from finetune_trainer.worker.prepared_rows import PreparedRows
 
 Ids = npt.NDArray[np.int64]
 
 
-class Rows(Protocol):
-    """Prepared rows by position."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One prompt and its reference.
+    """A prompt and its reference.
 
     Attributes:
         number: position among the split's documents.
@@ -39,22 +32,28 @@ class Question:
     reference: Ids
 
 
-def questions(task: Task, rows: Rows, most: int) -> list[Question]:
-    """The first questions of a split, `most` at most."""
-    found: list[Question] = []
-    if most <= 0 or task not in {Task.CAUSAL_LM, Task.SEQ2SEQ}:
-        return found
+def first_questions(
+    rows: PreparedRows, most: int, question_of: Callable[[int, Ids, Ids], Question | None]
+) -> list[Question]:
+    """Return the first questions of a split, `most` at most.
+
+    Args:
+        question_of: makes a question of the number, ids and labels of a document; None if it has no prompt.
+    """
+    questions: list[Question] = []
+    if most <= 0:
+        return questions
     for number, (ids, labels) in enumerate(_documents(rows[index] for index in range(len(rows)))):
-        question = Question(number, ids, labels) if task is Task.SEQ2SEQ else _last_turn(number, ids, labels)
+        question = question_of(number, ids, labels)
         if question is not None and len(question.prompt) and len(question.reference):
-            found.append(question)
-        if len(found) == most:
+            questions.append(question)
+        if len(questions) == most:
             break
-    return found
+    return questions
 
 
 def _documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Ids, Ids]]:
-    """Ids and labels of each document; packed rows hold several."""
+    """Yield ids and labels of each document; packed rows hold several."""
     for row in rows:
         ids, labels = np.asarray(row["input_ids"], np.int64), np.asarray(row["labels"], np.int64)
         if "seq_lengths" not in row:
@@ -65,7 +64,8 @@ def _documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Ids, Ids]]:
             yield ids[start:end], labels[start:end]
 
 
-def _last_turn(number: int, ids: Ids, labels: Ids) -> Question | None:
+def last_turn(number: int, ids: Ids, labels: Ids) -> Question | None:
+    """Return the last span of trained tokens as the reference, all before it as the prompt; None without a span."""
     trained = np.flatnonzero(labels != IGNORED)
     if not len(trained):
         return None

@@ -1,5 +1,6 @@
-"""Scores of a whole split from small numbers: sums of losses, one prediction a row. Pure; the formulas are
-scikit-learn's and SciPy's."""
+"""Scores of a whole split, computed from sums of losses and one prediction a row. Pure; the formulas are scikit-learn's
+and SciPy's.
+"""
 
 import math
 import warnings
@@ -23,17 +24,17 @@ from finetune_api.messages import ProblemType
 from finetune_trainer.evaluations.records import LabelScore
 
 Values = npt.NDArray[Any]
-THRESHOLD = 0.5  # a label of several is predicted where its probability is above
+THRESHOLD = 0.5  # with several labels a row, a label is predicted where its probability is above this
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a task's predictions are worth.
+    """The scores of a task's predictions.
 
     Attributes:
         metrics: name -> value.
-        per_class: a line for each label; empty without labels.
-        predicted, truth: what the scores are of, by the rows' order in the split; None where no row has a label.
+        per_class: scores of each label; empty without labels.
+        predicted, truth: the scored values, in the order of the split's rows; None where rows have no label.
     """
 
     metrics: dict[str, float]
@@ -43,12 +44,12 @@ class Scores:
 
 
 def token_scores(loss: float) -> dict[str, float]:
-    """Perplexity, from the mean loss of a token in nats; infinite where it is beyond what a float can say."""
+    """Return the perplexity of a mean token loss in nats; infinite where it exceeds the range of a float."""
     return {"perplexity": math.exp(loss) if loss < 700 else math.inf}
 
 
 def classification_scores(problem: ProblemType, predicted: Values, truth: Values, labels: Sequence[str] = ()) -> Scores:
-    """Scores of a classification.
+    """Return the scores of a classification.
 
     Args:
         predicted, truth: of the same shape: [rows] label ids, [rows, labels] bools, or [rows] numbers.
@@ -64,7 +65,7 @@ def classification_scores(problem: ProblemType, predicted: Values, truth: Values
 
 
 def _single(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores:
-    """F1 is averaged over the labels that occur in truth or prediction, as scikit-learn does when it is not told."""
+    """Score single labels. F1 is averaged over the labels in truth or prediction, which is scikit-learn's default."""
     metrics = {"accuracy": float(accuracy_score(truth, predicted))}
     for average in ("macro", "weighted"):
         metrics[f"{average}_f1"] = float(f1_score(truth, predicted, average=average, zero_division=0.0))
@@ -81,8 +82,9 @@ def _multiple(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores
 
 
 def _regression(predicted: Values, truth: Values) -> Scores:
-    """R2 and the correlations are left out where they are not defined: below two rows, or for a constant; all of them
-    where a prediction is no number."""
+    """Score numbers. R2 and the correlations are omitted where they are undefined: below two rows, or for a constant.
+    All scores are omitted if a prediction is NaN or infinite.
+    """
     if not np.isfinite(predicted).all():
         return Scores({})
     metrics = {

@@ -1,4 +1,4 @@
-"""How like the generated answers are to the right ones: exact match, chrF, ROUGE, by sacreBLEU and rouge-score."""
+"""Similarity of generated answers to their references: exact match, chrF, ROUGE, by sacreBLEU and rouge-score."""
 
 import re
 from collections.abc import Sequence
@@ -13,19 +13,21 @@ WORD = re.compile(r"[^\W_]+")
 
 
 class Words(tokenizers.Tokenizer):  # type: ignore[misc]
-    """Letters and digits of any script. rouge-score's own words are ASCII only: every other language would score 0."""
+    """A tokenizer of letters and digits in any script. rouge-score's own takes ASCII only, so other scripts would score
+    0.
+    """
 
     def tokenize(self, text: str) -> list[str]:
-        """Lower-case words; for ASCII text the same as rouge-score's."""
+        """Return lower-case words; for ASCII text the same as rouge-score's."""
         return WORD.findall(text.lower())
 
 
 def similarity(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Scores over all pairs; empty where there are none.
+    """Return the scores over all pairs; empty without pairs.
 
-    Gives `exact_match`, the share of answers that equal their reference but for white space around them; `chrf`, 0 to
-    100, of the corpus (Popović 2015, character n-grams up to 6, beta 2); `rouge_1`, `rouge_2` and `rouge_l`, mean F1
-    of the pairs without stemming (Lin 2004).
+    The scores are `exact_match`, the share of answers that equal their reference apart from surrounding white space;
+    `chrf`, 0 to 100, of the corpus (Popović 2015, character n-grams up to 6, beta 2); `rouge_1`, `rouge_2` and
+    `rouge_l`, mean F1 of the pairs without stemming (Lin 2004).
     """
     if not answers:
         return {}

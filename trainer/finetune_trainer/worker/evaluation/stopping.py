@@ -1,7 +1,8 @@
-"""Early stopping: the run ends when its metric has not improved for so many evaluations (Prechelt 1998).
+"""Early stopping: the run ends when its metric has not improved for `early_stopping_patience` evaluations (Prechelt
+1998).
 
-Whether it does is a function of the evaluations so far, which every rank has and every checkpoint carries. So all ranks
-agree without a word, and a run that is started again after its end does not train on.
+The decision is a function of the evaluations so far, which every rank has and every checkpoint contains. So all ranks
+agree without communication, and a run that is started again after its end does not train on.
 """
 
 import json
@@ -15,13 +16,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.best import best_of
-from finetune_trainer.worker.evaluation.history import Evaluated, evaluations
+from finetune_trainer.worker.evaluation.past_evaluations import Evaluated, evaluations
 
 
 def last_improvement(values: Sequence[float], greater: bool, threshold: float) -> int:
-    """Index of the last value that was better than the best before it by more than `threshold`; 0 = the first.
+    """Return the index of the last value that exceeded the best before it by more than `threshold`; 0 = the first.
 
-    A value that is no number is never better.
+    NaN never counts as better.
     """
     sign = 1.0 if greater else -1.0
     best, place = -math.inf, 0
@@ -32,7 +33,7 @@ def last_improvement(values: Sequence[float], greater: bool, threshold: float) -
 
 
 def stops(plan: Plan, past: Sequence[Evaluated]) -> bool:
-    """Whether training ends with the last of these evaluations."""
+    """Return whether training ends with the last of these evaluations."""
     if not plan.evaluation.early_stopping_patience or not past:
         return False
     values = [one.metrics.get(plan.evaluation.best_metric, math.nan) for one in past]
@@ -45,13 +46,15 @@ def stops(plan: Plan, past: Sequence[Evaluated]) -> bool:
 
 
 def ends_best(plan: Plan, past: Sequence[Evaluated]) -> bool:
-    """Whether no evaluation is better than the last of these: of equals export takes the later (`export.pick`)."""
+    """Return whether the last evaluation is the best, alone or with equals; of equals export takes the later
+    (`checkpoints.pick`).
+    """
     scores = ((place, one.metrics.get(plan.evaluation.best_metric, math.nan)) for place, one in enumerate(past))
     return bool(past) and best_of(scores, greater=plan.evaluation.greater_is_better) == len(past) - 1
 
 
 class EarlyStopping(TrainerCallback):
-    """Ends the loop after the evaluation that is one too many; the end of a run is always saved."""
+    """A callback that ends the loop when the patience is used up. The final step of a run is always saved."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -63,7 +66,7 @@ class EarlyStopping(TrainerCallback):
 
 
 def past_of(resume: str | None) -> list[Evaluated]:
-    """The evaluations before the checkpoint that a run goes on from."""
+    """Return the evaluations before the checkpoint from which a run resumes."""
     state = Path(resume) / TRAINER_STATE_NAME if resume else None
     if state is None or not state.exists():
         return []

@@ -1,1 +1,1 @@
-"""From a batch to a loss: a sum over trained tokens or rows, divided by those of the whole step, in any layout."""
+"""Losses of a batch: a sum over trained tokens or rows, divided by their number in the whole step, in any layout."""

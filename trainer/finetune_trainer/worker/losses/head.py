@@ -1,8 +1,8 @@
-"""From a batch to the sum of its losses: one function for training and evaluation, and for every task.
+"""The summed loss of a batch, one function for training and evaluation.
 
-Models are called without labels. Only the positions that predict a trained token go through the output layer, so that
-a logits tensor is [trained tokens, vocabulary], not [rows, tokens, vocabulary]; each family's own scaling of hidden
-states or logits around that layer stays as it is.
+Models are called without labels. Only the positions that predict a trained token go through the output layer, so the
+logits are [trained tokens, vocabulary] instead of [rows, tokens, vocabulary]. Each family's own scaling of hidden
+states or logits around that layer stays unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,23 +12,22 @@ from typing import Any
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from finetune_api.messages import ProblemType, Task
-from finetune_api.plan import Plan
-from finetune_trainer.worker.losses.output import OutputLayer
+from finetune_api.messages import ProblemType
+from finetune_trainer.worker.losses.output_layer import OutputLayer
 
 Batch = Mapping[str, Any]
-BESIDE = ("kept", "targets", "labels")  # entries of a batch that are not the model's
+BESIDE = ("kept", "targets", "labels")  # entries of a batch that the model does not take
 
 
 @dataclass(frozen=True)
 class Summed:
-    """The loss of one batch; over several, totals and items add up.
+    """The loss of one batch; over several batches, totals and items add up.
 
     Attributes:
         total: float32 scalar, the sum of the losses of all items, with its graph.
-        items: how many there are: trained tokens, or rows for classification. Known on the host: no synchronisation.
+        items: number of items: trained tokens, or rows for classification. Known on the host, without synchronisation.
         outputs: classification: logits [rows, labels]; token tasks: None.
-        hits: token tasks, where no gradients are kept: how many targets had the highest logit, int64 scalar; else None.
+        hits: token tasks without gradients: number of targets with the highest logit, int64 scalar; else None.
     """
 
     total: torch.Tensor
@@ -40,21 +39,9 @@ class Summed:
 Head = Callable[[torch.nn.Module, Batch], Summed]
 
 
-def head_of(plan: Plan, model: torch.nn.Module) -> Head:
-    """The loss of a plan's task.
-
-    Args:
-        model: as loaded, with its adapter, before an engine wraps it: its output layer is watched from here on. The
-            head takes the model, or what wraps it, and a batch as the collators of `batches` make it.
-    """
-    if plan.task is Task.CLASSIFICATION:
-        return Rows(plan.dataset.problem_type or ProblemType.SINGLE_LABEL)
-    return Tokens(OutputLayer(model, plan.engine.loss_head))
-
-
 @dataclass(frozen=True)
-class Rows:
-    """A loss a row: cross entropy, its binary form averaged over the labels, or the squared error."""
+class RowLoss:
+    """A loss for each row: cross entropy, its binary form averaged over the labels, or the squared error."""
 
     problem: ProblemType
 
@@ -74,8 +61,8 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Cross entropy of the batch's `targets` [trained], predicted at its `kept` positions [trained]."""
+class TokenLoss:
+    """The cross entropy of the batch's `targets` [trained], predicted at its `kept` positions [trained]."""
 
     layer: OutputLayer
 
@@ -89,5 +76,5 @@ class Tokens:
 
 
 def inputs(batch: Batch) -> dict[str, Any]:
-    """What of a batch the model itself takes."""
+    """Return the entries of a batch that the model takes."""
     return {name: value for name, value in batch.items() if name not in BESIDE}

@@ -1,1 +1,1 @@
-"""The model as the plan wants it: `load` is the entry, one file for each thing that may be done to a model."""
+"""The model of a run. `load` is the entry; each other module makes one kind of change to the model."""

@@ -9,15 +9,9 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
-from finetune_api.messages import Task
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.new_rows import trained_rows
-
-TASK_TYPES = {
-    Task.CAUSAL_LM: TaskType.CAUSAL_LM,
-    Task.CLASSIFICATION: TaskType.SEQ_CLS,
-    Task.SEQ2SEQ: TaskType.SEQ_2_SEQ_LM,
-}  # PEFT has none for masked-lm, and needs none
 
 
 def with_adapter(
@@ -48,7 +42,8 @@ def with_adapter(
     options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
     if new_ids:
         options |= trained_rows(options, model, new_ids, sharded=plan.layout.zero_stage == 3)
-    config = LoraConfig(task_type=TASK_TYPES.get(plan.task), **options)
+    kind = spec_of(plan.task).peft_type
+    config = LoraConfig(task_type=TaskType[kind] if kind else None, **options)
     return _saved_alone(get_peft_model(model, config, autocast_adapter_dtype=cast))
 
 

@@ -1,6 +1,7 @@
-"""Freezing by name: parameters that a regular expression of `spec.method.freeze` is found in are not trained.
+"""Freezing by name: a parameter is not trained if a regular expression of `spec.method.freeze` matches its name.
 
-Modules that the checkpoint lacks are always trained, also where an expression fits them: frozen they would stay random.
+Modules that the checkpoint lacks are always trained, even if an expression matches them, because otherwise they would
+keep random values.
 """
 
 import re
@@ -10,10 +11,10 @@ import torch
 
 
 def freeze(model: torch.nn.Module, patterns: Sequence[str], new_modules: Collection[str]) -> None:
-    """Take the gradients from every parameter whose full name one of the patterns is found in (`re.search`).
+    """Disable the gradients of every parameter whose full name one of the patterns matches (`re.search`).
 
     Args:
-        new_modules: names of newly initialised modules, as of `heads.new_modules`.
+        new_modules: names of newly initialised modules, from `heads.new_modules`.
     """
     for name, parameter in model.named_parameters():
         fits = any(re.search(pattern, name) for pattern in patterns)

@@ -1,7 +1,8 @@
-"""The model as the plan wants it: loaded from the mirrored files, with a head for the task and an adapter if asked for.
+"""Loading of the model from the mirrored files, with a head for the task and, for LoRA, an adapter.
 
-Modules that the checkpoint lacks are newly initialised; under LoRA they would stay frozen at random, so they are always
-trained. (PEFT adds a classifier by itself, but not BERT's pooler: 0.77 instead of 0.86 accuracy on a small task.)
+Modules that the checkpoint lacks are newly initialised. LoRA would leave them frozen at random values, so they are
+always trained. (PEFT adds a classifier by itself, but not BERT's pooler: 0.77 instead of 0.86 accuracy on a small
+task.)
 """
 
 from collections.abc import Sequence
@@ -11,18 +12,20 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.errors import ModelError
-from finetune_api.messages import MethodType, Task
-from finetune_api.plan import Plan
-from finetune_trainer.model.fitting import check_body, classifiers, other_model
+from finetune_api.messages import MethodType
+from finetune_trainer.model.fitting import check_body, other_model
 from finetune_trainer.worker.models.adapters import with_adapter
 from finetune_trainer.worker.models.freezing import freeze
-from finetune_trainer.worker.models.heads import AUTOS, head_options, new_modules, trained_wholly
+from finetune_trainer.worker.models.heads import auto_class, new_modules, trained_wholly
+from finetune_trainer.worker.models.new_token_rows import add_rows
 from finetune_trainer.worker.models.quantized import loading
-from finetune_trainer.worker.models.tokens import add_rows
+from finetune_trainer.worker.tasks.worker_task import WorkerTask
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the base model; one without a padding token pads with its end-of-text token (masked anyway)."""
+def load_padding_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the base model. Without a padding token it pads with its end-of-text token, which is
+    masked anyway.
+    """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -30,43 +33,46 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    plan: Plan,
+    task: WorkerTask,
     folder: Path,
     dtype: torch.dtype,
     pad_token_id: int,
     new_ids: Sequence[int] = (),
     adapter: Path | None = None,
 ) -> torch.nn.Module:
-    """The model to train: a PreTrainedModel, wrapped in a PeftModel for LoRA.
+    """Return the model to train: a PreTrainedModel, wrapped in a PeftModel for LoRA.
 
     Args:
+        task: of the plan.
         new_ids: ids of the plan's new tokens.
         adapter: folder of the adapter to start from.
 
     Raises:
-        ModelError: the weights are of another model than its configuration.
+        ModelError: the weights do not match the configuration beside them.
 
-    The caller seeds torch before and, for ZeRO-3, keeps the DeepSpeed configuration of transformers alive.
+    The caller seeds torch first and, for ZeRO-3, keeps the DeepSpeed configuration of transformers alive.
     """
-    model, missing = _load_base(plan, folder, dtype)
+    plan = task.plan
+    model, missing = _load_base(task, folder, dtype)
     check_body(model, missing)
-    if plan.task is Task.CLASSIFICATION:  # a decoder looks at each row's last token that is no padding
-        model.config.pad_token_id = pad_token_id
+    task.set_up(model, pad_token_id)
     model.config.use_cache = False
     add_rows(model, new_ids)
     if plan.method is MethodType.FULL:
         freeze(model, plan.freeze, new_modules(missing))
         return model
-    beside = trained_wholly(model, missing, classifiers(model) if plan.task is Task.CLASSIFICATION else ())
+    beside = trained_wholly(model, missing, task.heads(model))
     return with_adapter(plan, model, beside, new_ids, adapter)
 
 
-def _load_base(plan: Plan, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
-    options = head_options(plan) | loading(plan, dtype)
+def _load_base(task: WorkerTask, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
+    options = task.head_options() | loading(task.plan, dtype)
     try:
-        model, info = AUTOS[plan.task].from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        model, info = auto_class(task.plan.task).from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **options
+        )
     except RuntimeError as error:
-        if "mismatch" in str(error):  # never another try with ignore_mismatched_sizes: it draws those at random
+        if "mismatch" in str(error):  # no retry with ignore_mismatched_sizes, which sets those weights at random
             raise ModelError(other_model("have other shapes (the log names them)")) from error
         raise
     return model, set(info["missing_keys"])

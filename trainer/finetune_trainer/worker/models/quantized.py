@@ -1,7 +1,7 @@
-"""QLoRA's base model: linear layers in 4 bits, made by bitsandbytes while the weights are loaded (arXiv 2305.14314).
+"""QLoRA's base model: bitsandbytes makes the linear layers 4 bits wide while the weights are loaded (arXiv 2305.14314).
 
-bitsandbytes asks CUDA for its devices when it is imported, and PEFT imports it where it is installed, so the zygote
-hides it: a process that knows CUDA cannot fork workers. Only a worker that needs it uncovers it, after the fork.
+bitsandbytes queries CUDA when it is imported, and PEFT imports it where it is installed. A process that has initialised
+CUDA cannot fork workers, so the zygote hides the package, and only a worker that needs it uncovers it after the fork.
 """
 
 import sys
@@ -11,44 +11,23 @@ import torch
 
 from finetune_api.messages import MethodType
 from finetune_api.plan import Plan
+from finetune_trainer.model.families import FAMILIES
 
-# Heads stay in the type of the run: those that a checkpoint lacks are trained, and the others turn small errors into
-# wrong tokens. (transformers leaves out the last layer and the output embedding by itself, but not a BERT's pooler; a
-# list of ours takes the place of its own.) A name stands for every module that ends with it.
-HEADS = (
-    "lm_head",
-    "embed_out",
-    "score",
-    "classifier",
-    "pre_classifier",
-    "pooler",
-    "pooler.dense",
-    "classification_head",
-    "classification_head.dense",
-    "classification_head.out_proj",
-    "classifier.dense",
-    "classifier.out_proj",
-    "vocab_transform",
-    "vocab_projector",
-    "vocab_layer_norm",
-    "predictions.transform.dense",
-    "predictions.decoder",
-    "lm_head.dense",
-    "lm_head.decoder",
-    "head.dense",
-    "decoder$",  # ModernBERT's output embedding; a name is also a pattern of how a module's begins
-)
+# Heads are not quantized: heads that a checkpoint lacks are trained, and small errors in the others cause wrong tokens.
+# transformers itself leaves out the last layer and the output embedding, but not BERT's pooler; this list replaces its
+# own. It holds the heads of all families, since a name that a model lacks has no effect.
+HEADS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.heads))
 
 
 def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` has to be told beside the usual: nothing, or how the weights become 4 bits.
+    """Return the additional options for `from_pretrained`: none, or the quantization to 4 bits.
 
     Args:
-        dtype: of the run; products are computed in it.
+        dtype: type of the run, in which products are computed.
 
-    The model's norms are not cast to float32, as PEFT's `prepare_model_for_kbit_training` does: DeepSpeed turns every
-    floating-point weight into the type of the run anyway. Embeddings' outputs need no gradients where activations are
-    recomputed: transformers recomputes without re-entering autograd.
+    The model's norms are not cast to float32, as PEFT's `prepare_model_for_kbit_training` would do, because DeepSpeed
+    casts every floating-point weight to the type of the run anyway. The outputs of the embeddings need no gradients
+    where activations are recomputed, because transformers recomputes without re-entering autograd.
     """
     if plan.method is not MethodType.QLORA:
         return {}
@@ -67,7 +46,7 @@ def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def uncover() -> None:
-    """Make bitsandbytes importable in a worker: the zygote has put None in its place."""
+    """Make bitsandbytes importable in a worker: the zygote has put None in its place in `sys.modules`."""
     import peft.import_utils
     from transformers.utils import import_utils
 

@@ -1,1 +1,1 @@
-"""When a run evaluates and saves, and what it tells: events to the agent, files for people."""
+"""The schedule of evaluations and saves, and the reports of a run: events for the agent, files for people."""

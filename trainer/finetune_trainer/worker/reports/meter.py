@@ -1,6 +1,6 @@
-"""What a step took: seconds, how many of them it waited for data, tokens and samples, memory, share of the GPU's peak.
+"""Measurements of a step: seconds, seconds of waiting for data, tokens and samples, memory, share of the GPU's peak.
 
-By the host's clock alone: a step ends where its loss is read, the one moment when host and GPU meet anyway.
+Only the host's clock is used. A step ends when its loss is read, because host and GPU synchronise there anyway.
 """
 
 import resource
@@ -17,16 +17,16 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Taken:
-    """One step as rank 0 saw it, without evaluation and saving.
+class StepFigures:
+    """The measurements of one step on rank 0, without evaluation and saving.
 
     Attributes:
         tokens: non-padding tokens of the global batch.
         samples: rows of the global batch.
-        seconds: from asking for its batches to having its loss.
-        data_wait: of these, seconds until its batches were there.
-        memory_bytes: peak so far: what tensors took of the GPU's memory; without GPU, resident memory of the process.
-        mfu: model FLOPs utilisation, PaLM paper (arXiv 2204.02311), appendix B; None if the GPU's peak is not known.
+        seconds: from the request of its batches to the value of its loss.
+        data_wait: part of `seconds` until its batches were there.
+        memory_bytes: peak so far: GPU memory of tensors; without a GPU, resident memory of the process.
+        mfu: model FLOPs utilisation, PaLM paper (arXiv 2204.02311), appendix B; None if the GPU's peak is unknown.
     """
 
     tokens: int
@@ -38,7 +38,7 @@ class Taken:
 
     @property
     def logs(self) -> dict[str, float]:
-        """Under the names that trackers show."""
+        """Return the figures under the names that trackers show."""
         shown = {
             "tokens_per_second": self.tokens / self.seconds,
             "samples_per_second": self.samples / self.seconds,
@@ -49,7 +49,7 @@ class Taken:
 
     @property
     def event(self) -> dict[str, float]:
-        """As the agent hears it."""
+        """Return the figures of an event for the agent."""
         return {
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -59,7 +59,7 @@ class Taken:
 
 
 class Meter:
-    """Times the steps of one rank.
+    """A timer of the steps of one rank.
 
     Args:
         plan: has the rows of a step, the operations of a token and the GPU's peak.
@@ -72,17 +72,17 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around fetching all batches of a step, with which the step begins."""
+        """Time the fetch of all batches of a step, which begins the step."""
         self._began = time.perf_counter()
         yield
         self._waited = time.perf_counter() - self._began
 
-    def taken(self, tokens: int) -> Taken:
-        """The step that has just ended; `tokens`: non-padding ones of the global batch."""
+    def figures(self, tokens: int) -> StepFigures:
+        """Return the figures of the step that has just ended; `tokens`: non-padding tokens of the global batch."""
         seconds = max(time.perf_counter() - self._began, 1e-9)
         plan = self._plan
         peak = plan.prediction.peak_flops * plan.world_size
-        return Taken(
+        return StepFigures(
             tokens=tokens,
             samples=plan.layout.global_batch,
             seconds=seconds,
@@ -95,7 +95,7 @@ class Meter:
 
 
 def peak_memory() -> int:
-    """Bytes: the most that tensors took on this rank's GPU, or that this process had resident."""
+    """Return the peak in bytes: of tensors on this rank's GPU, or of the process's resident memory."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,7 @@
-"""Who else hears of a run: TensorBoard's events in the run's outputs, always, and the trackers that the job names.
+"""The trackers of a run: TensorBoard's events in the outputs, always, and the trackers that the job names.
 
-They are transformers' own callbacks, on rank 0 only; they see what `Trainer.log` is given and what `Reports` adds.
+They are transformers' own callbacks, on rank 0 only. They receive the logs of `Trainer.log` and the additions of
+`Reports`.
 """
 
 from pathlib import Path
@@ -19,8 +20,9 @@ FLUSH_SECONDS = 5
 
 
 class Charts(TensorBoardCallback):
-    """transformers' own, but a step is one record, written by the writer's thread: a record and a flush for each of ten
-    figures took 0.4 ms a step, one record 0.07."""
+    """A TensorBoard callback that writes one record a step, in the writer's thread. A record and a flush for each of
+    ten figures took 0.4 ms a step; one record takes 0.07.
+    """
 
     def on_log(
         self,
@@ -42,7 +44,7 @@ class Trackers:
     """The trackers of one rank.
 
     Attributes:
-        callbacks: for the Trainer, after everything that adds to its logs.
+        callbacks: for the Trainer, after all callbacks that add to its logs.
     """
 
     def __init__(self, order: WorkerOrder) -> None:
@@ -50,19 +52,21 @@ class Trackers:
         self._events: SummaryWriter | None = None
         if order.rank:
             return
-        self._events = events(Path(order.outputs) / FOLDER, order)
+        self._events = event_writer(Path(order.outputs) / FOLDER, order)
         named = [name for name in order.plan.engine.report_to if name not in {"tensorboard", "none"}]
         board = Charts(self._events)  # type: ignore[no-untyped-call]
         self.callbacks = [board, *(INTEGRATION_TO_CALLBACK[name]() for name in named)]
 
     def close(self) -> None:
-        """Writes what is not written yet; also of a run that ends badly, whose last steps matter most."""
+        """Write the pending events, also at the end of a failed run, whose last steps matter most."""
         if self._events is not None:
             self._events.close()
 
 
-def events(folder: Path, order: WorkerOrder) -> SummaryWriter:
-    """A writer that goes on in `folder`: steps after the point of resumption, of generations before, count no more."""
+def event_writer(folder: Path, order: WorkerOrder) -> SummaryWriter:
+    """Return a writer that continues in `folder` and discards the steps of earlier generations after the point of
+    resumption.
+    """
     resumed = checkpoint_step(Path(order.resume).name) if order.resume else None
     before = any(folder.glob("events.out.tfevents.*"))
     return SummaryWriter(

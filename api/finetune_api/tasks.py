@@ -1,0 +1,175 @@
+"""The record of each task, which prepare, plan, worker and export read. It imports no torch.
+
+A new task is a member of `messages.Task`, a record here, and the module of `finetune_trainer.worker.tasks` that the
+record names. All other code reads the record and does not compare tasks.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from finetune_api.messages import Task
+
+
+class Supervision(StrEnum):
+    """What a row teaches; determines its Arrow column in addition to `input_ids` (see `messages.DatasetFacts`)."""
+
+    LABEL = "a label of the text"  # `label`
+    CONTINUATION = "the tokens that follow"  # `trained_runs`
+    SEQUENCE = "another sequence"  # `labels`
+    HIDDEN = "hidden tokens"  # no column: the worker masks tokens anew in each pass
+
+
+@dataclass(frozen=True)
+class Default:
+    """A default of the plan, and its source."""
+
+    value: str | float
+    source: str
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task.
+
+    Attributes:
+        worker: module of the worker; its `TASK` is a `worker.tasks.worker_task.WorkerTask`.
+        supervision: what a row teaches.
+        shapes: names of sets of columns in `prepare.data.shapes`; the first set that fits a row is used.
+        proposals: columns to suggest for rows that fit no shape; the set that uses most of a row comes first.
+        example: an example of `spec.dataset.columns` in an error.
+        auto_class: class of transformers that loads the model.
+        peft_type: task type of PEFT; None where PEFT has none.
+        purpose: ends the sentence "All weights after step 10, for ...".
+        pipeline_tag: pipeline tag of the model card; None where transformers has no such pipeline.
+        scheduler, warmup: schedule of the learning rate, and share of the steps in which it rises.
+        ceiling: maximum length of a row in tokens if neither the job nor the model has a lower limit.
+        metrics: metrics of an evaluation, in addition to the scores of labels and of answers.
+        answers: whether the model generates text that can be compared with the text of the row.
+        packs: whether several rows may share a sequence.
+        unpadded: whether batches have no padding, for families whose attention keeps documents apart.
+    """
+
+    task: Task
+    worker: str
+    supervision: Supervision
+    shapes: tuple[str, ...]
+    proposals: tuple[tuple[str, ...], ...]
+    example: str
+    auto_class: str
+    peft_type: str | None
+    purpose: str
+    pipeline_tag: str | None
+    scheduler: Default
+    warmup: Default
+    ceiling: int
+    metrics: tuple[str, ...]
+    answers: bool = False
+    packs: bool = False
+    unpadded: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a row teaches a label."""
+        return self.supervision is Supervision.LABEL
+
+    @property
+    def continues(self) -> bool:
+        """Whether a row teaches the continuation of its own tokens."""
+        return self.supervision is Supervision.CONTINUATION
+
+    @property
+    def has_target(self) -> bool:
+        """Whether a row teaches a separate sequence, which a decoder writes."""
+        return self.supervision is Supervision.SEQUENCE
+
+    @property
+    def hides_tokens(self) -> bool:
+        """Whether a row teaches its own masked tokens."""
+        return self.supervision is Supervision.HIDDEN
+
+
+WORKERS = "finetune_trainer.worker.tasks"
+ALPACA = ("instruction", "input", "output")
+PAIR = ("prompt", "completion")
+PAIR_SHAPES = ("prompt and response", "question and answer", "input and output")
+_ROBERTA = "RoBERTa paper, arXiv 1907.11692"
+_QLORA = "QLoRA's training script"
+
+TASKS: dict[Task, TaskSpec] = {
+    spec.task: spec
+    for spec in (
+        TaskSpec(
+            task=Task.CAUSAL_LM,
+            worker=f"{WORKERS}.causal_lm",
+            supervision=Supervision.CONTINUATION,
+            shapes=("messages", "conversations", "prompt and completion", "alpaca", *PAIR_SHAPES, "text"),
+            proposals=(ALPACA, PAIR, ("messages",), ("text",)),
+            example="{prompt: query, completion: reply}",
+            auto_class="AutoModelForCausalLM",
+            peft_type="CAUSAL_LM",
+            purpose="for text generation",
+            pipeline_tag="text-generation",
+            scheduler=Default("cosine", "cosine decay, as in the Llama 2 paper's fine-tuning"),
+            warmup=Default(0.03, _QLORA),
+            ceiling=2048,
+            metrics=("loss", "perplexity"),
+            answers=True,
+            packs=True,
+            unpadded=True,
+        ),
+        TaskSpec(
+            task=Task.CLASSIFICATION,
+            worker=f"{WORKERS}.classification",
+            supervision=Supervision.LABEL,
+            shapes=("text and label",),
+            proposals=(("text", "label"),),
+            example="{text: body, label: category}",
+            auto_class="AutoModelForSequenceClassification",
+            peft_type="SEQ_CLS",
+            purpose="for classification",
+            pipeline_tag="text-classification",
+            scheduler=Default("linear", "linear decay, as in the BERT paper"),
+            warmup=Default(0.06, _ROBERTA),
+            ceiling=512,
+            metrics=("loss",),
+        ),
+        TaskSpec(
+            task=Task.SEQ2SEQ,
+            worker=f"{WORKERS}.seq2seq",
+            supervision=Supervision.SEQUENCE,
+            shapes=("prompt and completion", "alpaca", *PAIR_SHAPES, "messages", "conversations"),
+            proposals=(ALPACA, PAIR),
+            example="{prompt: query, completion: reply}",
+            auto_class="AutoModelForSeq2SeqLM",
+            peft_type="SEQ_2_SEQ_LM",
+            purpose="for text from text",
+            pipeline_tag=None,  # transformers 5 has no pipeline for encoder-decoders
+            scheduler=Default("linear", "linear decay, as transformers' own examples of translation and summaries"),
+            warmup=Default(0.03, _QLORA),
+            ceiling=512,
+            metrics=("loss", "perplexity"),
+            answers=True,
+        ),
+        TaskSpec(
+            task=Task.MASKED_LM,
+            worker=f"{WORKERS}.masked_lm",
+            supervision=Supervision.HIDDEN,
+            shapes=("text",),
+            proposals=(("text",),),
+            example="{text: body}",
+            auto_class="AutoModelForMaskedLM",
+            peft_type=None,
+            purpose="for text with hidden tokens: an encoder pre-trained further",
+            pipeline_tag="fill-mask",
+            scheduler=Default("linear", "linear decay, as in the BERT and RoBERTa papers"),
+            warmup=Default(0.06, _ROBERTA),
+            ceiling=512,
+            metrics=("loss", "perplexity", "accuracy"),
+        ),
+    )
+}
+
+
+def spec_of(task: Task) -> TaskSpec:
+    """Return the record of a task."""
+    return TASKS[task]

@@ -1,0 +1,45 @@
+"""Tables of what the fields of `spec` are marked as. Every table is made from the markers (`markers.py`)."""
+
+from finetune_api.v1alpha1.markers import (
+    ClusterOnly,
+    Fixed,
+    Later,
+    Marker,
+    Mutable,
+    ShapesData,
+    WithoutEffect,
+    marker_of,
+)
+from finetune_api.v1alpha1.tree import spec_fields
+
+
+def _marked(kind: type[Marker]) -> dict[str, Marker]:
+    """Return the marker of a kind for each field that carries one, by path."""
+    return {branch.dotted: marker for branch in spec_fields() if (marker := marker_of(branch.info, kind)) is not None}
+
+
+def _top(path: str) -> str:
+    """Return the field of `spec` that a path leads through."""
+    return path.split(".")[1]
+
+
+LATER: dict[str, Later] = _marked(Later)
+"""Fields that are refused as not supported yet, by path."""
+
+WITHOUT_EFFECT: dict[str, str] = {path: marker.reason for path, marker in _marked(WithoutEffect).items()}
+"""Fields that are accepted and change nothing, by path, each with the reason."""
+
+SHAPES_DATA: dict[str, ShapesData] = _marked(ShapesData)
+"""Fields that the prepared data depends on, by path."""
+
+MUTABLE: dict[str, Mutable] = {_top(path): marker for path, marker in _marked(Mutable).items()}
+"""Fields of `spec` that may change after the job was created, by name. What is below them may change too."""
+
+FIXED_BELOW: tuple[str, ...] = tuple(path for path in _marked(Fixed) if _top(path) in MUTABLE)
+"""Paths of fields that may not change, although the field of `spec` that holds them may."""
+
+SAME_RUN: frozenset[str] = frozenset(name for name, mutable in MUTABLE.items() if mutable.same_run)
+"""Fields of `spec` that may change while a run goes on. All the others are the identity of the run."""
+
+CLUSTER_ONLY: tuple[str, ...] = tuple(sorted(_top(path) for path in _marked(ClusterOnly)))
+"""Fields of `spec` that have no effect where the job runs on one machine."""

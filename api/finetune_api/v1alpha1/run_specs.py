@@ -1,0 +1,186 @@
+"""How a job runs: the method, evaluation, sharding, pods, checkpoints, recovery, the CPU stages and the budget."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.messages import MethodType
+from finetune_api.v1alpha1.base import (
+    FreeObject,
+    Kubernetes,
+    Label,
+    Quantity,
+    QuantityMap,
+    StoreUri,
+    StringMap,
+    Subdomain,
+    Text,
+)
+from finetune_api.v1alpha1.markers import Fixed, KeepsData, Later, Supported
+from finetune_api.v1alpha1.pod_template import Toleration
+from finetune_api.v1alpha1.training import LoraSpec
+
+_NVME = Later("states are not offloaded to disks", "use cpu, the memory of the node", values=("nvme",))
+
+
+class MethodSpec(Kubernetes):
+    """How weights are trained."""
+
+    type: Annotated[MethodType, Supported(), KeepsData()]
+    """lora = train an adapter, qlora = train an adapter on a 4-bit base model, full = train all weights."""
+    lora: LoraSpec | None = None
+    """Hyperparameters under the names of PEFT's LoraConfig; requires type lora or qlora."""
+    freeze: Annotated[list[Text], Field(max_length=64), Supported(), KeepsData()] = Field(default_factory=list)
+    """Regular expressions. Parameters whose name contains a match are not trained; requires type full."""
+
+
+class EvaluationSpec(Kubernetes):
+    """What an evaluation does besides the loss: it generates answers for rows of the eval split, compares them with the
+    expected answers (exact match, chrF, ROUGE), and stores some of them."""
+
+    generate: Annotated[Annotated[int, Field(ge=0, le=100_000)] | None, Supported(), KeepsData()] = None
+    """Number of rows for which an answer is generated; 0 = none."""
+    max_new_tokens: Annotated[Annotated[int, Field(ge=1, le=100_000)] | None, Supported(), KeepsData()] = None
+    """Maximum length of a generated answer in tokens."""
+    samples: Annotated[Annotated[int, Field(ge=0, le=100)] | None, Supported(), KeepsData()] = None
+    """Number of generated answers to store."""
+
+
+class OffloadSpec(Kubernetes):
+    """What DeepSpeed keeps outside GPU memory."""
+
+    optimizer: Annotated[Literal["none", "cpu", "nvme"] | None, _NVME, KeepsData()] = None
+    """Where the optimizer states are kept."""
+    parameters: Annotated[Literal["none", "cpu", "nvme"] | None, _NVME, KeepsData()] = None
+    """Where the parameters are kept; requires stage 3."""
+
+
+class DeepSpeedSpec(Kubernetes):
+    """How model states are sharded over the ranks."""
+
+    stage: Annotated[Annotated[int, Field(ge=0, le=3)] | None, Supported(), KeepsData()] = None
+    """ZeRO stage: 0 shards nothing, 1 shards optimizer states, 2 also gradients, 3 also weights."""
+    offload: OffloadSpec | None = None
+    """What is kept outside GPU memory."""
+    config: Annotated[FreeObject | None, Supported(), KeepsData()] = None
+    """Complete DeepSpeed configuration; used without changes."""
+
+
+class Resources(Kubernetes):
+    """Resources of one pod."""
+
+    limits: Annotated[QuantityMap, Supported(), KeepsData()] = Field(default_factory=dict)
+    """Limits of the pod, such as {nvidia.com/gpu: 8, memory: 512Gi}."""
+    requests: Annotated[QuantityMap, Supported(), KeepsData()] = Field(default_factory=dict)
+    """Requests of the pod; omitted = the limits."""
+
+
+class ScratchSpec(Kubernetes):
+    """Node-local scratch space for weights, data and two checkpoints."""
+
+    size: Annotated[Quantity | None, Supported(), KeepsData()] = None
+    """Size of the space, such as 200Gi; omitted = computed by the plan."""
+    storage_class_name: Annotated[Subdomain | None, Supported(), KeepsData()] = None
+    """StorageClass of a generic ephemeral volume; omitted = an emptyDir."""
+    medium: Annotated[Literal["Disk", "Memory"] | None, Supported(), KeepsData()] = None
+    """Medium of the emptyDir."""
+
+
+class CheckpointSpec(Kubernetes):
+    """When checkpoints are saved, and how many are kept. The last step is always saved."""
+
+    every_steps: Annotated[Annotated[int, Field(ge=1, le=1_000_000_000)] | None, Supported(), KeepsData()] = None
+    """Steps between two checkpoints; omitted = chosen by the plan."""
+    every_minutes: Annotated[Annotated[int, Field(ge=1, le=10_080)] | None, Supported(), KeepsData()] = None
+    """Minutes between two checkpoints, converted with the step time of the plan; excludes everySteps."""
+    keep_last: Annotated[Annotated[int, Field(ge=1, le=1000)] | None, Supported(), KeepsData()] = None
+    """Number of newest checkpoints to keep, in addition to the best one."""
+
+
+class ResumeSpec(Kubernetes):
+    """A checkpoint of another job to continue from."""
+
+    uri: Annotated[StoreUri, KeepsData()]
+    """Storage prefix of the other job."""
+    checkpoint: Annotated[str, Field(pattern=r"^(latest|best|[0-9]{1,9})$", max_length=9), KeepsData()] = "latest"
+    """Which checkpoint: latest, best, or a step."""
+
+
+class RecoverySpec(Kubernetes):
+    """What happens after failures. You can change it while the job runs."""
+
+    max_restarts: Annotated[Annotated[int, Field(ge=0, le=100_000)] | None, Supported(), KeepsData()] = None
+    """Maximum number of restarts after faults; preemptions do not count."""
+    hang_timeout_seconds: Annotated[
+        Annotated[int, Field(ge=10, le=604_800)] | None, Later("hangs are not detected"), KeepsData()
+    ] = None
+    """Seconds after which a step counts as a hang; omitted = derived from the measured step times."""
+    on_out_of_memory: Annotated[
+        Literal["ShrinkBatch", "Fail"] | None,
+        Later(
+            "the micro-batch is not reduced automatically",
+            "set it to Fail and choose training.per_device_train_batch_size",
+            values=("ShrinkBatch",),
+        ),
+        KeepsData(),
+    ] = None
+    """What happens if a GPU runs out of memory: use a smaller micro-batch with the same global batch, or fail."""
+    on_divergence: Annotated[
+        Literal["Fail", "RollBack"] | None,
+        Later("a run does not return to an earlier checkpoint after a NaN", "set it to Fail", values=("RollBack",)),
+        KeepsData(),
+    ] = None
+    """What happens after a NaN loss: fail, or go back to an earlier checkpoint."""
+
+
+class StageSpec(Kubernetes):
+    """A stage that runs in one CPU pod. The node selector and affinity of podTemplate do not apply to this pod."""
+
+    resources: Resources | None = None
+    """Resources of the pod."""
+    node_selector: Annotated[StringMap, Supported(), KeepsData()] = Field(default_factory=dict)
+    """Labels of the nodes on which the pod may run."""
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    """Taints that the pod tolerates; omitted = podTemplate.tolerations."""
+    priority_class_name: Annotated[Subdomain | None, Supported(), KeepsData(), Fixed()] = None
+    """PriorityClass of the pod; omitted = spec.priorityClassName."""
+
+
+class PrepareSpec(StageSpec):
+    """The CPU stage that checks and tokenises the data before the job requests a GPU."""
+
+    queue_name: Annotated[Label | None, Later("jobs are not queued"), KeepsData()] = None
+    """Kueue LocalQueue of the prepare Job, if it differs from spec.queueName."""
+
+
+class ExportSpec(StageSpec):
+    """What the job exports from the best checkpoint. You can change everything except merge, smokeTestPrompts and
+    priorityClassName at any time."""
+
+    merge: Annotated[
+        bool | None,
+        Later("the export is an adapter for lora and qlora, and a model for full", harmless=(False,)),
+        KeepsData(),
+        Fixed(),
+    ] = None
+    """Merge the adapter into the weights of the model."""
+    smoke_test_prompts: Annotated[
+        list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()
+    ] = Field(default_factory=list)
+    """Prompts whose answers by the exported model appear in the report."""
+    attempt: Annotated[Annotated[int, Field(ge=1, le=999)] | None, Supported(), KeepsData()] = None
+    """Number of the export; omitted = 1. Raise it to export again after the job succeeded or the export failed."""
+
+
+class BudgetSpec(Kubernetes):
+    """A limit on cost. The job saves a checkpoint and stops when the budget is spent. You can change it while the job
+    runs."""
+
+    max_gpu_hours: Annotated[
+        Annotated[float, Field(gt=0, le=100_000_000)] | None, Later("budgets are not enforced"), KeepsData()
+    ] = Field(default=None, alias="maxGPUHours")
+    """Maximum GPU hours over all attempts."""
+    gpu_hour_price: Annotated[
+        Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,4})?$", max_length=14)] | None, Supported(), KeepsData()
+    ] = None
+    """Price of a GPU hour, such as "2.50", for the cost in the plan. It is a string, so that no digit is lost."""

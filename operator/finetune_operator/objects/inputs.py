@@ -1,0 +1,74 @@
+"""The additions that only the prepare pod gets: access to the data and to the hub, a model on a volume claim, and the
+GPUs that training can count on. Pure."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from finetune_api.contract import Env, PodPath
+from finetune_api.quantity import parse_quantity
+from finetune_operator.objects.environment import data_access, from_secret, variable
+from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.kinds import Object
+from finetune_operator.objects.machines import NodeGpu
+from finetune_operator.objects.pods import ca_mount, ca_volume
+from finetune_operator.settings import Settings
+
+HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's library
+
+
+@dataclass(frozen=True)
+class PodInputs:
+    """The additions to a pod: environment variables, volumes and their mounts."""
+
+    env: tuple[Object, ...] = ()
+    volumes: tuple[Object, ...] = ()
+    mounts: tuple[Object, ...] = ()
+
+
+def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu: NodeGpu | None) -> PodInputs:
+    """Return the additions to the prepare pod of a job.
+
+    Args:
+        resources: of the container.
+        gpu: that training can count on; None if unknown.
+    """
+    env = [*data_access(job), *_hub_access(job, settings), *_gpu_facts(gpu)]
+    if processes := _processes(resources):
+        env.append(variable(Env.PROCESSES, str(processes)))
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+    data = job.spec.dataset.storage
+    if data and data.ca_secret_ref:
+        volumes.append(ca_volume("finetune-data-ca", data.ca_secret_ref.name, PodPath.DATA_CA))
+        mounts.append(ca_mount("finetune-data-ca", PodPath.DATA_CA))
+    if claim := job.spec.model.persistent_volume_claim:
+        source = {"claimName": claim.claim_name, "readOnly": True}
+        volumes.append({"name": "finetune-model", "persistentVolumeClaim": source})
+        mounts.append({"name": "finetune-model", "mountPath": PodPath.MODEL_VOLUME.value, "readOnly": True})
+        env.append(variable(Env.MODEL_VOLUME, PodPath.MODEL_VOLUME.value))
+    return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
+
+
+def _hub_access(job: AcceptedJob, settings: Settings) -> list[Object]:
+    """Return the token of the hub, and the admin's mirror of the hub unless the job names another one."""
+    env: list[Object] = []
+    if token := job.spec.model.token_secret_ref:
+        env.append(from_secret(HUB_TOKEN, token.name, token.key))
+    theirs = {one.name for one in job.spec.pod_template.env} if job.spec.pod_template else set()
+    if settings.hub_endpoint and HUB_ENDPOINT not in theirs:
+        env.append(variable(HUB_ENDPOINT, settings.hub_endpoint))
+    return env
+
+
+def _gpu_facts(gpu: NodeGpu | None) -> list[Object]:
+    if gpu is None:
+        return []
+    facts = {Env.GPU_PRODUCT: gpu.product, Env.GPU_MEMORY_MIB: gpu.memory_mib}
+    return [variable(name, str(value)) for name, value in facts.items() if value]
+
+
+def _processes(resources: Object) -> int:
+    """Return the number of processes that the pod has CPUs for, because it may use only a part of the node's cores.
+    0 means unknown."""
+    cpu = {**resources.get("requests", {}), **resources.get("limits", {})}.get("cpu")
+    return max(1, ceil(parse_quantity(cpu))) if cpu is not None else 0

@@ -1,0 +1,367 @@
+"""Every reason that a condition or an Event can have, what it means and what to do. Pure.
+
+Users alert on these words: a reason keeps its text. `python -m finetune_operator.reference` prints the tables as
+docs/reference/conditions.md.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from finetune_api.v1alpha1 import ConditionType
+
+
+class Reason(StrEnum):
+    """A reason that the operator gives itself."""
+
+    SPEC_VALID = "SpecValid"
+    PREPARING = "Preparing"
+    PREPARED = "Prepared"
+    DRY_RUN = "DryRun"
+    ADMITTED = "Admitted"
+    QUEUED = "Queued"
+    WAITING_FOR_NODES = "WaitingForNodes"
+    ALL_NODES_READY = "AllNodesReady"
+    RECOVERING = "Recovering"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    ENDING = "Ending"
+    TRAINED = "Trained"
+    EXPORTING = "Exporting"
+    EXPORTED = "Exported"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    COMMITTED = "Committed"
+    STORAGE_REFUSES = "StorageRefuses"
+    EVAL_LOSS_RISES = "EvalLossRises"
+    SPEC_REFUSED = "SpecRefused"
+    NOTHING_TO_EXPORT = "NothingToExport"
+    LEADER_UNREACHABLE = "LeaderUnreachable"
+    AS_EXPECTED = "AsExpected"
+    # Obstacles: why the pods of a stage do not run.
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    PODS_REFUSED = "PodsRefused"
+    CREATE_REFUSED = "CreateRefused"
+    NAME_TAKEN = "NameTaken"
+    POD_FAILED = "PodFailed"
+    STORAGE_UNAVAILABLE = "StorageUnavailable"
+    NOT_SUPPORTED_YET = "NotSupportedYet"
+    # Events only.
+    DATASET_WARNING = "DatasetWarning"
+    EVALUATION_WARNING = "EvaluationWarning"
+
+
+class ForeignReason(StrEnum):
+    """The origin of a reason that the operator passes on."""
+
+    KUBERNETES = "a reason of Kubernetes"
+    CODE = "an error code"
+    CATEGORY = "a failure category"
+    PHASE = "the phase"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """One reason of a condition or an Event.
+
+    Attributes:
+        status: of the condition: True or False. Of an Event its type: Normal or Warning.
+        meaning: a sentence.
+        remedy: what the user can do; empty if nothing.
+    """
+
+    status: str
+    reason: Reason | ForeignReason
+    meaning: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class ConditionMeaning:
+    """A condition type: the question that it answers, and the reasons of its answers."""
+
+    type: ConditionType
+    question: str
+    meanings: tuple[Meaning, ...] = ()
+
+
+KEPT_OUT = (
+    Meaning(
+        "False",
+        Reason.QUOTA_EXCEEDED,
+        "A ResourceQuota of the namespace refuses the pods.",
+        "Raise the quota, or wait until other pods end. The operator continues by itself.",
+    ),
+    Meaning(
+        "False",
+        Reason.PODS_REFUSED,
+        "The API server refuses the pods. The message is its sentence.",
+        "Change the policy or the webhook that refuses them. The operator continues by itself.",
+    ),
+    Meaning(
+        "False",
+        Reason.CREATE_REFUSED,
+        "The API server refuses a Job or a Secret. The message is its sentence.",
+        "Change the policy or the right that is missing. The operator tries again every 30 s.",
+    ),
+    Meaning(
+        "False",
+        Reason.NAME_TAKEN,
+        "An object of another owner has the name that a child of this job needs.",
+        "Delete that object, or create the FineTuneJob under another name.",
+    ),
+)
+"""Obstacles that keep pods from being created; Admitted has the same reason."""
+
+QUEUED = Meaning("False", Reason.QUEUED, "A queue suspends the Job.", "Wait, or raise the quota of the queue.")
+
+OBSTACLES = (
+    *KEPT_OUT,
+    QUEUED,
+    Meaning(
+        "False",
+        Reason.UNSCHEDULABLE,
+        "No node fits the pod. The message is the scheduler's sentence.",
+        "Add nodes, or reduce what the pod requests. For `ephemeral-storage`, set `scratch.size` or"
+        " `scratch.storageClassName`.",
+    ),
+    Meaning(
+        "False",
+        Reason.POD_FAILED,
+        "The last pod failed without a result. The message has its exit code and its last lines.",
+        "Correct the cause that the lines show. Kubernetes tries the pod again; the job fails when the retries are used"
+        " up.",
+    ),
+    Meaning(
+        "False",
+        Reason.STORAGE_UNAVAILABLE,
+        "The last pod could not use the storage of the job.",
+        "Check the storage and its credentials. Kubernetes tries the pod again.",
+    ),
+    Meaning(
+        "False",
+        ForeignReason.KUBERNETES,
+        "The container does not start, or its last pod ended for this reason: ErrImagePull, CreateContainerConfigError,"
+        " FailedMount, OOMKilled, Evicted and others.",
+        "Read the message: it names the pod and the cause.",
+    ),
+    Meaning(
+        "False",
+        ForeignReason.CODE,
+        "The job or its last pod failed with this error.",
+        "Read the message and `status.failure`.",
+    ),
+)
+
+CONDITIONS = (
+    ConditionMeaning(
+        ConditionType.ACCEPTED,
+        "Is the spec valid? Once True, no spec fails the job.",
+        (
+            Meaning("True", Reason.SPEC_VALID, "The spec is valid."),
+            Meaning(
+                "False",
+                ForeignReason.CODE,
+                "The first spec breaks a rule, and the job has failed.",
+                "Correct the field that the message names, and create the job again.",
+            ),
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.PREPARED,
+        "Are data, model and plan ready?",
+        (
+            Meaning("True", Reason.PREPARED, "The plan is ready. The message is its summary."),
+            Meaning("False", Reason.PREPARING, "A CPU pod checks the data and the model."),
+            *OBSTACLES,
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.ADMITTED,
+        "May the training pods be created?",
+        (
+            Meaning("True", Reason.ADMITTED, "The pods may be created."),
+            Meaning("False", Reason.DRY_RUN, "`spec.dryRun` is true.", "Set `spec.dryRun` to false to train."),
+            Meaning("False", Reason.SUSPENDED, "`spec.suspend` is true.", "Set `spec.suspend` to false to resume."),
+            Meaning(
+                "False",
+                Reason.NOT_SUPPORTED_YET,
+                "`spec.nodes` is not the number of nodes that the run was planned for.",
+                "Set `spec.suspend` to true, and `spec.nodes` to the number in the message.",
+            ),
+            QUEUED,
+            *KEPT_OUT,
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.RUNNING,
+        "Do all nodes train?",
+        (
+            Meaning("True", Reason.ALL_NODES_READY, "All nodes train."),
+            Meaning("False", Reason.WAITING_FOR_NODES, "The pods start. The message counts the nodes that are ready."),
+            Meaning(
+                "False",
+                Reason.RECOVERING,
+                "A worker or a node was lost, and the run recovers. The message has the cause.",
+            ),
+            Meaning("False", Reason.ENDING, "The pods of the previous attempt save, upload and end."),
+            Meaning("False", Reason.SUSPENDING, "`spec.suspend` is true; the pods save, upload and end."),
+            Meaning(
+                "False",
+                Reason.SUSPENDED,
+                "`spec.suspend` is true, and no pod runs.",
+                "Set `spec.suspend` to false to resume.",
+            ),
+            Meaning("False", Reason.DRY_RUN, "`spec.dryRun` is true.", "Set `spec.dryRun` to false to train."),
+            Meaning(
+                "False",
+                Reason.NOT_SUPPORTED_YET,
+                "`spec.nodes` is not the number of nodes that the run was planned for.",
+                "Set `spec.suspend` to true, and `spec.nodes` to the number in the message.",
+            ),
+            Meaning("False", Reason.TRAINED, "Training is complete, and its checkpoints are committed."),
+            Meaning("False", Reason.FAILED, "The job has failed.", "Read `status.failure`."),
+            *OBSTACLES,
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.CHECKPOINTED,
+        "Does storage hold the newest checkpoints?",
+        (
+            Meaning("True", Reason.COMMITTED, "A checkpoint is committed. The message names the newest."),
+            Meaning(
+                "False",
+                Reason.STORAGE_REFUSES,
+                "Storage has refused uploads or commits for a while. Training continues, and the nodes keep their"
+                " newest two checkpoints.",
+                "Check the storage. The message has its last error, and the time of the last commit.",
+            ),
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.EXPORTED,
+        "Are the artifacts ready?",
+        (
+            Meaning("True", Reason.EXPORTED, "The artifacts are ready. The message lists them."),
+            Meaning("False", Reason.EXPORTING, "A CPU pod makes artifacts from the best checkpoint."),
+            Meaning("False", Reason.ENDING, "`spec.export` has changed; the previous export ends first."),
+            *OBSTACLES,
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.COMPLETE,
+        "Has the job succeeded?",
+        (
+            Meaning("True", Reason.SUCCEEDED, "All stages are complete. The message lists the artifacts."),
+            Meaning("False", ForeignReason.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.FAILED,
+        "Has the job failed?",
+        (
+            Meaning(
+                "True",
+                ForeignReason.CATEGORY,
+                "The job has failed. The category is UserError, DataError, OutOfMemory, Preempted, NodeFault, Hang,"
+                " Diverged or Unknown.",
+                "Read `status.failure`: it has the code, the sentence, what to do, and the last lines.",
+            ),
+            Meaning("False", ForeignReason.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.OVERFITTING,
+        "Does the run overfit? A warning.",
+        (
+            Meaning(
+                "True",
+                Reason.EVAL_LOSS_RISES,
+                "The evaluation loss rises while the training loss falls. The best checkpoint is kept.",
+                "Train for fewer epochs, add rows, or set `training.early_stopping_patience`.",
+            ),
+            Meaning("False", Reason.AS_EXPECTED, "The evaluation loss falls again."),
+        ),
+    ),
+    ConditionMeaning(ConditionType.PROGRESS_STALLED, "Does the run make no steps? This version does not set it."),
+    ConditionMeaning(
+        ConditionType.DEGRADED,
+        "Does the job continue with a restriction? A warning.",
+        (
+            Meaning(
+                "True",
+                Reason.SPEC_REFUSED,
+                "The current spec breaks a rule. The job continues with the last accepted spec.",
+                "Correct the field that the message names.",
+            ),
+            Meaning(
+                "True",
+                Reason.NOTHING_TO_EXPORT,
+                "`spec.export.attempt` was raised, but training did not succeed.",
+                "Create a new FineTuneJob.",
+            ),
+            Meaning(
+                "True",
+                Reason.LEADER_UNREACHABLE,
+                "The operator gets no progress from the leader. Training is not affected.",
+                "Let the operator reach port 29400 of the pods, and use an image of the operator's version. The"
+                " operator's log has the cause.",
+            ),
+            Meaning("False", Reason.AS_EXPECTED, "The restriction is over."),
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.RECONCILING,
+        "Does the job still move to a settled phase? Helm and GitOps tools wait for False.",
+        (
+            Meaning(
+                "True", ForeignReason.PHASE, "The job is Preparing, Queued, Starting or Recovering, or its pods end."
+            ),
+            Meaning(
+                "False", ForeignReason.PHASE, "The job is Planned, Running, Suspended, Exporting, Succeeded or Failed."
+            ),
+        ),
+    ),
+    ConditionMeaning(
+        ConditionType.STALLED,
+        "Has the job failed for good? For Helm and GitOps tools.",
+        (
+            Meaning("True", ForeignReason.CODE, "The job has failed.", "Read `status.failure`."),
+            Meaning("False", ForeignReason.PHASE, "The job has not failed."),
+        ),
+    ),
+)
+"""All condition types, in the order of the status."""
+
+EVENTS = (
+    Meaning("Normal", Reason.PREPARING, "The prepare stage starts."),
+    Meaning("Normal", Reason.PREPARED, "Data, model and plan are ready."),
+    Meaning("Normal", Reason.DRY_RUN, "The plan is ready, and `spec.dryRun` is true."),
+    Meaning("Normal", Reason.QUEUED, "A queue suspends the Job of a stage."),
+    Meaning("Normal", Reason.WAITING_FOR_NODES, "The training pods start."),
+    Meaning("Normal", Reason.ALL_NODES_READY, "All nodes train."),
+    Meaning(
+        "Normal", Reason.COMMITTED, "The first checkpoint is committed, or the first one after an outage of storage."
+    ),
+    Meaning("Normal", Reason.SUSPENDING, "The pods save and end, because `spec.suspend` is true."),
+    Meaning("Normal", Reason.SUSPENDED, "No pod runs, because `spec.suspend` is true."),
+    Meaning("Normal", Reason.ENDING, "The pods of the previous attempt or export end."),
+    Meaning("Normal", Reason.TRAINED, "Training is complete, and the job was suspended before its export."),
+    Meaning("Normal", Reason.EXPORTING, "The export stage starts."),
+    Meaning("Normal", Reason.SUCCEEDED, "The job has succeeded."),
+    Meaning("Warning", Reason.DATASET_WARNING, "A warning of the data report, once each.", "Read the report."),
+    Meaning("Warning", Reason.EVALUATION_WARNING, "A warning of an artifact's evaluation, once each."),
+    Meaning("Warning", Reason.RECOVERING, "Nodes are missing, and the run recovers.", "See condition Running."),
+    Meaning(
+        "Warning", ForeignReason.CATEGORY, "A recovery began: its generation and its cause.", "See `status.recoveries`."
+    ),
+    Meaning("Warning", Reason.STORAGE_REFUSES, "Storage has refused checkpoints for a while.", "See Checkpointed."),
+    Meaning("Warning", Reason.EVAL_LOSS_RISES, "The run overfits.", "See condition Overfitting."),
+    Meaning("Warning", Reason.SPEC_REFUSED, "A changed spec breaks a rule.", "See condition Degraded."),
+    Meaning("Warning", Reason.NOTHING_TO_EXPORT, "An export was requested after a failure.", "See condition Degraded."),
+    Meaning(
+        "Warning", Reason.NOT_SUPPORTED_YET, "The job cannot resume with its `spec.nodes`.", "See condition Running."
+    ),
+    *(replace(obstacle, status="Warning") for obstacle in OBSTACLES if obstacle is not QUEUED),
+)
+"""All Events on a FineTuneJob; `status` is their type."""

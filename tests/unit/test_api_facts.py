@@ -1,0 +1,98 @@
+"""Every field of `spec` carries its facts: what it does today, and whether the prepared data depends on it."""
+
+import pytest
+
+from finetune_api.v1alpha1 import FineTuneJobSpec, facts
+from finetune_api.v1alpha1.markers import (
+    ClusterOnly,
+    Fixed,
+    KeepsData,
+    Later,
+    Mutable,
+    ShapesData,
+    Supported,
+    WithoutEffect,
+)
+from finetune_api.v1alpha1.tree import Branch, spec_fields, walk
+
+STATUS = (Supported, WithoutEffect, Later)
+DATA = (ShapesData, KeepsData)
+FIELDS = spec_fields()
+LEAVES = [branch for branch in FIELDS if branch.is_leaf]
+
+
+def _markers(branch: Branch, kinds: tuple[type, ...]) -> list[object]:
+    return [one for one in branch.info.metadata if isinstance(one, kinds)]
+
+
+def _above(branch: Branch) -> list[Branch]:
+    """The objects that a field lies in."""
+    return [one for one in FIELDS if one.path == branch.path[: len(one.path)] and one.path != branch.path]
+
+
+@pytest.mark.parametrize("branch", LEAVES, ids=lambda one: one.dotted)
+def test_every_leaf_works_or_is_refused(branch: Branch) -> None:
+    """On the leaf itself: an object that says "supported" would hide a field that nobody has decided about."""
+    statuses = [*_markers(branch, STATUS), *(one for above in _above(branch) for one in _markers(above, (Later,)))]
+    assert len(statuses) == 1, "add Supported(), WithoutEffect(...) or Later(...) to its annotation, one of them"
+
+
+@pytest.mark.parametrize("branch", LEAVES, ids=lambda one: one.dotted)
+def test_every_leaf_shapes_the_prepared_data_or_keeps_it(branch: Branch) -> None:
+    """A field without an answer would let a job reuse data that another value has prepared."""
+    assert len(_markers(branch, DATA)) == 1, "add ShapesData() or KeepsData() to its annotation, one of them"
+
+
+def test_an_object_carries_only_what_holds_for_everything_below_it() -> None:
+    for branch in FIELDS:
+        if not branch.is_leaf and branch.dotted != "spec.dataset.eval":  # a URI, or an object
+            assert not _markers(branch, (Supported, WithoutEffect, *DATA)), branch.dotted
+
+
+def test_only_a_field_of_spec_itself_is_mutable_or_for_a_cluster_only() -> None:
+    for branch in FIELDS:
+        if len(branch.path) > 2:
+            assert not _markers(branch, (Mutable, ClusterOnly)), branch.dotted
+        else:
+            assert not _markers(branch, (Fixed,)), branch.dotted
+
+
+def test_a_field_shapes_the_data_in_one_way() -> None:
+    for path, shapes in facts.SHAPES_DATA.items():
+        assert not (shapes.through and shapes.key), path
+    keys = [shapes.key for shapes in facts.SHAPES_DATA.values() if shapes.key]
+    assert len(keys) == len(set(keys))
+
+
+def test_no_fact_is_lost() -> None:
+    """pydantic must pass every marker of an annotation on, through aliases and defaults."""
+    assert len(facts.LATER) + len(facts.WITHOUT_EFFECT) > 30
+    assert {"spec.budget.maxGPUHours", "spec.resumeFrom", "spec.recovery.onDivergence"} <= facts.LATER.keys()
+
+
+# What users and stored runs depend on: a change here is a change of behaviour.
+
+
+def test_these_fields_may_change_after_a_job_was_created() -> None:
+    assert {"suspend", "dryRun", "recovery", "budget", "export", "ttlSecondsAfterFinished"} == facts.SAME_RUN
+    assert facts.MUTABLE.keys() == facts.SAME_RUN | {"nodes", "spares"}
+    assert set(facts.FIXED_BELOW) == {
+        "spec.export.merge",
+        "spec.export.smokeTestPrompts",
+        "spec.export.priorityClassName",
+    }
+
+
+def test_these_fields_mean_something_on_a_cluster_only() -> None:
+    names = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
+    assert set(names) <= set(facts.CLUSTER_ONLY)
+    assert list(facts.CLUSTER_ONLY) == sorted(facts.CLUSTER_ONLY)
+    assert not set(facts.CLUSTER_ONLY) & {"model", "dataset", "method", "training", "storage", "checkpoint"}
+
+
+def test_a_field_without_markers_is_noticed() -> None:
+    class WithForgottenField(FineTuneJobSpec):
+        forgotten: int = 1
+
+    [branch] = [one for one in walk(WithForgottenField, ("spec",)) if one.path[-1] == "forgotten"]
+    assert _markers(branch, (*STATUS, *DATA)) == []

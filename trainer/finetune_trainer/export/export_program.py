@@ -1,0 +1,21 @@
+"""The program of the export stage, configured by environment variables, see `contract.Env`."""
+
+from collections.abc import Mapping
+
+from finetune_api.contract import ExitCode, File
+from finetune_api.messages import Stage
+from finetune_api.plan import Plan
+from finetune_api.results import StageResult
+from finetune_trainer.export.stage import export
+from finetune_trainer.process.stages import StageInputs, run_stage
+
+
+def export_work(given: StageInputs) -> StageResult:
+    """Return the stage's result; raise the reason of a failure."""
+    plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
+    return export(plan, given.store, given.run, given.work, given.report)
+
+
+def main(environ: Mapping[str, str]) -> ExitCode:
+    """Run the stage; leave its StageResult in the termination log."""
+    return run_stage(Stage.EXPORT, export_work, environ)

@@ -1,0 +1,35 @@
+"""What columns are called: the parts of an example, and what other data sets call them."""
+
+# never used without the user's word, only proposed
+LIKELY = {
+    "text": ("body", "content", "sentence", "review", "comment", "message", "tweet", "document", "utterance", "input"),
+    "label": ("labels", "category", "class", "target", "intent", "sentiment", "topic", "tag", "output", "y"),
+    "prompt": ("question", "query", "instruction", "input", "source", "context", "user", "request"),
+    "completion": ("answer", "response", "output", "reply", "target", "assistant", "summary", "result"),
+    "messages": ("conversation", "dialogue", "dialog", "chat", "turns", "message_list"),
+    "instruction": ("question", "query", "prompt", "request", "task"),
+    "input": ("context", "passage", "article", "document"),
+    "output": ("answer", "response", "completion", "reply", "target"),
+    "system": ("system_prompt", "system_message", "system_instruction", "sys_prompt"),
+}
+# columns beside a question that change what its answer means
+CONTEXT = ("context", "passage", "input", "article", "document")
+TWO_TEXTS = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("sentence_1", "sentence_2"),
+    ("question1", "question2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("query", "passage"),
+    ("query", "document"),
+    ("anchor", "positive"),
+    ("sentence_A", "sentence_B"),
+)
+WORD_LABELS = ("ner_tags", "pos_tags", "chunk_tags", "ner", "tags", "labels", "label")
+SPLIT = ("split", "fold", "subset", "partition", "set", "dataset_split")
+HELD_OUT = frozenset({"test", "valid", "validation", "val", "eval", "evaluation", "dev", "heldout", "holdout"})
+TRAINED = frozenset({"train", "training", "trn"})
+TESTED = frozenset({"test", "heldout", "holdout"})  # not for choosing a checkpoint, where there is something else
+PARTS = frozenset({"text", "label", "messages", "conversations", "prompt", "completion", "tools", "system", "history"})
+KNOWN = PARTS | {name for names in LIKELY.values() for name in names}

@@ -1,0 +1,311 @@
+"""From a row to an example of a task: which column plays which part, and what a value must be."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+from typing import Any
+
+from finetune_api.messages import ProblemType
+from finetune_trainer.prepare.data import alpaca, conversation
+from finetune_trainer.prepare.data.column_names import HELD_OUT, TESTED, TRAINED
+from finetune_trainer.prepare.data.conversation import Wrong
+from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
+from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
+from finetune_trainer.prepare.data.label_values import Target, encodable, target, whole_number
+
+
+class ExampleLayout(StrEnum):
+    """What an example is made of."""
+
+    LABELLED = "text, label"
+    TEXT = "text"
+    PAIR = "prompt, completion"
+    CHAT = "messages"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Canonical column names."""
+        return tuple(self.value.split(", "))
+
+
+class RowSplit(IntEnum):
+    """What a column that says so makes of a row."""
+
+    TRAIN = 0
+    VALIDATION = 1
+    TEST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One checked row.
+
+    Attributes:
+        line: where its record starts in its file; a row number, from 1, where the format has no lines.
+        text: the text, or the prompt of a pair; empty for a conversation.
+        label: of a labelled text with one label.
+        completion: of a pair.
+        messages: of a conversation: `role` and `content`, and further keys that a chat template reads. A message with
+            `weight: 0` carries no loss.
+        tools: descriptions of tools, for the chat template.
+        labels: of a text with any number of labels; None elsewhere.
+        number: to be predicted of a text, or its label where that is a number in the file.
+    """
+
+    line: int
+    text: str
+    label: str = ""
+    completion: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    labels: tuple[str, ...] | None = None
+    number: float | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the target is a label or a number, not text."""
+        return bool(self.label) or self.labels is not None or self.number is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All labels."""
+        return self.labels if self.labels is not None else (self.label,) if self.label else ()
+
+    @property
+    def target_text(self) -> str:
+        """The target as one text: the label, all labels, or the number."""
+        if self.labels is not None:
+            return "; ".join(sorted(self.labels)) or "(none)"
+        return self.label or ("" if self.number is None else f"{self.number:g}")
+
+
+ABSENT = object()
+SYSTEM_ROLES = ("system", "developer")
+
+
+def column_value(values: Mapping[str, Any], column: str) -> Any:
+    """Return the value of a column, or of a path such as `translation.de` into one; ABSENT if there is none."""
+    if column in values:
+        return values[column]
+    at: Any = values
+    for part in column.split("."):
+        if at is None:
+            return None
+        if not isinstance(at, Mapping) or part not in at:
+            return ABSENT
+        at = at[part]
+    return at
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a row that hold the parts of an example.
+
+    Attributes:
+        layout: what the examples are.
+        names: part -> the file's column, or a path into one. The parts are the layout's, or those of Alpaca
+            (`instruction`, ...), or, for a conversation, `prompt` and `completion` as texts or lists of messages.
+        kind: what labels are.
+        declared: whether the job says what they are.
+        whole: whether all labels of the data set are whole numbers, some of them written as `1.0`.
+        joined: whether a system message is put before the prompt: there is no other place for it in an encoder-decoder.
+        split: a column that says which split a row is of, if there is one.
+        parted: whether the job says that rows go by it.
+        unread: columns that play no part.
+    """
+
+    layout: ExampleLayout
+    names: Mapping[str, str]
+    kind: ProblemType = ProblemType.SINGLE_LABEL
+    declared: bool = False
+    whole: bool = False
+    joined: bool = False
+    split: str | None = None
+    parted: bool = False
+    unread: tuple[str, ...] = ()
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All columns that are looked at, or paths into them."""
+        return (*self.names.values(), *([self.split] if self.split else []))
+
+    @property
+    def roots(self) -> frozenset[str]:
+        """The columns themselves, and the first parts of paths into them."""
+        return frozenset({*self.read, *(path.partition(".")[0] for path in self.read)})
+
+    @property
+    def from_pairs(self) -> bool:
+        """Whether pairs of texts are written as conversations."""
+        return self.layout is ExampleLayout.CHAT and "prompt" in self.names and "tools" not in self.names
+
+    def example(self, row: Row) -> Example | Fault:
+        """Return the row as an example, or the first rule that it breaks."""
+        try:
+            if self.parted:
+                split_of(row, self.split or "")
+            if "instruction" in self.names:
+                return self._alpaca(row)
+            if self.layout is ExampleLayout.CHAT:
+                return self._conversation(row)
+            return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
+        except Wrong as wrong:
+            return Fault(row.line, wrong.code, wrong.message)
+
+    def _value(self, row: Row, part: str) -> Any:
+        column = self.names[part]
+        value = column_value(row.values, column)
+        if value is ABSENT:
+            raise self._missing(row, column)
+        return _number_or_value(column, value)
+
+    def _missing(self, row: Row, column: str) -> Wrong:
+        if row.values and not row.values.keys() & self.roots:
+            seen = ", ".join(repr(name) for name in list(row.values)[:8])
+            return Wrong(Code.MIXED_COLUMNS, f"there is no {column!r}; the row has {seen} instead")
+        return Wrong(Code.MISSING_FIELD, f"there is no {column!r}")
+
+    def _optional(self, row: Row, part: str) -> Any:
+        column = self.names.get(part, part)
+        value = column_value(row.values, column)
+        return None if value is ABSENT else _number_or_value(column, value)
+
+    def _texts(self, row: Row) -> Example:
+        if self.layout is ExampleLayout.LABELLED:
+            text = _text(self.names["text"], self._value(row, "text"))
+            found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
+            if self.whole:
+                found = replace(found, names=tuple(whole_number(name) for name in found.names))
+            return _labelled(row.line, text, found, self.kind)
+        values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
+        text = values.get("text", values.get("prompt", ""))
+        if "system" in self.names and (system := self._text_or_nothing(row, "system")).strip():
+            if not self.joined:
+                raise self._no_place("system")
+            text = f"{system}\n\n{text}"
+        return Example(row.line, text, completion=values.get("completion", ""))
+
+    def _conversation(self, row: Row) -> Example:
+        if "messages" in self.names:
+            column = self.names["messages"]
+            messages = conversation.checked_messages(column, _list(column, self._value(row, "messages")))
+        else:
+            messages = self._asked_and_answered(row)
+        tools = self._optional(row, "tools") if "tools" in self.names else None
+        if not tools and row.values.get("functions"):
+            raise Wrong(Code.OLD_CALLS, "'functions' describes tools as OpenAI's rows did before tool calls")
+        messages = self._with_system(row, messages)
+        return Example(row.line, "", messages=messages, tools=conversation.tools_of("tools", tools))
+
+    def _asked_and_answered(self, row: Row) -> tuple[conversation.Message, ...]:
+        prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            asked, answer = _text(self.names["prompt"], prompt), _text(self.names["completion"], completion)
+            answer = answer.lstrip()  # a leading blank parts a completion from the prompt that it follows
+            return ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+        return conversation.prompt_and_completion(prompt, completion, self.names)
+
+    def _with_system(self, row: Row, messages: tuple[conversation.Message, ...]) -> tuple[conversation.Message, ...]:
+        """Return the conversation with the system message of a separate column before it."""
+        system = self._text_or_nothing(row, "system") if "system" in self.names else ""
+        first = messages[0]
+        if not system.strip() or (first["role"] in SYSTEM_ROLES and first.get("content") == system):
+            return messages
+        if first["role"] in SYSTEM_ROLES:
+            column = self.names["system"]
+            raise Wrong(
+                Code.INVALID_MESSAGE,
+                f"{column!r} holds a system message, and the first message is a system message, too",
+            )
+        return ({"role": "system", "content": system}, *messages)
+
+    def _no_place(self, column: str) -> Wrong:
+        message = f"{column!r} is given, and the model has no chat template to write it: set spec.dataset.chatTemplate"
+        return Wrong(Code.INVALID_MESSAGE, message)
+
+    def _holds_messages(self, row: Row) -> bool:
+        return "messages" in self.names or isinstance(column_value(row.values, self.names.get("prompt", "")), list)
+
+    def _one_answer(self, row: Row) -> Example:
+        """Return a conversation as one text and one answer, for a model that has no other form."""
+        messages = self._conversation(row).messages
+        answers = sum(message["role"] == "assistant" for message in messages)
+        if answers > 1 or messages[-1]["role"] != "assistant":
+            seen = f"{answers} answers" if answers > 1 else "no answer at its end"
+            raise Wrong(Code.SEVERAL_ANSWERS, f"the conversation has {seen}; an encoder-decoder learns one of each row")
+        prompt = "\n\n".join(message.get("content", "") for message in messages[:-1])
+        return Example(row.line, prompt, completion=messages[-1].get("content", ""))
+
+    def _alpaca(self, row: Row) -> Example:
+        instruction = _text(self.names["instruction"], self._value(row, "instruction"))
+        output = _text(self.names["output"], self._value(row, "output"))
+        given, system = (self._text_or_nothing(row, part) for part in ("input", "system"))
+        history = self._optional(row, "history")
+        if self.layout is ExampleLayout.CHAT:
+            return Example(row.line, "", messages=alpaca.alpaca_messages(instruction, given, output, system, history))
+        if history or system.strip():
+            raise self._no_place("history" if history else "system")
+        return Example(row.line, alpaca.prompt(instruction, given), completion=f"\n{output}")
+
+    def _text_or_nothing(self, row: Row, part: str) -> str:
+        value = self._optional(row, part)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            column = self.names.get(part, part)
+            raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a string")
+        return encodable(self.names.get(part, part), value)
+
+
+def _number_or_value(column: str, value: Any) -> Any:
+    if isinstance(value, NotANumber):
+        raise Wrong(Code.NOT_A_NUMBER, f"{column!r} is, or holds, {value.name}, which JSON does not have")
+    return value
+
+
+def _list(column: str, value: Any) -> Any:
+    """Return the list that a column of text holds as JSON, as in CSV."""
+    if not isinstance(value, str) or value.lstrip()[:1] != "[":
+        return value
+    found = parse_value(value)
+    if isinstance(found, Fault):
+        raise Wrong(found.code, f"{column!r} is a list as text with an error: {found.message}")
+    return _number_or_value(column, found)
+
+
+def split_of(row: Row, column: str) -> RowSplit:
+    """Return the split that a row says it is of.
+
+    Raises:
+        Wrong: it has none.
+    """
+    value = column_value(row.values, column)
+    split = value.strip().lower() if isinstance(value, str) else ""
+    if split in TRAINED:
+        return RowSplit.TRAIN
+    if split in HELD_OUT:
+        return RowSplit.TEST if split in TESTED else RowSplit.VALIDATION
+    seen = "missing" if value is ABSENT else repr(value)[:40]
+    raise Wrong(Code.NO_SPLIT, f"{column!r} is {seen}; a split is train, validation or test")
+
+
+def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example:
+    if kind is ProblemType.MULTI_LABEL:
+        return Example(line, text, labels=found.names)
+    return Example(line, text, found.names[0] if found.names else "", number=found.number)
+
+
+def _text(column: str, value: Any) -> str:
+    if value is None:
+        raise Wrong(Code.NULL_VALUE, f"{column!r} is null; it must be a string")
+    if not isinstance(value, str):
+        raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a string")
+    if not value or value.isspace():
+        raise Wrong(Code.EMPTY_TEXT, f"{column!r} is empty")
+    return encodable(column, value)
+
+
+def examples(records: Iterator[Record], columns: Columns) -> Iterator[Example | Fault]:
+    """Yield every record as an example or a fault."""
+    for record in records:
+        yield columns.example(record) if isinstance(record, Row) else record

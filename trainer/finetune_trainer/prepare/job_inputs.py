@@ -1,0 +1,103 @@
+"""What a job names, found before any of it is read: the data's files, the model and its configuration, the template."""
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.errors import FineTuneError, Problem, SpecError
+from finetune_api.messages import MethodType, Task
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.model.families import positions_of, resolve_task
+from finetune_trainer.prepare.data.sources import Sources, locate_all
+from finetune_trainer.prepare.deepspeed_config import check_config
+from finetune_trainer.prepare.models import ModelSource, locate_model
+from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.here import hint_of
+from finetune_trainer.prepare.plan.machine import machine_of
+from finetune_trainer.prepare.plan.setting import Setting, setting_of
+from finetune_trainer.prepare.start_adapter import StartAdapter, find_adapter
+from finetune_trainer.prepare.tokens.encoder import check_packing
+from finetune_trainer.prepare.tokens.templates import given_template
+from finetune_trainer.prepare.tracker_check import check_trackers
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a job: they exist, and the model's architecture can do the task.
+
+    Attributes:
+        template: text of the chat template that the job names; None if it names none.
+        adapter: the adapter that training starts from; None if the job names none.
+        setting: what the job runs on and how it trains.
+    """
+
+    sources: Sources
+    model: ModelSource
+    template: str | None
+    adapter: StartAdapter | None
+    setting: Setting
+
+    @property
+    def task(self) -> Task:
+        """The job's task: as given, or from the model's architecture."""
+        return self.setting.task
+
+
+def find_inputs(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inputs:
+    """Find the inputs, decide the setting, and check what needs no data. An error in one does not hide the others.
+
+    Args:
+        work: folder for downloads.
+
+    Raises:
+        FineTuneError: of the kind of the first error, with the problems of all.
+    """
+    errors: list[FineTuneError] = []
+    with _collected(errors):
+        sources = locate_all(job.spec.dataset, environ)
+    with _collected(errors):
+        template = given_template(job.spec.dataset.chat_template, environ)
+    with _collected(errors):
+        check_trackers(job.spec.training.report_to or ())
+    with _collected(errors):
+        model = locate_model(job.spec.model, environ)
+        adapter, setting = _decided(job, model.config(work / "model"), work, environ)
+    if errors:
+        raise type(errors[0])([problem for error in errors for problem in error.problems])
+    return Inputs(sources, model, template, adapter, setting)
+
+
+@contextmanager
+def _collected(errors: list[FineTuneError]) -> Iterator[None]:
+    """Keep an error, so that the next input is looked at too."""
+    try:
+        yield
+    except FineTuneError as error:
+        errors.append(error)
+
+
+def _decided(
+    job: FineTuneJob, config: Mapping[str, Any], work: Path, environ: Mapping[str, str]
+) -> tuple[StartAdapter | None, Setting]:
+    """Return the adapter to start from, and the setting of the job, for a model with this configuration."""
+    task = resolve_task(config, job.spec.task)
+    check_packing(job.spec.dataset, task)
+    check_installed(job.spec.method.type)
+    uri = job.spec.model.adapter
+    adapter = find_adapter(uri, task, environ, work / "adapter") if uri else None
+    hint = hint_of(environ)
+    machine = machine_of(job, hint)
+    check_config(job, machine.device, machine.world_size)
+    limit = planner.length_limit(job, task, positions_of(config))
+    return adapter, setting_of(job, task, machine, limit, hint, adapter.start if adapter else None)
+
+
+def check_installed(method: MethodType) -> None:
+    """Raise SpecError for QLoRA if bitsandbytes is not installed here: training pods have the same packages."""
+    if method is MethodType.QLORA and importlib.util.find_spec("bitsandbytes") is None:
+        message = "is qlora, and the package bitsandbytes, which makes 4-bit weights, is not installed here"
+        cure = "use lora, or an image with bitsandbytes"
+        raise SpecError(Problem(code="QuantizationUnavailable", field="spec.method.type", message=message, cure=cure))

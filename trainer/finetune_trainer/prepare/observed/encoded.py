@@ -1,0 +1,63 @@
+"""One example as a model sees it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+IGNORED = -100  # torch's cross entropy skips this label
+
+
+class RemarkCode(StrEnum):
+    """What there may be to say of a row that is not wrong; for LEARNT_DIFFERS, of one that is."""
+
+    NOT_WRITTEN = "FieldNotWritten"
+    REASONING_NOT_KEPT = "ReasoningNotKept"
+    EMPTY_REASONING = "EmptyReasoning"
+    LEARNT_DIFFERS = "LearntTextDiffers"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something to say of a row.
+
+    Attributes:
+        subject: what it is about; rows are counted by it.
+        found, expected: texts that should be equal and are not.
+    """
+
+    code: RemarkCode
+    subject: str = ""
+    found: str = ""
+    expected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one example.
+
+    Attributes:
+        ids: int32 [tokens], after the cut.
+        trained: bool [tokens], which of them carry loss (the first is never predicted and does not count); None where
+            the target is not a token of the row.
+        target: int32 [tokens] of an encoder-decoder's output; int32 [labels], the classes of a text; float32 [1], its
+            number; None elsewhere.
+        full_length: tokens before the cut; more than `len(ids)` if it was cut.
+        full_target: the same for `target`; 0 where it is not cut.
+        parts: int32 [rows], the lengths of the rows that a long document becomes; None where it is one.
+        remarks: for the report.
+    """
+
+    ids: npt.NDArray[np.int32]
+    trained: npt.NDArray[np.bool_] | None = None
+    target: npt.NDArray[np.int32] | npt.NDArray[np.float32] | None = None
+    full_length: int = 0
+    full_target: int = 0
+    parts: npt.NDArray[np.int32] | None = None
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def cut(self) -> bool:
+        """Whether something is left out."""
+        return self.full_length > len(self.ids) or self.full_target > len(() if self.target is None else self.target)

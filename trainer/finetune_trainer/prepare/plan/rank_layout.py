@@ -1,0 +1,165 @@
+"""The layouts of a run: every one that is allowed is predicted; of those that fit and are about as fast as the fastest
+the one with least memory is the best. Pure.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from finetune_api.errors import SpecError
+from finetune_api.messages import MethodType
+from finetune_api.plan import PlannedLayout
+from finetune_trainer.prepare.plan.architecture import Architecture
+from finetune_trainer.prepare.plan.choice_log import problem
+from finetune_trainer.prepare.plan.machine import Machine
+from finetune_trainer.prepare.plan.memory import CHUNK, EVALUATED, Memory, predict
+from finetune_trainer.prepare.plan.rank_load import Load
+from finetune_trainer.prepare.plan.speed import Speed, step_speed
+
+LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
+STAGES = (2, 1, 3)  # of equally fast ones the first; 0 keeps whole states on every rank and cannot change its ranks
+ABOUT_AS_FAST = 1.05  # times the fastest: predictions of speed are no more exact, and a run that lacks memory fails
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a layout is looked for.
+
+    Attributes:
+        rows: of a step, over all ranks; `rows_given` whether the user says so.
+        tokens: of the longest row; `mean_tokens` of a row on average.
+        stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
+        evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
+        converted: whether the model's files hold its weights in another type than the run's.
+        methods: others that the job could be trained with, without any other change.
+        unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
+    """
+
+    architecture: Architecture
+    method: MethodType
+    machine: Machine
+    rows: int
+    rows_given: bool
+    tokens: int
+    mean_tokens: float
+    stage: int | None = None
+    recomputed: bool | None = None
+    offload_optimizer: bool | None = None
+    offload_parameters: bool | None = None
+    micro: int | None = None
+    accumulation: int | None = None
+    evaluated: int | None = 0
+    converted: bool = False
+    methods: tuple[MethodType, ...] = ()
+    unsharded: str = ""
+
+
+@dataclass(frozen=True)
+class RankLayout:
+    """One way to run a job, with what it takes."""
+
+    load: Load
+    memory: Memory
+    speed: Speed
+
+    def fits(self, machine: Machine) -> bool:
+        """Return whether the prediction stays within the machine."""
+        host = machine.host_bytes
+        return self.memory.bytes <= machine.usable_bytes and (not host or self.memory.host_bytes <= host)
+
+    def planned(self, request: Request) -> PlannedLayout:
+        """Return the plan's part for this layout of a request."""
+        return PlannedLayout(
+            nodes=request.machine.nodes,
+            processes_per_node=request.machine.processes,
+            zero_stage=self.load.zero_stage,
+            micro_batch=self.load.micro,
+            gradient_accumulation=self.load.accumulation,
+            global_batch=request.rows,
+        )
+
+
+def check_combination(request: Request) -> None:
+    """Raise SpecError for given values that exclude each other on every machine."""
+    if request.method is MethodType.QLORA and request.stage == 3:
+        message = "is 3, and our tests have not sharded 4-bit weights on a GPU: refused until such a test has passed"
+        raise SpecError(problem("QLoRAWithZeRO3", "spec.deepspeed.stage", message, "use stage 2, or method lora"))
+    if request.unsharded and (request.stage == 3 or request.offload_parameters):
+        # PEFT 0.21.2 reads those rows in its own forward pass, where ZeRO-3 has gathered nothing
+        message = "is given, and ZeRO-3 shards embeddings, so single rows cannot be trained"
+        raise SpecError(problem("Conflict", request.unsharded, message, "use stage 2, or leave it out"))
+    if request.stage == 0 and request.offload_optimizer:
+        message = "is cpu, and stage is 0; DeepSpeed moves optimizer states only in stage 1 or more"
+        raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
+
+
+def best(request: Request) -> RankLayout | None:
+    """Return the layout with least memory among those that fit and take at most 5 % longer than the fastest."""
+    fitting = [layout for layout in layouts(request) if layout.fits(request.machine)]
+    if not fitting:
+        return None
+    slowest = ABOUT_AS_FAST * min(layout.speed.seconds for layout in fitting)
+    return min((layout for layout in fitting if layout.speed.seconds <= slowest), key=_order)
+
+
+def _order(layout: RankLayout) -> tuple[int, float, int]:
+    stage = layout.load.zero_stage
+    return layout.memory.bytes, layout.speed.seconds, STAGES.index(stage) if stage in STAGES else len(STAGES)
+
+
+def layouts(request: Request) -> Iterator[RankLayout]:
+    """Yield every allowed layout with its prediction."""
+    machine = request.machine
+    for stage in _stages(request):
+        for optimizer, parameters in _offloads(request, stage):
+            for recomputed in (False, True) if request.recomputed is None else (request.recomputed,):
+                for micro in micro_batches(request):
+                    load = Load(
+                        request.architecture,
+                        request.method,
+                        stage,
+                        machine.world_size,
+                        micro,
+                        request.tokens,
+                        request.rows // machine.world_size // micro,
+                        recomputed,
+                        optimizer,
+                        parameters,
+                        machine.device,
+                        evaluated=micro * EVALUATED if request.evaluated is None else request.evaluated,
+                        converted=request.converted,
+                    )
+                    heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
+                    for one in heads:
+                        yield RankLayout(one, predict(one), step_speed(one, machine, request.mean_tokens))
+
+
+def _stages(request: Request) -> tuple[int, ...]:
+    if request.stage is not None:
+        return (request.stage,)
+    if request.offload_parameters:
+        return (3,)
+    return STAGES[:2] if request.method is MethodType.QLORA or request.unsharded else STAGES
+
+
+def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:
+    """Yield whether optimizer and parameters move to the node's memory; only where the job states that memory."""
+    free = request.machine.device == "gpu" and request.machine.host_bytes > 0
+    for optimizer in _choices(request.offload_optimizer, free and stage > 0):
+        for parameters in _choices(request.offload_parameters, free and stage == 3 and optimizer):
+            yield optimizer, parameters
+
+
+def _choices(given: bool | None, free: bool) -> tuple[bool, ...]:
+    if given is not None:
+        return (given,)
+    return (False, True) if free else (False,)
+
+
+def micro_batches(request: Request) -> Iterator[int]:
+    share = request.rows // request.machine.world_size
+    if request.micro is not None:
+        yield request.micro
+    elif request.accumulation is not None:
+        yield share // request.accumulation
+    else:
+        yield from (size for size in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % size == 0)

@@ -1,0 +1,76 @@
+"""What one rank holds and does in a step: the question that memory and speed answer. Pure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_api.messages import MethodType
+from finetune_trainer.prepare.plan.architecture import Architecture, Kept
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one rank holds and does.
+
+    Attributes:
+        micro: rows per forward pass, of `tokens` each.
+        accumulation: micro-batches per step.
+        zero_stage: 1 shards optimizer states over the ranks, 2 gradients too, 3 weights too.
+        recomputed: whether activations are recomputed in the backward pass.
+        chunked: whether the loss makes its logits a chunk at a time, and again in the backward pass.
+        evaluated: rows of a batch of the evaluation; 0 = nothing is evaluated.
+        converted: whether the model's files hold its weights in another type than the run's.
+    """
+
+    architecture: Architecture
+    method: MethodType
+    zero_stage: int
+    world_size: int
+    micro: int
+    tokens: int
+    accumulation: int = 1
+    recomputed: bool = False
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    device: Literal["cpu", "gpu"] = "cpu"
+    chunked: bool = False
+    evaluated: int = 0
+    converted: bool = False
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of all logits of a micro-batch in float32, as if every token were trained."""
+        return self.logits_of(self.micro)
+
+    def logits_of(self, rows: int) -> int:
+        """Return bytes of all logits of these rows in float32, as if every token were trained."""
+        return 4 * self.architecture.vocabulary * rows * self.tokens if self.architecture.predicts_tokens else 0
+
+    @property
+    def kept(self) -> Kept:
+        """What the forward pass keeps."""
+        return self.architecture.kept[self.method]
+
+    @property
+    def trained(self) -> int:
+        """Parameters that get gradients."""
+        return self.kept.trained + (self.kept.sharded if self.zero_stage == 3 else 0)
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, the adapter's included."""
+        return self.architecture.parameters + (0 if self.method is MethodType.FULL else self.trained)
+
+    def ranks(self, from_stage: int) -> int:
+        """Return over how many ranks something is sharded that this ZeRO stage and later ones shard."""
+        return self.world_size if self.zero_stage >= from_stage else 1
+
+    @property
+    def on_host(self) -> bool:
+        """Whether optimizer states lie outside of what is predicted: a CPU has no other memory than its own."""
+        return self.offload_optimizer and self.device == "gpu"
+
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of the optimizer per trained parameter: Adam's two moments, and a float32 copy of the weights, unless
+        they are float32 themselves and not sharded."""
+        return 8 if self.zero_stage == 0 and self.architecture.weight_bytes == 4 else 12

@@ -1,0 +1,132 @@
+"""What a job runs on and how it trains: each value is decided once, before the data is read. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.errors import SpecError
+from finetune_api.messages import MethodType, Task
+from finetune_api.plan import Choice
+from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.given_config import given_values
+from finetune_trainer.prepare.plan.gpus import GIB
+from finetune_trainer.prepare.plan.lora import SavedAdapter, check_quantizable, lora_of, note_method, other_methods
+from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Machine
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Machine, precision, adapter and limit of a job.
+
+    Attributes:
+        limit: tokens at which rows are cut.
+        given: values of `spec.training`, from the job or from its DeepSpeed configuration.
+        precision: the run's number type, as TrainingArguments name it; empty for float32.
+        lora: LoraConfig names and values; empty for full fine-tuning.
+        start: the adapter that training starts from; None = a new one.
+        smaller_methods: methods that need less memory and that the job could use without any other change.
+        here: this machine, where the job runs on it; None in a cluster.
+        choices: the values above that the plan reports, each with its reason.
+    """
+
+    job: FineTuneJob
+    task: Task
+    machine: Machine
+    limit: int
+    given: Mapping[str, Any]
+    precision: Mapping[str, Any]
+    lora: Mapping[str, Any]
+    start: SavedAdapter | None
+    smaller_methods: tuple[MethodType, ...]
+    here: Here | None
+    choices: tuple[Choice, ...]
+
+    @property
+    def method(self) -> MethodType:
+        """How weights are trained."""
+        return self.job.spec.method.type
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight in the run."""
+        return 2 if self.precision.get("bf16") or self.precision.get("fp16") else 4
+
+
+def setting_of(
+    job: FineTuneJob,
+    task: Task,
+    machine: Machine,
+    limit: int,
+    hint: GpuHint = NO_HINT,
+    start: SavedAdapter | None = None,
+) -> Setting:
+    """Decide what needs neither data nor weights.
+
+    Args:
+        machine: what the job describes, as `machine_of` returns it.
+        limit: tokens at which rows are cut, as `planner.length_limit` returns it.
+        hint: what is known of the nodes beside the job.
+        start: the adapter that training starts from.
+
+    Raises:
+        SpecError: the machine lacks the number type, or cannot run the method.
+    """
+    log = ChoiceLog(given_values(job))
+    note_machine(log, machine, job.spec.gpu_type)
+    number_type = precision(log, machine)
+    check_quantizable(job, machine, hint)
+    lora = lora_of(job, log, task, start)
+    note_method(job, log)
+    return Setting(
+        job=job,
+        task=task,
+        machine=machine,
+        limit=limit,
+        given=log.given,
+        precision=number_type,
+        lora=lora,
+        start=start,
+        smaller_methods=other_methods(job, machine, hint),
+        here=hint.here,
+        choices=tuple(log.choices),
+    )
+
+
+def precision(log: ChoiceLog, machine: Machine) -> dict[str, Any]:
+    """Choose the run's number type, as TrainingArguments name it; empty for float32.
+
+    Raises:
+        SpecError: the machine has no such type.
+    """
+    asked = {name: log.given[name] for name in ("bf16", "fp16") if name in log.given}
+    if asked.get("fp16") and machine.device == "cpu":
+        message = "is true, but DeepSpeed has no float16 on CPU"
+        raise SpecError(problem("NotOnCPU", "spec.training.fp16", message, "use bf16, or ask for GPUs"))
+    without = machine.gpu is not None and not machine.gpu.bfloat16
+    if asked.get("bf16") and machine.gpu and without:
+        message = f"is true, but a {machine.gpu.name} has no bfloat16"
+        raise SpecError(problem("NoBfloat16", "spec.training.bf16", message, "use fp16, or a GPU since Ampere"))
+    for name, value in asked.items():
+        log.note(f"spec.training.{name}", value, "given", True)
+    if asked:
+        return asked
+    if machine.gpu and without:
+        log.note("spec.training.fp16", True, f"a {machine.gpu.name} has no bfloat16", False)
+        return {"fp16": True}
+    if machine.device == "gpu":
+        log.note("spec.training.bf16", True, "half the memory of float32 and faster on GPUs since Ampere", False)
+        return {"bf16": True}
+    log.note("spec.training.bf16", False, "float32 on CPU: a repeatable run", False)
+    return {}
+
+
+def note_machine(log: ChoiceLog, machine: Machine, stated: str | None) -> None:
+    """Note what the job could state of its machine."""
+    if machine.gpu:
+        value = f"{machine.gpu.name}, {machine.memory_bytes / GIB:.4g} GiB"
+        log.note("spec.gpuType", stated or value, value if stated else machine.source, bool(stated))
+    if machine.nodes > 1:
+        given = machine.network_source == "spec.interconnectGbps"
+        reason = "given" if given else f"from a node to the others ({machine.network_source})"
+        log.note("spec.interconnectGbps", machine.network, reason, given)

@@ -1,0 +1,116 @@
+"""Many encoded rows in a few flat arrays: what travels from the processes that tokenise to the one that writes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune_trainer.prepare.observed.encoded import Encoded
+
+Ints = npt.NDArray[np.int32]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+A = TypeVar("A", Ints, Bools)
+
+_NONE = np.zeros(0, np.int32)
+_NO = np.zeros(0, np.bool_)
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of one split.
+
+    Attributes:
+        ids: int32 [tokens], all rows one after the other.
+        lengths: int32 [rows], tokens of each.
+        cut: bool [rows], whether it was longer than the limit.
+        trained: bool [tokens] for causal models, else empty.
+        targets: the targets of the rows, one after the other: int32 [classes], float32 [numbers], or int32 [target
+            tokens] of an encoder-decoder; else empty.
+        target_lengths: int32 [rows], how much of it each has; else empty.
+    """
+
+    ids: Ints
+    lengths: Ints
+    cut: Bools
+    trained: Bools
+    targets: Ints | Floats
+    target_lengths: Ints
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all, of inputs."""
+        return len(self.ids)
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each row begins in `ids`."""
+        return np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+
+    def part(self, start: int, stop: int) -> "TokenRows":
+        """Return rows start to stop."""
+        if start == 0 and stop >= len(self):
+            return self
+        tokens = _between(self.lengths, start, stop)
+        targets = _between(self.target_lengths, start, stop)
+        return TokenRows(
+            self.ids[tokens],
+            self.lengths[start:stop],
+            self.cut[start:stop],
+            self.trained[tokens],
+            self.targets[targets],
+            self.target_lengths[start:stop],
+        )
+
+    @staticmethod
+    def joined(parts: Sequence["TokenRows"]) -> "TokenRows":
+        """Return all rows of some parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return TokenRows(
+            _joined([part.ids for part in parts], _NONE),
+            _joined([part.lengths for part in parts], _NONE),
+            _joined([part.cut for part in parts], _NO),
+            _joined([part.trained for part in parts], _NO),
+            _beside([part.targets for part in parts if len(part.targets)]),
+            _joined([part.target_lengths for part in parts], _NONE),
+        )
+
+    @staticmethod
+    def of(rows: Iterable[Encoded]) -> "TokenRows":
+        """Return some rows in flat arrays."""
+        rows = list(rows)
+        targets = [row.target for row in rows if row.target is not None]
+        lengths, cut = np.array([len(row.ids) for row in rows], np.int32), np.array([row.cut for row in rows], np.bool_)
+        if any(row.parts is not None for row in rows):
+            parts = [row.parts if row.parts is not None else lengths[at : at + 1] for at, row in enumerate(rows)]
+            lengths, cut = np.concatenate(parts), np.repeat(cut, [len(part) for part in parts])
+        return TokenRows(
+            ids=_joined([row.ids for row in rows], _NONE),
+            lengths=lengths,
+            cut=cut,
+            trained=_joined([row.trained for row in rows if row.trained is not None], _NO),
+            targets=_beside(targets),
+            target_lengths=np.array([len(target) for target in targets], np.int32),
+        )
+
+
+def _joined(parts: Sequence[A], none: A) -> A:
+    return np.concatenate(parts) if parts else none
+
+
+def _beside(parts: Sequence[Ints | Floats]) -> Ints | Floats:
+    """Return targets, all of one kind."""
+    joined: Ints | Floats = np.concatenate(parts) if parts else _NONE  # type: ignore[assignment]
+    return joined
+
+
+def _between(lengths: Ints, start: int, stop: int) -> slice:
+    first = int(lengths[:start].sum(dtype=np.int64))
+    return slice(first, first + int(lengths[start:stop].sum(dtype=np.int64)))

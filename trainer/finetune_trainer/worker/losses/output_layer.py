@@ -1,0 +1,173 @@
+"""The output layer of a language model: the positions that go through it, and the loss of their logits.
+
+A hook on the layer picks the positions, for every family alike: `logits_to_keep` does the same, but encoders and
+encoder-decoders lack it. `labelled` computes the logits of all trained tokens at once. For batches whose logits
+would not fit into memory, `chunked` computes them a chunk at a time, and again in the backward pass; `liger` fuses
+product and loss. The planner never chooses `liger`; the measurements on GPUs compare it (docs/decisions/009).
+
+The model calls the layer once for every batch, and `chunked` and `liger` compute the whole loss inside that call. So
+ZeRO-3 gathers the layer's weights once in the forward pass and once in the backward pass, however many chunks a rank
+has: that number depends on the rank's own data, and the number of collectives must not.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from deepspeed.runtime.zero import register_external_parameter
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_BYTES = 256 << 20  # of one chunk's logits in float32; prepare's memory model counts them
+
+Kind = Literal["labelled", "chunked", "liger"]
+
+
+class OutputLayer:
+    """The output layer of a model, with hooks that pick positions and compute the loss.
+
+    Args:
+        model: a language model with `get_output_embeddings`, or its PeftModel; no engine wraps it yet.
+        kind: how logits become a loss. A family whose work on its logits only the model itself can do gets `labelled`.
+    """
+
+    def __init__(self, model: torch.nn.Module, kind: Kind) -> None:
+        self._model = model
+        self._kind = kind if kind == "labelled" or plain_logits(model) else "labelled"
+        self._layer: Any = output_layer(model)
+        self._kept: torch.Tensor | None = None
+        self._targets: torch.Tensor | None = None
+        self._total: torch.Tensor | None = None
+        self._hits: torch.Tensor | None = None
+        self._takes_loss = False
+        self._layer.register_forward_pre_hook(self._pick)
+        if self._kind != "labelled":
+            self._forward_of_layer: Callable[..., torch.Tensor] = self._layer.forward
+            self._layer.forward = self._forward
+            self._parts = [part for part in self._layer.modules() if part is not self._layer]  # of an adapter
+            for parameter in (one for part in self._parts for one in part.parameters(recurse=False)):
+                register_external_parameter(self._layer, parameter)  # ZeRO-3 gathers it with the layer
+
+    @property
+    def kind(self) -> Kind:
+        """Return the kind in use."""
+        return self._kind
+
+    def losses(
+        self, forward: Callable[[], torch.Tensor], kept: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the sum of the losses, float32 scalar, and without gradients the number of correct predictions.
+
+        Args:
+            forward: calls the model and returns its logits.
+            kept: positions [trained] among all of the batch's, row by row.
+            targets: their token ids [trained].
+        """
+        if self._kind == "labelled":
+            self._kept = kept
+            try:
+                return summed(forward(), targets)
+            finally:
+                self._kept = None
+        if not self._takes_loss:
+            # Registered after the engine's own hooks, which must see the loss: its gradient gathers the weights again.
+            self._layer.register_forward_hook(self._take)
+            self._takes_loss = True
+        self._kept, self._targets = kept, targets
+        try:
+            forward()
+            assert self._total is not None
+            return self._total, self._hits
+        finally:
+            self._kept = self._targets = self._total = self._hits = None
+
+    def _pick(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._kept is None:  # a forward pass outside of `losses`, such as generation
+            return None
+        return (arguments[0].flatten(0, -2).index_select(0, self._kept), *arguments[1:])
+
+    def _forward(self, hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        """Return the loss [] of hidden states [trained, width]; outside of `losses`, the logits."""
+        if self._targets is None:
+            return self._forward_of_layer(hidden, *arguments, **named)
+        if self._kind == "liger" and torch.is_grad_enabled():
+            return self._liger(hidden, self._targets)
+        return self._chunks(hidden, self._targets)
+
+    def _take(self, layer: torch.nn.Module, arguments: tuple[Any, ...], loss: torch.Tensor) -> torch.Tensor | None:
+        """Store the loss, and give the model logits of one token to continue with, which nothing reads."""
+        if self._targets is None:
+            return None
+        self._total = loss
+        hidden: torch.Tensor = arguments[0]
+        return hidden.new_zeros(1, self._vocabulary)
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self._model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+
+    def _chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        size = max(1, CHUNK_BYTES // (4 * self._vocabulary))
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for part, goals in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+            if torch.is_grad_enabled():
+                total = total + checkpoint(self._of_chunk, part, goals, use_reentrant=False)
+            else:
+                loss, hit = summed(self._softened(self._logits(part)), goals)
+                total, self._hits = total + loss, hit if self._hits is None or hit is None else self._hits + hit
+        return total
+
+    def _of_chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return summed(self._softened(self._logits(hidden)), targets)[0]
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        with without_hooks(self._parts):
+            return self._forward_of_layer(hidden)
+
+    def _softened(self, logits: torch.Tensor) -> torch.Tensor:
+        """Apply the bias of BART and the soft cap of Gemma to the output layer's logits."""
+        bias = getattr(self._model, "final_logits_bias", None)
+        if bias is not None:
+            logits = logits + bias
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _liger(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # imports Triton
+
+        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap)
+        total: torch.Tensor = loss(self._layer.weight, hidden, targets, getattr(self._layer, "bias", None))
+        return total.float()
+
+
+@contextmanager
+def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Disable the hooks of these modules: ZeRO-3's hooks count the calls and expect the same number in every step."""
+    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
+    for module in modules:
+        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        yield
+    finally:
+        for module, (before, after) in zip(modules, hooks, strict=True):
+            module._forward_pre_hooks, module._forward_hooks = before, after
+
+
+def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the summed cross entropy of logits [trained, vocabulary], and without gradients the hits."""
+    total = cross_entropy(logits.float(), targets, reduction="sum")
+    return total, None if torch.is_grad_enabled() else (logits.argmax(-1) == targets).sum()
+
+
+def output_layer(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the layer that makes logits of hidden states; with an adapter, the adapter's wrapper around it."""
+    layer: torch.nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    return layer
+
+
+def plain_logits(model: torch.nn.Module) -> bool:
+    """Return whether `_softened` reproduces all that the model does with the output layer's logits."""
+    return all(getattr(model.config, name, None) is None for name in ("logit_scale", "logits_scaling"))

@@ -1,0 +1,160 @@
+"""The worker's side of a task: collation, loss, and scores of an evaluation.
+
+`worker.rank_run` creates it once. A task overrides the methods in which it differs from most tasks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_api.plan import Plan
+from finetune_trainer.worker.arrow_rows import ArrowRows
+from finetune_trainer.worker.evaluation.questions import Question
+from finetune_trainer.worker.evaluation.scores import Scores, Values
+from finetune_trainer.worker.losses.head import Batch, Head
+from finetune_trainer.worker.sampling import Dealt
+
+Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+Items = Callable[[int], int]
+NO_MODELS: Mapping[str, torch.nn.Module] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The collation of a run's rows into batches.
+
+    Attributes:
+        collate: makes a batch for the task's loss of rows in the task's view.
+        dealt: assignment of a step's rows in `VirtualDataset`; None = grouped by length, for padded batches.
+    """
+
+    collate: Collator
+    dealt: Dealt | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The results of an evaluation on the whole split, over all ranks.
+
+    Attributes:
+        total: sum of the losses of all items.
+        hits: number of tokens with the highest logit; None where the loss does not count them.
+        predicted, truth: in the order of the split's rows; None where rows have no label.
+    """
+
+    total: float
+    items: int
+    hits: int | None = None
+    predicted: Values | None = None
+    truth: Values | None = None
+
+    @property
+    def loss(self) -> float:
+        """Return the mean loss of an item; NaN without items."""
+        return self.total / self.items if self.items else float("nan")
+
+
+class WorkerTask(ABC):
+    """One task, for one plan.
+
+    Attributes:
+        continues: True = an answer continues its prompt; False = a decoder begins it with its start token.
+    """
+
+    continues = True
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    # ------------------------------------------------------------ the model
+
+    def head_options(self) -> dict[str, Any]:
+        """Return the options of `from_pretrained` for the head."""
+        return {}
+
+    def set_up(self, model: PreTrainedModel, pad_token_id: int) -> None:
+        """Change the loaded model, before it gets an adapter."""
+        return  # most tasks change nothing
+
+    def heads(self, model: PreTrainedModel) -> Collection[str]:
+        """Return names of modules that are trained beside an adapter, whether or not the checkpoint has them."""
+        return ()
+
+    def further_models(self, folder: Path, dtype: torch.dtype) -> Mapping[str, torch.nn.Module]:
+        """Return models that the loss needs beside the one in training, such as a reference, by name.
+
+        The loss gets them on the rank's device. They are not trained and not saved.
+
+        Args:
+            folder: of the base model.
+            dtype: of the run's weights.
+        """
+        return {}
+
+    # ------------------------------------------------------------ rows
+
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Keep the properties of the tokenizer that the rows need."""
+        return  # the rows of most tasks need nothing
+
+    def viewed(self, rows: Any, stream: int) -> Any:
+        """Return rows as the model reads them.
+
+        Args:
+            rows: with `lengths`; in training an index is a position of the run.
+            stream: the run's seed; for evaluation EVALUATED of `batches.masking`.
+        """
+        return rows
+
+    @abstractmethod
+    def batching(self, model: Any, pad_token_id: int) -> Batching:
+        """Return the collation for a model, which is as loaded, with its adapter."""
+
+    @abstractmethod
+    def items(self, rows: ArrowRows) -> Items:
+        """Return a function from a row's number to its loss items, computed from the prepared data alone.
+
+        So each rank knows the divisor of a step's loss without communication and without waiting for its device. The
+        `items` of a batch's loss are the sum over its rows.
+        """
+
+    # ------------------------------------------------------------ loss and evaluation
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, further: Mapping[str, torch.nn.Module] = NO_MODELS) -> Head:
+        """Return the loss, which takes the model, or its wrapper, and a batch.
+
+        Args:
+            further: the models of `further_models`.
+            model: as loaded, with its adapter, before an engine wraps it, because the loss adds hooks to its output
+                layer.
+        """
+
+    def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return predictions, one a row, from `Summed.outputs`."""
+        raise NotImplementedError(f"{self.plan.task} predicts no labels")
+
+    def truth(self, batch: Batch) -> torch.Tensor:
+        """Return the values that `predicted` is compared with, of the same shape, on the CPU."""
+        raise NotImplementedError(f"{self.plan.task} predicts no labels")
+
+    @abstractmethod
+    def scores(self, measured: Measured) -> Scores:
+        """Return the scores of an evaluation, the loss among them."""
+
+    def questions(self, rows: Any, most: int) -> list[Question]:
+        """Return the first questions of a split whose answers are generated, `most` at most."""
+        return []
+
+
+def count(items: npt.NDArray[np.int32] | None) -> Items | None:
+    """Return the items of a row from the index of the data; None for data without an index."""
+    return None if items is None else lambda row: int(items[row])
