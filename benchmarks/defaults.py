@@ -155,7 +155,7 @@ def main() -> None:
         record_what_there_is(options.cache)
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    import finetune_trainer.prepare.stage
+    import finetune_trainer.prepare.prepare_stage
     import finetune_trainer.worker.rank_run  # noqa: F401 - once, here: every run is forked
 
     cases = [case for case in CASES if options.only in (None, case.task)]
@@ -239,7 +239,7 @@ def measure(point: Point, cache: Path) -> None:
     """One run from its job to its scores."""
     from finetune_api.contract import ExitCode, dataset_prefix
     from finetune_api.v1alpha1 import FineTuneJob
-    from finetune_trainer.prepare.stage import prepare
+    from finetune_trainer.prepare.prepare_stage import prepare
     from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
     from finetune_trainer.storage import open_store
     from finetune_trainer.worker.rank_run import run_rank

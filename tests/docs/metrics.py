@@ -7,7 +7,7 @@ from prometheus_client.core import Metric
 from prometheus_client.metrics import MetricWrapperBase
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress
-from finetune_operator import metrics as operator_metrics
+from finetune_operator.loop import metrics as operator_metrics
 from finetune_trainer.agent.metrics import RunMetrics
 
 OPENING = """# Metrics

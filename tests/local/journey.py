@@ -16,7 +16,7 @@ from finetune_api.messages import CheckpointInfo, Manifest
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.export.stage import export
-from finetune_trainer.prepare.stage import prepare
+from finetune_trainer.prepare.prepare_stage import prepare
 from finetune_trainer.storage import FolderStore, download_tree, hash_file
 from tests.local.harness import Bench, Run
 from tests.support.prepared import plain

@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.stage import Prepared, prepare
+from finetune_trainer.prepare.prepare_stage import Prepared, prepare
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests.support.prepared import plain_table
 

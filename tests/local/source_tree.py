@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.errors import FineTuneError
 from finetune_trainer.prepare.data.file_places import Place
-from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.locate import locate_files
 from finetune_trainer.storage import open_store
 from tests.support.s3 import S3Server
 
@@ -53,7 +53,7 @@ def names(found: tuple[Place, ...], base: str) -> list[str]:
 
 def refused(uri: str, environ: dict[str, str] | None = None, declared: str | None = None) -> tuple[str, str]:
     with pytest.raises(FineTuneError) as caught:
-        locate(uri, FIELD, environ or {}, declared)
+        locate_files(uri, FIELD, environ or {}, declared)
     (problem,) = caught.value.problems
     assert problem.field == FIELD
     return problem.code, str(problem)

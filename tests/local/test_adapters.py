@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from finetune_api.errors import FineTuneError, Problem
 from finetune_api.messages import Task
 from finetune_trainer.prepare.plan.shape import architecture_of
-from finetune_trainer.prepare.stage import prepare, validate
+from finetune_trainer.prepare.prepare_stage import prepare, validate
 from finetune_trainer.prepare.start_adapter import find_adapter
 from finetune_trainer.storage import FolderStore, read_manifest
 from tests.local.journey import job_of

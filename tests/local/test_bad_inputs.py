@@ -11,7 +11,7 @@ import pytest
 
 from finetune_api.errors import FineTuneError, Problem
 from finetune_api.v1alpha1.files import load_job, located
-from finetune_trainer.prepare.stage import validate
+from finetune_trainer.prepare.prepare_stage import validate
 from tests.bad_inputs.cases import GOOD, JOB, Case, jsonl, load_all
 from tests.bad_inputs.page import codes, page
 from tests.support.hub import Hub, start_hub

@@ -14,7 +14,7 @@ import pytest
 
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.stage import inspect
+from finetune_trainer.prepare.prepare_stage import inspect
 from tests.families.cases import Case, each_family, matrix
 from tests.families.house import House
 from tests.local.harness import Bench

@@ -10,7 +10,7 @@ import pytest
 from finetune_api.errors import ModelError
 from finetune_api.v1alpha1 import FineTuneJob, ModelSpec
 from finetune_trainer.prepare.models import fetch, find_mirrored, locate_model, mirror, read_model
-from finetune_trainer.prepare.stage import inspect
+from finetune_trainer.prepare.prepare_stage import inspect
 from finetune_trainer.storage import open_store
 from tests.support.hub import Hub, start_hub
 from tests.support.models.sparse import SEVENTY_BILLION, make_sparse_llama

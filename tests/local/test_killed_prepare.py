@@ -14,8 +14,8 @@ from finetune_api.messages import Manifest
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare import check_keeper
 from finetune_trainer.prepare.data import lines, streams
-from finetune_trainer.prepare.stage import prepare
-from finetune_trainer.prepare.tokens import keeping, writer
+from finetune_trainer.prepare.prepare_stage import prepare
+from finetune_trainer.prepare.tokens import keeping, split_writer
 from finetune_trainer.storage import ObjectStore, open_store, read_manifest
 from tests.support.chats import write_chat_rows
 from tests.support.models import make_llama
@@ -25,13 +25,13 @@ SIZES = {
     (check_keeper, "WORTH_KEEPING"): 0,
     (lines, "PIECE"): 900,
     (streams, "BLOCK"): 900,
-    (writer, "BATCH_TOKENS"): 300,
-    (writer, "SHARD_BYTES"): 4000,
+    (split_writer, "BATCH_TOKENS"): 300,
+    (split_writer, "SHARD_BYTES"): 4000,
 }
 KILLED = """
 import os, pathlib, signal, sys
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.stage import prepare
+from finetune_trainer.prepare.prepare_stage import prepare
 from finetune_trainer.prepare.tokens import keeping
 from finetune_trainer.storage import open_store
 from tests.local.test_killed_prepare import SIZES

@@ -11,9 +11,9 @@ import pytest
 from finetune_api.errors import DataError, StateError
 from finetune_api.messages import ModelFacts
 from finetune_api.plan import Plan
-from finetune_trainer.prepare import stage
+from finetune_trainer.prepare import prepare_stage
+from finetune_trainer.prepare.prepare_stage import inspect, validate
 from finetune_trainer.prepare.quality.report import QualityReport
-from finetune_trainer.prepare.stage import inspect, validate
 from finetune_trainer.storage import download_tree
 from tests.local.prepare_house import LABELLED, PAIRS, TEXTS, House, job_of, jsonl, unhashed
 from tests.support.s3 import S3Server, start_s3
@@ -212,7 +212,7 @@ def test_a_second_job_reads_neither_data_nor_model_again(
         raise AssertionError("read again")
 
     for name in ("check_dataset", "read_model", "tokenize", "load_tokenizer", "upload_tree", "mirror"):
-        monkeypatch.setattr(stage, name, never)
+        monkeypatch.setattr(prepare_stage, name, never)
     second = house.prepare(job, "two")
     assert second.plan == first.plan
     assert second.result.note == "data set reused, not read again"

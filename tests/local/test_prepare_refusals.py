@@ -13,7 +13,7 @@ import pytest
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FineTuneError, ModelError
 from finetune_api.results import StageResult
-from finetune_trainer.prepare.stage import inspect
+from finetune_trainer.prepare.prepare_stage import inspect
 from finetune_trainer.storage import open_store
 from tests.local.prepare_house import LABELLED, TEXTS, House, job_of, jsonl, unhashed
 from tests.support.s3 import S3Server, start_s3

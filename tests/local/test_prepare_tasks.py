@@ -9,7 +9,7 @@ import pytest
 from finetune_api.errors import ModelError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.prepare.stage import inspect
+from finetune_trainer.prepare.prepare_stage import inspect
 from tests.local.prepare_house import House, Rows, job_of, jsonl
 from tests.support.models import make_bart, make_bert, make_gpt2, make_llama, make_t5
 

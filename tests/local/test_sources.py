@@ -16,10 +16,10 @@ import pytest
 
 from finetune_api.errors import DataError, ModelError, SpecError
 from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob, ModelSpec
-from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.locate import locate_files
 from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.models import locate_model
-from finetune_trainer.prepare.stage import prepare
+from finetune_trainer.prepare.prepare_stage import prepare
 from finetune_trainer.storage import open_store
 from tests.local.source_tree import FIELD, ROWS, fill_bucket, names, refused, silent, write_tree
 from tests.support.hub import Hub, start_hub
@@ -78,23 +78,23 @@ def test_a_uri_names_a_file_a_pattern_or_a_folder(request: pytest.FixtureRequest
         environ = request.getfixturevalue("server").environ
     else:
         base, environ = "hf://datasets/team/rows/", {"HF_ENDPOINT": request.getfixturevalue("hub").endpoint}
-    assert names(locate(base + path, FIELD, environ), base) == CHOICES[path]
+    assert names(locate_files(base + path, FIELD, environ), base) == CHOICES[path]
 
 
 def test_a_relative_path_begins_at_the_current_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    assert names(locate("file://deep/*.csv", FIELD, {}), "file://") == ["deep/e.csv"]
-    assert names(locate("file://.", FIELD, {}), "file://") == ["a.jsonl", "b.jsonl"]
+    assert names(locate_files("file://deep/*.csv", FIELD, {}), "file://") == ["deep/e.csv"]
+    assert names(locate_files("file://.", FIELD, {}), "file://") == ["a.jsonl", "b.jsonl"]
 
 
 def test_a_name_with_wildcards_in_it_is_a_name_where_there_is_such_a_file(tmp_path: Path) -> None:
     (tmp_path / "rows [1].jsonl").write_bytes(ROWS)
-    assert len(locate(f"file://{tmp_path}/rows%20[1].jsonl", FIELD, {})) == 1
+    assert len(locate_files(f"file://{tmp_path}/rows%20[1].jsonl", FIELD, {})) == 1
 
 
 def test_a_link_to_a_file_elsewhere_is_followed(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "link.jsonl").symlink_to(tree / "a.jsonl")
-    (place,) = locate(f"file://{tmp_path}/*.jsonl", FIELD, {})
+    (place,) = locate_files(f"file://{tmp_path}/*.jsonl", FIELD, {})
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
 
 
@@ -108,7 +108,11 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path: Path, tree: Path) -> None
     (data / "up").symlink_to(tmp_path)
     (data / "own" / "again").symlink_to(tree / "deep" / "deeper")
     base = f"file://{data}/"
-    assert names(locate(f"{base}**/*.jsonl", FIELD, {}), base) == ["link/c.jsonl", "link/deeper/d.jsonl", "own/x.jsonl"]
+    assert names(locate_files(f"{base}**/*.jsonl", FIELD, {}), base) == [
+        "link/c.jsonl",
+        "link/deeper/d.jsonl",
+        "own/x.jsonl",
+    ]
 
 
 @pytest.fixture
@@ -136,9 +140,9 @@ def test_a_saved_data_set_is_read_by_its_splits(saved: Path, server: S3Server, s
         for path in saved.rglob("*.*"):
             store.put(f"set/{path.relative_to(saved)}", path.read_bytes())
     file = "data-00000-of-00001.arrow"
-    assert names(locate(base, "spec.dataset.train", environ), base) == [f"/train/{file}"]
-    assert names(locate(base, "spec.dataset.eval", environ), base) == [f"/test/{file}"]
-    assert names(locate(f"{base}/test", FIELD, environ), f"{base}/test") == [f"/{file}"]
+    assert names(locate_files(base, "spec.dataset.train", environ), base) == [f"/train/{file}"]
+    assert names(locate_files(base, "spec.dataset.eval", environ), base) == [f"/test/{file}"]
+    assert names(locate_files(f"{base}/test", FIELD, environ), f"{base}/test") == [f"/{file}"]
 
 
 def test_a_saved_data_set_without_the_split_names_those_it_has(saved: Path) -> None:
@@ -152,7 +156,7 @@ def test_a_blank_in_a_path_is_a_blank(tmp_path: Path) -> None:
     (tmp_path / "a b.csv").write_bytes(b"text\nx\n")
     assert DatasetSpec(train=f"file://{tmp_path}/a b.csv").train == f"file://{tmp_path}/a b.csv"
     for path in ("a b.csv", "a%20b.csv"):
-        assert len(locate(f"file://{tmp_path}/{path}", FIELD, {})) == 1
+        assert len(locate_files(f"file://{tmp_path}/{path}", FIELD, {})) == 1
 
 
 def test_a_plain_path_is_refused_where_it_means_nothing() -> None:
@@ -184,7 +188,7 @@ def test_what_is_not_there_or_does_not_go_together_is_refused(
 
 
 def test_files_of_several_formats_are_taken_where_the_job_says_which(tree: Path) -> None:
-    assert len(locate(f"file://{tree}/deep", FIELD, {}, "jsonl")) == 2
+    assert len(locate_files(f"file://{tree}/deep", FIELD, {}, "jsonl")) == 2
 
 
 def test_a_folder_that_holds_only_folders_says_how_to_search_them(tmp_path: Path) -> None:
@@ -217,7 +221,7 @@ def test_training_and_evaluation_data_in_one_folder_are_not_taken_for_one_split(
 def test_what_a_saved_data_set_has_beside_its_data_is_left_out(tmp_path: Path) -> None:
     for name in ("data-00000-of-00001.arrow", "dataset_info.json", "state.json"):
         (tmp_path / name).write_bytes(b"{}")
-    assert names(locate(f"file://{tmp_path}", FIELD, {}), f"file://{tmp_path}/") == ["data-00000-of-00001.arrow"]
+    assert names(locate_files(f"file://{tmp_path}", FIELD, {}), f"file://{tmp_path}/") == ["data-00000-of-00001.arrow"]
 
 
 @contextmanager
@@ -303,7 +307,7 @@ def test_a_shells_home_is_no_path() -> None:
 
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(SpecError, match=r"gs://b/x cannot be read; file://, s3://, hf://, https:// can"):
-        locate("gs://b/x", FIELD, {})
+        locate_files("gs://b/x", FIELD, {})
 
 
 # ---------------------------------------------------------------- all of it, through the stage

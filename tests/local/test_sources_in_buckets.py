@@ -11,7 +11,7 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data import file_places
 from finetune_trainer.prepare.data.dataset import check_dataset
-from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.locate import locate_files
 from finetune_trainer.prepare.data.sources import data_environ, locate_all
 from finetune_trainer.storage import ObjectStore, open_store
 from tests.local.source_tree import FIELD, ROWS, fill_bucket, refused, silent
@@ -30,7 +30,7 @@ def bucket(server: S3Server) -> str:
 
 
 def test_objects_are_fetched_once(server: S3Server, bucket: str, tmp_path: Path) -> None:
-    (place,) = locate(f"{bucket}/data/a.jsonl", FIELD, server.environ)
+    (place,) = locate_files(f"{bucket}/data/a.jsonl", FIELD, server.environ)
     path = place.fetch(tmp_path, silent)
     assert path.read_bytes() == ROWS
     path.write_bytes(b"kept")

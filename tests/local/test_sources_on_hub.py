@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.locate import locate_files
 from tests.local.source_tree import FIELD, ROWS, names, refused, silent, write_tree
 from tests.support.hub import Hub, start_hub
 
@@ -26,13 +26,13 @@ def hub(tree: Path) -> Iterator[Hub]:
 def test_a_file_of_the_hub_is_pinned_and_fetched_once(hub: Hub, tmp_path: Path, revision: str) -> None:
     environ = {"HF_ENDPOINT": hub.endpoint}
     given = f"@{hub.sha('team/rows')}" if revision == "@commit" else revision
-    (place,) = locate(f"hf://datasets/team/rows{given}/deep/c.jsonl", FIELD, environ)
+    (place,) = locate_files(f"hf://datasets/team/rows{given}/deep/c.jsonl", FIELD, environ)
     assert place.size == len(ROWS)
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
     hub.seen.clear()
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
     assert hub.seen == []
-    (other,) = locate("hf://datasets/team/rows/deep/c.jsonl", FIELD, environ)
+    (other,) = locate_files("hf://datasets/team/rows/deep/c.jsonl", FIELD, environ)
     assert other.fingerprint == place.fingerprint
 
 
@@ -59,7 +59,7 @@ def test_a_gated_data_set_needs_the_token(hub: Hub, tree: Path, tmp_path: Path) 
     hub.gated.add("team/gated")
     environ = {"HF_ENDPOINT": hub.endpoint}
     assert refused("hf://datasets/team/gated/a.jsonl", environ)[0] == "GatedDataset"
-    (place,) = locate("hf://datasets/team/gated/a.jsonl", FIELD, {**environ, "HF_TOKEN": hub.token})
+    (place,) = locate_files("hf://datasets/team/gated/a.jsonl", FIELD, {**environ, "HF_TOKEN": hub.token})
     assert place.fetch(tmp_path, silent).read_bytes() == ROWS
 
 
@@ -110,7 +110,7 @@ SPLITS = {
 @pytest.mark.parametrize("case", SPLITS)
 def test_a_data_set_of_the_hub_is_named_by_its_split(hub: Hub, reviews: str, tmp_path: Path, case: str) -> None:
     uri, field, expected = SPLITS[case]
-    found = locate(uri, field, {"HF_ENDPOINT": hub.endpoint})
+    found = locate_files(uri, field, {"HF_ENDPOINT": hub.endpoint})
     assert names(found, reviews) == [expected]
     assert found[0].fetch(tmp_path / "work", silent).read_text() in ("{}", "x")
 
@@ -127,7 +127,7 @@ def test_a_gated_data_set_needs_the_token_for_its_splits_too(hub: Hub, reviews: 
     try:
         environ = {"HF_ENDPOINT": hub.endpoint}
         assert refused("team/carded", environ)[0] == "GatedDataset"
-        assert len(locate("team/carded", FIELD, {**environ, "HF_TOKEN": hub.token})) == 1
+        assert len(locate_files("team/carded", FIELD, {**environ, "HF_TOKEN": hub.token})) == 1
     finally:
         hub.gated.remove("team/carded")
 

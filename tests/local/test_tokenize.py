@@ -13,7 +13,7 @@ from finetune_api.contract import dataset_prefix
 from finetune_api.errors import DataError, SpecError
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.stage import Prepared, prepare
+from finetune_trainer.prepare.prepare_stage import Prepared, prepare
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests.support.models import make_bert, make_llama

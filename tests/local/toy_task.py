@@ -45,7 +45,7 @@ def main() -> None:
 
 def prepared(model: Path, rows: Path, storage: Path) -> Any:
     from finetune_api.v1alpha1 import FineTuneJob
-    from finetune_trainer.prepare.stage import prepare
+    from finetune_trainer.prepare.prepare_stage import prepare
     from finetune_trainer.storage import open_store
 
     spec = {

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_trainer.prepare.data import lines
-from finetune_trainer.prepare.data.chunks import chunks, read
+from finetune_trainer.prepare.data.chunks import chunks, read_records
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.examples import examples
 from finetune_trainer.prepare.data.formats import LONGEST_LINE, Code, Format, Row
@@ -135,7 +135,7 @@ def test_what_stands_before_the_cut_is_read_and_counted(tmp_path: Path, compress
     file = open_as(tmp_path, "x.jsonl", compress(LONG)[:-200])
     seen = []
     with pytest.raises(DataError, match=r"the .* data ends before its end mark; [\d,]+ whole lines could be read"):
-        seen.extend(read(file))
+        seen.extend(read_records(file))
     assert seen
     assert all(isinstance(record, Row) for record in seen)
 
@@ -159,7 +159,7 @@ BROKEN_LINES: dict[str, tuple[bytes, Code, str]] = {
 @pytest.mark.parametrize("case", BROKEN_LINES)
 def test_a_broken_line_says_what_its_author_did(tmp_path: Path, case: str) -> None:
     content, code, message = BROKEN_LINES[case]
-    _, fault = read(open_as(tmp_path, "x.jsonl", b'{"text": "fine"}\n' + content + b"\n"))
+    _, fault = read_records(open_as(tmp_path, "x.jsonl", b'{"text": "fine"}\n' + content + b"\n"))
     assert (fault.line, getattr(fault, "code", None)) == (2, code)
     assert message in getattr(fault, "message", "")
 
@@ -185,7 +185,7 @@ def test_a_line_of_100_mb_is_named_and_passed_over(tmp_path: Path, compressed: b
 
 
 def test_a_quote_that_is_never_closed_says_so(tmp_path: Path) -> None:
-    (_, fault, lost) = read(open_as(tmp_path, "x.csv", b'a,b\n1,2\n"3,4\n5,6\n'))
+    (_, fault, lost) = read_records(open_as(tmp_path, "x.csv", b'a,b\n1,2\n"3,4\n5,6\n'))
     assert (fault.line, getattr(fault, "message", "")) == (3, "a quote is opened here and never closed")
     assert (lost.line, getattr(lost, "message", "")) == (4, "the line is inside a quote that is opened in line 3")
 
@@ -228,7 +228,7 @@ def test_whatever_a_file_holds_is_rows_faults_or_a_refusal(
     try:
         file = open_as(tmp_path, name, gzip.compress(content) if compressed else content, declared=form)
         columns = columns_of(file, Task.CAUSAL_LM, {})
-        seen = [record.line for record in examples(read(file), columns)]
+        seen = [record.line for record in examples(read_records(file), columns)]
     except (DataError, SpecError) as error:
         problems = list(error.problems)
     assert seen == sorted(seen)
@@ -248,7 +248,7 @@ def test_parts_hold_the_same_records_however_long_they_are(
         name.rpartition(".")[2], b"\xef\xbb\xbf\n" + jsonl(ROWS)
     )
     file = open_as(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
-    whole = list(read(file))
+    whole = list(read_records(file))
     monkeypatch.setattr(lines, "PIECE", size)
     monkeypatch.setattr("finetune_trainer.prepare.data.chunks.PIECE", size)
     monkeypatch.setattr("finetune_trainer.prepare.data.streams.BLOCK", max(1, size // 3))

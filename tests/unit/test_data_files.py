@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from finetune_api.errors import FineTuneError
-from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.formats import Code, DataFile, Format, Row
 
@@ -32,12 +32,12 @@ def open_as(folder: Path, name: str, content: bytes, **given: Any) -> DataFile:
 
 
 def records(file: DataFile) -> list[tuple[int, Any]]:
-    return [(record.line, record.values if isinstance(record, Row) else record.code) for record in read(file)]
+    return [(record.line, record.values if isinstance(record, Row) else record.code) for record in read_records(file)]
 
 
 def refusal(folder: Path, name: str, content: bytes, **given: Any) -> tuple[str, str]:
     with pytest.raises(FineTuneError) as caught:
-        list(read(open_as(folder, name, content, **given)))
+        list(read_records(open_as(folder, name, content, **given)))
     return caught.value.problems[0].code, caught.value.problems[0].message
 
 
@@ -197,7 +197,7 @@ def test_rows_that_a_quote_swallows_are_faults(tmp_path: Path, case: str) -> Non
     lines[first] = f'"{lines[first]}'
     lines[last] = lines[last].replace(mark.decode(), f'"{mark.decode()}')
     content = f"text{mark.decode()}label\n" + "\n".join(lines) + "\n"
-    found = list(read(open_as(tmp_path, "x.csv", content.encode())))
+    found = list(read_records(open_as(tmp_path, "x.csv", content.encode())))
     faults = [record for record in found if not isinstance(record, Row)]
     assert len(found) == 1000
     assert len(found) - len(faults) == good
@@ -208,7 +208,7 @@ def test_rows_that_a_quote_swallows_are_faults(tmp_path: Path, case: str) -> Non
 def test_pairs_that_a_quote_swallows_are_faults_without_a_column_of_few_values(tmp_path: Path) -> None:
     lines = ["prompt,completion", *(f"what is {n},it is {n}" for n in range(100))]
     lines[50], lines[60] = f'"{lines[50]}', lines[60].replace(",", '",')
-    found = list(read(open_as(tmp_path, "x.csv", "\n".join(lines).encode())))
+    found = list(read_records(open_as(tmp_path, "x.csv", "\n".join(lines).encode())))
     assert sum(isinstance(record, Row) for record in found) == 100 - 11
 
 
@@ -299,7 +299,7 @@ def test_plain_text_is_documents_by_line_paragraph_or_file(
 
 
 def test_a_byte_that_is_no_utf8_has_its_own_line_in_a_paragraph(tmp_path: Path) -> None:
-    (fault,) = read(open_as(tmp_path, "x.txt", b"one\ntwo \xe9\n", documents="paragraph"))
+    (fault,) = read_records(open_as(tmp_path, "x.txt", b"one\ntwo \xe9\n", documents="paragraph"))
     assert (fault.line, getattr(fault, "code", None)) == (2, Code.BAD_UTF8)
     assert "byte 5 of the line is 0xe9" in getattr(fault, "message", "")
     assert "in Latin-1 (Windows-1252) it is '\u00e9'" in getattr(fault, "message", "")

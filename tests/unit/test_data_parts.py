@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from finetune_api.errors import DataError
 from finetune_trainer.prepare.data import lines, streams
-from finetune_trainer.prepare.data.chunks import ParsedChunk, chunks, read
+from finetune_trainer.prepare.data.chunks import ParsedChunk, chunks, read_records
 from finetune_trainer.prepare.data.delimited import _Values
 from finetune_trainer.prepare.data.formats import DataFile, DocumentUnit, Format, Record
 from finetune_trainer.prepare.data.jsonarray import parse_element
-from finetune_trainer.prepare.data.record_parts import parse
+from finetune_trainer.prepare.data.record_parts import parse_records
 from finetune_trainer.prepare.data.streams import opened
 
 
@@ -35,7 +35,7 @@ def file_of(path: Path, kind: Format) -> DataFile:
 def in_order(file: DataFile) -> list[Record]:
     """All records by the parser alone."""
     with opened(file.path) as reader:
-        return [record for record, _, _ in parse(file, reader)]
+        return [record for record, _, _ in parse_records(file, reader)]
 
 
 def table(rows: list[list[str]]) -> bytes:
@@ -73,10 +73,10 @@ def compare(data: bytes, kind: Format) -> None:
             expected = in_order(file)
         except DataError:
             with pytest.raises(DataError):
-                list(read(file))
+                list(read_records(file))
             return
         if expected:
-            assert list(read(file)) == expected
+            assert list(read_records(file)) == expected
 
 
 def of_format(kind: Format) -> bytes:

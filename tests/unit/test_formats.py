@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.errors import DataError
-from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.formats import Code, DataFile, Fault, Format, Row
 
@@ -18,7 +18,7 @@ def file(folder: Path, content: bytes, form: Format, delimiter: str | None = Non
 
 def records(folder: Path, content: bytes, form: Format, delimiter: str | None = None) -> list[tuple[int, object]]:
     """(line, values) of rows and (line, code) of faults."""
-    found = read(file(folder, content, form, delimiter))
+    found = read_records(file(folder, content, form, delimiter))
     return [(record.line, record.values if isinstance(record, Row) else record.code) for record in found]
 
 
@@ -114,7 +114,7 @@ def test_a_long_text_in_one_field_is_read(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read_at_all_is_named(tmp_path: Path, content: bytes, form: Format, code: str) -> None:
     (tmp_path / "data").write_bytes(content)
     with pytest.raises(DataError) as caught:
-        list(read(open_file(tmp_path / "data", "s3://bucket/data", "spec.dataset.train", form)))
+        list(read_records(open_file(tmp_path / "data", "s3://bucket/data", "spec.dataset.train", form)))
     problem = caught.value.problems[0]
     assert (problem.code, problem.file, problem.field) == (code, "s3://bucket/data", "spec.dataset.train")
 
@@ -129,6 +129,6 @@ def test_a_file_that_cannot_be_read_at_all_is_named(tmp_path: Path, content: byt
     ],
 )
 def test_a_fault_says_what_is_seen_and_where(tmp_path: Path, content: bytes, form: Format, message: str) -> None:
-    fault = list(read(file(tmp_path, content, form)))[-1]
+    fault = list(read_records(file(tmp_path, content, form)))[-1]
     assert isinstance(fault, Fault)
     assert message in fault.message

@@ -16,8 +16,8 @@ from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.sources import locate_all
 from finetune_trainer.prepare.observed import spill
 from finetune_trainer.prepare.quality.judge import Context, judge
+from finetune_trainer.prepare.tokens import split_writer
 from finetune_trainer.prepare.tokens import tokenize as tokenizing
-from finetune_trainer.prepare.tokens import writer
 from finetune_trainer.prepare.tokens.encoder import encoder_for
 from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards, TokenizeProgress
 from finetune_trainer.prepare.tokens.templates import CHATML
@@ -52,9 +52,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts, batches and shards of a few rows, and observations that do not fit into memory."""
     monkeypatch.setattr(lines, "PIECE", 500)
     monkeypatch.setattr(streams, "BLOCK", 500)
-    monkeypatch.setattr(writer, "BATCH_TOKENS", 150)
-    monkeypatch.setattr(writer, "WINDOW_TOKENS", 300)
-    monkeypatch.setattr(writer, "SHARD_BYTES", 1000)
+    monkeypatch.setattr(split_writer, "BATCH_TOKENS", 150)
+    monkeypatch.setattr(split_writer, "WINDOW_TOKENS", 300)
+    monkeypatch.setattr(split_writer, "SHARD_BYTES", 1000)
     monkeypatch.setattr(spill, "IN_MEMORY", 20)
     monkeypatch.setattr(spill, "BUFFERED", 7)
 

@@ -12,7 +12,9 @@ from finetune_api.v1alpha1.facts import SHAPES_DATA
 from finetune_api.v1alpha1.markers import ShapesData
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_trainer.prepare import reuse
+from finetune_trainer.prepare.job_inputs import Inputs
 from finetune_trainer.prepare.models import BaseModel
+from finetune_trainer.prepare.plan.planner import length_limit
 from finetune_trainer.prepare.tokens import tokenize
 from tests.unit.test_api_parse import job
 
@@ -57,10 +59,17 @@ def _key(changes: dict[str, Any], task: Task = Task.CAUSAL_LM, template: str | N
     return _key_of(parse_job(job(**changes)), task, template)
 
 
+def _inputs(task: Task, sources: str, template: str | None, limit: int) -> Inputs:
+    setting, fingerprint = SimpleNamespace(limit=limit), SimpleNamespace(fingerprint=sources)
+    return cast(Inputs, SimpleNamespace(task=task, sources=fingerprint, template=template, setting=setting))
+
+
+def _base(commit: str) -> BaseModel:
+    return cast(BaseModel, SimpleNamespace(facts=SimpleNamespace(commit=commit)))
+
+
 def _key_of(parsed: FineTuneJob, task: Task = Task.CAUSAL_LM, template: str | None = None) -> str:
-    found = SimpleNamespace(task=task, sources=SimpleNamespace(fingerprint="files"), template=template)
-    base = SimpleNamespace(facts=SimpleNamespace(commit="c0ffee", max_positions=2048))
-    return reuse.index_key(parsed, cast(Inputs, found), cast(BaseModel, base))
+    return reuse.index_key(parsed, _inputs(task, "files", template, length_limit(parsed, task, 2048)), _base("c0ffee"))
 
 
 def test_data_that_an_older_version_prepared_is_found_again() -> None:
@@ -130,11 +139,7 @@ def test_a_field_that_shapes_the_data_through_another_value_changes_the_fingerpr
 
 def test_every_value_that_prepare_derives_stands_in_the_fingerprint() -> None:
     """A field that shapes the data "through" a value that the fingerprint lacks would let stale data be reused."""
-    derived = reuse._derived(
-        WHOLE,
-        cast(Inputs, SimpleNamespace(task=Task.CAUSAL_LM, sources=SimpleNamespace(fingerprint=""), template=None)),
-        cast(BaseModel, SimpleNamespace(facts=SimpleNamespace(commit="", max_positions=0))),
-    )
+    derived = reuse._derived(WHOLE, _inputs(Task.CAUSAL_LM, "", None, 0), _base(""))
     assert {shapes.through for shapes in SHAPES_DATA.values() if shapes.through} == derived.keys()
 
 

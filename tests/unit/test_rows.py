@@ -11,7 +11,7 @@ import pytest
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import DatasetSpec
-from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.dataset import check_dataset
 from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.examples import Example, ExampleLayout, examples
@@ -33,7 +33,7 @@ def read_as(
 ) -> tuple[ExampleLayout, list[Example | Fault]]:
     file = write(folder, *rows)
     found = columns_of(file, task, columns or {}, template)
-    return found.layout, list(examples(read(file), found))
+    return found.layout, list(examples(read_records(file), found))
 
 
 def one(folder: Path, row: Any, **options: Any) -> Example:

@@ -12,10 +12,10 @@ from finetune_trainer.agent import inputs as fetching
 from finetune_trainer.agent.inputs import fetch_first
 from finetune_trainer.dataset.shards import Shards, index_name, shard_name, shard_order
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
+from finetune_trainer.prepare.tokens.split_writer import SplitWriter
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
-from finetune_trainer.prepare.tokens.writer import SplitWriter
 from finetune_trainer.storage import FolderStore, download_files, upload_tree
-from finetune_trainer.worker import data
+from finetune_trainer.worker import arrow_rows
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.sampling import Dealt, VirtualDataset
 from finetune_trainer.worker.tasks.causal_lm import trained_following
@@ -104,7 +104,7 @@ def test_a_large_data_set_is_fetched_in_the_order_in_which_it_is_read(
     def fetch_instead_of_waiting(seconds: float) -> None:
         download_files(store, "datasets/x/", later.pop(0), node)
 
-    monkeypatch.setattr(data.time, "sleep", fetch_instead_of_waiting)
+    monkeypatch.setattr(arrow_rows.time, "sleep", fetch_instead_of_waiting)
     rows = ArrowRows(node, "train")
     assert [rows[number]["input_ids"].tolist() for number in range(ROWS)] == [one.ids.tolist() for one in expected]
     assert later == []

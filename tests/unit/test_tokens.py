@@ -24,11 +24,11 @@ from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.sources import locate_all
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
+from finetune_trainer.prepare.tokens.split_writer import SplitWriter
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_fast_tokenizer
-from finetune_trainer.prepare.tokens.writer import SplitWriter
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.tasks.causal_lm import trained_following
 from tests.support.chats import chat_tokenizer, write_chat_rows

@@ -4,7 +4,7 @@ reader   `load` and `LineIndex`
 writer   `dump`
 """
 
-from finetune_api.yaml12.reader import LineIndex, load, refuse
+from finetune_api.yaml12.reader import LineIndex, load
 from finetune_api.yaml12.writer import dump
 
-__all__ = ["LineIndex", "dump", "load", "refuse"]
+__all__ = ["LineIndex", "dump", "load"]

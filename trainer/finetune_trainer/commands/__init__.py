@@ -1,1 +1,1 @@
-"""What `finetune` does, a module for each kind of command; `cli.py` holds the command line."""
+"""What `finetune` does, a module for each kind of command; `main.py` holds the command line."""

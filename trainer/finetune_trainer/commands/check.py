@@ -10,40 +10,40 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.commands.job_options import load
+from finetune_trainer.commands.job_options import load_job
 from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 
 def validate_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune validate`."""
+    from finetune_trainer.prepare.prepare_stage import inspect
     from finetune_trainer.prepare.quality.page import render
     from finetune_trainer.prepare.quality.printed import findings
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.run.local import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
         probe_file(options.report, "--report")
-        job = load(options, screen)
-        found = inspect(job, storage_environment(job), screen.stage_line)
-    problems = found.report.problems()
-    warnings = len(found.report.of(Severity.WARNING))
+        job = load_job(options, screen)
+        inspected = inspect(job, storage_environment(job), screen.stage_line)
+    problems = inspected.report.problems()
+    warnings = len(inspected.report.of(Severity.WARNING))
     code = _status(problems, warnings, options.strict)
     if options.json:
         answer = {
             "job": job.metadata.name,
             "notes": list(options.file.notes),
-            "findings": [finding.model_dump(mode="json") for finding in found.report.findings],
-            "plan": found.plan.model_dump(mode="json", exclude={"choices"}),
+            "findings": [finding.model_dump(mode="json") for finding in inspected.report.findings],
+            "plan": inspected.plan.model_dump(mode="json", exclude={"choices"}),
         }
         _print_json(problems, code, warnings, answer)
     else:
-        console.print(findings(found.report, console.width))
+        console.print(findings(inspected.report, console.width))
         screen.problems(problems)
     if options.report:
-        write_file(options.report, render(found.report), "--report")
+        write_file(options.report, render(inspected.report), "--report")
         screen.show_line("report", str(options.report))
     if not options.json:
         _close(screen, problems, warnings, options.strict)
@@ -52,20 +52,20 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
 
 def plan_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune plan`."""
+    from finetune_trainer.prepare.prepare_stage import inspect
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.prepare.stage import inspect
     from finetune_trainer.run.local import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
-        job = load(options, screen)
-        found = inspect(job, storage_environment(job), screen.stage_line)
+        job = load_job(options, screen)
+        inspected = inspect(job, storage_environment(job), screen.stage_line)
     if options.json:
-        sys.stdout.write(found.plan.to_json())
+        sys.stdout.write(inspected.plan.to_json())
     else:
-        screen.show_plan(found.plan)
-        screen.show_choices(found.plan)
-    problems, warnings = found.report.problems(), len(found.report.of(Severity.WARNING))
+        screen.show_plan(inspected.plan)
+        screen.show_choices(inspected.plan)
+    problems, warnings = inspected.report.problems(), len(inspected.report.of(Severity.WARNING))
     screen.problems(problems)
     _close(screen, problems, warnings, options.strict)
     return _status(problems, warnings, options.strict)

@@ -29,7 +29,7 @@ PLAIN_NAMES = frozenset({"train", "training", "data", "dataset", "rows", "job"})
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a look at model and data gave.
+    """What model and data show.
 
     Attributes:
         tasks: what the model can be trained for, `task` among them.

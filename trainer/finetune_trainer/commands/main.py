@@ -99,7 +99,7 @@ def crd_command(options: argparse.Namespace, console: Console) -> int:
 
 
 class _ShowVersion(argparse.Action):
-    """Prints the versions, which are looked up only then."""
+    """An action that prints the versions, which are looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(version_line())

@@ -1,4 +1,4 @@
-"""What the check of a data set found, kept in storage for a later attempt of the same run: no row is checked twice."""
+"""The check of a data set, kept in storage for a later attempt of the same run: no row is checked twice."""
 
 import pickle
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ WORTH_KEEPING = 256 << 20  # bytes of data: less is checked again in seconds
 
 @dataclass(frozen=True)
 class CheckKeeper:
-    """Keeps one check.
+    """Storage for the check of one run.
 
     Attributes:
         key: of the object.
@@ -34,7 +34,7 @@ class CheckKeeper:
     identity: Mapping[str, Any]
 
     def keep(self, data: CheckedData) -> None:
-        """Store what was found, if it took long."""
+        """Store the check, if it took long."""
         if data.bytes < WORTH_KEEPING:
             return
         # labels and contents are large, and were needed only to choose rows; the job gives the sources
@@ -45,7 +45,7 @@ class CheckKeeper:
         small = replace(data, spec=None, sources=tuple(kept))  # type: ignore[arg-type]
         self.store.put(self.key, values.dumps((self._identity, small)))
 
-    def found(
+    def load(
         self, spec: DatasetSpec, task: Task, sources: Sources, folder: Path, has_template: bool, report: Report
     ) -> CheckedData | None:
         """Return the check of an earlier attempt of this run; None if there is none. Fetch files that lie elsewhere.
@@ -68,8 +68,8 @@ class CheckKeeper:
             for known, here in zip(data.files, opened, strict=True)
         ]
         parts = [replace(part, source=source) for part, source in zip(data.sources, sources.all(), strict=True)]
-        found: CheckedData = replace(data, spec=spec, sources=tuple(parts), files=tuple(files))
-        return found
+        checked: CheckedData = replace(data, spec=spec, sources=tuple(parts), files=tuple(files))
+        return checked
 
     @property
     def _identity(self) -> dict[str, Any]:

@@ -71,17 +71,17 @@ def check_config(job: FineTuneJob, device: Literal["cpu", "gpu"], world: int) ->
     if config is None:
         return
     given = job.spec.training.given()
-    found = [
+    problems = [
         *_typos(config),
         *_contradictions(config, given),
         *_batches(config, given, world),
         *_without_effect(config, given),
     ]
-    found += [*_sharding(config), *_optimizer(config, device), *_precision(config, device), *_breaks(config)]
-    if not found:
-        found += _refused_by_deepspeed(config)
-    if found:
-        raise SpecError(found)
+    problems += [*_sharding(config), *_optimizer(config, device), *_precision(config, device), *_breaks(config)]
+    if not problems:
+        problems += _refused_by_deepspeed(config)
+    if problems:
+        raise SpecError(problems)
 
 
 # ---------------------------------------------------------------- against the job
@@ -244,7 +244,7 @@ def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
         "bf16": DeepSpeedBF16Config,
         "fp16": DeepSpeedFP16Config,
     }
-    found = []
+    problems = []
     for name, schema in blocks.items():
         block = {key: value for key, value in (config.get(name) or {}).items() if value != AUTO}
         try:
@@ -252,10 +252,10 @@ def _refused_by_deepspeed(config: Mapping[str, Any]) -> list[Problem]:
         except ValidationError as error:
             for one in error.errors():
                 path = ".".join([name, *(str(part) for part in one["loc"])])
-                found.append(
+                problems.append(
                     _problem("InvalidValue", path, f"DeepSpeed: {one['msg']}", "see DeepSpeed's configuration page")
                 )
-    return found
+    return problems
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from finetune_trainer.model.files import (
     weight_names,
 )
 from finetune_trainer.prepare.headers import FIRST, Header, read_header
-from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
+from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, hub_refusal
 
 FIELD = "spec.model.name"
 THREADS = 8  # files at a time
@@ -201,7 +201,7 @@ def _reason(error: Exception) -> tuple[str, str, str, str]:
             "write organisation/model; for a folder write spec.model.uri: file://folder instead",
         ),
     }
-    if (why := refusal(error)) is not None:
+    if (why := hub_refusal(error)) is not None:
         return reasons[why]
     cure = "check the connection to the hub (HF_ENDPOINT), or copy the model and use spec.model.uri"
     return "HubFailed", FIELD, f"cannot be fetched: {first_line(error)}", cure

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class HubRefusal(StrEnum):
-    """Why the hub gives nothing."""
+    """The reason why the hub refuses."""
 
     GATED = "gated"
     NO_REVISION = "no such revision"
@@ -12,7 +12,7 @@ class HubRefusal(StrEnum):
     NO_NAME = "no name of a repository"
 
 
-def refusal(error: Exception) -> HubRefusal | None:
+def hub_refusal(error: Exception) -> HubRefusal | None:
     """Return the reason of an error; None where the hub did not answer, or answered something else."""
     from huggingface_hub import errors
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from finetune_api.contract import ExitCode
 from finetune_api.messages import Stage
 from finetune_api.results import StageResult
-from finetune_trainer.prepare.stage import prepare
+from finetune_trainer.prepare.prepare_stage import prepare
 from finetune_trainer.process.stages import StageInputs, run_stage
 
 

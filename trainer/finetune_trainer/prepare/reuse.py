@@ -24,7 +24,7 @@ READING = 2  # version of all that turns files to examples and splits: what an o
 
 
 class _Lead(Message):
-    """`datasets/index/<fingerprint>.json`: leads from sources and options to a prepared data set.
+    """`datasets/index/<fingerprint>.json`: a link from sources and options to a prepared data set.
 
     Attributes:
         used: when it was made or last reused, ISO 8601; `tokens.expiry` goes by it.

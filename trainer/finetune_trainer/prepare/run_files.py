@@ -16,7 +16,7 @@ from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectSt
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where one run keeps what prepare says of it."""
+    """The files of one run in storage."""
 
     job: FineTuneJob
     store: ObjectStore

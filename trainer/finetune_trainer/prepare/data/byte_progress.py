@@ -15,7 +15,7 @@ def amount(size: int) -> str:
 
 
 class ByteProgress:
-    """Tells about every tenth of all files' bytes.
+    """Reports of every tenth of all files' bytes.
 
     Args:
         done: what happens to them: `checked`, `fetched`.
@@ -28,13 +28,13 @@ class ByteProgress:
         self._before = [sum(sizes[:index]) for index in range(len(sizes))]
         self._total = sum(sizes)
         self._report = report
-        self._told = 0
+        self._reported = 0
 
     def at(self, index: int, end: int, faults: int = 0) -> None:
         """Report that the file of that index is done up to byte `end`."""
         here = self._before[index] + end
         step = here * STEPS // max(1, self._total)
-        if self._total >= WATCHED and self._told < step < STEPS:
-            self._told = step
+        if self._total >= WATCHED and self._reported < step < STEPS:
+            self._reported = step
             wrong = f", {faults:,} invalid" if faults else ""
             self._report(f"dataset: {self._done} {amount(here)} of {amount(self._total)}{wrong}")

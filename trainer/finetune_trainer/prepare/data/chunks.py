@@ -15,7 +15,7 @@ from finetune_trainer.prepare.data.formats import LONGEST_LINE, DataFile, Docume
 from finetune_trainer.prepare.data.jsonarray import parse_element, read_array
 from finetune_trainer.prepare.data.jsonl import parse_line
 from finetune_trainer.prepare.data.lines import PIECE, Piece, pieces, too_long
-from finetune_trainer.prepare.data.record_parts import Rest, in_parts, parse, parts
+from finetune_trainer.prepare.data.record_parts import Rest, in_parts, parse_records, parts
 from finetune_trainer.prepare.data.streams import Reader, StreamError, opened
 from finetune_trainer.prepare.data.text import parse_document
 
@@ -134,7 +134,7 @@ def chunks(file: DataFile) -> Iterator[Chunk]:
         raise DataError(file.problem(EMPTY, "the file holds no rows", "name a file with at least one row"))
 
 
-def read(file: DataFile) -> Iterator[Record]:
+def read_records(file: DataFile) -> Iterator[Record]:
     """Yield all records of a file, in order; errors as of `chunks`."""
     for chunk in chunks(file):
         yield from chunk.records()
@@ -203,7 +203,7 @@ def _elements(file: DataFile, reader: Reader) -> Iterator[ArrayChunk]:
 def _parsed(file: DataFile, reader: Reader, lines_before: int) -> Iterator[ParsedChunk]:
     gathered: list[Record] = []
     started = end = 0
-    for record, size, end in parse(file, reader, lines_before):
+    for record, size, end in parse_records(file, reader, lines_before):
         gathered.append(record)
         if size - started >= PIECE or len(gathered) >= READY_RECORDS:
             yield ParsedChunk(file, tuple(gathered), end)

@@ -16,7 +16,7 @@ SURE_LINES = 8  # within one quote, each of which is a row: more than a text has
 
 
 class _TooLongError(Exception):
-    """Raised through csv.reader for a line that was not read."""
+    """The error, through csv.reader, for a line that was not read."""
 
 
 class _Feed:

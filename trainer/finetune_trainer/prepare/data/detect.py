@@ -78,14 +78,14 @@ def open_file(
     file = DataFile(path, name, field, form, delimiter, DocumentUnit(documents or DocumentUnit.LINE))
     _refuse_strangers(file, data[:HEAD])
     if declared is None:
-        file = replace(file, format=_told_by_content(file, start, by_name, documents))
+        file = replace(file, format=_format_by_content(file, start, by_name, documents))
     return _with_delimiter(_usable(file), start)
 
 
-def _told_by_content(file: DataFile, start: sniff.FileStart, by_name: Format | None, documents: str | None) -> Format:
-    found = _by_content(start, by_name, file.delimiter, documents)
-    if found is not None:
-        return found
+def _format_by_content(file: DataFile, start: sniff.FileStart, by_name: Format | None, documents: str | None) -> Format:
+    form = _by_content(start, by_name, file.delimiter, documents)
+    if form is not None:
+        return form
     known = ", ".join(sorted(SUFFIXES))
     raise SpecError(
         Problem(
@@ -115,13 +115,13 @@ def _with_delimiter(file: DataFile, start: sniff.FileStart) -> DataFile:
     if file.format not in (Format.CSV, Format.TSV):
         return file
     if file.delimiter is None:
-        found = sniff.delimiters(start, file.separator)
-        if len(found) > 1:
-            seen = " or ".join(map(repr, found))
+        delimiters = sniff.delimiters(start, file.separator)
+        if len(delimiters) > 1:
+            seen = " or ".join(map(repr, delimiters))
             message = f"the columns may be separated by {seen}: {start.lines[0][:60]!r} can be read with each"
-            cure = f"set spec.dataset.delimiter, such as {found[0]!r}"
+            cure = f"set spec.dataset.delimiter, such as {delimiters[0]!r}"
             raise DataError(file.problem("AmbiguousDelimiter", message, cure))
-        file = replace(file, delimiter=found[0] if found else None)
+        file = replace(file, delimiter=delimiters[0] if delimiters else None)
     return replace(file, quotes=file.separator != "\t" or sniff.tabs_are_quoted(start))
 
 
@@ -139,8 +139,8 @@ def _by_content(
         return Format.JSON if text.startswith(b"[") else Format.JSONL
     if by_name is None and text.startswith(b"{"):
         return Format.JSONL
-    if (found := sniff.json_format(start)) is not None:
-        return found
+    if (form := sniff.json_format(start)) is not None:
+        return form
     if by_name in (Format.CSV, Format.TSV):
         return by_name
     if (mark := sniff.table_delimiter(start, delimiter)) is not None:

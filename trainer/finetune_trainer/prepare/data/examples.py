@@ -29,7 +29,7 @@ class ExampleLayout(StrEnum):
 
 
 class RowSplit(IntEnum):
-    """What a column that says so makes of a row."""
+    """The split of a row, as a column gives it."""
 
     TRAIN = 0
     VALIDATION = 1

@@ -14,7 +14,7 @@ from finetune_api.errors import DataError, FineTuneError, Problem, SpecError, St
 from finetune_trainer.prepare.data import file_patterns, hub_splits
 from finetune_trainer.prepare.data.detect import suffixes_of
 from finetune_trainer.prepare.data.file_places import Place, Report, announce, hashed
-from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, refusal
+from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, hub_refusal
 
 URI = re.compile(
     r"hf://datasets/(?P<repository>[^/@?]+/[^/@?]+)"
@@ -48,7 +48,7 @@ class HubFile:
         path = self._path(folder)
         if not path.exists():
             announce(self, report)
-            with _told(self.repository, self.field):
+            with _translated(self.repository, self.field):
                 hf_hub_download(
                     self.repository,
                     self.path,
@@ -130,7 +130,7 @@ class _Hub:
     def commit(self, repository: str, revision: str | None) -> _Commit:
         from huggingface_hub import HfApi
 
-        with _told(repository, self.field):
+        with _translated(repository, self.field):
             info = HfApi(endpoint=self.endpoint, token=self.token or False).dataset_info(
                 repository, revision=revision, files_metadata=True
             )
@@ -199,7 +199,7 @@ def _no_file(uri: str, field: str, cure: str, names: list[str]) -> Problem:
 
 
 @contextmanager
-def _told(repository: str, field: str) -> Iterator[None]:
+def _translated(repository: str, field: str) -> Iterator[None]:
     """Translate the errors of the hub's client."""
     reasons = {
         HubRefusal.GATED: ("GatedDataset", "is gated", "accept its terms on the hub and set HF_TOKEN"),
@@ -222,7 +222,7 @@ def _told(repository: str, field: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library passes its HTTP client's errors through, and changes that client
-        if (why := refusal(error)) is None:
+        if (why := hub_refusal(error)) is None:
             raise _unreachable(repository, field, error) from error
         code, message, cure = reasons[why]
         raise DataError(_problem(code, field, f"{repository} {message}", cure)) from error

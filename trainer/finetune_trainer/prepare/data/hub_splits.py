@@ -39,7 +39,7 @@ Table = dict[str, Config]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job asks for.
+    """The configuration and splits that a job needs.
 
     Attributes:
         splits: names, of which the first that is there is taken.
@@ -72,15 +72,15 @@ class Wanted:
 
 def of_card(configs: Any, names: Sequence[str]) -> Table:
     """Return the configurations that a card lists under `configs`, as far as their files are there."""
-    found: Table = {}
+    table: Table = {}
     for config in configs if isinstance(configs, list) else ():
         if isinstance(config, Mapping):
             name = str(config.get("config_name", DEFAULT))
             splits = _card_splits(config, names)
-            found[name] = Config(
+            table[name] = Config(
                 {split: files for split, files in splits.items() if files}, bool(config.get("default"))
             )
-    return {name: config for name, config in found.items() if config.splits}
+    return {name: config for name, config in table.items() if config.splits}
 
 
 def _card_splits(config: Mapping[str, Any], names: Sequence[str]) -> Splits:
@@ -94,13 +94,13 @@ def _card_splits(config: Mapping[str, Any], names: Sequence[str]) -> Splits:
         listed = [{"split": split, "path": path} for split, path in listed.items()]
     if isinstance(listed, str) or all(isinstance(item, str) for item in listed):
         listed = [{"split": "train", "path": listed}]
-    found: Splits = {}
+    splits: Splits = {}
     for item in listed:
         paths = item.get("path") or []
         for path in [paths] if isinstance(paths, str) else paths:
             matching = _matching(inside, f"{folder}/{path}" if folder else path)
-            found.setdefault(str(item.get("split", "train")), []).extend(matching)
-    return found
+            splits.setdefault(str(item.get("split", "train")), []).extend(matching)
+    return splits
 
 
 def _matching(names: Sequence[str], path: str) -> list[str]:
@@ -116,26 +116,26 @@ def by_names(names: Sequence[str]) -> Table:
     """Return the splits by the names of files, or else of their folders; all is train where no name shows a split."""
     data = file_patterns.likely_data(names)
     for place in (2, 0):  # of the name's parts around its last slash: the file, then its folders
-        found: Splits = {}
+        splits: Splits = {}
         for name in data:
             parts = set(re.split(r"[^a-z]+", name.rpartition("/")[place].lower()))
             if (split := next((split for split, words in WORDS.items() if parts & words), None)) is not None:
-                found.setdefault(split, []).append(name)
-        if found:
-            return {DEFAULT: Config(found)}
+                splits.setdefault(split, []).append(name)
+        if splits:
+            return {DEFAULT: Config(splits)}
     return {DEFAULT: Config({"train": data})} if data else {}
 
 
 def of_converted(names: Iterable[str]) -> Table:
     """Return the configurations of the branch with the hub's Parquet files: `config/split/0000.parquet`."""
-    found: Table = {}
+    configs: Table = {}
     for name in sorted(names):
         config, _, rest = name.partition("/")
         split, _, file = rest.rpartition("/")
         if file.endswith(".parquet") and split:
-            splits = found.setdefault(config, Config({})).splits
+            splits = configs.setdefault(config, Config({})).splits
             splits.setdefault(split.removeprefix("partial-"), []).append(name)
-    return found
+    return configs
 
 
 def files_of(table: Table, wanted: Wanted, repository: str, field: str) -> list[str]:

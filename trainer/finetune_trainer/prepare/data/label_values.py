@@ -18,7 +18,7 @@ LARGEST = 3.4028234e38  # of float32
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a classifier is to say of a row.
+    """What a classifier learns of a row.
 
     Attributes:
         names: the labels: one, or several, or none.

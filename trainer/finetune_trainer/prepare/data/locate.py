@@ -14,7 +14,7 @@ from finetune_trainer.prepare.data.hub_splits import EVALUATION
 from finetune_trainer.storage import open_store
 
 
-def locate(uri: str, field: str, environ: Mapping[str, str], declared: str | None = None) -> tuple[Place, ...]:
+def locate_files(uri: str, field: str, environ: Mapping[str, str], declared: str | None = None) -> tuple[Place, ...]:
     """Return the files behind a uri, sorted by name; at least one.
 
     Args:

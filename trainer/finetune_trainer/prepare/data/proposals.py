@@ -41,9 +41,9 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
         return f"the rows seem to lie in {nested!r}: write that list as the file, or its items as JSON lines"
     if spec_of(task).labelled and "messages" in row:
         return "these are conversations: set spec.task to causal-lm, or give each row a text and a label"
-    if (found := _best(task, row)) is not None:
-        mapping = ", ".join(f"{part}: {column}" for part, column in found.items())
-        return f"say which column is which; perhaps spec.dataset.columns: {{{mapping}}}{_left_out(row, found)}"
+    if (columns := _best(task, row)) is not None:
+        mapping = ", ".join(f"{part}: {column}" for part, column in columns.items())
+        return f"say which column is which; perhaps spec.dataset.columns: {{{mapping}}}{_left_out(row, columns)}"
     if (paths := _paths(row)) and not spec_of(task).labelled:
         mapping = ", ".join(f"{part}: {path}" for part, path in zip(_parts(task), paths, strict=False))
         return f"a column may be named by its path; perhaps spec.dataset.columns: {{{mapping}}}"
@@ -52,30 +52,30 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
 
 def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
     for parts in spec_of(task).proposals:
-        if (found := _proposal(parts, row)) is not None:
-            return found
+        if (columns := _proposal(parts, row)) is not None:
+            return columns
     return None
 
 
 def _proposal(parts: Parts, row: Mapping[str, Any]) -> dict[str, str] | None:
     """Return a likely column for each part; also for a system message, if there is one."""
     by_name = {name.strip().lower(): name for name in reversed(list(row))}
-    found: dict[str, str] = {}
+    columns: dict[str, str] = {}
     optional = ("system",) if parts in WITH_SYSTEM else ()
     for part in (*parts, *optional):
         names = [by_name[name] for name in (part, *LIKELY[part]) if name in by_name]
         if parts == ALPACA and part == "input":
             names = [by_name[name] for name in CONTEXT if name in by_name]
-        free = [name for name in names if name not in found.values()]
+        free = [name for name in names if name not in columns.values()]
         if free:
-            found[part] = free[0]
+            columns[part] = free[0]
         elif part not in optional:
             return None
-    return found
+    return columns
 
 
-def _left_out(row: Mapping[str, Any], found: Mapping[str, str]) -> str:
-    left = [repr(name) for name in row if name not in found.values()]
+def _left_out(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    left = [repr(name) for name in row if name not in columns.values()]
     return f" (not read then: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''})" if left else ""
 
 

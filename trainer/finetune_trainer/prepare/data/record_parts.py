@@ -44,11 +44,11 @@ class RecordsChunk:
         """Parse them, as if the lines before were there."""
         reader = Reader(io.BytesIO(self.head + self.data), Compression.NONE)
         shift = self.first - 1 - self.head.count(b"\n")
-        for record, _, _ in parse(self.file, reader, shift):
+        for record, _, _ in parse_records(self.file, reader, shift):
             yield record
 
 
-def parse(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
+def parse_records(file: DataFile, reader: Reader, shift: int = 0) -> Iterator[tuple[Record, int, int]]:
     """Yield (record, bytes of plain data so far, bytes of the file so far) of every record.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_api.tasks import PAIR_SHAPES, spec_of
-from finetune_trainer.prepare.data.chunks import read
+from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
 from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
 from finetune_trainer.prepare.data.formats import DataFile, Row
@@ -150,12 +150,12 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
 
 
 def _first_rows(file: DataFile) -> Sequence[Mapping[str, Any]]:
-    return [row.values for row in islice((row for row in read(file) if isinstance(row, Row)), SNIFFED_ROWS)]
+    return [row.values for row in islice((row for row in read_records(file) if isinstance(row, Row)), SNIFFED_ROWS)]
 
 
 def _unreadable(file: DataFile) -> Iterable[Problem]:
     tally = Tally(file.field)
-    for _ in tally.good(file, read(file)):
+    for _ in tally.good(file, read_records(file)):
         pass
     none = file.problem("NoRows", "the file holds no row that can be read", "look at its first lines")
     return tally.problems() or [none]

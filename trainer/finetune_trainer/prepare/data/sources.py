@@ -8,7 +8,7 @@ from finetune_api.contract import CREDENTIALS, Env
 from finetune_api.errors import DataError, FineTuneError
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.file_places import Place, hashed, source_changed
-from finetune_trainer.prepare.data.locate import locate
+from finetune_trainer.prepare.data.locate import locate_files
 from finetune_trainer.prepare.data.tally import grouped
 
 TRAIN, EVAL, MIX = "spec.dataset.train", "spec.dataset.eval", "spec.dataset.mix"
@@ -94,7 +94,7 @@ def locate_all(spec: DatasetSpec, environ: Mapping[str, str]) -> Sources:
     errors: list[FineTuneError] = []
     for uri, field, weight in wanted:
         try:
-            found.append(Source(uri, field, locate(uri, field, environ, spec.format), weight))
+            found.append(Source(uri, field, locate_files(uri, field, environ, spec.format), weight))
         except FineTuneError as error:
             errors.append(error)
     if errors:

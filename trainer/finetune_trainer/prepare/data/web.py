@@ -27,7 +27,7 @@ IDENTITY = {"Accept-Encoding": "identity"}  # the bytes as they are: sizes and r
 
 
 class _AgainError(Exception):
-    """This attempt failed for a reason that may pass."""
+    """The error of an attempt that may succeed later."""
 
 
 class _ChangedError(Exception):
@@ -89,7 +89,7 @@ class WebFile:
         # a weak tag does not promise the same bytes
         if start and self.tag and not self.tag.startswith("W/"):
             headers |= {"Range": f"bytes={start}-", "If-Range": self.tag}
-        with _told(self), client.stream("GET", self.url, headers=headers) as response:
+        with _translated(self), client.stream("GET", self.url, headers=headers) as response:
             if response.status_code == 416 and start == self.size:
                 return
             _refuse(self, response)
@@ -144,7 +144,7 @@ def find_web_file(uri: str, field: str) -> WebFile:
     with _client() as client:
         for attempt in range(ATTEMPTS):
             try:
-                with _told(asked), client.stream("GET", uri, headers=IDENTITY) as response:
+                with _translated(asked), client.stream("GET", uri, headers=IDENTITY) as response:
                     _refuse(asked, response)
                     tag = _tag(response)
                     return WebFile(uri, name, field, _length(response), tag, "" if tag else uuid.uuid4().hex)
@@ -160,7 +160,7 @@ def _client() -> httpx.Client:
 
 
 @contextmanager
-def _told(file: WebFile) -> Iterator[None]:
+def _translated(file: WebFile) -> Iterator[None]:
     """Translate the errors of the HTTP client."""
     try:
         yield

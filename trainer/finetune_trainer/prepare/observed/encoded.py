@@ -10,7 +10,7 @@ IGNORED = -100  # torch's cross entropy skips this label
 
 
 class RemarkCode(StrEnum):
-    """What there may be to say of a row that is not wrong; for LEARNT_DIFFERS, of one that is."""
+    """The kinds of remarks on rows that are not wrong; LEARNT_DIFFERS is on a wrong one."""
 
     NOT_WRITTEN = "FieldNotWritten"
     REASONING_NOT_KEPT = "ReasoningNotKept"
@@ -20,7 +20,7 @@ class RemarkCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something to say of a row.
+    """A remark on a row.
 
     Attributes:
         subject: what it is about; rows are counted by it.

@@ -46,7 +46,7 @@ ROW = np.dtype(
 
 @dataclass
 class Remarked:
-    """How many rows there is the same to say of, and the first of them."""
+    """The number of rows with the same remark, and the first of them."""
 
     first: Remark
     place: str

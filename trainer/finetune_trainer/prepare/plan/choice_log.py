@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass
 class ChoiceLog:
-    """Collects choices as they are made."""
+    """A log of choices, in the order in which they are made."""
 
     given: Mapping[str, Any]
     choices: list[Choice] = field(default_factory=list)

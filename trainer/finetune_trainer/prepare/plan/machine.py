@@ -22,7 +22,7 @@ NODE_LABELS = ("nvidia.com/gpu.product", "cloud.google.com/gke-accelerator", "am
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a rank without GPU is. The defaults are of one core of a server; `pace.py` measures the real ones.
+    """How fast a rank without GPU is. The defaults are of one core of a server; `measured_pace` measures the real ones.
 
     Attributes:
         operations: floating point operations a second in training.
@@ -32,7 +32,7 @@ class Pace:
         memory: bytes a second that the optimizer streams.
         network: bytes a second between processes of a node, over gloo.
         start: seconds until the first step: imports, the model's weights, the engine.
-        measured: whether this machine was asked.
+        measured: whether the values were measured on this machine.
     """
 
     operations: float = 60e9
@@ -184,20 +184,20 @@ def _network(job: FineTuneJob, usual: float, source: str) -> tuple[float, str]:
 
 def _gpu(job: FineTuneJob, hint: GpuHint) -> tuple[Gpu, int, str, bool]:
     if stated := job.spec.gpu_type:
-        found = find_gpu(stated)
-        if found is None:
+        gpu = find_gpu(stated)
+        if gpu is None:
             message = f"is {stated!r}, which is not a GPU that the plan knows"
             raise SpecError(
                 problem("UnknownGPU", "spec.gpuType", message, f"did you mean {' or '.join(similar(stated))}?")
             )
-        return found, found.memory_bytes, f"spec.gpuType {stated}", False
+        return gpu, gpu.memory_bytes, f"spec.gpuType {stated}", False
     selector = job.spec.pod_template.node_selector if job.spec.pod_template else {}
     names = [(hint.product, "labels of the nodes"), *((selector.get(label, ""), label) for label in NODE_LABELS)]
     for name, source in names:
-        found = find_gpu(name) if name else None
-        if found:
+        gpu = find_gpu(name) if name else None
+        if gpu:
             own = hint.memory_mib << 20 if name == hint.product else 0
-            return found, own or found.memory_bytes, f"{name}, {source}", False
+            return gpu, own or gpu.memory_bytes, f"{name}, {source}", False
     if hint.memory_mib:
         return DEFAULT_GPU, hint.memory_mib << 20, "labels of the nodes", False
     if hint.here and hint.here.gpus:

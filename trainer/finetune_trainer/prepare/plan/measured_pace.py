@@ -54,7 +54,7 @@ STEPPED = 1_000_000  # parameters of the optimizer's step that is timed
 
 @dataclass(frozen=True)
 class PaceQuestion:
-    """What is to be timed.
+    """The model and the micro-batch that are timed.
 
     Attributes:
         rows, tokens: of a micro-batch, `tokens` on average.
@@ -88,7 +88,7 @@ class PaceQuestion:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds that were taken.
+    """The measured seconds.
 
     Attributes:
         micro: of a micro-batch through the whole model, forward and backward.
@@ -148,21 +148,21 @@ def pace_of(question: PaceQuestion, architecture: Architecture, cache: Path | No
 
 
 def _measured(question: PaceQuestion, architecture: Architecture, cache: Path | None) -> Pace:
-    found = _remembered(cache, question.key)
-    if found is None:
+    timings = _remembered(cache, question.key)
+    if timings is None:
         with _threads(question.threads):
-            found = timed(question, architecture)
+            timings = timed(question, architecture)
         if os.getloadavg()[0] <= (os.cpu_count() or 1):  # what a busy machine can do is not remembered
-            _remember(cache, question.key, found)
+            _remember(cache, question.key, timings)
     load = Load(architecture, question.method, 2, 1, question.rows, question.tokens)
-    slower = found.loop / LOOP
+    slower = timings.loop / LOOP
     return Pace(
-        operations=operations(load, question.tokens) / max(found.micro, 1e-9),
+        operations=operations(load, question.tokens) / max(timings.micro, 1e-9),
         layer=0.0,
-        token_layer=found.token / max(1, architecture.layers),
+        token_layer=timings.token / max(1, architecture.layers),
         micro=MICRO * slower,
         step=STEP * slower,
-        memory=ADAM_BYTES / max(found.parameter, 1e-15),
+        memory=ADAM_BYTES / max(timings.parameter, 1e-15),
         start=START * slower,
         measured=True,
     )
@@ -319,7 +319,7 @@ def _remembered(cache: Path | None, key: str) -> Timed | None:
         return None
 
 
-def _remember(cache: Path | None, key: str, found: Timed) -> None:
+def _remember(cache: Path | None, key: str, timings: Timed) -> None:
     if cache is None:
         return
     with suppress(OSError):  # a cache that cannot be written costs two seconds a plan
@@ -329,5 +329,5 @@ def _remember(cache: Path | None, key: str, found: Timed) -> None:
         except (OSError, ValueError):
             known = {}
         partial = cache.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps({**known, key: asdict(found)}))
+        partial.write_text(json.dumps({**known, key: asdict(timings)}))
         partial.replace(cache)

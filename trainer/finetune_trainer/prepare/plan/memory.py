@@ -17,8 +17,8 @@ from typing import Literal
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.engine import BUCKET, LIVE, SUB_GROUP
 from finetune_trainer.prepare.plan.gpus import GIB
+from finetune_trainer.prepare.plan.memory_reasons import Name, reasons
 from finetune_trainer.prepare.plan.rank_load import Load
-from finetune_trainer.prepare.plan.reasons import Name, reasons
 
 OPTIMIZER_BYTES = 12  # per trained parameter: float32 master copy and Adam's two moments
 FULL = 4  # bytes of a float32

@@ -39,13 +39,13 @@ def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
             else "of the trained tokens, all at once"
         )
         log.note("lossHead", "chunked" if load.chunked else "labelled", f"{size}: {why}", False)
-    for name, chosen, asked in (
+    for name, chosen, stated in (
         ("optimizer", load.offload_optimizer, request.offload_optimizer),
         ("parameters", load.offload_parameters, request.offload_parameters),
     ):
-        if chosen or asked is not None:
-            reason = "given" if asked is not None else "no faster layout fits without the node's memory"
-            log.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, asked is not None)
+        if chosen or stated is not None:
+            reason = "given" if stated is not None else "no faster layout fits without the node's memory"
+            log.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, stated is not None)
 
 
 def _why_stage(stage: int, world: int) -> str:

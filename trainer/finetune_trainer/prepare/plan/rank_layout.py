@@ -22,7 +22,7 @@ ABOUT_AS_FAST = 1.05  # times the fastest: predictions of speed are no more exac
 
 @dataclass(frozen=True)
 class Request:
-    """What a layout is looked for.
+    """What a layout must fulfil.
 
     Attributes:
         rows: of a step, over all ranks; `rows_given` whether the user says so.

@@ -8,7 +8,7 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import family_of
 from finetune_trainer.model.learning_rates import HIDDEN_WORDS, Rate, Rates
 from finetune_trainer.prepare.plan.batch import GLOBAL_BATCH
-from finetune_trainer.prepare.plan.reasons import in_words
+from finetune_trainer.prepare.plan.memory_reasons import in_words
 
 # Larger models need smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
 # 0.6e-4 at 175 billion: an exponent of 0.32. QLoRA's table 9 (arXiv 2305.14314) halves its rate from 7 to 65 billion.

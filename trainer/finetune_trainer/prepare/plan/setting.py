@@ -99,18 +99,18 @@ def precision(log: ChoiceLog, machine: Machine) -> dict[str, Any]:
     Raises:
         SpecError: the machine has no such type.
     """
-    asked = {name: log.given[name] for name in ("bf16", "fp16") if name in log.given}
-    if asked.get("fp16") and machine.device == "cpu":
+    stated = {name: log.given[name] for name in ("bf16", "fp16") if name in log.given}
+    if stated.get("fp16") and machine.device == "cpu":
         message = "is true, but DeepSpeed has no float16 on CPU"
         raise SpecError(problem("NotOnCPU", "spec.training.fp16", message, "use bf16, or ask for GPUs"))
     without = machine.gpu is not None and not machine.gpu.bfloat16
-    if asked.get("bf16") and machine.gpu and without:
+    if stated.get("bf16") and machine.gpu and without:
         message = f"is true, but a {machine.gpu.name} has no bfloat16"
         raise SpecError(problem("NoBfloat16", "spec.training.bf16", message, "use fp16, or a GPU since Ampere"))
-    for name, value in asked.items():
+    for name, value in stated.items():
         log.note(f"spec.training.{name}", value, "given", True)
-    if asked:
-        return asked
+    if stated:
+        return stated
     if machine.gpu and without:
         log.note("spec.training.fp16", True, f"a {machine.gpu.name} has no bfloat16", False)
         return {"fp16": True}

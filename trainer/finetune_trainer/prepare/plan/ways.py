@@ -104,13 +104,13 @@ def _offloaded(request: Request) -> str | None:
     if machine.device == "cpu":
         return None
     for parameters in (request.offload_parameters or False, True):
-        asked = replace(request, offload_optimizer=True, offload_parameters=parameters)
-        unlimited = _tried(replace(asked, machine=replace(machine, host_bytes=NODE_MEMORY // machine.processes)))
+        offloaded = replace(request, offload_optimizer=True, offload_parameters=parameters)
+        unlimited = _tried(replace(offloaded, machine=replace(machine, host_bytes=NODE_MEMORY // machine.processes)))
         if unlimited is None:
             continue
         needed = -(-unlimited.memory.host_bytes * machine.processes // GIB)
         enough = max(needed * GIB // machine.processes, machine.host_bytes)
-        if _tried(replace(asked, machine=replace(machine, host_bytes=enough))) is None:
+        if _tried(replace(offloaded, machine=replace(machine, host_bytes=enough))) is None:
             continue
         what = "deepspeed.offload.optimizer cpu" + (" with offload.parameters cpu" if parameters else "")
         return what if enough == machine.host_bytes else f"{what} and limits.memory {needed}Gi"

@@ -50,7 +50,7 @@ _LEAK_RULE = (
 Hashes = npt.NDArray[np.uint32]
 
 
-def equal_rows(split: ObservedSplit) -> Iterator[Finding]:
+def repeated_rows(split: ObservedSplit) -> Iterator[Finding]:
     """Yield a finding of rows that are copies of an earlier one."""
     copies = split.rows - split.distinct
     if not copies:
@@ -242,7 +242,7 @@ def _without_frames(rows: list[Hashes]) -> list[Hashes]:
 
 
 class _Index:
-    """Finds an earlier row that is similar; of each group of similar rows it holds the first."""
+    """An index of rows, to find an earlier similar row; it holds the first of each group."""
 
     def __init__(self, sketches: _Sketches) -> None:
         self._shingles = sketches.shingles

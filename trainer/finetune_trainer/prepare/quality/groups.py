@@ -45,13 +45,13 @@ class Mention:
 
 def looked_at(split: ObservedSplit, rows: Sequence[RowLanguages]) -> list[Mention]:
     """Return some rows with the groups each mentions."""
-    found = []
+    looked = []
     for one in rows:
         own = mentioned(one.row.given, one.given) | mentioned(one.row.learnt, one.learnt)
         label = one.row.label
         labels = split.seen.members.get(label, (label,)) if label else ()
-        found.append(Mention(one.row, labels, frozenset(own), bool(one.languages & known().keys())))
-    return found
+        looked.append(Mention(one.row, labels, frozenset(own), bool(one.languages & known().keys())))
+    return looked
 
 
 def without_lists(rows: Sequence[RowLanguages]) -> list[str]:
@@ -63,15 +63,15 @@ def without_lists(rows: Sequence[RowLanguages]) -> list[str]:
 def mentions(rows: Sequence[Mention]) -> tuple[GroupMentions, ...]:
     """Return how many rows mention each group, by label; groups that no row mentions are left out."""
     asked = [one for one in rows if one.asked]
-    found = []
+    mentioned = []
     for group in groups():
         own = [one for one in asked if group in one.groups]
         if own:
             counts = Counter(chain.from_iterable(one.labels for one in own))
             labels = tuple(LabelCount(name=name, rows=counts[name]) for name in sorted(counts))
             share = round(len(own) / len(asked), 6)
-            found.append(GroupMentions(group=group, rows=len(own), share=share, labels=labels))
-    return tuple(found)
+            mentioned.append(GroupMentions(group=group, rows=len(own), share=share, labels=labels))
+    return tuple(mentioned)
 
 
 def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
@@ -103,10 +103,10 @@ def skews(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
 
 def noted(split: ObservedSplit, rows: Sequence[Mention]) -> Iterator[Finding]:
     """Yield a finding of how often which group is mentioned, for language models."""
-    found = sorted((group for group in mentions(rows) if group.share >= NOTED), key=lambda group: -group.rows)
-    if not found:
+    frequent = sorted((group for group in mentions(rows) if group.share >= NOTED), key=lambda group: -group.rows)
+    if not frequent:
         return
-    named = ", ".join(f"{group.group} {percent(group.share)}" for group in found[:6])
+    named = ", ".join(f"{group.group} {percent(group.share)}" for group in frequent[:6])
     yield split.finding(
         Severity.NOTE,
         "MentionsOfGroups",

@@ -116,7 +116,7 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
     eval_speech = languages.speech(theirs) if theirs else []
     people = groups.looked_at(ours, speech)
     eval_groups = _eval_groups(theirs, eval_speech, context) if theirs else None
-    found = [
+    findings = [
         *_of_columns(ours, context),
         *chain.from_iterable(_of_rows(*one, context) for one in zip(splits, (speech, eval_speech), strict=False)),
         *duplicates.near_twins(ours, theirs),
@@ -128,9 +128,9 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         *remarks.untrained(ours, context),
     ]
     if theirs:
-        found += duplicates.equal_across(ours, theirs)
-        found += label_findings.unseen(ours, theirs)
-        found += [_far(theirs, distance) for distance in apart if distance.is_far]
+        findings += duplicates.equal_across(ours, theirs)
+        findings += label_findings.unseen(ours, theirs)
+        findings += [_far(theirs, distance) for distance in apart if distance.is_far]
     report = QualityReport(
         name=context.name,
         task=context.task,
@@ -140,7 +140,7 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         distances=apart,
         groups=groups.mentions(people),
         questions=tuple(report_questions(ours, theirs, speech, context, eval_groups)),
-        findings=tuple(sorted(found, key=_weight)),
+        findings=tuple(sorted(findings, key=_weight)),
     )
     return Examined(report, eval_groups)
 
@@ -154,8 +154,8 @@ def _of_columns(train: ObservedSplit, context: Context) -> Iterator[Finding]:
 def _eval_groups(evaluation: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> EvalGroups | None:
     if not context.answered or len(evaluation.seen.numbers()) or (context.packed and not context.labelled):
         return None
-    found = groups.eval_groups(evaluation, groups.looked_at(evaluation, speech))
-    return found if found.rows else None
+    mentions = groups.eval_groups(evaluation, groups.looked_at(evaluation, speech))
+    return mentions if mentions.rows else None
 
 
 def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Context) -> Iterator[Finding]:
@@ -164,7 +164,7 @@ def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Cont
     yield from coverage.cut(split, context)
     yield from coverage.outliers(split)
     yield from coverage.unknown(split)
-    yield from duplicates.equal_rows(split)
+    yield from duplicates.repeated_rows(split)
     yield from answer_findings.short_answers(split)
     yield from answer_findings.frames(split)
     yield from answer_findings.leftovers(split)

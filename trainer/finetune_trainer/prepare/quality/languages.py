@@ -153,7 +153,9 @@ def _languages(texts: Sequence[str]) -> list[str]:
 def _detected(texts: Sequence[str], known: Iterable[str] = ()) -> list[str]:
     spoken = [prose(text[: 2 * CHARACTERS])[:CHARACTERS] for text in texts]
     wanted = [place for place, text in enumerate(spoken) if _says_something(text)]
-    found = dict(zip(wanted, decided_languages([ranks(spoken[place]) for place in wanted], known), strict=True))
+    found = dict(
+        zip(wanted, decided_languages([language_ranks(spoken[place]) for place in wanted], known), strict=True)
+    )
     return [found.get(place, "") for place in range(len(texts))]
 
 
@@ -191,7 +193,7 @@ def _likeliest(row: Ranks, present: set[str]) -> str:
     return first[1] if first[0] >= UNSURE and first[0] >= TIMES * second[0] else ""
 
 
-def ranks(text: str) -> Ranks:
+def language_ranks(text: str) -> Ranks:
     """Return the probability of each language that py3langid knows and `NAMES` has."""
     return dict(_detector()(text))
 

@@ -79,37 +79,37 @@ def findings_in(text: str, languages: frozenset[str] = frozenset()) -> dict[str,
     Args:
         languages: of the text: whose countries' numbers are looked for beside international ones.
     """
-    found: dict[str, str] = {}
+    hits: dict[str, str] = {}
     if "@" in text:
         for match in EMAIL.finditer(text):
             if not match.group().lower().endswith(RESERVED):
-                found["e-mail addresses"] = match.group()
+                hits["e-mail addresses"] = match.group()
                 break
     long = LONG.search(text)
     if not long and next(_addresses(text), None) is None:
-        return found
+        return hits
     spoken = prose(text)
     for match in _addresses(spoken):
-        found.setdefault("IP addresses", match.group())
+        hits.setdefault("IP addresses", match.group())
     if not long:
-        return found
+        return hits
     taken: list[tuple[int, int]] = []
     for kind, matches in (("IBANs", _ibans(spoken)), ("numbers of persons", national_ids(spoken, languages))):
         for match in matches:
-            found.setdefault(kind, match.group())
+            hits.setdefault(kind, match.group())
             taken.append(match.span())
     for match in NUMBER.finditer(spoken):
         if any(match.start() < end and start < match.end() for start, end in taken):
             continue
         if kind := _kind_of(match, spoken, languages):
-            found.setdefault(kind, match.group())
+            hits.setdefault(kind, match.group())
     if spoken is not text:  # in code and data only what cannot be anything else
         for match in _ibans(text):
-            found.setdefault("IBANs", match.group())
+            hits.setdefault("IBANs", match.group())
         for match in NUMBER.finditer(text):
             if match.group()[0] == "+" and is_phone(match.group(), "", languages):
-                found.setdefault("telephone numbers", match.group())
-    return found
+                hits.setdefault("telephone numbers", match.group())
+    return hits
 
 
 def _kind_of(match: re.Match[str], text: str, languages: frozenset[str]) -> str:
@@ -160,6 +160,6 @@ def _is_public(address: str) -> bool:
     return parsed.is_global and not parsed.is_multicast and address not in {"8.8.8.8", "8.8.4.4", "1.1.1.1", "9.9.9.9"}
 
 
-def hidden(found: str) -> str:
+def hidden(text: str) -> str:
     """Return its first two and last two characters."""
-    return f"{found[:2]}{'•' * min(8, len(found) - 4)}{found[-2:]}"
+    return f"{text[:2]}{'•' * min(8, len(text) - 4)}{text[-2:]}"

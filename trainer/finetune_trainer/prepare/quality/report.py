@@ -195,7 +195,7 @@ class Distance(Message):
 
 
 class QualityReport(Message):
-    """What a careful colleague would say of a data set; `questions` lists what was asked and what was not."""
+    """The report on a data set; `questions` lists what was asked and what was not."""
 
     name: str
     task: Task

@@ -24,8 +24,8 @@ from finetune_trainer.prepare import values
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.observed.observation import Observation
+from finetune_trainer.prepare.tokens.split_writer import Written
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
-from finetune_trainer.prepare.tokens.writer import Written
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 STATE = "state.json"
@@ -73,7 +73,7 @@ class ShardKeeper(Protocol):
 
 
 class LocalShards:
-    """Leaves the shards where they are written."""
+    """A keeper that leaves the shards where they are written."""
 
     def depends_on(self, key: str) -> None:
         """Do nothing: no later call continues."""
@@ -93,7 +93,7 @@ class LocalShards:
 
 
 class DiscardedShards(LocalShards):
-    """Throws shards away, for `plan` and `validate`: a disk then holds one at a time."""
+    """A keeper that throws shards away, for `plan` and `validate`: a disk then holds one at a time."""
 
     def finished(self, split: Split, files: tuple[Path, Path]) -> None:
         """Remove the files."""
@@ -137,7 +137,7 @@ class _State(Message):
 
 @dataclass
 class StoredShards:
-    """Puts shards into storage, below a prefix of the run's own.
+    """A keeper that puts shards into storage, below a prefix of the run.
 
     Args:
         prefix: with the trailing slash.

@@ -23,7 +23,7 @@ BATCH = 500  # examples per call of the tokenizer
 
 @dataclass(frozen=True)
 class EncodedPortion:
-    """What became of a portion: arrays and counts, which are cheap to send.
+    """The result of a portion: arrays and counts, which are cheap to send.
 
     Attributes:
         top: the largest token id.
@@ -61,7 +61,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class PortionWork:
-    """Tokenises a portion.
+    """The work of a process: it tokenises a portion.
 
     Attributes:
         sizes: rows of each split.

@@ -31,7 +31,7 @@ def is_sampled(line: int) -> bool:
 
 @dataclass(frozen=True)
 class Proof:
-    """Compares rows with their tokens.
+    """A comparison of rows with their tokens.
 
     Attributes:
         unk_id: rows with this token are skipped: the text that it replaces is lost.
@@ -55,13 +55,13 @@ class Proof:
         ids = np.asarray(row.target, np.int32) if row.trained is None else row.ids[row.trained]
         if self._is_unknown(row) or not len(ids):
             return None
-        found = self.backend.text(ids)
-        wanted, seen = self._through(expected), _squeezed(found).rstrip(BROKEN)
+        text = self.backend.text(ids)
+        wanted, seen = self._through(expected), _squeezed(text).rstrip(BROKEN)
         if wanted in seen or (row.cut and _is_beginning(seen, wanted)):
             return None
-        if _letters(expected) in _letters(found) or (row.cut and _is_beginning(_letters(found), _letters(expected))):
+        if _letters(expected) in _letters(text) or (row.cut and _is_beginning(_letters(text), _letters(expected))):
             return None
-        return _difference(found, expected)
+        return _difference(text, expected)
 
     def _first(
         self,
@@ -70,8 +70,8 @@ class Proof:
         messages: Sequence[Mapping[str, Any]],
         cut: bool,
     ) -> Remark | None:
-        found = "\n".join(segments)
-        seen = _squeezed(found).rstrip(BROKEN)
+        text = "\n".join(segments)
+        seen = _squeezed(text).rstrip(BROKEN)
         at = 0
         for message in loud:
             for piece in _said(message):
@@ -79,12 +79,12 @@ class Proof:
                 here = seen.find(wanted, at)
                 if here < 0 and cut and _is_beginning(seen[at:], wanted):
                     return None  # the row ends here
-                if here < 0 and _letters(piece) not in _letters(found):
-                    return _difference(found, piece)
+                if here < 0 and _letters(piece) not in _letters(text):
+                    return _difference(text, piece)
                 if here >= 0:
                     seen, at = seen[:here] + "\0" + seen[here + len(wanted) :], here + 1
             if not cut and (missing := self._missing_leaf(message, seen)) is not None:
-                return _difference(found, missing)
+                return _difference(text, missing)
         if not self.everything:
             for message in messages:
                 other = self._through(message.get("content") or "")
@@ -92,7 +92,7 @@ class Proof:
                     return Remark(
                         RemarkCode.LEARNT_DIFFERS,
                         f"what {message['role']} messages say",
-                        _shown(found),
+                        _shown(text),
                         "nothing of: " + _shown(message["content"]),
                     )
         return None

@@ -46,7 +46,7 @@ class RenderedText:
 
 @dataclass(frozen=True)
 class Speaker:
-    """Finds the assistant's words.
+    """A renderer that finds the assistant's words.
 
     Attributes:
         marked: whether the template marks them.

@@ -29,7 +29,7 @@ from finetune_trainer.prepare.pool import map_in_order
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.keeping import LocalShards, ShardKeeper, TokenizeProgress
 from finetune_trainer.prepare.tokens.portion_work import Classes, EncodedPortion, PortionWork
-from finetune_trainer.prepare.tokens.writer import SplitWriter, Written
+from finetune_trainer.prepare.tokens.split_writer import SplitWriter, Written
 
 VERSION = 4  # of all that turns examples to tokens: part of every address and index
 
@@ -257,7 +257,7 @@ def _nothing_left(spec: DatasetSpec, split: Split) -> Problem:
 
 @dataclass
 class _Watch:
-    """Says how far it is, at each tenth."""
+    """Reports of every tenth of the rows."""
 
     report: Callable[[str], None]
     good: int

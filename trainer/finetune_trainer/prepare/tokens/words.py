@@ -190,7 +190,7 @@ class _Piece:
 
 
 class _Remembered(dict[str, bytes]):
-    """Word -> ids; a word that is missing is asked for."""
+    """Word -> ids; the tokenizer gives those of a missing word."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()

@@ -25,7 +25,7 @@ Kind = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is not written of rows of one structure.
+    """What the template does not write of rows with one structure.
 
     Attributes:
         lost: what was to be read or learnt, such as `the content of messages[0]`: such a row is refused.
@@ -41,7 +41,7 @@ NOTHING = Verdict()
 
 @dataclass
 class Comparison:
-    """Compares rows with what the template makes of them.
+    """A comparison of rows with the text that the template makes of them.
 
     Attributes:
         speaker: renders rows as they are trained.

@@ -49,7 +49,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the stage made: the plan as stored, and the result that it reports."""
+    """The plan as stored, and the result that the stage reports."""
 
     plan: Plan
     result: StageResult
@@ -57,7 +57,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Inspected:
-    """What the stage would make of a job: its plan, and the report on its data."""
+    """The plan that a job would get, and the report on its data."""
 
     plan: Plan
     report: QualityReport
@@ -103,7 +103,7 @@ class _Built:
 
 @dataclass(frozen=True)
 class _Made:
-    """What the job trains with; all of it is in storage.
+    """Everything that the job trains with; all of it is in storage.
 
     Attributes:
         notes: what the result of the stage reports beside the plan.
@@ -276,7 +276,7 @@ def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
     inputs, spec, folder = order.inputs, order.job.spec.dataset, order.work / "data"
     small = inputs.model.small_files(order.work / "model")
     chats = spec.chat_template != templates.NONE and (inputs.template is not None or templates.has_template(small))
-    if checks and (data := checks.found(spec, inputs.task, inputs.sources, folder, chats, order.report)):
+    if checks and (data := checks.load(spec, inputs.task, inputs.sources, folder, chats, order.report)):
         return data
     config = parse_json(CONFIG, small[CONFIG].read_bytes()) if CONFIG in small else {}
     data = check_dataset(

@@ -39,7 +39,7 @@ Ints = npt.NDArray[np.int32]
 Finished = Callable[[tuple[Path, Path]], None]  # called with a shard and its index when both are closed
 
 
-def schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
+def split_schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
     """Return the columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
     taught: dict[Supervision, list[tuple[str, pa.DataType]]] = {
         Supervision.LABEL: [("label", LABELS[kind or ProblemType.SINGLE_LABEL])],
@@ -70,7 +70,7 @@ class Written:
 
 
 class SplitWriter:
-    """Writes a split; a context manager that closes the last file.
+    """A writer of one split, and a context manager that closes the last file.
 
     Args:
         folder: where the shards go.
@@ -103,7 +103,7 @@ class SplitWriter:
     ) -> None:
         self._folder = folder
         self._split = split
-        self._schema = schema(task, pack_length is not None, kind)
+        self._schema = split_schema(task, pack_length is not None, kind)
         self._supervision = spec_of(task).supervision
         self._kind = kind
         self._pack_length = pack_length
