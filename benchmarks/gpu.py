@@ -282,10 +282,10 @@ def model_of(case: Case, shape: dict[str, Any]) -> Any:
 
 
 def in_four_bits(model: Any, device: str) -> None:
-    """Quantize as `from_pretrained` does while it loads, since these weights come from no file."""
-    from finetune_trainer.worker.models.quantized import uncover
+    """As `from_pretrained` does while it loads; here there is nothing to load."""
+    from finetune_trainer.worker.compat import uncover_bitsandbytes
 
-    uncover()
+    uncover_bitsandbytes()
     import bitsandbytes
     import torch
 
@@ -376,7 +376,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
         data_collator=parts.collate,
         callbacks=[clock.callback()],
     )
-    trainer._save_checkpoint = lambda *_: None
+    trainer.save_checkpoint = lambda: None
     trainer.train()
     assert all(torch.isfinite(weight).all() for weight in parts.model.parameters() if weight.requires_grad)
 

@@ -178,7 +178,7 @@ def without_saves() -> None:
     """Disable the checkpoints."""
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    FineTuneTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign, assignment]
+    FineTuneTrainer.save_checkpoint = lambda self: None  # type: ignore[method-assign, assignment]
 
 
 def predicted(case: Case, device: Literal["cpu", "gpu"] = "gpu") -> tuple[int, str]:

@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from finetune_api.beats import AgentState, Beat, Directive, RankReport, RankState, Saved, StepMetrics
+from finetune_api.beats import AgentState, Beat, Directive, PartId, RankReport, RankState, StepMetrics
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.agent.leader import Leader
@@ -151,7 +151,7 @@ def beat_of(node: int, state: str, directive: Directive | None, number: int) -> 
     here).
     """
     generation = directive.generation if directive else 0
-    shares = tuple(Saved(step=10 * step, generation=1, node_rank=node) for step in range(1, 11))
+    parts = tuple(PartId(step=10 * step, generation=1, node_rank=node) for step in range(1, 11))
     runs = state == "running" and directive is not None and directive.action == "run"
     report = RankReport(rank=node, state=RankState.RUNNING, phase="train", step=number)
     steps = (StepMetrics(step=number, loss=1.0, learning_rate=1e-4, seconds=1.0),) if node == 0 and number else ()
@@ -163,7 +163,7 @@ def beat_of(node: int, state: str, directive: Directive | None, number: int) -> 
         state=AgentState.RUNNING if runs else AgentState.READY,
         ranks=(report,) if runs else (),
         steps=steps if runs else (),
-        uploaded=shares if state == "committing" else (),
+        uploaded=parts if state == "committing" else (),
         have=directive.key if directive else "",
     )
 

@@ -7,13 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
-from finetune_trainer.evaluations.stored import Told
+from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
 from finetune_trainer.export.snippet import snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
-NOTHING_TOLD = Told()
+NO_EVALUATION = StoredEvaluation()
 
 
 def card(
@@ -22,7 +22,7 @@ def card(
     step: int,
     metrics: Mapping[str, float],
     versions: Mapping[str, str],
-    evaluation: Told = NOTHING_TOLD,
+    evaluation: StoredEvaluation = NO_EVALUATION,
     *,
     chat: bool = False,
 ) -> str:

@@ -3,12 +3,12 @@
 import re
 
 from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample
-from finetune_trainer.evaluations.stored import Told
+from finetune_trainer.evaluations.stored import StoredEvaluation
 
 LONGEST = 600  # characters of each text of a sample
 
 
-def evaluation_sections(evaluation: Told) -> list[str]:
+def evaluation_sections(evaluation: StoredEvaluation) -> list[str]:
     """Return sections of Markdown; none without a stored evaluation."""
     parts = []
     record = evaluation.record
