@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from finetune_trainer.prepare.inputs import Inputs
 
 from finetune_api.messages import Task
 from finetune_api.v1alpha1 import FineTuneJob, facts, parse_job
