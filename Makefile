@@ -63,7 +63,7 @@ format: install ## Format the code
 generate: install ## Write the files that are made from the models and the chart: CRD, manifests, reference
 	$(BIN)/python -m finetune_api.crd > manifests/base/crd.yaml
 	$(BIN)/python -m finetune_api.reference > docs/reference/finetunejob.md
-	$(BIN)/python -m finetune_operator.reference > docs/reference/conditions.md
+	$(BIN)/python -m finetune_operator.condition_pages > docs/reference/conditions.md
 	$(BIN)/python -m tests.bad_inputs > docs/bad-inputs.md
 	$(BIN)/python -m tests.families
 	$(BIN)/python -m tests.plans

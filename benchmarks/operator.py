@@ -41,7 +41,7 @@ from finetune_operator.loop.controller import Controller  # noqa: E402
 from finetune_operator.loop.news import News  # noqa: E402
 from finetune_operator.loop.pace import WritePace  # noqa: E402
 from finetune_operator.loop.queue import WorkQueue  # noqa: E402
-from finetune_operator.objects.identity import JobKey  # noqa: E402
+from finetune_operator.objects.job_identity import JobKey  # noqa: E402
 from tests.unit.operator_api import FakeApi  # noqa: E402
 from tests.unit.operator_worlds import SETTINGS, running_objects  # noqa: E402
 from tests.unit.operator_worlds import polled as leader_says  # noqa: E402

@@ -142,7 +142,7 @@ def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
     """Run a job once and return its planned and actual seconds, with their parts."""
     from rich.console import Console
 
-    from finetune_trainer.run import local
+    from finetune_trainer.run import local_run as local
     from finetune_trainer.run.screen import Screen
 
     storage = place / f"store-{turn}"

@@ -240,7 +240,7 @@ class Recovery(Message):
     seconds: float | None = None
 
 
-class RecoveryTotals(Message):
+class RecoveryCounts(Message):
     """Totals over all recoveries of a run, including those that are no longer listed.
 
     Attributes:
@@ -325,7 +325,7 @@ class Progress(Message):
     checkpoints: tuple[CheckpointFacts, ...] = ()
     checkpoint_count: int = 0
     recoveries: tuple[Recovery, ...] = ()
-    recovery_totals: RecoveryTotals = RecoveryTotals()
+    recovery_totals: RecoveryCounts = RecoveryCounts()
     overfitting_since: int | None = None
     stopped_early: str = ""
     failure: Failure | None = None
@@ -355,7 +355,7 @@ class GenerationRecord(Message):
     incarnation: str
     started: bool = False
     recoveries: tuple[Recovery, ...] = ()
-    recovery_totals: RecoveryTotals = RecoveryTotals()
+    recovery_totals: RecoveryCounts = RecoveryCounts()
     checkpoint_count: int = 0
     trained: Trained = Trained()
     overfitting_since: int | None = None

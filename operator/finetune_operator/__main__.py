@@ -19,7 +19,7 @@ from finetune_operator.loop.news import News
 from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Kind
 from finetune_operator.settings import Settings, parse
 

@@ -16,7 +16,7 @@ from finetune_operator.cluster.act import act, post_events, write_status
 from finetune_operator.cluster.kube import Kube, KubeError
 from finetune_operator.cluster.lease import NAME, Elector, LostLeaseError
 from finetune_operator.cluster.observe import gpu_nodes, observe
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Kind
 from finetune_operator.objects.machines import MEMORY, PRODUCT, NodeGpu, gpu_of
 from finetune_operator.objects.resources import prepare_job

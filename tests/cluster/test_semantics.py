@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from finetune_api.v1alpha1 import parse_job
-from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.resources import train_job
 from finetune_operator.settings import Settings, parse
 from tests.cluster.local.cluster import Cluster, wait

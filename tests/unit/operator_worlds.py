@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_api.beats import CheckpointFacts, Failure, Progress, Recovery, RecoveryTotals
+from finetune_api.beats import CheckpointFacts, Failure, Progress, Recovery, RecoveryCounts
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase, parse_job
 from finetune_operator.objects.facts import ConditionFact, StageJob, StagePod
-from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Kind
 from finetune_operator.objects.resources import secret_name
 from finetune_operator.policy.decide import decide
@@ -213,7 +213,7 @@ def decided(seen: ObservedJob, now: datetime = NOW) -> JobDecision:
 
 def polled(step: int = 40, phase: str = "train", recoveries: Sequence[Recovery] = (), **more: Any) -> Polled:
     """A leader that answered just now."""
-    totals = RecoveryTotals(count=len(recoveries), restarts=0, lost_steps=0, seconds=0.0)
+    totals = RecoveryCounts(count=len(recoveries), restarts=0, lost_steps=0, seconds=0.0)
     progress = Progress(
         phase=phase,
         generation=1 + len(recoveries),

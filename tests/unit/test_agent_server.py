@@ -8,13 +8,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress, RecoveryTotals
+from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress, RecoveryCounts
 from finetune_api.contract import PROGRESS_HEADER, progress_token
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import server as server_module
 from finetune_trainer.agent.leader import Leader
-from finetune_trainer.agent.metrics import run_metrics
 from finetune_trainer.agent.roster import Limits
+from finetune_trainer.agent.run_metrics import run_metrics
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.storage import FolderStore
 from tests.local.harness import make_plan
@@ -133,7 +133,7 @@ def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> N
         phase="train", generation=3, step=7, max_steps=12, loss=0.5, tokens=800, tokens_per_second=40.0,
         evals=(EvalMetrics(step=6, values={"eval_loss": 0.75}),),
         checkpoints=(CheckpointFacts(step=4, saved="2026-01-01T00:00:00+00:00", size_bytes=1),),
-        recovery_totals=RecoveryTotals(count=2, lost_steps=5),
+        recovery_totals=RecoveryCounts(count=2, lost_steps=5),
         outage=Outage(since="2026-01-01T00:01:00+00:00", message="cannot connect"),
     )  # fmt: skip
     now = datetime(2026, 1, 1, 0, 2, tzinfo=UTC)

@@ -9,9 +9,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("api/finetune_api", "operator/finetune_operator", "trainer/finetune_trainer")
 MOST_FUNCTION_LINES = 60
 MOST_FILE_LINES = 400
-# the same thing on two sides, or a name that Python or a framework gives
-SHARED_NAMES = {"main"}
-# files that stand for the same thing in several packages
+# `decide` is the policy of the operator and that of a gang: each is a list of sentences, and they never meet.
+SHARED_NAMES = {"main", "decide"}
 SHARED_FILES = {"__init__.py", "__main__.py"}
 
 

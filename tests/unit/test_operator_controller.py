@@ -21,7 +21,7 @@ from finetune_operator.loop.news import News, at_rest
 from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from tests.unit.operator_api import FakeApi, Object
 from tests.unit.operator_worlds import RUNNING, SETTINGS, polled, running_objects, spec
 

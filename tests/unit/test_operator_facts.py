@@ -12,7 +12,7 @@ from finetune_operator.cluster.kube import KubeError
 from finetune_operator.cluster.observe import observe
 from finetune_operator.loop.controller import JobMemory
 from finetune_operator.objects.facts import stage_job, stage_pod
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Kind
 from finetune_operator.policy.world import Release
 from tests.unit.operator_worlds import NOW, UID, decided, spec

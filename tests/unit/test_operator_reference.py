@@ -10,7 +10,7 @@ import pytest
 from finetune_api.beats import EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator import reference
+from finetune_operator import condition_pages as reference
 from finetune_operator.policy.reasons import CONDITIONS, EVENTS, ForeignReason, Meaning, Reason
 from finetune_operator.policy.world import JobDecision, ObservedJob
 from tests.unit import test_operator_decide, test_operator_faults
@@ -92,8 +92,8 @@ def undocumented(decision: JobDecision) -> Iterable[str]:
 
 
 def test_the_committed_page_is_current() -> None:
-    run = "run: python -m finetune_operator.reference > docs/reference/conditions.md"
-    assert PAGE.read_text() == reference.page(), run
+    run = "run: python -m finetune_operator.condition_pages > docs/reference/conditions.md"
+    assert PAGE.read_text() == reference.conditions_page(), run
 
 
 def test_the_page_has_every_condition_and_every_reason() -> None:

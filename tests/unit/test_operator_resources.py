@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.contract import JOB_ANNOTATION
-from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.resources import export_job, prepare_job, token, token_secret, train_job
 from tests.unit.operator_worlds import SETTINGS, UID, world

@@ -15,7 +15,7 @@ from finetune_operator.cluster import asking
 from finetune_operator.loop import progress
 from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import UNUSABLE, Poller, pause
-from finetune_operator.objects.identity import Owner
+from finetune_operator.objects.job_identity import Owner
 from finetune_operator.objects.resources import token
 from finetune_operator.policy.world import ObservedJob
 from tests.unit.operator_worlds import gang, polled, world

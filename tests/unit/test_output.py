@@ -8,7 +8,7 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import Artifact
 from finetune_api.v1alpha1 import parse_job
 from finetune_trainer.run.delivery import Output
-from finetune_trainer.run.local import LocalJob
+from finetune_trainer.run.local_run import LocalJob
 from finetune_trainer.storage import upload_tree
 from tests.unit.test_api_parse import job
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryTotals
+from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryCounts
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult
@@ -61,7 +61,7 @@ PROGRESS = Progress(
     ),
     checkpoint_count=90,
     recoveries=tuple(recovery(number) for number in range(20)),
-    recovery_totals=RecoveryTotals(count=29, restarts=29),
+    recovery_totals=RecoveryCounts(count=29, restarts=29),
 )
 
 

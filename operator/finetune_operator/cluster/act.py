@@ -13,7 +13,7 @@ from finetune_api.contract import API_VERSION, KIND, MANAGER, Label
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.cluster.kube import Kube, KubeError
 from finetune_operator.objects.facts import Obstacle
-from finetune_operator.objects.identity import GONE, Owner
+from finetune_operator.objects.job_identity import GONE, Owner
 from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.world import ChildAction, Create, Delete, Milestone, ObservedJob, Release

@@ -16,12 +16,12 @@ from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.cluster.kube import Kube, KubeError
 from finetune_operator.objects import machines
 from finetune_operator.objects.facts import Obstacle, StageJob, StagePod, moment, pods_of, stage_job, stage_pod
-from finetune_operator.objects.identity import GONE, AcceptedJob, JobKey, Owner
+from finetune_operator.objects.job_identity import GONE, AcceptedJob, JobKey, Owner
 from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.objects.machines import GpuNode
 from finetune_operator.policy import conditions
 from finetune_operator.policy.accepted import owner_of, read_spec
-from finetune_operator.policy.failures import culprit, result_of
+from finetune_operator.policy.stage_failures import first_failed_pod, result_of
 from finetune_operator.policy.world import ObservedJob
 
 log = logging.getLogger("operator.observe")
@@ -241,7 +241,7 @@ async def _log_tail(kube: Kube, owner: Owner, jobs: Sequence[StageJob], pods: Se
     for job in jobs:
         if not job.failed or job.attempt < newest[job.stage]:
             continue
-        pod = culprit(pods_of(job, pods))
+        pod = first_failed_pod(pods_of(job, pods))
         if pod is None or ((result := result_of(pod)) and result.problems):
             continue
         try:

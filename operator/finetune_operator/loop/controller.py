@@ -20,7 +20,7 @@ from finetune_operator.loop.pace import WritePace
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
 from finetune_operator.objects.facts import Obstacle
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Kind
 from finetune_operator.policy import conditions
 from finetune_operator.policy.allowed import refuse_forbidden

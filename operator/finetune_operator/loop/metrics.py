@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 
 RECONCILES = Counter("finetune_operator_reconciles", "Reconciles by outcome", ["outcome"])
 RECONCILE_SECONDS = Histogram("finetune_operator_reconcile_seconds", "Duration of a reconcile")

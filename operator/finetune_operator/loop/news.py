@@ -9,7 +9,7 @@ from finetune_api.contract import Label
 from finetune_api.v1alpha1 import ConditionType
 from finetune_operator.loop.progress import Poller
 from finetune_operator.loop.queue import WorkQueue
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Object
 
 FIGURES = ("accounting", "checkpoints", "checkpointCount", "lastCheckpoint")  # of a status, besides its progress

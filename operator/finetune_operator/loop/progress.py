@@ -17,10 +17,10 @@ from finetune_api.messages import Stage
 from finetune_operator.cluster.asking import UnusableAnswerError, ask
 from finetune_operator.loop.pace import WritePace
 from finetune_operator.objects.facts import stage_pod
-from finetune_operator.objects.identity import JobKey
+from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.resources import token
-from finetune_operator.policy.failures import result_of
+from finetune_operator.policy.stage_failures import result_of
 from finetune_operator.policy.world import ObservedJob, Polled
 
 log = logging.getLogger("operator.progress")

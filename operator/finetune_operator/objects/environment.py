@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from finetune_api.contract import CREDENTIALS, Env, PodPath
-from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 
 

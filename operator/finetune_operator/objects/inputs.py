@@ -7,7 +7,7 @@ from math import ceil
 from finetune_api.contract import Env, PodPath
 from finetune_api.quantity import parse_quantity
 from finetune_operator.objects.environment import data_access, from_secret, variable
-from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.pods import ca_mount, ca_volume

@@ -5,7 +5,7 @@ Taints are ignored. The Python client has no evaluation of node affinity, so it 
 
 from collections.abc import Mapping
 
-from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 
 

@@ -9,7 +9,7 @@ from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import Resources
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_operator.objects.environment import storage_access
-from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.settings import Settings
 

@@ -25,8 +25,8 @@ from finetune_api.quantity import parse_quantity
 from finetune_operator.objects import pods
 from finetune_operator.objects.environment import from_field, from_secret, variable
 from finetune_operator.objects.facts import INDEX_ANNOTATION
-from finetune_operator.objects.identity import AcceptedJob, Owner
 from finetune_operator.objects.inputs import PodInputs, prepare_inputs
+from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu, gpu_resources
 from finetune_operator.settings import Settings

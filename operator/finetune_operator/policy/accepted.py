@@ -11,7 +11,7 @@ from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job, reread_job
 from finetune_api.v1alpha1.data_names import is_plain_path
 from finetune_operator.objects.facts import StageJob
-from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Object
 from finetune_operator.policy.conditions import accepted
 

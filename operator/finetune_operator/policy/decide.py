@@ -10,12 +10,15 @@ from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import Phase
 from finetune_operator.objects import machines, resources
 from finetune_operator.objects.facts import Obstacle, StageJob, StagePod
-from finetune_operator.objects.identity import AcceptedJob
+from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.policy import conditions, lifecycle
 from finetune_operator.policy.accepted import written_spec
-from finetune_operator.policy.events import milestones
-from finetune_operator.policy.failures import (
+from finetune_operator.policy.object_events import milestones
+from finetune_operator.policy.obstacles import cause_of_recovery, stage_obstacle, start_obstacle
+from finetune_operator.policy.reasons import Reason
+from finetune_operator.policy.release import release_lost_pods
+from finetune_operator.policy.stage_failures import (
     charged,
     most_failed,
     never_started,
@@ -24,9 +27,6 @@ from finetune_operator.policy.failures import (
     stage_failure,
     unreadable,
 )
-from finetune_operator.policy.obstacles import cause_of_recovery, stage_obstacle, start_obstacle
-from finetune_operator.policy.reasons import Reason
-from finetune_operator.policy.release import release_lost_pods
 from finetune_operator.policy.steps import (
     Ending,
     Exporting,

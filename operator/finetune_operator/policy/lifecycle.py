@@ -20,7 +20,8 @@ from finetune_api.v1alpha1.status import (
     RecoveryTotals,
 )
 from finetune_operator.objects.facts import StagePod
-from finetune_operator.policy import accounting, answers, conditions, display
+from finetune_operator.policy import accounting, conditions, display
+from finetune_operator.policy import condition_answers as answers
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.steps import Failed, StageResults, Step, Succeeded
 from finetune_operator.policy.world import ObservedJob

@@ -7,8 +7,8 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import VERDICTS
 from finetune_api.messages import Stage
 from finetune_operator.objects.facts import NORMAL_WAITING_REASONS, Obstacle, StageJob, StagePod
-from finetune_operator.policy.failures import end_of, result_of, sentences
 from finetune_operator.policy.reasons import Reason
+from finetune_operator.policy.stage_failures import end_of, result_of, sentences
 from finetune_operator.policy.world import ObservedJob
 
 MOST_LOG_CHARACTERS = 800  # of a log in a sentence

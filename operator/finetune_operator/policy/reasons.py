@@ -1,6 +1,6 @@
 """Every reason that a condition or an Event can have, what it means and what to do. Pure.
 
-Users alert on these words: a reason keeps its text. `python -m finetune_operator.reference` prints the tables as
+Users alert on these words: a reason keeps its text. `python -m finetune_operator.condition_pages` prints the tables as
 docs/reference/conditions.md.
 """
 

@@ -9,7 +9,7 @@ from finetune_api.errors import Problem
 from finetune_api.messages import Stage
 from finetune_api.v1alpha1 import FineTuneJobStatus
 from finetune_operator.objects.facts import Obstacle, StageJob, StagePod, pods_of
-from finetune_operator.objects.identity import AcceptedJob, Owner
+from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.objects.machines import GpuNode
 

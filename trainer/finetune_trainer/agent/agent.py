@@ -20,9 +20,9 @@ from finetune_api.plan import Plan
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.executor import Executor
 from finetune_trainer.agent.fence import Fence
+from finetune_trainer.agent.fetched_inputs import FetchedInputs
 from finetune_trainer.agent.fetcher import Fetcher
 from finetune_trainer.agent.heart import Heart
-from finetune_trainer.agent.inputs import Inputs
 from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.outputs import OutputsKeeper
 from finetune_trainer.agent.places import Places
@@ -71,7 +71,7 @@ class Agent:
         self.uploader = Uploader(self.checkpoints, self.places, self.node, self._uploads_as, notify, best)
         self.fetcher = Fetcher(self.checkpoints, self.places, self.node, config.node, self.uploader, notify)
         self._outputs = OutputsKeeper(store, run, self.places, self.node)
-        self._inputs = Inputs(plan, store, self.places, self.node, workers, self.uploader, notify)
+        self._inputs = FetchedInputs(plan, store, self.places, self.node, workers, self.uploader, notify)
         self.fence = Fence(self.node, workers, self.heart)
         self.executor = Executor(
             plan,

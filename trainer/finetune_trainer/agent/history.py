@@ -6,7 +6,7 @@ It is stored in generation.json, so that the next leader continues it. A recover
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryTotals, Trained
+from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryCounts, Trained
 from finetune_api.errors import HANDLING, Restart
 
 LISTED = 20  # recoveries; the totals count all
@@ -17,7 +17,7 @@ class History:
     """The history of one run. Methods return the history after an event."""
 
     recoveries: tuple[Recovery, ...] = ()
-    totals: RecoveryTotals = field(default_factory=RecoveryTotals)
+    totals: RecoveryCounts = field(default_factory=RecoveryCounts)
     checkpoint_count: int = 0
     trained: Trained = field(default_factory=Trained)
     overfitting_since: int | None = None

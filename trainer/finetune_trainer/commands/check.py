@@ -21,7 +21,7 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
     from finetune_trainer.prepare.quality.page import render
     from finetune_trainer.prepare.quality.printed import findings
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.run.local import storage_environment
+    from finetune_trainer.run.local_run import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
@@ -54,7 +54,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune plan`."""
     from finetune_trainer.prepare.prepare_stage import inspect
     from finetune_trainer.prepare.quality.report import Severity
-    from finetune_trainer.run.local import storage_environment
+    from finetune_trainer.run.local_run import storage_environment
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):

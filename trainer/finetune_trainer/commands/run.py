@@ -14,7 +14,7 @@ from finetune_trainer.commands.output_paths import probe_file, probe_folder, wri
 from finetune_trainer.run.screen import Screen
 
 if TYPE_CHECKING:
-    from finetune_trainer.run.local import LocalJob, RunResult
+    from finetune_trainer.run.local_run import LocalJob, RunResult
 
 
 def run_command(options: argparse.Namespace, console: Console) -> int:
@@ -23,7 +23,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     probe_file(options.result, "--result")
     job = job_of_options(options, screen)
     probe_folder(options.work_dir, "--work-dir")
-    from finetune_trainer.run import local
+    from finetune_trainer.run import local_run as local
     from finetune_trainer.run.delivery import Output
 
     here = local.LocalJob.open(job, options.work_dir)
@@ -38,7 +38,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         if options.strict:
             strict(_warnings(here, uid))
 
-    result = asyncio.run(local.run(here, uid, screen, review))
+    result = asyncio.run(local.run_locally(here, uid, screen, review))
     if output and result.artifacts:
         result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
     if options.result:

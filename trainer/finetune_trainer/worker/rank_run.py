@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from finetune_api import errors
 from finetune_api.contract import ExitCode
@@ -46,7 +46,7 @@ def run_rank(order: WorkerOrder, events: int) -> ExitCode:
     except Exception as error:  # the agent must learn the reason, whatever the exception
         traceback.print_exc(file=sys.stderr)
         reporter.error(f"{type(error).__name__}: {error}")
-        return exit_code_of(error)
+        return worker_exit_code(error)
 
 
 def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
@@ -61,16 +61,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     set_seed(plan.schedule.seed)  # before the adapter is initialised
 
     task = task_of(plan)
-    tokenizer = load_padding_tokenizer(Path(order.dataset if plan.new_tokens else order.model))
-    task.use_tokenizer(tokenizer)
-    model = load_model(
-        task,
-        Path(order.model),
-        weight_dtype(args),
-        int(tokenizer.pad_token_id),
-        new_ids(plan, tokenizer),
-        Path(order.adapter) if order.adapter else None,
-    )
+    model, tokenizer = load_parts(order, task, weight_dtype(args))
     further = task.further_models(Path(order.model), weight_dtype(args))
     further = {name: one.to(args.device).eval().requires_grad_(False) for name, one in further.items()}
     batching = task.batching(model, int(tokenizer.pad_token_id))
@@ -113,6 +104,24 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     return ExitCode.DRAINED if agreement.stopped else ExitCode.OK
 
 
+def load_parts(
+    order: WorkerOrder, task: WorkerTask, dtype: torch.dtype
+) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """Return the model, with its adapter, and the tokenizer, which the task has taken note of."""
+    plan = order.plan
+    tokenizer = load_padding_tokenizer(Path(order.dataset if plan.new_tokens else order.model))
+    task.use_tokenizer(tokenizer)
+    model = load_model(
+        task,
+        Path(order.model),
+        dtype,
+        int(tokenizer.pad_token_id),
+        new_ids(plan, tokenizer),
+        Path(order.adapter) if order.adapter else None,
+    )
+    return model, tokenizer
+
+
 def samples_in_order(order: WorkerOrder, task: WorkerTask, batching: Batching) -> VirtualDataset:
     """Return the rows of the run in their order."""
     rows = load_split(order, "train")
@@ -128,7 +137,7 @@ def samples_in_order(order: WorkerOrder, task: WorkerTask, batching: Batching) -
     )
 
 
-def exit_code_of(error: Exception) -> ExitCode:
+def worker_exit_code(error: Exception) -> ExitCode:
     """Return the exit code of an exception. A lost connection to a peer means that this rank is not the cause."""
     if isinstance(error, errors.FineTuneError):
         return errors.exit_code(error)

@@ -46,7 +46,7 @@ def stage_failure(job: StageJob, pods: Sequence[StagePod], log_tail: str) -> Fai
         pods: of the Job.
         log_tail: last lines of the pod at fault, if it wrote no result.
     """
-    pod = culprit(pods)
+    pod = first_failed_pod(pods)
     if pod is None:
         fact = job.failure
         return FailureStatus(
@@ -143,7 +143,7 @@ def most_failed(pods: Iterable[StagePod], since: datetime) -> list[StagePod]:
     return max(by_index.values(), key=len, default=[])
 
 
-def culprit(pods: Sequence[StagePod]) -> StagePod | None:
+def first_failed_pod(pods: Sequence[StagePod]) -> StagePod | None:
     """Return the pod that made the Job fail: first one with a verdict (the leader's before others), else the newest."""
     ended = [pod for pod in pods if pod.exit_code not in {None, 0, ExitCode.DRAINED}]
     verdicts = [pod for pod in ended if pod.exit_code in VERDICTS]

@@ -13,8 +13,8 @@ from finetune_api.v1alpha1.status import ConditionStatus, PlanStatus
 from finetune_operator.objects.facts import Obstacle
 from finetune_operator.policy import display
 from finetune_operator.policy.conditions import condition, finished, prepared
-from finetune_operator.policy.failures import sentences
 from finetune_operator.policy.reasons import KEPT_OUT, Reason
+from finetune_operator.policy.stage_failures import sentences
 from finetune_operator.policy.steps import (
     Ending,
     Exporting,

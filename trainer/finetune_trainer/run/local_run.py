@@ -24,8 +24,8 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.run.children import Children
-from finetune_trainer.run.identity import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
+from finetune_trainer.run.run_ids import LocalRuns
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
 
@@ -113,7 +113,9 @@ def storage_environment(job: FineTuneJob) -> dict[str, str]:
     return {**os.environ, **{name.value: value for name, value in given.items() if value}}
 
 
-async def run(local: LocalJob, uid: str, screen: Screen, review: Callable[[], None] = lambda: None) -> RunResult:
+async def run_locally(
+    local: LocalJob, uid: str, screen: Screen, review: Callable[[], None] = lambda: None
+) -> RunResult:
     """Prepare, train and export; skip what is complete already. A dry run ends after the plan.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import ConditionStatus
-from finetune_operator.policy.answers import main_condition
+from finetune_operator.policy.condition_answers import main_condition
 from finetune_operator.policy.conditions import condition, is_true
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.world import Milestone
