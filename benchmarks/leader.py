@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Median and range of the rounds, by nodes and state."""
+    """Return median and range of the rounds, by nodes and state."""
     table = []
     for nodes, state in sorted({(one["nodes"], one["state"]) for one in samples}):
         taken = [1000 * one["cpu"] / one["beats"] for one in samples if (one["nodes"], one["state"]) == (nodes, state)]
@@ -115,7 +115,7 @@ def new_leader(plan: Plan, store: FolderStore, limits: Limits) -> Leader:
 
 
 def run_clients(port: int, nodes: int, state: str, beats: int, pipe: Any) -> None:
-    """The process of all nodes."""
+    """Run the clients of all nodes in one process."""
     asyncio.run(_all_nodes(port, nodes, state, beats, pipe))
 
 
@@ -147,7 +147,9 @@ async def _all_nodes(port: int, nodes: int, state: str, beats: int, pipe: Any) -
 
 
 def beat_of(node: int, state: str, directive: Directive | None, number: int) -> Beat:
-    """A node that trains, or one that waits for the commit of what it has uploaded (which never comes here)."""
+    """Return the beat of a node that trains, or of one that waits for the commit of its uploads (which never comes
+    here).
+    """
     generation = directive.generation if directive else 0
     parts = tuple(PartId(step=10 * step, generation=1, node_rank=node) for step in range(1, 11))
     runs = state == "running" and directive is not None and directive.action == "run"

@@ -20,6 +20,7 @@ CODE = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|[A-Z][a-z]+")
 NO_CODE = re.compile(r"int|ExitCode")  # types of parameters called `code` that hold another kind of code
 GAP = "…"  # stands for a value that is known only when the error occurs
 MESSAGES = ("message", "says")
+CURES = ("cure", "pod_cure")  # of a record by failure category
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -87,10 +88,10 @@ class _Module:
         return {node.name for node in ast.walk(self.tree) if isinstance(node, Function | ast.ClassDef)}
 
     def imported(self, name: str) -> Iterator[Path]:
-        """The files that a name may be imported from."""
+        """The files and packages that a name may be imported from, without suffix."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and node.module and any(one.name == name for one in node.names):
-                yield from (ROOT / source / f"{node.module.replace('.', '/')}.py" for source in SOURCES)
+                yield from (ROOT / source / node.module.replace(".", "/") for source in SOURCES)
 
     def around(self, node: ast.AST) -> Iterator[ast.AST]:
         """A node and all that it is a part of."""
@@ -176,9 +177,11 @@ class _Reader:
     def _sinks_of(self, module: _Module, function: ast.expr, name: str) -> list[list[str]]:
         """Return the parameters of what a call may mean: a method, or a function of this module or of an import."""
         sinks = self._sinks.get(name, [])
+        if isinstance(function, ast.Name) and name in module.functions:
+            return [one.parameters for one in sinks if one.path == module.path]
         if isinstance(function, ast.Name):
-            homes = {module.path} if name in module.functions else set(module.imported(name))
-            return [one.parameters for one in sinks if one.path in homes]
+            homes = list(module.imported(name))  # a package may pass on what one of its modules defines
+            return [one.parameters for one in sinks if any(one.path.with_suffix("").is_relative_to(h) for h in homes)]
         return [one.parameters for one in sinks if one.is_method]
 
     def _tuple(self, module: _Module, node: ast.Tuple) -> None:
@@ -208,7 +211,11 @@ class _Reader:
                     if message and cure and all(map(_is_prose, (*message, *cure))):
                         self._entries[code].add(message, cure)
                 case ast.Attribute(value=ast.Name(id=name), attr=attr), _ if name.endswith(("Code", "Category")):
-                    cures = [text for text in self._texts(module, value) if _is_prose(text)]
+                    fields = (
+                        [one.value for one in value.keywords if one.arg in CURES] if isinstance(value, ast.Call) else []
+                    )
+                    texts = [text for part in fields or [value] for text in self._texts(module, part)]
+                    cures = [text for text in texts if _is_prose(text)]
                     if cures and (member := self._enums.get(name, {}).get(attr)):
                         self._entries[member].add([], cures)
 

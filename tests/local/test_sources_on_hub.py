@@ -39,7 +39,7 @@ def test_a_file_of_the_hub_is_pinned_and_fetched_once(hub: Hub, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("uri", "code", "message"),
     [
-        ("hf://datasets/team/none/x.jsonl", "DatasetNotFound", "is no data set on the hub, or is private"),
+        ("hf://datasets/team/none/x.jsonl", "DatasetNotFound", "is not a data set on the hub, or is private"),
         ("hf://datasets/team/rows@v9/a.jsonl", "RevisionNotFound", "has no such revision"),
         ("hf://datasets/team/rows/x.jsonl", "FileNotFound", "it has a.jsonl, b.jsonl, deep/c.jsonl ..."),
         ("hf://datasets/team/rows/x*.jsonl", "FileNotFound", "correct the pattern"),

@@ -8,7 +8,7 @@ from rich.console import Console
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample, record_path, samples_path
 from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
-from finetune_trainer.export.evaluated import evaluated
+from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore
 
@@ -31,13 +31,13 @@ def test_what_an_evaluation_left_in_storage_is_found_by_its_step(tmp_path: Path)
 
 
 def test_a_card_shows_each_label_and_answers_that_cannot_break_out_of_their_fence() -> None:
-    text = "\n".join(evaluated(StoredEvaluation(RECORD, SAMPLES)))
+    text = "\n".join(evaluation_sections(StoredEvaluation(RECORD, SAMPLES)))
     assert "| a\\|b | 0.500 | 1.000 | 0.667 | 7 |" in text
     assert "64 generated answers" in text
     assert "````\nQ0 ```\n````" in text
     assert "```\nyes\nno\n```" in text
     assert "[...]" in text
-    assert evaluated(StoredEvaluation()) == []
+    assert evaluation_sections(StoredEvaluation()) == []
 
 
 def screen() -> tuple[Screen, io.StringIO]:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.commands.job_options import load_job
+from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
@@ -26,7 +26,7 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
         probe_file(options.report, "--report")
-        job = load_job(options, screen)
+        job = job_of_options(options, screen)
         inspected = inspect(job, storage_environment(job), screen.stage_line)
     problems = inspected.report.problems()
     warnings = len(inspected.report.of(Severity.WARNING))
@@ -58,7 +58,7 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
-        job = load_job(options, screen)
+        job = job_of_options(options, screen)
         inspected = inspect(job, storage_environment(job), screen.stage_line)
     if options.json:
         sys.stdout.write(inspected.plan.to_json())

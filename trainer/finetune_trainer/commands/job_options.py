@@ -13,7 +13,7 @@ from finetune_trainer.commands.plain_paths import with_local_paths
 from finetune_trainer.run.screen import Screen
 
 
-def load_job(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
+def job_of_options(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
     """Return the job; say what was set in it, what is short in it, and what has no effect.
 
     `options.file` holds the file from then on, so that problems can be shown with their lines.

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
 from finetune_trainer.commands.check import strict, with_warnings
-from finetune_trainer.commands.job_options import load_job
+from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
 
@@ -21,7 +21,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune run`."""
     screen = Screen(console)
     probe_file(options.result, "--result")
-    job = load_job(options, screen)
+    job = job_of_options(options, screen)
     probe_folder(options.work_dir, "--work-dir")
     from finetune_trainer.run import local
     from finetune_trainer.run.delivery import Output

@@ -8,7 +8,7 @@ from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
-from finetune_trainer.export.evaluated import evaluated
+from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
 from finetune_trainer.export.snippet import snippet
 
@@ -48,7 +48,7 @@ def card(
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
     if metrics:
         parts += ["## Evaluation\n", f"On {_rows(plan)} held-out rows:\n", _table(metrics, ".6g")]
-        parts += evaluated(evaluation)
+        parts += evaluation_sections(evaluation)
     parts += ["## Training\n", _table(_training(plan)), "## Made with\n", _table(versions)]
     return "\n".join(parts)
 

@@ -46,8 +46,8 @@ def _end_tokenizer(folder: Path, ends: tuple[int, ...]) -> None:
     config = _read(folder / TOKENIZER_CONFIG)
     names = {token["id"]: token["content"] for token in _read(folder / TOKENIZER).get("added_tokens") or []}
     ids = {name: number for number, name in names.items()}
-    given = config.get("eos_token")
-    own = given.get("content") if isinstance(given, dict) else given
+    token_entry = config.get("eos_token")
+    own = token_entry.get("content") if isinstance(token_entry, dict) else token_entry
     template = folder / CHAT_TEMPLATE
     written = template.read_text("utf-8") if template.exists() else json.dumps(config.get("chat_template") or "")
     if own not in ids or ids[own] in ends or ends[0] not in names or "eos_token" in written:

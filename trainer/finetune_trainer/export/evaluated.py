@@ -8,7 +8,7 @@ from finetune_trainer.evaluations.stored import StoredEvaluation
 LONGEST = 600  # characters of each text of a sample
 
 
-def evaluated(evaluation: StoredEvaluation) -> list[str]:
+def evaluation_sections(evaluation: StoredEvaluation) -> list[str]:
     """Return sections of Markdown; none without a stored evaluation."""
     parts = []
     record = evaluation.record

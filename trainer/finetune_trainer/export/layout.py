@@ -23,14 +23,14 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArtifactFiles:
     """The files of one kind of artifact.
 
     Attributes:
         kind: also the name of its folder below `artifacts/`.
         required: an artifact cannot be loaded without these.
         weights: matches the names of weight files; at least one is required.
-        optional: taken where the checkpoint has them.
+        optional: taken if the checkpoint has them.
     """
 
     kind: Literal["adapter", "model"]
@@ -49,13 +49,13 @@ class Layout:
         return lacking if any(self.weights.fullmatch(name) for name in names) else [*lacking, self.weights.pattern]
 
 
-ADAPTER = Layout(
+ADAPTER = ArtifactFiles(
     kind="adapter",
     required=frozenset({ADAPTER_CONFIG}),
     weights=re.compile(r"adapter_model\.safetensors"),
     optional=frozenset(),
 )
-MODEL = Layout(
+MODEL = ArtifactFiles(
     kind="model",
     required=frozenset({CONFIG}),
     weights=re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
@@ -63,7 +63,7 @@ MODEL = Layout(
 )
 
 
-def layout_of(method: MethodType) -> Layout:
+def layout_of(method: MethodType) -> ArtifactFiles:
     """Return the kind of artifact that a method makes: an adapter, or a whole model."""
     return MODEL if method is MethodType.FULL else ADAPTER
 
@@ -74,7 +74,7 @@ class Base:
 
     Attributes:
         location: name on the hub, folder, or s3:// uri of the mirror.
-        revision: the hub's commit; None for a mirror, whose prefix holds the commit already.
+        revision: the hub's commit; None for a mirror, whose prefix already holds the commit.
         on_hub: whether `location` is a name on the hub.
     """
 

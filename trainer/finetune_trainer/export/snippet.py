@@ -26,7 +26,7 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     lines += [f"from transformers import {auto}, AutoTokenizer{configured}", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
-    return "\n".join([*lines, "", *(_asked() if chat and spec_of(plan.task).continues else _used(plan))]) + "\n"
+    return "\n".join([*lines, "", *(_chat_use() if chat and spec_of(plan.task).continues else _text_use(plan))]) + "\n"
 
 
 def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
@@ -51,7 +51,7 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
     return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
 
 
-def _asked() -> list[str]:
+def _chat_use() -> list[str]:
     """Return code that asks a question through the chat template, as in training, and prints only the answer."""
     return [
         'messages = [{"role": "user", "content": "Some text."}]',
@@ -63,7 +63,8 @@ def _asked() -> list[str]:
     ]
 
 
-def _used(plan: Plan) -> list[str]:
+def _text_use(plan: Plan) -> list[str]:
+    """Return code that gives the model a text and prints the task's result."""
     text = 'f"Some {tokenizer.mask_token}."' if spec_of(plan.task).hides_tokens else '"Some text."'
     lines = [f'inputs = tokenizer({text}, truncation=True, max_length={plan.max_length}, return_tensors="pt")']
     if spec_of(plan.task).hides_tokens:

@@ -25,7 +25,7 @@ from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.ending import end_answers
 from finetune_trainer.export.layout import (
     CARD,
-    Layout,
+    ArtifactFiles,
     base_of,
     layout_of,
     mend,
@@ -119,7 +119,7 @@ def _scored(
     return replace(checkpoint, info=info.model_copy(update={"metrics": evaluation.record.metrics}))
 
 
-def _fetch(store: ObjectStore, best: Committed, layout: Layout, folder: Path) -> None:
+def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: Path) -> None:
     """Download the weights of a checkpoint to an empty folder.
 
     Raises:
@@ -200,5 +200,5 @@ def _reason(plan: Plan, info: CheckpointInfo) -> str:
 
 
 def _no_checkpoint(message: str) -> StateError:
-    cure = "run the job again: it continues from the newest checkpoint, or starts anew with --fresh"
+    cure = "run the job again: it continues from the newest checkpoint, or starts again with --fresh"
     return StateError(Problem(code="NoCheckpoint", field="spec.checkpoint", message=message, cure=cure))

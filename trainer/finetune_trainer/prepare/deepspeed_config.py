@@ -168,7 +168,7 @@ def _without_effect(config: Mapping[str, Any], given: Mapping[str, Any]) -> Iter
 def _sharding(config: Mapping[str, Any]) -> Iterator[Problem]:
     zero = config.get(ZERO) or {}
     if not isinstance(zero, Mapping):
-        yield _problem("InvalidValue", ZERO, "is no object", 'write {"stage": 2}')
+        yield _problem("InvalidValue", ZERO, "is not an object", 'write {"stage": 2}')
         return
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):

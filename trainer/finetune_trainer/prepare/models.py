@@ -137,7 +137,9 @@ class FolderModel:
         here = {name: self.store.path(name) for name in names}
         if locked := [name for name, path in here.items() if not os.access(path, os.R_OK)]:
             message = f"{locked[0]} in {self.source} may not be read by the user {os.getuid()}"
-            raise ModelError(model_problem("ModelUnreadable", message, "let everybody read the model: chmod -R a+rX"))
+            raise ModelError(
+                model_problem("ModelUnreadable", message, "give all users the right to read the model: chmod -R a+rX")
+            )
 
     def _here(self, names: list[str], folder: Path) -> dict[str, Path]:
         self._check_readable(names)

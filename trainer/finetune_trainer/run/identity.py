@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from finetune_api.v1alpha1.facts import SAME_RUN
+from finetune_api.v1alpha1.field_facts import SAME_RUN
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 

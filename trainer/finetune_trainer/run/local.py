@@ -21,7 +21,7 @@ from finetune_api.errors import FINAL_EXIT_CODES, FailureCategory, Problem, RunE
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.facts import CLUSTER_ONLY
+from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.identity import LocalRuns

@@ -210,7 +210,7 @@ def _translated(repository: str, field: str) -> Iterator[None]:
         ),
         HubRefusal.NOT_THERE: (
             "DatasetNotFound",
-            "is no data set on the hub, or is private",
+            "is not a data set on the hub, or is private",
             "correct the name, or set HF_TOKEN",
         ),
         HubRefusal.NO_NAME: (

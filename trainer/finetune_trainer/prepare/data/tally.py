@@ -52,7 +52,7 @@ CURES = {
     Code.INVALID_WEIGHT: "write 0 or 1",
     Code.UNSEEN_LABEL: "add training rows of that label, or remove it from the evaluation data",
     Code.NOTHING_TO_LEARN: "raise spec.dataset.maxLength, shorten the prompt, or weigh an answer",
-    Code.TEMPLATE_FAILED: "order the messages as the chat template wants, or set spec.dataset.chatTemplate",
+    Code.TEMPLATE_FAILED: "order the messages as the chat template needs them, or set spec.dataset.chatTemplate",
     Code.NOT_WRITTEN: "name a template that writes it in spec.dataset.chatTemplate, or leave it out of the rows; where "
     "only the reasoning of the last answer is written: make a row of each answer, with weight 0 on those before it",
 }

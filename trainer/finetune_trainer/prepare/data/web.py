@@ -166,7 +166,7 @@ def _translated(file: WebFile) -> Iterator[None]:
         yield
     except httpx.TooManyRedirects as error:
         message = f"{file.name} redirects more than {REDIRECTS} times"
-        cure = "open the address in a browser: it may want a login; use a signed address, or s3://"
+        cure = "open the address in a browser: it may need a login; use a signed address, or s3://"
         raise DataError(_problem(file.field, "RedirectLoop", message, cure)) from error
     except httpx.UnsupportedProtocol as error:
         message = f"{file.name} redirects to something that is not a web address"

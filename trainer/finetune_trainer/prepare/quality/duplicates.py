@@ -88,7 +88,7 @@ def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Fi
         "EvalInTrain",
         f"{count_of(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
         f"{'is' if len(leaked) == 1 else 'are'} in the training data word for word",
-        "remove them from one of the two, or split anew after removing duplicates",
+        "remove them from one of the two, or remove duplicates and split again",
         _LEAK_RULE,
         len(leaked),
         evaluation.rows,

@@ -126,7 +126,7 @@ def mixed(split: ObservedSplit, rows: Sequence[RowLanguages]) -> Iterable[Findin
         "MixedLanguages",
         f"{count_of(count, 'row')} ({percent(count / len(rows))}) {'is' if count == 1 else 'are'} not in {NAMES[main]} "
         f"but in {named}",
-        "remove them if the model is to speak one language; else see that each language has enough rows",
+        "remove them if the model should use one language; else see that each language has enough rows",
         "10 rows and 1 %; py3langid, by the first 200 characters of what is learnt",
         count,
         len(rows),

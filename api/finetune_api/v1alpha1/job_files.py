@@ -11,7 +11,7 @@ from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.parse import parse_job
 from finetune_api.v1alpha1.shorthand import expand
 from finetune_api.yaml12 import LineIndex, load
-from finetune_api.yaml12.reader import refuse
+from finetune_api.yaml12.loader import refuse
 
 MAX_BYTES = 4 << 20  # of the file; etcd takes 1.5 MiB
 _DATA = frozenset({("spec", "dataset", name) for name in ("train", "eval", "mix")})
