@@ -8,7 +8,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress
 from finetune_operator.loop import metrics as operator_metrics
-from finetune_trainer.agent.metrics import RunMetrics
+from finetune_trainer.agent.run_metrics import RunMetrics
 
 OPENING = """# Metrics
 

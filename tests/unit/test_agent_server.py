@@ -13,8 +13,8 @@ from finetune_api.contract import PROGRESS_HEADER, progress_token
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import server as server_module
 from finetune_trainer.agent.leader import Leader
-from finetune_trainer.agent.metrics import run_metrics
 from finetune_trainer.agent.roster import Limits
+from finetune_trainer.agent.run_metrics import run_metrics
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.storage import FolderStore
 from tests.local.harness import make_plan

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from finetune_api.beats import Beat
 from finetune_api.contract import PROGRESS_HEADER, progress_token
 from finetune_trainer.agent.leader import Leader
-from finetune_trainer.agent.metrics import RunMetrics
+from finetune_trainer.agent.run_metrics import RunMetrics
 
 POLL_SECONDS = 1.0
 LARGEST_BEAT = 1 << 20  # bytes

@@ -13,6 +13,6 @@ them; part 0 holds the weights too. The same checkpoint has these forms, one for
 | `messages.CheckpointInfo` | `info` of that manifest | the leader | step, generation, world, samples, metrics |
 | `beats.CheckpointFacts` | in /progress, DONE.json and status | the leader | size, time and metrics, for people |
 
-`local` reads and cleans a node's disk, `store` uploads, commits and fetches, `committed` lists what storage holds, and
+`disk` reads and cleans a node's disk, `store` uploads, commits and fetches, `committed` lists what storage holds, and
 `pick` chooses: the best, those to keep, those to delete.
 """

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_api.beats import CheckpointId, PartId
 from finetune_api.contract import File, checkpoint_of
 from finetune_api.messages import CheckpointInfo, Manifest
-from finetune_trainer.checkpoints.identity import PREFIX, part_of
+from finetune_trainer.checkpoints.naming import PREFIX, part_of
 from finetune_trainer.storage import ManifestInvalidError, ObjectStore, read_manifest
 
 LONGEST_REASON = 300  # characters

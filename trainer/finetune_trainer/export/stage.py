@@ -18,7 +18,7 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.tasks import spec_of
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
-from finetune_trainer.checkpoints.identity import part_prefix
+from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
 from finetune_trainer.export.card import card, installed_versions

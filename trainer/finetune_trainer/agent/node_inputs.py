@@ -23,7 +23,7 @@ log = logging.getLogger("agent")
 AT_ONCE = 4  # shards that are fetched together while the run goes on: about a gigabyte
 
 
-class Inputs:
+class NodeInputs:
     """Fetches model, adapter and data of one node.
 
     Args:
