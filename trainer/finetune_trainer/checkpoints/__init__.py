@@ -3,7 +3,7 @@
 A checkpoint consists of parts, one for each node rank. A part holds the shards of the node's ranks, as DeepSpeed calls
 them; part 0 holds the weights too. The same checkpoint has these forms, one for each place where it is stored or sent:
 
-| type | form | written by | says |
+| type | form | written by | content |
 | --- | --- | --- | --- |
 | `beats.CheckpointId` | names of folders and objects | everybody | which checkpoint: step and generation |
 | `beats.PartId` | in every beat | the agent | which part: step, generation and node rank |
