@@ -120,7 +120,7 @@ def sampled(server: S3Server, part: str, latency: float, work: Path) -> list[dic
         store = open_store(f"s3://{BUCKET}/{part}", reached.environ)
         assert isinstance(store, S3Store)
         for number in range(ROUNDS + 1):
-            row: dict[str, Any] = {"part": part, "latency_s": latency, "round": number}
+            row: dict[str, Any] = {"share": part, "latency_s": latency, "round": number}
             for way in ("before", "after") if number % 2 else ("after", "before"):
                 run = f"{way}-{latency}-{number}/"
                 began = time.perf_counter()
@@ -156,10 +156,10 @@ def main() -> None:
     print(f"{'part':10}{'MiB':>6}{'latency':>10}{'before':>10}{'after':>10}{'ratio':>8}{'range':>14}")
     for part in SHARES:
         for latency in LATENCIES:
-            own = [one for one in samples if (one["part"], one["latency_s"]) == (part, latency)]
+            own = [one for one in samples if (one["share"], one["latency_s"]) == (part, latency)]
             ratios = sorted(one["before_s"] / one["after_s"] for one in own)
             case = {
-                "part": part,
+                "share": part,
                 "mib": sum(SHARES[part].values()),
                 "latency_s": latency,
                 "before_s": statistics.median(one["before_s"] for one in own),

@@ -50,7 +50,7 @@ class RankReport(Message):
 
 class CheckpointId(Message):
     """The identity of a checkpoint: the step, and the generation that saved it. The same step of two generations is two
-    checkpoints, whose shares never mix. The later of two is the one with more steps, then of the later generation."""
+    checkpoints, whose parts never mix. The later of two is the one with more steps, then of the later generation."""
 
     step: int
     generation: int
@@ -63,7 +63,7 @@ class CheckpointId(Message):
 
 
 class PartId(Message):
-    """One node's share of a checkpoint; a share fits one node rank."""
+    """The identity of a part: what one node has of a checkpoint. A part fits one node rank."""
 
     step: int
     generation: int
@@ -120,7 +120,7 @@ class Beat(Message):
         best: the best of them by its evaluation, while storage lacks it.
         uploaded: checkpoints whose part of this node is in storage.
         steps: metrics since the last answered beat, oldest first; from the node of rank 0.
-        suspects: stored shares that did not verify on this node; the leader reads them itself before it believes that.
+        suspects: stored parts that did not verify on this node; the leader reads them itself before it believes that.
         draining: Kubernetes has asked this pod to stop.
         storage_error: error of the last upload or fetch, in a sentence; empty if storage works.
         unfit: why this node cannot start workers, in a sentence; the agent then ends.
@@ -167,7 +167,7 @@ class GangPhase(StrEnum):
 
 class Action(StrEnum):
     HOLD = "hold"  # no workers: kill those of an older generation, report complete checkpoints
-    FETCH = "fetch"  # no workers: bring this node rank's share of the checkpoint to the local disk
+    FETCH = "fetch"  # no workers: bring this node rank's part of the checkpoint to the local disk
     RUN = "run"  # start the workers of this generation
     DRAIN = "drain"  # agree on a step, save, upload, stop
     DONE = "done"  # everything is trained and committed: exit 0

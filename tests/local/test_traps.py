@@ -33,7 +33,7 @@ from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1.library_names import TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_trainer.agent.security import worker_environment
-from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.checkpoints import disk
 from finetune_trainer.checkpoints.marker import Marker, marker_name
 from tests.local.harness import Bench, make_plan, write_dataset
 

@@ -11,8 +11,8 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory
 from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import roster
-from finetune_trainer.agent.failures import announced_stop, culprit
 from finetune_trainer.agent.gang import Decision, Drain, Fail, Fetch, Finish, GoOn, NextGeneration, Start, Wait
+from finetune_trainer.agent.gang_failures import announced_stop, culprit
 from finetune_trainer.agent.roster import Gang, Rendezvous
 from tests.unit.gang_beats import (
     DRAINED,

@@ -9,7 +9,7 @@ from finetune_api.beats import CheckpointId, PartId
 from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StorageError
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest, MethodType, Task
-from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.checkpoints import disk
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.marker import Marker, marker_name
 from finetune_trainer.checkpoints.pick import abandoned, checkpoint_facts, superseded

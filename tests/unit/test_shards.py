@@ -8,8 +8,8 @@ import pyarrow.ipc
 import pytest
 
 from finetune_api.messages import Task
-from finetune_trainer.agent import fetched_inputs as fetching
-from finetune_trainer.agent.fetched_inputs import fetch_first
+from finetune_trainer.agent import node_inputs as fetching
+from finetune_trainer.agent.node_inputs import fetch_first
 from finetune_trainer.dataset.shards import Shards, index_name, shard_name, shard_order
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.tokens.split_writer import SplitWriter

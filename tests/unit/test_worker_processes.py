@@ -14,7 +14,7 @@ from finetune_api.errors import RunError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import workers as module
 from finetune_trainer.agent.config import AgentConfig
-from finetune_trainer.agent.failures import describe
+from finetune_trainer.agent.gang_failures import describe
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.security import withheld, worker_environment
 from finetune_trainer.agent.workers import Worker, Workers

@@ -1,8 +1,8 @@
 """One node's agent: the tasks that run from its first beat to its release, over one shared `NodeState`.
 
 The tasks never wait for each other, since a slow start of workers must not look like a dead node: beats (heart.py),
-directives (executor.py), checkpoints (uploader.py, fetcher.py), inputs (inputs.py), outputs (outputs.py), the fence
-(fence.py).
+directives (executor.py), checkpoints (uploader.py, fetcher.py), inputs (node_inputs.py), outputs (outputs.py),
+the fence (fence.py).
 """
 
 import asyncio
@@ -20,10 +20,10 @@ from finetune_api.plan import Plan
 from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.executor import Executor
 from finetune_trainer.agent.fence import Fence
-from finetune_trainer.agent.fetched_inputs import FetchedInputs
 from finetune_trainer.agent.fetcher import Fetcher
 from finetune_trainer.agent.heart import Heart
 from finetune_trainer.agent.node import NodeState
+from finetune_trainer.agent.node_inputs import NodeInputs
 from finetune_trainer.agent.outputs import OutputsKeeper
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploader import Uploader
@@ -71,7 +71,7 @@ class Agent:
         self.uploader = Uploader(self.checkpoints, self.places, self.node, self._uploads_as, notify, best)
         self.fetcher = Fetcher(self.checkpoints, self.places, self.node, config.node, self.uploader, notify)
         self._outputs = OutputsKeeper(store, run, self.places, self.node)
-        self._inputs = FetchedInputs(plan, store, self.places, self.node, workers, self.uploader, notify)
+        self._inputs = NodeInputs(plan, store, self.places, self.node, workers, self.uploader, notify)
         self.fence = Fence(self.node, workers, self.heart)
         self.executor = Executor(
             plan,

@@ -102,7 +102,7 @@ class Executor:
             assert directive is not None
             await self._fetcher.stop()
             if await self.execute(directive):
-                return exit_code_of(directive, self._leads)
+                return final_exit_code(directive, self._leads)
 
     async def watch_ends(self) -> None:
         """Report exited workers as ended, each time after the uploader has seen their last checkpoint."""
@@ -198,7 +198,7 @@ def disk_refused(error: OSError) -> RunError:
     )
 
 
-def exit_code_of(directive: Directive, leads: bool) -> ExitCode:
+def final_exit_code(directive: Directive, leads: bool) -> ExitCode:
     """Return the exit code of an agent that a directive releases.
 
     Only the leader exits with the verdict. The other nodes exit first: with the verdict they would make the Job delete

@@ -10,7 +10,7 @@ from finetune_api.errors import StorageError
 from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploader import Uploader
-from finetune_trainer.checkpoints.identity import part_of
+from finetune_trainer.checkpoints.naming import part_of
 from finetune_trainer.checkpoints.store import OBJECT_ERRORS, CheckpointStore
 
 log = logging.getLogger("agent")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from finetune_api.beats import AgentState, Beat, CheckpointId, Failure, RankState
 from finetune_api.errors import HANDLING, Restart
-from finetune_trainer.agent.failures import (
+from finetune_trainer.agent.gang_failures import (
     announced_stop,
     budget_left,
     end_is_broken,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from finetune_api.beats import Beat, CheckpointId, PartId
 from finetune_trainer.agent.roster import Gang, alive, lost
-from finetune_trainer.checkpoints.identity import age, part_of, whole
+from finetune_trainer.checkpoints.naming import age, part_of, whole
 
 # ---------------------------------------------------------------- where to resume
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_api.beats import CheckpointId, Directive, PartId
 from finetune_api.plan import Plan
-from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.checkpoints import disk
 from finetune_trainer.checkpoints.best import best_by_metric
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.storage import regular_files

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from finetune_api.beats import GenerationRecord
-from finetune_trainer.agent.failures import budget_left, leader_lost
+from finetune_trainer.agent.gang_failures import budget_left, leader_lost
 from finetune_trainer.agent.history import History
 from finetune_trainer.agent.leader_state import LeaderState
 from finetune_trainer.agent.ledger import Ledger

@@ -15,7 +15,7 @@ from finetune_api.beats import AgentState, CheckpointId, PartId
 from finetune_api.errors import StorageError
 from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.places import Places
-from finetune_trainer.checkpoints import local as disk
+from finetune_trainer.checkpoints import disk
 from finetune_trainer.checkpoints.store import CheckpointStore
 
 log = logging.getLogger("agent")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune_api.beats import CheckpointId, PartId
 from finetune_api.contract import File, checkpoint_of
 from finetune_api.messages import CheckpointInfo, Manifest
-from finetune_trainer.checkpoints.identity import PREFIX, part_of
+from finetune_trainer.checkpoints.naming import PREFIX, part_of
 from finetune_trainer.storage import ManifestInvalidError, ObjectStore, read_manifest
 
 LONGEST_REASON = 300  # characters
@@ -96,7 +96,7 @@ def find_checkpoints(store: ObjectStore, run: str) -> StoredCheckpoints:
             unreadable.append(f"checkpoint {name} is skipped: {' '.join(str(error).split())[:LONGEST_REASON]}")
             continue
         if missing := [entry.path for entry in manifest.files if sizes.get(entry.path) != entry.size]:
-            # Somebody deleted the files, or a paused leader committed a checkpoint that its successor had given up.
+            # The files were deleted, or a paused leader committed a checkpoint that its successor had given up.
             count = f"{len(missing)} of {len(manifest.files)} files"
             unreadable.append(f"checkpoint {name} is skipped: {count} are missing or truncated, such as {missing[0]}")
             unfinished[there.id] = Unfinished(prefix)

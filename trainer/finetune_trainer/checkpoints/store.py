@@ -18,9 +18,9 @@ from finetune_api.errors import Problem
 from finetune_api.messages import CheckpointInfo, CheckpointPart, FileEntry, Manifest
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.committed import Committed, StoredCheckpoints, find_checkpoints
-from finetune_trainer.checkpoints.identity import PREFIX, folder_name, part_prefix
-from finetune_trainer.checkpoints.local import markers
+from finetune_trainer.checkpoints.disk import markers
 from finetune_trainer.checkpoints.marker import SUFFIX
+from finetune_trainer.checkpoints.naming import PREFIX, folder_name, part_prefix
 from finetune_trainer.checkpoints.pick import would_be_best
 from finetune_trainer.storage import (
     AlreadyExistsError,

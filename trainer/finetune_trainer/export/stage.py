@@ -18,7 +18,7 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.tasks import spec_of
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
-from finetune_trainer.checkpoints.identity import part_prefix
+from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
 from finetune_trainer.export.card import card, installed_versions
@@ -120,7 +120,7 @@ def _scored(
 
 
 def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: Path) -> None:
-    """Brings the weights of a checkpoint to an empty folder.
+    """Download the weights of a checkpoint to an empty folder.
 
     Raises:
         CorruptedError, NotFoundError: the checkpoint differs from its manifest.
@@ -200,5 +200,5 @@ def _reason(plan: Plan, info: CheckpointInfo) -> str:
 
 
 def _no_checkpoint(message: str) -> StateError:
-    cure = "run the job again: it goes on from the newest checkpoint, or starts again with --fresh"
+    cure = "run the job again: it continues from the newest checkpoint, or starts again with --fresh"
     return StateError(Problem(code="NoCheckpoint", field="spec.checkpoint", message=message, cure=cure))

@@ -24,8 +24,8 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.run.children import Children
+from finetune_trainer.run.local_runs import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
-from finetune_trainer.run.run_ids import LocalRuns
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
 

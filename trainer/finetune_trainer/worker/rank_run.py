@@ -15,7 +15,6 @@ from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.arrow_rows import load_split
 from finetune_trainer.worker.batches.masking import EVALUATED
-from finetune_trainer.worker.checkpoint import saver_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
@@ -78,7 +77,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         return loss_alone(trainer, position)
 
     meter, trackers, owed = Meter(plan), Trackers(order), OwedEvaluation(plan)
-    reports, saver = Reports(reporter, plan, data, meter, loss_of), saver_of(order, reporter)
+    reports = Reports(reporter, plan, data, meter, loss_of)
     trainer = FineTuneTrainer(
         order,
         reporter,
@@ -88,14 +87,13 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         data=data,
         evaluator=evaluator,
         meter=meter,
-        saver=saver,
         train_dataset=task.viewed(data, plan.schedule.seed),
         data_collator=batching.collate,
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )
     owed.evaluate, owed.save = trainer.evaluate, trainer.save_checkpoint
     try:
-        saver.resume(trainer, order.resume)
+        trainer.resume(order.resume)
     except RunEndedError:
         trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
     finally:

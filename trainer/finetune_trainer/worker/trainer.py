@@ -149,6 +149,10 @@ class FineTuneTrainer(HookedTrainer):
         """Return the gradient's norm before clipping; without ZeRO and clipping, the guard has computed it."""
         return self._guard.norm if norm is None else norm
 
+    def resume(self, folder: str | None) -> None:
+        """Train from a checkpoint, or from the base model (None), to the end."""
+        self._saver.resume(self, folder)
+
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the step at hand, with the metrics of an evaluation at the same step."""
         step, metrics = self._evaluated

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from finetune_api.beats import CheckpointId, PartId
 from finetune_api.contract import checkpoint_name, checkpoint_of
-from finetune_trainer.checkpoints.identity import folder_name
 from finetune_trainer.checkpoints.marker import PATTERN, Marker
+from finetune_trainer.checkpoints.naming import folder_name
 from finetune_trainer.storage import open_regular
 
 LARGEST_MARKER = 1 << 20  # bytes
