@@ -211,7 +211,7 @@ def test_a_second_job_reads_neither_data_nor_model_again(
     def never(*_: object) -> None:
         raise AssertionError("read again")
 
-    for name in ("check_dataset", "read_model", "tokenize", "load_tokenizer", "upload_tree", "mirror"):
+    for name in ("check_dataset", "read_model", "tokenize", "load_fast_tokenizer", "upload_tree", "mirror"):
         monkeypatch.setattr(prepare_stage, name, never)
     second = house.prepare(job, "two")
     assert second.plan == first.plan
