@@ -46,7 +46,7 @@ def run_rank(order: WorkerOrder, events: int) -> ExitCode:
     except Exception as error:  # the agent must learn the reason, whatever the exception
         traceback.print_exc(file=sys.stderr)
         reporter.error(f"{type(error).__name__}: {error}")
-        return exit_code_of(error)
+        return worker_exit_code(error)
 
 
 def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
@@ -128,7 +128,7 @@ def samples_in_order(order: WorkerOrder, task: WorkerTask, batching: Batching) -
     )
 
 
-def exit_code_of(error: Exception) -> ExitCode:
+def worker_exit_code(error: Exception) -> ExitCode:
     """Return the exit code of an exception. A lost connection to a peer means that this rank is not the cause."""
     if isinstance(error, errors.FineTuneError):
         return errors.exit_code(error)
