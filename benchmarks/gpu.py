@@ -282,7 +282,7 @@ def model_of(case: Case, shape: dict[str, Any]) -> Any:
 
 
 def in_four_bits(model: Any, device: str) -> None:
-    """Quantize as `from_pretrained` does while it loads, since these weights come from no file."""
+    """Quantize the layers as `from_pretrained` does while it loads; these weights come from no file."""
     from finetune_trainer.worker.compat import uncover_bitsandbytes
 
     uncover_bitsandbytes()

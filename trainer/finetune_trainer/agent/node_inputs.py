@@ -23,11 +23,7 @@ log = logging.getLogger("agent")
 AT_ONCE = 4  # shards that are fetched together while the run goes on: about a gigabyte
 
 
-<<<<<<<< HEAD:trainer/finetune_trainer/agent/fetched_inputs.py
 class NodeInputs:
-========
-class NodeInputs:
->>>>>>>> house-gang:trainer/finetune_trainer/agent/node_inputs.py
     """Fetches model, adapter and data of one node.
 
     Args:

@@ -1,4 +1,4 @@
-"""How the ranks of a generation find each other: static, on a port that no earlier generation used."""
+"""The rendezvous of the ranks of a generation: static, on a port that no earlier generation used."""
 
 import datetime
 import os
@@ -15,9 +15,10 @@ TIMEOUT = datetime.timedelta(minutes=30)  # above every hang limit of the agent,
 
 
 def join(order: WorkerOrder) -> None:
-    """Joins the process group of the order's generation: NCCL with a GPU, gloo without.
+    """Join the process group of the order's generation: NCCL with a GPU, gloo without.
 
-    Must run before TrainingArguments and before the model is loaded: otherwise transformers on CPU sees a world of one.
+    Call it before TrainingArguments and before the model is loaded: otherwise transformers on CPU assumes a world of
+    one.
     """
     os.environ.update(
         RANK=str(order.rank),
@@ -38,7 +39,9 @@ def join(order: WorkerOrder) -> None:
 
 
 def _wait_for_port(host: str, port: int) -> None:
-    """TCPStore's own retries back off to seconds; polling first brings a recovery from 9 s to 0.3 s."""
+    """Wait until rank 0 listens. TCPStore's own retries back off to seconds; polling first brings a recovery from 9 s
+    to 0.3 s.
+    """
     deadline = time.monotonic() + TIMEOUT.total_seconds()
     while time.monotonic() < deadline:
         try:

@@ -21,7 +21,7 @@ def with_adapter(
     new_ids: Sequence[int] = (),
     adapter: Path | None = None,
 ) -> torch.nn.Module:
-    """The model with an adapter: a new one as the plan has it, or the one in a folder, trained further.
+    """Return the model with an adapter: a new one by the plan, or the one in a folder to train it further.
 
     Args:
         new_modules: modules that the checkpoint lacks: they are trained and saved beside the adapter.
@@ -33,10 +33,10 @@ def with_adapter(
     if adapter is not None:
         config = PeftConfig.from_pretrained(str(adapter))
         config.modules_to_save = _together(config.modules_to_save, new_modules)
-        made: Any = PeftModel.from_pretrained(
+        adapted: Any = PeftModel.from_pretrained(
             model, str(adapter), is_trainable=True, config=config, autocast_adapter_dtype=cast
         )
-        return save_without_embeddings(made)
+        return save_without_embeddings(adapted)
     options: dict[str, Any] = dict(plan.lora)
     options.pop("task_type", None)
     options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
@@ -47,8 +47,8 @@ def with_adapter(
     return save_without_embeddings(get_peft_model(model, config, autocast_adapter_dtype=cast))
 
 
-def _together(given: Sequence[str] | None, new_modules: Sequence[str]) -> list[str] | None:
-    """The modules to save; one that the given names cover already (as PEFT reads them: by their end) is not twice."""
-    names = list(given or ())
+def _together(saved: Sequence[str] | None, new_modules: Sequence[str]) -> list[str] | None:
+    """Return the modules to save, without new ones that an earlier name covers: PEFT matches a name by its end."""
+    names = list(saved or ())
     names += [name for name in new_modules if not any(name == one or name.endswith(f".{one}") for one in names)]
     return names or None
