@@ -1,4 +1,4 @@
-"""Conversations as prepared rows: token ids, labels on what the assistant says, lengths spread as those of chats are.
+"""Conversations as prepared rows: token ids, labels on the assistant's turns, lengths distributed as in real chats.
 
 Sentences of the standard library's docstrings, tokenised by a small byte-level BPE; ChatML around every turn.
 """
@@ -19,19 +19,19 @@ VOCABULARY = 4096
 MEDIAN, SPREAD, LONGEST = 120, 0.7, 512  # tokens of a row, log-normal, cut
 SPECIALS = ("<pad>", "<|im_start|>", "<|im_end|>", "<unk>")
 PAD = 0
-ANSWERED = 0.7  # of a turn's words: answers are longer than questions
+ANSWERED = 0.7  # share of a turn's words: answers are longer than questions
 
 
 @dataclass(frozen=True)
 class ChatRow:
-    """One conversation: ids, and the same with -100 where no loss is due."""
+    """One conversation: ids, and labels that equal them but are -100 where no loss is due."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 def tokenizer_of(texts: list[str]) -> Tokenizer:
-    """A byte-level BPE tokenizer of VOCABULARY tokens."""
+    """Return a byte-level BPE tokenizer of VOCABULARY tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,7 +44,7 @@ def tokenizer_of(texts: list[str]) -> Tokenizer:
 
 
 def chat_rows(count: int, seed: int = 0) -> tuple[Tokenizer, list[ChatRow]]:
-    """So many conversations, and what tokenised them."""
+    """Return `count` conversations, and their tokenizer."""
     texts = sentences()
     tokenizer = tokenizer_of(texts)
     pool = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
@@ -60,10 +60,10 @@ def chat_rows(count: int, seed: int = 0) -> tuple[Tokenizer, list[ChatRow]]:
         while len(ids) < length:
             role = ("user", "assistant")[turn % 2]
             size = length * (1 - ANSWERED if turn % 2 == 0 else ANSWERED) / draw.choice((1, 1, 2))
-            said: list[int] = []
-            while len(said) < size:
-                said += draw.choice(pool)
-            head, body = [start, *roles[role]], [*said[: int(size) + 1], end]
+            words: list[int] = []
+            while len(words) < size:
+                words += draw.choice(pool)
+            head, body = [start, *roles[role]], [*words[: int(size) + 1], end]
             ids += head + body
             labels += [IGNORED] * len(head) + (body if role == "assistant" else [IGNORED] * len(body))
             turn += 1
@@ -72,7 +72,7 @@ def chat_rows(count: int, seed: int = 0) -> tuple[Tokenizer, list[ChatRow]]:
 
 
 def write_arrow(path: Path, rows: list[ChatRow]) -> None:
-    """The rows as prepare writes them."""
+    """Write the rows in the format of prepare."""
     kind = pa.list_(pa.int32())
     columns: dict[str, Any] = {
         "input_ids": pa.array([row.input_ids for row in rows], kind),

@@ -1,7 +1,7 @@
-"""Chat data of any size and a tokenizer for it, made on the spot: sentences of the standard library's docstrings.
+"""Chat data of any size and a tokenizer for it, generated from sentences of the standard library's docstrings.
 
-Every conversation is another one: its sentences are drawn by a seeded generator. Lengths are spread as those of real
-chat data are (many short messages, few long ones).
+A seeded generator draws the sentences of every conversation. Lengths are distributed as in real chat data (many short
+messages, few long ones).
 """
 
 import ast
@@ -17,7 +17,7 @@ from finetune_trainer.prepare.tokens.templates import CHATML
 
 VOCABULARY = 16_384
 SAMPLE = 20_000  # messages that the tokenizer is trained on
-# how Llama 3, Qwen 2 and their successors part words
+# the word split of Llama 3, Qwen 2 and their successors
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -25,7 +25,7 @@ WORDS = (
 
 
 def sentences() -> list[str]:
-    """Sentences of docstrings, in a stable order, each once."""
+    """Return sentences of docstrings, in a stable order, each once."""
     found: dict[str, None] = {}
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if "site-packages" in path.parts or "test" in path.parts:
@@ -43,7 +43,7 @@ def sentences() -> list[str]:
 
 
 def write_chats(path: Path, size: int, seed: int = 0) -> dict[str, int]:
-    """Conversations as JSON Lines, until the file has `size` bytes; returns what there is of them."""
+    """Write conversations as JSON Lines until the file has `size` bytes; return counts of its contents."""
     pool = sentences()
     draw = random.Random(seed)
     rows = written = 0
@@ -66,13 +66,13 @@ def write_chats(path: Path, size: int, seed: int = 0) -> dict[str, int]:
 def _message(draw: random.Random, pool: list[str], scale: float) -> str:
     count = min(12, max(1, round(draw.lognormvariate(scale, 0.7))))
     text = " ".join(draw.choice(pool) for _ in range(count))
-    if draw.random() < 0.1:  # as word processors write it
+    if draw.random() < 0.1:  # typographic marks, as word processors write them
         text = text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}").replace(" - ", " \N{EM DASH} ")
     return text if draw.random() < 0.7 else text.replace(". ", ".\n\n", 1)
 
 
 def save_tokenizer(folder: Path, chats: Path) -> Path:
-    """A byte-level BPE tokenizer with ChatML, trained on the first conversations, as transformers saves it."""
+    """Save a byte-level BPE tokenizer with ChatML, trained on the first conversations, as transformers does."""
     from transformers import PreTrainedTokenizerFast
 
     texts: list[str] = []

@@ -1,9 +1,9 @@
-"""How long a job on a real Kubernetes takes to start, and stands still when something happens to it.
+"""Times of a job on a real Kubernetes: its start, and its interruption by faults.
 
-Two nodes on this machine (`make cluster`, brought up and down here), the operator from the chart, DeepSpeed ZeRO-2 over
-gloo between two pods, LoRA on a tiny LLaMA: what a real model adds (loading weights and checkpoints) is left out. A new
-job for every trial, because the Job controller waits twice as long for every further loss of the same index. Recoveries
-are timed by the leader, from the failure to the next step; the rest is read off the status (about 1 s of resolution).
+Two nodes on this machine (`make cluster`, started and stopped here), the operator from the chart, DeepSpeed ZeRO-2 over
+gloo between two pods, LoRA on a tiny LLaMA. A real model would add the loading of weights and checkpoints. Every trial
+is a new job, because the Job controller doubles its wait for every further loss of the same index. The leader times the
+recoveries, from the failure to the next step; the other times come from the status (about 1 s of resolution).
 
     python benchmarks/cluster.py [--trials 3]          # needs root and Go
 """
@@ -43,7 +43,7 @@ Samples = dict[str, list[float]]
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=3)
     options = parser.parse_args()
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def measure(cluster: Cluster, inputs: Inputs, name: str, samples: Samples) -> None:
-    """One job, from apply to its deletion."""
+    """Run one job, from apply to its deletion."""
     training = {"max_steps": STEPS, "global_batch_size": 4, "learning_rate": 0.0001}
     handle = job(
         cluster,
@@ -118,7 +118,7 @@ def measure(cluster: Cluster, inputs: Inputs, name: str, samples: Samples) -> No
 
 
 def seconds(handle: JobHandle, count: int) -> float:
-    """Duration of the recovery of this number, as the leader measured it."""
+    """Return the duration of the recovery of this number, as the leader measured it."""
     return recovered(handle, count).recoveries[0].seconds or 0.0
 
 

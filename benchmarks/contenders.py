@@ -1,6 +1,6 @@
 """One run of the throughput benchmark for each way to train: ours through the worker, TRL's and transformers' trainers.
 
-Every run tells a pipe, in a line for each step, its loss; who reads the pipe keeps the time.
+Every run writes its loss to a pipe, one line a step; the reader of the pipe measures the time.
 """
 
 import json
@@ -41,12 +41,12 @@ SHAPE = {
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender is given.
+    """The input of every contender.
 
     Attributes:
-        rows: in the order in which ours visits them, those of all steps.
+        rows: rows of all steps, in the order of our worker.
         steps: optimizer steps of BATCH rows.
-        threads: of each run.
+        threads: threads of each run.
     """
 
     model: Path
@@ -58,7 +58,7 @@ class Work:
 
 
 def ours(work: Work, scratch: Path, pipe: int) -> None:
-    """As an agent runs a worker: DeepSpeed over gloo, a report of every step."""
+    """Train as an agent runs a worker: DeepSpeed over gloo, a report of every step."""
     from finetune_trainer.worker.rank_run import run_rank
 
     split = SplitFacts(rows=2000, tokens=0, trained_tokens=0, longest=LONGEST)
@@ -85,7 +85,7 @@ def ours(work: Work, scratch: Path, pipe: int) -> None:
 
 
 def settings(scratch: Path, steps: int, **changes: Any) -> dict[str, Any]:
-    """What TRL's and transformers' runs have in common; what is not named is at its default."""
+    """Return the common settings of TRL's and transformers' runs; all others keep their defaults."""
     return {
         "output_dir": str(scratch),
         "per_device_train_batch_size": BATCH,
@@ -108,7 +108,10 @@ def settings(scratch: Path, steps: int, **changes: Any) -> dict[str, Any]:
 
 PEERS: dict[str, dict[str, Any]] = {
     "trl_packed": {"packing": True, "max_length": LONGEST, "per_device_train_batch_size": PACKS},
-    "trl_packed_8": {"packing": True, "max_length": LONGEST},  # who turns packing on and leaves the batch as it is
+    "trl_packed_8": {
+        "packing": True,
+        "max_length": LONGEST,
+    },  # as for a user who turns packing on and keeps the batch size
     "trl_padded": {"max_length": LONGEST},
     "trl_grouped": {"max_length": LONGEST, "train_sampling_strategy": "group_by_length"},
     "trainer_padded": {},
@@ -117,7 +120,7 @@ PEERS: dict[str, dict[str, Any]] = {
 
 
 def peer(name: str, work: Work, scratch: Path, pipe: int) -> None:
-    """TRL's SFTTrainer, or transformers' own Trainer with its model's loss, both without DeepSpeed."""
+    """Train with TRL's SFTTrainer, or with transformers' own Trainer and its model's loss, both without DeepSpeed."""
     import torch
     from datasets import Dataset
     from transformers import (
@@ -170,7 +173,7 @@ def peer(name: str, work: Work, scratch: Path, pipe: int) -> None:
 
 
 def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What DataCollatorForSeq2Seq gives, which is slower."""
+    """Return the same batch as DataCollatorForSeq2Seq, which is slower."""
     import torch
 
     longest = max(len(row["input_ids"]) for row in rows)
@@ -185,7 +188,7 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def counted(collate: Callable[[Any], Any], scratch: Path) -> Callable[[Any], Any]:
-    """Keeps how many tokens each batch had, before padding."""
+    """Wrap a collator so that it records the tokens of each batch, before padding."""
     tokens: list[int] = []
 
     def call(rows: Any) -> Any:

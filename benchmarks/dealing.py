@@ -1,8 +1,8 @@
-"""What it costs a rank to find out which rows a step has: seconds a step, and the host memory of lengths and orders.
+"""Cost for a rank of finding the rows of a step: seconds a step, and the host memory of lengths and orders.
 
-`before`: each row looked at every micro-batch, within the step, over Python lists. `after`: a heap over numpy arrays.
-`in step`: what is left of `after` in the step itself, when the step was prepared during the ones before it, as in
-training. Lengths are log-normal, as those of chats are. Every case is measured in turn, `ROUNDS` times.
+`before`: every row compared all micro-batches, within the step, over Python lists. `after`: a heap over numpy arrays.
+`in step`: the part of `after` that remains in the step itself if earlier steps prepared it, as in training. Lengths are
+log-normal, as in chats. Every case is measured in turn, `ROUNDS` times.
 
     python benchmarks/dealing.py
 """
@@ -29,7 +29,7 @@ RECORD = Path(__file__).with_suffix(".json")
 
 
 class Prepared:
-    """Rows that are only lengths."""
+    """Rows that have only lengths."""
 
     def __init__(self, count: int) -> None:
         self.lengths = np.random.default_rng(7).lognormal(5.5, 0.8, count).clip(8, 8192).astype(np.int32)
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def before(micro_batch: int, lengths: list[int]) -> list[int]:
-    """As `sampling.Dealt` was."""
+    """Deal as `sampling.Dealt` did before."""
     batches: list[list[int]] = [[] for _ in range(len(lengths) // micro_batch)]
     tokens = [0] * len(batches)
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -55,14 +55,14 @@ def before(micro_batch: int, lengths: list[int]) -> list[int]:
 
 
 def taken(work: Callable[[], object]) -> float:
-    """Seconds."""
+    """Return the seconds of a call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def sample(batch: int, micro: int) -> dict[str, Any]:
-    """One round of one case."""
+    """Measure one round of one case."""
     rows = Prepared(8 * batch)
     data = VirtualDataset(rows, 1, 8, batch, dealt=Dealt(micro))
     lengths = rows.lengths[data.step_rows(2)]
@@ -75,7 +75,7 @@ def sample(batch: int, micro: int) -> dict[str, Any]:
 
 
 def held(make: Callable[[], object]) -> int:
-    """Bytes that what is made keeps."""
+    """Return the bytes that an object keeps after it is made."""
     tracemalloc.start()
     kept = make()
     size, _ = tracemalloc.get_traced_memory()
@@ -85,7 +85,7 @@ def held(make: Callable[[], object]) -> int:
 
 
 def memory() -> dict[str, Any]:
-    """Of the lengths and the orders of two epochs."""
+    """Return the bytes of the lengths and the orders of two epochs."""
     rows = Prepared(ROWS)
     old = held(lambda: [rows.lengths.tolist(), *(shuffled(ROWS, 1, epoch).tolist() for epoch in (0, 1))])
     new = held(lambda: [rows.lengths.copy(), *(shuffled(ROWS, 1, epoch) for epoch in (0, 1))])
@@ -93,7 +93,7 @@ def memory() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     torch.set_num_threads(1)
     samples = [sample(batch, micro) for _ in range(ROUNDS) for batch, micro in CASES]
     results = []

@@ -1,8 +1,8 @@
-"""Do the defaults work? What the plan chooses for three real tasks, beside a grid of learning rates and batches.
+"""Evaluation of the defaults: the plan's choice for three real tasks, beside a grid of learning rates and batches.
 
-Each point is a job through the real prepare and the real worker, one process with one thread: everything is the plan's
-choice but what the grid sets. A point is scored as a user would get it: by its best checkpoint, on modules that nothing
-was trained on. Points that are done are kept: a program that was stopped goes on.
+Each point is a job through the real prepare and the real worker, one process with one thread. The plan chooses
+everything except the values of the grid. A point is scored as a user would see it: by its best checkpoint, on modules
+that were not used for training. Finished points are kept, so an interrupted program continues.
 
     python -m benchmarks.defaults [--parallel 2] [--cache FOLDER]       # about half an hour on two cores
 """
@@ -38,7 +38,7 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "tokenizers")
 
 @dataclass(frozen=True)
 class Case:
-    """A task as it is measured: `metric` of the evaluation, and what else is shown."""
+    """A task of the measurement: `metric` of the evaluation, and further figures to show."""
 
     task: str
     what: str
@@ -50,7 +50,7 @@ class Case:
 
     @property
     def higher(self) -> bool:
-        """Whether more of the metric is better."""
+        """Return whether a higher metric is better."""
         return not self.metric.endswith("loss")
 
 
@@ -87,10 +87,10 @@ CASES = (
 
 @dataclass(frozen=True)
 class Point:
-    """One run: None = the plan's choice.
+    """One run; None = the plan's choice.
 
     Attributes:
-        trained: False for one step of no length: the score that there is without training.
+        trained: False for one step with no effect, which gives the score without training.
     """
 
     case: Case
@@ -105,7 +105,7 @@ class Point:
         return f"{self.case.task}-" + ("default" if self.rate is None else f"{self.rate:g}-{self.batch}")
 
     def job(self, base: Path, folder: Path) -> dict[str, Any]:
-        """The job; evaluation is the benchmark's, so that it costs the same everywhere."""
+        """Return the job. Its evaluation is the benchmark's, so that it costs the same everywhere."""
         training: dict[str, Any] = {"eval_steps": 0.34}
         if self.rate is not None:
             training |= {"learning_rate": self.rate, "global_batch_size": self.batch}
@@ -132,7 +132,7 @@ class Point:
 
 
 def points() -> Iterator[Point]:
-    """The defaults first, then the grid, the middle of it before its corners."""
+    """Return the points: the defaults first, then the grid, with its middle before its corners."""
     for case in CASES:
         yield Point(case)
         yield Point(case, trained=False)
@@ -143,7 +143,7 @@ def points() -> Iterator[Point]:
 
 
 def main() -> None:
-    """Runs what is missing, then writes the table."""
+    """Run the missing points, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--parallel", type=int, default=2)
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def record_what_there_is(cache: Path) -> None:
-    """Writes the record and its page; a grid that is not complete says so in both."""
+    """Write the record and its page; both mark an incomplete grid."""
     results = {point.name: result_of(cache, point) for point in points()}
     record = summary({name: json.loads(path.read_text()) for name, path in results.items() if path.exists()})
     RESULT.write_text(json.dumps(record, indent=1) + "\n")
@@ -184,7 +184,7 @@ def record_what_there_is(cache: Path) -> None:
 
 
 def place_of(cache: Path, case: Case) -> Path:
-    """The folder of a task's data, model and runs; named by all that data and model are made by."""
+    """Return the folder of a task's data, model and runs; its name depends on all inputs of data and model."""
     recipe = tiny_pretrained.RECIPES.get(case.task)
     made = [asdict(recipe) if recipe else None, stdlib_tasks.VERSION, sys.version]
     return cache / f"{case.task}-{hashlib.sha256(json.dumps(made).encode()).hexdigest()[:12]}"
@@ -195,7 +195,7 @@ def result_of(cache: Path, point: Point) -> Path:
 
 
 def in_turns(work: list[tuple[Any, tuple[Any, ...]]], parallel: int) -> None:
-    """Calls, each in a forked process of its own, some at a time."""
+    """Run calls, each in a forked process of its own, several at a time."""
     context = multiprocessing.get_context("fork")
     running: list[Any] = []
     for function, arguments in work:
@@ -213,7 +213,7 @@ def in_turns(work: list[tuple[Any, tuple[Any, ...]]], parallel: int) -> None:
 
 
 def build(case: Case, cache: Path) -> None:
-    """Data and base model of a task, unless they are there."""
+    """Make data and base model of a task, unless they exist."""
     import torch
 
     torch.set_num_threads(1)
@@ -236,7 +236,7 @@ def build(case: Case, cache: Path) -> None:
 
 
 def measure(point: Point, cache: Path) -> None:
-    """One run from its job to its scores."""
+    """Run one point from its job to its scores."""
     from finetune_api.contract import ExitCode, dataset_prefix
     from finetune_api.v1alpha1 import FineTuneJob
     from finetune_trainer.prepare.prepare_stage import prepare
@@ -314,8 +314,9 @@ def free_port() -> int:
 
 
 def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All runs, and for each task how far its defaults are behind the best of the grid, as a share of the best; and
-    how much they gain of what the best gains over no training at all."""
+    """Return all runs, and for each task the distance of its defaults from the best of the grid, as a share of the
+    best, and their share of the gain of the best over no training.
+    """
     cases = {}
     for case in CASES:
         scores = {point.name: score(found, point) for point in points() if point.case == case and point.name in found}
@@ -345,13 +346,13 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def score(found: dict[str, dict[str, Any]], point: Point) -> float:
-    """The metric of a run; the worst there is where the run gave none."""
+    """Return the metric of a run; the worst possible value if the run gave none."""
     value = found[point.name]["scores"][point.case.metric]
     return float(value) if value is not None else (0.0 if point.case.higher else float("inf"))
 
 
 def page(record: dict[str, Any]) -> str:
-    """docs/defaults.md."""
+    """Return docs/defaults.md."""
     lines = [
         "# Do the defaults work?",
         "",
@@ -387,7 +388,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def grid(record: dict[str, Any], case: Case) -> list[str]:
-    """The grid of one task, and what the plan chose."""
+    """Return the grid of one task and the plan's choice."""
     own = record["runs"][Point(case).name]
     names = [case.metric, *(name for name in case.shown if own["scores"].get(name) is not None)]
     head = " / ".join(name.removeprefix("eval_") for name in names)

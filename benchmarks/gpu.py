@@ -1,10 +1,10 @@
-"""Training on one GPU: tokens a second, TFLOP/s and MFU, ours through the worker's trainer, TRL's SFTTrainer and a bare
-DeepSpeed loop beside it.
+"""Training on one GPU: tokens a second, TFLOP/s and MFU of the worker's trainer, TRL's SFTTrainer and a bare DeepSpeed
+loop.
 
 Llama 3.1 8B, 3.2 3B and 1B shapes with random weights, one row of 4,096 tokens a step, every token trained, bfloat16,
 no activation checkpointing: LoRA (rank 16, all linear layers), full fine-tuning, QLoRA. Each case is a process of its
-own, forked before CUDA is touched, with a deadline; it prints one JSON line. It is part of the GPU check
-(docs/development/gpu.md). `--tiny` runs the same code on a CPU with a tiny shape, to see that it works.
+own, forked before CUDA is initialised, with a deadline; it prints one JSON line. This is part of the GPU check
+(docs/development/gpu.md). `--tiny` runs the same code on a CPU with a tiny shape, as a test of the code.
 
 Operations of a token (`prepare.plan.speed.flops_per_token`; PaLM paper, arXiv 2204.02311, appendix B): 6 for each
 weight of a matrix in full fine-tuning; 4, and 6 for each of the adapter's, under LoRA, whose frozen weights need no
@@ -32,7 +32,7 @@ from typing import Any
 
 NO_GPU = 2  # exit code
 if __name__ == "__main__" and "--tiny" not in sys.argv and not Path("/dev/nvidiactl").exists():
-    # asking torch would start CUDA, and no fork could use it
+    # a query of torch would initialise CUDA, and forked processes could not use it
     print("no NVIDIA GPU on this machine: nothing was measured (--tiny runs the code on a CPU)", file=sys.stderr)
     sys.exit(NO_GPU)
 
@@ -67,8 +67,8 @@ class Case:
     """One kind of step; `head` as in `Plan.loss_head`.
 
     Attributes:
-        trainer: ours, trl, or bare: DeepSpeed's engine in a loop written by hand, with our batches and loss.
-        profiled: whether torch's profiler watches ten steps: it slows them.
+        trainer: ours, trl, or bare: DeepSpeed's engine in a hand-written loop, with our batches and loss.
+        profiled: whether torch's profiler watches ten steps, which slows them.
     """
 
     model: str
@@ -121,7 +121,7 @@ class Rows:
 
 
 def main() -> int:
-    """Measures; a JSON line for each case, and all of them beside this file."""
+    """Measure; print a JSON line for each case, and write all of them beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape on the CPU; nothing is written")
@@ -152,20 +152,20 @@ def main() -> int:
 
 
 def measured(case: Case) -> dict[str, Any]:
-    """One case in a process of its own: what it says, or why it says nothing."""
+    """Run one case in a process of its own; return its figures, or the reason why it has none."""
     shape = TINY if case.model == "tiny" else MODELS[case.model]
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "result"
-        pid = fork(path, lambda: told(case, shape, Path(name)))
+        pid = fork(path, lambda: trained(case, shape, Path(name)))
         try:
             found = result(pid, path) if ended(pid) else {"error": f"not done within {DEADLINE} s"}
-        except SystemExit as error:  # one that fails, such as for want of memory, leaves the others
+        except SystemExit as error:  # a case that fails, such as for lack of memory, does not end the others
             found = {"error": str(error).splitlines()[-1][:300]}
     return {"case": str(case), **asdict(case), **found}
 
 
 def ended(pid: int) -> bool:
-    """Waits for a child, not longer than the deadline; leaves it to be reaped."""
+    """Wait for a child until the deadline, without reaping it."""
     until = time.monotonic() + DEADLINE
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() > until:
@@ -176,8 +176,8 @@ def ended(pid: int) -> bool:
     return True
 
 
-def told(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Trains; in the child."""
+def trained(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Train, in the child, and return the figures."""
     import torch
 
     torch.set_num_threads(1 if case.model == "tiny" else 4)
@@ -205,20 +205,20 @@ def told(case: Case, shape: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def operations_of(case: Case, shape: dict[str, Any]) -> float:
-    """Of a token; the model is counted on the meta device."""
+    """Return the operations of a token, counted for the model on the meta device."""
     load = Load(architecture_of(shape, Task.CAUSAL_LM, LORA, 2), case.method, 0, 1, 1, case.length)
     return flops_per_token(load, case.length, 1.0)
 
 
 class Clock:
-    """Notes when each step is done on the GPU; tells a profiler of it."""
+    """A record of the time at which each step ends on the GPU, which also drives a profiler."""
 
     def __init__(self, times: list[float], watched: Any) -> None:
         self._times = times
         self._watched = watched
 
     def tick(self) -> None:
-        """A step is done."""
+        """Record the end of a step."""
         import torch
 
         if torch.cuda.is_available():
@@ -228,7 +228,7 @@ class Clock:
             self._watched.step()
 
     def callback(self) -> Any:
-        """The same as a callback of transformers."""
+        """Return a callback of transformers that does the same."""
         from transformers import TrainerCallback
 
         clock = self
@@ -242,7 +242,7 @@ class Clock:
 
 @contextlib.contextmanager
 def profiler(found: dict[str, Any]) -> Iterator[Any]:
-    """Watches ten steps after the untimed ones; what takes most of their time ends up in `found`."""
+    """Return a profiler of ten steps after the untimed ones, which writes the slowest kernels to `found`."""
     import torch
     from torch.profiler import ProfilerActivity, profile, schedule
 
@@ -266,7 +266,7 @@ def profiler(found: dict[str, Any]) -> Iterator[Any]:
 
 
 def model_of(case: Case, shape: dict[str, Any]) -> Any:
-    """Random weights in bfloat16; for QLoRA with its linear layers in 4 bits."""
+    """Return a model with random weights in bfloat16; for QLoRA with its linear layers in 4 bits."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -283,9 +283,9 @@ def model_of(case: Case, shape: dict[str, Any]) -> Any:
 
 def in_four_bits(model: Any, device: str) -> None:
     """As `from_pretrained` does while it loads; here there is nothing to load."""
-    from finetune_trainer.worker.models.quantized import uncover
+    from finetune_trainer.worker.compat import uncover_bitsandbytes
 
-    uncover()
+    uncover_bitsandbytes()
     import bitsandbytes
     import torch
 
@@ -303,7 +303,7 @@ def in_four_bits(model: Any, device: str) -> None:
 
 
 def plan_of(case: Case) -> Plan:
-    """A plan of one rank without ZeRO's copies for adapters, ZeRO-2 for whole models."""
+    """Return a plan of one rank: without ZeRO's copies for adapters, ZeRO-2 for whole models."""
     stage = 2 if case.method is MethodType.FULL else 0
     training = {"bf16": True}
     return make_plan(
@@ -325,7 +325,7 @@ def plan_of(case: Case) -> Plan:
 
 @dataclass(frozen=True)
 class Parts:
-    """What both of our loops train."""
+    """The parts that both of our loops train."""
 
     order: WorkerOrder
     model: Any
@@ -334,7 +334,7 @@ class Parts:
 
 
 def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
-    """The model with its adapter, and the rows in their order; joins the process group before."""
+    """Join the process group and return the model with its adapter, and the rows in their order."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import set_seed
 
@@ -356,7 +356,7 @@ def parts_of(case: Case, shape: dict[str, Any], folder: Path) -> Parts:
 
 
 def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
-    """The worker's own trainer on DeepSpeed."""
+    """Train with the worker's own trainer on DeepSpeed."""
     import torch
 
     from finetune_trainer.worker.arguments import training_arguments
@@ -376,13 +376,13 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
         data_collator=parts.collate,
         callbacks=[clock.callback()],
     )
-    trainer._save_checkpoint = lambda *_: None
+    trainer.save_checkpoint = lambda: None
     trainer.train()
     assert all(torch.isfinite(weight).all() for weight in parts.model.parameters() if weight.requires_grad)
 
 
 def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
-    """What one would write by hand around DeepSpeed's engine; it reads the loss of every step, as ours does."""
+    """Train with a hand-written loop around DeepSpeed's engine, which reads the loss of every step, as ours does."""
     import deepspeed
     import torch
 
@@ -413,7 +413,7 @@ def bare(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
 
 
 def trl(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
-    """TRL's SFTTrainer as its users run it on one GPU, without recomputation, as ours."""
+    """Train with TRL's SFTTrainer as its users run it on one GPU, without recomputation, as ours."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig, TaskType

@@ -1,11 +1,11 @@
-"""How much memory a worker takes on a GPU, phase by phase, beside what the plan predicts: models of 0.5 to 8 billion
-parameters.
+"""GPU memory of a worker, phase by phase, beside the prediction of the plan: models of 0.5 to 8 billion parameters.
 
-A worker's whole program runs, from loading the weights to the last save: three steps, an evaluation, a checkpoint. Its
-phases are told apart by its own reports. Compared with the prediction is torch.cuda.max_memory_allocated while it
-trains; beside it stand loading, evaluation and saving, what torch has reserved, and what the driver says is used, the
-context of CUDA included. Models have random weights; each case is a process of its own, forked before CUDA is touched.
-It is part of the GPU check (docs/development/gpu.md); `--tiny` runs tiny shapes on a CPU, by resident memory.
+The whole program of a worker runs, from loading the weights to the last save: three steps, an evaluation, a checkpoint.
+Its own reports separate the phases. The prediction is compared with torch.cuda.max_memory_allocated during training.
+The record also has loading, evaluation and saving, the memory that torch has reserved, and the usage that the driver
+reports, the context of CUDA included. Models have random weights; each case is a process of its own, forked before CUDA
+is initialised. This is part of the GPU check (docs/development/gpu.md); `--tiny` runs tiny shapes on a CPU, by resident
+memory.
 
     python benchmarks/gpu_memory.py [--only TEXT] [--tiny]
 """
@@ -44,13 +44,13 @@ from tests.local.harness import make_plan, orders
 
 NO_GPU = 2  # exit code
 STEPS = 3
-SAVED_BYTES = 20 << 30  # a larger checkpoint is not written: it would take the time of three other cases
+SAVED_BYTES = 20 << 30  # larger checkpoints are skipped: each would take the time of three other cases
 
 
 def llama(
     hidden: int, layers: int, heads: int, groups: int, intermediate: int, words: int, tied: bool
 ) -> dict[str, Any]:
-    """A configuration of the LLaMA family."""
+    """Return a configuration of the LLaMA family."""
     shape = llama_shape(hidden, layers, heads, groups, intermediate)
     return {"model_type": "llama", **shape, "vocab_size": words, "tie_word_embeddings": tied}
 
@@ -99,8 +99,9 @@ SMALL = (Case("tiny", "lora", 2, 4, 128), Case("tiny", "full", 3, 2, 128, checkp
 
 
 def write_rows(case: Case, folder: Path) -> Path:
-    """Random tokens, all rows of the full length: enough for every step, and for a batch of evaluation, which has twice
-    as many rows."""
+    """Write random tokens, all rows of the full length: enough for every step, and for an evaluation batch of twice as
+    many rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     source = np.random.default_rng(0)
     for name, count in (("train", case.batch * STEPS), ("eval", 2 * case.batch)):
@@ -115,7 +116,7 @@ def write_rows(case: Case, folder: Path) -> Path:
 
 
 def plan_of(case: Case) -> Plan:
-    """The plan of a case, with the DeepSpeed configuration that the planner writes."""
+    """Return the plan of a case, with the DeepSpeed configuration that the planner writes."""
     training: dict[str, Any] = {} if case.model == "tiny" else {"bf16": True}
     training |= {"activation_checkpointing": True} if case.checkpointing else {}
     return make_plan(
@@ -136,7 +137,7 @@ def plan_of(case: Case) -> Plan:
 
 
 def marks(path: Path) -> Callable[[], None]:
-    """What to do in a worker before it runs: its reports of phases note the peaks of the phase that ends."""
+    """Return a patch of the worker whose reports of phases record the peak of the phase that ends."""
 
     def patch() -> None:
         import torch
@@ -174,14 +175,14 @@ def marks(path: Path) -> Callable[[], None]:
 
 
 def without_saves() -> None:
-    """Writes no checkpoint."""
+    """Disable the checkpoints."""
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    FineTuneTrainer._save_checkpoint = lambda *_: None  # type: ignore[method-assign, assignment]
+    FineTuneTrainer.save_checkpoint = lambda self: None  # type: ignore[method-assign, assignment]
 
 
 def predicted(case: Case, device: Literal["cpu", "gpu"] = "gpu") -> tuple[int, str]:
-    """What the memory model says, without margin and context."""
+    """Return the prediction of the memory model, without margin and context."""
     architecture = architecture_of(MODELS[case.model], Task.CAUSAL_LM, LORA, 2 if device == "gpu" else 4, device)
     load = Load(
         architecture,
@@ -200,7 +201,7 @@ def predicted(case: Case, device: Literal["cpu", "gpu"] = "gpu") -> tuple[int, s
 
 
 def sample(case: Case, models: Path) -> dict[str, Any]:
-    """A case as it was measured and predicted.
+    """Return a case with its measured and predicted figures.
 
     Args:
         models: folder of the models on disk, the one of the last case among them.
@@ -234,12 +235,12 @@ def sample(case: Case, models: Path) -> dict[str, Any]:
 
 
 def saves(case: Case) -> bool:
-    """Whether a checkpoint is written: 12 bytes a trained parameter of the optimizer, 2 of the weights."""
+    """Return whether a checkpoint is written: 12 bytes a trained parameter of the optimizer, 2 of the weights."""
     return case.method != "full" or 14 * PARAMETERS[case.model] <= SAVED_BYTES
 
 
 def model_on_disk(name: str, models: Path) -> Path:
-    """The folder of a model; those of others are removed, for want of space."""
+    """Return the folder of a model, after the removal of other models for lack of space."""
     folder = models / name
     if not folder.exists():
         shutil.rmtree(models, ignore_errors=True)
@@ -249,12 +250,14 @@ def model_on_disk(name: str, models: Path) -> Path:
 
 
 def main() -> int:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes on a CPU; nothing is written")
     options = parser.parse_args()
-    if not options.tiny and not Path("/dev/nvidiactl").exists():  # asking torch would start CUDA before the forks
+    if (
+        not options.tiny and not Path("/dev/nvidiactl").exists()
+    ):  # a query of torch would initialise CUDA before the forks
         print("no NVIDIA GPU on this machine: nothing was measured", file=sys.stderr)
         return NO_GPU
     imports()
@@ -266,7 +269,7 @@ def main() -> int:
                 began = time.monotonic()
                 try:
                     made = sample(case, Path(folder) / "models")
-                except SystemExit as error:  # one that fails, such as for want of memory, leaves the others
+                except SystemExit as error:  # a case that fails, such as for lack of memory, does not end the others
                     print(f"{case!s:<42} failed: {str(error).splitlines()[-1][:200]}", flush=True)
                     continue
                 samples.append(made)
@@ -285,7 +288,7 @@ def main() -> int:
 
 
 def row(made: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     sizes = "".join(f"{made[name]:9.0f}" for name in ("measured_mib", "reserved_mib", "driver_mib"))
     return f"{made['case']:<42}{sizes}{made['predicted_mib']:10.0f}{made['error']:+8.1%}  {made['predicted_at']:<9}"
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from finetune_api.beats import AgentState, Beat, Directive, RankReport, RankState, Saved, StepMetrics
+from finetune_api.beats import AgentState, Beat, Directive, PartId, RankReport, RankState, StepMetrics
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.agent.leader import Leader
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Median and range of the rounds, by nodes and state."""
+    """Return median and range of the rounds, by nodes and state."""
     table = []
     for nodes, state in sorted({(one["nodes"], one["state"]) for one in samples}):
         taken = [1000 * one["cpu"] / one["beats"] for one in samples if (one["nodes"], one["state"]) == (nodes, state)]
@@ -115,7 +115,7 @@ def new_leader(plan: Plan, store: FolderStore, limits: Limits) -> Leader:
 
 
 def run_clients(port: int, nodes: int, state: str, beats: int, pipe: Any) -> None:
-    """The process of all nodes."""
+    """Run the clients of all nodes in one process."""
     asyncio.run(_all_nodes(port, nodes, state, beats, pipe))
 
 
@@ -147,9 +147,11 @@ async def _all_nodes(port: int, nodes: int, state: str, beats: int, pipe: Any) -
 
 
 def beat_of(node: int, state: str, directive: Directive | None, number: int) -> Beat:
-    """A node that trains, or one that waits for the commit of what it has uploaded (which never comes here)."""
+    """Return the beat of a node that trains, or of one that waits for the commit of its uploads (which never comes
+    here).
+    """
     generation = directive.generation if directive else 0
-    shares = tuple(Saved(step=10 * step, generation=1, node_rank=node) for step in range(1, 11))
+    parts = tuple(PartId(step=10 * step, generation=1, node_rank=node) for step in range(1, 11))
     runs = state == "running" and directive is not None and directive.action == "run"
     report = RankReport(rank=node, state=RankState.RUNNING, phase="train", step=number)
     steps = (StepMetrics(step=number, loss=1.0, learning_rate=1e-4, seconds=1.0),) if node == 0 and number else ()
@@ -161,7 +163,7 @@ def beat_of(node: int, state: str, directive: Directive | None, number: int) -> 
         state=AgentState.RUNNING if runs else AgentState.READY,
         ranks=(report,) if runs else (),
         steps=steps if runs else (),
-        uploaded=shares if state == "committing" else (),
+        uploaded=parts if state == "committing" else (),
         have=directive.key if directive else "",
     )
 

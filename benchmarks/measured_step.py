@@ -1,4 +1,4 @@
-"""One case of the memory benchmark: a step as a worker does it, in forked processes, and what the plan predicts."""
+"""One case of the memory benchmark: a step as a worker makes it, in forked processes, and its prediction."""
 
 import json
 import os
@@ -35,7 +35,7 @@ TASKS = {
 
 
 def config_of(family: str, size: str) -> dict[str, Any]:
-    """A model of 8 layers (T5: 4 and 4), 512 or 1,024 wide; at most 130 million parameters."""
+    """Return a model of 8 layers (T5: 4 and 4), 512 or 1,024 wide; at most 130 million parameters."""
     wide = {"s": 512, "m": 1024}[size]
     heads = wide // 64
     sizes = {"hidden_size": wide, "num_hidden_layers": 8, "num_attention_heads": heads}
@@ -96,18 +96,18 @@ class Marks:
     phases: dict[str, int] = field(default_factory=dict)
 
     def phase(self, name: str) -> None:
-        """The peak since the last mark belongs to `name`; the mark starts anew."""
+        """Record the peak since the last mark as the phase `name`, and reset the mark."""
         self.phases[name] = max(self.phases.get(name, 0), memory("VmHWM") - self.baseline)
         reset()
 
     @property
     def peak(self) -> int:
-        """The highest of all."""
+        """Return the highest peak of all phases."""
         return max(self.phases.values())
 
 
 def memory(name: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+    """Return a figure of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -115,13 +115,14 @@ def memory(name: str) -> int:
 
 
 def reset() -> None:
-    """The high-water mark falls to what is held now (man 5 proc, clear_refs)."""
+    """Reset the high-water mark to the current memory (man 5 proc, clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 class Rows:
-    """Random tokens; all rows have the full length, but for padded batches, where only the first of each micro-batch
-    has it and the others are an eighth shorter: where nothing is padded, that would be a smaller batch."""
+    """Rows of random tokens, all of the full length. For padded batches only the first row of each micro-batch has it,
+    and the others are an eighth shorter: without padding, shorter rows would make a smaller batch.
+    """
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -142,7 +143,7 @@ class Rows:
 
 
 def plan_of(case: Case) -> Plan:
-    """The plan of a case, with the DeepSpeed configuration that the planner writes."""
+    """Return the plan of a case, with the DeepSpeed configuration that the planner writes."""
     training: dict[str, Any] = {"bf16": case.bf16}
     training |= {"activation_checkpointing": True} if case.checkpointing else {}
     return make_plan(
@@ -161,7 +162,7 @@ def plan_of(case: Case) -> Plan:
 
 
 def model_of(case: Case, dtype: Any) -> Any:
-    """A model with random weights, with its adapter."""
+    """Return a model with random weights, with its adapter."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
@@ -187,7 +188,7 @@ def model_of(case: Case, dtype: Any) -> Any:
 
 
 def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
-    """What a worker does, to the end of the second step, without checkpoints."""
+    """Do what a worker does, to the end of the second step, without checkpoints."""
     import torch
     from transformers import set_seed
 
@@ -236,7 +237,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
         train_dataset=data,
         data_collator=batching.collate,
     )
-    trainer._save_checkpoint = lambda *_: None
+    trainer.save_checkpoint = lambda: None
     loss, first = trainer.compute_loss, True
 
     def compute_loss(*arguments: Any, **named: Any) -> Any:
@@ -265,7 +266,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
 
 
 def measure(case: Case) -> dict[str, int]:
-    """A process per rank; the marks of the one with the highest peak."""
+    """Run a process for each rank and return the marks of the one with the highest peak."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -278,7 +279,9 @@ def measure(case: Case) -> dict[str, int]:
 
 
 def predicted(case: Case) -> tuple[int, str]:
-    """The peak above the baseline that the plan predicts, and its moment; by a process too: the next baseline stays."""
+    """Return the peak above the baseline that the plan predicts, and its moment. It runs in a process of its own, so
+    that the baseline of the next case is unchanged.
+    """
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "predicted"
         size, moment = result(fork(path, lambda: predict_case(case)), path)
@@ -286,7 +289,7 @@ def predicted(case: Case) -> tuple[int, str]:
 
 
 def predict_case(case: Case, *, with_margin: bool = False) -> tuple[int, str]:
-    """What the memory model says, as far as it lies above the baseline."""
+    """Return the prediction of the memory model above the baseline."""
     width = 2 if case.bf16 else 4
     load = Load(
         architecture_of(config_of(case.family, case.size), TASKS[case.family], LORA, width),
@@ -303,7 +306,7 @@ def predict_case(case: Case, *, with_margin: bool = False) -> tuple[int, str]:
 
 
 def fork(path: Path, work: Callable[[], Any]) -> int:
-    """A child that leaves what `work` returns in a file, and what it prints beside it."""
+    """Start a child that writes the result of `work` to a file, and its output beside it."""
     if pid := os.fork():
         return pid
     code = 1
@@ -322,14 +325,14 @@ def fork(path: Path, work: Callable[[], Any]) -> int:
 
 
 def result(pid: int, path: Path) -> Any:
-    """What a child left."""
+    """Return the result of a child."""
     if os.waitpid(pid, 0)[1]:
         raise SystemExit(f"{path.name} failed\n{Path(f'{path}.log').read_text()[-3000:]}")
     return json.loads(path.read_text())
 
 
 def imports() -> None:
-    """Everything slow, before the first fork."""
+    """Import all slow libraries before the first fork."""
     import deepspeed  # noqa: F401
     import peft  # noqa: F401
 

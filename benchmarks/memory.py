@@ -1,14 +1,14 @@
-"""How much memory a training step takes on CPU, beside what the plan's memory model predicts.
+"""Memory of a training step on CPU, beside the prediction of the plan's memory model.
 
 Each case is a fresh process, forked from one that has imported everything, as the node agent's zygote forks workers.
-The baseline is what the fork holds before it builds anything; the peak is the kernel's high-water mark (VmHWM, reset at
-the baseline). Each rank does what a worker does (transformers' Trainer on DeepSpeed over gloo, two steps: the second
-finds the optimizer's states in place) with a model of random weights made from a configuration, so that no file's pages
-are counted. Predicted is the model's peak without its margin and without the imports, which lie below the baseline.
+The baseline is the memory of the fork before it builds anything; the peak is the kernel's high-water mark (VmHWM, reset
+at the baseline). Each rank does what a worker does (transformers' Trainer on DeepSpeed over gloo, two steps: at the
+second the optimizer's states exist). The model has random weights made from a configuration, so no file's pages are
+counted. The prediction is the model's peak without its margin and without the imports, which lie below the baseline.
 
     python benchmarks/memory.py [--only TEXT] [--phases]
     python benchmarks/memory.py --heap     # a few cases with the C library's own settings, against the whole prediction
-    python benchmarks/memory.py --again    # predict what is recorded again, with the memory model as it is now
+    python benchmarks/memory.py --again    # predict the recorded cases again, with the current memory model
 """
 
 import argparse
@@ -32,7 +32,7 @@ ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLO
 LIBRARIES = ("torch", "transformers", "deepspeed", "peft")
 RECORD = Path(__file__).with_name("memory.json")
 MIB = 1 << 20
-LEAST = 512 * MIB  # above the baseline: smaller cases measure the libraries, not the model
+LEAST = 512 * MIB  # above the baseline; smaller cases would measure the libraries, not the model
 
 GRID: tuple[Case, ...] = (
     Case("llama", "s", "full", 2, 4, 256),
@@ -69,7 +69,7 @@ GRID: tuple[Case, ...] = (
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this; nothing is written")
     parser.add_argument("--phases", action="store_true", help="print the peak of each phase")
@@ -112,7 +112,7 @@ HEAP_CASES = {
 
 
 def heap() -> None:
-    """Measures some cases as a worker runs them; the record gets them beside the prediction with its margin."""
+    """Measure some cases with the allocator of a worker; the record has them beside the prediction with its margin."""
     imports()
     samples = []
     for case in GRID:
@@ -127,24 +127,24 @@ def heap() -> None:
 
 
 def sample(case: Case) -> dict[str, Any]:
-    """A case as it was measured and predicted."""
+    """Return a case with its measured and predicted figures."""
     return compared(case, measure(case), predicted(case))
 
 
 def recorded() -> list[Case]:
-    """The cases of the record beside this file."""
+    """Return the cases of the record beside this file."""
     names = [one.name for one in fields(Case)]
     return [Case(**{name: sample[name] for name in names}) for sample in json.loads(RECORD.read_text())["samples"]]
 
 
 def phases_of(case: Case) -> dict[str, int]:
-    """What was measured of a recorded case, in bytes."""
+    """Return the measured figures of a recorded case, in bytes."""
     (found,) = [one for one in json.loads(RECORD.read_text())["samples"] if one["case"] == str(case)]
     return {name: round(size * MIB) for name, size in found["phases_mib"].items()}
 
 
 def compared(case: Case, phases: dict[str, int], prediction: tuple[int, str]) -> dict[str, Any]:
-    """A line of the record."""
+    """Return a line of the record."""
     guess, moment = prediction
     peak = max(phases.values())
     return {
@@ -160,14 +160,14 @@ def compared(case: Case, phases: dict[str, int], prediction: tuple[int, str]) ->
 
 
 def line(case: Case, made: dict[str, Any], seconds: float) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     small = "" if made["counts"] else "  too small to count"
     figures = f"{made['measured_mib']:9.0f}{made['predicted_mib']:10.0f}{made['error']:+8.1%}"
     return f"{case!s:<48}{figures}  {made['predicted_at']:<9}{seconds:4.0f} s{small}"
 
 
 def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures that the last line has."""
+    """Return the figures of the last line."""
     errors = [one["error"] for one in samples if one["counts"]]
     return {
         "cases": len(errors),
@@ -177,7 +177,7 @@ def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write(samples: list[dict[str, Any]]) -> None:
-    """The record beside this file, after every case."""
+    """Write the record beside this file, after every case."""
     before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     record = {
         **before,

@@ -1,13 +1,13 @@
-"""What a running FineTuneJob costs the operator: requests to the API server, and CPU of the operator's process.
+"""Cost of a running FineTuneJob for the operator: requests to the API server, and CPU of the operator's process.
 
-The real controller, queue and poller; an API server in memory, so that its own time is left out but for the JSON; and
-leaders that answer over loopback from a process of their own, each time with another step and every minute with another
-checkpoint. All jobs run, nothing else happens. Figures are of the whole operator: polls and what they set off.
+The controller, queue and poller are real. The API server is in memory, so that only its JSON takes time. The leaders
+answer over loopback from a process of their own, each time with another step and every minute with another checkpoint.
+All jobs run and nothing else happens. The figures cover the whole operator: polls and their consequences.
 
     python benchmarks/operator.py [--jobs 100 400] [--seconds 120] [--keep before]
 
-The samples lie in operator.json under the name that `--keep` gives them (`after`); other names are left as they are:
-`before` was measured by this file at the commit named there, when every answer woke a reconcile.
+operator.json has the samples under the name of `--keep` (default `after`) and keeps other names: `before` was measured
+by this file at the commit named there, when every answer caused a reconcile.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Object = dict[str, Any]
 RECORD = ROOT / "benchmarks" / "operator.json"
 LIBRARIES = ("aiohttp", "pydantic", "kubernetes")
 SETTLE_SECONDS = 15  # three polls: every job is known ...
-FIRST_WRITES = 8  # ... and the first status of every job is written, so many a second
+FIRST_WRITES = 8  # ... and the first status of every job is written, this many a second
 CHECKPOINT_POLLS = 12  # a checkpoint a minute
 SLICES = 4  # samples of CPU in one run
 
@@ -62,7 +62,7 @@ class Sample:
     Attributes:
         requests: by verb and resource.
         cpu_seconds: of the operator's process, in each part of the time.
-        polls: answers that leaders gave in each part.
+        polls: answers of the leaders in each part.
     """
 
     jobs: int
@@ -89,7 +89,7 @@ class Sample:
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[100, 400])
     parser.add_argument("--seconds", type=float, default=120)
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample:
-    """One run over so many jobs."""
+    """Run once with this number of jobs."""
     progress.AGENT_PORT = port  # type: ignore[attr-defined] # every leader has an address of its own on loopback
     api = FakeApi()
     queue: WorkQueue[JobKey] = WorkQueue()
@@ -134,7 +134,7 @@ async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample
     poller = progress.Poller(SETTINGS.token_key, SETTINGS.poll_seconds, queue.add, pace)
     controller = Controller(api, SETTINGS, queue, poller, pace, lambda: True)
     news = News(queue, poller)
-    api.changed = lambda item: news.job("MODIFIED", item)  # as the watch tells
+    api.changed = lambda item: news.job("MODIFIED", item)  # as the watch reports it
     for number in range(jobs):
         for plural, item in running_objects(f"job-{number}", f"127.{number >> 14}.{number >> 7 & 127}.{number & 127}"):
             api.put(plural, item)
@@ -163,7 +163,7 @@ async def measure(jobs: int, seconds: float, port: int, answered: Any) -> Sample
 
 @contextmanager
 def leaders() -> Iterator[tuple[int, Any]]:
-    """A process that answers for the leaders of all jobs: its port, and how often it answered."""
+    """Start a process that answers for the leaders of all jobs; yield its port and its number of answers."""
     context = multiprocessing.get_context("fork")
     answered, port = context._Value("L", 0), context._Value("i", 0)
     serving = context.Process(target=serve, args=(port, answered), daemon=True)
@@ -178,10 +178,10 @@ def leaders() -> Iterator[tuple[int, Any]]:
 
 
 def serve(port: Any, answered: Any) -> None:
-    """Answers until it is terminated. A leader's step is the number of its answer, so every answer is news."""
+    """Answer until terminated. A leader's step is the number of its answer, so every answer is new."""
     says = leader_says().progress
     assert says
-    said = says.model_dump(mode="json")
+    progress = says.model_dump(mode="json")
     steps: Counter[str] = Counter()
 
     async def answer(request: web.Request) -> web.Response:
@@ -189,9 +189,9 @@ def serve(port: Any, answered: Any) -> None:
         steps[request.host] += 1
         step = steps[request.host]
         saved = step // CHECKPOINT_POLLS
-        checkpoints = [{**said["checkpoints"][0], "step": saved}]
+        checkpoints = [{**progress["checkpoints"][0], "step": saved}]
         return web.json_response(
-            {**said, "step": step, "max_steps": 10**9, "checkpoint_count": saved, "checkpoints": checkpoints}
+            {**progress, "step": step, "max_steps": 10**9, "checkpoint_count": saved, "checkpoints": checkpoints}
         )
 
     async def run() -> None:
@@ -207,7 +207,7 @@ def serve(port: Any, answered: Any) -> None:
 
 
 def commit() -> str:
-    """The commit that was measured."""
+    """Return the measured commit."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 

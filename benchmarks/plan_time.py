@@ -1,8 +1,8 @@
-"""How near a plan's time is to what training takes on CPU: small jobs, each prepared, planned and trained, in turns.
+"""Accuracy of a plan's time: small jobs on CPU, each prepared, planned and trained, in turns.
 
-Every job goes through the programs of `finetune run`. The plan's time is its estimate, from a calibration of its own
-just before the training, as a busy machine is slow for both; what is taken is the wall time of the train stage, from
-the start of its agents to their end. Jobs take turns, so that a change of the machine's load falls on all of them.
+Every job goes through the programs of `finetune run`. The plan's time is its estimate, from a calibration just before
+the training, since a busy machine slows both. The actual time is the wall time of the train stage, from the start of
+its agents to their end. Jobs take turns, so that a change of the machine's load affects all of them.
 
     python benchmarks/plan_time.py [--rounds 2] [--only NAME ...]
 """
@@ -42,7 +42,7 @@ class Case:
     """One job.
 
     Attributes:
-        task: of `stdlib_tasks`: its rows.
+        task: task of `stdlib_tasks`, which has its rows.
         make: writes the base model.
         shape: values of its configuration.
     """
@@ -100,7 +100,7 @@ CASES = (
 
 
 def main() -> None:
-    """Runs the jobs, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Run the jobs, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", choices=[case.name for case in CASES], help="some; nothing is recorded")
@@ -122,7 +122,7 @@ def main() -> None:
 
 
 def prepared(case: Case, place: Path) -> Path:
-    """Data and base model of a job, written below a folder."""
+    """Write data and base model of a job below a folder."""
     stdlib_tasks.write(case.task, place / "data")
     rows = [json.loads(line) for line in (place / "data" / "train.jsonl").read_text().splitlines()]
     case.make(place / "model", [text for row in rows for text in texts(row)], **case.shape)
@@ -130,7 +130,7 @@ def prepared(case: Case, place: Path) -> Path:
 
 
 def texts(row: Any) -> Iterable[str]:
-    """Every string of a row."""
+    """Yield every string of a row."""
     if isinstance(row, str):
         yield row
     elif isinstance(row, dict | list):
@@ -139,7 +139,7 @@ def texts(row: Any) -> Iterable[str]:
 
 
 def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
-    """One run of a job: seconds planned and taken, and of what they consist."""
+    """Run a job once and return its planned and actual seconds, with their parts."""
     from rich.console import Console
 
     from finetune_trainer.run import local
@@ -178,7 +178,7 @@ def measured(case: Case, place: Path, turn: int) -> dict[str, Any]:
 
 
 def job_of(case: Case, place: Path, storage: Path) -> dict[str, Any]:
-    """The job of a case."""
+    """Return the job of a case."""
     return {
         "apiVersion": "finetune.dev/v1alpha1",
         "kind": "FineTuneJob",
@@ -200,7 +200,7 @@ def job_of(case: Case, place: Path, storage: Path) -> dict[str, Any]:
 
 
 def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Planned over taken: of each job the median of its runs."""
+    """Return planned over actual seconds: for each job the median of its runs."""
     names = list(dict.fromkeys(sample["case"] for sample in samples))
     ratios = {
         name: round(statistics.median(one["planned"] / one["taken"] for one in samples if one["case"] == name), 2)
@@ -211,14 +211,14 @@ def summary(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table."""
+    """Print the table."""
     print(f"{'job':<26}{'planned / taken':>16}")
     for name, ratio in result["ratios"].items():
         print(f"{name:<26}{ratio:>16.2f}")
 
 
 def conditions() -> dict[str, Any]:
-    """What was run, and where."""
+    """Return versions, machine and settings of the runs."""
     return {
         "command": " ".join(["python", "benchmarks/plan_time.py", *sys.argv[1:]]),
         "python": platform.python_version(),

@@ -1,10 +1,10 @@
 """Chat data to packed tokens: our prepare beside TRL's own functions, on the same file and machine, in turns.
 
-TRL: `load_dataset("json")`, then what SFTTrainer does with its data before it trains, `SFTTrainer._prepare_dataset`
+TRL: `load_dataset("json")`, then the preparation that SFTTrainer makes before it trains, `SFTTrainer._prepare_dataset`
 with assistant_only_loss and packing (bfd), all settings at their defaults, and once more with a process for each core.
 Ours: check every row, load the tokenizer, encode, observe for the quality report, pack and write; the report itself is
-timed apart. Every round is a fresh process with fresh caches. Imports are not counted for either; our tokenizer's
-process is. Memory is the sum of the proportional shares (PSS) of the process and its children, sampled.
+timed apart. Every round is a fresh process with fresh caches. Imports are not counted for either; the process of our
+tokenizer is. Memory is the sum of the proportional shares (PSS) of the process and its children, sampled.
 
     python benchmarks/prepare.py [--megabytes 200] [--rounds 3] [--large]     # --large: only ours, with 5 GB
 """
@@ -38,7 +38,7 @@ Sample = dict[str, float]
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
-    """All rounds, the table, the line and the record."""
+    """Run all rounds and write the table, the line and the record."""
     from rich.console import Console
     from rich.table import Table
 
@@ -108,7 +108,7 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
 
 
 def in_child(way: str, folder: Path) -> Sample:
-    """One round in a process of its own, its memory watched."""
+    """Run one round in a process of its own and watch its memory."""
     caches = Path(tempfile.mkdtemp(prefix="caches-", dir=folder))
     environ = {
         **os.environ,
@@ -133,7 +133,7 @@ def in_child(way: str, folder: Path) -> Sample:
 
 
 class Peak:
-    """The largest sum of PSS of a process and all below it."""
+    """The largest sum of PSS of a process and all its descendants."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -141,7 +141,7 @@ class Peak:
         self.mib = self.at = 0.0
 
     def watch(self, alive: Callable[[], bool]) -> None:
-        """Samples until the process has ended."""
+        """Sample until the process has ended."""
         while alive():
             now = sum(_pss_kib(pid) for pid in _tree(self._pid)) / 1024
             if now > self.mib:
@@ -176,7 +176,7 @@ def _pss_kib(pid: int) -> int:
 
 
 def trl(folder: Path, processes: int | None) -> Sample:
-    """SFTTrainer's own preparation of its data set."""
+    """Prepare a data set with SFTTrainer's own functions."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -192,7 +192,7 @@ def trl(folder: Path, processes: int | None) -> Sample:
         use_cpu=True,
         report_to="none",
     )
-    # what the method reads of its trainer: __init__ would load a model
+    # the attributes that the method reads; __init__ would load a model
     trainer: Any = SimpleNamespace(
         _tokenizer=tokenizer, chat_template=tokenizer.chat_template, completion_only_loss=True
     )
@@ -204,7 +204,7 @@ def trl(folder: Path, processes: int | None) -> Sample:
 
 
 def ours(folder: Path) -> Sample:
-    """The path of the prepare stage from the file to the packed Arrow files; then the report."""
+    """Follow the prepare stage from the file to the packed Arrow files, then make the report."""
     from finetune_api.messages import Task
     from finetune_api.v1alpha1 import DatasetSpec
     from finetune_trainer.prepare.data.dataset import check_dataset
@@ -240,7 +240,7 @@ def ours(folder: Path) -> Sample:
 
 
 def counted(table: Any) -> Sample:
-    """Tokens, tokens with loss and sequences of a packed table."""
+    """Return tokens, tokens with loss and sequences of a packed table."""
     import pyarrow.compute as pc
 
     tokens = trained = sequences = 0
@@ -253,7 +253,7 @@ def counted(table: Any) -> Sample:
 
 
 def counted_in_shards(folder: Path, expected: int) -> Sample:
-    """The same of what we write: runs of tokens with loss in place of labels."""
+    """Return the same of our shards, which hold runs of tokens with loss in place of labels."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,8 +1,8 @@
-"""How long a gang stands still when a worker is killed: from `kill -9` to the first step of the next generation.
+"""Time of a recovery after a worker is killed: from `kill -9` to the first step of the next generation.
 
-Two real agents on this machine, DeepSpeed ZeRO-2 over gloo, LoRA on a tiny LLaMA; the worker of node 0 and of node 1 in
-turn. What it leaves out is what a real model adds: loading weights and checkpoint. The leader is asked every 20 ms.
-Beside it, in the same run, the time a cold start takes: what every restart would cost without the warm zygote.
+Two real agents on this machine, DeepSpeed ZeRO-2 over gloo, LoRA on a tiny LLaMA; the workers of node 0 and node 1 are
+killed in turn. A real model would add the loading of weights and checkpoint. The leader is polled every 20 ms. The same
+run measures a cold start: the cost of every restart without the warm zygote.
 
     python benchmarks/recovery.py [--trials 10]
 """
@@ -36,7 +36,7 @@ LIBRARIES = ("torch", "transformers", "deepspeed", "peft")
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10)
     options = parser.parse_args()
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def measure(folder: Path, trials: int) -> tuple[list[float], list[float]]:
-    """Seconds of each recovery, and of a cold start's imports after every second one."""
+    """Return the seconds of each recovery, and of a cold start's imports after every second one."""
     plan = make_plan(
         Task.CAUSAL_LM, MethodType.LORA, max_steps=100_000, checkpoint_every_steps=10, keep_last=2, learning_rate=1e-4
     )
@@ -86,7 +86,7 @@ def measure(folder: Path, trials: int) -> tuple[list[float], list[float]]:
 
 
 def stepped(agents: Agents, generation: int) -> bool | None:
-    """True once a generation after `generation` has made a step of its own."""
+    """Return True once a generation after `generation` has made a step of its own."""
     progress = agents.progress()
     if progress is None or progress.generation <= generation or not progress.recoveries:
         return None
@@ -95,7 +95,7 @@ def stepped(agents: Agents, generation: int) -> bool | None:
 
 
 def cold_import(agents: Agents) -> float:
-    """Seconds that a new process needs for a worker's imports, with the gang's workers paused to leave it the cores."""
+    """Return the seconds that a new process needs for a worker's imports, while the gang's workers are paused."""
     workers = list(agents.workers().values())
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -108,7 +108,7 @@ def cold_import(agents: Agents) -> float:
 
 
 def summary(samples: list[float]) -> tuple[float, float, float]:
-    """Minimum, median, maximum."""
+    """Return minimum, median, maximum."""
     return min(samples), statistics.median(samples), max(samples)
 
 

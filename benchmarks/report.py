@@ -1,9 +1,10 @@
-"""How many planted faults the data report names, and what it says against clean data; what its checks cost.
+"""Measurement of the data report: the planted faults that it finds, its false alarms on clean data, the time of its
+checks.
 
-Each fault of tests/planted is planted into a clean set of a few hundred rows (eleven languages, code, chats, tools,
-reasoning, tables, poems) and counts as found if the report has a finding of its code that says what it has to say. A
+Each fault of tests/support/planted is planted into a clean set of a few hundred rows (eleven languages, code, chats,
+tools, reasoning, tables, poems). It counts as found if the report has a finding of its code with the expected words. A
 clean set counts as a false alarm if the report has any warning or error, or a note of personal data, of another
-language or of another script. Processor time: of `examine` on 10,000 conversations, and of their observation.
+language or of another script. Processor time is that of `examine` on 10,000 conversations, and of their observation.
 
     python benchmarks/report.py
 """
@@ -50,9 +51,9 @@ def main() -> None:
         table.add_row(code, str(count), str(count - len(missed)), "; ".join(missed))
     console = Console(width=120)
     console.print(table)
-    clean = Table("clean set", "told against it")
-    for name, told in alarms.items():
-        clean.add_row(name, "; ".join(told))
+    clean = Table("clean set", "false alarms")
+    for name, findings in alarms.items():
+        clean.add_row(name, "; ".join(findings))
     console.print(clean)
     seconds = cost()
     result = {
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def cost() -> dict[str, float]:
-    """Seconds of one processor for 10,000 conversations of docstrings' sentences."""
+    """Return the seconds of one processor for 10,000 conversations of docstrings' sentences."""
     from benchmarks.chats import sentences
 
     draw, pool = random.Random(0), sentences()

@@ -7,7 +7,7 @@ is the sum of the proportional shares (PSS) of it and its children, sampled ten 
     python benchmarks/scale.py [--gigabytes 1]          # chats of this size
     python benchmarks/scale.py --kill [--gigabytes 1]   # the same, killed (SIGKILL) after half its shards, tried again
     python benchmarks/scale.py --rows 1 4 16            # millions of rows of a few words: what memory grows with
-    python benchmarks/scale.py --observed 100           # the report alone, on millions of rows that nobody tokenised
+    python benchmarks/scale.py --observed 100           # the report alone, on millions of rows without tokenisation
 
 Beyond 4 GB the data repeats the first four with other beginnings of the questions. The record is `scale.json`.
 """
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 LENGTH = 1024
 LIBRARIES = ("tokenizers", "pyarrow", "numpy", "jinja2")
 GB = 1_000_000_000
-DISTINCT = 4  # files of a gigabyte that are drawn; others are made from them
+DISTINCT = 4  # generated files of a gigabyte; further files are derived from them
 QUESTION = b'"role": "user", "content": "'
 RECORD = ROOT / "benchmarks" / "scale.json"
 Sample = dict[str, Any]
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def chats_of(inputs: Path, work: Path, gigabytes: float) -> Path:
-    """A folder with `data/` (links to files of a gigabyte) and `model/`, a tokenizer."""
+    """Return a folder with `data/` (links to files of a gigabyte) and `model/`, a tokenizer."""
     from benchmarks.chats import save_tokenizer, write_chats
 
     inputs.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def chats_of(inputs: Path, work: Path, gigabytes: float) -> Path:
 
 
 def derived(source: Path, target: Path, number: int, size: int) -> None:
-    """Other conversations from those of a file: each question begins with a number."""
+    """Write other conversations from those of a file: each question begins with a number."""
     with source.open("rb") as lines, target.open("wb") as file:
         while (block := lines.read(16 << 20)) and file.tell() < size:
             block += lines.readline()
@@ -106,7 +106,7 @@ def derived(source: Path, target: Path, number: int, size: int) -> None:
 
 
 def rows_of(work: Path, millions: int) -> Path:
-    """A folder with `data/` of so many rows of two to six words."""
+    """Return a folder with `data/` of some million rows of two to six words."""
     from benchmarks.chats import save_tokenizer, sentences, write_chats
 
     folder = work / f"rows-{millions}"
@@ -126,7 +126,7 @@ def rows_of(work: Path, millions: int) -> Path:
 
 
 def measured(folder: Path, kind: str) -> Sample:
-    """One preparation in a process of its own."""
+    """Run one preparation in a process of its own."""
     sample = finish(*start(folder, kind))
     shutil.rmtree(folder / "store")
     shutil.rmtree(folder / "scratch")
@@ -134,7 +134,7 @@ def measured(folder: Path, kind: str) -> Sample:
 
 
 def killed(folder: Path) -> dict[str, Sample]:
-    """An undisturbed preparation, then one that is killed after half its shards and tried again."""
+    """Run an undisturbed preparation, then one that is killed after half its shards and tried again."""
     whole = finish(*start(folder, "chats"))
     shutil.rmtree(folder / "store")
     shutil.rmtree(folder / "scratch")
@@ -148,14 +148,14 @@ def killed(folder: Path) -> dict[str, Sample]:
     for child in [*children(process.pid), process.pid]:
         os.kill(child, signal.SIGKILL)
     process.wait()
-    shutil.rmtree(folder / "scratch")  # the disk of the pod goes with it
+    shutil.rmtree(folder / "scratch")  # a pod that ends loses its disk
     again = finish(*start(folder, "chats"))
     assert again["sha256"] == whole["sha256"], "another data set"
     return {"undisturbed": whole, "tried again": {**again, "shards_before": shards}}
 
 
 def start(folder: Path, kind: str, *more: str) -> tuple["subprocess.Popen[str]", Any]:
-    """A preparation, and what watches its memory."""
+    """Start a preparation, and the watcher of its memory."""
     from benchmarks.prepare import Peak
 
     (folder / "scratch").mkdir()
@@ -169,7 +169,7 @@ def start(folder: Path, kind: str, *more: str) -> tuple["subprocess.Popen[str]",
 
 
 def finish(process: "subprocess.Popen[str]", peak: Any) -> Sample:
-    """What it says of itself, with its memory."""
+    """Return the figures that it prints, with its memory."""
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"the preparation ended with {process.returncode}")
@@ -177,7 +177,7 @@ def finish(process: "subprocess.Popen[str]", peak: Any) -> Sample:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that it has started."""
+    """Return the processes that it has started."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [int(child) for child in (task / "children").read_text().split()]
@@ -246,7 +246,7 @@ def prepared(folder: Path, kind: str) -> Sample:
 
 
 def observed(folder: Path, millions: int) -> Sample:
-    """The report on rows whose lengths and hashes are drawn: a hundredth are copies. The sample is of one row."""
+    """Make the report on rows whose lengths and hashes are drawn: a hundredth are copies. The sample is of one row."""
     import numpy as np
 
     from finetune_api.messages import Task
@@ -290,7 +290,7 @@ def observed(folder: Path, millions: int) -> Sample:
 
 
 def show(key: str, samples: dict[str, Sample]) -> None:
-    """The table, the line and the record."""
+    """Print the table and the line, and write the record."""
     from rich.console import Console
     from rich.table import Table
 

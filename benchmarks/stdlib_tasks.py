@@ -1,7 +1,8 @@
-"""Three real tasks made from the standard library's sources: a docstring's package, its summary line, a function's end.
+"""Three real tasks from the standard library's sources: predict a docstring's package, its summary line, a function's
+end.
 
-Modules are parted, not rows: what is scored comes from files that neither pre-training nor training has seen. Sources
-are parsed, never imported; the same interpreter gives the same rows.
+Modules are split, not rows, so scored rows come from files that neither pre-training nor training has used. Sources are
+parsed, never imported; the same interpreter gives the same rows.
 """
 
 import ast
@@ -19,18 +20,18 @@ from typing import Any
 
 from scripts.quickstart.data import parsed
 
-VERSION = 1  # of the rows that come out
+VERSION = 1  # of the generated rows
 PRETRAINED, TRAINED, EVALUATED = range(5), range(5, 8), range(8, 10)  # tenths of the modules
 TRAIN_ROWS, EVAL_ROWS = 320, 100
-LABEL_ROWS, LABEL_EVAL_ROWS = 30, 24  # of one package
-LABEL_MODULES = 5  # a package of fewer files cannot be parted
+LABEL_ROWS, LABEL_EVAL_ROWS = 30, 24  # rows of one package
+LABEL_MODULES = 5  # a package of fewer files cannot be split
 FUNCTION_CHARACTERS = 150, 450
 Row = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Module:
-    """One source file: its top-level package, the tenth it falls into, its text and its tree."""
+    """One source file: its top-level package, its tenth of the split, its text and its tree."""
 
     package: str
     tenth: int
@@ -38,14 +39,14 @@ class Module:
     tree: ast.Module
 
     def documented(self) -> Iterator[str]:
-        """Its docstrings."""
+        """Yield its docstrings."""
         for node in ast.walk(self.tree):
             documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
             if documented and (text := ast.get_docstring(node)):
                 yield text
 
     def functions(self) -> Iterator[str]:
-        """Sources of its functions, undented."""
+        """Yield the sources of its functions, without indentation."""
         lines = self.text.splitlines()
         for node in ast.walk(self.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -54,7 +55,7 @@ class Module:
 
 @cache
 def modules() -> tuple[Module, ...]:
-    """Every module of this interpreter's standard library that can be parsed."""
+    """Return every module of this interpreter's standard library that can be parsed."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     found = []
     for path in sorted(stdlib.rglob("*.py")):
@@ -70,12 +71,12 @@ def modules() -> tuple[Module, ...]:
 
 
 def number(text: str) -> int:
-    """A number that follows from a text alone."""
+    """Return a number that depends on a text alone."""
     return int(hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12], 16)
 
 
 def packages() -> tuple[list[Row], list[Row]]:
-    """Docstrings and the packages that they are from, for an encoder that has read none of them in this form."""
+    """Return docstrings with their packages, for an encoder that was not trained on them."""
     files: Counter[str] = Counter(module.package for module in modules() if any(module.documented()))
     texts: dict[str, set[tuple[str, bool]]] = defaultdict(set)
     for module in modules():
@@ -86,7 +87,9 @@ def packages() -> tuple[list[Row], list[Row]]:
                     texts[line].add((module.package, module.tenth in EVALUATED))
     rows: dict[tuple[str, bool], list[Row]] = defaultdict(list)
     for text in sorted(texts, key=number):
-        if len(texts[text]) == 1:  # a text of two packages has no right label, one of two modules is no held-out one
+        if (
+            len(texts[text]) == 1
+        ):  # a text of two packages has no single label, and a text of two modules may be in both splits
             [(package, held)] = texts[text]
             rows[package, held].append({"text": text, "label": package})
     labels = sorted(package for package, held in rows if held and _enough(rows, package))
@@ -100,7 +103,7 @@ def _enough(rows: dict[tuple[str, bool], list[Row]], package: str) -> bool:
 
 
 def summaries() -> tuple[list[Row], list[Row]]:
-    """What a docstring explains, and the line that it begins with."""
+    """Return the body of each docstring with its first line."""
 
     def pairs(module: Module) -> Iterator[Row]:
         for text in module.documented():
@@ -113,7 +116,7 @@ def summaries() -> tuple[list[Row], list[Row]]:
 
 
 def continuations() -> tuple[list[Row], list[Row]]:
-    """The first half of a function's lines, and the others."""
+    """Return the first half of the lines of each function with the second half."""
     shortest, longest = FUNCTION_CHARACTERS
 
     def pairs(module: Module) -> Iterator[Row]:
@@ -139,13 +142,13 @@ def _parted(pairs: Any) -> tuple[list[Row], list[Row]]:
 
 
 def prose() -> list[str]:
-    """Docstrings of the modules for pre-training, each once."""
+    """Return docstrings of the modules for pre-training, each once."""
     texts = (text for module in modules() if module.tenth in PRETRAINED for text in module.documented())
     return list(dict.fromkeys(re.sub(r"\s+", " ", text) for text in texts))
 
 
 def code() -> list[str]:
-    """Functions of the modules for pre-training, each once."""
+    """Return functions of the modules for pre-training, each once."""
     texts = (text for module in modules() if module.tenth in PRETRAINED for text in module.functions())
     return list(dict.fromkeys(text for text in texts if len(text) >= FUNCTION_CHARACTERS[0]))
 
@@ -154,7 +157,7 @@ TASKS = {"classification": packages, "seq2seq": summaries, "causal-lm": continua
 
 
 def write(task: str, folder: Path) -> None:
-    """train.jsonl and eval.jsonl of a task."""
+    """Write train.jsonl and eval.jsonl of a task."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in zip(("train", "eval"), TASKS[task](), strict=True):
         _lines(folder / f"{name}.jsonl", rows)

@@ -1,10 +1,10 @@
-"""What a step of ours takes beyond a bare DeepSpeed loop, where the processor does little but call small operations.
+"""Time of one of our steps beyond a bare DeepSpeed loop, for a model whose steps consist of many small operations.
 
-A LLaMA of 12 layers, 64 wide, 8 rows of 32 tokens, one thread: hundreds of small operations, hardly any arithmetic.
+A LLaMA of 12 layers, 64 wide, 8 rows of 32 tokens, one thread: hundreds of small operations with little arithmetic.
 Ours is the whole worker: transformers' loop, a report of every step, TensorBoard's events, the agreement on stopping.
-The bare loop has the same batches, loss, optimizer and engine: forward, backward, step, schedule, and reads the loss.
-Both take turns in processes of their own. Beside the clock stand CPU seconds: they are hardly disturbed by what
-else the machine does.
+The bare loop has the same batches, loss, optimizer and engine: forward, backward, step, schedule, and it reads the
+loss. Both take turns in processes of their own. CPU seconds are recorded beside wall time, because other load on the
+machine disturbs them less.
 
     python benchmarks/step_overhead.py [--rounds 5] [--steps 150]
 """
@@ -46,7 +46,7 @@ LIBRARIES = ("torch", "transformers", "deepspeed", "accelerate")
 
 
 def main() -> None:
-    """Measures, prints one JSON line, and keeps the samples beside this file."""
+    """Measure, print one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=150)
@@ -77,13 +77,13 @@ def main() -> None:
 
 
 def ratio(samples: dict[str, list[dict[str, float]]], clock: str) -> float:
-    """Ours over the bare loop, by the median of the rounds."""
+    """Return ours over the bare loop, by the median of the rounds."""
     ours, bare = (statistics.median(one[clock] for one in samples[way]) for way in ("ours", "bare"))
     return round(ours / bare, 4)
 
 
 def write(folder: Path) -> None:
-    """Model and rows."""
+    """Write model and rows."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
@@ -104,7 +104,7 @@ def write(folder: Path) -> None:
 
 
 def plan_of(steps: int) -> Plan:
-    """One rank, ZeRO-2 as the plan chooses it."""
+    """Return a plan of one rank with ZeRO-2, as the planner chooses it."""
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, world=1, stage=2, max_steps=steps, warmup_steps=0)
     facts = plan.dataset.model_copy(update={"eval": None})
     changes = {"checkpoint_every_steps": steps + 1, "dataset": facts, "deepspeed": deepspeed_config(2, None, {})}
@@ -112,7 +112,7 @@ def plan_of(steps: int) -> Plan:
 
 
 def timed(way: str, folder: Path, path: Path, steps: int) -> dict[str, float]:
-    """Seconds of a step, by the clock and by the processor, and the last loss; in the child."""
+    """Return the seconds of a step, by the clock and by the processor, and the last loss; in the child."""
     order = orders(plan_of(steps), folder / "model", folder / "data", Path(f"{path}-run"))[0]
     clock: list[tuple[float, float]] = []
     loss = (worker if way == "ours" else bare)(order, clock)
@@ -122,12 +122,12 @@ def timed(way: str, folder: Path, path: Path, steps: int) -> dict[str, float]:
 
 
 def tick(clock: list[tuple[float, float]]) -> None:
-    """A step begins, or the last one is done."""
+    """Record the start of a step, or the end of the last one."""
     clock.append((time.perf_counter(), time.process_time()))
 
 
 def worker(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
-    """A worker's whole run, timed where it begins to fetch the batches of a step."""
+    """Run a whole worker, timed from the moment it begins to fetch the batches of a step."""
     from finetune_trainer.worker.rank_run import run_rank
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
@@ -152,7 +152,7 @@ def worker(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
 
 
 def bare(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
-    """What one would write by hand."""
+    """Train with a hand-written loop."""
     import deepspeed
     import torch
 
@@ -177,20 +177,20 @@ def bare(order: WorkerOrder, clock: list[tuple[float, float]]) -> float:
     )
     loader = iter(torch.utils.data.DataLoader(data, batch_size=BATCH, collate_fn=batching.collate))
     engine.train()
-    told = 0.0
+    last_loss = 0.0
     for step in range(1, plan.schedule.max_steps + 1):
         tick(clock)
         loss = head(engine, next(loader)).total / data.step_items(step)
         engine.backward(loss)
         engine.step()
         schedule.step()
-        told = loss.item()
+        last_loss = loss.item()
     tick(clock)
-    return told
+    return last_loss
 
 
 def filled(plan: Plan, rate: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with what transformers would fill in."""
+    """Return the configuration with the values that transformers would fill in."""
     optimizer = {"type": "AdamW", "params": {**rate, "torch_adam": True}}
     sizes = {"train_micro_batch_size_per_gpu": BATCH, "train_batch_size": BATCH, "gradient_accumulation_steps": 1}
     return {**plan.engine.deepspeed, **sizes, "gradient_clipping": 1.0, "optimizer": optimizer}

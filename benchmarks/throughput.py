@@ -1,12 +1,12 @@
 """Trained tokens per second on CPU, two threads: ours beside TRL's SFTTrainer and transformers' Trainer.
 
 A LLaMA of 4 layers, 256 wide, with a vocabulary of 4,096; conversations of 16 to 512 tokens (log-normal, median 120),
-loss on what the assistant says; 8 rows a step in float32, or as many tokens packed. Ours runs as a worker does, on
-DeepSpeed; the peers as their users would, at the settings of `contenders.py`. TRL packs to sequences of 512, two of
-them a step (the tokens of 8 rows), and once more eight of them: who turns packing on and leaves the batch size.
-Every run is a process of its own, forked from one that has imported everything; contenders take turns. Tokens are
-those of the rows, without padding; the first steps are not timed. Where a contender trains the same 8 rows at each
-step, its losses are those of ours.
+loss on the assistant's turns; 8 rows a step in float32, or as many tokens packed. Ours runs as a worker does, on
+DeepSpeed; the peers run as their users would, with the settings of `contenders.py`. TRL packs to sequences of 512: once
+two of them a step (the tokens of 8 rows), and once eight of them, as for a user who turns packing on and keeps the
+batch size. Every run is a process of its own, forked from one that has imported everything; contenders take turns.
+Tokens are those of the rows, without padding; the first steps are not timed. A contender that trains the same 8 rows at
+each step has the same losses as ours.
 
     python benchmarks/throughput.py [--rounds 3] [--steps 25] [--only NAME ...]
 """
@@ -40,7 +40,7 @@ SAME_BATCHES = ("trl_padded", "trainer_padded")
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: losses by step, seconds, the processors' seconds and tokens of the timed steps."""
+    """One run: losses by step, and seconds, processor seconds and tokens of the timed steps."""
 
     losses: list[float]
     seconds: float
@@ -49,12 +49,12 @@ class Sample:
 
     @property
     def rate(self) -> float:
-        """Tokens a second."""
+        """Return the tokens a second."""
         return self.tokens / self.seconds
 
 
 def main() -> None:
-    """Measures, prints a table and one JSON line, and keeps the samples beside this file."""
+    """Measure, print a table and one JSON line, and keep the samples beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def imports() -> None:
-    """Everything slow, before the first fork."""
+    """Import all slow libraries before the first fork."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     import datasets
     import trl  # noqa: F401
@@ -90,7 +90,7 @@ def imports() -> None:
 
 
 def work_of(folder: Path, steps: int, threads: int) -> Work:
-    """The model, the data set, and the rows in the order of our run."""
+    """Return the model, the data set, and the rows in the order of our run."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -111,7 +111,7 @@ def work_of(folder: Path, steps: int, threads: int) -> Work:
 
 
 def run(contender: str, work: Work, folder: Path) -> Sample:
-    """One run in a process of its own."""
+    """Run a contender once in a process of its own."""
     scratch = Path(tempfile.mkdtemp(prefix=contender, dir=folder))
     reading, writing = os.pipe()
     pid = os.fork()
@@ -129,20 +129,20 @@ def run(contender: str, work: Work, folder: Path) -> Sample:
                 losses.append(event["values"]["loss"])
     if os.waitpid(pid, 0)[1]:
         raise SystemExit(f"{contender} failed\n{(scratch / 'log').read_text()[-4000:]}")
-    told = scratch / "tokens.json"
-    tokens = json.loads(told.read_text()) if told.exists() else tokens_of(work)
+    counts = scratch / "tokens.json"
+    tokens = json.loads(counts.read_text()) if counts.exists() else tokens_of(work)
     seconds, cpu = (clock[-1] - clock[UNTIMED - 1] for clock in (arrived, used))
     return Sample(losses, seconds, cpu, sum(tokens[UNTIMED : len(losses)]))
 
 
 def cpu_seconds(pid: int) -> float:
-    """What a process has used of the processors: hardly disturbed by what else the machine does."""
+    """Return the processor seconds of a process, which other load on the machine disturbs little."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def child(contender: str, work: Work, scratch: Path, pipe: int) -> None:
-    """Runs to the end and leaves."""
+    """Run a contender to the end and exit."""
     code = 1
     log = os.open(scratch / "log", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
@@ -161,13 +161,13 @@ def child(contender: str, work: Work, scratch: Path, pipe: int) -> None:
 
 
 def tokens_of(work: Work) -> list[int]:
-    """Tokens of each step, in the order of our run."""
+    """Return the tokens of each step, in the order of our run."""
     lengths = [len(row.input_ids) for row in work.rows]
     return [sum(lengths[at : at + BATCH]) for at in range(0, len(lengths), BATCH)]
 
 
 def report(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
-    """A table, and the ratios of medians."""
+    """Print a table, and return the ratios of medians."""
     heading = f"{'':<16}{'tokens/s':>9}{'min':>8}{'max':>8}{'per CPU s':>10}{'steps':>7}{'tokens':>9}"
     print(f"{heading}{'loss of the first, middle, last step':>40}")
     speed = {name: statistics.median(sample.rate for sample in taken) for name, taken in samples.items()}
@@ -196,7 +196,7 @@ def report(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
 
 
 def keep(samples: dict[str, list[Sample]], result: dict[str, Any], options: argparse.Namespace) -> None:
-    """The raw figures, beside this file."""
+    """Write the raw figures beside this file."""
     record = {
         "result": result,
         "tokens_per_second": {name: [round(sample.rate, 1) for sample in taken] for name, taken in samples.items()},
@@ -215,7 +215,7 @@ def keep(samples: dict[str, list[Sample]], result: dict[str, Any], options: argp
 
 
 def cpu() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 

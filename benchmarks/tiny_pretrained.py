@@ -1,5 +1,8 @@
-"""Two small models to fine-tune, pre-trained here for some minutes because none can be had: a T5 on prose, a LLaMA on
-code. About a million parameters each, with tokenizers of their own; the same recipe gives the same weights."""
+"""Two small models to fine-tune, pre-trained here for some minutes because the machine cannot download any: a T5 on
+prose, a LLaMA on code.
+
+They have about a million parameters each and tokenizers of their own; the same recipe gives the same weights.
+"""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ WARM_UP = 50
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a model is made by; its cache is keyed by these values."""
+    """The settings of a model's pre-training, which are the key of its cache."""
 
     family: str
     steps: int
@@ -37,7 +40,7 @@ RECIPES = {
 
 
 def pretrain(recipe: Recipe, folder: Path) -> None:
-    """Make the model and save it as transformers does; prints its loss now and then."""
+    """Make the model and save it in transformers' format; print its loss at intervals."""
     torch.manual_seed(recipe.seed)
     texts = prose() if recipe.family == "t5" else code()
     tokenizer = train_tokenizer(recipe.family, texts)
@@ -65,8 +68,9 @@ def pretrain(recipe: Recipe, folder: Path) -> None:
 
 
 def optimizer_of(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
-    """T5 was made by Adafactor, whose steps are relative to the weights: its embeddings are large, and AdamW would take
-    a day to move them."""
+    """Return the optimizer. T5's is Adafactor, as in its pre-training, whose steps are relative to the weights: its
+    embeddings are large, and AdamW would take a day to move them.
+    """
     from transformers.optimization import Adafactor
 
     if recipe.family == "t5":
@@ -76,7 +80,7 @@ def optimizer_of(recipe: Recipe, model: Any) -> torch.optim.Optimizer:
 
 
 def train_tokenizer(family: str, texts: Sequence[str]) -> Any:
-    """Byte-level BPE: </s> after each text for T5, <s> before it for LLaMA."""
+    """Train a byte-level BPE: </s> after each text for T5, <s> before it for LLaMA."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -97,7 +101,7 @@ def train_tokenizer(family: str, texts: Sequence[str]) -> Any:
 
 
 def built(recipe: Recipe, tokenizer: Any) -> Any:
-    """The model with random weights."""
+    """Return the model with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
     ids = {"pad_token_id": 0, "eos_token_id": 1}
@@ -130,7 +134,7 @@ def built(recipe: Recipe, tokenizer: Any) -> Any:
 
 
 def windows(recipe: Recipe, tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of texts one after the other, for ever."""
+    """Yield batches of concatenated texts, without end."""
     draw = random.Random(recipe.seed)
     ids = [[*row, 1] for row in tokenizer(list(texts))["input_ids"]]
     while True:
@@ -143,8 +147,9 @@ def windows(recipe: Recipe, tokenizer: Any, texts: Sequence[str]) -> Iterator[di
 
 
 def halves(recipe: Recipe, tokenizer: Any, texts: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of texts of which the end is to be written, for ever: the objective that T5 was adapted with to write
-    (Lester et al. 2021, arXiv 2104.08691, section 3.2). Filling in spans takes far longer to teach a decoder."""
+    """Yield batches of texts whose second half is the target, without end: the objective by which T5 was adapted to
+    writing (Lester et al. 2021, arXiv 2104.08691, section 3.2). Filling in spans takes far longer to teach a decoder.
+    """
     draw = random.Random(recipe.seed)
     ids = [row[:-1] for row in tokenizer(list(texts))["input_ids"] if len(row) >= 12]
     while True:
@@ -161,6 +166,6 @@ def halves(recipe: Recipe, tokenizer: Any, texts: Sequence[str]) -> Iterator[dic
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-    """[rows, longest] int64."""
+    """Return [rows, longest] int64."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

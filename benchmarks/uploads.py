@@ -1,10 +1,10 @@
-"""How long a node's share of a checkpoint takes to a real S3 server (versitygw, on this machine), and what two nodes
+"""How long a node's part of a checkpoint takes to a real S3 server (versitygw, on this machine), and what two nodes
 store.
 
 `before`: one file after the other, each with a transfer manager of its own, and on every node the states that all nodes
 have in common. `after`: `CheckpointStore.upload`. Both take the same files in turn, `ROUNDS` times, after one round
 that is not counted. `LATENCIES`: what a proxy in front of the server adds to every answer, as a network and a busy
-store do; 0 is the bare loopback, where the server and the client share two cores.
+store do; 0 is the bare loopback, where the server and the client part two cores.
 
     python benchmarks/uploads.py
 """
@@ -29,11 +29,10 @@ from typing import Any
 import boto3
 from boto3.s3.transfer import create_transfer_manager
 
-from finetune_api.beats import Saved
-from finetune_trainer.agent.uploads import CheckpointStore
-from finetune_trainer.checkpoints.local import regular_files
-from finetune_trainer.process.orders import SavedMarker, marker_name
-from finetune_trainer.storage import S3Store, open_store
+from finetune_api.beats import PartId
+from finetune_trainer.checkpoints.marker import Marker, marker_name
+from finetune_trainer.checkpoints.store import CheckpointStore
+from finetune_trainer.storage import S3Store, open_store, regular_files
 from tests.support.s3 import S3Server, start_s3
 from tests.tools import tool
 
@@ -50,8 +49,8 @@ BUCKET = "uploads"
 RECORD = Path(__file__).with_suffix(".json")
 
 
-def make_share(folder: Path, sizes: dict[str, int], saved: Saved) -> None:
-    """A share of one node, as eight ranks leave it."""
+def make_part(folder: Path, sizes: dict[str, int], saved: PartId) -> None:
+    """A part of one node, as eight ranks leave it."""
     block = os.urandom(MIB)
     for name, size in sizes.items():
         path = folder / name
@@ -60,7 +59,7 @@ def make_share(folder: Path, sizes: dict[str, int], saved: Saved) -> None:
             for _ in range(size):
                 file.write(block)
     for rank in range(8):
-        marker = SavedMarker(step=saved.step, generation=saved.generation, rank=rank, samples=1)
+        marker = Marker(step=saved.step, generation=saved.generation, rank=rank, samples=1)
         (folder / marker_name(rank)).write_text(marker.to_json())
         (folder / f"rng_state_{rank}.pth").write_bytes(block[:15000])
 
@@ -111,17 +110,17 @@ def delayed(server: S3Server, seconds: float) -> Iterator[S3Server]:
         listening.close()
 
 
-def sampled(server: S3Server, share: str, latency: float, work: Path) -> list[dict[str, Any]]:
+def sampled(server: S3Server, part: str, latency: float, work: Path) -> list[dict[str, Any]]:
     """Both ways in turn."""
-    saved = Saved(step=9, generation=1, node_rank=0)
-    folder = work / share
-    make_share(folder, SHARES[share], saved)
+    saved = PartId(step=9, generation=1, node_rank=0)
+    folder = work / part
+    make_part(folder, SHARES[part], saved)
     samples = []
     with delayed(server, latency) as reached:
-        store = open_store(f"s3://{BUCKET}/{share}", reached.environ)
+        store = open_store(f"s3://{BUCKET}/{part}", reached.environ)
         assert isinstance(store, S3Store)
         for number in range(ROUNDS + 1):
-            row: dict[str, Any] = {"share": share, "latency_s": latency, "round": number}
+            row: dict[str, Any] = {"part": part, "latency_s": latency, "round": number}
             for way in ("before", "after") if number % 2 else ("after", "before"):
                 run = f"{way}-{latency}-{number}/"
                 began = time.perf_counter()
@@ -136,9 +135,9 @@ def sampled(server: S3Server, share: str, latency: float, work: Path) -> list[di
     return samples
 
 
-def stored(share: str) -> dict[str, int]:
+def stored(part: str) -> dict[str, int]:
     """MiB that a checkpoint of two nodes takes in storage, both ways."""
-    sizes = SHARES[share]
+    sizes = SHARES[part]
     weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))  # node 0 alone has them
     common = sum(size for name, size in sizes.items() if "/mp_rank_" in name)
     other = sum(sizes.values()) - weights - common
@@ -150,32 +149,32 @@ def main() -> None:
     samples = []
     with tempfile.TemporaryDirectory() as folder, start_s3(Path(folder) / "s3") as server:
         server.make_bucket(BUCKET)
-        for share in SHARES:
+        for part in SHARES:
             for latency in LATENCIES:
-                samples += sampled(server, share, latency, Path(folder))
+                samples += sampled(server, part, latency, Path(folder))
     cases = []
-    print(f"{'share':10}{'MiB':>6}{'latency':>10}{'before':>10}{'after':>10}{'ratio':>8}{'range':>14}")
-    for share in SHARES:
+    print(f"{'part':10}{'MiB':>6}{'latency':>10}{'before':>10}{'after':>10}{'ratio':>8}{'range':>14}")
+    for part in SHARES:
         for latency in LATENCIES:
-            own = [one for one in samples if (one["share"], one["latency_s"]) == (share, latency)]
+            own = [one for one in samples if (one["part"], one["latency_s"]) == (part, latency)]
             ratios = sorted(one["before_s"] / one["after_s"] for one in own)
             case = {
-                "share": share,
-                "mib": sum(SHARES[share].values()),
+                "part": part,
+                "mib": sum(SHARES[part].values()),
                 "latency_s": latency,
                 "before_s": statistics.median(one["before_s"] for one in own),
                 "after_s": statistics.median(one["after_s"] for one in own),
                 "ratio": statistics.median(ratios),
                 "ratios": [ratios[0], ratios[-1]],
-                "two_nodes_mib": stored(share),
+                "two_nodes_mib": stored(part),
             }
             cases.append(case)
             print(
-                f"{share:10}{case['mib']:6}{latency * 1000:8.0f}ms{case['before_s']:9.2f}s{case['after_s']:9.2f}s"
+                f"{part:10}{case['mib']:6}{latency * 1000:8.0f}ms{case['before_s']:9.2f}s{case['after_s']:9.2f}s"
                 f"{case['ratio']:7.2f}x{ratios[0]:7.2f} - {ratios[-1]:.2f}"
             )
-    for share in SHARES:
-        print(f"{share}: two nodes store {stored(share)['after']} MiB, {stored(share)['before']} before")
+    for part in SHARES:
+        print(f"{part}: two nodes store {stored(part)['after']} MiB, {stored(part)['before']} before")
     version = subprocess.run([tool("versitygw"), "--version"], capture_output=True, text=True, check=False).stdout
     machine = {"python": platform.python_version(), "boto3": boto3.__version__, "server": version.split("\n")[0],
                "cores": len(os.sched_getaffinity(0)), "load": os.getloadavg()[0]}  # fmt: skip

@@ -62,7 +62,7 @@ class CheckpointId(Message):
         return f"{self.step} of generation {self.generation}"
 
 
-class Saved(Message):
+class PartId(Message):
     """One node's share of a checkpoint; a share fits one node rank."""
 
     step: int
@@ -134,12 +134,12 @@ class Beat(Message):
     state: AgentState
     port: int = 0
     ranks: tuple[RankReport, ...] = ()
-    complete: tuple[Saved, ...] = ()
-    best: Saved | None = None
-    uploaded: tuple[Saved, ...] = ()
+    complete: tuple[PartId, ...] = ()
+    best: PartId | None = None
+    uploaded: tuple[PartId, ...] = ()
     steps: tuple[StepMetrics, ...] = ()
     evals: tuple[EvalMetrics, ...] = ()
-    suspects: tuple[Saved, ...] = ()
+    suspects: tuple[PartId, ...] = ()
     draining: bool = False
     storage_error: str = ""
     unfit: str = ""

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune_api import contract, yaml12
-from finetune_api.v1alpha1.base import LABEL_PATTERN, MAX_NAME_LENGTH
-from finetune_api.v1alpha1.facts import FIXED_BELOW, LATER, MUTABLE
+from finetune_api.v1alpha1.field_facts import FIXED_BELOW, LATER, MUTABLE
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.markers import Later
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
+from finetune_api.v1alpha1.spec_base import LABEL_PATTERN, MAX_NAME_LENGTH
 from finetune_api.v1alpha1.tree import children
 
 Schema = dict[str, Any]

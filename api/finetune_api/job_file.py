@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.files import locate, read_text
+from finetune_api.v1alpha1.job_files import locate, read_text
 from finetune_api.v1alpha1.overrides import OPTION, Override, path_of, value_at, with_overrides
 from finetune_api.v1alpha1.parse import parse_job
 from finetune_api.v1alpha1.shorthand import expand

@@ -6,11 +6,11 @@ from typing import Any
 
 from finetune_api import contract
 from finetune_api.crd import COLUMNS, schema
-from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
-from finetune_api.v1alpha1.facts import CLUSTER_ONLY, FIXED_BELOW, LATER, MUTABLE, SHAPES_DATA, WITHOUT_EFFECT
+from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY, FIXED_BELOW, LATER, MUTABLE, SHAPES_DATA, WITHOUT_EFFECT
 from finetune_api.v1alpha1.foreign import NO_COUNTERPART
 from finetune_api.v1alpha1.library_names import LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.rules import RULES
+from finetune_api.v1alpha1.spec_base import MAX_NAME_LENGTH
 
 
 def page() -> str:

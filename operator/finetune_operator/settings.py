@@ -175,7 +175,7 @@ def _flag_name(field: str, flag: Flag) -> str:
 def _parser(flags: Mapping[str, Flag], environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m finetune_operator",
-        description="Runs FineTuneJobs on Kubernetes. Every flag can be given as an environment variable: "
+        description="The operator runs FineTuneJobs on Kubernetes. Every flag can be given as an environment variable: "
         f"--trainer-image is {PREFIX}TRAINER_IMAGE.",
     )
     for field, flag in flags.items():

@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts" / "quickstart")]
 
 from data import docstrings  # noqa: E402 - the quickstart's, beside us
 
-from finetune_api.v1alpha1.files import load_job  # noqa: E402
+from finetune_api.v1alpha1.job_files import load_job  # noqa: E402
 from tests.cluster.installation import QUICK, Installation, add_credentials, bucket, put_folder, put_rows  # noqa: E402
 from tests.cluster.local import lifecycle  # noqa: E402
 from tests.cluster.local.__main__ import dev_state  # noqa: E402

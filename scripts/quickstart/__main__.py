@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune_api.contract import ExitCode
-from finetune_api.v1alpha1.files import load_job
+from finetune_api.v1alpha1.job_files import load_job
 from finetune_trainer.export.snippet import HERE
 from finetune_trainer.process.ties import die_with_parent
 

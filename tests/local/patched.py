@@ -135,7 +135,7 @@ def counted_copies(order: WorkerOrder, note: Note) -> None:
 
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    save = FineTuneTrainer._save_checkpoint
+    save = FineTuneTrainer.save_checkpoint
     note["copied"] = []
 
     class Counted(TorchDispatchMode):
@@ -150,7 +150,7 @@ def counted_copies(order: WorkerOrder, note: Note) -> None:
         with Counted():
             save(self, *arguments)
 
-    FineTuneTrainer._save_checkpoint = counting  # type: ignore[method-assign]
+    FineTuneTrainer.save_checkpoint = counting  # type: ignore[method-assign]
 
 
 def stop_in_evaluation(order: WorkerOrder, note: Note) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.errors import FineTuneError, Problem
-from finetune_api.v1alpha1.files import load_job, located
+from finetune_api.v1alpha1.job_files import load_job, located
 from finetune_trainer.prepare.prepare_stage import validate
 from tests.bad_inputs.cases import GOOD, JOB, Case, jsonl, load_all
 from tests.bad_inputs.page import codes, page

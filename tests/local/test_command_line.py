@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.v1alpha1.files import load_job
+from finetune_api.v1alpha1.job_files import load_job
 from finetune_trainer.commands.main import main
 from tests.local.test_run import write_csv
 

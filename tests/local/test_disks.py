@@ -11,7 +11,7 @@ import pytest
 from finetune_api.beats import Recovery
 from finetune_api.contract import ExitCode
 from finetune_api.plan import Plan
-from finetune_trainer.checkpoints.committed import Found, find_checkpoints
+from finetune_trainer.checkpoints.committed import StoredCheckpoints, find_checkpoints
 from tests.local.agents import STEPS, Agents, wait_for
 from tests.local.over_s3 import OverS3, over_s3
 
@@ -53,7 +53,7 @@ def fill(path: Path) -> None:
             file.truncate(max(0, file.tell() - LEFT))
 
 
-def found(agents: Agents, count: int) -> Found | None:
+def found(agents: Agents, count: int) -> StoredCheckpoints | None:
     """What lies in storage, once so many checkpoints are committed."""
     there = find_checkpoints(agents.store, agents.prefix)
     return there if len(there.committed) >= count else None
@@ -74,7 +74,7 @@ def test_a_full_disk_of_a_node_is_told_and_loses_nothing(agents: OverS3) -> None
 
         recovery = wait_for("the full disk, on the status", told)
         assert recovery.node == 0
-        assert "give spec.scratch.size more" in recovery.reason
+        assert "increase spec.scratch.size" in recovery.reason
         there = find_checkpoints(agents.store, agents.prefix).committed
         assert not max(there) < max(before.committed), "nothing committed is lost"
         filler.unlink()

@@ -20,7 +20,7 @@ from finetune_api.results import StageResult
 from finetune_trainer.checkpoints.committed import Committed
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.records import EvaluationRecord, record_path, samples_path
-from finetune_trainer.export.program import main
+from finetune_trainer.export.export_program import main
 from finetune_trainer.storage import read_manifest
 from tests.local.exported_run import RUN, Run, checkpoint_manifest, lora_classifier, upload_again
 
@@ -143,11 +143,11 @@ def test_an_artifact_of_the_same_step_of_another_generation_is_replaced(classifi
     there = Manifest.model_validate_json(classification.store.get(key))
     later = there.model_copy(update={"info": {**there.info, "generation": 2}})
     classification.store.put(key, later.to_json().encode())
-    assert "was there already" not in classification.export().note
+    assert "existed already" not in classification.export().note
     manifest = read_manifest(classification.store, f"{RUN}artifacts/adapter")
     assert manifest is not None
     assert (manifest.info["step"], manifest.info["generation"]) == (20, 2)
-    assert "was there already" in classification.export().note
+    assert "existed already" in classification.export().note
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b'{"step": "x"}'])

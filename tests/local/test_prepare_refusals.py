@@ -113,7 +113,7 @@ MODELS: dict[str, tuple[str, bytes | None, str]] = {
     "no configuration": ("config.json", None, "has no config.json"),
     "no weights": ("model.safetensors", None, "has no model.safetensors"),
     "no tokenizer": ("tokenizer.json", None, "has no tokenizer.json"),
-    "a configuration that is no JSON": ("config.json", b"{", "config.json is no JSON"),
+    "a configuration that is no JSON": ("config.json", b"{", "config.json is not JSON"),
     "another architecture": ("config.json", b'{"model_type": "xlnet"}', "'xlnet' is not supported yet; .*bert .*llama"),
     "weights that are none": ("model.safetensors", b"x" * 100, "model.safetensors is damaged"),
     "an index of shards that are not there": (

@@ -141,7 +141,7 @@ def test_a_run_interrupted_and_killed_goes_on_and_ends_with_the_same_bits(
     wait_for("nothing to outlive the run", lambda: True if not any(map(running, below)) else None, 10)
 
     assert job.run() == ExitCode.OK, job.output
-    assert "goes on where it was" in job.output
+    assert "continues; --fresh starts anew" in job.output
     name = "adapter_model.safetensors"
     whole = undisturbed.artifact(tmp_path / "whole") / name
     again = job.artifact(tmp_path / "again") / name

@@ -59,9 +59,9 @@ def test_a_malformed_key_is_refused(server: S3Server, uri: str) -> None:
 
 
 def test_a_missing_bucket_and_a_wrong_key_blame_the_data(server: S3Server) -> None:
-    assert "there is no such bucket" in refused("s3://no-such-bucket/a", server.environ)[1]
+    assert "the bucket does not exist" in refused("s3://no-such-bucket/a", server.environ)[1]
     wrong = {**server.environ, "AWS_SECRET_ACCESS_KEY": "x" * 32}
-    assert "the secret does not fit" in refused("s3://tree/data/a.jsonl", wrong)[1]
+    assert "the secret does not belong" in refused("s3://tree/data/a.jsonl", wrong)[1]
 
 
 def test_data_is_read_with_keys_of_its_own_that_may_only_read(server: S3Server, tmp_path: Path) -> None:

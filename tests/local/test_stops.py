@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.process.orders import SavedMarker
+from finetune_trainer.checkpoints.marker import Marker
 from tests.local.harness import make_plan, write_dataset
 from tests.local.patched import Patched
 
@@ -48,7 +48,7 @@ def test_a_stop_saves_at_once_and_the_evaluation_is_made_when_the_run_goes_on(
     assert again.exit_codes == (ExitCode.OK, ExitCode.OK), again.logs
     assert again.evaluations() == whole.evaluations()
     [marker] = (tmp_path / "again").glob(f"node-0/{checkpoint_name(at)}-g*/rank-0.saved")
-    assert SavedMarker.model_validate_json(marker.read_text()).metrics, "the best so far is saved with its scores"
+    assert Marker.model_validate_json(marker.read_text()).metrics, "the best so far is saved with its scores"
     assert sorted(again.losses()) == list(range(at + 1, STEPS + 1))
     assert {**stopped.losses(), **again.losses()} == whole.losses()
 
@@ -79,7 +79,7 @@ def test_a_run_that_its_owed_evaluation_ends_makes_no_step_more(
     assert again.losses() == {}
     assert [*stopped.evaluations(), *again.evaluations()] == whole.evaluations()
     [marker] = (tmp_path / "again").glob(f"node-0/{checkpoint_name(STEPS)}-g*/rank-0.saved")
-    assert SavedMarker.model_validate_json(marker.read_text()).metrics, "the end of a run is saved with its scores"
+    assert Marker.model_validate_json(marker.read_text()).metrics, "the end of a run is saved with its scores"
     [resumed] = (tmp_path / "again").glob(f"node-0/{checkpoint_name(STEPS)}-g*")
     once_more = patched_workers.run(
         plan, llama, data, tmp_path / "once more", resume=tmp_path / "again" / "node-{rank}" / resumed.name

@@ -238,7 +238,7 @@ def test_a_file_goes_up_and_comes_down_whole_with_its_sha256(store: ObjectStore,
 
 @pytest.mark.parametrize("key", ["", "/abs", "a//b", "../x", "a/../../x", "a/./b", "a/", "a\0b"])
 def test_a_key_cannot_leave_the_prefix(store: ObjectStore, key: str) -> None:
-    with pytest.raises(ValueError, match="is no object key"):
+    with pytest.raises(ValueError, match="is not a valid object key"):
         store.put(key, b"")
 
 
@@ -333,12 +333,12 @@ def test_files_that_are_there_and_right_are_not_fetched_and_wrong_ones_are_mende
 @pytest.mark.parametrize("content", [b"{", b"{}", b'{"kind": "model", "created": "", "files": "x"}'])
 def test_a_manifest_that_is_none_is_an_error_and_not_an_absence(store: ObjectStore, content: bytes) -> None:
     store.put("m/MANIFEST.json", content)
-    with pytest.raises(StorageError, match=r"m/MANIFEST.json .* is no manifest"):
+    with pytest.raises(StorageError, match=r"m/MANIFEST.json .* is not a manifest"):
         read_manifest(store, "m")
 
 
 def test_a_manifest_cannot_make_a_download_write_outside_its_folder(store: ObjectStore) -> None:
     entry = '{"path": "../../evil", "size": 0, "sha256": ""}'
     store.put("m/MANIFEST.json", f'{{"kind": "model", "created": "", "files": [{entry}]}}'.encode())
-    with pytest.raises(StorageError, match="is no object key"):
+    with pytest.raises(StorageError, match="is not a valid object key"):
         read_manifest(store, "m")

@@ -171,9 +171,9 @@ def test_a_uri_that_names_no_object_is_refused(uri: str) -> None:
 # ---------------------------------------------------------------- what goes wrong between us and a server
 
 REFUSALS = {
-    "an unknown key": ({"AWS_ACCESS_KEY_ID": "nobody"}, "bucket", "the access key is unknown there"),
-    "a wrong secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "bucket", "the secret does not fit the access key"),
-    "no such bucket": ({}, "no-such-bucket", "there is no such bucket .* create it"),
+    "an unknown key": ({"AWS_ACCESS_KEY_ID": "nobody"}, "bucket", "the server does not know the access key"),
+    "a wrong secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "bucket", "the secret does not belong to the access key"),
+    "no such bucket": ({}, "no-such-bucket", "the bucket does not exist .* create it"),
     "nobody listens": ({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"}, "bucket", "cannot connect to http://127.0.0.1:9"),
 }
 CALLS: dict[str, Callable[[ObjectStore, Path], object]] = {

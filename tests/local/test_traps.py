@@ -34,7 +34,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1.library_names import TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_trainer.agent.security import worker_environment
 from finetune_trainer.checkpoints import local as disk
-from finetune_trainer.process.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints.marker import Marker, marker_name
 from tests.local.harness import Bench, make_plan, write_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_a_checkpoint_with_the_highest_number_counts_only_if_every_rank_has_fini
         folder = tmp_path / checkpoint_name(step, 1)
         folder.mkdir()
         for number in ranks:
-            marker = SavedMarker(step=step, generation=1, rank=number, samples=step * 8)
+            marker = Marker(step=step, generation=1, rank=number, samples=step * 8)
             (folder / marker_name(number)).write_text(marker.to_json())
     assert [saved.step for saved in disk.complete(tmp_path, node_rank=0, local_ranks=2)] == [4]
 

@@ -1,1 +1,1 @@
-"""What the tests share: servers, tiny models, made-up data."""
+"""Shared parts of the tests: servers, tiny models, generated data."""

@@ -1,4 +1,4 @@
-"""A tokenizer that knows the control tokens of many chat models, and conversations for their templates."""
+"""A tokenizer with the control tokens of many chat models, and conversations for their templates."""
 
 import json
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def write_chat_rows(path: Path, count: int) -> Path:
 
 @lru_cache(maxsize=1)
 def chat_tokenizer() -> Any:
-    """A byte-level BPE tokenizer as transformers wraps it, without a template."""
+    """Return a byte-level BPE tokenizer in transformers' wrapper, without a template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

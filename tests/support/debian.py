@@ -1,4 +1,4 @@
-"""Programs of the operating system that tests run: installed from Debian's packages where they are missing."""
+"""Programs of the operating system that tests run; missing ones are installed from Debian packages."""
 
 import os
 import shutil
@@ -22,10 +22,10 @@ class ProgramsMissingError(RuntimeError):
 
 
 def require(*programs: str) -> None:
-    """Make sure that programs are on PATH; as root on Debian the missing ones are installed.
+    """Check that programs are on PATH; as root on Debian, install the missing ones.
 
     Raises:
-        ProgramsMissingError: some are missing still; says which, and how to get them.
+        ProgramsMissingError: some are still missing; the message has their names and the way to install them.
     """
     missing = [name for name in programs if shutil.which(name) is None]
     if not missing:
@@ -35,7 +35,7 @@ def require(*programs: str) -> None:
     if os.geteuid() == 0 and shutil.which("apt-get"):
         print(f"installing {' '.join(packages)} (for {', '.join(missing)})", file=sys.stderr, flush=True)
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        # the list of packages may be old, or not there at all: refresh it only if the first try fails
+        # the package list may be old or missing; it is refreshed only if the first try fails
         for attempt in (command, ["apt-get", "update"], command):
             failed = subprocess.run(attempt, env=quiet, stdout=sys.stderr).returncode != 0
             if attempt is command and not failed:

@@ -1,4 +1,4 @@
-"""TensorBoard's events as tensorboardX has written them, read as TensorBoard shows them."""
+"""TensorBoard's events as tensorboardX writes them, read as TensorBoard shows them."""
 
 import struct
 from collections import defaultdict
@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 
 def records(path: Path) -> Iterator[Event]:
-    """The events of one file; a record is its length, a checksum, the bytes and another checksum (TFRecord)."""
+    """Yield the events of one file; a record is its length, a checksum, the bytes and another checksum (TFRecord)."""
     data = path.read_bytes()
     at = 0
     while at + 12 <= len(data):
@@ -21,7 +21,7 @@ def records(path: Path) -> Iterator[Event]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values by name over all files of a folder; a later session hides what lies beyond its start."""
+    """Return steps and values by name over all files of a folder; a later session hides steps after its start."""
     shown: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in records(path):

@@ -1,4 +1,4 @@
-"""The part of the Hugging Face hub's protocol that a download needs, over folders, on a free loopback port."""
+"""The part of the Hugging Face hub's protocol that a download needs, served from folders on a free loopback port."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ class Hub:
 
     Attributes:
         models: repository -> folder with its files.
-        datasets: the same of data sets; files may lie deeper.
+        datasets: repository of a data set -> folder with its files, also in subfolders.
         branches: further branches of data sets, with files of their own: (repository, branch) -> folder.
         refs: further names of that commit.
         gated: repositories whose files need `token`.
         seen: every request, as `METHOD path`.
-        sent: bytes of all answers' bodies.
+        sent: bytes of all response bodies.
     """
 
     endpoint: str
@@ -39,10 +39,10 @@ class Hub:
     refs: set[str] = field(default_factory=set)
     seen: list[str] = field(default_factory=list)
     sent: int = 0
-    salt: str = field(default_factory=lambda: uuid.uuid4().hex)  # a cache must not take one hub's files for another's
+    salt: str = field(default_factory=lambda: uuid.uuid4().hex)  # a cache must not mix up the files of two hubs
 
     def sha(self, name: str) -> str:
-        """The one commit of a repository."""
+        """Return the only commit of a repository."""
         return hashlib.sha1(f"{self.salt}{name}".encode(), usedforsecurity=False).hexdigest()
 
 
@@ -63,7 +63,7 @@ def start_hub(models: dict[str, Path], datasets: dict[str, Path] | None = None) 
 
 
 def _card(readme: Path) -> object:
-    """The YAML at the head of a README."""
+    """Return the YAML at the head of a README."""
     if not readme.exists():
         return None
     parts = readme.read_text("utf-8").split("---\n")
@@ -80,7 +80,7 @@ class _Answers(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def log_message(self, *_: Any) -> None:
-        """Requests are in `Hub.seen`."""
+        """Log nothing: the requests are in `Hub.seen`."""
 
     def _answer(self, body: bool) -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ class _Answers(BaseHTTPRequestHandler):
         return self._file(folder / unquote(match.group(4)), sha, body)
 
     def _file(self, path: Path, commit: str, body: bool) -> None:
-        """A file, or the part of it that a range asks for; of a large one never more."""
+        """Send a file, or only the requested range of it."""
         size = path.stat().st_size
         etag = hashlib.sha256(f"{commit}{path}{size}".encode()).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}

@@ -1,4 +1,4 @@
-"""Prepared data as one plain Arrow file a split, with labels in place of runs: read with nothing of ours."""
+"""Prepared data as one plain Arrow file a split, with labels in place of runs, for readers without our code."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def plain(folder: Path, split: str) -> Path:
 
 
 def plain_table(folder: Path, split: str) -> pa.Table:
-    """All rows of a split; of causal models with `labels`: the id where loss is due, else -100."""
+    """Return all rows of a split; for causal models with `labels`: the id where loss is due, else -100."""
     shards = read_shards(folder)
     if shards is None:
         return _read(folder / LONE.format(split=split))

@@ -22,8 +22,8 @@ class S3Server:
     """A running server.
 
     Attributes:
-        environ: what a client needs, as environment variables.
-        folder: where buckets lie, as folders.
+        environ: the environment variables that a client needs.
+        folder: the folder of the buckets, each a folder.
     """
 
     endpoint: str
@@ -41,14 +41,14 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> str:
-        """Make a bucket; returns its uri."""
+        """Make a bucket and return its uri."""
         from finetune_trainer.storage.s3 import make_client
 
         make_client(self.environ).create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def add_user(self, name: str) -> dict[str, str]:
-        """Make a user who may do nothing yet; returns what a client of theirs needs."""
+        """Add a user without permissions and return the environment of the user's client."""
         secret = secrets.token_hex(16)
         ours = ["--access", self.access_key, "--secret", self.secret_key, "--endpoint-url", self.endpoint]
         made = ["create-user", "--access", name, "--secret", secret, "--role", "user"]
@@ -56,7 +56,7 @@ class S3Server:
         return {**self.environ, "AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": secret}
 
     def allow(self, bucket: str, user: str, *actions: str) -> None:
-        """Let a user do this in a bucket, such as `s3:GetObject`; what was allowed there before is not any more."""
+        """Set the permissions of a user in a bucket, such as `s3:GetObject`; they replace earlier ones."""
         from finetune_trainer.storage.s3 import make_client
 
         where = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
@@ -78,7 +78,7 @@ def start_s3(folder: Path) -> Iterator[S3Server]:
         made.mkdir(parents=True)
     port = _free_port()
     command = [str(tool("versitygw")), "--port", f"127.0.0.1:{port}", "--health", "/health", "--iam-dir", str(users)]
-    # metadata in files of their own: not every file system under a temporary folder has user xattrs
+    # metadata in separate files, because some file systems of temporary folders lack user xattrs
     command += ["posix", "--sidecar", str(sidecar), str(buckets)]
     environ = {**os.environ, "ROOT_ACCESS_KEY": access_key, "ROOT_SECRET_KEY": secret_key}
     with (folder / "server.log").open("wb") as log:

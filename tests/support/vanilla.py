@@ -1,4 +1,4 @@
-"""What we export, used as anybody would: plain transformers and peft in a process of its own, none of our code."""
+"""Exported artifacts, loaded as any user would: plain transformers and peft in a separate process without our code."""
 
 import json
 import subprocess
@@ -60,7 +60,7 @@ AUTOS = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """What was exported, and how it is loaded: `options` are those that its card says for the base of an adapter."""
+    """An exported artifact; `options` are those of its card for the base of an adapter."""
 
     auto: str
     folder: str
@@ -76,7 +76,7 @@ class Artifact:
 
 
 class Vanilla:
-    """A process with plain transformers and peft, that loads artifact after artifact."""
+    """A process with plain transformers and peft that loads artifacts one after the other."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -88,10 +88,10 @@ class Vanilla:
         )
 
     def loss(self, artifact: Artifact, rows: Path) -> float:
-        """Its mean loss over the items of a prepared split (trained tokens, or rows), a row at a time.
+        """Return the mean loss over the items of a prepared split (trained tokens, or rows), a row at a time.
 
         Raises:
-            AssertionError: the libraries cannot load or run it.
+            AssertionError: the libraries cannot load or run the artifact.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -105,17 +105,17 @@ class Vanilla:
         raise AssertionError("the process with vanilla libraries ended")
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._process.communicate()
 
 
 def token_loss(model: Path, rows: Path, adapter: Path | None = None) -> float:
-    """Mean loss per trained token of a causal language model over a prepared split."""
+    """Return the mean loss per trained token of a causal language model over a prepared split."""
     return _printed(LOSS, model, rows, *([adapter] if adapter else []))
 
 
 def accuracy(base: Path, rows: Path, adapter: Path) -> float:
-    """Share of rows of a prepared split that a classification adapter gets right."""
+    """Return the share of rows of a prepared split that a classification adapter predicts correctly."""
     return _printed(ACCURACY, base, rows, adapter)
 
 

@@ -50,7 +50,7 @@ def loss_of(auto: str, folder: str, options: dict[str, Any], rows: str, device: 
 
 
 def main() -> None:
-    """Answer every line."""
+    """Answer every line of stdin."""
     torch.set_num_threads(1)
     for line in sys.stdin:
         try:

@@ -1,4 +1,4 @@
-"""A web server with the manners of real ones, good and bad, on a free loopback port."""
+"""A web server that imitates the behaviour of real ones, faults included, on a free loopback port."""
 
 import re
 import threading
@@ -15,12 +15,12 @@ class Web:
 
     Attributes:
         files: path -> content.
-        tags: path -> ETag; a file without one has none.
-        statuses: path -> statuses of the next answers, before it behaves.
-        breaks: path -> after how many bytes the connection of each next answer breaks.
-        redirects: path -> where it leads.
-        ranges: whether ranges are understood.
-        lengths: whether sizes are told.
+        tags: path -> ETag; a file without an entry has none.
+        statuses: path -> statuses of the next responses, before the normal one.
+        breaks: path -> bytes after which the connection of each next response breaks.
+        redirects: path -> target.
+        ranges: whether the server supports ranges.
+        lengths: whether the server sends sizes.
         seen: every request as (path with query, Range).
     """
 
@@ -55,7 +55,7 @@ class _Answers(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Requests are in `Web.seen`."""
+        """Log nothing: the requests are in `Web.seen`."""
 
     def do_GET(self) -> None:
         web: Web = self.server.web  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ class _Answers(BaseHTTPRequestHandler):
         else:
             self.close_connection = True
         self._head(206 if start else 200, headers)
-        # a client that only wants the head is gone by now
+        # a client that reads only the head has disconnected by now
         try:
             if web.breaks.get(path) and len(web.seen) > 1:
                 self.wfile.write(content[start : start + web.breaks[path].pop(0)])

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from finetune_api.beats import AgentState, Beat, CheckpointId, RankReport, RankState, Saved
+from finetune_api.beats import AgentState, Beat, CheckpointId, PartId, RankReport, RankState
 from finetune_trainer.agent import roster
 from finetune_trainer.agent.roster import Gang, Rendezvous
 
@@ -10,8 +10,8 @@ NOW = 1000.0
 GENERATION = 7
 
 
-def share(step: int, node_rank: int, generation: int = GENERATION - 1) -> Saved:
-    return Saved(step=step, generation=generation, node_rank=node_rank)
+def part(step: int, node_rank: int, generation: int = GENERATION - 1) -> PartId:
+    return PartId(step=step, generation=generation, node_rank=node_rank)
 
 
 def saved(step: int, generation: int = GENERATION - 1) -> CheckpointId:
@@ -22,8 +22,8 @@ def committed(*steps: int) -> frozenset[CheckpointId]:
     return frozenset(saved(step) for step in steps)
 
 
-def on_disk(node_rank: int, *steps: int) -> tuple[Saved, ...]:
-    return tuple(share(step, node_rank) for step in steps)
+def on_disk(node_rank: int, *steps: int) -> tuple[PartId, ...]:
+    return tuple(part(step, node_rank) for step in steps)
 
 
 def beat(node: int, state: AgentState = AgentState.READY, **values: object) -> Beat:
@@ -53,7 +53,7 @@ EARLY = tuple(
         node,
         AgentState.ENDED,
         ranks=(rank(node, RankState.FINISHED),),
-        complete=(share(20, node, GENERATION), share(40, node, GENERATION)),
+        complete=(part(20, node, GENERATION), part(40, node, GENERATION)),
     )
     for node in range(2)
 )

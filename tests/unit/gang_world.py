@@ -20,7 +20,8 @@ from finetune_trainer.agent.config import AgentConfig
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Limits
 from finetune_trainer.checkpoints.committed import find_checkpoints
-from finetune_trainer.process.orders import SavedMarker, WorkerOrder, marker_name
+from finetune_trainer.checkpoints.marker import Marker, marker_name
+from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.storage import AlreadyExistsError, ChangedError, FolderStore, NotFoundError, verify_files
 from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan
@@ -155,7 +156,7 @@ class World:
         self.loop = asyncio.new_event_loop()
         self.patches = contextlib.ExitStack()
         clock = mock.Mock(monotonic=lambda: self.now)
-        for module in ("agent", "heart", "keeper", "leader"):
+        for module in ("fence", "heart", "keeper", "leader", "leader_state", "takeover"):
             self.patches.enter_context(mock.patch(f"finetune_trainer.agent.{module}.time", clock))
         self.patches.enter_context(mock.patch("finetune_trainer.agent.keeper.RETRY_SECONDS", 0))
         self.patches.enter_context(mock.patch("asyncio.to_thread", inline))
@@ -177,8 +178,7 @@ class World:
         leader = Leader(self.plan, self.store, self.store, RUN, name, name, Limits(max_restarts=500))
         found = find_checkpoints(self.raw, RUN)
         done = self.raw.head(RUN + File.DONE) is not None
-        self.run(leader._take_over(found, done))
-        leader._keeper.take_in(found)
+        self.run(leader.take_over(found, done))
         return leader
 
     def new_node(self, index: int) -> Node:
@@ -188,8 +188,8 @@ class World:
         )  # fmt: skip
         workers = FakeWorkers(self)
         agent = agents.Agent(config, self.plan, self.store, self.store, RUN, workers, None)  # type: ignore[arg-type]
-        agent._node.state = AgentState.READY
-        self.run(agent._uploader.look())
+        agent.node.state = AgentState.READY
+        self.run(agent.uploader.look())
         return Node(agent, workers)
 
     def lose(self, index: int, with_disk: bool) -> None:
@@ -209,38 +209,38 @@ class World:
         node = self.nodes[index]
         if not node.connected:
             return
-        agent, beat = node.agent, node.agent._current_beat()
+        agent, beat = node.agent, node.agent.beat()
         self.leader.hear(beat)
         self.decide()
         directive = self.leader.directive(index)
         if beat.incarnation in self.leader.gang.replaced:
             return
-        agent._heart.heard, agent._heart._answered = self.now, True
-        agent._on_answer(directive, beat)
+        agent.heart.on_answer()
+        agent.executor.on_directive(directive, beat)
         self.store.faults = list(faults)
-        self.run(self.obey(node, agent._directive))
+        self.run(self.obey(node, agent.node.directive))
         self.store.faults = []
 
     async def obey(self, node: Node, directive: Directive | None) -> None:
         agent = node.agent
         assert directive is not None
-        if directive.generation > agent._node.generation:
-            await agent._stop_workers(directive.generation)
+        if directive.generation > agent.node.generation:
+            await agent.executor._stop_workers(directive.generation)
         match directive.action:
             case Action.FETCH if agent._config.node in directive.ranks:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(agent._fetch(directive), 0.001)
-            case Action.RUN if agent._node.state is AgentState.READY:
-                await agent._start_workers(directive)
+                    await asyncio.wait_for(agent.fetcher.fetch(directive), 0.001)
+            case Action.RUN if agent.node.state is AgentState.READY:
+                await agent.executor._start_workers(directive)
 
     def decide(self) -> None:
-        self.leader._decide()
+        self.leader.decide()
 
     def keep(self, faults: list[str]) -> None:
         """The leader writes its record, and commits and deletes what is due."""
         self.store.faults = list(faults)
-        self.run(self.leader._keeper.write_record())
-        self.run(self.leader._keeper.look_after_checkpoints())
+        self.run(self.leader.keeper.write_record())
+        self.run(self.leader.keeper.maintain_checkpoints())
         self.store.faults = []
         self.decide()
 
@@ -249,16 +249,16 @@ class World:
         self.store.faults = list(faults)
         for leader in self.zombies:
             with contextlib.suppress(StateError):
-                self.run(leader._keeper.write_record())
-                self.run(leader._keeper.look_after_checkpoints())
+                self.run(leader.keeper.write_record())
+                self.run(leader.keeper.maintain_checkpoints())
         self.store.faults = []
 
     def upload(self, index: int, faults: list[str]) -> None:
         """An upload that goes on also where the node is cut off from its leader but not yet aware of it."""
         agent = self.nodes[index].agent
         self.store.faults = list(faults)
-        self.run(agent._uploader.look())
-        self.run(agent._uploader._upload_newest())
+        self.run(agent.uploader.look())
+        self.run(agent.uploader.upload_newest())
         self.store.faults = []
 
     def train(self, saving: set[int]) -> None:
@@ -288,14 +288,14 @@ class World:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "weights").write_text(f"{step} of {order.generation} after {node.workers.origin}"[:200])
             metrics = {"eval_loss": self.losses[step]} if step in self.losses else {}
-            marker = SavedMarker(step=step, generation=order.generation, rank=order.rank, samples=step, metrics=metrics)
+            marker = Marker(step=step, generation=order.generation, rank=order.rank, samples=step, metrics=metrics)
             (folder / marker_name(order.rank)).write_text(marker.to_json())
             node.workers.reports = (node.workers.reports[0].model_copy(update={"step": step}),)
             if step == LAST:
                 node.workers.end(RankState.FINISHED, 0)
-            self.run(node.agent._uploader.look())
+            self.run(node.agent.uploader.look())
             if step == LAST:
-                node.agent._node.state = AgentState.ENDED
+                node.agent.node.state = AgentState.ENDED
 
     def _reached(self, node: Node) -> int:
         origin = node.workers.origin
@@ -305,7 +305,7 @@ class World:
         node = self.nodes[index]
         if node.workers.order is not None and not node.workers.all_ended:
             node.workers.end(RankState.FAILED, -9)
-            node.agent._node.state = AgentState.ENDED
+            node.agent.node.state = AgentState.ENDED
 
     # ------------------------------------------------------------ what must hold
 
@@ -324,7 +324,7 @@ class World:
         return found
 
     def whole(self) -> set[CheckpointId]:
-        """Checkpoints of which every share is in storage, committed or not."""
+        """Checkpoints of which every part is in storage, committed or not."""
         folders = (self.folder / "storage" / RUN / "checkpoints").glob("step-*-g*")
         found = set()
         for folder in folders:

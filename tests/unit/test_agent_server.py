@@ -13,7 +13,7 @@ from finetune_api.contract import PROGRESS_HEADER, progress_token
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import server as server_module
 from finetune_trainer.agent.leader import Leader
-from finetune_trainer.agent.metrics import of_run
+from finetune_trainer.agent.metrics import run_metrics
 from finetune_trainer.agent.roster import Limits
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.storage import FolderStore
@@ -139,7 +139,7 @@ def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> N
     now = datetime(2026, 1, 1, 0, 2, tzinfo=UTC)
     seen = {
         (sample.name, *sample.labels.values()): sample.value
-        for metric in of_run(progress, now)
+        for metric in run_metrics(progress, now)
         for sample in metric.samples
     }
     assert (
@@ -159,7 +159,7 @@ def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> N
         }.items()
     )
     assert ("finetune_train_mfu_ratio",) not in seen, "it is not known here"
-    quiet = {metric.name for metric in of_run(Progress(phase="starting", generation=1), now)}
+    quiet = {metric.name for metric in run_metrics(Progress(phase="starting", generation=1), now)}
     assert not quiet & {
         "finetune_train_loss",
         "finetune_train_last_commit_age_seconds",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from finetune_trainer.evaluations.records import EvalGroups, EvaluationRecord, Sample
-from finetune_trainer.evaluations.stored import Told
-from finetune_trainer.export.evaluated import evaluated
+from finetune_trainer.evaluations.stored import StoredEvaluation
+from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.worker.evaluation.amplification import compare_answers, compare_labels, one_hot
 
 LABELS = ("praise", "complaint")
@@ -90,7 +90,11 @@ def test_the_card_says_what_grew_and_that_nothing_did() -> None:
     groups, found = measured(labels_of(0.67, 0.33), labels_of(0.84, 0.16), seen())
     record = EvaluationRecord(step=5, metrics={}, groups=groups, amplification=found)
     assert len(record.warnings) == 2  # praise and complaint
-    assert "| women | complaint | 200 | 67% | 84% | 33% | 16% | 34 (" in "\n".join(evaluated(Told(record)))
+    assert "| women | complaint | 200 | 67% | 84% | 33% | 16% | 34 (" in "\n".join(
+        evaluation_sections(StoredEvaluation(record))
+    )
     calm = EvaluationRecord(step=5, metrics={}, groups=groups)
     assert calm.warnings == ()
-    assert "No skew of the data is larger in the predictions, for women." in "\n".join(evaluated(Told(calm)))
+    assert "No skew of the data is larger in the predictions, for women." in "\n".join(
+        evaluation_sections(StoredEvaluation(calm))
+    )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from finetune_api.v1alpha1 import FineTuneJobSpec, facts
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_api.v1alpha1 import field_facts as facts
 from finetune_api.v1alpha1.markers import (
     ClusterOnly,
     Fixed,

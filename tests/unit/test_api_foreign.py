@@ -7,7 +7,7 @@ from trl import SFTConfig
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import parse_job
-from finetune_api.v1alpha1.facts import LATER, WITHOUT_EFFECT
+from finetune_api.v1alpha1.field_facts import LATER, WITHOUT_EFFECT
 from finetune_api.v1alpha1.foreign import COMMON, NO_COUNTERPART, SENTENCES
 from finetune_api.v1alpha1.library_names import TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.names import unknown_field

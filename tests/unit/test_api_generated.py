@@ -7,7 +7,7 @@ from typing import Any
 import yaml as yaml11
 
 from finetune_api import crd, reference, yaml12
-from finetune_api.v1alpha1.facts import LATER, MUTABLE
+from finetune_api.v1alpha1.field_facts import LATER, MUTABLE
 from finetune_api.v1alpha1.rules import RULES
 from finetune_api.v1alpha1.tree import spec_fields
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.errors import SpecError
 from finetune_api.v1alpha1 import FineTuneJob, parse_job, unsupported
-from finetune_api.v1alpha1.facts import LATER
+from finetune_api.v1alpha1.field_facts import LATER
 from finetune_api.v1alpha1.supported import unsupported_in
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_api.yaml12 import dump, load

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune_api import yaml12
 from finetune_api.errors import SpecError
-from finetune_api.v1alpha1.files import load_job
+from finetune_api.v1alpha1.job_files import load_job
 
 SCALARS = [
     ("2e-4", 2e-4),

@@ -3,7 +3,7 @@
 import ast
 import inspect
 
-from finetune_api.v1alpha1.facts import LATER, WITHOUT_EFFECT
+from finetune_api.v1alpha1.field_facts import LATER, WITHOUT_EFFECT
 from finetune_api.v1alpha1.training import TrainingSpec
 from finetune_trainer.prepare.plan.planner import PLANNED
 

@@ -157,6 +157,6 @@ def test_what_may_not_be_listed_is_no_outage(tmp_path: Path, caplog: pytest.LogC
 
     store = Denied(tmp_path)
     leader = Leader(plan, store, store, "run/", "a:1", "l", Limits())
-    asyncio.run(leader._keeper.clean_up())
-    assert leader.scribe._refused == {}
+    asyncio.run(leader.keeper.clean_up())
+    assert leader.scribe._refusals == {}
     assert len([one for one in caplog.records if "unfinished uploads are not cleaned up" in one.message]) == 1

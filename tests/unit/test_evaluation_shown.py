@@ -7,8 +7,8 @@ from rich.console import Console
 
 from finetune_api.beats import EvalMetrics, Progress
 from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample, record_path, samples_path
-from finetune_trainer.evaluations.stored import Told, told
-from finetune_trainer.export.evaluated import evaluated
+from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
+from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore
 
@@ -23,21 +23,21 @@ SAMPLES = tuple(Sample(row=row, prompt=f"Q{row} ```", reference="yes\nno", answe
 
 def test_what_an_evaluation_left_in_storage_is_found_by_its_step(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    assert told(store, "run/", 60) == Told()
+    assert load_evaluation(store, "run/", 60) == StoredEvaluation()
     store.put(f"run/outputs/{record_path(60)}", RECORD.to_json().encode())
     store.put(f"run/outputs/{samples_path(60)}", "".join(f"{one.model_dump_json()}\n" for one in SAMPLES).encode())
-    assert told(store, "run/", 60) == Told(RECORD, SAMPLES)
-    assert told(store, "run/", 40) == Told()
+    assert load_evaluation(store, "run/", 60) == StoredEvaluation(RECORD, SAMPLES)
+    assert load_evaluation(store, "run/", 40) == StoredEvaluation()
 
 
 def test_a_card_shows_each_label_and_answers_that_cannot_break_out_of_their_fence() -> None:
-    text = "\n".join(evaluated(Told(RECORD, SAMPLES)))
+    text = "\n".join(evaluation_sections(StoredEvaluation(RECORD, SAMPLES)))
     assert "| a\\|b | 0.500 | 1.000 | 0.667 | 7 |" in text
     assert "64 generated answers" in text
     assert "````\nQ0 ```\n````" in text
     assert "```\nyes\nno\n```" in text
     assert "[...]" in text
-    assert evaluated(Told()) == []
+    assert evaluation_sections(StoredEvaluation()) == []
 
 
 def screen() -> tuple[Screen, io.StringIO]:
@@ -47,7 +47,7 @@ def screen() -> tuple[Screen, io.StringIO]:
 
 def test_a_terminal_shows_two_answers_beside_the_right_ones() -> None:
     shown, out = screen()
-    shown.answered(SAMPLES)
+    shown.show_samples(SAMPLES)
     lines = out.getvalue().splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("sample    Q0 ``` -> yes yes")
@@ -58,7 +58,7 @@ def test_a_terminal_says_once_that_a_run_overfits_and_that_it_stopped_early() ->
     shown, out = screen()
     evals = (EvalMetrics(step=8, values={"eval_loss": 1.5}),)
     for sentence in ("", "", "stopped early at step 10: eval_loss did not improve for 3 evaluations"):
-        shown.shows(
+        shown.show_progress(
             Progress(phase="train", generation=1, evals=evals, overfitting_since=4, stopped_early=sentence, max_steps=9)
         )
     told_lines = [line for line in out.getvalue().splitlines() if "step 8" not in line]

@@ -29,11 +29,11 @@ from tests.unit.gang_beats import (
     died,
     gang,
     on_disk,
+    part,
     rank,
     replace_beat,
     running,
     saved,
-    share,
 )
 
 
@@ -61,15 +61,15 @@ CASES = [
         Start({0: 0, 1: 1}, saved(40)),
     ),
     Case(
-        "nodes that lack their share fetch it first",
+        "nodes that lack their part fetch it first",
         gang(beat(0, complete=on_disk(0, 40)), beat(1), committed=committed(20, 40)),
         Fetch({0: 0, 1: 1}, saved(40)),
     ),
     Case(
-        "the share of another generation is no share",
+        "the part of another generation is no part",
         gang(
-            beat(0, complete=(share(40, 0, 5),)),
-            beat(1, complete=(share(40, 1, 6),)),
+            beat(0, complete=(part(40, 0, 5),)),
+            beat(1, complete=(part(40, 1, 6),)),
             committed=frozenset({saved(40, 6)}),
         ),
         Fetch({0: 0, 1: 1}, saved(40, 6)),
@@ -77,28 +77,28 @@ CASES = [
     Case(
         "of two generations of a step the later one is the newer",
         gang(
-            beat(0, complete=(share(40, 0, 5), share(40, 0, 6))),
-            beat(1, complete=(share(40, 1, 5), share(40, 1, 6))),
+            beat(0, complete=(part(40, 0, 5), part(40, 0, 6))),
+            beat(1, complete=(part(40, 1, 5), part(40, 1, 6))),
         ),
         Start({0: 0, 1: 1}, saved(40, 6)),
     ),
     Case(
         "a newer checkpoint complete on all disks comes first",
-        gang(beat(0, complete=(share(60, 0),)), beat(1, complete=(share(60, 1),)), committed=committed(40)),
+        gang(beat(0, complete=(part(60, 0),)), beat(1, complete=(part(60, 1),)), committed=committed(40)),
         Start({0: 0, 1: 1}, saved(60)),
     ),
     Case(
-        "shares of different generations are no checkpoint",
+        "parts of different generations are no checkpoint",
         gang(
-            beat(0, complete=(share(60, 0),)),
-            beat(1, complete=(share(60, 1, generation=3),)),
+            beat(0, complete=(part(60, 0),)),
+            beat(1, complete=(part(60, 1, generation=3),)),
             committed=committed(40),
         ),
         Fetch({0: 0, 1: 1}, saved(40)),
     ),
     Case(
-        "a share saved under another node rank does not count",
-        gang(beat(0, complete=(share(60, 0),)), beat(1, complete=(share(60, 0),))),
+        "a part saved under another node rank does not count",
+        gang(beat(0, complete=(part(60, 0),)), beat(1, complete=(part(60, 0),))),
         Start({0: 0, 1: 1}, None),
     ),
     Case(
@@ -119,15 +119,15 @@ CASES = [
     Case("a spare takes the rank of a missing node", gang(beat(0), beat(2)), Start({0: 0, 2: 1}, None)),
     Case(
         "a node that comes back does not take its rank from the spare that stood in",
-        gang(beat(0, complete=(share(60, 0),)), beat(1), beat(2, complete=(share(60, 1),))),
+        gang(beat(0, complete=(part(60, 0),)), beat(1), beat(2, complete=(part(60, 1),))),
         Start({0: 0, 2: 1}, saved(60)),
     ),
     Case(
-        "of two that hold shares of a rank the newer one keeps it",
+        "of two that hold parts of a rank the newer one keeps it",
         gang(
-            beat(0, complete=(share(60, 0),)),
-            beat(1, complete=(share(40, 1),)),
-            beat(2, complete=(share(60, 1),)),
+            beat(0, complete=(part(60, 0),)),
+            beat(1, complete=(part(40, 1),)),
+            beat(2, complete=(part(60, 1),)),
         ),
         Start({0: 0, 2: 1}, saved(60)),
     ),
@@ -136,18 +136,18 @@ CASES = [
     Case(
         "a spare waits for the commit of what the leaving node saved",
         gang(
-            beat(0, complete=(share(60, 0),)),
-            beat(1, draining=True, complete=(share(60, 1),)),
+            beat(0, complete=(part(60, 0),)),
+            beat(1, draining=True, complete=(part(60, 1),)),
             beat(2),
             committed=committed(40),
         ),
         Wait("checkpoint 60 is being committed"),
     ),
     Case(
-        "also when that node is gone and only the leader's share is on its way",
+        "also when that node is gone and only the leader's part is on its way",
         gang(
-            beat(0, complete=(share(60, 0),)),
-            beat(1, draining=True, uploaded=(share(60, 1),)),
+            beat(0, complete=(part(60, 0),)),
+            beat(1, draining=True, uploaded=(part(60, 1),)),
             beat(2),
             committed=committed(40),
         ),
@@ -156,8 +156,8 @@ CASES = [
     Case(
         "not for an upload that fails",
         gang(
-            beat(0, complete=(share(60, 0),), storage_error="denied"),
-            beat(1, draining=True, uploaded=(share(60, 1),)),
+            beat(0, complete=(part(60, 0),), storage_error="denied"),
+            beat(1, draining=True, uploaded=(part(60, 1),)),
             beat(2),
             committed=committed(40),
         ),
@@ -166,8 +166,8 @@ CASES = [
     Case(
         "nor for one that takes too long",
         gang(
-            beat(0, complete=(share(60, 0),)),
-            beat(1, draining=True, uploaded=(share(60, 1),)),
+            beat(0, complete=(part(60, 0),)),
+            beat(1, draining=True, uploaded=(part(60, 1),)),
             beat(2),
             committed=committed(40),
             since=NOW - 1000,
@@ -340,12 +340,12 @@ def test_a_victim_is_not_named_while_its_culprit_may_turn_up() -> None:
 @pytest.mark.parametrize(("minutes", "expect"), [(1, GoOn()), (14, GoOn()), (16, Finish())])
 def test_a_trained_run_waits_for_its_best_checkpoint_for_a_while(minutes: int, expect: Decision) -> None:
     """Its upload was refused, those of newer ones were not."""
-    best = replace_beat(TRAINED[0], complete=on_disk(0, 40, 100), best=share(40, 0), storage_error="denied")
+    best = replace_beat(TRAINED[0], complete=on_disk(0, 40, 100), best=part(40, 0), storage_error="denied")
     heard = running(best, TRAINED[1], heard_at=NOW - 60 * minutes, committed=committed(100))
     for one in (best, TRAINED[1]):
         heard = roster.hear(heard, one, NOW)
     assert policy.decide(heard, NOW) == expect
-    uploaded = roster.hear(heard, replace_beat(best, uploaded=(share(40, 0),), storage_error=""), NOW)
+    uploaded = roster.hear(heard, replace_beat(best, uploaded=(part(40, 0),), storage_error=""), NOW)
     assert policy.decide(uploaded, NOW) == Finish()
     for other in ("passed", "broken"):
         assert policy.decide(replace(heard, **{other: committed(40)}), NOW) == Finish()  # type: ignore[arg-type]

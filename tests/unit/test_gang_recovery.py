@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive, RankState, Saved
+from finetune_api.beats import Action, AgentState, Beat, CheckpointId, Directive, PartId, RankState
 from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.errors import RunError, StateError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import gang as policy
+from finetune_trainer.agent import parts
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Gang, Limits
 from finetune_trainer.checkpoints.committed import find_checkpoints
@@ -147,20 +148,20 @@ def test_a_leader_that_was_paused_neither_commits_nor_deletes_nor_writes(world: 
     world.train(BOTH)
     for index in world.nodes:
         world.upload(index, [])
-        world.leader.hear(world.nodes[index].agent._current_beat())
+        world.leader.hear(world.nodes[index].agent.beat())
     paused = world.leader
-    assert policy.uncommitted(paused.gang), "it is about to commit"
+    assert parts.uncommitted(paused.gang), "it is about to commit"
     world.replace_leader()
     before = {entry.key: entry.etag for entry in world.raw.list(RUN)}
     with pytest.raises(StateError, match="belongs to another leader"):
-        world.run(paused._keeper.look_after_checkpoints())
-    paused.update(dataclasses.replace(paused.gang, generation=99))
+        world.run(paused.keeper.maintain_checkpoints())
+    paused.state.update(dataclasses.replace(paused.gang, generation=99))
     with pytest.raises(StateError, match="belongs to another leader"):
-        world.run(paused._keeper.write_record())
+        world.run(paused.keeper.write_record())
     assert {entry.key: entry.etag for entry in world.raw.list(RUN)} == before
 
 
-def test_shares_that_all_who_uploaded_them_have_forgotten_are_committed_by_the_next_leader(world: World) -> None:
+def test_parts_that_all_who_uploaded_them_have_forgotten_are_committed_by_the_next_leader(world: World) -> None:
     """Every node was restarted, without its disk, between upload and commit."""
     world.train(BOTH)
     for index in world.nodes:
@@ -173,8 +174,8 @@ def test_shares_that_all_who_uploaded_them_have_forgotten_are_committed_by_the_n
     assert resume(world) == newest(world), "the start has waited for the commit"
 
 
-def test_a_share_whose_node_was_replaced_after_its_upload_is_committed_with_the_others(world: World) -> None:
-    """The leader goes on, and has been told of the share by an agent that is gone."""
+def test_a_part_whose_node_was_replaced_after_its_upload_is_committed_with_the_others(world: World) -> None:
+    """The leader goes on, and has been told of the part by an agent that is gone."""
     world.train(BOTH)
     world.upload(1, [])
     world.beat(1, [])
@@ -183,7 +184,7 @@ def test_a_share_whose_node_was_replaced_after_its_upload_is_committed_with_the_
     assert steps(world) == [2 * EVERY, 3 * EVERY]
 
 
-def test_shares_in_storage_that_are_not_what_they_say_are_not_committed(world: World) -> None:
+def test_parts_in_storage_that_are_not_what_they_say_are_not_committed(world: World) -> None:
     world.train(BOTH)
     for index in world.nodes:
         world.upload(index, [])
@@ -204,7 +205,7 @@ def test_a_stop_keeps_the_best_that_was_on_its_way_as_well_as_the_newest(world: 
     for node in world.nodes.values():
         if node.workers.order is not None:
             node.workers.end(RankState.DRAINED, int(ExitCode.DRAINED))
-            node.agent._node.state = AgentState.ENDED
+            node.agent.node.state = AgentState.ENDED
     for index in world.nodes:
         world.beat(index, [])
     world.now += 1
@@ -213,9 +214,9 @@ def test_a_stop_keeps_the_best_that_was_on_its_way_as_well_as_the_newest(world: 
     assert world.leader.gang.rendezvous is None
     newest = CheckpointId(step=4 * EVERY, generation=1)
     for rank in range(NODES):
-        agent, share = world.nodes[rank].agent, Saved(step=newest.step, generation=1, node_rank=rank)
-        agent._checkpoints.upload(share, agent._places.checkpoint(rank, newest))
-        agent._node.uploaded.append(share)
+        agent, part = world.nodes[rank].agent, PartId(step=newest.step, generation=1, node_rank=rank)
+        agent.checkpoints.upload(part, agent.places.checkpoint(rank, newest))
+        agent.node.uploaded.append(part)
     everybody(world)
     assert newest in world.usable()
     assert world.leader.directive(1).action is not Action.STOPPED, "the best is on its way"
@@ -250,16 +251,16 @@ def test_what_is_whole_after_a_newer_commit_and_is_not_the_best_is_given_up(worl
     world.upload(0, [])
     world.train(BOTH)
     late = world.nodes[1].agent
-    share = Saved(step=3 * EVERY, generation=1, node_rank=1)
+    part = PartId(step=3 * EVERY, generation=1, node_rank=1)
     store(world)
-    late._checkpoints.upload(share, late._places.checkpoint(1, share.checkpoint))
-    late._node.uploaded.append(share)
+    late.checkpoints.upload(part, late.places.checkpoint(1, part.checkpoint))
+    late.node.uploaded.append(part)
     everybody(world)
-    assert policy.uncommitted(world.leader.gang) == set()
+    assert parts.uncommitted(world.leader.gang) == set()
     assert steps(world) == [2 * EVERY, 4 * EVERY]
     world.train(BOTH)
     store(world)
-    assert find_checkpoints(world.raw, RUN).open == {}, "and nothing of it is left"
+    assert find_checkpoints(world.raw, RUN).unfinished == {}, "and nothing of it is left"
 
 
 def test_a_paused_leader_that_commits_what_the_next_one_gave_up_makes_no_checkpoint(world: World) -> None:
@@ -268,7 +269,7 @@ def test_a_paused_leader_that_commits_what_the_next_one_gave_up_makes_no_checkpo
     world.train(BOTH)
     for index in world.nodes:
         world.upload(index, [])
-    late = paused._checkpoints
+    late = paused.checkpoints
     prefix = late._prefix(CheckpointId(step=3 * EVERY, generation=1))
     world.replace_leader()
     for index in world.nodes:
@@ -298,16 +299,16 @@ def test_a_leader_that_meets_another_at_its_start_pauses_before_it_reads_again(
 
     def contested(key: str, data: bytes, etag: str | None) -> str:
         if next(met, False):
-            world.leader._keeper.ledger.confirm()
+            world.leader.keeper.ledger.confirm()
         return FolderStore.swap(world.store, key, data, etag)
 
-    world.leader._keeper.ledger._store = world.raw
+    world.leader.keeper.ledger._store = world.raw
     monkeypatch.setattr(world.store, "swap", contested)
     world.replace_leader()
     assert len(pauses) == 2
     assert all(pause > 0 for pause in pauses)
     monkeypatch.setattr(world.store, "swap", swap)
-    world.run(world.leader._keeper.write_record())
+    world.run(world.leader.keeper.write_record())
 
 
 def test_a_run_of_the_layout_before_goes_on_where_it_was(world: World) -> None:
@@ -333,7 +334,7 @@ def test_a_run_of_the_layout_before_goes_on_where_it_was(world: World) -> None:
 
 def test_a_failed_run_brings_its_last_checkpoint_to_storage_first(world: World) -> None:
     world.train(BOTH)
-    world.leader.gang = dataclasses.replace(
+    world.leader.state.gang = dataclasses.replace(
         world.leader.gang, limits=dataclasses.replace(world.leader.gang.limits, max_restarts=0)
     )
     world.crash(1)
@@ -342,10 +343,10 @@ def test_a_failed_run_brings_its_last_checkpoint_to_storage_first(world: World) 
     everybody(world)
     assert world.leader.gang.failure is not None
     assert world.leader.directive(0).action is Action.FAILED
-    assert not world.leader._everyone_left(), "all have heard it, and their newest checkpoint is on its way"
+    assert not world.leader.everyone_left(), "all have heard it, and their newest checkpoint is on its way"
     store(world)
     assert steps(world)[-1] == 3 * EVERY
-    assert world.leader._everyone_left()
+    assert world.leader.everyone_left()
 
 
 def test_while_a_node_fetches_no_worker_waits_for_it(world: World) -> None:
@@ -378,7 +379,7 @@ def test_a_node_without_a_leader_kills_its_workers_and_leaves_if_it_was_told_to_
     assert node.workers.order is not None
     node.agent.drain()
     before = world.now
-    assert world.run(node.agent._fence()) is ExitCode.DRAINED
+    assert world.run(node.agent.fence.run()) is ExitCode.DRAINED
     assert node.workers.order is None
     assert 30 < world.now - before < 35
 
@@ -388,7 +389,7 @@ def test_an_agent_that_replaces_another_does_not_hear_what_that_one_was_told(wor
     world.beat(2, [])
     assert world.leader.directive(2).action is Action.STOPPED
     world.lose(2, with_disk=True)
-    world.leader.hear(world.nodes[2].agent._current_beat())
+    world.leader.hear(world.nodes[2].agent.beat())
     assert world.leader.directive(2).action is Action.RUN, "at once, also before anything is decided"
 
 
@@ -401,10 +402,12 @@ def test_a_disk_that_lets_no_worker_start_is_a_sentence_of_its_node(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(node.workers, "start", full)
-    node.agent._node.state = AgentState.READY
-    node.agent._orders.set()
-    with pytest.raises(RunError, match=r"the disk of this node: .*No space left on device.* give spec.scratch.size"):
-        world.run(node.agent._obey())
+    node.agent.node.state = AgentState.READY
+    node.agent.executor._due.set()
+    with pytest.raises(
+        RunError, match=r"the disk of this node: .*No space left on device.* increase spec.scratch.size"
+    ):
+        world.run(node.agent.executor.run())
 
 
 # ---------------------------------------------------------------- how often is decided

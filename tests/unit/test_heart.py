@@ -22,9 +22,8 @@ def beat() -> Beat:
     return Beat(node=1, incarnation="i", host="h", generation=1, state=AgentState.READY)
 
 
-def heart(store: FolderStore, answers: asyncio.Queue[Directive], done: asyncio.Event | None = None) -> Heart:
-    ended = done or asyncio.Event()
-    return Heart(store, "run/", "token", None, beat, lambda directive, _: answers.put_nowait(directive), ended.set)
+def heart(store: FolderStore) -> Heart:
+    return Heart(store, "run/", "token", None, beat)
 
 
 @asynccontextmanager
@@ -44,8 +43,11 @@ async def leader(answer: Callable[[], Awaitable[web.Response]]) -> AsyncIterator
 
 
 @asynccontextmanager
-async def beating(one: Heart) -> AsyncIterator[None]:
-    task = asyncio.create_task(one.run())
+async def beating(
+    one: Heart, answers: asyncio.Queue[Directive], done: asyncio.Event | None = None
+) -> AsyncIterator[None]:
+    ended = done or asyncio.Event()
+    task = asyncio.create_task(one.run(lambda directive, _: answers.put_nowait(directive), ended.set))
     try:
         yield
     finally:
@@ -89,8 +91,8 @@ def test_a_storage_that_stalls_holds_up_no_beat(tmp_path: Path) -> None:
         answers: asyncio.Queue[Directive] = asyncio.Queue()
         async with leader(refuse_once) as address:
             named(store, address)
-            one = heart(store, answers)
-            async with beating(one):
+            one = heart(store)
+            async with beating(one, answers):
                 assert (await asyncio.wait_for(answers.get(), DEADLINE)).action is Action.HOLD
                 assert not release.is_set()
                 assert one.healthy
@@ -103,8 +105,8 @@ def test_a_leader_that_moved_is_found(tmp_path: Path) -> None:
     async def play() -> None:
         store, answers = FolderStore(tmp_path), asyncio.Queue[Directive]()
         named(store, "127.0.0.1:9")
-        one = heart(store, answers)
-        async with beating(one), leader(answering) as address:
+        one = heart(store)
+        async with beating(one, answers), leader(answering) as address:
             assert not one.healthy
             named(store, address)
             await asyncio.wait_for(answers.get(), DEADLINE)
@@ -118,7 +120,7 @@ def test_a_run_that_is_done_needs_no_leader(tmp_path: Path) -> None:
         store, done = FolderStore(tmp_path), asyncio.Event()
         named(store, "127.0.0.1:9")
         store.put("run/" + File.DONE, b"{}")
-        async with beating(heart(store, asyncio.Queue(), done)):
+        async with beating(heart(store), asyncio.Queue(), done):
             await asyncio.wait_for(done.wait(), DEADLINE)
 
     asyncio.run(play())
@@ -138,14 +140,14 @@ def test_news_that_never_stop_leave_the_leader_time_to_answer(tmp_path: Path, mo
 
         async def saves() -> None:
             while True:
-                one.tell()
+                one.notify()
                 await asyncio.sleep(0.01)
 
         async with leader(hold) as address:
             named(store, address)
-            one = heart(store, answers)
+            one = heart(store)
             saving = asyncio.create_task(saves())
-            async with beating(one):
+            async with beating(one, answers):
                 await asyncio.wait_for(answers.get(), DEADLINE)
                 await asyncio.wait_for(answers.get(), DEADLINE)
             saving.cancel()

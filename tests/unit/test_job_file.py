@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.job_file import JobFile, override
-from finetune_api.v1alpha1.files import load_job
+from finetune_api.v1alpha1.job_files import load_job
 
 TEXT = """apiVersion: finetune.dev/v1alpha1
 kind: FineTuneJob

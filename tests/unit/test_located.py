@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api.errors import Problem
-from finetune_api.v1alpha1.files import located
+from finetune_api.v1alpha1.job_files import located
 
 JOB = """\
 apiVersion: finetune.dev/v1alpha1

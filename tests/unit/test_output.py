@@ -67,7 +67,7 @@ def test_what_is_there_already_is_never_overwritten(local: LocalJob, tmp_path: P
     before = sorted(str(path) for path in out.rglob("*"))
     artifact = export(local, "b-1", tmp_path, step=2)
     for again in (lambda: output.check("b-1"), lambda: output.deliver("b-1", artifact)):
-        with pytest.raises(SpecError, match="nothing is overwritten"):
+        with pytest.raises(SpecError, match="existing files are never overwritten"):
             again()
     assert sorted(str(path) for path in out.rglob("*")) == before
 

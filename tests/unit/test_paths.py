@@ -10,7 +10,7 @@ from rich.console import Console
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.data_names import is_hub_name
 from finetune_trainer.commands import main as cli
-from finetune_trainer.commands.job_options import load_job
+from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.commands.plain_paths import with_local_paths
 from finetune_trainer.run.screen import Screen
 
@@ -65,7 +65,7 @@ def test_the_command_line_reads_paths_so(tmp_path: Path, capsys: pytest.CaptureF
     path = tmp_path / "job.yaml"
     path.write_text(json.dumps({**JOB, "spec": {**JOB["spec"], "dataset": {"train": "x.csv", "eval": "team/rows"}}}))  # type: ignore[dict-item]
     screen = Screen(Console(file=sys.stderr))
-    job = load_job(cli.parser().parse_args(["validate", str(path)]), screen)
+    job = job_of_options(cli.parser().parse_args(["validate", str(path)]), screen)
     assert job.spec.dataset.train == f"file://{tmp_path}/x.csv"
     assert job.spec.dataset.eval == f"file://{tmp_path}/team/rows"
     assert "the data set of the hub is hf://datasets/team/rows" in " ".join(capsys.readouterr().err.split())

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.beats import CheckpointId, Saved
+from finetune_api.beats import CheckpointId, PartId
 from finetune_api.contract import File, checkpoint_name, checkpoint_of
 from finetune_api.errors import StorageError
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest, MethodType, Task
-from finetune_trainer.agent.uploads import CheckpointStore, abandoned, facts_of, stored_shares, superseded
 from finetune_trainer.checkpoints import local as disk
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
-from finetune_trainer.process.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints.marker import Marker, marker_name
+from finetune_trainer.checkpoints.pick import abandoned, checkpoint_facts, superseded
+from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.storage import CorruptedError, FolderStore
 from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan
@@ -62,7 +63,7 @@ def committed(step: int, loss: float | None) -> Committed:
 )
 def test_the_newest_and_the_best_stay(losses: dict[int, float | None], best: int | None, gone: set[int]) -> None:
     there = [committed(step, loss) for step, loss in losses.items()]
-    facts = facts_of({one.id: one for one in there}, PLAN)
+    facts = checkpoint_facts({one.id: one for one in there}, PLAN)
     assert [one.step for one in facts if facts[one].best] == ([] if best is None else [best])
     assert {one.size_bytes for one in facts.values()} == {200}
     assert {one.step for one in superseded(facts, PLAN)} == gone
@@ -131,41 +132,41 @@ def test_a_manifest_whose_files_are_not_all_there_is_no_checkpoint(tmp_path: Pat
     found = find_checkpoints(store, "run/")
     assert list(found.committed) == [CheckpointId(step=20, generation=1)]
     [sentence] = found.unreadable
-    assert "step-00000010-g1 is passed over: 1 of 2 files are missing or cut short, as node-1/weights" in sentence
+    assert "step-00000010-g1 is skipped: 1 of 2 files are missing or truncated, such as node-1/weights" in sentence
     assert list(abandoned(found).values()) == [f"{ROOT}{checkpoint_name(10, 1)}/"]
 
 
-def test_the_shares_of_another_number_of_nodes_make_no_checkpoint(tmp_path: Path) -> None:
+def test_the_parts_of_another_number_of_nodes_make_no_checkpoint(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     for rank in range(2):
         store.put(f"{ROOT}{checkpoint_name(10, 1)}/node-{rank}/{File.PART}", b"{}")
     found = find_checkpoints(store, "run/")
-    assert {saved.node_rank for saved in stored_shares(found, 2)} == {0, 1}
-    assert stored_shares(found, 1) == set(), "the job was given one node fewer meanwhile"
+    assert {saved.node_rank for saved in found.parts(2)} == {0, 1}
+    assert found.parts(1) == set(), "the job was given one node fewer meanwhile"
 
 
-# ---------------------------------------------------------------- shares, from disk to storage and back
+# ---------------------------------------------------------------- parts, from disk to storage and back
 
-LATER = Saved(step=20, generation=6, node_rank=0)
+LATER = PartId(step=20, generation=6, node_rank=0)
 EARLIER = LATER.model_copy(update={"generation": 5})
 
 
-def save(root: Path, saved: Saved, name: str | None = None) -> Path:
+def save(root: Path, saved: PartId, name: str | None = None) -> Path:
     """What a worker leaves on its node's disk."""
     folder = root / (name or checkpoint_name(saved.step, saved.generation))
     (folder / "deep").mkdir(parents=True)
     (folder / "weights").write_text(f"of generation {saved.generation}")
     (folder / "deep" / "shard").write_bytes(b"s")
-    marker = SavedMarker(step=saved.step, generation=saved.generation, rank=saved.node_rank, samples=160)
+    marker = Marker(step=saved.step, generation=saved.generation, rank=saved.node_rank, samples=160)
     (folder / marker_name(saved.node_rank)).write_text(marker.to_json())
     return folder
 
 
-def stored(tmp_path: Path, *shares: Saved, nodes: int = 1) -> tuple[FolderStore, CheckpointStore]:
+def stored(tmp_path: Path, *parts: PartId, nodes: int = 1) -> tuple[FolderStore, CheckpointStore]:
     store = FolderStore(tmp_path / "storage")
     checkpoints = CheckpointStore(store, "run/")
     plan = PLAN.revised(nodes=nodes)
-    for saved in shares:
+    for saved in parts:
         root = tmp_path / f"node-{saved.node_rank}"
         checkpoints.upload(saved, save(root, saved))
         checkpoints.commit(saved.checkpoint, plan)
@@ -182,14 +183,14 @@ def test_a_node_that_was_cut_off_cannot_touch_what_a_later_generation_has_commit
     assert (tmp_path / "fetched" / "weights").read_text() == "of generation 6"
 
 
-def test_a_share_that_is_in_storage_is_not_put_again(tmp_path: Path) -> None:
+def test_a_part_that_is_in_storage_is_not_put_again(tmp_path: Path) -> None:
     store, checkpoints = stored(tmp_path, LATER)
     before = {entry.key: entry.etag for entry in store.list("run/")}
     checkpoints.upload(LATER, tmp_path / "node-0" / checkpoint_name(20, 6))
     assert {entry.key: entry.etag for entry in store.list("run/")} == before
 
 
-def test_a_share_that_is_removed_while_it_is_uploaded_is_no_part_of_a_checkpoint(
+def test_a_part_that_is_removed_while_it_is_uploaded_is_no_part_of_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = FolderStore(tmp_path / "storage")
@@ -220,14 +221,14 @@ def test_a_link_that_a_worker_made_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b'{"step": "x"}', b""])
-def test_a_share_whose_description_cannot_be_read_makes_its_checkpoint_broken(tmp_path: Path, content: bytes) -> None:
+def test_a_part_whose_description_cannot_be_read_makes_its_checkpoint_broken(tmp_path: Path, content: bytes) -> None:
     """Trying again would not help: the leader goes on with another checkpoint."""
     store, checkpoints = FolderStore(tmp_path / "storage"), CheckpointStore(FolderStore(tmp_path / "storage"), "run/")
     key = f"{ROOT}{checkpoint_name(20, 6)}/node-0/{File.PART}"
     store.put(key, content)
     checkpoints.upload(LATER, save(tmp_path / "disk", LATER))
     assert store.get(key) == content, "nothing is overwritten, and no node tries for ever"
-    with pytest.raises(CorruptedError, match=r"node-0/PART.json cannot be understood"):
+    with pytest.raises(CorruptedError, match=r"node-0/PART.json cannot be read"):
         checkpoints.commit(LATER.checkpoint, PLAN)
     assert not checkpoints.would_be_best(LATER.checkpoint, PLAN)
 
@@ -236,7 +237,7 @@ def test_a_manifest_of_other_facts_is_a_fault_in_words(tmp_path: Path) -> None:
     store, checkpoints = stored(tmp_path, LATER)
     key = f"{ROOT}{checkpoint_name(20, 6)}/{File.MANIFEST}"
     store.put(key, store.get(key).replace(b'"step"', b'"steps"'))
-    assert "its manifest cannot be understood" in checkpoints.fault(LATER)
+    assert "its manifest cannot be read" in checkpoints.fault(LATER)
 
 
 def test_states_that_all_nodes_have_in_common_are_stored_once_and_fetched_by_all(tmp_path: Path) -> None:
@@ -261,7 +262,7 @@ def test_states_that_all_nodes_have_in_common_are_stored_once_and_fetched_by_all
         assert (fetched / "global_step20" / common).read_text() == "the model"
         assert (fetched / "global_step20" / f"{own}_model_states.pt").read_text() == f"of rank {rank}"
     store.put(keys[0], b"the modem")
-    assert "manifest says" in checkpoints.fault(saved), "it is part of every node's share"
+    assert "manifest says" in checkpoints.fault(saved), "it is part of every node's part"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_states_that_all_nodes_have_in_common_are_stored_once_and_fetched_by_all
         (lambda store, key: store.put(key, b"of generation 9"), "manifest says"),
         (lambda store, key: store.delete([key]), "there is no"),
         (lambda store, key: store.delete([key.replace("node-0/weights", File.MANIFEST)]), "it has no manifest"),
-        (lambda store, key: store.put(key.replace("node-0/weights", File.MANIFEST), b"{"), "is no manifest"),
+        (lambda store, key: store.put(key.replace("node-0/weights", File.MANIFEST), b"{"), "is not a manifest"),
     ],
     ids=["nothing", "another file", "a missing file", "no manifest", "half a manifest"],
 )
@@ -309,7 +310,9 @@ def test_checkpoints_of_an_older_version_are_found_and_fetched(tmp_path: Path) -
         store.delete([entry.key])
     found = checkpoints.find()
     assert list(found.committed) == [LATER.checkpoint]
-    assert facts_of(found.committed, PLAN)[LATER.checkpoint].generation is None, "so that its folder can be named"
+    assert checkpoint_facts(found.committed, PLAN)[LATER.checkpoint].generation is None, (
+        "so that its folder can be named"
+    )
     assert checkpoints.fault(LATER) == ""
     assert "it has no manifest" in checkpoints.fault(EARLIER), "the same step of another generation"
     checkpoints.fetch(LATER, disk.folder_of(tmp_path / "fetched", LATER.checkpoint))

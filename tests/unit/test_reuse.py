@@ -6,8 +6,9 @@ from typing import Any, cast
 import pytest
 
 from finetune_api.messages import Task
-from finetune_api.v1alpha1 import FineTuneJob, facts, parse_job
-from finetune_api.v1alpha1.facts import SHAPES_DATA
+from finetune_api.v1alpha1 import FineTuneJob, parse_job
+from finetune_api.v1alpha1 import field_facts as facts
+from finetune_api.v1alpha1.field_facts import SHAPES_DATA
 from finetune_api.v1alpha1.markers import ShapesData
 from finetune_api.v1alpha1.tree import spec_fields
 from finetune_trainer.prepare import reuse

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import tests.support.models
-from finetune_trainer.worker import saving
+from finetune_trainer.worker import compat, saving
 
 ENGINE = SimpleNamespace(zero_optimization_partition_weights=lambda: False)
 FAMILIES: dict[str, Any] = {
@@ -63,7 +63,7 @@ def test_types_of_several_widths_lie_in_one_file(tmp_path: Path) -> None:
 
 def test_a_large_model_is_saved_in_shards_with_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("gpt2", tmp_path)
-    monkeypatch.setattr(saving, "SHARD", "100KB")
+    monkeypatch.setattr(saving, "LARGEST_FILE", "100KB")
     saving.save_weights(model, ENGINE, tmp_path / "ours", writes=True)
     index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
@@ -102,9 +102,9 @@ def test_after_an_error_no_rank_enters_a_collective_of_its_own() -> None:
         checkpoint_event_epilogue=lambda: entered.append("epilogue"),
     )
     engine = SimpleNamespace(zero_optimization_partition_weights=lambda: True, optimizer=optimizer)
-    with pytest.raises(OSError, match="No space left"), saving._at_rest(engine):
+    with pytest.raises(OSError, match="No space left"), compat.released(engine):
         raise OSError(28, "No space left on device")
     assert entered == ["prologue"]
-    with saving._at_rest(engine):
+    with compat.released(engine):
         pass
     assert entered == ["prologue", "prologue", "epilogue"]

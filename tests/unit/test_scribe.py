@@ -20,8 +20,8 @@ from finetune_api.beats import (
     StepMetrics,
 )
 from finetune_api.messages import MethodType, Task
-from finetune_trainer.agent.agent import evaluated
 from finetune_trainer.agent.history import History
+from finetune_trainer.agent.node import eval_metrics
 from finetune_trainer.agent.roster import Gang, Rendezvous, hear
 from finetune_trainer.agent.scribe import LEADER, Scribe
 from finetune_trainer.process.orders import OVERFITTING_SINCE, WorkerEvent
@@ -38,7 +38,7 @@ def told(scribe: Scribe, state: RankState = RankState.RUNNING, patience: int = 0
     gang = hear(
         Gang(nodes=1, last_step=12, may_end_early=patience > 0, generation=1, stored=1, rendezvous=MEET), beat, 0.0
     )
-    scribe.heard(beat, gang)
+    scribe.on_beat(beat, gang)
     return gang
 
 
@@ -49,7 +49,7 @@ def step(number: int) -> StepMetrics:
 def test_an_evaluation_says_since_when_the_run_overfits() -> None:
     values = {"eval_loss": 1.5, OVERFITTING_SINCE: 20.0}
     event = WorkerEvent(event="eval", generation=1, rank=0, step=40, values=values)
-    assert evaluated(event) == EvalMetrics(step=40, values={"eval_loss": 1.5}, overfitting_since=20)
+    assert eval_metrics(event) == EvalMetrics(step=40, values={"eval_loss": 1.5}, overfitting_since=20)
 
 
 def test_overfitting_is_told_until_an_evaluation_says_that_it_is_over_also_by_the_next_leader() -> None:
@@ -58,7 +58,7 @@ def test_overfitting_is_told_until_an_evaluation_says_that_it_is_over_also_by_th
     assert scribe.progress(gang, 0.0).overfitting_since == 4
     record = GenerationRecord(generation=1, leader="", incarnation="", overfitting_since=4)
     after = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
-    after.takes_over(History.of(record))
+    after.on_takeover(History.of(record))
     assert after.progress(gang, 0.0).overfitting_since == 4
     gang = told(after, evals=(EvalMetrics(step=12, values={"eval_loss": 1.0}),))
     assert after.progress(gang, 0.0).overfitting_since is None
@@ -87,7 +87,7 @@ def test_an_outage_that_lasts_is_told_with_its_reason_and_the_last_commit(monkey
     monkeypatch.setattr("finetune_trainer.agent.scribe.datetime", SimpleNamespace(now=lambda zone: clock[0]))
     scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
     saved = CheckpointFacts(step=4, generation=1, saved="2025-12-31T23:50:00+00:00", size_bytes=1)
-    scribe.keeps({CheckpointId(step=4, generation=1): saved})
+    scribe.on_checkpoints({CheckpointId(step=4, generation=1): saved})
     gang = told(scribe, storage_error="cannot connect")
     assert scribe.progress(gang, 0.0).outage is None, "not at once: most refusals are over in a moment"
     clock[0] += timedelta(seconds=20)
@@ -115,7 +115,7 @@ def test_an_outage_of_the_leaders_own_calls_is_told_too(monkeypatch: pytest.Monk
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
     monkeypatch.setattr("finetune_trainer.agent.scribe.datetime", SimpleNamespace(now=lambda zone: clock[0]))
     scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
-    scribe.hears_storage(LEADER, "the server asks for fewer requests")
+    scribe.on_storage(LEADER, "the server asks for fewer requests")
     clock[0] += timedelta(minutes=1)
     outage = scribe.progress(told(scribe), 0.0).outage
     assert outage is not None

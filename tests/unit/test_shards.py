@@ -8,8 +8,8 @@ import pyarrow.ipc
 import pytest
 
 from finetune_api.messages import Task
-from finetune_trainer.agent import data as fetching
-from finetune_trainer.agent.data import fetch_first
+from finetune_trainer.agent import inputs as fetching
+from finetune_trainer.agent.inputs import fetch_first
 from finetune_trainer.dataset.shards import Shards, index_name, shard_name, shard_order
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.tokens.split_writer import SplitWriter

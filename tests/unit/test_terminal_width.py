@@ -85,5 +85,5 @@ def test_an_error_is_a_line_in_a_file_and_broken_between_words_on_a_terminal() -
 def test_a_path_that_is_longer_than_the_terminal_is_not_broken() -> None:
     path = "/a" * 60
     out = io.StringIO()
-    Screen(Console(file=out, width=60, force_terminal=True, color_system=None)).says("adapter", path)
+    Screen(Console(file=out, width=60, force_terminal=True, color_system=None)).show_line("adapter", path)
     assert path in out.getvalue()

@@ -42,7 +42,7 @@ def test_many_labels_are_left_out_before_facts() -> None:
     assert len(text.encode()) <= LIMIT
     assert result.dataset is not None
     assert (result.dataset.train, result.dataset.labels) == (facts.train, ())
-    assert result.note == "1000 labels left out; kept"
+    assert result.note == "1000 labels omitted; kept"
 
 
 def recovery(number: int) -> Recovery:

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.beats import AgentState, CheckpointId, Saved
+from finetune_api.beats import AgentState, CheckpointId, PartId
 from finetune_api.contract import checkpoint_name
 from finetune_api.errors import StorageError
 from finetune_trainer.agent.node import NodeState
 from finetune_trainer.agent.places import Places
 from finetune_trainer.agent.uploader import Uploader
-from finetune_trainer.agent.uploads import CheckpointStore
-from finetune_trainer.process.orders import SavedMarker, marker_name
+from finetune_trainer.checkpoints.marker import Marker, marker_name
+from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.storage import FolderStore
 from finetune_trainer.storage.base import storage_problem
 
 
-def share(step: int, node_rank: int = 0) -> Saved:
-    return Saved(step=step, generation=3, node_rank=node_rank)
+def part(step: int, node_rank: int = 0) -> PartId:
+    return PartId(step=step, generation=3, node_rank=node_rank)
 
 
 class Disk:
@@ -33,13 +33,13 @@ class Disk:
         self.checkpoints = CheckpointStore(self.store, "run/")
         self.node = NodeState(state=AgentState.RUNNING, generation=3, node_rank=0)
         self.rank = rank
-        self.sent: list[Saved] = []
-        self.before_upload: Callable[[Saved], None] = lambda saved: None
+        self.sent: list[PartId] = []
+        self.before_upload: Callable[[PartId], None] = lambda saved: None
         best = partial(self.places.best, metric="eval_loss", greater=False)
         self.uploader = Uploader(self.checkpoints, self.places, self.node, lambda: self.rank, lambda: None, best)
         upload = self.checkpoints.upload
 
-        def watched(saved: Saved, folder: Path) -> object:
+        def watched(saved: PartId, folder: Path) -> object:
             self.sent.append(saved)
             self.before_upload(saved)
             return upload(saved, folder)
@@ -52,19 +52,19 @@ class Disk:
             folder = self.places.checkpoints(0) / checkpoint_name(step, 3)
             folder.mkdir(parents=True)
             (folder / "weights").write_text(str(step))
-            marker = SavedMarker(step=step, generation=3, rank=0, samples=step, metrics=metrics)
+            marker = Marker(step=step, generation=3, rank=0, samples=step, metrics=metrics)
             (folder / marker_name(0)).write_text(marker.to_json())
 
     def steps(self) -> list[int]:
         return [saved.step for saved in self.places.complete()]
 
-    def refuse(self, saved: Saved) -> None:
+    def refuse(self, saved: PartId) -> None:
         raise StorageError(storage_problem("Unreachable", "cannot connect", "wait"))
 
     def upload(self) -> bool:
         async def once() -> bool:
             await self.uploader.look()
-            return await self.uploader._upload_newest()
+            return await self.uploader.upload_newest()
 
         return asyncio.run(once())
 
@@ -80,23 +80,23 @@ def test_through_an_outage_the_disk_holds_the_newest_two_and_the_refusal_is_told
     disk.before_upload = lambda saved: None
     assert not disk.upload()
     assert disk.node.storage_error == ""
-    assert disk.node.uploaded == [share(90)], "what is older is superseded"
+    assert disk.node.uploaded == [part(90)], "what is older is superseded"
 
 
 def test_the_newest_is_uploaded_first_and_older_ones_never_after_it(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     disk.save(10, 20)
     disk.upload()
-    assert disk.sent == [share(20)]
+    assert disk.sent == [part(20)]
 
 
-def test_once_its_workers_are_gone_a_node_brings_older_shares_too(tmp_path: Path) -> None:
+def test_once_its_workers_are_gone_a_node_brings_older_parts_too(tmp_path: Path) -> None:
     """The newest may be on this node only."""
     disk = Disk(tmp_path)
     disk.node.state = AgentState.READY
     disk.save(10, 20)
     disk.upload()
-    assert disk.sent == [share(20), share(10)]
+    assert disk.sent == [part(20), part(10)]
 
 
 @pytest.mark.parametrize("rank", [None, 1])
@@ -122,7 +122,7 @@ def test_an_upload_slower_than_two_saves_comes_to_an_end_all_the_same(tmp_path: 
     disk.save(10)
     saves = iter([(20, 30), (40, 50), (60, 70)])
 
-    def save_meanwhile(saved: Saved) -> None:
+    def save_meanwhile(saved: PartId) -> None:
         for step in next(saves, ()):
             disk.save(step)
             look = threading.Thread(target=lambda: asyncio.run(fresh_look(disk)))
@@ -131,9 +131,9 @@ def test_an_upload_slower_than_two_saves_comes_to_an_end_all_the_same(tmp_path: 
 
     disk.before_upload = save_meanwhile
     disk.upload()
-    assert share(10) not in disk.node.uploaded
-    assert disk.sent[:2] == [share(10), share(30)]
-    assert disk.node.uploaded[0] == share(30)
+    assert part(10) not in disk.node.uploaded
+    assert disk.sent[:2] == [part(10), part(30)]
+    assert disk.node.uploaded[0] == part(30)
     assert len(disk.steps()) <= 2
 
 
@@ -148,7 +148,7 @@ def test_a_full_disk_or_a_vanished_file_is_a_sentence_and_not_the_end_of_the_age
     disk = Disk(tmp_path)
     disk.save(10)
 
-    def full(saved: Saved) -> None:
+    def full(saved: PartId) -> None:
         raise OSError(28, "No space left on device")
 
     disk.before_upload = full
@@ -192,7 +192,7 @@ def test_a_stop_brings_the_best_first_and_then_the_newest(state: AgentState, tmp
     disk.save(20)
     disk.node.draining = True
     assert not disk.upload()
-    assert disk.node.uploaded == [share(15), share(20)]
+    assert disk.node.uploaded == [part(15), part(20)]
 
 
 def test_a_best_one_that_cannot_be_uploaded_does_not_keep_the_newest_back(tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_a_best_one_that_cannot_be_uploaded_does_not_keep_the_newest_back(tmp_pa
     disk.save(20)
     disk.before_upload = lambda saved: disk.refuse(saved) if saved.step == 15 else None
     assert disk.upload(), "it is tried again later"
-    assert disk.node.uploaded == [share(20)]
+    assert disk.node.uploaded == [part(20)]
     assert "cannot connect" in disk.node.storage_error
     disk.before_upload = lambda saved: None
     assert not disk.upload()
-    assert disk.node.uploaded == [share(20), share(15)]
+    assert disk.node.uploaded == [part(20), part(15)]
     assert disk.node.storage_error == ""

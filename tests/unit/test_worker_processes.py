@@ -57,7 +57,7 @@ def order() -> WorkerOrder:
 
 
 def test_a_worker_that_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits in the kernel for a disk or a GPU, and no signal reaches it."""
+    """It is blocked in the kernel for a disk or a GPU, and no signal reaches it."""
     monkeypatch.setattr(module, "KILL_SECONDS", 0.05)
     monkeypatch.setattr(module, "KILL_AGAIN_SECONDS", 0.01)
     killed: list[int] = []
@@ -66,7 +66,7 @@ def test_a_worker_that_cannot_be_killed_is_named(tmp_path: Path, monkeypatch: py
     async def play() -> None:
         workers = made(tmp_path)
         workers._current = [Worker(order(), tmp_path / "log", RankReport(rank=3, state=RankState.RUNNING), pid=7)]
-        with pytest.raises(RunError, match=r"rank 3, process 7, has not ended .* waits in the kernel"):
+        with pytest.raises(RunError, match=r"rank 3, process 7, has not exited .* is blocked in the kernel"):
             await asyncio.wait_for(workers.kill(), DEADLINE)
 
     asyncio.run(play())
@@ -164,7 +164,7 @@ def test_a_worker_that_fails_on_a_full_disk_is_said_to(
     module._end(worker, 1)
     assert worker.report.error.startswith(expect.format(logs=tmp_path / "logs"))
     described = describe(1, worker.report)
-    assert ("the node's disk is full: give spec.scratch.size more" in described) == (free == 4096)
+    assert ("the node's disk is full: increase spec.scratch.size" in described) == (free == 4096)
     again = Worker(order, worker.log, report)
     module._end(again, 0)
     assert again.report.error == said, "who ended well says nothing else"

@@ -1,6 +1,5 @@
 """The API finetune.dev/v1alpha1: FineTuneJob, spec and status. Read a job with `parse_job`."""
 
-from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
 from finetune_api.v1alpha1.input_specs import (
     DatasetSpec,
     EvalSplit,
@@ -23,6 +22,7 @@ from finetune_api.v1alpha1.run_specs import (
     StageSpec,
 )
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
+from finetune_api.v1alpha1.spec_base import MAX_NAME_LENGTH
 from finetune_api.v1alpha1.status import Condition, ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.supported import unsupported
 from finetune_api.v1alpha1.training import LoraSpec, TrainingSpec

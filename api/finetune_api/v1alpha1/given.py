@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_api.quantity import parse_quantity
-from finetune_api.v1alpha1.base import shown
+from finetune_api.v1alpha1.spec_base import shown
 
 Given = Mapping[str, Any]
 
@@ -18,7 +18,7 @@ def has(given: Given, name: str) -> bool:
     return given.get(name) is not None
 
 
-def whole(given: Given, name: str) -> int | None:
+def whole_number_of(given: Given, name: str) -> int | None:
     """Return a field that holds a whole number above 0; None for any other value."""
     value = given.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
@@ -60,15 +60,15 @@ def delimiter(dataset: Given) -> str | None:
 def batch(spec: Given) -> str | None:
     """Check that the global batch is a multiple of the product of the given sizes, or equals it if all are given."""
     training = part(spec, "training")
-    total = whole(training, "global_batch_size")
+    total = whole_number_of(training, "global_batch_size")
     if total is None:
         return None
     parts = {
         name: size
         for name, size in (
-            ("per_device_train_batch_size", whole(training, "per_device_train_batch_size")),
-            ("gradient_accumulation_steps", whole(training, "gradient_accumulation_steps")),
-            ("processesPerNode", whole(spec, "processesPerNode")),
+            ("per_device_train_batch_size", whole_number_of(training, "per_device_train_batch_size")),
+            ("gradient_accumulation_steps", whole_number_of(training, "gradient_accumulation_steps")),
+            ("processesPerNode", whole_number_of(spec, "processesPerNode")),
         )
         if size is not None
     }
@@ -87,7 +87,7 @@ def batch(spec: Given) -> str | None:
 
 def prefetch(training: Given) -> str | None:
     """Check that there are loader processes where batches are to be read ahead."""
-    if not has(training, "dataloader_prefetch_factor") or whole(training, "dataloader_num_workers"):
+    if not has(training, "dataloader_prefetch_factor") or whole_number_of(training, "dataloader_num_workers"):
         return None
     return f"is {shown(training['dataloader_prefetch_factor'])}; requires dataloader_num_workers of 1 or more"
 
@@ -127,7 +127,7 @@ def not_with(name: str, *others: str) -> Callable[[Given], str | None]:
 
 def warmup(training: Given) -> str | None:
     """Check that the warm-up ends before the run does."""
-    rising, steps = whole(training, "warmup_steps"), whole(training, "max_steps")
+    rising, steps = whole_number_of(training, "warmup_steps"), whole_number_of(training, "max_steps")
     if rising is None or steps is None or rising < steps:
         return None
     return f"is {rising}, but the run has {steps} steps; the learning rate would never reach its peak"
@@ -140,7 +140,7 @@ _SCHEDULES = {  # transformers raises an error without one of these arguments
 }
 
 
-def schedule(training: Given) -> str | None:
+def missing_schedule_values(training: Given) -> str | None:
     """Check that the schedule of the learning rate has the arguments that it requires."""
     kind = training.get("lr_scheduler_type")
     needed = _SCHEDULES.get(kind) if isinstance(kind, str) else None
@@ -226,9 +226,9 @@ def _is_whole(amount: float | str) -> bool:
         return True  # the value has an error of its own
 
 
-def ranks(spec: Given) -> str | None:
+def indivisible_ranks(spec: Given) -> str | None:
     """Check that a node has a GPU for each rank."""
-    asked = whole(spec, "processesPerNode")
+    asked = whole_number_of(spec, "processesPerNode")
     limits = part(part(spec, "resourcesPerNode"), "limits")
     counts = [str(amount) for name, amount in _devices(limits).items() if name.endswith("/gpu")]
     try:

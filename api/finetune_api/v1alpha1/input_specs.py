@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 
-from finetune_api.v1alpha1.base import (
+from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported
+from finetune_api.v1alpha1.spec_base import (
     DATA_URI_PATTERN,
     DataUri,
     HttpUrl,
@@ -17,7 +18,6 @@ from finetune_api.v1alpha1.base import (
     broken,
     shown,
 )
-from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported
 
 
 class SecretRef(Kubernetes):

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from finetune_api.v1alpha1.base import JobName, Kubernetes, Label, StringMap, Word
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
+from finetune_api.v1alpha1.spec_base import JobName, Kubernetes, Label, StringMap, Word
 from finetune_api.v1alpha1.status import FineTuneJobStatus
 
 

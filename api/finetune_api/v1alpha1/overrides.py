@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.errors import Problem, SpecError
-from finetune_api.v1alpha1.base import shown
+from finetune_api.v1alpha1.spec_base import shown
 from finetune_api.v1alpha1.tree import Path, dotted
 
 ROOTS = frozenset({"apiVersion", "kind", "metadata", "spec"})

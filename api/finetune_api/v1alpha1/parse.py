@@ -9,11 +9,11 @@ from pydantic_core import ErrorDetails
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.lenient import without
-from finetune_api.v1alpha1.base import shown
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.names import closest, task_elsewhere, unknown_field
 from finetune_api.v1alpha1.patterns import meaning
 from finetune_api.v1alpha1.rules import RULES
+from finetune_api.v1alpha1.spec_base import shown
 from finetune_api.v1alpha1.supported import unsupported_in
 from finetune_api.v1alpha1.tree import Path, children, dotted, model_at
 

@@ -1,6 +1,6 @@
 """The regular expressions of the models in words."""
 
-from finetune_api.v1alpha1.base import DATA_URI_PATTERN, LABEL_PATTERN
+from finetune_api.v1alpha1.spec_base import DATA_URI_PATTERN, LABEL_PATTERN
 
 _MEANINGS = {
     LABEL_PATTERN: (

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.v1alpha1.base import FreeObject, Kubernetes, StringMap, Subdomain, Text, Word
 from finetune_api.v1alpha1.markers import KeepsData, Supported
+from finetune_api.v1alpha1.spec_base import FreeObject, Kubernetes, StringMap, Subdomain, Text, Word
 
 
 class Toleration(Kubernetes):

@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.messages import MethodType
-from finetune_api.v1alpha1.base import (
+from finetune_api.v1alpha1.markers import Fixed, KeepsData, Later, Supported
+from finetune_api.v1alpha1.pod_template import Toleration
+from finetune_api.v1alpha1.spec_base import (
     FreeObject,
     Kubernetes,
     Label,
@@ -16,8 +18,6 @@ from finetune_api.v1alpha1.base import (
     Subdomain,
     Text,
 )
-from finetune_api.v1alpha1.markers import Fixed, KeepsData, Later, Supported
-from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.training import LoraSpec
 
 _NVME = Later("states are not offloaded to disks", "use cpu, the memory of the node", values=("nvme",))

@@ -6,7 +6,7 @@ The schema of the API server allows only the long form, so a note is made for ea
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
-from finetune_api.v1alpha1.base import shown
+from finetune_api.v1alpha1.spec_base import shown
 from finetune_api.v1alpha1.tree import Branch, dotted, spec_fields
 
 Keys = tuple[str, ...]

@@ -5,7 +5,6 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.messages import ProblemType, Task
-from finetune_api.v1alpha1.base import Kubernetes, Label, Subdomain, Word
 from finetune_api.v1alpha1.input_specs import DatasetSpec, ModelSpec, StorageSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, KeepsData, Later, Mutable, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import PodTemplate
@@ -22,6 +21,7 @@ from finetune_api.v1alpha1.run_specs import (
     ResumeSpec,
     ScratchSpec,
 )
+from finetune_api.v1alpha1.spec_base import Kubernetes, Label, Subdomain, Word
 from finetune_api.v1alpha1.training import TrainingSpec
 
 _WHILE_SUSPENDED = Mutable(

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from finetune_api.errors import FailureCategory
-from finetune_api.v1alpha1.base import Observed
+from finetune_api.v1alpha1.spec_base import Observed
 from finetune_api.v1alpha1.status_values import Log, Metrics, Real, Reason, Sentence, Short, Whole, at_most, finite
 
 MAX_WARNINGS = 20

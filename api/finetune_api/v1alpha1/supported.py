@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.errors import Problem
-from finetune_api.v1alpha1.base import shown
-from finetune_api.v1alpha1.facts import LATER, WITHOUT_EFFECT
+from finetune_api.v1alpha1.field_facts import LATER, WITHOUT_EFFECT
 from finetune_api.v1alpha1.job import FineTuneJob
+from finetune_api.v1alpha1.spec_base import shown
 from finetune_api.v1alpha1.tree import dotted, spec_fields
 
 

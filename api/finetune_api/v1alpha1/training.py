@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from finetune_api.v1alpha1.base import (
+from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported, WithoutEffect, marker_of
+from finetune_api.v1alpha1.spec_base import (
     FlagOrWord,
     FreeObject,
     Names,
@@ -18,7 +19,6 @@ from finetune_api.v1alpha1.base import (
     Words,
     Words256,
 )
-from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported, WithoutEffect, marker_of
 
 _KERNELS = "the worker runs the kernels of the model"
 _OPTIMIZER = "the optimizer is the AdamW of DeepSpeed"

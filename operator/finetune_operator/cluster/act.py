@@ -1,4 +1,4 @@
-"""Carries out a decision: the only part of a reconcile that changes the world.
+"""The part of a reconcile that changes the world: it carries out a decision.
 
 The status comes first. The write carries the observed resourceVersion: the API server refuses a leader that was frozen
 and has an old view, and that leader does nothing else. If a later action is interrupted, the next reconcile decides it

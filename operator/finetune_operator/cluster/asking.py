@@ -1,5 +1,5 @@
-"""Asks one leader for its progress. The pod is not trusted: its image is the user's, and any pod can answer in its
-place. A large, slow or malformed answer costs at most LARGEST bytes and SECONDS, and raises `UnusableAnswerError`.
+"""One request for the progress of a leader. The pod is not trusted: its image is the user's, and any pod can answer in
+its place. A large, slow or malformed answer costs at most LARGEST bytes and SECONDS, and raises `UnusableAnswerError`.
 
 The request is written by hand because the bound covers every byte that arrives, not only the body: an HTTP client reads
 interim responses and chunk headers without limit. Redirects are not followed, and nothing is decompressed or stored.

@@ -1,5 +1,5 @@
-"""Elects the replica that works, over one Lease. Clocks of other machines are not trusted: a lease has expired when it
-has not changed for its whole duration on our own monotonic clock. A replica that loses the lease exits."""
+"""The election of the replica that works, over one Lease. Clocks of other machines are not trusted: a lease has expired
+when it has not changed for its whole duration on our own monotonic clock. A replica that loses the lease exits."""
 
 import asyncio
 import logging

@@ -1,6 +1,6 @@
-"""Reads one FineTuneJob and everything that belongs to it: the only part of a reconcile that reads the world.
+"""The part of a reconcile that reads the world: one FineTuneJob and everything that belongs to it.
 
-Children are listed anew each time: a watch never reports a deletion that happens while it is interrupted.
+Each reconcile lists the children again: a watch never reports a deletion that happens while it is interrupted.
 """
 
 import asyncio

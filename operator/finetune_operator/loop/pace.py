@@ -52,7 +52,7 @@ class WritePace(Generic[_Name]):
         self._written[name] = self._clock()
 
     def forget(self, name: _Name) -> None:
-        """Forget a job that no longer exists."""
+        """Drop a job that no longer exists."""
         self._written.pop(name, None)
         self._granted.discard(name)
 

@@ -1,4 +1,4 @@
-"""Polls the leaders of running gangs for their progress, and wakes the queue when there is something to write.
+"""The polls of the leaders of running gangs. An answer with something to write wakes the queue.
 
 The poller writes nothing: the status has one writer. A leader that does not answer causes a warning, never a failure.
 Each gang has its own timer, and a gang that takes longer is polled less often, so that a slow gang delays no other.
@@ -104,7 +104,7 @@ class Poller:
             self._answers[key] = (uid, Polled(result.progress, datetime.now(UTC)))
 
     def forget(self, key: JobKey) -> None:
-        """Forget a job that is finished or no longer exists."""
+        """Drop everything about a job that is finished or no longer exists."""
         for known in (self._unfinished, self._gangs, self._answers):
             known.pop(key, None)
         self._pace.forget(key)

@@ -39,7 +39,7 @@ class StageJob:
         deleting: whether the Job was deleted and waits for its pods.
         suspended: whether a queue suspends the Job; the operator never suspends Jobs.
         written: JSON of the FineTuneJob that the Job was made from.
-        controller: uid of the controlling object; labels alone prove nothing, because anybody can copy them.
+        controller: uid of the controlling object; labels prove nothing, because any user can copy them.
         has_progress_token: whether the agents accept a token that opens only /progress; agents of older operators do
             not.
     """
@@ -103,7 +103,7 @@ class StagePod:
         message: termination message of the container.
         disruption: why Kubernetes ended the pod, such as DeletionByTaintManager.
         sidecar_runs: whether an injected container still runs.
-        controller: uid of the controlling object; labels alone prove nothing, because anybody can copy them.
+        controller: uid of the controlling object; labels prove nothing, because any user can copy them.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """The GPUs that the training pods of a job may get, according to the labels of nodes. Pure.
 
-Nobody knows in advance which node a pod gets. A plan for the smallest GPU fits on all nodes. The labels are those of
+The node of a pod is unknown in advance, and a plan for the smallest GPU fits on all nodes. The labels are those of
 NVIDIA's GPU feature discovery and of GKE; a node without them contributes nothing.
 """
 

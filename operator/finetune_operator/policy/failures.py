@@ -180,14 +180,14 @@ def end_of(stage: Stage, pod: StagePod) -> End:
         message = f"{subject} was removed from its node"
         return End(FailureCategory.NODE_FAULT, pod.disruption or "Evicted", message)
     if pod.ended in {"StartError", "ContainerCannotRun"}:
-        return End(FailureCategory.USER_ERROR, pod.ended, f"{subject} could not start: {pod.message}")
-    code = pod.exit_code if pod.exit_code is not None else ExitCode.UNKNOWN
-    category = category_of(code)
-    if code == ExitCode.STORAGE_ERROR:
-        return End(
-            category, "StorageUnavailable", f"{subject} could not use the storage of the job, even after retries"
-        )
-    return End(category, pod.ended or "Error", f"{subject} ended with exit code {code} and reported no reason")
+        code = pod.ended
+        return End(FailureCategory.USER_ERROR, code, f"{subject} could not start: {pod.message}")
+    exit_code = pod.exit_code if pod.exit_code is not None else ExitCode.UNKNOWN
+    category = category_of(exit_code)
+    if exit_code == ExitCode.STORAGE_ERROR:
+        message = f"{subject} could not use the storage of the job, even after retries"
+        return End(category, "StorageUnavailable", message)
+    return End(category, pod.ended or "Error", f"{subject} ended with exit code {exit_code} and reported no reason")
 
 
 def _without_cure(problem: Problem) -> str:

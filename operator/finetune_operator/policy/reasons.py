@@ -250,7 +250,7 @@ CONDITIONS = (
     ),
     ConditionMeaning(
         ConditionType.COMPLETE,
-        "Has the job succeeded?",
+        "Did the job succeed?",
         (
             Meaning("True", Reason.SUCCEEDED, "All stages are complete. The message lists the artifacts."),
             Meaning("False", ForeignReason.PHASE, "The job exports again, because `spec.export.attempt` was raised."),
@@ -258,7 +258,7 @@ CONDITIONS = (
     ),
     ConditionMeaning(
         ConditionType.FAILED,
-        "Has the job failed?",
+        "Did the job fail?",
         (
             Meaning(
                 "True",
@@ -324,7 +324,7 @@ CONDITIONS = (
     ),
     ConditionMeaning(
         ConditionType.STALLED,
-        "Has the job failed for good? For Helm and GitOps tools.",
+        "Did the job fail for good? Helm and GitOps tools read this condition.",
         (
             Meaning("True", ForeignReason.CODE, "The job has failed.", "Read `status.failure`."),
             Meaning("False", ForeignReason.PHASE, "The job has not failed."),

@@ -11,7 +11,7 @@ NODE_CHECK_SECONDS = 5.0  # between two looks at the node of a pod that is past 
 def release_lost_pods(seen: ObservedJob, now: datetime, settings: Settings) -> tuple[list[ChildAction], float | None]:
     """Return the pods to release, and the seconds until the next look; None if there is nothing to wait for.
 
-    The Job controller replaces a pod only after it has ended, and nobody can confirm the end of a pod on a lost node.
+    The Job controller replaces a pod only after it has ended, and a lost node cannot confirm the end of its pod.
     When a pod is released, the agents there have stopped by themselves (self-fence), and storage would refuse a commit
     of theirs (generation.json). Two clocks must agree that the grace period and the fence have passed: the API server's
     clock and ours may differ by minutes, and our monotonic clock never jumps.

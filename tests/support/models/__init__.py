@@ -1,7 +1,7 @@
-"""Tiny models for tests: real architectures and real fast tokenizers, random weights, made on the spot in a second.
+"""Tiny models for tests: real architectures and real fast tokenizers, random weights, made in a second.
 
-The same call gives the same bytes in every process. They are like the released ones in what matters to a loader: the
-tokens that a tokenizer adds, whether it has one for padding, tied embeddings, and the head that is in the checkpoint.
+The same call gives the same bytes in every process. They match the released models in all that a loader depends on: the
+tokens that a tokenizer adds, its padding token or the lack of one, tied embeddings, and the head in the checkpoint.
 """
 
 from tests.support.models.corpus import CORPUS as CORPUS

@@ -1,4 +1,4 @@
-"""What the tokenizers of the tiny models are made from."""
+"""The training texts and pieces of the tokenizers of the tiny models."""
 
 import re
 from collections.abc import Iterable
@@ -16,14 +16,15 @@ VOCABULARY = 500
 
 
 def word_pieces(corpus: Iterable[str]) -> list[str]:
-    """Whole words and, for all others, single characters. The library's WordPiece trainer gives another vocabulary in
-    every process, so that no two runs of a test would train the same model."""
+    """Return whole words and, for all others, single characters. The library's WordPiece trainer gives another
+    vocabulary in every process, so no two runs of a test would train the same model.
+    """
     characters, words = _characters_and_words(" ".join(corpus).lower())
     return [*characters, *(f"##{character}" for character in characters), *words]
 
 
 def sentence_pieces(corpus: Iterable[str]) -> list[tuple[str, float]]:
-    """The same for SentencePiece, whose words begin with a mark: pieces with their log probabilities."""
+    """Return the same for SentencePiece, whose words begin with a mark: pieces with their log probabilities."""
     characters, words = _characters_and_words(" ".join(corpus))
     pieces = [("▁", -6.0), *((character, -8.0) for character in characters)]
     return [*pieces, *((f"▁{word}", -4.0) for word in words)]

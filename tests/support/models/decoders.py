@@ -13,7 +13,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def make_llama(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A LLaMA: byte-level BPE that adds BOS (but, as LLaMA's, not EOS), no padding token, untied embeddings."""
+    """Make a LLaMA: byte-level BPE that adds BOS (but not EOS, as LLaMA), no padding token, untied embeddings."""
     specials = ("<unk>", "<s>", "</s>")
     tokenizer = fast(
         byte_level(corpus, specials, "<s> $A", "<s> $A $B:1"),
@@ -27,7 +27,7 @@ def make_llama(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> 
 
 
 def make_mistral(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Mistral: SentencePiece BPE that adds BOS, no padding token, a sliding window of 12 tokens."""
+    """Make a Mistral: SentencePiece BPE that adds BOS, no padding token, a sliding window of 12 tokens."""
     tokenizer = fast(
         sentence_piece_bpe(corpus, ("<unk>", "<s>", "</s>"), "<s> $A", "<s> $A <s>:1 $B:1"),
         unk_token="<unk>",
@@ -40,12 +40,12 @@ def make_mistral(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -
 
 
 def make_gemma(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Gemma: SentencePiece BPE with padding token that adds BOS, tied embeddings that are scaled, wide heads."""
+    """Make a Gemma: SentencePiece BPE with padding token that adds BOS, tied and scaled embeddings, wide heads."""
     return _gemma(folder, corpus, "gemma", {}, changes)
 
 
 def make_gemma2(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Gemma 2: every other layer with a sliding window, logits and attention scores capped."""
+    """Make a Gemma 2: a sliding window in every other layer, capped logits and attention scores."""
     return _gemma(folder, corpus, "gemma2", {"sliding_window": 12, "query_pre_attn_scalar": 24}, changes)
 
 
@@ -64,12 +64,12 @@ def _gemma(folder: Path, corpus: Iterable[str], family: str, own: dict[str, Any]
 
 
 def make_qwen2(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Qwen 2: byte-level BPE that adds nothing, its own padding token, biases on query, key and value, tied."""
+    """Make a Qwen 2: byte-level BPE that adds nothing, its own padding token, biases on query, key and value, tied."""
     return _qwen(folder, corpus, "qwen2", {}, changes)
 
 
 def make_qwen3(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Qwen 3: as Qwen 2, with normalised queries and keys and heads wider than hidden / heads."""
+    """Make a Qwen 3: as Qwen 2, with normalised queries and keys and heads wider than hidden / heads."""
     return _qwen(folder, corpus, "qwen3", {"head_dim": 24}, changes)
 
 
@@ -87,9 +87,10 @@ def _qwen(folder: Path, corpus: Iterable[str], family: str, own: dict[str, Any],
 
 
 def make_gpt2(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A GPT-2: one special token for everything, no padding token, Conv1D layers, learned positions, tied.
+    """Make a GPT-2: one special token for everything, no padding token, Conv1D layers, learned positions, tied.
 
-    Without dropout, unlike the released ones: ranks draw their own masks, and losses could only be compared roughly.
+    It has no dropout, unlike the released ones, because each rank draws its own mask, so losses would be comparable
+    only roughly.
     """
     values = {
         "n_embd": HIDDEN,
@@ -105,20 +106,20 @@ def make_gpt2(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> P
 
 
 def make_gpt_neox(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A GPT-NeoX (Pythia): query, key and value in one layer, attention and MLP in parallel, untied embeddings."""
+    """Make a GPT-NeoX (Pythia): query, key and value in one layer, attention and MLP in parallel, untied."""
     values = {**SIZES, "rotary_pct": 0.25, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
     return save(folder, CAUSAL, "gpt_neox", _end_of_text(corpus), values | changes)
 
 
 def make_phi(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Phi: attention and MLP in parallel, biases everywhere, also on the head."""
+    """Make a Phi: attention and MLP in parallel, biases everywhere, also on the head."""
     values = {**SIZES, "partial_rotary_factor": 0.5, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": False}
     dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attention_dropout"), 0.0)
     return save(folder, CAUSAL, "phi", _end_of_text(corpus), values | dropouts | changes)
 
 
 def make_phi3(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A Phi 3: query, key and value in one layer, gate and up in another."""
+    """Make a Phi 3: query, key and value in one layer, gate and up in another."""
     tokenizer = fast(
         sentence_piece_bpe(corpus, ("<unk>", "<s>", "</s>", END_OF_TEXT), "$A", "$A $B:1"),
         unk_token="<unk>",

@@ -18,13 +18,13 @@ BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def make_bert(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = "AutoModel", **changes: Any) -> Path:
-    """A BERT: lower-casing WordPiece that adds [CLS] and [SEP]; learned positions and token types."""
+    """Make a BERT: lower-casing WordPiece that adds [CLS] and [SEP]; learned positions and token types."""
     values = {**SIZES, "max_position_embeddings": LENGTH, "pad_token_id": 0}
     return save(folder, auto, "bert", _wordpiece(corpus), values | changes)
 
 
 def make_distilbert(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = MASKED, **changes: Any) -> Path:
-    """A DistilBERT: BERT's tokenizer, no token types, no pooler."""
+    """Make a DistilBERT: BERT's tokenizer, no token types, no pooler."""
     values = {
         "dim": HIDDEN,
         "hidden_dim": 2 * HIDDEN,
@@ -39,7 +39,7 @@ def make_distilbert(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = MA
 
 
 def make_roberta(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = MASKED, **changes: Any) -> Path:
-    """A RoBERTa: byte-level BPE that adds <s> and </s>; positions are counted from pad_token_id + 1."""
+    """Make a RoBERTa: byte-level BPE that adds <s> and </s>; positions are counted from pad_token_id + 1."""
     specials = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     tokenizer = fast(
         byte_level(corpus, specials, "<s> $A </s>", "<s> $A </s> </s> $B </s>"),
@@ -59,7 +59,7 @@ def make_roberta(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = MASKE
 
 
 def make_modernbert(folder: Path, corpus: Iterable[str] = CORPUS, auto: str = MASKED, **changes: Any) -> Path:
-    """A ModernBERT: byte-level BPE that adds [CLS] and [SEP], rotary positions, half of the layers local."""
+    """Make a ModernBERT: byte-level BPE that adds [CLS] and [SEP], rotary positions, half of the layers local."""
     specials = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")
     tokenizer = fast(
         byte_level(corpus, specials, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),

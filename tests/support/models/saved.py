@@ -1,4 +1,4 @@
-"""How the tiny models are made and saved, and their common sizes."""
+"""Making and saving of the tiny models, and their common sizes."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ HIDDEN = 64
 LAYERS = 2
 HEADS = 4
 POSITIONS = 256
-INITIAL = 0.1  # random weights of the usual 0.02 hardly tell words apart: some runs learn little
+INITIAL = 0.1  # with the usual 0.02, random weights hardly distinguish words, and some runs learn little
 SIZES: dict[str, Any] = {
     "hidden_size": HIDDEN,
     "intermediate_size": 2 * HIDDEN,
@@ -20,7 +20,7 @@ GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2}
 
 
 def save(folder: Path, auto: str, family: str, tokenizer: Any, values: dict[str, Any]) -> Path:
-    """Save a model with random weights, always the same ones, beside its tokenizer.
+    """Save a model with seeded random weights beside its tokenizer.
 
     Args:
         auto: name of the Auto class of transformers whose model is in the checkpoint.

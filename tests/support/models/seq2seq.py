@@ -12,7 +12,7 @@ SEQ2SEQ = "AutoModelForSeq2SeqLM"
 
 
 def make_t5(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A T5: SentencePiece's Unigram that adds </s>, relative positions, tied embeddings, decoding starts with <pad>."""
+    """Make a T5: SentencePiece's Unigram that adds </s>, relative positions, tied, decoding starts with <pad>."""
     tokenizer = fast(
         unigram(corpus, ("<pad>", "</s>", "<unk>", "<extra_id_0>"), "$A </s>", "$A </s> $B </s>"),
         pad_token="<pad>",
@@ -36,7 +36,7 @@ def make_t5(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Pat
 
 
 def make_bart(folder: Path, corpus: Iterable[str] = CORPUS, **changes: Any) -> Path:
-    """A BART: RoBERTa's tokenizer, learned positions, tied embeddings, decoding starts with </s>."""
+    """Make a BART: RoBERTa's tokenizer, learned positions, tied embeddings, decoding starts with </s>."""
     tokenizer = fast(
         byte_level(corpus, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"), "<s> $A </s>", "<s> $A </s> </s> $B </s>"),
         bos_token="<s>",

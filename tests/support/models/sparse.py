@@ -1,4 +1,4 @@
-"""A LLaMA of any size whose weight files have true headers and no content: sparse files that take no room on a disk."""
+"""A LLaMA of any size whose weight files have true headers and no content: sparse files that use no disk space."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def make_sparse_llama(folder: Path, like: Path, shards: int, **sizes: Any) -> Pa
     """Write a model in bfloat16.
 
     Args:
-        like: a small LLaMA, whose tokenizer and other values of the configuration it has.
+        like: a small LLaMA, the source of the tokenizer and of the other values of the configuration.
         sizes: values of the configuration.
     """
     folder.mkdir(parents=True)

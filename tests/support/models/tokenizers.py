@@ -7,7 +7,7 @@ from tests.support.models.corpus import VOCABULARY, sentence_pieces, word_pieces
 
 
 def byte_level(corpus: Iterable[str], specials: Sequence[str], single: str = "$A", pair: str = "$A $B:1") -> Any:
-    """Byte-level BPE, as GPT-2's: any text, no unknown token. `single` and `pair`: templates of what is added."""
+    """Return a byte-level BPE, as GPT-2's: any text, no unknown token. `single` and `pair`: templates."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -24,7 +24,7 @@ def byte_level(corpus: Iterable[str], specials: Sequence[str], single: str = "$A
 
 
 def word_piece(corpus: Iterable[str], specials: Sequence[str], single: str, pair: str) -> Any:
-    """BERT's lower-casing WordPiece."""
+    """Return BERT's lower-casing WordPiece."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     vocabulary = {token: number for number, token in enumerate([*specials, *word_pieces(corpus)])}
@@ -36,7 +36,7 @@ def word_piece(corpus: Iterable[str], specials: Sequence[str], single: str, pair
 
 
 def unigram(corpus: Iterable[str], specials: Sequence[str], single: str, pair: str) -> Any:
-    """SentencePiece's Unigram, as T5's."""
+    """Return SentencePiece's Unigram, as T5's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     pieces = [*((token, 0.0) for token in specials), *sentence_pieces(corpus)]
@@ -47,7 +47,7 @@ def unigram(corpus: Iterable[str], specials: Sequence[str], single: str, pair: s
 
 
 def sentence_piece_bpe(corpus: Iterable[str], specials: Sequence[str], single: str, pair: str) -> Any:
-    """SentencePiece's BPE with bytes for what it does not know, as Mistral's and Gemma's."""
+    """Return SentencePiece's BPE with bytes for unknown characters, as Mistral's and Gemma's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
@@ -68,7 +68,7 @@ def _adding(tokenizer: Any, specials: Sequence[str], single: str, pair: str) -> 
 
 
 def fast(tokenizer: Any, **named: Any) -> Any:
-    """As transformers' fast tokenizer; `named`: its special tokens and `model_max_length`."""
+    """Return a fast tokenizer of transformers; `named`: its special tokens and `model_max_length`."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)

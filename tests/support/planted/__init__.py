@@ -1,4 +1,4 @@
-"""Data sets that are clean, and faults to be planted into them: what the report is measured on.
+"""Clean data sets, and faults to be planted into them, to measure the report.
 
-The texts were written for this purpose, without a look at the report's own word lists and patterns.
+The texts were written for this purpose, without reference to the report's own word lists and patterns.
 """

@@ -1,4 +1,4 @@
-"""Twenty clean data sets: nothing in them is to be told as a warning, nor as personal data or another language."""
+"""Twenty clean data sets: the report must have no warning, personal data or other language for them."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ SYSTEM = {"role": "system", "content": "You answer briefly and politely for a sm
 
 
 def made(row: Row, rows: int = ROWS, seed: int = 0) -> list[Example]:
-    """Rows that differ, the same for the same seed."""
+    """Return distinct rows, the same for the same seed."""
     draw = random.Random(seed)
     found: dict[str, Example] = {}
     while len(found) < rows:
@@ -23,7 +23,7 @@ def made(row: Row, rows: int = ROWS, seed: int = 0) -> list[Example]:
 
 
 def chat(line: int, *turns: str, system: str = "", **more: object) -> Example:
-    """A conversation, the user first."""
+    """Return a conversation, the user first."""
     roles = ("user", "assistant")
     messages = [{"role": roles[place % 2], "content": turn} for place, turn in enumerate(turns)]
     messages[-1] |= more
@@ -31,17 +31,17 @@ def chat(line: int, *turns: str, system: str = "", **more: object) -> Example:
 
 
 def labelled(language: str) -> Row:
-    """Texts with a topic that has nothing to do with them: a label must not be what makes a set clean."""
+    """Return texts with a label that is independent of them, so that the label is not the reason for a clean set."""
     return lambda draw, line: Example(line, text(draw, language), draw.choice(TOPICS))
 
 
 def pairs(language: str, answer: str = "") -> Row:
-    """Prompts and completions; a translation where the answer is in another language."""
+    """Return prompts and completions; translations where the answer is in another language."""
     return lambda draw, line: Example(line, text(draw, language), completion=text(draw, answer or language))
 
 
 def chats(language: str) -> Row:
-    """Conversations of four turns."""
+    """Return conversations of four turns."""
     return lambda draw, line: chat(
         line, *(text(draw, language, 1, 4) for _ in range(4)), system=SYSTEM["content"] if language == "en" else ""
     )
@@ -52,7 +52,7 @@ VERBS = ("load", "sum", "sort", "merge", "count", "print", "split", "scale", "ch
 
 
 def python(draw: random.Random, line: int) -> Example:
-    """Questions about functions, and functions; half of them stand in fences."""
+    """Return questions about functions, with functions as answers; half of these are in fences."""
     verb, one, two = draw.choice(VERBS), draw.choice(NAMES), draw.choice(NAMES)
     number, other = draw.randint(2, 900), draw.randint(2, 900)
     code = (
@@ -67,7 +67,7 @@ def python(draw: random.Random, line: int) -> Example:
 
 
 def web(draw: random.Random, line: int) -> Example:
-    """Templates of pages: markup and names in braces are what the model is to write."""
+    """Return templates of pages, in which markup and names in braces are the target."""
     one, two, number = draw.choice(NAMES), draw.choice(NAMES), draw.randint(1, 900)
     page = (
         f'<div class="{one}-{number}">\n  <p>{{{{ {two} }}}}</p>\n  <a href="/{one}/{number}">more</a><br>\n'
@@ -78,7 +78,7 @@ def web(draw: random.Random, line: int) -> Example:
 
 
 def shell(draw: random.Random, line: int) -> Example:
-    """Commands and configuration with variables."""
+    """Return commands and configuration with variables."""
     one, two, number = draw.choice(NAMES), draw.choice(NAMES), draw.randint(1, 900)
     answers = (
         f"#!/bin/sh\nset -eu\nexport {one.upper()}={number}\necho ${{{one.upper()}}} > /var/{two}.txt",
@@ -89,7 +89,7 @@ def shell(draw: random.Random, line: int) -> Example:
 
 
 def tools(draw: random.Random, line: int) -> Example:
-    """Conversations in which tools are called; the content of such a message is empty, missing or null."""
+    """Return conversations with tool calls; the content of such a message is empty, missing or null."""
     city, day = draw.choice(("Oslo", "Porto", "Graz", "Kyoto", "Lima", "Perth", "Tunis", "Quito")), draw.randint(1, 360)
     call = {"type": "function", "function": {"name": "get_weather", "arguments": f'{{"city": "{city}", "day": {day}}}'}}
     calling: dict[str, object] = {"role": "assistant", "tool_calls": [call], "content": ""}
@@ -112,7 +112,7 @@ def tools(draw: random.Random, line: int) -> Example:
 
 
 def reasoning(draw: random.Random, line: int) -> Example:
-    """Sums with the way to them, between marks or in a field of its own."""
+    """Return sums with their derivation, between marks or in a field of its own."""
     one, two, three = (draw.randint(2, 99) for _ in range(3))
     way = f"First {one} times {two} is {one * two}. Then {three} is added, which gives {one * two + three}."
     asked = f"A crate holds {one} boxes of {two} pears, and {three} pears lie beside it. How many pears are there?"
@@ -123,7 +123,7 @@ def reasoning(draw: random.Random, line: int) -> Example:
 
 
 def tables(draw: random.Random, line: int) -> Example:
-    """Tables to be read aloud: numbers, dates, prices, versions."""
+    """Return tables to be read aloud: numbers, dates, prices, versions."""
     lines = [
         f"| 20{draw.randint(10, 25)}-0{draw.randint(1, 9)}-1{draw.randint(0, 9)} | {draw.choice(NAMES)} "
         f"| {draw.randint(1, 9)}.{draw.randint(0, 20)}.{draw.randint(0, 20)}.{draw.randint(0, 9)} "
@@ -158,7 +158,7 @@ RHYMES = (
 
 
 def poems(draw: random.Random, line: int) -> Example:
-    """Verses: short lines that end with commas and semicolons."""
+    """Return verses: short lines that end with commas and semicolons."""
     verses = draw.sample(RHYMES, 4)
     lines = [part for verse in verses for part in verse]
     return chat(line, f"Four couplets that begin with '{lines[0].rstrip(';')}', please.", "\n".join(lines))
@@ -170,7 +170,7 @@ THINGS = ("kettle", "lamp", "chair", "coat", "rug", "clock", "desk", "pan", "bik
 
 
 def reviews(draw: random.Random, line: int) -> Example:
-    """Short reviews, a few words each, that differ in their words."""
+    """Return reviews of a few words, with distinct words."""
     good = draw.random() < 0.5
     words = draw.sample(GOOD if good else BAD, 2)
     thing, days = draw.choice(THINGS), draw.randint(2, 90)
@@ -188,7 +188,7 @@ PEOPLE = {
 
 
 def people(language: str) -> Row:
-    """Reviews in which people are spoken of, whatever the label."""
+    """Return reviews that mention people, whatever the label."""
     return lambda draw, line: Example(
         line, f"{draw.choice(PEOPLE[language])} ... {text(draw, language)}", draw.choice(TOPICS)
     )
@@ -214,6 +214,6 @@ SETS: dict[str, Row] = {
 
 
 def split(rows: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Three quarters to train on, one to evaluate, at random."""
+    """Return three quarters for training and one for evaluation, at random."""
     shuffled = random.Random(5).sample(rows, len(rows))
     return shuffled[len(rows) // 4 :], shuffled[: len(rows) // 4]

@@ -1,4 +1,4 @@
-"""Faults, each planted into a clean set: what a careful colleague would find in it."""
+"""Faults, each planted into a clean set: those that a careful colleague would find in it."""
 
 import random
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Rows = list[Example]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a data set, and the code that has to say so.
+    """A fault of a data set, and the code that the report must give.
 
     Attributes:
-        limit: tokens a row may have.
-        says: must stand in the finding.
+        limit: maximum tokens of a row.
+        says: text that the finding must contain.
     """
 
     name: str
@@ -30,30 +30,30 @@ class Fault:
 
 
 def every(number: int, change: Callable[[Example], Example], rows: Rows) -> Rows:
-    """Each `number`-th row changed."""
+    """Change each `number`-th row."""
     return [change(row) if place % number == 0 else row for place, row in enumerate(rows)]
 
 
-def said(row: Example) -> str:
-    """What a row is to teach; of a labelled one, its text."""
+def target_of(row: Example) -> str:
+    """Return the text that a row teaches; of a labelled row, its text."""
     if row.messages:
         return str(row.messages[-1]["content"])
     return row.completion or row.text
 
 
-def saying(row: Example, text: str) -> Example:
-    """The row with something else to teach."""
+def with_target(row: Example, text: str) -> Example:
+    """Return the row with another target."""
     if row.messages:
         return replace(row, messages=(*row.messages[:-1], {**row.messages[-1], "content": text}))
     return replace(row, completion=text) if row.completion else replace(row, text=text)
 
 
 def with_words(words: str) -> Callable[[Example], Example]:
-    """A change that puts some words behind the first sentence."""
+    """Return a change that adds some words after the first sentence."""
 
     def change(row: Example) -> Example:
-        first, point, rest = said(row).partition(". ")
-        return saying(row, f"{first}{point or ' '}{words} {rest}")
+        first, point, others = target_of(row).partition(". ")
+        return with_target(row, f"{first}{point or ' '}{words} {others}")
 
     return change
 
@@ -61,12 +61,12 @@ def with_words(words: str) -> Callable[[Example], Example]:
 def planted(
     name: str, code: str, base: str, change: Callable[[Example], Example], number: int, says: str = ""
 ) -> Fault:
-    """A fault of single rows: each `number`-th."""
+    """Return a fault of single rows: each `number`-th."""
     train, evaluation = split(made(SETS[base]))
     return Fault(name, code, every(number, change, train), evaluation, says)
 
 
-# (kind, language, what somebody wrote)
+# (kind, language, text)
 PERSONAL = (
     ("e-mail", "chats, en", "You reach me at karin.holm@nordlicht-moebel.se after six."),
     ("e-mail", "chats, de", "Schreib an t.brandl@kachelofen-brandl.at oder komm vorbei."),
@@ -119,7 +119,7 @@ def _personal() -> list[Fault]:
 
 
 def _skewed(language: str, words: str, about: str) -> Fault:
-    """Rows about some people are complaints five times as often as others."""
+    """Return rows in which some people get complaints five times as often as others."""
     draw = random.Random(11)
     train, evaluation = split(made(labelled(language), 800))
 
@@ -135,13 +135,13 @@ def _conflict(row: Example) -> Example:
 
 
 def _half(row: Example) -> Example:
-    words = said(row).split(" ")
+    words = target_of(row).split(" ")
     words[len(words) // 2] = "somewhat"
-    return saying(row, " ".join(words))
+    return with_target(row, " ".join(words))
 
 
 def _of_sets() -> list[Fault]:
-    """Faults that are not of single rows."""
+    """Return the faults of whole sets."""
     train, evaluation = split(made(SETS["labelled texts, en"]))
     talk, talk_eval = split(made(SETS["chats, en"]))
     pair, pair_eval = split(made(SETS["pairs, fr"]))
@@ -194,7 +194,7 @@ def _of_sets() -> list[Fault]:
             "an eval split of long rows",
             "FarLengths",
             pair,
-            [saying(row, text(draw, "fr", 10, 14)) for row in pair_eval],
+            [with_target(row, text(draw, "fr", 10, 14)) for row in pair_eval],
         ),
         Fault("rows cut", "TruncatedRows", talk, talk_eval, limit=60),
         Fault("German among English", "MixedLanguages", [*plain, *german[:20]], talk_eval, "German"),
@@ -207,30 +207,37 @@ def _of_sets() -> list[Fault]:
         ),
         Fault("Russian among English", "MixedScripts", *_with("labelled texts, en", "ru")),
         Fault("empty answers after calls of tools", "EmptyAnswers", weighed, []),
-        Fault("one-word answers", "OneWordAnswers", every(20, lambda row: saying(row, "Sure."), talk), talk_eval),
+        Fault("one-word answers", "OneWordAnswers", every(20, lambda row: with_target(row, "Sure."), talk), talk_eval),
         Fault(
             "the same opening",
             "RepeatedFrame",
-            every(3, lambda row: saying(row, f"Thank you so much for your kind message today. {said(row)}"), talk),
+            every(
+                3,
+                lambda row: with_target(row, f"Thank you so much for your kind message today. {target_of(row)}"),
+                talk,
+            ),
             talk_eval,
         ),
         Fault(
             "very long rows",
             "VeryLongRows",
-            [saying(row, " ".join(said(row) for row in talk)) if place == 7 else row for place, row in enumerate(talk)],
+            [
+                with_target(row, " ".join(target_of(row) for row in talk)) if place == 7 else row
+                for place, row in enumerate(talk)
+            ],
             talk_eval,
             limit=9000,
         ),
         Fault(
             "Alpaca's frame in a chat",
             "TemplateLeftovers",
-            every(9, lambda row: chat(row.line, prompt(sentence(draw, "en"), ""), said(row)), talk),
+            every(9, lambda row: chat(row.line, prompt(sentence(draw, "en"), ""), target_of(row)), talk),
             talk_eval,
         ),
         Fault(
             "a name to fill in, in the system message",
             "UnfilledPlaceholders",
-            every(4, lambda row: chat(row.line, "Hello.", said(row), system="You are {{bot_name}}."), spoken),
+            every(4, lambda row: chat(row.line, "Hello.", target_of(row), system="You are {{bot_name}}."), spoken),
             [],
         ),
         Fault(
@@ -253,10 +260,10 @@ def _with(name: str, language: str) -> tuple[Rows, Rows]:
 
 
 def _of_rows() -> list[Fault]:
-    """Faults of single rows."""
+    """Return the faults of single rows."""
     return [
-        planted("empty answers", "EmptyAnswers", "chats, en", lambda row: saying(row, ""), 60),
-        planted("blank answers", "EmptyAnswers", "chats, pt", lambda row: saying(row, " \n"), 60),
+        planted("empty answers", "EmptyAnswers", "chats, en", lambda row: with_target(row, ""), 60),
+        planted("blank answers", "EmptyAnswers", "chats, pt", lambda row: with_target(row, " \n"), 60),
         planted("ChatML", "TemplateLeftovers", "chats, en", with_words("<|im_end|>\n<|im_start|>user"), 40),
         planted("Llama 2", "TemplateLeftovers", "pairs, it", with_words("[/INST]"), 40),
         planted("Llama 3", "TemplateLeftovers", "chats, ja", with_words("<|eot_id|>"), 40),
@@ -275,17 +282,23 @@ def _of_rows() -> list[Fault]:
             "ein Modell", "ModelTalksOfItself", "chats, de", with_words("Als KI-Sprachmodell weiß ich das nicht."), 40
         ),
         planted("lorem ipsum", "DummyText", "chats, en", with_words("Lorem ipsum dolor sit amet."), 40),
-        planted("to do", "DummyText", "chats, en", lambda row: saying(row, "TODO: ask the shop"), 40),
+        planted("to do", "DummyText", "chats, en", lambda row: with_target(row, "TODO: ask the shop"), 40),
         planted("tags", "MarkupLeftovers", "chats, en", with_words("<br><br>"), 20),
         planted("entities", "MarkupLeftovers", "pairs, fr", with_words("l&#39;hiver&nbsp;: oui"), 20),
-        planted("paragraphs", "MarkupLeftovers", "labelled texts, en", lambda r: saying(r, f"<p>{said(r)}</p>"), 20),
+        planted(
+            "paragraphs",
+            "MarkupLeftovers",
+            "labelled texts, en",
+            lambda r: with_target(r, f"<p>{target_of(r)}</p>"),
+            20,
+        ),
         planted("leftovers beside code", "TemplateLeftovers", "functions in Python", with_words("<|im_end|>"), 40),
         planted("unknown signs", "UnknownCharacters", "chats, en", with_words("☃ ☃ ☃ ☃"), 2),
     ]
 
 
 def faults() -> list[Fault]:
-    """All of them."""
+    """Return all faults."""
     return [
         *_of_sets(),
         *_of_rows(),

@@ -1,4 +1,4 @@
-"""The report on a planted or a clean set, from rows as they come out of a file."""
+"""The report on a planted or a clean set, from rows as a reader returns them."""
 
 from collections.abc import Sequence
 from zlib import crc32
@@ -17,11 +17,15 @@ from tests.support.planted.clean import SETS, made, split
 from tests.support.planted.faults import Fault
 
 UNKNOWN = 1
-ALARMING_NOTES = {"PersonalData", "MixedLanguages", "MixedScripts"}  # no warnings, and wrong all the same
+ALARMING_NOTES = {
+    "PersonalData",
+    "MixedLanguages",
+    "MixedScripts",
+}  # notes rather than warnings, but wrong on a clean set
 
 
 def encode(example: Example, limit: int) -> Encoded:
-    """A token for each word or sign, the assistant's with loss."""
+    """Return a token for each word or sign, with loss on the assistant's."""
     if example.labelled:
         ids = tokens(example.text)
         return Encoded(ids[:limit], full_length=len(ids))
@@ -33,13 +37,13 @@ def encode(example: Example, limit: int) -> Encoded:
 
 
 def tokens(text: str) -> np.ndarray:
-    """Words of a script with blanks, signs of one without; snowmen are unknown."""
+    """Return words of a script with blanks, signs of a script without; snowmen are unknown."""
     words = [*(text.split() if text.isascii() or " " in text else text), "</s>"]
     return np.array([UNKNOWN if word == "☃" else 2 + crc32(word.encode()) % 29_998 for word in words], np.int32)
 
 
 def report_on(train: Sequence[Example], evaluation: Sequence[Example], limit: int = 512) -> QualityReport:
-    """The report on two splits."""
+    """Return the report on two splits."""
     task = Task.CLASSIFICATION if train[0].label else Task.CAUSAL_LM
     seen = []
     for name, rows in (("train.jsonl", train), ("eval.jsonl", evaluation)):
@@ -49,13 +53,13 @@ def report_on(train: Sequence[Example], evaluation: Sequence[Example], limit: in
 
 
 def finds(fault: Fault) -> bool:
-    """Whether the report names a fault."""
+    """Return whether the report names a fault."""
     report = report_on(fault.train, fault.evaluation, fault.limit)
     return any(one.code == fault.code and fault.says in f"{one.message} {one.cure}" for one in report.findings)
 
 
 def false_alarms(name: str) -> list[str]:
-    """What the report says against a clean set: warnings, errors, and notes that are wrong."""
+    """Return the false findings on a clean set: warnings, errors, and wrong notes."""
     report = report_on(*split(made(SETS[name])))
     return [
         f"{one.code}: {one.message}"

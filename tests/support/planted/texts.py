@@ -1,9 +1,9 @@
 # ruff: noqa: RUF001 - Cyrillic letters
-"""Plain sentences in eleven languages: a beginning and an end that go together, of which rows are put together."""
+"""Plain sentences in eleven languages: beginnings and ends that fit together, from which rows are composed."""
 
 import random
 
-# language -> (beginnings, ends, what stands between two sentences)
+# language -> (beginnings, ends, separator of two sentences)
 SPEECH: dict[str, tuple[list[str], list[str], str]] = {
     "en": (
         [
@@ -306,12 +306,14 @@ SPEECH: dict[str, tuple[list[str], list[str], str]] = {
 
 
 def sentence(draw: random.Random, language: str) -> str:
-    """One sentence."""
+    """Return one sentence."""
     beginnings, ends, between = SPEECH[language]
     return f"{draw.choice(beginnings)}{between}{draw.choice(ends)}"
 
 
 def text(draw: random.Random, language: str, least: int = 3, most: int = 6) -> str:
-    """Some sentences, numbered at both ends as notes are: people do not begin every tenth text with the same words."""
+    """Return some sentences, numbered at both ends as notes are, since real texts do not often begin with the same
+    words.
+    """
     found = SPEECH[language][2].join(sentence(draw, language) for _ in range(draw.randint(least, most)))
     return f"{draw.randint(1, 400)}. {found} ({draw.randint(1, 900)})"

@@ -1,12 +1,12 @@
-"""`python -m finetune_trainer.agent`: one node of a training job. It can be told to stop before it imports anything."""
+"""`python -m finetune_trainer.agent`: one node of a training job. SIGTERM stops it even before it imports anything."""
 
 import os
 
-from finetune_trainer.process.ties import end_when_told
+from finetune_trainer.process.ties import exit_on_sigterm
 
 if __name__ == "__main__":
-    end_when_told()
-    from finetune_trainer.agent.program import main
+    exit_on_sigterm()
+    from finetune_trainer.agent.node_program import main
 
     code = main(os.environ)
-    os._exit(code)  # an ordinary exit would wait for a download that nobody needs any more
+    os._exit(code)  # sys.exit would wait for threads, such as a download that is not needed any more

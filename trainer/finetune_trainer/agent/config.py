@@ -1,4 +1,4 @@
-"""What an agent is told by its environment."""
+"""The configuration of an agent: its environment variables, see `contract.Env`."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from finetune_api.errors import Problem, SpecError
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """One agent's place in the world.
+    """The configuration of one agent.
 
     Attributes:
         job: path of the FineTuneJob.
@@ -37,7 +37,7 @@ class AgentConfig:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "AgentConfig":
-        """Reads and checks the environment.
+        """Read and check the environment.
 
         Raises:
             SpecError: a variable is missing or malformed.
@@ -57,7 +57,7 @@ class AgentConfig:
         )
 
     def worker_threads(self, local_ranks: int) -> int:
-        """Intra-op threads of each worker, when this node runs `local_ranks` of them."""
+        """Return the intra-op threads of each worker, when this node runs `local_ranks` of them."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks)
 
 

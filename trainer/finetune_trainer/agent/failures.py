@@ -1,4 +1,5 @@
-"""What went wrong, and whether to try again. Pure. The culprit is named, not its victims, which follow within 40 ms."""
+"""Failures of the gang, and whether to try again. Pure. The culprit is named, not its victims, which fail within 40
+ms of it."""
 
 from collections.abc import Iterable
 
@@ -8,13 +9,13 @@ from finetune_api.errors import HANDLING, FailureCategory, Restart, category_of
 from finetune_trainer.agent.roster import Gang, Member, lost
 
 SIGABRT = -6
-# How NCCL's watchdog ends a process whose collective a lost peer has left: by a signal, not by an exception.
+# NCCL's watchdog ends a process by a signal, not by an exception, when a lost peer interrupts its collective.
 NCCL_SIGNS = ("ProcessGroupNCCL", "NCCL watchdog", "Watchdog caught collective", "ncclRemoteError", "NCCL error")
 DISK_FULL = "No space left on device"
 
 
 def first_failure(gang: Gang, now: float) -> Failure | None:
-    """The first thing that went wrong in this generation, or None; victims of a lost peer are never named first."""
+    """Return the first failure in this generation, or None; victims of a lost peer are never named first."""
     assert gang.rendezvous is not None
     for node, incarnation in gang.rendezvous.incarnations.items():
         member = gang.members[node]
@@ -29,7 +30,7 @@ def first_failure(gang: Gang, now: float) -> Failure | None:
     if failed and since >= gang.limits.culprit:
         if not only_victims(failed):
             return culprit(failed)
-        for node in gang.rendezvous.ranks:  # a lost peer and a closed connection: no need to wait for certainty
+        for node in gang.rendezvous.ranks:  # a lost peer and a closed connection together are certain
             if gang.members[node].closed_at is not None:
                 return _node_fault(node, f"node {node} was lost: its connection closed")
         if since >= gang.limits.blame:
@@ -41,21 +42,21 @@ def first_failure(gang: Gang, now: float) -> Failure | None:
 
 
 def only_victims(failed: Iterable[Member]) -> bool:
-    """Whether all failures reported so far are of workers that lost a peer."""
+    """Return whether all failures reported so far are of workers that lost a peer."""
     ranks = [rank for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
     return bool(ranks) and all(lost_a_peer(rank) for rank in ranks)
 
 
 def lost_a_peer(report: RankReport) -> bool:
-    """Whether a worker ended because another one was lost: a victim, not the culprit."""
+    """Return whether a worker failed because another one was lost: a victim, not the culprit."""
     if report.exit_code == SIGABRT:
         return any(sign in report.log_tail for sign in NCCL_SIGNS)
     return report.exit_code == ExitCode.DISTRIBUTED
 
 
 def culprit(failed: Iterable[Member]) -> Failure:
-    """The failure to name: the earliest worker that did not merely lose a peer. The clocks of two nodes may differ: the
-    leader's counts between them."""
+    """Return the failure to name: the earliest worker that did not only lose a peer. Clocks of nodes may differ, so
+    that the leader's clock decides between nodes."""
     reports = [(m, rank) for m in failed for rank in m.beat.ranks if rank.state is RankState.FAILED]
     member, report = min(reports, key=lambda r: (lost_a_peer(r[1]), r[0].failed_at or 0.0, r[1].ended_at or 0.0))
     node = member.beat.node
@@ -70,16 +71,16 @@ def culprit(failed: Iterable[Member]) -> Failure:
 
 
 def describe(node: int, report: RankReport) -> str:
-    """One sentence on a failed worker."""
+    """Return one sentence on a failed worker."""
     code = report.exit_code or 0
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    said = f": {report.error}" if report.error else ""
-    room = "; the node's disk is full: give spec.scratch.size more" if DISK_FULL in report.error else ""
-    return f"rank {report.rank} on node {node} {how} in phase {report.phase} after step {report.step}{said}{room}"
+    error = f": {report.error}" if report.error else ""
+    full = "; the node's disk is full: increase spec.scratch.size" if DISK_FULL in report.error else ""
+    return f"rank {report.rank} on node {node} {how} in phase {report.phase} after step {report.step}{error}{full}"
 
 
 def budget_left(gang: Gang, failure: Failure) -> bool:
-    """Whether a restart may help and is allowed."""
+    """Return whether a restart may help and is allowed."""
     restart = HANDLING[failure.category].restart
     if restart is not Restart.COUNTED:
         return restart is Restart.FREE
@@ -87,7 +88,7 @@ def budget_left(gang: Gang, failure: Failure) -> bool:
 
 
 def storage_failure(gang: Gang, now: float) -> Failure | None:
-    """A failure when a trained model cannot be stored and patience is over."""
+    """Return a failure if a trained model could not be stored for too long."""
     for node, member in gang.members.items():
         since = member.unstored_at
         if since is not None and now - since > gang.limits.storage and lost(gang, member, now) is None:
@@ -96,7 +97,7 @@ def storage_failure(gang: Gang, now: float) -> Failure | None:
 
 
 def unfit_node(gang: Gang) -> Failure | None:
-    """A failure when a node of this generation can start no workers."""
+    """Return a failure if a node of this generation cannot start workers."""
     for node, member in gang.members.items():
         if member.beat.unfit and member.beat.generation == gang.generation:
             return _node_fault(node, f"node {node}: {member.beat.unfit}")
@@ -104,7 +105,7 @@ def unfit_node(gang: Gang) -> Failure | None:
 
 
 def never_gathered(gang: Gang, missing: str, now: float) -> Failure | None:
-    """A failure when a generation has waited too long for its nodes, or a day for storage that refuses one of them."""
+    """Return a failure if a generation has waited too long for its nodes: an hour, or a day if storage refuses one."""
     refused = any(member.beat.storage_error for member in gang.members.values())
     limit = gang.limits.storage if refused else gang.limits.gather
     if now - gang.since <= limit or gang.stored < gang.generation:
@@ -114,25 +115,24 @@ def never_gathered(gang: Gang, missing: str, now: float) -> Failure | None:
 
 
 def end_is_broken(gang: Gang) -> Failure | None:
-    """A failure when what this generation has saved last was found broken in storage: those steps are done again."""
+    """Return a failure if the last checkpoint of this generation is broken in storage: its steps are done again."""
     own = [one for one in gang.broken if one.generation == gang.generation]
     if not own:
         return None
     last = max(own)
-    shares = [saved for member in gang.members.values() for saved in member.beat.complete]
-    if any(last < saved.checkpoint for saved in shares):
+    if any(last < part.checkpoint for member in gang.members.values() for part in member.beat.complete):
         return None
     return Failure(category=FailureCategory.NODE_FAULT, node=0, message=f"checkpoint {last} is broken in storage")
 
 
 def announced_stop(nodes: list[int]) -> Failure:
-    """The free reason for a next generation."""
+    """Return the reason of a next generation that no budget is charged for."""
     names = ", ".join(f"node {node}" for node in nodes)
-    return Failure(category=FailureCategory.PREEMPTED, node=nodes[0], message=f"{names} told to stop")
+    return Failure(category=FailureCategory.PREEMPTED, node=nodes[0], message=f"{names} asked to stop")
 
 
 def leader_lost() -> Failure:
-    """What a new leader says of the one before, when nothing else tells why it is gone."""
+    """Return the failure that a new leader records for its predecessor, if no other reason is known."""
     return _node_fault(0, "the leader's pod was lost")
 
 

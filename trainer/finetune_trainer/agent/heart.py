@@ -1,5 +1,8 @@
-"""A node's beats: a long poll to the leader, and the search for the leader when it does not answer. Neither waits for
-the other, and no beat waits for storage or disk: a node that does not beat is taken for lost after ten seconds."""
+"""A node's beats: a long poll to the leader, and the search for the leader when it does not answer.
+
+Neither waits for the other, and no beat waits for storage or disk: a node without a beat counts as lost after ten
+seconds.
+"""
 
 import asyncio
 import contextlib
@@ -19,46 +22,36 @@ log = logging.getLogger("agent")
 
 BEAT_TIMEOUT = aiohttp.ClientTimeout(total=10, connect=3)
 RETRY_SECONDS = 0.3
-HEALTHY_SECONDS = 10.0  # a beat was answered within this time
-LISTEN_SECONDS = 2.5  # after which an answer is waited for, whatever news there is
-GOODBYE_SECONDS = 0.5  # the leader hears a beat at once; its answer is of no use any more
-SOONEST_SECONDS, LATEST_SECONDS = 0.3, 5.0  # between two looks for the leader
+HEALTHY_SECONDS = 10.0  # the leader has answered a beat within this time
+LISTEN_SECONDS = 2.5  # without an answer for this long, a beat waits for its answer even when there is news
+LAST_BEAT_SECONDS = 0.5  # the leader takes a beat at once; the answer to the last one is not needed
+SOONEST_SECONDS, LATEST_SECONDS = 0.3, 5.0  # between two searches for the leader
 
 
 class Heart:
     """Keeps one node in touch with its leader.
 
     Args:
-        store: the job's storage, through a client that gives up soon.
+        store: the job's storage, through a client with short time limits.
         run: key prefix of the run, with the trailing slash.
         token: bearer token of the gang.
-        leader: `host:port` of this very process if it leads, else None: then generation.json says.
-        beat: what to tell now.
-        on_answer: called with every directive, and the beat that it answers.
-        on_done: called when DONE.json is there and no leader answers.
+        leader: `host:port` of this very process if it leads; None = read it from generation.json.
+        beat: returns the beat to send now.
+
+    Attributes:
+        heard: when a leader answered last, or when this node began, in monotonic seconds.
     """
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        run: str,
-        token: str,
-        leader: str | None,
-        beat: Callable[[], Beat],
-        on_answer: Callable[[Directive, Beat], None],
-        on_done: Callable[[], None],
-    ) -> None:
+    def __init__(self, store: ObjectStore, run: str, token: str, leader: str | None, beat: Callable[[], Beat]) -> None:
         self._store = store
         self._run = run
         self._token = token
         self._leader = leader
         self._leads = leader is not None
         self._beat = beat
-        self._on_answer = on_answer
-        self._on_done = on_done
-        self._news = asyncio.Event()  # something the leader should hear at once
+        self._news = asyncio.Event()  # the leader should receive a beat at once
         self._unanswered = asyncio.Event()  # the known leader did not answer
-        self.heard = time.monotonic()  # when a leader answered last, or when this node began
+        self.heard = time.monotonic()
         self._answered = False
 
     @property
@@ -66,45 +59,54 @@ class Heart:
         """Whether the leader has answered lately."""
         return self._answered and time.monotonic() - self.heard < HEALTHY_SECONDS
 
-    def tell(self) -> None:
-        """There is something that the leader should hear at once."""
+    def notify(self) -> None:
+        """Send the next beat at once: the state of this node has changed."""
         self._news.set()
 
-    async def run(self) -> None:
-        """Beats until it is cancelled."""
+    def on_answer(self) -> None:
+        """Note that the leader has answered."""
+        self.heard, self._answered = time.monotonic(), True
+        self._unanswered.clear()
+
+    async def run(self, on_directive: Callable[[Directive, Beat], None], on_done: Callable[[], None]) -> None:
+        """Beat until cancelled.
+
+        Args:
+            on_directive: called with every directive, and the beat that it answers.
+            on_done: called when DONE.json is in storage and no leader answers.
+        """
         async with self._session() as session:
-            looking = asyncio.create_task(self._look_for_leader())
+            searching = asyncio.create_task(self._search_leader(on_done))
             try:
                 while True:
-                    await self._once(session)
-                    if looking.done():
-                        looking.result()
+                    await self._beat_once(session, on_directive)
+                    if searching.done():
+                        searching.result()
             finally:
-                looking.cancel()
-                await asyncio.gather(looking, return_exceptions=True)
+                searching.cancel()
+                await asyncio.gather(searching, return_exceptions=True)
 
-    async def say_goodbye(self) -> None:
-        """One last beat, so that the leader need not wait for a node that has obeyed or given up."""
+    async def send_last_beat(self) -> None:
+        """Send one last beat, so that the leader does not wait for a node that has exited."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, ValueError):
-            async with self._session() as session, asyncio.timeout(GOODBYE_SECONDS):
+            async with self._session() as session, asyncio.timeout(LAST_BEAT_SECONDS):
                 await self._post(session, self._beat())
 
-    async def _once(self, session: aiohttp.ClientSession) -> None:
+    async def _beat_once(self, session: aiohttp.ClientSession, on_directive: Callable[[Directive, Beat], None]) -> None:
         self._news.clear()
         beat = self._beat()
         posting = asyncio.create_task(self._post(session, beat))
         news = asyncio.create_task(self._news.wait())
         try:
-            # News that never stop, such as of a save every second, would else cut off every answer.
+            # Permanent news, such as a save every second, would otherwise cut off every answer.
             listens = time.monotonic() - self.heard > LISTEN_SECONDS
             await asyncio.wait([posting] if listens else [posting, news], return_when=asyncio.FIRST_COMPLETED)
-            if posting.done():  # else there is news: this answer is not worth waiting for
+            if posting.done():  # otherwise a newer beat replaces this one
                 directive = posting.result()
-                self.heard, self._answered = time.monotonic(), True
-                self._unanswered.clear()
-                self._on_answer(directive, beat)
+                self.on_answer()
+                on_directive(directive, beat)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            log.info("leader does not answer: %s", error or type(error).__name__)
+            log.info("the leader does not answer: %s", error or type(error).__name__)
             self._unanswered.set()
             await asyncio.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
         finally:
@@ -120,9 +122,9 @@ class Heart:
             answer.raise_for_status()
             return Directive.model_validate_json(await answer.text())
 
-    async def _look_for_leader(self) -> None:
-        """Reads who leads, as long as the known leader does not answer. With pauses that grow and differ: all nodes
-        lose their leader at the same moment."""
+    async def _search_leader(self, on_done: Callable[[], None]) -> None:
+        """Read who leads, as long as the known leader does not answer. The pauses grow and differ between nodes, since
+        all nodes lose their leader at the same moment."""
         if self._leads:
             return
         pause = SOONEST_SECONDS
@@ -131,15 +133,16 @@ class Heart:
                 pause = SOONEST_SECONDS
             await self._unanswered.wait()
             with contextlib.suppress(StorageError, ValueError):
-                leader, done = await asyncio.to_thread(self._look)
-                if done:  # it has left: nobody will answer
-                    self._on_done()
+                leader, done = await asyncio.to_thread(self._read_leader)
+                if done:  # the leader has exited and will not answer
+                    on_done()
                 if leader != self._leader:
                     self._leader, pause = leader, SOONEST_SECONDS
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, LATEST_SECONDS)
 
-    def _look(self) -> tuple[str, bool]:
+    def _read_leader(self) -> tuple[str, bool]:
+        """Return the leader's address, and whether DONE.json is in storage."""
         record = GenerationRecord.model_validate_json(self._store.get(self._run + File.GENERATION))
         try:
             self._store.get(self._run + File.DONE)

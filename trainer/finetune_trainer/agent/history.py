@@ -1,5 +1,7 @@
-"""What has happened to a run so far: its recoveries, and the work that is safe in checkpoints. It lies in
-generation.json and so outlives every leader. A recovery is open until the first step after it. Pure."""
+"""The history of a run: its recoveries, and the work that is safe in checkpoints. Pure.
+
+It is stored in generation.json, so that the next leader continues it. A recovery is open until the first step after it.
+"""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,7 +14,7 @@ LISTED = 20  # recoveries; the totals count all
 
 @dataclass(frozen=True)
 class History:
-    """The past of one run."""
+    """The history of one run. Methods return the history after an event."""
 
     recoveries: tuple[Recovery, ...] = ()
     totals: RecoveryTotals = field(default_factory=RecoveryTotals)
@@ -22,7 +24,7 @@ class History:
 
     @classmethod
     def of(cls, record: GenerationRecord) -> "History":
-        """What the leader before has left."""
+        """Return the history that the leader before has recorded."""
         return cls(
             record.recoveries,
             record.recovery_totals,
@@ -33,11 +35,11 @@ class History:
 
     @property
     def open(self) -> Recovery | None:
-        """The recovery that has not led to a step yet, if there is one."""
+        """The recovery that no step has followed yet, if there is one."""
         return self.recoveries[-1] if self.recoveries and self.recoveries[-1].seconds is None else None
 
-    def fails(self, generation: int, failure: Failure, at: datetime) -> "History":
-        """A generation ended before the run did, and this one follows."""
+    def after_failure(self, generation: int, failure: Failure, at: datetime) -> "History":
+        """Open a recovery: a generation has ended before the run, and `generation` follows."""
         recovery = Recovery(
             generation=generation,
             time=at.isoformat(timespec="milliseconds"),
@@ -53,14 +55,14 @@ class History:
             update={
                 "count": totals.count + 1,
                 "restarts": totals.restarts + counted,
-                "seconds": totals.seconds + (_seconds(self.open, at) if self.open else 0.0),  # it stood still till now
+                "seconds": totals.seconds + (_seconds(self.open, at) if self.open else 0.0),  # no step was made since
                 "by_category": by_category,
             }
         )
         return replace(self, recoveries=(*self.recoveries, recovery)[-LISTED:], totals=totals)
 
-    def starts(self, resume: int | None, lost_steps: int) -> "History":
-        """Workers were started."""
+    def after_start(self, resume: int | None, lost_steps: int) -> "History":
+        """Record the checkpoint that workers were started from, and the steps that they repeat."""
         if self.open is None:
             return self
         more = lost_steps - self.open.lost_steps
@@ -69,14 +71,14 @@ class History:
             totals=self.totals.model_copy(update={"lost_steps": self.totals.lost_steps + more}),
         )
 
-    def adds(self, cause: str) -> "History":
-        """Something more was found out while the gang recovers, such as a checkpoint that cannot be used."""
+    def with_cause(self, cause: str) -> "History":
+        """Add to the reason of the open recovery, for example a checkpoint that cannot be used."""
         if self.open is None or cause in self.open.reason:
             return self
         return self._with_last(reason=f"{self.open.reason}; {cause}")
 
-    def steps(self, at: datetime) -> "History":
-        """A step was made: the last recovery is over."""
+    def after_step(self, at: datetime) -> "History":
+        """Close the open recovery."""
         if self.open is None:
             return self
         seconds = _seconds(self.open, at)
@@ -85,12 +87,12 @@ class History:
             totals=self.totals.model_copy(update={"seconds": self.totals.seconds + seconds}),
         )
 
-    def commits(self, trained: Trained) -> "History":
-        """One more checkpoint was committed."""
+    def after_commit(self, trained: Trained) -> "History":
+        """Count a committed checkpoint, and record the work that it makes safe."""
         return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained)
 
-    def evaluated(self, overfitting_since: int | None) -> "History":
-        """One more evaluation, and since when the run overfits, if it does."""
+    def after_evaluation(self, overfitting_since: int | None) -> "History":
+        """Record the step since which the run overfits; None if it does not."""
         return replace(self, overfitting_since=overfitting_since)
 
     def _with_last(self, **values: object) -> "History":

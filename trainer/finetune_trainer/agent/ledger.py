@@ -1,5 +1,8 @@
-"""generation.json: who leads, and what a next leader must know. Only the leader that wrote it last may write it again:
-every write names the object that it replaces, so that a leader that was cut off, or paused, is refused."""
+"""generation.json: the address of the leader, and the state that a next leader continues from.
+
+Only the leader that wrote it last may write it again: every write names the object that it replaces. So storage refuses
+a leader that was cut off or paused.
+"""
 
 import threading
 
@@ -12,10 +15,10 @@ NOT_THE_LEADER = "NotTheLeader"
 
 
 class Ledger:
-    """The record of one run, as one leader keeps it. Synchronous; safe to use from many threads.
+    """The record of one run, as one leader writes it. Synchronous; safe to use from many threads.
 
     Args:
-        store: the job's storage, through a client that gives up soon.
+        store: the job's storage, through a client with short time limits.
         run: key prefix of the run, with the trailing slash.
     """
 
@@ -27,24 +30,24 @@ class Ledger:
         self.written: GenerationRecord | None = None
 
     def read(self) -> GenerationRecord:
-        """The record as the leader before has left it; from now on it may be replaced."""
+        """Return the record that the leader before has written; `write` may replace it from now on."""
         with self._busy:
             info = self._store.head(self._key)
             self._etag = info.etag if info else None
             return self._read() if info else GenerationRecord(generation=0, leader="", incarnation="")
 
     def write(self, record: GenerationRecord) -> None:
-        """Replaces the record that was read or written last.
+        """Replace the record that was read or written last.
 
         Raises:
-            ChangedError: somebody else has written since `read`, and this leader has not written yet.
+            ChangedError: another leader has written since `read`, and this one has not written yet.
             StateError: another leader has taken over.
         """
         with self._busy:
             self._write(record)
 
     def confirm(self) -> None:
-        """Writes the record once more: proof that this leader leads, before it commits or deletes.
+        """Write the record once more, which proves that this leader leads, before it commits or deletes.
 
         Raises:
             StateError: another leader has taken over.
@@ -64,7 +67,7 @@ class Ledger:
         self.written = record
 
     def _adopt_own(self, record: GenerationRecord) -> None:
-        """Takes the tag of what is there if it is ours: a write whose answer was lost."""
+        """Take the tag of the stored record if this leader wrote it: the response to the write was lost."""
         info = self._store.head(self._key)
         if info is None or self._read().incarnation != record.incarnation:
             raise self._not_the_leader()
@@ -76,14 +79,14 @@ class Ledger:
     def _not_the_leader(self) -> StateError:
         try:
             record = self._read()
-            who = f"generation {record.generation} belongs to another leader, at {record.leader}"
+            reason = f"generation {record.generation} belongs to another leader, at {record.leader}"
         except NotFoundError:
-            who = "generation.json was removed"
+            reason = "generation.json was removed"
         return StateError(
             Problem(
                 code=NOT_THE_LEADER,
                 field="status.progress",
-                message=who,
-                cure="nothing: this agent was cut off and stops",
+                message=reason,
+                cure="none needed: this agent was cut off and stops",
             )
         )

@@ -1,6 +1,6 @@
-"""GET /metrics: the run as Prometheus reads it. The figures are those of GET /progress, taken when they are asked for.
+"""GET /metrics in Prometheus's format. The figures are those of GET /progress at the time of the request.
 
-No label is a name of a job, a node or a pod: who scrapes pods adds those. What is not known yet has no sample.
+No label names a job, a node or a pod: Prometheus adds those when it scrapes pods. Unknown figures have no sample.
 """
 
 import math
@@ -20,8 +20,8 @@ class RunMetrics(Collector):
     """The metrics of one agent.
 
     Args:
-        healthy: whether the agent's beats are answered.
-        progress: the run as it stands; None on a node that does not lead.
+        healthy: returns whether the agent's beats are answered.
+        progress: returns the run as it stands; None on a node that does not lead.
     """
 
     def __init__(self, healthy: Callable[[], bool], progress: Callable[[], Progress | None]) -> None:
@@ -31,23 +31,23 @@ class RunMetrics(Collector):
         self._registry.register(self)
 
     def describe(self) -> list[Metric]:
-        """Nothing: names are known once there is a run."""
+        """Return nothing: the names depend on the run."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All of them, as of now."""
+        """Yield all metrics as of now."""
         yield gauge("agent_healthy", "Whether the leader answers this node", float(self._healthy()))
         progress = self._progress()
         if progress is not None:
-            yield from of_run(progress, datetime.now(UTC))
+            yield from run_metrics(progress, datetime.now(UTC))
 
     def text(self) -> bytes:
-        """Return them in Prometheus's text format."""
+        """Return the metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-def of_run(progress: Progress, now: datetime) -> Iterator[Metric]:
-    """The metrics of a run."""
+def run_metrics(progress: Progress, now: datetime) -> Iterator[Metric]:
+    """Yield the metrics of a run."""
     facts: dict[str, tuple[str, float | None]] = {
         "step": ("Optimizer steps made", progress.step),
         "max_steps": ("Step that ends the run", progress.max_steps),
@@ -66,7 +66,7 @@ def of_run(progress: Progress, now: datetime) -> Iterator[Metric]:
     }
     if progress.outage is not None:
         facts["outage_seconds"] = ("How long storage has refused", _age(progress.outage.since, now))
-    if commits := [facts_of.saved for facts_of in progress.checkpoints]:
+    if commits := [checkpoint.saved for checkpoint in progress.checkpoints]:
         facts["last_commit_age_seconds"] = ("Time since the newest committed checkpoint", _age(max(commits), now))
     for name, (help_text, value) in facts.items():
         if value is not None and math.isfinite(value):
@@ -90,7 +90,7 @@ def of_run(progress: Progress, now: datetime) -> Iterator[Metric]:
 
 
 def gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:
-    """A gauge of ours."""
+    """Return a gauge with our prefix."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", help_text, value=value)
 
 

@@ -1,42 +1,50 @@
-"""What people look at beside checkpoints, in storage while the run goes on: TensorBoard's events, samples, tables.
+"""Files for people beside checkpoints: TensorBoard's events, samples, tables, and at the end the logs.
 
-Rank 0 writes it on its node's disk; that node's agent puts what has changed below the run's `outputs/`. Nothing waits
-for it, and nothing of it is needed to go on.
+Rank 0 writes outputs on its node's disk; that node's agent uploads changed files below the run's `outputs/` while the
+run goes on. No part of the run waits for them or needs them to continue.
 """
 
+import asyncio
 import contextlib
+import logging
 import threading
 import time
 from pathlib import Path
 
 from finetune_api.contract import File
 from finetune_api.errors import StorageError
-from finetune_trainer.checkpoints.local import regular_files
-from finetune_trainer.storage import NotFoundError, ObjectStore, open_regular
+from finetune_trainer.agent.node import NodeState
+from finetune_trainer.agent.places import Places
+from finetune_trainer.storage import NotFoundError, ObjectStore, open_regular, regular_files
+
+log = logging.getLogger("agent")
 
 INTERVAL_SECONDS = 15.0
-SHARE = 20  # putting takes at most one part in so many of the time: events grow, and an object is always put whole
+REST = 20  # pause for 20 times as long as an upload took: event files grow and are uploaded whole each time
 
 
 class Outputs:
-    """The outputs of one run, here and in storage. Synchronous; the agent calls it in a thread.
+    """The outputs of one run, on this node and in storage. Synchronous; the agent calls it in a thread.
 
     Args:
         store: the job's storage.
         run: key prefix of the run, with the trailing slash.
         folder: where rank 0 writes.
+
+    Attributes:
+        pause: seconds until the next `put`.
     """
 
     def __init__(self, store: ObjectStore, run: str, folder: Path) -> None:
         self._store = store
         self._prefix = f"{run}{File.OUTPUTS}/"
         self._folder = folder
-        self._put: dict[str, tuple[int, int]] = {}  # size and time of change, as they were put
+        self._stored: dict[str, tuple[int, int]] = {}  # size and time of change at the last upload, by key
         self._busy = threading.Lock()
-        self.rest = INTERVAL_SECONDS
+        self.pause = INTERVAL_SECONDS
 
     def put(self) -> None:
-        """Puts every file that has changed since it was put last.
+        """Upload every file that has changed since its last upload.
 
         Raises:
             StorageError: the store refused; the next call tries again.
@@ -46,10 +54,10 @@ class Outputs:
             for path in regular_files(self._folder):
                 with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
                     self._put_file(path)
-            self.rest = max(INTERVAL_SECONDS, SHARE * (time.monotonic() - began))
+            self.pause = max(INTERVAL_SECONDS, REST * (time.monotonic() - began))
 
     def fetch(self) -> None:
-        """Gets what storage has and this node has not: another node was rank 0's before.
+        """Download the outputs that storage has and this node lacks: another node held rank 0 before.
 
         Raises:
             StorageError: the store refused, or is unreachable.
@@ -60,20 +68,67 @@ class Outputs:
                 if not path.exists():
                     with contextlib.suppress(NotFoundError):
                         self._store.get_file(entry.key, path)
-                        self._put[entry.key] = _seen(path)
+                        self._stored[entry.key] = _version(path)
 
     def _put_file(self, path: Path) -> None:
         if path.name.startswith("."):
             return
-        key, seen = f"{self._prefix}{path.relative_to(self._folder).as_posix()}", _seen(path)
-        if self._put.get(key) != seen:
+        key, version = f"{self._prefix}{path.relative_to(self._folder).as_posix()}", _version(path)
+        if self._stored.get(key) != version:
             with open_regular(path) as file:
-                self._store.put(key, file.read())  # of one moment: the file may grow while it is read
-            self._put[key] = seen
+                self._store.put(key, file.read())  # read at once: the file may grow during the upload
+            self._stored[key] = version
+
+
+class OutputsKeeper:
+    """Keeps outputs and logs of one node in storage.
+
+    Args:
+        node: only the node of rank 0 uploads outputs.
+    """
+
+    def __init__(self, store: ObjectStore, run: str, places: Places, node: NodeState) -> None:
+        self._store = store
+        self._run = run
+        self._places = places
+        self._node = node
+        self._outputs = Outputs(store, run, places.outputs)
+        self._due = asyncio.Event()
+
+    def wake(self) -> None:
+        """Upload soon: the workers have exited."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Upload changed outputs from time to time; after an error, try again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), self._outputs.pause)
+            self._due.clear()
+            await asyncio.to_thread(self._put_outputs)
+
+    def fetch(self) -> None:
+        """Download the outputs of the node that held rank 0 before.
+
+        Raises:
+            StorageError: the store refused, or is unreachable.
+        """
+        self._outputs.fetch()
+
+    def put_logs(self) -> None:
+        """Upload the outputs and the logs of this node's ranks, as far as storage and disk allow."""
+        self._put_outputs()
+        for key, path in self._places.logs():
+            with contextlib.suppress(StorageError, OSError):
+                self._store.put_file(f"{self._run}logs/{key}", path)
+
+    def _put_outputs(self) -> None:
+        if self._node.node_rank == 0 and (error := put_all(self._outputs)):
+            log.warning("outputs are not in storage yet: %s", error)
 
 
 def put_all(outputs: Outputs) -> str:
-    """Puts what has changed; the sentence of a storage that refused, else empty."""
+    """Upload changed outputs; return the error of a storage that refused, else an empty text."""
     try:
         outputs.put()
     except (StorageError, OSError) as error:
@@ -81,6 +136,6 @@ def put_all(outputs: Outputs) -> str:
     return ""
 
 
-def _seen(path: Path) -> tuple[int, int]:
+def _version(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Storage at a start: tried again for a while, because a pod that gives up pays for all its imports once more."""
+"""Retries of storage at a start: a pod that exits instead would repeat all its imports, which take long."""
 
 import asyncio
 import logging
@@ -18,12 +18,11 @@ T = TypeVar("T")
 
 
 async def patiently(work: Callable[..., T], *args: object, seconds: float = PATIENCE_SECONDS) -> T:
-    """The result of storage work, done in a thread.
+    """Call a function of storage in a thread, and again while storage refuses; return its result.
 
     Raises:
-        NotFoundError, ChangedError, ConditionalWritesError: at once; neither what is missing nor what somebody else has
-            written changes by waiting, nor does what a server can do.
-        StorageError: the last refusal, when the time is over.
+        NotFoundError, ChangedError, ConditionalWritesError: at once, since waiting does not help.
+        StorageError: the last error, when the time is over.
     """
     end = time.monotonic() + seconds
     pause = FIRST_PAUSE_SECONDS
@@ -35,6 +34,6 @@ async def patiently(work: Callable[..., T], *args: object, seconds: float = PATI
         except StorageError as error:
             if time.monotonic() + pause > end:
                 raise
-            log.warning("storage, tried again in %.1f s: %s", pause, error)
+            log.warning("storage, next attempt in %.1f s: %s", pause, error)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -1,16 +1,16 @@
-"""Where things lie on a node's disk: model, data, checkpoints and logs; and what a worker is told of them."""
+"""The folders on a node's disk: model, data, checkpoints and logs; and the orders of workers, which name them."""
 
-import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.beats import CheckpointId, Directive, Saved
+from finetune_api.beats import CheckpointId, Directive, PartId
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints import local as disk
-from finetune_trainer.checkpoints.best import best_of
+from finetune_trainer.checkpoints.best import best_by_metric
 from finetune_trainer.process.orders import WorkerOrder
+from finetune_trainer.storage import regular_files
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Places:
     """The folders of one node.
 
     Attributes:
-        work: scratch of the node; nobody else writes there.
+        work: scratch of the node; no other process writes there.
         local_ranks: workers of the node.
     """
 
@@ -42,54 +42,54 @@ class Places:
 
     @property
     def outputs(self) -> Path:
-        """What rank 0 writes for people."""
+        """The files that rank 0 writes for people."""
         return self.work / "outputs"
 
     def checkpoints(self, node_rank: int) -> Path:
-        """Checkpoints saved as a node of this rank; a node may have had another one."""
+        """Return the folder of the checkpoints that were saved for a node rank; a node may have had several ranks."""
         return self.work / "checkpoints" / f"node-{node_rank}"
 
     def checkpoint(self, node_rank: int, checkpoint: CheckpointId) -> Path:
-        """One checkpoint's share."""
+        """Return the folder of one part."""
         return disk.folder_of(self.checkpoints(node_rank), checkpoint)
 
-    def complete(self) -> list[Saved]:
-        """Checkpoints that every local rank has written, of every node rank that the node has had."""
-        found = [path for path in self.work.glob("checkpoints/node-*") if path.is_dir()]
-        ranks = sorted(int(path.name.removeprefix("node-")) for path in found)
-        return [saved for rank in ranks for saved in disk.complete(self.checkpoints(rank), rank, self.local_ranks)]
+    def complete(self) -> list[PartId]:
+        """Return the parts that every local rank has written, of every node rank that the node has had."""
+        folders = [path for path in self.work.glob("checkpoints/node-*") if path.is_dir()]
+        ranks = sorted(int(path.name.removeprefix("node-")) for path in folders)
+        return [part for rank in ranks for part in disk.complete(self.checkpoints(rank), rank, self.local_ranks)]
 
-    def best(self, shares: Iterable[Saved], metric: str, greater: bool) -> CheckpointId | None:
-        """The best of some shares by their evaluation, the later of equals; None if none of them has one."""
-        scores = [
-            (saved.checkpoint, marked[0].metrics.get(metric, math.nan))
-            for saved in sorted(shares, key=lambda share: share.checkpoint)
-            if (marked := disk.markers(self.checkpoint(saved.node_rank, saved.checkpoint)))
+    def best(self, parts: Iterable[PartId], metric: str, greater: bool) -> CheckpointId | None:
+        """Return the best of some parts by their evaluation, the later of equals; None if no part has an evaluation."""
+        measured = [
+            (part.checkpoint, written[0].metrics)
+            for part in sorted(parts, key=lambda part: part.checkpoint)
+            if (written := disk.markers(self.checkpoint(part.node_rank, part.checkpoint)))
         ]
-        return best_of(scores, greater=greater)
+        return best_by_metric(measured, metric, greater=greater)
 
     def prune(self, node_rank: int, resume: CheckpointId | None) -> None:
-        """Removes what workers of this node rank will not resume from, and all shares of other node ranks."""
+        """Remove the parts that workers of this node rank will not resume from, and all parts of other node ranks."""
         for path in self.work.glob("checkpoints/node-*"):
             if path != self.checkpoints(node_rank):
                 shutil.rmtree(path, ignore_errors=True)
         disk.prune(self.checkpoints(node_rank), node_rank, self.local_ranks, resume)
 
     def logs(self) -> Iterator[tuple[str, Path]]:
-        """The log of each rank in each generation: its key below `logs/`, and its file."""
+        """Yield the log of each rank in each generation: its key below `logs/`, and its file."""
         logs = self.work / "logs"
-        for path in disk.regular_files(logs):
+        for path in regular_files(logs):
             if path.parent.name.startswith("generation-") and path.name.startswith("rank-"):
                 yield path.relative_to(logs).as_posix(), path
 
     def orders(
         self, plan: Plan, directive: Directive, node_rank: int, threads: int, resume: Path | None
     ) -> list[WorkerOrder]:
-        """What each worker of this node is to do, as the leader's directive has it.
+        """Return the orders of this node's workers, which carry out a directive of the leader.
 
         Args:
             threads: intra-op threads of each worker.
-            resume: folder of the checkpoint to go on from; None = from the start.
+            resume: folder of the checkpoint to resume from; None = from the start.
         """
         return [
             WorkerOrder(

@@ -1,25 +1,25 @@
-"""Who is in the gang and how it was last heard: the values that `gang.decide` decides on. Pure."""
+"""The members of the gang as last heard: the values that `gang.decide` decides on. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from finetune_api.beats import Beat, CheckpointId, Failure, RankState, Saved
+from finetune_api.beats import Beat, CheckpointId, Failure, PartId, RankState
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Patience, in seconds, and budgets.
+    """Time limits, in seconds, and budgets.
 
     Attributes:
-        closed: a closed connection is a dead process, but only when no new one comes within this time.
-        silence: an open connection without a beat is a dead node or network after this time.
-        culprit: failures are collected this long before the first is named, because its victims follow within 40 ms.
-        blame: a worker that merely lost a peer is named when nothing else turned up within this time.
-        gather: how long a generation may wait for its nodes until that counts as a failed restart.
-        commit: how long a start waits for the commit of a newer checkpoint whose shares are being uploaded.
-        start: how long a node may take from the rendezvous to its workers.
-        storage: how long a trained model waits for storage. An outage ends before; keys that were revoked do not.
-        max_restarts: generations after the first, over the whole run; an announced stop is free.
+        closed: a closed connection means a dead process, unless a new connection follows within this time.
+        silence: an open connection without a beat means a dead node or network after this time.
+        culprit: failures are collected for this time before the first one is named; its victims follow within 40 ms.
+        blame: a worker that only lost a peer is named if no other failure is reported within this time.
+        gather: the wait of a generation for its nodes, after which the restart counts as failed.
+        commit: the wait of a start for the commit of a newer checkpoint whose parts are being uploaded.
+        start: the time a node may take from the rendezvous to its workers.
+        storage: the wait of a trained model for storage. Outages end before; revoked keys do not come back.
+        max_restarts: generations after the first, over the whole run; announced stops do not count.
         fruitless_restarts: restarts in a row that resumed from the same point.
     """
 
@@ -40,9 +40,9 @@ class Member:
     """A node as last heard. Times are seconds on the leader's clock.
 
     Attributes:
-        closed_at: when its connection closed, if no beat has come since.
+        closed_at: when its connection closed, if no beat has followed.
         failed_at: when a worker of its generation was first reported as failed.
-        unstored_at: since when its uploads fail.
+        unstored_at: when its uploads began to fail.
     """
 
     beat: Beat
@@ -54,11 +54,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """What the workers of a generation were started with.
+    """The values that the workers of a generation were started with.
 
     Attributes:
         incarnations: the agents that started them, by node.
-        since: when it was given out.
+        since: when the leader gave it out.
     """
 
     ranks: Mapping[int, int]
@@ -71,22 +71,22 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class Gang:
-    """Everything the leader knows.
+    """Everything that the leader knows.
 
     Attributes:
-        nodes: how many nodes train.
+        nodes: number of nodes that train.
         last_step: the step that ends the run.
-        may_end_early: the workers may end it before, at the step of their newest checkpoint.
-        stored: the highest generation that storage has heard of; no rendezvous before it is the current one.
+        may_end_early: the workers may end the run before, at the step of their newest checkpoint.
+        stored: the highest generation in generation.json; a rendezvous requires that it is the current one.
         since: when this generation began to wait for its nodes.
         last_ranks: node ranks of the generation before.
         committed: checkpoints that have a manifest in storage.
-        broken: checkpoints that the leader has read and found wrong; until nobody speaks of them any more.
-        shares: what lies whole in storage and belongs to no commit yet, as it was found there or as nodes have told:
-            a node that has told so may be another one by now, which knows nothing of it.
-        passed: checkpoints that were whole in storage and are not wanted any more; likewise.
-        last_resume: where the generation before started from, to see whether a restart bore fruit.
-        replaced: incarnations of agents whose place another one has taken.
+        broken: checkpoints that the leader has read and found invalid, as long as a node reports them.
+        parts: uncommitted parts in storage, as the leader listed them or as nodes reported them. The leader keeps them,
+            since the agent that reported a part may have been replaced.
+        passed: checkpoints that were whole in storage and are not wanted any more, as long as a node reports them.
+        last_resume: the checkpoint that the generation before started from, to tell whether a restart made progress.
+        replaced: incarnations of agents that another agent has replaced.
         done_stored: DONE.json is written.
     """
 
@@ -102,7 +102,7 @@ class Gang:
     last_ranks: Mapping[int, int] = field(default_factory=dict)
     committed: frozenset[CheckpointId] = frozenset()
     broken: frozenset[CheckpointId] = frozenset()
-    shares: frozenset[Saved] = frozenset()
+    parts: frozenset[PartId] = frozenset()
     passed: frozenset[CheckpointId] = frozenset()
     restarts: int = 0
     fruitless: int = 0
@@ -113,7 +113,7 @@ class Gang:
 
 
 def hear(gang: Gang, beat: Beat, now: float) -> Gang:
-    """The gang after a beat; one that was replaced is heard no more, when its node comes back."""
+    """Return the gang after a beat; the beat of a replaced agent, whose node has come back, is ignored."""
     if beat.incarnation in gang.replaced:
         return gang
     before = gang.members.get(beat.node)
@@ -130,39 +130,45 @@ def hear(gang: Gang, beat: Beat, now: float) -> Gang:
         gang,
         members={**gang.members, beat.node: member},
         replaced=gang.replaced | replaced,
-        shares=with_shares(gang, beat.uploaded),
+        parts=with_parts(gang, beat.uploaded),
     )
 
 
-def with_shares(gang: Gang, stored: Iterable[Saved]) -> frozenset[Saved]:
-    """The shares that wait in storage for their commit, with more of them."""
+def with_parts(gang: Gang, stored: Iterable[PartId]) -> frozenset[PartId]:
+    """Return the uncommitted parts in storage, with those that a node has reported."""
     settled = gang.committed | gang.broken | gang.passed
-    new = {saved for saved in stored if saved not in gang.shares and saved.checkpoint not in settled}
-    return gang.shares | new if new else gang.shares
+    new = {part for part in stored if part not in gang.parts and part.checkpoint not in settled}
+    return gang.parts | new if new else gang.parts
 
 
 def matters(before: Beat, beat: Beat) -> bool:
-    """Whether a beat says anything new that is decided on: not steps, phases and metrics."""
+    """Return whether a beat changes anything that decisions depend on, unlike steps, phases and metrics."""
     return _decisive(before) != _decisive(beat)
 
 
 def _decisive(beat: Beat) -> tuple[object, ...]:
     ranks = tuple((rank.rank, rank.state, rank.exit_code) for rank in beat.ranks)
-    words = (beat.storage_error, beat.unfit, beat.draining, beat.have)
-    shares = (beat.complete, beat.best, beat.uploaded, beat.suspects)
-    return beat.incarnation, beat.state, beat.generation, ranks, words, shares
+    state = (beat.storage_error, beat.unfit, beat.draining, beat.have)
+    parts = (beat.complete, beat.best, beat.uploaded, beat.suspects)
+    return beat.incarnation, beat.state, beat.generation, ranks, state, parts
 
 
 def hear_closed(gang: Gang, node: int, incarnation: str, now: float) -> Gang:
-    """The gang after the connection of a node closed while the leader held its beat."""
+    """Return the gang after the connection of a node closed while the leader held its beat."""
     member = gang.members.get(node)
     if member is None or member.beat.incarnation != incarnation:
         return gang
     return replace(gang, members={**gang.members, node: replace(member, closed_at=now)})
 
 
+def alive(gang: Gang, node: int, now: float) -> bool:
+    """Return whether a node has been heard lately."""
+    member = gang.members.get(node)
+    return member is not None and lost(gang, member, now) is None
+
+
 def lost(gang: Gang, member: Member, now: float) -> str | None:
-    """Why a node counts as lost, or None while it does not."""
+    """Return why a node counts as lost; None while it does not."""
     if member.closed_at is not None and now - member.closed_at > gang.limits.closed:
         return "its connection closed"
     if now - member.heard_at > gang.limits.silence:

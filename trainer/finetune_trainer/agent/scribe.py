@@ -1,4 +1,5 @@
-"""What the leader can tell of the run at any moment: the source of GET /progress. It records and never decides."""
+"""The record of a run: metrics, evaluations, recoveries, checkpoints. It is the source of GET /progress. No decision
+depends on it."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -15,22 +16,22 @@ from finetune_api.beats import (
     Trained,
 )
 from finetune_api.plan import Plan
-from finetune_trainer.agent.gang import alive, everyone_trained
+from finetune_trainer.agent.gang import everyone_trained
 from finetune_trainer.agent.history import History
-from finetune_trainer.agent.roster import Gang
+from finetune_trainer.agent.roster import Gang, alive
 
 RECENT_STEPS = 20  # the ETA follows the recent pace
-OUTAGE = timedelta(seconds=30)  # storage may refuse for so long before anybody is told
-LONGEST_FAULT = 300  # characters of what is wrong with a checkpoint, where it is one of several sentences
-LEADER = -1  # in place of a node: the leader's own calls to storage
+OUTAGE = timedelta(seconds=30)  # a refusal that lasts longer is reported
+LONGEST_FAULT = 300  # characters of a checkpoint's fault within the reason of a recovery
+LEADER = -1  # stands for a node index: the leader's own calls to storage
 
 
 class Scribe:
-    """Keeps the last metrics, the evaluations, the past and the committed checkpoints of one run.
+    """Records one run. Each event has a method `on_...`.
 
     Attributes:
-        history: recoveries and counts, also of the leaders before.
-        failure: why the run is over, if it is, badly.
+        history: recoveries and counts, also under earlier leaders.
+        failure: why the run failed, if it did.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -41,83 +42,83 @@ class Scribe:
         self._highest = 0
         self._phase = "starting"
         self._note = ""
-        self._fault = ""  # what was found wrong in storage last
-        self._refused: dict[int, tuple[datetime, str]] = {}  # by node: since when storage refuses, and its last word
-        self._before = Trained()  # by the leaders before
+        self._fault = ""  # the last invalid object in storage
+        self._refusals: dict[int, tuple[datetime, str]] = {}  # by node: the time of the first, the text of the last
+        self._before = Trained()  # under earlier leaders
         self.history = History()
         self.failure: Failure | None = None
 
-    def heard(self, beat: Beat, gang: Gang) -> None:
-        """Takes the metrics from a beat; a step reported again after a recovery replaces the one before."""
+    def on_beat(self, beat: Beat, gang: Gang) -> None:
+        """Take the metrics of a beat; a step that is made again after a recovery replaces the one before."""
         for metrics in beat.steps:
             self._steps[metrics.step] = metrics
         for evaluation in beat.evals:
             self._evals[evaluation.step] = evaluation
-            self.history = self.history.evaluated(evaluation.overfitting_since)
+            self.history = self.history.after_evaluation(evaluation.overfitting_since)
         highest = max((rank.step for rank in beat.ranks), default=0)
         self._highest = max(self._highest, highest)
         if gang.rendezvous is not None and beat.generation == gang.generation and beat.ranks:
             self._phase = next((rank.phase for rank in beat.ranks if rank.rank == 0), self._phase)
             resume = gang.rendezvous.resume
             if highest > (resume.step if resume else 0):
-                self.history = self.history.steps(datetime.now(UTC))
-        self.hears_storage(beat.node, beat.storage_error)
+                self.history = self.history.after_step(datetime.now(UTC))
+        self.on_storage(beat.node, beat.storage_error)
 
-    def hears_storage(self, node: int, refusal: str) -> None:
-        """What storage says to a node, or to the leader: a refusal, or nothing where it works."""
+    def on_storage(self, node: int, refusal: str) -> None:
+        """Record how storage has answered a node or the leader: with a refusal, or with success (an empty text)."""
         if refusal:
-            since, _ = self._refused.get(node, (datetime.now(UTC), ""))
-            self._refused[node] = since, refusal
+            since, _ = self._refusals.get(node, (datetime.now(UTC), ""))
+            self._refusals[node] = since, refusal
         else:
-            self._refused.pop(node, None)
+            self._refusals.pop(node, None)
 
-    def waits(self, missing: str) -> None:
-        """No workers run: why."""
+    def on_wait(self, missing: str) -> None:
+        """Record why no workers run."""
         self._phase, self._note = "recovering" if self.history.open else "starting", missing
 
-    def starts(self, resume: CheckpointId | None) -> None:
-        """Workers were started."""
+    def on_start(self, resume: CheckpointId | None) -> None:
+        """Record that workers were started."""
         step = resume.step if resume else 0
-        self.history = self.history.starts(step if resume else None, max(0, self._highest - step))
+        self.history = self.history.after_start(step if resume else None, max(0, self._highest - step))
         self._steps = {at: metrics for at, metrics in self._steps.items() if at <= step}
         self._highest = step
         self._phase, self._note = "load", ""
 
-    def recovers(self, generation: int, failure: Failure) -> None:
-        """A generation ended before the run did."""
-        self.history = self.history.fails(generation, failure, datetime.now(UTC))
+    def on_recovery(self, generation: int, failure: Failure) -> None:
+        """Record that a generation ended before the run, and that `generation` follows."""
+        self.history = self.history.after_failure(generation, failure, datetime.now(UTC))
         self._phase = "recovering"
 
-    def takes_over(self, history: History) -> None:
-        """There was a leader before."""
+    def on_takeover(self, history: History) -> None:
+        """Continue the history under an earlier leader."""
         self.history, self._before = history, history.trained
 
-    def commits(self, checkpoint: CheckpointId) -> None:
-        """One more checkpoint is in storage."""
-        self.history = self.history.commits(self._trained(checkpoint.step))
+    def on_commit(self, checkpoint: CheckpointId) -> None:
+        """Record a committed checkpoint."""
+        self.history = self.history.after_commit(self._trained(checkpoint.step))
 
-    def keeps(self, checkpoints: Mapping[CheckpointId, CheckpointFacts]) -> None:
-        """The checkpoints that are in storage now."""
+    def on_checkpoints(self, checkpoints: Mapping[CheckpointId, CheckpointFacts]) -> None:
+        """Record the checkpoints that are in storage now."""
         self._checkpoints = tuple(checkpoints[one] for one in sorted(checkpoints))
         for facts in self._checkpoints:
             if facts.metrics:
                 self._evals.setdefault(facts.step, EvalMetrics(step=facts.step, values=facts.metrics))
 
-    def failed(self, failure: Failure) -> None:
-        """The run is over, badly."""
+    def on_failure(self, failure: Failure) -> None:
+        """Record that the run has failed."""
         self._phase, self.failure = "failed", failure
 
-    def finds(self, fault: str) -> None:
-        """Something in storage is wrong, such as a checkpoint that is passed over."""
+    def on_storage_fault(self, fault: str) -> None:
+        """Record an invalid object in storage, such as a checkpoint that is skipped."""
         self._fault = fault
 
-    def breaks(self, checkpoint: CheckpointId, fault: str) -> None:
-        """A checkpoint was read and cannot be used: an older one is taken, and the recovery says why."""
-        self.finds(fault)
-        self.history = self.history.adds(f"checkpoint {checkpoint} is broken in storage: {fault[:LONGEST_FAULT]}")
+    def on_broken(self, checkpoint: CheckpointId, fault: str) -> None:
+        """Record a checkpoint that was read and is invalid: the recovery resumes from an older one."""
+        self.on_storage_fault(fault)
+        self.history = self.history.with_cause(f"checkpoint {checkpoint} is broken in storage: {fault[:LONGEST_FAULT]}")
 
     def progress(self, gang: Gang, now: float) -> Progress:
-        """The run as it stands.
+        """Return the run as it stands.
 
         Args:
             now: monotonic seconds on the leader's clock.
@@ -127,8 +128,8 @@ class Scribe:
         step = last.step if last else committed
         trained = self._trained(step)
         recent = [self._steps[at] for at in sorted(self._steps)[-RECENT_STEPS:]]
-        took = sum(metrics.seconds for metrics in recent)
-        pace = took / len(recent) if recent else None
+        seconds = sum(metrics.seconds for metrics in recent)
+        pace = seconds / len(recent) if recent else None
         speed = trained.tokens / trained.seconds if trained.seconds else 0.0
         peak = self._plan.prediction.peak_flops * self._plan.world_size
         stopped = self._stopped_early(gang, step)
@@ -149,7 +150,7 @@ class Scribe:
             mfu=speed * self._plan.prediction.flops_per_token / peak
             if peak and self._plan.prediction.flops_per_token
             else None,
-            data_wait=sum(metrics.data_wait for metrics in recent) / took if took else 0.0,
+            data_wait=sum(metrics.data_wait for metrics in recent) / seconds if seconds else 0.0,
             memory_bytes=last.memory_bytes if last else 0,
             eta_seconds=pace * (self._plan.schedule.max_steps - step) if pace is not None and not stopped else None,
             checkpoints=tuple(self._checkpoints),
@@ -159,19 +160,19 @@ class Scribe:
             overfitting_since=self.history.overfitting_since,
             stopped_early=stopped,
             failure=self.failure,
-            note=self._note or next(iter(said for _, said in self._refused.values()), "") or self._fault,
+            note=self._note or next((message for _, message in self._refusals.values()), "") or self._fault,
             outage=self._outage({LEADER, *(node for node in gang.members if alive(gang, node, now))}),
         )
 
-    def _outage(self, there: Collection[int]) -> Outage | None:
-        """The refusal that has lasted longest, of those who are still there: a dead node's ends by itself."""
-        lasting = {node: since for node, (since, _) in self._refused.items() if node in there}
+    def _outage(self, living: Collection[int]) -> Outage | None:
+        """Return the refusal that has lasted longest, of living nodes only: a dead node never reports the end of it."""
+        lasting = {node: since for node, (since, _) in self._refusals.items() if node in living}
         if not lasting or datetime.now(UTC) - min(lasting.values()) < OUTAGE:
             return None
         node = min(lasting, key=lambda one: lasting[one])
         return Outage(
             since=lasting[node].isoformat(timespec="seconds"),
-            message=self._refused[node][1],
+            message=self._refusals[node][1],
             last_commit=max((facts.saved for facts in self._checkpoints), default=None),
         )
 
@@ -184,7 +185,7 @@ class Scribe:
         return f"stopped early at step {step}: {self._plan.evaluation.best_metric} did not improve for {times}"
 
     def _trained(self, step: int) -> Trained:
-        """All work up to a step, each step counted once."""
+        """Return all work up to a step, each step counted once."""
         own = [metrics for at, metrics in self._steps.items() if self._before.step < at <= step]
         return Trained(
             step=step,

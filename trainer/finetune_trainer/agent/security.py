@@ -1,4 +1,4 @@
-"""Workers share the pod, not the secrets: they run model code and pickles, the agent holds the keys to the storage."""
+"""The separation of workers from secrets: workers run model code and pickles, the agent holds the keys to storage."""
 
 import ctypes
 import os
@@ -10,16 +10,16 @@ from finetune_trainer.process.ties import libc, prctl
 PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
-SECBIT_NOROOT_LOCKED = 0b11  # uid 0 gains no capabilities by exec, for good
+SECBIT_NOROOT_LOCKED = 0b11  # uid 0 never gains capabilities by exec
 CAPABILITY_VERSION_3 = 0x20080522
 
-# What a worker may inherit; everything else (storage keys, hub and gang tokens) stays with the agent.
+# Variables that a worker inherits; all others (storage keys, hub and gang tokens) stay with the agent.
 INHERITED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 INHERITED_PREFIXES = (
     "LC_",
     "PYTHON",
     "XDG_",
-    # GPUs and what runs on them
+    # GPUs and their libraries
     "CUDA_",
     "CUBLAS_",
     "CUDNN_",
@@ -53,10 +53,10 @@ INHERITED_PREFIXES = (
     "OPENBLAS_",
     "MALLOC_",
 )
-# Withheld as well, and not worth a word: the agent's own, and what Kubernetes sets in every pod.
+# Withheld without a line in the log: the agent's own variables, and those that Kubernetes sets in every pod.
 EXPECTED_PREFIXES = ("FINETUNE_", "AWS_", "KUBERNETES_")
 EXPECTED = ("HF_TOKEN", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "SHELL", "TERM", "_")
-# What trackers that the job names may inherit beside that, by transformers' names; no tracker gets the keys to storage.
+# Further variables for the trackers that the job names, by transformers' names; no tracker gets the keys to storage.
 TRACKERS: Mapping[str, tuple[str, ...]] = {
     "azure_ml": ("AZUREML_",),
     "clearml": ("CLEARML_", "TRAINS_"),
@@ -75,14 +75,15 @@ TRACKER_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "RE
 
 
 def hide_from_children() -> None:
-    """Makes /proc/<pid>/environ and mem of this process unreadable to others of its user. Before any child exists."""
+    """Make /proc/<pid>/environ and mem of this process unreadable to other processes of its user. Call it before any
+    child exists."""
     prctl(PR_SET_DUMPABLE, 0)
 
 
 def drop_capabilities() -> None:
-    """A worker run as root could read the agent's memory after all; in a restricted pod there is nothing to drop."""
+    """Drop all capabilities: a worker that runs as root could otherwise read the agent's memory."""
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    if os.geteuid() == 0:  # refused without CAP_SETPCAP: then there is nothing to drop
+    if os.geteuid() == 0:  # refused without CAP_SETPCAP, as in a restricted pod, which has nothing to drop
         libc.prctl(PR_SET_SECUREBITS, SECBIT_NOROOT_LOCKED, 0, 0, 0)
     header, no_capabilities = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), bytes(24)
     if libc.capset(header, no_capabilities) != 0:
@@ -91,7 +92,7 @@ def drop_capabilities() -> None:
 
 
 def withheld(environ: Mapping[str, str], trackers: Collection[str] = ()) -> list[str]:
-    """Names of the variables that somebody may have set for the workers, and that they do not get."""
+    """Return the names of variables that a user may have set for the workers and that they do not get."""
     passed_on = worker_environment(environ, trackers)
     services = {name.removesuffix("_SERVICE_HOST") for name in environ if name.endswith("_SERVICE_HOST")}
     return sorted(
@@ -104,10 +105,10 @@ def withheld(environ: Mapping[str, str], trackers: Collection[str] = ()) -> list
 
 
 def worker_environment(environ: Mapping[str, str], trackers: Collection[str] = ()) -> dict[str, str]:
-    """The environment of zygote and workers: an allow-list of the agent's, and settings every worker needs.
+    """Return the environment of zygote and workers: an allow-list of the agent's, and settings that every worker needs.
 
     Args:
-        trackers: transformers' names of those that the job reports to.
+        trackers: transformers' names of the trackers that the job reports to.
     """
     prefixes = (*INHERITED_PREFIXES, *(prefix for name in trackers for prefix in TRACKERS.get(name, ())))
     network = TRACKER_NETWORK if trackers else ()
@@ -117,10 +118,10 @@ def worker_environment(environ: Mapping[str, str], trackers: Collection[str] = (
         if name in INHERITED or name.upper() in network or name.startswith(prefixes)
     }
     return {
-        "HOME": "/tmp",  # of a user without an entry in passwd; torch and triton keep caches below it
-        "USER": "finetune",  # else getpass fails for such a user
+        "HOME": "/tmp",  # for a user without an entry in passwd; torch and triton keep caches below it
+        "USER": "finetune",  # getpass fails for such a user otherwise
         **inherited,
-        "OMP_NUM_THREADS": "1",  # a parallel region in the zygote would hang every child's first one
+        "OMP_NUM_THREADS": "1",  # a parallel region in the zygote would hang the first one of every child
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -130,6 +131,6 @@ def worker_environment(environ: Mapping[str, str], trackers: Collection[str] = (
 
 
 def accelerator(environ: Mapping[str, str]) -> str:
-    """DeepSpeed's accelerator, named so that it does not probe for ten others."""
+    """Return the name of DeepSpeed's accelerator, so that it does not probe for ten others."""
     hidden = environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
     return "cuda" if os.path.exists("/dev/nvidiactl") and not hidden else "cpu"  # noqa: PTH110

@@ -1,5 +1,5 @@
-"""An agent's HTTP server: GET /healthz and GET /metrics on every node; on the leader's POST /v1/beat for agents and GET
-/progress for operator and CLI. A client that is slow, or says nothing, loses its connection."""
+"""An agent's HTTP server: GET /healthz and GET /metrics on every node; on the leader's node also POST /v1/beat for
+agents and GET /progress for operator and CLI. A slow or silent client loses its connection."""
 
 import asyncio
 import hmac
@@ -16,20 +16,20 @@ from finetune_trainer.agent.metrics import RunMetrics
 
 POLL_SECONDS = 1.0
 LARGEST_BEAT = 1 << 20  # bytes
-IDLE_SECONDS = 30.0  # to the end of a request's header, from its connection or the request before
-BODY_SECONDS = 10.0  # for a request's body; a beat that took longer would be of no use
-# Left out for who does not say that it skips unknown fields: operators before 0.1.0 refuse an answer that has them.
+IDLE_SECONDS = 30.0  # from the connection, or the request before, to the end of a request's header
+BODY_SECONDS = 10.0  # for a request's body; a beat that took longer would be out of date
+# Omitted unless the client declares that it skips unknown fields: operators before 0.1.0 refuse them.
 ADDED: Any = {"outage": True, "checkpoints": {"__all__": {"generation"}}}
-OPEN = ("/healthz", "/metrics")  # without a token: kubelet and Prometheus have none
+OPEN = ("/healthz", "/metrics")  # need no token: kubelet and Prometheus have none
 
 
 class AgentServer:
-    """Serves one agent, and the leader if it is the leader's.
+    """Serves one agent, and the leader on the leader's node.
 
     Args:
-        token: bearer token that every caller must show, but for /healthz and /metrics, which tell figures alone.
-        healthy: whether the agent's beats are answered: what makes a pod ready.
-        attempt: number of the train Job, by which the token for /progress alone is derived.
+        token: bearer token of every request except /healthz and /metrics, which show figures only.
+        healthy: returns whether the agent's beats are answered, which makes the pod ready.
+        attempt: number of the train Job, from which the token for /progress alone is derived.
     """
 
     def __init__(self, token: str, healthy: Callable[[], bool], attempt: str = "") -> None:
@@ -41,13 +41,13 @@ class AgentServer:
         self._runner: web.AppRunner | None = None
 
     async def listen(self, host: str, port: int) -> int:
-        """Opens the port; 0 = any. Returns the port. Answers 503 until `lead`."""
+        """Open a port and return it; 0 = any free port. Beats and /progress are answered with 503 until `lead`."""
         app = web.Application(middlewares=[self._checks_token], client_max_size=LARGEST_BEAT)
         app.router.add_post("/v1/beat", self._beat)
         app.router.add_get("/progress", self._progress)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._show_metrics)
-        # A closed connection must end the handler: that is how a dead agent is noticed.
+        # A closed connection must cancel the handler: the leader detects a dead agent by it.
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=IDLE_SECONDS)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
@@ -55,19 +55,19 @@ class AgentServer:
         return int(self._runner.addresses[0][1])
 
     def lead(self, leader: Leader) -> None:
-        """From now on beats go to this leader."""
+        """Hand beats to this leader from now on."""
         self._leader = leader
 
     async def close(self) -> None:
-        """Closes the port."""
+        """Close the port."""
         if self._runner is not None:
             await self._runner.cleanup()
 
     @web.middleware
     async def _checks_token(self, request: web.Request, handler: object) -> web.StreamResponse:
         shown = request.headers.get("Authorization", "").encode()
-        reads = request.path == "/progress" and hmac.compare_digest(shown, self._progress_token)
-        if request.path not in OPEN and not (reads or hmac.compare_digest(shown, self._token)):
+        may_read = request.path == "/progress" and hmac.compare_digest(shown, self._progress_token)
+        if request.path not in OPEN and not (may_read or hmac.compare_digest(shown, self._token)):
             raise web.HTTPUnauthorized(text="wrong or missing bearer token\n")
         answer: web.StreamResponse = await handler(request)  # type: ignore[operator]
         return answer
@@ -91,7 +91,7 @@ class AgentServer:
 
     async def _healthz(self, request: web.Request) -> web.Response:
         if not self._healthy():
-            raise web.HTTPServiceUnavailable(text="no beat was answered lately\n")
+            raise web.HTTPServiceUnavailable(text="the leader has not answered a beat lately\n")
         return web.Response(text="ok\n")
 
     async def _show_metrics(self, request: web.Request) -> web.Response:
@@ -99,7 +99,7 @@ class AgentServer:
 
     def _current(self) -> Leader:
         if self._leader is None:
-            raise web.HTTPServiceUnavailable(text="there is no leader here, or not yet\n")
+            raise web.HTTPServiceUnavailable(text="this node does not lead, or not yet\n")
         return self._leader
 
 
@@ -108,4 +108,4 @@ async def _body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
     except TimeoutError:
-        raise web.HTTPRequestTimeout(text=f"the body was not here within {BODY_SECONDS:g} s\n") from None
+        raise web.HTTPRequestTimeout(text=f"the body did not arrive within {BODY_SECONDS:g} s\n") from None

@@ -1,6 +1,6 @@
 """The worker processes of one node: forked by the zygote, watched and killed by generation.
 
-Nothing here decides. A kill is followed to the exit; an exit that was asked for is never a failure.
+No decision is made here. `kill` waits for the exit; an exit after `terminate` is never a failure.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune_api.beats import RankReport, RankState, StepMetrics
+from finetune_api.beats import RankReport, RankState
 from finetune_api.contract import ExitCode
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.agent.security import withheld, worker_environment
@@ -29,8 +29,8 @@ log = logging.getLogger("agent")
 FULL_BYTES = 1 << 20  # a disk with less room is full
 LOG_TAIL_BYTES = 2000
 KILL_AGAIN_SECONDS = 2.0
-KILL_SECONDS = 60.0  # a worker that has not exited by then waits in the kernel, for a device or a disk
-ZYGOTES = 2  # tries to warm up again after the first one has died
+KILL_SECONDS = 60.0  # a worker that has not exited by then is blocked in the kernel by a device or a disk
+ZYGOTES = 2  # attempts to start another zygote after one has died
 ENDED: Mapping[int, RankState] = {ExitCode.OK: RankState.FINISHED, ExitCode.DRAINED: RankState.DRAINED}
 
 
@@ -49,14 +49,14 @@ class Workers:
     """Starts, watches and kills the workers of this node.
 
     Attributes:
-        warm: workers can be started.
-        lost: the zygote has died, and with it every worker; `warm_up` starts another.
+        warm: whether workers can be started.
+        lost: whether the zygote has died, and with it every worker; `warm_up` starts another.
 
     Args:
-        environ: the agent's environment; an allow-list of it reaches the workers.
+        environ: the agent's environment; workers get an allow-list of it.
         logs: folder of the workers' logs, `generation-<g>/rank-<r>.log`.
         on_event: called with every event a worker sends, in the order sent.
-        on_change: called after any change that the leader should hear of at once.
+        on_change: called after any change that the leader should know at once.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Workers:
         self._alive: dict[str, Worker] = {}  # by request id; also those being killed
         self._current: list[Worker] = []
         self._change = asyncio.Event()
-        self._told_to_stop = False
+        self._terminating = False
         self.warm = False
         self.lost = False
 
@@ -87,7 +87,7 @@ class Workers:
 
     @property
     def reports(self) -> tuple[RankReport, ...]:
-        """What is known of the workers of the current generation, by local rank."""
+        """The states of the workers of the current generation, by local rank."""
         return tuple(worker.report for worker in self._current)
 
     @property
@@ -96,8 +96,8 @@ class Workers:
         return bool(self._current) and all(worker.exited.is_set() for worker in self._current)
 
     def unfit(self) -> RunError:
-        """The error of a zygote that died before it was warm: a library is missing or broken, or memory is short."""
-        lines = _tail(self._logs / "zygote.log").strip().splitlines() or ["it left no word"]
+        """Return the error of a zygote that died before it was warm: a library is broken, or memory is short."""
+        lines = _tail(self._logs / "zygote.log").strip().splitlines() or ["its log is empty"]
         return RunError(
             Problem(
                 code="WorkersCannotStart",
@@ -109,14 +109,14 @@ class Workers:
         )
 
     async def changed(self) -> None:
-        """Returns at the next start or exit of a worker or of the zygote."""
+        """Wait for the next start or exit of a worker or of the zygote."""
         await self._change.wait()
 
     async def warm_up(self, trackers: Collection[str] | None = None) -> None:
-        """Starts the zygote in the background; call from the main thread, whose death it follows.
+        """Start the zygote in the background. Call it from the main thread: the zygote dies with the calling thread.
 
         Args:
-            trackers: those that the job reports to, whose settings the workers get; None = as before.
+            trackers: trackers that the job reports to, whose variables the workers get; None = as before.
         """
         self.lost = False
         if names := withheld(self._environ, self._trackers if trackers is None else trackers):
@@ -141,26 +141,26 @@ class Workers:
         ]
 
     async def warm_again(self) -> None:
-        """Replaces a zygote that has died, and waits until workers can be started.
+        """Replace a zygote that has died, and wait until workers can be started.
 
         Raises:
-            RunError: the next ones die too.
+            RunError: the new ones have died too.
         """
-        tries = 0
+        attempts = 0
         while not self.warm:
             if self.lost:
-                if tries == ZYGOTES:
+                if attempts == ZYGOTES:
                     raise self.unfit()
-                tries += 1
+                attempts += 1
                 await self.warm_up()
             await self.changed()
 
     async def start(self, orders: Sequence[WorkerOrder]) -> None:
-        """Asks for one worker per order; the workers of the generation before must have been killed."""
+        """Request one worker per order; the workers of the generation before must have been killed."""
         assert self._zygote is not None
         assert self._zygote.stdin is not None
         self._current = []
-        self._told_to_stop = False
+        self._terminating = False
         for order in orders:
             path = self._logs / f"generation-{order.generation}" / f"rank-{order.rank}.log"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,12 +173,12 @@ class Workers:
         await self._zygote.stdin.drain()
 
     async def kill(self) -> None:
-        """Kills the workers and waits until every one has exited; afterwards there are none.
+        """Kill the workers and wait until every one has exited; afterwards there are none.
 
         Raises:
             RunError: one cannot be killed.
         """
-        workers, self._current = self._current, []  # from here on nothing they do is reported
+        workers, self._current = self._current, []  # their events are not reported any more
         deadline = time.monotonic() + KILL_SECONDS
         for worker in workers:
             if worker.pid:
@@ -192,22 +192,22 @@ class Workers:
                 if time.monotonic() > deadline:
                     raise _not_killable(worker)
                 if worker.pid:
-                    _kill_group(worker.pid)  # it was forked meanwhile, or so young that its group did not exist
+                    _kill_group(worker.pid)  # it was forked meanwhile, or its group did not exist yet
 
     def terminate(self) -> None:
-        """Asks the workers to agree on a step, save and stop; those that still load just end."""
-        self._told_to_stop = True
+        """Ask the workers to agree on a step, save and stop; workers that still load exit at once."""
+        self._terminating = True
         for worker in self._current:
             if worker.pid and not worker.exited.is_set():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGTERM)
 
     async def close(self) -> None:
-        """Ends zygote and workers."""
+        """End zygote and workers."""
         if self._zygote is not None and self._zygote.stdin is not None:
             self._zygote.stdin.close()
             if not self.warm and self._zygote.returncode is None:
-                self._zygote.kill()  # it imports, and would notice in 16 s
+                self._zygote.kill()  # it is importing, and would notice the closed pipe after 16 s
             await self._zygote.wait()
         for task in self._tasks:
             task.cancel()
@@ -225,20 +225,20 @@ class Workers:
                     worker = self._alive[answer["id"]]
                     worker.pid = answer["pid"]
                     worker.report = _updated(worker.report, state=RankState.RUNNING)
-                    if self._told_to_stop and worker in self._current:
+                    if self._terminating and worker in self._current:
                         self.terminate()
                 case "exited":
                     name, worker = next((n, w) for n, w in self._alive.items() if w.pid == answer["pid"])
                     del self._alive[name]
                     code = answer["exit_code"]
-                    told = self._told_to_stop and code == -signal.SIGTERM
-                    _end(worker, ExitCode.DRAINED if told else code)
-            self._tell_change()
+                    drained = self._terminating and code == -signal.SIGTERM
+                    _end(worker, ExitCode.DRAINED if drained else code)
+            self._notify_change()
         self.warm, self.lost = False, True
         for worker in self._alive.values():  # the kernel has killed them with their parent
             _end(worker, -signal.SIGKILL)
         self._alive = {}
-        self._tell_change()
+        self._notify_change()
 
     async def _read_events(self, descriptor: int) -> None:
         reader = asyncio.StreamReader()
@@ -248,16 +248,16 @@ class Workers:
         )
         try:
             async for line in reader:
-                self._hear(WorkerEvent.model_validate_json(line))
+                self._take(WorkerEvent.model_validate_json(line))
         finally:
             transport.close()
 
-    def _tell_change(self) -> None:
+    def _notify_change(self) -> None:
         change, self._change = self._change, asyncio.Event()
         change.set()
         self._on_change()
 
-    def _hear(self, event: WorkerEvent) -> None:
+    def _take(self, event: WorkerEvent) -> None:
         for worker in self._current:
             if (worker.order.generation, worker.order.rank) != (event.generation, event.rank):
                 continue
@@ -268,24 +268,9 @@ class Workers:
                 case "step":
                     worker.report = _updated(worker.report, step=step)
                 case "error":
-                    known = worker.report.error if worker.exited.is_set() else ""  # its last words came late
+                    known = worker.report.error if worker.exited.is_set() else ""  # the event came after the exit
                     worker.report = _updated(worker.report, error="; ".join(filter(None, [known, event.message])))
             self._on_event(event)
-
-
-def step_metrics(event: WorkerEvent) -> StepMetrics:
-    """What a worker said of a step that is done."""
-    values = event.values
-    return StepMetrics(
-        step=event.step,
-        loss=values["loss"],
-        learning_rate=values["learning_rate"],
-        grad_norm=values["grad_norm"],
-        tokens=int(values["tokens"]),
-        seconds=values["seconds"],
-        data_wait=values.get("data_wait", 0.0),
-        memory_bytes=int(values.get("memory_bytes", 0)),
-    )
 
 
 def _updated(report: RankReport, **values: object) -> RankReport:
@@ -296,16 +281,16 @@ def _end(worker: Worker, code: int) -> None:
     state = ENDED.get(code, RankState.FAILED)
     tail, error = "", worker.report.error
     if state is RankState.FAILED:
-        tail, error = _tail(worker.log), "; ".join(filter(None, [_no_room(worker.log.parent), error]))
+        tail, error = _tail(worker.log), "; ".join(filter(None, [_disk_full(worker.log.parent), error]))
     worker.report = _updated(
         worker.report, state=state, exit_code=code, ended_at=time.time(), log_tail=tail, error=error
     )
     worker.exited.set()
 
 
-def _no_room(folder: Path) -> str:
-    """What a failed worker may not have said: torch's writer only says that a write failed, and who cannot open a log
-    says nothing."""
+def _disk_full(folder: Path) -> str:
+    """Return the error of a full disk, else an empty text. Workers may not report it themselves: torch's writer only
+    reports that a write failed, and a worker that cannot open its log reports nothing."""
     try:
         is_full = shutil.disk_usage(folder).free < FULL_BYTES
     except OSError:
@@ -314,7 +299,7 @@ def _no_room(folder: Path) -> str:
 
 
 def _tail(path: Path) -> str:
-    """The last lines of a log, at most LOG_TAIL_BYTES."""
+    """Return the last lines of a log, at most LOG_TAIL_BYTES."""
     try:
         with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
@@ -328,9 +313,9 @@ def _not_killable(worker: Worker) -> RunError:
         Problem(
             code="WorkerNotKillable",
             field="status.failure",
-            message=f"rank {worker.order.rank}, process {worker.pid}, has not ended {KILL_SECONDS:g} s after SIGKILL: "
-            "it waits in the kernel, for a device or a disk",
-            cure="drain the node and look at its disk and GPUs; another node or a restarted one goes on",
+            message=f"rank {worker.order.rank}, process {worker.pid}, has not exited {KILL_SECONDS:g} s after SIGKILL: "
+            "it is blocked in the kernel by a device or a disk",
+            cure="drain the node and inspect its disk and GPUs; the run continues on another or a restarted node",
         ),
         FailureCategory.NODE_FAULT,
     )

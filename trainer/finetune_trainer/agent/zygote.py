@@ -1,8 +1,8 @@
-"""The warm process that workers are forked from: torch, transformers, DeepSpeed and PEFT are imported once per pod (16
-s), then a worker starts in 0.03 s. It never touches CUDA and never opens a parallel region.
+"""The warm process that workers are forked from: it imports torch, transformers, DeepSpeed and PEFT once per pod, in
+16 s; then a worker starts in 0.03 s. It never touches CUDA and never opens a parallel region.
 
-Speaks JSON lines: requests on stdin, answers on stdout; workers write their events to the inherited descriptor named on
-the command line. Ends, with its workers, when stdin closes or its parent dies.
+It reads requests from stdin and writes answers to stdout, as JSON lines; workers write their events to the inherited
+descriptor that the command line names. It exits, with its workers, when stdin closes or its parent dies.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from finetune_trainer.agent.security import drop_capabilities
 from finetune_trainer.process.ties import die_with_parent
 
-# Imported lazily by the libraries, so that otherwise every worker pays for them (found by comparing sys.modules).
+# The libraries import these lazily, so that every worker would import them again (seen by comparing sys.modules).
 LAZY_IMPORTS = (
     "deepspeed.module_inject",
     "deepspeed.ops.op_builder.all_ops",
@@ -34,12 +34,12 @@ LAZY_IMPORTS = (
 
 
 def warm_up() -> None:
-    """Imports everything, fills the caches each worker would fill, and freezes the heap so that forks share it."""
-    # PEFT imports bitsandbytes where it is installed, which asks CUDA for its devices: no fork could use a GPU then.
+    """Import everything, fill the caches that each worker would fill, and freeze the heap so that forks share it."""
+    # PEFT imports bitsandbytes if it is installed, and that initialises CUDA: no fork could use a GPU then.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     importlib.import_module("finetune_trainer.worker.rank_run")
     for name in LAZY_IMPORTS:
-        with contextlib.suppress(ImportError):  # a library's inner module may move; the worker then imports it itself
+        with contextlib.suppress(ImportError):  # an inner module of a library may move; workers then import it
             importlib.import_module(name)
     import deepspeed.ops
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -51,11 +51,11 @@ def warm_up() -> None:
 
 
 def main() -> NoReturn:
-    """Warms up, then forks a worker per request until stdin ends."""
+    """Warm up, then fork a worker per request until stdin ends."""
     agent, events = int(sys.argv[1]), int(sys.argv[2])
     die_with_parent(agent)
     answers = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints goes to the log
+    os.dup2(2, 1)  # output of libraries goes to the log
     drop_capabilities()
     warm_up()
     Zygote(answers, events).serve()
@@ -71,10 +71,10 @@ class Zygote:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def serve(self) -> NoReturn:
-        """Runs until stdin ends, then kills the workers and exits."""
+        """Fork workers until stdin ends, then kill them and exit."""
         signal.set_wakeup_fd(self._wake_write)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the agent decides
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the agent acts
         self._answer(event="ready")
         pending = b""
         while True:
@@ -96,7 +96,7 @@ class Zygote:
         pid = os.fork()
         if pid == 0:
             self._become_worker(zygote, request)
-        # The child calls setsid too; whoever is first, a kill of the group never misses it.
+        # The child calls setsid too; whichever call is first, a kill of the group reaches it.
         with contextlib.suppress(PermissionError, ProcessLookupError):
             os.setpgid(pid, pid)
         self._children.add(pid)
@@ -105,7 +105,7 @@ class Zygote:
     def _become_worker(self, zygote: int, request: dict[str, Any]) -> NoReturn:
         code = 1
         try:
-            with contextlib.suppress(PermissionError):  # a group leader already: the parent's setpgid came first
+            with contextlib.suppress(PermissionError):  # it leads a group already: the parent's setpgid was first
                 os.setsid()
             die_with_parent(zygote)
             signal.set_wakeup_fd(-1)
@@ -125,7 +125,7 @@ class Zygote:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)  # destructors of a broken process group can block for ever
+            os._exit(code)  # destructors of a broken process group may block forever
 
     def _work(self, request: dict[str, Any]) -> int:
         import torch

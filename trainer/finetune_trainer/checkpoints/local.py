@@ -1,41 +1,44 @@
-"""Checkpoints on the node's own disk. One is complete when every local rank has left its marker; what is not complete,
-or lies beyond the point of resumption, is removed before workers start, so that no marker of an older save misleads."""
+"""Parts of checkpoints on a node's own disk. A part is complete when every local rank has written its marker.
 
-import os
+Incomplete parts, and parts that are newer than the point of resumption, are removed before workers start. So a marker
+of an earlier save never makes an incomplete part look complete.
+"""
+
 import shutil
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from finetune_api.beats import CheckpointId, Saved
+from finetune_api.beats import CheckpointId, PartId
 from finetune_api.contract import checkpoint_name, checkpoint_of
-from finetune_trainer.process.orders import SavedMarker
+from finetune_trainer.checkpoints.identity import folder_name
+from finetune_trainer.checkpoints.marker import PATTERN, Marker
 from finetune_trainer.storage import open_regular
 
 LARGEST_MARKER = 1 << 20  # bytes
 
 
-def markers(folder: Path) -> list[SavedMarker]:
-    """The markers in one checkpoint's folder, by rank; a half-written one counts as none."""
-    found = []
-    for path in folder.glob("rank-*.saved"):
+def markers(folder: Path) -> list[Marker]:
+    """Return the markers in one checkpoint's folder, by rank; a marker that cannot be read is left out."""
+    readable = []
+    for path in folder.glob(PATTERN):
         try:
             with open_regular(path) as file:
-                found.append(SavedMarker.model_validate_json(file.read(LARGEST_MARKER)))
+                readable.append(Marker.model_validate_json(file.read(LARGEST_MARKER)))
         except (OSError, ValueError):
             continue
-    return sorted(found, key=lambda marker: marker.rank)
+    return sorted(readable, key=lambda marker: marker.rank)
 
 
-def complete(root: Path, node_rank: int, local_ranks: int) -> list[Saved]:
-    """Checkpoints below `root` that all local ranks of a node rank have saved in one generation, oldest first."""
-    found = {saved: folder for folder in root.glob("step-*") if (saved := _share(folder, node_rank, local_ranks))}
-    return sorted(found, key=lambda saved: saved.checkpoint)
+def complete(root: Path, node_rank: int, local_ranks: int) -> list[PartId]:
+    """Return the parts below `root` that all local ranks of a node rank have saved in one generation, oldest first."""
+    parts = (_part(folder, node_rank, local_ranks) for folder in root.glob("step-*"))
+    return sorted({part for part in parts if part is not None}, key=lambda part: part.checkpoint)
 
 
 def folder_of(root: Path, checkpoint: CheckpointId) -> Path:
-    """The folder of a checkpoint. An older version named it by the step alone; such a one is used where it is there."""
-    folder = root / checkpoint_name(checkpoint.step, checkpoint.generation)
+    """Return the folder of a checkpoint. Older versions named it by the step alone; such a folder is used if it is
+    there."""
+    folder = root / folder_name(checkpoint)
     older = root / checkpoint_name(checkpoint.step)
     if not folder.exists() and {marker.generation for marker in markers(older)} == {checkpoint.generation}:
         return older
@@ -43,47 +46,34 @@ def folder_of(root: Path, checkpoint: CheckpointId) -> Path:
 
 
 def prune(root: Path, node_rank: int, local_ranks: int, resume: CheckpointId | None) -> None:
-    """Removes what is incomplete and what was saved beyond the checkpoint that workers will resume from."""
+    """Remove incomplete parts, and parts newer than the checkpoint that workers will resume from."""
     for folder in root.glob("step-*"):
-        saved = _share(folder, node_rank, local_ranks)
-        if saved is None or resume is None or resume < saved.checkpoint:
+        part = _part(folder, node_rank, local_ranks)
+        if part is None or resume is None or resume < part.checkpoint:
             _remove(folder)
 
 
-def retain(root: Path, shares: Iterable[Saved], keep: Iterable[CheckpointId]) -> None:
-    """Removes complete shares, but those of `keep`."""
+def retain(root: Path, parts: Iterable[PartId], keep: Iterable[CheckpointId]) -> None:
+    """Remove complete parts, except those of the checkpoints in `keep`."""
     kept = set(keep)
-    for saved in shares:
-        if saved.checkpoint not in kept:
-            _remove(folder_of(root, saved.checkpoint))
+    for part in parts:
+        if part.checkpoint not in kept:
+            _remove(folder_of(root, part.checkpoint))
 
 
-def regular_files(folder: Path) -> Iterator[Path]:
-    """Every regular file below a folder, by name. Links are passed over: workers could make them lead anywhere."""
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(parent) / name
-            try:
-                is_regular = stat.S_ISREG(path.lstat().st_mode)
-            except FileNotFoundError:  # renamed or removed meanwhile
-                continue
-            if is_regular:
-                yield path
-
-
-def _share(folder: Path, node_rank: int, local_ranks: int) -> Saved | None:
+def _part(folder: Path, node_rank: int, local_ranks: int) -> PartId | None:
+    """Return the identity of the complete part in a folder; None if there is none."""
     named = checkpoint_of(folder.name)
-    saved = markers(folder)
-    ranks = {marker.rank for marker in saved}
-    generations = {marker.generation for marker in saved}
+    written = markers(folder)
+    ranks = {marker.rank for marker in written}
+    generations = {marker.generation for marker in written}
     own = set(range(node_rank * local_ranks, (node_rank + 1) * local_ranks))
     if named is None or ranks != own or len(generations) != 1 or named[1] not in {None, *generations}:
         return None
-    return Saved(step=named[0], generation=generations.pop(), node_rank=node_rank)
+    return PartId(step=named[0], generation=generations.pop(), node_rank=node_rank)
 
 
 def _remove(folder: Path) -> None:
-    for marker in folder.glob("rank-*.saved"):  # first: a removal cut short must not leave a complete-looking folder
+    for marker in folder.glob(PATTERN):  # first: an interrupted removal must not leave a part that looks complete
         marker.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
-from finetune_trainer.commands.job_options import load_job
+from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
@@ -26,7 +26,7 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
         probe_file(options.report, "--report")
-        job = load_job(options, screen)
+        job = job_of_options(options, screen)
         inspected = inspect(job, storage_environment(job), screen.stage_line)
     problems = inspected.report.problems()
     warnings = len(inspected.report.of(Severity.WARNING))
@@ -44,7 +44,7 @@ def validate_command(options: argparse.Namespace, console: Console) -> int:
         screen.problems(problems)
     if options.report:
         write_file(options.report, render(inspected.report), "--report")
-        screen.says("report", str(options.report))
+        screen.show_line("report", str(options.report))
     if not options.json:
         _close(screen, problems, warnings, options.strict)
     return code
@@ -58,13 +58,13 @@ def plan_command(options: argparse.Namespace, console: Console) -> int:
 
     screen = Screen(console)
     with _nothing_else_on_stdout(options.json):
-        job = load_job(options, screen)
+        job = job_of_options(options, screen)
         inspected = inspect(job, storage_environment(job), screen.stage_line)
     if options.json:
         sys.stdout.write(inspected.plan.to_json())
     else:
-        screen.planned(inspected.plan)
-        screen.explains(inspected.plan)
+        screen.show_plan(inspected.plan)
+        screen.show_choices(inspected.plan)
     problems, warnings = inspected.report.problems(), len(inspected.report.of(Severity.WARNING))
     screen.problems(problems)
     _close(screen, problems, warnings, options.strict)
@@ -103,7 +103,7 @@ def _close(screen: Screen, problems: list[Problem], warnings: int, strictly: boo
     if strictly and warnings:
         screen.problems([_too_many(warnings)])
         return
-    screen.says("valid", f"Valid, {with_warnings(warnings)}: job, data and model")
+    screen.show_line("valid", f"Valid, {with_warnings(warnings)}: job, data and model")
 
 
 def _print_json(problems: list[Problem], code: int, warnings: int, answer: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, ModelSpec, parse_job
-from finetune_api.v1alpha1.base import MAX_NAME_LENGTH
+from finetune_api.v1alpha1.spec_base import MAX_NAME_LENGTH
 from finetune_trainer.commands.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
@@ -55,16 +55,16 @@ def init_command(options: argparse.Namespace, console: Console) -> int:
     path = options.output or Path(_asked_or(console, "write the job to", str(DEFAULT)))
     _may_write(console, path)
     probe_file(path, "--output")
-    screen.says("look", "at the model's configuration and at the data")
+    screen.show_line("look", "at the model's configuration and at the data")
     proposal = propose(model, data)
     text = job_text(path, model, data, method, proposal)
     parse_job(yaml12.load(text, str(path))[0])
     write_file(path, text, "--output")
     if proposal.problems:
         screen.problems(proposal.problems)
-        screen.says("note", "the job is written anyway: fix the data, or add fields to the job")
-    screen.says("wrote", f"{path}: {proposal.task}, {proposal.about or 'data not understood yet'}")
-    screen.says("next", f"finetune validate {path}, then finetune run {path}")
+        screen.show_line("note", "the job is written anyway: fix the data, or add fields to the job")
+    screen.show_line("wrote", f"{path}: {proposal.task}, {proposal.about or 'data not understood yet'}")
+    screen.show_line("next", f"finetune validate {path}, then finetune run {path}")
     return ExitCode.OK
 
 

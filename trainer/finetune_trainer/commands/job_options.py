@@ -13,7 +13,7 @@ from finetune_trainer.commands.plain_paths import with_local_paths
 from finetune_trainer.run.screen import Screen
 
 
-def load_job(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
+def job_of_options(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
     """Return the job; say what was set in it, what is short in it, and what has no effect.
 
     `options.file` holds the file from then on, so that problems can be shown with their lines.
@@ -27,11 +27,11 @@ def load_job(options: argparse.Namespace, screen: Screen) -> FineTuneJob:
     options.file = file
     for one, before in zip(file.overrides, file.before, strict=True):
         was = "" if before is None else f" (the file has {_shown(before)})"
-        screen.says("set", f"{_short(one)} = {_shown(one.value)}{was}")
+        screen.show_line("set", f"{_short(one)} = {_shown(one.value)}{was}")
     folder = Path() if options.job == "-" else Path(options.job).parent
     job, read_here = with_local_paths(file.job(), folder)
     for note in (*file.notes, *notes(job), *read_here):
-        screen.says("note", note)
+        screen.show_line("note", note)
     return job
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
 from finetune_trainer.commands.check import strict, with_warnings
-from finetune_trainer.commands.job_options import load_job
+from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
 
@@ -21,7 +21,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune run`."""
     screen = Screen(console)
     probe_file(options.result, "--result")
-    job = load_job(options, screen)
+    job = job_of_options(options, screen)
     probe_folder(options.work_dir, "--work-dir")
     from finetune_trainer.run import local
     from finetune_trainer.run.delivery import Output
@@ -29,7 +29,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     here = local.LocalJob.open(job, options.work_dir)
     output = Output.of(options.output, here) if options.output else None
     if here.without_effect:
-        screen.says("note", f"on this machine these have no effect: {', '.join(here.without_effect)}")
+        screen.show_line("note", f"on this machine these have no effect: {', '.join(here.without_effect)}")
     uid = local.begin_run(here, screen) if options.fresh else local.find_run(here, screen)
     if output:
         output.check(uid)
@@ -43,9 +43,9 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
     if options.result:
         write_file(options.result, result.to_json(), "--result")
-    screen.says(*_outcome(result, with_warnings(_warnings(here, uid))))
+    screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
     for artifact in result.artifacts:
-        screen.says(artifact.kind, result.output or _path(artifact.uri))
+        screen.show_line(artifact.kind, result.output or _path(artifact.uri))
     return ExitCode.OK
 
 

@@ -1,7 +1,7 @@
-"""The files of a prepared data set: what the prepare stage writes, agents fetch and workers map into memory.
+"""The files of a prepared data set: the prepare stage writes them, agents fetch them, workers map them into memory.
 
-A split is a number of shards, `train-00000.arrow` and so on, in the order of their rows. Beside each lies an index of
-its rows, which is small: whoever has all indexes knows the order of a run before a single shard is there.
+A split consists of shards, `train-00000.arrow` and so on, in the order of their rows. Each shard has a small index of
+its rows. The indexes determine the order of a run, before any shard is fetched.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from finetune_api.messages import Message
 
 WINDOWED_ABOVE = 64  # shards: a larger split (16 GiB, 4 thousand million tokens) is read window by window
 WINDOW = 16  # shards whose rows are shuffled together: 4 GiB, which a node's memory holds
-LONE = "{split}.arrow"  # one file a split, with labels in place of runs: data that version 3 and older prepared
+LONE = "{split}.arrow"  # one file per split, with labels instead of runs, in data of format 3 and older
 
 
 class Shard(Message):
@@ -20,8 +20,8 @@ class Shard(Message):
 
     Attributes:
         rows: sequences in it.
-        tokens: of all rows; of seq2seq inputs and targets.
-        sha256: over its values, not over the bytes of the file: another version of Arrow gives the same.
+        tokens: of all rows; for seq2seq of inputs and targets.
+        sha256: over its values, not over the bytes of the file, so that it does not depend on the version of Arrow.
     """
 
     rows: int
@@ -30,7 +30,7 @@ class Shard(Message):
 
 
 class Shards(Message):
-    """`shards.json`: the shards of each split in order; written when all of them are there.
+    """`shards.json`: the shards of each split in order; written after all of them.
 
     Attributes:
         packed: whether a row may hold several documents.
@@ -41,7 +41,7 @@ class Shards(Message):
     eval: tuple[Shard, ...] = ()
 
     def of(self, split: str) -> tuple[Shard, ...]:
-        """The shards of `train` or `eval`."""
+        """Return the shards of `train` or `eval`."""
         return self.eval if split == "eval" else self.train
 
 
@@ -56,11 +56,11 @@ def index_name(split: str, number: int) -> str:
 
 
 def shard_order(count: int, seed: int, epoch: int) -> list[int]:
-    """Return the order in which an epoch visits the shards of a large split: by a hash, the same everywhere."""
+    """Return the order in which an epoch visits the shards of a large split: by a hash, equal on every node."""
     return sorted(range(count), key=lambda number: hashlib.sha256(f"{seed}:{epoch}:{number}".encode()).digest())
 
 
 def read_shards(folder: Path) -> Shards | None:
-    """Return what a prepared data set consists of; None if it was prepared before there were shards."""
+    """Return the shards of a prepared data set; None if an older version prepared it without shards."""
     path = folder / File.SHARDS
     return Shards.model_validate_json(path.read_text("utf-8")) if path.is_file() else None

@@ -1,15 +1,15 @@
-"""What an evaluation leaves to be read, below the run's outputs: the worker writes it, export and terminal show it."""
+"""The records of an evaluation below the run's outputs: the worker writes them, export and terminal show them."""
 
 from pydantic import Field
 
 from finetune_api.contract import checkpoint_name
 from finetune_api.messages import Message
 
-LABEL_CHARACTERS = 40  # of a label in a sentence
+LABEL_CHARACTERS = 40  # of a label within a sentence
 
 
 class LabelScore(Message):
-    """One label's line in the table. `support`: rows of the eval split that have it."""
+    """The scores of one label. `support`: rows of the eval split that have it."""
 
     label: str
     precision: float
@@ -19,7 +19,7 @@ class LabelScore(Message):
 
 
 class Sample(Message):
-    """A generated answer beside the right one. `row`: position among the documents of the eval split."""
+    """A generated answer and the reference. `row`: position among the documents of the eval split."""
 
     row: int
     prompt: str
@@ -28,12 +28,12 @@ class Sample(Message):
 
 
 class EvalGroups(Message):
-    """Which rows of the eval split mention which groups of people: prepare's file beside the data.
+    """The rows of the eval split that mention groups of people: a file that prepare writes beside the data.
 
     Attributes:
-        rows: positions of the rows that were looked at, ascending.
+        rows: positions of the rows that were searched, ascending.
         groups: name -> positions of the rows that mention it, ascending.
-        about: label -> groups that the label itself is about: their mentions are its subject.
+        about: label -> groups that the label itself is about, so that its rows mention them by definition.
     """
 
     rows: tuple[int, ...]
@@ -42,18 +42,18 @@ class EvalGroups(Message):
 
 
 class Amplification(Message):
-    """A label, or a repeated answer, that the model gives to a group's rows more one-sidedly than the data does.
+    """A label, or a repeated answer, whose skew towards a group's rows is larger in the predictions than in the data.
 
     The gap is the share of the label among rows that mention the group, less its share among the other rows.
 
     Attributes:
-        group, label: whose rows, and what is predicted for them.
-        rows: rows that mention the group.
+        group, label: the group, and the label that is predicted.
+        rows: number of rows that mention the group.
         truth, predicted: share of the label among these rows: in the data, and as predicted.
         truth_elsewhere, predicted_elsewhere: the same among the other rows.
-        value: the gap in the predictions less the gap in the data, in the direction of the former.
+        value: the gap in the predictions less the gap in the data, in the direction of the gap in the predictions.
         low, high: bootstrap interval of `value`; 95 % over all groups and labels together.
-        amplified: whether it is a finding: at least 5 points, and the interval lies above 0.
+        amplified: whether `value` is at least 5 points and the interval lies above 0.
     """
 
     group: str
@@ -70,12 +70,12 @@ class Amplification(Message):
 
     @property
     def sentence(self) -> str:
-        """The finding in a sentence, with rule and source."""
+        """One sentence with the figures, the rule and its source."""
         label = self.label if len(self.label) <= LABEL_CHARACTERS else f"{self.label[:LABEL_CHARACTERS]}..."
         more = "more" if self.predicted > self.predicted_elsewhere else "less"
         return (
-            f"BiasAmplified: of {self.rows:,} evaluation rows that mention {self.group} the model answers "
-            f"{label!r} for {100 * self.predicted:.0f} %, the data says {100 * self.truth:.0f} % (other rows: "
+            f"BiasAmplified: of {self.rows:,} evaluation rows that mention {self.group} the model predicts "
+            f"{label!r} for {100 * self.predicted:.0f} %, the data has {100 * self.truth:.0f} % (other rows: "
             f"{100 * self.predicted_elsewhere:.0f} %, data {100 * self.truth_elsewhere:.0f} %): {more} often, and the "
             f"gap is {100 * self.value:.0f} points larger than in the data (interval {100 * self.low:.0f} to "
             f"{100 * self.high:.0f}); rule: 5 points and an interval above 0 (Zhao et al. 2017)"
@@ -86,10 +86,10 @@ class EvaluationRecord(Message):
     """One evaluation.
 
     Attributes:
-        metrics: by name, with `eval_`; one that is no number is left out.
-        generated: how many answers were generated.
-        per_class: a line for each label; empty without labels.
-        groups: groups of people whose rows were compared with the others; empty where none could be.
+        metrics: by name, with `eval_`; NaN and infinite values are omitted.
+        generated: number of generated answers.
+        per_class: the scores of each label; empty without labels.
+        groups: groups of people whose rows were compared with the others; may be empty.
         amplification: the pairs of group and label with the largest differences, the largest first.
     """
 
@@ -102,15 +102,15 @@ class EvaluationRecord(Message):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What of it is a warning, a sentence each."""
+        """A sentence for each amplified skew."""
         return tuple(one.sentence for one in self.amplification if one.amplified)
 
 
 def record_path(step: int) -> str:
-    """Where the record of a step lies below the outputs: JSON."""
+    """Return the path of a step's record below the outputs: JSON."""
     return f"evaluation/{checkpoint_name(step)}.json"
 
 
 def samples_path(step: int) -> str:
-    """Where the samples of a step lie below the outputs: a JSON object on each line."""
+    """Return the path of a step's samples below the outputs: a JSON object on each line."""
     return f"samples/{checkpoint_name(step)}.jsonl"

@@ -1,4 +1,4 @@
-"""Evaluations of a run as they lie in its storage."""
+"""The evaluations of a run in its storage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True)
-class Told:
-    """What is known of one evaluation beside its metrics; nothing where nothing was stored.
+class StoredEvaluation:
+    """The record and the samples of one evaluation, as far as they are in storage.
 
     Attributes:
-        unreadable: a sentence for each part that is there and cannot be understood: nobody waits for such a part.
+        unreadable: a sentence for each object that is in storage and cannot be read.
     """
 
     record: EvaluationRecord | None = None
@@ -27,8 +27,8 @@ class Told:
     unreadable: tuple[str, ...] = ()
 
 
-def told(store: ObjectStore, run: str, step: int) -> Told:
-    """The evaluation of a step.
+def load_evaluation(store: ObjectStore, run: str, step: int) -> StoredEvaluation:
+    """Return the evaluation of a step.
 
     Args:
         run: key prefix of the run, with the trailing slash.
@@ -40,9 +40,8 @@ def told(store: ObjectStore, run: str, step: int) -> Told:
     record, samples = _get(store, outputs + record_path(step)), _get(store, outputs + samples_path(step))
     records = _parsed(EvaluationRecord, record_path(step), [record] if record else [], unreadable)
     lines = [line for line in samples.splitlines() if line.strip()]
-    return Told(
-        records[0] if records else None, _parsed(Sample, samples_path(step), lines, unreadable), tuple(unreadable)
-    )
+    parsed = _parsed(Sample, samples_path(step), lines, unreadable)
+    return StoredEvaluation(records[0] if records else None, parsed, tuple(unreadable))
 
 
 def _get(store: ObjectStore, key: str) -> bytes:
@@ -53,10 +52,10 @@ def _get(store: ObjectStore, key: str) -> bytes:
 
 
 def _parsed(kind: type[M], name: str, texts: Sequence[bytes], unreadable: list[str]) -> tuple[M, ...]:
-    """All of the texts, or none and a sentence."""
+    """Return all texts as messages; if one cannot be read, return none and add a sentence to `unreadable`."""
     try:
         return tuple(kind.model_validate_json(text) for text in texts)
     except ValidationError as error:
         reason = " ".join(str(error).split())[:200]
-        unreadable.append(f"{File.OUTPUTS}/{name} is left out, it cannot be understood: {reason}")
+        unreadable.append(f"{File.OUTPUTS}/{name} is ignored, it cannot be read: {reason}")
         return ()

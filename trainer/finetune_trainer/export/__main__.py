@@ -1,12 +1,12 @@
-"""`python -m finetune_trainer.export`: the export pod. It can be told to stop before it imports anything."""
+"""`python -m finetune_trainer.export`: the export pod. SIGTERM stops it even before it imports anything."""
 
 import os
 
-from finetune_trainer.process.ties import end_when_told
+from finetune_trainer.process.ties import exit_on_sigterm
 
 if __name__ == "__main__":
-    end_when_told()
-    from finetune_trainer.export.program import main
+    exit_on_sigterm()
+    from finetune_trainer.export.export_program import main
     from finetune_trainer.process.stages import own_process
 
     own_process()

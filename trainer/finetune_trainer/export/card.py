@@ -1,4 +1,4 @@
-"""README.md of an artifact: what it was made from and how it is loaded."""
+"""README.md of an artifact: its origin, its evaluation, and the code that loads it."""
 
 import json
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
-from finetune_trainer.evaluations.stored import Told
-from finetune_trainer.export.evaluated import evaluated
+from finetune_trainer.evaluations.stored import StoredEvaluation
+from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
 from finetune_trainer.export.snippet import snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
-NOTHING_TOLD = Told()
+NO_EVALUATION = StoredEvaluation()
 
 
 def card(
@@ -22,18 +22,18 @@ def card(
     step: int,
     metrics: Mapping[str, float],
     versions: Mapping[str, str],
-    evaluation: Told = NOTHING_TOLD,
+    evaluation: StoredEvaluation = NO_EVALUATION,
     *,
     chat: bool = False,
 ) -> str:
-    """The model card, Markdown with the YAML head that the Hugging Face hub reads.
+    """Return the model card, Markdown with the YAML head that the Hugging Face hub reads.
 
     Args:
-        step: the checkpoint's.
-        metrics: its evaluation; empty if there was none.
-        versions: package name -> version that made it.
-        evaluation: what else is known of it: scores of each label, generated answers.
-        chat: it was trained on conversations.
+        step: of the checkpoint.
+        metrics: of its evaluation; empty if there was none.
+        versions: package name -> version that made the artifact.
+        evaluation: scores of each label, generated answers.
+        chat: whether the model was trained on conversations.
     """
     adapter = plan.method is not MethodType.FULL
     parts = [
@@ -48,20 +48,20 @@ def card(
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
     if metrics:
         parts += ["## Evaluation\n", f"On {_rows(plan)} held-out rows:\n", _table(metrics, ".6g")]
-        parts += evaluated(evaluation)
+        parts += evaluation_sections(evaluation)
     parts += ["## Training\n", _table(_training(plan)), "## Made with\n", _table(versions)]
     return "\n".join(parts)
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that matter for a result; those that are not installed are left out."""
-    found = {}
+    """Return the versions of the packages that affect a result; packages that are not installed are omitted."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _head(plan: Plan, base: Base, adapter: bool) -> str:

@@ -1,7 +1,8 @@
-"""How an artifact ends its answers: a plain `generate()` stops where the rows taught to stop.
+"""The end of an artifact's answers: a plain `generate()` stops at the tokens that ended the training rows.
 
-A base model that was never tuned to chat ends with its end of text; trained on chats, it ends a turn with another
-token. That token must be in generation_config.json, and be the tokenizer's end where the template leaves it to us.
+A base model that was never tuned to chat ends with its end-of-text token; after training on chats, it ends a turn with
+another token. That token must be in generation_config.json, and become the tokenizer's end-of-text token unless the
+chat template writes that one itself.
 """
 
 import json
@@ -18,7 +19,7 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 
 
 def end_answers(folder: Path, plan: Plan, config: Mapping[str, Any]) -> None:
-    """Write what ends an answer into an artifact's files.
+    """Write the tokens that end an answer into an artifact's files.
 
     Args:
         folder: holds the tokenizer's files and the base model's generation_config.json, if it has one.
@@ -41,12 +42,12 @@ def _of_model(config: Mapping[str, Any]) -> Any:
 
 
 def _end_tokenizer(folder: Path, ends: tuple[int, ...]) -> None:
-    """Servers stop at the tokenizer's end of text, too. A template that writes that token itself keeps it."""
+    """Set the tokenizer's end-of-text token, at which servers stop too. It stays if the template writes that token."""
     config = _read(folder / TOKENIZER_CONFIG)
     names = {token["id"]: token["content"] for token in _read(folder / TOKENIZER).get("added_tokens") or []}
     ids = {name: number for number, name in names.items()}
-    given = config.get("eos_token")
-    own = given.get("content") if isinstance(given, dict) else given
+    token_entry = config.get("eos_token")
+    own = token_entry.get("content") if isinstance(token_entry, dict) else token_entry
     template = folder / CHAT_TEMPLATE
     written = template.read_text("utf-8") if template.exists() else json.dumps(config.get("chat_template") or "")
     if own not in ids or ids[own] in ends or ends[0] not in names or "eos_token" in written:

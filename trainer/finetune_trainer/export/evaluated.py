@@ -1,15 +1,15 @@
-"""The part of a model card that shows an evaluation: the table of labels, and samples of generated answers."""
+"""The evaluation in a model card: scores of the labels, groups of people, samples of generated answers."""
 
 import re
 
 from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample
-from finetune_trainer.evaluations.stored import Told
+from finetune_trainer.evaluations.stored import StoredEvaluation
 
-LONGEST = 600  # characters of a sample's part
+LONGEST = 600  # characters of each text of a sample
 
 
-def evaluated(evaluation: Told) -> list[str]:
-    """Markdown, a part each; none where nothing is known."""
+def evaluation_sections(evaluation: StoredEvaluation) -> list[str]:
+    """Return sections of Markdown; none without a stored evaluation."""
     parts = []
     record = evaluation.record
     if record and record.per_class:
@@ -33,20 +33,20 @@ def _labels(scores: tuple[LabelScore, ...]) -> str:
 
 
 def _amplified(record: EvaluationRecord) -> str:
-    """Whether a skew of the data grew: every finding, else of whom nothing was found."""
+    """Return a section on groups of people: every skew that grew, else the groups without one."""
     head = "## Groups of people\n\n"
     rule = (
         "Shares of predictions among rows that mention a group, beside those of the data (Zhao et al. 2017); the gap "
         "to the other rows must grow by 5 points, with a bootstrap interval above 0.\n"
     )
-    found = [one for one in record.amplification if one.amplified]
-    if not found:
+    amplified = [one for one in record.amplification if one.amplified]
+    if not amplified:
         return f"{head}{rule}\nNo skew of the data is larger in the predictions, for {', '.join(record.groups)}.\n"
     rows = [
         f"| {one.group} | {_cell(one.label)} | {one.rows} | {one.truth:.0%} | {one.predicted:.0%} "
         f"| {one.truth_elsewhere:.0%} | {one.predicted_elsewhere:.0%} | {100 * one.value:.0f} "
         f"({100 * one.low:.0f} to {100 * one.high:.0f}) |"
-        for one in found
+        for one in amplified
     ]
     columns = "| group | label | rows | data | predicted | others, data | others, predicted | points |"
     table = "\n".join([columns, "|---|---|---|---|---|---|---|---|", *rows])
@@ -63,7 +63,7 @@ def _cut(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """A block of code whose fence no run of backticks in the text ends."""
+    """Return a block of code whose fence is longer than every run of backticks in the text."""
     ticks = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, ticks + 1)
     return f"{fence}\n{text}\n{fence}"

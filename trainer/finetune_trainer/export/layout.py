@@ -1,7 +1,7 @@
-"""What an artifact's folder holds, in Hugging Face's layout: which files of a checkpoint go in and how they are mended.
+"""The files of an artifact, in Hugging Face's layout: those taken from a checkpoint, and the changes to them.
 
-An adapter's folder has no `config.json`: transformers (5.23, `auto_factory`) takes a folder that has one beside
-`adapter_config.json` for a whole model and then misses its weights. The labels stand in `labels.json` instead.
+An adapter's folder has no `config.json`: if it had one beside `adapter_config.json`, transformers (5.23,
+`auto_factory`) would load the folder as a whole model and miss its weights. The labels are in `labels.json` instead.
 """
 
 import json
@@ -23,14 +23,14 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArtifactFiles:
     """The files of one kind of artifact.
 
     Attributes:
         kind: also the name of its folder below `artifacts/`.
-        required: without these there is nothing to load.
+        required: an artifact cannot be loaded without these.
         weights: matches the names of weight files; at least one is required.
-        optional: taken where the checkpoint has them.
+        optional: taken if the checkpoint has them.
     """
 
     kind: Literal["adapter", "model"]
@@ -39,23 +39,23 @@ class Layout:
     optional: frozenset[str]
 
     def chosen(self, names: Sequence[str]) -> list[str]:
-        """Those of a checkpoint's files that belong into the artifact."""
+        """Return the files of a checkpoint that belong to the artifact."""
         wanted = self.required | self.optional
         return [name for name in names if name in wanted or self.weights.fullmatch(name)]
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """What a checkpoint lacks to become an artifact."""
+        """Return the required files that a checkpoint lacks."""
         lacking = sorted(self.required.difference(names))
         return lacking if any(self.weights.fullmatch(name) for name in names) else [*lacking, self.weights.pattern]
 
 
-ADAPTER = Layout(
+ADAPTER = ArtifactFiles(
     kind="adapter",
     required=frozenset({ADAPTER_CONFIG}),
     weights=re.compile(r"adapter_model\.safetensors"),
     optional=frozenset(),
 )
-MODEL = Layout(
+MODEL = ArtifactFiles(
     kind="model",
     required=frozenset({CONFIG}),
     weights=re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
@@ -63,18 +63,18 @@ MODEL = Layout(
 )
 
 
-def layout_of(method: MethodType) -> Layout:
-    """What a method's runs leave: an adapter, or a whole model."""
+def layout_of(method: MethodType) -> ArtifactFiles:
+    """Return the kind of artifact that a method makes: an adapter, or a whole model."""
     return MODEL if method is MethodType.FULL else ADAPTER
 
 
 @dataclass(frozen=True)
 class Base:
-    """Where the base model is found by whoever loads an adapter.
+    """The base model that an adapter names.
 
     Attributes:
         location: name on the hub, folder, or s3:// uri of the mirror.
-        revision: the hub's commit; None for a mirror, whose prefix holds the commit already.
+        revision: the hub's commit; None for a mirror, whose prefix already holds the commit.
         on_hub: whether `location` is a name on the hub.
     """
 
@@ -84,7 +84,7 @@ class Base:
 
 
 def base_of(model: ModelFacts, store: ObjectStore) -> Base:
-    """The hub's name and commit if the model came from there, else the mirror in the job's storage."""
+    """Return the hub's name and commit if the model came from there, else the mirror in the job's storage."""
     if "://" not in model.source:
         return Base(model.source, model.commit, True)
     mirror = f"{store.uri}/{model.prefix}".rstrip("/")
@@ -92,7 +92,7 @@ def base_of(model: ModelFacts, store: ObjectStore) -> Base:
 
 
 def mend(folder: Path, plan: Plan, base: Base) -> None:
-    """Rewrite the configurations of a checkpoint in place: the training node's paths go, base and labels come."""
+    """Rewrite the configurations of a checkpoint in place: remove paths of the training node, add base and labels."""
     if plan.dataset.labels:
         (folder / File.LABELS).write_text(json.dumps(plan.dataset.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
     if spec_of(plan.task).labelled:
@@ -100,7 +100,7 @@ def mend(folder: Path, plan: Plan, base: Base) -> None:
     if plan.method is MethodType.FULL:
         config = _read(folder / CONFIG)
         config.pop("_name_or_path", None)
-        config.pop("use_cache", None)  # off in training only: answers would take each token from the beginning
+        config.pop("use_cache", None)  # training turns it off; generation would be slow without it
         if plan.dataset.problem_type:
             config["problem_type"] = str(plan.dataset.problem_type)
         if plan.dataset.labels:
@@ -115,7 +115,7 @@ def mend(folder: Path, plan: Plan, base: Base) -> None:
 
 
 def _pad(path: Path) -> None:
-    """Batches need padding: a tokenizer that has no token for it gets the one that the training padded with."""
+    """Give a tokenizer without a padding token the one that the training padded with, since batches need it."""
     if path.exists() and not (config := _read(path)).get("pad_token") and config.get("eos_token"):
         _write(path, config | {"pad_token": config["eos_token"]})
 

@@ -1,4 +1,4 @@
-"""Python that loads an artifact with vanilla transformers and peft and uses it once; it runs as it stands (tested)."""
+"""Python code that loads an artifact with plain transformers and peft and uses it once; a test runs it."""
 
 import json
 
@@ -8,14 +8,14 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.export.layout import Base
 from finetune_trainer.model.families import family_of
 
-HERE = 'artifact = "."'  # replaced by who prints the snippet elsewhere
+HERE = 'artifact = "."'  # to be replaced outside of the artifact's folder
 
 
 def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     """Return the code, for a card and for the terminal.
 
     Args:
-        chat: the model was trained on conversations, by the chat template that its tokenizer has.
+        chat: whether the model was trained on conversations, with the chat template of its tokenizer.
     """
     adapter = plan.method is not MethodType.FULL
     auto = spec_of(plan.task).auto_class
@@ -26,7 +26,7 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     lines += [f"from transformers import {auto}, AutoTokenizer{configured}", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
-    return "\n".join([*lines, "", *(_asked() if chat and spec_of(plan.task).continues else _used(plan))]) + "\n"
+    return "\n".join([*lines, "", *(_chat_use() if chat and spec_of(plan.task).continues else _text_use(plan))]) + "\n"
 
 
 def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
@@ -51,8 +51,8 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
     return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
 
 
-def _asked() -> list[str]:
-    """A question in the words of the chat template, as in training; the answer without the question."""
+def _chat_use() -> list[str]:
+    """Return code that asks a question through the chat template, as in training, and prints only the answer."""
     return [
         'messages = [{"role": "user", "content": "Some text."}]',
         "inputs = tokenizer.apply_chat_template(",
@@ -63,7 +63,8 @@ def _asked() -> list[str]:
     ]
 
 
-def _used(plan: Plan) -> list[str]:
+def _text_use(plan: Plan) -> list[str]:
+    """Return code that gives the model a text and prints the task's result."""
     text = 'f"Some {tokenizer.mask_token}."' if spec_of(plan.task).hides_tokens else '"Some text."'
     lines = [f'inputs = tokenizer({text}, truncation=True, max_length={plan.max_length}, return_tensors="pt")']
     if spec_of(plan.task).hides_tokens:

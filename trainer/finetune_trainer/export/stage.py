@@ -1,6 +1,6 @@
 """The export stage: the best committed checkpoint becomes an adapter or a model in Hugging Face's layout.
 
-The artifact's MANIFEST.json is written last and names the step it was made from: a second run reuses what is there.
+The artifact's MANIFEST.json is written last and names its checkpoint, so that a second run reuses a complete artifact.
 """
 
 import shutil
@@ -18,13 +18,14 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.tasks import spec_of
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
+from finetune_trainer.checkpoints.identity import part_prefix
 from finetune_trainer.checkpoints.pick import pick
-from finetune_trainer.evaluations.stored import Told, told
+from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.ending import end_answers
 from finetune_trainer.export.layout import (
     CARD,
-    Layout,
+    ArtifactFiles,
     base_of,
     layout_of,
     mend,
@@ -35,18 +36,19 @@ from finetune_trainer.storage import (
     ManifestInvalidError,
     NotFoundError,
     ObjectStore,
+    bucket_is_missing,
     download_files,
     read_manifest,
     upload_tree,
 )
 
-MOST_WARNINGS = 3  # on the artifact: a termination message has 4,096 bytes; the card has all
+MOST_WARNINGS = 3  # of an artifact in the termination message, which has 4,096 bytes; the card has all of them
 
-MODEL_SHARE = "node-0/"  # rank 0 saves the weights once for all
+WEIGHTS_PART = part_prefix(0)  # rank 0 saves the weights, for all ranks
 
 
 def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callable[[str], None] = print) -> StageResult:
-    """Make the run's artifact, unless it is there already.
+    """Make the run's artifact, unless it exists already.
 
     Args:
         store: the job's storage.
@@ -56,29 +58,29 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
 
     Raises:
         StateError: there is no committed checkpoint, or it holds no weights.
-        StorageError: the store refused, or a file is not what its manifest says.
+        StorageError: the store refused, or a file differs from its manifest.
     """
-    found = find_checkpoints(store, run)
-    for sentence in found.unreadable:
+    stored = find_checkpoints(store, run)
+    for sentence in stored.unreadable:
         report(sentence)
-    if not found.committed:
+    if not stored.committed:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    candidates = [_scored(store, run, plan.evaluation.best_metric, one, report) for one in found.committed.values()]
+    candidates = [_scored(store, run, plan.evaluation.best_metric, one, report) for one in stored.committed.values()]
     layout, broken = layout_of(plan.method), ""
     folder, prefix = work / layout.kind, f"{run}artifacts/{layout.kind}/"
     while True:
         best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
         info, reason = best.info, _reason(plan, best.info)
-        evaluation = told(store, run, info.step)
+        evaluation = load_evaluation(store, run, info.step)
         if _made_from(store, prefix) == best.id:
-            note = f"the {layout.kind} of step {info.step} was there already"
+            note = f"the {layout.kind} of step {info.step} existed already"
             break
         report(f"{layout.kind}: from checkpoint {info.step}, {reason}")
         try:
             _fetch(store, best, layout, folder)
         except (CorruptedError, NotFoundError) as error:
             candidates.remove(best)
-            if not candidates or any(problem.code == "NoSuchBucket" for problem in error.problems):
+            if not candidates or bucket_is_missing(error):
                 raise
             broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
             report(broken.removeprefix("; "))
@@ -105,11 +107,11 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
 def _scored(
     store: ObjectStore, run: str, metric: str, checkpoint: Committed, report: Callable[[str], None]
 ) -> Committed:
-    """A checkpoint with its scores, also where a stop came before the evaluation, which was made later."""
+    """Return a checkpoint with its metrics. A stop may have saved it before the evaluation, which was made later."""
     info = checkpoint.info
     if metric in info.metrics:
         return checkpoint
-    evaluation = told(store, run, info.step)
+    evaluation = load_evaluation(store, run, info.step)
     for sentence in evaluation.unreadable:
         report(sentence)
     if evaluation.record is None:
@@ -117,26 +119,26 @@ def _scored(
     return replace(checkpoint, info=info.model_copy(update={"metrics": evaluation.record.metrics}))
 
 
-def _fetch(store: ObjectStore, best: Committed, layout: Layout, folder: Path) -> None:
+def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: Path) -> None:
     """Brings the weights of a checkpoint to an empty folder.
 
     Raises:
-        CorruptedError, NotFoundError: the checkpoint is not what its manifest says.
+        CorruptedError, NotFoundError: the checkpoint differs from its manifest.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    share = best.prefix + MODEL_SHARE
+    prefix = best.prefix + WEIGHTS_PART
     entries = {
         name: entry.model_copy(update={"path": name})
         for entry in best.manifest.files
-        if entry.path.startswith(MODEL_SHARE) and "/" not in (name := entry.path.removeprefix(MODEL_SHARE))
+        if entry.path.startswith(WEIGHTS_PART) and "/" not in (name := entry.path.removeprefix(WEIGHTS_PART))
     }
     if missing := layout.missing(list(entries)):
         raise _no_checkpoint(f"checkpoint {best.info.step} holds no {' and no '.join(missing)}")
-    download_files(store, share, [entries[name] for name in layout.chosen(list(entries))], folder)
+    download_files(store, prefix, [entries[name] for name in layout.chosen(list(entries))], folder)
 
 
-def _complete(plan: Plan, store: ObjectStore, best: Committed, evaluation: Told, folder: Path) -> None:
-    """Adds what a user needs beside the weights."""
+def _complete(plan: Plan, store: ObjectStore, best: Committed, evaluation: StoredEvaluation, folder: Path) -> None:
+    """Add the files that a user needs beside the weights."""
     info = best.info
     download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
     of_dataset = _from_dataset(plan, store)
@@ -150,14 +152,14 @@ def _complete(plan: Plan, store: ObjectStore, best: Committed, evaluation: Told,
 
 
 def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
-    """Files that training does not change and a checkpoint need not hold."""
+    """Return the files of the base model that training does not change and a checkpoint lacks."""
     manifest = read_manifest(store, plan.model.prefix)
     if manifest is None:
         raise NotFoundError(
             Problem(
                 code="NotCommitted",
                 field="spec.storage.uri",
-                message=f"the mirrored base model {plan.model.prefix} is not there any more below {store.uri}",
+                message=f"the mirrored base model {plan.model.prefix} is missing below {store.uri}",
                 cure="run the job again: its prepare stage mirrors the model",
             )
         )
@@ -167,15 +169,15 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
 
 
 def _from_dataset(plan: Plan, store: ObjectStore) -> list[FileEntry]:
-    """The chat template that the data was tokenised with takes the place of the base model's own; where there are new
-    tokens, so does the tokenizer."""
+    """Return the files of the data set that replace those of the base model: the chat template that the data was
+    tokenised with, and with new tokens the tokenizer."""
     manifest = read_manifest(store, dataset_prefix(plan.dataset.sha256))
     wanted = TOKENIZER_FILES if plan.new_tokens else {CHAT_TEMPLATE}
     return [entry for entry in manifest.files if entry.path in wanted] if manifest else []
 
 
 def _made_from(store: ObjectStore, prefix: str) -> CheckpointId | None:
-    """The checkpoint that an artifact was made from; None where there is none, or it does not say."""
+    """Return the checkpoint that the stored artifact was made from; None without an artifact, or if it names none."""
     try:
         manifest = read_manifest(store, prefix)
         return None if manifest is None else CheckpointId.model_validate(manifest.info)
@@ -184,7 +186,8 @@ def _made_from(store: ObjectStore, prefix: str) -> CheckpointId | None:
 
 
 def _clear(store: ObjectStore, prefix: str) -> None:
-    """Removes an artifact of another step, or half of one; the manifest first, so that no half is ever committed."""
+    """Remove an artifact of another step, or an incomplete one. The manifest is deleted first, so that an interrupted
+    deletion leaves no committed artifact."""
     store.delete([prefix + File.MANIFEST])
     store.delete([entry.key for entry in store.list(prefix)])
 

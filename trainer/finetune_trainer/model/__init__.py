@@ -1,1 +1,1 @@
-"""What is known of models and their files, without torch."""
+"""Facts about models and their files, without torch."""

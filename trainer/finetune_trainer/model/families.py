@@ -1,8 +1,8 @@
 """What is special about an architecture: one record each, read by prepare, plan, worker and export. Imports no torch.
 
-Everything that a model can be asked itself is asked: its modules, sizes and what they keep, on the meta device
-(`prepare.plan.shape`), and what an adapter trains, by PEFT. Every pair of family and task here runs in
-tests/local/test_families.py. docs/support.md says which of them were seen with which method and ZeRO stage.
+The record holds only what the code cannot find out: a model on the meta device gives its modules, sizes and activations
+(`prepare.plan.shape`), and PEFT gives the parameters of an adapter. Every pair of family and task here runs in
+tests/local/test_families.py. docs/support.md lists the methods and ZeRO stages that were run with each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ CLASSIFICATION_HEAD = ("classification_head", "classification_head.dense", "clas
 
 
 class Positions(StrEnum):
-    """What a configuration's number of positions means."""
+    """The meaning of a configuration's number of positions."""
 
     LIMIT = "the longest sequence"
-    DISTANCES = "what the model was pre-trained with; there is no limit"
+    DISTANCES = "the length in pre-training; there is no limit"
     AFTER_PADDING = "positions from pad_token_id + 1 on"
 
 
@@ -35,17 +35,18 @@ class Family:
     """One architecture.
 
     Attributes:
-        model_type: `config.json`'s.
-        tasks: what it is trained for; the task of a job that names none comes first.
+        model_type: as in `config.json`.
+        tasks: supported tasks; the first is the default.
         rates: peak learning rates.
-        flat_batches: tested that a document of a flat batch does not see those before it. Other architectures may mix
-            tokens beside attention (convolutions, states of a recurrence), bias scores by distance, or swallow the
-            batch's further entries.
+        flat_batches: a test shows that a document of a flat batch does not see the documents before it. Other
+            architectures may mix tokens outside of attention (convolutions, states of a recurrence), bias scores by
+            distance, or drop the additional entries of the batch.
         positions: meaning of its number of positions.
-        padding_token: its configuration has a padding token; others classify a row at a token that must be named.
-        heads: modules that stay in the type of the run under QLoRA; a name stands for every module that ends with it,
-            and is also a pattern of how a module's name begins.
-        prefixed: it was pre-trained with a prefix such as `summarize: ` before each input.
+        padding_token: its configuration has a padding token. Without one the model classifies a row at its last token,
+            so the run must set the padding token.
+        heads: modules that QLoRA does not quantize. A name matches every module whose name ends with it, and also
+            serves as a pattern for the beginning of a module's name.
+        prefixed: its pre-training put a prefix such as `summarize: ` before each input.
     """
 
     model_type: str
@@ -74,7 +75,7 @@ FAMILIES: dict[str, Family] = {
         _encoder("bert", "pooler", "pooler.dense", "predictions.transform.dense", "predictions.decoder"),
         _encoder("distilbert", "pre_classifier", "vocab_transform", "vocab_projector", "vocab_layer_norm"),
         _decoder("gemma"),
-        _decoder("gemma2", flat_batches=False),  # caps its scores, which the kernels do not
+        _decoder("gemma2", flat_batches=False),  # the kernels do not support its capped scores
         _decoder("gpt2"),
         _decoder("gpt_neox", heads=("embed_out", "score")),
         _decoder("llama"),
@@ -107,12 +108,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str) -> Family:
-    """Return the record of an architecture; of an unknown one, that of a plain decoder without flat batches."""
+    """Return the record of an architecture; for an unknown one, the record of a plain decoder without flat batches."""
     return FAMILIES.get(model_type) or _decoder(model_type, flat_batches=False)
 
 
 def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
-    """The task of a job: as given, or the one the architecture is for.
+    """Return the task of a job: the given one, or the default of the architecture.
 
     Raises:
         ModelError: the architecture, or the task with it, is not supported yet.
@@ -137,7 +138,7 @@ def _list(tasks: Sequence[Task]) -> str:
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
-    """Return the longest sequence that a model can take, in tokens; 0 where its configuration sets no limit."""
+    """Return the longest sequence that a model can take, in tokens; 0 if its configuration sets no limit."""
     kind = family_of(str(config.get("model_type") or "")).positions
     if kind is Positions.DISTANCES:
         return 0

@@ -1,4 +1,6 @@
-"""The files of a model in Hugging Face's layout: which there are, which must be, and how their JSON is read."""
+"""The files of a model in Hugging Face's layout: their names, which of them are required, and the reading of their
+JSON.
+"""
 
 import json
 import re
@@ -30,12 +32,16 @@ TOKENIZER_FILES = frozenset(
         "tokenizer.model",
     }
 )
-# beside weights; everything else in a folder (other formats, optimizer states, code) stays where it is
+# copied beside the weights; other formats, optimizer states and code in the folder are not
 SMALL_FILES = TOKENIZER_FILES | {CONFIG, GENERATION_CONFIG, WEIGHTS_INDEX}
 
 
 def check_names(names: set[str], source: str) -> None:
-    """Raises ModelError unless these files make a model that can be used."""
+    """Check that a folder's files make a usable model.
+
+    Raises:
+        ModelError: a required file is missing.
+    """
     if not names:
         cure = "correct spec.model.uri, or upload the model"
         raise ModelError(model_problem("ModelNotFound", f"there is nothing at {source}", cure))
@@ -54,30 +60,34 @@ def check_names(names: set[str], source: str) -> None:
 
 
 def _check_other_kinds(names: set[str], source: str) -> None:
-    """Says what a folder without whole weights is instead, where its files tell it."""
+    """Refuse a folder without whole weights by its actual kind: an adapter, GGUF, or single shards."""
     if ADAPTER in names:
         message = f"{source} is an adapter ({ADAPTER}), not a whole model"
         cure = "name its base model (base_model_name_or_path in that file), or merge the two and save them"
         raise ModelError(model_problem("AdapterGiven", message, cure))
     if gguf := next((name for name in sorted(names) if name.endswith(".gguf")), None):
-        message = f"{source} holds {gguf}: GGUF is a format for inference, its weights cannot be trained"
+        message = f"{source} holds {gguf}: GGUF is a format for inference, and its weights cannot be trained"
         raise ModelError(model_problem("GGUFGiven", message, "use the model it was made from, with safetensors"))
     if shard := next((name for name in sorted(names) if re.search(r"-of-[0-9]+\.safetensors$", name)), None):
-        message = f"{source} has {shard} and no {WEIGHTS_INDEX}, which says what is in which file"
+        message = f"{source} has {shard} and no {WEIGHTS_INDEX}, which lists the weights of each file"
         raise ModelError(model_problem("ModelIncomplete", message, "copy the whole model, or save it again"))
 
 
 def check_trainable(config: Mapping[str, Any]) -> None:
-    """Raises ModelError if `config.json` says that the weights are quantized: there is nothing to update."""
+    """Check that `config.json` does not declare quantized weights, which training cannot update.
+
+    Raises:
+        ModelError: it does.
+    """
     quantization = config.get("quantization_config")
     if isinstance(quantization, Mapping):
         method = quantization.get("quant_method") or "an unnamed method"
-        message = f"{CONFIG} says that the weights are quantized ({method}); such weights are not trained"
+        message = f"{CONFIG} declares quantized weights ({method}), which cannot be trained"
         raise ModelError(model_problem("QuantizedModel", message, "use the model it was made from, in 16 or 32 bits"))
 
 
 def weight_names(index: Mapping[str, Any] | None) -> list[str]:
-    """The weight files: those of the index, or the single one."""
+    """Return the names of the weight files: those of the index, or the single one."""
     if index is None:
         return [WEIGHTS]
     names = sorted(set(index.get("weight_map", {}).values()))
@@ -89,7 +99,11 @@ def weight_names(index: Mapping[str, Any] | None) -> list[str]:
 
 
 def parse_json(name: str, raw: bytes) -> dict[str, Any]:
-    """A JSON object from a model's file; ModelError if it is none."""
+    """Return the JSON object in a model's file.
+
+    Raises:
+        ModelError: the file holds something else.
+    """
     try:
         value = json.loads(raw)
     except ValueError as error:
@@ -102,5 +116,5 @@ def parse_json(name: str, raw: bytes) -> dict[str, Any]:
 
 
 def model_problem(code: str, message: str, cure: str, field: str = "spec.model") -> Problem:
-    """What is wrong with a model."""
+    """Return the description of a fault of a model."""
     return Problem(code=code, field=field, message=message, cure=cure)

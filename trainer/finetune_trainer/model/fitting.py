@@ -1,7 +1,8 @@
-"""Whether weights are those of the model that config.json describes. Prepare asks it of shapes, the worker of tensors.
+"""The check that weights match the model of config.json. Prepare passes shapes, the worker passes tensors.
 
-What a head lacks is trained anew. What a body lacks, or has in another shape, nobody means to train from random
-numbers: such a checkpoint is of another model. Imports nothing heavy; models are PreTrainedModels of transformers.
+Missing parameters of a head are trained anew. A missing or differently shaped parameter of the body is an error,
+because training would start from random numbers: such a checkpoint belongs to another model. Imports nothing heavy;
+models are PreTrainedModels of transformers.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,24 +11,24 @@ from typing import Any
 from finetune_api.errors import ModelError, Problem
 
 CLASSIFIERS = ("classifier", "score", "classification_head")
-POOLER = "pooler"  # a part of BERT's body that many checkpoints lack: only the classifier looks at it
+POOLER = "pooler"  # a part of BERT's body that many checkpoints lack; only the classifier uses it
 
 
 def check_body(model: Any, missing_keys: Collection[str]) -> None:
-    """Refuse a checkpoint that lacks parts of the model's body.
+    """Refuse a checkpoint that lacks parameters of the model's body.
 
     Args:
-        missing_keys: the parameters that it lacks, as transformers tells them: shared ones do not count.
+        missing_keys: the missing parameters, from transformers; shared parameters do not count as missing.
 
     Raises:
-        ModelError: says how many, and names one.
+        ModelError: the message has their number, and the name of one.
     """
     if lacking := in_body(model, missing_keys):
         raise ModelError(other_model(f"lack {len(lacking)} parameters of the model's body, such as {lacking[0]}"))
 
 
 def in_body(model: Any, keys: Iterable[str]) -> list[str]:
-    """Those of some parameters' names that belong to neither the head nor a pooler, sorted."""
+    """Return the parameter names that belong to neither the head nor a pooler, sorted."""
     head = model.get_output_embeddings()
     within = {id(module) for module in model.base_model.modules() if module is not head}
     inside = {name for name, module in model.named_modules() if id(module) in within}
@@ -35,18 +36,19 @@ def in_body(model: Any, keys: Iterable[str]) -> list[str]:
 
 
 def classifiers(model: Any) -> list[str]:
-    """The modules at the top of a classifier that PEFT leaves alone or trains whole, by the ends of their names.
+    """Return the modules at the top of a classifier that PEFT must train whole, by the ends of their names.
 
-    It takes a DistilBERT's `pre_classifier` for both, and fails: a head that it may mean is always trained whole.
+    PEFT matches a DistilBERT's `pre_classifier` both as a target of the adapter and as a head, and fails. So any module
+    that PEFT may take for a head is trained whole.
     """
     return [name for name, _ in model.named_children() if name.endswith(CLASSIFIERS)]
 
 
 def other_model(fault: str) -> Problem:
-    """What is wrong with weights that do not fit config.json."""
+    """Return the description of weights that do not match config.json."""
     return Problem(
         code="OtherModel",
         field="spec.model",
-        message=f"the weights {fault}: they are of another model than config.json describes",
+        message=f"the weights {fault}: they do not belong to the model that config.json describes",
         cure="copy config.json and the weights from the same place, or save the model again with save_pretrained",
     )

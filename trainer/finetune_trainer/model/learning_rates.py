@@ -1,4 +1,4 @@
-"""Learning rates from papers, each for the size at which it was measured. Pure."""
+"""Learning rates from papers, each with the model size at which it was measured. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from finetune_api.messages import MethodType
 
 @dataclass(frozen=True)
 class Rate:
-    """A peak learning rate that somebody used, at a number of parameters."""
+    """A published peak learning rate, and the number of parameters it was used with."""
 
     value: float
     parameters: float
     source: str
 
 
-Rates = Mapping[MethodType, Rate]  # of all weights and of adapters
+Rates = Mapping[MethodType, Rate]  # of full fine-tuning and of adapters
 
 LANGUAGE_MODEL: Rates = {
     MethodType.FULL: Rate(2e-5, 7e9, "Llama 2's fine-tuning (arXiv 2307.09288)"),

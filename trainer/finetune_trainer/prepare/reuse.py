@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import DatasetFacts, Message
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
-from finetune_api.v1alpha1.facts import SHAPES_DATA
+from finetune_api.v1alpha1.field_facts import SHAPES_DATA
 from finetune_trainer.prepare.job_inputs import Inputs
 from finetune_trainer.prepare.models import BaseModel
 from finetune_trainer.prepare.plan import planner

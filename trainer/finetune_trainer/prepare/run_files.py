@@ -10,7 +10,7 @@ from finetune_api.contract import File, run_prefix
 from finetune_api.errors import Problem, StateError
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.facts import SAME_RUN
+from finetune_api.v1alpha1.field_facts import SAME_RUN
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore
 
 

@@ -1,1 +1,1 @@
-"""What the programs of the stages share: how they start, end and talk to each other."""
+"""The process side of stages, agents and workers: start, exit, results and messages."""

@@ -1,4 +1,4 @@
-"""What the agent hands to a worker, and what the worker tells back: the only things the two sides share."""
+"""The messages between an agent and its workers: the order that starts a worker, and the events that it sends back."""
 
 from typing import Literal
 
@@ -7,18 +7,18 @@ from pydantic import Field
 from finetune_api.messages import Message
 from finetune_api.plan import Plan
 
-OVERFITTING_SINCE = "overfitting_since"  # beside the metrics of an evaluation: the step at which the run turned
+OVERFITTING_SINCE = "overfitting_since"  # among the values of an evaluation: the step since which the run overfits
 
 
 class WorkerOrder(Message):
-    """Everything one rank needs; paths are on the node's own disk.
+    """Everything that one rank needs; paths are on the node's own disk.
 
     Attributes:
-        threads: intra-op threads; part of what makes a run repeatable to the bit on CPU.
+        threads: intra-op threads; a run is repeatable to the bit on CPU only with the same number.
         adapter: folder of the adapter to start from; None = the plan has none.
-        outputs: folder for what people look at beside checkpoints: rank 0 writes TensorBoard's events, samples and
-            tables there, its agent keeps the run's prefix in storage up to date with it.
-        resume: folder of the checkpoint to go on from, complete on this node; None = start from the base model.
+        outputs: folder for files for people: rank 0 writes TensorBoard's events, samples and tables there, and its
+            agent uploads them.
+        resume: folder of the checkpoint to resume from, complete on this node; None = start from the base model.
         checkpoints: folder below which checkpoints are written, one folder each, named by `contract.checkpoint_name`.
     """
 
@@ -54,23 +54,3 @@ class WorkerEvent(Message):
     phase: str = ""
     values: dict[str, float] = Field(default_factory=dict)
     message: str = ""
-
-
-class SavedMarker(Message):
-    """`rank-<n>.saved`, written by each rank as the last file of its share of a checkpoint.
-
-    Attributes:
-        samples: position in the virtual data set.
-        metrics: evaluation metrics at this very step, if there was one (rank 0).
-    """
-
-    step: int
-    generation: int
-    rank: int
-    samples: int
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-
-def marker_name(rank: int) -> str:
-    """File name of a rank's marker within a checkpoint's folder."""
-    return f"rank-{rank}.saved"

@@ -1,5 +1,5 @@
-"""How the program of a stage runs: its job from the environment, its lines on stdout, its StageResult in the
-termination log, and an exit code that says how it went."""
+"""The frame of a stage's program: it reads the job from the environment, prints lines to stdout, writes its StageResult
+to the termination log, and returns an exit code."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ from finetune_trainer.storage import ObjectStore, open_store
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What every stage is given.
+    """The inputs of every stage.
 
     Attributes:
         run: key prefix of the run, with the trailing slash.
-        work: an empty folder that goes away with the stage.
+        work: an empty folder that is removed at the end of the stage.
     """
 
     job: FineTuneJob
@@ -39,24 +39,23 @@ class StageInputs:
     environ: Mapping[str, str]
 
     def report(self, line: str) -> None:
-        """Shows what the stage does."""
+        """Print a line about the stage's work."""
         print(line, flush=True)
 
 
 def load_new_job(path: Path) -> FineTuneJob:
-    """The job as prepare is given it: of the object only its name and its spec; what else an API server wrote, perhaps
-    a newer one, is passed over.
+    """Return the job for the prepare stage: only its name and its spec. Fields that API servers add are ignored.
 
     Raises:
-        SpecError: the spec is none that this version can run.
+        SpecError: this version cannot run the spec.
     """
     data, lines = _data(path)
     return parse_job(data, lines, str(path))
 
 
 def load_given_job(path: Path) -> FineTuneJob:
-    """The job as what follows prepare is given it. It was accepted and planned, perhaps by another version: fields that
-    are unknown here, and rules that came later, do not stop it.
+    """Return the job for the stages after prepare. Prepare has accepted and planned it, perhaps with another version:
+    fields that are unknown here, and rules that are newer, do not stop it.
 
     Raises:
         SpecError: a value cannot be read.
@@ -78,15 +77,15 @@ def _data(path: Path) -> tuple[Any, Lines]:
 
 
 def own_process() -> None:
-    """Makes the calling process a stage's own: it ends when told to, and with its parent in local mode."""
-    os.environ.setdefault("USER", "finetune")  # libraries ask for a name that a pod's user may not have
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(ExitCode.DRAINED))  # as PID 1 it would go unheard
+    """Set up the calling process as a stage: it exits on SIGTERM, and with its parent in local mode."""
+    os.environ.setdefault("USER", "finetune")  # libraries read a name that a pod's user may not have
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(ExitCode.DRAINED))  # PID 1 ignores it otherwise
     if parent := os.environ.get(Env.PARENT_PID):
         die_with_parent(int(parent))
 
 
 def run_stage(stage: Stage, work: Callable[[StageInputs], StageResult], environ: Mapping[str, str]) -> ExitCode:
-    """Runs a stage to its end, good or bad, and leaves its result."""
+    """Run a stage, write its result to the termination log, and return its exit code."""
     try:
         result, code = _run(stage, work, environ), ExitCode.OK
     except FineTuneError as error:

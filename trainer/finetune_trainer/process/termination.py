@@ -1,4 +1,4 @@
-"""A stage's result within the 4,096 bytes that Kubernetes keeps of a termination message."""
+"""A stage's result, shortened to the 4,096 bytes that Kubernetes keeps of a termination message."""
 
 import json
 from collections.abc import Callable
@@ -8,16 +8,16 @@ from finetune_api.errors import Problem
 from finetune_api.results import StageResult
 
 LIMIT = 4000  # bytes, of 4,096
-LONG_TEXT, SHORT_TEXT, SHORTEST_TEXT = 1000, 300, 120  # bytes of a text, where it must shrink
+LONG_TEXT, SHORT_TEXT, SHORTEST_TEXT = 1000, 300, 120  # bytes of a text that must be shortened
 SHORT_LINES = 5
-RECOVERIES = 5  # of the last, where not all fit
+RECOVERIES = 5  # the last ones, if not all fit
 CHECKPOINTS = 3
 
 
 def fit(result: StageResult) -> str:
-    """The result as JSON, with as much of it as fits; what goes first is what can best be read elsewhere.
+    """Return the result as JSON, shortened if necessary: values that are also available elsewhere are omitted first.
 
-    Labels, warnings and problems that were left out are counted in `note`.
+    `note` counts the labels, warnings and problems that are omitted.
     """
     for shrink in SHRINKS:
         if _size(result) <= LIMIT:
@@ -26,7 +26,7 @@ def fit(result: StageResult) -> str:
     return _json(result)
 
 
-# ---------------------------------------------------------------- what may go, the least missed first
+# ---------------------------------------------------------------- the ways to shorten, the least harmful first
 
 
 def _with_fewer_choices(result: StageResult) -> StageResult:
@@ -40,7 +40,7 @@ def _without_labels(result: StageResult) -> StageResult:
     if result.dataset is None or not result.dataset.labels:
         return result
     dataset = result.dataset.model_copy(update={"labels": ()})
-    note = f"{len(result.dataset.labels)} labels left out; {result.note}"
+    note = f"{len(result.dataset.labels)} labels omitted; {result.note}"
     return result.model_copy(update={"dataset": dataset, "note": note})
 
 
@@ -50,14 +50,14 @@ def _with_short_warnings(result: StageResult) -> StageResult:
 
 
 def _with_fewer_warnings(result: StageResult) -> StageResult:
-    """The last are the least weighty."""
+    """Omit warnings from the end, since the last ones matter least."""
     warnings, note = result.warnings, result.note
     for kept in reversed(range(len(warnings))):
         if _size(result) <= LIMIT:
             break
-        left = f"{len(warnings) - kept} more warnings in the report"
-        said = f"{left}; {note}" if note else left
-        result = result.model_copy(update={"warnings": warnings[:kept], "note": said})
+        omitted = f"{len(warnings) - kept} more warnings in the report"
+        text = f"{omitted}; {note}" if note else omitted
+        result = result.model_copy(update={"warnings": warnings[:kept], "note": text})
     return result
 
 
@@ -111,8 +111,8 @@ def _with_fewer_problems(result: StageResult) -> StageResult:
     kept = len(problems)
     while _size(result) > LIMIT and kept > 1:
         kept -= 1
-        left = f"{len(problems) - kept} more problems in the log"
-        result = result.model_copy(update={"problems": problems[:kept], "note": left})
+        omitted = f"{len(problems) - kept} more problems in the log"
+        result = result.model_copy(update={"problems": problems[:kept], "note": omitted})
     return result
 
 
@@ -131,13 +131,13 @@ def _with_figures_only(result: StageResult) -> StageResult:
 
 
 def _bare(result: StageResult) -> StageResult:
-    """How it ended and the first reason: small whatever was given."""
+    """Keep the outcome and the first problem only, which always fit."""
     return StageResult(
         stage=result.stage,
         succeeded=result.succeeded,
         category=result.category,
         problems=tuple(_short_problem(problem, SHORTEST_TEXT) for problem in result.problems[:1]),
-        note="the rest did not fit",
+        note="the other fields did not fit",
     )
 
 
@@ -172,12 +172,12 @@ def _short_problem(problem: Problem, limit: int) -> Problem:
 def _short_failure(failure: Failure | None, limit: int) -> Failure | None:
     if failure is None:
         return None
-    tail = _shortened(failure.log_tail[::-1], limit)[::-1]  # of a log the last lines tell most
+    tail = _shortened(failure.log_tail[::-1], limit)[::-1]  # the last lines of a log matter most
     return failure.model_copy(update={"message": _shortened(failure.message, limit), "log_tail": tail})
 
 
 def _shortened(text: str, limit: int) -> str:
-    """The beginning of a text, in at most `limit` bytes of JSON: a control character takes six."""
+    """Return the beginning of a text, in at most `limit` bytes of JSON: a control character takes six."""
     if _json_bytes(text) <= limit:
         return text
     kept = text[: limit - 3]

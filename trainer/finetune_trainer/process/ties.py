@@ -1,4 +1,4 @@
-"""Ties between processes that only the kernel can keep."""
+"""Relations between processes that the kernel enforces: signals, death with the parent, reaping."""
 
 import ctypes
 import os
@@ -12,31 +12,36 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux's prctl(2); raises OSError."""
+    """Call Linux's prctl(2).
+
+    Raises:
+        OSError: the kernel refused.
+    """
     if libc.prctl(option, value, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
 
 
-def end_when_told() -> None:
-    """Until something better is set, SIGTERM ends this process at once: PID 1 of a pod would not hear it at all."""
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process at once, until another handler is set: the kernel sends no signal to PID 1 of a pod
+    that has no handler."""
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DRAINED))
 
 
 def reap_orphans(child: int | None) -> None:
-    """Takes leave of ended processes that were left to this one, as PID 1 of a pod; never of its own `child`."""
+    """Reap exited processes whose parent is gone, as PID 1 of a pod must; never this process's own `child`."""
     while True:
         try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            exited = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid == child:
+        if exited is None or exited.si_pid == child:
             return
-        os.waitpid(found.si_pid, 0)
+        os.waitpid(exited.si_pid, 0)
 
 
 def die_with_parent(parent: int) -> None:
-    """This process is killed when its parent's forking thread ends; at once, if `parent` (a pid) is gone already."""
+    """Let the kernel kill this process when its parent's forking thread ends; exit now if `parent` (a pid) is gone."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

@@ -1,1 +1,1 @@
-"""Runs on this machine, without a cluster: `finetune run`."""
+"""`finetune run`: jobs on this machine, without a cluster."""

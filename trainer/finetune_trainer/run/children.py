@@ -1,4 +1,4 @@
-"""The processes that `finetune run` starts: each in a session of its own, all of them stopped in good order."""
+"""The processes that `finetune run` starts: each has its own session, and a signal stops all of them."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ class Children:
     async def spawn(
         self, module: str, environment: Mapping[str, str], log: Path, *, lines: bool = False
     ) -> asyncio.subprocess.Process:
-        """Start a module of ours; what it prints goes to the end of a log, with `lines` its stdout to the caller."""
+        """Start one of our modules; its output is appended to a log; with `lines` the caller reads its stdout."""
         with log.open("ab") as file:
             child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", module),
@@ -33,26 +33,26 @@ class Children:
                 stdout=asyncio.subprocess.PIPE if lines else file,
                 stderr=file,
                 env=dict(environment),
-                start_new_session=True,  # Ctrl-C reaches this process only, which asks the others to save first
+                start_new_session=True,  # Ctrl-C reaches this process only, which then asks the others to save
             )
         self._alive.add(child)
         return child
 
     async def ended(self, child: asyncio.subprocess.Process) -> int:
-        """Wait for the end of one; return its exit code."""
+        """Wait until a process exits; return its exit code."""
         code = await child.wait()
         self._alive.discard(child)
         return code
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM ask every process to stop in good order; a second one kills them."""
+        """Let Ctrl-C or SIGTERM ask every process to save and stop; a second signal kills them."""
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
             first, self.stopping = not self.stopping, True
             if first:
-                self._screen.says("stopping", "saving a checkpoint first; once more to stop at once")
+                self._screen.show_line("stopping", "saving a checkpoint first; press Ctrl-C again to stop at once")
             for child in self._alive:
                 with contextlib.suppress(ProcessLookupError):
                     child.send_signal(signal.SIGTERM if first else signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""`finetune run --output DIR`: the artifact in a folder of the user's, DIR/adapter or DIR/model.
+"""`finetune run --output DIR`: a copy of the artifact in a folder of the user, DIR/adapter or DIR/model.
 
-Nothing in DIR is ever overwritten. A folder of that name that is there already is used again only if it holds this very
-artifact (the same MANIFEST.json).
+No file in DIR is ever overwritten. An existing folder of that name is accepted only if it holds this very artifact (the
+same MANIFEST.json).
 """
 
 import shutil
@@ -20,7 +20,7 @@ OPTION = "--output"
 
 @dataclass(frozen=True)
 class Output:
-    """Where the artifact of a job goes.
+    """The destination of a job's artifact.
 
     Attributes:
         target: the folder that will hold its files.
@@ -32,33 +32,33 @@ class Output:
 
     @classmethod
     def of(cls, folder: Path, local: LocalJob) -> "Output":
-        """The place in a folder that an option names, which is made if it is not there.
+        """Return the destination in a folder that an option names; create the folder if it is missing.
 
         Raises:
-            SpecError: it cannot be written.
+            SpecError: the folder cannot be written.
         """
         probe_folder(folder, OPTION)
         kind = "model" if local.job.spec.method.type is MethodType.FULL else "adapter"
         return cls(folder.absolute() / kind, kind, local)
 
     def check(self, uid: str) -> None:
-        """Raise SpecError if something else is there; called before anything is trained."""
+        """Raise SpecError if the destination holds something else; called before training."""
         if self._is_free() or self._holds(uid):
             return
         raise SpecError(
             Problem(
                 code="OutputExists",
                 field=OPTION,
-                message=f"{self.target} is there already and does not hold the {self.kind} of this run ({uid})",
-                cure="name another folder, or move that one away: nothing is overwritten",
+                message=f"{self.target} exists already and does not hold the {self.kind} of this run ({uid})",
+                cure="name another folder, or move that one: existing files are never overwritten",
             )
         )
 
     def deliver(self, uid: str, artifact: Artifact) -> Path:
-        """Put the artifact there, whole or not at all, and return its folder.
+        """Copy the artifact, whole or not at all, and return its folder.
 
         Raises:
-            SpecError: something else was put there meanwhile, or it cannot be written.
+            SpecError: the destination holds something else by now, or it cannot be written.
             StorageError: the artifact cannot be read.
         """
         self.check(uid)
@@ -70,7 +70,7 @@ class Output:
             shutil.rmtree(partial, ignore_errors=True)
             manifest = download_tree(self._store, prefix, partial)
             (partial / File.MANIFEST).write_text(manifest.to_json(), "utf-8")
-            partial.rename(self.target)  # takes the place of an empty folder too
+            partial.rename(self.target)  # also replaces an empty folder
         except OSError as error:
             raise unwritable(OPTION, self.target, error) from None
         return self.target
@@ -86,7 +86,7 @@ class Output:
         return not self.target.exists() or (self.target.is_dir() and not any(self.target.iterdir()))
 
     def _holds(self, uid: str) -> bool:
-        """Whether the folder holds the run's artifact already."""
+        """Return whether the folder holds the run's artifact already."""
         manifest = read_manifest(self._store, self._prefix(uid))
-        there = self.target / File.MANIFEST
-        return manifest is not None and there.is_file() and there.read_text("utf-8") == manifest.to_json()
+        existing = self.target / File.MANIFEST
+        return manifest is not None and existing.is_file() and existing.read_text("utf-8") == manifest.to_json()

@@ -1,16 +1,16 @@
-"""Identity of local runs. On a cluster a run is the object's uid; here it follows from the job, so that the same job
-run again goes on where it was, and a changed job or `--fresh` begins another run without touching the one before."""
+"""The identity of local runs. On a cluster it is the object's uid; here it is derived from the job. So the same job
+continues its last run, and a changed job or `--fresh` begins another run and keeps the one before."""
 
 import hashlib
 import json
 from typing import Any
 
-from finetune_api.v1alpha1.facts import SAME_RUN
+from finetune_api.v1alpha1.field_facts import SAME_RUN
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 
 class LocalRuns:
-    """The runs of one job, kept in `local-runs.json` above them: how many there are of each spec.
+    """The runs of one job. `local-runs.json`, above them, holds the number of runs of each spec.
 
     Args:
         store: the job's storage.
@@ -25,12 +25,12 @@ class LocalRuns:
         self._key = f"{prefix}local-runs.json"
 
     def last(self) -> str | None:
-        """The uid of the last run of this very spec, if there is one."""
+        """Return the uid of the last run of this very spec; None if there is none."""
         number = self._read().get(self._digest)
         return f"{self._digest}-{number}" if number else None
 
     def begin(self) -> str:
-        """The uid of a new run."""
+        """Record a new run and return its uid."""
         runs = self._read()
         runs[self._digest] = runs.get(self._digest, 0) + 1
         self._store.put(self._key, json.dumps(runs, indent=2, sort_keys=True).encode())

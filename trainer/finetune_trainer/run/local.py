@@ -1,5 +1,5 @@
-"""`finetune run`: the three stages of a job on this machine, by the very programs that run in pods. Each "node" is an
-agent process with a scratch folder of its own; this module stands in for the operator and the Job controller."""
+"""`finetune run`: the three stages of a job on this machine, with the same programs that run in pods. Each node is an
+agent process with its own scratch folder; this module replaces the operator and the Job controller."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ from finetune_api.errors import FINAL_EXIT_CODES, FailureCategory, Problem, RunE
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.facts import CLUSTER_ONLY
-from finetune_trainer.evaluations.stored import told
+from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
+from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.identity import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
@@ -30,19 +30,19 @@ from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
 
 POLL_SECONDS = 0.5
-AGENT_RESTARTS = 10  # of one node; the gang's own budget is recovery.maxRestarts
+AGENT_RESTARTS = 10  # for one node; the gang's budget is recovery.maxRestarts
 AGENT_DELAY_SECONDS = 1.0
 
 
 class RunResult(Message):
-    """What `finetune run --result FILE` writes.
+    """The file of `finetune run --result FILE`.
 
     Attributes:
         state: Succeeded, or Planned for a dry run.
-        already_complete: an earlier invocation had done all of it.
-        output: the artifact's folder below `--output`, if that was given.
+        already_complete: whether an earlier invocation had completed the run.
+        output: the artifact's folder below `--output`, if given.
         tokens_per_second: non-padding tokens trained per second of step time.
-        seconds: wall clock of this invocation.
+        seconds: wall-clock time of this invocation.
     """
 
     state: str
@@ -57,12 +57,12 @@ class RunResult(Message):
 
 @dataclass(frozen=True)
 class LocalJob:
-    """A job, ready to be run here.
+    """A job that can run on this machine.
 
     Attributes:
         job: with the command line's overrides applied.
-        spec: the spec as JSON values, as the user wrote it, with the same overrides.
-        work: scratch folder; every run has its own below it.
+        spec: the user's spec as JSON values, with the same overrides.
+        work: scratch folder; every run has its own folder below it.
     """
 
     job: FineTuneJob
@@ -72,7 +72,7 @@ class LocalJob:
 
     @classmethod
     def open(cls, job: FineTuneJob, work: Path) -> "LocalJob":
-        """The job, if it may run.
+        """Return the job, if it may run.
 
         Raises:
             SpecError: it is suspended.
@@ -83,8 +83,8 @@ class LocalJob:
                 Problem(
                     code="Suspended",
                     field="spec.suspend",
-                    message="is true: nothing of the job may run",
-                    cure="set it to false, or leave it out",
+                    message="is true, so that the job may not run",
+                    cure="set it to false, or omit it",
                 )
             )
         spec = job.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
@@ -92,20 +92,20 @@ class LocalJob:
 
     @property
     def without_effect(self) -> list[str]:
-        """Fields that the job sets and that mean something on a cluster only."""
+        """Fields of the job that have an effect on a cluster only."""
         return [f"spec.{name}" for name in CLUSTER_ONLY if self.spec.get(name)]
 
     def run_prefix(self, uid: str) -> str:
-        """Key prefix of a run, with the trailing slash."""
+        """Return the key prefix of a run, with the trailing slash."""
         return run_prefix(self.job.metadata.namespace, self.job.metadata.name, uid)
 
     def runs(self) -> LocalRuns:
-        """The runs there have been."""
+        """Return the runs of this job."""
         return LocalRuns(self.store, self.run_prefix("x").removesuffix("x/"), self.spec)
 
 
 def storage_environment(job: FineTuneJob) -> dict[str, str]:
-    """The environment of every child: what `spec.storage` and `spec.dataset.storage` say, and the user's own keys."""
+    """Return the environment of every child: the user's own, with `spec.storage` and `spec.dataset.storage`."""
     storage, data = job.spec.storage, job.spec.dataset.storage
     given = {Env.STORAGE_ENDPOINT: storage.endpoint, Env.STORAGE_REGION: storage.region, Env.LOCAL: "1"}
     if data:
@@ -114,25 +114,25 @@ def storage_environment(job: FineTuneJob) -> dict[str, str]:
 
 
 async def run(local: LocalJob, uid: str, screen: Screen, review: Callable[[], None] = lambda: None) -> RunResult:
-    """Prepares, trains and exports; what is done already is not done again. A dry run ends after the plan.
+    """Prepare, train and export; skip what is complete already. A dry run ends after the plan.
 
     Args:
-        review: called after prepare; what it raises ends the run before any training.
+        review: called after prepare; an exception ends the run before training.
 
     Raises:
-        FineTuneError: a stage failed; its problems say why.
-        KeyboardInterrupt: stopped on request; the same call goes on from there.
+        FineTuneError: a stage failed; its problems are the reasons.
+        KeyboardInterrupt: the user stopped the run; the same call continues it.
     """
     began = time.monotonic()
     stages = LocalStages(local, uid, screen)
     complete = stages.is_done() and stages.exported() is not None
     if not complete:
         await stages.run(Stage.PREPARE)
-        screen.planned(stages.plan())
+        screen.show_plan(stages.plan())
     review()
     if not complete:
         if local.job.spec.dry_run:
-            screen.explains(stages.plan())
+            screen.show_choices(stages.plan())
             return RunResult(
                 state="Planned",
                 job=local.job.metadata.name,
@@ -157,7 +157,7 @@ async def run(local: LocalJob, uid: str, screen: Screen, review: Callable[[], No
 
 
 class LocalStages:
-    """The stages of one run: what each is given, what it left, and whether it went well."""
+    """The stages of one run: their processes, environments and results."""
 
     def __init__(self, local: LocalJob, uid: str, screen: Screen) -> None:
         self._local = local
@@ -165,47 +165,47 @@ class LocalStages:
         self._uid = uid
         self._prefix = local.run_prefix(uid)
         self._folder = RunFolder(local.work / local.job.metadata.name / uid)
-        self._token = os.environ.get(Env.TOKEN) or secrets.token_hex(16)  # given: by who wants to ask /progress too
+        self._token = os.environ.get(Env.TOKEN) or secrets.token_hex(16)  # a caller that reads /progress sets it
         self._children = Children(screen)
 
-    # ------------------------------------------------------------ facts
+    # ------------------------------------------------------------ results
 
     def plan(self) -> Plan:
-        """The plan that prepare wrote."""
+        """Return the plan that prepare wrote."""
         return Plan.model_validate_json(self._local.store.get(self._prefix + File.PLAN))
 
     def is_done(self) -> bool:
-        """Whether training is finished and committed."""
+        """Return whether training is complete and committed."""
         return self._local.store.head(self._prefix + File.DONE) is not None
 
     def final_progress(self) -> Progress:
-        """How training ended."""
+        """Return the progress at the end of training."""
         return Progress.model_validate_json(self._local.store.get(self._prefix + File.DONE))
 
     def exported(self) -> tuple[Artifact, ...] | None:
-        """The artifacts, if the export stage has finished."""
+        """Return the artifacts; None if the export stage has not finished."""
         result = self._folder.result(Stage.EXPORT)
         return result.artifacts if result and result.succeeded else None
 
     # ------------------------------------------------------------ stages
 
     async def run(self, stage: Stage) -> None:
-        """Runs prepare or export to its end; its lines are shown."""
+        """Run prepare or export to its end, and show its lines."""
         self._folder.result_path(stage).unlink(missing_ok=True)
         with self._folder.locked(), self._children.stoppable():
             log = self._folder.log(stage)
             child = await self._children.spawn(f"finetune_trainer.{stage}", self._environment(stage), log, lines=True)
             assert child.stdout is not None
             async for line in child.stdout:
-                self._screen.says(stage, line.decode(errors="replace").rstrip())
+                self._screen.show_line(stage, line.decode(errors="replace").rstrip())
             code = await self._children.ended(child)
         self._check(stage, code)
 
     async def train(self) -> None:
-        """Runs the gang, and nodes that stand by, to its end."""
+        """Run the gang, with its spares, to its end."""
         nodes = self.plan().layout.nodes + self._local.job.spec.spares
         charts = f"{self._local.store.uri}/{self._prefix}{File.OUTPUTS}/tensorboard"
-        self._screen.says("charts", f"tensorboard --logdir {shlex.quote(charts.removeprefix('file://'))}")
+        self._screen.show_line("charts", f"tensorboard --logdir {shlex.quote(charts.removeprefix('file://'))}")
         with self._folder.locked(), self._children.stoppable():
             self._screen.start()
             watching = asyncio.create_task(self._watch())
@@ -218,14 +218,15 @@ class LocalStages:
         for code in codes:
             self._check(Stage.TRAIN, code)
         progress = self.final_progress()
-        self._screen.shows(progress)
+        self._screen.show_progress(progress)
         if progress.evals:
-            self._screen.answered(told(self._local.store, self._prefix, progress.evals[-1].step).samples)
-        for node in range(nodes):  # everything of worth is in storage now
+            evaluation = load_evaluation(self._local.store, self._prefix, progress.evals[-1].step)
+            self._screen.show_samples(evaluation.samples)
+        for node in range(nodes):  # storage has all results by now
             shutil.rmtree(self._folder.node(node), ignore_errors=True)
 
     async def _keep_node(self, node: int) -> int:
-        """One node, restarted as a Job would replace its pod, until it ends with a verdict."""
+        """Run one node, and start it again as a Job would replace its pod, until it exits with a final code."""
         log = self._folder.log(f"agent-{node}")
         for _ in range(AGENT_RESTARTS):
             environment = self._environment(Stage.TRAIN, node)
@@ -233,7 +234,7 @@ class LocalStages:
             code = await self._children.ended(child)
             if code in FINAL_EXIT_CODES or self._children.stopping:
                 return code
-            self._screen.says("node", f"agent of node {node} ended with {code}; starting it again")
+            self._screen.show_line("node", f"agent of node {node} exited with code {code}; starting it again")
             await asyncio.sleep(AGENT_DELAY_SECONDS)
         return code
 
@@ -246,11 +247,11 @@ class LocalStages:
                     leader = GenerationRecord.model_validate_json(raw).leader
                     async with session.get(f"http://{leader}/progress", headers=PROGRESS_HEADER) as answer:
                         if answer.ok:
-                            self._screen.shows(Progress.model_validate_json(await answer.text()))
+                            self._screen.show_progress(Progress.model_validate_json(await answer.text()))
                 await asyncio.sleep(POLL_SECONDS)
 
     def _check(self, stage: Stage, code: int) -> None:
-        """Raises what a stage's result and exit code say."""
+        """Raise the error of a stage that has failed."""
         if self._children.stopping:
             raise KeyboardInterrupt
         if code == ExitCode.OK:
@@ -262,7 +263,7 @@ class LocalStages:
             Problem(
                 code="StageEnded",
                 field="status.phase",
-                message=f"the {stage} stage ended with exit code {code} and left no reason",
+                message=f"the {stage} stage exited with code {code} and wrote no reason",
                 cure=f"read the logs below {self._folder.logs}",
             ),
             FailureCategory.UNKNOWN,
@@ -289,18 +290,18 @@ class LocalStages:
 
 
 def find_run(local: LocalJob, screen: Screen) -> str:
-    """The uid to go on with: the last run of this very job, or a new one."""
+    """Return the uid of the last run of this very job, or of a new run."""
     runs = local.runs()
     if uid := runs.last():
         done = local.store.head(local.run_prefix(uid) + File.DONE) is not None
-        what = "is complete" if done else "goes on where it was"
-        screen.says("run", f"{local.job.metadata.name} ({uid}) {what}; --fresh starts anew")
+        state = "is complete" if done else "continues"
+        screen.show_line("run", f"{local.job.metadata.name} ({uid}) {state}; --fresh starts anew")
         return uid
     return begin_run(local, screen)
 
 
 def begin_run(local: LocalJob, screen: Screen) -> str:
-    """A new run; the runs before it keep what they made."""
+    """Begin a new run and return its uid; earlier runs and their artifacts stay."""
     uid = local.runs().begin()
-    screen.says("run", f"{local.job.metadata.name} ({uid}) begins")
+    screen.show_line("run", f"{local.job.metadata.name} ({uid}) begins")
     return uid

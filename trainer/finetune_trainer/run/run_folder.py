@@ -1,4 +1,4 @@
-"""The scratch folder of one local run: its job, logs and results of stages, a folder for each node, and the lock."""
+"""The scratch folder of one local run: job, logs, results of stages, a folder for each node, and the lock."""
 
 import contextlib
 import fcntl
@@ -15,7 +15,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where things lie in it."""
+    """The paths within the folder."""
 
     path: Path
 
@@ -38,19 +38,19 @@ class RunFolder:
         return self.path / f"{stage}.json"
 
     def result(self, stage: Stage) -> StageResult | None:
-        """Return what a stage left, if it has left anything."""
+        """Return the result that a stage has written; None if it has not."""
         path = self.result_path(stage)
         return StageResult.model_validate_json(path.read_text("utf-8")) if path.exists() else None
 
     def write_job(self, job: FineTuneJob) -> Path:
-        """Write the job as the stages read it; return its path."""
+        """Write the job for the stages; return its path."""
         path = self.path / "job.json"
         path.write_text(json.dumps(job.model_dump(mode="json", by_alias=True, exclude_unset=True), indent=2), "utf-8")
         return path
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run's lock, which the kernel gives back however this process ends.
+        """Hold the run's lock. The kernel releases it at the end of this process in any case.
 
         Raises:
             StateError: another process holds it.
@@ -64,7 +64,7 @@ class RunFolder:
                     Problem(
                         code="RunInProgress",
                         field="metadata.name",
-                        message=f"another `finetune run` of this job is at work in {self.path}",
+                        message=f"another `finetune run` of this job is active in {self.path}",
                         cure="wait for it, stop it, or use another --work-dir and storage",
                     )
                 ) from None

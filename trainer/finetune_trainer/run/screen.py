@@ -1,4 +1,4 @@
-"""What a person sees of a local run: a live bar on a terminal, a line now and then anywhere else."""
+"""The display of a local run: a live bar on a terminal, occasional lines elsewhere."""
 
 from collections.abc import Iterable
 
@@ -18,8 +18,8 @@ from finetune_trainer.prepare.plan.table import choices, estimate_line, memory_t
 
 SHOWN_SAMPLES = 2
 SAMPLE_CHARACTERS = 160
-HEAD = 9  # columns of what a line is about
-PLAIN_LINE_EVERY = 0.1  # of the run, where there is no terminal to redraw
+HEAD = 9  # columns of a line's heading
+PLAIN_LINE_EVERY = 0.1  # share of the run between two lines without a terminal
 
 
 class Screen:
@@ -41,36 +41,36 @@ class Screen:
         self._checkpoints: set[int] = set()
         self._next_line = 0.0
         self._note = ""
-        self._told = ""
+        self._outcome = ""
 
-    def says(self, stage: str, text: str) -> None:
-        """One line of a stage."""
+    def show_line(self, stage: str, text: str) -> None:
+        """Show one line of a stage."""
         self._line(stage, text, "bold")
 
     def stage_line(self, line: str) -> None:
-        """A line as stages report them: `dataset: tokenising`."""
+        """Show a line in the form of a stage's reports: `dataset: tokenising`."""
         stage, _, text = line.partition(": ")
-        self.says(stage, text)
+        self.show_line(stage, text)
 
-    def planned(self, plan: Plan) -> None:
-        """What prepare found and chose, in three lines."""
+    def show_plan(self, plan: Plan) -> None:
+        """Show data, model and plan, in three lines."""
         data = plan.dataset
         labels = f", {len(data.labels)} labels" if data.labels else ""
         held_out = f" + {data.eval.examples or data.eval.rows:,} held out" if data.eval else ""
         packed = f" in {data.train.rows:,} packs" if data.train.examples > data.train.rows else ""
         rows = data.train.examples or data.train.rows
-        self.says("data", f"{rows:,} rows{packed}{held_out}, {data.train.tokens:,} tokens{labels}")
+        self.show_line("data", f"{rows:,} rows{packed}{held_out}, {data.train.tokens:,} tokens{labels}")
         millions = plan.model.parameters / 1e6
-        self.says("model", f"{plan.model.name}: {plan.model.model_type}, {millions:,.1f} M parameters")
+        self.show_line("model", f"{plan.model.name}: {plan.model.model_type}, {millions:,.1f} M parameters")
         layout, schedule = plan.layout, plan.schedule
-        self.says(
+        self.show_line(
             "plan",
             f"{plan.method}, {layout.nodes} x {layout.processes_per_node} processes, ZeRO-{layout.zero_stage}, "
             f"{schedule.max_steps:,} steps of {layout.global_batch} rows, learning rate {schedule.learning_rate:g}",
         )
 
-    def explains(self, plan: Plan) -> None:
-        """Every value of a plan and why, its memory by component, and what it will take."""
+    def show_choices(self, plan: Plan) -> None:
+        """Show every value of a plan with its reason, memory by component, and estimates of time and cost."""
         self._console.print(choices(plan.choices, self._console.width))
         if plan.prediction.memory:
             self._console.print(memory_table(plan.prediction.memory))
@@ -78,64 +78,64 @@ class Screen:
             self._console.print(estimate_line(plan.prediction.estimate), highlight=False)
 
     def start(self) -> None:
-        """Training begins."""
+        """Begin to show training."""
         if self._console.is_terminal:
             self._live = Live(self._bar, console=self._console, refresh_per_second=8)
             self._live.start()
 
     def stop(self) -> None:
-        """Training has ended."""
+        """End the display of training."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
-    def shows(self, progress: Progress) -> None:
-        """The run as the leader told it last."""
+    def show_progress(self, progress: Progress) -> None:
+        """Show the last progress from the leader."""
         for evaluation in progress.evals[self._evaluated :]:
-            self.says("eval", f"step {evaluation.step}: {figures(evaluation)}")
+            self.show_line("eval", f"step {evaluation.step}: {figures(evaluation)}")
         self._evaluated = max(self._evaluated, len(progress.evals))
         for recovery in progress.recoveries:
             if recovery.generation not in self._recovered:
                 self._recovered.add(recovery.generation)
-                self.says("recovery", f"generation {recovery.generation}: {recovery.reason}")
+                self.show_line("recovery", f"generation {recovery.generation}: {recovery.reason}")
         for step in sorted({facts.step for facts in progress.checkpoints} - self._checkpoints):
             self._checkpoints.add(step)
-            self.says("saved", f"checkpoint {step} committed")
+            self.show_line("saved", f"checkpoint {step} committed")
         if progress.note and progress.note != self._note:
             self._note = progress.note
-            self.says("note", progress.note)
+            self.show_line("note", progress.note)
         since = progress.overfitting_since
-        told = progress.stopped_early or (
+        outcome = progress.stopped_early or (
             f"overfits since step {since}: eval loss rises, training loss falls" if since else ""
         )
-        if told and told != self._told:
-            self._told = told
-            self.says("eval", told)
+        if outcome and outcome != self._outcome:
+            self._outcome = outcome
+            self.show_line("eval", outcome)
         self._bar.update(
             self._task, total=progress.max_steps or None, completed=progress.step, numbers=numbers(progress)
         )
         done = progress.step / progress.max_steps if progress.max_steps else 0.0
         if not self._console.is_terminal and progress.loss is not None and done >= self._next_line:
-            self.says(
+            self.show_line(
                 "train", f"step {progress.step}/{progress.max_steps} · {schedule(progress)} · {numbers(progress)}"
             )
             self._next_line = done + PLAIN_LINE_EVERY
 
-    def answered(self, samples: Iterable[Sample]) -> None:
-        """A few generated answers beside the right ones, of the last evaluation."""
+    def show_samples(self, samples: Iterable[Sample]) -> None:
+        """Show a few generated answers of the last evaluation, with the references."""
         for sample in list(samples)[:SHOWN_SAMPLES]:
             prompt, right, answer = (
                 " ".join(text.split()) for text in (sample.prompt, sample.reference, sample.answer)
             )
-            self.says("sample", f"{_end_of(prompt)} -> {_start_of(answer)} (right: {_start_of(right)})")
+            self.show_line("sample", f"{_end_of(prompt)} -> {_start_of(answer)} (right: {_start_of(right)})")
 
     def problems(self, problems: Iterable[Problem]) -> None:
-        """Everything that is wrong, each with its cure: a line each, which a terminal breaks between words."""
+        """Show each problem with its cure in a line, which a terminal breaks between words."""
         for problem in problems:
             self._line("error", str(problem), "bold red")
 
     def _line(self, head: str, text: str, style: str) -> None:
-        """A line; a terminal breaks it between words, unless a word, such as a path to be copied, would be broken."""
+        """Show a line. A terminal breaks it between words, unless it would break a long word, such as a path."""
         room = self._console.width - HEAD - 1
         if not self._console.is_terminal or any(len(word) > room for word in text.split()):
             line = f"[{style}]{head:<{HEAD}}[/{style}] {escape(text)}"
@@ -155,12 +155,12 @@ def _end_of(text: str) -> str:
 
 
 def figures(evaluation: EvalMetrics) -> str:
-    """`loss 0.412, accuracy 0.861`"""
+    """Return the metrics in the form `loss 0.412, accuracy 0.861`."""
     return ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in evaluation.values.items())
 
 
 def numbers(progress: Progress) -> str:
-    """The figures beside the bar; with it they fit into 80 columns."""
+    """Return the figures beside the bar; with the bar they fit into 80 columns."""
     if progress.loss is None:
         return progress.phase
     eta = progress.eta_seconds
@@ -170,5 +170,5 @@ def numbers(progress: Progress) -> str:
 
 
 def schedule(progress: Progress) -> str:
-    """Where the run stands, for a line of its own."""
+    """Return epoch and learning rate."""
     return f"epoch {progress.epoch:.2f} · lr {progress.learning_rate or 0.0:.2e}"

@@ -1,6 +1,6 @@
 """Object storage: a bucket behind s3:// or a folder behind file://, with the same promises (see base.ObjectStore).
 
-`open_store` is the way in; `upload_tree` and `download_tree` move whole folders under a MANIFEST.json.
+`open_store` opens one; `upload_tree` and `download_tree` transfer whole folders that a MANIFEST.json commits.
 """
 
 from finetune_trainer.storage.base import (
@@ -12,7 +12,9 @@ from finetune_trainer.storage.base import (
     NotFoundError,
     ObjectInfo,
     ObjectStore,
+    bucket_is_missing,
     open_regular,
+    regular_files,
 )
 from finetune_trainer.storage.folder import FolderStore
 from finetune_trainer.storage.open import open_object, open_store
@@ -41,6 +43,7 @@ __all__ = [
     "ObjectInfo",
     "ObjectStore",
     "S3Store",
+    "bucket_is_missing",
     "check_conditional_writes",
     "download_files",
     "download_tree",
@@ -50,6 +53,7 @@ __all__ = [
     "open_store",
     "put_files",
     "read_manifest",
+    "regular_files",
     "upload_files",
     "upload_tree",
     "verify_files",

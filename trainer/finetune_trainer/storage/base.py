@@ -1,4 +1,4 @@
-"""The promises every store keeps, its errors, and the rule for keys."""
+"""The promises of every store, its errors, and the rule for keys."""
 
 import hashlib
 import os
@@ -24,28 +24,28 @@ class NotFoundError(StorageError):
 
 
 class AlreadyExistsError(StorageError):
-    """`create` found an object of that key: somebody else was first."""
+    """`create` met an object of that key: another writer was first."""
 
 
 class ChangedError(StorageError):
-    """`swap` found another object than the one it should replace: somebody else has written."""
+    """`swap` met another object than the one to replace: another writer has replaced it."""
 
 
 class ConditionalWritesError(StorageError):
-    """The store cannot keep two writers apart: waiting does not help, another server does."""
+    """The store cannot keep two writers apart: another server is needed, waiting does not help."""
 
 
 class ManifestInvalidError(StorageError):
-    """There is a MANIFEST.json, but it cannot be understood."""
+    """There is a MANIFEST.json, but it cannot be read."""
 
 
 class CorruptedError(StorageError):
-    """An object was read to its end, and is not what its manifest says."""
+    """An object was read to its end, and differs from its manifest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One stored object: its key below the store's uri, bytes, and a tag that changes when its content does."""
+    """One stored object: its key below the store's uri, bytes, and a tag that changes with its content."""
 
     key: str
     size: int
@@ -55,99 +55,101 @@ class ObjectInfo:
 class ObjectStore(Protocol):
     """Objects by key below one uri. Keys are relative, with `/` between their parts.
 
-    Every method raises StorageError with a sentence when the store refuses, is unreachable or is not there; reading
-    a missing object raises its subclass NotFoundError. A reader sees an object whole or not at all. Values are safe
-    to use from many threads.
+    Every method raises StorageError with a sentence when the store refuses, is unreachable or does not exist; reading
+    a missing object raises its subclass NotFoundError. A reader sees a whole object or none. Stores are safe to use
+    from many threads.
     """
 
     @property
     def uri(self) -> str:
-        """Where keys begin, without a trailing slash: `s3://bucket/prefix` or `file:///folder`."""
+        """The root of all keys, without a trailing slash: `s3://bucket/prefix` or `file:///folder`."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, over any that is there."""
+        """Write an object, and replace an existing one."""
 
     def create(self, key: str, data: bytes) -> None:
-        """Write an object that must not be there yet; of many racing writers exactly one wins.
+        """Write an object that must not exist yet; exactly one of several concurrent writers succeeds.
 
         Raises:
             AlreadyExistsError: there is an object of that key.
         """
 
     def swap(self, key: str, data: bytes, etag: str | None) -> str:
-        """Write an object over the one that has this tag, or where there is none (None); returns the new tag. Of many
-        racing writers that hold the same tag exactly one wins.
+        """Replace the object that has this tag, or create one (None); return the new tag. Exactly one of several
+        concurrent writers with the same tag succeeds.
 
         Raises:
-            ChangedError: the object has another tag, or there is one, or none.
+            ChangedError: the object has another tag, exists already, or is missing.
         """
 
     def get(self, key: str) -> bytes:
-        """The content of a small object."""
+        """Return the content of a small object."""
 
     def read(self, key: str, start: int, end: int) -> bytes:
-        """A part of an object: from byte `start` to before byte `end`, which lie in it."""
+        """Return the bytes of an object from `start` to before `end`; both lie within it."""
 
     def hash(self, key: str) -> FileEntry:
-        """Size and sha256 of an object as it is read now; the entry's path is `key`."""
+        """Read an object and return its size and sha256; the entry's path is `key`."""
 
     def put_file(self, key: str, path: Path) -> FileEntry:
-        """Write a regular file of any size; the entry's path is `key`, its sha256 is of the file as it was sent.
+        """Write a regular file of any size; the entry's path is `key`, its sha256 is of the bytes that were sent.
 
         Raises:
-            OSError: also if `path` is a link: who may write beside a file must not choose what is read.
+            OSError: also if `path` is a link: a process that writes beside the file could redirect it.
         """
 
     def get_file(self, key: str, path: Path) -> FileEntry:
-        """Fetch an object of any size to `path`, which appears whole or not at all; parents are made."""
+        """Fetch an object of any size to `path`, which is written whole or not at all; make its parent folders."""
 
     def copy(self, source: str, target: str) -> None:
-        """Write an object of at most 5 GB under a second key, over any that is there, without moving its bytes."""
+        """Copy an object of at most 5 GB to a second key without transferring its bytes; replace an existing one."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key begins with `prefix`, in the order of their keys. What other programs put there under
-        names that are no keys, such as markers of empty folders, is left out."""
+        """Yield all objects whose key begins with `prefix`, in the order of their keys. Objects of other programs whose
+        names are not valid keys, such as markers of empty folders, are skipped."""
 
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of an object, or None if there is none."""
+        """Return size and tag of an object; None if there is none."""
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; one that is not there is no error."""
+        """Remove objects; a missing object is not an error."""
 
     def clean(self, prefix: str, seconds: float) -> None:
-        """Remove what killed writers have left: unfinished writes below `prefix` that began so many seconds ago."""
+        """Remove unfinished writes below `prefix` that began more than `seconds` ago: their writers were killed."""
 
 
 def is_key(key: str) -> bool:
-    """Whether a name can be an object's key."""
+    """Return whether a name is a valid key."""
     return bool(key) and "\0" not in key and not any(part in ("", ".", "..") for part in key.split("/"))
 
 
 def checked_key(key: str) -> str:
-    """The key itself, if it is one.
+    """Return the key, if it is valid.
 
     Raises:
-        ValueError: it is empty, absolute, or has empty, `.` or `..` parts: it could leave the store's prefix.
+        ValueError: it is empty, absolute, or has empty, `.` or `..` parts, so that it could leave the store's prefix.
     """
     if not is_key(key):
-        raise ValueError(f"{key!r} is no object key: parts between slashes may not be empty, '.' or '..'")
+        raise ValueError(f"{key!r} is not a valid object key: parts between slashes may not be empty, '.' or '..'")
     return key
 
 
 def storage_problem(code: str, message: str, cure: str) -> Problem:
-    """A problem with storage, as StorageError carries it."""
+    """Return a problem with storage for a StorageError."""
     return Problem(code=code, field=FIELD, message=message, cure=cure)
 
 
 def not_found(uri: str, key: str) -> NotFoundError:
-    """The error for a missing object."""
+    """Return the error for a missing object."""
     return NotFoundError(
-        storage_problem("ObjectNotFound", f"there is no {key} below {uri}", "check the uri and who removed the object")
+        storage_problem(
+            "ObjectNotFound", f"there is no {key} below {uri}", "check the uri; find out who removed the object"
+        )
     )
 
 
 def already_exists(uri: str, key: str) -> AlreadyExistsError:
-    """The error for an object that should not be there."""
+    """Return the error for an object that must not exist yet."""
     return AlreadyExistsError(
         storage_problem(
             "AlreadyExists", f"{key} below {uri} exists already", "another writer was first: read its value"
@@ -156,21 +158,41 @@ def already_exists(uri: str, key: str) -> AlreadyExistsError:
 
 
 def changed(uri: str, key: str) -> ChangedError:
-    """The error for an object that is not the one that was read."""
+    """Return the error for an object that has changed since it was read."""
     return ChangedError(
-        storage_problem("ObjectChanged", f"{key} below {uri} was written by somebody else", "read it again")
+        storage_problem("ObjectChanged", f"{key} below {uri} was replaced by another writer", "read it again")
     )
 
 
 def unconditional(uri: str, what: str) -> ConditionalWritesError:
-    """The error for a server without conditional writes. `what`: what it does, after its name."""
+    """Return the error for a server without conditional writes. `what`: the verb phrase after the server's name."""
     return ConditionalWritesError(
         storage_problem("ConditionalWritesUnsupported", f"the server behind {uri} {what}", CONDITIONAL_CURE)
     )
 
 
+def bucket_is_missing(error: StorageError) -> bool:
+    """Return whether an error is about the whole store, not about the requested object."""
+    return any(problem.code == "NoSuchBucket" for problem in error.problems)
+
+
+def regular_files(folder: Path) -> Iterator[Path]:
+    """Yield every regular file below a folder, by name. Links are skipped, since workers could make them lead
+    anywhere."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent) / name
+            try:
+                is_regular = stat.S_ISREG(path.lstat().st_mode)
+            except FileNotFoundError:  # renamed or removed meanwhile
+                continue
+            if is_regular:
+                yield path
+
+
 def open_regular(path: Path) -> BinaryIO:
-    """A file opened for reading.
+    """Open a regular file for reading.
 
     Raises:
         OSError: it is a link, a pipe, a folder or a device: workers could make one that leads elsewhere.
@@ -179,17 +201,17 @@ def open_regular(path: Path) -> BinaryIO:
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise IsADirectoryError(f"{path} is no regular file")
+    raise IsADirectoryError(f"{path} is not a regular file")
 
 
 def entry_of(key: str, path: Path) -> FileEntry:
-    """Size and sha256 of a file, read in blocks."""
+    """Return size and sha256 of a file, read in blocks."""
     with path.open("rb") as file:
         return copy_hashed(key, file, None)
 
 
 def copy_hashed(key: str, source: BinaryIO, sink: BinaryIO | None) -> FileEntry:
-    """Read `source` to its end, into `sink` if there is one; size and sha256 of what was read."""
+    """Read `source` to its end, into `sink` if given; return size and sha256 of the bytes."""
     digest = hashlib.sha256()
     size = 0
     while block := source.read(HASH_BLOCK):

@@ -1,6 +1,6 @@
-"""A folder as an object store. A write is a temporary file, synced, then renamed or linked to its name.
+"""A folder as an object store. A write makes a temporary file, syncs it, then renames or links it to its name.
 
-`create` is a hard link: the one call that is atomic, fails if the name exists, and shows only whole content.
+`create` makes a hard link: this call is atomic, fails if the name exists, and shows only whole content.
 """
 
 import errno
@@ -31,81 +31,81 @@ from finetune_trainer.storage.base import (
 
 LOCK = "lock"  # in SCRATCH; held by a `swap`
 SCRATCH = ".finetune-tmp"  # below the root, so that a rename never crosses file systems; never listed
-PRUNE_RACES = 8  # how often a writer may lose its folder to somebody who deletes the last object in it
+PRUNE_RACES = 8  # attempts of a write whose folder a concurrent deletion of its last object removes
 
 
 class FolderStore:
-    """Objects as files below `root`, which is made on the first write."""
+    """Objects as files below `root`, which the first write creates."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
 
     @property
     def uri(self) -> str:
-        """Where keys begin: `file:///folder`."""
+        """The root of all keys: `file:///folder`."""
         return f"file://{self._root}"
 
     def path(self, key: str) -> Path:
-        """The file that holds an object, whether or not it exists.
+        """Return the file of an object, whether or not it exists.
 
         Raises:
             ValueError: the key is malformed, or a link in it leads out of the root.
         """
         if SCRATCH in checked_key(key).split("/"):
-            raise ValueError(f"{key!r} is no object key: {SCRATCH} holds unfinished writes")
+            raise ValueError(f"{key!r} is not a valid object key: {SCRATCH} holds unfinished writes")
         path = self._root / key
         if not path.resolve().is_relative_to(self._root.resolve()):
-            raise ValueError(f"{key!r} is no object key: it leads out of {self.uri}")
+            raise ValueError(f"{key!r} is not a valid object key: it leads out of {self.uri}")
         return path
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, over any that is there."""
+        """Write an object, and replace an existing one."""
         self._commit(key, lambda file: file.write(data), os.replace)
 
     def create(self, key: str, data: bytes) -> None:
-        """Write an object that must not be there yet."""
+        """Write an object that must not exist yet."""
         self._commit(key, lambda file: file.write(data), os.link)
 
     def swap(self, key: str, data: bytes, etag: str | None) -> str:
-        """Write an object over the one that has this tag, or where there is none; swaps exclude each other."""
-        made = []
+        """Replace the object that has this tag, or create one; a lock serialises swaps."""
+        tags = []
 
         def name(partial: Path, target: Path) -> None:
             there = self.head(key)
             if (there.etag if there else None) != etag:
                 raise changed(self.uri, key)
-            made.append(_tag(partial.stat()))  # after the sync: some file systems set the time of change then
+            tags.append(_tag(partial.stat()))  # after the sync: some file systems set the time of change then
             partial.replace(target)
 
         with self._locked(key):
             self._commit(key, lambda file: file.write(data), name)
-        return made[0]
+        return tags[0]
 
     def get(self, key: str) -> bytes:
-        """The content of a small object."""
+        """Return the content of a small object."""
         with self._reading(key):
             return self.path(key).read_bytes()
 
     def read(self, key: str, start: int, end: int) -> bytes:
-        """A part of an object."""
+        """Return some bytes of an object."""
         with self._reading(key), self.path(key).open("rb") as source:
             source.seek(start)
             return source.read(end - start)
 
     def hash(self, key: str) -> FileEntry:
-        """Size and sha256 of an object as it is read now."""
+        """Read an object and return its size and sha256."""
         with self._reading(key), self.path(key).open("rb") as source:
             return copy_hashed(key, source, None)
 
     def put_file(self, key: str, path: Path) -> FileEntry:
-        """Copy a file in; the sha256 is of the bytes on their way."""
+        """Copy a file into the store; the sha256 is of the copied bytes."""
         entries = []
         with open_regular(path) as source:
             self._commit(key, lambda file: entries.append(copy_hashed(key, source, file)), os.replace)
         return entries[0]
 
     def get_file(self, key: str, path: Path) -> FileEntry:
-        """Copy an object out."""
+        """Copy an object out of the store."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
@@ -117,7 +117,7 @@ class FolderStore:
         return entry
 
     def copy(self, source: str, target: str) -> None:
-        """Give an object a second name: both are hard links to what is never written again."""
+        """Give an object a second name: both are hard links to content that is never rewritten."""
         path = self.path(target)
         scratch = self._root / SCRATCH
         with self._reading(source), self._translated(target):
@@ -130,7 +130,7 @@ class FolderStore:
                 partial.unlink(missing_ok=True)  # a link that replaces itself stays
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key begins with `prefix`, in the order of their keys."""
+        """Yield all objects whose key begins with `prefix`, in the order of their keys."""
         folder = prefix.rpartition("/")[0]
         if folder:
             checked_key(folder)
@@ -144,24 +144,24 @@ class FolderStore:
                 yield info
 
     def _unlisted(self, error: OSError) -> None:
-        """A folder that is not there holds nothing; one that may not be read might."""
+        """Raise the error of a folder that may not be read; a missing folder is empty."""
         if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise StorageError(_refusal(self.uri, os.path.relpath(error.filename, self._root), error)) from error
 
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of an object, or None if there is none."""
+        """Return size and tag of an object; None if there is none."""
         path = self.path(key)
         try:
             with self._reading(key):
-                found = path.stat()
+                status = path.stat()
         except NotFoundError:
             return None
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return None
-        return ObjectInfo(key, found.st_size, _tag(found))
+        return ObjectInfo(key, status.st_size, _tag(status))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects, and the folders that this leaves empty."""
+        """Remove objects, and folders that become empty."""
         for key in keys:
             path = self.path(key)
             with self._translated(key):
@@ -169,7 +169,7 @@ class FolderStore:
             self._prune(path.parent)
 
     def clean(self, prefix: str, seconds: float) -> None:
-        """Remove temporary files that killed writers have left, whatever key they were for."""
+        """Remove temporary files that killed writers have left, for any key."""
         before = time.time() - seconds
         with self._translated(SCRATCH):
             for path in (self._root / SCRATCH).glob("*"):
@@ -230,32 +230,32 @@ class FolderStore:
             raise StorageError(_refusal(self.uri, key, error)) from error
 
 
-def _tag(found: os.stat_result) -> str:
-    return f"{found.st_mtime_ns:x}-{found.st_ino:x}-{found.st_size:x}"
+def _tag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"
 
 
 def _into_place(partial: Path, target: Path, name: Callable[[Path, Path], None]) -> None:
     for attempt in range(PRUNE_RACES):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # what mkdir says of a file in a folder's place; ours means "the object is there"
+        except FileExistsError:  # mkdir met a file; outside, this exception would mean that the object exists
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent)) from None
         try:
             name(partial, target)
-        except FileNotFoundError:  # somebody pruned the folder between the two lines
+        except FileNotFoundError:  # a deletion removed the folder between the two calls
             if attempt == PRUNE_RACES - 1:
                 raise
         else:
             break
     folder = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name, too, must survive a power cut
+        os.fsync(folder)  # the name must survive a power failure too
     finally:
         os.close(folder)
 
 
 CURES = {
-    errno.EACCES: "give this user the right to write there, or name another folder",
+    errno.EACCES: "allow this user to write there, or name another folder",
     errno.EPERM: "use a folder on a file system with hard links, writable by this user",
     errno.EROFS: "name a folder on a writable file system",
     errno.ENOSPC: "free space there, or name a folder on a larger disk",

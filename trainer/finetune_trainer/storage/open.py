@@ -1,4 +1,4 @@
-"""From a uri and an environment to a store."""
+"""The opening of a store from a uri and an environment."""
 
 import os
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def open_store(
     part_size: int = PART_SIZE,
     patience: Patience | None = None,
 ) -> ObjectStore:
-    """The store behind `s3://bucket/prefix` or `file://folder` (absolute, or relative to the working directory).
+    """Return the store behind `s3://bucket/prefix` or `file://folder` (absolute, or relative to the working directory).
 
-    Nothing is contacted yet. Endpoint, region, CA and credentials come from `environ` (default: the process's own),
+    No server is contacted yet. Endpoint, region, CA and credentials come from `environ` (default: the process's own),
     then from the standard AWS chain.
 
     Args:
         part_size: bytes of one part of a multipart upload; at least 5 MiB for S3.
-        patience: how long one call to S3 may take; None = long, as large objects need.
+        patience: time limits of one call to S3; None = those of large objects.
 
     Raises:
         SpecError: the uri has another scheme, or names no bucket or folder.
@@ -48,7 +48,7 @@ def open_store(
 
 
 def open_object(uri: str, environ: Mapping[str, str] | None = None) -> tuple[ObjectStore, str]:
-    """The store of the folder that an object's uri lies in, and the object's key there.
+    """Return the store of an object's folder, and the object's key in it.
 
     Raises:
         SpecError: the uri has another scheme, or names a bucket only.
@@ -56,6 +56,6 @@ def open_object(uri: str, environ: Mapping[str, str] | None = None) -> tuple[Obj
     scheme, _, rest = uri.partition("://")
     parent, slash, name = rest.rstrip("/").rpartition("/")
     if not name or (scheme == "s3" and not parent):
-        raise SpecError(storage_problem("InvalidURI", f"{uri!r} names no file", "name one file, not only its place"))
+        raise SpecError(storage_problem("InvalidURI", f"{uri!r} names no file", "name one file, not only its folder"))
     store = open_store(f"{scheme}://{(parent or slash) if slash else '.'}", environ)
     return store, unquote(name) if scheme == "file" else name

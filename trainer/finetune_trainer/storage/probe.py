@@ -1,5 +1,5 @@
-"""Whether a store keeps the promise that a gang rests on: of two writers one is refused. Asked before a run begins: a
-server that lacks it either refuses every record of the leader, or lets two leaders overwrite each other."""
+"""The test of a store's conditional writes before a run begins: a gang depends on them. Without them, a server either
+refuses every record of the leader, or lets two leaders overwrite each other."""
 
 import contextlib
 import uuid
@@ -15,8 +15,7 @@ def check_conditional_writes(store: ObjectStore, prefix: str) -> None:
         prefix: with the trailing slash.
 
     Raises:
-        ConditionalWritesError: the store refuses conditional writes that it should do, or does those that it should
-            refuse.
+        ConditionalWritesError: the store refuses valid conditional writes, or accepts invalid ones.
         StorageError: the store refused for another reason, or is unreachable.
     """
     key = f"{prefix}probe-{uuid.uuid4().hex}"
@@ -24,17 +23,17 @@ def check_conditional_writes(store: ObjectStore, prefix: str) -> None:
         try:
             first = store.swap(key, b"first", None)
         except ChangedError as error:
-            raise unconditional(store.uri, "refuses If-None-Match: * for an object that is not there") from error
+            raise unconditional(store.uri, "refuses If-None-Match: * for an object that does not exist") from error
         try:
             store.swap(key, b"second", first)
         except ChangedError as error:
             raise unconditional(store.uri, "refuses If-Match with the tag that the object has") from error
         with contextlib.suppress(ChangedError):
             store.swap(key, b"third", first)
-            raise unconditional(store.uri, "ignores If-Match: an object was overwritten by its tag of before")
+            raise unconditional(store.uri, "ignores If-Match: a write with an outdated tag replaced an object")
         with contextlib.suppress(AlreadyExistsError):
             store.create(key, b"fourth")
-            raise unconditional(store.uri, "ignores If-None-Match: an object was overwritten")
+            raise unconditional(store.uri, "ignores If-None-Match: a write replaced an existing object")
     finally:
         with contextlib.suppress(StorageError):
             store.delete([key])

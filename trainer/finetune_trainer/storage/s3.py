@@ -1,4 +1,4 @@
-"""A bucket of S3, or of a server that speaks its protocol. The only module that imports boto3."""
+"""A bucket of S3, or of a server with its protocol. The only module that imports boto3."""
 
 import hashlib
 import os
@@ -40,9 +40,9 @@ from finetune_trainer.storage.base import (
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
-PART_SIZE = 64 << 20  # 10,000 parts at most, so files up to 625 GiB
+PART_SIZE = 64 << 20  # S3 allows 10,000 parts, hence files up to 625 GiB
 THREADS = 16
-DELETE_BATCH = 1000  # the protocol's limit, as of a page of a listing
+DELETE_BATCH = 1000  # the protocol's limit, which is also that of a listing's page
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 60  # seconds without a byte
 ATTEMPTS = 6
@@ -51,8 +51,8 @@ CREATE_RACES = 16
 
 @dataclass(frozen=True)
 class Patience:
-    """How long one call may take: seconds to connect, seconds without a byte, attempts. boto's adaptive mode slows all
-    calls of a client down when the server asks for fewer requests."""
+    """Time limits of one call: seconds to connect, seconds without a byte, attempts. In boto's adaptive mode all calls
+    of a client slow down when the server asks for fewer requests."""
 
     connect: float
     read: float
@@ -60,17 +60,17 @@ class Patience:
     mode: Literal["adaptive", "standard"]
 
 
-CONTROL = Patience(connect=2, read=5, attempts=2, mode="standard")  # for small objects that somebody waits for
+CONTROL = Patience(connect=2, read=5, attempts=2, mode="standard")  # for small objects that other processes wait for
 
 
 def make_client(environ: Mapping[str, str], patience: Patience | None = None) -> "S3Client":
-    """A client set up from the environment: endpoint, region, CA bundle, credentials, all optional.
+    """Return a client set up from the environment: endpoint, region, CA bundle, credentials, all optional.
 
     Args:
-        patience: None = that of large objects.
+        patience: None = the time limits of large objects.
 
     Raises:
-        StorageError: the environment holds half a credential, a malformed endpoint, or a CA bundle that is not there.
+        StorageError: the environment holds half a credential, a malformed endpoint, or a missing CA bundle.
     """
     patience = patience or Patience(CONNECT_TIMEOUT, READ_TIMEOUT, ATTEMPTS, "adaptive")
     endpoint = environ.get(Env.STORAGE_ENDPOINT) or None
@@ -78,9 +78,10 @@ def make_client(environ: Mapping[str, str], patience: Patience | None = None) ->
     key_id, secret = environ.get(ACCESS_KEY_ID.name) or None, environ.get(SECRET_ACCESS_KEY.name) or None
     if (key_id is None) != (secret is None):
         missing = (ACCESS_KEY_ID if key_id is None else SECRET_ACCESS_KEY).name
-        raise StorageError(storage_problem("NoCredentials", f"{missing} is not set, its other half is", "set both"))
+        message = f"{missing} is not set, but its counterpart is"
+        raise StorageError(storage_problem("NoCredentials", message, "set both"))
     if ca_bundle is not None and not Path(ca_bundle).is_file():
-        message = f"{Env.STORAGE_CA} is {ca_bundle!r}, and there is no such file"
+        message = f"{Env.STORAGE_CA} is {ca_bundle!r}, and this file does not exist"
         raise StorageError(storage_problem("NoSuchFile", message, "correct the path, or unset it"))
     session = boto3.session.Session(
         aws_access_key_id=key_id,
@@ -92,7 +93,8 @@ def make_client(environ: Mapping[str, str], patience: Patience | None = None) ->
         return session.client(
             "s3",
             endpoint_url=endpoint,
-            region_name=region or ("us-east-1" if endpoint else None),  # signatures need one, other servers ignore it
+            region_name=region
+            or ("us-east-1" if endpoint else None),  # other servers ignore it, but signatures need one
             verify=ca_bundle,
             config=Config(
                 connect_timeout=patience.connect,
@@ -103,7 +105,7 @@ def make_client(environ: Mapping[str, str], patience: Patience | None = None) ->
             ),
         )
     except ValueError as error:
-        message = f"{Env.STORAGE_ENDPOINT} is {endpoint!r}, which is no URL"
+        message = f"{Env.STORAGE_ENDPOINT} is {endpoint!r}, which is not a URL"
         raise StorageError(storage_problem("InvalidEndpoint", message, "write http(s)://host:port")) from error
 
 
@@ -111,8 +113,8 @@ class S3Store:
     """Objects below `prefix` in a bucket.
 
     Args:
-        part_size: bytes of one part; larger files go up and come down in several parts at once.
-        page_size: objects in one answer to a listing.
+        part_size: bytes of one part; larger files are transferred in several parts at once.
+        page_size: objects in one page of a listing.
     """
 
     def __init__(
@@ -128,30 +130,30 @@ class S3Store:
             max_concurrency=THREADS,
             preferred_transfer_client="classic",  # the CRT client ignores the endpoint
         )
-        # One for all files that are under way at once: so many parts of them, not so many of each.
+        # One manager for all files, so that the limit of concurrent parts holds for all of them together.
         self._transfers = create_transfer_manager(client, config)
 
     @property
     def uri(self) -> str:
-        """Where keys begin: `s3://bucket/prefix`."""
+        """The root of all keys: `s3://bucket/prefix`."""
         return f"s3://{self._bucket}/{self._base}".rstrip("/")
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object, over any that is there."""
+        """Write an object, and replace an existing one."""
         with self._translated(key):
             self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
 
     def create(self, key: str, data: bytes) -> None:
-        """Write an object that must not be there yet."""
+        """Write an object that must not exist yet."""
         if self._put_if(key, data, IfNoneMatch="*") is None:
             raise already_exists(self.uri, key)
 
     def swap(self, key: str, data: bytes, etag: str | None) -> str:
-        """Write an object over the one that has this tag, or where there is none."""
+        """Replace the object that has this tag, or create one."""
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
         if made := self._put_if(key, data, **condition):
             return made
-        # also refused when the answer to a first try was lost and the client tried again
+        # The server also refuses if the response to a first attempt was lost and the client repeated the request.
         with suppress(NotFoundError):
             there = self.head(key)
             if there is not None and there.size == len(data) and self.get(key) == data:
@@ -159,7 +161,7 @@ class S3Store:
         raise changed(self.uri, key)
 
     def _put_if(self, key: str, data: bytes, **condition: str) -> str | None:
-        """The new tag; None where the condition does not hold."""
+        """Return the new tag; None if the condition does not hold."""
         for attempt in range(CREATE_RACES):
             try:
                 made = self._client.put_object(
@@ -172,9 +174,9 @@ class S3Store:
                 if status == 412 or (code == "NoSuchKey" and "IfMatch" in condition):
                     return None
                 if status == 501 or code == "NotImplemented":
-                    said = error.response["Error"].get("Message", "") or code
-                    raise unconditional(self.uri, f"does not implement {' and '.join(condition)}: {said}") from error
-                # 409 ConditionalRequestConflict: two conditional writes met, and neither has been chosen yet
+                    reason = error.response["Error"].get("Message", "") or code
+                    raise unconditional(self.uri, f"does not implement {' and '.join(condition)}: {reason}") from error
+                # 409 ConditionalRequestConflict: two conditional writes were concurrent, and none has succeeded yet
                 if status != 409 or code != "ConditionalRequestConflict" or attempt == CREATE_RACES - 1:
                     raise self._error(key, error) from error
             except botocore_errors.BotoCoreError as error:
@@ -182,23 +184,23 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
     def get(self, key: str) -> bytes:
-        """The content of a small object."""
+        """Return the content of a small object."""
         with self._translated(key):
             return self._client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
 
     def read(self, key: str, start: int, end: int) -> bytes:
-        """A part of an object."""
+        """Return some bytes of an object."""
         with self._translated(key):
-            found = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end - 1}")
-            return found["Body"].read()
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), Range=f"bytes={start}-{end - 1}")
+            return answer["Body"].read()
 
     def hash(self, key: str) -> FileEntry:
-        """Size and sha256 of an object as it is read now."""
+        """Read an object and return its size and sha256."""
         with self._translated(key):
-            found = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            entry = copy_hashed(key, cast("BinaryIO", found["Body"]), None)
-        if entry.size != found["ContentLength"]:  # the connection ended early: no evidence on the object
-            message = f"{key} below {self.uri}: {entry.size} of {found['ContentLength']} bytes came"
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            entry = copy_hashed(key, cast("BinaryIO", answer["Body"]), None)
+        if entry.size != answer["ContentLength"]:  # the connection ended early, which says nothing about the object
+            message = f"{key} below {self.uri}: {entry.size} of {answer['ContentLength']} bytes arrived"
             raise StorageError(storage_problem("StorageFailed", message, "check the connection to the server"))
         return entry
 
@@ -206,19 +208,20 @@ class S3Store:
         """Write a file in parts, hashed at the same time.
 
         Raises:
-            StorageError: also if the file changed meanwhile, as what was sent is then not what was hashed.
+            StorageError: also if the file changed meanwhile: its hash may differ from the bytes that were sent.
         """
         with open_regular(path) as file, self._translated(key), ThreadPoolExecutor(1) as hashing:
             descriptor = file.fileno()
             before = os.fstat(descriptor)
             entry = hashing.submit(_hashed, key, descriptor)
-            # this very file, whatever its name leads to by now; from an open file the manager keeps parts in memory
+            # The descriptor's path names this very file, even if it was renamed. Given an open file instead, the
+            # manager would hold parts in memory.
             self._transfers.upload(f"/proc/self/fd/{descriptor}", self._bucket, self._key(key)).result()
             after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(
                 storage_problem(
-                    "FileChanged", f"{path.name} changed while it was uploaded to {key}", "upload finished files only"
+                    "FileChanged", f"{path.name} changed while it was uploaded to {key}", "upload only complete files"
                 )
             )
         return entry.result()
@@ -226,48 +229,48 @@ class S3Store:
     def get_file(self, key: str, path: Path) -> FileEntry:
         """Fetch an object in parts."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the transfer manager writes beside `path` and renames; it removes the part it has when it fails
+        # The transfer manager writes beside `path` and renames; after an error it removes its temporary file.
         try:
             with self._translated(key):
                 self._transfers.download(self._bucket, self._key(key), str(path)).result()
         except StorageError:
-            self.head(key)  # the manager begins with a HEAD; this one says why it was refused
+            self.head(key)  # the manager begins with a HEAD; this call raises the reason of a refusal
             raise
         return entry_of(key, path)
 
     def copy(self, source: str, target: str) -> None:
-        """Copy an object within the bucket; the server does it."""
+        """Let the server copy an object within the bucket."""
         there = {"Bucket": self._bucket, "Key": self._key(source)}
         with self._translated(source):
             self._client.copy_object(Bucket=self._bucket, Key=self._key(target), CopySource=cast("Any", there))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key begins with `prefix`, in the order of their keys."""
+        """Yield all objects whose key begins with `prefix`, in the order of their keys."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._base + prefix, PaginationConfig={"PageSize": self._page_size}
         )
         with self._translated(prefix):
             for page in pages:
-                for found in page.get("Contents", []):
-                    if is_key(key := found["Key"].removeprefix(self._base)):
-                        yield ObjectInfo(key, found["Size"], found["ETag"].strip('"'))
+                for item in page.get("Contents", []):
+                    if is_key(key := item["Key"].removeprefix(self._base)):
+                        yield ObjectInfo(key, item["Size"], item["ETag"].strip('"'))
 
     def head(self, key: str) -> ObjectInfo | None:
-        """What is known of an object, or None if there is none."""
+        """Return size and tag of an object; None if there is none."""
         try:
             with self._translated(key):
-                found = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+                answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
         except StorageError as refused:
-            # a HEAD has no body: only a listing tells a missing key from a missing bucket or a wrong secret
+            # A HEAD has no body: only a listing tells a missing key from a missing bucket or a wrong secret.
             with self._translated(key):
                 self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._key(key), MaxKeys=1)
             if isinstance(refused, NotFoundError):
                 return None
             raise
-        return ObjectInfo(key, found["ContentLength"], found["ETag"].strip('"'))
+        return ObjectInfo(key, answer["ContentLength"], answer["ETag"].strip('"'))
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects, up to a thousand with one request."""
+        """Remove objects, up to a thousand in one request."""
         remaining = iter(keys)
         while batch := [self._key(key) for key in islice(remaining, DELETE_BATCH)]:
             with self._translated(batch[0]):
@@ -279,17 +282,17 @@ class S3Store:
                 raise StorageError(_problem(self.uri, key, code, failed.get("Message", "")))
 
     def clean(self, prefix: str, seconds: float) -> None:
-        """Abort multipart uploads below `prefix` that began long ago: their parts cost money and are seen nowhere."""
+        """Abort old multipart uploads below `prefix`: their parts cost money and no listing shows them."""
         before = datetime.now(UTC) - timedelta(seconds=seconds)
         pages = self._client.get_paginator("list_multipart_uploads").paginate(
             Bucket=self._bucket, Prefix=self._base + prefix
         )
         with self._translated(prefix):
             for page in pages:
-                for found in page.get("Uploads", []):
-                    if found["Initiated"] <= before:
+                for upload in page.get("Uploads", []):
+                    if upload["Initiated"] <= before:
                         self._client.abort_multipart_upload(
-                            Bucket=self._bucket, Key=found["Key"], UploadId=found["UploadId"]
+                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                         )
 
     def _key(self, key: str) -> str:
@@ -306,11 +309,11 @@ class S3Store:
         if isinstance(error, RetriesExceededError) and isinstance(error.last_exception, Exception):
             error = error.last_exception
         if isinstance(error, botocore_errors.ClientError):
-            said: dict[str, Any] = dict(error.response["Error"])
-            code = said.get("Code", "Unknown")
+            answer: dict[str, Any] = dict(error.response["Error"])
+            code = answer.get("Code", "Unknown")
             if code in ("NoSuchKey", "404"):
                 return not_found(self.uri, key)
-            problem = _problem(self.uri, key, code, said.get("Message", ""))
+            problem = _problem(self.uri, key, code, answer.get("Message", ""))
             return NotFoundError(problem) if code == "NoSuchBucket" else StorageError(problem)
         endpoint = self._client.meta.endpoint_url
         for kind, (code, message, cure) in _UNREACHABLE.items():
@@ -318,8 +321,8 @@ class S3Store:
                 return StorageError(storage_problem(code, message.format(endpoint=endpoint, error=error), cure))
         reason = " ".join(str(error).split())
         if isinstance(error, (botocore_errors.FlexibleChecksumError, botocore_errors.ChecksumError)):
-            # the client compares what it reads with what was uploaded: such an answer comes again at every try
-            message = f"{key} below {self.uri} is not what was uploaded: {reason}"
+            # The client compares the object with the checksum of its upload: every attempt fails in the same way.
+            message = f"{key} below {self.uri} differs from the uploaded bytes: {reason}"
             return CorruptedError(storage_problem("Corrupted", message, "delete it, and make it again"))
         return StorageError(
             storage_problem("StorageFailed", f"{key} below {self.uri}: {reason}", f"check the connection to {endpoint}")
@@ -327,7 +330,7 @@ class S3Store:
 
 
 def _hashed(key: str, descriptor: int) -> FileEntry:
-    """Size and sha256 of an open file, without moving its position."""
+    """Return size and sha256 of an open file, without moving its position."""
     digest, size = hashlib.sha256(), 0
     while block := os.pread(descriptor, HASH_BLOCK, size):
         digest.update(block)
@@ -336,10 +339,10 @@ def _hashed(key: str, descriptor: int) -> FileEntry:
 
 
 _CURES = {
-    "NoSuchBucket": ("there is no such bucket", "create it, or correct the bucket in the uri"),
-    "InvalidAccessKeyId": ("the access key is unknown there", "correct AWS_ACCESS_KEY_ID in the credentials"),
-    "XAdminUserNotFound": ("the access key is unknown there", "correct AWS_ACCESS_KEY_ID in the credentials"),
-    "SignatureDoesNotMatch": ("the secret does not fit the access key", "correct AWS_SECRET_ACCESS_KEY"),
+    "NoSuchBucket": ("the bucket does not exist", "create it, or correct the bucket in the uri"),
+    "InvalidAccessKeyId": ("the server does not know the access key", "correct AWS_ACCESS_KEY_ID in the credentials"),
+    "XAdminUserNotFound": ("the server does not know the access key", "correct AWS_ACCESS_KEY_ID in the credentials"),
+    "SignatureDoesNotMatch": ("the secret does not belong to the access key", "correct AWS_SECRET_ACCESS_KEY"),
     "RequestTimeTooSkewed": ("this machine's clock is more than 15 minutes off", "set the clock (chrony, NTP)"),
     "ExpiredToken": ("the session token has expired", "get new credentials"),
     "AccessDenied": ("access is denied", "allow these credentials to get, put, list and delete below this prefix"),
@@ -352,8 +355,8 @@ _CURES = {
 }
 
 
-def _problem(uri: str, key: str, code: str, said: str) -> Problem:
-    message, cure = _CURES.get(code, (said or code, "look the code up in the server's manual"))
+def _problem(uri: str, key: str, code: str, answer: str) -> Problem:
+    message, cure = _CURES.get(code, (answer or code, "look up the code in the server's manual"))
     return storage_problem(code if code.isalpha() else "AccessDenied", f"{key} below {uri}: {message}", cure)
 
 
@@ -366,13 +369,13 @@ _UNREACHABLE: dict[type[Exception], tuple[str, str, str]] = {
     ),
     botocore_errors.PartialCredentialsError: (
         "NoCredentials",
-        "half of the credentials for {endpoint} is missing: {error}",
+        "the credentials for {endpoint} are incomplete: {error}",
         "set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     ),
     botocore_errors.SSLError: (
         "CertificateRefused",
         "the certificate of {endpoint} is not trusted: {error}",
-        "set AWS_CA_BUNDLE to the file of the authority that signed it",
+        "set AWS_CA_BUNDLE to the certificate file of its authority",
     ),
     botocore_errors.EndpointConnectionError: (
         "Unreachable",

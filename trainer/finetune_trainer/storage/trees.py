@@ -1,4 +1,4 @@
-"""Whole folders in a store: files first, MANIFEST.json last. The manifest is the commit; what it names is verified."""
+"""Whole folders in a store: files first, MANIFEST.json last. The manifest is the commit; its files are verified."""
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +22,12 @@ from finetune_trainer.storage.base import (
 )
 
 Kind = Literal["dataset", "model", "checkpoint", "artifact"]
-UNVERIFIED = ".unverified"  # in the names of files that are not whole yet
-TRANSFERS = 4  # files at a time; large ones are further split into parts
+UNVERIFIED = ".unverified"  # in the names of files that are not verified yet
+TRANSFERS = 4  # files at a time; large files are transferred in parts
 
 
 def hash_file(path: Path) -> FileEntry:
-    """Size and sha256 of a file; the entry's path is the file's name."""
+    """Return size and sha256 of a file; the entry's path is the file's name."""
     return entry_of(path.name, path)
 
 
@@ -42,10 +42,10 @@ def upload_tree(
     """Upload every file below `folder` to `prefix` and commit them with a manifest.
 
     Args:
-        there: files that lie at `prefix` already, which the manifest is to name too.
+        there: files that exist at `prefix` already; the manifest names them too.
 
     Raises:
-        StorageError: the store refused, or another manifest with other files is there already.
+        StorageError: the store refused, or a manifest with other files exists already.
     """
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files.pop(File.MANIFEST, None)
@@ -60,16 +60,16 @@ def upload_files(
     info: Mapping[str, Any] | None = None,
     there: Iterable[FileEntry] = (),
 ) -> Manifest:
-    """Upload files, given as path below `prefix` -> file on disk, and commit them; a repeated upload is no error.
+    """Upload files, given as path below `prefix` -> file on disk, and commit them; a repeated upload is allowed.
 
     Args:
         there: as of `upload_tree`.
 
     Raises:
-        StorageError: the store refused, or another manifest with other files is there already.
+        StorageError: the store refused, or a manifest with other files exists already.
     """
     base = _with_slash(prefix)
-    real = {name: path.resolve() for name, path in files.items()}  # caches of the hub keep links to their files
+    real = {name: path.resolve() for name, path in files.items()}  # the hub's caches hold links to their files
     entries = (*put_files(store, base, real), *there)
     manifest = Manifest(
         kind=kind, files=entries, created=datetime.now(UTC).isoformat(timespec="seconds"), info=dict(info or {})
@@ -77,7 +77,7 @@ def upload_files(
     try:
         store.create(base + File.MANIFEST, manifest.to_json().encode())
     except AlreadyExistsError:
-        # also seen by ourselves, when the answer to a first try was lost and the client tried again
+        # This also happens if the response to a first attempt was lost and the client repeated the request.
         committed = read_manifest(store, prefix)
         if committed is None or committed.files != entries:
             raise
@@ -86,13 +86,13 @@ def upload_files(
 
 
 def put_files(store: ObjectStore, prefix: str, files: Mapping[str, Path]) -> tuple[FileEntry, ...]:
-    """Upload some files at once, given as path below `prefix` -> file on disk; the entries have these paths, sorted.
+    """Upload files concurrently, given as path below `prefix` -> file on disk; the entries have these paths, sorted.
 
     Args:
         prefix: with the trailing slash.
 
     Raises:
-        StorageError, OSError: of the first file that could not be put; files that were not begun are left out then.
+        StorageError, OSError: of the first file that could not be uploaded; the remaining files are not begun.
     """
 
     def put(name: str) -> FileEntry:
@@ -106,10 +106,11 @@ def put_files(store: ObjectStore, prefix: str, files: Mapping[str, Path]) -> tup
 
 
 def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
-    """The manifest that commits `prefix`, or None if nothing is committed there.
+    """Return the manifest that commits `prefix`; None if nothing is committed there.
 
     Raises:
-        StorageError: there is one, but it cannot be understood.
+        ManifestInvalidError: there is one, but it cannot be read.
+        StorageError: the store refused.
     """
     key = _with_slash(prefix) + File.MANIFEST
     try:
@@ -123,17 +124,17 @@ def read_manifest(store: ObjectStore, prefix: str) -> Manifest | None:
     except (ValidationError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ManifestInvalidError(
-            storage_problem("ManifestInvalid", f"{key} below {store.uri} is no manifest: {reason}", _remake(prefix))
+            storage_problem("ManifestInvalid", f"{key} below {store.uri} is not a manifest: {reason}", _remake(prefix))
         ) from error
     return manifest
 
 
 def download_tree(store: ObjectStore, prefix: str, folder: Path) -> Manifest:
-    """Fetch everything a manifest names into `folder` and verify it; files that are there and right are not fetched.
+    """Fetch all files of a manifest into `folder` and verify them; valid files in the folder are not fetched again.
 
     Raises:
         NotFoundError: nothing is committed at `prefix`.
-        StorageError: an object is missing, or its size or sha256 is not the manifest's.
+        StorageError: an object is missing, or its size or sha256 differs from the manifest.
     """
     manifest = read_manifest(store, prefix)
     if manifest is None:
@@ -142,14 +143,14 @@ def download_tree(store: ObjectStore, prefix: str, folder: Path) -> Manifest:
                 "NotCommitted", f"there is no {_with_slash(prefix)}{File.MANIFEST} below {store.uri}", _remake(prefix)
             )
         )
-    for left in folder.rglob(f".*{UNVERIFIED}*"):  # of a download that was killed: as large as what it was for
-        left.unlink(missing_ok=True)
+    for partial in folder.rglob(f".*{UNVERIFIED}*"):  # a killed download may have left as much as a whole file
+        partial.unlink(missing_ok=True)
     download_files(store, prefix, manifest.files, folder)
     return manifest
 
 
 def download_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry], folder: Path) -> None:
-    """Fetch some of the files of a manifest into `folder`; see `download_tree`."""
+    """Fetch some files of a manifest into `folder`; see `download_tree`."""
     base = _with_slash(prefix)
 
     def fetch(entry: FileEntry) -> None:
@@ -170,11 +171,11 @@ def download_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry]
 
 
 def verify_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry]) -> None:
-    """Read some of the files of a manifest to their end, where they are.
+    """Read some files of a manifest to their end, without storing them.
 
     Raises:
         NotFoundError: an object is missing.
-        CorruptedError: its size or sha256 is not the manifest's.
+        CorruptedError: its size or sha256 differs from the manifest.
     """
     base = _with_slash(prefix)
     for entry in entries:
@@ -184,7 +185,7 @@ def verify_files(store: ObjectStore, prefix: str, entries: Iterable[FileEntry]) 
 
 
 def corrupted(store: ObjectStore, base: str, seen: FileEntry, entry: FileEntry) -> CorruptedError:
-    """The error for an object that is not what its manifest says."""
+    """Return the error for an object that differs from its manifest."""
     return CorruptedError(
         storage_problem(
             "Corrupted",

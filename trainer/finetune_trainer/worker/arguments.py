@@ -35,10 +35,10 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
     """
     plan = order.plan
     on_gpu = torch.cuda.is_available()
-    given = as_installed(plan.engine.training, {field.name for field in dataclasses.fields(TrainingArguments)})
-    if on_gpu and given.get("bf16"):
+    options = as_installed(plan.engine.training, {field.name for field in dataclasses.fields(TrainingArguments)})
+    if on_gpu and options.get("bf16"):
         check_bfloat16(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
-    given.setdefault("per_device_eval_batch_size", plan.layout.micro_batch * EVAL_BATCH_FACTOR)
+    options.setdefault("per_device_eval_batch_size", plan.layout.micro_batch * EVAL_BATCH_FACTOR)
     return TrainingArguments(
         output_dir=str(Path(order.checkpoints)),
         per_device_train_batch_size=plan.layout.micro_batch,
@@ -60,18 +60,18 @@ def training_arguments(order: WorkerOrder) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
-        **given,
+        **options,
     )
 
 
-def as_installed(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+def as_installed(options: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Return arguments under the names of the installed transformers.
 
     Args:
-        given: arguments by the newest names.
+        options: arguments by the newest names.
         known: names that the installed version accepts.
     """
-    return {RENAMED.get(name, name) if name not in known else name: value for name, value in given.items()}
+    return {RENAMED.get(name, name) if name not in known else name: value for name, value in options.items()}
 
 
 def check_bfloat16(name: str, capability: tuple[int, int]) -> None:

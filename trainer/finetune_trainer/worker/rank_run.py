@@ -1,6 +1,5 @@
 """The whole run of one rank. It imports all slow libraries at the top, so that the zygote loads them once."""
 
-import functools
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +15,7 @@ from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.arrow_rows import load_split
 from finetune_trainer.worker.batches.masking import EVALUATED
+from finetune_trainer.worker.checkpoint import saver_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
@@ -46,7 +46,7 @@ def run_rank(order: WorkerOrder, events: int) -> ExitCode:
     except Exception as error:  # the agent must learn the reason, whatever the exception
         traceback.print_exc(file=sys.stderr)
         reporter.error(f"{type(error).__name__}: {error}")
-        return exit_code(error)
+        return exit_code_of(error)
 
 
 def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
@@ -87,7 +87,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         return loss_alone(trainer, position)
 
     meter, trackers, owed = Meter(plan), Trackers(order), OwedEvaluation(plan)
-    reports = Reports(reporter, plan, data, meter, loss_of)
+    reports, saver = Reports(reporter, plan, data, meter, loss_of), saver_of(order, reporter)
     trainer = FineTuneTrainer(
         order,
         reporter,
@@ -97,13 +97,14 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         data=data,
         evaluator=evaluator,
         meter=meter,
+        saver=saver,
         train_dataset=task.viewed(data, plan.schedule.seed),
         data_collator=batching.collate,
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )
-    owed.evaluate, owed.save = trainer.evaluate, functools.partial(trainer._save_checkpoint, model, None)
+    owed.evaluate, owed.save = trainer.evaluate, trainer.save_checkpoint
     try:
-        trainer.train(resume_from_checkpoint=order.resume)
+        saver.resume(trainer, order.resume)
     except RunEndedError:
         trainer.callback_handler.on_train_end(args, trainer.state, trainer.control)
     finally:
@@ -127,7 +128,7 @@ def samples_in_order(order: WorkerOrder, task: WorkerTask, batching: Batching) -
     )
 
 
-def exit_code(error: Exception) -> ExitCode:
+def exit_code_of(error: Exception) -> ExitCode:
     """Return the exit code of an exception. A lost connection to a peer means that this rank is not the cause."""
     if isinstance(error, errors.FineTuneError):
         return errors.exit_code(error)

@@ -6,10 +6,10 @@ import socket
 import time
 
 import deepspeed
-import deepspeed.ops
 import torch
 
 from finetune_trainer.process.orders import WorkerOrder
+from finetune_trainer.worker.compat import use_plain_gloo
 
 TIMEOUT = datetime.timedelta(minutes=30)  # above every hang limit of the agent, so that the agent decides
 
@@ -33,8 +33,7 @@ def join(order: WorkerOrder) -> None:
         torch.cuda.set_device(order.local_rank)
         deepspeed.init_distributed("nccl", dist_init_required=True, timeout=TIMEOUT)
     else:
-        # Its CPU shared-memory collectives are compiled at first use, a minute and a compiler that users may not have.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        use_plain_gloo()
         deepspeed.init_distributed("gloo", dist_init_required=True, timeout=TIMEOUT)
 
 

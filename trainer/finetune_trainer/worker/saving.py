@@ -1,8 +1,8 @@
-"""The weights of a checkpoint, in Hugging Face's layout: written by rank 0 alone, tensor by tensor.
+"""The weights of a checkpoint, in Hugging Face's layout: rank 0 alone writes them, tensor by tensor.
 
-transformers' own save (5.23) copies the whole model to the memory of every rank first, frozen weights and all, and the
-copies of tied weights are no longer tied. Here a rank that writes nothing copies nothing, an adapter's run copies what
-it trains, and a whole model is never in memory a second time: under ZeRO-3 one tensor at a time is gathered.
+transformers' own save (5.23) first copies the whole model, with frozen weights, to the memory of every rank, and its
+copies of tied weights are no longer tied. Here a rank that writes nothing copies nothing, a run with an adapter copies
+only trained tensors, and no whole model is in memory a second time: under ZeRO-3 one tensor at a time is gathered.
 """
 
 import json
@@ -15,11 +15,11 @@ import torch
 from deepspeed.runtime.zero import GatheredParameters
 from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftModel
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-SHARD = "50GB"  # transformers' own largest file
+from finetune_trainer.worker.compat import as_in_files, is_persistent, released
+
+LARGEST_FILE = "50GB"  # as of transformers
 TYPES = {  # safetensors' names
     torch.float64: "F64",
     torch.float32: "F32",
@@ -41,10 +41,10 @@ def save_weights(model: Any, engine: Any, folder: Path, *, writes: bool) -> None
 
     Args:
         model: as loaded, with its adapter.
-        engine: DeepSpeed's around it.
+        engine: DeepSpeed's engine around it.
         writes: whether this rank's files hold the weights.
     """
-    with _at_rest(engine):
+    with released(engine):
         if isinstance(model, PeftModel):
             trained = _collected(_tensors(model, trained=True), writes)
             if writes:
@@ -57,15 +57,17 @@ def _save_whole(model: Any, folder: Path, writes: bool) -> None:
     tensors = _tensors(model)
     stand_ins = {id(one): torch.empty(_shape(one), dtype=one.dtype, device="meta") for one in tensors.values()}
     sources = {id(stand_ins[id(one)]): one for one in tensors.values()}
-    state = _as_in_files(model, {name: stand_ins[id(one)] for name, one in tensors.items()})
-    if any(id(one) not in sources for one in state.values()):  # files of this family hold what several weights make
-        state = _as_in_files(model, _collected(tensors, writes))
+    state = as_in_files(model, {name: stand_ins[id(one)] for name, one in tensors.items()})
+    if any(
+        id(one) not in sources for one in state.values()
+    ):  # a tensor in this family's files combines several weights
+        state = as_in_files(model, _collected(tensors, writes))
         sources = {id(one): one for one in state.values()}
     if writes:
-        model.save_pretrained(str(folder), state_dict={})  # the configuration, and weights that are replaced
+        model.save_pretrained(str(folder), state_dict={})  # the configuration; the weights are written below
         (folder / SAFE_WEIGHTS_NAME).unlink(missing_ok=True)
     pattern = SAFE_WEIGHTS_NAME.replace(".", "{suffix}.")
-    shards = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=SHARD)
+    shards = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size=LARGEST_FILE)
     for file, names in shards.filename_to_tensors.items():
         with _Writer(folder / file, {name: state[name] for name in names}) if writes else nullcontext() as writer:
             for name in sorted(names, key=lambda name: -state[name].element_size()):
@@ -78,32 +80,25 @@ def _save_whole(model: Any, folder: Path, writes: bool) -> None:
 
 
 def _tensors(model: torch.nn.Module, *, trained: bool = False) -> dict[str, torch.Tensor]:
-    """The model's own tensors by the names of its state dict, without a copy.
+    """Return the model's own tensors by the names of its state dict, without a copy.
 
     Args:
-        trained: leave out the parameters that are not.
+        trained: omit frozen parameters.
     """
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         before = f"{prefix}." if prefix else ""
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad or not trained:
-                found[before + name] = parameter
+                tensors[before + name] = parameter
         for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                found[before + name] = buffer
-    return found
-
-
-def _as_in_files(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What transformers' `save_pretrained` makes of a state dict: tied weights once, under the names of the family."""
-    kept = {name: one for name, one in state.items() if name not in (model._keys_to_ignore_on_save or ())}
-    made: dict[str, torch.Tensor] = revert_weight_conversion(model, remove_tied_weights_from_state_dict(kept, model))
-    return made
+            if is_persistent(module, name):
+                tensors[before + name] = buffer
+    return tensors
 
 
 def _collected(tensors: Mapping[str, torch.Tensor], writes: bool) -> dict[str, torch.Tensor]:
-    """Tensors in host memory, on a rank that writes; tied ones stay one tensor."""
+    """Return copies of tensors in host memory, on a rank that writes; tied tensors stay one tensor."""
     copies: dict[int, torch.Tensor] = {}
     for one in tensors.values():
         if id(one) not in copies:
@@ -116,20 +111,8 @@ def _collected(tensors: Mapping[str, torch.Tensor], writes: bool) -> dict[str, t
 
 
 @contextmanager
-def _at_rest(engine: Any) -> Iterator[None]:
-    """ZeRO-3 keeps small weights gathered: inside, none is."""
-    if not engine.zero_optimization_partition_weights():
-        yield
-        return
-    engine.optimizer.checkpoint_event_prologue()
-    yield
-    # Not after an exception: it is a collective, and the peers are in another one. The process ends with its reason.
-    engine.optimizer.checkpoint_event_epilogue()
-
-
-@contextmanager
 def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A tensor as it is without ZeRO-3; a collective with it."""
+    """Yield the whole tensor. Under ZeRO-3 this is a collective."""
     if not hasattr(tensor, "ds_id"):
         yield tensor
         return
@@ -148,8 +131,8 @@ class _Writer:
     """A file in safetensors' format (github.com/huggingface/safetensors), written one tensor after the other.
 
     Args:
-        tensors: shapes and types by name, without data. They are written with the widest type first, so that each lies
-            at a multiple of its width.
+        tensors: shapes and types by name, without data. The widest type comes first, so that the offset of each tensor
+            is a multiple of its width.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -173,6 +156,6 @@ class _Writer:
         self._file.close()
 
     def write(self, tensor: torch.Tensor) -> None:
-        """The next one's data."""
+        """Write the data of the next tensor."""
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         self._file.write(flat.view(torch.uint8).numpy().data)

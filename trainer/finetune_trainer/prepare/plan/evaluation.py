@@ -7,8 +7,8 @@ that costs beside the training itself.
 import math
 
 from finetune_api.errors import SpecError
+from finetune_api.evaluation_metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
-from finetune_api.metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.plan import PlannedAnswers, PlannedEvaluation
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem

@@ -38,7 +38,7 @@ class PaddedTokens:
             # an all-ones mask every document silently sees those before it. Padding counts as one more document.
             positions = packed_positions(rows, ids.shape[1])
             labels[positions == 0] = IGNORED  # the document before must not predict the first token of a document
-        kept, targets = trained(labels, shifted=self.shifted)
+        kept, targets = trained_positions(labels, shifted=self.shifted)
         inputs = {"attention_mask": mask} if positions is None else {"position_ids": torch.from_numpy(positions)}
         return {"input_ids": torch.from_numpy(ids), **inputs, "kept": kept, "targets": targets}
 
@@ -60,7 +60,7 @@ class PaddedPairs:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids, mask = padded_inputs(rows, self.pad_token_id)
         labels = pad([row["labels"] for row in rows], max(len(row["labels"]) for row in rows), IGNORED)
-        kept, targets = trained(labels, shifted=False)
+        kept, targets = trained_positions(labels, shifted=False)
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": mask,
@@ -126,7 +126,7 @@ def packed_positions(rows: Sequence[dict[str, Any]], longest: int) -> np.ndarray
     return positions
 
 
-def trained(labels: np.ndarray, *, shifted: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def trained_positions(labels: np.ndarray, *, shifted: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the positions among rows x tokens that predict a trained token, and those tokens, of labels [rows,
     tokens].
     """

@@ -10,15 +10,15 @@ ZeRO-3 gathers the layer's weights once in the forward pass and once in the back
 has: that number depends on the rank's own data, and the number of collectives must not.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from deepspeed.runtime.zero import register_external_parameter
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+
+from finetune_trainer.worker.compat import without_hooks
 
 CHUNK_BYTES = 256 << 20  # of one chunk's logits in float32; prepare's memory model counts them
 
@@ -141,19 +141,6 @@ class OutputLayer:
         loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap)
         total: torch.Tensor = loss(self._layer.weight, hidden, targets, getattr(self._layer, "bias", None))
         return total.float()
-
-
-@contextmanager
-def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Disable the hooks of these modules: ZeRO-3's hooks count the calls and expect the same number in every step."""
-    hooks = [(module._forward_pre_hooks, module._forward_hooks) for module in modules]
-    for module in modules:
-        module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
-    try:
-        yield
-    finally:
-        for module, (before, after) in zip(modules, hooks, strict=True):
-            module._forward_pre_hooks, module._forward_hooks = before, after
 
 
 def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,6 +1,5 @@
 """Adapters: low-rank updates beside frozen weights (LoRA, arXiv 2106.09685), new ones and those of an earlier run."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.new_rows import trained_rows
+from finetune_trainer.worker.compat import save_without_embeddings
 
 
 def with_adapter(
@@ -36,7 +36,7 @@ def with_adapter(
         made: Any = PeftModel.from_pretrained(
             model, str(adapter), is_trainable=True, config=config, autocast_adapter_dtype=cast
         )
-        return _saved_alone(made)
+        return save_without_embeddings(made)
     options: dict[str, Any] = dict(plan.lora)
     options.pop("task_type", None)
     options["modules_to_save"] = _together(options.get("modules_to_save"), new_modules)
@@ -44,14 +44,7 @@ def with_adapter(
         options |= trained_rows(options, model, new_ids, sharded=plan.layout.zero_stage == 3)
     kind = spec_of(plan.task).peft_type
     config = LoraConfig(task_type=TaskType[kind] if kind else None, **options)
-    return _saved_alone(get_peft_model(model, config, autocast_adapter_dtype=cast))
-
-
-def _saved_alone(model: Any) -> torch.nn.Module:
-    # PEFT saves whole embeddings beside an adapter where their size changed; what is new in them is in the adapter
-    model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
-    made: torch.nn.Module = model
-    return made
+    return save_without_embeddings(get_peft_model(model, config, autocast_adapter_dtype=cast))
 
 
 def _together(given: Sequence[str] | None, new_modules: Sequence[str]) -> list[str] | None:

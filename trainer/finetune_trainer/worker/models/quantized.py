@@ -4,7 +4,6 @@ bitsandbytes queries CUDA when it is imported, and PEFT imports it where it is i
 CUDA cannot fork workers, so the zygote hides the package, and only a worker that needs it uncovers it after the fork.
 """
 
-import sys
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from finetune_api.messages import MethodType
 from finetune_api.plan import Plan
 from finetune_trainer.model.families import FAMILIES
+from finetune_trainer.worker.compat import uncover_bitsandbytes
 
 # Heads are not quantized: heads that a checkpoint lacks are trained, and small errors in the others cause wrong tokens.
 # transformers itself leaves out the last layer and the output embedding, but not BERT's pooler; this list replaces its
@@ -31,7 +31,7 @@ def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
     """
     if plan.method is not MethodType.QLORA:
         return {}
-    uncover()
+    uncover_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     saved = plan.lora.get("modules_to_save") or ()
@@ -43,18 +43,3 @@ def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
         llm_int8_skip_modules=[*HEADS, *saved],
     )
     return {"quantization_config": config}
-
-
-def uncover() -> None:
-    """Make bitsandbytes importable in a worker: the zygote has put None in its place in `sys.modules`."""
-    import peft.import_utils
-    from transformers.utils import import_utils
-
-    if sys.modules.get("bitsandbytes", sys) is None:
-        del sys.modules["bitsandbytes"]
-    for known in (
-        peft.import_utils.is_bnb_available,
-        peft.import_utils.is_bnb_4bit_available,
-        import_utils.is_bitsandbytes_available,
-    ):
-        known.cache_clear()

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from transformers import Trainer
 
 from finetune_api.errors import FailureCategory, Problem, RunError
+from finetune_trainer.worker.compat import HookedTrainer
 from finetune_trainer.worker.sampling import VirtualDataset
 
 MOST_ROWS = 64  # rows named in the message; an event of a worker must be a short line
@@ -73,10 +73,10 @@ def diagnosed(
 
 
 @torch.no_grad()
-def loss_alone(trainer: Trainer, position: int) -> float:
+def loss_alone(trainer: HookedTrainer, position: int) -> float:
     """Return the loss of the row at one position of the run, in a batch of its own, without dropout."""
     assert trainer.train_dataset is not None
-    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[position]]))
+    batch = trainer.to_device(trainer.data_collator([trainer.train_dataset[position]]))
     trainer.model_wrapped.eval()
     loss = trainer.compute_loss(trainer.model_wrapped, batch)
     return float(loss[0] if isinstance(loss, tuple) else loss)

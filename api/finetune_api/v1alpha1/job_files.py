@@ -10,7 +10,8 @@ from finetune_api.errors import Problem
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.parse import parse_job
 from finetune_api.v1alpha1.shorthand import expand
-from finetune_api.yaml12 import LineIndex, load, refuse
+from finetune_api.yaml12 import LineIndex, load
+from finetune_api.yaml12.loader import refuse
 
 MAX_BYTES = 4 << 20  # of the file; etcd takes 1.5 MiB
 _DATA = frozenset({("spec", "dataset", name) for name in ("train", "eval", "mix")})

@@ -1,4 +1,4 @@
-"""The export stage as a program, configured by environment variables, see `contract.Env`."""
+"""The program of the export stage, configured by environment variables, see `contract.Env`."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
 
 
-def work(given: StageInputs) -> StageResult:
-    """The stage's result; raises what went wrong."""
+def export_work(given: StageInputs) -> StageResult:
+    """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
     return export(plan, given.store, given.run, given.work, given.report)
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:
-    """Runs the stage; leaves its StageResult in the termination log."""
-    return run_stage(Stage.EXPORT, work, environ)
+    """Run the stage; leave its StageResult in the termination log."""
+    return run_stage(Stage.EXPORT, export_work, environ)

@@ -1,4 +1,5 @@
-"""One node of a training job, configured by environment (contract.Env): its agent, on node 0 the leader, their end."""
+"""The program of one node of a training job, configured by environment variables (`contract.Env`): it runs the agent,
+on node 0 also the leader, and leaves a StageResult."""
 
 import asyncio
 import ipaddress
@@ -34,15 +35,15 @@ REAP_SECONDS = 1.0
 
 
 def main(environ: Mapping[str, str]) -> int:
-    """Runs the agent; leaves its StageResult in the termination log and returns its exit code."""
-    hide_from_children()  # before any child, and before anything is read that a child must not see
+    """Run the agent; write its StageResult to the termination log and return its exit code."""
+    hide_from_children()  # before any child exists, and before secrets are read
     logging.basicConfig(format="%(asctime)s %(name)s %(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         config = AgentConfig.from_env(environ)
         if config.parent:
             die_with_parent(config.parent)
-        # No asyncio.run: its end waits for threads, such as a download that nobody needs any more.
-        result, code = asyncio.new_event_loop().run_until_complete(Node(config, environ).run())
+        # asyncio.run would wait at its end for threads, such as a download that is not needed any more.
+        result, code = asyncio.new_event_loop().run_until_complete(NodeProgram(config, environ).run())
     except FineTuneError as error:
         result, code = failed(error, None)
     if log_path := environ.get(Env.TERMINATION_LOG):
@@ -50,7 +51,7 @@ def main(environ: Mapping[str, str]) -> int:
     return int(code)
 
 
-class Node:
+class NodeProgram:
     """One node, from its first import to its release."""
 
     def __init__(self, config: AgentConfig, environ: Mapping[str, str]) -> None:
@@ -69,16 +70,16 @@ class Node:
         )
 
     async def run(self) -> tuple[StageResult, ExitCode]:
-        """Takes part until the leader, or who runs this process, lets it go."""
+        """Take part until the leader releases this node, or a signal stops it."""
         loop = asyncio.get_running_loop()
         taking_part = asyncio.create_task(self._take_part())
-        loop.add_signal_handler(signal.SIGTERM, self._told_to_stop, taking_part)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # the terminal's; ours is SIGTERM
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm, taking_part)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # from the terminal; `finetune run` sends SIGTERM
         reaping = asyncio.create_task(self._reap())
         try:
             return self._result(code := await taking_part), code
         except asyncio.CancelledError:
-            log.info("told to stop while starting")
+            log.info("asked to stop while starting")
             return self._result(ExitCode.DRAINED), ExitCode.DRAINED
         except FineTuneError as error:
             return failed(error, self._progress())
@@ -87,10 +88,10 @@ class Node:
             await self._server.close()
             await self._workers.close()
 
-    def _told_to_stop(self, taking_part: asyncio.Task[ExitCode]) -> None:
-        works = self._leader is not None and self._leader.works
-        if self._agent is None or (self._agent.boots and not works):
-            taking_part.cancel()  # nobody counts on it yet
+    def _on_sigterm(self, taking_part: asyncio.Task[ExitCode]) -> None:
+        has_workers = self._leader is not None and self._leader.has_workers
+        if self._agent is None or (self._agent.boots and not has_workers):
+            taking_part.cancel()  # no other node depends on it yet
         else:
             self._agent.drain()
 
@@ -121,7 +122,7 @@ class Node:
                 leading.result()
             code = await running
             if code is not ExitCode.DRAINED:
-                await leading  # the leader leaves last
+                await leading  # the leader exits last
             return code
         finally:
             for task in (leading, running):
@@ -141,25 +142,26 @@ class Node:
 
 
 def interface(host: str) -> str:
-    """The interface to listen on, given the address that others use: one family, because port 0 differs by family."""
+    """Return the interface to listen on, given the address that others use. It has one family, because port 0 means
+    different ports in different families."""
     if ipaddress.ip_address(host).is_loopback:
         return host
-    return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - pods reach it, and every request shows the token
+    return "::" if ":" in host else "0.0.0.0"  # noqa: S104 - pods must reach it, and requests need the token
 
 
 def endpoint(host: str, port: int) -> str:
-    """`host:port` as it stands in a URL."""
+    """Return `host:port` in the form of URLs."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def result(code: ExitCode, progress: Progress | None) -> StageResult:
-    """What this node leaves behind: only the leader knows how far the run is and why a gang failed."""
+    """Return the result of this node: only the leader knows the progress of the run and why a gang failed."""
     end = StageResult(stage=Stage.TRAIN, succeeded=code is ExitCode.OK, progress=progress)
     failure = progress.failure if progress else None
     if code is ExitCode.OK:
         return end
     if failure is None:
-        return end.model_copy(update={"category": FailureCategory.PREEMPTED, "note": "told to stop"})
+        return end.model_copy(update={"category": FailureCategory.PREEMPTED, "note": "asked to stop"})
     problem = Problem(
         code=failure.category.value,
         field="status.failure",
@@ -170,15 +172,15 @@ def result(code: ExitCode, progress: Progress | None) -> StageResult:
 
 
 def failed(error: FineTuneError, progress: Progress | None) -> tuple[StageResult, ExitCode]:
-    """What is left behind when the agent itself cannot go on. One that was cut off from its gang is a victim: its end
-    says nothing about the job."""
+    """Return the result of an agent that cannot continue. An agent that was cut off from its gang is a victim, so that
+    its result does not describe the job."""
     log.error("%s", error)
-    cut_off = any(problem.code == NOT_THE_LEADER for problem in error.problems)
-    left = StageResult(
+    is_cut_off = any(problem.code == NOT_THE_LEADER for problem in error.problems)
+    end = StageResult(
         stage=Stage.TRAIN,
         succeeded=False,
         category=error.category,
         problems=tuple(error.problems),
-        progress=None if cut_off else progress,
+        progress=None if is_cut_off else progress,
     )
-    return left, ExitCode.DISTRIBUTED if cut_off else exit_code(error)
+    return end, ExitCode.DISTRIBUTED if is_cut_off else exit_code(error)
