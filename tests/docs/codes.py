@@ -165,7 +165,7 @@ class _Reader:
                 continue
             if codes := [text for text in self._texts(module, code) if CODE.fullmatch(text)]:
                 messages = [text for part in MESSAGES for text in self._texts(module, given.get(part))]
-                cures = self._texts(module, given.get("cure"))
+                cures = self._texts(module, given.get("cure") or given.get("hint"))
                 for one in codes:
                     self._entries[one].add(messages, cures)
                 return

@@ -45,9 +45,11 @@ class Meanings:
 
     Attributes:
         dynamic: expression of the source -> the codes that it stands for.
+        cures: code -> what to do, for codes whose cure is not a literal of the source.
     """
 
     dynamic: dict[str, list[str]]
+    cures: dict[str, str]
     areas: tuple[Area, ...]
 
     @property
@@ -59,7 +61,7 @@ class Meanings:
 def meanings(path: Path = TABLE) -> Meanings:
     """Return the table that people write."""
     table = tomllib.loads(path.read_text("utf-8"))
-    return Meanings(table["dynamic"], tuple(Area(**area) for area in table["area"]))
+    return Meanings(table["dynamic"], table["cures"], tuple(Area(**area) for area in table["area"]))
 
 
 @cache
@@ -73,6 +75,11 @@ def expected() -> set[str]:
     return {*source().entries, *(code for codes in meanings().dynamic.values() for code in codes)}
 
 
+def without_cure() -> set[str]:
+    """Return every code for which neither the source nor the table has a cure."""
+    return {code for code in meanings().codes if not _cures(code)} - meanings().cures.keys()
+
+
 def page() -> str:
     """Return the text of docs/troubleshooting.md."""
     table = meanings()
@@ -81,6 +88,8 @@ def page() -> str:
         parts += [f"## {area.title}\n", f"{area.about}\n"]
         for code, meaning in area.codes.items():
             parts += [f"### {code}\n", f"{meaning}\n", *_said(code)]
+            if cure := table.cures.get(code):
+                parts.append(f"To do: {_escaped(cure)}.\n")
     return "\n".join(parts)
 
 
@@ -95,12 +104,24 @@ def _index(codes: list[str]) -> str:
     return "".join(f"* {', '.join(links)}\n" for links in letters.values())
 
 
+def _pairs(code: str) -> list[tuple[str, str]]:
+    return source().entries[code].shown if code in source().entries else []
+
+
+def _cures(code: str) -> list[str]:
+    """Return the cures of a code that the source has as literals."""
+    return list(dict.fromkeys(cure for _, cure in _pairs(code) if _has_words(cure)))
+
+
+def _has_words(text: str) -> bool:
+    return bool(text.strip(f"{GAP}: "))
+
+
 def _said(code: str) -> list[str]:
-    """The messages and cures of a code, as a table; only the cures where no message is a literal."""
-    pairs = source().entries[code].shown if code in source().entries else []
-    if not any(message.strip(GAP + ": ") for message, _ in pairs):
-        cures = dict.fromkeys(cure for _, cure in pairs if cure)
-        return [f"To do: {'; or: '.join(map(_escaped, cures))}\n"] if cures else []
+    """Return the messages and cures of a code as a table, or only the cures where no message is a literal."""
+    pairs = [pair for pair in _pairs(code) if any(map(_has_words, pair))]
+    if not any(_has_words(message) for message, _ in pairs):
+        return [f"To do: {'; or: '.join(map(_escaped, _cures(code)))}.\n"] if pairs else []
     lines = ["| the message | what to do |", "| --- | --- |"]
     lines += [f"| {_escaped(message)} | {_escaped(cure)} |" for message, cure in pairs[:MOST_ROWS]]
     if len(pairs) > MOST_ROWS:

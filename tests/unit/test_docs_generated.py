@@ -12,7 +12,7 @@ from finetune_trainer.prepare.data.formats import Code
 from tests.docs import PAGES, exit_codes
 from tests.docs.codes import ROOT
 from tests.docs.metrics import operator, run
-from tests.docs.troubleshooting import expected, meanings, source
+from tests.docs.troubleshooting import expected, meanings, source, without_cure
 
 
 @pytest.mark.parametrize(("path", "page"), PAGES.items(), ids=lambda value: getattr(value, "stem", ""))
@@ -26,6 +26,12 @@ def test_every_code_has_an_entry_and_every_entry_a_code() -> None:
     assert [code for code, times in Counter(entries).items() if times > 1] == []
     assert sorted(expected() - set(entries)) == []
     assert sorted(set(entries) - expected()) == []
+
+
+def test_every_code_has_a_cure() -> None:
+    """Add what to do below `cures` in docs/troubleshooting.toml, where the source has no literal."""
+    assert sorted(without_cure()) == []
+    assert sorted(meanings().cures.keys() - set(meanings().codes)) == []
 
 
 def test_no_code_of_the_source_is_hidden_from_the_list() -> None:
