@@ -206,7 +206,7 @@ def test_a_gpu_that_would_emulate_bfloat16_is_refused() -> None:
     from finetune_trainer.worker.arguments import check_bfloat16
 
     check_bfloat16("NVIDIA A100-SXM4-80GB", (8, 0))
-    with pytest.raises(SpecError, match="this one is a Tesla V100"):
+    with pytest.raises(SpecError, match="needs GPUs with bfloat16, which a Tesla V100"):
         check_bfloat16("Tesla V100-SXM2-16GB", (7, 0))
 
 
