@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1 import MethodSpec
 from finetune_trainer.model.families import FAMILIES, positions_of, resolve_task
 from finetune_trainer.prepare.embeddings import untrained_tokens
+from finetune_trainer.prepare.headers import header_of
 from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of, trained_labels
+from finetune_trainer.storage import FolderStore
 from finetune_trainer.worker.models.load import load_model
 from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
@@ -118,7 +121,11 @@ def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dty
 
     def found(method: dict[str, Any], marks: tuple[int, ...] = (2, 3, 4, 5, 7, 99)) -> dict[str, int]:
         return untrained_tokens(
-            MethodSpec.model_validate_json(json.dumps(method)), [tmp_path / "absent", path], added, marks
+            MethodSpec.model_validate_json(json.dumps(method)),
+            {path.name: header_of(path)},
+            lambda name: partial(FolderStore(tmp_path).read, name),
+            added,
+            marks,
         )
 
     assert found({"type": "lora"}) == {"<3>": 3, "<4>": 4, "<5>": 5}

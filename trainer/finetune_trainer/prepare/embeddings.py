@@ -1,31 +1,37 @@
-"""Untrained rows of a model's input embedding, read from the safetensors files: a few rows, not the weights.
+"""Untrained rows of a model's input embedding, read from the safetensors files by byte ranges: a few rows, not
+the weights.
 
 Base models come with tokens that their training never saw, such as the marks of chats: their rows are zero, or all are
 equal to the row that they began with.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from finetune_api.messages import MethodType
 from finetune_api.v1alpha1 import MethodSpec
+from finetune_trainer.prepare.headers import Header, Read
 
 # the input embedding of decoders by the end of its name
 NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+GAP = 16  # rows
 SIGN = {"F32": (4, 0x7F), "F16": (2, 0x7F), "BF16": (2, 0x7F)}  # bytes of a number; its last byte without the sign
 
 
 def untrained_tokens(
-    method: MethodSpec, paths: Iterable[Path], added: Mapping[str, int], marks: Collection[int]
+    method: MethodSpec,
+    headers: Mapping[str, Header],
+    reader: Callable[[str], Read],
+    added: Mapping[str, int],
+    marks: Collection[int],
 ) -> dict[str, int]:
     """Return tokens that the data writes, whose embeddings were never trained, and which the job does not train.
 
     Args:
-        paths: the model's safetensors files, as far as they are on this machine.
+        headers: of the model's weight files, by name.
+        reader: from a file's name to the function that reads its bytes, where the file lies.
         added: the tokenizer's added tokens and their ids.
         marks: ids of those that the chat template writes.
     """
@@ -35,7 +41,7 @@ def untrained_tokens(
     if lora and any(name.startswith("embed") or name.startswith("wte") for name in lora.modules_to_save or ()):
         return {}
     trained = set((lora.trainable_token_indices if lora else None) or ())
-    rows = _rows(paths, sorted(set(added.values())))
+    rows = _rows(headers, reader, sorted(set(added.values())))
     alike: dict[bytes, int] = defaultdict(int)
     for row in rows.values():
         alike[row] += 1
@@ -48,26 +54,33 @@ def untrained_tokens(
     }
 
 
-def _rows(paths: Iterable[Path], ids: Collection[int]) -> dict[int, bytes]:
+def _rows(headers: Mapping[str, Header], reader: Callable[[str], Read], ids: Sequence[int]) -> dict[int, bytes]:
     """Return the embeddings of some tokens, without the signs of zeros; none if no file has a known embedding."""
-    for path in paths:
-        if not path.exists():
-            continue
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            for name, tensor in header.items():
-                if not name.endswith(NAMES) or len(tensor["shape"]) != 2 or tensor["dtype"] not in SIGN:
-                    continue
-                count, width = tensor["shape"]
-                size, unsigned = SIGN[tensor["dtype"]]
-                found = {}
-                for number in ids:
-                    if number < count:
-                        file.seek(8 + length + tensor["data_offsets"][0] + number * width * size)
-                        row = np.frombuffer(file.read(width * size), np.uint8).reshape(width, size).copy()
-                        if not (row[:, -1] & unsigned).any() and not row[:, :-1].any():
-                            row[:] = 0
-                        found[number] = row.tobytes()
-                return found
+    for file, header in headers.items():
+        for name, tensor in header.tensors.items():
+            shape = header.shapes[name]
+            if not name.endswith(NAMES) or len(shape) != 2 or tensor.dtype not in SIGN:
+                continue
+            count, width = shape
+            size, unsigned = SIGN[tensor.dtype]
+            read, rows = reader(file), dict[int, bytes]()
+            for first, last in _runs([number for number in ids if number < count]):
+                start = tensor.start + first * width * size
+                raw = read(start, start + (last - first + 1) * width * size)
+                values = np.frombuffer(raw, np.uint8).reshape(-1, width, size).copy()
+                zero = ~((values[..., -1] & unsigned).any(axis=1) | values[..., :-1].any(axis=(1, 2)))
+                values[zero] = 0
+                rows |= {number: values[number - first].tobytes() for number in ids if first <= number <= last}
+            return rows
     return {}
+
+
+def _runs(ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Return first and last of runs of ids that are read at once: a gap of a few rows costs less than a request."""
+    runs: list[tuple[int, int]] = []
+    for number in ids:
+        if runs and number - runs[-1][1] <= GAP:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs

@@ -6,7 +6,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.errors import ModelError
@@ -18,16 +18,31 @@ Read = Callable[[int, int], bytes]  # of the bytes from the first to before the 
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies in its file.
+
+    Attributes:
+        dtype: safetensors' name of its type, such as `BF16`.
+        start: byte at which it begins.
+    """
+
+    dtype: str
+    start: int
+
+
+@dataclass(frozen=True)
 class Header:
     """What one file holds.
 
     Attributes:
         shapes: of its tensors, by name.
         size: bytes of the file.
+        tensors: where each tensor lies, by name.
     """
 
     shapes: dict[str, list[int]]
     size: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -59,11 +74,15 @@ def read_header(name: str, size: int, read: Read) -> Header:
         tensors = {name: value for name, value in json.loads(raw).items() if name != "__metadata__"}
         end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
         shapes = {name: [int(length) for length in tensor["shape"]] for name, tensor in tensors.items()}
+        places = {
+            name: Tensor(str(tensor["dtype"]), 8 + length + int(tensor["data_offsets"][0]))
+            for name, tensor in tensors.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ModelError(damaged) from error
     if 8 + length + end != size:
         raise ModelError(damaged)
-    return Header(shapes, size)
+    return Header(shapes, size, places)
 
 
 def header_of(path: Path) -> Header:

@@ -22,7 +22,7 @@ from finetune_trainer.model.files import (
     parse_json,
     weight_names,
 )
-from finetune_trainer.prepare.headers import FIRST, Header, read_header
+from finetune_trainer.prepare.headers import FIRST, Header, Read, read_header
 from finetune_trainer.prepare.hub_errors import HubRefusal, first_line, hub_refusal
 
 FIELD = "spec.model.name"
@@ -73,6 +73,15 @@ class HubModel:
         names = self._weights()
         with _translated(self.name), ThreadPoolExecutor(THREADS) as threads:
             return dict(zip(names, threads.map(self._header, names), strict=True))
+
+    def read_weights(self, name: str) -> Read:
+        """Return the function that reads byte ranges of a weight file on the hub."""
+
+        def read(begin: int, end: int) -> bytes:
+            with _translated(self.name):
+                return bytes(self._range(name, begin, end).content)
+
+        return read
 
     def files(self, folder: Path) -> dict[str, Path]:
         """Return configuration, tokenizer and safetensors of this commit."""

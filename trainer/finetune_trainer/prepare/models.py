@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from finetune_trainer.model.files import (
     parse_json,
     weight_names,
 )
-from finetune_trainer.prepare.headers import Header, read_header
+from finetune_trainer.prepare.headers import Header, Read, read_header
 from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.setting import Setting
@@ -75,6 +75,9 @@ class ModelSource(Protocol):
     def headers(self, folder: Path) -> dict[str, Header]:
         """Return what each weight file holds, by name; read no weight."""
 
+    def read_weights(self, name: str) -> Read:
+        """Return the function that reads byte ranges of a weight file, where the file lies."""
+
     def files(self, folder: Path) -> dict[str, Path]:
         """Return every file that is mirrored, on this machine, by name."""
 
@@ -115,7 +118,11 @@ class FolderModel:
         sizes = {info.key: info.size for info in self.listing}
         names = self._weights()
         self._check_readable(names)
-        return {name: read_header(name, sizes[name], partial(self.store.read, name)) for name in names}
+        return {name: read_header(name, sizes[name], self.read_weights(name)) for name in names}
+
+    def read_weights(self, name: str) -> Read:
+        """Return the function that reads byte ranges of a weight file, where the file lies."""
+        return partial(self.store.read, name)
 
     def files(self, folder: Path) -> dict[str, Path]:
         """Return every file that is mirrored, on this machine, by name."""
@@ -210,6 +217,7 @@ class BaseModel:
         folder: where its configuration and tokenizer lie on this machine.
         shapes: of the tensors in its files, by name; empty if an earlier job mirrored it, which looked at them.
         files: what is to be mirrored, by name; empty until it is fetched, and if it is mirrored already.
+        headers: of its weight files, by name; empty if it is mirrored already.
     """
 
     facts: ModelFacts
@@ -217,6 +225,7 @@ class BaseModel:
     folder: Path
     shapes: Mapping[str, list[int]]
     files: Mapping[str, Path]
+    headers: Mapping[str, Header] = field(default_factory=dict)
 
     def check(self, task: Task, labels: Sequence[str]) -> None:
         """Refuse weights that are not those of the configuration, or of a head for other labels; imports torch.
@@ -272,7 +281,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
         max_positions=positions_of(config),
     )
     shapes = {name: shape for header in headers.values() for name, shape in header.shapes.items()}
-    return BaseModel(facts, config, small[CONFIG].parent, shapes, {})
+    return BaseModel(facts, config, small[CONFIG].parent, shapes, {}, headers)
 
 
 def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:

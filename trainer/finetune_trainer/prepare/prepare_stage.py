@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, FineTuneError, Problem
-from finetune_api.messages import DatasetFacts, Stage
+from finetune_api.messages import DatasetFacts, MethodType, Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
@@ -266,7 +266,7 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded
     keeper.depends_on(index_key(job, inputs, base))
     tokenized = tokenize(job.spec.dataset, inputs.task, data, encoder, fresh, report=order.report, keeper=keeper)
-    untrained = _untrained(job, base, tokenizer, encoder)
+    untrained = _untrained(order, base, tokenizer, encoder)
     inputs.sources.check_unchanged()
     return _Built(base, data, tokenized, untrained, _notes(data, encoder))
 
@@ -295,12 +295,15 @@ def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
     return data
 
 
-def _untrained(job: FineTuneJob, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> Mapping[str, int]:
+def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> Mapping[str, int]:
     """Return the tokens that the chat template writes and whose embeddings were never trained, with their ids."""
-    weights = [path for name, path in base.files.items() if name.endswith(".safetensors")]
+    model, method = order.inputs.model, order.job.spec.method
     # the end of a text is trained in pre-training; its row may look untrained, as it pads, too
     marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
-    return untrained_tokens(job.spec.method, weights, added_tokens(tokenizer), marks)
+    if not marks or method.type is MethodType.FULL:
+        return {}
+    headers = base.headers or model.headers(order.work / "model")
+    return untrained_tokens(method, headers, model.read_weights, added_tokens(tokenizer), marks)
 
 
 def _notes(data: CheckedData, encoder: Encoder) -> tuple[str, ...]:
