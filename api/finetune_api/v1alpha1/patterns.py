@@ -1,6 +1,6 @@
 """The regular expressions of the models in words."""
 
-from finetune_api.v1alpha1.spec_base import DATA_URI_PATTERN, LABEL_PATTERN
+from finetune_api.v1alpha1.spec_base import DATA_URI_PATTERN, LABEL_PATTERN, STORE_SCHEMES, STORE_URI_PATTERN
 
 _MEANINGS = {
     LABEL_PATTERN: (
@@ -15,8 +15,8 @@ _MEANINGS = {
         "a URI that starts with s3://, https://, hf:// or file://, a path, or the name of a data set on the hub",
         "write one such as s3://bucket/train.jsonl, hf://datasets/organisation/name, or data/train.csv on this machine",
     ),
-    r"^(s3|file)://[^\s]+$": (
-        "a URI that starts with s3:// or file://",
+    STORE_URI_PATTERN: (
+        f"a URI that starts with {' or '.join(f'{scheme}://' for scheme in STORE_SCHEMES)}",
         "write one such as s3://bucket/prefix, or file://folder for a folder on this machine",
     ),
     r"^https?://[^\s]+$": (

@@ -17,6 +17,8 @@ from finetune_api.quantity import parse_quantity
 # has at most 63 characters: 7 for "-train-", 4 for the attempt, 1 for a dash and 4 for the index.
 MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+STORE_SCHEMES = ("s3", "file")  # of the backends in finetune_trainer.storage
+STORE_URI_PATTERN = rf"^({'|'.join(STORE_SCHEMES)})://[^\s]+$"
 DATA_URI_PATTERN = r"^((s3|hf|file)://\S(.*\S)?|https://\S+|[^:\s]([^:\n]*[^:\s])?)$"
 
 
@@ -171,7 +173,7 @@ Subdomain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z
 Word = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 DataUri = Annotated[str, StringConstraints(pattern=DATA_URI_PATTERN, max_length=2048)]
-StoreUri = Annotated[str, StringConstraints(pattern=r"^(s3|file)://[^\s]+$", max_length=2048)]
+StoreUri = Annotated[str, StringConstraints(pattern=STORE_URI_PATTERN, max_length=2048)]
 HttpUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s]+$", max_length=2048)]
 Words256 = Annotated[list[Word], Field(max_length=256)]
 StringMap = Annotated[dict[str, Annotated[str, StringConstraints(max_length=1024)]], Field(max_length=64)]
