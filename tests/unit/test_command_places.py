@@ -13,7 +13,7 @@ from rich.console import Console
 from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_trainer.commands.faults import INTERRUPTED, PIPE_CLOSED, QuietConsole, guarded
 from finetune_trainer.commands.main import main, parser
-from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
+from finetune_trainer.run.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
 
 

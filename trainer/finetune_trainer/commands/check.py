@@ -11,7 +11,7 @@ from rich.console import Console
 from finetune_api.contract import ExitCode
 from finetune_api.errors import DataError, Problem
 from finetune_trainer.commands.job_options import job_of_options
-from finetune_trainer.commands.output_paths import probe_file, write_file
+from finetune_trainer.run.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 

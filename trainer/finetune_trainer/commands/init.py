@@ -19,7 +19,7 @@ from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec, ModelSpec, parse_job
 from finetune_api.v1alpha1.spec_base import MAX_NAME_LENGTH
-from finetune_trainer.commands.output_paths import probe_file, write_file
+from finetune_trainer.run.output_paths import probe_file, write_file
 from finetune_trainer.run.screen import Screen
 
 DEFAULT = Path("job.yaml")

@@ -10,7 +10,7 @@ from rich.console import Console
 from finetune_api.contract import ExitCode, File
 from finetune_trainer.commands.check import strict, with_warnings
 from finetune_trainer.commands.job_options import job_of_options
-from finetune_trainer.commands.output_paths import probe_file, probe_folder, write_file
+from finetune_trainer.run.output_paths import probe_file, probe_folder, write_file
 from finetune_trainer.run.screen import Screen
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from pathlib import Path
 from finetune_api.contract import File
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import Artifact, MethodType
-from finetune_trainer.commands.output_paths import probe_folder, unwritable
 from finetune_trainer.run.local_run import LocalJob
+from finetune_trainer.run.output_paths import probe_folder, unwritable
 from finetune_trainer.storage import ObjectStore, download_tree, read_manifest
 
 OPTION = "--output"
