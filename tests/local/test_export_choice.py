@@ -158,7 +158,7 @@ def test_an_evaluation_that_cannot_be_read_is_left_out_and_told(classification: 
         classification.store.put(f"{RUN}{File.OUTPUTS}/{path}", content)
     classification.store.put(f"{RUN}artifacts/adapter/{File.MANIFEST}", content)
     assert classification.export().artifacts[0].step == 10
-    assert [line for line in classification.reports if f"{record_path(20)} is left out" in line]
+    assert [line for line in classification.reports if f"{record_path(20)} is ignored" in line]
 
 
 def test_a_checkpoint_without_weights_is_refused_by_name(classification: Run) -> None:

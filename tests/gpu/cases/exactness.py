@@ -7,7 +7,6 @@ from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
-from finetune_trainer.worker.tasks import task_of
 from tests.gpu.case import Bench, Case
 from tests.gpu.models import SMALL, TINY, make_llama
 from tests.gpu.ranks import Trained, in_child, train
@@ -61,6 +60,7 @@ def ways(model: Any, rows: list[dict[str, Any]], device: str) -> dict[str, float
     from finetune_trainer.worker.attention import use_segmented
     from finetune_trainer.worker.batches.flat import FlatTokens
     from finetune_trainer.worker.batches.padded import PaddedTokens
+    from finetune_trainer.worker.tasks import task_of
 
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, world=1)
     total = items = 0.0
