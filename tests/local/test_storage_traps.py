@@ -217,10 +217,10 @@ def test_an_endpoint_where_nobody_listens_is_named(server: S3Server, monkeypatch
 @pytest.mark.parametrize(
     ("environ", "sentence"),
     [
-        ({"AWS_ACCESS_KEY_ID": "x"}, "AWS_SECRET_ACCESS_KEY is not set, its other half is"),
-        ({"AWS_SECRET_ACCESS_KEY": "x"}, "AWS_ACCESS_KEY_ID is not set, its other half is"),
-        ({"AWS_CA_BUNDLE": "/no/such/ca.pem"}, "AWS_CA_BUNDLE is '/no/such/ca.pem', and there is no such file"),
-        ({"AWS_ENDPOINT_URL_S3": "host"}, "AWS_ENDPOINT_URL_S3 is 'host', which is no URL"),
+        ({"AWS_ACCESS_KEY_ID": "x"}, "AWS_SECRET_ACCESS_KEY is not set, but its counterpart is"),
+        ({"AWS_SECRET_ACCESS_KEY": "x"}, "AWS_ACCESS_KEY_ID is not set, but its counterpart is"),
+        ({"AWS_CA_BUNDLE": "/no/such/ca.pem"}, "AWS_CA_BUNDLE is '/no/such/ca.pem', and this file does not exist"),
+        ({"AWS_ENDPOINT_URL_S3": "host"}, "AWS_ENDPOINT_URL_S3 is 'host', which is not a URL"),
     ],
 )
 def test_an_environment_that_cannot_work_is_refused_before_anything_is_sent(
