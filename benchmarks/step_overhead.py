@@ -29,6 +29,7 @@ from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.process.orders import WorkerOrder
 from tests.local.harness import make_plan, orders
+from tests.support.plans import revised
 
 UNTIMED = 10
 BATCH, LENGTH, ROWS = 8, 32, 256
@@ -108,7 +109,7 @@ def plan_of(steps: int) -> Plan:
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, world=1, stage=2, max_steps=steps, warmup_steps=0)
     facts = plan.dataset.model_copy(update={"eval": None})
     changes = {"checkpoint_every_steps": steps + 1, "dataset": facts, "deepspeed": deepspeed_config(2, None, {})}
-    return plan.revised(**changes)
+    return revised(plan, **changes)
 
 
 def timed(way: str, folder: Path, path: Path, steps: int) -> dict[str, float]:

@@ -233,23 +233,6 @@ class Plan(Message):
         """Number of ranks on all nodes."""
         return self.layout.world_size
 
-    def revised(self, **values: Any) -> "Plan":
-        """Return this plan with other values, each in the part that has a field of its name.
-
-        Raises:
-            ValueError: neither the plan nor a part of it has a field of that name.
-        """
-        parts = {name: getattr(self, name) for name in PARTS}
-        own: dict[str, Any] = {}
-        for name, value in values.items():
-            if name in PART_OF:
-                parts[PART_OF[name]] = parts[PART_OF[name]].model_copy(update={name: value})
-            elif name in type(self).model_fields:
-                own[name] = value
-            else:
-                raise ValueError(f"neither a plan nor a part of it has a field `{name}`")
-        return self.model_copy(update={**parts, **own})
-
 
 PARTS: dict[str, type[Message]] = {
     "layout": PlannedLayout,

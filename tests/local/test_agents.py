@@ -12,6 +12,7 @@ from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Task
 from finetune_api.plan import Plan
 from tests.local.agents import EVERY, STEPS, Agents, assert_same_bits, wait_for
 from tests.local.harness import make_plan
+from tests.support.plans import revised
 
 
 def manifests(agents: Agents) -> dict[str, Manifest]:
@@ -103,7 +104,7 @@ def test_nodes_lost_with_their_disks_are_replaced_from_storage(
 def test_a_gang_told_to_stop_saves_first_and_loses_no_step(
     tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path, undisturbed_gang: Agents
 ) -> None:
-    seldom = gang_plan.revised(checkpoint_every_steps=STEPS)  # a step at which the stop falls is no interval's
+    seldom = revised(gang_plan, checkpoint_every_steps=STEPS)  # a step at which the stop falls is no interval's
     with Agents.prepared(tmp_path, seldom, llama, gang_data) as agents:
         agents.start()
         told = agents.wait_for_step(13).step

@@ -14,6 +14,7 @@ from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.committed import StoredCheckpoints, find_checkpoints
 from tests.local.agents import STEPS, Agents, wait_for
 from tests.local.over_s3 import OverS3, over_s3
+from tests.support.plans import revised
 
 NODE_DISK = "64m"
 LEFT = 4096  # bytes
@@ -23,7 +24,7 @@ LEFT = 4096  # bytes
 def agents(tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path) -> Iterator[OverS3]:
     """A run on one node, which leads and trains."""
     alone = {"nodes": 1, "micro_batch": gang_plan.layout.global_batch}
-    with over_s3(tmp_path, gang_plan.revised(**alone), llama, gang_data) as made, made:
+    with over_s3(tmp_path, revised(gang_plan, **alone), llama, gang_data) as made, made:
         yield made
 
 

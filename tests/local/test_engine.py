@@ -20,6 +20,7 @@ from finetune_trainer.prepare.plan.planner import PLANNED
 from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 from tests.support.events import scalars
+from tests.support.plans import revised
 
 POISON = 499  # a token that no row has but the one that gets it
 POISONED_ROW = 17
@@ -128,7 +129,7 @@ def configured(config: dict[str, Any], **changes: Any) -> Plan:
     training = {name: value for name, value in values.items() if name not in PLANNED}
     stage = config.get("zero_optimization", {}).get("stage", 0)
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, stage=stage, **{"checkpoint_every_steps": 12, **changes})
-    return plan.revised(**settles, deepspeed=config, training={**plan.engine.training, **training})
+    return revised(plan, **settles, deepspeed=config, training={**plan.engine.training, **training})
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -189,7 +190,7 @@ def test_a_configuration_of_the_users_trains_as_it_is(name: str, bench: Bench, l
 def test_bfloat16_on_cpu_learns_what_float32_learns(bench: Bench, llama: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, learning_rate=1e-3, checkpoint_every_steps=12)
-    half = plan.revised(training={"bf16": True}, deepspeed={**plan.engine.deepspeed, "bf16": {"enabled": "auto"}})
+    half = revised(plan, training={"bf16": True}, deepspeed={**plan.engine.deepspeed, "bf16": {"enabled": "auto"}})
     precise = bench.run(plan, llama, data, tmp_path / "float32").losses()
     run = bench.run(half, llama, data, tmp_path / "bfloat16")
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs
@@ -219,7 +220,7 @@ def test_a_gradient_is_clipped_to_max_grad_norm_and_its_norm_told_unclipped(
     def trained(name: str, limit: float) -> tuple[Run, float]:
         plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, max_steps=1, warmup_steps=0, learning_rate=1.0)
         config = {**plan.engine.deepspeed, "optimizer": sgd, "zero_allow_untested_optimizer": True}
-        plan = plan.revised(deepspeed=config, training={"max_grad_norm": limit})
+        plan = revised(plan, deepspeed=config, training={"max_grad_norm": limit})
         run = bench.run(plan, llama, data, tmp_path / name)
         assert set(run.exit_codes) == {ExitCode.OK}, run.logs
         before = load_file(llama / "model.safetensors")
@@ -242,7 +243,7 @@ def test_recomputed_activations_give_the_same_losses(
 ) -> None:
     data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
     plan = make_plan(Task.CAUSAL_LM, method, learning_rate=1e-3, checkpoint_every_steps=12)
-    recomputing = plan.revised(training={"activation_checkpointing": True})
+    recomputing = revised(plan, training={"activation_checkpointing": True})
     kept = bench.run(plan, llama, data, tmp_path / "kept")
     again = bench.run(recomputing, llama, data, tmp_path / "recomputed")
     assert set(again.exit_codes) == {ExitCode.OK}, again.logs

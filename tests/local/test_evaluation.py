@@ -34,6 +34,7 @@ from finetune_trainer.worker.evaluation.questions import Question
 from tests.local.agents import Agents
 from tests.local.harness import Bench, Run, make_plan
 from tests.support.models import MAKERS, make_bert, make_gpt2
+from tests.support.plans import revised
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT
 
@@ -305,7 +306,7 @@ def answered(
     """What a vanilla model is made to say to one prompt."""
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, answers=PlannedAnswers(generate=1, max_new_tokens=50))
     facts = plan.dataset.model_copy(update={"ends": ends})
-    plan = plan.revised(model=plan.model.model_copy(update=facts_of_model), dataset=facts)
+    plan = revised(plan, model=plan.model.model_copy(update=facts_of_model), dataset=facts)
     question = Question(0, np.array(prompt), np.array(reference))
     generator = Generator(plan, AutoTokenizer.from_pretrained(model))
     network = AutoModelForCausalLM.from_pretrained(model).eval()
@@ -326,7 +327,7 @@ def test_ranks_that_generate_at_the_same_time_stop_at_the_same_length(
     """Under ZeRO-3 a rank goes on until the last has ended: with a limit of its own it would leave its positions."""
     model = make_gpt2(tmp_path / "gpt2")
     plan = make_plan(Task.CAUSAL_LM, MethodType.FULL, answers=PlannedAnswers(generate=8, max_new_tokens=200))
-    plan = plan.revised(model=plan.model.model_copy(update={"max_positions": 256}))
+    plan = revised(plan, model=plan.model.model_copy(update={"max_positions": 256}))
     asked = [Question(at, np.full(length, 7), np.full(100, 9)) for at, length in enumerate(range(20, 250, 12))]
     generator = Generator(plan, AutoTokenizer.from_pretrained(model))
     limits: list[int] = []

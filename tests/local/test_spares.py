@@ -10,6 +10,7 @@ from finetune_api.beats import Progress
 from finetune_api.contract import ExitCode
 from finetune_api.plan import Plan
 from tests.local.agents import STEPS, Agents, assert_same_bits, children, wait_for
+from tests.support.plans import revised
 
 SPARE = 2
 READY = "ready: "
@@ -57,7 +58,7 @@ def test_a_lost_nodes_rank_goes_to_the_spare_and_costs_no_bit(
 
 @pytest.fixture
 def endless(gang_plan: Plan) -> Plan:
-    return gang_plan.revised(max_steps=100_000, checkpoint_every_steps=50)
+    return revised(gang_plan, max_steps=100_000, checkpoint_every_steps=50)
 
 
 def test_a_node_told_to_stop_saves_and_the_spare_goes_on_from_there(

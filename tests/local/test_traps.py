@@ -36,6 +36,7 @@ from finetune_trainer.agent.security import worker_environment
 from finetune_trainer.checkpoints import disk
 from finetune_trainer.checkpoints.marker import Marker, marker_name
 from tests.local.harness import Bench, make_plan, write_dataset
+from tests.support.plans import revised
 
 ROOT = Path(__file__).parents[2]
 NEVER_CALLED = ("get_last_checkpoint", "JITCheckpointCallback", "flash_attention_2", "flash_attention_3")
@@ -80,7 +81,7 @@ def test_transformers_sees_all_ranks_on_cpu(bench: Bench, llama: Path, tmp_path:
     data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
     config = {"zero_optimization": {"stage": 2}, "train_batch_size": 8, "train_micro_batch_size_per_gpu": 4}
     plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=2, max_steps=2, eval_every_steps=0)
-    run = bench.run(plan.revised(deepspeed=config), llama, data, tmp_path / "run")
+    run = bench.run(revised(plan, deepspeed=config), llama, data, tmp_path / "run")
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs
 
 

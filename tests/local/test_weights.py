@@ -122,7 +122,7 @@ def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dty
     def found(method: dict[str, Any], marks: tuple[int, ...] = (2, 3, 4, 5, 7, 99)) -> dict[str, int]:
         return untrained_tokens(
             MethodSpec.model_validate_json(json.dumps(method)),
-            {path.name: header_of(path)},
+            lambda: {path.name: header_of(path)},
             lambda name: partial(FolderStore(tmp_path).read, name),
             added,
             marks,

@@ -23,6 +23,7 @@ from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.tasks import task_of
 from finetune_trainer.worker.trainer import FineTuneTrainer
 from tests.local.harness import make_plan, orders
+from tests.support.plans import revised
 
 
 def found(model: Path, data: Path, scratch: Path) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def without_deepspeed(order: WorkerOrder) -> str:
     args = training_arguments(order)
     args.deepspeed = args.deepspeed_plugin = args.hf_deepspeed_config = None
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
-    model = load_model(task_of(order.plan.revised(zero_stage=0)), Path(order.model), torch.float32, 0)
+    model = load_model(task_of(revised(order.plan, zero_stage=0)), Path(order.model), torch.float32, 0)
     try:
         return trained_on(order, model, args)
     except RunError as error:

@@ -18,6 +18,7 @@ from finetune_trainer.agent.roster import Gang, Limits
 from finetune_trainer.checkpoints.committed import find_checkpoints
 from finetune_trainer.storage import FolderStore
 from tests.local.harness import make_plan
+from tests.support.plans import revised
 from tests.unit.gang_world import EVERY, NODES, RUN, World
 
 BOTH = set(range(NODES))
@@ -439,7 +440,7 @@ def test_beats_that_come_together_are_decided_on_once_and_wake_only_whom_it_conc
     monkeypatch.setattr(policy, "decide", counted)
     monkeypatch.setattr("finetune_trainer.agent.leader.TICK_SECONDS", 1000.0)
     store, plan = FolderStore(tmp_path), make_plan(Task.CAUSAL_LM, MethodType.LORA, world=2)
-    plan = plan.revised(nodes=nodes)
+    plan = revised(plan, nodes=nodes)
 
     async def play() -> None:
         leader = Leader(plan, store, store, RUN, "a:1", "l", Limits())

@@ -6,6 +6,7 @@ import pytest
 
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
 from finetune_api.plan import PARTS, Plan, PlannedAnswers
+from tests.support.plans import revised
 
 MODEL = ModelFacts(
     name="m", commit="c", prefix="models/m/", source="file:///m", model_type="llama", parameters=10, size_bytes=40
@@ -66,7 +67,7 @@ def test_a_plan_in_parts_survives_its_json() -> None:
 
 
 def test_a_revised_plan_has_each_value_in_its_part() -> None:
-    plan = Plan.model_validate(FLAT).revised(max_steps=5, max_length=32, zero_stage=0)
+    plan = revised(Plan.model_validate(FLAT), max_steps=5, max_length=32, zero_stage=0)
     assert (plan.schedule.max_steps, plan.max_length, plan.layout.zero_stage) == (5, 32, 0)
     with pytest.raises(ValueError, match="neither a plan nor a part of it has a field `steps`"):
-        plan.revised(steps=5)
+        revised(plan, steps=5)

@@ -18,6 +18,7 @@ from finetune_trainer.prepare.plan.draft import Workload
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Pace, machine_of
 from finetune_trainer.prepare.plan.rates import learning_rate
 from finetune_trainer.prepare.plan.setting import setting_of
+from tests.support.plans import revised
 from tests.unit.plan_models import encoder
 
 SHAPE = encoder()
@@ -217,7 +218,7 @@ def test_what_was_measured_here_says_how_long_it_takes_and_chooses_nothing() -> 
     assert long.prediction.estimate is not None
     assert long.prediction.estimate.hours > 10 * quick.prediction.estimate.hours
     assert "measured on this machine" in long.prediction.estimate.how
-    assert quick.revised(estimate=None) == long.revised(estimate=None)
+    assert revised(quick, estimate=None) == revised(long, estimate=None)
 
 
 def test_masked_language_models_say_how_much_is_hidden() -> None:

@@ -17,6 +17,7 @@ from finetune_trainer.checkpoints.store import CheckpointStore
 from finetune_trainer.storage import CorruptedError, FolderStore
 from finetune_trainer.storage.base import storage_problem
 from tests.local.harness import make_plan
+from tests.support.plans import revised
 
 PLAN = make_plan(Task.CAUSAL_LM, MethodType.LORA, keep_last=2)
 ROOT = "run/checkpoints/"
@@ -165,7 +166,7 @@ def save(root: Path, saved: PartId, name: str | None = None) -> Path:
 def stored(tmp_path: Path, *parts: PartId, nodes: int = 1) -> tuple[FolderStore, CheckpointStore]:
     store = FolderStore(tmp_path / "storage")
     checkpoints = CheckpointStore(store, "run/")
-    plan = PLAN.revised(nodes=nodes)
+    plan = revised(PLAN, nodes=nodes)
     for saved in parts:
         root = tmp_path / f"node-{saved.node_rank}"
         checkpoints.upload(saved, save(root, saved))

@@ -6,6 +6,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Choice, Estimate, MemoryPart, Plan, PlannedMemory
 from finetune_trainer.prepare.plan import checkpoint_cost, plan_summary
 from tests.local.harness import make_plan
+from tests.support.plans import revised
 
 BILLION = 10**9
 GIB = 1 << 30
@@ -14,7 +15,7 @@ GIB = 1 << 30
 def plan(method: MethodType = MethodType.FULL, nodes: int = 2, **changes: object) -> Plan:
     made = make_plan(Task.CAUSAL_LM, method, world=nodes, **changes)
     facts = made.model.model_copy(update={"parameters": 8 * BILLION, "size_bytes": 16 * BILLION})
-    return made.revised(model=facts, training={"bf16": True}, trained=8 * BILLION)
+    return revised(made, model=facts, training={"bf16": True}, trained=8 * BILLION)
 
 
 def test_full_fine_tuning_saves_weights_and_a_share_of_the_optimizer_states() -> None:
@@ -23,7 +24,7 @@ def test_full_fine_tuning_saves_weights_and_a_share_of_the_optimizer_states() ->
 
 
 def test_an_adapters_checkpoint_holds_no_frozen_weights() -> None:
-    adapted = plan(MethodType.LORA, nodes=1).revised(trained=20_000_000)
+    adapted = revised(plan(MethodType.LORA, nodes=1), trained=20_000_000)
     assert plan_summary.planned_checkpoint_bytes(adapted) == 20_000_000 * (2 * 2 + 12)
 
 
@@ -61,7 +62,7 @@ def test_memory_and_estimate_are_told_in_figures_and_in_a_sentence() -> None:
     parts = (MemoryPart(name="weights", bytes=16 * GIB, why="w"), MemoryPart(name="logits", bytes=GIB, why="l"))
     memory = PlannedMemory(unit="GPU", limit=80 * GIB, source="spec.gpuType A100-80GB", moment="loss", parts=parts)
     cost = Estimate(step_seconds=1.5, hours=2.0, gpu_hours=16.0, cost="40.00", how="a rough figure")
-    told = plan_summary.summary(plan().revised(memory=memory, estimate=cost))
+    told = plan_summary.summary(revised(plan(), memory=memory, estimate=cost))
     assert (told.estimated_hours, told.estimated_gpu_hours, told.estimated_cost) == (2.0, 16.0, "40.00")
     assert told.bytes_per_gpu == 17 * GIB
     assert told.memory == "17 of 80 GiB a GPU: weights 16, logits 1 GiB"

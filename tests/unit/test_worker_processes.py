@@ -20,6 +20,7 @@ from finetune_trainer.agent.security import withheld, worker_environment
 from finetune_trainer.agent.workers import Worker, Workers
 from finetune_trainer.process.orders import WorkerOrder
 from tests.local.harness import make_plan
+from tests.support.plans import revised
 
 DEADLINE = 60.0
 
@@ -127,7 +128,7 @@ def test_the_workers_of_a_node_share_its_cores(
     }
     config = AgentConfig.from_env(environ)
     assert config.worker_threads(ranks) == threads
-    plan = make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1).revised(processes_per_node=ranks)
+    plan = revised(make_plan(Task.CAUSAL_LM, MethodType.LORA, world=1), processes_per_node=ranks)
     directive = Directive(generation=1, action=Action.RUN, master_host="h", master_port=1)
     orders = Places(Path("work"), ranks).orders(plan, directive, 0, config.worker_threads(ranks), None)
     assert [order.threads for order in orders] == [threads] * ranks

@@ -22,7 +22,7 @@ SIGN = {"F32": (4, 0x7F), "F16": (2, 0x7F), "BF16": (2, 0x7F)}  # bytes of a num
 
 def untrained_tokens(
     method: MethodSpec,
-    headers: Mapping[str, Header],
+    headers: Callable[[], Mapping[str, Header]],
     reader: Callable[[str], Read],
     added: Mapping[str, int],
     marks: Collection[int],
@@ -30,7 +30,7 @@ def untrained_tokens(
     """Return tokens that the data writes, whose embeddings were never trained, and which the job does not train.
 
     Args:
-        headers: of the model's weight files, by name.
+        headers: returns those of the model's weight files, by name; called only where a token may be untrained.
         reader: from a file's name to the function that reads its bytes, where the file lies.
         added: the tokenizer's added tokens and their ids.
         marks: ids of those that the chat template writes.
@@ -41,7 +41,7 @@ def untrained_tokens(
     if lora and any(name.startswith("embed") or name.startswith("wte") for name in lora.modules_to_save or ()):
         return {}
     trained = set((lora.trainable_token_indices if lora else None) or ())
-    rows = _rows(headers, reader, sorted(set(added.values())))
+    rows = _rows(headers(), reader, sorted(set(added.values())))
     alike: dict[bytes, int] = defaultdict(int)
     for row in rows.values():
         alike[row] += 1

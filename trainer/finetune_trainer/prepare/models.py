@@ -215,7 +215,6 @@ class BaseModel:
     Attributes:
         config: `config.json`.
         folder: where its configuration and tokenizer lie on this machine.
-        shapes: of the tensors in its files, by name; empty if an earlier job mirrored it, which looked at them.
         files: what is to be mirrored, by name; empty until it is fetched, and if it is mirrored already.
         headers: of its weight files, by name; empty if it is mirrored already.
     """
@@ -223,9 +222,13 @@ class BaseModel:
     facts: ModelFacts
     config: Mapping[str, Any]
     folder: Path
-    shapes: Mapping[str, list[int]]
-    files: Mapping[str, Path]
+    files: Mapping[str, Path] = field(default_factory=dict)
     headers: Mapping[str, Header] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes of the tensors in its files, by name; empty if an earlier job mirrored it, which looked at them."""
+        return {name: shape for header in self.headers.values() for name, shape in header.shapes.items()}
 
     def check(self, task: Task, labels: Sequence[str]) -> None:
         """Refuse weights that are not those of the configuration, or of a head for other labels; imports torch.
@@ -237,8 +240,8 @@ class BaseModel:
             ModelError: they do not fit.
         """
         check_head(self.config, task, labels)
-        if self.shapes:
-            check_weights(self.config, task, len(labels) or 1, self.shapes)
+        if shapes := self.shapes:
+            check_weights(self.config, task, len(labels) or 1, shapes)
 
     def counted(self, setting: Setting, labels: int) -> Architecture:
         """Return the model's sizes and what a step of it keeps, in the setting of a job; imports torch.
@@ -280,8 +283,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
         size_bytes=sum(header.size for header in headers.values()),
         max_positions=positions_of(config),
     )
-    shapes = {name: shape for header in headers.values() for name, shape in header.shapes.items()}
-    return BaseModel(facts, config, small[CONFIG].parent, shapes, {}, headers)
+    return BaseModel(facts, config, small[CONFIG].parent, headers=headers)
 
 
 def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
@@ -290,7 +292,7 @@ def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
     Raises:
         ModelError: a file cannot be had.
     """
-    if not base.shapes:
+    if not base.headers:
         return base
     files = model.files(folder)
     commit = model.commit(files)
@@ -310,7 +312,7 @@ def find_mirrored(model: ModelSource, store: ObjectStore, folder: Path) -> BaseM
     local = folder / facts.commit
     download_files(store, facts.prefix, _small(manifest), local)
     config = parse_json(CONFIG, (local / CONFIG).read_bytes())
-    return BaseModel(facts.model_copy(update={"source": model.source}), config, local, {}, {})
+    return BaseModel(facts.model_copy(update={"source": model.source}), config, local)
 
 
 def mirror(base: BaseModel, model: ModelSource, store: ObjectStore) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, FineTuneError, Problem
-from finetune_api.messages import DatasetFacts, MethodType, Stage
+from finetune_api.messages import DatasetFacts, Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
@@ -22,6 +22,7 @@ from finetune_trainer.prepare.check_keeper import CheckKeeper, check_identity
 from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.embeddings import untrained_tokens
+from finetune_trainer.prepare.headers import Header
 from finetune_trainer.prepare.job_inputs import Inputs, find_inputs
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
 from finetune_trainer.prepare.plan import planner
@@ -198,7 +199,7 @@ def _made(order: _Order, run: RunFiles, mirrored: BaseModel | None, keeper: Stor
     except DataError:  # no later attempt continues with this data
         keeper.clear()
         raise
-    if built.base.shapes:
+    if built.base.headers:
         order.report(f"model: reading the weights of {order.inputs.model.source}")
     base = fetch(built.base, order.inputs.model, order.work / "model")
     _publish_data(order, run.store, built.tokenized, examined, keeper)
@@ -300,9 +301,10 @@ def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encod
     model, method = order.inputs.model, order.job.spec.method
     # the end of a text is trained in pre-training; its row may look untrained, as it pads, too
     marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
-    if not marks or method.type is MethodType.FULL:
-        return {}
-    headers = base.headers or model.headers(order.work / "model")
+
+    def headers() -> Mapping[str, Header]:
+        return base.headers or model.headers(order.work / "model")
+
     return untrained_tokens(method, headers, model.read_weights, added_tokens(tokenizer), marks)
 
 

@@ -105,7 +105,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
 def load_parts(
     order: WorkerOrder, task: WorkerTask, dtype: torch.dtype
 ) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """Return the model, with its adapter, and the tokenizer, which the task has taken note of."""
+    """Return the model, with its adapter, and the tokenizer, which the task gets too."""
     plan = order.plan
     tokenizer = load_padding_tokenizer(Path(order.dataset if plan.new_tokens else order.model))
     task.use_tokenizer(tokenizer)

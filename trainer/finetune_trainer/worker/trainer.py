@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.process.orders import WorkerOrder
-from finetune_trainer.worker.checkpoint import Saver, saver_of
+from finetune_trainer.worker.checkpoint import saver_of
 from finetune_trainer.worker.compat import HookedTrainer, skip_zero_grad
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
 from finetune_trainer.worker.losses.head import Head
@@ -34,7 +34,6 @@ class FineTuneTrainer(HookedTrainer):
         data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
         evaluator: scores the eval split; None without one.
         meter: times the steps; None = a new one.
-        saver: saves checkpoints; None = the one that `saver_of` chooses.
         model, args, train_dataset, data_collator, callbacks: as for `Trainer`.
 
     Attributes:
@@ -55,7 +54,6 @@ class FineTuneTrainer(HookedTrainer):
         data: VirtualDataset,
         evaluator: Evaluator | None = None,
         meter: Meter | None = None,
-        saver: Saver | None = None,
         **parts: Any,
     ):
         self.head = head
@@ -63,7 +61,7 @@ class FineTuneTrainer(HookedTrainer):
         self.meter = meter or Meter(order.plan)
         self._data = data
         self._evaluator = evaluator
-        self._saver = saver or saver_of(order, reporter)
+        self._saver = saver_of(order, reporter)
         self._reporter = reporter
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
 
@@ -92,9 +90,8 @@ class FineTuneTrainer(HookedTrainer):
         if not model.training:
             model.train()
         loss = self.compute_loss(model, self.to_device(inputs), num_items_in_batch=num_items_in_batch)
-        self._data.prepare(
-            self.state.global_step + 3
-        )  # while the device computes; the loader is a batch ahead of the step
+        # while the device computes; the loader is a batch ahead of the step
+        self._data.prepare(self.state.global_step + 3)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.shares import share_of
@@ -20,11 +21,11 @@ class Generator:
 
     Args:
         plan: limits the length of an answer; no answer gets longer than the longest reference.
-        continues: True = an answer continues its prompt; False = a decoder begins it with its start token.
     """
 
-    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase, *, continues: bool = True) -> None:
-        self._continues = continues
+    def __init__(self, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+        # an answer continues its prompt, or a decoder begins it with its start token
+        self._continues = spec_of(plan.task).continues
         self._tokenizer = tokenizer
         self._taught = plan.dataset.ends
         self._most = plan.evaluation.answers.max_new_tokens

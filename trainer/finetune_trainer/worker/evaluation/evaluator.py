@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.contract import File
+from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.records import Amplification, EvalGroups, EvaluationRecord, Sample
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.evaluation.amplification import compare_answers, compare_labels, one_hot
@@ -217,7 +218,7 @@ class Evaluator:
         if not questions:
             return []
         order = self._order
-        generator = Generator(self._plan, self._tokenizer, continues=self._task.continues)
+        generator = Generator(self._plan, self._tokenizer)
         own = generator(engine.model, questions, order.rank, order.world_size, engine.device, self._check_stop)
         answers: dict[int, list[int]] = {}
         for part in _all_ranks(own):
@@ -225,7 +226,7 @@ class Evaluator:
         return [
             Sample(
                 row=question.number,
-                prompt=self._text(question.prompt.tolist(), specials=self._task.continues),
+                prompt=self._text(question.prompt.tolist(), specials=spec_of(self._plan.task).continues),
                 reference=self._text([token for token in question.reference.tolist() if token >= 0]),
                 answer=self._text(answers[place]),
             )

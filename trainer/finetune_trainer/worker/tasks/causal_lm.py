@@ -13,7 +13,7 @@ from finetune_trainer.worker.batches.padded import PaddedTokens
 from finetune_trainer.worker.evaluation.questions import Question, first_questions, last_turn
 from finetune_trainer.worker.sampling import Dealt
 from finetune_trainer.worker.tasks.token_task import TokenTask, trained_targets
-from finetune_trainer.worker.tasks.worker_task import Batching, Items, count
+from finetune_trainer.worker.tasks.worker_task import Batching, Items, indexed_items
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class CausalLM(TokenTask):
 
     def items(self, rows: ArrowRows) -> Items:
         """Return the number of trained tokens that follow another token of their document."""
-        return count(rows.items) or (lambda row: trained_following(rows, row))
+        return indexed_items(rows.items) or (lambda row: trained_following(rows, row))
 
     def questions(self, rows: Any, most: int) -> list[Question]:
         """Return prompts that end before the last span of trained tokens, which is the reference."""

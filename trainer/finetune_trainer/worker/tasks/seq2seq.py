@@ -6,13 +6,11 @@ from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.padded import PaddedPairs
 from finetune_trainer.worker.evaluation.questions import Question, first_questions
 from finetune_trainer.worker.tasks.token_task import TokenTask, trained_targets
-from finetune_trainer.worker.tasks.worker_task import Batching, Items, count
+from finetune_trainer.worker.tasks.worker_task import Batching, Items, indexed_items
 
 
 class Seq2Seq(TokenTask):
     """Sequence to sequence, with padded pairs. The decoder reads the target shifted by the model's own method."""
-
-    continues = False
 
     def batching(self, model: Any, pad_token_id: int) -> Batching:
         """Return batches of padded inputs and targets."""
@@ -21,7 +19,7 @@ class Seq2Seq(TokenTask):
 
     def items(self, rows: ArrowRows) -> Items:
         """Return the number of tokens of the target."""
-        return count(rows.items) or (lambda row: trained_targets(rows.value("labels", row)))
+        return indexed_items(rows.items) or (lambda row: trained_targets(rows.value("labels", row)))
 
     def questions(self, rows: Any, most: int) -> list[Question]:
         """Return the inputs, each with its target as the reference."""

@@ -63,13 +63,7 @@ class Measured:
 
 
 class WorkerTask(ABC):
-    """One task, for one plan.
-
-    Attributes:
-        continues: True = an answer continues its prompt; False = a decoder begins it with its start token.
-    """
-
-    continues = True
+    """One task, for one plan."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -133,9 +127,9 @@ class WorkerTask(ABC):
         """Return the loss, which takes the model, or its wrapper, and a batch.
 
         Args:
-            further: the models of `further_models`.
             model: as loaded, with its adapter, before an engine wraps it, because the loss adds hooks to its output
                 layer.
+            further: the models of `further_models`.
         """
 
     def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -155,6 +149,6 @@ class WorkerTask(ABC):
         return []
 
 
-def count(items: npt.NDArray[np.int32] | None) -> Items | None:
+def indexed_items(items: npt.NDArray[np.int32] | None) -> Items | None:
     """Return the items of a row from the index of the data; None for data without an index."""
     return None if items is None else lambda row: int(items[row])
