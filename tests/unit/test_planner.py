@@ -11,6 +11,7 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
 from finetune_api.plan import PART_OF, Choice, Plan
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.model.learning_rates import Size
 from finetune_trainer.prepare.plan import planner, schedule
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.batch import usual_batch
@@ -22,6 +23,7 @@ from tests.support.plans import revised
 from tests.unit.plan_models import encoder
 
 SHAPE = encoder()
+SEVEN_BILLION = Size(7_000_000_000, 4096)
 MODEL = ModelFacts(
     name="m",
     commit="c",
@@ -172,24 +174,25 @@ def test_training_carries_only_what_the_plan_has_no_field_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "family", "parameters", "full", "lora"),
+    ("task", "family", "size", "full", "lora"),
     [
-        (Task.CLASSIFICATION, "bert", 22_713_216, 8.5e-5, 1e-3),
-        (Task.CLASSIFICATION, "roberta", 125_000_000, 4.8e-5, 5.7e-4),
-        (Task.CLASSIFICATION, "llama", 7_000_000_000, 2e-5, 2e-4),
-        (Task.CAUSAL_LM, "llama", 7_000_000_000, 2e-5, 2e-4),
-        (Task.CAUSAL_LM, "llama", 70_000_000_000, 9.3e-6, 9.3e-5),
-        (Task.CAUSAL_LM, "gpt2", 124_000_000, 7.7e-5, 7.7e-4),
-        (Task.MASKED_LM, "bert", 110_000_000, 5e-5, 5e-4),
-        (Task.SEQ2SEQ, "t5", 220_000_000, 3e-4, 1.8e-3),
-        (Task.SEQ2SEQ, "bart", 406_000_000, 3e-5, 3e-4),
+        (Task.CLASSIFICATION, "bert", Size(22_713_216, 384), 8.5e-5, 1e-3),
+        (Task.CLASSIFICATION, "roberta", Size(125_000_000, 768), 4.8e-5, 5.7e-4),
+        (Task.CLASSIFICATION, "mistral", SEVEN_BILLION, 2e-5, 2e-4),
+        (Task.CAUSAL_LM, "mistral", SEVEN_BILLION, 2e-5, 2e-4),
+        (Task.CAUSAL_LM, "llama", SEVEN_BILLION, 2.9e-5, 2.9e-4),
+        (Task.CAUSAL_LM, "llama", Size(70_000_000_000, 8192), 1.7e-5, 1.7e-4),
+        (Task.CAUSAL_LM, "qwen3", Size(8_000_000_000, 4096), 4.7e-5, 4.7e-4),
+        (Task.CAUSAL_LM, "gpt2", Size(124_000_000, 768), 7.7e-5, 7.7e-4),
+        (Task.MASKED_LM, "bert", Size(110_000_000, 768), 5e-5, 5e-4),
+        (Task.SEQ2SEQ, "t5", Size(220_000_000, 768), 3e-4, 1.8e-3),
+        (Task.SEQ2SEQ, "bart", Size(406_000_000, 1024), 3e-5, 3e-4),
     ],
 )
-def test_the_learning_rate_follows_task_method_and_size(
-    task: Task, family: str, parameters: int, full: float, lora: float
+def test_the_learning_rate_follows_task_method_family_and_size(
+    task: Task, family: str, size: Size, full: float, lora: float
 ) -> None:
-    model = MODEL.model_copy(update={"model_type": family, "parameters": parameters})
-    found = {method: learning_rate(task, method, model)[0] for method in MethodType}
+    found = {method: learning_rate(task, method, family, size)[0] for method in MethodType}
     assert found == {MethodType.FULL: full, MethodType.LORA: lora, MethodType.QLORA: lora}
 
 
@@ -198,9 +201,8 @@ def test_the_learning_rate_follows_task_method_and_size(
     [(320, 16, 2e-4), (4719, 16, 2e-4), (10_000, 16, 2e-4), (20_000, 32, 2.8e-4), (10**6, 256, 8e-4)],
 )
 def test_batch_and_rate_grow_with_the_data(rows: int, batch: int, rate: float) -> None:
-    model = MODEL.model_copy(update={"model_type": "llama", "parameters": 7 * 10**9})
     assert usual_batch(rows) == batch
-    assert learning_rate(Task.CAUSAL_LM, MethodType.LORA, model, batch)[0] == rate
+    assert learning_rate(Task.CAUSAL_LM, MethodType.LORA, "mistral", SEVEN_BILLION, batch)[0] == rate
 
 
 def test_a_large_batch_says_where_it_and_its_rate_come_from() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from finetune_api.errors import ModelError
 from finetune_api.messages import Task
 from finetune_trainer.model.files import check_trainable, model_problem
-from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, T5, Rates
+from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
 
 DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION)
 ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM)
@@ -59,8 +59,14 @@ class Family:
     prefixed: bool = False
 
 
-def _decoder(model_type: str, *, flat_batches: bool = True, heads: tuple[str, ...] = DECODER_HEADS) -> Family:
-    return Family(model_type, DECODER_TASKS, LANGUAGE_MODEL, flat_batches=flat_batches, heads=heads)
+def _decoder(
+    model_type: str,
+    rates: Rates = LANGUAGE_MODEL,
+    *,
+    flat_batches: bool = True,
+    heads: tuple[str, ...] = DECODER_HEADS,
+) -> Family:
+    return Family(model_type, DECODER_TASKS, rates, flat_batches=flat_batches, heads=heads)
 
 
 def _encoder(model_type: str, *heads: str, positions: Positions = Positions.LIMIT) -> Family:
@@ -78,13 +84,13 @@ FAMILIES: dict[str, Family] = {
         _decoder("gemma2", flat_batches=False),  # the kernels do not support its capped scores
         _decoder("gpt2"),
         _decoder("gpt_neox", heads=("embed_out", "score")),
-        _decoder("llama"),
+        _decoder("llama", LLAMA),
         _decoder("mistral"),
         _encoder("modernbert", "head.dense", "decoder$"),
         _decoder("phi"),
         _decoder("phi3"),
-        _decoder("qwen2"),
-        _decoder("qwen3"),
+        _decoder("qwen2", QWEN),
+        _decoder("qwen3", QWEN),
         _encoder(
             "roberta",
             "classifier.dense",

@@ -1,21 +1,83 @@
-"""Learning rates from papers, each with the model size at which it was measured. Pure."""
+"""Published learning rates, and how each is carried to a model of another size. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType
+from finetune_trainer.model.counts import in_words
+
+# Larger models need smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
+# 0.6e-4 at 175 billion: an exponent of 0.32. QLoRA's table 9 (arXiv 2305.14314) halves its rate from 7 to 65 billion.
+EXPONENT = 1 / 3
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the rate of a model depends on.
+
+    Attributes:
+        parameters: of the whole model.
+        hidden: width of its hidden states.
+    """
+
+    parameters: int
+    hidden: int
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A published peak learning rate, and the number of parameters it was used with."""
+    """A peak learning rate of a paper, and the number of parameters it was used with."""
 
     value: float
     parameters: float
     source: str
 
+    def at(self, size: Size) -> float:
+        """Return the rate for a model of another number of parameters, by the cube root."""
+        return self.value * (self.parameters / max(1, size.parameters)) ** EXPONENT
 
-Rates = Mapping[MethodType, Rate]  # of full fine-tuning and of adapters
+    def why(self, size: Size) -> str:
+        """Return where the rate comes from."""
+        return (
+            f"{self.value:g} at {in_words(self.parameters)} parameters: {self.source}; to {in_words(size.parameters)} "
+            "by the cube root (GPT-3 paper, table 2.1)"
+        )
+
+
+@dataclass(frozen=True)
+class WidthRate:
+    """A peak learning rate fitted over models of several widths: `value x (width / hidden) ** exponent`."""
+
+    value: float
+    width: int
+    exponent: float
+    source: str
+
+    def at(self, size: Size) -> float:
+        """Return the rate for a model of another hidden size."""
+        return self.value * (self.width / max(1, size.hidden)) ** self.exponent
+
+    def why(self, size: Size) -> str:
+        """Return where the rate comes from."""
+        return f"{self.value:g} x ({self.width} / {size.hidden}, the hidden size)^{self.exponent:g}: {self.source}"
+
+
+Rates = Mapping[MethodType, Rate | WidthRate]  # of full fine-tuning and of adapters
+
+_TINKER = "Tinker's fit for {}, at most 0.5 % behind sweeps (tinker-docs.thinkingmachines.ai, supervised learning)"
+
+
+def _by_width(models: str, exponent: float) -> Rates:
+    """Return the rates that Tinker fitted; a LoRA adapter takes ten times the rate of all weights."""
+    source = _TINKER.format(models)
+    return {
+        MethodType.FULL: WidthRate(5e-5, 2000, exponent, source),
+        MethodType.LORA: WidthRate(5e-4, 2000, exponent, source),
+    }
+
+
+LLAMA = _by_width("Llama models", 0.781)
+QWEN = _by_width("Qwen models", 0.0775)
 
 LANGUAGE_MODEL: Rates = {
     MethodType.FULL: Rate(2e-5, 7e9, "Llama 2's fine-tuning (arXiv 2307.09288)"),

@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from finetune_api.messages import MethodType
+from finetune_trainer.model.counts import in_words
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.rank_load import Load
 
@@ -38,14 +39,6 @@ def reasons(load: Load, moment: str, temporaries: float) -> dict[Name, str]:
         Name.MARGIN: "fragmentation, and what the formulas leave out"
         + ("; freed blocks that the C library keeps" if load.device == "cpu" else ""),
     }
-
-
-def in_words(number: float) -> str:
-    """Return `7 billion`"""
-    for limit, letter in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
-        if number >= limit:
-            return f"{number / limit:.4g}{letter}"
-    return f"{number:.0f}"
 
 
 def _over(load: Load, from_stage: int) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from finetune_api.messages import Task
 from finetune_api.plan import PlannedSchedule
 from finetune_api.tasks import spec_of
+from finetune_trainer.model.learning_rates import Size
 from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_seconds
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
@@ -63,8 +64,9 @@ def rhythm_of(draft: Draft, timed: Draft, log: ChoiceLog) -> Rhythm:
 
 def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule:
     """Choose the learning rate, its schedule and the seed of a run with this rhythm."""
-    task = draft.setting.task
-    rate, reason = learning_rate(task, draft.setting.method, draft.workload.model, draft.request.rows)
+    task, model = draft.setting.task, draft.workload.model
+    size = Size(model.parameters, draft.workload.architecture.hidden)
+    rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows)
     scheduler, keep_last = spec_of(task).scheduler, draft.spec.checkpoint.keep_last
     return PlannedSchedule(
         epochs=rhythm.epochs,
