@@ -152,8 +152,8 @@ def test_a_pipe_is_read_once(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
     [
         (b"", "Empty"),
         (b"\x89PNG\r\n\x1a\n\0\0", "Binary"),
-        ("a: 1".encode("utf-16"), "NotUtf8"),
-        (b"a: \xff", "NotUtf8"),
+        ("a: 1".encode("utf-16"), "NotUTF8"),
+        (b"a: \xff", "NotUTF8"),
         (b"a: " + b"x" * (5 << 20), "TooLarge"),
         (b"- 1", "WrongType"),
     ],

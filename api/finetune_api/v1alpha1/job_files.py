@@ -40,7 +40,7 @@ def read_text(path: str | Path) -> str:
         refuse(source, None, "TooLarge", message, "name the file of a FineTuneJob; data lies in files of its own")
     for mark, name in ((codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16")):
         if raw.startswith(mark):
-            refuse(source, None, "NotUtf8", f"is {name}", "save the file as UTF-8")
+            refuse(source, None, "NotUTF8", f"is {name}", "save the file as UTF-8")
     if b"\0" in raw:
         refuse(
             source, None, "Binary", "holds NUL bytes: it is not text", "name the file of a FineTuneJob, YAML or JSON"
@@ -50,7 +50,7 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         seen = f"byte 0x{error.object[error.start]:02x} is not UTF-8"
-        refuse(source, line, "NotUtf8", seen, "save the file as UTF-8")
+        refuse(source, line, "NotUTF8", seen, "save the file as UTF-8")
 
 
 def load_job(path: str | Path) -> FineTuneJob:
