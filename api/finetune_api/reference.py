@@ -137,7 +137,7 @@ def _facts(path: str) -> str:
     mutable = MUTABLE.get(names[1])
     if mutable is not None and not set(keys) & set(FIXED_BELOW):
         facts.append(f"mutable {mutable.only}".rstrip())
-    if names[1] in CLUSTER_ONLY:
+    if set(keys) & set(CLUSTER_ONLY):
         facts.append("cluster")
     if keys[-1] in WITHOUT_EFFECT:
         facts.append("no effect")

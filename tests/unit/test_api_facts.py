@@ -5,7 +5,6 @@ import pytest
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_api.v1alpha1 import field_facts as facts
 from finetune_api.v1alpha1.markers import (
-    ClusterOnly,
     Fixed,
     KeepsData,
     Later,
@@ -50,10 +49,10 @@ def test_an_object_carries_only_what_holds_for_everything_below_it() -> None:
             assert not _markers(branch, (Supported, WithoutEffect, *DATA)), branch.dotted
 
 
-def test_only_a_field_of_spec_itself_is_mutable_or_for_a_cluster_only() -> None:
+def test_only_a_field_of_spec_itself_is_mutable() -> None:
     for branch in FIELDS:
         if len(branch.path) > 2:
-            assert not _markers(branch, (Mutable, ClusterOnly)), branch.dotted
+            assert not _markers(branch, (Mutable,)), branch.dotted
         else:
             assert not _markers(branch, (Fixed,)), branch.dotted
 
@@ -85,10 +84,18 @@ def test_these_fields_may_change_after_a_job_was_created() -> None:
 
 
 def test_these_fields_mean_something_on_a_cluster_only() -> None:
-    names = ("image", "podTemplate", "prepare", "priorityClassName", "scratch", "ttlSecondsAfterFinished")
-    assert set(names) <= set(facts.CLUSTER_ONLY)
-    assert list(facts.CLUSTER_ONLY) == sorted(facts.CLUSTER_ONLY)
-    assert not set(facts.CLUSTER_ONLY) & {"model", "dataset", "method", "training", "storage", "checkpoint"}
+    assert facts.CLUSTER_ONLY == (
+        "spec.export.nodeSelector",
+        "spec.export.priorityClassName",
+        "spec.export.resources",
+        "spec.export.tolerations",
+        "spec.image",
+        "spec.podTemplate",
+        "spec.prepare",
+        "spec.priorityClassName",
+        "spec.scratch",
+        "spec.ttlSecondsAfterFinished",
+    )
 
 
 def test_a_field_without_markers_is_noticed() -> None:

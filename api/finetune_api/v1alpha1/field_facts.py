@@ -1,5 +1,7 @@
 """Tables of what the fields of `spec` are marked as. Every table is made from the markers (`markers.py`)."""
 
+from collections.abc import Collection, Iterator
+
 from finetune_api.v1alpha1.markers import (
     ClusterOnly,
     Fixed,
@@ -23,6 +25,16 @@ def _top(path: str) -> str:
     return path.split(".")[1]
 
 
+def _outermost(paths: Collection[str]) -> Iterator[str]:
+    """Yield the paths that lead through none of the others."""
+    for path in paths:
+        above = path.rpartition(".")[0]
+        while above and above not in paths:
+            above = above.rpartition(".")[0]
+        if not above:
+            yield path
+
+
 LATER: dict[str, Later] = _marked(Later)
 """Fields that are refused as not supported yet, by path."""
 
@@ -41,5 +53,5 @@ FIXED_BELOW: tuple[str, ...] = tuple(path for path in _marked(Fixed) if _top(pat
 SAME_RUN: frozenset[str] = frozenset(name for name, mutable in MUTABLE.items() if mutable.same_run)
 """Fields of `spec` that may change while a run goes on. All the others are the identity of the run."""
 
-CLUSTER_ONLY: tuple[str, ...] = tuple(sorted(_top(path) for path in _marked(ClusterOnly)))
-"""Fields of `spec` that have no effect where the job runs on one machine."""
+CLUSTER_ONLY: tuple[str, ...] = tuple(sorted(_outermost(_marked(ClusterOnly))))
+"""Paths of the fields that have no effect where the job runs on one machine. What is below them has none either."""

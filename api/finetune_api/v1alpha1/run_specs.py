@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.messages import MethodType
-from finetune_api.v1alpha1.markers import Fixed, KeepsData, Later, Supported
+from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.spec_base import (
     FreeObject,
@@ -136,13 +136,13 @@ class RecoverySpec(Kubernetes):
 class StageSpec(Kubernetes):
     """A stage that runs in one CPU pod. The node selector and affinity of podTemplate do not apply to this pod."""
 
-    resources: Resources | None = None
+    resources: Annotated[Resources | None, ClusterOnly()] = None
     """Resources of the pod."""
-    node_selector: Annotated[StringMap, Supported(), KeepsData()] = Field(default_factory=dict)
+    node_selector: Annotated[StringMap, Supported(), KeepsData(), ClusterOnly()] = Field(default_factory=dict)
     """Labels of the nodes on which the pod may run."""
-    tolerations: Annotated[list[Toleration], Field(max_length=32)] | None = None
+    tolerations: Annotated[Annotated[list[Toleration], Field(max_length=32)] | None, ClusterOnly()] = None
     """Taints that the pod tolerates; omitted = podTemplate.tolerations."""
-    priority_class_name: Annotated[Subdomain | None, Supported(), KeepsData(), Fixed()] = None
+    priority_class_name: Annotated[Subdomain | None, Supported(), KeepsData(), Fixed(), ClusterOnly()] = None
     """PriorityClass of the pod; omitted = spec.priorityClassName."""
 
 

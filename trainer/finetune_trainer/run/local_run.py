@@ -93,7 +93,7 @@ class LocalJob:
     @property
     def without_effect(self) -> list[str]:
         """Fields of the job that have an effect on a cluster only."""
-        return [f"spec.{name}" for name in CLUSTER_ONLY if self.spec.get(name)]
+        return [path for path in CLUSTER_ONLY if _is_set(self.spec, path.split(".")[1:])]
 
     def run_prefix(self, uid: str) -> str:
         """Return the key prefix of a run, with the trailing slash."""
@@ -307,3 +307,11 @@ def begin_run(local: LocalJob, screen: Screen) -> str:
     uid = local.runs().begin()
     screen.show_line("run", f"{local.job.metadata.name} ({uid}) begins")
     return uid
+
+
+def _is_set(spec: dict[str, Any], names: list[str]) -> bool:
+    """Return whether the job gives a field a value, by the names that lead to it."""
+    value: Any = spec
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return bool(value)
