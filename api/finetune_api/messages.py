@@ -30,6 +30,7 @@ class Task(StrEnum):
     CLASSIFICATION = "classification"
     SEQ2SEQ = "seq2seq"
     MASKED_LM = "masked-lm"
+    PREFERENCE = "preference"
 
 
 class ProblemType(StrEnum):
@@ -126,6 +127,9 @@ class DatasetFacts(Message):
             regression.
         seq2seq: `labels` list<int32>, the target.
         masked-lm: no other column, because the worker masks the tokens.
+        preference: `trained_runs` list<int32> and `seq_lengths` list<int32>. A pair is one row: the prompt and the
+            chosen completion, then the prompt again and the rejected completion. A row with one completion also has
+            `label` int32, an index into `labels`: 0 undesirable, 1 desirable.
         With packing: `seq_lengths` list<int32>, the lengths of the documents in a sequence.
 
     Attributes:

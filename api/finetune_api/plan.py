@@ -9,6 +9,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from finetune_api.messages import AdapterFacts, DatasetFacts, Message, MethodType, ModelFacts, Task
+from finetune_api.preference_losses import PreferenceLoss
+
+
+def _is_absent(part: Message | None) -> bool:
+    """Return whether a part is left out: an older reader does not know it."""
+    return part is None
 
 
 class Choice(Message):
@@ -166,6 +172,25 @@ class PlannedEvaluation(Message):
     early_stopping_threshold: float = 0.0
 
 
+class PlannedPreference(Message):
+    """The loss of preference tuning, with every value that it reads.
+
+    Attributes:
+        gamma: margin of the rewards; only for simpo.
+        desirable_weight, undesirable_weight: weights of the rows with a label; only for kto.
+        reference: where the log-probabilities of the reference come from: from the model with its adapter switched off,
+            computed once before training, or none because the loss needs none.
+    """
+
+    loss_type: PreferenceLoss
+    beta: float
+    label_smoothing: float = 0.0
+    gamma: float = 0.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    reference: Literal["adapter-off", "cached", "none"]
+
+
 class Prediction(Message):
     """Predictions about the run.
 
@@ -192,6 +217,7 @@ class Plan(Message):
         freeze: regular expressions; a parameter whose name contains a match is not trained.
         new_tokens: tokens that only the tokenizer of the data set has, not that of the base model.
         mlm_probability: share of the tokens that are masked; only for masked-lm.
+        preference: the loss of preference tuning; None for other tasks.
         choices: the chosen values, each with its reason.
     """
 
@@ -210,6 +236,7 @@ class Plan(Message):
     freeze: tuple[str, ...] = ()
     new_tokens: tuple[str, ...] = ()
     mlm_probability: float = 0.15
+    preference: PlannedPreference | None = Field(default=None, exclude_if=_is_absent)
     choices: tuple[Choice, ...] = ()
 
     @model_validator(mode="before")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from finetune_api.messages import Task
+from finetune_api.preference_losses import ACCURACIES, KL, REWARDS
 
 
 class Supervision(StrEnum):
@@ -17,6 +18,7 @@ class Supervision(StrEnum):
     CONTINUATION = "the tokens that follow"  # `trained_runs`
     SEQUENCE = "another sequence"  # `labels`
     HIDDEN = "hidden tokens"  # no column: the worker masks tokens anew in each pass
+    PREFERENCE = "which completion is better"  # `trained_runs`, `seq_lengths`; `label` of a single completion
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,17 @@ class TaskSpec:
     @property
     def continues(self) -> bool:
         """Whether a row teaches the continuation of its own tokens."""
-        return self.supervision is Supervision.CONTINUATION
+        return self.supervision in (Supervision.CONTINUATION, Supervision.PREFERENCE)
+
+    @property
+    def prefers(self) -> bool:
+        """Whether a row teaches which completion is better."""
+        return self.supervision is Supervision.PREFERENCE
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes text, so that its artifact needs the tokens that end an answer."""
+        return self.answers or self.prefers
 
     @property
     def has_target(self) -> bool:
@@ -165,6 +177,28 @@ TASKS: dict[Task, TaskSpec] = {
             warmup=Default(0.06, _ROBERTA),
             ceiling=512,
             metrics=("loss", "perplexity", "accuracy"),
+        ),
+        TaskSpec(
+            task=Task.PREFERENCE,
+            worker=f"{WORKERS}.preference",
+            supervision=Supervision.PREFERENCE,
+            shapes=(
+                "chosen and rejected",
+                "chosen and rejected answers",
+                "chosen and rejected conversations",
+                "completion and label",
+            ),
+            proposals=(("prompt", "chosen", "rejected"), ("prompt", "completion", "label")),
+            example="{prompt: question, chosen: better, rejected: worse}",
+            auto_class="AutoModelForCausalLM",
+            peft_type="CAUSAL_LM",
+            purpose="for text generation, tuned on preferences",
+            pipeline_tag="text-generation",
+            scheduler=Default("linear", "linear decay, as in the Tulu 3 paper (arXiv 2411.15124) and in TRL"),
+            warmup=Default(0.1, "Zephyr and Tulu 3 papers, arXiv 2310.16944 and 2411.15124"),
+            ceiling=2048,
+            metrics=("loss", *REWARDS, ACCURACIES, KL),
+            unpadded=True,
         ),
     )
 }

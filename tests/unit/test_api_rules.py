@@ -22,6 +22,7 @@ def told(spec: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 EVALUATED = {"dataset": {"train": "file://data/train.csv", "eval": {"split": 0.1}}}
+PREFERENCE = {"task": "preference"}
 GPUS = {"resourcesPerNode": {"limits": {"nvidia.com/gpu": 4}}}
 BROKEN = {
     "evaluation without data": ({"training": {"eval_steps": 10}}, "NeedsOther", "spec.training.eval_steps"),
@@ -137,6 +138,44 @@ BROKEN = {
         "NeedsOther",
         "spec.podTemplate.volumeMounts",
     ),
+    "the loss of another task": (
+        {"task": "causal-lm", "preference": {"beta": 0.1}},
+        "NeedsOther",
+        "spec.preference",
+    ),
+    "the loss of preferences without a task": ({"preference": {"beta": 0.1}}, "NeedsOther", "spec.preference"),
+    "the margin of another loss": (
+        PREFERENCE | {"preference": {"loss_type": "ipo", "simpo_gamma": 1.0}},
+        "Conflict",
+        "spec.preference.simpo_gamma",
+    ),
+    "labels that are wrong at times, for a loss without them": (
+        PREFERENCE | {"preference": {"loss_type": "kto", "label_smoothing": 0.1}},
+        "Conflict",
+        "spec.preference.label_smoothing",
+    ),
+    "weights of labels for pairs": (
+        PREFERENCE | {"preference": {"desirable_weight": 2.0}},
+        "Conflict",
+        "spec.preference.desirable_weight",
+    ),
+    "a preference for each token": (
+        {"task": "preference", "dataset": {"train": "file://data/train.csv", "lossOn": "all"}},
+        "Conflict",
+        "spec.dataset.lossOn",
+    ),
+    "an accuracy of single completions": (
+        EVALUATED
+        | PREFERENCE
+        | {"preference": {"loss_type": "kto"}, "training": {"metric_for_best_model": "rewards/accuracies"}},
+        "UnknownMetric",
+        "spec.training.metric_for_best_model",
+    ),
+    "answers of preferences": (
+        EVALUATED | PREFERENCE | {"evaluation": {"generate": 8}},
+        "NeedsOther",
+        "spec.evaluation.generate",
+    ),
 }
 KEPT = {
     "evaluation of a split": EVALUATED | {"training": {"eval_steps": 10, "metric_for_best_model": "eval_macro_f1"}},
@@ -158,6 +197,13 @@ KEPT = {
     },
     "parameters not offloaded": {"deepspeed": {"stage": 2, "offload": {"parameters": "none"}}},
     "parameters of stage 3": {"deepspeed": {"stage": 3, "offload": {"parameters": "cpu"}}},
+    "preferences with their defaults": PREFERENCE,
+    "a loss with all that it reads": PREFERENCE
+    | {"preference": {"loss_type": "kto", "beta": 0.2, "desirable_weight": 1.5, "undesirable_weight": 1.0}},
+    "labels that are wrong at times": PREFERENCE | {"preference": {"label_smoothing": 0.2}},
+    "a metric of pairs": EVALUATED
+    | PREFERENCE
+    | {"training": {"metric_for_best_model": "eval_rewards/accuracies"}, "preference": {"loss_type": "simpo"}},
     "half a core": {"resourcesPerNode": {"limits": {"cpu": "500m", "nvidia.com/gpu": "2"}}},
     "a rank per GPU": GPUS | {"processesPerNode": 4},
     "ranks on CPU": {"processesPerNode": 4},

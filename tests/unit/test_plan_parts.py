@@ -5,7 +5,8 @@ import json
 import pytest
 
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
-from finetune_api.plan import PARTS, Plan, PlannedAnswers
+from finetune_api.plan import PARTS, Plan, PlannedAnswers, PlannedPreference
+from finetune_api.preference_losses import PreferenceLoss
 from tests.support.plans import revised
 
 MODEL = ModelFacts(
@@ -64,6 +65,16 @@ def test_a_plan_in_parts_survives_its_json() -> None:
     assert set(PARTS) <= set(written)
     assert not set(written) & {"nodes", "max_steps", "deepspeed"}
     assert Plan.model_validate_json(plan.to_json()) == plan
+
+
+def test_only_a_plan_of_preferences_has_their_loss() -> None:
+    """An older reader does not know the part."""
+    plan = Plan.model_validate(FLAT)
+    assert "preference" not in plan.model_dump()
+    loss = PlannedPreference(loss_type=PreferenceLoss.SIMPO, beta=2.0, gamma=1.0, reference="none")
+    changed = plan.model_copy(update={"task": Task.PREFERENCE, "preference": loss})
+    assert json.loads(changed.to_json())["preference"]["loss_type"] == "simpo"
+    assert Plan.model_validate_json(changed.to_json()) == changed
 
 
 def test_a_revised_plan_has_each_value_in_its_part() -> None:

@@ -130,6 +130,7 @@ def test_a_field_that_shapes_the_data_is_in_the_fingerprint(path: tuple[str, ...
         {"spec__dataset": {"train": "s3://b/a.jsonl", "chatTemplate": "chatml"}},
         {"spec__dataset": {"train": "s3://b/a.jsonl", "onInvalid": "Skip"}},
         {"spec__dataset": {"train": "s3://b/a.jsonl", "eval": {"split": 0.2}}},
+        {"spec__task": "preference", "spec__preference": {"loss_type": "kto"}},
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from finetune_api.evaluation_metrics import ANSWERS, PREFIX, full_name, measured
 from finetune_api.messages import ProblemType, Task
+from finetune_api.preference_losses import PreferenceLoss
 from finetune_api.tasks import TASKS, spec_of
 from finetune_api.v1alpha1.given import Given, has, only_with, part, whole_number_of
 from finetune_api.v1alpha1.rule import Rule
@@ -58,7 +59,9 @@ def _known(spec: Given) -> tuple[str, ...]:
     given, kind = spec.get("task"), spec.get("problemType")
     tasks = [Task(given)] if given in list(Task) else list(Task)
     problem = ProblemType(kind) if kind in list(ProblemType) else None
-    names = (name for task in tasks for name in measured(task, problem, answers=not _silent(spec)))
+    asked = part(spec, "preference").get("loss_type")
+    loss = PreferenceLoss(asked) if asked in list(PreferenceLoss) else None
+    names = (name for task in tasks for name in measured(task, problem, loss, answers=not _silent(spec)))
     return tuple(dict.fromkeys(names))
 
 
@@ -114,6 +117,7 @@ EVALUATION_RULES: tuple[Rule, ...] = (
         says="training.metric_for_best_model must be a metric of the task: eval_loss of every task; eval_perplexity of"
         " language models; eval_exact_match, eval_chrf, eval_rouge_1, eval_rouge_2, eval_rouge_l where answers are"
         " generated; eval_accuracy, eval_macro_f1, eval_weighted_f1, eval_micro_f1 of labels; eval_mse, eval_mae,"
-        " eval_r2, eval_pearson, eval_spearman of numbers",
+        " eval_r2, eval_pearson, eval_spearman of numbers; eval_rewards/margins and eval_rewards/accuracies of"
+        " preferences",
     ),
 )

@@ -26,6 +26,7 @@ from finetune_api.v1alpha1.given import (
     whole_devices,
     whole_parameters,
 )
+from finetune_api.v1alpha1.preference_spec import PREFERENCE_RULES
 from finetune_api.v1alpha1.rule import Rule
 
 _TRAINING = ("spec", "training")
@@ -307,4 +308,5 @@ RULES: tuple[Rule, ...] = (
         " x gradient_accumulation_steps x processesPerNode x nodes; values that are not given are left out",
     ),
     *EVALUATION_RULES,
+    *PREFERENCE_RULES,
 )

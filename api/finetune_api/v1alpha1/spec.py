@@ -8,6 +8,7 @@ from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1.input_specs import DatasetSpec, ModelSpec, StorageSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, KeepsData, Later, Mutable, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import PodTemplate
+from finetune_api.v1alpha1.preference_spec import PreferenceSpec
 from finetune_api.v1alpha1.run_specs import (
     BudgetSpec,
     CheckpointSpec,
@@ -68,6 +69,8 @@ class FineTuneJobSpec(Kubernetes):
     """How weights are trained."""
     training: TrainingSpec = Field(default_factory=TrainingSpec)
     """Hyperparameters under the names of transformers' TrainingArguments."""
+    preference: PreferenceSpec | None = None
+    """The loss of preference tuning under the names of TRL; requires task preference."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     """What an evaluation does besides the loss; requires dataset.eval."""
     deepspeed: DeepSpeedSpec = Field(default_factory=DeepSpeedSpec)

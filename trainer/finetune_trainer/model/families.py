@@ -15,7 +15,7 @@ from finetune_api.messages import Task
 from finetune_trainer.model.files import check_trainable, model_problem
 from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
 
-DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION)
+DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.PREFERENCE)
 ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM)
 ENCODER_DECODER_TASKS = (Task.SEQ2SEQ, Task.CLASSIFICATION)
 DECODER_HEADS = ("lm_head", "score")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import DatasetFacts, Message
+from finetune_api.preference_losses import PREFERENCE_LOSSES
 from finetune_api.v1alpha1 import EvalSplit, FineTuneJob
 from finetune_api.v1alpha1.field_facts import SHAPES_DATA
 from finetune_trainer.prepare.job_inputs import Inputs
@@ -56,7 +57,7 @@ def _derived(job: FineTuneJob, found: Inputs, base: BaseModel) -> dict[str, Any]
     """Return the values that prepare derives from fields with the marker `ShapesData(through=...)`, by that name."""
     spec = job.spec.dataset
     return {
-        "task": found.task,
+        "task": f"{found.task} of single completions" if _unpaired(job) else found.task,
         "sources": found.sources.fingerprint,
         "split": [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None,
         "seed": planner.seed_of(job) if spec.mix else None,  # the seed chooses rows of a source with a weight below 1
@@ -65,6 +66,12 @@ def _derived(job: FineTuneJob, found: Inputs, base: BaseModel) -> dict[str, Any]
         "tokenizer": base.facts.commit,
         "limit": found.setting.limit,
     }
+
+
+def _unpaired(job: FineTuneJob) -> bool:
+    """Return whether the loss takes single completions, so that a pair becomes two rows."""
+    loss = job.spec.preference.loss_type if job.spec.preference else None
+    return loss is not None and not PREFERENCE_LOSSES[loss].paired
 
 
 def _given(job: FineTuneJob) -> dict[str, Any]:
