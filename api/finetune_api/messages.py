@@ -15,6 +15,11 @@ def _is_empty(value: tuple[object, ...]) -> bool:
     return not value
 
 
+def _is_false(value: bool) -> bool:
+    """Return whether a flag is left out, as `_is_empty`."""
+    return not value
+
+
 class Message(BaseModel):
     """The base class of every message that is sent or stored."""
 
@@ -98,11 +103,13 @@ class SplitFacts(Message):
     """One split of the prepared data.
 
     Attributes:
-        rows: sequences for the model: examples, or packs of examples; for masked-lm also parts of long documents.
+        rows: sequences for the model: examples, or packs of examples; for masked-lm also parts of long documents; for
+            preference pairs, or single completions.
         examples: rows before packing; 0 in a file of an older version.
         tokens: non-padding tokens of all rows after truncation; for seq2seq those of inputs and targets.
         trained_tokens: tokens with a loss; for classification the rows, for masked-lm all tokens that may be masked.
-        longest: tokens of the longest row after truncation; for seq2seq of the longest input or target.
+        longest: tokens of the longest row after truncation; for seq2seq of the longest input or target, for preference
+            of the longest sequence.
         truncated_rows: rows that were cut at `maxLength`.
     """
 
@@ -129,13 +136,14 @@ class DatasetFacts(Message):
         masked-lm: no other column, because the worker masks the tokens.
         preference: `trained_runs` list<int32> and `seq_lengths` list<int32>. A pair is one row: the prompt and the
             chosen completion, then the prompt again and the rejected completion. A row with one completion also has
-            `label` int32, an index into `labels`: 0 undesirable, 1 desirable.
+            `label` int32: 0 undesirable, 1 desirable.
         With packing: `seq_lengths` list<int32>, the lengths of the documents in a sequence.
 
     Attributes:
         problem_type: for classification; None for other tasks.
         ends: ids of the tokens that end an answer in the rows; empty if there are no answers, and in a file of an older
             version.
+        judged: whether each row of preference tuning is one completion with a label, and not a pair.
     """
 
     sha256: str
@@ -145,6 +153,7 @@ class DatasetFacts(Message):
     problem_type: ProblemType | None = None
     skipped_rows: int = 0
     ends: tuple[int, ...] = Field(default=(), exclude_if=_is_empty)
+    judged: bool = Field(default=False, exclude_if=_is_false)
 
 
 class Artifact(Message):

@@ -85,6 +85,11 @@ class TaskSpec:
         return self.supervision is Supervision.PREFERENCE
 
     @property
+    def sequences(self) -> int:
+        """Largest number of sequences in a row that is not packed, each of up to the maximum length."""
+        return 2 if self.prefers else 1
+
+    @property
     def writes(self) -> bool:
         """Whether the model writes text, so that its artifact needs the tokens that end an answer."""
         return self.answers or self.prefers
@@ -103,6 +108,8 @@ class TaskSpec:
 WORKERS = "finetune_trainer.worker.tasks"
 ALPACA = ("instruction", "input", "output")
 PAIR = ("prompt", "completion")
+CHOICE = ("prompt", "chosen", "rejected")
+JUDGED = ("prompt", "completion", "label")
 PAIR_SHAPES = ("prompt and response", "question and answer", "input and output")
 _ROBERTA = "RoBERTa paper, arXiv 1907.11692"
 _QLORA = "QLoRA's training script"
@@ -183,12 +190,16 @@ TASKS: dict[Task, TaskSpec] = {
             worker=f"{WORKERS}.preference",
             supervision=Supervision.PREFERENCE,
             shapes=(
+                "prompt, chosen and rejected",
+                "question, chosen and rejected",
+                "instruction, chosen and rejected",
+                "conversations, chosen and rejected",
+                "messages, chosen and rejected",
                 "chosen and rejected",
-                "chosen and rejected answers",
-                "chosen and rejected conversations",
-                "completion and label",
+                "prompt, completion and label",
+                "messages and label",
             ),
-            proposals=(("prompt", "chosen", "rejected"), ("prompt", "completion", "label")),
+            proposals=(CHOICE, JUDGED, ("messages", "label")),
             example="{prompt: question, chosen: better, rejected: worse}",
             auto_class="AutoModelForCausalLM",
             peft_type="CAUSAL_LM",

@@ -105,7 +105,7 @@ HINTS: dict[str, tuple[dict[str, Any], Task, str]] = {
     "names with capitals": ({"Text": "b", "Label": "c"}, Task.CLASSIFICATION, r"\{text: Text, label: Label\}"),
     "likely pairs": ({"query": "q", "reply": "r"}, Task.CAUSAL_LM, r"columns: \{prompt: query, completion: reply\}"),
     "likely text": ({"content": "c", "url": "u"}, Task.CAUSAL_LM, r"columns: \{text: content\}"),
-    "preferences": ({"prompt": "p", "chosen": "c", "rejected": "r"}, Task.CAUSAL_LM, "preference data cannot"),
+    "preferences": ({"prompt": "p", "chosen": "c", "rejected": "r"}, Task.CAUSAL_LM, "set spec.task to preference"),
     "rows in an envelope": ({"version": 1, "data": [{"text": "t"}]}, Task.CAUSAL_LM, "the rows seem to lie in 'data'"),
     "conversations for a classifier": ({"messages": []}, Task.CLASSIFICATION, "set spec.task to causal-lm"),
     "nothing likely": ({"a": "b"}, Task.CLASSIFICATION, r"such as|columns which column is which"),

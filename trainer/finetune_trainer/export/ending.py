@@ -25,7 +25,7 @@ def end_answers(folder: Path, plan: Plan, config: Mapping[str, Any]) -> None:
         folder: holds the tokenizer's files and the base model's generation_config.json, if it has one.
         config: the base model's config.json.
     """
-    if not spec_of(plan.task).answers or not plan.dataset.ends:
+    if not spec_of(plan.task).writes or not plan.dataset.ends:
         return
     path = folder / GENERATION_CONFIG
     generation = _read(path)

@@ -21,7 +21,7 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     auto = spec_of(plan.task).auto_class
     lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
     lines += ["from peft import PeftModel"] if adapter else []
-    ended = adapter and spec_of(plan.task).answers and plan.dataset.ends
+    ended = adapter and spec_of(plan.task).writes and plan.dataset.ends
     configured = ", GenerationConfig" if ended else ""
     lines += [f"from transformers import {auto}, AutoTokenizer{configured}", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
@@ -46,7 +46,7 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
     if plan.new_tokens:
         lines.append("rows = max(len(tokenizer), base.get_input_embeddings().num_embeddings)")
         lines.append("base.resize_token_embeddings(rows, mean_resizing=False)  # the adapter holds the new rows")
-    if spec_of(plan.task).answers and plan.dataset.ends:
+    if spec_of(plan.task).writes and plan.dataset.ends:
         lines.append("base.generation_config = GenerationConfig.from_pretrained(artifact)  # where an answer ends")
     return [*lines, "model = PeftModel.from_pretrained(base, artifact).eval()"]
 

@@ -164,7 +164,7 @@ def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
             )
         )
     tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES
-    wanted = tokenizer | ({GENERATION_CONFIG} if spec_of(plan.task).answers else set())
+    wanted = tokenizer | ({GENERATION_CONFIG} if spec_of(plan.task).writes else set())
     return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from finetune_api.messages import MethodType
+from finetune_api.preference_losses import PreferenceLoss
 from finetune_trainer.model.counts import in_words
 
 # Larger models need smaller rates. GPT-3's table 2.1 (arXiv 2005.14165) goes from 6e-4 at 125 million parameters to
@@ -90,6 +91,27 @@ ENCODER: Rates = {
 HIDDEN_WORDS: Rates = {
     MethodType.FULL: Rate(5e-5, 110e6, "transformers' example of masked language modelling"),
     MethodType.LORA: Rate(5e-4, 110e6, "ten times the rate of all weights, as for language models"),
+}
+DPO: Rates = {
+    MethodType.FULL: Rate(5e-7, 7e9, "Zephyr and Tulu 3, DPO (arXiv 2310.16944, 2411.15124)"),
+    MethodType.LORA: Rate(5e-6, 7e9, "Zephyr's recipe with QLoRA (alignment-handbook)"),
+}
+SIMPO: Rates = {
+    MethodType.FULL: Rate(5e-7, 7e9, "SimPO paper (arXiv 2405.14734, within its 3e-7 to 1e-6)"),
+    MethodType.LORA: Rate(5e-6, 7e9, "ten times the rate of all weights, as for DPO"),
+}
+ORPO: Rates = {
+    MethodType.FULL: Rate(8e-6, 7e9, "ORPO paper (arXiv 2403.07691)"),
+    MethodType.LORA: Rate(8e-5, 7e9, "ten times the rate of all weights, as for DPO"),
+}
+KTO: Rates = {
+    MethodType.FULL: Rate(5e-7, 7e9, "as for DPO (KTO paper, arXiv 2402.01306); TRL advises at most 1e-6"),
+    MethodType.LORA: Rate(5e-6, 7e9, "ten times the rate of all weights, as for DPO"),
+}
+PREFERENCES: Mapping[PreferenceLoss, Rates] = {  # by loss; all others are forms of DPO
+    PreferenceLoss.ORPO: ORPO,
+    PreferenceLoss.SIMPO: SIMPO,
+    PreferenceLoss.KTO: KTO,
 }
 T5: Rates = {
     MethodType.FULL: Rate(3e-4, 220e6, "transformers' documentation of T5: 1e-4 to 3e-4 with AdamW"),

@@ -19,6 +19,7 @@ from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.files import CONFIG, parse_json
 from finetune_trainer.prepare.check_keeper import CheckKeeper, check_identity
+from finetune_trainer.prepare.completion_rows import completions_of
 from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.embeddings import untrained_tokens
@@ -232,7 +233,7 @@ def _reported(run: RunFiles, plan: Plan, judged: QualityReport, notes: tuple[str
     return StageResult(
         stage=Stage.PREPARE,
         succeeded=True,
-        dataset=plan.dataset.model_copy(update={"ends": ()}),  # of use to workers only, which read the plan
+        dataset=plan.dataset.model_copy(update={"ends": (), "judged": False}),  # for workers, which read the plan
         plan=summary(plan),
         warnings=warnings,
         note="; ".join(notes),
@@ -261,7 +262,14 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
     base.check(inputs.task, data.labels)
     tokenizer = load_fast_tokenizer(base.folder, inputs.task, job.spec.model.new_tokens, work / "tokenizer")
     encoder = encoder_for(
-        job.spec.dataset, inputs.task, tokenizer, data.layout, inputs.setting.limit, inputs.template, work
+        job.spec.dataset,
+        inputs.task,
+        tokenizer,
+        data.layout,
+        inputs.setting.limit,
+        inputs.template,
+        work,
+        completions_of(job, inputs.task, data),
     )
     order.report("dataset: tokenising")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded

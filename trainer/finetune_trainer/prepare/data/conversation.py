@@ -10,7 +10,7 @@ from finetune_trainer.prepare.data.calls import calls_as_text, tool_calls, tools
 from finetune_trainer.prepare.data.formats import Code, json_type
 from finetune_trainer.prepare.data.wrong import Wrong
 
-__all__ = ["Message", "Wrong", "check_order", "checked_messages", "prompt_and_completion", "tools_of"]
+__all__ = ["Message", "Wrong", "check_order", "checked_messages", "messages_of", "prompt_and_completion", "tools_of"]
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -40,7 +40,7 @@ def checked_messages(column: str, value: Any) -> tuple[Message, ...]:
     Raises:
         Wrong: it breaks a rule.
     """
-    messages = _messages(column, value)
+    messages = messages_of(column, value)
     check_order(column, messages)
     return messages
 
@@ -51,16 +51,21 @@ def prompt_and_completion(prompt: Any, completion: Any, names: Mapping[str, str]
     Raises:
         Wrong: as of `conversation`.
     """
-    before = [dict(message) for message in _messages(names["prompt"], prompt)]
+    before = [dict(message) for message in messages_of(names["prompt"], prompt)]
     for message in before:
         if message["role"] == "assistant":
             message["weight"] = 0
-    messages = (*before, *_messages(names["completion"], completion))
+    messages = (*before, *messages_of(names["completion"], completion))
     check_order(names["completion"], messages)
     return messages
 
 
-def _messages(column: str, value: Any) -> tuple[Message, ...]:
+def messages_of(column: str, value: Any) -> tuple[Message, ...]:
+    """Return the checked messages of a part of a conversation, in any order.
+
+    Raises:
+        Wrong: one of them breaks a rule, or there is none.
+    """
     if value is None:
         raise Wrong(Code.NULL_VALUE, f"{column!r} is null")
     if not isinstance(value, list):

@@ -50,6 +50,7 @@ class CheckedData:
         problem_type: what a classification predicts, else None.
         layout: what the examples are made of.
         notices: what the rows carry and training does not see, and the like.
+        judged: whether each row has one completion and a label that judges it.
     """
 
     spec: DatasetSpec
@@ -60,6 +61,7 @@ class CheckedData:
     has_eval: bool
     problem_type: ProblemType | None = None
     notices: tuple[Notice, ...] = ()
+    judged: bool = False
 
     @property
     def good(self) -> int:
@@ -161,6 +163,7 @@ def check_dataset(
         has_eval=rows.evaluated or any(_is_evaluated(part) for part in rows.training),
         problem_type=kind,
         notices=notices(task, rows.training, rows.files, labels, shown_kind),
+        judged=rows.files[0].columns.judged,
     )
 
 

@@ -50,6 +50,8 @@ class Example:
         tools: descriptions of tools, for the chat template.
         labels: of a text with any number of labels; None elsewhere.
         number: to be predicted of a text, or its label where that is a number in the file.
+        rejected: the same prompt with the worse completion, where this one has the better.
+        desirable: whether the completion is good, where a row says so of its only one.
     """
 
     line: int
@@ -60,6 +62,13 @@ class Example:
     tools: tuple[Mapping[str, Any], ...] = ()
     labels: tuple[str, ...] | None = None
     number: float | None = None
+    rejected: "Example | None" = None
+    desirable: bool | None = None
+
+    @property
+    def completions(self) -> "tuple[Example, ...]":
+        """The row once for each of its completions, the better one first."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def labelled(self) -> bool:
@@ -139,18 +148,31 @@ class Columns:
         """Whether pairs of texts are written as conversations."""
         return self.layout is ExampleLayout.CHAT and "prompt" in self.names and "tools" not in self.names
 
+    @property
+    def judged(self) -> bool:
+        """Whether a row has one completion and says whether it is good."""
+        return False
+
     def example(self, row: Row) -> Example | Fault:
         """Return the row as an example, or the first rule that it breaks."""
         try:
             if self.parted:
                 split_of(row, self.split or "")
-            if "instruction" in self.names:
-                return self._alpaca(row)
-            if self.layout is ExampleLayout.CHAT:
-                return self._conversation(row)
-            return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
+            return self._made(row)
         except Wrong as wrong:
             return Fault(row.line, wrong.code, wrong.message)
+
+    def _made(self, row: Row) -> Example:
+        """Return the row as an example.
+
+        Raises:
+            Wrong: it breaks a rule.
+        """
+        if "instruction" in self.names:
+            return self._alpaca(row)
+        if self.layout is ExampleLayout.CHAT:
+            return self._conversation(row)
+        return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
 
     def _value(self, row: Row, part: str) -> Any:
         column = self.names[part]
@@ -172,12 +194,12 @@ class Columns:
 
     def _texts(self, row: Row) -> Example:
         if self.layout is ExampleLayout.LABELLED:
-            text = _text(self.names["text"], self._value(row, "text"))
+            text = text_of(self.names["text"], self._value(row, "text"))
             found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
             if self.whole:
                 found = replace(found, names=tuple(whole_number(name) for name in found.names))
             return _labelled(row.line, text, found, self.kind)
-        values = {part: _text(self.names[part], self._value(row, part)) for part in self.layout.parts}
+        values = {part: text_of(self.names[part], self._value(row, part)) for part in self.layout.parts}
         text = values.get("text", values.get("prompt", ""))
         if "system" in self.names and (system := self._text_or_nothing(row, "system")).strip():
             if not self.joined:
@@ -188,7 +210,7 @@ class Columns:
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
             column = self.names["messages"]
-            messages = conversation.checked_messages(column, _list(column, self._value(row, "messages")))
+            messages = conversation.checked_messages(column, list_of(column, self._value(row, "messages")))
         else:
             messages = self._asked_and_answered(row)
         tools = self._optional(row, "tools") if "tools" in self.names else None
@@ -200,7 +222,7 @@ class Columns:
     def _asked_and_answered(self, row: Row) -> tuple[conversation.Message, ...]:
         prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
         if isinstance(prompt, str) and isinstance(completion, str):
-            asked, answer = _text(self.names["prompt"], prompt), _text(self.names["completion"], completion)
+            asked, answer = text_of(self.names["prompt"], prompt), text_of(self.names["completion"], completion)
             answer = answer.lstrip()  # a leading blank parts a completion from the prompt that it follows
             return ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
         return conversation.prompt_and_completion(prompt, completion, self.names)
@@ -237,8 +259,8 @@ class Columns:
         return Example(row.line, prompt, completion=messages[-1].get("content", ""))
 
     def _alpaca(self, row: Row) -> Example:
-        instruction = _text(self.names["instruction"], self._value(row, "instruction"))
-        output = _text(self.names["output"], self._value(row, "output"))
+        instruction = text_of(self.names["instruction"], self._value(row, "instruction"))
+        output = text_of(self.names["output"], self._value(row, "output"))
         given, system = (self._text_or_nothing(row, part) for part in ("input", "system"))
         history = self._optional(row, "history")
         if self.layout is ExampleLayout.CHAT:
@@ -263,7 +285,7 @@ def _number_or_value(column: str, value: Any) -> Any:
     return value
 
 
-def _list(column: str, value: Any) -> Any:
+def list_of(column: str, value: Any) -> Any:
     """Return the list that a column of text holds as JSON, as in CSV."""
     if not isinstance(value, str) or value.lstrip()[:1] != "[":
         return value
@@ -295,7 +317,7 @@ def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example
     return Example(line, text, found.names[0] if found.names else "", number=found.number)
 
 
-def _text(column: str, value: Any) -> str:
+def text_of(column: str, value: Any) -> str:
     if value is None:
         raise Wrong(Code.NULL_VALUE, f"{column!r} is null; it must be a string")
     if not isinstance(value, str):

@@ -80,6 +80,7 @@ class Code(StrEnum):
     NOT_TEXT = "NotText"
     INVALID_WEIGHT = "InvalidWeight"
     UNSEEN_LABEL = "UnseenLabel"
+    NO_COMMON_PROMPT = "NoCommonPrompt"
     NOTHING_TO_LEARN = "NothingToLearn"
     TEMPLATE_FAILED = "TemplateFailed"
     NOT_WRITTEN = "NotWritten"

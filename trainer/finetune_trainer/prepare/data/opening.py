@@ -11,6 +11,7 @@ from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.prepare.data.checked_files import CheckedFile
 from finetune_trainer.prepare.data.chunks import EMPTY
 from finetune_trainer.prepare.data.detect import open_file
+from finetune_trainer.prepare.data.examples import ExampleLayout
 from finetune_trainer.prepare.data.file_places import Report, make_room
 from finetune_trainer.prepare.data.shapes import columns_of
 from finetune_trainer.prepare.data.sources import Source, Sources
@@ -72,14 +73,23 @@ def _open_source(
     return OpenedFiles(tuple(files), tuple(problems if files or problems else empty))
 
 
+def _kind(file: CheckedFile) -> tuple[ExampleLayout, bool]:
+    return file.columns.layout, file.columns.judged
+
+
+def _parts(file: CheckedFile) -> str:
+    """Return what the rows of a file have, for people."""
+    return "completion, label" if file.columns.judged else str(file.columns.layout)
+
+
 def mixed_layouts(files: Sequence[CheckedFile]) -> Problem | None:
     """Return the problem of files whose rows are of different kinds."""
     first = files[0] if files else None
-    other = next((file for file in files if first and file.columns.layout is not first.columns.layout), None)
+    other = next((file for file in files if first and _kind(file) != _kind(first)), None)
     if first is None or other is None:
         return None
     message = (
-        f"the rows have {other.columns.layout}, and those of {first.file.name} have {first.columns.layout}; "
+        f"the rows have {_parts(other)}, and those of {first.file.name} have {_parts(first)}; "
         "one data set is of one kind"
     )
     return other.file.problem("MixedLayouts", message, "bring all files to the same columns, or leave some out")

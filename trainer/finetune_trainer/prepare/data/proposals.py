@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.messages import Task
-from finetune_api.tasks import ALPACA, PAIR, spec_of
+from finetune_api.tasks import ALPACA, CHOICE, JUDGED, PAIR, spec_of
 from finetune_trainer.prepare.data.column_names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
 from finetune_trainer.prepare.data.formats import DataFile, Format
 
 Parts = tuple[str, ...]
-WITH_SYSTEM = (ALPACA, PAIR, ("messages",))
+WITH_SYSTEM = (ALPACA, PAIR, ("messages",), CHOICE, JUDGED)
 
 
 def rows_code(task: Task, row: Mapping[str, Any]) -> str:
@@ -21,8 +21,8 @@ def rows_code(task: Task, row: Mapping[str, Any]) -> str:
 
 def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
     """Say what to do about rows like this one."""
-    if {"chosen", "rejected"} <= row.keys():
-        return "preference data cannot be trained on yet: keep the chosen answers as prompt and completion"
+    if {"chosen", "rejected"} <= row.keys() and not spec_of(task).prefers:
+        return "these are preferences: set spec.task to preference, or keep the chosen answers as prompt and completion"
     if file.format in (Format.CSV, Format.TSV) and _is_no_header(list(row)):
         return "line 1 seems to be a row, not a header: begin the file with a line of column names"
     if (tags := _word_labels(row)) is not None:

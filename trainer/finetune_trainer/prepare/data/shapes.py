@@ -16,6 +16,7 @@ from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
 from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
 from finetune_trainer.prepare.data.formats import DataFile, Row
 from finetune_trainer.prepare.data.label_values import kind_of
+from finetune_trainer.prepare.data.preference_columns import PreferenceColumns
 from finetune_trainer.prepare.data.proposals import cure, rows_code
 from finetune_trainer.prepare.data.tally import Tally
 
@@ -31,6 +32,7 @@ class Shape:
         parts: what the user may name in `columns`, and the columns' default names.
         names: the part that each plays in `Columns.names`.
         optional: parts that rows may lack.
+        made: the class of its columns.
         ambiguous: it must not fit together with another such shape.
     """
 
@@ -39,6 +41,7 @@ class Shape:
     names: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     ambiguous: bool = False
+    made: type[Columns] = Columns
 
     @property
     def known(self) -> set[str]:
@@ -56,6 +59,8 @@ class Shape:
         layout = self.layout
         if self is ALPACA:
             layout = ExampleLayout.CHAT if has_template else ExampleLayout.PAIR
+        elif self.made is PreferenceColumns:
+            layout = self._preferred(row, names, has_template)
         elif layout is ExampleLayout.PAIR:
             texts = [column_value(row, names[part]) for part in ("prompt", "completion")]
             if any(isinstance(text, list) for text in texts):
@@ -70,7 +75,24 @@ class Shape:
         split = next((name for name in SPLIT if _says_split(row.get(name)) and name not in names.values()), None)
         used = {*names.values(), split}
         unread = tuple(name for name in row if name not in used and not any(_within(name, path) for path in used))
-        return Columns(layout, names, joined=spec_of(task).has_target, split=split, unread=unread)
+        return self.made(layout, names, joined=spec_of(task).has_target, split=split, unread=unread)
+
+    def _preferred(self, row: Mapping[str, Any], names: dict[str, str], has_template: bool) -> ExampleLayout:
+        """Return whether the rows of preferences are messages or texts; leave out parts that rows cannot have."""
+        values = [column_value(row, names[part]) for part in (*self.names, *self.parts) if part in names]
+        if not has_template and not any(map(_is_messages, values)):
+            del names["tools"]
+            if column_value(row, names["system"]) is ABSENT:
+                del names["system"]
+            return ExampleLayout.PAIR
+        if column_value(row, names["tools"]) is ABSENT and not any(map(_is_messages, values)):
+            del names["tools"]
+        return ExampleLayout.CHAT
+
+
+def _is_messages(value: Any) -> bool:
+    """Return whether a value holds messages, as a list, as one message, or as JSON text in a table."""
+    return isinstance(value, (list, Mapping)) or (isinstance(value, str) and value.lstrip().startswith("[{"))
 
 
 def _says_split(value: Any) -> bool:
@@ -94,6 +116,24 @@ ALPACA = Shape(ExampleLayout.CHAT, ("instruction", "output"), optional=("input",
 PAIRS = (_pair("prompt", "response"), _pair("question", "answer"), _pair("input", "output"))
 TEXT = Shape(ExampleLayout.TEXT, ("text",))
 
+
+def _preferences(*parts: str, names: tuple[str, ...] = (), more: tuple[str, ...] = ()) -> Shape:
+    return Shape(ExampleLayout.CHAT, parts, names, ("system", "tools", *more), made=PreferenceColumns)
+
+
+TWO = ("chosen", "rejected")
+WITH_PROMPT = ("prompt", *TWO)
+PREFERENCES = {
+    "prompt, chosen and rejected": _preferences(*WITH_PROMPT),
+    "question, chosen and rejected": _preferences("question", *TWO, names=WITH_PROMPT),
+    "instruction, chosen and rejected": _preferences("instruction", *TWO, more=("input",)),
+    "conversations, chosen and rejected": _preferences("conversations", *TWO, names=WITH_PROMPT),
+    "messages, chosen and rejected": _preferences("messages", *TWO, names=WITH_PROMPT),
+    "chosen and rejected": _preferences(*TWO),
+    "prompt, completion and label": _preferences("prompt", "completion", "label"),
+    "messages and label": _preferences("messages", "label"),
+}
+
 SHAPES = {  # by the names that `TaskSpec.shapes` has
     "text and label": LABELLED,
     "messages": MESSAGES,
@@ -102,6 +142,7 @@ SHAPES = {  # by the names that `TaskSpec.shapes` has
     "alpaca": ALPACA,
     **dict(zip(PAIR_SHAPES, PAIRS, strict=True)),
     "text": TEXT,
+    **PREFERENCES,
 }
 
 

@@ -51,6 +51,8 @@ CURES = {
     Code.NOT_TEXT: "remove images, audio and other parts, or the row",
     Code.INVALID_WEIGHT: "write 0 or 1",
     Code.UNSEEN_LABEL: "add training rows of that label, or remove it from the evaluation data",
+    Code.NO_COMMON_PROMPT: "give both completions the same prompt, or write the prompt into a column `prompt`; or "
+    "skip such rows: spec.dataset.onInvalid: Skip",
     Code.NOTHING_TO_LEARN: "raise spec.dataset.maxLength, shorten the prompt, or weigh an answer",
     Code.TEMPLATE_FAILED: "order the messages as the chat template needs them, or set spec.dataset.chatTemplate",
     Code.NOT_WRITTEN: "name a template that writes it in spec.dataset.chatTemplate, or leave it out of the rows; where "

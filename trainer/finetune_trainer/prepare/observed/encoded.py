@@ -42,10 +42,12 @@ class Encoded:
         trained: bool [tokens], which of them carry loss (the first is never predicted and does not count); None where
             the target is not a token of the row.
         target: int32 [tokens] of an encoder-decoder's output; int32 [labels], the classes of a text; float32 [1], its
-            number; None elsewhere.
+            number; int32 [completions], of preference tuning the lengths of its sequences, or the label of each
+            completion; None elsewhere.
         full_length: tokens before the cut; more than `len(ids)` if it was cut.
         full_target: the same for `target`; 0 where it is not cut.
-        parts: int32 [rows], the lengths of the rows that a long document becomes; None where it is one.
+        parts: int32 [rows], the lengths of the rows that a long document, or a pair of completions, becomes; None
+            where it is one.
         remarks: for the report.
     """
 

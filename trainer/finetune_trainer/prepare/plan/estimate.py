@@ -8,6 +8,7 @@ from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, save_secon
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.machine import Machine
+from finetune_trainer.prepare.plan.preference import loss_of, reference_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops, rate, rounded
@@ -24,11 +25,12 @@ class Spent:
     evaluations: float
     answers: float
     saves: float
+    reference: float = 0.0
 
     @property
     def seconds(self) -> float:
         """All of it."""
-        return self.loading + self.steps + self.evaluations + self.answers + self.saves
+        return self.loading + self.steps + self.evaluations + self.answers + self.saves + self.reference
 
 
 def prediction_of(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Prediction:
@@ -77,7 +79,18 @@ def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
         evaluations=evaluated,
         answers=answered,
         saves=save_seconds(timed.checkpoint_bytes) * rhythm.saves,
+        reference=_reference(timed),
     )
+
+
+def _reference(timed: Draft) -> float:
+    """Return the seconds of the passes that compute the log-probabilities of a reference once."""
+    dataset = timed.workload.dataset
+    loss = loss_of(timed.setting, dataset)
+    if loss is None or reference_of(timed.setting, loss)[0] != "cached":
+        return 0.0
+    splits = [split for split in (dataset.train, dataset.eval) if split is not None]
+    return sum(evaluation_seconds(timed.layout, timed.machine, split) for split in splits)
 
 
 def _estimate(timed: Draft, took: Spent) -> Estimate:
@@ -119,6 +132,7 @@ def _how(layout: RankLayout, machine: Machine, took: Spent) -> str:
         "evaluations": took.evaluations,
         "answers": took.answers,
         "saves": took.saves,
+        "reference": took.reference,
     }
     shown = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in step.items() if seconds)
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in whole.items() if seconds)

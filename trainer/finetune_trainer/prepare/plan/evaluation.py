@@ -10,11 +10,13 @@ from finetune_api.errors import SpecError
 from finetune_api.evaluation_metrics import ANSWERS, full_name, greater_is_better, measured
 from finetune_api.messages import DatasetFacts, ProblemType, SplitFacts, Task
 from finetune_api.plan import PlannedAnswers, PlannedEvaluation
+from finetune_api.preference_losses import PreferenceLoss
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
+from finetune_trainer.prepare.plan.preference import loss_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
@@ -42,7 +44,8 @@ def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvalua
     """
     dataset = draft.workload.dataset
     answers = _answers(draft, rhythm, log)
-    metric, greater = best_by(log, draft.setting.task, dataset, answers.generate > 0)
+    loss = loss_of(draft.setting, dataset)
+    metric, greater = best_by(log, draft.setting.task, dataset, answers.generate > 0, loss)
     patience = int(log.given.get("early_stopping_patience", 0))
     threshold = float(log.given.get("early_stopping_threshold", 0.0))
     if dataset.eval is not None:
@@ -59,7 +62,9 @@ def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvalua
     )
 
 
-def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) -> tuple[str, bool]:
+def best_by(
+    log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool, loss: PreferenceLoss | None = None
+) -> tuple[str, bool]:
     """Choose the metric that decides which checkpoint is best; return also whether more of it is better.
 
     Raises:
@@ -73,9 +78,9 @@ def best_by(log: ChoiceLog, task: Task, dataset: DatasetFacts, answers: bool) ->
     if spec_of(task).labelled:
         rule, reason = BEST[problem_type]
     metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
-    known = [full_name(name) for name in measured(task, problem_type, answers=answers)]
+    known = [full_name(name) for name in measured(task, problem_type, loss, answers=answers)]
     if metric not in known:  # a job without a task: only now is the task known
-        kind = f"{task} ({problem_type})" if spec_of(task).labelled else str(task)
+        kind = f"{task} ({problem_type if loss is None else loss})" if spec_of(task).labelled or loss else str(task)
         message = f"is {metric!r}; evaluation of {kind} measures {', '.join(known)}"
         if metric in [full_name(name) for name in ANSWERS]:
             message += ", and no answers are generated"

@@ -119,8 +119,8 @@ def measured_pace(draft: Draft, config: Mapping[str, Any], cache: Path | None) -
         labels=len(draft.workload.dataset.labels),
         lora=setting.lora or None,
         bfloat16=setting.weight_bytes == 2,
-        rows=draft.layout.load.micro,
-        tokens=min(draft.request.tokens, max(1, train.tokens // max(1, train.rows))),
+        rows=draft.layout.load.micro * draft.request.sequences,
+        tokens=min(draft.request.tokens, max(1, train.tokens // max(1, train.rows * draft.request.sequences))),
         threads=int(setting.here.cores) // setting.machine.world_size,
     )
     return pace_of(question, draft.workload.architecture, cache)

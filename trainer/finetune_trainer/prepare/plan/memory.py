@@ -173,7 +173,7 @@ def _step(load: Load, held: float, bucket: float) -> _Moment:
 
 def _activations(load: Load) -> tuple[float, float, float]:
     """Return bytes kept at the loss, bytes of the layer that is recomputed at the end, and bytes of the loss itself."""
-    kept, rows, tokens = load.kept, load.micro, load.tokens
+    kept, rows, tokens = load.kept, load.micro * load.sequences, load.tokens
     rest, largest = kept.rest.at(tokens) * rows, kept.largest_layer.at(tokens) * rows
     # beside the kept log-probabilities: the gradient of the loss, and its product with them, in float32
     logits = 2.0 * load.logits_bytes
@@ -192,8 +192,9 @@ def _evaluation(load: Load) -> tuple[float, float]:
     least, most = ANSWERED
     width = load.architecture.weight_bytes
     answers = load.architecture.cached * width * min(most, max(least, load.micro * load.tokens))
-    activations = load.kept.largest_layer.at(load.tokens) * load.evaluated
-    logits = load.logits_of(load.evaluated)
+    sequences = load.evaluated * load.sequences
+    activations = load.kept.largest_layer.at(load.tokens) * sequences
+    logits = load.logits_of(sequences)
     # float32 logits and their log-probabilities, beside those that the layer made in 16 bits
     copies = 2 + (width / FULL if width < FULL else 0)
     return max(activations, answers if logits else 0), copies * (min(logits, CHUNK) if load.chunked else logits)

@@ -83,6 +83,8 @@ def _why_optimizer(load: Load, temporaries: float) -> str:
 
 def _why_activations(load: Load, moment: str) -> str:
     rows = f"{load.micro} {'row' if load.micro == 1 else 'rows'} of {load.tokens} tokens"
+    if load.sequences > 1:
+        rows = f"{load.micro} {'pair' if load.micro == 1 else 'pairs'} of two sequences of {load.tokens} tokens"
     if moment == "step":
         return "none are left in the step"
     if moment == "evaluation":
@@ -108,11 +110,10 @@ def _why_logits(load: Load, moment: str) -> str:
         return f"of one chunk: made a chunk at a time{again}"
     if moment == "evaluation":
         each = 8 if load.architecture.weight_bytes == 4 else 10
-        tokens = load.evaluated * load.tokens
+        tokens = load.evaluated * load.sequences * load.tokens
         return f"{each} bytes for each of {tokens} tokens and {load.architecture.vocabulary} words, without gradients"
-    return (
-        f"8 bytes for each of {load.micro * load.tokens} tokens and {load.architecture.vocabulary} words, for the loss"
-    )
+    tokens = load.micro * load.sequences * load.tokens
+    return f"8 bytes for each of {tokens} tokens and {load.architecture.vocabulary} words, for the loss"
 
 
 def _why_buffers(load: Load, moment: str) -> str:

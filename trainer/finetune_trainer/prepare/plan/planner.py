@@ -17,6 +17,7 @@ from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_saving
+from finetune_trainer.prepare.plan.preference import passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
 from finetune_trainer.prepare.plan.setting import Setting
@@ -98,6 +99,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     rhythm = rhythm_of(draft, timed, log)
     note_saving(draft, log)
     evaluation = evaluation_of(draft, rhythm, log)
+    preference = preference_of(setting, workload.dataset, log)
     schedule = schedule_of(draft, rhythm, log)
     hidden = hidden_share(log, setting.task)
     return Plan(
@@ -116,6 +118,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
         freeze=tuple(draft.spec.method.freeze),
         new_tokens=tuple(draft.spec.model.new_tokens),
         mlm_probability=hidden,
+        preference=preference,
         choices=tuple(log.choices),
     )
 
@@ -127,6 +130,7 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
     length = _length(setting, workload, log)
     batch = global_batch(log, setting.machine.world_size, train.rows)
     padding = 1.0 if spec_of(setting.task).unpadded else PADDING
+    sequences = sequences_of(setting.task, dataset)
     return Request(
         architecture=workload.architecture,
         method=setting.method,
@@ -134,7 +138,7 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         rows=batch.rows,
         rows_given=batch.given,
         tokens=length,
-        mean_tokens=min(float(length), padding * train.tokens / max(1, train.rows)),
+        mean_tokens=min(float(length), padding * train.tokens / max(1, train.rows * sequences)),
         stage=sharded.stage,
         recomputed=given.get("activation_checkpointing", given.get("gradient_checkpointing")),
         offload_optimizer=sharded.offload_optimizer,
@@ -145,6 +149,8 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         converted=_converted(workload.model, workload.architecture.weight_bytes),
         methods=setting.smaller_methods,
         unsharded=unsharded(job, setting.task, setting.lora),
+        sequences=sequences,
+        beside=passes_beside(setting, dataset),
     )
 
 

@@ -26,11 +26,13 @@ class Request:
 
     Attributes:
         rows: of a step, over all ranks; `rows_given` whether the user says so.
-        tokens: of the longest row; `mean_tokens` of a row on average.
+        tokens: of the longest sequence; `mean_tokens` of a sequence on average.
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
         evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
         converted: whether the model's files hold its weights in another type than the run's.
         methods: others that the job could be trained with, without any other change.
+        sequences: of a row: 2 for a pair of completions.
+        beside: forward passes without gradients beside each pass that trains.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
     """
 
@@ -51,6 +53,8 @@ class Request:
     converted: bool = False
     methods: tuple[MethodType, ...] = ()
     unsharded: str = ""
+    sequences: int = 1
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def layouts(request: Request) -> Iterator[RankLayout]:
                         machine.device,
                         evaluated=micro * EVALUATED if request.evaluated is None else request.evaluated,
                         converted=request.converted,
+                        sequences=request.sequences,
+                        beside=request.beside,
                     )
                     heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
                     for one in heads:

@@ -19,6 +19,8 @@ class Load:
         chunked: whether the loss makes its logits a chunk at a time, and again in the backward pass.
         evaluated: rows of a batch of the evaluation; 0 = nothing is evaluated.
         converted: whether the model's files hold its weights in another type than the run's.
+        sequences: of a row, each of `tokens`: 2 for a pair of completions.
+        beside: forward passes without gradients beside each pass that trains.
     """
 
     architecture: Architecture
@@ -35,14 +37,16 @@ class Load:
     chunked: bool = False
     evaluated: int = 0
     converted: bool = False
+    sequences: int = 1
+    beside: int = 0
 
     @property
     def logits_bytes(self) -> int:
         """Of all logits of a micro-batch in float32, as if every token were trained."""
-        return self.logits_of(self.micro)
+        return self.logits_of(self.micro * self.sequences)
 
     def logits_of(self, rows: int) -> int:
-        """Return bytes of all logits of these rows in float32, as if every token were trained."""
+        """Return bytes of all logits of these sequences in float32, as if every token were trained."""
         return 4 * self.architecture.vocabulary * rows * self.tokens if self.architecture.predicts_tokens else 0
 
     @property

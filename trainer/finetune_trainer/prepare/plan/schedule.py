@@ -14,12 +14,14 @@ from finetune_trainer.model.learning_rates import Size
 from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_seconds
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
+from finetune_trainer.prepare.plan.preference import loss_of
 from finetune_trainer.prepare.plan.rates import learning_rate
 
 SEED = 42
 KEEP_LAST = 3
 EVALUATIONS = 10  # over the run
 HEAD_ROWS, HEAD_PASSES = 6000, 20
+PREFERRED_ROWS, PREFERRED_PASSES = 1000, 3
 HIDDEN = 0.15  # BERT paper, arXiv 1810.04805
 
 
@@ -65,8 +67,11 @@ def rhythm_of(draft: Draft, timed: Draft, log: ChoiceLog) -> Rhythm:
 def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule:
     """Choose the learning rate, its schedule and the seed of a run with this rhythm."""
     task, model = draft.setting.task, draft.workload.model
-    size = Size(model.parameters, draft.workload.architecture.hidden)
-    rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows)
+    size, loss = (
+        Size(model.parameters, draft.workload.architecture.hidden),
+        loss_of(draft.setting, draft.workload.dataset),
+    )
+    rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows, loss)
     scheduler, keep_last = spec_of(task).scheduler, draft.spec.checkpoint.keep_last
     return PlannedSchedule(
         epochs=rhythm.epochs,
@@ -86,7 +91,8 @@ def epochs_for(rows: int, task: Task) -> tuple[float, str]:
 
     3, but at least 100 and at most 25,000 rows seen in all, and 1 to 25 passes: the rule of OpenAI's cookbook ("Data
     preparation and analysis for chat model fine-tuning"). A classifier's head is new, and learns nothing in so few
-    steps: it sees 6,000 rows, in at most 20 passes.
+    steps: it sees 6,000 rows, in at most 20 passes. Preference tuning sees every pair once, and few pairs up to three
+    times: models learn to tell pairs apart in one pass, and further ones overfit.
     """
     if spec_of(task).labelled and rows * 3 < HEAD_ROWS:
         reason = (
@@ -94,6 +100,12 @@ def epochs_for(rows: int, task: Task) -> tuple[float, str]:
             "untrained on small data (Zhang et al. 2021, arXiv 2006.05987; Mosbach et al. 2021, arXiv 2006.04884)"
         )
         return float(min(HEAD_PASSES, math.ceil(HEAD_ROWS / rows))), reason
+    if spec_of(task).prefers:
+        reason = (
+            f"{rows} rows: one pass, and more, up to {PREFERRED_PASSES}, until {PREFERRED_ROWS:,} are seen (Tulu 3 and "
+            "SimPO take one pass, Zephyr up to three; arXiv 2411.15124, 2405.14734, 2310.16944)"
+        )
+        return float(min(PREFERRED_PASSES, max(1, math.ceil(PREFERRED_ROWS / rows)))), reason
     reason = f"{rows} rows: 3 passes, at least 100 and at most 25,000 rows in all (OpenAI cookbook)"
     if rows * 3 < 100:
         return float(min(25, math.ceil(100 / rows))), reason

@@ -57,7 +57,7 @@ def step_speed(load: Load, machine: Machine, tokens: float) -> Speed:
     """Return the time of a step.
 
     Args:
-        tokens: of a row on average, with its padding; `load.tokens` is the longest row's.
+        tokens: of a sequence on average, with its padding; `load.tokens` is the longest one's.
     """
     arithmetic = load.accumulation * micro_seconds(load, machine, tokens)
     return Speed(
@@ -86,7 +86,7 @@ def forward_rate(load: Load, machine: Machine) -> float:
 
 def operations(load: Load, tokens: float) -> float:
     """Return the floating point operations of a micro-batch, forward and backward, with all recomputation."""
-    shape, rows = load.architecture, load.micro * tokens
+    shape, rows = load.architecture, load.micro * load.sequences * tokens
     matrices = shape.matrices or shape.parameters
     adapter = 0 if load.method is MethodType.FULL else load.trained
     backward = 4 * matrices if load.method is MethodType.FULL else 2 * matrices + 4 * adapter
@@ -94,7 +94,7 @@ def operations(load: Load, tokens: float) -> float:
     scores = 4 * shape.layers * tokens * shape.hidden  # of a token: products of query and key, and with value
     passes = 2 if load.recomputed else 1
     backward += 2 * shape.head if load.chunked else 0  # its product is made again
-    return rows * (passes * (forward + scores) + backward + 2 * scores)
+    return rows * ((passes + load.beside) * (forward + scores) + backward + 2 * scores)
 
 
 def micro_seconds(load: Load, machine: Machine, tokens: float) -> float:

@@ -16,10 +16,12 @@ from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.model.families import family_of
 from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
+from finetune_trainer.prepare.data.preferences import Completions
 from finetune_trainer.prepare.observed.encoded import Encoded, Remark
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
 from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
+from finetune_trainer.prepare.tokens.preferred import preferred
 from finetune_trainer.prepare.tokens.probes import probed
 from finetune_trainer.prepare.tokens.proof import Proof, is_sampled
 from finetune_trainer.prepare.tokens.render import Renderer, TemplateError
@@ -54,6 +56,7 @@ class Encoder:
         eos_id: ends texts and pairs that do not end with it already.
         loss_on_prompt: prompts carry loss too (lossOn: all).
         to_target: completions are the target of an encoder-decoder, not the prompt's continuation.
+        completions: how completions of preference tuning become rows; None for other tasks.
         hidden: words of texts are hidden and to be found (masked-lm): each row has the tokenizer's special tokens.
         template: of conversations.
         specials: what the template reads of the tokenizer.
@@ -74,6 +77,7 @@ class Encoder:
     loss_on_prompt: bool = False
     to_target: bool = False
     hidden: bool = False
+    completions: Completions | None = None
     template: ChatTemplate | None = None
     specials: Mapping[str, Any] = field(default_factory=dict)
     dialect: Dialect = STANDARD
@@ -85,6 +89,18 @@ class Encoder:
 
     def __call__(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
+        if self.completions is None:
+            return self._encoded(batch)
+        answers = iter(self._encoded([each for example in batch for each in example.completions]))
+        mine = ([next(answers) for _ in example.completions] for example in batch)
+        return [preferred(example, rows, self.completions) for example, rows in zip(batch, mine, strict=True)]
+
+    @property
+    def judged(self) -> bool:
+        """Whether each row is one completion with a label."""
+        return self.completions is not None and self.completions.judged
+
+    def _encoded(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         encode: Mapping[ExampleLayout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
             ExampleLayout.LABELLED: self._labelled,
             ExampleLayout.TEXT: self._hidden if self.hidden else self._texts,
@@ -261,10 +277,12 @@ def encoder_for(
     limit: int,
     given: str | None,
     work: Path,
+    completions: Completions | None = None,
 ) -> Encoder:
     """Return the encoder of a job's data.
 
     Args:
+        completions: how completions of preference tuning become rows; None for other tasks.
         given: the text of `spec.chat_template`, as of `templates.given_template`.
         work: folder for the tokenizer's file.
 
@@ -288,10 +306,11 @@ def encoder_for(
         loss_on_prompt=spec.loss_on == "all",
         to_target=spec_of(task).has_target,
         hidden=spec_of(task).hides_tokens,
+        completions=completions,
         template=template,
         specials=tokenizer.specials,
         end_marks=tuple(mark for mark in (*END_OF_TURN, *NEXT_SPEAKER) if mark in known),
-        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and spec_of(task).answers else (),
+        ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and spec_of(task).writes else (),
         notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
         extended=tokenizer.extended,
     )

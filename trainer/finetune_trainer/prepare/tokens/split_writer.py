@@ -40,12 +40,17 @@ Finished = Callable[[tuple[Path, Path]], None]  # called with a shard and its in
 
 
 def split_schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
-    """Return the columns of a split, see `messages.DatasetFacts`; `kind`: what a classification predicts."""
+    """Return the columns of a split, see `messages.DatasetFacts`; `kind`: what labels are, None if rows have none."""
     taught: dict[Supervision, list[tuple[str, pa.DataType]]] = {
         Supervision.LABEL: [("label", LABELS[kind or ProblemType.SINGLE_LABEL])],
         Supervision.CONTINUATION: [("trained_runs", IDS)],
         Supervision.SEQUENCE: [("labels", IDS)],
         Supervision.HIDDEN: [],
+        Supervision.PREFERENCE: [
+            ("trained_runs", IDS),
+            ("seq_lengths", IDS),
+            *([("label", LABELS[kind])] if kind is not None else []),
+        ],
     }
     packing = [("seq_lengths", IDS)] if packed else []
     return pa.schema([("input_ids", IDS), *taught[spec_of(task).supervision], *packing])
@@ -76,7 +81,7 @@ class SplitWriter:
         folder: where the shards go.
         split: its name, with which those of the files begin.
         pack_length: longest sequence of several rows; None = each row is one sequence.
-        kind: what a classification predicts.
+        kind: what labels are; None where rows of preference tuning have none.
         added: called with rows that are in no finished shard yet.
         finished: called for each shard, with all rows added so far in it and those before; may take the files away.
         written: shards that an earlier writer has finished; this one continues after them.
@@ -163,6 +168,8 @@ class SplitWriter:
 
     def _facts(self, rows: TokenRows, table: pa.Table, items: Ints) -> SplitFacts:
         lists = ("input_ids", *(["labels"] if self._supervision is Supervision.SEQUENCE else []))
+        if self._supervision is Supervision.PREFERENCE:
+            return self._facts_of_preferences(rows)
         return SplitFacts(
             rows=table.num_rows,
             examples=len(rows),
@@ -171,6 +178,26 @@ class SplitWriter:
             longest=max(int(np.max(table[name].chunk(0).value_lengths().to_numpy())) for name in lists),
             truncated_rows=int(rows.cut.sum()),
         )
+
+    def _facts_of_preferences(self, rows: TokenRows) -> SplitFacts:
+        sequences = rows.targets if self._kind is None else rows.lengths
+        return SplitFacts(
+            rows=len(rows),
+            examples=len(rows),
+            tokens=rows.tokens,
+            trained_tokens=int(np.count_nonzero(rows.trained)),
+            longest=int(sequences.max()),
+            truncated_rows=int(rows.cut.sum()),
+        )
+
+    def _preferences(self, rows: TokenRows) -> tuple[pa.Table, Ints]:
+        """Return the rows of preference tuning; the item of loss is the pair, or the single completion."""
+        ids, (runs, _) = _lists(rows.ids, rows.lengths), trained_runs(rows.trained, rows.lengths)
+        items = np.ones(len(rows), np.int32)
+        if self._kind is None:
+            return pa.table([ids, runs, _lists(rows.targets, rows.target_lengths)], self._schema), items
+        sequences = _lists(rows.lengths, items)
+        return pa.table([ids, runs, sequences, pa.array(rows.targets)], self._schema), items
 
     def _sequences(self, rows: TokenRows) -> tuple[pa.Table, Ints]:
         """Return the rows as a table of one chunk a column, and the items of loss of each of its rows."""
@@ -181,6 +208,8 @@ class SplitWriter:
             )  # what is hidden is drawn anew each time
         if self._supervision is Supervision.SEQUENCE:
             return pa.table([ids, _lists(rows.targets, rows.target_lengths)], self._schema), rows.target_lengths
+        if self._supervision is Supervision.PREFERENCE:
+            return self._preferences(rows)
         if self._supervision is Supervision.LABEL:
             labels = pa.array(rows.targets)
             if self._kind is ProblemType.MULTI_LABEL:

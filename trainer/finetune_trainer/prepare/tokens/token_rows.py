@@ -28,8 +28,8 @@ class TokenRows:
         lengths: int32 [rows], tokens of each.
         cut: bool [rows], whether it was longer than the limit.
         trained: bool [tokens] for causal models, else empty.
-        targets: the targets of the rows, one after the other: int32 [classes], float32 [numbers], or int32 [target
-            tokens] of an encoder-decoder; else empty.
+        targets: the targets of the rows, one after the other: int32 [classes], float32 [numbers], int32 [target
+            tokens] of an encoder-decoder, or int32 [sequences] of preference tuning; else empty.
         target_lengths: int32 [rows], how much of it each has; else empty.
     """
 
@@ -88,6 +88,7 @@ class TokenRows:
         rows = list(rows)
         targets = [row.target for row in rows if row.target is not None]
         lengths, cut = np.array([len(row.ids) for row in rows], np.int32), np.array([row.cut for row in rows], np.bool_)
+        shares = [1 if row.parts is None or row.target is None else len(row.parts) for row in rows]
         if any(row.parts is not None for row in rows):
             parts = [row.parts if row.parts is not None else lengths[at : at + 1] for at, row in enumerate(rows)]
             lengths, cut = np.concatenate(parts), np.repeat(cut, [len(part) for part in parts])
@@ -97,7 +98,15 @@ class TokenRows:
             cut=cut,
             trained=_joined([row.trained for row in rows if row.trained is not None], _NO),
             targets=_beside(targets),
-            target_lengths=np.array([len(target) for target in targets], np.int32),
+            target_lengths=np.array(
+                [
+                    len(row.target) // share
+                    for row, share in zip(rows, shares, strict=True)
+                    if row.target is not None
+                    for _ in range(share)
+                ],
+                np.int32,
+            ),
         )
 
 

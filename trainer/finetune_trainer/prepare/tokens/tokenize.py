@@ -17,7 +17,7 @@ from typing import Any
 
 from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
-from finetune_api.messages import DatasetFacts, Task
+from finetune_api.messages import DatasetFacts, ProblemType, Task
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.dataset.shards import Shards
 from finetune_trainer.model.files import CHAT_TEMPLATE, TOKENIZER_FILES
@@ -147,7 +147,7 @@ def _writer(request: _Request, split: Split, begun: TokenizeProgress, keeper: Sh
         split,
         request.task,
         request.encoder.limit if request.spec.packing else None,
-        kind=request.data.problem_type,
+        kind=ProblemType.SINGLE_LABEL if request.encoder.judged else request.data.problem_type,
         added=partial(keeper.added, split),
         finished=partial(keeper.finished, split),
         written=begun.written[split],
@@ -202,6 +202,7 @@ def _facts(request: _Request, written: Mapping[Split, Written]) -> DatasetFacts:
         problem_type=data.problem_type,
         skipped_rows=sum(tally.faults for tally in data.tallies()),
         ends=request.encoder.ends,
+        judged=request.encoder.judged,
     )
 
 

@@ -75,7 +75,7 @@ def load_fast_tokenizer(
         raise ModelError(_unusable(loaded))
     if loaded.known:
         raise SpecError([_known(at, new_tokens[at]) for at in loaded.known])
-    if spec_of(task).answers and loaded.eos_id is None:
+    if spec_of(task).writes and loaded.eos_id is None:
         raise ModelError(_unusable("the tokenizer has no end-of-text token (eos_token)"))
     if spec_of(task).hides_tokens and not loaded.specials.get("mask_token"):
         raise ModelError(_unusable("the tokenizer has no mask token (mask_token): nothing can be hidden"))
