@@ -187,6 +187,14 @@ CASES = [
         {"spec__task": "token-classification"},
     ),
     Case(
+        "preferences by the name of a loss",
+        "spec.task",
+        "InvalidValue",
+        'is "kto"; must be one of',
+        "write preference, and spec.preference.loss_type: kto",
+        {"spec__task": "kto"},
+    ),
+    Case(
         "a task by the hub's name",
         "spec.task",
         "InvalidValue",

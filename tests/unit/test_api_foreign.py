@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from trl import SFTConfig
+from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import parse_job
@@ -49,12 +49,12 @@ max_seq_length random_state use_gradient_checkpointing full_finetuning hyperpara
 learning_rate_multiplier suffix training_file validation_file batch_size model_name peft_config lora_config
 quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype device_map torch_dtype attn_implementation
 dataset_name text_column block_size max_train_samples validation_split_percentage instruction_template
-response_template formatting_func num_labels train_file epochs lr rank num_nodes nproc_per_node instance_type
+response_template formatting_func rl_beta kto_desirable_weight num_labels train_file epochs lr rank num_nodes nproc_per_node instance_type
 """
 
 
 def names() -> list[str]:
-    trl = {one.name for one in dataclasses.fields(SFTConfig)}
+    trl = {one.name for kind in (SFTConfig, DPOConfig, KTOConfig) for one in dataclasses.fields(kind)}
     return sorted({*AXOLOTL.split(), *LLAMA_FACTORY.split(), *OTHERS.split(), *trl})
 
 
@@ -100,6 +100,11 @@ def test_the_tables_agree_and_name_fields_that_exist() -> None:
         ("load_in_8bit", "qlora"),
         ("wandb_project", "spec.podTemplate.env"),
         ("save_only_model", "checkpoint"),
+        ("rl", "spec.task to preference"),
+        ("beta", "spec.preference.beta"),
+        ("pref_loss", "spec.preference.loss_type"),
+        ("precompute_ref_log_probs", "the model before training"),
+        ("max_prompt_length", "spec.dataset.maxLength"),
     ],
 )
 def test_the_lead_is_the_right_one(name: str, lead: str) -> None:

@@ -4,6 +4,8 @@ Each name either has a field here, or no counterpart and a reason. Names that on
 PEFT's LoraConfig have stand in library_names.py.
 """
 
+from finetune_api.v1alpha1.preference_names import PREFERENCE_FIELDS, PREFERENCE_REASONS
+
 _ADAPTER = "spec.model.adapter"
 _CHECKPOINT = "spec.checkpoint.everySteps"
 _COLUMNS = "spec.dataset.columns"
@@ -27,7 +29,8 @@ SENTENCES: dict[str, str] = {  # names with several meanings
     "adapter": "use spec.method.type for the kind of adapter, or spec.model.adapter for an adapter to start from",
     "load_in_4bit": "set spec.method.type to qlora",
     "num_workers": "use spec.nodes for machines, or spec.training.dataloader_num_workers for processes that load data",
-    "stage": "use spec.deepspeed.stage for ZeRO; every job does supervised fine-tuning",
+    "rl": "set spec.task to preference, and spec.preference.loss_type to the loss",
+    "stage": "use spec.deepspeed.stage for ZeRO, or spec.task for what the model learns",
 }
 
 COMMON: dict[str, str] = {
@@ -210,6 +213,7 @@ COMMON: dict[str, str] = {
     "eval_max_new_tokens": "spec.evaluation.maxNewTokens",
     "eval_table_max_new_tokens": "spec.evaluation.maxNewTokens",
     "max_completion_length": "spec.evaluation.maxNewTokens",
+    **PREFERENCE_FIELDS,
     # machines, storage, the run
     "gpus": "spec.resourcesPerNode.limits",
     "num_gpus": "spec.resourcesPerNode.limits",
@@ -250,7 +254,6 @@ COMMON: dict[str, str] = {
 _HUB = "nothing is uploaded to a hub; upload the finished artifact with `hf upload`"
 _ATTENTION = "the model and the GPU determine the attention kernel; attention never crosses documents"
 _PADDING = "batches have no padding if the attention of the model allows it; otherwise they hold rows of similar length"
-_PREFERENCE = "training on preferences or rewards is not supported, only supervised fine-tuning"
 _PROCESSES = "the prepare stage uses all of its cores and reuses prepared data"
 _CUTS = "long rows are cut at their end; see spec.dataset.maxLength"
 _TOKENIZER = "the tokenizer is that of the base model; see spec.model.newTokens"
@@ -279,10 +282,8 @@ NO_COUNTERPART: dict[str, str] = {
         ("group_by_length", "length_column_name", "pad_to_sequence_len", "pad_to_multiple_of", "padding_free"), _PADDING
     ),
     **dict.fromkeys(("padding", "padding_side", "pad_to_max_length", "ignore_pad_token_for_loss"), _PADDING),
-    **dict.fromkeys(
-        ("rl", "rl_beta", "pref_beta", "pref_loss", "ref_model", "reward_model", "beta", "dpo", "orpo_alpha"),
-        _PREFERENCE,
-    ),
+    **PREFERENCE_REASONS,
+    **dict.fromkeys(("max_prompt_length", "max_prompt_len"), _CUTS),
     **dict.fromkeys(
         (
             "dataset_num_proc",
@@ -339,7 +340,7 @@ NO_COUNTERPART: dict[str, str] = {
         ),
         _MESSAGES,
     ),
-    **dict.fromkeys(("moe_aux_loss_coef", "router_aux_loss_coef", "loss_type"), _MIXTURES),
+    **dict.fromkeys(("moe_aux_loss_coef", "router_aux_loss_coef"), _MIXTURES),
     **dict.fromkeys(("image_max_pixels", "visual_inputs", "media_dir", "freeze_vision_tower"), _IMAGES),
     **dict.fromkeys(("max_samples", "max_train_samples", "max_eval_samples"), _FIRST_ROWS),
     "packing_strategy": "packing is always best-fit decreasing",

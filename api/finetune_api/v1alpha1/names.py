@@ -12,7 +12,8 @@ FAR = 0.85  # similarity from which the field of another object is suggested
 
 _WORDS = "labels per word are not supported; a classification predicts labels of the whole text"
 _VECTORS = "embeddings of texts are not supported; a classification predicts labels of a text"
-_PREFERENCES = "training on preferences is not supported yet; use the chosen answers as completions with causal-lm"
+_PREFERENCES = "write preference"
+_REWARDS = "training on rewards is not supported; preference learns from pairs of answers, or from answers with a label"
 # tasks by their names in other programs, and what to write here
 TASKS = {
     "token-classification": _WORDS,
@@ -25,9 +26,10 @@ TASKS = {
     "embedding": _VECTORS,
     "text-ranking": _VECTORS,
     "dpo": _PREFERENCES,
-    "reward-modeling": _PREFERENCES,
-    "preference": _PREFERENCES,
-    "rlhf": _PREFERENCES,
+    "preference-tuning": _PREFERENCES,
+    "preference-optimization": _PREFERENCES,
+    **{loss: f"write preference, and spec.preference.loss_type: {loss}" for loss in ("ipo", "kto", "orpo", "simpo")},
+    **dict.fromkeys(("reward-modeling", "rlhf", "rm", "ppo", "grpo", "rloo"), _REWARDS),
     "text-classification": "write classification",
     "sequence-classification": "write classification",
     "text-regression": "write classification, and spec.problemType: regression",
