@@ -49,7 +49,8 @@ max_seq_length random_state use_gradient_checkpointing full_finetuning hyperpara
 learning_rate_multiplier suffix training_file validation_file batch_size model_name peft_config lora_config
 quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype device_map torch_dtype attn_implementation
 dataset_name text_column block_size max_train_samples validation_split_percentage instruction_template
-response_template formatting_func rl_beta kto_desirable_weight num_labels train_file epochs lr rank num_nodes nproc_per_node instance_type
+response_template formatting_func num_labels train_file epochs lr rank num_nodes nproc_per_node instance_type
+rl_beta kto_desirable_weight
 """
 
 

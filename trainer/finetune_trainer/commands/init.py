@@ -27,6 +27,13 @@ COLUMNS = re.compile(r"columns: (\{[^{}]*\})")
 PLAIN_NAMES = frozenset({"train", "training", "data", "dataset", "rows", "job"})  # they tell nothing of a job
 
 
+_PREFERENCE = (
+    "  # preference:  # names of TRL; left out: DPO for pairs, KTO for answers with a label",
+    "  #   loss_type: sigmoid  # or ipo, hinge, robust, sigmoid_norm, orpo, simpo, kto",
+    "  #   beta: 0.1",
+)
+
+
 @dataclass(frozen=True)
 class Proposal:
     """What model and data show.
@@ -44,6 +51,11 @@ class Proposal:
     about: str = ""
     rows: int = 0
     problems: tuple[Problem, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether rows are of this task; a label that only sometimes judges an answer is a label of something else."""
+        return bool(self.rows) and not (spec_of(self.task).prefers and self.problems)
 
 
 def init_command(options: argparse.Namespace, console: Console) -> int:
@@ -87,11 +99,9 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         tasks = FAMILIES[str(config["model_type"])].tasks
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
-        # rows with text and label fit a language model, too, but labels are there to be learnt
-        first = [task for task in tasks if spec_of(task).labelled]
-        order = [*first, *(task for task in tasks if task not in first)]
+        order = sorted(tasks, key=_most_taught, reverse=True)
         looks = {task: _look(data, task, {}, chats, work / "data") for task in order}
-        found = next((look for look in looks.values() if look.rows), None)
+        found = next((look for look in looks.values() if look.fits), None)
         for task in [] if found else [usual, *order]:
             for text in (match[1] for one in looks[task].problems if (match := COLUMNS.search(one.cure))):
                 columns = yaml12.load(text, "columns")[0]
@@ -99,6 +109,12 @@ def propose(model: dict[str, str], data: str) -> Proposal:
                 found = found or (again if again.rows else None)
         best = found or looks[usual]
         return Proposal(best.task, tasks, best.columns, best.about, best.rows, best.problems)
+
+
+def _most_taught(task: Task) -> int:
+    """Return how much of a row a task learns: rows with a label, or with two answers, fit a language model, too."""
+    spec = spec_of(task)
+    return 2 if spec.prefers else int(spec.labelled)
 
 
 def _look(data: str, task: Task, columns: dict[str, str], chats: bool, folder: Path) -> Proposal:
@@ -154,6 +170,7 @@ def job_text(path: Path, model: dict[str, str], data: str, method: str, proposal
         "  # training:  # names of transformers' TrainingArguments; what is left out is planned, and the plan says why",
         "  #   learning_rate: 2e-4",
         "  #   num_train_epochs: 3",
+        *(_PREFERENCE if spec_of(proposal.task).prefers else ()),
         "  # resourcesPerNode: {limits: {nvidia.com/gpu: 1}}  # GPUs and memory; left out, a CPU trains",
         "  # nodes: 1",
         "  storage:",

@@ -361,5 +361,6 @@ def _examine(order: _Order, built: _Built, plan: Plan) -> Examined:
         notices=built.data.notices,
         packed=bool(spec.dataset.packing),
         untrained=built.untrained,
+        preference=plan.preference,
     )
     return examine(observations[Split.TRAIN], observations.get(Split.EVAL), context)

@@ -39,7 +39,7 @@ class PreferenceColumns(Columns):
         return replace(better, rejected=worse)
 
     def _judged(self, row: Row) -> Example:
-        desirable = preferences.verdict(self.names["label"], self._value(row, "label"))
+        desirable = preferences.is_desirable(self.names["label"], self._value(row, "label"))
         if "messages" in self.names:
             column = self.names["messages"]
             whole = conversation.messages_of(column, list_of(column, self._value(row, "messages")))
@@ -53,7 +53,7 @@ class PreferenceColumns(Columns):
         if isinstance(asked, list):
             prompt = conversation.messages_of(self.names["prompt"], asked)
         else:
-            prompt = preferences.asked(text_of(self.names["prompt"], asked))
+            prompt = preferences.question_of(text_of(self.names["prompt"], asked))
         if isinstance(answer, str):
             completion = preferences.answered(answer, column)
         else:

@@ -103,7 +103,7 @@ def pair_of(prompt: Any, chosen: Any, rejected: Any, names: Mapping[str, str]) -
         )
     better, worse = (conversation.messages_of(names[part], value) for part, value in _listed(chosen, rejected))
     if isinstance(prompt, str) and prompt.strip() and better[0]["role"] == "assistant":
-        return PairMessages(asked(prompt), better, worse)
+        return PairMessages(question_of(prompt), better, worse)
     if isinstance(prompt, list):
         before = conversation.messages_of(names["prompt"], prompt)
         if better[0]["role"] == worse[0]["role"] == "assistant":
@@ -176,7 +176,7 @@ def _common(chosen: str, rejected: str, names: Mapping[str, str]) -> PairTexts:
     return PairTexts(chosen[:end], chosen[end:], rejected[end:])
 
 
-def asked(prompt: str) -> tuple[Message, ...]:
+def question_of(prompt: str) -> tuple[Message, ...]:
     """Return a prompt as messages: its turns where it is written as HH-RLHF writes them, or else one question."""
     turns = _turns(prompt)
     if turns and turns[-1]["role"] == "assistant" and not turns[-1]["content"] and len(turns) > 1:
@@ -199,7 +199,7 @@ def answered(completion: str, column: str) -> tuple[Message, ...]:
 def spoken(pair: PairTexts, names: Mapping[str, str]) -> PairMessages:
     """Return a pair of texts as messages, for a chat template."""
     chosen, rejected = answered(pair.chosen, names["chosen"]), answered(pair.rejected, names["rejected"])
-    return PairMessages(asked(pair.prompt), chosen, rejected)
+    return PairMessages(question_of(pair.prompt), chosen, rejected)
 
 
 def _turns(text: str) -> tuple[Message, ...]:
@@ -226,7 +226,7 @@ def last_answer(messages: Sequence[Message], column: str) -> tuple[Sequence[Mess
     return messages[: asked_at + 1], messages[asked_at + 1 :]
 
 
-def verdict(column: str, value: Any) -> bool:
+def is_desirable(column: str, value: Any) -> bool:
     """Return whether a label says that a completion is desirable.
 
     Raises:

@@ -48,6 +48,7 @@ class Encoded:
         full_target: the same for `target`; 0 where it is not cut.
         parts: int32 [rows], the lengths of the rows that a long document, or a pair of completions, becomes; None
             where it is one.
+        answers: each completion of a pair, encoded by itself; empty elsewhere.
         remarks: for the report.
     """
 
@@ -57,6 +58,7 @@ class Encoded:
     full_length: int = 0
     full_target: int = 0
     parts: npt.NDArray[np.int32] | None = None
+    answers: "tuple[Encoded, ...]" = ()
     remarks: tuple[Remark, ...] = ()
 
     @property

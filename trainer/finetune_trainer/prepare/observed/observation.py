@@ -20,9 +20,11 @@ from finetune_trainer.prepare.observed.leftovers import Leftovers
 from finetune_trainer.prepare.observed.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, RowSample, SampledRow, limit_for
 from finetune_trainer.prepare.observed.spill import SpilledColumns, SpilledRows
 from finetune_trainer.prepare.observed.texts import Sides, sides
+from finetune_trainer.prepare.observed.verdicts import VERDICT, rejected_text, verdict_rows
 
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or a separate sequence
 MOST_UNKNOWN = 0xFFFF
+REJECTED = "(rejected)"  # stands before the rejected completion, where both are shown
 LONGEST_WORD = 40  # an answer longer than that has blanks in it
 WITHOUT_BLANKS = re.compile(
     "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{5}"
@@ -82,11 +84,13 @@ class Observation:
     files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
     _table: SpilledRows = field(init=False)
     _numbers: SpilledRows = field(init=False)
+    _verdicts: SpilledRows = field(init=False)
 
     def __post_init__(self) -> None:
         self.sample = RowSample(limit_for(self.rows, ROWS))
         self._table = SpilledRows(ROW, self.folder)
         self._numbers = SpilledRows(NUMBER, self.folder)
+        self._verdicts = SpilledRows(VERDICT, self.folder)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -96,6 +100,7 @@ class Observation:
         if not examples:
             return
         both = [sides(example, example.labelled) for example in examples]
+        verdicts = verdict_rows(examples, encoded, both)
         part = np.zeros(len(examples), ROW)
         part["tokens"] = [len(row.ids) for row in encoded]
         part["full"] = np.maximum([row.full_length for row in encoded], part["tokens"])
@@ -109,7 +114,7 @@ class Observation:
         raw = [whole.encode("utf-8", "replace") for whole in wholes]
         part["given"] = [digest(side.given.encode("utf-8", "replace"), side.setting) for side in both]
         part["content"] = [
-            digest(whole, side.setting, example.target_text.encode(), b"%d" % len(side.given))
+            digest(whole, side.setting, example.target_text.encode(), b"%d" % len(side.given), *_judged(example))
             for example, whole, side in zip(examples, raw, both, strict=True)
         ]
         self._keep(examples, encoded, both, part, keys(raw))
@@ -117,10 +122,17 @@ class Observation:
             for remark in row.remarks:
                 place = f"{self.file}:{example.line}" if self.file else f"line {example.line}"
                 self.remarks.setdefault((remark.code, remark.subject), Remarked(remark, place)).rows += 1
+        if len(verdicts):  # what an undesirable completion says is not learnt
+            wholes = [
+                side.given if example.desirable is False else whole
+                for example, side, whole in zip(examples, both, wholes, strict=True)
+            ]
+            raw = [whole.encode("utf-8", "replace") for whole in wholes]
         self.leftovers.add(self.file, part["line"].tolist(), wholes, raw, [side.system for side in both])
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
         self._table.append(part)
+        self._verdicts.append(verdicts)
         numbers = [example.number for example in examples if example.number is not None and not example.names]
         if numbers:
             self._numbers.append(np.array(numbers, NUMBER))
@@ -138,6 +150,8 @@ class Observation:
         self.several |= later.several
         for numbers in later._numbers.parts:
             self._numbers.append(numbers)
+        for verdicts in later._verdicts.parts:
+            self._verdicts.append(verdicts)
         for file, count in later.files:
             self._count_file(file, count)
         for about, other in later.remarks.items():
@@ -157,21 +171,37 @@ class Observation:
         numbers: npt.NDArray[np.float32] = self._numbers.all()
         return numbers
 
-    def rows_since(self, row: int, number: int) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float32]]:
-        """Return what `table` and `numbers` hold from these places on."""
-        return self._table.since(row), self._numbers.since(number)
+    def verdicts(self) -> SpilledColumns:
+        """Return all rows of preference tuning, in order, with the fields of `VERDICT`; none for other tasks."""
+        rows: SpilledColumns = self._verdicts.all()
+        return rows
+
+    def rows_since(
+        self, row: int, number: int, verdict: int
+    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float32], npt.NDArray[np.void]]:
+        """Return what `table`, `numbers` and `verdicts` hold from these places on."""
+        return self._table.since(row), self._numbers.since(number), self._verdicts.since(verdict)
 
     def without_rows(self, folder: str | None = None) -> "Observation":
-        """Return all but `table` and `numbers`: it is small for any number of rows. Rows added later go to `folder`."""
+        """Return all but `table`, `numbers` and `verdicts`: it is small for any number of rows. Rows added later go to
+        `folder`."""
         small = copy(self)
         small.folder = folder
         small._table, small._numbers = SpilledRows(ROW, folder), SpilledRows(NUMBER, folder)
+        small._verdicts = SpilledRows(VERDICT, folder)
         return small
 
-    def take_rows(self, rows: npt.NDArray[np.void], numbers: npt.NDArray[np.float32]) -> None:
+    def take_rows(
+        self,
+        rows: npt.NDArray[np.void],
+        numbers: npt.NDArray[np.float32],
+        verdicts: npt.NDArray[np.void] | None = None,
+    ) -> None:
         """Give back what `rows_since` gave, to an observation `without_rows`."""
         self._table.append(rows)
         self._numbers.append(numbers)
+        if verdicts is not None:
+            self._verdicts.append(verdicts)
 
     def place(self, row: int) -> str:
         """Return `train.jsonl:214` of a row by its index."""
@@ -228,12 +258,24 @@ class Observation:
                     examples[index].line,
                     examples[index].target_text,
                     both[index].given[:SHOWN_CHARACTERS],
-                    both[index].learnt[:SHOWN_CHARACTERS],
+                    _shown(examples[index], both[index])[:SHOWN_CHARACTERS],
                     int(part["tokens"][index]),
                     int(part["unknown"][index]),
                     ids,
                 )
             )
+
+
+def _judged(example: Example) -> tuple[bytes, ...]:
+    """Return what tells preferences of one prompt apart; nothing for other tasks."""
+    if example.rejected is not None:
+        return (rejected_text(example).encode("utf-8", "replace"),)
+    return () if example.desirable is None else (b"%d" % example.desirable,)
+
+
+def _shown(example: Example, side: Sides) -> str:
+    """Return what is learnt of a row; of a pair both completions."""
+    return side.learnt if example.rejected is None else f"{side.learnt}\n{REJECTED} {rejected_text(example)}"
 
 
 def _trained(row: Encoded) -> int:

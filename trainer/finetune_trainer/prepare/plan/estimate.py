@@ -8,7 +8,7 @@ from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, save_secon
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.preference import loss_of, reference_of
+from finetune_trainer.prepare.plan.planned_loss import loss_of, reference_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops, rate, rounded

@@ -16,7 +16,7 @@ from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
-from finetune_trainer.prepare.plan.preference import loss_of
+from finetune_trainer.prepare.plan.planned_loss import loss_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate

@@ -17,7 +17,7 @@ from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_saving
-from finetune_trainer.prepare.plan.preference import passes_beside, preference_of, sequences_of
+from finetune_trainer.prepare.plan.planned_loss import passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
 from finetune_trainer.prepare.plan.setting import Setting

@@ -14,7 +14,7 @@ from finetune_trainer.model.learning_rates import Size
 from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_seconds
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
-from finetune_trainer.prepare.plan.preference import loss_of
+from finetune_trainer.prepare.plan.planned_loss import loss_of
 from finetune_trainer.prepare.plan.rates import learning_rate
 
 SEED = 42

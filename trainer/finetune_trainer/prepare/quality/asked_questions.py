@@ -37,6 +37,8 @@ def report_questions(
     )
     if train.seen.labels:
         yield AskedQuestion(name="labels: conflicts, balance, names", asked=ALL)
+    if len(train.verdicts):
+        yield AskedQuestion(name="completions: equal, in both orders, cut, of unequal lengths or numbers", asked=ALL)
     if len(train.seen.numbers()):
         yield AskedQuestion(name="numbers to be predicted: conflicts, size", asked=ALL)
     if evaluation:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from finetune_api.messages import MethodType, Task
+from finetune_api.plan import PlannedPreference
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.observed.observation import Observation
@@ -29,6 +30,7 @@ class Context:
         name: the data set's, for the report's head.
         notices: what was seen of its columns and labels while it was read.
         packed: whether several rows share a sequence: then rows of a language model are in another order.
+        preference: the planned loss of preference tuning; None for other tasks.
         untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
     """
 
@@ -41,13 +43,20 @@ class Context:
     name: str = ""
     notices: tuple[Notice, ...] = ()
     packed: bool = False
+    preference: PlannedPreference | None = None
 
     @property
     def answered(self) -> bool:
         """Whether an evaluation gives a label or an answer for each row."""
-        return not spec_of(self.task).hides_tokens
+        return not spec_of(self.task).hides_tokens and not spec_of(self.task).prefers
 
     untrained: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Weights of desirable and of undesirable completions."""
+        planned = self.preference
+        return (planned.desirable_weight, planned.undesirable_weight) if planned else (1.0, 1.0)
 
     @property
     def labelled(self) -> bool:
@@ -66,6 +75,11 @@ class ObservedSplit:
     def table(self) -> SpilledColumns:
         """All rows with the fields of `observation.ROW`."""
         return self.seen.table()
+
+    @cached_property
+    def verdicts(self) -> SpilledColumns:
+        """All rows of preference tuning with the fields of `verdicts.VERDICT`; none for other tasks."""
+        return self.seen.verdicts()
 
     @cached_property
     def kept(self) -> list[SampledRow]:

@@ -81,7 +81,7 @@ def cut(split: ObservedSplit, context: Context) -> Iterator[Finding]:
     if not len(rows):
         return
     lost = int((full - tokens).sum()) / int(full.sum())
-    enough = at(np.sort(full), 99)
+    enough = at(np.sort(split.verdicts["longest"] if len(split.verdicts) else full), 99)
     answers = (split.table["trained"] != NO_TOKENS_TRAINED).any() or spec_of(
         context.task
     ).supervision is Supervision.SEQUENCE

@@ -71,9 +71,8 @@ def repeated_rows(split: ObservedSplit) -> Iterator[Finding]:
 
 def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Finding]:
     """Yield a finding of evaluation rows that are in the training data word for word."""
-    field = (
-        "given" if train.seen.labels or len(train.seen.numbers()) else "content"
-    )  # with labels the text is what must be new
+    asked = bool(train.seen.labels or len(train.seen.numbers()) or len(train.verdicts))
+    field = "given" if asked else "content"  # with labels and preferences what is asked must be new
     leaked = found_in(evaluation.table[field], train.table[field])
     if not len(leaked):
         return
@@ -87,13 +86,19 @@ def equal_across(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Fi
         Severity.WARNING if len(leaked) >= LEAKED_ROWS and share >= LEAKED_SHARE else Severity.NOTE,
         "EvalInTrain",
         f"{count_of(len(leaked), 'evaluation row')} of {evaluation.rows:,} ({percent(share)}) "
-        f"{'is' if len(leaked) == 1 else 'are'} in the training data word for word",
+        f"{_standing(len(leaked), evaluation)} in the training data word for word",
         "remove them from one of the two, or remove duplicates and split again",
         _LEAK_RULE,
         len(leaked),
         evaluation.rows,
         excerpts=tuple(shown),
     )
+
+
+def _standing(count: int, evaluation: ObservedSplit) -> str:
+    if len(evaluation.verdicts):
+        return "has a prompt that stands" if count == 1 else "have a prompt that stands"
+    return "is" if count == 1 else "are"
 
 
 def near_twins(train: ObservedSplit, evaluation: ObservedSplit | None) -> Iterator[Finding]:

@@ -47,7 +47,7 @@ def split_figures(
         tokens=int(tokens.sum(dtype=np.int64)),
         trained_share=trained_share(split),
         truncated_rows=int(np.count_nonzero(table["full"] > table["tokens"])),
-        length_for_99_percent=at(full, 99),
+        length_for_99_percent=at(np.sort(split.verdicts["longest"]) if len(split.verdicts) else full, 99),
         lengths=Lengths(
             p1=at(full, 1),
             p5=at(full, 5),

@@ -15,6 +15,7 @@ from finetune_trainer.prepare.quality import (
     languages,
     numbers,
     personal,
+    preference_findings,
     remarks,
     scripts,
     size,
@@ -38,6 +39,9 @@ WEIGHT = (
     "HeldOutRowsTrained",
     "SystemColumnUnread",
     "ContextUnread",
+    "OneVerdict",
+    "ContradictoryPreferences",
+    "IdenticalPairs",
     "ConflictingLabels",
     "LabelsAlike",
     "NamelessLabels",
@@ -52,6 +56,9 @@ WEIGHT = (
     "TemplateLeftovers",
     "UnfilledPlaceholders",
     "TruncatedRows",
+    "TruncatedCompletions",
+    "LengthBias",
+    "UnbalancedVerdicts",
     "FewRows",
     "RareLabels",
     "NumbersAsLabels",
@@ -126,6 +133,7 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
         *label_findings.label_findings(ours),
         *numbers.number_findings(ours),
         *remarks.untrained(ours, context),
+        *preference_findings.of_training(ours, context),
     ]
     if theirs:
         findings += duplicates.equal_across(ours, theirs)
@@ -172,6 +180,7 @@ def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Cont
     yield from languages.mixed(split, speech)
     yield from scripts.scripts(split)
     yield from label_findings.conflicts(split)
+    yield from preference_findings.of_completions(split, context)
 
 
 _DIFFERENCES = {

@@ -141,7 +141,7 @@ def _one_each(split: ObservedSplit) -> Iterator[Finding]:
 def conflicts(split: ObservedSplit) -> Iterator[Finding]:
     """Yield a finding of texts with different labels in different rows, or different answers, if answers are labels."""
     target = "label" if split.seen.labels else "content"
-    if target == "content" and not answers_are_labels(split):
+    if target == "content" and (len(split.verdicts) or not answers_are_labels(split)):
         return
     targets = split.table[target]
     pairs: list[tuple[int, int]] = []  # two rows of one text that say different things

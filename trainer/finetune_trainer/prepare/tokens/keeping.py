@@ -155,7 +155,7 @@ class StoredShards:
     _pending: dict[Split, list[TokenRows]] = field(default_factory=lambda: {split: [] for split in Split})
     _rows: dict[Split, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(Split, ()))
     _observed: dict[Split, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(Split, ()))
-    _seen: dict[Split, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(Split, (0, 0)))
+    _seen: dict[Split, tuple[int, int, int]] = field(default_factory=lambda: dict.fromkeys(Split, (0, 0, 0)))
     _uploads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))  # in order: the state last
     _running: "list[Future[None]]" = field(default_factory=list)
     _earlier: "list[Future[None]]" = field(default_factory=list)
@@ -179,7 +179,7 @@ class StoredShards:
             for split, own in state.splits.items():
                 for name in own.observed:
                     piece = self._arrays(name)
-                    observed[split].take_rows(piece["rows"], piece["numbers"])
+                    observed[split].take_rows(piece["rows"], piece["numbers"], piece["verdicts"])
             pending = {
                 split: [TokenRows(**self._arrays(name)) for name in own.rows] for split, own in state.splits.items()
             }
@@ -219,10 +219,10 @@ class StoredShards:
                 pieces[name] = _packed({part: getattr(rows, part) for part in TokenRows.__dataclass_fields__})
                 self._rows[split] += (name,)
                 self._pending[split] = []
-            table, numbers = observed.rows_since(*self._seen[split])
+            table, numbers, verdicts = observed.rows_since(*self._seen[split])
             if len(table):
                 name = f"{split}-observed-{progress.portions}.npz"
-                pieces[name] = _packed({"rows": table, "numbers": numbers})
+                pieces[name] = _packed({"rows": table, "numbers": numbers, "verdicts": verdicts})
                 self._observed[split] += (name,)
                 self._seen[split] = _lengths(observed)
         counted = f"counted-{progress.portions}.pickle"
@@ -287,5 +287,5 @@ def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     return target.getvalue()
 
 
-def _lengths(observed: Observation) -> tuple[int, int]:
-    return len(observed), len(observed.numbers())
+def _lengths(observed: Observation) -> tuple[int, int, int]:
+    return len(observed), len(observed.numbers()), len(observed.verdicts())

@@ -34,5 +34,6 @@ def preferred(example: Example, answers: Sequence[Encoded | Fault], completions:
         target=target,
         full_length=sum(row.full_length for row in rows),
         parts=parts,
+        answers=tuple(rows) if len(rows) > 1 else (),
         remarks=tuple(dict.fromkeys(remark for row in rows for remark in row.remarks)),
     )
