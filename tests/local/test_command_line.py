@@ -125,6 +125,37 @@ def test_init_takes_chats_for_a_language_model(tmp_path: Path, llama: Path, monk
     assert (spec.task, spec.method.type) == ("causal-lm", "full")
 
 
+def test_init_takes_pairs_of_answers_for_preferences(
+    tmp_path: Path, llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The columns fit a language model, too: messages beside the pairs, as UltraFeedback has them."""
+    monkeypatch.chdir(tmp_path)
+
+    def asked(n: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"How many of {n}?"}]
+
+    rows = [
+        {
+            "prompt": f"How many of {n}?",
+            "chosen": [*asked(n), {"role": "assistant", "content": f"There are {n}."}],
+            "rejected": [*asked(n), {"role": "assistant", "content": f"Count them, {n} times."}],
+            "messages": [*asked(n), {"role": "assistant", "content": f"There are {n}."}],
+        }
+        for n in range(50)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["init", "--model", str(llama), "--data", "pairs.jsonl", "--method", "lora", "--output", "job.yaml"]
+    assert main(command) == 0
+    spec = load_job("job.yaml").spec
+    assert (spec.task, spec.preference) == ("preference", None)
+    assert "loss_type: sigmoid" in Path("job.yaml").read_text()
+    capsys.readouterr()
+    assert main(["plan", "job.yaml", "--json", "--set", "dataset.chatTemplate=chatml"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["preference"]["loss_type"] == "sigmoid"
+    assert plan["preference"]["reference"] == "adapter-off"
+
+
 def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "job.yaml")
     child = subprocess.Popen([*COMMAND, "validate", str(tmp_path / "job.yaml")], stdout=-1, stderr=-1, text=True)

@@ -1,13 +1,17 @@
 """The plan of preference tuning: the loss with the papers' values, the reference, rate, passes, memory and time."""
 
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
+from finetune_api import yaml12
 from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
 from finetune_api.plan import Plan, PlannedPreference
 from finetune_api.preference_losses import PreferenceLoss
+from finetune_api.v1alpha1 import parse_job
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.draft import Draft, Workload
 from finetune_trainer.prepare.plan.machine import machine_of
@@ -15,6 +19,7 @@ from finetune_trainer.prepare.plan.setting import setting_of
 from tests.unit.plan_models import decoder
 from tests.unit.test_planner import job
 
+ROOT = Path(__file__).parents[2]
 SIZE = 7_000_000_000
 MODEL = ModelFacts(
     name="m", commit="c", prefix="models/m/", source="file:///m", model_type="llama", parameters=SIZE,
@@ -146,6 +151,15 @@ def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_loss() -> None:
     assert planned(facts()).evaluation.best_metric == "eval_loss"
     with pytest.raises(SpecError, match=r"evaluation of preference \(kto\) measures eval_loss"):
         planned(facts(judged=True), training={"metric_for_best_model": "rewards/accuracies"})
+
+
+@pytest.mark.parametrize("page", ["docs/preference.md", "manifests/examples/preference.yaml"])
+def test_the_jobs_that_are_shown_are_valid(page: str) -> None:
+    text = (ROOT / page).read_text()
+    if page.endswith(".md"):
+        text = dedent(text[text.index("    apiVersion") :].partition("\n\n")[0])
+    shown = parse_job(yaml12.load(text, page)[0])
+    assert shown.spec.task is Task.PREFERENCE
 
 
 def test_an_adapter_is_the_method_that_a_pair_can_be_quantized_with() -> None:
