@@ -114,10 +114,10 @@ EVALUATION_RULES: tuple[Rule, ...] = (
         broken=metric,
         cure="write one of them, or leave it out; the plan then chooses a metric",
         cel=None,
-        says="training.metric_for_best_model must be a metric of the task: eval_loss of every task; eval_perplexity of"
-        " language models; eval_exact_match, eval_chrf, eval_rouge_1, eval_rouge_2, eval_rouge_l where answers are"
-        " generated; eval_accuracy, eval_macro_f1, eval_weighted_f1, eval_micro_f1 of labels; eval_mse, eval_mae,"
-        " eval_r2, eval_pearson, eval_spearman of numbers; eval_rewards/margins and eval_rewards/accuracies of"
-        " preferences",
+        says="training.metric_for_best_model must be a metric of the task. Every task has eval_loss. Language models"
+        " have eval_perplexity. Generated answers have eval_exact_match, eval_chrf, eval_rouge_1, eval_rouge_2 and"
+        " eval_rouge_l. Labels have eval_accuracy, eval_macro_f1, eval_weighted_f1 and eval_micro_f1. Numbers have"
+        " eval_mse, eval_mae, eval_r2, eval_pearson and eval_spearman. Preferences have eval_rewards/margins and"
+        " eval_rewards/accuracies",
     ),
 )
