@@ -138,6 +138,11 @@ def test_a_pair_takes_the_memory_and_the_time_of_two_rows() -> None:
     )
 
 
+def test_an_adapter_has_no_dropout() -> None:
+    assert planned(facts()).lora["lora_dropout"] == 0.0
+    assert planned(facts(judged=True), Task.CAUSAL_LM).lora["lora_dropout"] == 0.05
+
+
 def test_a_reference_that_is_computed_once_is_in_the_estimate() -> None:
     estimate = planned(facts(200), method={"type": "full"}).prediction.estimate
     assert estimate is not None

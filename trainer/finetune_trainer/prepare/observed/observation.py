@@ -24,7 +24,7 @@ from finetune_trainer.prepare.observed.verdicts import VERDICT, rejected_text, v
 
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or a separate sequence
 MOST_UNKNOWN = 0xFFFF
-REJECTED = "(rejected)"  # stands before the rejected completion, where both are shown
+REJECTED = "[-]"  # stands before the rejected completion, where both are shown
 LONGEST_WORD = 40  # an answer longer than that has blanks in it
 WITHOUT_BLANKS = re.compile(
     "[\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{5}"

@@ -56,6 +56,11 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
         "lora_dropout": (0.05, "light regularisation (QLoRA paper: 0.1 up to 13 billion parameters, 0.05 above)"),
         "target_modules": ("all-linear", "adapters on all layers match full fine-tuning (QLoRA paper, section 4)"),
     }
+    if spec_of(task).prefers:
+        rules["lora_dropout"] = (
+            0.0,
+            "model and reference must differ by training alone, as in TRL",
+        )
     if parameters:
         rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
         rules["target_modules"] = ([], "parameters are adapted in their place; PEFT would add its own for the family")
