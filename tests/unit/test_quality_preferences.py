@@ -198,6 +198,20 @@ def test_a_planted_fault_of_preferences_is_named(case: Planted) -> None:
         assert words in f"{finding.message} {finding.cure}"
 
 
+def test_the_report_does_not_depend_on_how_the_rows_were_cut_or_kept() -> None:
+    """Parts of a split merge, and an interrupted stage gives the rows back that it has kept."""
+    rows = [*BASE, *map(swapped, BASE[:20])]
+    context = Context(Task.PREFERENCE, 512)
+    whole = observed(rows, 512)
+    expected = judge(whole, None, context).to_json()
+    merged = observed(rows[:100], 512)
+    merged.merge(observed(rows[100:], 512))
+    assert judge(merged, None, context).to_json() == expected
+    kept = whole.without_rows()
+    kept.take_rows(*whole.rows_since(0, 0, 0))
+    assert judge(kept, None, context).to_json() == expected
+
+
 def test_weights_that_balance_the_labels_are_no_fault() -> None:
     rows = [replace(row, desirable=row.line % 8 == 0) for row in ALONE]
     assert "UnbalancedVerdicts" not in {one.code for one in report_on(rows, [], weights=(7.0, 1.0)).findings}
