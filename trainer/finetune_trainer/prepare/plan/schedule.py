@@ -67,10 +67,8 @@ def rhythm_of(draft: Draft, timed: Draft, log: ChoiceLog) -> Rhythm:
 def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule:
     """Choose the learning rate, its schedule and the seed of a run with this rhythm."""
     task, model = draft.setting.task, draft.workload.model
-    size, loss = (
-        Size(model.parameters, draft.workload.architecture.hidden),
-        loss_of(draft.setting, draft.workload.dataset),
-    )
+    size = Size(model.parameters, draft.workload.architecture.hidden)
+    loss = loss_of(draft.setting, draft.workload.dataset)
     rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows, loss)
     scheduler, keep_last = spec_of(task).scheduler, draft.spec.checkpoint.keep_last
     return PlannedSchedule(
