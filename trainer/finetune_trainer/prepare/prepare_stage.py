@@ -25,6 +25,7 @@ from finetune_trainer.prepare.embeddings import untrained_tokens
 from finetune_trainer.prepare.headers import Header
 from finetune_trainer.prepare.job_inputs import Inputs, find_inputs
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.draft import Workload
 from finetune_trainer.prepare.plan.measured_pace import cache_file, measured_pace
@@ -91,14 +92,14 @@ class _Built:
     """Data and model, read, but not stored.
 
     Attributes:
-        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
+        untrained: tokens that the chat template writes and whose embeddings were never trained.
         notes: what the result of the stage reports of the tokens.
     """
 
     base: BaseModel
     data: CheckedData
     tokenized: Tokenized
-    untrained: Mapping[str, int]
+    untrained: UntrainedTokens
     notes: tuple[str, ...]
 
 
@@ -296,8 +297,8 @@ def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
     return data
 
 
-def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> Mapping[str, int]:
-    """Return the tokens that the chat template writes and whose embeddings were never trained, with their ids."""
+def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> UntrainedTokens:
+    """Return the tokens that the chat template writes and whose embeddings were never trained."""
     model, method = order.inputs.model, order.job.spec.method
     # the end of a text is trained in pre-training; its row may look untrained, as it pads, too
     marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}

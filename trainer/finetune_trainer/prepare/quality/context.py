@@ -1,6 +1,5 @@
 """What the findings look at: one split, and the job, as far as it judges data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,6 +9,7 @@ from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.observed.sample import SampledRow
 from finetune_trainer.prepare.observed.spill import SpilledColumns
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.quality.equality import count_distinct
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
 
@@ -29,7 +29,7 @@ class Context:
         name: the data set's, for the report's head.
         notices: what was seen of its columns and labels while it was read.
         packed: whether several rows share a sequence: then rows of a language model are in another order.
-        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
+        untrained: tokens that the chat template writes and whose embeddings were never trained.
     """
 
     task: Task
@@ -47,7 +47,7 @@ class Context:
         """Whether an evaluation gives a label or an answer for each row."""
         return not spec_of(self.task).hides_tokens
 
-    untrained: Mapping[str, int] = field(default_factory=dict)
+    untrained: UntrainedTokens = field(default_factory=UntrainedTokens)
 
     @property
     def labelled(self) -> bool:
