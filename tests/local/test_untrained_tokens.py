@@ -55,7 +55,9 @@ def test_marks_with_untrained_embeddings_are_reported_unless_the_job_trains_them
     (message,) = reported(report)
     assert all(mark in message for mark in MARKS)
     (line,) = (line for line in warning_lines(report) if "UntrainedTokens" in line)
-    assert "set spec.method.lora.modules_to_save: [embed_tokens, lm_head]" in line, "LLaMA's head is a matrix of its own"
+    assert "set spec.method.lora.modules_to_save: [embed_tokens, lm_head]" in line, (
+        "LLaMA's head is a matrix of its own"
+    )
     assert not reported(inspect(job(base, tmp_path, "first", "full")).report)
 
 

@@ -15,8 +15,8 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.v1alpha1 import MethodSpec
 from finetune_trainer.model.families import FAMILIES, positions_of, resolve_task
 from finetune_trainer.prepare.embeddings import untrained_tokens
-from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.headers import header_of
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of, trained_labels
 from finetune_trainer.storage import FolderStore
 from finetune_trainer.worker.models.load import load_model

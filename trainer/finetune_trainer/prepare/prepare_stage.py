@@ -256,6 +256,8 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
     order.report(f"dataset: checking {order.data_name}")
     data = _checked(order, checks)
     order.report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
+    for sentence in data.recognised:
+        order.report(f"dataset: {sentence}")
     if mirrored is None:
         order.report(f"model: reading {inputs.model.source}")
     base = mirrored or read_model(inputs.model, work / "model")
@@ -310,10 +312,11 @@ def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encod
 
 
 def _notes(data: CheckedData, encoder: Encoder) -> tuple[str, ...]:
+    recognised = tuple(data.recognised)
     if not any(file.columns.from_pairs for file in data.files):
-        return encoder.notes
+        return (*recognised, *encoder.notes)
     note = f"prompts and answers are written as conversations; {templates.FIELD}: none trains them as bare text"
-    return (*encoder.notes, note)
+    return (*recognised, *encoder.notes, note)
 
 
 def _publish_data(

@@ -10,8 +10,10 @@ LIKELY = {
     "instruction": ("question", "query", "prompt", "request", "task"),
     "input": ("context", "passage", "article", "document"),
     "output": ("answer", "response", "completion", "reply", "target"),
+    "reasoning": ("thought", "thoughts", "cot", "chain_of_thought", "complex_cot", "thinking", "reasoning_content"),
     "system": ("system_prompt", "system_message", "system_instruction", "sys_prompt"),
 }
+REASONED = frozenset({"reasoning", *LIKELY["reasoning"]})  # what leads to the answer beside it
 # columns beside a question that change what its answer means
 CONTEXT = ("context", "passage", "input", "article", "document")
 TWO_TEXTS = (
