@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_api.v1alpha1 import FineTuneJob, parse_job
 from finetune_trainer.prepare.prepare_stage import inspect, prepare
 from finetune_trainer.prepare.quality.report import QualityReport
+from finetune_trainer.prepare.quality.warning_lines import warning_lines
 from finetune_trainer.storage import open_store
 
 MARKS = ["<|im_start|>", "<|im_end|>"]
@@ -50,8 +51,13 @@ def reported(report: QualityReport) -> list[str]:
 
 
 def test_marks_with_untrained_embeddings_are_reported_unless_the_job_trains_them(base: Path, tmp_path: Path) -> None:
-    (message,) = reported(inspect(job(base, tmp_path, "first")).report)
+    report = inspect(job(base, tmp_path, "first")).report
+    (message,) = reported(report)
     assert all(mark in message for mark in MARKS)
+    (line,) = (line for line in warning_lines(report) if "UntrainedTokens" in line)
+    assert "set spec.method.lora.modules_to_save: [embed_tokens, lm_head]" in line, (
+        "LLaMA's head is a matrix of its own"
+    )
     assert not reported(inspect(job(base, tmp_path, "first", "full")).report)
 
 

@@ -16,6 +16,7 @@ from finetune_api.v1alpha1 import MethodSpec
 from finetune_trainer.model.families import FAMILIES, positions_of, resolve_task
 from finetune_trainer.prepare.embeddings import untrained_tokens
 from finetune_trainer.prepare.headers import header_of
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.weights import check_head, check_weights, shapes_of, trained_labels
 from finetune_trainer.storage import FolderStore
 from finetune_trainer.worker.models.load import load_model
@@ -119,7 +120,7 @@ def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dty
     save_file({"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": weight}, path)
     added = {f"<{number}>": number for number in (2, 3, 4, 5, 6, 7, 99)}
 
-    def found(method: dict[str, Any], marks: tuple[int, ...] = (2, 3, 4, 5, 7, 99)) -> dict[str, int]:
+    def found(method: dict[str, Any], marks: tuple[int, ...] = (2, 3, 4, 5, 7, 99)) -> UntrainedTokens:
         return untrained_tokens(
             MethodSpec.model_validate_json(json.dumps(method)),
             lambda: {path.name: header_of(path)},
@@ -128,11 +129,15 @@ def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dty
             marks,
         )
 
-    assert found({"type": "lora"}) == {"<3>": 3, "<4>": 4, "<5>": 5}
-    assert found({"type": "lora"}, (2, 7)) == {}
-    assert found({"type": "full"}) == {}
-    assert found({"type": "lora", "lora": {"trainable_token_indices": [3, 5]}}) == {"<4>": 4}
-    assert found({"type": "lora", "lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}) == {}
+    assert found({"type": "lora"}) == UntrainedTokens({"<3>": 3, "<4>": 4, "<5>": 5})
+    assert not found({"type": "lora"}, (2, 7)).ids
+    assert not found({"type": "full"}).ids
+    some = {"type": "lora", "lora": {"trainable_token_indices": [3, 5]}}
+    assert found(some).ids == {"<4>": 4}
+    assert not found({"type": "lora", "lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}).ids
+    save_file({"model.embed_tokens.weight": weight, "lm_head.weight": weight.clone()}, path)
+    assert found(some) == UntrainedTokens({"<3>": 3, "<4>": 4, "<5>": 5}, ("embed_tokens", "lm_head"))
+    assert not found({"type": "lora", "lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}).ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,9 +13,11 @@ import numpy as np
 from finetune_api.messages import MethodType
 from finetune_api.v1alpha1 import MethodSpec
 from finetune_trainer.prepare.headers import Header, Read
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 
 # the input embedding of decoders by the end of its name
 NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")  # the output embedding, where it is not the same
 GAP = 16  # rows
 SIGN = {"F32": (4, 0x7F), "F16": (2, 0x7F), "BF16": (2, 0x7F)}  # bytes of a number; its last byte without the sign
 
@@ -26,7 +28,7 @@ def untrained_tokens(
     reader: Callable[[str], Read],
     added: Mapping[str, int],
     marks: Collection[int],
-) -> dict[str, int]:
+) -> UntrainedTokens:
     """Return tokens that the data writes, whose embeddings were never trained, and which the job does not train.
 
     Args:
@@ -36,22 +38,31 @@ def untrained_tokens(
         marks: ids of those that the chat template writes.
     """
     if method.type is MethodType.FULL or not marks:
-        return {}
-    lora = method.lora
-    if lora and any(name.startswith("embed") or name.startswith("wte") for name in lora.modules_to_save or ()):
-        return {}
-    trained = set((lora.trainable_token_indices if lora else None) or ())
-    rows = _rows(headers(), reader, sorted(set(added.values())))
+        return UntrainedTokens()
+    files, lora = headers(), method.lora
+    modules = (*_modules(files, NAMES)[:1], *_modules(files, HEADS)[:1])
+    if lora and set(modules) <= set(lora.modules_to_save or ()):
+        return UntrainedTokens()
+    # single rows are trained of the input embedding, and of an output embedding only if it is the same matrix
+    trained = set((lora.trainable_token_indices if lora and len(modules) == 1 else None) or ())
+    rows = _rows(files, reader, sorted(set(added.values())))
     alike: dict[bytes, int] = defaultdict(int)
     for row in rows.values():
         alike[row] += 1
     names = {number: token for token, number in added.items()}
-    return {
+    found = {
         names[number]: number
         for number in sorted(marks)
         if number in names and number in rows and number not in trained
         if not any(rows[number]) or alike[rows[number]] > 1
     }
+    return UntrainedTokens(found, modules)
+
+
+def _modules(headers: Mapping[str, Header], ends: tuple[str, ...]) -> list[str]:
+    """Return the names of the modules whose weights have one of some names."""
+    names = [name for header in headers.values() for name in header.tensors if name.endswith(ends)]
+    return [name.removesuffix(".weight").rpartition(".")[2] for name in names]
 
 
 def _rows(headers: Mapping[str, Header], reader: Callable[[str], Read], ids: Sequence[int]) -> dict[int, bytes]:

@@ -26,6 +26,7 @@ from finetune_trainer.prepare.embeddings import untrained_tokens
 from finetune_trainer.prepare.headers import Header
 from finetune_trainer.prepare.job_inputs import Inputs, find_inputs
 from finetune_trainer.prepare.models import BaseModel, fetch, find_mirrored, mirror, read_model
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.draft import Workload
 from finetune_trainer.prepare.plan.measured_pace import cache_file, measured_pace
@@ -92,14 +93,14 @@ class _Built:
     """Data and model, read, but not stored.
 
     Attributes:
-        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
+        untrained: tokens that the chat template writes and whose embeddings were never trained.
         notes: what the result of the stage reports of the tokens.
     """
 
     base: BaseModel
     data: CheckedData
     tokenized: Tokenized
-    untrained: Mapping[str, int]
+    untrained: UntrainedTokens
     notes: tuple[str, ...]
 
 
@@ -256,6 +257,8 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
     order.report(f"dataset: checking {order.data_name}")
     data = _checked(order, checks)
     order.report(f"dataset: {data.good} good rows, {sum(tally.faults for tally in data.tallies())} invalid")
+    for sentence in data.recognised:
+        order.report(f"dataset: {sentence}")
     if mirrored is None:
         order.report(f"model: reading {inputs.model.source}")
     base = mirrored or read_model(inputs.model, work / "model")
@@ -304,8 +307,8 @@ def _checked(order: _Order, checks: CheckKeeper | None) -> CheckedData:
     return data
 
 
-def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> Mapping[str, int]:
-    """Return the tokens that the chat template writes and whose embeddings were never trained, with their ids."""
+def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encoder: Encoder) -> UntrainedTokens:
+    """Return the tokens that the chat template writes and whose embeddings were never trained."""
     model, method = order.inputs.model, order.job.spec.method
     # the end of a text is trained in pre-training; its row may look untrained, as it pads, too
     marks = set(encoder.marks) - {tokenizer.eos_id, base.config.get("pad_token_id")}
@@ -317,10 +320,11 @@ def _untrained(order: _Order, base: BaseModel, tokenizer: LoadedTokenizer, encod
 
 
 def _notes(data: CheckedData, encoder: Encoder) -> tuple[str, ...]:
+    recognised = tuple(data.recognised)
     if not any(file.columns.from_pairs for file in data.files):
-        return encoder.notes
+        return (*recognised, *encoder.notes)
     note = f"prompts and answers are written as conversations; {templates.FIELD}: none trains them as bare text"
-    return (*encoder.notes, note)
+    return (*recognised, *encoder.notes, note)
 
 
 def _publish_data(

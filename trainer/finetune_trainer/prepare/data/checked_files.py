@@ -13,6 +13,7 @@ from finetune_api.errors import Problem
 from finetune_trainer.prepare.data.examples import Columns, RowSplit
 from finetune_trainer.prepare.data.formats import DataFile
 from finetune_trainer.prepare.data.sources import Source
+from finetune_trainer.prepare.data.special_rows import SpecialRows
 from finetune_trainer.prepare.data.tally import Tally
 
 
@@ -40,6 +41,7 @@ class CheckedSource:
         splits: rows by what their column `split` (or the like) says, in lower case.
         row_splits: the split of each good row, where the job names a column for it; see `examples.RowSplit`.
         unread: columns that play no part, each with the number of files that have it.
+        special: how many of the good rows call tools or reason.
     """
 
     source: Source
@@ -55,6 +57,7 @@ class CheckedSource:
     splits: Counter[str] = field(default_factory=Counter)
     row_splits: "array[int]" = field(default_factory=lambda: array("b"))
     unread: Counter[str] = field(default_factory=Counter)
+    special: SpecialRows = field(default_factory=SpecialRows)
 
     @property
     def trained_labels(self) -> set[int]:

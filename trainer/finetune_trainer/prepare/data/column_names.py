@@ -29,8 +29,10 @@ LIKELY = {
     "output": ("answer", "response", "completion", "reply", "target"),
     "chosen": ("chosen_response", "response_chosen", "preferred", "accepted", "better", "winner", "positive"),
     "rejected": ("rejected_response", "response_rejected", "reject", "dispreferred", "worse", "loser", "negative"),
+    "reasoning": ("thought", "thoughts", "cot", "chain_of_thought", "complex_cot", "thinking", "reasoning_content"),
     "system": ("system_prompt", "system_message", "system_instruction", "sys_prompt"),
 }
+REASONED = frozenset({"reasoning", *LIKELY["reasoning"]})  # what leads to the answer beside it
 # columns beside a question that change what its answer means
 CONTEXT = ("context", "passage", "input", "article", "document")
 TWO_TEXTS = (

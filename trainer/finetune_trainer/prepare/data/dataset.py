@@ -37,6 +37,7 @@ from finetune_trainer.prepare.data.reading import read_all
 from finetune_trainer.prepare.data.row_choice import hold_out, label_order, rarest, repeats
 from finetune_trainer.prepare.data.row_splits import check_row_splits, chosen_by_column
 from finetune_trainer.prepare.data.sources import Sources
+from finetune_trainer.prepare.data.special_rows import SpecialRows
 from finetune_trainer.prepare.data.tally import Tally, grouped
 
 
@@ -72,6 +73,14 @@ class CheckedData:
     def bytes(self) -> int:
         """Of all files, as they lie on disk."""
         return sum(checked.file.path.stat().st_size for checked in self.files)
+
+    @property
+    def recognised(self) -> list[str]:
+        """What the rows were recognised as beside their columns: function calling and reasoning, a sentence each."""
+        special = SpecialRows()
+        for source in self.sources:
+            special.merge(source.special)
+        return special.sentences(self.files[0].columns)
 
     def portions(self) -> Iterator[Portion]:
         """Yield the files in parts, training sources first. Leave out parts of which no row is chosen.

@@ -6,7 +6,8 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from finetune_api.messages import ProblemType
-from finetune_trainer.prepare.data import alpaca, conversation
+from finetune_trainer.prepare.data import alpaca, conversation, xlam
+from finetune_trainer.prepare.data.call_checks import check_tool_use
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TESTED, TRAINED
 from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
@@ -89,6 +90,7 @@ class Example:
 
 
 ABSENT = object()
+END_OF_THOUGHT = "</think>"
 SYSTEM_ROLES = ("system", "developer")
 
 
@@ -200,6 +202,8 @@ class Columns:
                 found = replace(found, names=tuple(whole_number(name) for name in found.names))
             return _labelled(row.line, text, found, self.kind)
         values = {part: text_of(self.names[part], self._value(row, part)) for part in self.layout.parts}
+        if self.layout is ExampleLayout.PAIR:
+            values["completion"] = self._reasoned(row, values["completion"])
         text = values.get("text", values.get("prompt", ""))
         if "system" in self.names and (system := self._text_or_nothing(row, "system")).strip():
             if not self.joined:
@@ -211,21 +215,33 @@ class Columns:
         if "messages" in self.names:
             column = self.names["messages"]
             messages = conversation.checked_messages(column, list_of(column, self._value(row, "messages")))
+        elif "answers" in self.names:
+            query = text_of(self.names["query"], self._value(row, "query"))
+            messages = xlam.xlam_messages(query, self.names["answers"], self._value(row, "answers"))
         else:
             messages = self._asked_and_answered(row)
         tools = self._optional(row, "tools") if "tools" in self.names else None
         if not tools and row.values.get("functions"):
             raise Wrong(Code.OLD_CALLS, "'functions' describes tools as OpenAI's rows did before tool calls")
-        messages = self._with_system(row, messages)
-        return Example(row.line, "", messages=messages, tools=conversation.tools_of("tools", tools))
+        described = (xlam.xlam_tools if "answers" in self.names else conversation.tools_of)("tools", tools)
+        check_tool_use(self.names.get("messages", "messages"), messages, described)
+        return Example(row.line, "", messages=self._with_system(row, messages), tools=described)
 
     def _asked_and_answered(self, row: Row) -> tuple[conversation.Message, ...]:
         prompt, completion = self._value(row, "prompt"), self._value(row, "completion")
         if isinstance(prompt, str) and isinstance(completion, str):
             asked, answer = text_of(self.names["prompt"], prompt), text_of(self.names["completion"], completion)
-            answer = answer.lstrip()  # a leading blank parts a completion from the prompt that it follows
+            # a leading blank parts a completion from the prompt that it follows
+            answer = self._reasoned(row, answer).lstrip()
             return ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
         return conversation.prompt_and_completion(prompt, completion, self.names)
+
+    def _reasoned(self, row: Row, answer: str) -> str:
+        """Return an answer after the reasoning of a separate column, as models that think write it."""
+        reasoning = self._text_or_nothing(row, "reasoning").strip() if "reasoning" in self.names else ""
+        if not reasoning or END_OF_THOUGHT in answer:
+            return answer
+        return f"<think>\n{reasoning}\n{END_OF_THOUGHT}\n\n{answer.lstrip()}"
 
     def _with_system(self, row: Row, messages: tuple[conversation.Message, ...]) -> tuple[conversation.Message, ...]:
         """Return the conversation with the system message of a separate column before it."""

@@ -58,10 +58,10 @@ def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _proposal(parts: Parts, row: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return a likely column for each part; also for a system message, if there is one."""
+    """Return a likely column for each part; also for a system message and for reasoning, if there are any."""
     by_name = {name.strip().lower(): name for name in reversed(list(row))}
     columns: dict[str, str] = {}
-    optional = ("system",) if parts in WITH_SYSTEM else ()
+    optional = (*(("system",) if parts in WITH_SYSTEM else ()), *(("reasoning",) if parts == PAIR else ()))
     for part in (*parts, *optional):
         names = [by_name[name] for name in (part, *LIKELY[part]) if name in by_name]
         if parts == ALPACA and part == "input":

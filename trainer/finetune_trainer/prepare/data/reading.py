@@ -21,6 +21,7 @@ from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.formats import Fault, Record, Row
 from finetune_trainer.prepare.data.label_kinds import MOST_LABELS, too_many_labels
 from finetune_trainer.prepare.data.sources import Source, Sources
+from finetune_trainer.prepare.data.special_rows import SpecialRows
 from finetune_trainer.prepare.data.tally import Tally
 from finetune_trainer.prepare.pool import map_in_order
 
@@ -59,6 +60,7 @@ class _Counted:
     splits: Counter[str]
     row_splits: "array[int]"
     columns: frozenset[str]
+    special: SpecialRows
 
 
 @dataclass
@@ -89,10 +91,11 @@ def _count(item: _Item) -> _Counted:
     labels, numbers = array("l"), array("d")
     contents, splits = array("Q"), array("b")
     watched = _Watched(item.columns.split, set(), Counter())
-    good = 0
+    good, special = 0, SpecialRows()
     rows: Iterator[Example | Fault] = examples(watched.rows(item.chunk.records()), item.columns)
     for example in tally.good(item.chunk.file, rows):
         good += 1
+        special.see(example)
         if item.columns.parted and watched.row is not None:
             splits.append(split_of(watched.row, item.columns.split or ""))
         if item.contents:
@@ -116,6 +119,7 @@ def _count(item: _Item) -> _Counted:
         watched.splits,
         splits,
         frozenset(watched.columns),
+        special,
     )
 
 
@@ -134,9 +138,11 @@ class _SourceRows:
     splits: Counter[str] = field(default_factory=Counter)
     row_splits: "array[int]" = field(default_factory=lambda: array("b"))
     unread: Counter[str] = field(default_factory=Counter)
+    special: SpecialRows = field(default_factory=SpecialRows)
 
     def count(self, chunk: _Counted) -> None:
         self.good += chunk.good
+        self.special.merge(chunk.special)
         self.tally.merge(chunk.tally)
         self.lowest, self.highest = min(self.lowest, chunk.lowest), max(self.highest, chunk.highest)
         self.numbers += chunk.numbers

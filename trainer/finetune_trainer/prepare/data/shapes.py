@@ -12,7 +12,7 @@ from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
 from finetune_api.tasks import PAIR_SHAPES, spec_of
 from finetune_trainer.prepare.data.chunks import read_records
-from finetune_trainer.prepare.data.column_names import HELD_OUT, SPLIT, TRAINED
+from finetune_trainer.prepare.data.column_names import HELD_OUT, REASONED, SPLIT, TRAINED
 from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
 from finetune_trainer.prepare.data.formats import DataFile, Row
 from finetune_trainer.prepare.data.label_values import kind_of
@@ -56,6 +56,10 @@ class Shape:
         """Return the columns of a file whose rows look like this one."""
         names = {name: given.get(part, part) for name, part in zip(self.names or self.parts, self.parts, strict=True)}
         names |= {part: given.get(part, part) for part in self.optional}
+        if "reasoning" in names and (given or spec_of(task).has_target):  # of a given set, only what it names is read
+            names = {part: name for part, name in names.items() if part != "reasoning" or part in given}
+        elif "reasoning" in names:
+            names["reasoning"] = next((name for name in row if name.strip().lower() in REASONED), "reasoning")
         layout = self.layout
         if self is ALPACA:
             layout = ExampleLayout.CHAT if has_template else ExampleLayout.PAIR
@@ -105,12 +109,14 @@ def _within(column: str, path: str | None) -> bool:
 
 
 def _pair(prompt: str, completion: str, *, ambiguous: bool = True) -> Shape:
-    return Shape(ExampleLayout.PAIR, (prompt, completion), ("prompt", "completion"), ("system",), ambiguous)
+    optional = ("system", "reasoning")
+    return Shape(ExampleLayout.PAIR, (prompt, completion), ("prompt", "completion"), optional, ambiguous)
 
 
 LABELLED = Shape(ExampleLayout.LABELLED, ("text", "label"))
 MESSAGES = Shape(ExampleLayout.CHAT, ("messages",), optional=("tools", "system"))
 SHAREGPT = Shape(ExampleLayout.CHAT, ("conversations",), ("messages",), optional=("tools", "system"))
+XLAM = Shape(ExampleLayout.CHAT, ("query", "tools", "answers"), optional=("system",))
 PROMPT_COMPLETION = _pair("prompt", "completion", ambiguous=False)
 ALPACA = Shape(ExampleLayout.CHAT, ("instruction", "output"), optional=("input", "system", "history"))
 PAIRS = (_pair("prompt", "response"), _pair("question", "answer"), _pair("input", "output"))
@@ -138,6 +144,7 @@ SHAPES = {  # by the names that `TaskSpec.shapes` has
     "text and label": LABELLED,
     "messages": MESSAGES,
     "conversations": SHAREGPT,
+    "xlam": XLAM,
     "prompt and completion": PROMPT_COMPLETION,
     "alpaca": ALPACA,
     **dict(zip(PAIR_SHAPES, PAIRS, strict=True)),

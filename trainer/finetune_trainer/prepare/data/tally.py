@@ -43,6 +43,9 @@ CURES = {
     Code.NO_SPLIT: "write train, validation or test",
     Code.OLD_CALLS: "write the call as tool_calls: [{type: function, function: {name, arguments}}], its result as a "
     "message of role tool, and the column `functions` as tools: [{type: function, function: {...}}]",
+    Code.UNKNOWN_TOOL: "correct the name, or describe the tool in the row's tools",
+    Code.CALL_ARGUMENTS: "correct the arguments, or the parameters of the tool",
+    Code.UNKNOWN_CALL: "give the result the id of the call that it answers, or leave the id out",
     Code.UNKNOWN_ROLE: "use one of the roles",
     Code.WRONG_ROLE_ORDER: "put the messages in the order of the conversation",
     Code.NO_ASSISTANT: "add the answer that is to be learnt, or remove the row",

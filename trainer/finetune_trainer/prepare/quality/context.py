@@ -1,6 +1,5 @@
 """What the findings look at: one split, and the job, as far as it judges data."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +10,7 @@ from finetune_trainer.prepare.data.notices import Notice
 from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.observed.sample import SampledRow
 from finetune_trainer.prepare.observed.spill import SpilledColumns
+from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 from finetune_trainer.prepare.quality.equality import count_distinct
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity, SplitName
 
@@ -31,7 +31,7 @@ class Context:
         notices: what was seen of its columns and labels while it was read.
         packed: whether several rows share a sequence: then rows of a language model are in another order.
         preference: the planned loss of preference tuning; None for other tasks.
-        untrained: tokens that the chat template writes and whose embeddings were never trained, and their ids.
+        untrained: tokens that the chat template writes and whose embeddings were never trained.
     """
 
     task: Task
@@ -50,7 +50,7 @@ class Context:
         """Whether an evaluation gives a label or an answer for each row."""
         return not spec_of(self.task).hides_tokens and not spec_of(self.task).prefers
 
-    untrained: Mapping[str, int] = field(default_factory=dict)
+    untrained: UntrainedTokens = field(default_factory=UntrainedTokens)
 
     @property
     def weights(self) -> tuple[float, float]:

@@ -67,16 +67,17 @@ def _finding(split: ObservedSplit, seen: Remarked, severity: Severity, message: 
 
 def untrained(split: ObservedSplit, context: Context) -> Iterator[Finding]:
     """Yield a finding of tokens that the template writes and whose embeddings were never trained."""
-    if not context.untrained:
+    if not context.untrained.ids:
         return
-    named = ", ".join(f"{token} ({number})" for token, number in context.untrained.items())
-    ids = ", ".join(map(str, context.untrained.values()))
+    found = context.untrained
+    named = ", ".join(f"{token} ({number})" for token, number in found.ids.items())
+    cure = f"trainable_token_indices: [{', '.join(map(str, found.ids.values()))}]"
+    if len(found.modules) > 1:  # PEFT's single rows are those of the input embedding: answers would not end
+        cure = f"modules_to_save: [{', '.join(found.modules)}]"
     yield split.finding(
         Severity.WARNING,
         "UntrainedTokens",
-        f"the chat template writes tokens whose embeddings were never trained (all zero, or equal): {named}; the model "
-        "cannot tell them apart, and an adapter does not change them",
-        f"set spec.method.lora.trainable_token_indices: [{ids}], or modules_to_save: [embed_tokens, lm_head], or use a "
-        "template whose marks the model knows",
-        "rows of the input embedding",
+        f"the chat template writes tokens with embeddings that were never trained, and LoRA does not train: {named}",
+        f"set spec.method.lora.{cure}, or use a template whose marks the model knows",
+        "rows of the input embedding that are zero, or equal",
     )

@@ -30,15 +30,19 @@ class Backend:
         self._around = _around(tokenizer)
 
     def ids(self, texts: Sequence[str], specials: bool = True) -> list[Ids]:
-        """Return the ids of some texts; `specials`: with what the tokenizer adds to each, such as BOS."""
+        """Return the ids of some texts; `specials`: with what the tokenizer adds to each, such as BOS.
+
+        A text that begins with BOS itself gets no second one, and one that ends with the added end no second end.
+        """
         words = self._words
         known = [words is not None and self._around is not None and words.fits(text) for text in texts]
         others = iter(self._encoded([text for text, own in zip(texts, known, strict=True) if not own], specials))
         before, after = self._around if self._around and specials else (b"", b"")
-        return [
+        rows = [
             np.frombuffer(before + words.ids_of(text) + after, np.int32) if words and own else _ids(next(others))
             for text, own in zip(texts, known, strict=True)
         ]
+        return [self._once(ids) for ids in rows] if specials else rows
 
     def text(self, ids: Ids) -> str:
         """Return the text of some ids, special tokens with it."""
@@ -54,7 +58,7 @@ class Backend:
         """Return the same with specials, cut so that the last special token is kept, such as BERT's [SEP]."""
         self._tokenizer.enable_truncation(limit)
         try:
-            return [_ids(encoded) for encoded in self._encoded(texts, specials=True)]
+            return [self._once(_ids(encoded)) for encoded in self._encoded(texts, specials=True)]
         finally:
             self._tokenizer.no_truncation()
 
@@ -77,6 +81,20 @@ class Backend:
                 encoded = next(others)
                 rows.append((_ids(encoded), _mask(encoded, ranges)))
         return rows
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token by its text; None if there is no such token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def _once(self, ids: Ids) -> Ids:
+        """Leave out what the tokenizer adds to a text that begins or ends with it already."""
+        before, after = self.around
+        while len(before) and len(ids) >= 2 * len(before) and (ids[len(before) : 2 * len(before)] == before).all():
+            ids = ids[len(before) :]
+        while len(after) and len(ids) >= 2 * len(after) and (ids[-2 * len(after) : -len(after)] == after).all():
+            ids = ids[: -len(after)]
+        return ids
 
     def _encoded(self, texts: Sequence[str], specials: bool) -> list[Encoding]:
         return list(self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=specials))

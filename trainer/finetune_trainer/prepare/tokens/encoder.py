@@ -217,7 +217,7 @@ class Encoder:
             if isinstance(one, Fault):
                 rows.append(one)
                 continue
-            ids, trained = next(marked)
+            ids, trained = self._begun(*next(marked))
             if not one.speech.ended and not (len(ids) and ids[-1] == self.eos_id):
                 learnt = self.loss_on_prompt or example.messages[-1].get("weight", 1) != 0
                 if learnt and trained.any():  # what the template writes after an answer leads to its end
@@ -252,6 +252,14 @@ class Encoder:
         if is_sampled(example.line) and (difference := self._proof.of_text(expected, row)):
             return replace(row, remarks=(difference,))
         return row
+
+    def _begun(self, ids: Ids, trained: Mask) -> tuple[Ids, Mask]:
+        """Leave out a second BOS: the template writes one, and what follows begins with it, too."""
+        bos = self._backend.token_id(str(self.specials.get("bos_token") or ""))
+        start = 0
+        while bos is not None and start + 1 < len(ids) and ids[start] == ids[start + 1] == bos:
+            start += 1
+        return ids[start:], trained[start:]
 
     def _ended(self, ids: Ids) -> Ids:
         if len(ids) and ids[-1] == self.eos_id:
@@ -296,6 +304,8 @@ def encoder_for(
     definition = work / f"tokenizer-{name}.json"
     definition.write_text(tokenizer.definition, "utf-8")
     known = added_tokens(tokenizer)
+    if template and given and not (spec.chat_template or "").endswith(templates.SUFFIX):
+        template = _begins_as_texts_do(template, tokenizer, backend(definition))
     encoder = Encoder(
         definition=definition,
         layout=layout,
@@ -347,6 +357,18 @@ def _template(spec: DatasetSpec, tokenizer: LoadedTokenizer, given: str | None) 
             )
         )
     return templates.chat_template(text)
+
+
+def _begins_as_texts_do(template: ChatTemplate, tokenizer: LoadedTokenizer, own: Backend) -> ChatTemplate:
+    """Return a named template with BOS first, where the tokenizer begins each text with it: the model was trained so.
+
+    A model's own template, or a file of the user's, stays as it is.
+    """
+    bos = str(tokenizer.specials.get("bos_token") or "")
+    before, _ = own.around
+    if not bos or before.tolist() != [own.token_id(bos)]:
+        return template
+    return templates.with_bos(template, bos)
 
 
 def _notes(template: ChatTemplate, tokenizer: LoadedTokenizer) -> tuple[str, ...]:

@@ -136,6 +136,14 @@ def chat_template(text: str) -> ChatTemplate:
     return ChatTemplate(text, text)
 
 
+def with_bos(template: ChatTemplate, bos: str) -> ChatTemplate:
+    """Return a template that writes BOS first, unless it writes BOS already."""
+    if any(written in template.inference for written in ("bos_token", bos)):
+        return template
+    first = "{{- bos_token }}"
+    return ChatTemplate(first + template.training, first + template.inference)
+
+
 def has_template(files: Mapping[str, Path]) -> bool:
     """Return whether a model's files, by name, hold a chat template; transformers is not asked."""
     if files.keys() & {"chat_template.jinja", "chat_template.json"}:
