@@ -10,13 +10,13 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.draft import Draft, Workload
-from finetune_trainer.prepare.plan.engine import deepspeed_config
+from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_block
 from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
-from finetune_trainer.prepare.plan.notes import note_layout, note_saving
+from finetune_trainer.prepare.plan.notes import note_layout, note_noise, note_saving
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
 from finetune_trainer.prepare.plan.setting import Setting
@@ -44,6 +44,9 @@ PLANNED = frozenset(
         "early_stopping_patience",
         "early_stopping_threshold",
         "mlm_probability",
+        "neftune_noise_alpha",
+        "optim",
+        "optim_args",
         "report_to",
     }
 )
@@ -97,6 +100,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     log, timed = ChoiceLog(setting.given, list(draft.choices)), draft.at_pace(pace)
     rhythm = rhythm_of(draft, timed, log)
     note_saving(draft, log)
+    note_noise(log)
     evaluation = evaluation_of(draft, rhythm, log)
     schedule = schedule_of(draft, rhythm, log)
     hidden = hidden_share(log, setting.task)
@@ -108,7 +112,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
         max_length=draft.request.tokens,
         layout=draft.layout.planned(draft.request),
         schedule=schedule,
-        engine=_engine(setting, draft.layout),
+        engine=_engine(setting, draft.layout, schedule.learning_rate),
         evaluation=evaluation,
         prediction=prediction_of(timed, rhythm, evaluation.answers),
         lora=dict(setting.lora),
@@ -145,6 +149,7 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         converted=_converted(workload.model, workload.architecture.weight_bytes),
         methods=setting.smaller_methods,
         unsharded=unsharded(job, setting.task, setting.lora),
+        optimizer=setting.optimizer,
     )
 
 
@@ -159,8 +164,8 @@ def _length(setting: Setting, workload: Workload, log: ChoiceLog) -> int:
     return log.settle("spec.dataset.maxLength", rule, reason, setting.job.spec.dataset.max_length)
 
 
-def _engine(setting: Setting, layout: RankLayout) -> PlannedEngine:
-    """Return what transformers and DeepSpeed get for a layout."""
+def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
+    """Return what transformers and DeepSpeed get for a layout and a learning rate."""
     load, given = layout.load, setting.given
     extra = {**setting.precision, **({"activation_checkpointing": True} if load.recomputed else {})}
     return PlannedEngine(
@@ -170,10 +175,13 @@ def _engine(setting: Setting, layout: RankLayout) -> PlannedEngine:
             extra,
             load.offload_optimizer,
             load.offload_parameters,
+            optimizer=optimizer_block(setting.optimizer, rate, load.architecture.hidden),
         ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
         loss_head="chunked" if load.chunked else "labelled",
         report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
+        optimizer=setting.optimizer.planned,
+        neftune_noise_alpha=given.get("neftune_noise_alpha"),
     )
 
 

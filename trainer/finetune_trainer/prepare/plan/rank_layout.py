@@ -12,7 +12,8 @@ from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import CHUNK, EVALUATED, Memory, predict
-from finetune_trainer.prepare.plan.rank_load import Load
+from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer
+from finetune_trainer.prepare.plan.rank_load import ADAMW, Load
 from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
@@ -32,6 +33,7 @@ class Request:
         converted: whether the model's files hold its weights in another type than the run's.
         methods: others that the job could be trained with, without any other change.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
+        optimizer: how gradients become updates.
     """
 
     architecture: Architecture
@@ -51,6 +53,7 @@ class Request:
     converted: bool = False
     methods: tuple[MethodType, ...] = ()
     unsharded: str = ""
+    optimizer: ChosenOptimizer = ADAMW
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,19 @@ def check_combination(request: Request) -> None:
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states only in stage 1 or more"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
+    _check_optimizer(request)
+
+
+def _check_optimizer(request: Request) -> None:
+    name, spec = request.optimizer.name, request.optimizer.spec
+    if spec.whole and (request.stage or request.offload_optimizer or request.offload_parameters):
+        message = f"is {name}, which needs ZeRO stage 0: {spec.whole}"
+        cure = "set spec.deepspeed.stage to 0 and offload nothing, or use adamw_bnb_8bit"
+        raise SpecError(problem("NeedsOther", "spec.training.optim", message, cure))
+    if not spec.offloads and request.machine.device == "gpu" and request.offload_optimizer:
+        message = f"is cpu, and our tests have not run {name} on states in the node's memory"
+        cure = "set it to none, or spec.training.optim to adamw_torch"
+        raise SpecError(problem("Conflict", "spec.deepspeed.offload.optimizer", message, cure))
 
 
 def best(request: Request) -> RankLayout | None:
@@ -127,6 +143,7 @@ def layouts(request: Request) -> Iterator[RankLayout]:
                         machine.device,
                         evaluated=micro * EVALUATED if request.evaluated is None else request.evaluated,
                         converted=request.converted,
+                        optimizer=request.optimizer,
                     )
                     heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
                     for one in heads:
@@ -134,6 +151,8 @@ def layouts(request: Request) -> Iterator[RankLayout]:
 
 
 def _stages(request: Request) -> tuple[int, ...]:
+    if request.optimizer.spec.whole:
+        return (0,)
     if request.stage is not None:
         return (request.stage,)
     if request.offload_parameters:
@@ -143,7 +162,8 @@ def _stages(request: Request) -> tuple[int, ...]:
 
 def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:
     """Yield whether optimizer and parameters move to the node's memory; only where the job states that memory."""
-    free = request.machine.device == "gpu" and request.machine.host_bytes > 0
+    memory = request.machine.device == "gpu" and request.machine.host_bytes > 0
+    free = memory and request.optimizer.spec.offloads
     for optimizer in _choices(request.offload_optimizer, free and stage > 0):
         for parameters in _choices(request.offload_parameters, free and stage == 3 and optimizer):
             yield optimizer, parameters

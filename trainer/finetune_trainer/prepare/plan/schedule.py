@@ -14,6 +14,7 @@ from finetune_trainer.model.learning_rates import Size
 from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_seconds
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
+from finetune_trainer.prepare.plan.optimizer_choice import rated
 from finetune_trainer.prepare.plan.rates import learning_rate
 
 SEED = 42
@@ -67,6 +68,7 @@ def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule
     task, model = draft.setting.task, draft.workload.model
     size = Size(model.parameters, draft.workload.architecture.hidden)
     rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows)
+    rate, reason = rated(draft.setting.optimizer, rate, reason)
     scheduler, keep_last = spec_of(task).scheduler, draft.spec.checkpoint.keep_last
     return PlannedSchedule(
         epochs=rhythm.epochs,
