@@ -137,21 +137,6 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
         rate=None,
         offloads=True,
     ),
-    "adagrad": OptimizerSpec(
-        "Adagrad",
-        4,
-        "one sum of squares",
-        (2, 1),
-        arguments={
-            "lr_decay": Argument(float),
-            "initial_accumulator_value": Argument(float),
-            "eps": Argument(float),
-        },
-        rate=10.0,
-        rate_source="ten times AdamW's rate: the ratio of PyTorch's own defaults, 1e-2 and 1e-3",
-        # DeepSpeed 0.19 makes torch's Adagrad anew, with one group, when it initialises the states of its shares
-        deepspeed="Adagrad",
-    ),
     "rmsprop": OptimizerSpec(
         "RMSprop",
         4,
@@ -221,6 +206,7 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(
         ("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), ("it is not tested", "use rmsprop or lion_8bit")
     ),
+    "adagrad": ("DeepSpeed 0.19 cannot resume it under ZeRO-3", "use rmsprop or adamw_torch"),
     "adamw_hf": ("transformers has removed it", _ADAMW),
     "adamw_apex_fused": ("it needs NVIDIA's apex, which the image lacks", "use adamw_torch_fused"),
 }

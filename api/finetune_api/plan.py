@@ -137,6 +137,17 @@ class PlannedOptimizer(Message):
     arguments: dict[str, Any] = Field(default_factory=dict)
 
 
+class PlannedCompilation(Message):
+    """How torch.compile compiles the layers of the model.
+
+    Attributes:
+        mode: of the backend inductor.
+    """
+
+    backend: str = "inductor"
+    mode: str = "default"
+
+
 class PlannedEngine(Message):
     """Settings for transformers and DeepSpeed.
 
@@ -145,6 +156,7 @@ class PlannedEngine(Message):
         training: additional TrainingArguments, names and values unchanged.
         loss_head: how logits become a loss: for all trained tokens at once, in chunks, or with a fused CUDA kernel.
         report_to: trackers by their names in transformers, in addition to `tensorboard`.
+        compilation: of the layers of the model; None = they run as they are written.
         neftune_noise_alpha: amount of noise on embeddings in training; None = no noise.
         optimizer: None = that of the DeepSpeed configuration; without one there, the AdamW of transformers.
     """
@@ -154,6 +166,7 @@ class PlannedEngine(Message):
     loss_head: Literal["labelled", "chunked", "liger"] = "labelled"
     report_to: tuple[str, ...] = ()
     optimizer: PlannedOptimizer | None = Field(default=None, exclude_if=_is_none)
+    compilation: PlannedCompilation | None = Field(default=None, exclude_if=_is_none)
     neftune_noise_alpha: float | None = Field(default=None, exclude_if=_is_none)
 
 

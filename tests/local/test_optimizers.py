@@ -48,7 +48,6 @@ KINDS = [
     Kind("lion_8bit", LION, 1e-3, 2e-2),
     Kind("adafactor", rate=5e-3),
     Kind("sgd", {"momentum": 0.9}, 0.05),
-    Kind("adagrad", rate=2e-2),
     Kind("muon"),
     Kind("rmsprop", {"momentum": 0.5}, 1e-3),
 ]

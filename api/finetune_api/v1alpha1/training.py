@@ -24,7 +24,6 @@ from finetune_api.v1alpha1.spec_base import (
     shown,
 )
 
-_KERNELS = "the worker runs the kernels of the model"
 _PROJECTED = "optimizers that project gradients need whole matrices, and ZeRO gives an optimizer flat shares of them"
 _EVALUATED = "evaluations run every eval_steps steps and at the end"
 
@@ -127,16 +126,16 @@ class TrainingSpec(Verbatim):
     """Old name of activation_checkpointing."""
     gradient_checkpointing_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
     """Old name of activation_checkpointing_kwargs."""
-    torch_compile: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
-    """Compile the model with torch.compile."""
-    torch_compile_backend: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
-    """Backend of torch.compile."""
-    torch_compile_mode: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
-    """Mode of torch.compile."""
-    use_liger_kernel: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
-    """Use the Liger kernels."""
-    liger_kernel_config: Annotated[FreeObject | None, Later(_KERNELS), KeepsData()] = None
-    """Which Liger kernels to use."""
+    torch_compile: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Compile the layers of the model with torch.compile; requires a compiler in the image."""
+    torch_compile_backend: Annotated[Word | None, Supported(), KeepsData()] = None
+    """Backend of torch.compile: inductor, aot_eager or eager."""
+    torch_compile_mode: Annotated[Word | None, Supported(), KeepsData()] = None
+    """Mode of the backend inductor: default or max-autotune-no-cudagraphs."""
+    use_liger_kernel: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Use the Liger kernels; requires a GPU."""
+    liger_kernel_config: Annotated[FreeObject | None, Supported(), KeepsData()] = None
+    """Which Liger kernels to use, such as {rope: false}; requires use_liger_kernel."""
     torch_empty_cache_steps: Annotated[Count | None, Supported(), KeepsData()] = None
     """Steps after which PyTorch releases cached GPU memory."""
     logging_steps: Annotated[StepsOrRatio | None, WithoutEffect("every step is reported"), KeepsData()] = None

@@ -14,6 +14,7 @@ from transformers import Adafactor
 from finetune_api.plan import Plan
 from finetune_trainer.worker.compat import uncover_bitsandbytes
 
+MUON = "Muon"
 Made = type[torch.optim.Optimizer]
 
 
@@ -64,7 +65,10 @@ MAKERS: Mapping[str, Maker] = {
 def optimizer_of(plan: Plan) -> tuple[Made, dict[str, Any]] | None:
     """Return class and arguments of the plan's optimizer, as `Trainer` takes them; None = DeepSpeed makes it."""
     planned = plan.engine.optimizer
-    if planned is None or planned.name not in MAKERS:
+    if plan.engine.deepspeed.get("optimizer", {}).get("type") == MUON:
+        # DeepSpeed decorates Muon's update with torch.compile, which needs a compiler; the image has none.
+        torch.compiler.set_stance("force_eager")
+    if planned is None:
         return None
     maker = MAKERS[planned.name]
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in planned.arguments.items()}

@@ -15,6 +15,7 @@ from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.arrow_rows import load_split
 from finetune_trainer.worker.batches.masking import EVALUATED
+from finetune_trainer.worker.compiled_layers import compile_layers
 from finetune_trainer.worker.embedding_noise import noise_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
@@ -67,6 +68,8 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     further = {name: one.to(args.device).eval().requires_grad_(False) for name, one in further.items()}
     batching = task.batching(model, int(tokenizer.pad_token_id))
     data = samples_in_order(order, task, batching)
+    if plan.engine.compilation is not None:
+        compile_layers(model, plan.engine.compilation)
     agreement, evaluator = StopAgreement(), None
     if plan.dataset.eval:
         eval_rows = task.viewed(load_split(order, "eval"), EVALUATED)

@@ -11,6 +11,7 @@ from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.checkpoint import saver_of
 from finetune_trainer.worker.compat import HookedTrainer, skip_zero_grad
+from finetune_trainer.worker.compiled_layers import not_compiled
 from finetune_trainer.worker.embedding_noise import EmbeddingNoise
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
 from finetune_trainer.worker.losses.head import Head
@@ -117,7 +118,8 @@ class FineTuneTrainer(HookedTrainer):
         step = self.state.global_step
         self._reporter.phase("eval", step)
         engine = Engine(self.model, self.model_wrapped, self.head, self.to_device, self.args.device)
-        metrics = self._evaluator(engine, step)
+        with not_compiled():
+            metrics = self._evaluator(engine, step)
         if metrics is None:  # interrupted by a stop: only the checkpoint is due
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True

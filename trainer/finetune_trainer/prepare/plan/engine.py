@@ -80,11 +80,7 @@ def optimizer_block(chosen: ChosenOptimizer, rate: float, hidden: int) -> Mappin
         return None
     if not chosen.spec.deepspeed:
         return ADAMW
-    params: dict[str, Any] = {"lr": "auto", "weight_decay": "auto"}
-    if chosen.spec.adam:
-        params |= ADAMW["params"]
-    if chosen.name == "muon":
-        matrices = float(f"{rate * MUON_SCALE * math.sqrt(hidden):.2e}")
-        params |= {"muon_lr": matrices, "adam_lr": rate, "momentum": MUON_MOMENTUM}
-    own = {name: chosen.arguments[name] for name in chosen.spec.arguments if name in chosen.arguments}
-    return {"type": chosen.spec.deepspeed, "params": params | own}
+    matrices = float(f"{rate * MUON_SCALE * math.sqrt(hidden):.2e}")
+    momentum = chosen.arguments.get("momentum", MUON_MOMENTUM)
+    params = {**ADAMW["params"], "muon_lr": matrices, "adam_lr": rate, "momentum": momentum}
+    return {"type": chosen.spec.deepspeed, "params": params}

@@ -14,6 +14,7 @@ from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_blo
 from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
 from finetune_trainer.prepare.plan.given_config import sharding
+from finetune_trainer.prepare.plan.kernels import kernels_of, note_kernels
 from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_noise, note_saving
@@ -33,6 +34,7 @@ PLANNED = frozenset(
         "num_train_epochs",
         "max_steps",
         "learning_rate",
+        "liger_kernel_config",
         "lr_scheduler_type",
         "warmup_steps",
         "seed",
@@ -48,6 +50,10 @@ PLANNED = frozenset(
         "optim",
         "optim_args",
         "report_to",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "use_liger_kernel",
     }
 )
 
@@ -101,6 +107,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     rhythm = rhythm_of(draft, timed, log)
     note_saving(draft, log)
     note_noise(log)
+    note_kernels(log)
     evaluation = evaluation_of(draft, rhythm, log)
     schedule = schedule_of(draft, rhythm, log)
     hidden = hidden_share(log, setting.task)
@@ -150,6 +157,7 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         methods=setting.smaller_methods,
         unsharded=unsharded(job, setting.task, setting.lora),
         optimizer=setting.optimizer,
+        compiled=bool(given.get("torch_compile")),
     )
 
 
@@ -168,6 +176,7 @@ def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
     """Return what transformers and DeepSpeed get for a layout and a learning rate."""
     load, given = layout.load, setting.given
     extra = {**setting.precision, **({"activation_checkpointing": True} if load.recomputed else {})}
+    kernels = kernels_of(given, not spec_of(setting.task).labelled)
     return PlannedEngine(
         deepspeed=deepspeed_config(
             load.zero_stage,
@@ -177,10 +186,11 @@ def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
             load.offload_parameters,
             optimizer=optimizer_block(setting.optimizer, rate, load.architecture.hidden),
         ),
-        training={name: value for name, value in given.items() if name not in PLANNED} | extra,
-        loss_head="chunked" if load.chunked else "labelled",
+        training={name: value for name, value in given.items() if name not in PLANNED} | extra | kernels.training,
+        loss_head=kernels.loss_head or ("chunked" if load.chunked else "labelled"),
         report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
         optimizer=setting.optimizer.planned,
+        compilation=kernels.compilation,
         neftune_noise_alpha=given.get("neftune_noise_alpha"),
     )
 

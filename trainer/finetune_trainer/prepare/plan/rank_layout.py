@@ -34,6 +34,7 @@ class Request:
         methods: others that the job could be trained with, without any other change.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
         optimizer: how gradients become updates.
+        compiled: whether torch.compile compiles the layers.
     """
 
     architecture: Architecture
@@ -54,6 +55,7 @@ class Request:
     methods: tuple[MethodType, ...] = ()
     unsharded: str = ""
     optimizer: ChosenOptimizer = ADAMW
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def check_combination(request: Request) -> None:
         # PEFT 0.21.2 reads those rows in its own forward pass, where ZeRO-3 has gathered nothing
         message = "is given, and ZeRO-3 shards embeddings, so single rows cannot be trained"
         raise SpecError(problem("Conflict", request.unsharded, message, "use stage 2, or leave it out"))
+    if request.compiled and (request.stage == 3 or request.offload_parameters):
+        message = "is true, and ZeRO-3 gathers weights between the operations of a layer, which breaks compiled code up"
+        raise SpecError(problem("Conflict", "spec.training.torch_compile", message, "use stage 2, or leave it out"))
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states only in stage 1 or more"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
@@ -157,7 +162,7 @@ def _stages(request: Request) -> tuple[int, ...]:
         return (request.stage,)
     if request.offload_parameters:
         return (3,)
-    return STAGES[:2] if request.method is MethodType.QLORA or request.unsharded else STAGES
+    return STAGES[:2] if request.method is MethodType.QLORA or request.unsharded or request.compiled else STAGES
 
 
 def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:
