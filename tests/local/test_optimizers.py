@@ -88,10 +88,34 @@ def check(kind: Kind, method: MethodType, stage: int, bench: Bench, model: Path,
     return whole
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL], ids=str)
+def test_a_run_with_8_bit_states_is_exact_after_a_resume_and_the_same_on_one_rank(
+    bench: Bench, llama: Path, tmp_path: Path
+) -> None:
+    [kind] = [one for one in KINDS if one.name == "lion_8bit"]
+    check(kind, MethodType.LORA, 2, bench, llama, tmp_path)
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_x(kind: Kind, method: MethodType, stage: int, bench: Bench, llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_optimizer_is_exact_after_a_resume_and_the_same_on_one_rank(
+    kind: Kind, method: MethodType, stage: int, bench: Bench, llama: Path, tmp_path: Path
+) -> None:
     if OPTIMIZERS[kind.name].whole and stage:
-        pytest.skip("needs whole tensors")
+        pytest.skip("the plan gives it stage 0")
     check(kind, method, stage, bench, llama, tmp_path)
+
+
+def test_weight_decay_leaves_biases_and_norms_alone(bench: Bench, llama: Path, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", Task.CAUSAL_LM)
+    after = {}
+    for decay in (0.0, 1.0):
+        given = {"weight_decay": decay}
+        once = {"world": 1, "max_steps": 1, "warmup_steps": 0, "training": given, "checkpoint_every_steps": 1}
+        plan = planned(Kind("adamw_torch"), MethodType.FULL, 2, **once)
+        run = bench.run(plan, llama, data, tmp_path / str(decay))
+        assert set(run.exit_codes) == {ExitCode.OK}, run.logs
+        after[decay] = weights(tmp_path / str(decay), 1)
+    for name, tensor in after[0.0].items():
+        assert torch.equal(tensor, after[1.0][name]) == ("norm" in name), name

@@ -1,4 +1,4 @@
-"""Cases: optimizers, kernels and compiled layers that only CUDA can prove. On a CPU those that run there are rehearsed."""
+"""Cases: optimizers, kernels and compiled layers that only CUDA can prove; a CPU rehearses those that it can run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +51,8 @@ def with_optimizer(name: str) -> Callable[[Plan], Plan]:
 
     def change(plan: Plan) -> Plan:
         rate = plan.schedule.learning_rate * (spec.rate or 1)
-        half = {kind: True for kind in ("bf16",) if plan.engine.training.get(kind)}
-        config = deepspeed_config(2, None, half, optimizer=optimizer_block(chosen, rate, SMALL["hidden_size"]))
+        block = optimizer_block(chosen, rate, SMALL["hidden_size"])
+        config = deepspeed_config(2, None, plan.engine.training, optimizer=block)
         return revised(plan, deepspeed=config, optimizer=chosen.planned, learning_rate=rate)
 
     return change
