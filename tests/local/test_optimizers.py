@@ -15,7 +15,9 @@ from finetune_api.optimizers import OPTIMIZERS
 from finetune_api.plan import Plan
 from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_block
 from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer
+from tests.local.command import Job
 from tests.local.harness import Bench, Run, make_plan, write_dataset
+from tests.local.test_run import write_csv
 from tests.support.plans import revised
 
 HIDDEN = 64
@@ -119,3 +121,17 @@ def test_weight_decay_leaves_biases_and_norms_alone(bench: Bench, llama: Path, t
         after[decay] = weights(tmp_path / str(decay), 1)
     for name, tensor in after[0.0].items():
         assert torch.equal(tensor, after[1.0][name]) == ("norm" in name), name
+
+
+def test_a_job_trains_with_the_optimizer_and_the_noise_that_it_names(bert: Path, tmp_path: Path) -> None:
+    spec = {
+        "model": {"uri": f"file://{bert}"},
+        "dataset": {"train": f"file://{write_csv(tmp_path / 'train.csv', 64)}"},
+        "method": {"type": "lora", "lora": {"r": 4}},
+        "training": {"optim": "adamw_8bit", "neftune_noise_alpha": 5.0, "max_steps": 3, "weight_decay": 0.01},
+        "storage": {"uri": f"file://{tmp_path / 'storage'}"},
+    }
+    job = Job(tmp_path, spec)
+    assert job.run() == ExitCode.OK, job.output
+    assert "two moments of 8 bits, 2.031 bytes a trained parameter" in " ".join(job.output.split()), job.output
+    assert (job.artifact(tmp_path / "adapter") / "adapter_model.safetensors").exists()

@@ -95,9 +95,12 @@ def test_an_architecture_without_kernels_of_liger_is_named() -> None:
 
 def test_an_image_without_a_compiler_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.delenv("CXX", raising=False)
+    for name in ("CXX", "CC"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(SpecError, match=r"g\+\+ when training starts, and this image has none"):
         check_kernels(job(training={"torch_compile": True}), "cpu", "llama")
+    with pytest.raises(SpecError, match="Triton compiles with gcc or clang"):
+        check_kernels(job(training={"use_liger_kernel": True}), "gpu", "llama")
     check_kernels(job(training={"torch_compile": True, "torch_compile_backend": "eager"}), "cpu", "llama")
 
 

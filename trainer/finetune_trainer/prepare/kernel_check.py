@@ -14,6 +14,7 @@ from finetune_trainer.prepare.plan.choice_log import problem
 BACKENDS = ("inductor", "aot_eager", "eager")
 MODES = ("default", "max-autotune-no-cudagraphs")
 CAPTURING = ("reduce-overhead", "max-autotune")
+CXX, CC = ("CXX", "g++"), ("CC", "gcc", "clang")  # of inductor on a CPU, and of Triton
 LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 
 
@@ -52,11 +53,22 @@ def _compiled(given: Mapping[str, Any], device: str) -> Iterator[Problem]:
     if given.get("optim") == "muon":
         message = "is true, and optim is muon, which this version runs without compilation of anything"
         yield problem("Conflict", "spec.training.torch_compile", message, "leave one of the two out")
-    names = (os.environ.get("CXX") or "g++",) if device == "cpu" else (os.environ.get("CC") or "gcc", "clang")
-    if backend == BACKENDS[0] and not any(shutil.which(name) for name in names):
-        message = f"is true: inductor compiles with {' or '.join(names)} when training starts, and this image has none"
+    if backend == BACKENDS[0]:
+        yield from _compiler("torch_compile", "inductor", CXX if device == "cpu" else CC)
+
+
+def _compiler(name: str, user: str, usual: tuple[str, ...]) -> Iterator[Problem]:
+    """Yield a problem if none of some compilers is installed.
+
+    Args:
+        usual: the variable that names a compiler, and the names that are tried without it.
+    """
+    variable, *names = usual
+    tried = [os.environ[variable]] if os.environ.get(variable) else names
+    if not any(shutil.which(one) for one in tried):
+        message = f"is true: {user} compiles with {' or '.join(tried)} when training starts, and this image has none"
         cure = "leave it out, or use an image with a compiler"
-        yield problem("NotInstalled", "spec.training.torch_compile", message, cure)
+        yield problem("NotInstalled", f"spec.training.{name}", message, cure)
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> Problem:
@@ -79,6 +91,7 @@ def _liger(given: Mapping[str, Any], device: str, model_type: str) -> Iterator[P
         message = "is true, and the package liger-kernel is not installed here"
         yield problem("NotInstalled", field, message, "leave it out, or use an image with liger-kernel")
     else:
+        yield from _compiler("use_liger_kernel", "Triton", CC)
         yield from _liger_names(field, config, model_type)
 
 

@@ -55,7 +55,7 @@ def optimizer_choice(job: FineTuneJob, log: ChoiceLog, machine: Machine) -> Chos
     Raises:
         SpecError: the machine, the image or another field excludes it, or an argument is not one of its own.
     """
-    given, config = log.given, job.spec.deepspeed.config
+    given = log.given
     name = given.get("optim", DEFAULT)
     spec = OPTIMIZERS[name]
     problems = [*_excluded(job, log, machine, spec), *_unread(given, spec)]
@@ -66,7 +66,7 @@ def optimizer_choice(job: FineTuneJob, log: ChoiceLog, machine: Machine) -> Chos
     if "optim" in given:
         size = state_bytes(name, arguments)
         log.note(FIELD, name, f"given: {spec.states}, {size:.4g} bytes a trained parameter", True)
-    grouped = bool(given.get("weight_decay")) and (config is None or "optimizer" not in config)
+    grouped = bool(given.get("weight_decay")) and job.spec.deepspeed.config is None
     return ChosenOptimizer(name, _adam(given, spec) | arguments, grouped)
 
 
