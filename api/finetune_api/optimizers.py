@@ -41,7 +41,9 @@ class OptimizerSpec:
         rate_source: where that factor is from.
         package: what has to be installed; empty = nothing beside torch and transformers.
         cuda: why it needs a GPU; empty = it runs on CPU too.
-        whole: why it needs stage 0; empty = every stage.
+        whole: why it needs stage 0; empty = it does not.
+        sharded: why it needs stage 1, 2 or 3; empty = it does not.
+        scheduler: the one schedule of its learning rate, beside a constant one; empty = every schedule.
         offloads: whether its states may lie in the node's memory beside a GPU.
         deepspeed: its type in DeepSpeed's configuration; empty = the worker makes it.
     """
@@ -58,6 +60,8 @@ class OptimizerSpec:
     package: str = ""
     cuda: str = ""
     whole: str = ""
+    sharded: str = ""
+    scheduler: str = ""
     offloads: bool = False
     deepspeed: str = ""
 
@@ -151,6 +155,16 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
         rate_source="AdamW's rate: the same division by the root mean square of the gradient",
         offloads=True,
     ),
+    "schedule_free_adamw": OptimizerSpec(
+        "schedule-free AdamW",
+        8,
+        "averaged weights and one moment",
+        (3, 3),
+        ADAM,
+        rate_source="AdamW's rate, the least of the 1 to 10 times that its authors recommend (arXiv 2405.15682)",
+        sharded="evaluation takes the averaged weights from DeepSpeed's float32 copies, which stage 0 lacks",
+        scheduler="constant_with_warmup",
+    ),
     "muon": OptimizerSpec(
         "Muon",
         8,
@@ -192,11 +206,8 @@ REFUSED: Mapping[str, tuple[str, str]] = {
         ("grokadamw", "stable_adamw", "adamw_anyprecision"), ("it needs a package that the image lacks", _ADAMW)
     ),
     **dict.fromkeys(
-        ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"),
-        (
-            "its weights for evaluation differ from those in training, and DeepSpeed keeps copies of the latter",
-            "use adamw_torch with lr_scheduler_type constant_with_warmup",
-        ),
+        ("schedule_free_radam", "schedule_free_sgd"),
+        ("its package is not in the image", "use schedule_free_adamw"),
     ),
     **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused"), ("it needs other accelerators than GPUs", _ADAMW)),
     **dict.fromkeys(

@@ -13,6 +13,7 @@ from transformers import Adafactor
 
 from finetune_api.plan import Plan
 from finetune_trainer.worker.compat import uncover_bitsandbytes
+from finetune_trainer.worker.schedule_free import ScheduleFreeAdamW
 
 MUON = "Muon"
 Made = type[torch.optim.Optimizer]
@@ -57,6 +58,7 @@ MAKERS: Mapping[str, Maker] = {
     "paged_lion_32bit": _quantized("Lion", 32, paged=True),
     "paged_lion_8bit": _quantized("Lion", 8, paged=True),
     "adafactor": Maker(lambda: Adafactor, {"scale_parameter": False, "relative_step": False}),
+    "schedule_free_adamw": Maker(lambda: ScheduleFreeAdamW, {}),
     "sgd": Maker(lambda: torch.optim.SGD, {}),
     "rmsprop": Maker(lambda: torch.optim.RMSprop, {}),
 }

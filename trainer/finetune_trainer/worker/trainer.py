@@ -20,6 +20,7 @@ from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
+from finetune_trainer.worker.schedule_free import averaged
 
 
 class FineTuneTrainer(HookedTrainer):
@@ -118,7 +119,7 @@ class FineTuneTrainer(HookedTrainer):
         step = self.state.global_step
         self._reporter.phase("eval", step)
         engine = Engine(self.model, self.model_wrapped, self.head, self.to_device, self.args.device)
-        with not_compiled():
+        with not_compiled(), averaged(self.model_wrapped):
             metrics = self._evaluator(engine, step)
         if metrics is None:  # interrupted by a stop: only the checkpoint is due
             self.control.should_evaluate = False

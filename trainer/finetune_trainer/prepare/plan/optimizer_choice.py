@@ -95,6 +95,11 @@ def _excluded(job: FineTuneJob, log: ChoiceLog, machine: Machine, spec: Optimize
     if spec.package and importlib.util.find_spec(spec.package) is None:
         message = f"is {name}, and the package {spec.package} is not installed here"
         yield problem("NotInstalled", FIELD, message, f"use {DEFAULT}, or an image with {spec.package}")
+    schedule = log.given.get("lr_scheduler_type", spec.scheduler)
+    if spec.scheduler and schedule not in (spec.scheduler, "constant"):
+        message = f"is {schedule}, and {name} averages the weights of all steps in place of a decaying rate"
+        cure = f"leave it out, or set it to {spec.scheduler}"
+        yield problem("Conflict", "spec.training.lr_scheduler_type", message, cure)
     if spec.rate is None and "learning_rate" not in log.given:
         message = f"is missing: an update of {name} is as large as its gradient, so no rate fits every model"
         yield problem("NeedsOther", "spec.training.learning_rate", message, "set it, such as 0.01, or use adamw_torch")

@@ -107,6 +107,10 @@ def _check_optimizer(request: Request) -> None:
         message = f"is {name}, which needs ZeRO stage 0: {spec.whole}"
         cure = "set spec.deepspeed.stage to 0 and offload nothing, or use adamw_bnb_8bit"
         raise SpecError(problem("NeedsOther", "spec.training.optim", message, cure))
+    if spec.sharded and request.stage == 0:
+        message = f"is {name}, which needs ZeRO stage 1, 2 or 3: {spec.sharded}"
+        cure = "set spec.deepspeed.stage to 1, 2 or 3, or leave it out"
+        raise SpecError(problem("NeedsOther", "spec.training.optim", message, cure))
     if not spec.offloads and request.offload_optimizer:
         message = f"is cpu, and our tests have not run {name} on states in the node's memory"
         cure = "set it to none, or spec.training.optim to adamw_torch"
