@@ -104,6 +104,13 @@ def test_an_image_without_a_compiler_cannot_compile(monkeypatch: pytest.MonkeyPa
     check_kernels(job(training={"torch_compile": True, "torch_compile_backend": "eager"}), "cpu", "llama")
 
 
+def test_an_image_without_the_package_of_an_optimizer_cannot_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SpecError, match="lion_8bit, and the package bitsandbytes is not installed"):
+        check_kernels(job(training={"optim": "lion_8bit"}), "cpu", "llama")
+    check_kernels(job(training={"optim": "rmsprop"}), "cpu", "llama")
+
+
 def test_what_can_run_is_accepted() -> None:
     check_kernels(job(training={"torch_compile": False, "use_liger_kernel": False}), "cpu", "bert")
     given = {"use_liger_kernel": True, "liger_kernel_config": {"rope": False, "fused_linear_cross_entropy": False}}

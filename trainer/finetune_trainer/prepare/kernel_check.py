@@ -1,4 +1,4 @@
-"""Kernels that a job asks for, checked before data is read: torch.compile and Liger. The plan chooses neither."""
+"""Kernels that a job asks for, checked before data is read: of its optimizer, torch.compile and Liger."""
 
 import difflib
 import importlib.util
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from finetune_api.errors import Problem, SpecError
+from finetune_api.optimizers import DEFAULT, OPTIMIZERS
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import problem
 
@@ -29,9 +30,17 @@ def check_kernels(job: FineTuneJob, device: Literal["cpu", "gpu"], model_type: s
         SpecError: all that is wrong.
     """
     given = job.spec.training.given()
-    problems = [*_compiled(given, device), *_liger(given, device, model_type)]
+    problems = [*_stepped(given), *_compiled(given, device), *_liger(given, device, model_type)]
     if problems:
         raise SpecError(problems)
+
+
+def _stepped(given: Mapping[str, Any]) -> Iterator[Problem]:
+    name = given.get("optim", DEFAULT)
+    package = OPTIMIZERS[name].package
+    if package and importlib.util.find_spec(package) is None:
+        message = f"is {name}, and the package {package} is not installed here"
+        yield problem("NotInstalled", "spec.training.optim", message, f"use {DEFAULT}, or an image with {package}")
 
 
 def _compiled(given: Mapping[str, Any], device: str) -> Iterator[Problem]:

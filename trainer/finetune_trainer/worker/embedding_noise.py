@@ -47,7 +47,7 @@ class EmbeddingNoise:
         self._alpha = alpha
         self._seed = seed
         self._spans: tuple[Span, ...] = ()
-        embeddings(model).register_forward_hook(self._add)
+        input_embedding(model).register_forward_hook(self._add)
 
     def arm(self, batch: Mapping[str, Any], step: int) -> None:
         """Add noise in the next forward pass. Call it while the batch is on the host, so that no device waits."""
@@ -82,7 +82,7 @@ def noise_of(plan: Plan, model: Any) -> EmbeddingNoise | None:
     return None if alpha is None else EmbeddingNoise(model, alpha, plan.schedule.seed)
 
 
-def embeddings(model: Any) -> torch.nn.Module:
+def input_embedding(model: Any) -> torch.nn.Module:
     """Return the layer that embeds the tokens of a row; that of the encoder, if there is one."""
     config = getattr(model, "config", None)
     reader = model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model

@@ -1,7 +1,6 @@
 """The optimizer of a run, with its arguments, checked against machine, stage and method before data is read. Pure."""
 
 import difflib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,9 +91,6 @@ def _excluded(job: FineTuneJob, log: ChoiceLog, machine: Machine, spec: Optimize
         same = name.removeprefix("paged_").replace("adamw_8bit", "adamw_bnb_8bit").replace("adamw_32bit", DEFAULT)
         message = f"is {name}, and this run has no GPU: {spec.cuda}"
         yield problem("NotOnCPU", FIELD, message, f"use {same}, or ask for GPUs")
-    if spec.package and importlib.util.find_spec(spec.package) is None:
-        message = f"is {name}, and the package {spec.package} is not installed here"
-        yield problem("NotInstalled", FIELD, message, f"use {DEFAULT}, or an image with {spec.package}")
     schedule = log.given.get("lr_scheduler_type", spec.scheduler)
     if spec.scheduler and schedule not in (spec.scheduler, "constant"):
         message = f"is {schedule}, and {name} averages the weights of all steps in place of a decaying rate"
