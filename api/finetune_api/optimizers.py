@@ -182,10 +182,11 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
 
 _PROJECTS = "it projects the gradients of whole matrices, and ZeRO gives an optimizer flat shares of them"
 _STEPS_EARLY = "it steps weights within the backward pass, before DeepSpeed has reduced their gradients"
-_SMALL = "use adamw_bnb_8bit or lion_8bit, or spec.method.type lora"
-_EIGHT = "use adamw_bnb_8bit"
-_ADAMW = "use adamw_torch"
+_SMALL = "adamw_bnb_8bit or lion_8bit, or spec.method.type lora"
+_EIGHT = "adamw_bnb_8bit"
+_ADAMW = "adamw_torch"
 
+# Names of transformers that do not work here: the reason, and what to use.
 REFUSED: Mapping[str, tuple[str, str]] = {
     **dict.fromkeys(
         (
@@ -207,7 +208,7 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(
         ("schedule_free_radam", "schedule_free_sgd"),
-        ("its package is not in the image", "use schedule_free_adamw"),
+        ("its package is not in the image", "schedule_free_adamw"),
     ),
     **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused"), ("it needs other accelerators than GPUs", _ADAMW)),
     **dict.fromkeys(
@@ -215,11 +216,11 @@ REFUSED: Mapping[str, tuple[str, str]] = {
         ("its slow momentum averages 10,000 steps (arXiv 2409.03137), more than a fine-tuning run has", _ADAMW),
     ),
     **dict.fromkeys(
-        ("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), ("it is not tested", "use rmsprop or lion_8bit")
+        ("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"), ("it is not tested", "rmsprop or lion_8bit")
     ),
-    "adagrad": ("DeepSpeed 0.19 cannot resume it under ZeRO-3", "use rmsprop or adamw_torch"),
+    "adagrad": ("DeepSpeed 0.19 cannot resume it under ZeRO-3", "rmsprop or adamw_torch"),
     "adamw_hf": ("transformers has removed it", _ADAMW),
-    "adamw_apex_fused": ("it needs NVIDIA's apex, which the image lacks", "use adamw_torch_fused"),
+    "adamw_apex_fused": ("it needs NVIDIA's apex, which the image lacks", "adamw_torch_fused"),
 }
 
 

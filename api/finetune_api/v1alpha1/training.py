@@ -52,8 +52,8 @@ def _known_optimizer(name: str) -> str:
     if name in OPTIMIZERS:
         return name
     if name in REFUSED:
-        reason, cure = REFUSED[name]
-        raise broken("NotSupportedYet", f"is {shown(name)}, which is not supported: {reason}", cure)
+        reason, instead = REFUSED[name]
+        raise broken("NotSupportedYet", f"is {shown(name)}, which is not supported: {reason}", f"use {instead}")
     near = difflib.get_close_matches(name.lower().replace("-", "_"), OPTIMIZERS, n=1, cutoff=0.5)
     cure = f"did you mean {near[0]}?" if near else "use adamw_torch"
     raise broken("InvalidValue", f"is {shown(name)}; must be one of {', '.join(OPTIMIZERS)}", cure)

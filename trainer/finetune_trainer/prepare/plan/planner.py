@@ -175,8 +175,9 @@ def _length(setting: Setting, workload: Workload, log: ChoiceLog) -> int:
 def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
     """Return what transformers and DeepSpeed get for a layout and a learning rate."""
     load, given = layout.load, setting.given
-    extra = {**setting.precision, **({"activation_checkpointing": True} if load.recomputed else {})}
     kernels = kernels_of(given, not spec_of(setting.task).labelled)
+    recomputed = {"activation_checkpointing": True} if load.recomputed else {}
+    extra = {**setting.precision, **recomputed, **kernels.training}
     return PlannedEngine(
         deepspeed=deepspeed_config(
             load.zero_stage,
@@ -186,7 +187,7 @@ def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
             load.offload_parameters,
             optimizer=optimizer_block(setting.optimizer, rate, load.architecture.hidden),
         ),
-        training={name: value for name, value in given.items() if name not in PLANNED} | extra | kernels.training,
+        training={name: value for name, value in given.items() if name not in PLANNED} | extra,
         loss_head=kernels.loss_head or ("chunked" if load.chunked else "labelled"),
         report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
         optimizer=setting.optimizer.planned,
