@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.zero import GatheredParameters
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from deepspeed.utils import safe_get_full_fp32_param
 
 
 class ScheduleFreeAdamW(torch.optim.Optimizer):
@@ -71,23 +71,38 @@ def averaged(engine: Any) -> Iterator[None]:
         engine: DeepSpeed's engine, with ZeRO 1 to 3.
     """
     optimizer = engine.basic_optimizer
-    if not isinstance(optimizer, ScheduleFreeAdamW) or not optimizer.state:
+    if not isinstance(optimizer, ScheduleFreeAdamW):
         yield
         return
-    beta = optimizer.param_groups[0]["betas"][0]
-    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        current = safe_get_full_fp32_param(parameter)
-        _put(parameter, current.lerp_(safe_get_full_optimizer_state(parameter, "z"), 1 - 1 / beta))
+    with _shares_of_x(optimizer):
+        _refresh(engine.module)
     yield
-    for parameter in trained:
-        _put(parameter, safe_get_full_fp32_param(parameter))
+    _refresh(engine.module)
+
+
+@contextmanager
+def _shares_of_x(optimizer: ScheduleFreeAdamW) -> Iterator[None]:
+    """Let the float32 shares hold x in place of y; then the same bits of y again."""
+    beta = optimizer.param_groups[0]["betas"][0]
+    # The keys of the states are the shares themselves. DeepSpeed makes empty states before a share's first step.
+    shares = {share: share.detach().clone() for share, state in optimizer.state.items() if "z" in state}
+    with torch.no_grad():
+        for share in shares:
+            share.lerp_(optimizer.state[share]["z"], 1 - 1 / beta)
+        yield
+        for share, held in shares.items():
+            share.copy_(held)
 
 
 @torch.no_grad()
-def _put(parameter: torch.Tensor, value: torch.Tensor) -> None:
-    if not hasattr(parameter, "ds_id"):
-        parameter.copy_(value)
-        return
-    with GatheredParameters([parameter], modifier_rank=0):
-        parameter.copy_(value)
+def _refresh(model: torch.nn.Module) -> None:
+    """Set each trained weight of the model from the float32 shares of all ranks."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        value = safe_get_full_fp32_param(parameter)
+        if hasattr(parameter, "ds_id"):
+            with GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(value)
+        else:
+            parameter.copy_(value)
