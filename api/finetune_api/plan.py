@@ -17,6 +17,11 @@ def _is_absent(part: Message | None) -> bool:
     return part is None
 
 
+def _is_none(value: object) -> bool:
+    """Return whether a field that older versions do not know is empty: it is then left out, and they can read on."""
+    return value is None
+
+
 class Choice(Message):
     """One value of the plan and its reason. `origin` says whether the user or a rule chose it."""
 
@@ -126,6 +131,29 @@ class PlannedSchedule(Message):
     keep_last: int
 
 
+class PlannedOptimizer(Message):
+    """The optimizer, if it is not the AdamW of DeepSpeed's configuration.
+
+    Attributes:
+        name: as in `spec.training.optim`.
+        arguments: what its class gets beside learning rate and weight decay.
+    """
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class PlannedCompilation(Message):
+    """How torch.compile compiles the layers of the model.
+
+    Attributes:
+        mode: of the backend inductor.
+    """
+
+    backend: str = "inductor"
+    mode: str = "default"
+
+
 class PlannedEngine(Message):
     """Settings for transformers and DeepSpeed.
 
@@ -134,12 +162,18 @@ class PlannedEngine(Message):
         training: additional TrainingArguments, names and values unchanged.
         loss_head: how logits become a loss: for all trained tokens at once, in chunks, or with a fused CUDA kernel.
         report_to: trackers by their names in transformers, in addition to `tensorboard`.
+        compilation: of the layers of the model; None = they run as they are written.
+        neftune_noise_alpha: amount of noise on embeddings in training; None = no noise.
+        optimizer: None = that of the DeepSpeed configuration; without one there, the AdamW of transformers.
     """
 
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     loss_head: Literal["labelled", "chunked", "liger"] = "labelled"
     report_to: tuple[str, ...] = ()
+    optimizer: PlannedOptimizer | None = Field(default=None, exclude_if=_is_none)
+    compilation: PlannedCompilation | None = Field(default=None, exclude_if=_is_none)
+    neftune_noise_alpha: float | None = Field(default=None, exclude_if=_is_none)
 
 
 class PlannedAnswers(Message):

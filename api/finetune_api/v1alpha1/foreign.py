@@ -262,7 +262,7 @@ _EIGHT_BITS = "8-bit weights are not supported; spec.method.type qlora trains ad
 _DEVICES = "DeepSpeed places the weights; see spec.deepspeed"
 _LORA_PLUS = "one learning rate applies to the whole adapter"
 _ROTARY = "the position embeddings of the model are not changed"
-_GALORE = "the optimizer is the AdamW of DeepSpeed"
+_OPTIMIZER = "spec.training.optim names the optimizer; one that projects gradients cannot run on the shares of ZeRO"
 _SAMPLING = "evaluation generates answers by greedy decoding; see spec.evaluation"
 _MESSAGES = "the chat template determines roles and tools; see spec.dataset.chatTemplate"
 _MIXTURES = "the model computes its own loss"
@@ -324,7 +324,7 @@ NO_COUNTERPART: dict[str, str] = {
     **dict.fromkeys(("rope_scaling", "rope_theta", "overrides_of_model_config"), _ROTARY),
     **dict.fromkeys(
         ("use_galore", "galore_rank", "use_badam", "use_apollo", "use_adam_mini", "use_muon", "lr_quadratic_warmup"),
-        _GALORE,
+        _OPTIMIZER,
     ),
     **dict.fromkeys(("do_sample", "temperature", "top_p", "top_k", "num_beams", "eval_num_beams"), _SAMPLING),
     **dict.fromkeys(

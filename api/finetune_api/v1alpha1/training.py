@@ -3,10 +3,12 @@
 `library_names.py` lists the names that the libraries have and these models lack.
 """
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from finetune_api.optimizers import OPTIMIZERS, REFUSED
 from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported, WithoutEffect, marker_of
 from finetune_api.v1alpha1.spec_base import (
     FlagOrWord,
@@ -18,10 +20,11 @@ from finetune_api.v1alpha1.spec_base import (
     Word,
     Words,
     Words256,
+    broken,
+    shown,
 )
 
-_KERNELS = "the worker runs the kernels of the model"
-_OPTIMIZER = "the optimizer is the AdamW of DeepSpeed"
+_PROJECTED = "optimizers that project gradients need whole matrices, and ZeRO gives an optimizer flat shares of them"
 _EVALUATED = "evaluations run every eval_steps steps and at the end"
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -42,6 +45,18 @@ Scheduler = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+
+
+def _known_optimizer(name: str) -> str:
+    """Return the name of an optimizer that exists and works here."""
+    if name in OPTIMIZERS:
+        return name
+    if name in REFUSED:
+        reason, instead = REFUSED[name]
+        raise broken("NotSupportedYet", f"is {shown(name)}, which is not supported: {reason}", f"use {instead}")
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), OPTIMIZERS, n=1, cutoff=0.5)
+    cure = f"did you mean {near[0]}?" if near else "use adamw_torch"
+    raise broken("InvalidValue", f"is {shown(name)}; must be one of {', '.join(OPTIMIZERS)}", cure)
 
 
 class TrainingSpec(Verbatim):
@@ -68,7 +83,7 @@ class TrainingSpec(Verbatim):
     warmup_steps: Annotated[StepsOrRatio | None, Supported(), KeepsData()] = None
     """Steps until the learning rate reaches its peak; a value below 1 is a ratio of all steps."""
     weight_decay: Annotated[Fraction | None, Supported(), KeepsData()] = None
-    """Weight decay of AdamW; does not apply to biases and norms."""
+    """Weight decay of the optimizer; does not apply to biases and norms."""
     adam_beta1: Annotated[BelowOne | None, Supported(), KeepsData()] = None
     """Decay of the first moment of Adam."""
     adam_beta2: Annotated[BelowOne | None, Supported(), KeepsData()] = None
@@ -77,20 +92,18 @@ class TrainingSpec(Verbatim):
     """Epsilon of Adam."""
     max_grad_norm: Annotated[Annotated[float, Field(ge=0, le=1_000_000)] | None, Supported(), KeepsData()] = None
     """Norm to which gradients are clipped; 0 = no clipping."""
-    optim: Annotated[Word | None, Later(_OPTIMIZER, harmless=("adamw_torch", "adamw_torch_fused")), KeepsData()] = None
-    """Optimizer, by its name in transformers."""
-    optim_args: Annotated[Text | None, Later(_OPTIMIZER), KeepsData()] = None
-    """Additional arguments of the optimizer."""
-    optim_target_modules: Annotated[Words | None, Later(_OPTIMIZER), KeepsData()] = None
+    optim: Annotated[Annotated[Word, AfterValidator(_known_optimizer)] | None, Supported(), KeepsData()] = None
+    """Optimizer, by its name in transformers, such as adamw_torch, adamw_bnb_8bit, lion_32bit, adafactor or muon."""
+    optim_args: Annotated[Text | None, Supported(), KeepsData()] = None
+    """Additional arguments of the optimizer, such as momentum=0.9,nesterov=true."""
+    optim_target_modules: Annotated[Words | None, Later(_PROJECTED), KeepsData()] = None
     """Modules to which optimizers that project gradients apply."""
     label_smoothing_factor: Annotated[
         BelowOne | None, Later("the model computes its own loss", harmless=(0, 0.0)), KeepsData()
     ] = None
     """Amount of label smoothing."""
-    neftune_noise_alpha: Annotated[
-        Annotated[float, Field(gt=0, le=1000)] | None, Later("no noise is added to embeddings"), KeepsData()
-    ] = None
-    """Amount of noise on embeddings (NEFTune)."""
+    neftune_noise_alpha: Annotated[Annotated[float, Field(gt=0, le=1000)] | None, Supported(), KeepsData()] = None
+    """Amount of noise on embeddings in training (NEFTune), such as 5."""
     average_tokens_across_devices: Annotated[
         bool | None, Later("losses are always weighted by tokens", harmless=(True,)), KeepsData()
     ] = None
@@ -113,16 +126,16 @@ class TrainingSpec(Verbatim):
     """Old name of activation_checkpointing."""
     gradient_checkpointing_kwargs: Annotated[FreeObject | None, Supported(), KeepsData()] = None
     """Old name of activation_checkpointing_kwargs."""
-    torch_compile: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
-    """Compile the model with torch.compile."""
-    torch_compile_backend: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
-    """Backend of torch.compile."""
-    torch_compile_mode: Annotated[Word | None, Later(_KERNELS), KeepsData()] = None
-    """Mode of torch.compile."""
-    use_liger_kernel: Annotated[bool | None, Later(_KERNELS, harmless=(False,)), KeepsData()] = None
-    """Use the Liger kernels."""
-    liger_kernel_config: Annotated[FreeObject | None, Later(_KERNELS), KeepsData()] = None
-    """Which Liger kernels to use."""
+    torch_compile: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Compile the layers of the model with torch.compile; requires a compiler in the image."""
+    torch_compile_backend: Annotated[Word | None, Supported(), KeepsData()] = None
+    """Backend of torch.compile: inductor, aot_eager or eager."""
+    torch_compile_mode: Annotated[Word | None, Supported(), KeepsData()] = None
+    """Mode of the backend inductor: default or max-autotune-no-cudagraphs."""
+    use_liger_kernel: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Use the Liger kernels; requires a GPU."""
+    liger_kernel_config: Annotated[FreeObject | None, Supported(), KeepsData()] = None
+    """Which Liger kernels to use, such as {rope: false}; requires use_liger_kernel."""
     torch_empty_cache_steps: Annotated[Count | None, Supported(), KeepsData()] = None
     """Steps after which PyTorch releases cached GPU memory."""
     logging_steps: Annotated[StepsOrRatio | None, WithoutEffect("every step is reported"), KeepsData()] = None

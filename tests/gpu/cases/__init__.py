@@ -1,7 +1,7 @@
 """The cases of the GPU check, in their order of worth: a machine may be taken away at any moment."""
 
 from tests.gpu.case import Case
-from tests.gpu.cases import end_to_end, exactness, limits, memory, speed
+from tests.gpu.cases import end_to_end, exactness, limits, memory, optimizers, speed
 
 
 def chosen(only: str, *, tiny: bool) -> list[Case]:
@@ -20,6 +20,7 @@ def chosen(only: str, *, tiny: bool) -> list[Case]:
         limits.OUT_OF_MEMORY,
         *layouts[:6],
         *speed.CASES,
+        *optimizers.CASES,
         *layouts[6:],
     ]
     return [case for case in cases if any(text in case.name for text in only.split(","))]

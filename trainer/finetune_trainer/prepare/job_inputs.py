@@ -13,6 +13,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.families import positions_of, resolve_task
 from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.deepspeed_config import check_config
+from finetune_trainer.prepare.kernel_check import check_kernels
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of
@@ -91,6 +92,7 @@ def _decided(
     hint = hint_of(environ)
     machine = machine_of(job, hint)
     check_config(job, machine.device, machine.world_size)
+    check_kernels(job, machine.device, str(config.get("model_type") or ""))
     limit = planner.length_limit(job, task, positions_of(config))
     return adapter, setting_of(job, task, machine, limit, hint, adapter.start if adapter else None)
 

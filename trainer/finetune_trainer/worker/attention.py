@@ -46,7 +46,8 @@ def takes_flat_batches(config: PretrainedConfig) -> bool:
 
 def use_segmented(model: Any) -> None:
     """Set `segmented_attention` as the attention of a model."""
-    AttentionInterface.register(NAME, segmented_attention)
+    # Its calls differ from batch to batch: torch.compile would compile it for every one.
+    AttentionInterface.register(NAME, torch.compiler.disable(segmented_attention))  # type: ignore[no-untyped-call]
     AttentionMaskInterface.register(NAME, segmented_mask)
     model.set_attn_implementation(NAME)
 

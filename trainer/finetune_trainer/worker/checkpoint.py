@@ -17,6 +17,7 @@ from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.compat import HookedTrainer
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.saving import save_weights
+from finetune_trainer.worker.schedule_free import averaged
 
 
 class Saver(Protocol):
@@ -65,7 +66,8 @@ class DeepSpeedSaver:
         folder = Path(self._order.checkpoints) / checkpoint_name(step, self._order.generation)
         folder.mkdir(parents=True, exist_ok=True)
         # Every node saves its shards (`save_on_each_node`), but only one rank the weights.
-        save_weights(trainer.model, trainer.model_wrapped, folder, writes=trainer.args.process_index == 0)
+        with averaged(trainer.model_wrapped):
+            save_weights(trainer.model, trainer.model_wrapped, folder, writes=trainer.args.process_index == 0)
         trainer.save_engine_state(folder)
         if trainer.args.should_save:
             trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))

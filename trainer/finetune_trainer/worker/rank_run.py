@@ -15,11 +15,14 @@ from finetune_trainer.worker.agreement import StopAgreement
 from finetune_trainer.worker.arguments import training_arguments, weight_dtype
 from finetune_trainer.worker.arrow_rows import load_split
 from finetune_trainer.worker.batches.masking import EVALUATED
+from finetune_trainer.worker.compiled_layers import compile_layers
+from finetune_trainer.worker.embedding_noise import noise_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
 from finetune_trainer.worker.models.load import load_model, load_padding_tokenizer
 from finetune_trainer.worker.models.new_token_rows import new_ids
+from finetune_trainer.worker.optimizer_classes import optimizer_of
 from finetune_trainer.worker.rendezvous import join
 from finetune_trainer.worker.reports.cadence import Cadence, Reports
 from finetune_trainer.worker.reports.diverged import loss_alone
@@ -65,6 +68,8 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
     further = {name: one.to(args.device).eval().requires_grad_(False) for name, one in further.items()}
     batching = task.batching(model, int(tokenizer.pad_token_id))
     data = samples_in_order(order, task, batching)
+    if plan.engine.compilation is not None:
+        compile_layers(model, plan.engine.compilation)
     agreement, evaluator = StopAgreement(), None
     if plan.dataset.eval:
         eval_rows = task.viewed(load_split(order, "eval"), EVALUATED)
@@ -87,8 +92,10 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         data=data,
         evaluator=evaluator,
         meter=meter,
+        noise=noise_of(plan, model),
         train_dataset=task.viewed(data, plan.schedule.seed),
         data_collator=batching.collate,
+        optimizer_cls_and_kwargs=optimizer_of(plan),
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )
     owed.evaluate, owed.save = trainer.evaluate, trainer.save_checkpoint

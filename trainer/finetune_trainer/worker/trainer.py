@@ -11,6 +11,8 @@ from finetune_api.errors import FailureCategory, Problem, RunError
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.checkpoint import saver_of
 from finetune_trainer.worker.compat import HookedTrainer, skip_zero_grad
+from finetune_trainer.worker.compiled_layers import not_compiled
+from finetune_trainer.worker.embedding_noise import EmbeddingNoise
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
 from finetune_trainer.worker.losses.head import Head
 from finetune_trainer.worker.reports.cadence import quality
@@ -18,6 +20,7 @@ from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
+from finetune_trainer.worker.schedule_free import averaged
 
 
 class FineTuneTrainer(HookedTrainer):
@@ -34,6 +37,7 @@ class FineTuneTrainer(HookedTrainer):
         data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
         evaluator: scores the eval split; None without one.
         meter: times the steps; None = a new one.
+        noise: on the embeddings in training; None = no noise.
         model, args, train_dataset, data_collator, callbacks: as for `Trainer`.
 
     Attributes:
@@ -54,6 +58,7 @@ class FineTuneTrainer(HookedTrainer):
         data: VirtualDataset,
         evaluator: Evaluator | None = None,
         meter: Meter | None = None,
+        noise: EmbeddingNoise | None = None,
         **parts: Any,
     ):
         self.head = head
@@ -61,6 +66,7 @@ class FineTuneTrainer(HookedTrainer):
         self.meter = meter or Meter(order.plan)
         self._data = data
         self._evaluator = evaluator
+        self._noise = noise
         self._saver = saver_of(order, reporter)
         self._reporter = reporter
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -89,7 +95,11 @@ class FineTuneTrainer(HookedTrainer):
         time, which takes a twentieth of a step of small operations."""
         if not model.training:
             model.train()
+        if self._noise:
+            self._noise.arm(inputs, self.state.global_step)
         loss = self.compute_loss(model, self.to_device(inputs), num_items_in_batch=num_items_in_batch)
+        if self._noise:
+            self._noise.disarm()
         # while the device computes; the loader is a batch ahead of the step
         self._data.prepare(self.state.global_step + 3)
         every = self.args.torch_empty_cache_steps
@@ -109,7 +119,8 @@ class FineTuneTrainer(HookedTrainer):
         step = self.state.global_step
         self._reporter.phase("eval", step)
         engine = Engine(self.model, self.model_wrapped, self.head, self.to_device, self.args.device)
-        metrics = self._evaluator(engine, step)
+        with not_compiled(), averaged(self.model_wrapped):
+            metrics = self._evaluator(engine, step)
         if metrics is None:  # interrupted by a stop: only the checkpoint is due
             self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True

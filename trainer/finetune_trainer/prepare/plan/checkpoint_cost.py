@@ -8,8 +8,9 @@ order approximation to the optimum checkpoint interval), refined by Daly 2006. F
 import math
 
 from finetune_api.messages import DatasetFacts, ModelFacts
-from finetune_trainer.prepare.plan.memory import OPTIMIZER_BYTES
 
+MASTER = 4  # bytes of the float32 copy of a weight
+ADAM = 8  # bytes of Adam's two moments
 NODE_MTBF = 54 * 86400 * (16384 / 8) / 419  # seconds: a node of 8 GPUs fails every 264 days
 LOCAL_DISK = 1e9  # bytes a second that a node writes
 UPLOAD_BANDWIDTH = 50_000_000  # bytes a second that any node's way to its object storage should reach
@@ -21,13 +22,16 @@ ROW_BYTES = 24  # offsets and validity of a row's columns
 TOKEN_BYTES = 8  # input_ids and labels
 
 
-def checkpoint_bytes(trained: int, weight_bytes: int, nodes: int, zero_stage: int) -> int:
+def checkpoint_bytes(trained: int, weight_bytes: int, nodes: int, zero_stage: int, state_bytes: float = ADAM) -> int:
     """Return bytes of the largest node's part, node 0's.
 
     It holds the trained weights in Hugging Face's and in DeepSpeed's layout, and the optimizer states, which ZeRO
     shards over the nodes.
+
+    Args:
+        state_bytes: of the optimizer per trained parameter, without the float32 copy of the weights.
     """
-    return 2 * trained * weight_bytes + trained * OPTIMIZER_BYTES // (nodes if zero_stage else 1)
+    return 2 * trained * weight_bytes + int(trained * (MASTER + state_bytes) // (nodes if zero_stage else 1))
 
 
 def stop_uploads(dataset: DatasetFacts) -> int:

@@ -56,7 +56,8 @@ class Draft:
     def checkpoint_bytes(self) -> int:
         """Bytes of the largest node's part of a checkpoint."""
         load = self.layout.load
-        return checkpoint_bytes(load.trained, load.architecture.weight_bytes, self.machine.nodes, load.zero_stage)
+        width, states = load.architecture.weight_bytes, load.optimizer.state_bytes
+        return checkpoint_bytes(load.trained, width, self.machine.nodes, load.zero_stage, states)
 
     def at_pace(self, pace: Pace | None) -> "Draft":
         """Return the draft with the speed that was measured on this machine; GPUs keep their own."""

@@ -20,7 +20,6 @@ from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.memory_reasons import Name, reasons
 from finetune_trainer.prepare.plan.rank_load import Load
 
-OPTIMIZER_BYTES = 12  # per trained parameter: float32 master copy and Adam's two moments
 FULL = 4  # bytes of a float32
 NF4_BYTES = (
     0.5 + 0.127 / 8
@@ -153,8 +152,9 @@ def _optimizer(load: Load) -> float:
 
 
 def _step(load: Load, held: float, bucket: float) -> _Moment:
-    """Return the copies of torch's AdamW: two of its tensors on a CPU, one on a GPU, where it steps whole lists."""
-    copies = FULL * (2 if load.device == "cpu" else 1)
+    """Return the copies that the optimizer makes: torch's AdamW two of its tensors on a CPU, one on a GPU, where it
+    steps whole lists."""
+    copies = FULL * load.optimizer.spec.copies[0 if load.device == "cpu" else 1]
     if load.on_host:
         return _Moment(held, 0, 0, 0, bucket)
     if load.zero_stage == 0:
@@ -240,7 +240,7 @@ def _host(load: Load) -> list[Component]:
     share = load.trained / load.world_size
     parts = [Component(Name.PROCESS, 4 * GIB, "interpreter, libraries and CUDA's host side")]
     if load.offload_optimizer:
-        size = share * (OPTIMIZER_BYTES + FULL + load.architecture.weight_bytes + 2 * FULL)
+        size = share * (load.master_bytes + FULL + load.architecture.weight_bytes + 2 * FULL)
         why = "master copy, moments, float32 gradients, a copy in the type of the weights and two of the step"
         parts.append(Component(Name.OPTIMIZER, math.ceil(size), why))
     if load.offload_parameters:

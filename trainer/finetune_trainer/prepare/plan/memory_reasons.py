@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from finetune_api.messages import MethodType
+from finetune_api.optimizers import DEFAULT
 from finetune_trainer.model.counts import in_words
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.rank_load import Load
@@ -76,9 +77,10 @@ def _why_optimizer(load: Load, temporaries: float) -> str:
     if load.on_host:
         return "in the node's memory"
     master = load.master_bytes
-    what = "Adam's two moments" if master < 12 else "a float32 copy and Adam's two moments"
+    states = "Adam's two moments" if load.optimizer.name == DEFAULT else load.optimizer.spec.states
+    what = f"a float32 copy and {states}" if load.copied else states
     more = f", and {temporaries / GIB:.2f} GiB of temporaries in the step" if temporaries else ""
-    return f"{in_words(load.trained)} trained parameters of {master} bytes ({what}){_over(load, 1)}{more}"
+    return f"{in_words(load.trained)} trained parameters of {master:.4g} bytes ({what}){_over(load, 1)}{more}"
 
 
 def _why_activations(load: Load, moment: str) -> str:

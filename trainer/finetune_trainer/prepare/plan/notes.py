@@ -5,6 +5,7 @@ from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
+from finetune_trainer.prepare.plan.rank_load import Load
 
 
 def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
@@ -13,7 +14,7 @@ def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
     log.note(
         "spec.deepspeed.stage",
         load.zero_stage,
-        "given" if request.stage is not None else _why_stage(load.zero_stage, machine.world_size),
+        "given" if request.stage is not None else _why_stage(load, machine.world_size),
         request.stage is not None,
     )
     kept = f"{memory.bytes / GIB:.3g} of {machine.memory_bytes / GIB:.4g} GiB a {machine.unit} ({machine.source})"
@@ -48,12 +49,22 @@ def note_layout(log: ChoiceLog, request: Request, layout: RankLayout) -> None:
             log.note(f"spec.deepspeed.offload.{name}", "cpu" if chosen else "none", reason, stated is not None)
 
 
-def _why_stage(stage: int, world: int) -> str:
+def _why_stage(load: Load, world: int) -> str:
+    stage = load.zero_stage
+    if stage == 0:
+        return f"nothing is sharded: {load.optimizer.name} needs whole tensors"
     if stage == 3:
         return f"shards weights, gradients and optimizer states over {world} ranks: no much faster layout fits"
     if stage == 1:
         return "shards optimizer states; gradients are reduced once a step, not after every micro-batch"
     return "shards gradients and optimizer states"
+
+
+def note_noise(log: ChoiceLog) -> None:
+    """Note the noise on embeddings, if there is any."""
+    if (alpha := log.given.get("neftune_noise_alpha")) is not None:
+        reason = "given; uniform noise up to alpha / sqrt(tokens x width) of a document, in training only (NEFTune)"
+        log.note("spec.training.neftune_noise_alpha", alpha, reason, True)
 
 
 def note_saving(draft: Draft, log: ChoiceLog) -> None:

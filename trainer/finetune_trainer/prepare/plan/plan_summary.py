@@ -3,9 +3,16 @@
 from typing import Any
 
 from finetune_api.messages import Message
+from finetune_api.optimizers import state_bytes
 from finetune_api.plan import Choice, Plan
 from finetune_api.results import PlanSummary
-from finetune_trainer.prepare.plan.checkpoint_cost import checkpoint_bytes, grace_seconds, scratch_bytes, stop_uploads
+from finetune_trainer.prepare.plan.checkpoint_cost import (
+    ADAM,
+    checkpoint_bytes,
+    grace_seconds,
+    scratch_bytes,
+    stop_uploads,
+)
 
 
 def summary(plan: Plan) -> PlanSummary:
@@ -40,9 +47,9 @@ def _shared(part: Message) -> dict[str, Any]:
 def planned_checkpoint_bytes(plan: Plan) -> int:
     """Return the bytes of the largest node's part of a checkpoint."""
     weight = 2 if plan.engine.training.get("bf16") or plan.engine.training.get("fp16") else 4
-    return checkpoint_bytes(
-        plan.prediction.trained or plan.model.parameters, weight, plan.layout.nodes, plan.layout.zero_stage
-    )
+    trained, layout, optimizer = plan.prediction.trained or plan.model.parameters, plan.layout, plan.engine.optimizer
+    states = state_bytes(optimizer.name, optimizer.arguments) if optimizer else ADAM
+    return checkpoint_bytes(trained, weight, layout.nodes, layout.zero_stage, states)
 
 
 def choice_sentence(choice: Choice) -> str:

@@ -10,13 +10,14 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.batch import global_batch
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.draft import Draft, Workload
-from finetune_trainer.prepare.plan.engine import deepspeed_config
+from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_block
 from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
 from finetune_trainer.prepare.plan.given_config import sharding
+from finetune_trainer.prepare.plan.kernels import kernels_of, note_kernels
 from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
-from finetune_trainer.prepare.plan.notes import note_layout, note_saving
+from finetune_trainer.prepare.plan.notes import note_layout, note_noise, note_saving
 from finetune_trainer.prepare.plan.planned_loss import passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
@@ -34,6 +35,7 @@ PLANNED = frozenset(
         "num_train_epochs",
         "max_steps",
         "learning_rate",
+        "liger_kernel_config",
         "lr_scheduler_type",
         "warmup_steps",
         "seed",
@@ -45,7 +47,14 @@ PLANNED = frozenset(
         "early_stopping_patience",
         "early_stopping_threshold",
         "mlm_probability",
+        "neftune_noise_alpha",
+        "optim",
+        "optim_args",
         "report_to",
+        "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
+        "use_liger_kernel",
     }
 )
 
@@ -98,6 +107,8 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     log, timed = ChoiceLog(setting.given, list(draft.choices)), draft.at_pace(pace)
     rhythm = rhythm_of(draft, timed, log)
     note_saving(draft, log)
+    note_noise(log)
+    note_kernels(log)
     evaluation = evaluation_of(draft, rhythm, log)
     preference = preference_of(setting, workload.dataset, log)
     schedule = schedule_of(draft, rhythm, log)
@@ -110,7 +121,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
         max_length=draft.request.tokens,
         layout=draft.layout.planned(draft.request),
         schedule=schedule,
-        engine=_engine(setting, draft.layout),
+        engine=_engine(setting, draft.layout, schedule.learning_rate),
         evaluation=evaluation,
         prediction=prediction_of(timed, rhythm, evaluation.answers),
         lora=dict(setting.lora),
@@ -151,6 +162,8 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         unsharded=unsharded(job, setting.task, setting.lora),
         sequences=sequences,
         beside=passes_beside(setting, dataset),
+        optimizer=setting.optimizer,
+        compiled=bool(given.get("torch_compile")),
     )
 
 
@@ -165,10 +178,12 @@ def _length(setting: Setting, workload: Workload, log: ChoiceLog) -> int:
     return log.settle("spec.dataset.maxLength", rule, reason, setting.job.spec.dataset.max_length)
 
 
-def _engine(setting: Setting, layout: RankLayout) -> PlannedEngine:
-    """Return what transformers and DeepSpeed get for a layout."""
+def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
+    """Return what transformers and DeepSpeed get for a layout and a learning rate."""
     load, given = layout.load, setting.given
-    extra = {**setting.precision, **({"activation_checkpointing": True} if load.recomputed else {})}
+    kernels = kernels_of(given, not spec_of(setting.task).labelled)
+    recomputed = {"activation_checkpointing": True} if load.recomputed else {}
+    extra = {**setting.precision, **recomputed, **kernels.training}
     return PlannedEngine(
         deepspeed=deepspeed_config(
             load.zero_stage,
@@ -176,10 +191,14 @@ def _engine(setting: Setting, layout: RankLayout) -> PlannedEngine:
             extra,
             load.offload_optimizer,
             load.offload_parameters,
+            optimizer=optimizer_block(setting.optimizer, rate, load.architecture.hidden),
         ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
-        loss_head="chunked" if load.chunked else "labelled",
+        loss_head=kernels.loss_head or ("chunked" if load.chunked else "labelled"),
         report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
+        optimizer=setting.optimizer.planned,
+        compilation=kernels.compilation,
+        neftune_noise_alpha=given.get("neftune_noise_alpha"),
     )
 
 

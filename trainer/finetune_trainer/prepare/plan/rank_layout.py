@@ -12,7 +12,8 @@ from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.choice_log import problem
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import CHUNK, EVALUATED, Memory, predict
-from finetune_trainer.prepare.plan.rank_load import Load
+from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer
+from finetune_trainer.prepare.plan.rank_load import ADAMW, Load
 from finetune_trainer.prepare.plan.speed import Speed, step_speed
 
 LARGEST_MICRO_BATCH = 16  # beyond it padding costs more than the larger matrices gain
@@ -34,6 +35,8 @@ class Request:
         sequences: of a row: 2 for a pair of completions.
         beside: forward passes without gradients beside each pass that trains.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
+        optimizer: how gradients become updates.
+        compiled: whether torch.compile compiles the layers.
     """
 
     architecture: Architecture
@@ -55,6 +58,8 @@ class Request:
     unsharded: str = ""
     sequences: int = 1
     beside: int = 0
+    optimizer: ChosenOptimizer = ADAMW
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,29 @@ def check_combination(request: Request) -> None:
         # PEFT 0.21.2 reads those rows in its own forward pass, where ZeRO-3 has gathered nothing
         message = "is given, and ZeRO-3 shards embeddings, so single rows cannot be trained"
         raise SpecError(problem("Conflict", request.unsharded, message, "use stage 2, or leave it out"))
+    if request.compiled and (request.stage == 3 or request.offload_parameters):
+        message = "is true, and ZeRO-3 gathers weights between the operations of a layer, which breaks compiled code up"
+        raise SpecError(problem("Conflict", "spec.training.torch_compile", message, "use stage 2, or leave it out"))
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states only in stage 1 or more"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
+    _check_optimizer(request)
+
+
+def _check_optimizer(request: Request) -> None:
+    name, spec = request.optimizer.name, request.optimizer.spec
+    if spec.whole and (request.stage or request.offload_optimizer or request.offload_parameters):
+        message = f"is {name}, which needs ZeRO stage 0: {spec.whole}"
+        cure = "set spec.deepspeed.stage to 0 and offload nothing, or use adamw_bnb_8bit"
+        raise SpecError(problem("NeedsOther", "spec.training.optim", message, cure))
+    if spec.sharded and request.stage == 0:
+        message = f"is {name}, which needs ZeRO stage 1, 2 or 3: {spec.sharded}"
+        cure = "set spec.deepspeed.stage to 1, 2 or 3, or leave it out"
+        raise SpecError(problem("NeedsOther", "spec.training.optim", message, cure))
+    if not spec.offloads and request.offload_optimizer:
+        message = f"is cpu, and our tests have not run {name} on states in the node's memory"
+        cure = "set it to none, or spec.training.optim to adamw_torch"
+        raise SpecError(problem("Conflict", "spec.deepspeed.offload.optimizer", message, cure))
 
 
 def best(request: Request) -> RankLayout | None:
@@ -133,6 +158,7 @@ def layouts(request: Request) -> Iterator[RankLayout]:
                         converted=request.converted,
                         sequences=request.sequences,
                         beside=request.beside,
+                        optimizer=request.optimizer,
                     )
                     heads = (load, replace(load, chunked=True)) if load.logits_bytes > CHUNK else (load,)
                     for one in heads:
@@ -140,16 +166,19 @@ def layouts(request: Request) -> Iterator[RankLayout]:
 
 
 def _stages(request: Request) -> tuple[int, ...]:
+    if request.optimizer.spec.whole:
+        return (0,)
     if request.stage is not None:
         return (request.stage,)
     if request.offload_parameters:
         return (3,)
-    return STAGES[:2] if request.method is MethodType.QLORA or request.unsharded else STAGES
+    return STAGES[:2] if request.method is MethodType.QLORA or request.unsharded or request.compiled else STAGES
 
 
 def _offloads(request: Request, stage: int) -> Iterator[tuple[bool, bool]]:
     """Yield whether optimizer and parameters move to the node's memory; only where the job states that memory."""
-    free = request.machine.device == "gpu" and request.machine.host_bytes > 0
+    memory = request.machine.device == "gpu" and request.machine.host_bytes > 0
+    free = memory and request.optimizer.spec.offloads
     for optimizer in _choices(request.offload_optimizer, free and stage > 0):
         for parameters in _choices(request.offload_parameters, free and stage == 3 and optimizer):
             yield optimizer, parameters

@@ -5,6 +5,10 @@ from typing import Literal
 
 from finetune_api.messages import MethodType
 from finetune_trainer.prepare.plan.architecture import Architecture, Kept
+from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer
+
+MASTER = 4  # bytes of a float32 copy of a weight
+ADAMW = ChosenOptimizer()
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Load:
         converted: whether the model's files hold its weights in another type than the run's.
         sequences: of a row, each of `tokens`: 2 for a pair of completions.
         beside: forward passes without gradients beside each pass that trains.
+        optimizer: how gradients become updates.
     """
 
     architecture: Architecture
@@ -39,6 +44,7 @@ class Load:
     converted: bool = False
     sequences: int = 1
     beside: int = 0
+    optimizer: ChosenOptimizer = ADAMW
 
     @property
     def logits_bytes(self) -> int:
@@ -74,7 +80,12 @@ class Load:
         return self.offload_optimizer and self.device == "gpu"
 
     @property
-    def master_bytes(self) -> int:
-        """Bytes of the optimizer per trained parameter: Adam's two moments, and a float32 copy of the weights, unless
-        they are float32 themselves and not sharded."""
-        return 8 if self.zero_stage == 0 and self.architecture.weight_bytes == 4 else 12
+    def copied(self) -> bool:
+        """Whether DeepSpeed keeps a float32 copy of the weights: not if they are float32 themselves and not sharded."""
+        return self.zero_stage > 0 or self.architecture.weight_bytes < MASTER
+
+    @property
+    def master_bytes(self) -> float:
+        """Bytes of the optimizer per trained parameter: its states, and a float32 copy of the weights, if there is
+        one."""
+        return self.optimizer.state_bytes + (MASTER if self.copied else 0)

@@ -14,6 +14,7 @@ from finetune_trainer.model.learning_rates import Size
 from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_seconds
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
+from finetune_trainer.prepare.plan.optimizer_choice import rated
 from finetune_trainer.prepare.plan.planned_loss import loss_of
 from finetune_trainer.prepare.plan.rates import learning_rate
 
@@ -70,13 +71,17 @@ def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule
     size = Size(model.parameters, draft.workload.architecture.hidden)
     loss = loss_of(draft.setting, draft.workload.dataset)
     rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows, loss)
-    scheduler, keep_last = spec_of(task).scheduler, draft.spec.checkpoint.keep_last
+    rate, reason = rated(draft.setting.optimizer, rate, reason)
+    scheduler, why = str(spec_of(task).scheduler.value), spec_of(task).scheduler.source
+    if own := draft.setting.optimizer.spec.scheduler:
+        scheduler, why = own, f"{draft.setting.optimizer.spec.title} averages the weights in place of a decaying rate"
+    keep_last = draft.spec.checkpoint.keep_last
     return PlannedSchedule(
         epochs=rhythm.epochs,
         max_steps=rhythm.steps,
         learning_rate=log.take("learning_rate", rate, reason),
         warmup_steps=rhythm.warmup,
-        lr_scheduler_type=log.take("lr_scheduler_type", str(scheduler.value), scheduler.source),
+        lr_scheduler_type=log.take("lr_scheduler_type", scheduler, why),
         eval_every_steps=rhythm.eval_every,
         checkpoint_every_steps=rhythm.save_every,
         keep_last=log.settle("spec.checkpoint.keepLast", KEEP_LAST, "beside the best one", keep_last),

@@ -13,6 +13,7 @@ from finetune_trainer.prepare.plan.given_config import given_values
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.lora import SavedAdapter, check_quantizable, lora_of, note_method, other_methods
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Machine
+from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer, optimizer_choice
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Setting:
         precision: the run's number type, as TrainingArguments name it; empty for float32.
         lora: LoraConfig names and values; empty for full fine-tuning.
         start: the adapter that training starts from; None = a new one.
+        optimizer: how gradients become updates.
         smaller_methods: methods that need less memory and that the job could use without any other change.
         here: this machine, where the job runs on it; None in a cluster.
         choices: the values above that the plan reports, each with its reason.
@@ -38,6 +40,7 @@ class Setting:
     precision: Mapping[str, Any]
     lora: Mapping[str, Any]
     start: SavedAdapter | None
+    optimizer: ChosenOptimizer
     smaller_methods: tuple[MethodType, ...]
     here: Here | None
     choices: tuple[Choice, ...]
@@ -75,6 +78,7 @@ def setting_of(
     log = ChoiceLog(given_values(job))
     note_machine(log, machine, job.spec.gpu_type)
     number_type = precision(log, machine)
+    optimizer = optimizer_choice(job, log, machine)
     check_quantizable(job, machine, hint)
     lora = lora_of(job, log, task, start)
     note_method(job, log)
@@ -87,6 +91,7 @@ def setting_of(
         precision=number_type,
         lora=lora,
         start=start,
+        optimizer=optimizer,
         smaller_methods=other_methods(job, machine, hint),
         here=hint.here,
         choices=tuple(log.choices),

@@ -34,7 +34,8 @@ HIDDEN = 0.5
 REACHED = 0.85  # of a network's stated rate: NVIDIA/nccl-tests#119 sees 84.8 GB/s on average on 4 x 200 Gbit/s
 HOST_LINK = 20e9  # bytes a second between a GPU and its node's memory: PCIe 4, pinned
 HOST_MEMORY = 20e9  # bytes a second that a process streams through its memory
-ADAM_BYTES = 28  # read and written per trained parameter in a step: gradient, master copy, two moments, weight
+STEPPED_BYTES = 12  # read and written per trained parameter in a step, beside states: gradient, master copy, weight
+ADAM_BYTES = STEPPED_BYTES + 2 * 8  # with two moments
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def step_speed(load: Load, machine: Machine, tokens: float) -> Speed:
     return Speed(
         arithmetic=arithmetic,
         network=_exposed(load, machine, arithmetic),
-        optimizer=0.0 if load.offload_optimizer else _adam(load, machine),
+        optimizer=0.0 if load.offload_optimizer else _optimizer(load, machine),
         offload=_offload(load),
         overhead=machine.pace.step if machine.gpu is None else 0.0,
     )
@@ -136,9 +137,14 @@ def _exposed(load: Load, machine: Machine, arithmetic: float) -> float:
     return seconds - min(HIDDEN * seconds, arithmetic) if load.zero_stage == 3 and machine.gpu else seconds
 
 
-def _adam(load: Load, machine: Machine) -> float:
+def _stepped_bytes(load: Load) -> float:
+    """Return bytes that a step of the optimizer moves per trained parameter: states are read and written."""
+    return STEPPED_BYTES + 2 * load.optimizer.state_bytes
+
+
+def _optimizer(load: Load, machine: Machine) -> float:
     share = load.trained / (load.world_size if load.zero_stage else 1)
-    return share * ADAM_BYTES / (machine.gpu.bandwidth * 1e9 if machine.gpu else machine.pace.memory)
+    return share * _stepped_bytes(load) / (machine.gpu.bandwidth * 1e9 if machine.gpu else machine.pace.memory)
 
 
 def _offload(load: Load) -> float:
@@ -146,7 +152,7 @@ def _offload(load: Load) -> float:
     width = load.architecture.weight_bytes
     if load.offload_optimizer:
         share = load.trained / load.world_size
-        seconds += share * width * (load.accumulation + 1) / HOST_LINK + share * ADAM_BYTES / HOST_MEMORY
+        seconds += share * width * (load.accumulation + 1) / HOST_LINK + share * _stepped_bytes(load) / HOST_MEMORY
     if load.offload_parameters:
         passes = 3 if load.recomputed else 2
         seconds += load.accumulation * passes * load.parameters / load.world_size * width / HOST_LINK

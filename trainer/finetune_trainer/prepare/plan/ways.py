@@ -101,7 +101,7 @@ def _ways(request: Request) -> Iterator[str]:
 def _offloaded(request: Request) -> str | None:
     """Return the offload to the node's memory that would fit, with the memory that the job must state."""
     machine = request.machine
-    if machine.device == "cpu":
+    if machine.device == "cpu" or not request.optimizer.spec.offloads:
         return None
     for parameters in (request.offload_parameters or False, True):
         offloaded = replace(request, offload_optimizer=True, offload_parameters=parameters)
