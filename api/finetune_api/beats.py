@@ -152,6 +152,7 @@ class GangPhase(StrEnum):
     STARTING = "starting"  # nodes are missing, and the gang has not run yet
     RECOVERING = "recovering"  # a new generation is on its way
     LOAD = "load"  # workers load the model
+    REFERENCE = "reference"  # workers compute the log-probabilities of a reference model
     TRAIN = "train"
     EVAL = "eval"
     SAVE = "save"

@@ -23,8 +23,8 @@ from finetune_trainer.worker.evaluation.scores import Scores
 from finetune_trainer.worker.losses.head import Batch, Head
 from finetune_trainer.worker.losses.objectives import objective_of
 from finetune_trainer.worker.losses.output_layer import OutputLayer
-from finetune_trainer.worker.losses.preference import PairHead, PreferenceHead, SingleHead
-from finetune_trainer.worker.losses.reference import FILE, Needed, Passes, ReferenceValues
+from finetune_trainer.worker.losses.preference_head import PairHead, PreferenceHead, SingleHead
+from finetune_trainer.worker.losses.reference_values import FILE, Needed, Passes, ReferenceValues
 from finetune_trainer.worker.models.dropout import switch_off
 from finetune_trainer.worker.sampling import Dealt, VirtualDataset
 from finetune_trainer.worker.tasks.worker_task import (

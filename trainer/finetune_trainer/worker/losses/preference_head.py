@@ -1,7 +1,7 @@
 """The loss of a batch of preference rows: log-probabilities of completions, those of the reference, an objective.
 
 The reference is the model before training. With a new adapter that is the model with its adapter switched off: one more
-forward pass, and no second model. Otherwise its log-probabilities come with the rows (`losses.reference`).
+forward pass, and no second model. Otherwise its log-probabilities come with the rows (`losses.reference_values`).
 """
 
 from abc import ABC, abstractmethod
