@@ -49,12 +49,16 @@ def single_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, how it is trained, and the layouts that must agree: world, ZeRO stage, accumulation."""
+    """A loss, how it is trained, and the layouts that must agree: world, ZeRO stage, accumulation.
+
+    `recomputed`: the ZeRO stage at which activations are computed again.
+    """
 
     loss: PreferenceLoss
     method: MethodType
     layouts: tuple[tuple[int, int, int], ...]
     head: str = "labelled"
+    recomputed: int = -1
 
     def __str__(self) -> str:
         return f"{self.loss}-{self.method}"
@@ -65,6 +69,8 @@ class Case:
         values = {"max_steps": 6, "checkpoint_every_steps": 6, "lora": ADAPTER, "preference": preference, **changes}
         if self.method is MethodType.FULL:
             values.pop("lora")
+        if stage == self.recomputed:
+            values["training"] = {"activation_checkpointing": True}
         return make_plan(
             Task.PREFERENCE,
             self.method,
@@ -78,7 +84,7 @@ class Case:
 
 ALL = ((1, 0, 1), (1, 1, 4), (2, 2, 4), (2, 3, 1))
 CASES = (
-    Case(PreferenceLoss.SIGMOID, MethodType.LORA, ((1, 1, 4), (2, 2, 1), (2, 3, 2))),
+    Case(PreferenceLoss.SIGMOID, MethodType.LORA, ((1, 1, 4), (2, 2, 1), (2, 3, 2)), recomputed=3),
     Case(PreferenceLoss.KTO, MethodType.FULL, ((1, 1, 1), (2, 3, 2)), head="chunked"),
     Case(PreferenceLoss.ORPO, MethodType.FULL, ((1, 1, 1), (2, 2, 4))),
     *(
@@ -178,7 +184,7 @@ def test_a_resumed_run_without_the_stored_values_computes_them_with_the_starting
     plan = CACHED.plan(1, 2, 1, max_steps=8, checkpoint_every_steps=4)
     whole = bench.run(plan, llama, pair_data, tmp_path / "whole")
     halfway = tmp_path / "whole" / "node-{rank}" / checkpoint_name(4, 1)
-    (tmp_path / "whole" / "node-0" / checkpoint_name(4, 1) / "reference.npz").write_bytes(b"of another program")
+    (tmp_path / "whole" / "node-0" / checkpoint_name(4, 1) / "reference.npz").write_bytes(b"PK\x03\x04 cut short")
     resumed = bench.run(plan, llama, pair_data, tmp_path / "resumed", resume=halfway, generation=2)
     assert set(resumed.exit_codes) == {ExitCode.OK}, resumed.logs
     assert computed(resumed)

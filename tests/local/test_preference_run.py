@@ -61,7 +61,7 @@ def test_answers_that_begin_with_a_given_word_are_preferred_after_a_run(llama: P
             "model": {"uri": f"file://{llama}"},
             "dataset": {"train": f"file://{data}", "eval": {"split": 0.25}},
             "method": {"type": "lora", "lora": {"r": 8}},
-            "nodes": 2,
+            "nodes": 1,
             "training": {
                 "learning_rate": 0.01,
                 "max_steps": 40,

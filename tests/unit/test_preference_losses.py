@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from finetune_trainer.worker.batches.completions import PairBatches, SingleBatch
 from finetune_trainer.worker.batches.flat import FlatTokens
 from finetune_trainer.worker.batches.padded import PaddedTokens
 from finetune_trainer.worker.batches.preference_rows import lenders
-from finetune_trainer.worker.losses import output_layer
+from finetune_trainer.worker.losses import output_layer, reference_values
 from finetune_trainer.worker.tasks import task_of
-from tests.local.harness import make_plan
+from tests.local.harness import make_plan, orders
 from tests.support.models import make_llama
 from tests.support.preferences import FUSED, PAD, pair_row, pairs, plan_of, single_rows, trl_loss
 
@@ -140,8 +141,9 @@ def test_smoothed_labels_mix_the_losses_of_both_orders(models: Models) -> None:
 def test_with_an_adapter_the_reference_is_the_model_without_it(models: Models) -> None:
     plan = plan_of(PreferenceLoss.SIGMOID, reference="adapter-off")
     base = copy.deepcopy(models.reference)
-    options = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.5, "use_dora": True}
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"], **options))
+    options: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "lora_dropout": 0.5, "use_dora": True}
+    beside: dict[str, Any] = {"modules_to_save": ["lm_head"], "trainable_token_indices": {"embed_tokens": [5, 6, 7]}}
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options, **beside))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:
@@ -159,6 +161,55 @@ def test_with_an_adapter_the_reference_is_the_model_without_it(models: Models) -
     assert set(gradients(model, summed.total)) == trained
     again = head(model, batch)
     assert torch.equal(again.facts, summed.facts), "without dropout a batch has one loss"
+
+
+class Counted:
+    """Rows of one token each; a pass over them returns their token twice."""
+
+    def __init__(self, fails_after: int = 1000) -> None:
+        self.lengths = np.ones(40, np.int32)
+        self.passes = 0
+        self._fails_after = fails_after
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+    def values(self, batch: list[int]) -> torch.Tensor:
+        self.passes += 1
+        if self.passes > self._fails_after:
+            raise KeyboardInterrupt
+        return torch.tensor([[float(number), -float(number)] for number in batch])
+
+
+def test_reference_values_that_are_computed_are_not_computed_again_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference_values, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(reference_values, "BLOCK_BATCHES", 2)
+    plan = make_plan(Task.PREFERENCE, MethodType.FULL, world=1, preference=plan_of(PreferenceLoss.SIGMOID))
+    [order] = orders(plan, tmp_path, tmp_path, tmp_path / "work")
+
+    def filled(rows: Counted, given: Any = plan) -> reference_values.ReferenceValues:
+        values = reference_values.ReferenceValues(given)
+        values.needed["train"] = reference_values.Needed.of(rows, range(0, 40, 2))
+        values.fill(order, lambda: reference_values.Passes(rows.values, list, lambda one: one, 4))
+        return values
+
+    with pytest.raises(KeyboardInterrupt):
+        filled(Counted(fails_after=3))
+    again = Counted()
+    found = filled(again).values["train"]
+    assert again.passes == 3, "of five batches in three blocks, the first block was saved"
+    assert found[0:40:2, 0].tolist() == list(range(0, 40, 2))
+    assert np.isnan(found[1::2]).all(), "the run does not read these rows"
+    whole = Counted()
+    filled(whole)
+    assert whole.passes == 0
+    filled(whole, plan.model_copy(update={"max_length": 65}))
+    assert whole.passes == 5, "other data has other values"
 
 
 def test_a_row_borrows_the_completion_of_another_row_of_its_shard() -> None:

@@ -8,10 +8,12 @@ another layout, reads them and trains with the same bits.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,8 @@ from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.evaluation.shares import share_of
 
 FILE = "reference.npz"
+SAVE_SECONDS = 30.0  # between two saves, during the computation
+BLOCK_BATCHES = 16  # batches of a rank in a block; a killed run repeats at most one block and the time between saves
 FORMAT = 1  # of the values; a change of the computation gets another number
 Collate = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 Values = dict[str, npt.NDArray[np.float32]]
@@ -93,27 +97,19 @@ class ReferenceValues:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def fill(self, order: WorkerOrder, passes: Callable[[], Passes]) -> None:
-        """Read the values from this node's disk, from a checkpoint or from another rank; else compute them.
+        """Read the values from this node's disk, from a checkpoint or from another rank; compute what is missing.
 
         All ranks call it, while the engine has the starting weights.
 
         Args:
-            passes: called on all ranks if the values have to be computed.
+            passes: called on all ranks if any value has to be computed.
         """
         places = [kept_at(order), *([Path(order.resume) / FILE] if order.resume else [])]
-        found = next((values for place in places if (values := self._read(place)) is not None), None)
-        held: list[bool] = [found is not None]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            held = [False] * dist.get_world_size()
-            dist.all_gather_object(held, found is not None)
-        if not any(held):
-            found = self._computed(order, passes())
-        elif not all(held):
-            shared = [found]
-            dist.broadcast_object_list(shared, src=held.index(True))
-            found = shared[0]
-        assert found is not None
-        self.values.update(found)
+        stored = [values for place in places if (values := self._read(place)) is not None]
+        best = max([self._empty(), *stored], key=self._known)
+        self.values.update(self._shared(best))
+        if self._known(self.values) < sum(len(one.numbers) for one in self.needed.values()):
+            self._compute(order, passes())
         if order.local_rank == 0:
             self.save(kept_at(order))
 
@@ -133,31 +129,63 @@ class ReferenceValues:
                 if str(arrays["key"]) != self.key:
                     return None
                 return {name: arrays[name] for name in self.needed}
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
 
-    def _computed(self, order: WorkerOrder, passes: Passes) -> Values:
-        return {name: self._of_split(needed, order, passes) for name, needed in self.needed.items()}
+    def _empty(self) -> Values:
+        return {name: np.full((len(one.rows), 2), np.nan, np.float32) for name, one in self.needed.items()}
 
-    def _of_split(self, needed: Needed, order: WorkerOrder, passes: Passes) -> npt.NDArray[np.float32]:
-        numbers = needed.numbers
-        lengths = np.asarray(needed.rows.lengths)[numbers].tolist()
-        share = share_of(lengths, passes.batch_rows, order.rank, order.world_size)
-        own: torch.Tensor | None = None
-        for place, batch in enumerate(share.batches):
-            made = passes.place(passes.collate([needed.rows[int(numbers[one])] for one in batch]))
-            with torch.no_grad():
-                values = passes.values(made)
-            if own is None:
-                own = torch.zeros(len(numbers), 2, device=values.device)
-            if place < share.counted:
-                own[list(batch)] = values
-        assert own is not None
-        if order.world_size > 1:
-            dist.all_reduce(own)  # each row has one value that is not 0: the sum is that value, to the bit
-        whole = np.full((len(needed.rows), 2), np.nan, np.float32)
-        whole[numbers] = own.cpu().numpy()
-        return whole
+    def _known(self, values: Values) -> int:
+        """Return how many rows have values."""
+        return sum(int(np.isfinite(one[:, 0]).sum()) for one in values.values())
+
+    def _shared(self, values: Values) -> Values:
+        """Return the values of the rank that knows most, so that all ranks compute the same rows."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return values
+        known = [0] * dist.get_world_size()
+        dist.all_gather_object(known, self._known(values))
+        if len(set(known)) == 1:
+            return values
+        given = [values]
+        dist.broadcast_object_list(given, src=known.index(max(known)))
+        return given[0]
+
+    def _compute(self, order: WorkerOrder, passes: Passes) -> None:
+        """Compute the missing values, a block of rows at a time, and save them now and then.
+
+        The blocks are the same in every start of a run, so a run that is killed among them ends with the same bits.
+        """
+        saved = time.monotonic()
+        for name, needed in self.needed.items():
+            size = BLOCK_BATCHES * passes.batch_rows * order.world_size
+            for start in range(0, len(needed.numbers), size):
+                numbers = needed.numbers[start : start + size]
+                if np.isnan(self.values[name][numbers, 0]).any():
+                    self.values[name][numbers] = block(needed.rows, numbers, order, passes)
+                if order.local_rank == 0 and time.monotonic() - saved >= SAVE_SECONDS:
+                    self.save(kept_at(order))
+                    saved = time.monotonic()
+
+
+def block(rows: Any, numbers: npt.NDArray[np.int64], order: WorkerOrder, passes: Passes) -> npt.NDArray[np.float32]:
+    """Return the values of some rows, float32 [numbers, 2], of which every rank computes a share."""
+    lengths = np.asarray(rows.lengths)[numbers].tolist()
+    share = share_of(lengths, passes.batch_rows, order.rank, order.world_size)
+    whole: torch.Tensor | None = None
+    for place, batch in enumerate(share.batches):
+        made = passes.place(passes.collate([rows[int(numbers[one])] for one in batch]))
+        with torch.no_grad():
+            values = passes.values(made)
+        if whole is None:
+            whole = torch.zeros(len(numbers), 2, device=values.device)
+        if place < share.counted:
+            whole[list(batch)] = values
+    assert whole is not None
+    if order.world_size > 1:
+        dist.all_reduce(whole)  # one rank has a value that is not 0: the sum is that value, to the bit
+    found: npt.NDArray[np.float32] = whole.cpu().numpy()
+    return found
 
 
 def kept_at(order: WorkerOrder) -> Path:
