@@ -212,9 +212,14 @@ def show(samples: dict[str, list[Sample]]) -> dict[str, float]:
         losses = taken[0].losses
         shown = "  ".join(f"{losses[at]:.5f}" for at in (0, len(losses) // 2, -1))
         line = f"{name:<16}{speed[name]:>9,.0f}{min(rates):>8,.0f}{max(rates):>8,.0f}"
-        line += f"{statistics.median(sample.tokens / sample.cpu_seconds for sample in taken):>10,.0f}"
+        line += f"{per_cpu(taken):>10,.0f}"
         print(f"{line}{len(losses):>7}{taken[0].tokens:>9,}{shown:>40}")
     return speed
+
+
+def per_cpu(taken: list[Sample]) -> float:
+    """Return the median of tokens per processor second, which other load on the machine disturbs little."""
+    return statistics.median(sample.tokens / sample.cpu_seconds for sample in taken)
 
 
 def preference_ratios(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
@@ -226,6 +231,7 @@ def preference_ratios(samples: dict[str, list[Sample]]) -> dict[str, float | Non
         if ours in samples and theirs in samples:
             both = zip(samples[ours][0].losses, samples[theirs][0].losses, strict=True)
             result[f"ratio_trl_{method}"] = round(speed[ours] / speed[theirs], 3)
+            result[f"ratio_trl_{method}_per_cpu_second"] = round(per_cpu(samples[ours]) / per_cpu(samples[theirs]), 3)
             result[f"loss_difference_{method}"] = float(f"{max(abs(one - other) for one, other in both):.2e}")
     return result
 
