@@ -124,8 +124,14 @@ def trl(method: MethodType, given: PairWork, scratch: Path, pipe: int) -> None:
                 line = {"event": "step", "step": state.global_step, "values": {"loss": float(logs["loss"])}}
                 os.write(pipe, (json.dumps(line) + "\n").encode())
 
+    class Tokenised(DPOTrainer):
+        """TRL's trainer for rows that are tokenised, so that it trains the same tokens."""
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
     changes = {"learning_rate": PREFERENCE_RATE, "max_length": LONGEST, "beta": PREFERENCE_LOSSES[LOSS].beta}
-    trainer = DPOTrainer(
+    trainer = Tokenised(
         model=model,
         args=DPOConfig(**settings(scratch, work.steps, **changes)),
         train_dataset=Dataset.from_list(rows),
