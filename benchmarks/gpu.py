@@ -370,6 +370,7 @@ def ours(case: Case, shape: dict[str, Any], folder: Path, clock: Clock) -> None:
         None,  # type: ignore[arg-type]
         parts.model,
         args,
+        task=task_of(parts.order.plan),
         head=task_of(parts.order.plan).loss(parts.model),
         data=parts.data,
         train_dataset=parts.data,

@@ -232,6 +232,7 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
         None,  # type: ignore[arg-type]
         model,
         args,
+        task=task_of(order.plan),
         head=task_of(order.plan).loss(model),
         data=data,
         train_dataset=data,

@@ -9,6 +9,9 @@ Tokens are those of the rows, without padding; the first steps are not timed. A 
 each step has the same losses as ours.
 
     python benchmarks/throughput.py [--rounds 3] [--steps 25] [--only NAME ...]
+
+With `--preference`: DPO beside TRL's DPOTrainer, with LoRA and with all weights (`preference_contenders.py`); 8 pairs a
+step. The seconds of ours with all weights have their share of the pass that computes the reference.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +32,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.chat_rows import VOCABULARY, chat_rows, write_arrow  # noqa: E402
+from benchmarks.chat_rows import VOCABULARY, ChatRow, chat_rows, write_arrow  # noqa: E402
 from benchmarks.contenders import BATCH, CONTENDERS, PEERS, SEED, SHAPE, Work, settings  # noqa: E402
+from benchmarks.preference_contenders import PREFERENCE_CONTENDERS, pair_work  # noqa: E402
 
 ROWS = 2000
 UNTIMED = 2  # steps; the first ones fill caches
 LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "accelerate", "peft", "datasets")
 RECORD = Path(__file__).with_name("throughput.json")
+PREFERENCE_RECORD = Path(__file__).with_name("preference_throughput.json")
+Contenders = Mapping[str, Callable[[Any, Path, int], None]]
 SAME_BATCHES = ("trl_padded", "trainer_padded")
 
 
@@ -59,19 +66,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2, help="1 for a machine that does other things as well")
-    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS), help="some of them; nothing is recorded")
+    parser.add_argument("--only", nargs="*", help="some of them; nothing is recorded")
+    parser.add_argument("--preference", action="store_true", help="DPO in place of supervised fine-tuning")
     options = parser.parse_args()
-    names = options.only or list(CONTENDERS)
+    contenders: Contenders = PREFERENCE_CONTENDERS if options.preference else CONTENDERS
+    names = options.only or list(contenders)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     imports()
     with tempfile.TemporaryDirectory() as name:
-        work = work_of(Path(name), options.steps, options.threads)
+        given = input_of(Path(name), options)
         samples: dict[str, list[Sample]] = {name: [] for name in names}
         for turn in range(options.rounds):
             for contender in names[turn % len(names) :] + names[: turn % len(names)]:
-                samples[contender].append(run(contender, work, Path(name)))
+                samples[contender].append(run(contenders[contender], given, Path(name)))
                 print(f"{contender:<16}{samples[contender][-1].rate:>8,.0f} tokens/s", file=sys.stderr, flush=True)
-    result = report(samples)
+    result = (preference_ratios if options.preference else ratios)(samples)
     if not options.only:
         keep(samples, result, options)
     print(json.dumps(result))
@@ -82,15 +91,15 @@ def imports() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     import datasets
     import trl  # noqa: F401
-    from trl import SFTConfig, SFTTrainer  # noqa: F401
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: F401
 
     import finetune_trainer.worker.rank_run  # noqa: F401
 
     datasets.disable_progress_bars()
 
 
-def work_of(folder: Path, steps: int, threads: int) -> Work:
-    """Return the model, the data set, and the rows in the order of our run."""
+def work_of(folder: Path, steps: int, threads: int) -> tuple[Work, list[ChatRow]]:
+    """Return the model, the data set, and the rows in the order of our run; and all rows."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -107,32 +116,59 @@ def work_of(folder: Path, steps: int, threads: int) -> Work:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
     fast.save_pretrained(folder / "model")
     order = shuffled(ROWS, SEED, 0)[: steps * BATCH]
-    return Work(folder / "model", folder / "data", tokenizer, [rows[row] for row in order], steps, threads)
+    return Work(folder / "model", folder / "data", tokenizer, [rows[row] for row in order], steps, threads), rows
 
 
-def run(contender: str, work: Work, folder: Path) -> Sample:
+@dataclass(frozen=True)
+class Input:
+    """The input of a contender: `given` is what its function takes; tokens of each step, in the order of our run."""
+
+    given: Any
+    tokens: list[int]
+
+
+def input_of(folder: Path, options: argparse.Namespace) -> Input:
+    """Return the input of all contenders."""
+    from finetune_trainer.worker.sampling import shuffled
+
+    work, rows = work_of(folder, options.steps, options.threads)
+    if not options.preference:
+        return Input(work, tokens_of(work))
+    given = pair_work(work, rows, lambda count: shuffled(count, SEED, 0).tolist())
+    return Input(given, given.tokens)
+
+
+def run(contender: Callable[[Any, Path, int], None], given: Input, folder: Path) -> Sample:
     """Run a contender once in a process of its own."""
-    scratch = Path(tempfile.mkdtemp(prefix=contender, dir=folder))
+    scratch = Path(tempfile.mkdtemp(dir=folder))
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(reading)
-        child(contender, work, scratch, writing)
+        child(contender, given.given, scratch, writing)
     os.close(writing)
     losses, arrived, used = [], [], []
+    phases: dict[str, tuple[float, float]] = {}
     with os.fdopen(reading) as lines:
         for line in lines:
             event = json.loads(line)
+            if event["event"] == "phase":
+                phases.setdefault(event["phase"], (time.perf_counter(), cpu_seconds(pid)))
             if event["event"] == "step":
                 arrived.append(time.perf_counter())
                 used.append(cpu_seconds(pid))
                 losses.append(event["values"]["loss"])
     if os.waitpid(pid, 0)[1]:
-        raise SystemExit(f"{contender} failed\n{(scratch / 'log').read_text()[-4000:]}")
+        raise SystemExit(f"a contender failed\n{(scratch / 'log').read_text()[-4000:]}")
     counts = scratch / "tokens.json"
-    tokens = json.loads(counts.read_text()) if counts.exists() else tokens_of(work)
+    tokens = json.loads(counts.read_text()) if counts.exists() else given.tokens
+    timed = sum(tokens[UNTIMED : len(losses)])
     seconds, cpu = (clock[-1] - clock[UNTIMED - 1] for clock in (arrived, used))
-    return Sample(losses, seconds, cpu, sum(tokens[UNTIMED : len(losses)]))
+    if "reference" in phases:  # computed once for all steps
+        share = timed / sum(tokens[: len(losses)])
+        wall, used_up = (end - start for start, end in zip(phases["reference"], phases["train"], strict=True))
+        seconds, cpu = seconds + share * wall, cpu + share * used_up
+    return Sample(losses, seconds, cpu, timed)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -141,14 +177,14 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def child(contender: str, work: Work, scratch: Path, pipe: int) -> None:
+def child(contender: Callable[[Any, Path, int], None], given: Any, scratch: Path, pipe: int) -> None:
     """Run a contender to the end and exit."""
     code = 1
     log = os.open(scratch / "log", os.O_CREAT | os.O_WRONLY)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        CONTENDERS[contender](work, scratch, pipe)
+        contender(given, scratch, pipe)
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)
@@ -166,8 +202,8 @@ def tokens_of(work: Work) -> list[int]:
     return [sum(lengths[at : at + BATCH]) for at in range(0, len(lengths), BATCH)]
 
 
-def report(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
-    """Print a table, and return the ratios of medians."""
+def show(samples: dict[str, list[Sample]]) -> dict[str, float]:
+    """Print a table, and return the medians of the rates."""
     heading = f"{'':<16}{'tokens/s':>9}{'min':>8}{'max':>8}{'per CPU s':>10}{'steps':>7}{'tokens':>9}"
     print(f"{heading}{'loss of the first, middle, last step':>40}")
     speed = {name: statistics.median(sample.rate for sample in taken) for name, taken in samples.items()}
@@ -176,8 +212,33 @@ def report(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
         losses = taken[0].losses
         shown = "  ".join(f"{losses[at]:.5f}" for at in (0, len(losses) // 2, -1))
         line = f"{name:<16}{speed[name]:>9,.0f}{min(rates):>8,.0f}{max(rates):>8,.0f}"
-        line += f"{statistics.median(sample.tokens / sample.cpu_seconds for sample in taken):>10,.0f}"
+        line += f"{per_cpu(taken):>10,.0f}"
         print(f"{line}{len(losses):>7}{taken[0].tokens:>9,}{shown:>40}")
+    return speed
+
+
+def per_cpu(taken: list[Sample]) -> float:
+    """Return the median of tokens per processor second, which other load on the machine disturbs little."""
+    return statistics.median(sample.tokens / sample.cpu_seconds for sample in taken)
+
+
+def preference_ratios(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
+    """Print a table, and return the ratios of medians of DPO, and the largest difference of a step's losses."""
+    speed = show(samples)
+    result: dict[str, float | None] = {}
+    for method in ("lora", "full"):
+        ours, theirs = f"ours_{method}", f"trl_{method}"
+        if ours in samples and theirs in samples:
+            both = zip(samples[ours][0].losses, samples[theirs][0].losses, strict=True)
+            result[f"ratio_trl_{method}"] = round(speed[ours] / speed[theirs], 3)
+            result[f"ratio_trl_{method}_per_cpu_second"] = round(per_cpu(samples[ours]) / per_cpu(samples[theirs]), 3)
+            result[f"loss_difference_{method}"] = float(f"{max(abs(one - other) for one, other in both):.2e}")
+    return result
+
+
+def ratios(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
+    """Print a table, and return the ratios of medians."""
+    speed = show(samples)
     ratio = {name: round(speed["ours"] / speed[name], 3) for name in speed if "ours" in speed}
     apart = [
         abs(our - their)
@@ -197,6 +258,7 @@ def report(samples: dict[str, list[Sample]]) -> dict[str, float | None]:
 
 def keep(samples: dict[str, list[Sample]], result: dict[str, Any], options: argparse.Namespace) -> None:
     """Write the raw figures beside this file."""
+    flag = " --preference" if options.preference else ""
     record = {
         "result": result,
         "tokens_per_second": {name: [round(sample.rate, 1) for sample in taken] for name, taken in samples.items()},
@@ -204,14 +266,16 @@ def keep(samples: dict[str, list[Sample]], result: dict[str, Any], options: argp
         "cpu_seconds": {name: [round(sample.cpu_seconds, 3) for sample in taken] for name, taken in samples.items()},
         "tokens": {name: taken[0].tokens for name, taken in samples.items()},
         "losses": {name: taken[0].losses for name, taken in samples.items()},
-        "settings": {name: settings(Path("-"), options.steps, **changes) for name, changes in PEERS.items()},
-        "command": f"python benchmarks/throughput.py --rounds {options.rounds} --steps {options.steps}",
+        "settings": settings(Path("-"), options.steps)
+        if options.preference
+        else {name: settings(Path("-"), options.steps, **changes) for name, changes in PEERS.items()},
+        "command": f"python benchmarks/throughput.py{flag} --rounds {options.rounds} --steps {options.steps}",
         "threads": options.threads,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "cpu": cpu(),
     }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    (PREFERENCE_RECORD if options.preference else RECORD).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def cpu() -> str:

@@ -12,6 +12,11 @@ from finetune_api.errors import FailureCategory
 from finetune_api.messages import Message
 
 
+def _is_empty(metrics: dict[str, float]) -> bool:
+    """Return whether metrics are left out: an older reader does not know the field."""
+    return not metrics
+
+
 class AgentState(StrEnum):
     BOOT = "boot"  # starts the zygote, fetches model and data
     READY = "ready"  # has no workers and can start them
@@ -83,6 +88,7 @@ class StepMetrics(Message):
         seconds: duration of the step on rank 0, without evaluation and saving.
         data_wait: seconds of these in which rank 0 waited for data.
         memory_bytes: peak of rank 0 so far: memory of tensors on the GPU; without a GPU, resident memory.
+        metrics: of the task, besides the loss, such as `rewards/margins` of preference tuning.
     """
 
     step: int
@@ -93,6 +99,7 @@ class StepMetrics(Message):
     seconds: float = 0.0
     data_wait: float = 0.0
     memory_bytes: int = 0
+    metrics: dict[str, float] = Field(default_factory=dict, exclude_if=_is_empty)
 
 
 class EvalMetrics(Message):
@@ -152,6 +159,7 @@ class GangPhase(StrEnum):
     STARTING = "starting"  # nodes are missing, and the gang has not run yet
     RECOVERING = "recovering"  # a new generation is on its way
     LOAD = "load"  # workers load the model
+    REFERENCE = "reference"  # workers compute the log-probabilities of a reference model
     TRAIN = "train"
     EVAL = "eval"
     SAVE = "save"
@@ -297,6 +305,7 @@ class Progress(Message):
         data_wait: share of the time of recent steps in which rank 0 waited for data.
         memory_bytes: peak of rank 0, as in StepMetrics.
         train_seconds: step time so far, without evaluation and saving.
+        metrics: of the last step, as in StepMetrics.
         checkpoints: committed ones that are kept, ascending.
         checkpoint_count: number of checkpoints committed so far, including deleted ones.
         recoveries: the last recoveries over all attempts, oldest first.
@@ -313,6 +322,7 @@ class Progress(Message):
     loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict, exclude_if=_is_empty)
     evals: tuple[EvalMetrics, ...] = ()
     tokens: int = 0
     train_seconds: float = 0.0

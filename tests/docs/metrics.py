@@ -50,6 +50,7 @@ def run() -> list[Metric]:
         mfu=1.0,
         eta_seconds=1.0,
         evals=(EvalMetrics(step=1, epoch=1.0, values={"eval_loss": 1.0}),),
+        metrics={"": 0.0},
         checkpoints=(CheckpointFacts(step=1, saved=now, size_bytes=1),),
         outage=Outage(since=now, message="refused"),
     )

@@ -74,6 +74,7 @@ def trained(order: WorkerOrder, model: torch.nn.Module, args: Any) -> Trainer:
         reporter,
         model,
         args,
+        task=task_of(plan),
         head=task_of(plan).loss(model),
         data=data,
         train_dataset=data,

@@ -131,7 +131,7 @@ def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> N
     assert server._leader is not None
     progress = Progress(
         phase="train", generation=3, step=7, max_steps=12, loss=0.5, tokens=800, tokens_per_second=40.0,
-        evals=(EvalMetrics(step=6, values={"eval_loss": 0.75}),),
+        evals=(EvalMetrics(step=6, values={"eval_loss": 0.75}),), metrics={"rewards/margins": 0.25},
         checkpoints=(CheckpointFacts(step=4, saved="2026-01-01T00:00:00+00:00", size_bytes=1),),
         recovery_totals=RecoveryCounts(count=2, lost_steps=5),
         outage=Outage(since="2026-01-01T00:01:00+00:00", message="cannot connect"),
@@ -146,6 +146,7 @@ def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> N
         seen.items()
         >= {
             ("finetune_train_step",): 7,
+            ("finetune_train_step_metrics", "rewards/margins"): 0.25,
             ("finetune_train_loss",): 0.5,
             ("finetune_train_tokens_per_second",): 40,
             ("finetune_train_tokens_total",): 800,

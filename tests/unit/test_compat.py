@@ -10,6 +10,7 @@ import deepspeed.ops
 import peft.import_utils
 import pytest
 import torch
+from accelerate import Accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from peft import PeftModel
@@ -45,6 +46,15 @@ def test_a_resumed_run_loads_what_is_saved_of_the_engine() -> None:
     """Both halves of the format that `save_engine_state` writes are the library's."""
     assert "deepspeed_load_checkpoint(" in inspect.getsource(Trainer._prepare_for_training)
     assert hasattr(Trainer, "_load_rng_state")
+
+
+def test_the_scheduler_is_created_between_the_engine_and_the_weights_of_a_checkpoint() -> None:
+    """What needs the starting weights is computed there."""
+    source = inspect.getsource(Trainer._prepare_for_training)
+    moments = ("self.accelerator.prepare(", "self.create_scheduler(", "deepspeed_load_checkpoint(")
+    assert [source.rindex(one) for one in moments] == sorted(source.rindex(one) for one in moments)
+    assert arguments(Trainer.create_scheduler) == ("self", "num_training_steps", "optimizer")
+    assert "self.deepspeed_engine_wrapped = " in inspect.getsource(Accelerator)
 
 
 def test_the_functions_that_shape_a_state_dict_take_what_they_are_given() -> None:

@@ -6,11 +6,17 @@ from pathlib import Path
 from rich.console import Console
 
 from finetune_api.beats import EvalMetrics, Progress
+from finetune_api.messages import MethodType, Task
+from finetune_api.preference_losses import PreferenceLoss
 from finetune_trainer.evaluations.records import EvaluationRecord, LabelScore, Sample, record_path, samples_path
 from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
+from finetune_trainer.export.card import card
 from finetune_trainer.export.evaluated import evaluation_sections
+from finetune_trainer.export.layout import Base
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore
+from tests.local.harness import make_plan
+from tests.support.preferences import plan_of
 
 RECORD = EvaluationRecord(
     step=60,
@@ -38,6 +44,15 @@ def test_a_card_shows_each_label_and_answers_that_cannot_break_out_of_their_fenc
     assert "```\nyes\nno\n```" in text
     assert "[...]" in text
     assert evaluation_sections(StoredEvaluation()) == []
+
+
+def test_a_card_names_the_loss_of_preference_tuning_with_its_parameters() -> None:
+    loss = plan_of(PreferenceLoss.SIGMOID, label_smoothing=0.1)
+    plan = make_plan(Task.PREFERENCE, MethodType.LORA, preference=loss)
+    text = card(plan, Base("org/base", "main", on_hub=True), 12, {"eval_rewards/accuracies": 0.9}, {})
+    assert "| loss | sigmoid: DPO (arXiv 2305.18290) |\n| beta | 0.1 |\n| label_smoothing | 0.1 |" in text
+    assert "desirable_weight" not in text
+    assert "| eval_rewards/accuracies | 0.9 |" in text
 
 
 def screen() -> tuple[Screen, io.StringIO]:

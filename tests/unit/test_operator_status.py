@@ -83,6 +83,17 @@ def test_columns_are_filled_from_the_leader() -> None:
     assert status.checkpoints[0].uri == f"s3://b/p/jobs/team/a/{world().owner.uid}/checkpoints/step-00000030"
 
 
+def test_the_metrics_of_the_last_step_are_on_the_object_until_newer_ones_come() -> None:
+    children = (*prepared_children(), *gang())
+    margin = {"rewards/margins": 0.5}
+    told = decided(world(*children, status=RUNNING, polled=polled(metrics=margin))).status
+    assert told.progress
+    assert told.progress.metrics == margin
+    recovering = decided(world(*children, status=told, polled=polled(metrics={}))).status
+    assert recovering.progress
+    assert recovering.progress.metrics == margin
+
+
 def test_an_outage_of_storage_is_told_with_the_last_commit_until_it_is_over() -> None:
     outage = Outage(since="2026-05-01T11:50:00+00:00", message="SlowDown", last_commit="2026-05-01T11:49:00+00:00")
     children = (*prepared_children(), *gang())

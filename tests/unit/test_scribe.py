@@ -21,7 +21,7 @@ from finetune_api.beats import (
 )
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent.history import History
-from finetune_trainer.agent.node import eval_metrics
+from finetune_trainer.agent.node import eval_metrics, step_metrics
 from finetune_trainer.agent.roster import Gang, Rendezvous, hear
 from finetune_trainer.agent.scribe import LEADER, Scribe
 from finetune_trainer.process.orders import OVERFITTING_SINCE, WorkerEvent
@@ -50,6 +50,15 @@ def test_an_evaluation_says_since_when_the_run_overfits() -> None:
     values = {"eval_loss": 1.5, OVERFITTING_SINCE: 20.0}
     event = WorkerEvent(event="eval", generation=1, rank=0, step=40, values=values)
     assert eval_metrics(event) == EvalMetrics(step=40, values={"eval_loss": 1.5}, overfitting_since=20)
+
+
+def test_the_metrics_of_a_task_come_with_each_step() -> None:
+    values = {"loss": 0.5, "learning_rate": 1e-3, "grad_norm": 1.0, "tokens": 8.0, "seconds": 1.0}
+    event = WorkerEvent(event="step", generation=1, rank=0, step=3, values={**values, "rewards/margins": 0.25})
+    scribe = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
+    gang = told(scribe, steps=(step_metrics(event),))
+    assert scribe.progress(gang, 0.0).metrics == {"rewards/margins": 0.25}
+    assert "metrics" not in step_metrics(event.model_copy(update={"values": values})).model_dump()
 
 
 def test_overfitting_is_told_until_an_evaluation_says_that_it_is_over_also_by_the_next_leader() -> None:

@@ -159,6 +159,8 @@ class ProgressStatus(Observed):
     """Passes over the training data so far."""
     loss: Real = None
     """Training loss of the last step."""
+    metrics: Metrics = Field(default_factory=dict)
+    """Metrics of the last step besides the loss, such as rewards/margins of preference tuning."""
     eval_metrics: Metrics = Field(default_factory=dict)
     """Metrics of the last evaluation."""
     tokens_per_second: Real = None

@@ -26,6 +26,7 @@ def progress_status(
         max_steps=progress.max_steps,
         epoch=round(progress.epoch, 3),
         loss=progress.loss if progress.loss is not None else (before.loss if before else None),
+        metrics=progress.metrics or (before.metrics if before else {}),
         eval_metrics=last.values if last else {},
         tokens_per_second=round(progress.tokens_per_second, 1),
         samples_per_second=round(progress.samples_per_second, 2),

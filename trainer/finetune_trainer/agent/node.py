@@ -97,6 +97,7 @@ class NodeState:
 def step_metrics(event: WorkerEvent) -> StepMetrics:
     """Return the metrics of a step as its worker reported them."""
     values = event.values
+    of_task = {name: value for name, value in values.items() if name not in StepMetrics.model_fields}
     return StepMetrics(
         step=event.step,
         loss=values["loss"],
@@ -106,6 +107,7 @@ def step_metrics(event: WorkerEvent) -> StepMetrics:
         seconds=values["seconds"],
         data_wait=values.get("data_wait", 0.0),
         memory_bytes=int(values.get("memory_bytes", 0)),
+        metrics=of_task,
     )
 
 

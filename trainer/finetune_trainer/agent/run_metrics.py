@@ -82,6 +82,11 @@ def run_metrics(progress: Progress, now: datetime) -> Iterator[Metric]:
     phase = GaugeMetricFamily(f"{PREFIX}_phase", "1 for what the run does now", labels=["phase"])
     phase.add_metric([progress.phase], 1)
     yield phase
+    if progress.metrics:
+        step = GaugeMetricFamily(f"{PREFIX}_step_metrics", "Metrics of the last step, of the task", labels=["metric"])
+        for name, value in progress.metrics.items():
+            step.add_metric([name], value)
+        yield step
     if progress.evals:
         last = GaugeMetricFamily(f"{PREFIX}_eval", "Metrics of the last evaluation", labels=["metric"])
         for name, value in progress.evals[-1].values.items():

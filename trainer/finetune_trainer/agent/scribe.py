@@ -142,6 +142,7 @@ class Scribe:
             loss=last.loss if last else None,
             learning_rate=last.learning_rate if last else None,
             grad_norm=last.grad_norm if last else None,
+            metrics=last.metrics if last else {},
             evals=tuple(self._evals[at] for at in sorted(self._evals)),
             tokens=trained.tokens,
             train_seconds=trained.seconds,

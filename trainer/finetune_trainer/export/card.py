@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from finetune_api.messages import MethodType, ProblemType
-from finetune_api.plan import Plan
+from finetune_api.plan import Plan, PlannedPreference
+from finetune_api.preference_losses import PREFERENCE_LOSSES
 from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluation_sections
@@ -111,11 +112,22 @@ def _training(plan: Plan) -> dict[str, object]:
         facts["began with the adapter"] = f"{plan.adapter.source}, sha256 {plan.adapter.commit}"
     if plan.freeze:
         facts["not trained"] = json.dumps(plan.freeze, ensure_ascii=False)
+    if plan.preference:
+        facts |= _preference(plan.preference)
     if plan.new_tokens:
         facts["new tokens"] = json.dumps(plan.new_tokens, ensure_ascii=False)
     if plan.method is MethodType.QLORA:
         facts["base model's weights in training"] = "4 bits (NF4, bitsandbytes, constants quantized twice)"
     return facts | {name: json.dumps(value) for name, value in (plan.lora | plan.engine.training).items()}
+
+
+def _preference(loss: PlannedPreference) -> dict[str, object]:
+    """Return the loss of preference tuning, with the parameters that differ from their neutral value."""
+    neutral = {"label_smoothing": 0.0, "gamma": 0.0, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+    values = {name: getattr(loss, name) for name in neutral}
+    changed = {name: f"{value:g}" for name, value in values.items() if value != neutral[name]}
+    title = PREFERENCE_LOSSES[loss.loss_type].title
+    return {"loss": f"{loss.loss_type}: {title}", "beta": f"{loss.beta:g}", **changed}
 
 
 def _table(values: Mapping[str, object], numbers: str = "") -> str:

@@ -17,6 +17,7 @@ import pyarrow.ipc
 from torch.utils.data import Dataset
 
 from finetune_api.errors import DataError, Problem
+from finetune_api.tasks import spec_of
 from finetune_trainer.dataset.shards import LONE, WINDOWED_ABOVE, index_name, read_shards, shard_name
 from finetune_trainer.process.orders import WorkerOrder
 
@@ -102,7 +103,7 @@ def load_split(order: WorkerOrder, split: str) -> ArrowRows:
     plan = order.plan
     rows = ArrowRows(Path(order.dataset), split)
     limit = min(plan.max_length, plan.model.max_positions or plan.max_length)
-    too_long = np.flatnonzero(rows.lengths > limit)
+    too_long = np.flatnonzero(rows.lengths > limit * spec_of(plan.task).sequences)
     if len(too_long):
         row, tokens = too_long[0], rows.lengths[too_long[0]]
         raise DataError(

@@ -35,6 +35,9 @@ class HookedTrainer(Trainer):
     def on_engine(self, engine: Any) -> None:
         """Take DeepSpeed's engine, which is ready before the first step."""
 
+    def on_starting_weights(self, engine: Any) -> None:
+        """Take DeepSpeed's engine before the weights of a checkpoint are loaded into it."""
+
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the step at hand. Every rank calls it."""
         raise NotImplementedError
@@ -55,6 +58,14 @@ class HookedTrainer(Trainer):
         """Write this rank's shard of the engine's state, and its random states, in the format that `train` resumes."""
         self._save_optimizer_and_scheduler(str(folder))
         self._save_rng_state(str(folder))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the scheduler. transformers (5.17 to 5.23) calls it between the engine and the checkpoint; accelerate
+        (1.15) holds the engine by then."""
+        wrapped = getattr(self.accelerator, "deepspeed_engine_wrapped", None)
+        if wrapped is not None:
+            self.on_starting_weights(wrapped.engine)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -88,6 +88,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         reporter,
         model,
         args,
+        task=task,
         head=task.loss(model, further),
         data=data,
         evaluator=evaluator,

@@ -172,6 +172,11 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         self._steps: dict[int, _Step] = {}
 
     @property
+    def rows(self) -> PreparedRows:
+        """Return the prepared rows."""
+        return self._rows
+
+    @property
     def lengths(self) -> Numbers:
         """Return the number of tokens of each prepared row."""
         return self._lengths
@@ -180,7 +185,17 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         return self._max_steps * self._global_batch
 
     def __getitem__(self, slot: int) -> dict[str, Any]:
-        return self._rows[self.row(self.position(slot))]
+        return self._rows[self.number(slot)]
+
+    def number(self, slot: int) -> int:
+        """Return the prepared row that the loader's index `slot` selects."""
+        return self.row(self.position(slot))
+
+    def numbers_read(self) -> npt.NDArray[np.int64]:
+        """Return the prepared rows that the run reads, each once, ascending."""
+        if len(self) >= len(self._rows):
+            return np.arange(len(self._rows))
+        return np.sort(self._order(0)[: len(self)]).astype(np.int64)
 
     def prepare(self, step: int) -> None:
         """Compute slots and items of a step, counted from 1, ahead of their use, while the device computes."""

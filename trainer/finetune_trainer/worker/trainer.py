@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 from finetune_api.errors import FailureCategory, Problem, RunError
@@ -21,6 +23,7 @@ from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
 from finetune_trainer.worker.schedule_free import averaged
+from finetune_trainer.worker.tasks.worker_task import Started, WorkerTask
 
 
 class FineTuneTrainer(HookedTrainer):
@@ -33,6 +36,7 @@ class FineTuneTrainer(HookedTrainer):
     Args:
         order: the rank, the plan, and the folders.
         reporter: the pipe to the agent.
+        task: of the plan.
         head: from a batch to its summed loss.
         data: the rows in their order; knows the items of a step. `train_dataset` may be a view on it.
         evaluator: scores the eval split; None without one.
@@ -54,6 +58,7 @@ class FineTuneTrainer(HookedTrainer):
         model: torch.nn.Module,
         args: TrainingArguments,
         *,
+        task: WorkerTask,
         head: Head,
         data: VirtualDataset,
         evaluator: Evaluator | None = None,
@@ -64,6 +69,9 @@ class FineTuneTrainer(HookedTrainer):
         self.head = head
         super().__init__(model, args, **parts)
         self.meter = meter or Meter(order.plan)
+        self._order = order
+        self._task = task
+        self._facts: list[torch.Tensor] = []
         self._data = data
         self._evaluator = evaluator
         self._noise = noise
@@ -77,7 +85,8 @@ class FineTuneTrainer(HookedTrainer):
         """Return the micro-batches of the next step, and the number of items of the whole step on all ranks."""
         with self.meter.waiting():
             batches = list(islice(epoch_iterator, num_batches))
-            return batches, self._data.step_items(self.state.global_step + 1)
+        self._task.on_step(self.model_wrapped, batches, self.to_device)
+        return batches, self._data.step_items(self.state.global_step + 1)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -88,6 +97,8 @@ class FineTuneTrainer(HookedTrainer):
         share = 1 / max(1, summed.items)
         if num_items_in_batch is not None:
             share = self.args.world_size / max(1, num_items_in_batch)
+            if summed.facts is not None:
+                self._facts.append(summed.facts)
         return summed.total * share
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
@@ -107,6 +118,16 @@ class FineTuneTrainer(HookedTrainer):
             torch.cuda.empty_cache()
         self.accelerator.backward(loss, scale_wrt_gas=False)
         return loss.detach()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log values; to those of a step, add the task's metrics of the global batch. All ranks call it."""
+        if "loss" in logs and self._facts:
+            sums = self._task.sums(torch.cat(self._facts))
+            self._facts.clear()
+            if self.args.world_size > 1:
+                dist.all_reduce(sums)
+            logs |= self._task.step_metrics(sums.tolist())
+        super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: transformers would count all parameters for every micro-batch, but the plan has the number."""
@@ -129,6 +150,20 @@ class FineTuneTrainer(HookedTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._evaluated = (step, quality(metrics))
         return metrics
+
+    def on_starting_weights(self, engine: Any) -> None:
+        """Let the task compute what it needs of the starting weights."""
+
+        def report(phase: str) -> None:
+            self._reporter.phase(phase)
+
+        rows = self.args.per_device_eval_batch_size
+        self._task.on_start(Started(self._order, engine, self.to_device, rows, report))
+
+    def save_engine_state(self, folder: Path) -> None:
+        """Write this rank's shard of the engine's state, and the task's files."""
+        super().save_engine_state(folder)
+        self._task.on_save(folder)
 
     def on_engine(self, engine: Any) -> None:
         """Check DeepSpeed's engine and set it up.

@@ -43,7 +43,7 @@ class _RankResult:
     """The results of one rank, which are gathered on all ranks.
 
     Attributes:
-        rows: numbers of the rows in `predicted` and `truth`.
+        rows: numbers of the rows in `predicted`, `truth` and `facts`.
     """
 
     total: float = 0.0
@@ -52,6 +52,7 @@ class _RankResult:
     rows: list[int] = field(default_factory=list)
     predicted: np.ndarray[Any, Any] | None = None
     truth: np.ndarray[Any, Any] | None = None
+    facts: np.ndarray[Any, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,13 @@ class Evaluator:
             items=sum(part.items for part in parts),
             hits=sum(hits) if hits else None,
         )
-        if labelled := [part for part in parts if part.rows]:
-            order = np.argsort(np.concatenate([part.rows for part in labelled]), kind="stable")
+        if filled := [part for part in parts if part.rows]:
+            order = np.argsort(np.concatenate([part.rows for part in filled]), kind="stable")
             measured = replace(
                 measured,
-                predicted=np.concatenate([part.predicted for part in labelled if part.predicted is not None])[order],
-                truth=np.concatenate([part.truth for part in labelled if part.truth is not None])[order],
+                predicted=_in_order([part.predicted for part in filled], order),
+                truth=_in_order([part.truth for part in filled], order),
+                facts=_in_order([part.facts for part in filled], order),
             )
         return self._task.scores(measured)
 
@@ -178,6 +180,7 @@ class Evaluator:
         hits: list[torch.Tensor] = []
         predicted: list[torch.Tensor] = []
         truth: list[torch.Tensor] = []
+        facts: list[torch.Tensor] = []
         for number, (rows, batch) in enumerate(zip(share.batches, self._batches(share.batches), strict=True)):
             self._check_stop()
             with torch.no_grad():
@@ -191,12 +194,16 @@ class Evaluator:
             if summed.outputs is not None:
                 predicted.append(self._task.predicted(summed.outputs))
                 truth.append(self._task.truth(batch))
+            if summed.facts is not None:
+                facts.append(summed.facts)
+            if summed.outputs is not None or summed.facts is not None:
                 part.rows += rows
         part.total = float(total)
         part.hits = int(torch.stack(hits).sum()) if hits else None
         if predicted:
             part.predicted = torch.cat(predicted).cpu().numpy()
             part.truth = torch.cat(truth).numpy().reshape(part.predicted.shape)
+        part.facts = torch.cat(facts).cpu().numpy() if facts else None
         return part
 
     def _batches(self, batches: Sequence[Sequence[int]]) -> DataLoader[dict[str, Any]]:
@@ -240,6 +247,12 @@ class Evaluator:
 
     def _text(self, ids: Sequence[int], specials: bool = False) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not specials)).strip()
+
+
+def _in_order(parts: Sequence[Any], order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """Return the parts of all ranks in the order of the split's rows; None if they are None."""
+    kept = [part for part in parts if part is not None]
+    return np.concatenate(kept)[order] if kept else None
 
 
 def _all_ranks(own: Any) -> list[Any]:

@@ -16,7 +16,8 @@ from finetune_api.messages import ProblemType
 from finetune_trainer.worker.losses.output_layer import OutputLayer
 
 Batch = Mapping[str, Any]
-BESIDE = ("kept", "targets", "labels")  # entries of a batch that the model does not take
+# entries of a batch that the model does not take
+BESIDE = frozenset({"kept", "targets", "labels", "sequences", "completion", "reference", "desirable", "mismatched"})
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Summed:
         items: number of items: trained tokens, or rows for classification. Known on the host, without synchronisation.
         outputs: classification: logits [rows, labels]; token tasks: None.
         hits: token tasks without gradients: number of targets with the highest logit, int64 scalar; else None.
+        facts: numbers of each row, [rows, columns], of which the task makes metrics; None if it makes none of them.
     """
 
     total: torch.Tensor
     items: int
     outputs: torch.Tensor | None = None
     hits: torch.Tensor | None = None
+    facts: torch.Tensor | None = None
 
 
 Head = Callable[[torch.nn.Module, Batch], Summed]

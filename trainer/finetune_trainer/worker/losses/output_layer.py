@@ -10,7 +10,7 @@ ZeRO-3 gathers the layer's weights once in the forward pass and once in the back
 has: that number depends on the rank's own data, and the number of collectives must not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from finetune_trainer.worker.compat import without_hooks
 CHUNK_BYTES = 256 << 20  # of one chunk's logits in float32; prepare's memory model counts them
 
 Kind = Literal["labelled", "chunked", "liger"]
+Reduction = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
 
 class OutputLayer:
@@ -39,7 +40,8 @@ class OutputLayer:
         self._layer: Any = output_layer(model)
         self._kept: torch.Tensor | None = None
         self._targets: torch.Tensor | None = None
-        self._total: torch.Tensor | None = None
+        self._reduce: Reduction = summed
+        self._loss: torch.Tensor | None = None
         self._hits: torch.Tensor | None = None
         self._takes_loss = False
         self._layer.register_forward_pre_hook(self._pick)
@@ -65,23 +67,35 @@ class OutputLayer:
             kept: positions [trained] among all of the batch's, row by row.
             targets: their token ids [trained].
         """
+        return self._reduced(summed, forward, kept, targets)
+
+    def log_probs(self, forward: Callable[[], torch.Tensor], kept: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the log-probability of each target, float32 [trained], with its graph; arguments as of `losses`.
+
+        `liger` computes its gradients in the forward pass, for a sum only, so chunks take its place.
+        """
+        return self._reduced(per_token, forward, kept, targets)[0]
+
+    def _reduced(
+        self, reduce: Reduction, forward: Callable[[], torch.Tensor], kept: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self._kind == "labelled":
             self._kept = kept
             try:
-                return summed(forward(), targets)
+                return reduce(forward(), targets)
             finally:
                 self._kept = None
         if not self._takes_loss:
             # Registered after the engine's own hooks, which must see the loss: its gradient gathers the weights again.
             self._layer.register_forward_hook(self._take)
             self._takes_loss = True
-        self._kept, self._targets = kept, targets
+        self._kept, self._targets, self._reduce = kept, targets, reduce
         try:
             forward()
-            assert self._total is not None
-            return self._total, self._hits
+            assert self._loss is not None
+            return self._loss, self._hits
         finally:
-            self._kept = self._targets = self._total = self._hits = None
+            self._kept = self._targets = self._loss = self._hits = None
 
     def _pick(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._kept is None:  # a forward pass outside of `losses`, such as generation
@@ -89,9 +103,11 @@ class OutputLayer:
         return (arguments[0].flatten(0, -2).index_select(0, self._kept), *arguments[1:])
 
     def _forward(self, hidden: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
-        """Return the loss [] of hidden states [trained, width]; outside of `losses`, the logits."""
+        """Return the loss of hidden states [trained, width], reduced; outside of `_reduced`, the logits."""
         if self._targets is None:
             return self._forward_of_layer(hidden, *arguments, **named)
+        if self._reduce is per_token:
+            return self._log_probs(hidden, self._targets)
         if self._kind == "liger" and torch.is_grad_enabled():
             return self._liger(hidden, self._targets)
         return self._chunks(hidden, self._targets)
@@ -100,7 +116,7 @@ class OutputLayer:
         """Store the loss, and give the model logits of one token to continue with, which nothing reads."""
         if self._targets is None:
             return None
-        self._total = loss
+        self._loss = loss
         hidden: torch.Tensor = arguments[0]
         return hidden.new_zeros(1, self._vocabulary)
 
@@ -108,19 +124,31 @@ class OutputLayer:
     def _vocabulary(self) -> int:
         return int(self._model.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
-    def _chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _split(self, hidden: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         size = max(1, CHUNK_BYTES // (4 * self._vocabulary))
+        return zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+
+    def _log_probs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return torch.cat([self._of_chunk(per_token, part, goals) for part, goals in self._split(hidden, targets)])
+        parts = [
+            checkpoint(self._of_chunk, per_token, part, goals, use_reentrant=False)
+            for part, goals in self._split(hidden, targets)
+        ]
+        return torch.cat(parts)
+
+    def _chunks(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
-        for part, goals in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+        for part, goals in self._split(hidden, targets):
             if torch.is_grad_enabled():
-                total = total + checkpoint(self._of_chunk, part, goals, use_reentrant=False)
+                total = total + checkpoint(self._of_chunk, summed, part, goals, use_reentrant=False)
             else:
                 loss, hit = summed(self._softened(self._logits(part)), goals)
                 total, self._hits = total + loss, hit if self._hits is None or hit is None else self._hits + hit
         return total
 
-    def _of_chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return summed(self._softened(self._logits(hidden)), targets)[0]
+    def _of_chunk(self, reduce: Reduction, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return reduce(self._softened(self._logits(hidden)), targets)[0]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         with without_hooks(self._parts):
@@ -147,6 +175,11 @@ def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, t
     """Return the summed cross entropy of logits [trained, vocabulary], and without gradients the hits."""
     total = cross_entropy(logits.float(), targets, reduction="sum")
     return total, None if torch.is_grad_enabled() else (logits.argmax(-1) == targets).sum()
+
+
+def per_token(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, None]:
+    """Return the log-probability of each target, float32 [trained], of logits [trained, vocabulary]."""
+    return -cross_entropy(logits.float(), targets, reduction="none"), None
 
 
 def output_layer(model: torch.nn.Module) -> torch.nn.Module:

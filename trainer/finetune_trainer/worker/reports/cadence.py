@@ -1,12 +1,13 @@
 """Callbacks for the schedule of evaluations and saves, and for the reports. They have no state to be checkpointed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.process.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.overfitting import overfitting_since
 from finetune_trainer.worker.evaluation.past_evaluations import evaluations
@@ -105,7 +106,12 @@ class Reports(TrainerCallback):
             raise diagnosed(step, loss, norm, self._data, self._plan.layout.global_batch, self._loss_of)
         logs |= {"learning_rate": self._rate, **figures.logs}
         values = {"loss": loss, "learning_rate": self._rate, "grad_norm": norm}
-        self._reporter.step(step, {**values, **figures.event})
+        self._reporter.step(step, {**values, **figures.event, **self._of_task(logs)})
+
+    def _of_task(self, logs: Mapping[str, float]) -> dict[str, float]:
+        """Return the metrics of the task beside the loss; what is NaN or infinite is left out."""
+        named = {name: float(logs[name]) for name in spec_of(self._plan.task).metrics if name in logs}
+        return {name: value for name, value in named.items() if name != "loss" and math.isfinite(value)}
 
     def on_evaluate(
         self,

@@ -25,7 +25,7 @@ class Reporter:
         self._rank = rank
 
     def phase(self, phase: str, step: int = 0) -> None:
-        """Report that the worker enters `load`, `train`, `eval` or `save`."""
+        """Report that the worker enters `load`, `reference`, `train`, `eval` or `save`."""
         self._send(WorkerEvent(event="phase", generation=self._generation, rank=self._rank, step=step, phase=phase))
 
     def step(self, step: int, values: Mapping[str, float]) -> None:

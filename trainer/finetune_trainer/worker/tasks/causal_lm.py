@@ -1,6 +1,5 @@
 """Causal language modelling: each trained token of a row is predicted from the tokens before it."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -8,14 +7,12 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.attention import takes_flat_batches, use_segmented
+from finetune_trainer.worker.batches.causal import causal_tokens
 from finetune_trainer.worker.batches.flat import FlatTokens
-from finetune_trainer.worker.batches.padded import PaddedTokens
 from finetune_trainer.worker.evaluation.questions import Question, first_questions, last_turn
 from finetune_trainer.worker.sampling import Dealt
 from finetune_trainer.worker.tasks.token_task import TokenTask, trained_targets
 from finetune_trainer.worker.tasks.worker_task import Batching, Items, indexed_items
-
-logger = logging.getLogger(__name__)
 
 
 class CausalLM(TokenTask):
@@ -28,11 +25,8 @@ class CausalLM(TokenTask):
 
     def batching(self, model: Any, pad_token_id: int) -> Batching:
         """Return flat batches if the model supports them, else padded ones."""
-        if takes_flat_batches(model.config):
-            return Batching(FlatTokens(), Dealt(self.plan.layout.micro_batch))
-        kind = model.config.model_type
-        logger.warning("batches are padded: %s models are not known to separate the documents of a flat batch", kind)
-        return Batching(PaddedTokens(pad_token_id))
+        tokens = causal_tokens(model, pad_token_id)
+        return Batching(tokens, Dealt(self.plan.layout.micro_batch) if isinstance(tokens, FlatTokens) else None)
 
     def items(self, rows: ArrowRows) -> Items:
         """Return the number of trained tokens that follow another token of their document."""

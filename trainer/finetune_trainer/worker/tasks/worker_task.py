@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
+from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.evaluation.questions import Question
 from finetune_trainer.worker.evaluation.scores import Scores, Values
@@ -48,6 +49,7 @@ class Measured:
         total: sum of the losses of all items.
         hits: number of tokens with the highest logit; None where the loss does not count them.
         predicted, truth: in the order of the split's rows; None where rows have no label.
+        facts: `Summed.facts` of all rows, in their order; None where the loss has none.
     """
 
     total: float
@@ -55,11 +57,30 @@ class Measured:
     hits: int | None = None
     predicted: Values | None = None
     truth: Values | None = None
+    facts: Values | None = None
 
     @property
     def loss(self) -> float:
         """Return the mean loss of an item; NaN without items."""
         return self.total / self.items if self.items else float("nan")
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run whose engine has the starting weights; those of a checkpoint are not loaded yet.
+
+    Attributes:
+        engine: the model within DeepSpeed's engine.
+        place: moves a batch to the device.
+        batch_rows: rows of a batch without gradients.
+        report: reports a phase to the agent.
+    """
+
+    order: WorkerOrder
+    engine: torch.nn.Module
+    place: Callable[[Any], Any]
+    batch_rows: int
+    report: Callable[[str], None]
 
 
 class WorkerTask(ABC):
@@ -131,6 +152,32 @@ class WorkerTask(ABC):
                 layer.
             further: the models of `further_models`.
         """
+
+    def on_start(self, run: Started) -> None:
+        """Compute what the run needs of the starting weights. All ranks call it, once."""
+        return  # most tasks need nothing
+
+    def on_step(self, engine: torch.nn.Module, batches: Sequence[Batch], place: Callable[[Any], Any]) -> None:
+        """Compute what the rows of a step have in common. All ranks call it, before the first micro-batch.
+
+        Args:
+            engine: the model within DeepSpeed's engine.
+            batches: this rank's micro-batches, on the CPU.
+            place: moves a batch to the device.
+        """
+        return  # the rows of most tasks have nothing in common
+
+    def on_save(self, folder: Path) -> None:
+        """Write further files of a checkpoint. All ranks call it."""
+        return  # most tasks have none
+
+    def sums(self, facts: torch.Tensor) -> torch.Tensor:
+        """Return sums over `Summed.facts`, float64 [n], which add up over the ranks."""
+        raise NotImplementedError(f"{self.plan.task} has no facts")
+
+    def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
+        """Return the metrics of a step in addition to its loss, of the `sums` of its global batch."""
+        raise NotImplementedError(f"{self.plan.task} has no facts")
 
     def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return predictions, one a row, from `Summed.outputs`."""
