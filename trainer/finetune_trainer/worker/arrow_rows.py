@@ -101,7 +101,7 @@ def load_split(order: WorkerOrder, split: str) -> ArrowRows:
     """
     plan = order.plan
     rows = ArrowRows(Path(order.dataset), split)
-    limit = min(plan.max_length, plan.model.max_positions or plan.max_length)
+    limit = min(plan.max_length, plan.model.max_positions or plan.max_length) * plan.texts
     too_long = np.flatnonzero(rows.lengths > limit)
     if len(too_long):
         row, tokens = too_long[0], rows.lengths[too_long[0]]

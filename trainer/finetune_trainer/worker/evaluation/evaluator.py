@@ -196,7 +196,7 @@ class Evaluator:
         part.hits = int(torch.stack(hits).sum()) if hits else None
         if predicted:
             part.predicted = torch.cat(predicted).cpu().numpy()
-            part.truth = torch.cat(truth).numpy().reshape(part.predicted.shape)
+            part.truth = torch.cat(truth).numpy()
         return part
 
     def _batches(self, batches: Sequence[Sequence[int]]) -> DataLoader[dict[str, Any]]:

@@ -16,7 +16,7 @@ from finetune_api.messages import ProblemType
 from finetune_trainer.worker.losses.output_layer import OutputLayer
 
 Batch = Mapping[str, Any]
-BESIDE = ("kept", "targets", "labels")  # entries of a batch that the model does not take
+BESIDE = ("kept", "targets", "labels", "texts")  # entries of a batch that the model does not take
 
 
 @dataclass(frozen=True)
