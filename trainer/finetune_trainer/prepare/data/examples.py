@@ -214,7 +214,7 @@ class Columns:
 
     def _similar(self, row: Row) -> Example:
         anchor, column = text_of(self.names["anchor"], self._value(row, "anchor")), self.names["positive"]
-        positive = _list(column, self._value(row, "positive"))
+        positive = list_of(column, self._value(row, "positive"))
         if isinstance(positive, list):
             if len(positive) != 1:
                 raise Wrong(Code.SEVERAL_POSITIVES, f"{column!r} holds {len(positive)} texts; a row has one positive")
@@ -225,7 +225,7 @@ class Columns:
     def _negatives(self, row: Row, part: str) -> list[str]:
         """Return the negatives of one column: a text, a list of texts, or nothing."""
         column = self.names[part]
-        value = _list(column, self._optional(row, part))
+        value = list_of(column, self._optional(row, part))
         if value is None or value == "":
             return []
         return [text_of(column, text) for text in (value if isinstance(value, list) else [value])]
