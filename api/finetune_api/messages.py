@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def _is_empty(value: tuple[object, ...]) -> bool:
+def _is_empty(value: object) -> bool:
     """Return whether a field is left out. Operators before 0.1.0 refuse a result with a field that they do not know."""
     return not value
 
@@ -36,6 +36,7 @@ class Task(StrEnum):
     SEQ2SEQ = "seq2seq"
     MASKED_LM = "masked-lm"
     PREFERENCE = "preference"
+    EMBEDDING = "embedding"
 
 
 class ProblemType(StrEnum):
@@ -111,6 +112,7 @@ class SplitFacts(Message):
         longest: tokens of the longest row after truncation; for seq2seq of the longest input or target, for preference
             of the longest sequence.
         truncated_rows: rows that were cut at `maxLength`.
+        texts: most texts of a row, for embedding, where `longest` is that of a text; 0 for other tasks.
     """
 
     rows: int
@@ -119,6 +121,7 @@ class SplitFacts(Message):
     longest: int
     truncated_rows: int = 0
     examples: int = 0
+    texts: int = Field(default=0, exclude_if=_is_empty)
 
 
 class DatasetFacts(Message):
@@ -137,6 +140,7 @@ class DatasetFacts(Message):
         preference: `trained_runs` list<int32> and `seq_lengths` list<int32>. A pair is one row: the prompt and the
             chosen completion, then the prompt again and the rejected completion. A row with one completion also has
             `label` int32: 0 undesirable, 1 desirable.
+        embedding: `seq_lengths` list<int32>, the lengths of the texts: anchor, positive, then the negatives.
         With packing: `seq_lengths` list<int32>, the lengths of the documents in a sequence.
 
     Attributes:

@@ -190,6 +190,29 @@ class PlannedAnswers(Message):
     samples: int = 0
 
 
+class PlannedEmbedding(Message):
+    """How texts become vectors, and how vectors are compared.
+
+    Attributes:
+        pooling: which vectors of the last layer make the embedding: the mean, that of the first or of the last token.
+        scale: factor of the cosine similarities, the inverse of the temperature.
+        dims: sizes at which a prefix of the embedding must serve as an embedding; empty = only the whole.
+        texts: most texts of a row.
+        query_prompt, document_prompt: put before the anchor, and before the other texts.
+        max_seq_length: tokens at which the exported model cuts a text.
+        dimension: numbers of a vector.
+    """
+
+    pooling: Literal["mean", "cls", "last"] = "mean"
+    scale: float = 20.0
+    dims: tuple[int, ...] = ()
+    texts: int = 2
+    query_prompt: str = ""
+    document_prompt: str = ""
+    max_seq_length: int = 512
+    dimension: int = 0
+
+
 class PlannedEvaluation(Message):
     """What an evaluation does besides the loss, which checkpoint is best, and when a run ends early.
 
@@ -252,6 +275,7 @@ class Plan(Message):
         new_tokens: tokens that only the tokenizer of the data set has, not that of the base model.
         mlm_probability: share of the tokens that are masked; only for masked-lm.
         preference: the loss of preference tuning; None for other tasks.
+        embedding: only for embedding.
         choices: the chosen values, each with its reason.
     """
 
@@ -271,6 +295,7 @@ class Plan(Message):
     new_tokens: tuple[str, ...] = ()
     mlm_probability: float = 0.15
     preference: PlannedPreference | None = Field(default=None, exclude_if=_is_absent)
+    embedding: PlannedEmbedding | None = Field(default=None, exclude_if=_is_absent)
     choices: tuple[Choice, ...] = ()
 
     @model_validator(mode="before")
@@ -293,6 +318,11 @@ class Plan(Message):
     def world_size(self) -> int:
         """Number of ranks on all nodes."""
         return self.layout.world_size
+
+    @property
+    def texts(self) -> int:
+        """Most texts of a row, each of at most `max_length` tokens."""
+        return self.embedding.texts if self.embedding else 1
 
 
 PARTS: dict[str, type[Message]] = {

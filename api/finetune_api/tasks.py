@@ -19,6 +19,7 @@ class Supervision(StrEnum):
     SEQUENCE = "another sequence"  # `labels`
     HIDDEN = "hidden tokens"  # no column: the worker masks tokens anew in each pass
     PREFERENCE = "which completion is better"  # `trained_runs`, `seq_lengths`; `label` of a single completion
+    CLOSENESS = "which of its texts belong together"  # `seq_lengths`
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class TaskSpec:
         scheduler, warmup: schedule of the learning rate, and share of the steps in which it rises.
         ceiling: maximum length of a row in tokens if neither the job nor the model has a lower limit.
         metrics: metrics of an evaluation, in addition to the scores of labels and of answers.
+        best: default for the metric that chooses the best checkpoint; None = a score of the labels, else the loss.
         answers: whether the model generates text that can be compared with the text of the row.
         packs: whether several rows may share a sequence.
         unpadded: whether batches have no padding, for families whose attention keeps documents apart.
@@ -68,6 +70,7 @@ class TaskSpec:
     answers: bool = False
     packs: bool = False
     unpadded: bool = False
+    best: Default | None = None
 
     @property
     def labelled(self) -> bool:
@@ -104,6 +107,16 @@ class TaskSpec:
         """Whether a row teaches its own masked tokens."""
         return self.supervision is Supervision.HIDDEN
 
+    @property
+    def compares(self) -> bool:
+        """Whether a row has several texts, whose embeddings are compared."""
+        return self.supervision is Supervision.CLOSENESS
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the model has an output layer as wide as its vocabulary."""
+        return not self.labelled and not self.compares
+
 
 WORKERS = "finetune_trainer.worker.tasks"
 ALPACA = ("instruction", "input", "output")
@@ -111,6 +124,19 @@ PAIR = ("prompt", "completion")
 CHOICE = ("prompt", "chosen", "rejected")
 JUDGED = ("prompt", "completion", "label")
 PAIR_SHAPES = ("prompt and response", "question and answer", "input and output")
+TEXTS = ("anchor", "positive")
+TEXT_SHAPES = (
+    "anchor and positive",
+    "query and positive",
+    "query and pos",
+    "query and passage",
+    "query and document",
+    "query and answer",
+    "question and positive",
+    "question and answer, for embeddings",
+    "premise and hypothesis, for embeddings",
+    "sentence1 and sentence2, for embeddings",
+)
 _ROBERTA = "RoBERTa paper, arXiv 1907.11692"
 _QLORA = "QLoRA's training script"
 
@@ -210,6 +236,23 @@ TASKS: dict[Task, TaskSpec] = {
             ceiling=2048,
             metrics=("loss", *REWARDS, ACCURACIES, KL),
             unpadded=True,
+        ),
+        TaskSpec(
+            task=Task.EMBEDDING,
+            worker=f"{WORKERS}.embedding",
+            supervision=Supervision.CLOSENESS,
+            shapes=TEXT_SHAPES,
+            proposals=(TEXTS,),
+            example="{anchor: query, positive: passage}",
+            auto_class="AutoModel",
+            peft_type="FEATURE_EXTRACTION",
+            purpose="for embeddings of texts",
+            pipeline_tag="sentence-similarity",
+            scheduler=Default("linear", "linear decay, the default of sentence-transformers"),
+            warmup=Default(0.1, "sentence-transformers' training examples"),
+            ceiling=512,
+            metrics=("loss", "recall_at_1", "recall_at_10", "mrr_at_10", "ndcg_at_10", "margin"),
+            best=Default("ndcg_at_10", "the rank of the positive among all texts of the evaluation rows"),
         ),
     )
 }

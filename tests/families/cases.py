@@ -41,6 +41,7 @@ def each_family() -> list[Case]:
         "gpt2": (Task.CAUSAL_LM, MethodType.LORA, 2, single),
         "gpt_neox": (Task.CLASSIFICATION, MethodType.FULL, 1, number),
         "mistral": (Task.CAUSAL_LM, MethodType.LORA, 3, single),
+        "qwen2": (Task.EMBEDDING, MethodType.LORA, 3, single),
         "qwen3": (Task.CAUSAL_LM, MethodType.FULL, 3, single),
         "gemma": (Task.CAUSAL_LM, MethodType.FULL, 2, single),
         "phi": (Task.CLASSIFICATION, MethodType.LORA, 0, single),

@@ -11,8 +11,9 @@ from transformers import AutoTokenizer
 
 from finetune_api.contract import ExitCode, File, checkpoint_name, run_prefix
 from finetune_api.messages import CheckpointInfo, Manifest, MethodType, ModelFacts, ProblemType, Task
-from finetune_api.plan import Plan
+from finetune_api.plan import Plan, PlannedEmbedding
 from finetune_trainer.export.stage import export
+from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.storage import FolderStore, hash_file, upload_tree
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.masking import EVALUATED, MaskedRows, masking_of
@@ -80,6 +81,8 @@ def plan_of(case: Case) -> Plan:
     )  # fmt: skip
     swings = case.problem is ProblemType.REGRESSION and case.method is MethodType.FULL  # squared errors, in six steps
     rate = 1e-3 if swings else 5e-3
+    pooling = "mean" if FAMILIES[case.family].reads_both_ways else "last"
+    compared = PlannedEmbedding(texts=3, dimension=64, pooling=pooling) if case.task is Task.EMBEDDING else None
     return make_plan(
         case.task,
         case.method,
@@ -87,6 +90,7 @@ def plan_of(case: Case) -> Plan:
         stage=case.stage,
         problem=case.problem,
         model=facts,
+        embedding=compared,
         max_steps=STEPS,
         checkpoint_every_steps=HALF,
         eval_every_steps=HALF,

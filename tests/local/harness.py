@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from finetune_api.beats import RankState
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, ProblemType, SplitFacts, Task
-from finetune_api.plan import Plan
+from finetune_api.plan import Plan, PlannedEmbedding
 from finetune_trainer.agent.workers import Workers
 from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 
@@ -177,6 +177,9 @@ def write_dataset(
             label = source.randrange(len(LABELS))
             ids = [5 + label] + [20 + label * 30 + source.randrange(8) for _ in range(source.randrange(6, 30))]
             made.append((label, [*ids, *ending]))
+        if task is Task.EMBEDDING:
+            texts = [_compared(source) for _ in range(count)]
+            made = [(0, [token for text in row for token in text]) for row in texts]
         columns = {"input_ids": pa.array([ids for _, ids in made], IDS)}
         if task is Task.CLASSIFICATION:
             columns["label"] = _labels([label for label, _ in made], problem)
@@ -185,10 +188,22 @@ def write_dataset(
             columns["labels"] = pa.array(targets, IDS)
         elif task is Task.CAUSAL_LM:
             columns["labels"] = columns["input_ids"]
+        elif task is Task.EMBEDDING:
+            columns["seq_lengths"] = pa.array([[len(text) for text in row] for row in texts], IDS)
         table = pa.table(columns)
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     return folder
+
+
+def _compared(source: random.Random) -> list[list[int]]:
+    """Return an anchor, its positive and sometimes a negative: the second token tells which texts belong together."""
+    key, other = source.sample(range(20), 2)
+
+    def text(first: int, about: int) -> list[int]:
+        return [first, about, *(source.randrange(60, 110) for _ in range(source.randrange(3, 9)))]
+
+    return [text(5, 20 + key), text(6, 40 + key), *([text(6, 40 + other)] if source.random() < 0.3 else [])]
 
 
 def _labels(labels: Sequence[int], problem: ProblemType) -> pa.Array:
@@ -259,4 +274,6 @@ def make_plan(
             },
         },
     }
+    if task is Task.EMBEDDING:
+        values["embedding"] = PlannedEmbedding(texts=3, dimension=64)
     return Plan(**{**values, **changes})

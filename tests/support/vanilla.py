@@ -55,6 +55,7 @@ AUTOS = {
     Task.CLASSIFICATION: "AutoModelForSequenceClassification",
     Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
     Task.MASKED_LM: "AutoModelForMaskedLM",
+    Task.EMBEDDING: "AutoModel",
 }
 
 

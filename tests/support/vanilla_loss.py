@@ -31,6 +31,8 @@ def loss_of(auto: str, folder: str, options: dict[str, Any], rows: str, device: 
         model = loader.from_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(folder)
     model.eval().to(device)
+    if loader is transformers.AutoModel:
+        return compared(model, folder, pa.ipc.open_file(rows).read_all().to_pylist(), device)
     shifted = loader is transformers.AutoModelForCausalLM
     total = items = 0
     for row in pa.ipc.open_file(rows).read_all().to_pylist():
@@ -47,6 +49,34 @@ def loss_of(auto: str, folder: str, options: dict[str, Any], rows: str, device: 
             total += float(model(input_ids=ids.to(device), labels=labels.to(device)).loss) * count
         items += count
     return total / items
+
+
+def compared(model: Any, folder: str, rows: list[Any], device: str) -> float:
+    """Return the mean loss of the anchors, each against the texts of the 8 rows or so around it.
+
+    The artifact's own files name the pooling. No two texts of the rows are equal.
+    """
+    with open(f"{folder}/1_Pooling/config.json") as file:  # noqa: PTH123
+        pooling = json.load(file)
+    vectors = []
+    for row in rows:
+        own, start = [], 0
+        for length in row["seq_lengths"]:
+            ids = torch.tensor([row["input_ids"][start : start + length]]).to(device)
+            start += length
+            with torch.no_grad():
+                hidden = model(input_ids=ids).last_hidden_state[0]
+            own.append(hidden[-1] if pooling["pooling_mode_lasttoken"] else hidden.mean(0))
+        vectors.append(torch.nn.functional.normalize(torch.stack(own), dim=-1).cpu())
+    groups = -(-len(rows) // 8)
+    sizes = [len(rows) // groups + (number < len(rows) % groups) for number in range(groups)]
+    total = 0.0
+    for size in sizes:
+        part, vectors = vectors[:size], vectors[size:]
+        choices = torch.cat([torch.stack([own[1] for own in part]), *[own[2:] for own in part]])
+        scores = 20 * torch.stack([own[0] for own in part]) @ choices.T
+        total += float(torch.nn.functional.cross_entropy(scores, torch.arange(size), reduction="sum"))
+    return total / len(rows)
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def _key(changes: dict[str, Any], task: Task = Task.CAUSAL_LM, template: str | N
 
 
 def _inputs(task: Task, sources: str, template: str | None, limit: int) -> Inputs:
-    setting, fingerprint = SimpleNamespace(limit=limit), SimpleNamespace(fingerprint=sources)
+    setting, fingerprint = SimpleNamespace(limit=limit, prompts=("", "")), SimpleNamespace(fingerprint=sources)
     return cast(Inputs, SimpleNamespace(task=task, sources=fingerprint, template=template, setting=setting))
 
 

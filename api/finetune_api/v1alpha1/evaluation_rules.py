@@ -118,6 +118,7 @@ EVALUATION_RULES: tuple[Rule, ...] = (
         " have eval_perplexity. Generated answers have eval_exact_match, eval_chrf, eval_rouge_1, eval_rouge_2 and"
         " eval_rouge_l. Labels have eval_accuracy, eval_macro_f1, eval_weighted_f1 and eval_micro_f1. Numbers have"
         " eval_mse, eval_mae, eval_r2, eval_pearson and eval_spearman. Preferences have eval_rewards/margins and"
-        " eval_rewards/accuracies",
+        " eval_rewards/accuracies. Embeddings have eval_recall_at_1, eval_recall_at_10, eval_mrr_at_10,"
+        " eval_ndcg_at_10 and eval_margin",
     ),
 )

@@ -20,6 +20,7 @@ from finetune_api.v1alpha1.given import (
     mounts,
     not_with,
     offload,
+    only_for_embeddings,
     only_with,
     prefetch,
     warmup,
@@ -188,6 +189,15 @@ RULES: tuple[Rule, ...] = (
         " && (!has(self.model.newTokens) || size(self.model.newTokens) == 0))",
         says="model.adapter requires type lora or qlora and excludes method.lora and model.newTokens: the adapter has"
         " its own configuration",
+    ),
+    Rule(
+        at=("spec",),
+        field="embedding",
+        code="NeedsOther",
+        broken=only_for_embeddings,
+        cure="set spec.task to embedding, or leave it out",
+        cel="!has(self.embedding) || (has(self.task) && self.task == 'embedding')",
+        says="embedding requires the task embedding",
     ),
     Rule(
         at=("spec", "method", "lora"),

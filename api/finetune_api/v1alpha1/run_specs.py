@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.messages import MethodType
-from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, Supported
+from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.spec_base import (
     FreeObject,
@@ -44,6 +44,25 @@ class EvaluationSpec(Kubernetes):
     """Maximum length of a generated answer in tokens."""
     samples: Annotated[Annotated[int, Field(ge=0, le=100)] | None, Supported(), KeepsData()] = None
     """Number of generated answers to store."""
+
+
+class EmbeddingSpec(Kubernetes):
+    """How texts become vectors, and how the vectors are compared. Omitted values are those of the base model, if it is
+    a model of sentence-transformers."""
+
+    pooling: Annotated[Literal["mean", "cls", "last"] | None, Supported(), KeepsData()] = None
+    """What makes the vector of a text: the mean of its tokens, its first token (cls) or its last one; omitted = that of
+    the base model, else mean for encoders and last for decoders."""
+    scale: Annotated[Annotated[float, Field(gt=0, le=1000)] | None, Supported(), KeepsData()] = None
+    """Factor of the cosine similarities in the loss, the inverse of the temperature; omitted = 20."""
+    matryoshka_dims: Annotated[
+        Annotated[list[Annotated[int, Field(ge=1, le=100_000)]], Field(max_length=16)], Supported(), KeepsData()
+    ] = Field(default_factory=list)
+    """Sizes at which the first numbers of a vector must serve as a vector, such as [768, 256, 64]."""
+    query_prompt: Annotated[Text | None, Supported(), ShapesData(through="tokens")] = None
+    """Text before each anchor, such as "query: "; omitted = that of the base model, else none."""
+    document_prompt: Annotated[Text | None, Supported(), ShapesData(through="tokens")] = None
+    """Text before each positive and negative, such as "passage: "; omitted = that of the base model, else none."""
 
 
 class OffloadSpec(Kubernetes):

@@ -13,6 +13,7 @@ from finetune_api.v1alpha1.run_specs import (
     BudgetSpec,
     CheckpointSpec,
     DeepSpeedSpec,
+    EmbeddingSpec,
     EvaluationSpec,
     ExportSpec,
     MethodSpec,
@@ -73,6 +74,8 @@ class FineTuneJobSpec(Kubernetes):
     """The loss of preference tuning under the names of TRL; requires task preference."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     """What an evaluation does besides the loss; requires dataset.eval."""
+    embedding: EmbeddingSpec | None = None
+    """How texts become vectors; only for the task embedding."""
     deepspeed: DeepSpeedSpec = Field(default_factory=DeepSpeedSpec)
     """How model states are sharded over the ranks."""
     nodes: Annotated[int, Field(ge=1, le=1000), Supported(), KeepsData(), _WHILE_SUSPENDED] = 1

@@ -11,7 +11,7 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
-from finetune_trainer.export.snippet import snippet
+from finetune_trainer.export.snippet import sentence_snippet, snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
 NO_EVALUATION = StoredEvaluation()
@@ -45,6 +45,8 @@ def card(
         "## Load it\n",
         f"```python\n{snippet(plan, base, chat=chat)}```\n",
     ]
+    if plan.embedding:
+        parts += ["With sentence-transformers:\n", f"```python\n{sentence_snippet()}```\n"]
     if adapter and base.location.startswith("s3://"):
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
     if metrics:
@@ -69,10 +71,14 @@ def _head(plan: Plan, base: Base, adapter: bool) -> str:
     head = ["---"]
     if base.on_hub:
         head.append(f"base_model: {base.location}")
-    head.append(f"library_name: {'peft' if adapter else 'transformers'}")
+    compares = spec_of(plan.task).compares
+    library = "sentence-transformers" if compares else "peft" if adapter else "transformers"
+    head.append(f"library_name: {library}")
     if pipeline := spec_of(plan.task).pipeline_tag:
         head.append(f"pipeline_tag: {pipeline}")
-    return "\n".join([*head, "tags:", "- finetune-operator", *(["- lora"] if adapter else []), "---", ""])
+    tags = ["- lora"] if adapter else []
+    tags += ["- sentence-transformers", "- feature-extraction"] if compares else []
+    return "\n".join([*head, "tags:", "- finetune-operator", *tags, "---", ""])
 
 
 def _task(plan: Plan) -> str:
@@ -114,6 +120,12 @@ def _training(plan: Plan) -> dict[str, object]:
         facts["not trained"] = json.dumps(plan.freeze, ensure_ascii=False)
     if plan.preference:
         facts |= _preference(plan.preference)
+    if plan.embedding:
+        facts["pooling"] = f"{plan.embedding.pooling}, normalised"
+        facts["scale of the similarities"] = f"{plan.embedding.scale:g}"
+        facts["rows compared at once"] = layout.micro_batch * plan.world_size
+    if plan.embedding and plan.embedding.dims:
+        facts["sizes of the vectors (matryoshka)"] = json.dumps(plan.embedding.dims)
     if plan.new_tokens:
         facts["new tokens"] = json.dumps(plan.new_tokens, ensure_ascii=False)
     if plan.method is MethodType.QLORA:

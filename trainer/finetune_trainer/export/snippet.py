@@ -3,7 +3,7 @@
 import json
 
 from finetune_api.messages import MethodType, ProblemType
-from finetune_api.plan import Plan
+from finetune_api.plan import Plan, PlannedEmbedding
 from finetune_api.tasks import spec_of
 from finetune_trainer.export.layout import Base
 from finetune_trainer.model.families import family_of
@@ -20,13 +20,29 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
     adapter = plan.method is not MethodType.FULL
     auto = spec_of(plan.task).auto_class
     lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
+    lines += ["import torch"] if plan.embedding else []
     lines += ["from peft import PeftModel"] if adapter else []
     ended = adapter and spec_of(plan.task).writes and plan.dataset.ends
     configured = ", GenerationConfig" if ended else ""
     lines += [f"from transformers import {auto}, AutoTokenizer{configured}", "", HERE]
     lines.append("tokenizer = AutoTokenizer.from_pretrained(artifact)")
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
-    return "\n".join([*lines, "", *(_chat_use() if chat and spec_of(plan.task).continues else _text_use(plan))]) + "\n"
+    use = _vector_use(plan.embedding) if plan.embedding else _text_use(plan)
+    return "\n".join([*lines, "", *(_chat_use() if chat and spec_of(plan.task).continues else use)]) + "\n"
+
+
+def sentence_snippet() -> str:
+    """Return code that does the same with sentence-transformers."""
+    lines = [
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        HERE,
+        "model = SentenceTransformer(artifact)",
+        'queries = model.encode(["Some text."], prompt_name="query")',
+        'documents = model.encode(["Another text."], prompt_name="document")',
+        "print(model.similarity(queries, documents))",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
@@ -61,6 +77,32 @@ def _chat_use() -> list[str]:
         "output = model.generate(**inputs, max_new_tokens=40)",
         'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+
+
+def _vector_use(planned: PlannedEmbedding) -> list[str]:
+    """Return code that compares two texts by their vectors."""
+    query, document = (json.dumps(text, ensure_ascii=False) for text in _two_texts(planned))
+    vectors = {
+        "mean": ["vectors = (hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)"],
+        "cls": ["vectors = hidden[:, 0]"],
+        "last": ["vectors = hidden[torch.arange(len(texts)), mask.sum(1) - 1]"],
+    }[planned.pooling]
+    return [
+        'tokenizer.padding_side = "right"',
+        f"texts = [{query}, {document}]",
+        f"limit = {planned.max_seq_length}",
+        'inputs = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")',
+        "with torch.no_grad():",
+        "    hidden = model(**inputs).last_hidden_state",
+        'mask = inputs["attention_mask"]',
+        *vectors,
+        "vectors = torch.nn.functional.normalize(vectors, dim=-1)",
+        "print(float(vectors[0] @ vectors[1]))",
+    ]
+
+
+def _two_texts(planned: PlannedEmbedding) -> tuple[str, str]:
+    return f"{planned.query_prompt}Some text.", f"{planned.document_prompt}Another text."
 
 
 def _text_use(plan: Plan) -> list[str]:

@@ -30,6 +30,7 @@ from finetune_trainer.export.layout import (
     layout_of,
     mend,
 )
+from finetune_trainer.export.vectors import describe_vectors
 from finetune_trainer.model.files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
 from finetune_trainer.storage import (
     CorruptedError,
@@ -145,6 +146,8 @@ def _complete(plan: Plan, store: ObjectStore, best: Committed, evaluation: Store
     download_files(store, dataset_prefix(plan.dataset.sha256), of_dataset, folder)
     base = base_of(plan.model, store)
     mend(folder, plan, base)
+    if plan.embedding:
+        describe_vectors(folder, plan.embedding)
     end_answers(folder, plan, parse_json(CONFIG, store.get(f"{plan.model.prefix}{CONFIG}")))
     chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
     text = card(plan, base, info.step, info.metrics, installed_versions(), evaluation, chat=chat)

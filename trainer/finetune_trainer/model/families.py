@@ -15,8 +15,8 @@ from finetune_api.messages import Task
 from finetune_trainer.model.files import check_trainable, model_problem
 from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
 
-DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.PREFERENCE)
-ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM)
+DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.PREFERENCE, Task.EMBEDDING)
+ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM, Task.EMBEDDING)
 ENCODER_DECODER_TASKS = (Task.SEQ2SEQ, Task.CLASSIFICATION)
 DECODER_HEADS = ("lm_head", "score")
 CLASSIFICATION_HEAD = ("classification_head", "classification_head.dense", "classification_head.out_proj")
@@ -57,6 +57,11 @@ class Family:
     padding_token: bool = False
     heads: tuple[str, ...] = ()
     prefixed: bool = False
+
+    @property
+    def reads_both_ways(self) -> bool:
+        """Whether a token sees the tokens after it."""
+        return Task.MASKED_LM in self.tasks
 
 
 def _decoder(

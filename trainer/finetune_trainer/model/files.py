@@ -32,6 +32,12 @@ TOKENIZER_FILES = frozenset(
         "tokenizer.model",
     }
 )
+# of a model of sentence-transformers: how its vectors are made; read for embeddings, and never copied
+MODULES = "modules.json"
+POOLING = "1_Pooling/config.json"
+PROMPTS = "config_sentence_transformers.json"
+TEXT_LENGTH = "sentence_bert_config.json"
+SENTENCE_FILES = frozenset({MODULES, POOLING, PROMPTS, TEXT_LENGTH})
 # copied beside the weights; other formats, optimizer states and code in the folder are not
 SMALL_FILES = TOKENIZER_FILES | {CONFIG, GENERATION_CONFIG, WEIGHTS_INDEX}
 

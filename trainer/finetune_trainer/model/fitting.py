@@ -5,6 +5,7 @@ because training would start from random numbers: such a checkpoint belongs to a
 models are PreTrainedModels of transformers.
 """
 
+import inspect
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -33,6 +34,22 @@ def in_body(model: Any, keys: Iterable[str]) -> list[str]:
     within = {id(module) for module in model.base_model.modules() if module is not head}
     inside = {name for name, module in model.named_modules() if id(module) in within}
     return sorted(key for key in keys if key.rpartition(".")[0] in inside and POOLER not in key.split("."))
+
+
+def unused_pooler(auto_class: str, config: Any) -> dict[str, bool]:
+    """Return the option of transformers that leaves a pooler out of a bare model: nothing reads it, and no gradient
+    reaches it.
+
+    Args:
+        auto_class: name of the Auto class; a class with a head decides about its pooler itself.
+        config: a configuration of transformers.
+    """
+    import transformers
+
+    made = transformers.MODEL_MAPPING.get(type(config), None) if auto_class == "AutoModel" else None
+    if not isinstance(made, type) or "add_pooling_layer" not in inspect.signature(made.__init__).parameters:
+        return {}
+    return {"add_pooling_layer": False}
 
 
 def classifiers(model: Any) -> list[str]:

@@ -88,6 +88,10 @@ ENCODER: Rates = {
     MethodType.FULL: Rate(5e-5, 110e6, "BERT paper (arXiv 1810.04805, the largest of its three)"),
     MethodType.LORA: Rate(1e-3, 22.7e6, "adapter and new head, measured with MiniLM, rank 16, 16 classes"),
 }
+CLOSENESS: Rates = {
+    MethodType.FULL: Rate(2e-5, 110e6, "sentence-transformers' training examples"),
+    MethodType.LORA: Rate(2e-4, 110e6, "ten times the rate of all weights, as for language models"),
+}
 HIDDEN_WORDS: Rates = {
     MethodType.FULL: Rate(5e-5, 110e6, "transformers' example of masked language modelling"),
     MethodType.LORA: Rate(5e-4, 110e6, "ten times the rate of all weights, as for language models"),

@@ -16,6 +16,7 @@ from finetune_api.contract import Env
 from finetune_api.errors import ModelError, Problem
 from finetune_trainer.model.files import (
     CONFIG,
+    SENTENCE_FILES,
     SMALL_FILES,
     WEIGHTS_INDEX,
     check_names,
@@ -66,7 +67,7 @@ class HubModel:
 
     def small_files(self, folder: Path) -> dict[str, Path]:
         """Return configuration and tokenizer."""
-        return self._fetch([name for name in self.names if name in SMALL_FILES])
+        return self._fetch([name for name in self.names if name in SMALL_FILES | SENTENCE_FILES])
 
     def headers(self, folder: Path) -> dict[str, Header]:
         """Return the header of every weight file."""
@@ -159,7 +160,8 @@ def locate_on_hub(name: str, revision: str | None, environ: Mapping[str, str]) -
     endpoint, token = environ.get("HF_ENDPOINT") or None, environ.get("HF_TOKEN") or None
     with _translated(name):
         info = HfApi(endpoint=endpoint, token=token or False).model_info(name, revision=revision)
-    names = {file.rfilename for file in info.siblings or [] if "/" not in file.rfilename}
+    siblings = [file.rfilename for file in info.siblings or []]
+    names = {name for name in siblings if "/" not in name or name in SENTENCE_FILES}
     check_names(names, name)
     if info.sha is None:
         raise ModelError(_problem("ModelNotFound", f"the hub gives no commit for {name}", "give a revision"))

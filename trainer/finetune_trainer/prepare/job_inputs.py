@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from finetune_api.errors import FineTuneError, Problem, SpecError
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.families import positions_of, resolve_task
 from finetune_trainer.prepare.data.sources import Sources, locate_all
@@ -19,6 +19,7 @@ from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.here import hint_of
 from finetune_trainer.prepare.plan.machine import machine_of
 from finetune_trainer.prepare.plan.setting import Setting, setting_of
+from finetune_trainer.prepare.sentence_model import PLAIN, read_sentence_model
 from finetune_trainer.prepare.start_adapter import StartAdapter, find_adapter
 from finetune_trainer.prepare.tokens.encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
@@ -65,7 +66,7 @@ def find_inputs(job: FineTuneJob, work: Path, environ: Mapping[str, str]) -> Inp
         check_trackers(job.spec.training.report_to or ())
     with _collected(errors):
         model = locate_model(job.spec.model, environ)
-        adapter, setting = _decided(job, model.config(work / "model"), work, environ)
+        adapter, setting = _decided(job, model, work, environ)
     if errors:
         raise type(errors[0])([problem for error in errors for problem in error.problems])
     return Inputs(sources, model, template, adapter, setting)
@@ -81,9 +82,10 @@ def _collected(errors: list[FineTuneError]) -> Iterator[None]:
 
 
 def _decided(
-    job: FineTuneJob, config: Mapping[str, Any], work: Path, environ: Mapping[str, str]
+    job: FineTuneJob, model: ModelSource, work: Path, environ: Mapping[str, str]
 ) -> tuple[StartAdapter | None, Setting]:
-    """Return the adapter to start from, and the setting of the job, for a model with this configuration."""
+    """Return the adapter to start from, and the setting of the job, for a model."""
+    config = model.config(work / "model")
     task = resolve_task(config, job.spec.task)
     check_packing(job.spec.dataset, task)
     check_installed(job.spec.method.type)
@@ -93,8 +95,10 @@ def _decided(
     machine = machine_of(job, hint)
     check_config(job, machine.device, machine.world_size)
     check_kernels(job, machine.device, str(config.get("model_type") or ""))
-    limit = planner.length_limit(job, task, positions_of(config))
-    return adapter, setting_of(job, task, machine, limit, hint, adapter.start if adapter else None)
+    base = read_sentence_model(model.small_files(work / "model")) if spec_of(task).compares else PLAIN
+    limit = planner.length_limit(job, task, positions_of(config), base.max_seq_length)
+    start, family = adapter.start if adapter else None, str(config.get("model_type") or "")
+    return adapter, setting_of(job, task, machine, limit, hint, start, base=base, model_type=family)
 
 
 def check_installed(method: MethodType) -> None:

@@ -21,6 +21,7 @@ from finetune_api.v1alpha1.input_specs import VolumeClaimRef
 from finetune_trainer.model.families import positions_of
 from finetune_trainer.model.files import (
     CONFIG,
+    SENTENCE_FILES,
     SMALL_FILES,
     WEIGHTS_INDEX,
     check_names,
@@ -106,7 +107,7 @@ class FolderModel:
 
     def small_files(self, folder: Path) -> dict[str, Path]:
         """Return configuration and tokenizer, on this machine, by name."""
-        return self._here([info.key for info in self.listing if info.key in SMALL_FILES], folder)
+        return self._here([info.key for info in self.listing if info.key in SMALL_FILES | SENTENCE_FILES], folder)
 
     @property
     def pinned(self) -> str:
@@ -185,10 +186,12 @@ def locate_model(spec: ModelSpec, environ: Mapping[str, str]) -> ModelSource:
     else:
         raise ModelError(model_problem("NoModel", "neither name nor uri is given", "give one of the two"))
     store = open_store(uri, environ)
-    listing = tuple(info for info in store.list() if "/" not in info.key)
+    listing = tuple(info for info in store.list() if "/" not in info.key or info.key in SENTENCE_FILES)
     names = {info.key for info in listing}
     check_names(names, source)
-    kept = tuple(info for info in listing if info.key in SMALL_FILES or info.key.endswith(".safetensors"))
+    kept = tuple(
+        info for info in listing if info.key in SMALL_FILES | SENTENCE_FILES or info.key.endswith(".safetensors")
+    )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.rstrip("/").rpartition("/")[2]).strip("-.") or "model"
     return FolderModel(name, source, store, kept)
 

@@ -273,6 +273,7 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
         inputs.template,
         work,
         completions_of(job, inputs.task, data),
+        inputs.setting.prompts,
     )
     order.report("dataset: tokenising")
     fresh = Path(tempfile.mkdtemp(prefix="tokenized-", dir=work))  # all that is in it is uploaded

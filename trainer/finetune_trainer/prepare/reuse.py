@@ -62,7 +62,7 @@ def _derived(job: FineTuneJob, found: Inputs, base: BaseModel) -> dict[str, Any]
         "split": [spec.eval.split, planner.seed_of(job)] if isinstance(spec.eval, EvalSplit) else None,
         "seed": planner.seed_of(job) if spec.mix else None,  # the seed chooses rows of a source with a weight below 1
         "skipped_percent": spec.max_invalid_percent if spec.on_invalid == "Skip" else None,
-        "tokens": options_key(spec, found.template),
+        "tokens": options_key(spec, found.template, found.setting.prompts),
         "tokenizer": base.facts.commit,
         "limit": found.setting.limit,
     }

@@ -12,7 +12,7 @@ from finetune_api.errors import ModelError
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.files import model_problem
-from finetune_trainer.model.fitting import check_body, in_body, other_model
+from finetune_trainer.model.fitting import check_body, in_body, other_model, unused_pooler
 from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.headers import header_of
 
@@ -90,6 +90,7 @@ def check_weights(config: Mapping[str, Any], task: Task, labels: int, shapes: Ma
             device_map="meta",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # lists them all; nothing is trained here
+            **unused_pooler(spec_of(task).auto_class, made),
         )
     model, info = loaded
     if mismatched := sorted(info["mismatched_keys"]):

@@ -102,8 +102,9 @@ def load_split(order: WorkerOrder, split: str) -> ArrowRows:
     """
     plan = order.plan
     rows = ArrowRows(Path(order.dataset), split)
-    limit = min(plan.max_length, plan.model.max_positions or plan.max_length)
-    too_long = np.flatnonzero(rows.lengths > limit * spec_of(plan.task).sequences)
+    texts = max(spec_of(plan.task).sequences, plan.texts)
+    limit = min(plan.max_length, plan.model.max_positions or plan.max_length) * texts
+    too_long = np.flatnonzero(rows.lengths > limit)
     if len(too_long):
         row, tokens = too_long[0], rows.lengths[too_long[0]]
         raise DataError(

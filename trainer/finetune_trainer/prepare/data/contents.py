@@ -12,7 +12,7 @@ def content_hash(example: Example) -> int:
 
     Of preferences only the prompt counts: all completions of a prompt are trained, or all of them are held out.
     """
-    parts = [example.text, example.completion, *sorted(example.names)]
+    parts = [example.text, example.completion, *sorted(example.names), *(example.negatives or ())]
     if example.rejected is not None or example.desirable is not None:
         return _prompt_hash(example)
     if example.number is not None:

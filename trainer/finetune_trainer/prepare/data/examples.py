@@ -22,6 +22,7 @@ class ExampleLayout(StrEnum):
     TEXT = "text"
     PAIR = "prompt, completion"
     CHAT = "messages"
+    SIMILAR = "anchor, positive"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -43,9 +44,10 @@ class Example:
 
     Attributes:
         line: where its record starts in its file; a row number, from 1, where the format has no lines.
-        text: the text, or the prompt of a pair; empty for a conversation.
+        text: the text, the prompt of a pair, or an anchor; empty for a conversation.
         label: of a labelled text with one label.
-        completion: of a pair.
+        completion: of a pair; the positive of an anchor.
+        negatives: of an anchor; None for other rows.
         messages: of a conversation: `role` and `content`, and further keys that a chat template reads. A message with
             `weight: 0` carries no loss.
         tools: descriptions of tools, for the chat template.
@@ -65,6 +67,7 @@ class Example:
     number: float | None = None
     rejected: "Example | None" = None
     desirable: bool | None = None
+    negatives: tuple[str, ...] | None = None
 
     @property
     def completions(self) -> "tuple[Example, ...]":
@@ -174,6 +177,8 @@ class Columns:
             return self._alpaca(row)
         if self.layout is ExampleLayout.CHAT:
             return self._conversation(row)
+        if self.layout is ExampleLayout.SIMILAR:
+            return self._similar(row)
         return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
 
     def _value(self, row: Row, part: str) -> Any:
@@ -210,6 +215,24 @@ class Columns:
                 raise self._no_place("system")
             text = f"{system}\n\n{text}"
         return Example(row.line, text, completion=values.get("completion", ""))
+
+    def _similar(self, row: Row) -> Example:
+        anchor, column = text_of(self.names["anchor"], self._value(row, "anchor")), self.names["positive"]
+        positive = list_of(column, self._value(row, "positive"))
+        if isinstance(positive, list):
+            if len(positive) != 1:
+                raise Wrong(Code.SEVERAL_POSITIVES, f"{column!r} holds {len(positive)} texts; a row has one positive")
+            [positive] = positive
+        negatives = [text for part in self.names if part.startswith("negative") for text in self._negatives(row, part)]
+        return Example(row.line, anchor, completion=text_of(column, positive), negatives=tuple(negatives))
+
+    def _negatives(self, row: Row, part: str) -> list[str]:
+        """Return the negatives of one column: a text, a list of texts, or nothing."""
+        column = self.names[part]
+        value = list_of(column, self._optional(row, part))
+        if value is None or value == "":
+            return []
+        return [text_of(column, text) for text in (value if isinstance(value, list) else [value])]
 
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:

@@ -58,6 +58,7 @@ class Code(StrEnum):
     RAGGED_ROW = "RaggedRow"
     REPEATED_HEADER = "RepeatedHeader"
     MISSING_FIELD = "MissingField"
+    SEVERAL_POSITIVES = "SeveralPositives"
     MIXED_COLUMNS = "MixedColumns"
     WRONG_TYPE = "WrongType"
     NULL_VALUE = "NullValue"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.messages import Task
-from finetune_api.tasks import ALPACA, CHOICE, JUDGED, PAIR, spec_of
+from finetune_api.tasks import ALPACA, CHOICE, JUDGED, PAIR, TEXTS, spec_of
 from finetune_trainer.prepare.data.column_names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
 from finetune_trainer.prepare.data.formats import DataFile, Format
 
@@ -23,6 +23,8 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
     """Say what to do about rows like this one."""
     if {"chosen", "rejected"} <= row.keys() and not spec_of(task).prefers:
         return "these are preferences: set spec.task to preference, or keep the chosen answers as prompt and completion"
+    if {"anchor", "positive"} <= row.keys() and not spec_of(task).compares:
+        return "these are texts that belong together: set spec.task to embedding"
     if file.format in (Format.CSV, Format.TSV) and _is_no_header(list(row)):
         return "line 1 seems to be a row, not a header: begin the file with a line of column names"
     if (tags := _word_labels(row)) is not None:
@@ -80,6 +82,8 @@ def _left_out(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 
 
 def _parts(task: Task) -> Parts:
+    if spec_of(task).compares:
+        return TEXTS
     return ("text",) if spec_of(task).hides_tokens else PAIR
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
-from finetune_api.tasks import PAIR_SHAPES, spec_of
+from finetune_api.tasks import PAIR_SHAPES, TEXT_SHAPES, TEXTS, spec_of
 from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.column_names import HELD_OUT, REASONED, SPLIT, TRAINED
 from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
@@ -18,6 +18,7 @@ from finetune_trainer.prepare.data.formats import DataFile, Row
 from finetune_trainer.prepare.data.label_values import kind_of
 from finetune_trainer.prepare.data.preference_columns import PreferenceColumns
 from finetune_trainer.prepare.data.proposals import cure, rows_code
+from finetune_trainer.prepare.data.similar import negative_columns, score_column
 from finetune_trainer.prepare.data.tally import Tally
 
 SPLIT_PART = "split"  # a part of every shape: the column with the split of each row
@@ -74,6 +75,8 @@ class Shape:
                 layout = ExampleLayout.CHAT
             elif column_value(row, names["system"]) is ABSENT:
                 del names["system"]
+        elif layout is ExampleLayout.SIMILAR:
+            names |= negative_columns(row, names.values())
         if spec_of(task).has_target:  # a conversation of one answer is a pair, too
             layout = ExampleLayout.PAIR
         split = next((name for name in SPLIT if _says_split(row.get(name)) and name not in names.values()), None)
@@ -140,6 +143,24 @@ PREFERENCES = {
     "messages and label": _preferences("messages", "label"),
 }
 
+
+def _texts(anchor: str, positive: str) -> Shape:
+    return Shape(ExampleLayout.SIMILAR, (anchor, positive), TEXTS, ("negative",), ambiguous=(anchor, positive) != TEXTS)
+
+
+SIMILAR = (
+    _texts(*TEXTS),
+    _texts("query", "positive"),
+    _texts("query", "pos"),
+    _texts("query", "passage"),
+    _texts("query", "document"),
+    _texts("query", "answer"),
+    _texts("question", "positive"),
+    _texts("question", "answer"),
+    _texts("premise", "hypothesis"),
+    _texts("sentence1", "sentence2"),
+)
+
 SHAPES = {  # by the names that `TaskSpec.shapes` has
     "text and label": LABELLED,
     "messages": MESSAGES,
@@ -150,6 +171,7 @@ SHAPES = {  # by the names that `TaskSpec.shapes` has
     **dict(zip(PAIR_SHAPES, PAIRS, strict=True)),
     "text": TEXT,
     **PREFERENCES,
+    **dict(zip(TEXT_SHAPES, SIMILAR, strict=True)),
 }
 
 
@@ -186,6 +208,8 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
             rivals = [shape for shape in fitting if shape.ambiguous]
             if fitting[0].ambiguous and len(rivals) > 1:
                 raise DataError(_ambiguous(file, rivals))
+            if fitting[0] in SIMILAR and not given and (score := score_column(row)) is not None:
+                raise DataError(_scored(file, fitting[0], score))
             columns = fitting[0].columns(row, given, has_template, task)
             if parted is not None:
                 unread = tuple(name for name in columns.unread if name != parted)
@@ -211,8 +235,21 @@ def _unreadable(file: DataFile) -> Iterable[Problem]:
 
 def _ambiguous(file: DataFile, rivals: list[Shape]) -> Problem:
     readings = " or ".join(" and ".join(map(repr, shape.parts)) for shape in rivals)
-    cure = f"say which: columns: {{prompt: {rivals[0].parts[0]}, completion: {rivals[0].parts[1]}}}"
+    parts = zip(rivals[0].names, rivals[0].parts, strict=True)
+    cure = "say which: columns: {" + ", ".join(f"{name}: {column}" for name, column in parts) + "}"
     return file.problem("AmbiguousColumns", f"the columns can be read as {readings}", cure)
+
+
+def _scored(file: DataFile, shape: Shape, score: str) -> Problem:
+    first, second = shape.parts
+    message = (
+        f"{score!r} says how well {first!r} and {second!r} belong together, and embeddings are not trained on that"
+    )
+    cure = (
+        "keep the rows whose texts belong together, without this column; if they all do, set "
+        f"spec.dataset.columns: {{anchor: {first}, positive: {second}}}"
+    )
+    return file.problem("ScoredPairs", message, cure)
 
 
 def _missing(

@@ -28,6 +28,7 @@ CURES = {
     Code.REPEATED_HEADER: "remove the line: it was left when files were joined",
     Code.RAGGED_ROW: "quote fields that hold the delimiter, and write all of them",
     Code.MISSING_FIELD: "add it, or say in spec.dataset.columns which column it is",
+    Code.SEVERAL_POSITIVES: "write a row for each positive",
     Code.MIXED_COLUMNS: "give all rows the same columns",
     Code.WRONG_TYPE: "write it as the required type",
     Code.NULL_VALUE: "remove the row, or fill it",

@@ -16,6 +16,8 @@ class RemarkCode(StrEnum):
     REASONING_NOT_KEPT = "ReasoningNotKept"
     EMPTY_REASONING = "EmptyReasoning"
     LEARNT_DIFFERS = "LearntTextDiffers"
+    SAME_POSITIVE = "PositiveEqualsAnchor"
+    SAME_NEGATIVE = "NegativeEqualsPositive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Encoded:
             the target is not a token of the row.
         target: int32 [tokens] of an encoder-decoder's output; int32 [labels], the classes of a text; float32 [1], its
             number; int32 [completions], of preference tuning the lengths of its sequences, or the label of each
-            completion; None elsewhere.
+            completion; int32 [texts], the lengths of the texts that are compared; None elsewhere.
         full_length: tokens before the cut; more than `len(ids)` if it was cut.
         full_target: the same for `target`; 0 where it is not cut.
         parts: int32 [rows], the lengths of the rows that a long document, or a pair of completions, becomes; None

@@ -41,6 +41,7 @@ ROW = np.dtype(
         ("label", "<i4"),  # index into `labels`; -1 for none
         ("given", "<u8"),  # hash of what the model is given, its system message and tools too
         ("content", "<u8"),  # hash of the whole row
+        ("positive", "<u8"),  # hash of the text that an anchor belongs to; 0 for other rows
         ("answer", "i1"),  # words of the answer, at most 2; -1 where there is none to be
     ]
 )
@@ -116,6 +117,10 @@ class Observation:
         part["content"] = [
             digest(whole, side.setting, example.target_text.encode(), b"%d" % len(side.given), *_judged(example))
             for example, whole, side in zip(examples, raw, both, strict=True)
+        ]
+        part["positive"] = [
+            0 if example.negatives is None else digest(example.completion.encode("utf-8", "replace"))
+            for example in examples
         ]
         self._keep(examples, encoded, both, part, keys(raw))
         for example, row in zip(examples, encoded, strict=True):

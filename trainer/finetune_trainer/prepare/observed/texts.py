@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from finetune_trainer.prepare.data import alpaca
 from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.observed.encoded import Remark, RemarkCode
 
 
 class Sides(NamedTuple):
@@ -59,11 +60,28 @@ def sides(example: Example, labelled: bool) -> Sides:
         tools = json.dumps(example.tools, sort_keys=True, default=str) if example.tools else ""
         last = learnt[-1] if learnt else None
         return Sides("\n".join(given), "\n".join(learnt), last, "\n".join(system), tools, acts)
+    if example.negatives is not None:
+        return Sides(example.text, "\n".join(compared_texts(example)), None)
     if labelled:
         return Sides(example.text, "", "")
     if example.completion:
         return Sides(alpaca.asked(example.text), example.completion, example.completion)
     return Sides("", example.text, example.text)
+
+
+def compared_texts(example: Example) -> tuple[str, ...]:
+    """Return the texts that an anchor is compared with: its positive, then its negatives."""
+    return (example.completion, *(example.negatives or ()))
+
+
+def contradictions(example: Example) -> tuple[Remark, ...]:
+    """Return remarks on a row whose texts contradict what they are there for; white space at the ends is ignored."""
+    positive, remarks = example.completion.strip(), []
+    if positive == example.text.strip():
+        remarks.append(Remark(RemarkCode.SAME_POSITIVE, "", positive, example.text))
+    if any(text.strip() == positive for text in example.negatives or ()):
+        remarks.append(Remark(RemarkCode.SAME_NEGATIVE, "", positive, positive))
+    return tuple(remarks)
 
 
 def message_text(message: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
+from finetune_trainer.model.fitting import unused_pooler
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +54,7 @@ def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: i
     with refused(task):
         made, auto = configured(config, task, labels)
         with torch.device("meta"):
-            model = auto.from_config(made, dtype=dtype)
+            model = auto.from_config(made, dtype=dtype, **unused_pooler(spec_of(task).auto_class, made))
     return model.train()
 
 

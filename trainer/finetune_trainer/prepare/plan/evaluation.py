@@ -77,6 +77,8 @@ def best_by(
     rule, reason = "eval_loss", "the loss that training minimises, on unseen rows"
     if spec_of(task).labelled:
         rule, reason = BEST[problem_type]
+    if best := spec_of(task).best:
+        rule, reason = full_name(str(best.value)), best.source
     metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
     known = [full_name(name) for name in measured(task, problem_type, loss, answers=answers)]
     if metric not in known:  # a job without a task: only now is the task known

@@ -220,10 +220,14 @@ def _run(question: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     if spec_of(question.task).labelled:
         given["labels"] = torch.zeros(rows, dtype=torch.long)
+    if spec_of(question.task).compares:
+        del given["labels"]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def train() -> None:
-        model(**given).loss.backward()
+        outputs = model(**given)
+        loss = outputs.loss if "labels" in given else outputs.last_hidden_state.float().square().mean()
+        loss.backward()
         for parameter in trained:
             parameter.grad = None
 

@@ -86,6 +86,8 @@ def _why_optimizer(load: Load, temporaries: float) -> str:
 def _why_activations(load: Load, moment: str) -> str:
     rows = f"{load.micro} {'row' if load.micro == 1 else 'rows'} of {load.tokens} tokens"
     if load.sequences > 1:
+        rows = f"{load.micro} {'row' if load.micro == 1 else 'rows'} of {load.sequences} texts of {load.tokens} tokens"
+    if load.sequences > 1 and load.architecture.predicts_tokens:
         rows = f"{load.micro} {'pair' if load.micro == 1 else 'pairs'} of two sequences of {load.tokens} tokens"
     if moment == "step":
         return "none are left in the step"

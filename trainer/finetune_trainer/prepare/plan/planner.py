@@ -7,8 +7,9 @@ from finetune_api.messages import ModelFacts, Task
 from finetune_api.plan import Plan, PlannedEngine
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_trainer.prepare.plan.batch import global_batch
+from finetune_trainer.prepare.plan.batch import CONTRASTED, USUAL, global_batch
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.comparison import fitted
 from finetune_trainer.prepare.plan.draft import Draft, Workload
 from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_block
 from finetune_trainer.prepare.plan.estimate import prediction_of
@@ -64,8 +65,12 @@ def seed_of(job: FineTuneJob) -> int:
     return SEED if job.spec.training.seed is None else job.spec.training.seed
 
 
-def length_limit(job: FineTuneJob, task: Task, positions: int) -> int:
+def length_limit(job: FineTuneJob, task: Task, positions: int, usual: int = 0) -> int:
     """Return the tokens at which rows are cut.
+
+    Args:
+        positions: that the model has; 0 = unknown.
+        usual: tokens at which the model was used to cut; 0 = unknown.
 
     Raises:
         SpecError: the user's limit is beyond what the model can take.
@@ -74,7 +79,8 @@ def length_limit(job: FineTuneJob, task: Task, positions: int) -> int:
     if given is not None and positions and given > positions:
         message = f"is {given}, but the model takes {positions} tokens"
         raise SpecError(problem("TooLong", "spec.dataset.maxLength", message, f"lower it to {positions} or less"))
-    return given or min(positions or spec_of(task).ceiling, spec_of(task).ceiling)
+    ceiling = spec_of(task).ceiling
+    return given or min(positions or ceiling, usual or ceiling, ceiling)
 
 
 def lay_out(setting: Setting, workload: Workload) -> Draft:
@@ -113,6 +119,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     preference = preference_of(setting, workload.dataset, log)
     schedule = schedule_of(draft, rhythm, log)
     hidden = hidden_share(log, setting.task)
+    embedding = fitted(draft, log)
     return Plan(
         task=setting.task,
         method=setting.method,
@@ -130,6 +137,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
         new_tokens=tuple(draft.spec.model.new_tokens),
         mlm_probability=hidden,
         preference=preference,
+        embedding=embedding,
         choices=tuple(log.choices),
     )
 
@@ -139,9 +147,10 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
     job, given, dataset = setting.job, setting.given, workload.dataset
     train, sharded = dataset.train, sharding(job)
     length = _length(setting, workload, log)
-    batch = global_batch(log, setting.machine.world_size, train.rows)
-    padding = 1.0 if spec_of(setting.task).unpadded else PADDING
-    sequences = sequences_of(setting.task, dataset)
+    spec, splits = spec_of(setting.task), [split for split in (train, dataset.eval) if split]
+    batch = global_batch(log, setting.machine.world_size, train.rows, CONTRASTED if spec.compares else USUAL)
+    padding = 1.0 if spec.unpadded else PADDING
+    sequences = max(sequences_of(setting.task, dataset), *(split.texts for split in splits))
     return Request(
         architecture=workload.architecture,
         method=setting.method,
@@ -164,6 +173,7 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         beside=passes_beside(setting, dataset),
         optimizer=setting.optimizer,
         compiled=bool(given.get("torch_compile")),
+        at_once=spec.compares,
     )
 
 

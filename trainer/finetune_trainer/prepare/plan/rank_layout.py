@@ -32,11 +32,12 @@ class Request:
         evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
         converted: whether the model's files hold its weights in another type than the run's.
         methods: others that the job could be trained with, without any other change.
-        sequences: of a row: 2 for a pair of completions.
+        sequences: of a row: 2 for a pair of completions; the texts that are compared.
         beside: forward passes without gradients beside each pass that trains.
         unsharded: the field that keeps a job from ZeRO-3, as its adapter trains single rows of a weight; empty = none.
         optimizer: how gradients become updates.
         compiled: whether torch.compile compiles the layers.
+        at_once: whether the loss of a row depends on all rows that are computed at once: as many as fit.
     """
 
     architecture: Architecture
@@ -60,6 +61,7 @@ class Request:
     beside: int = 0
     optimizer: ChosenOptimizer = ADAMW
     compiled: bool = False
+    at_once: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,9 @@ def best(request: Request) -> RankLayout | None:
     fitting = [layout for layout in layouts(request) if layout.fits(request.machine)]
     if not fitting:
         return None
+    if request.at_once:
+        fewest = min(layout.load.accumulation for layout in fitting)
+        fitting = [layout for layout in fitting if layout.load.accumulation == fewest]
     slowest = ABOUT_AS_FAST * min(layout.speed.seconds for layout in fitting)
     return min((layout for layout in fitting if layout.speed.seconds <= slowest), key=_order)
 
@@ -197,4 +202,5 @@ def micro_batches(request: Request) -> Iterator[int]:
     elif request.accumulation is not None:
         yield share // request.accumulation
     else:
-        yield from (size for size in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % size == 0)
+        most = share if request.at_once else min(share, LARGEST_MICRO_BATCH)
+        yield from (size for size in range(1, most + 1) if share % size == 0)

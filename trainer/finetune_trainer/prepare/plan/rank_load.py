@@ -23,7 +23,7 @@ class Load:
         chunked: whether the loss makes its logits a chunk at a time, and again in the backward pass.
         evaluated: rows of a batch of the evaluation; 0 = nothing is evaluated.
         converted: whether the model's files hold its weights in another type than the run's.
-        sequences: of a row, each of `tokens`: 2 for a pair of completions.
+        sequences: of a row, each of `tokens`: 2 for a pair of completions; the texts that are compared.
         beside: forward passes without gradients beside each pass that trains.
         optimizer: how gradients become updates.
     """

@@ -7,7 +7,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.preference_losses import PreferenceLoss
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import family_of
-from finetune_trainer.model.learning_rates import DPO, HIDDEN_WORDS, PREFERENCES, Rates, Size
+from finetune_trainer.model.learning_rates import CLOSENESS, DPO, HIDDEN_WORDS, PREFERENCES, Rates, Size
 from finetune_trainer.prepare.plan.batch import GLOBAL_BATCH
 
 LARGEST = 3e-3
@@ -45,4 +45,6 @@ def learning_rate(
 def _rates(task: Task, model_type: str, loss: PreferenceLoss | None) -> Rates:
     if loss is not None:
         return PREFERENCES.get(loss, DPO)
+    if spec_of(task).compares:
+        return CLOSENESS
     return HIDDEN_WORDS if spec_of(task).hides_tokens else family_of(model_type).rates

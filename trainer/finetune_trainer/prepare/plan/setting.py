@@ -6,7 +6,7 @@ from typing import Any
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
-from finetune_api.plan import Choice
+from finetune_api.plan import Choice, PlannedEmbedding
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.given_config import given_values
@@ -14,6 +14,8 @@ from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.lora import SavedAdapter, check_quantizable, lora_of, note_method, other_methods
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Machine
 from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer, optimizer_choice
+from finetune_trainer.prepare.plan.vector_choice import embedding_of
+from finetune_trainer.prepare.sentence_model import PLAIN, SentenceModel
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Setting:
         optimizer: how gradients become updates.
         smaller_methods: methods that need less memory and that the job could use without any other change.
         here: this machine, where the job runs on it; None in a cluster.
+        embedding: how texts become vectors; None for tasks without them.
         choices: the values above that the plan reports, each with its reason.
     """
 
@@ -44,6 +47,12 @@ class Setting:
     smaller_methods: tuple[MethodType, ...]
     here: Here | None
     choices: tuple[Choice, ...]
+    embedding: PlannedEmbedding | None = None
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """What is put before an anchor, and before the texts that it is compared with."""
+        return (self.embedding.query_prompt, self.embedding.document_prompt) if self.embedding else ("", "")
 
     @property
     def method(self) -> MethodType:
@@ -63,6 +72,9 @@ def setting_of(
     limit: int,
     hint: GpuHint = NO_HINT,
     start: SavedAdapter | None = None,
+    *,
+    base: SentenceModel = PLAIN,
+    model_type: str = "",
 ) -> Setting:
     """Decide what needs neither data nor weights.
 
@@ -71,9 +83,12 @@ def setting_of(
         limit: tokens at which rows are cut, as `planner.length_limit` returns it.
         hint: what is known of the nodes beside the job.
         start: the adapter that training starts from.
+        base: what sentence-transformers' files say of the base model.
+        model_type: of the base model.
 
     Raises:
-        SpecError: the machine lacks the number type, or cannot run the method.
+        SpecError: the machine lacks the number type, or cannot run the method; or vectors cannot be made as in the base
+            model.
     """
     log = ChoiceLog(given_values(job))
     note_machine(log, machine, job.spec.gpu_type)
@@ -82,6 +97,7 @@ def setting_of(
     check_quantizable(job, machine, hint)
     lora = lora_of(job, log, task, start)
     note_method(job, log)
+    embedding = embedding_of(job, task, log, base, model_type, limit)
     return Setting(
         job=job,
         task=task,
@@ -95,6 +111,7 @@ def setting_of(
         smaller_methods=other_methods(job, machine, hint),
         here=hint.here,
         choices=tuple(log.choices),
+        embedding=embedding,
     )
 
 

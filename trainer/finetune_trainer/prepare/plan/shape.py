@@ -78,7 +78,7 @@ def architecture_of(
         layers=len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1)),
         heads=int(getattr(sizes, "num_attention_heads", 0) or 0),
         vocabulary=int(sizes.vocab_size),
-        predicts_tokens=not spec_of(task).labelled,
+        predicts_tokens=spec_of(task).predicts_tokens,
         parts=parts,
         weight_bytes=weight_bytes,
         kept=kept,
@@ -210,6 +210,8 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
 
     ids = torch.ones(ROWS, tokens, dtype=torch.int64, device="meta")
     called, given = model, {"labels": ids[:, 0] if spec_of(task).labelled else ids}
+    if spec_of(task).compares:  # the bare model has no loss
+        given = {}
     if spec_of(task).labelled and model.config.is_encoder_decoder:
         called, given = model.base_model, {"decoder_input_ids": ids}
     with contextlib.ExitStack() as stack:

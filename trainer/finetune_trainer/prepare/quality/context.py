@@ -48,7 +48,7 @@ class Context:
     @property
     def answered(self) -> bool:
         """Whether an evaluation gives a label or an answer for each row."""
-        return not spec_of(self.task).hides_tokens and not spec_of(self.task).prefers
+        return spec_of(self.task).labelled or spec_of(self.task).answers
 
     untrained: UntrainedTokens = field(default_factory=UntrainedTokens)
 

@@ -19,6 +19,7 @@ from finetune_trainer.prepare.quality import (
     remarks,
     scripts,
     size,
+    text_findings,
 )
 from finetune_trainer.prepare.quality.asked_questions import report_questions
 from finetune_trainer.prepare.quality.context import Context, ObservedSplit, percent
@@ -34,7 +35,10 @@ WEIGHT = (
     "LearntTextDiffers",
     "NothingTrained",
     "EverythingTrained",
+    "PositiveEqualsAnchor",
+    "NegativeEqualsPositive",
     "EvalInTrain",
+    "AnchorsInTrain",
     "EvalNearTrain",
     "HeldOutRowsTrained",
     "SystemColumnUnread",
@@ -64,6 +68,8 @@ WEIGHT = (
     "NumbersAsLabels",
     "UnbalancedLabels",
     "DuplicateRows",
+    "RepeatedPositives",
+    "PositivesInTrain",
     "NearDuplicates",
     "FarLabels",
     "FarNumbers",
@@ -138,6 +144,7 @@ def examine(train: Observation, evaluation: Observation | None, context: Context
     if theirs:
         findings += duplicates.equal_across(ours, theirs)
         findings += label_findings.unseen(ours, theirs)
+        findings += text_findings.shared_texts(ours, theirs)
         findings += [_far(theirs, distance) for distance in apart if distance.is_far]
     report = QualityReport(
         name=context.name,
@@ -181,6 +188,7 @@ def _of_rows(split: ObservedSplit, speech: Sequence[RowLanguages], context: Cont
     yield from scripts.scripts(split)
     yield from label_findings.conflicts(split)
     yield from preference_findings.of_completions(split, context)
+    yield from text_findings.repeated_positives(split)
 
 
 _DIFFERENCES = {

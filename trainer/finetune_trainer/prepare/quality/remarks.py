@@ -7,6 +7,16 @@ from finetune_trainer.prepare.observed.observation import Remarked
 from finetune_trainer.prepare.quality.context import Context, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.report import Excerpt, Finding, Severity
 
+CONTRADICTIONS = {  # of texts that are compared
+    RemarkCode.SAME_POSITIVE: (
+        "the positive is equal to the anchor: such a row teaches nothing",
+        "remove these rows, or write another text for the same thing",
+    ),
+    RemarkCode.SAME_NEGATIVE: (
+        "a negative is equal to the positive; the loss leaves this negative out",
+        "correct these rows: a text is either near to the anchor or far from it",
+    ),
+}
 MINOR = "'name'"  # names the speaker, or repeats the name of a call
 
 
@@ -33,6 +43,10 @@ def remarks(split: ObservedSplit) -> Iterator[Finding]:
                 "remove it from the rows, or name a template that writes it in spec.dataset.chatTemplate",
                 "rows of each structure are rendered with a part changed; the text stays the same",
             )
+        elif code in CONTRADICTIONS:
+            what, cure = CONTRADICTIONS[code]
+            rule = "any such row; white space at the ends is ignored"
+            yield _finding(split, seen, Severity.WARNING, f"in {rows}, {what}", cure, rule)
         elif code is RemarkCode.REASONING_NOT_KEPT:
             yield _finding(
                 split,

@@ -18,6 +18,7 @@ from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.preferences import Completions
 from finetune_trainer.prepare.observed.encoded import Encoded, Remark
+from finetune_trainer.prepare.observed.texts import compared_texts, contradictions
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
 from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
@@ -57,6 +58,7 @@ class Encoder:
         loss_on_prompt: prompts carry loss too (lossOn: all).
         to_target: completions are the target of an encoder-decoder, not the prompt's continuation.
         completions: how completions of preference tuning become rows; None for other tasks.
+        prompts: put before an anchor, and before the texts that it is compared with.
         hidden: words of texts are hidden and to be found (masked-lm): each row has the tokenizer's special tokens.
         template: of conversations.
         specials: what the template reads of the tokenizer.
@@ -76,6 +78,7 @@ class Encoder:
     embeddings: int | None = None
     loss_on_prompt: bool = False
     to_target: bool = False
+    prompts: tuple[str, str] = ("", "")
     hidden: bool = False
     completions: Completions | None = None
     template: ChatTemplate | None = None
@@ -106,6 +109,7 @@ class Encoder:
             ExampleLayout.TEXT: self._hidden if self.hidden else self._texts,
             ExampleLayout.PAIR: self._to_target if self.to_target else self._pairs,
             ExampleLayout.CHAT: self._chats,
+            ExampleLayout.SIMILAR: self._similar,
         }
         return encode[self.layout](batch)
 
@@ -139,14 +143,35 @@ class Encoder:
     # ---------------------------------------------------------------- by layout
 
     def _labelled(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
-        whole = self._backend.ids([example.text for example in batch])
+        cut = self._cut([example.text for example in batch])
+        return [Encoded(ids, None, None, full) for ids, full in cut]
+
+    def _cut(self, texts: Sequence[str]) -> list[tuple[Ids, int]]:
+        """Return the ids of each text, cut at the limit, and how many there are without the cut."""
+        whole = self._backend.ids(texts)
         # the tokenizer cuts before it adds its last special token, such as BERT's [SEP]
         cut = [index for index, ids in enumerate(whole) if len(ids) > self.limit]
-        shorter = self._backend.cut([batch[index].text for index in cut], self.limit) if cut else []
+        shorter = self._backend.cut([texts[index] for index in cut], self.limit) if cut else []
         rows = list(whole)
         for index, ids in zip(cut, shorter, strict=True):
             rows[index] = ids
-        return [Encoded(ids, None, None, len(full)) for ids, full in zip(rows, whole, strict=True)]
+        return [(ids, len(full)) for ids, full in zip(rows, whole, strict=True)]
+
+    def _similar(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        """Encode each text of a row alone: the anchor, the positive, then the negatives."""
+        query, document = self.prompts
+        texts = [[query + one.text, *(document + text for text in compared_texts(one))] for one in batch]
+        cut = iter(self._cut([text for row in texts for text in row]))
+        rows: list[Encoded | Fault] = []
+        for example, row in zip(batch, texts, strict=True):
+            parts = [next(cut) for _ in row]
+            lengths = np.array([len(ids) for ids, _ in parts], np.int32)
+            if not lengths.all():
+                rows.append(Fault(example.line, Code.NOTHING_TO_LEARN, "the tokenizer gives no token for a text"))
+                continue
+            ids = np.concatenate([ids for ids, _ in parts])
+            rows.append(Encoded(ids, None, lengths, sum(full for _, full in parts), remarks=contradictions(example)))
+        return rows
 
     def _texts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode whole documents: those beyond the limit become rows of like length, one after the other."""
@@ -286,6 +311,7 @@ def encoder_for(
     given: str | None,
     work: Path,
     completions: Completions | None = None,
+    prompts: tuple[str, str] = ("", ""),
 ) -> Encoder:
     """Return the encoder of a job's data.
 
@@ -293,6 +319,7 @@ def encoder_for(
         completions: how completions of preference tuning become rows; None for other tasks.
         given: the text of `spec.chat_template`, as of `templates.given_template`.
         work: folder for the tokenizer's file.
+        prompts: put before an anchor, and before the texts that it is compared with.
 
     Raises:
         SpecError: the named template does not work.
@@ -315,6 +342,7 @@ def encoder_for(
         embeddings=tokenizer.embeddings,
         loss_on_prompt=spec.loss_on == "all",
         to_target=spec_of(task).has_target,
+        prompts=prompts,
         hidden=spec_of(task).hides_tokens,
         completions=completions,
         template=template,

@@ -51,6 +51,7 @@ def split_schema(task: Task, packed: bool, kind: ProblemType | None = None) -> p
             ("seq_lengths", IDS),
             *([("label", LABELS[kind])] if kind is not None else []),
         ],
+        Supervision.CLOSENESS: [("seq_lengths", IDS)],
     }
     packing = [("seq_lengths", IDS)] if packed else []
     return pa.schema([("input_ids", IDS), *taught[spec_of(task).supervision], *packing])
@@ -170,13 +171,17 @@ class SplitWriter:
         lists = ("input_ids", *(["labels"] if self._supervision is Supervision.SEQUENCE else []))
         if self._supervision is Supervision.PREFERENCE:
             return self._facts_of_preferences(rows)
+        compares = self._supervision is Supervision.CLOSENESS
         return SplitFacts(
             rows=table.num_rows,
             examples=len(rows),
             tokens=rows.tokens + (len(rows.targets) if self._supervision is Supervision.SEQUENCE else 0),
             trained_tokens=rows.tokens if self._supervision is Supervision.HIDDEN else int(items.sum(dtype=np.int64)),
-            longest=max(int(np.max(table[name].chunk(0).value_lengths().to_numpy())) for name in lists),
+            longest=max(int(np.max(table[name].chunk(0).value_lengths().to_numpy())) for name in lists)
+            if not compares
+            else int(rows.targets.max()),
             truncated_rows=int(rows.cut.sum()),
+            texts=int(rows.target_lengths.max()) if compares else 0,
         )
 
     def _facts_of_preferences(self, rows: TokenRows) -> SplitFacts:
@@ -210,6 +215,10 @@ class SplitWriter:
             return pa.table([ids, _lists(rows.targets, rows.target_lengths)], self._schema), rows.target_lengths
         if self._supervision is Supervision.PREFERENCE:
             return self._preferences(rows)
+        if self._supervision is Supervision.CLOSENESS:
+            return pa.table([ids, _lists(rows.targets, rows.target_lengths)], self._schema), np.ones(
+                len(rows), np.int32
+            )
         if self._supervision is Supervision.LABEL:
             labels = pa.array(rows.targets)
             if self._kind is ProblemType.MULTI_LABEL:
@@ -301,6 +310,7 @@ def _sum(first: SplitFacts, second: SplitFacts) -> SplitFacts:
         trained_tokens=first.trained_tokens + second.trained_tokens,
         longest=max(first.longest, second.longest),
         truncated_rows=first.truncated_rows + second.truncated_rows,
+        texts=max(first.texts, second.texts),
     )
 
 

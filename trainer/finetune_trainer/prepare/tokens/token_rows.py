@@ -29,7 +29,8 @@ class TokenRows:
         cut: bool [rows], whether it was longer than the limit.
         trained: bool [tokens] for causal models, else empty.
         targets: the targets of the rows, one after the other: int32 [classes], float32 [numbers], int32 [target
-            tokens] of an encoder-decoder, or int32 [sequences] of preference tuning; else empty.
+            tokens] of an encoder-decoder, int32 [sequences] of preference tuning, or int32 [texts] with the lengths of
+            texts that are compared; else empty.
         target_lengths: int32 [rows], how much of it each has; else empty.
     """
 

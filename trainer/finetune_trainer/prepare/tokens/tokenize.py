@@ -47,9 +47,15 @@ class Tokenized:
     observations: Mapping[Split, Observation] = field(default_factory=dict)
 
 
-def options_key(spec: DatasetSpec, template: str | None) -> dict[str, Any]:
-    """Return all of a job that the tokens depend on beside data and tokenizer; `template`: the text of a given one."""
+def options_key(spec: DatasetSpec, template: str | None, prompts: tuple[str, str] = ("", "")) -> dict[str, Any]:
+    """Return all of a job that the tokens depend on beside data and tokenizer.
+
+    Args:
+        template: the text of a given chat template.
+        prompts: put before the texts that are compared.
+    """
     return {
+        **({"prompts": prompts} if any(prompts) else {}),
         "version": VERSION,
         "loss_on": spec.loss_on or "completion",
         "packing": bool(spec.packing),

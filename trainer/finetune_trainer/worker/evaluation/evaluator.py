@@ -202,7 +202,7 @@ class Evaluator:
         part.hits = int(torch.stack(hits).sum()) if hits else None
         if predicted:
             part.predicted = torch.cat(predicted).cpu().numpy()
-            part.truth = torch.cat(truth).numpy().reshape(part.predicted.shape)
+            part.truth = torch.cat(truth).numpy()
         part.facts = torch.cat(facts).cpu().numpy() if facts else None
         return part
 

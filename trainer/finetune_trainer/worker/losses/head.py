@@ -17,7 +17,9 @@ from finetune_trainer.worker.losses.output_layer import OutputLayer
 
 Batch = Mapping[str, Any]
 # entries of a batch that the model does not take
-BESIDE = frozenset({"kept", "targets", "labels", "sequences", "completion", "reference", "desirable", "mismatched"})
+BESIDE = frozenset(
+    {"kept", "targets", "labels", "sequences", "completion", "reference", "desirable", "mismatched", "texts"}
+)
 
 
 @dataclass(frozen=True)

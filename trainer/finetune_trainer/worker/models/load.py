@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.errors import ModelError
 from finetune_api.messages import MethodType
-from finetune_trainer.model.fitting import check_body, other_model
+from finetune_api.tasks import spec_of
+from finetune_trainer.model.fitting import check_body, other_model, unused_pooler
 from finetune_trainer.worker.models.adapters import with_adapter
 from finetune_trainer.worker.models.freezing import freeze
 from finetune_trainer.worker.models.heads import auto_class, new_modules, trained_wholly
@@ -66,7 +67,8 @@ def load_model(
 
 
 def _load_base(task: WorkerTask, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
-    options = task.head_options() | loading(task.plan, dtype)
+    pooler = unused_pooler(spec_of(task.plan.task).auto_class, AutoConfig.from_pretrained(folder))
+    options = task.head_options() | loading(task.plan, dtype) | pooler
     try:
         model, info = auto_class(task.plan.task).from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **options
