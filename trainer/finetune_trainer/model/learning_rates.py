@@ -35,7 +35,7 @@ class Rate:
 
     def at(self, size: Size) -> float:
         """Return the rate for a model of another number of parameters, by the cube root."""
-        return self.value * (self.parameters / max(1, size.parameters)) ** EXPONENT
+        return float(self.value * (self.parameters / max(1, size.parameters)) ** EXPONENT)
 
     def why(self, size: Size) -> str:
         """Return where the rate comes from."""
@@ -56,7 +56,7 @@ class WidthRate:
 
     def at(self, size: Size) -> float:
         """Return the rate for a model of another hidden size."""
-        return self.value * (self.width / max(1, size.hidden)) ** self.exponent
+        return float(self.value * (self.width / max(1, size.hidden)) ** self.exponent)
 
     def why(self, size: Size) -> str:
         """Return where the rate comes from."""
