@@ -268,7 +268,7 @@ def observed(folder: Path, millions: int) -> Sample:
         rows["label"], rows["answer"] = -1, 2
         rows["content"] = rows["given"] = draw.integers(0, 2**63, len(rows), np.uint64) * np.uint64(2)
         rows["content"][:2500] = np.arange(2500)
-        seen.take_rows(rows, np.zeros(0, np.float32))
+        seen.take_rows({"rows": rows})
     seen.files = [("rows.jsonl", len(seen))]
     written = time.monotonic()
     report = judge(seen, None, Context(Task.CAUSAL_LM, LENGTH))

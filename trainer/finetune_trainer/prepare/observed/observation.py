@@ -6,9 +6,10 @@ rows were cut into chunks: only on their order.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ WITHOUT_BLANKS = re.compile(
 )  # more than a word
 
 NUMBER = np.dtype("<f4")
+POSITIVE = np.dtype("<u8")  # hash of the text that an anchor belongs to
 ROW = np.dtype(
     [
         ("tokens", "<i4"),  # after the cut
@@ -41,10 +43,14 @@ ROW = np.dtype(
         ("label", "<i4"),  # index into `labels`; -1 for none
         ("given", "<u8"),  # hash of what the model is given, its system message and tools too
         ("content", "<u8"),  # hash of the whole row
-        ("positive", "<u8"),  # hash of the text that an anchor belongs to; 0 for other rows
         ("answer", "i1"),  # words of the answer, at most 2; -1 where there is none to be
     ]
 )
+
+
+TABLES = {"rows": ROW, "numbers": NUMBER, "verdicts": VERDICT, "positives": POSITIVE}  # all but rows: of some tasks
+
+Pieces = dict[str, npt.NDArray[Any]]  # by the names of `TABLES`
 
 
 @dataclass
@@ -83,18 +89,14 @@ class Observation:
     remarks: dict[tuple[RemarkCode, str], "Remarked"] = field(default_factory=dict)
     sample: RowSample = field(init=False)
     files: list[tuple[str, int]] = field(default_factory=list)  # (file, how many rows of it follow)
-    _table: SpilledRows = field(init=False)
-    _numbers: SpilledRows = field(init=False)
-    _verdicts: SpilledRows = field(init=False)
+    _tables: dict[str, SpilledRows] = field(init=False)
 
     def __post_init__(self) -> None:
         self.sample = RowSample(limit_for(self.rows, ROWS))
-        self._table = SpilledRows(ROW, self.folder)
-        self._numbers = SpilledRows(NUMBER, self.folder)
-        self._verdicts = SpilledRows(VERDICT, self.folder)
+        self._tables = _empty_tables(self.folder)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._tables["rows"])
 
     def add(self, examples: Sequence[Example], encoded: Sequence[Encoded]) -> None:
         """Look at some rows and their tokens; both have the same length and order."""
@@ -118,10 +120,6 @@ class Observation:
             digest(whole, side.setting, example.target_text.encode(), b"%d" % len(side.given), *_judged(example))
             for example, whole, side in zip(examples, raw, both, strict=True)
         ]
-        part["positive"] = [
-            0 if example.negatives is None else digest(example.completion.encode("utf-8", "replace"))
-            for example in examples
-        ]
         self._keep(examples, encoded, both, part, keys(raw))
         for example, row in zip(examples, encoded, strict=True):
             for remark in row.remarks:
@@ -136,27 +134,30 @@ class Observation:
         self.leftovers.add(self.file, part["line"].tolist(), wholes, raw, [side.system for side in both])
         for index in np.flatnonzero(part["unknown"]):
             self.unknown_characters.update(set(wholes[index][:SHOWN_CHARACTERS]))
-        self._table.append(part)
-        self._verdicts.append(verdicts)
         numbers = [example.number for example in examples if example.number is not None and not example.names]
-        if numbers:
-            self._numbers.append(np.array(numbers, NUMBER))
+        compared = [example.completion for example in examples if example.negatives is not None]
+        positives = [digest(text.encode("utf-8", "replace")) for text in compared]
+        self.take_rows(
+            {
+                "rows": part,
+                "verdicts": verdicts,
+                "numbers": np.array(numbers, NUMBER),
+                "positives": np.array(positives, POSITIVE),
+            }
+        )
         self._count_file(self.file, len(examples))
 
     def merge(self, later: "Observation") -> None:
         """Take in what was counted of the rows that follow."""
         renumbered = np.array([self.labels.setdefault(name, len(self.labels)) for name in later.labels], np.int32)
-        for part in later._table.parts:
-            if len(renumbered):
-                part = part.copy()
-                part["label"] = np.where(part["label"] < 0, -1, renumbered[part["label"]])
-            self._table.append(part)
+        for name, table in later._tables.items():
+            for part in table.parts:
+                if name == "rows" and len(renumbered):
+                    part = part.copy()
+                    part["label"] = np.where(part["label"] < 0, -1, renumbered[part["label"]])
+                self._tables[name].append(part)
         self.members.update(later.members)
         self.several |= later.several
-        for numbers in later._numbers.parts:
-            self._numbers.append(numbers)
-        for verdicts in later._verdicts.parts:
-            self._verdicts.append(verdicts)
         for file, count in later.files:
             self._count_file(file, count)
         for about, other in later.remarks.items():
@@ -168,45 +169,43 @@ class Observation:
 
     def table(self) -> SpilledColumns:
         """Return all rows, in order, with the fields of `ROW`."""
-        rows: SpilledColumns = self._table.all()
+        rows: SpilledColumns = self._tables["rows"].all()
         return rows
 
     def numbers(self) -> npt.NDArray[np.float32]:
         """Return the number of each row, in order; none where numbers are not what is learnt."""
-        numbers: npt.NDArray[np.float32] = self._numbers.all()
+        numbers: npt.NDArray[np.float32] = self._tables["numbers"].all()
         return numbers
 
     def verdicts(self) -> SpilledColumns:
         """Return all rows of preference tuning, in order, with the fields of `VERDICT`; none for other tasks."""
-        rows: SpilledColumns = self._verdicts.all()
+        rows: SpilledColumns = self._tables["verdicts"].all()
         return rows
 
-    def rows_since(
-        self, row: int, number: int, verdict: int
-    ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float32], npt.NDArray[np.void]]:
-        """Return what `table`, `numbers` and `verdicts` hold from these places on."""
-        return self._table.since(row), self._numbers.since(number), self._verdicts.since(verdict)
+    def positives(self) -> npt.NDArray[np.uint64]:
+        """Return a hash of the positive of each row, in order; none for tasks that compare no texts."""
+        positives: npt.NDArray[np.uint64] = self._tables["positives"].all()
+        return positives
+
+    def lengths(self) -> dict[str, int]:
+        """Return the number of rows of each table."""
+        return {name: len(table) for name, table in self._tables.items()}
+
+    def rows_since(self, lengths: Mapping[str, int]) -> Pieces:
+        """Return what the tables hold from these places on."""
+        return {name: table.since(lengths.get(name, 0)) for name, table in self._tables.items()}
 
     def without_rows(self, folder: str | None = None) -> "Observation":
-        """Return all but `table`, `numbers` and `verdicts`: it is small for any number of rows. Rows added later go to
-        `folder`."""
+        """Return all but the tables: it is small for any number of rows. Rows added later go to `folder`."""
         small = copy(self)
         small.folder = folder
-        small._table, small._numbers = SpilledRows(ROW, folder), SpilledRows(NUMBER, folder)
-        small._verdicts = SpilledRows(VERDICT, folder)
+        small._tables = _empty_tables(folder)
         return small
 
-    def take_rows(
-        self,
-        rows: npt.NDArray[np.void],
-        numbers: npt.NDArray[np.float32],
-        verdicts: npt.NDArray[np.void] | None = None,
-    ) -> None:
-        """Give back what `rows_since` gave, to an observation `without_rows`."""
-        self._table.append(rows)
-        self._numbers.append(numbers)
-        if verdicts is not None:
-            self._verdicts.append(verdicts)
+    def take_rows(self, pieces: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Append rows, such as `rows_since` gave them, to the tables."""
+        for name, rows in pieces.items():
+            self._tables[name].append(rows)
 
     def place(self, row: int) -> str:
         """Return `train.jsonl:214` of a row by its index."""
@@ -293,3 +292,7 @@ def _answer_words(example: Example, side: Sides) -> int:
     if side.acts or len(side.last) > LONGEST_WORD or WITHOUT_BLANKS.search(side.last):
         return 2
     return min(2, len(side.last.split(None, 2)))
+
+
+def _empty_tables(folder: str | None) -> dict[str, SpilledRows]:
+    return {name: SpilledRows(dtype, folder) for name, dtype in TABLES.items()}

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import PlannedPreference
 from finetune_api.tasks import spec_of
@@ -80,6 +83,11 @@ class ObservedSplit:
     def verdicts(self) -> SpilledColumns:
         """All rows of preference tuning with the fields of `verdicts.VERDICT`; none for other tasks."""
         return self.seen.verdicts()
+
+    @cached_property
+    def positives(self) -> npt.NDArray[np.uint64]:
+        """A hash of the positive of each row; none for tasks that compare no texts."""
+        return self.seen.positives()
 
     @cached_property
     def kept(self) -> list[SampledRow]:

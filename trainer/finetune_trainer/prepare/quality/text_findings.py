@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune_trainer.prepare.quality.context import EXCERPTS, ObservedSplit, count_of, percent
 from finetune_trainer.prepare.quality.duplicates import LEAKED_ROWS, LEAKED_SHARE
@@ -14,14 +15,14 @@ REPEATED = 0.1  # of the rows
 
 def compares(split: ObservedSplit) -> bool:
     """Return whether the rows have texts that are compared."""
-    return bool(split.rows and split.table["positive"][0])
+    return bool(len(split.positives))
 
 
 def repeated_positives(split: ObservedSplit) -> Iterator[Finding]:
     """Yield a finding of positives that belong to the anchors of several rows."""
     if not compares(split):
         return
-    positives = split.table["positive"]
+    positives = split.positives
     again = split.rows - count_distinct(positives)
     if not again:
         return
@@ -55,9 +56,9 @@ def shared_texts(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Fi
             "warning from 2 rows and 1 % of the evaluation rows: the model has learnt where this anchor belongs",
             len(anchors),
             evaluation.rows,
-            excerpts=tuple(_pair(train, evaluation, "given", row) for row in anchors[:EXCERPTS].tolist()),
+            excerpts=_pairs(train, evaluation, train.table["given"], evaluation.table["given"], anchors),
         )
-    positives = found_in(evaluation.table["positive"], train.table["positive"])
+    positives = found_in(evaluation.positives, train.positives)
     if len(positives):
         yield evaluation.finding(
             Severity.NOTE,
@@ -69,11 +70,25 @@ def shared_texts(train: ObservedSplit, evaluation: ObservedSplit) -> Iterator[Fi
             "note with one such row",
             len(positives),
             evaluation.rows,
-            excerpts=tuple(_pair(train, evaluation, "positive", row) for row in positives[:EXCERPTS].tolist()),
+            excerpts=_pairs(train, evaluation, train.positives, evaluation.positives, positives),
         )
 
 
-def _pair(train: ObservedSplit, evaluation: ObservedSplit, field: str, row: int) -> Excerpt:
-    own = evaluation.excerpt(row)
-    twin = train.excerpt(int(np.argmax(train.table[field] == evaluation.table[field][row])))
-    return own.model_copy(update={"other_place": twin.place, "other": twin.text})
+def _pairs(
+    train: ObservedSplit,
+    evaluation: ObservedSplit,
+    learnt: npt.NDArray[np.uint64],
+    held: npt.NDArray[np.uint64],
+    shared: npt.NDArray[np.int64],
+) -> tuple[Excerpt, ...]:
+    """Return excerpts of evaluation rows, each beside the first training row with the same hash.
+
+    Args:
+        learnt, held: a hash of each row of the two splits.
+        shared: the evaluation rows whose hash the training data has.
+    """
+    pairs = []
+    for row in shared[:EXCERPTS].tolist():
+        twin = train.excerpt(int(np.argmax(learnt == held[row])))
+        pairs.append(evaluation.excerpt(row).model_copy(update={"other_place": twin.place, "other": twin.text}))
+    return tuple(pairs)

@@ -155,7 +155,7 @@ class StoredShards:
     _pending: dict[Split, list[TokenRows]] = field(default_factory=lambda: {split: [] for split in Split})
     _rows: dict[Split, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(Split, ()))
     _observed: dict[Split, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(Split, ()))
-    _seen: dict[Split, tuple[int, int, int]] = field(default_factory=lambda: dict.fromkeys(Split, (0, 0, 0)))
+    _seen: dict[Split, dict[str, int]] = field(default_factory=lambda: {split: {} for split in Split})
     _uploads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))  # in order: the state last
     _running: "list[Future[None]]" = field(default_factory=list)
     _earlier: "list[Future[None]]" = field(default_factory=list)
@@ -178,8 +178,7 @@ class StoredShards:
             observed = {split: seen.without_rows(str(self.folder)) for split, seen in counted["observed"].items()}
             for split, own in state.splits.items():
                 for name in own.observed:
-                    piece = self._arrays(name)
-                    observed[split].take_rows(piece["rows"], piece["numbers"], piece["verdicts"])
+                    observed[split].take_rows(self._arrays(name))
             pending = {
                 split: [TokenRows(**self._arrays(name)) for name in own.rows] for split, own in state.splits.items()
             }
@@ -188,7 +187,7 @@ class StoredShards:
         self.files = state.files
         for split, own in state.splits.items():
             self._observed[split] = own.observed
-            self._seen[split] = _lengths(observed[split])
+            self._seen[split] = observed[split].lengths()
         return TokenizeProgress(
             portions=state.portions,
             written={split: Written(own.shards, own.facts) for split, own in state.splits.items()},
@@ -219,12 +218,12 @@ class StoredShards:
                 pieces[name] = _packed({part: getattr(rows, part) for part in TokenRows.__dataclass_fields__})
                 self._rows[split] += (name,)
                 self._pending[split] = []
-            table, numbers, verdicts = observed.rows_since(*self._seen[split])
-            if len(table):
+            seen = observed.rows_since(self._seen[split])
+            if len(seen["rows"]):
                 name = f"{split}-observed-{progress.portions}.npz"
-                pieces[name] = _packed({"rows": table, "numbers": numbers, "verdicts": verdicts})
+                pieces[name] = _packed(seen)
                 self._observed[split] += (name,)
-                self._seen[split] = _lengths(observed)
+                self._seen[split] = observed.lengths()
         counted = f"counted-{progress.portions}.pickle"
         small = {split: observed.without_rows() for split, observed in progress.observed.items()}
         pieces[counted] = values.dumps({"observed": small, "tallies": progress.tallies})
@@ -285,7 +284,3 @@ def _packed(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     target = io.BytesIO()
     np.savez(target, **cast("Any", arrays))
     return target.getvalue()
-
-
-def _lengths(observed: Observation) -> tuple[int, int, int]:
-    return len(observed), len(observed.numbers()), len(observed.verdicts())
