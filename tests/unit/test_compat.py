@@ -79,6 +79,14 @@ def test_modules_of_torch_have_their_hooks_and_buffers() -> None:
     assert calls == ["before", "after"]
 
 
+def test_inductor_has_a_number_of_compiling_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 2)
+    compat.compile_in_process()
+    assert torch._inductor.config.compile_threads == 1
+
+
 def test_deepspeed_has_what_is_patched_and_called() -> None:
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
     for name in ("zero_grad", "zero_optimization", "zero_optimization_partition_weights"):

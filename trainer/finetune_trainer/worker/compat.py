@@ -118,6 +118,14 @@ def uncover_bitsandbytes() -> None:
         known.cache_clear()
 
 
+def compile_in_process() -> None:
+    """Keep inductor (torch 2.13) from its pool of processes, which would outlive a worker that is killed. The variable
+    TORCHINDUCTOR_COMPILE_THREADS comes too late: the zygote has imported its configuration."""
+    import torch._inductor.config
+
+    torch._inductor.config.compile_threads = 1
+
+
 @contextmanager
 def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Disable the hooks of these modules (torch 2.13): ZeRO-3's hooks count the calls and expect the same number in

@@ -7,7 +7,6 @@ differ from batch to batch. The lengths of batches are dynamic, so that a new le
 Evaluation and generation run without it: they would compile each layer again, with other shapes and a cache.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.plan import PlannedCompilation
-
-# A pool of compiling processes would outlive a worker that is killed.
-ONE_PROCESS = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+from finetune_trainer.worker.compat import compile_in_process
 
 
 def compile_layers(model: torch.nn.Module, planned: PlannedCompilation) -> None:
@@ -35,8 +32,7 @@ def compile_layers(model: torch.nn.Module, planned: PlannedCompilation) -> None:
             code="NotSupportedYet", field="spec.training.torch_compile", message=message, cure="leave it out"
         )
         raise SpecError(problem)
-    for name, value in ONE_PROCESS.items():
-        os.environ.setdefault(name, value)
+    compile_in_process()
     options: dict[str, Any] = {"backend": planned.backend, "dynamic": True}
     if planned.backend == "inductor":
         options["mode"] = planned.mode

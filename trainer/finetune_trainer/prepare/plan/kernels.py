@@ -49,7 +49,7 @@ def kernels_of(given: Mapping[str, Any], predicts_tokens: bool) -> Kernels:
 def note_kernels(log: ChoiceLog) -> None:
     """Note kernels that the job asks for."""
     if log.given.get("torch_compile"):
-        reason = "given; on a CPU a step took 0.99 times as long (benchmarks/optimizers.py); GPUs are not measured"
+        reason = "given; on a CPU a step was no faster with it, and GPUs are not measured"
         log.note("spec.training.torch_compile", True, reason, True)
     if log.given.get("use_liger_kernel"):
         log.note("spec.training.use_liger_kernel", True, "given; its speed is not measured here", True)
