@@ -15,7 +15,9 @@ import pyarrow as pa
 from finetune_api.beats import RankState
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, ProblemType, SplitFacts, Task
 from finetune_api.plan import Plan
+from finetune_api.tasks import spec_of
 from finetune_trainer.agent.workers import Workers
+from finetune_trainer.prepare.observed.encoded import IGNORED
 from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 
 DEADLINE = 300
@@ -185,10 +187,17 @@ def write_dataset(
             columns["labels"] = pa.array(targets, IDS)
         elif task is Task.CAUSAL_LM:
             columns["labels"] = columns["input_ids"]
+        elif task is Task.TOKEN_CLASSIFICATION:
+            columns["labels"] = pa.array([word_labels(ids) for _, ids in made], IDS)
         table = pa.table(columns)
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     return folder
+
+
+def word_labels(ids: Sequence[int]) -> list[int]:
+    """Every second token begins a word, whose label it tells."""
+    return [IGNORED if place % 2 else token % len(LABELS) for place, token in enumerate(ids)]
 
 
 def _labels(labels: Sequence[int], problem: ProblemType) -> pa.Array:
@@ -220,7 +229,7 @@ def make_plan(
             sha256="0" * 64,
             train=split,
             eval=split,
-            labels=LABELS if classes and problem is not ProblemType.REGRESSION else (),
+            labels=LABELS if spec_of(task).named and problem is not ProblemType.REGRESSION else (),
             problem_type=problem if classes else None,
         ),
         "nodes": world,

@@ -55,6 +55,7 @@ def test_each_family_is_planned(case: Case, house: House, tmp_path: Path) -> Non
         Task.CAUSAL_LM: [{"prompt": f"{text} {n}", "completion": f" It is {n}."} for n in range(40)],
         Task.SEQ2SEQ: [{"prompt": f"{text} {n}", "completion": f" It is {n}."} for n in range(40)],
         Task.MASKED_LM: [{"text": f"{text} {n}"} for n in range(40)],
+        Task.TOKEN_CLASSIFICATION: [{"text": f"{text} {n}", "entities": [[0, 6, "ACT"]]} for n in range(40)],
         Task.CLASSIFICATION: [{"text": f"{text} {n}", "label": LABELS_OF[case.problem](n)} for n in range(40)],
     }[case.task]
     train = tmp_path / "train.jsonl"

@@ -60,7 +60,7 @@ def sides(example: Example, labelled: bool) -> Sides:
         last = learnt[-1] if learnt else None
         return Sides("\n".join(given), "\n".join(learnt), last, "\n".join(system), tools, acts)
     if labelled:
-        return Sides(example.text, "", "")
+        return Sides(f"{example.text}\n{example.text_pair}" if example.text_pair else example.text, "", "")
     if example.completion:
         return Sides(alpaca.asked(example.text), example.completion, example.completion)
     return Sides("", example.text, example.text)

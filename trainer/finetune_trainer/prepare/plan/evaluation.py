@@ -77,6 +77,8 @@ def best_by(
     rule, reason = "eval_loss", "the loss that training minimises, on unseen rows"
     if spec_of(task).labelled:
         rule, reason = BEST[problem_type]
+    elif (best := spec_of(task).best) is not None:
+        rule, reason = str(best.value), best.source
     metric = full_name(str(log.take("metric_for_best_model", rule, reason)))
     known = [full_name(name) for name in measured(task, problem_type, loss, answers=answers)]
     if metric not in known:  # a job without a task: only now is the task known
@@ -94,7 +96,9 @@ def _answers(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedAnswers:
     if split is None or not spec_of(task).answers:
         if spec.generate:
             _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
-        return PlannedAnswers()
+        if split is None or not spec_of(task).labels_words:
+            return PlannedAnswers()
+        return PlannedAnswers(samples=int(log.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples)))
     examples = split.examples or split.rows
     if spec_of(task).continues and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
         if spec.generate:

@@ -15,6 +15,7 @@ from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.lora import unsharded
+from finetune_trainer.prepare.plan.loss import loss_of
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_saving
 from finetune_trainer.prepare.plan.planned_loss import passes_beside, preference_of, sequences_of
@@ -45,6 +46,8 @@ PLANNED = frozenset(
         "early_stopping_patience",
         "early_stopping_threshold",
         "mlm_probability",
+        "label_smoothing_factor",
+        "class_weights",
         "report_to",
     }
 )
@@ -119,6 +122,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
         new_tokens=tuple(draft.spec.model.new_tokens),
         mlm_probability=hidden,
         preference=preference,
+        loss=loss_of(log, setting.task, workload.dataset),
         choices=tuple(log.choices),
     )
 

@@ -78,7 +78,7 @@ def architecture_of(
         layers=len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1)),
         heads=int(getattr(sizes, "num_attention_heads", 0) or 0),
         vocabulary=int(sizes.vocab_size),
-        predicts_tokens=not spec_of(task).labelled,
+        predicts_tokens=not spec_of(task).named,
         parts=parts,
         weight_bytes=weight_bytes,
         kept=kept,

@@ -48,7 +48,8 @@ class Context:
     @property
     def answered(self) -> bool:
         """Whether an evaluation gives a label or an answer for each row."""
-        return not spec_of(self.task).hides_tokens and not spec_of(self.task).prefers
+        spec = spec_of(self.task)
+        return not (spec.hides_tokens or spec.prefers or spec.labels_words)
 
     untrained: Mapping[str, int] = field(default_factory=dict)
 
@@ -61,7 +62,7 @@ class Context:
     @property
     def labelled(self) -> bool:
         """Whether targets are labels."""
-        return spec_of(self.task).labelled
+        return spec_of(self.task).named
 
 
 @dataclass(frozen=True)

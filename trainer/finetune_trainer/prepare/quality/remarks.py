@@ -33,6 +33,15 @@ def remarks(split: ObservedSplit) -> Iterator[Finding]:
                 "remove it from the rows, or name a template that writes it in spec.dataset.chatTemplate",
                 "rows of each structure are rendered with a part changed; the text stays the same",
             )
+        elif code is RemarkCode.INCONSISTENT_TAGS:
+            yield _finding(
+                split,
+                seen,
+                Severity.WARNING,
+                f"{rows} {_have(seen.rows)} the tag {subject}: it continues an entity that does not begin before it",
+                "begin each entity with B-; as it stands, the tag is learnt as written and scored as a beginning",
+                "the first such tag of each row",
+            )
         elif code is RemarkCode.REASONING_NOT_KEPT:
             yield _finding(
                 split,

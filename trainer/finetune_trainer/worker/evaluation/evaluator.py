@@ -113,16 +113,18 @@ class Evaluator:
         was_training = engine.wrapped.training
         engine.wrapped.eval()
         try:
-            scores = self._scores(engine)
+            measured = self._gathered(engine)
             samples = self._samples(engine)
         except _Interrupted:
             return None
         finally:
             engine.wrapped.train(was_training)
+        scores = self._task.scores(measured)
         metrics = scores.metrics | similarity([one.answer for one in samples], [one.reference for one in samples])
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
-            kept = samples[: self._plan.evaluation.answers.samples]
+            most = self._plan.evaluation.answers.samples
+            kept = samples[:most] or self._task.samples(measured, self._rows, most, self._text)
             groups, amplification = self._amplified(scores, samples)
             record = EvaluationRecord(
                 step=step,
@@ -137,7 +139,7 @@ class Evaluator:
 
     # ------------------------------------------------------------ losses and predictions
 
-    def _scores(self, engine: Engine) -> Scores:
+    def _gathered(self, engine: Engine) -> Measured:
         parts = _all_ranks(self._measured(engine))
         hits = [part.hits for part in parts if part.hits is not None]
         measured = Measured(
@@ -146,13 +148,15 @@ class Evaluator:
             hits=sum(hits) if hits else None,
         )
         if labelled := [part for part in parts if part.rows]:
-            order = np.argsort(np.concatenate([part.rows for part in labelled]), kind="stable")
+            rows = np.concatenate([part.rows for part in labelled])
+            order = np.argsort(rows, kind="stable")
             measured = replace(
                 measured,
                 predicted=np.concatenate([part.predicted for part in labelled if part.predicted is not None])[order],
                 truth=np.concatenate([part.truth for part in labelled if part.truth is not None])[order],
+                rows=rows[order],
             )
-        return self._task.scores(measured)
+        return measured
 
     def _amplified(
         self, scores: Scores, samples: Sequence[Sample]
@@ -191,7 +195,7 @@ class Evaluator:
             if summed.outputs is not None:
                 predicted.append(self._task.predicted(summed.outputs))
                 truth.append(self._task.truth(batch))
-                part.rows += rows
+                part.rows += self._task.predicted_rows(rows, batch)
         part.total = float(total)
         part.hits = int(torch.stack(hits).sum()) if hits else None
         if predicted:

@@ -31,10 +31,12 @@ class OutputLayer:
     Args:
         model: a language model with `get_output_embeddings`, or its PeftModel; no engine wraps it yet.
         kind: how logits become a loss. A family whose work on its logits only the model itself can do gets `labelled`.
+        smoothing: share of each target that is spread over the vocabulary, in training only.
     """
 
-    def __init__(self, model: torch.nn.Module, kind: Kind) -> None:
+    def __init__(self, model: torch.nn.Module, kind: Kind, smoothing: float = 0.0) -> None:
         self._model = model
+        self._smoothing = smoothing
         self._kind = kind if kind == "labelled" or plain_logits(model) else "labelled"
         self._layer: Any = output_layer(model)
         self._kept: torch.Tensor | None = None
@@ -68,7 +70,7 @@ class OutputLayer:
         if self._kind == "labelled":
             self._kept = kept
             try:
-                return summed(forward(), targets)
+                return summed(forward(), targets, self._smoothing)
             finally:
                 self._kept = None
         if not self._takes_loss:
@@ -120,7 +122,7 @@ class OutputLayer:
         return total
 
     def _of_chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return summed(self._softened(self._logits(hidden)), targets)[0]
+        return summed(self._softened(self._logits(hidden)), targets, self._smoothing)[0]
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         with without_hooks(self._parts):
@@ -138,15 +140,18 @@ class OutputLayer:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # imports Triton
 
         cap = getattr(self._model.config, "final_logit_softcapping", None)
-        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap)
+        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap, label_smoothing=self._smoothing)
         total: torch.Tensor = loss(self._layer.weight, hidden, targets, getattr(self._layer, "bias", None))
         return total.float()
 
 
-def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the summed cross entropy of logits [trained, vocabulary], and without gradients the hits."""
-    total = cross_entropy(logits.float(), targets, reduction="sum")
-    return total, None if torch.is_grad_enabled() else (logits.argmax(-1) == targets).sum()
+def summed(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the summed cross entropy of logits [trained, vocabulary]; without gradients unsmoothed, and the hits."""
+    if torch.is_grad_enabled():
+        return cross_entropy(logits.float(), targets, label_smoothing=smoothing, reduction="sum"), None
+    return cross_entropy(logits.float(), targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
 
 
 def output_layer(model: torch.nn.Module) -> torch.nn.Module:
