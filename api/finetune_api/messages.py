@@ -20,6 +20,11 @@ def _is_false(value: bool) -> bool:
     return not value
 
 
+def _is_unset(value: object) -> bool:
+    """Return whether an optional field has no value, and is left out as by `_is_empty`."""
+    return value is None
+
+
 class Message(BaseModel):
     """The base class of every message that is sent or stored."""
 
@@ -37,6 +42,7 @@ class Task(StrEnum):
     MASKED_LM = "masked-lm"
     PREFERENCE = "preference"
     EMBEDDING = "embedding"
+    TOKEN_CLASSIFICATION = "token-classification"
 
 
 class ProblemType(StrEnum):
@@ -113,6 +119,7 @@ class SplitFacts(Message):
             of the longest sequence.
         truncated_rows: rows that were cut at `maxLength`.
         texts: most texts of a row, for embedding, where `longest` is that of a text; 0 for other tasks.
+        label_counts: loss items of each label, by its index, where an item has one label; empty for other data.
     """
 
     rows: int
@@ -122,6 +129,7 @@ class SplitFacts(Message):
     truncated_rows: int = 0
     examples: int = 0
     texts: int = Field(default=0, exclude_if=_is_empty)
+    label_counts: tuple[int, ...] = Field(default=(), exclude_if=_is_empty)
 
 
 class DatasetFacts(Message):
@@ -134,13 +142,14 @@ class DatasetFacts(Message):
     Arrow columns: `input_ids` list<int32> for every task.
         causal-lm: `trained_runs` list<int32>, start and length of each run of tokens with a loss.
         classification: `label` int32, an index into `labels`; list<int32> for several labels per row; float32 for
-            regression.
+            regression. For two texts a row and a model with token types also `token_type_ids` list<int8>.
         seq2seq: `labels` list<int32>, the target.
         masked-lm: no other column, because the worker masks the tokens.
         preference: `trained_runs` list<int32> and `seq_lengths` list<int32>. A pair is one row: the prompt and the
             chosen completion, then the prompt again and the rejected completion. A row with one completion also has
             `label` int32: 0 undesirable, 1 desirable.
         embedding: `seq_lengths` list<int32>, the lengths of the texts: anchor, positive, then the negatives.
+        token-classification: `labels` list<int32>, an index into `labels` at the first token of each word, else -100.
         With packing: `seq_lengths` list<int32>, the lengths of the documents in a sequence.
 
     Attributes:
@@ -148,6 +157,8 @@ class DatasetFacts(Message):
         ends: ids of the tokens that end an answer in the rows; empty if there are no answers, and in a file of an older
             version.
         judged: whether each row of preference tuning is one completion with a label, and not a pair.
+        pair_separator: the text between the two texts of a row; empty if the tokenizer's own template for two texts
+            joins them; None for rows of one text.
     """
 
     sha256: str
@@ -158,6 +169,20 @@ class DatasetFacts(Message):
     skipped_rows: int = 0
     ends: tuple[int, ...] = Field(default=(), exclude_if=_is_empty)
     judged: bool = Field(default=False, exclude_if=_is_false)
+    pair_separator: str | None = Field(default=None, exclude_if=_is_unset)
+
+    def reported(self) -> "DatasetFacts":
+        """Return the facts without those that only the plan's readers use: older operators refuse what is new."""
+        bare = {"label_counts": (), "texts": 0}
+        return self.model_copy(
+            update={
+                "train": self.train.model_copy(update=bare),
+                "eval": self.eval.model_copy(update=bare) if self.eval else None,
+                "ends": (),
+                "pair_separator": None,
+                "judged": False,
+            }
+        )
 
 
 class Artifact(Message):

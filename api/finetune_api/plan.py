@@ -176,6 +176,23 @@ class PlannedEngine(Message):
     neftune_noise_alpha: float | None = Field(default=None, exclude_if=_is_none)
 
 
+class PlannedLoss(Message):
+    """What changes a cross entropy in training. Evaluations report the plain one.
+
+    Attributes:
+        class_weights: weight of each label, by its index; empty = all weigh the same.
+        label_smoothing: share of each target that is spread evenly over all classes or tokens.
+    """
+
+    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+
+
+def _is_plain(loss: PlannedLoss) -> bool:
+    """Return whether a loss is left out of the plan, as in those of older versions."""
+    return loss == PlannedLoss()
+
+
 class PlannedAnswers(Message):
     """Answers that an evaluation generates and compares with those of the eval split.
 
@@ -296,6 +313,7 @@ class Plan(Message):
     mlm_probability: float = 0.15
     preference: PlannedPreference | None = Field(default=None, exclude_if=_is_absent)
     embedding: PlannedEmbedding | None = Field(default=None, exclude_if=_is_absent)
+    loss: PlannedLoss = Field(default=PlannedLoss(), exclude_if=_is_plain)
     choices: tuple[Choice, ...] = ()
 
     @model_validator(mode="before")

@@ -20,6 +20,7 @@ class Supervision(StrEnum):
     HIDDEN = "hidden tokens"  # no column: the worker masks tokens anew in each pass
     PREFERENCE = "which completion is better"  # `trained_runs`, `seq_lengths`; `label` of a single completion
     CLOSENESS = "which of its texts belong together"  # `seq_lengths`
+    WORD_LABELS = "a label of each word"  # `labels`
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class TaskSpec:
         ceiling: maximum length of a row in tokens if neither the job nor the model has a lower limit.
         metrics: metrics of an evaluation, in addition to the scores of labels and of answers.
         best: default for the metric that chooses the best checkpoint; None = a score of the labels, else the loss.
+        smooths: whether the loss is a cross entropy, whose targets may be smoothed.
         answers: whether the model generates text that can be compared with the text of the row.
         packs: whether several rows may share a sequence.
         unpadded: whether batches have no padding, for families whose attention keeps documents apart.
@@ -67,6 +69,8 @@ class TaskSpec:
     warmup: Default
     ceiling: int
     metrics: tuple[str, ...]
+    best: Default | None = None
+    smooths: bool = False
     answers: bool = False
     packs: bool = False
     unpadded: bool = False
@@ -76,6 +80,16 @@ class TaskSpec:
     def labelled(self) -> bool:
         """Whether a row teaches a label."""
         return self.supervision is Supervision.LABEL
+
+    @property
+    def labels_words(self) -> bool:
+        """Whether a row teaches a label for each of its words."""
+        return self.supervision is Supervision.WORD_LABELS
+
+    @property
+    def named(self) -> bool:
+        """Whether rows teach labels, which have names."""
+        return self.labelled or self.labels_words
 
     @property
     def continues(self) -> bool:
@@ -115,7 +129,7 @@ class TaskSpec:
     @property
     def predicts_tokens(self) -> bool:
         """Whether the model has an output layer as wide as its vocabulary."""
-        return not self.labelled and not self.compares
+        return not self.named and not self.compares
 
 
 WORKERS = "finetune_trainer.worker.tasks"
@@ -129,14 +143,38 @@ TEXT_SHAPES = (
     "anchor and positive",
     "query and positive",
     "query and pos",
-    "query and passage",
-    "query and document",
+    "query and passage, for embeddings",
+    "query and document, for embeddings",
     "query and answer",
     "question and positive",
     "question and answer, for embeddings",
     "premise and hypothesis, for embeddings",
     "sentence1 and sentence2, for embeddings",
 )
+TEXT_PAIRS = {  # two texts of one row, by the names of well-known data sets; the name of the shape -> their columns
+    f"{first} and {second}": (first, second)
+    for first, second in (
+        ("premise", "hypothesis"),  # SNLI, MultiNLI, XNLI
+        ("sentence1", "sentence2"),  # MRPC, STS-B, RTE, PAWS
+        ("sentence_1", "sentence_2"),
+        ("sentence_A", "sentence_B"),  # SICK
+        ("question1", "question2"),  # QQP
+        ("question", "sentence"),  # QNLI
+        ("question", "passage"),  # BoolQ
+        ("query", "passage"),  # MS MARCO
+        ("query", "document"),
+        ("text1", "text2"),
+        ("text_a", "text_b"),
+    )
+}
+TAGGED_WORDS = {  # words and their tags, by the names of well-known data sets; the first that a row has is used
+    f"{words} and {tags}": (words, tags)
+    for words in ("tokens", "words")
+    for tags in ("tags", "ner_tags", "ner_labels", "ner", "labels", "label", "pos_tags", "chunk_tags")
+}
+TAGGED_SPANS = {  # a text and spans of its characters
+    f"spans in {spans}": ("text", spans) for spans in ("entities", "spans", "label", "labels")
+}
 _ROBERTA = "RoBERTa paper, arXiv 1907.11692"
 _QLORA = "QLoRA's training script"
 
@@ -158,6 +196,7 @@ TASKS: dict[Task, TaskSpec] = {
             warmup=Default(0.03, _QLORA),
             ceiling=2048,
             metrics=("loss", "perplexity"),
+            smooths=True,
             answers=True,
             packs=True,
             unpadded=True,
@@ -166,7 +205,7 @@ TASKS: dict[Task, TaskSpec] = {
             task=Task.CLASSIFICATION,
             worker=f"{WORKERS}.classification",
             supervision=Supervision.LABEL,
-            shapes=("text and label",),
+            shapes=("two texts and label", "text and label", *TEXT_PAIRS),
             proposals=(("text", "label"),),
             example="{text: body, label: category}",
             auto_class="AutoModelForSequenceClassification",
@@ -177,6 +216,7 @@ TASKS: dict[Task, TaskSpec] = {
             warmup=Default(0.06, _ROBERTA),
             ceiling=512,
             metrics=("loss",),
+            smooths=True,
         ),
         TaskSpec(
             task=Task.SEQ2SEQ,
@@ -193,6 +233,7 @@ TASKS: dict[Task, TaskSpec] = {
             warmup=Default(0.03, _QLORA),
             ceiling=512,
             metrics=("loss", "perplexity"),
+            smooths=True,
             answers=True,
         ),
         TaskSpec(
@@ -210,6 +251,25 @@ TASKS: dict[Task, TaskSpec] = {
             warmup=Default(0.06, _ROBERTA),
             ceiling=512,
             metrics=("loss", "perplexity", "accuracy"),
+            smooths=True,
+        ),
+        TaskSpec(
+            task=Task.TOKEN_CLASSIFICATION,
+            worker=f"{WORKERS}.token_classification",
+            supervision=Supervision.WORD_LABELS,
+            shapes=(*TAGGED_WORDS, *TAGGED_SPANS, "lines of words"),
+            proposals=(("tokens", "tags"), ("text", "entities")),
+            example="{tokens: words, tags: ner_tags}",
+            auto_class="AutoModelForTokenClassification",
+            peft_type="TOKEN_CLS",
+            purpose="for token classification",
+            pipeline_tag="token-classification",
+            scheduler=Default("linear", "linear decay, as in the BERT paper"),
+            warmup=Default(0.06, _ROBERTA),
+            ceiling=512,
+            metrics=("loss", "f1", "precision", "recall", "accuracy"),
+            best=Default("eval_f1", "whole entities, as in the shared task CoNLL-2003"),
+            smooths=True,
         ),
         TaskSpec(
             task=Task.PREFERENCE,

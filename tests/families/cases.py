@@ -47,7 +47,7 @@ def each_family() -> list[Case]:
         "phi": (Task.CLASSIFICATION, MethodType.LORA, 0, single),
         "bert": (Task.MASKED_LM, MethodType.LORA, 2, single),
         "roberta": (Task.CLASSIFICATION, MethodType.LORA, 1, number),
-        "distilbert": (Task.CLASSIFICATION, MethodType.LORA, 2, several),
+        "distilbert": (Task.TOKEN_CLASSIFICATION, MethodType.LORA, 2, single),
         "modernbert": (Task.MASKED_LM, MethodType.FULL, 3, single),
         "t5": (Task.SEQ2SEQ, MethodType.LORA, 3, single),
         "bart": (Task.SEQ2SEQ, MethodType.FULL, 3, single),

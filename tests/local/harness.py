@@ -15,7 +15,9 @@ import pyarrow as pa
 from finetune_api.beats import RankState
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, ProblemType, SplitFacts, Task
 from finetune_api.plan import Plan, PlannedEmbedding
+from finetune_api.tasks import spec_of
 from finetune_trainer.agent.workers import Workers
+from finetune_trainer.prepare.observed.encoded import IGNORED
 from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 
 DEADLINE = 300
@@ -190,6 +192,8 @@ def write_dataset(
             columns["labels"] = columns["input_ids"]
         elif task is Task.EMBEDDING:
             columns["seq_lengths"] = pa.array([[len(text) for text in row] for row in texts], IDS)
+        elif task is Task.TOKEN_CLASSIFICATION:
+            columns["labels"] = pa.array([word_labels(ids) for _, ids in made], IDS)
         table = pa.table(columns)
         with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
@@ -204,6 +208,11 @@ def _compared(source: random.Random) -> list[list[int]]:
         return [first, about, *(source.randrange(60, 110) for _ in range(source.randrange(3, 9)))]
 
     return [text(5, 20 + key), text(6, 40 + key), *([text(6, 40 + other)] if source.random() < 0.3 else [])]
+
+
+def word_labels(ids: Sequence[int]) -> list[int]:
+    """Every second token begins a word, whose label it tells."""
+    return [IGNORED if place % 2 else token % len(LABELS) for place, token in enumerate(ids)]
 
 
 def _labels(labels: Sequence[int], problem: ProblemType) -> pa.Array:
@@ -235,7 +244,7 @@ def make_plan(
             sha256="0" * 64,
             train=split,
             eval=split,
-            labels=LABELS if classes and problem is not ProblemType.REGRESSION else (),
+            labels=LABELS if spec_of(task).named and problem is not ProblemType.REGRESSION else (),
             problem_type=problem if classes else None,
         ),
         "nodes": world,

@@ -10,13 +10,15 @@ import pytest
 
 from finetune_api.contract import ExitCode, checkpoint_name
 from finetune_api.messages import MethodType, ProblemType, Task
-from finetune_api.plan import Plan
+from finetune_api.plan import Plan, PlannedLoss
 from finetune_trainer.worker.batches.padded import IGNORED
 from tests.local.harness import Bench, Run, make_plan, write_dataset
 from tests.local.patched import Patched
 from tests.support.models import make_t5
 
 EXACT = 1e-5
+PLAIN = PlannedLoss()
+WEIGHTED = PlannedLoss(class_weights=(0.5, 3.0, 1.0), label_smoothing=0.1)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Case:
     method: MethodType
     problem: ProblemType = ProblemType.SINGLE_LABEL
     head: str = "labelled"
+    loss: PlannedLoss = PLAIN
 
     def __str__(self) -> str:
         parts = [self.family, self.task, self.method, self.head]
@@ -42,6 +45,7 @@ class Case:
             accumulation=accumulation,
             problem=self.problem,
             loss_head=self.head,
+            loss=self.loss,
             max_steps=6,
             checkpoint_every_steps=6,
         )
@@ -55,6 +59,7 @@ CASES = (
     Case("bert", Task.CLASSIFICATION, MethodType.FULL, ProblemType.REGRESSION),
     Case("bert", Task.MASKED_LM, MethodType.FULL),
     Case("t5", Task.SEQ2SEQ, MethodType.FULL),
+    Case("bert", Task.TOKEN_CLASSIFICATION, MethodType.FULL, loss=WEIGHTED),
 )
 LAYOUTS = {  # world, ZeRO stage, accumulation
     "one rank, ZeRO-0": (1, 0, 1),

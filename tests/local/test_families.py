@@ -58,6 +58,7 @@ def test_each_family_is_planned(case: Case, house: House, tmp_path: Path) -> Non
         Task.EMBEDDING: [
             {"query": f"{text} {n}", "pos": [f"It is {n}."], "neg": [f"It is {n + 1}."]} for n in range(40)
         ],
+        Task.TOKEN_CLASSIFICATION: [{"text": f"{text} {n}", "entities": [[0, 6, "ACT"]]} for n in range(40)],
         Task.CLASSIFICATION: [{"text": f"{text} {n}", "label": LABELS_OF[case.problem](n)} for n in range(40)],
     }[case.task]
     train = tmp_path / "train.jsonl"

@@ -56,6 +56,7 @@ AUTOS = {
     Task.SEQ2SEQ: "AutoModelForSeq2SeqLM",
     Task.MASKED_LM: "AutoModelForMaskedLM",
     Task.EMBEDDING: "AutoModel",
+    Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
 }
 
 
@@ -73,6 +74,8 @@ class Artifact:
         if plan.task is Task.CLASSIFICATION and plan.method is not MethodType.FULL:
             problem = plan.dataset.problem_type or ProblemType.SINGLE_LABEL
             options = {"num_labels": len(plan.dataset.labels) or 1, "problem_type": str(problem)}
+        elif plan.method is not MethodType.FULL and plan.dataset.labels:
+            options = {"num_labels": len(plan.dataset.labels)}
         return cls(AUTOS[plan.task], str(folder), options)
 
 

@@ -64,6 +64,7 @@ def test_every_field_has_a_type_and_a_description() -> None:
         "spec.method.lora.target_modules",
         "spec.method.lora.exclude_modules",
         "spec.method.lora.init_lora_weights",
+        "spec.training.class_weights",
         "spec.training.optim_target_modules",
         "spec.training.report_to",
     }

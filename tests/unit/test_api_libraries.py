@@ -23,8 +23,8 @@ def _names(config: Any) -> set[str]:
     return {one.name for one in dataclasses.fields(config)}
 
 
-# of transformers' data collator for masks, of its EarlyStoppingCallback, and one of ours
-OWN = {"global_batch_size", "mlm_probability", "early_stopping_patience", "early_stopping_threshold"}
+# of transformers' data collator for masks, of its EarlyStoppingCallback, and two of ours
+OWN = {"global_batch_size", "mlm_probability", "early_stopping_patience", "early_stopping_threshold", "class_weights"}
 
 
 def test_every_training_argument_has_one_home() -> None:

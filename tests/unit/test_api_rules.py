@@ -32,7 +32,7 @@ BROKEN = {
         "spec.training.metric_for_best_model",
     ),
     "a metric that nobody measures": (
-        EVALUATED | {"training": {"metric_for_best_model": "eval_f1"}},
+        EVALUATED | {"training": {"metric_for_best_model": "eval_f2"}},
         "UnknownMetric",
         "spec.training.metric_for_best_model",
     ),

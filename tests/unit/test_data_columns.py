@@ -179,19 +179,19 @@ PROPOSALS: dict[str, tuple[dict[str, Any], Task, str]] = {
     ),
     "translations": (TRANSLATED[0], Task.SEQ2SEQ, "columns: {prompt: translation.de, completion: translation.en}"),
     "two texts (huggingface/transformers#2751)": (
-        {"premise": "p", "hypothesis": "h", "label": "x"},
+        {"premise": "p", "hypothesis": "h", "gold_label": "x"},
         Task.CLASSIFICATION,
-        "'premise' and 'hypothesis' are two texts of one row, and pairs of texts are not supported yet: join them",
+        "columns: {text: premise, text_pair: hypothesis, label: gold_label}",
     ),
-    "two sentences (huggingface/setfit#354)": (
-        {"sentence1": "p", "sentence2": "h", "label": 1},
+    "two sentences with a score": (
+        {"id": 1, "sentence1": "p", "sentence2": "h", "score": 1.5},
         Task.CLASSIFICATION,
-        "'sentence1' and 'sentence2' are two texts of one row",
+        "columns: {text: sentence1, text_pair: sentence2, label: score} (not read then: 'id')",
     ),
     "a label for each word (AnswerDotAI/ModernBERT#149)": (
         {"tokens": ["Anna", "went"], "ner_tags": [1, 0]},
         Task.CLASSIFICATION,
-        "'ner_tags' labels each word of a row (token classification, NER), which is not supported",
+        "'ner_tags' labels each word of a row: set spec.task to token-classification",
     ),
 }
 
@@ -202,7 +202,7 @@ def test_a_proposal_keeps_what_a_row_carries(tmp_path: Path, case: str) -> None:
     with pytest.raises(DataError) as caught:
         checked(tmp_path, [row], task)
     (problem,) = caught.value.problems
-    codes = {"two texts of one row": "TextPairs", "labels each word": "WordLabels"}
+    codes = {"labels each word": "WordLabels"}
     assert problem.code == next((code for said, code in codes.items() if said in cure), "MissingColumn")
     assert cure in problem.cure
 

@@ -10,13 +10,12 @@ from finetune_api.v1alpha1.tree import Path, children, dotted, model_at, spec_fi
 FAR = 0.85  # similarity from which the field of another object is suggested
 
 
-_WORDS = "labels per word are not supported; a classification predicts labels of the whole text"
+_WORDS = "write token-classification"
 _VECTORS = "embeddings of texts are not supported; a classification predicts labels of a text"
 _PREFERENCES = "write preference"
 _REWARDS = "training on rewards is not supported; preference learns from pairs of answers, or from answers with a label"
 # tasks by their names in other programs, and what to write here
 TASKS = {
-    "token-classification": _WORDS,
     "ner": _WORDS,
     "pos-tagging": _WORDS,
     "question-answering": "span extraction is not supported; causal-lm and seq2seq learn to write the answer",

@@ -4,7 +4,7 @@ Everything is bounded (maxLength, maxItems, maxProperties), because the API serv
 the bounds. Validation is as strict as in the API server: "2" is not a number and 1 is not a boolean.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -16,6 +16,7 @@ from finetune_api.quantity import parse_quantity
 # The longest name that is made from the name of a job is the host name of a pod, `<name>-train-<attempt>-<index>`. It
 # has at most 63 characters: 7 for "-train-", 4 for the attempt, 1 for a dash and 4 for the index.
 MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
+MAX_WEIGHT = 1_000_000
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 STORE_SCHEMES = ("s3", "file")  # of the backends in finetune_trainer.storage
 STORE_URI_PATTERN = rf"^({'|'.join(STORE_SCHEMES)})://[^\s]+$"
@@ -116,6 +117,20 @@ def _names(value: Any) -> Any:
     raise broken("WrongType", f"is {shown(value)}; must be a name or a list of names", "write one of the two")
 
 
+def _class_weights(value: Any) -> Any:
+    """Check `balanced`, or a weight for each of some labels."""
+    if value == "balanced":
+        return value
+    if not isinstance(value, dict) or not value or not all(isinstance(label, str) for label in value):
+        message = f"is {shown(value)}; must be balanced, or an object with a weight for each label"
+        raise broken("WrongType", message, "write balanced, or such as {spam: 5, ham: 1}")
+    for label, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MAX_WEIGHT:
+            message = f"has {shown(weight)} for {label!r}; a weight is a number from 0 to {MAX_WEIGHT:,}"
+            raise broken("OutOfRange", message, "write a number such as 2.5")
+    return {label: float(weight) for label, weight in value.items()}
+
+
 def _flag_or_word(value: Any) -> Any:
     if isinstance(value, (bool, str)):
         return value
@@ -147,6 +162,12 @@ _NAMES = {
     "maxProperties": 0,
     "items": {"type": "string", "minLength": 1, "maxLength": 256},
 }
+_CLASS_WEIGHTS = {
+    "x-kubernetes-preserve-unknown-fields": True,
+    "maxLength": 8,
+    "maxItems": 0,
+    "maxProperties": 10_000,
+}
 _FLAG_OR_WORD = {"x-kubernetes-preserve-unknown-fields": True, "maxLength": 256, "maxItems": 0, "maxProperties": 0}
 
 Quantity = Annotated[
@@ -159,6 +180,9 @@ StepsOrRatio = Annotated[
 ]
 Words = Annotated[str | list[str], BeforeValidator(_words), WithJsonSchema(_WORDS)]
 Names = Annotated[list[str], BeforeValidator(_names), WithJsonSchema(_NAMES)]
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, float], BeforeValidator(_class_weights), WithJsonSchema(_CLASS_WEIGHTS)
+]
 FlagOrWord = Annotated[bool | str, BeforeValidator(_flag_or_word), WithJsonSchema(_FLAG_OR_WORD)]
 
 FreeObject = Annotated[

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field
 from finetune_api.optimizers import OPTIMIZERS, REFUSED
 from finetune_api.v1alpha1.markers import KeepsData, Later, ShapesData, Supported, WithoutEffect, marker_of
 from finetune_api.v1alpha1.spec_base import (
+    ClassWeights,
     FlagOrWord,
     FreeObject,
     Names,
@@ -98,10 +99,11 @@ class TrainingSpec(Verbatim):
     """Additional arguments of the optimizer, such as momentum=0.9,nesterov=true."""
     optim_target_modules: Annotated[Words | None, Later(_PROJECTED), KeepsData()] = None
     """Modules to which optimizers that project gradients apply."""
-    label_smoothing_factor: Annotated[
-        BelowOne | None, Later("the model computes its own loss", harmless=(0, 0.0)), KeepsData()
-    ] = None
-    """Amount of label smoothing."""
+    label_smoothing_factor: Annotated[BelowOne | None, Supported(), KeepsData()] = None
+    """Share of each target that is spread evenly over all classes or tokens; evaluations report the plain loss."""
+    class_weights: Annotated[ClassWeights | None, Supported(), KeepsData()] = None
+    """Weights of the labels in the loss: `balanced` (by their counts), or an object with a weight for each label.
+    A label that the object does not name has the weight 1. For labels of texts (one each) and of words."""
     neftune_noise_alpha: Annotated[Annotated[float, Field(gt=0, le=1000)] | None, Supported(), KeepsData()] = None
     """Amount of noise on embeddings in training (NEFTune), such as 5."""
     average_tokens_across_devices: Annotated[

@@ -114,7 +114,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
 def _most_taught(task: Task) -> int:
     """Return how much of a row a task learns: rows with a label, or with two answers, fit a language model, too."""
     spec = spec_of(task)
-    return 2 if spec.prefers else int(spec.labelled)
+    return 2 if spec.prefers else int(spec.named)
 
 
 def _look(data: str, task: Task, columns: dict[str, str], chats: bool, folder: Path) -> Proposal:

@@ -19,7 +19,7 @@ class LabelScore(Message):
 
 
 class Sample(Message):
-    """A generated answer and the reference. `row`: position among the documents of the eval split."""
+    """An answer, generated or predicted, and the reference. `row`: position among the documents of the eval split."""
 
     row: int
     prompt: str

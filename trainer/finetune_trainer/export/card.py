@@ -83,7 +83,7 @@ def _head(plan: Plan, base: Base, adapter: bool) -> str:
 
 def _task(plan: Plan) -> str:
     spec = spec_of(plan.task)
-    if not spec.labelled:
+    if not spec.named:
         return spec.purpose
     if plan.dataset.problem_type is ProblemType.REGRESSION:
         return "for a number (regression)"
@@ -116,6 +116,10 @@ def _training(plan: Plan) -> dict[str, object]:
     }
     if plan.adapter:
         facts["began with the adapter"] = f"{plan.adapter.source}, sha256 {plan.adapter.commit}"
+    if plan.loss.class_weights:
+        facts["weights of the labels"] = ", ".join(f"{weight:.4g}" for weight in plan.loss.class_weights)
+    if plan.loss.label_smoothing:
+        facts["label smoothing"] = plan.loss.label_smoothing
     if plan.freeze:
         facts["not trained"] = json.dumps(plan.freeze, ensure_ascii=False)
     if plan.preference:

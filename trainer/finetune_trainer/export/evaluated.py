@@ -19,7 +19,8 @@ def evaluation_sections(evaluation: StoredEvaluation) -> list[str]:
     if record and record.groups:
         parts.append(_amplified(record))
     if evaluation.samples:
-        parts += ["## Samples\n", "Answers of this very model to held-out rows, generated greedily:\n"]
+        generated = ", generated greedily" if record and record.generated else ""
+        parts += ["## Samples\n", f"Answers of this very model to held-out rows{generated}:\n"]
         parts += [_sample(sample) for sample in evaluation.samples]
     return parts
 

@@ -95,7 +95,7 @@ def mend(folder: Path, plan: Plan, base: Base) -> None:
     """Rewrite the configurations of a checkpoint in place: remove paths of the training node, add base and labels."""
     if plan.dataset.labels:
         (folder / File.LABELS).write_text(json.dumps(plan.dataset.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
-    if spec_of(plan.task).labelled or spec_of(plan.task).compares:
+    if spec_of(plan.task).named or spec_of(plan.task).compares:
         _pad(folder / TOKENIZER_CONFIG)
     if plan.method is MethodType.FULL:
         config = _read(folder / CONFIG)

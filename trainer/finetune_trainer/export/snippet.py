@@ -108,10 +108,20 @@ def _two_texts(planned: PlannedEmbedding) -> tuple[str, str]:
 def _text_use(plan: Plan) -> list[str]:
     """Return code that gives the model a text and prints the task's result."""
     text = 'f"Some {tokenizer.mask_token}."' if spec_of(plan.task).hides_tokens else '"Some text."'
+    if plan.dataset.pair_separator == "":
+        text = '"A text.", "A second text."'
+    elif plan.dataset.pair_separator:
+        text = json.dumps(f"A text.{plan.dataset.pair_separator}A second text.")
     lines = [f'inputs = tokenizer({text}, truncation=True, max_length={plan.max_length}, return_tensors="pt")']
     if spec_of(plan.task).hides_tokens:
         lines.append('hidden = inputs["input_ids"][0] == tokenizer.mask_token_id')
         lines.append("print(tokenizer.decode(model(**inputs).logits[0, hidden].argmax(-1)))")
+    elif spec_of(plan.task).labels_words:
+        lines.append('tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])')
+        lines.append(
+            "labels = [model.config.id2label[index] for index in model(**inputs).logits[0].argmax(-1).tolist()]"
+        )
+        lines.append("print(list(zip(tokens, labels)))  # the label of a word is that of its first token")
     elif not spec_of(plan.task).labelled:
         lines.append("output = model.generate(**inputs, max_new_tokens=40)")
         lines.append("print(tokenizer.decode(output[0], skip_special_tokens=True))")

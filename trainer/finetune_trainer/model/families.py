@@ -15,10 +15,10 @@ from finetune_api.messages import Task
 from finetune_trainer.model.files import check_trainable, model_problem
 from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
 
-DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.PREFERENCE, Task.EMBEDDING)
-ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM, Task.EMBEDDING)
+DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.PREFERENCE, Task.EMBEDDING)
+ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM, Task.TOKEN_CLASSIFICATION, Task.EMBEDDING)
 ENCODER_DECODER_TASKS = (Task.SEQ2SEQ, Task.CLASSIFICATION)
-DECODER_HEADS = ("lm_head", "score")
+DECODER_HEADS = ("lm_head", "score", "classifier")
 CLASSIFICATION_HEAD = ("classification_head", "classification_head.dense", "classification_head.out_proj")
 
 
@@ -88,7 +88,7 @@ FAMILIES: dict[str, Family] = {
         _decoder("gemma"),
         _decoder("gemma2", flat_batches=False),  # the kernels do not support its capped scores
         _decoder("gpt2"),
-        _decoder("gpt_neox", heads=("embed_out", "score")),
+        _decoder("gpt_neox", heads=("embed_out", "score", "classifier")),
         _decoder("llama", LLAMA),
         _decoder("mistral"),
         _encoder("modernbert", "head.dense", "decoder$"),

@@ -234,7 +234,7 @@ def _reported(run: RunFiles, plan: Plan, judged: QualityReport, notes: tuple[str
     return StageResult(
         stage=Stage.PREPARE,
         succeeded=True,
-        dataset=plan.dataset.model_copy(update={"ends": (), "judged": False}),  # for workers, which read the plan
+        dataset=plan.dataset.reported(),
         plan=summary(plan),
         warnings=warnings,
         note="; ".join(notes),

@@ -16,7 +16,7 @@ from finetune_trainer.model.fitting import check_body, in_body, other_model, unu
 from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.headers import header_of
 
-CLASSIFIER = "ForSequenceClassification"
+AUTO = "AutoModel"  # with this before it, the end of an architecture's name is that of its Auto class
 
 
 def shapes_of(path: Path) -> dict[str, list[int]]:
@@ -29,9 +29,9 @@ def trained_labels(config: Mapping[str, Any], task: Task) -> tuple[str, ...]:
 
     Outputs without a name are LABEL_0, LABEL_1 and so on, as transformers calls them.
     """
-    if not spec_of(task).labelled or not any(
-        str(name).endswith(CLASSIFIER) for name in config.get("architectures") or ()
-    ):
+    spec = spec_of(task)
+    end = spec.auto_class.removeprefix(AUTO)
+    if not spec.named or not any(str(name).endswith(end) for name in config.get("architectures") or ()):
         return ()
     names = config.get("id2label") or {}
     count = len(names) or int(config.get("num_labels") or 2)

@@ -123,7 +123,7 @@ class _Step:
     rows: Numbers
     lengths: Numbers
     deal: Dealt | None
-    count: Callable[[int], int] | None
+    count: Callable[[int], float] | None
 
     @cached_property
     def slots(self) -> list[int]:
@@ -131,8 +131,8 @@ class _Step:
         return list(range(len(self.rows))) if self.deal is None else self.deal(self.lengths)
 
     @cached_property
-    def items(self) -> int:
-        return len(self.rows) if self.count is None else int(sum(self.count(row) for row in self.rows.tolist()))
+    def items(self) -> float:
+        return len(self.rows) if self.count is None else sum(self.count(row) for row in self.rows.tolist())
 
 
 class VirtualDataset(Dataset[dict[str, Any]]):
@@ -143,7 +143,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         seed: seed of the run.
         max_steps: optimizer steps of the whole run.
         global_batch: rows per optimizer step over all ranks.
-        items: returns the number of loss items of a prepared row; 1 each if left out.
+        items: returns the loss items of a prepared row, or the sum of their weights; 1 each if left out.
         dealt: for batches without padding: rows are shuffled only, and dealt within their step. Without it, rows are
             grouped by length and stay at their positions.
         shards: rows of each shard of a split that is too large to shuffle as a whole; else None.
@@ -156,7 +156,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         max_steps: int,
         global_batch: int,
         *,
-        items: Callable[[int], int] | None = None,
+        items: Callable[[int], float] | None = None,
         dealt: Dealt | None = None,
         shards: Sequence[int] | None = None,
     ) -> None:
@@ -254,6 +254,7 @@ class VirtualDataset(Dataset[dict[str, Any]]):
         """Return the number of non-padding tokens in the global batch of a step, counted from 1."""
         return int(self._step(step).lengths.sum())
 
-    def step_items(self, step: int) -> int:
-        """Return the number of loss items in the global batch of a step, over all ranks: the divisor of its loss."""
+    def step_items(self, step: int) -> float:
+        """Return the loss items in the global batch of a step, over all ranks, or the sum of their weights: the divisor
+        of its loss."""
         return self._step(step).items

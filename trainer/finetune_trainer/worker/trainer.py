@@ -79,10 +79,10 @@ class FineTuneTrainer(HookedTrainer):
         self._reporter = reporter
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override] # weights of items have fractions, which a division does not mind
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], int]:
-        """Return the micro-batches of the next step, and the number of items of the whole step on all ranks."""
+    ) -> tuple[list[Any], float]:
+        """Return the micro-batches of the next step, and the items of the whole step on all ranks, or their weight."""
         with self.meter.waiting():
             batches = list(islice(epoch_iterator, num_batches))
         self._task.on_step(self.model_wrapped, batches, self.to_device)
@@ -96,7 +96,7 @@ class FineTuneTrainer(HookedTrainer):
         summed = self.head(model, inputs)
         share = 1 / max(1, summed.items)
         if num_items_in_batch is not None:
-            share = self.args.world_size / max(1, num_items_in_batch)
+            share = self.args.world_size / (num_items_in_batch or 1)
             if summed.facts is not None:
                 self._facts.append(summed.facts)
         return summed.total * share

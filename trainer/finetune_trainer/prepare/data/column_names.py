@@ -42,24 +42,16 @@ LIKELY = {
     "chosen": ("chosen_response", "response_chosen", "preferred", "accepted", "better", "winner", "positive"),
     "rejected": ("rejected_response", "response_rejected", "reject", "dispreferred", "worse", "loser", "negative"),
     "reasoning": ("thought", "thoughts", "cot", "chain_of_thought", "complex_cot", "thinking", "reasoning_content"),
+    "tokens": ("words", "text_tokens", "sentence", "token", "word"),
+    "tags": ("ner_tags", "labels", "ner", "pos_tags", "tag", "label", "pos", "upos"),
+    "entities": ("spans", "annotations", "ents", "label", "labels"),
     "system": ("system_prompt", "system_message", "system_instruction", "sys_prompt"),
 }
 REASONED = frozenset({"reasoning", *LIKELY["reasoning"]})  # what leads to the answer beside it
 # columns beside a question that change what its answer means
 CONTEXT = ("context", "passage", "input", "article", "document")
-TWO_TEXTS = (
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("sentence_1", "sentence_2"),
-    ("question1", "question2"),
-    ("text1", "text2"),
-    ("text_a", "text_b"),
-    ("query", "passage"),
-    ("query", "document"),
-    ("anchor", "positive"),
-    ("sentence_A", "sentence_B"),
-)
-WORD_LABELS = ("ner_tags", "pos_tags", "chunk_tags", "ner", "tags", "labels", "label")
+# names of the label of two texts, in addition to those of one text
+PAIR_LABELS = ("gold_label", "score", "similarity", "similarity_score", "relevance", "answer", "is_duplicate")
 SPLIT = ("split", "fold", "subset", "partition", "set", "dataset_split")
 HELD_OUT = frozenset({"test", "valid", "validation", "val", "eval", "evaluation", "dev", "heldout", "holdout"})
 TRAINED = frozenset({"train", "training", "trn"})

@@ -15,6 +15,9 @@ def content_hash(example: Example) -> int:
     parts = [example.text, example.completion, *sorted(example.names), *(example.negatives or ())]
     if example.rejected is not None or example.desirable is not None:
         return _prompt_hash(example)
+    if example.text_pair:
+        parts.append(example.text_pair)
+    parts += example.tags
     if example.number is not None:
         parts.append(repr(example.number))
     for message in example.messages:

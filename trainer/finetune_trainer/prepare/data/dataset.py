@@ -162,7 +162,7 @@ def check_dataset(
     rows = _chosen(spec, rows, seed)
     names = rows.trained_names
     labels = matched(known_labels, names) or label_order(names)
-    shown_kind = problem_type or (ProblemType.REGRESSION if not labels else None)
+    shown_kind = problem_type or (ProblemType.REGRESSION if not labels or spec_of(task).labels_words else None)
     return CheckedData(
         spec=spec,
         sources=rows.sources,
@@ -193,9 +193,9 @@ def _read(
     files = of_one_kind(opened.files, declared)
     rows = read_all(sources, files, report, contents=isinstance(spec.eval, EvalSplit))
     problems += rows.problems
-    if problems or not spec_of(task).labelled:
+    if problems or not spec_of(task).named:
         return rows, None, problems
-    kind = declared or kind_of_all(rows)
+    kind = (declared or kind_of_all(rows)) if spec_of(task).labelled else None
     if kind is ProblemType.REGRESSION:
         rows = as_numbers(rows)
     elif kind is ProblemType.SINGLE_LABEL:

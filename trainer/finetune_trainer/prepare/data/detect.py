@@ -22,12 +22,16 @@ SUFFIXES = {
     ".tab": Format.TSV,
     ".txt": Format.TEXT,
     ".text": Format.TEXT,
+    ".conll": Format.TEXT,
+    ".iob": Format.TEXT,
+    ".bio": Format.TEXT,
     ".parquet": Format.PARQUET,
     ".pq": Format.PARQUET,
     ".arrow": Format.ARROW,
     ".feather": Format.ARROW,
     ".ipc": Format.ARROW,
 }
+TAGGED = frozenset({".conll", ".iob", ".bio"})  # a word and its tag on each line, paragraphs between blank lines
 SNIFFED = 1 << 16  # bytes
 HEAD = 1 << 12  # bytes
 ARROW_STREAM = b"\xff\xff\xff\xff"  # the continuation mark of Arrow's streaming format
@@ -71,6 +75,8 @@ def open_file(
         SpecError: neither job, name nor content show a format.
         DataError: the file is empty, or no data.
     """
+    if TAGGED & set(PurePosixPath(name.lower()).suffixes):
+        documents = documents or DocumentUnit.PARAGRAPH
     data = streams.beginning(path, SNIFFED)
     start = sniff.FileStart(data, len(data) < SNIFFED)
     by_name, _ = suffixes_of(name)

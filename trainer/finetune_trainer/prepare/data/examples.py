@@ -6,6 +6,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from finetune_api.messages import ProblemType
+from finetune_trainer.dataset.tagging import Entity, TagScheme
 from finetune_trainer.prepare.data import alpaca, conversation, xlam
 from finetune_trainer.prepare.data.call_checks import check_tool_use
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TESTED, TRAINED
@@ -13,12 +14,17 @@ from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
 from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
 from finetune_trainer.prepare.data.label_values import Target, encodable, target, whole_number
+from finetune_trainer.prepare.data.word_tags import is_document_mark, tagged_lines, tagged_spans, tagged_words
 
 
 class ExampleLayout(StrEnum):
     """What an example is made of."""
 
     LABELLED = "text, label"
+    LABELLED_PAIR = "text, text_pair, label"
+    WORDS = "tokens, tags"
+    SPANS = "text, entities"
+    LINES = "lines"
     TEXT = "text"
     PAIR = "prompt, completion"
     CHAT = "messages"
@@ -28,6 +34,16 @@ class ExampleLayout(StrEnum):
     def parts(self) -> tuple[str, ...]:
         """Canonical column names."""
         return tuple(self.value.split(", "))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether a row has a label."""
+        return "label" in self.parts
+
+    @property
+    def named(self) -> bool:
+        """Whether a row has labels: of the text, or of its words."""
+        return self.labelled or self in (ExampleLayout.WORDS, ExampleLayout.SPANS, ExampleLayout.LINES)
 
 
 class RowSplit(IntEnum):
@@ -55,6 +71,9 @@ class Example:
         number: to be predicted of a text, or its label where that is a number in the file.
         rejected: the same prompt with the worse completion, where this one has the better.
         desirable: whether the completion is good, where a row says so of its only one.
+        text_pair: the second text of a labelled row that has two.
+        words: start and end of each labelled word, in characters of the text.
+        tags: of each word.
     """
 
     line: int
@@ -74,22 +93,38 @@ class Example:
         """The row once for each of its completions, the better one first."""
         return (self,) if self.rejected is None else (self, self.rejected)
 
+    text_pair: str = ""
+    words: tuple[tuple[int, int], ...] = ()
+    tags: tuple[str, ...] = ()
+
     @property
     def labelled(self) -> bool:
-        """Whether the target is a label or a number, not text."""
-        return bool(self.label) or self.labels is not None or self.number is not None
+        """Whether the target is labels or a number, not text."""
+        return bool(self.label or self.tags) or self.labels is not None or self.number is not None
 
     @property
     def names(self) -> tuple[str, ...]:
         """All labels."""
+        if self.tags:
+            return tuple(sorted(set(self.tags)))
         return self.labels if self.labels is not None else (self.label,) if self.label else ()
 
     @property
     def target_text(self) -> str:
-        """The target as one text: the label, all labels, or the number."""
+        """The target as one text: the label, all labels, the number, or the entities."""
+        if self.tags:
+            return "; ".join(f"{self._span(one)} [{one.kind}]" for one in self.entities) or "(none)"
         if self.labels is not None:
             return "; ".join(sorted(self.labels)) or "(none)"
         return self.label or ("" if self.number is None else f"{self.number:g}")
+
+    @property
+    def entities(self) -> tuple[Entity, ...]:
+        """The entities of the words, in their order."""
+        return tuple(TagScheme.of(self.names).entities(self.tags)) if self.tags else ()
+
+    def _span(self, entity: Entity) -> str:
+        return self.text[self.words[entity.start][0] : self.words[entity.stop - 1][1]]
 
 
 ABSENT = object()
@@ -179,6 +214,8 @@ class Columns:
             return self._conversation(row)
         if self.layout is ExampleLayout.SIMILAR:
             return self._similar(row)
+        if self.layout.named and not self.layout.labelled:
+            return self._words(row)
         return self._one_answer(row) if self._holds_messages(row) else self._texts(row)
 
     def _value(self, row: Row, part: str) -> Any:
@@ -200,12 +237,15 @@ class Columns:
         return None if value is ABSENT else _number_or_value(column, value)
 
     def _texts(self, row: Row) -> Example:
-        if self.layout is ExampleLayout.LABELLED:
+        if self.layout.labelled:
             text = text_of(self.names["text"], self._value(row, "text"))
+            second = ""
+            if self.layout is ExampleLayout.LABELLED_PAIR:
+                second = text_of(self.names["text_pair"], self._value(row, "text_pair"))
             found = target(self.names["label"], self._value(row, "label"), self.kind, self.declared)
             if self.whole:
                 found = replace(found, names=tuple(whole_number(name) for name in found.names))
-            return _labelled(row.line, text, found, self.kind)
+            return replace(_labelled(row.line, text, found, self.kind), text_pair=second)
         values = {part: text_of(self.names[part], self._value(row, part)) for part in self.layout.parts}
         if self.layout is ExampleLayout.PAIR:
             values["completion"] = self._reasoned(row, values["completion"])
@@ -233,6 +273,19 @@ class Columns:
         if value is None or value == "":
             return []
         return [text_of(column, text) for text in (value if isinstance(value, list) else [value])]
+
+    def _words(self, row: Row) -> Example:
+        if self.layout is ExampleLayout.LINES:
+            found = tagged_lines(text_of(self.names["lines"], self._value(row, "lines")))
+            return Example(row.line, found.text, words=found.words, tags=found.tags)
+        first, second = self.layout.parts
+        columns = (self.names[first], self.names[second])
+        given = list_of(columns[1], self._value(row, second))
+        if self.layout is ExampleLayout.WORDS:
+            found = tagged_words(columns, list_of(columns[0], self._value(row, first)), given)
+        else:
+            found = tagged_spans(columns, text_of(columns[0], self._value(row, first)), given)
+        return Example(row.line, found.text, words=found.words, tags=found.tags)
 
     def _conversation(self, row: Row) -> Example:
         if "messages" in self.names:
@@ -367,6 +420,8 @@ def text_of(column: str, value: Any) -> str:
 
 
 def examples(records: Iterator[Record], columns: Columns) -> Iterator[Example | Fault]:
-    """Yield every record as an example or a fault."""
+    """Yield every record as an example or a fault; marks between the documents of a file are no records."""
     for record in records:
+        if isinstance(record, Row) and columns.layout is ExampleLayout.LINES and is_document_mark(record.values):
+            continue
         yield columns.example(record) if isinstance(record, Row) else record

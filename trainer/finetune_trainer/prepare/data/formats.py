@@ -88,6 +88,8 @@ class Code(StrEnum):
     NOTHING_TO_LEARN = "NothingToLearn"
     TEMPLATE_FAILED = "TemplateFailed"
     NOT_WRITTEN = "NotWritten"
+    UNEQUAL_LISTS = "UnequalLists"
+    INVALID_SPAN = "InvalidSpan"
 
 
 @dataclass(frozen=True, slots=True)

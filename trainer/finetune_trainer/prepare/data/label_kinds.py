@@ -8,7 +8,6 @@ from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows
-from finetune_trainer.prepare.data.examples import ExampleLayout
 from finetune_trainer.prepare.data.label_values import is_whole, whole_number
 
 MOST_LABELS = 10_000  # beyond it the column holds something else, such as the text
@@ -25,7 +24,7 @@ def check_kind(declared: ProblemType | None, task: Task) -> None:
 
 def of_one_kind(files: Sequence[CheckedFile], declared: ProblemType | None) -> tuple[CheckedFile, ...]:
     """Return the files; all labels are what the job says, or of the kind of the first file's."""
-    labelled = [checked.columns.kind for checked in files if checked.columns.layout is ExampleLayout.LABELLED]
+    labelled = [checked.columns.kind for checked in files if checked.columns.layout.labelled]
     if not labelled:
         return tuple(files)
     kind = declared or labelled[0]
@@ -66,8 +65,8 @@ def as_numbers(rows: CheckedRows) -> CheckedRows:
     )
 
 
-def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
-    """Return the problem of training rows that are all labelled alike."""
+def nothing_to_tell(kind: ProblemType | None, rows: CheckedRows) -> Problem | None:
+    """Return the problem of training rows that are all labelled alike; `kind`: None for labels of words."""
     training, trained = rows.training, rows.trained_names
     where = training[0].source.field
     if not any(part.good for part in training):  # the faults of all of them are reported
@@ -95,7 +94,8 @@ def nothing_to_tell(kind: ProblemType, rows: CheckedRows) -> Problem | None:
 
 def too_many_labels(checked: CheckedFile, numbers: bool) -> Problem:
     """Return the problem of a column that holds something else; `numbers`: nothing but numbers."""
-    column = checked.columns.names["label"]
+    names = checked.columns.names
+    column = next(names[part] for part in ("label", "tags", "entities", "lines") if part in names)
     message = f"the column {column!r} has more than {MOST_LABELS:,} different values: it is not a label"
     cure = "say in spec.dataset.columns which column is the label"
     if numbers:

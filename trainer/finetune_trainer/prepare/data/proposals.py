@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.messages import Task
-from finetune_api.tasks import ALPACA, CHOICE, JUDGED, PAIR, TEXTS, spec_of
-from finetune_trainer.prepare.data.column_names import CONTEXT, LIKELY, TWO_TEXTS, WORD_LABELS
+from finetune_api.tasks import ALPACA, CHOICE, JUDGED, PAIR, TAGGED_WORDS, TEXT_PAIRS, TEXTS, spec_of
+from finetune_trainer.prepare.data.column_names import CONTEXT, LIKELY, PAIR_LABELS
 from finetune_trainer.prepare.data.formats import DataFile, Format
 
 Parts = tuple[str, ...]
@@ -14,9 +14,9 @@ WITH_SYSTEM = (ALPACA, PAIR, ("messages",), CHOICE, JUDGED)
 
 def rows_code(task: Task, row: Mapping[str, Any]) -> str:
     """Return the code of rows like this one: of data that no task learns, or of a column that is called otherwise."""
-    if _word_labels(row) is not None:
+    if not spec_of(task).labels_words and _word_labels(row) is not None:
         return "WordLabels"
-    return "TextPairs" if spec_of(task).labelled and _two_texts(row) is not None else "MissingColumn"
+    return "MissingColumn"
 
 
 def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
@@ -27,17 +27,8 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
         return "these are texts that belong together: set spec.task to embedding"
     if file.format in (Format.CSV, Format.TSV) and _is_no_header(list(row)):
         return "line 1 seems to be a row, not a header: begin the file with a line of column names"
-    if (tags := _word_labels(row)) is not None:
-        return (
-            f"{tags!r} labels each word of a row (token classification, NER), which is not supported; "
-            "a classification has one label for the whole text"
-        )
-    if spec_of(task).labelled and (both := _two_texts(row)) is not None:
-        first, second = both
-        return (
-            f"{first!r} and {second!r} are two texts of one row, and pairs of texts are not supported yet: "
-            f"join them in a column `text`, such as {{{first}}} [SEP] {{{second}}}, with the tokenizer's own separator"
-        )
+    if not spec_of(task).labels_words and (tags := _word_labels(row)) is not None:
+        return f"{tags!r} labels each word of a row: set spec.task to token-classification"
     nested = next((name for name, value in row.items() if _is_rows(value) and not _is_chat(value)), None)
     if nested is not None:
         return f"the rows seem to lie in {nested!r}: write that list as the file, or its items as JSON lines"
@@ -53,6 +44,8 @@ def cure(file: DataFile, task: Task, row: Mapping[str, Any]) -> str:
 
 
 def _best(task: Task, row: Mapping[str, Any]) -> dict[str, str] | None:
+    if spec_of(task).labelled and (columns := _two_texts(row)) is not None:
+        return columns
     for parts in spec_of(task).proposals:
         if (columns := _proposal(parts, row)) is not None:
             return columns
@@ -98,15 +91,15 @@ def _paths(row: Mapping[str, Any]) -> list[str]:
 
 
 def _word_labels(row: Mapping[str, Any]) -> str | None:
-    words = next((row[name] for name in ("tokens", "words") if isinstance(row.get(name), list)), None)
-    if words is None:
-        return None
-    return next((n for n in WORD_LABELS if isinstance(row.get(n), list) and len(row[n]) == len(words)), None)
+    both = [(row.get(words), tags) for words, tags in TAGGED_WORDS.values() if isinstance(row.get(words), list)]
+    return next((t for words, t in both if isinstance(row.get(t), list) and len(row[t]) == len(words or ())), None)
 
 
-def _two_texts(row: Mapping[str, Any]) -> tuple[str, str] | None:
-    both = (pair for pair in TWO_TEXTS if all(isinstance(row.get(name), str) for name in pair))
-    return next(both, None)
+def _two_texts(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return the columns of two texts with a label of another name."""
+    both = next((pair for pair in TEXT_PAIRS.values() if all(isinstance(row.get(name), str) for name in pair)), None)
+    label = next((name for name in ("label", *PAIR_LABELS, *LIKELY["label"]) if name in row), None)
+    return None if both is None or label is None else {"text": both[0], "text_pair": both[1], "label": label}
 
 
 def _is_rows(value: Any) -> bool:

@@ -16,7 +16,7 @@ from finetune_trainer.prepare.data.checked_files import CheckedFile, CheckedRows
 from finetune_trainer.prepare.data.chunks import Chunk, chunks
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TRAINED
 from finetune_trainer.prepare.data.contents import content_hash
-from finetune_trainer.prepare.data.examples import Columns, Example, ExampleLayout, examples, split_of
+from finetune_trainer.prepare.data.examples import Columns, Example, examples, split_of
 from finetune_trainer.prepare.data.file_places import Report
 from finetune_trainer.prepare.data.formats import Fault, Record, Row
 from finetune_trainer.prepare.data.label_kinds import MOST_LABELS, too_many_labels
@@ -86,7 +86,7 @@ class _Watched:
 def _count(item: _Item) -> _Counted:
     """Parse and check one chunk; runs in a process of the pool."""
     tally = Tally(item.chunk.file.field)
-    labelled = item.columns.layout is ExampleLayout.LABELLED
+    named = item.columns.layout.named
     targets: dict[tuple[str, ...], int] = {}
     labels, numbers = array("l"), array("d")
     contents, splits = array("Q"), array("b")
@@ -100,7 +100,7 @@ def _count(item: _Item) -> _Counted:
             splits.append(split_of(watched.row, item.columns.split or ""))
         if item.contents:
             contents.append(content_hash(example))
-        if labelled:
+        if named:
             labels.append(targets.setdefault(tuple(sorted(example.names)), len(targets)))
             if example.number is not None:
                 numbers.append(example.number)

@@ -10,11 +10,11 @@ from typing import Any
 
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import Task
-from finetune_api.tasks import PAIR_SHAPES, TEXT_SHAPES, TEXTS, spec_of
+from finetune_api.tasks import PAIR_SHAPES, TAGGED_SPANS, TAGGED_WORDS, TEXT_PAIRS, TEXT_SHAPES, TEXTS, spec_of
 from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.column_names import HELD_OUT, REASONED, SPLIT, TRAINED
 from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
-from finetune_trainer.prepare.data.formats import DataFile, Row
+from finetune_trainer.prepare.data.formats import DataFile, Format, Row
 from finetune_trainer.prepare.data.label_values import kind_of
 from finetune_trainer.prepare.data.preference_columns import PreferenceColumns
 from finetune_trainer.prepare.data.proposals import cure, rows_code
@@ -35,6 +35,7 @@ class Shape:
         optional: parts that rows may lack.
         made: the class of its columns.
         ambiguous: it must not fit together with another such shape.
+        format: of the files that may have it; None = all.
     """
 
     layout: ExampleLayout
@@ -43,6 +44,7 @@ class Shape:
     optional: tuple[str, ...] = ()
     ambiguous: bool = False
     made: type[Columns] = Columns
+    format: Format | None = None
 
     @property
     def known(self) -> set[str]:
@@ -116,7 +118,13 @@ def _pair(prompt: str, completion: str, *, ambiguous: bool = True) -> Shape:
     return Shape(ExampleLayout.PAIR, (prompt, completion), ("prompt", "completion"), optional, ambiguous)
 
 
+def _labelled_pair(first: str, second: str, *, ambiguous: bool = True) -> Shape:
+    parts = (first, second, "label")
+    return Shape(ExampleLayout.LABELLED_PAIR, parts, ("text", "text_pair", "label"), ambiguous=ambiguous)
+
+
 LABELLED = Shape(ExampleLayout.LABELLED, ("text", "label"))
+LABELLED_PAIR = _labelled_pair("text", "text_pair", ambiguous=False)
 MESSAGES = Shape(ExampleLayout.CHAT, ("messages",), optional=("tools", "system"))
 SHAREGPT = Shape(ExampleLayout.CHAT, ("conversations",), ("messages",), optional=("tools", "system"))
 XLAM = Shape(ExampleLayout.CHAT, ("query", "tools", "answers"), optional=("system",))
@@ -163,6 +171,11 @@ SIMILAR = (
 
 SHAPES = {  # by the names that `TaskSpec.shapes` has
     "text and label": LABELLED,
+    "two texts and label": LABELLED_PAIR,
+    **{name: _labelled_pair(*texts) for name, texts in TEXT_PAIRS.items()},
+    **{name: Shape(ExampleLayout.WORDS, parts, ("tokens", "tags")) for name, parts in TAGGED_WORDS.items()},
+    **{name: Shape(ExampleLayout.SPANS, parts, ("text", "entities")) for name, parts in TAGGED_SPANS.items()},
+    "lines of words": Shape(ExampleLayout.LINES, ("text",), ("lines",), format=Format.TEXT),
     "messages": MESSAGES,
     "conversations": SHAREGPT,
     "xlam": XLAM,
@@ -185,7 +198,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
         SpecError: `given` names a part that the task does not have.
         DataError: the file lacks a column, or fits two shapes.
     """
-    shapes = [SHAPES[name] for name in spec_of(task).shapes]
+    shapes = [shape for name in spec_of(task).shapes if (shape := SHAPES[name]).format in (None, file.format)]
     known = {part for shape in shapes for part in shape.known} | {SPLIT_PART}
     if unknown := sorted(given.keys() - known):
         raise SpecError(
@@ -214,7 +227,7 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
             if parted is not None:
                 unread = tuple(name for name in columns.unread if name != parted)
                 columns = replace(columns, split=parted, parted=True, unread=unread)
-            if columns.layout is ExampleLayout.LABELLED:
+            if columns.layout.labelled:
                 kind = kind_of(column_value(row, columns.names["label"]) for row in rows)
                 return replace(columns, kind=kind)
             return columns

@@ -37,6 +37,8 @@ CURES = {
     Code.LABEL_TYPE: "write a string, a number or a boolean",
     Code.MIXED_LABELS: "give every row one label, or every row a list of labels",
     Code.REPEATED_LABEL: "name each label of the row once",
+    Code.UNEQUAL_LISTS: "write one tag for each word",
+    Code.INVALID_SPAN: "write start and end in characters of the text, from 0, and the label of each span",
     Code.NOT_FINITE: "remove the row, or write the number",
     Code.BAD_UNICODE: "write the whole character, or remove it",
     Code.NO_MESSAGES: "remove the row, or fill it",

@@ -18,6 +18,7 @@ class RemarkCode(StrEnum):
     LEARNT_DIFFERS = "LearntTextDiffers"
     SAME_POSITIVE = "PositiveEqualsAnchor"
     SAME_NEGATIVE = "NegativeEqualsPositive"
+    INCONSISTENT_TAGS = "InconsistentTags"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,17 @@ class Encoded:
         trained: bool [tokens], which of them carry loss (the first is never predicted and does not count); None where
             the target is not a token of the row.
         target: int32 [tokens] of an encoder-decoder's output; int32 [labels], the classes of a text; float32 [1], its
-            number; int32 [completions], of preference tuning the lengths of its sequences, or the label of each
-            completion; int32 [texts], the lengths of the texts that are compared; None elsewhere.
+            number; int32 [tokens], the class of the word that begins at each token, else -100; int32 [completions], of
+            preference tuning the lengths of its sequences, or the label of each completion; int32 [texts], the lengths
+            of the texts that are compared; None elsewhere.
         full_length: tokens before the cut; more than `len(ids)` if it was cut.
         full_target: the same for `target`; 0 where it is not cut.
         parts: int32 [rows], the lengths of the rows that a long document, or a pair of completions, becomes; None
             where it is one.
         answers: each completion of a pair, encoded by itself; empty elsewhere.
         remarks: for the report.
+        words: int32 [tokens], the labelled word that begins at each token, else -1; None where words have no labels.
+        types: int8 [tokens], the text that each token is of, 0 or 1; None where the model takes no token types.
     """
 
     ids: npt.NDArray[np.int32]
@@ -62,6 +66,8 @@ class Encoded:
     parts: npt.NDArray[np.int32] | None = None
     answers: "tuple[Encoded, ...]" = ()
     remarks: tuple[Remark, ...] = ()
+    types: npt.NDArray[np.int8] | None = None
+    words: npt.NDArray[np.int32] | None = None
 
     @property
     def cut(self) -> bool:

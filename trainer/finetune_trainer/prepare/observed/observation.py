@@ -75,6 +75,7 @@ class Observation:
         labels: what rows say, by its first appearance: a label, or all labels of a row as one.
         members: the labels that each of them consists of.
         several: whether rows have lists of labels.
+        tagged: whether words have labels: `labels` are the types of a row's entities.
     """
 
     unk_id: int | None = None
@@ -84,6 +85,7 @@ class Observation:
     labels: dict[str, int] = field(default_factory=dict)  # name -> index, in the order of first appearance
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
     several: bool = False
+    tagged: bool = False
     leftovers: Leftovers = field(default_factory=Leftovers)
     unknown_characters: Counter[str] = field(default_factory=Counter)  # of rows with unknown tokens: rows that hold it
     remarks: dict[tuple[RemarkCode, str], "Remarked"] = field(default_factory=dict)
@@ -158,6 +160,7 @@ class Observation:
                 self._tables[name].append(part)
         self.members.update(later.members)
         self.several |= later.several
+        self.tagged |= later.tagged
         for file, count in later.files:
             self._count_file(file, count)
         for about, other in later.remarks.items():
@@ -217,11 +220,15 @@ class Observation:
         raise IndexError(row)
 
     def _label(self, example: Example) -> int:
-        if not example.label and example.labels is None:
+        if not example.names and example.labels is None:
             return -1
         self.several |= example.labels is not None
-        target = example.target_text
-        self.members.setdefault(target, example.names)
+        target, members = example.target_text, example.names
+        if example.tags:
+            self.tagged = True
+            members = tuple(sorted({entity.kind for entity in example.entities}))
+            target = "; ".join(members) or "(none)"
+        self.members.setdefault(target, members)
         return self.labels.setdefault(target, len(self.labels))
 
     def _count_file(self, file: str, count: int) -> None:

@@ -63,7 +63,7 @@ def sides(example: Example, labelled: bool) -> Sides:
     if example.negatives is not None:
         return Sides(example.text, "\n".join(compared_texts(example)), None)
     if labelled:
-        return Sides(example.text, "", "")
+        return Sides(f"{example.text}\n{example.text_pair}" if example.text_pair else example.text, "", "")
     if example.completion:
         return Sides(alpaca.asked(example.text), example.completion, example.completion)
     return Sides("", example.text, example.text)

@@ -34,7 +34,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     names = sorted({name.rpartition(".")[2] for name in linear})
     rows = model.get_input_embeddings().weight.shape[0]
     options = {name: value for name, value in lora.items() if name != "task_type"}
-    if spec.labelled and (heads := classifiers(model)):
+    if spec.named and (heads := classifiers(model)):
         options["modules_to_save"] = list(dict.fromkeys([*(options.get("modules_to_save") or ()), *heads]))
     if new_tokens:
         if spec.labelled and model.config.is_encoder_decoder:

@@ -66,7 +66,7 @@ def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any,
     spec = spec_of(task)
     values = {name: value for name, value in config.items() if name not in NOT_SHAPES}
     made = AutoConfig.for_model(str(values.pop("model_type")), **values)
-    if spec.labelled:
+    if spec.named:
         made.num_labels = labels
         made.pad_token_id = getattr(made, "pad_token_id", None) or 0
     if made.is_encoder_decoder and getattr(made, "decoder_start_token_id", None) is None:

@@ -96,7 +96,9 @@ def _answers(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedAnswers:
     if split is None or not spec_of(task).answers:
         if spec.generate:
             _refuse(spec.generate, f"the task is {task}" if split else "there are no evaluation data")
-        return PlannedAnswers()
+        if split is None or not spec_of(task).labels_words:
+            return PlannedAnswers()
+        return PlannedAnswers(samples=int(log.settle("spec.evaluation.samples", SAMPLES, "to be read", spec.samples)))
     examples = split.examples or split.rows
     if spec_of(task).continues and split.trained_tokens >= split.tokens - examples:  # all but the first of each row
         if spec.generate:

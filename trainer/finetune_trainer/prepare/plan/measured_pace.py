@@ -218,8 +218,8 @@ def _run(question: PaceQuestion, depth: int, rows: int, tokens: int) -> _Ran:
     model = _model(question, depth)
     ids = torch.randint(1, min(1000, int(model.config.get_text_config().vocab_size)), (rows, tokens))
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    if spec_of(question.task).labelled:
-        given["labels"] = torch.zeros(rows, dtype=torch.long)
+    if spec_of(question.task).named:
+        given["labels"] = torch.zeros(rows if spec_of(question.task).labelled else ids.shape, dtype=torch.long)
     if spec_of(question.task).compares:
         del given["labels"]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

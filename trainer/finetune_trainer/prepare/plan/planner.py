@@ -17,6 +17,7 @@ from finetune_trainer.prepare.plan.evaluation import evaluation_of
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.kernels import kernels_of, note_kernels
 from finetune_trainer.prepare.plan.lora import unsharded
+from finetune_trainer.prepare.plan.loss import cross_entropy_of
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_noise, note_saving
 from finetune_trainer.prepare.plan.planned_loss import passes_beside, preference_of, sequences_of
@@ -51,6 +52,8 @@ PLANNED = frozenset(
         "neftune_noise_alpha",
         "optim",
         "optim_args",
+        "label_smoothing_factor",
+        "class_weights",
         "report_to",
         "torch_compile",
         "torch_compile_backend",
@@ -138,6 +141,7 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
         mlm_probability=hidden,
         preference=preference,
         embedding=embedding,
+        loss=cross_entropy_of(log, setting.task, workload.dataset),
         choices=tuple(log.choices),
     )
 

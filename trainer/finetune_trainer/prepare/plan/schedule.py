@@ -97,7 +97,7 @@ def epochs_for(rows: int, task: Task) -> tuple[float, str]:
     steps: it sees 6,000 rows, in at most 20 passes. Preference tuning sees every pair once, and few pairs up to three
     times: models learn to tell pairs apart in one pass, and further ones overfit.
     """
-    if spec_of(task).labelled and rows * 3 < HEAD_ROWS:
+    if spec_of(task).named and rows * 3 < HEAD_ROWS:
         reason = (
             f"{rows} rows: at least {HEAD_ROWS:,} seen in all, in at most {HEAD_PASSES} passes; three leave a new head "
             "untrained on small data (Zhang et al. 2021, arXiv 2006.05987; Mosbach et al. 2021, arXiv 2006.04884)"

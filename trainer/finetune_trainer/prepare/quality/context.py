@@ -64,7 +64,7 @@ class Context:
     @property
     def labelled(self) -> bool:
         """Whether targets are labels."""
-        return spec_of(self.task).labelled
+        return spec_of(self.task).named
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def looked_at(split: ObservedSplit, rows: Sequence[RowLanguages]) -> list[Mentio
     for one in rows:
         own = mentioned(one.row.given, one.given) | mentioned(one.row.learnt, one.learnt)
         label = one.row.label
-        labels = split.seen.members.get(label, (label,)) if label else ()
+        labels = split.seen.members.get(label, (label,)) if label and not split.seen.tagged else ()
         looked.append(Mention(one.row, labels, frozenset(own), bool(one.languages & known().keys())))
     return looked
 

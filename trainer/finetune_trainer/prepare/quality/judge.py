@@ -33,6 +33,7 @@ __all__ = ["Context", "Examined", "examine", "judge"]
 # every code; within a severity, what spoils a run before what costs a little
 WEIGHT = (
     "LearntTextDiffers",
+    "InconsistentTags",
     "NothingTrained",
     "EverythingTrained",
     "PositiveEqualsAnchor",

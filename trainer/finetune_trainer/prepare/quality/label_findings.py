@@ -73,7 +73,8 @@ def _balance(split: ObservedSplit) -> Iterator[Finding]:
         f"{named(most.name)} has {ratio:,.0f} times the rows of {named(least.name)} ({most.rows:,} to {least.rows:,})",
         f"add rows of {named(least.name)} or take fewer of {named(most.name)}, and judge by macro F1"
         + ("" if several(split) else f" in place of accuracy: always {named(most.name)} is right in ")
-        + ("" if several(split) else percent(most.rows / split.rows)),
+        + ("" if several(split) else percent(most.rows / split.rows))
+        + ("" if split.seen.several else "; or set spec.training.class_weights: balanced"),
         _BALANCE_RULE,
         most.rows,
         split.rows,
@@ -140,8 +141,8 @@ def _one_each(split: ObservedSplit) -> Iterator[Finding]:
 
 def conflicts(split: ObservedSplit) -> Iterator[Finding]:
     """Yield a finding of texts with different labels in different rows, or different answers, if answers are labels."""
-    target = "label" if split.seen.labels else "content"
-    if target == "content" and (len(split.verdicts) or not answers_are_labels(split)):
+    target = "label" if split.seen.labels and not split.seen.tagged else "content"
+    if target == "content" and not split.seen.tagged and (len(split.verdicts) or not answers_are_labels(split)):
         return
     targets = split.table[target]
     pairs: list[tuple[int, int]] = []  # two rows of one text that say different things

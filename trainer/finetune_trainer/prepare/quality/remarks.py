@@ -47,6 +47,15 @@ def remarks(split: ObservedSplit) -> Iterator[Finding]:
             what, cure = CONTRADICTIONS[code]
             rule = "any such row; white space at the ends is ignored"
             yield _finding(split, seen, Severity.WARNING, f"in {rows}, {what}", cure, rule)
+        elif code is RemarkCode.INCONSISTENT_TAGS:
+            yield _finding(
+                split,
+                seen,
+                Severity.WARNING,
+                f"{rows} {_have(seen.rows)} the tag {subject}: it continues an entity that does not begin before it",
+                "begin each entity with B-; as it stands, the tag is learnt as written and scored as a beginning",
+                "the first such tag of each row",
+            )
         elif code is RemarkCode.REASONING_NOT_KEPT:
             yield _finding(
                 split,

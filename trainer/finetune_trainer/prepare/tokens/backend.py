@@ -54,6 +54,22 @@ class Backend:
         before, after = self._around or (b"", b"")
         return np.frombuffer(before, np.int32), np.frombuffer(after, np.int32)
 
+    def encodings(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], limit: int | None = None, *, specials: bool = True
+    ) -> list[Encoding]:
+        """Return the tokens of texts, or of pairs of texts, with their places in the text.
+
+        Args:
+            limit: tokens at which a text is cut, the longer one of a pair first; the special tokens stay.
+        """
+        if limit is None:
+            return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=specials))
+        self._tokenizer.enable_truncation(limit, strategy="longest_first")
+        try:
+            return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=specials))
+        finally:
+            self._tokenizer.no_truncation()
+
     def cut(self, texts: Sequence[str], limit: int) -> list[Ids]:
         """Return the same with specials, cut so that the last special token is kept, such as BERT's [SEP]."""
         self._tokenizer.enable_truncation(limit)

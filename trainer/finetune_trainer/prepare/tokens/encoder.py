@@ -34,7 +34,9 @@ from finetune_trainer.prepare.tokens.spans import (
     Speaker,
 )
 from finetune_trainer.prepare.tokens.templates import ChatTemplate
+from finetune_trainer.prepare.tokens.text_pairs import encoded_pairs, separator_of
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens
+from finetune_trainer.prepare.tokens.word_labels import encoded_words
 from finetune_trainer.prepare.tokens.written import Comparison
 
 
@@ -68,6 +70,8 @@ class Encoder:
         marks: ids of the special tokens that the template writes.
         notes: what a careful reader should know.
         extended: folder with the tokenizer's files, where it has new tokens.
+        pair_separator: the text between the two texts of a row, see `messages.DatasetFacts`; None for one text.
+        typed: whether the tokens of two texts differ by their types.
     """
 
     definition: Path
@@ -89,6 +93,8 @@ class Encoder:
     marks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     extended: Path | None = None
+    pair_separator: str | None = None
+    typed: bool = False
 
     def __call__(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode some examples; a Fault for each of which nothing can be learnt."""
@@ -106,6 +112,10 @@ class Encoder:
     def _encoded(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         encode: Mapping[ExampleLayout, Callable[[Sequence[Example]], list[Encoded | Fault]]] = {
             ExampleLayout.LABELLED: self._labelled,
+            ExampleLayout.LABELLED_PAIR: self._labelled_pairs,
+            ExampleLayout.WORDS: self._words,
+            ExampleLayout.SPANS: self._words,
+            ExampleLayout.LINES: self._words,
             ExampleLayout.TEXT: self._hidden if self.hidden else self._texts,
             ExampleLayout.PAIR: self._to_target if self.to_target else self._pairs,
             ExampleLayout.CHAT: self._chats,
@@ -172,6 +182,12 @@ class Encoder:
             ids = np.concatenate([ids for ids, _ in parts])
             rows.append(Encoded(ids, None, lengths, sum(full for _, full in parts), remarks=contradictions(example)))
         return rows
+
+    def _labelled_pairs(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        return [*encoded_pairs(self._backend, batch, self.limit, self.pair_separator or "", self.typed)]
+
+    def _words(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
+        return encoded_words(self._backend, batch, self.limit)
 
     def _texts(self, batch: Sequence[Example]) -> list[Encoded | Fault]:
         """Encode whole documents: those beyond the limit become rows of like length, one after the other."""
@@ -351,6 +367,8 @@ def encoder_for(
         ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and spec_of(task).writes else (),
         notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
         extended=tokenizer.extended,
+        pair_separator=separator_of(backend(definition)) if layout is ExampleLayout.LABELLED_PAIR else None,
+        typed=tokenizer.typed,
     )
     if template is None:
         return encoder

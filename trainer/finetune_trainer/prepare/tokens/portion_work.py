@@ -13,7 +13,7 @@ from finetune_api.messages import ProblemType
 from finetune_trainer.prepare.data.examples import Example
 from finetune_trainer.prepare.data.formats import DataFile, Fault
 from finetune_trainer.prepare.data.portions import Portion, Split
-from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
 from finetune_trainer.prepare.observed.observation import Observation
 from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
@@ -42,14 +42,18 @@ class Classes:
     """How labels become numbers.
 
     Attributes:
+        kind: what a classification predicts; None for the labels of words.
         names: by index; none for regression.
     """
 
-    kind: ProblemType
+    kind: ProblemType | None
     names: tuple[str, ...]
 
-    def of(self, example: Example) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
-        """Return the indices, ascending, as int32 [labels]; for regression the number, as float32 [1]."""
+    def of(self, example: Example, row: Encoded) -> npt.NDArray[np.int32] | npt.NDArray[np.float32]:
+        """Return the target of a row, see `Encoded`; the classes of a text are ascending."""
+        if row.words is not None:
+            tags = np.array([self._index[tag] for tag in example.tags], np.int32)
+            return np.where(row.words < 0, np.int32(IGNORED), tags[row.words])
         if self.kind is ProblemType.REGRESSION:
             return np.array([example.number], np.float32)
         return np.array(sorted(self._index[name] for name in example.names), np.int32)
@@ -87,7 +91,7 @@ class PortionWork:
                 if split not in kept:
                     kept[split] = _SplitRows(Observation(self.encoder.unk_id, self.sizes[split], portion.file.name))
                 if self.classes is not None:
-                    row = replace(row, target=self.classes.of(example))
+                    row = replace(row, target=self.classes.of(example, row))
                 kept[split].add(example, row, times)
             for part in kept.values():
                 part.observe()

@@ -8,6 +8,7 @@ chunks and processes. Which tokens carry loss is written as runs: two numbers fo
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,7 @@ import pyarrow.ipc
 from finetune_api.messages import ProblemType, SplitFacts, Task
 from finetune_api.tasks import Supervision, spec_of
 from finetune_trainer.dataset.shards import Shard, index_name, shard_name
+from finetune_trainer.prepare.observed.encoded import IGNORED
 from finetune_trainer.prepare.tokens.packing import pack
 from finetune_trainer.prepare.tokens.token_rows import TokenRows
 
@@ -27,6 +29,7 @@ WINDOW_TOKENS = 1 << 22  # tokens that are packed together; a larger window fill
 SHARD_BYTES = 256 << 20  # a shard ends with the batch that reaches it: 64 million tokens, less than a minute of work
 
 IDS = pa.list_(pa.int32())
+TYPES = pa.list_(pa.int8())
 INDEX = pa.schema([("tokens", pa.int32()), ("items", pa.int32())])
 
 LABELS = {
@@ -39,8 +42,13 @@ Ints = npt.NDArray[np.int32]
 Finished = Callable[[tuple[Path, Path]], None]  # called with a shard and its index when both are closed
 
 
-def split_schema(task: Task, packed: bool, kind: ProblemType | None = None) -> pa.Schema:
-    """Return the columns of a split, see `messages.DatasetFacts`; `kind`: what labels are, None if rows have none."""
+def split_schema(task: Task, packed: bool, kind: ProblemType | None = None, *, typed: bool = False) -> pa.Schema:
+    """Return the columns of a split, see `messages.DatasetFacts`.
+
+    Args:
+        kind: what labels are; None if rows have none.
+        typed: whether tokens have a type.
+    """
     taught: dict[Supervision, list[tuple[str, pa.DataType]]] = {
         Supervision.LABEL: [("label", LABELS[kind or ProblemType.SINGLE_LABEL])],
         Supervision.CONTINUATION: [("trained_runs", IDS)],
@@ -52,9 +60,11 @@ def split_schema(task: Task, packed: bool, kind: ProblemType | None = None) -> p
             *([("label", LABELS[kind])] if kind is not None else []),
         ],
         Supervision.CLOSENESS: [("seq_lengths", IDS)],
+        Supervision.WORD_LABELS: [("labels", IDS)],
     }
     packing = [("seq_lengths", IDS)] if packed else []
-    return pa.schema([("input_ids", IDS), *taught[spec_of(task).supervision], *packing])
+    types = [("token_type_ids", TYPES)] if typed else []
+    return pa.schema([("input_ids", IDS), *taught[spec_of(task).supervision], *packing, *types])
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class SplitWriter:
         split: its name, with which those of the files begin.
         pack_length: longest sequence of several rows; None = each row is one sequence.
         kind: what labels are; None where rows of preference tuning have none.
+        typed: whether tokens have a type.
         added: called with rows that are in no finished shard yet.
         finished: called for each shard, with all rows added so far in it and those before; may take the files away.
         written: shards that an earlier writer has finished; this one continues after them.
@@ -101,6 +112,7 @@ class SplitWriter:
         pack_length: int | None = None,
         *,
         kind: ProblemType | None = None,
+        typed: bool = False,
         added: Callable[[TokenRows], None] = lambda rows: None,
         finished: Finished = lambda files: None,
         written: Written | None = None,
@@ -109,7 +121,7 @@ class SplitWriter:
     ) -> None:
         self._folder = folder
         self._split = split
-        self._schema = split_schema(task, pack_length is not None, kind)
+        self._schema = split_schema(task, pack_length is not None, kind, typed=typed)
         self._supervision = spec_of(task).supervision
         self._kind = kind
         self._pack_length = pack_length
@@ -182,6 +194,7 @@ class SplitWriter:
             else int(rows.targets.max()),
             truncated_rows=int(rows.cut.sum()),
             texts=int(rows.target_lengths.max()) if compares else 0,
+            label_counts=self._label_counts(rows),
         )
 
     def _facts_of_preferences(self, rows: TokenRows) -> SplitFacts:
@@ -204,6 +217,12 @@ class SplitWriter:
         sequences = _lists(rows.lengths, items)
         return pa.table([ids, runs, sequences, pa.array(rows.targets)], self._schema), items
 
+    def _label_counts(self, rows: TokenRows) -> tuple[int, ...]:
+        single = self._supervision is Supervision.LABEL and self._kind in (None, ProblemType.SINGLE_LABEL)
+        if not (single or self._supervision is Supervision.WORD_LABELS):
+            return ()
+        return tuple(np.bincount(rows.targets[rows.targets != IGNORED].astype(np.int64)).tolist())
+
     def _sequences(self, rows: TokenRows) -> tuple[pa.Table, Ints]:
         """Return the rows as a table of one chunk a column, and the items of loss of each of its rows."""
         ids = _lists(rows.ids, rows.lengths)
@@ -219,11 +238,15 @@ class SplitWriter:
             return pa.table([ids, _lists(rows.targets, rows.target_lengths)], self._schema), np.ones(
                 len(rows), np.int32
             )
+        if self._supervision is Supervision.WORD_LABELS:
+            counts = np.add.reduceat(rows.targets != IGNORED, rows.starts, dtype=np.int32)
+            return pa.table([ids, _lists(rows.targets, rows.lengths)], self._schema), counts
         if self._supervision is Supervision.LABEL:
             labels = pa.array(rows.targets)
             if self._kind is ProblemType.MULTI_LABEL:
                 labels = _lists(rows.targets, rows.target_lengths)
-            return pa.table([ids, labels], self._schema), np.ones(len(rows), np.int32)
+            types = [_lists(rows.types, rows.lengths)] if "token_type_ids" in self._schema.names else []
+            return pa.table([ids, labels, *types], self._schema), np.ones(len(rows), np.int32)
         if self._pack_length is None:
             runs, items = trained_runs(rows.trained, rows.lengths)
             return pa.table([ids, runs], self._schema), items
@@ -311,6 +334,7 @@ def _sum(first: SplitFacts, second: SplitFacts) -> SplitFacts:
         longest=max(first.longest, second.longest),
         truncated_rows=first.truncated_rows + second.truncated_rows,
         texts=max(first.texts, second.texts),
+        label_counts=tuple(map(sum, zip_longest(first.label_counts, second.label_counts, fillvalue=0))),
     )
 
 

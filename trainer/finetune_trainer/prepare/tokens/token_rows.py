@@ -1,7 +1,7 @@
 """Many encoded rows in a few flat arrays: what travels from the processes that tokenise to the one that writes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -13,10 +13,13 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-A = TypeVar("A", Ints, Bools)
+Types = npt.NDArray[np.int8]
+
+A = TypeVar("A", Ints, Bools, Types)
 
 _NONE = np.zeros(0, np.int32)
 _NO = np.zeros(0, np.bool_)
+_NO_TYPES = np.zeros(0, np.int8)
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class TokenRows:
         cut: bool [rows], whether it was longer than the limit.
         trained: bool [tokens] for causal models, else empty.
         targets: the targets of the rows, one after the other: int32 [classes], float32 [numbers], int32 [target
-            tokens] of an encoder-decoder, int32 [sequences] of preference tuning, or int32 [texts] with the lengths of
-            texts that are compared; else empty.
+            tokens] of an encoder-decoder, int32 [tokens] for labels of words, int32 [sequences] of preference tuning,
+            or int32 [texts] with the lengths of texts that are compared; else empty.
         target_lengths: int32 [rows], how much of it each has; else empty.
+        types: int8 [tokens] for two texts a row and a model with token types, else empty.
     """
 
     ids: Ints
@@ -40,6 +44,7 @@ class TokenRows:
     trained: Bools
     targets: Ints | Floats
     target_lengths: Ints
+    types: Types = field(default_factory=_NO_TYPES.copy)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -67,6 +72,7 @@ class TokenRows:
             self.trained[tokens],
             self.targets[targets],
             self.target_lengths[start:stop],
+            self.types[tokens],
         )
 
     @staticmethod
@@ -81,6 +87,7 @@ class TokenRows:
             _joined([part.trained for part in parts], _NO),
             _beside([part.targets for part in parts if len(part.targets)]),
             _joined([part.target_lengths for part in parts], _NONE),
+            _joined([part.types for part in parts], _NO_TYPES),
         )
 
     @staticmethod
@@ -89,7 +96,6 @@ class TokenRows:
         rows = list(rows)
         targets = [row.target for row in rows if row.target is not None]
         lengths, cut = np.array([len(row.ids) for row in rows], np.int32), np.array([row.cut for row in rows], np.bool_)
-        shares = [1 if row.parts is None or row.target is None else len(row.parts) for row in rows]
         if any(row.parts is not None for row in rows):
             parts = [row.parts if row.parts is not None else lengths[at : at + 1] for at, row in enumerate(rows)]
             lengths, cut = np.concatenate(parts), np.repeat(cut, [len(part) for part in parts])
@@ -99,16 +105,20 @@ class TokenRows:
             cut=cut,
             trained=_joined([row.trained for row in rows if row.trained is not None], _NO),
             targets=_beside(targets),
-            target_lengths=np.array(
-                [
-                    len(row.target) // share
-                    for row, share in zip(rows, shares, strict=True)
-                    if row.target is not None
-                    for _ in range(share)
-                ],
-                np.int32,
-            ),
+            target_lengths=np.array([length for row in rows for length in _target_lengths(row)], np.int32),
+            types=_joined([row.types for row in rows if row.types is not None], _NO_TYPES),
         )
+
+
+def _target_lengths(row: Encoded) -> list[int]:
+    """Return how much of its target each part of a row has."""
+    if row.target is None:
+        return []
+    if row.parts is None:
+        return [len(row.target)]
+    if row.words is not None:  # each token has one
+        return [int(length) for length in row.parts]
+    return [len(row.target) // len(row.parts)] * len(row.parts)
 
 
 def _joined(parts: Sequence[A], none: A) -> A:

@@ -18,6 +18,7 @@ from typing import Any
 from finetune_api.contract import File
 from finetune_api.errors import DataError, ModelError, Problem
 from finetune_api.messages import DatasetFacts, ProblemType, Task
+from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.dataset.shards import Shards
 from finetune_trainer.model.files import CHAT_TEMPLATE, TOKENIZER_FILES
@@ -101,7 +102,7 @@ def tokenize(
     sources = [replace(source, tally=tally) for source, tally in zip(data.sources, begun.tallies, strict=True)]
     request = _Request(spec, task, replace(data, sources=tuple(sources)), encoder, folder)
     count = processes_for(data.bytes) if processes is None else processes
-    classes = Classes(data.problem_type, data.labels) if data.problem_type else None
+    classes = Classes(data.problem_type, data.labels) if spec_of(task).named else None
     work = PortionWork(encoder, classes, sizes, alone=count == 1)
     portions = map_in_order(work, islice(data.portions(), begun.portions, None), count)
     done = _write(request, portions, begun, keeper, _Watch.of(report, data.good, begun))
@@ -154,6 +155,7 @@ def _writer(request: _Request, split: Split, begun: TokenizeProgress, keeper: Sh
         request.task,
         request.encoder.limit if request.spec.packing else None,
         kind=ProblemType.SINGLE_LABEL if request.encoder.judged else request.data.problem_type,
+        typed=request.encoder.typed and request.encoder.pair_separator is not None,
         added=partial(keeper.added, split),
         finished=partial(keeper.finished, split),
         written=begun.written[split],
@@ -209,6 +211,7 @@ def _facts(request: _Request, written: Mapping[Split, Written]) -> DatasetFacts:
         skipped_rows=sum(tally.faults for tally in data.tallies()),
         ends=request.encoder.ends,
         judged=request.encoder.judged,
+        pair_separator=request.encoder.pair_separator,
     )
 
 
@@ -224,6 +227,8 @@ def _address(request: _Request, written: Mapping[Split, Written]) -> str:
         for path in _tokenizer_files(encoder.extended):
             digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
         address.update(f"tokenizer:{digest.hexdigest()}".encode())
+    if encoder.pair_separator is not None:
+        address.update(f"pairs:{encoder.pair_separator}".encode())
     for split, one in written.items():
         address.update(f"{split}:{one.digest}".encode())
     return address.hexdigest()

@@ -33,6 +33,7 @@ class LoadedTokenizer:
         family: the model's `model_type`.
         extended: folder with its files, where it has tokens that the model's own lacks; else None.
         known: places in the list of new tokens of those that it had already.
+        typed: whether the tokenizer gives token types and the model has embeddings for them: two texts then differ.
     """
 
     definition: str
@@ -45,6 +46,7 @@ class LoadedTokenizer:
     family: str = ""
     extended: Path | None = None
     known: tuple[int, ...] = ()
+    typed: bool = False
 
 
 def added_tokens(tokenizer: LoadedTokenizer) -> dict[str, int]:
@@ -115,6 +117,7 @@ def _load(folder: Path, new_tokens: Sequence[str], extended: Path | None) -> Loa
         extended=extended if new_tokens else None,
         known=known,
         family=str(config.get("model_type") or ""),
+        typed="token_type_ids" in tokenizer.model_input_names and int(config.get("type_vocab_size") or 0) > 1,
     )
 
 

@@ -74,8 +74,8 @@ class PaddedPairs:
 class PaddedRows:
     """A collator for the rows of classification.
 
-    Returns the padded inputs, and `labels`: int64 [rows] of label ids, float32 [rows] of numbers, or float32 [rows,
-    labels] with 1 for each label of a row.
+    Returns the padded inputs, with `token_type_ids`, int64 [rows, tokens], if rows have them, and `labels`: int64
+    [rows] of label ids, float32 [rows] of numbers, or float32 [rows, labels] with 1 for each label of a row.
 
     Args:
         labels: number of labels; used only if a row can have several.
@@ -87,7 +87,11 @@ class PaddedRows:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids, mask = padded_inputs(rows, self.pad_token_id)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": mask, "labels": self._labels(rows)}
+        inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": mask}
+        if "token_type_ids" in rows[0]:
+            types = pad([row["token_type_ids"] for row in rows], ids.shape[1], 0)
+            inputs["token_type_ids"] = torch.from_numpy(types)
+        return {**inputs, "labels": self._labels(rows)}
 
     def _labels(self, rows: Sequence[dict[str, Any]]) -> torch.Tensor:
         if self.problem is ProblemType.REGRESSION:

@@ -114,16 +114,18 @@ class Evaluator:
         was_training = engine.wrapped.training
         engine.wrapped.eval()
         try:
-            scores = self._scores(engine)
+            measured = self._gathered(engine)
             samples = self._samples(engine)
         except _Interrupted:
             return None
         finally:
             engine.wrapped.train(was_training)
+        scores = self._task.scores(measured)
         metrics = scores.metrics | similarity([one.answer for one in samples], [one.reference for one in samples])
         named = {f"eval_{name}": value for name, value in metrics.items()}
         if self._order.rank == 0:
-            kept = samples[: self._plan.evaluation.answers.samples]
+            most = self._plan.evaluation.answers.samples
+            kept = samples[:most] or self._task.samples(measured, self._rows, most, self._text)
             groups, amplification = self._amplified(scores, samples)
             record = EvaluationRecord(
                 step=step,
@@ -138,7 +140,7 @@ class Evaluator:
 
     # ------------------------------------------------------------ losses and predictions
 
-    def _scores(self, engine: Engine) -> Scores:
+    def _gathered(self, engine: Engine) -> Measured:
         parts = _all_ranks(self._measured(engine))
         hits = [part.hits for part in parts if part.hits is not None]
         measured = Measured(
@@ -147,14 +149,16 @@ class Evaluator:
             hits=sum(hits) if hits else None,
         )
         if filled := [part for part in parts if part.rows]:
-            order = np.argsort(np.concatenate([part.rows for part in filled]), kind="stable")
+            rows = np.concatenate([part.rows for part in filled])
+            order = np.argsort(rows, kind="stable")
             measured = replace(
                 measured,
                 predicted=_in_order([part.predicted for part in filled], order),
                 truth=_in_order([part.truth for part in filled], order),
                 facts=_in_order([part.facts for part in filled], order),
+                rows=rows[order],
             )
-        return self._task.scores(measured)
+        return measured
 
     def _amplified(
         self, scores: Scores, samples: Sequence[Sample]
@@ -196,7 +200,9 @@ class Evaluator:
                 truth.append(self._task.truth(batch))
             if summed.facts is not None:
                 facts.append(summed.facts)
-            if summed.outputs is not None or summed.facts is not None:
+            if summed.outputs is not None:
+                part.rows += self._task.predicted_rows(rows, batch)
+            elif summed.facts is not None:
                 part.rows += rows
         part.total = float(total)
         part.hits = int(torch.stack(hits).sum()) if hits else None

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from finetune_api.messages import ProblemType
+from finetune_trainer.worker.losses.label_loss import PLAIN, LabelLoss
 from finetune_trainer.worker.losses.output_layer import OutputLayer
 
 Batch = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Summed:
     Attributes:
         total: float32 scalar, the sum of the losses of all items, with its graph.
         items: number of items: trained tokens, or rows for classification. Known on the host, without synchronisation.
-        outputs: classification: logits [rows, labels]; token tasks: None.
+        outputs: logits [rows, labels] of a classification, [words, labels] of labels for words; other tasks: None.
         hits: token tasks without gradients: number of targets with the highest logit, int64 scalar; else None.
         facts: numbers of each row, [rows, columns], of which the task makes metrics; None if it makes none of them.
     """
@@ -49,6 +50,7 @@ class RowLoss:
     """A loss for each row: cross entropy, its binary form averaged over the labels, or the squared error."""
 
     problem: ProblemType
+    entropy: LabelLoss = PLAIN
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> Summed:
         labels: torch.Tensor = batch["labels"]
@@ -58,7 +60,7 @@ class RowLoss:
     def _total(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         match self.problem:
             case ProblemType.SINGLE_LABEL:
-                return cross_entropy(logits, labels, reduction="sum")
+                return self.entropy(logits, labels)
             case ProblemType.MULTI_LABEL:
                 return binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / logits.shape[-1]
             case ProblemType.REGRESSION:
@@ -78,6 +80,18 @@ class TokenLoss:
         if documents is not None and not documents.kept_apart:
             raise RuntimeError("the model's attention does not keep the documents of a flat batch apart")
         return Summed(total, len(targets), hits=hits)
+
+
+@dataclass(frozen=True)
+class WordLoss:
+    """The cross entropy of the batch's `targets` [words], labels of the words that begin at its `kept` positions."""
+
+    entropy: LabelLoss = PLAIN
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Summed:
+        targets: torch.Tensor = batch["targets"]
+        logits: torch.Tensor = model(**inputs(batch)).logits.flatten(0, 1).index_select(0, batch["kept"])
+        return Summed(self.entropy(logits, targets), len(targets), logits.detach())
 
 
 def inputs(batch: Batch) -> dict[str, Any]:

@@ -11,6 +11,7 @@ has: that number depends on the rank's own data, and the number of collectives m
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,15 +33,18 @@ class OutputLayer:
     Args:
         model: a language model with `get_output_embeddings`, or its PeftModel; no engine wraps it yet.
         kind: how logits become a loss. A family whose work on its logits only the model itself can do gets `labelled`.
+        smoothing: share of each target that is spread over the vocabulary, in training only.
     """
 
-    def __init__(self, model: torch.nn.Module, kind: Kind) -> None:
+    def __init__(self, model: torch.nn.Module, kind: Kind, smoothing: float = 0.0) -> None:
         self._model = model
+        self._smoothing = smoothing
         self._kind = kind if kind == "labelled" or plain_logits(model) else "labelled"
         self._layer: Any = output_layer(model)
         self._kept: torch.Tensor | None = None
         self._targets: torch.Tensor | None = None
-        self._reduce: Reduction = summed
+        self._summed: Reduction = partial(summed, smoothing=smoothing)
+        self._reduce = self._summed
         self._loss: torch.Tensor | None = None
         self._hits: torch.Tensor | None = None
         self._takes_loss = False
@@ -67,7 +71,7 @@ class OutputLayer:
             kept: positions [trained] among all of the batch's, row by row.
             targets: their token ids [trained].
         """
-        return self._reduced(summed, forward, kept, targets)
+        return self._reduced(self._summed, forward, kept, targets)
 
     def log_probs(self, forward: Callable[[], torch.Tensor], kept: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the log-probability of each target, float32 [trained], with its graph; arguments as of `losses`.
@@ -141,7 +145,7 @@ class OutputLayer:
         total = hidden.new_zeros((), dtype=torch.float32)
         for part, goals in self._split(hidden, targets):
             if torch.is_grad_enabled():
-                total = total + checkpoint(self._of_chunk, summed, part, goals, use_reentrant=False)
+                total = total + checkpoint(self._of_chunk, self._summed, part, goals, use_reentrant=False)
             else:
                 loss, hit = summed(self._softened(self._logits(part)), goals)
                 total, self._hits = total + loss, hit if self._hits is None or hit is None else self._hits + hit
@@ -166,15 +170,18 @@ class OutputLayer:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # imports Triton
 
         cap = getattr(self._model.config, "final_logit_softcapping", None)
-        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap)
+        loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap, label_smoothing=self._smoothing)
         total: torch.Tensor = loss(self._layer.weight, hidden, targets, getattr(self._layer, "bias", None))
         return total.float()
 
 
-def summed(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return the summed cross entropy of logits [trained, vocabulary], and without gradients the hits."""
-    total = cross_entropy(logits.float(), targets, reduction="sum")
-    return total, None if torch.is_grad_enabled() else (logits.argmax(-1) == targets).sum()
+def summed(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the summed cross entropy of logits [trained, vocabulary]; without gradients unsmoothed, and the hits."""
+    if torch.is_grad_enabled():
+        return cross_entropy(logits.float(), targets, label_smoothing=smoothing, reduction="sum"), None
+    return cross_entropy(logits.float(), targets, reduction="sum"), (logits.argmax(-1) == targets).sum()
 
 
 def per_token(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -13,6 +13,7 @@ from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.padded import PaddedRows
 from finetune_trainer.worker.evaluation.scores import THRESHOLD, Scores, classification_scores
 from finetune_trainer.worker.losses.head import Batch, Head, RowLoss
+from finetune_trainer.worker.losses.label_loss import LabelLoss
 from finetune_trainer.worker.tasks.worker_task import NO_MODELS, Batching, Items, Measured, WorkerTask
 
 
@@ -49,12 +50,13 @@ class Classification(WorkerTask):
         return Batching(PaddedRows(pad_token_id, self.problem, len(self.plan.dataset.labels)))
 
     def items(self, rows: ArrowRows) -> Items:
-        """Return 1 for each row."""
-        return lambda row: 1
+        """Return 1 for each row, or the weight of its label."""
+        weights = self.plan.loss.class_weights
+        return (lambda row: weights[rows.value("label", row)]) if weights else lambda row: 1
 
     def loss(self, model: torch.nn.Module, further: Mapping[str, torch.nn.Module] = NO_MODELS) -> Head:
         """Return the loss of a row for the kind of its label."""
-        return RowLoss(self.problem)
+        return RowLoss(self.problem, LabelLoss(self.plan.loss))
 
     def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
         """Turn logits [rows, labels] into label ids [rows], bools [rows, labels], or numbers [rows]."""

@@ -17,7 +17,7 @@ class TokenTask(WorkerTask):
 
     def loss(self, model: torch.nn.Module, further: Mapping[str, torch.nn.Module] = NO_MODELS) -> Head:
         """Return the cross entropy of the trained tokens."""
-        return TokenLoss(OutputLayer(model, self.plan.engine.loss_head))
+        return TokenLoss(OutputLayer(model, self.plan.engine.loss_head, self.plan.loss.label_smoothing))
 
     def scores(self, measured: Measured) -> Scores:
         """Return the mean loss of a token, and its perplexity."""

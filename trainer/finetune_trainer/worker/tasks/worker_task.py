@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.plan import Plan
+from finetune_trainer.evaluations.records import Sample
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.evaluation.questions import Question
@@ -24,7 +25,8 @@ from finetune_trainer.worker.losses.head import Batch, Head
 from finetune_trainer.worker.sampling import Dealt
 
 Collator = Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-Items = Callable[[int], int]
+Items = Callable[[int], float]
+Text = Callable[[Sequence[int]], str]
 NO_MODELS: Mapping[str, torch.nn.Module] = MappingProxyType({})
 
 
@@ -50,6 +52,7 @@ class Measured:
         hits: number of tokens with the highest logit; None where the loss does not count them.
         predicted, truth: in the order of the split's rows; None where rows have no label.
         facts: `Summed.facts` of all rows, in their order; None where the loss has none.
+        rows: the row of each prediction, ascending.
     """
 
     total: float
@@ -58,6 +61,7 @@ class Measured:
     predicted: Values | None = None
     truth: Values | None = None
     facts: Values | None = None
+    rows: Values | None = None
 
     @property
     def loss(self) -> float:
@@ -137,8 +141,10 @@ class WorkerTask(ABC):
     def items(self, rows: ArrowRows) -> Items:
         """Return a function from a row's number to its loss items, computed from the prepared data alone.
 
-        So each rank knows the divisor of a step's loss without communication and without waiting for its device. The
-        `items` of a batch's loss are the sum over its rows.
+        Where the loss weighs its items, it is the sum of their weights.
+
+        So each rank knows the divisor of a step's loss without communication and without waiting for its device.
+        Without weights, the `items` of a batch's loss are the sum over its rows.
         """
 
     # ------------------------------------------------------------ loss and evaluation
@@ -180,16 +186,29 @@ class WorkerTask(ABC):
         raise NotImplementedError(f"{self.plan.task} has no facts")
 
     def predicted(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Return predictions, one a row, from `Summed.outputs`."""
+        """Return predictions, as many as `predicted_rows` says, from `Summed.outputs`."""
         raise NotImplementedError(f"{self.plan.task} predicts no labels")
 
     def truth(self, batch: Batch) -> torch.Tensor:
         """Return the values that `predicted` is compared with, of the same shape, on the CPU."""
         raise NotImplementedError(f"{self.plan.task} predicts no labels")
 
+    def predicted_rows(self, rows: Sequence[int], batch: Batch) -> Sequence[int]:
+        """Return the row of each prediction of a batch of rows, in the order of `predicted`."""
+        return rows
+
     @abstractmethod
     def scores(self, measured: Measured) -> Scores:
         """Return the scores of an evaluation, the loss among them."""
+
+    def samples(self, measured: Measured, rows: Any, most: int, text: Text) -> list[Sample]:
+        """Return predictions for the first rows of a split to be read by people, `most` at most.
+
+        Args:
+            rows: of the split, in the task's view.
+            text: decodes token ids.
+        """
+        return []
 
     def questions(self, rows: Any, most: int) -> list[Question]:
         """Return the first questions of a split whose answers are generated, `most` at most."""
