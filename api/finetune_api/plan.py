@@ -17,6 +17,10 @@ def _is_absent(part: Message | None) -> bool:
     return part is None
 
 
+def _is_zero(value: float) -> bool:
+    return value == 0
+
+
 class Choice(Message):
     """One value of the plan and its reason. `origin` says whether the user or a rule chose it."""
 
@@ -134,12 +138,14 @@ class PlannedEngine(Message):
         training: additional TrainingArguments, names and values unchanged.
         loss_head: how logits become a loss: for all trained tokens at once, in chunks, or with a fused CUDA kernel.
         report_to: trackers by their names in transformers, in addition to `tensorboard`.
+        router_loss: coefficient of the router's auxiliary loss of a mixture of experts; 0 = without it.
     """
 
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     loss_head: Literal["labelled", "chunked", "liger"] = "labelled"
     report_to: tuple[str, ...] = ()
+    router_loss: float = Field(default=0.0, exclude_if=_is_zero)
 
 
 class PlannedAnswers(Message):

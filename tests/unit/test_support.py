@@ -6,7 +6,7 @@ from tests.families.cases import each_family, matrix
 from tests.families.support import PAGE, PASSED, load, page
 
 ASKED = ("llama", "gpt2", "gpt_neox", "mistral", "qwen3", "gemma", "phi")
-ASKED += ("bert", "roberta", "distilbert", "modernbert", "t5", "bart")
+ASKED += ("qwen3_moe", "bert", "roberta", "distilbert", "modernbert", "t5", "bart")
 
 
 def test_the_page_is_that_of_the_results() -> None:

@@ -15,6 +15,7 @@ from finetune_trainer.prepare.data.sources import Sources, locate_all
 from finetune_trainer.prepare.deepspeed_config import check_config
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.experts import mixture_of
 from finetune_trainer.prepare.plan.here import hint_of
 from finetune_trainer.prepare.plan.machine import machine_of
 from finetune_trainer.prepare.plan.setting import Setting, setting_of
@@ -92,7 +93,8 @@ def _decided(
     machine = machine_of(job, hint)
     check_config(job, machine.device, machine.world_size)
     limit = planner.length_limit(job, task, positions_of(config))
-    return adapter, setting_of(job, task, machine, limit, hint, adapter.start if adapter else None)
+    start, mixture = adapter.start if adapter else None, mixture_of(config, task)
+    return adapter, setting_of(job, task, machine, limit, hint, start, mixture)
 
 
 def check_installed(method: MethodType) -> None:

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import TrainingArguments
 
 from finetune_api.errors import FailureCategory, Problem, RunError
@@ -12,8 +13,8 @@ from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.checkpoint import saver_of
 from finetune_trainer.worker.compat import HookedTrainer, skip_zero_grad
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
-from finetune_trainer.worker.losses.head import Head
-from finetune_trainer.worker.reports.cadence import quality
+from finetune_trainer.worker.losses.head import Head, Summed
+from finetune_trainer.worker.reports.cadence import ROUTER_LOSS, quality
 from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
@@ -64,6 +65,8 @@ class FineTuneTrainer(HookedTrainer):
         self._saver = saver_of(order, reporter)
         self._reporter = reporter
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._router_loss = order.plan.engine.router_loss
+        self._balance: torch.Tensor | None = None  # of the step at hand, this rank's share times the world size
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -79,24 +82,43 @@ class FineTuneTrainer(HookedTrainer):
         """Return this micro-batch's share of the step's loss, times the world size, since DeepSpeed averages over the
         ranks. Without a number of items, return the mean of the batch."""
         summed = self.head(model, inputs)
-        share = 1 / max(1, summed.items)
-        if num_items_in_batch is not None:
-            share = self.args.world_size / max(1, num_items_in_batch)
-        return summed.total * share
+        return summed.total * self._share(summed, num_items_in_batch)
+
+    def _share(self, summed: Summed, items: int | None) -> float:
+        return 1 / max(1, summed.items) if items is None else self.args.world_size / max(1, items)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute a micro-batch forward and backward. transformers' own method sets every module to training mode each
         time, which takes a twentieth of a step of small operations."""
         if not model.training:
             model.train()
-        loss = self.compute_loss(model, self.to_device(inputs), num_items_in_batch=num_items_in_batch)
+        summed = self.head(model, self.to_device(inputs))
+        loss = summed.total * self._share(summed, num_items_in_batch)
         # while the device computes; the loader is a batch ahead of the step
         self._data.prepare(self.state.global_step + 3)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             torch.cuda.empty_cache()
-        self.accelerator.backward(loss, scale_wrt_gas=False)
+        self.accelerator.backward(self._balanced(loss, summed), scale_wrt_gas=False)
         return loss.detach()
+
+    def _balanced(self, loss: torch.Tensor, summed: Summed) -> torch.Tensor:
+        """Return the loss with the router's auxiliary loss, if there is one, and keep the latter for the logs."""
+        if summed.balance is None:
+            return loss
+        tokens = self._data.step_tokens(self.state.global_step + 1)
+        balance = summed.balance * (self.args.world_size / max(1, tokens))
+        self._balance = self._balance + balance.detach() if self._balance is not None else balance.detach()
+        balanced: torch.Tensor = loss + self._router_loss * balance
+        return balanced
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the mean of the router's auxiliary loss beside the loss of a step. Every rank calls it."""
+        if "loss" in logs and self._balance is not None:
+            dist.all_reduce(self._balance)
+            logs[ROUTER_LOSS] = float(self._balance) / self.args.world_size
+            self._balance = None
+        super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: transformers would count all parameters for every micro-batch, but the plan has the number."""

@@ -13,6 +13,7 @@ from finetune_trainer.prepare.plan.draft import Draft, Workload
 from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
+from finetune_trainer.prepare.plan.experts import note_mixture
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
@@ -46,6 +47,7 @@ PLANNED = frozenset(
         "early_stopping_threshold",
         "mlm_probability",
         "report_to",
+        "router_aux_loss_coef",
     }
 )
 
@@ -81,6 +83,7 @@ def lay_out(setting: Setting, workload: Workload) -> Draft:
     request = _request(setting, workload, log)
     layout = choose(request)
     note_layout(log, request, layout)
+    note_mixture(log, workload.architecture, setting.method)
     return Draft(setting, workload, request, layout, tuple(log.choices))
 
 
@@ -179,6 +182,7 @@ def _engine(setting: Setting, layout: RankLayout) -> PlannedEngine:
         ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
         loss_head="chunked" if load.chunked else "labelled",
+        router_loss=setting.router_loss,
         report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
     )
 

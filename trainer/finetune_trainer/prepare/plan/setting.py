@@ -9,6 +9,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Choice
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.experts import Mixture, balance_of
 from finetune_trainer.prepare.plan.given_config import given_values
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.lora import SavedAdapter, check_quantizable, lora_of, note_method, other_methods
@@ -25,6 +26,7 @@ class Setting:
         precision: the run's number type, as TrainingArguments name it; empty for float32.
         lora: LoraConfig names and values; empty for full fine-tuning.
         start: the adapter that training starts from; None = a new one.
+        router_loss: coefficient of the router's auxiliary loss; 0 = none.
         smaller_methods: methods that need less memory and that the job could use without any other change.
         here: this machine, where the job runs on it; None in a cluster.
         choices: the values above that the plan reports, each with its reason.
@@ -38,6 +40,7 @@ class Setting:
     precision: Mapping[str, Any]
     lora: Mapping[str, Any]
     start: SavedAdapter | None
+    router_loss: float
     smaller_methods: tuple[MethodType, ...]
     here: Here | None
     choices: tuple[Choice, ...]
@@ -60,6 +63,7 @@ def setting_of(
     limit: int,
     hint: GpuHint = NO_HINT,
     start: SavedAdapter | None = None,
+    mixture: Mixture | None = None,
 ) -> Setting:
     """Decide what needs neither data nor weights.
 
@@ -68,6 +72,7 @@ def setting_of(
         limit: tokens at which rows are cut, as `planner.length_limit` returns it.
         hint: what is known of the nodes beside the job.
         start: the adapter that training starts from.
+        mixture: what is known of the model's experts; None for a model without experts.
 
     Raises:
         SpecError: the machine lacks the number type, or cannot run the method.
@@ -76,8 +81,10 @@ def setting_of(
     note_machine(log, machine, job.spec.gpu_type)
     number_type = precision(log, machine)
     check_quantizable(job, machine, hint)
-    lora = lora_of(job, log, task, start)
+    lora = lora_of(job, log, task, start, mixture)
     note_method(job, log)
+    packed = bool(job.spec.dataset.packing)
+    router_loss = balance_of(mixture, log, job.spec.training.router_aux_loss_coef, packed=packed)
     return Setting(
         job=job,
         task=task,
@@ -87,6 +94,7 @@ def setting_of(
         precision=number_type,
         lora=lora,
         start=start,
+        router_loss=router_loss,
         smaller_methods=other_methods(job, machine, hint),
         here=hint.here,
         choices=tuple(log.choices),

@@ -28,12 +28,14 @@ class Summed:
         items: number of items: trained tokens, or rows for classification. Known on the host, without synchronisation.
         outputs: classification: logits [rows, labels]; token tasks: None.
         hits: token tasks without gradients: number of targets with the highest logit, int64 scalar; else None.
+        balance: the router's auxiliary loss of each document times its tokens, summed, with its graph; None without it.
     """
 
     total: torch.Tensor
     items: int
     outputs: torch.Tensor | None = None
     hits: torch.Tensor | None = None
+    balance: torch.Tensor | None = None
 
 
 Head = Callable[[torch.nn.Module, Batch], Summed]
