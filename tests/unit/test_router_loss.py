@@ -95,7 +95,7 @@ OFF = Mixture(("mlp.experts.down_proj",), balance=0.001)
 def test_the_coefficient_is_the_users_or_that_of_a_configuration_that_turns_the_loss_on(
     mixture: Mixture | None, given: float | None, chosen: float
 ) -> None:
-    assert balance_of(mixture, ChoiceLog({}), given) == chosen
+    assert balance_of(mixture, ChoiceLog({}), Task.CAUSAL_LM, given) == chosen
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_coefficient_is_the_users_or_that_of_a_configuration_that_turns_the_
 )
 def test_a_coefficient_that_has_nothing_to_act_on_is_refused(mixture: Mixture | None, packed: bool, code: str) -> None:
     with pytest.raises(SpecError) as refused:
-        balance_of(mixture, ChoiceLog({}), 0.01, packed=packed)
+        balance_of(mixture, ChoiceLog({}), Task.CAUSAL_LM, 0.01, packed=packed)
     [problem] = refused.value.problems
     assert (problem.code, problem.field) == (code, "spec.training.router_aux_loss_coef")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import family_of
 from finetune_trainer.model.mixture import mentions_experts, odd_linears, stacked_weights
 from finetune_trainer.prepare.plan.architecture import Architecture
@@ -64,7 +65,8 @@ def mixture_of(config: Mapping[str, Any], task: Task) -> Mixture | None:
     if not weights:
         return None
     values = model.config.get_text_config()
-    has_loss = "output_router_logits" in inspect.signature(type(model).forward).parameters
+    # no test shows the documents of a batch of preference tuning to be those of the routers
+    has_loss = not spec_of(task).prefers and "output_router_logits" in inspect.signature(type(model).forward).parameters
     return Mixture(
         weights=_without_layer(weights),
         routers=_without_layer(odd_linears(model)),
@@ -130,10 +132,13 @@ def note_mixture(log: ChoiceLog, shape: Architecture, method: MethodType) -> Non
         log.note("experts in QLoRA", f"{in_words(shape.stacked)} parameters in 16 bits", reason, False)
 
 
-def balance_of(mixture: Mixture | None, log: ChoiceLog, given: float | None, *, packed: bool = False) -> float:
+def balance_of(
+    mixture: Mixture | None, log: ChoiceLog, task: Task, given: float | None, *, packed: bool = False
+) -> float:
     """Return the coefficient of the router's auxiliary loss; 0 without it.
 
     Args:
+        given: by the job.
         packed: whether rows hold several documents.
 
     Raises:
@@ -142,7 +147,7 @@ def balance_of(mixture: Mixture | None, log: ChoiceLog, given: float | None, *, 
     known = None if mixture is None else mixture.balance
     if mixture is None or known is None:
         if given:
-            message = f"is {given:g}, and the model has no router with such a loss"
+            message = f"is {given:g}, and the model has no router with such a loss for {task}"
             raise SpecError(problem("NoRouterLoss", BALANCE, message, "leave it out"))
         return 0.0
     rule, reason = 0.0, "output_router_logits is false in config.json: fine-tuning keeps the balance of the experts"

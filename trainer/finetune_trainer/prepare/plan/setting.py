@@ -84,7 +84,7 @@ def setting_of(
     lora = lora_of(job, log, task, start, mixture)
     note_method(job, log)
     packed = bool(job.spec.dataset.packing)
-    router_loss = balance_of(mixture, log, job.spec.training.router_aux_loss_coef, packed=packed)
+    router_loss = balance_of(mixture, log, task, job.spec.training.router_aux_loss_coef, packed=packed)
     return Setting(
         job=job,
         task=task,
