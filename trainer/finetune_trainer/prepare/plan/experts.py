@@ -9,12 +9,12 @@ from typing import Any
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.tasks import spec_of
+from finetune_trainer.model.counts import in_words
 from finetune_trainer.model.families import family_of
 from finetune_trainer.model.mixture import mentions_experts, odd_linears, stacked_weights
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.built import built_in_16_bits, quiet
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
-from finetune_trainer.prepare.plan.memory_reasons import in_words
 
 ALL_LINEAR = "all-linear"
 NO_DROPOUT = "PEFT has no dropout before a parameter"
