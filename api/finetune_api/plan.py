@@ -22,6 +22,10 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+def _is_zero(value: float) -> bool:
+    return value == 0
+
+
 class Choice(Message):
     """One value of the plan and its reason. `origin` says whether the user or a rule chose it."""
 
@@ -165,6 +169,7 @@ class PlannedEngine(Message):
         compilation: of the layers of the model; None = they run as they are written.
         neftune_noise_alpha: amount of noise on embeddings in training; None = no noise.
         optimizer: None = that of the DeepSpeed configuration; without one there, the AdamW of transformers.
+        router_loss: coefficient of the router's auxiliary loss of a mixture of experts; 0 = without it.
     """
 
     deepspeed: dict[str, Any] = Field(default_factory=dict)
@@ -174,6 +179,7 @@ class PlannedEngine(Message):
     optimizer: PlannedOptimizer | None = Field(default=None, exclude_if=_is_none)
     compilation: PlannedCompilation | None = Field(default=None, exclude_if=_is_none)
     neftune_noise_alpha: float | None = Field(default=None, exclude_if=_is_none)
+    router_loss: float = Field(default=0.0, exclude_if=_is_zero)
 
 
 class PlannedLoss(Message):

@@ -45,6 +45,7 @@ def each_family() -> list[Case]:
         "qwen3": (Task.CAUSAL_LM, MethodType.FULL, 3, single),
         "gemma": (Task.CAUSAL_LM, MethodType.FULL, 2, single),
         "phi": (Task.CLASSIFICATION, MethodType.LORA, 0, single),
+        "qwen3_moe": (Task.CAUSAL_LM, MethodType.LORA, 3, single),
         "bert": (Task.MASKED_LM, MethodType.LORA, 2, single),
         "roberta": (Task.CLASSIFICATION, MethodType.LORA, 1, number),
         "distilbert": (Task.TOKEN_CLASSIFICATION, MethodType.LORA, 2, single),

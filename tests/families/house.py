@@ -1,5 +1,6 @@
 """What a case goes through: trained by two ranks, resumed from a checkpoint, exported, loaded by vanilla libraries."""
 
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from finetune_api.messages import CheckpointInfo, Manifest, MethodType, ModelFac
 from finetune_api.plan import Plan, PlannedEmbedding
 from finetune_trainer.export.stage import export
 from finetune_trainer.model.families import FAMILIES
+from finetune_trainer.model.files import CONFIG
+from finetune_trainer.prepare.plan.experts import mixture_of, mixture_rules
 from finetune_trainer.storage import FolderStore, hash_file, upload_tree
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.masking import EVALUATED, MaskedRows, masking_of
@@ -55,7 +58,7 @@ class House:
         store = FolderStore(folder / "storage")
         upload_tree(store, base, "models/tiny/", "model")
         data = write_dataset(folder / "data", case.task, rows=ROWS, problem=case.problem, end=ENDS.get(case.family))
-        plan = plan_of(case)
+        plan = plan_of(case, base)
         whole = self.bench.run(plan, base, data, folder / "whole")
         assert set(whole.exit_codes) == {ExitCode.OK}, whole.logs
         first, last = whole.losses()[1], whole.evaluations()[-1]["eval_loss"]
@@ -73,8 +76,8 @@ class House:
         assert measured == pytest.approx(last, abs=1e-4), "as the exported artifact is loaded by anybody"
 
 
-def plan_of(case: Case) -> Plan:
-    """Six steps, evaluated and saved after three."""
+def plan_of(case: Case, base: Path) -> Plan:
+    """Six steps, evaluated and saved after three, with the adapter that prepare chooses."""
     facts = ModelFacts(
         name="tiny", commit="0", prefix="models/tiny/", source="file://tiny", model_type=case.family, parameters=1,
         size_bytes=1,
@@ -83,9 +86,13 @@ def plan_of(case: Case) -> Plan:
     rate = 1e-3 if swings else 5e-3
     pooling = "mean" if FAMILIES[case.family].reads_both_ways else "last"
     compared = PlannedEmbedding(texts=3, dimension=64, pooling=pooling) if case.task is Task.EMBEDDING else None
+    mixture = mixture_of(json.loads((base / CONFIG).read_text()), case.task)
+    own = {name: value for name, (value, _) in (mixture_rules(mixture, {}) if mixture else {}).items()}
+    plain_plan = make_plan(case.task, case.method)
     return make_plan(
         case.task,
         case.method,
+        lora={**plain_plan.lora, **own} if plain_plan.lora else {},
         learning_rate=rate,
         stage=case.stage,
         problem=case.problem,

@@ -20,6 +20,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.prepare.plan.architecture import PartKind
+from finetune_trainer.prepare.plan.experts import mixture_of, mixture_rules
 from finetune_trainer.prepare.plan.shape import architecture_of
 from tests.unit.plan_models import lora_parameters
 
@@ -35,6 +36,7 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": GROUPED,
     "qwen2": GROUPED,
@@ -55,11 +57,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"decoder_ffn_dim": 128, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
     | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2},
     "deberta-v2": SMALL,
+    **{family: {**GROUPED, **EXPERTS} for family in ("mixtral", "gpt_oss", "phimoe")},
+    "qwen3_moe": {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "llama4_text": {**GROUPED, **EXPERTS, "intermediate_size_mlp": 128, "no_rope_layers": [1, 0]},
+    "deepseek_v3": {**SMALL, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    | {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    | {"first_k_dense_replace": 1, "moe_intermediate_size": 32, "num_key_value_heads": 4},
 }
 CASES = [(family, task) for family, one in FAMILIES.items() for task in one.tasks]
 OTHERS = [("deberta-v2", Task.CLASSIFICATION)]  # not trained yet, but counted: nothing here knows families by name
 # BART's decoder is counted with a mask that it makes itself; GPT-NeoX's classifier keeps a little that nobody sees
 ROUGH = {("bart", Task.SEQ2SEQ): 0.07, ("gpt_neox", Task.CLASSIFICATION): 0.06}
+ROUTED = ("llama4_text", "phimoe")  # their routers are linear layers that return more than a tensor
 NEED_ENDS = [("t5", Task.CLASSIFICATION), ("bart", Task.CLASSIFICATION)]  # of text among their tokens
 AUTOS: dict[Task, tuple[Any, TaskType | None]] = {
     Task.CAUSAL_LM: (AutoModelForCausalLM, TaskType.CAUSAL_LM),
@@ -84,8 +93,9 @@ def built(family: str, task: Task, **changes: Any) -> Any:
 
 @pytest.mark.parametrize(("family", "task"), CASES + OTHERS)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's, of GPT-2 and of transformers 6
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: Task) -> None:
-    lora = {"r": 4, "target_modules": "all-linear"}
+    lora = {"r": 4, "target_modules": "all-linear", "exclude_modules": ["router"] if family in ROUTED else None}
     counted = architecture_of(config(family), task, lora)
     real = built(family, task)
     assert counted.parameters == sum(one.numel() for one in real.parameters())
@@ -100,7 +110,9 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: 
     assert kinds[PartKind.MLP] > 0
     assert kinds[PartKind.NORM] > 0
     assert kinds[PartKind.OTHER] <= counted.parameters // 50
-    if task in (Task.CAUSAL_LM, Task.SEQ2SEQ):  # an encoder's head is trained, or adapted, beside the rest
+    if (
+        task in (Task.CAUSAL_LM, Task.SEQ2SEQ) and not counted.experts
+    ):  # an encoder's head is trained, or adapted, beside the rest
         assert lora_parameters(counted, 4) == trained
 
 
@@ -129,6 +141,46 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str, 
         model(input_ids=ids, attention_mask=mask, labels=ids[:, 0] % 2 if task is Task.CLASSIFICATION else ids)
     predicted = rows * (kept.layers.at(tokens) + kept.rest.at(tokens))
     assert predicted == pytest.approx(sum(found.values()), rel=ROUGH.get((family, task), 0.05))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_adapters_of_experts_are_counted_with_the_sums_that_peft_makes_of_them() -> None:
+    """PEFT adds an adapter to the weights of all experts in each forward pass, and autograd keeps the sum."""
+    values = {**config("gpt_oss"), "num_local_experts": 64}
+    weights = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    lora = {"r": 4, "target_modules": "all-linear", "target_parameters": weights}
+    counted = architecture_of(values, Task.CAUSAL_LM, lora)
+    matrices = 2 * 64 * (64 * 256 + 128 * 64)
+    assert counted.stacked == matrices
+    assert (counted.chosen, counted.experts) == (2, 64)
+    assert counted.parameters - counted.active == matrices * 62 // 64
+    kept = counted.kept[MethodType.LORA]
+    assert kept.folded == 2 * 4 * matrices
+    assert 4 * matrices <= kept.merged <= 2 * 4 * matrices
+    assert kept.layers.linear < 1.2 * counted.kept[MethodType.FULL].layers.linear, "the sums do not grow with tokens"
+    assert kept.routed == 2 * 64 * 4 * ((64 + 256) + (128 + 64))
+
+
+@pytest.mark.parametrize("lora", [{"target_modules": "all-linear"}, {"target_modules": ["q_proj", "router"]}])
+def test_a_router_that_peft_cannot_adapt_is_refused_and_left_out_by_default(lora: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"feed_forward\.router, a router") as refused:
+        architecture_of(config("llama4_text"), Task.CAUSAL_LM, {"r": 4, **lora})
+    assert refused.value.problems[0].field == "spec.method.lora.target_modules"
+    mixture = mixture_of(config("llama4_text"), Task.CAUSAL_LM)
+    assert mixture is not None
+    chosen = {name: value for name, (value, _) in mixture_rules(mixture, {}).items()}
+    made = architecture_of(config("llama4_text"), Task.CAUSAL_LM, {"r": 4, "target_modules": "all-linear", **chosen})
+    assert made.kept[MethodType.LORA].routed > 0
+
+
+def test_a_released_mixture_has_the_active_parameters_that_its_name_says() -> None:
+    values = {"model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32}
+    values |= {"num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8}
+    values |= {"moe_intermediate_size": 768, "vocab_size": 151936, "num_hidden_layers": 2}  # Qwen3-30B-A3B has 48
+    two = architecture_of(values, Task.CAUSAL_LM, weight_bytes=2)
+    embeddings = 2 * 151936 * 2048
+    assert 24 * (two.parameters - embeddings) + embeddings == pytest.approx(30.5e9, rel=0.01)
+    assert 24 * (two.active - embeddings) + embeddings == pytest.approx(3.3e9, rel=0.02)
 
 
 def test_kept_bytes_of_a_model_that_cannot_be_traced_are_those_of_the_papers_equation() -> None:

@@ -5,7 +5,7 @@ from finetune_trainer.model.families import FAMILIES
 from tests.families.cases import each_family, matrix
 from tests.families.support import PAGE, PASSED, load, page
 
-ASKED = ("llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "gemma", "phi")
+ASKED = ("llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "phi")
 ASKED += ("bert", "roberta", "distilbert", "modernbert", "t5", "bart")
 
 

@@ -238,6 +238,7 @@ COMMON: dict[str, str] = {
     "suffix": "metadata.name",
     "experiment_name": "metadata.name",
     "zero_stage": "spec.deepspeed.stage",
+    "moe_aux_loss_coef": "spec.training.router_aux_loss_coef",
     "wandb_project": _ENVIRONMENT,
     "wandb_entity": _ENVIRONMENT,
     "wandb_name": _ENVIRONMENT,
@@ -265,7 +266,6 @@ _ROTARY = "the position embeddings of the model are not changed"
 _OPTIMIZER = "spec.training.optim names the optimizer; one that projects gradients cannot run on the shares of ZeRO"
 _SAMPLING = "evaluation generates answers by greedy decoding; see spec.evaluation"
 _MESSAGES = "the chat template determines roles and tools; see spec.dataset.chatTemplate"
-_MIXTURES = "the model computes its own loss"
 _IMAGES = "only text is supported"
 _FIRST_ROWS = "all rows are used; use a smaller file, or a weight below 1 in spec.dataset.mix"
 
@@ -340,7 +340,6 @@ NO_COUNTERPART: dict[str, str] = {
         ),
         _MESSAGES,
     ),
-    **dict.fromkeys(("moe_aux_loss_coef", "router_aux_loss_coef"), _MIXTURES),
     **dict.fromkeys(("image_max_pixels", "visual_inputs", "media_dir", "freeze_vision_tower"), _IMAGES),
     **dict.fromkeys(("max_samples", "max_train_samples", "max_eval_samples"), _FIRST_ROWS),
     "packing_strategy": "packing is always best-fit decreasing",

@@ -168,6 +168,8 @@ class TrainingSpec(Verbatim):
     """Minimum improvement of the metric; requires early_stopping_patience."""
     mlm_probability: Annotated[Annotated[float, Field(gt=0, lt=1)] | None, Supported(), KeepsData()] = None
     """Share of the tokens that are masked; only for the task masked-lm."""
+    router_aux_loss_coef: Annotated[Annotated[float, Field(ge=0, le=10)] | None, Supported(), KeepsData()] = None
+    """Weight of the loss that balances the experts of a mixture; 0 = without it."""
     report_to: Annotated[Names | None, Supported(), KeepsData()] = None
     """Trackers by their names in transformers, such as wandb or mlflow. TensorBoard events are always stored."""
     seed: Annotated[Annotated[int, Field(ge=0, le=4_294_967_295)] | None, Supported(), ShapesData(through="seed")] = (

@@ -20,6 +20,12 @@ from tests.support.models.encoders import make_bert as make_bert
 from tests.support.models.encoders import make_distilbert as make_distilbert
 from tests.support.models.encoders import make_modernbert as make_modernbert
 from tests.support.models.encoders import make_roberta as make_roberta
+from tests.support.models.mixtures import make_deepseek_v3 as make_deepseek_v3
+from tests.support.models.mixtures import make_gpt_oss as make_gpt_oss
+from tests.support.models.mixtures import make_llama4_text as make_llama4_text
+from tests.support.models.mixtures import make_mixtral as make_mixtral
+from tests.support.models.mixtures import make_phimoe as make_phimoe
+from tests.support.models.mixtures import make_qwen3_moe as make_qwen3_moe
 from tests.support.models.seq2seq import make_bart as make_bart
 from tests.support.models.seq2seq import make_t5 as make_t5
 
@@ -34,6 +40,12 @@ MAKERS = {
     "gemma2": make_gemma2,
     "phi": make_phi,
     "phi3": make_phi3,
+    "mixtral": make_mixtral,
+    "qwen3_moe": make_qwen3_moe,
+    "gpt_oss": make_gpt_oss,
+    "deepseek_v3": make_deepseek_v3,
+    "llama4_text": make_llama4_text,
+    "phimoe": make_phimoe,
     "bert": make_bert,
     "roberta": make_roberta,
     "distilbert": make_distilbert,

@@ -84,18 +84,24 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family("bart", ENCODER_DECODER_TASKS, BART, padding_token=True, heads=("lm_head", *CLASSIFICATION_HEAD)),
         _encoder("bert", "pooler", "pooler.dense", "predictions.transform.dense", "predictions.decoder"),
+        _decoder("deepseek_v3", flat_batches=False),
         _encoder("distilbert", "pre_classifier", "vocab_transform", "vocab_projector", "vocab_layer_norm"),
         _decoder("gemma"),
         _decoder("gemma2", flat_batches=False),  # the kernels do not support its capped scores
         _decoder("gpt2"),
         _decoder("gpt_neox", heads=("embed_out", "score", "classifier")),
+        _decoder("gpt_oss", flat_batches=False),  # the kernels do not support its sinks
         _decoder("llama", LLAMA),
+        Family("llama4_text", (Task.CAUSAL_LM,), LANGUAGE_MODEL, heads=DECODER_HEADS),  # no class classifies
         _decoder("mistral"),
+        _decoder("mixtral"),
         _encoder("modernbert", "head.dense", "decoder$"),
         _decoder("phi"),
         _decoder("phi3"),
+        _decoder("phimoe", flat_batches=False),
         _decoder("qwen2", QWEN),
         _decoder("qwen3", QWEN),
+        _decoder("qwen3_moe"),
         _encoder(
             "roberta",
             "classifier.dense",

@@ -16,6 +16,7 @@ from finetune_trainer.prepare.deepspeed_config import check_config
 from finetune_trainer.prepare.kernel_check import check_kernels
 from finetune_trainer.prepare.models import ModelSource, locate_model
 from finetune_trainer.prepare.plan import planner
+from finetune_trainer.prepare.plan.experts import mixture_of
 from finetune_trainer.prepare.plan.here import hint_of
 from finetune_trainer.prepare.plan.machine import machine_of
 from finetune_trainer.prepare.plan.setting import Setting, setting_of
@@ -98,7 +99,8 @@ def _decided(
     base = read_sentence_model(model.small_files(work / "model")) if spec_of(task).compares else PLAIN
     limit = planner.length_limit(job, task, positions_of(config), base.max_seq_length)
     start, family = adapter.start if adapter else None, str(config.get("model_type") or "")
-    return adapter, setting_of(job, task, machine, limit, hint, start, base=base, model_type=family)
+    mixture = mixture_of(config, task)
+    return adapter, setting_of(job, task, machine, limit, hint, start, base=base, model_type=family, mixture=mixture)
 
 
 def check_installed(method: MethodType) -> None:

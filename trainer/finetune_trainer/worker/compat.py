@@ -140,6 +140,20 @@ def without_hooks(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
             module._forward_pre_hooks, module._forward_hooks = before, after
 
 
+# ---------------------------------------------------------------- questions to models
+
+
+def router_outputs(model: torch.nn.Module) -> list[tuple[torch.nn.Module, int]]:
+    """Return the routers of a mixture of experts, and the place of the logits in what each returns (transformers
+    5.23). The list is empty for a model that does not record them."""
+    for part in model.modules():
+        recorder = (getattr(type(part), "_can_record_outputs", None) or {}).get("router_logits")
+        if recorder is not None:
+            kind, index = recorder.target_class, recorder.index
+            return [(module, index) for module in part.modules() if isinstance(module, kind)]
+    return []
+
+
 # ---------------------------------------------------------------- state of models and engines
 
 

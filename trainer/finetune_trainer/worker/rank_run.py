@@ -20,6 +20,7 @@ from finetune_trainer.worker.embedding_noise import noise_of
 from finetune_trainer.worker.evaluation.evaluator import Evaluator
 from finetune_trainer.worker.evaluation.owed import OwedEvaluation, RunEndedError
 from finetune_trainer.worker.evaluation.stopping import EarlyStopping, past_of, stops
+from finetune_trainer.worker.losses.router import with_balance
 from finetune_trainer.worker.models.load import load_model, load_padding_tokenizer
 from finetune_trainer.worker.models.new_token_rows import new_ids
 from finetune_trainer.worker.optimizer_classes import optimizer_of
@@ -89,7 +90,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         model,
         args,
         task=task,
-        head=task.loss(model, further),
+        head=with_balance(plan, model, task.loss(model, further)),
         data=data,
         evaluator=evaluator,
         meter=meter,

@@ -16,8 +16,8 @@ from finetune_trainer.worker.compat import HookedTrainer, skip_zero_grad
 from finetune_trainer.worker.compiled_layers import not_compiled
 from finetune_trainer.worker.embedding_noise import EmbeddingNoise
 from finetune_trainer.worker.evaluation.evaluator import Engine, Evaluator
-from finetune_trainer.worker.losses.head import Head
-from finetune_trainer.worker.reports.cadence import quality
+from finetune_trainer.worker.losses.head import Head, Summed
+from finetune_trainer.worker.reports.cadence import ROUTER_LOSS, quality
 from finetune_trainer.worker.reports.diverged import Guard
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
@@ -78,6 +78,8 @@ class FineTuneTrainer(HookedTrainer):
         self._saver = saver_of(order, reporter)
         self._reporter = reporter
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self._router_loss = order.plan.engine.router_loss
+        self._balance: torch.Tensor | None = None  # of the step at hand, this rank's share times the world size
 
     def get_batch_samples(  # type: ignore[override] # weights of items have fractions, which a division does not mind
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -94,12 +96,14 @@ class FineTuneTrainer(HookedTrainer):
         """Return this micro-batch's share of the step's loss, times the world size, since DeepSpeed averages over the
         ranks. Without a number of items, return the mean of the batch."""
         summed = self.head(model, inputs)
-        share = 1 / max(1, summed.items)
-        if num_items_in_batch is not None:
-            share = self.args.world_size / (num_items_in_batch or 1)
-            if summed.facts is not None:
-                self._facts.append(summed.facts)
-        return summed.total * share
+        return summed.total * self._share(summed, num_items_in_batch)
+
+    def _share(self, summed: Summed, items: float | None) -> float:
+        if items is None:
+            return 1 / max(1, summed.items)
+        if summed.facts is not None:
+            self._facts.append(summed.facts)
+        return self.args.world_size / (items or 1)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute a micro-batch forward and backward. transformers' own method sets every module to training mode each
@@ -108,25 +112,41 @@ class FineTuneTrainer(HookedTrainer):
             model.train()
         if self._noise:
             self._noise.arm(inputs, self.state.global_step)
-        loss = self.compute_loss(model, self.to_device(inputs), num_items_in_batch=num_items_in_batch)
+        summed = self.head(model, self.to_device(inputs))
         if self._noise:
             self._noise.disarm()
+        loss = summed.total * self._share(summed, num_items_in_batch)
         # while the device computes; the loader is a batch ahead of the step
         self._data.prepare(self.state.global_step + 3)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             torch.cuda.empty_cache()
-        self.accelerator.backward(loss, scale_wrt_gas=False)
+        self.accelerator.backward(self._balanced(loss, summed), scale_wrt_gas=False)
         return loss.detach()
 
+    def _balanced(self, loss: torch.Tensor, summed: Summed) -> torch.Tensor:
+        """Return the loss with the router's auxiliary loss, if there is one, and keep the latter for the logs."""
+        if summed.balance is None:
+            return loss
+        tokens = self._data.step_tokens(self.state.global_step + 1)
+        balance = summed.balance * (self.args.world_size / max(1, tokens))
+        self._balance = self._balance + balance.detach() if self._balance is not None else balance.detach()
+        balanced: torch.Tensor = loss + self._router_loss * balance
+        return balanced
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log values; to those of a step, add the task's metrics of the global batch. All ranks call it."""
+        """Log values; to those of a step, add the task's metrics of the global batch and the mean of the router's
+        auxiliary loss. All ranks call it."""
         if "loss" in logs and self._facts:
             sums = self._task.sums(torch.cat(self._facts))
             self._facts.clear()
             if self.args.world_size > 1:
                 dist.all_reduce(sums)
             logs |= self._task.step_metrics(sums.tolist())
+        if "loss" in logs and self._balance is not None:
+            dist.all_reduce(self._balance)
+            logs[ROUTER_LOSS] = float(self._balance) / self.args.world_size
+            self._balance = None
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

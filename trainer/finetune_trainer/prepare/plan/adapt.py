@@ -98,11 +98,42 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 
+def check_routers(model: Any, routers: Sequence[str]) -> None:
+    """Raise SpecError if an adapter wraps a linear layer that does not return a tensor.
+
+    Args:
+        routers: names of such layers, before an adapter wrapped any.
+    """
+    for name, module in model.named_modules():
+        wrapped = next((one for one in routers if name.endswith(f".{one}")), None)
+        if wrapped and hasattr(module, "lora_A"):
+            message = f"adapts {wrapped}, a router that returns more than a tensor; PEFT cannot adapt it"
+            cure = f"name {wrapped.rpartition('.')[2]} in spec.method.lora.exclude_modules"
+            raise SpecError(
+                Problem(code="NotAdaptable", field="spec.method.lora.target_modules", message=message, cure=cure)
+            )
+
+
 def embeddings(model: Any) -> int:
     """Return parameters of an adapted model's embeddings, on both sides, that are not trained."""
     sides = [side for side in (model.get_input_embeddings(), model.get_output_embeddings()) if side is not None]
     frozen = {id(one): one.numel() for side in sides for one in side.parameters() if not one.requires_grad}
     return sum(frozen.values())
+
+
+def folded(model: Any) -> int:
+    """Return the operations that add the adapters of parameters to them, once a forward pass: PEFT (0.21) makes
+    weight + B A for all experts, however many tokens there are."""
+    return sum(2 * rank * one.get_param().numel() for one in _wrappers(model) for rank in one.r.values())
+
+
+def adapted_parameters(model: Any) -> list[Any]:
+    """Return the parameters that have adapters of their own, as those of experts have."""
+    return [one.get_param() for one in _wrappers(model)]
+
+
+def _wrappers(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "get_delta_factors")]
 
 
 def freeze_parameters(model: Any, patterns: Sequence[str], new_tokens: int = 0) -> None:
@@ -181,7 +212,11 @@ def _check_tokens(given: Any, rows: int) -> None:
 
 
 def _check_patterns(model: Any, option: str, given: Mapping[str, Any]) -> None:
-    adapted_names = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    adapted_names = [
+        f"{name}.{own}" if (own := getattr(module, "parameter_name", "")) else name
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A")
+    ]
     for key in given:
         try:
             if any(re.match(rf"(.*\.)?({key})$", name) for name in adapted_names):  # PEFT's rule

@@ -27,6 +27,7 @@ class Part(Message):
         name: its full name in the model, such as `model.layers.0.self_attn.q_proj`.
         parameters: its own, biases included, those that it shares with an earlier part left out.
         inputs, outputs: sizes of a linear layer; 0 for everything else.
+        stacked: of `parameters`, those in the matrices of all experts of a layer.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Part(Message):
     parameters: int
     inputs: int = 0
     outputs: int = 0
+    stacked: int = 0
 
 
 class Growth(Message):
@@ -59,6 +61,10 @@ class Kept(Message):
         inputs: the inputs of the layers alone: what is kept when activations are recomputed.
         sharded: further parameters that get gradients where ZeRO-3 shards weights: embeddings of which otherwise only
             the rows of new tokens are trained.
+        routed: of `trained`, parameters of experts or of their adapters: a token passes through its own experts only.
+        folded: operations of a forward pass that add the adapters of experts to their weights, however many tokens.
+        merged: bytes of these sums in all layers, for any number of rows and tokens.
+        largest_merged: of the layer that has most of them.
     """
 
     trained: int
@@ -68,6 +74,10 @@ class Kept(Message):
     inputs: Growth
     head: Growth = Growth()
     sharded: int = 0
+    routed: int = 0
+    folded: int = 0
+    merged: int = 0
+    largest_merged: int = 0
 
 
 class Architecture(Message):
@@ -80,6 +90,7 @@ class Architecture(Message):
         largest: parameters of the largest module that is gathered as one.
         weight_bytes: bytes per weight that `kept` was counted with: 4 in float32, 2 in 16 bits.
         kept: by method.
+        experts, chosen: experts of a layer, and those of them that compute a token; 0 for a model without experts.
     """
 
     model_type: str
@@ -91,6 +102,23 @@ class Architecture(Message):
     parts: tuple[Part, ...]
     weight_bytes: int
     kept: dict[MethodType, Kept]
+    experts: int = 0
+    chosen: int = 0
+
+    @cached_property
+    def share(self) -> float:
+        """Share of the experts that compute a token; 1 for a model without experts."""
+        return self.chosen / self.experts if self.experts else 1.0
+
+    @cached_property
+    def stacked(self) -> int:
+        """Parameters in the matrices of experts."""
+        return sum(part.stacked for part in self.parts)
+
+    @cached_property
+    def active(self) -> int:
+        """Parameters that a token passes through, embeddings included; all of them in a model without experts."""
+        return self.parameters - round(self.stacked * (1 - self.share))
 
     @cached_property
     def parameters(self) -> int:
@@ -114,8 +142,8 @@ class Architecture(Message):
 
     @cached_property
     def matrices(self) -> int:
-        """Parameters that every token is multiplied with; embeddings are looked up."""
-        return sum(part.inputs * part.outputs for part in self.parts)
+        """Parameters that a token is multiplied with: of experts its own ones; embeddings are looked up."""
+        return sum(part.inputs * part.outputs for part in self.parts) + round(self.stacked * self.share)
 
     @cached_property
     def head(self) -> int:
@@ -124,5 +152,11 @@ class Architecture(Message):
 
     @cached_property
     def quantized(self) -> int:
-        """Parameters that QLoRA keeps in 4 bits: all linear layers but the head."""
+        """Parameters that QLoRA keeps in 4 bits: all linear layers but the head. The matrices of experts are not
+        linear layers: bitsandbytes leaves them in 16 bits."""
         return sum(part.inputs * part.outputs for part in self.parts if part.kind is not PartKind.HEAD)
+
+    @cached_property
+    def largest_quantized(self) -> int:
+        """Parameters of the largest layer that QLoRA keeps in 4 bits."""
+        return max((part.inputs * part.outputs for part in self.parts if part.kind is not PartKind.HEAD), default=0)

@@ -58,6 +58,17 @@ def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: i
     return model.train()
 
 
+def built_in_16_bits(config: Mapping[str, Any], task: Task) -> Any:
+    """Return the model for a task as `build` does, in bfloat16, for questions that need no sizes in bytes.
+
+    Raises:
+        ModelError: transformers cannot build it.
+    """
+    import torch
+
+    return build(config, task, torch.bfloat16, 2)
+
+
 def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any, Any]:
     """Return a configuration for the task, and the Auto class of transformers that has its model."""
     import transformers

@@ -10,6 +10,7 @@ from finetune_api.messages import AdapterFacts, MethodType, Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.experts import NO_DROPOUT, Mixture, mixture_rules, note_experts
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
 
 # bitsandbytes' 4 bits need compute capability 6.0 (its installation guide); these are of Kepler and Maxwell
@@ -30,8 +31,17 @@ class SavedAdapter:
     shapes: Mapping[str, tuple[int, ...]]
 
 
-def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | None = None) -> dict[str, Any]:
+def lora_of(
+    job: FineTuneJob,
+    log: ChoiceLog,
+    task: Task,
+    start: SavedAdapter | None = None,
+    mixture: Mixture | None = None,
+) -> dict[str, Any]:
     """Return LoraConfig names and values of a job; empty for full fine-tuning.
+
+    Args:
+        mixture: what is known of the model's experts; None for a model without experts.
 
     Raises:
         SpecError: parameters of a 4-bit model are to be adapted.
@@ -42,10 +52,11 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
     if start is not None:
         rank = start.lora.get("r")
         log.note("spec.model.adapter", start.facts.source, f"given; its own configuration, rank {rank}", True)
+        note_experts(log, mixture, start.lora)
         return {**start.lora, **kind}
     given = job.spec.method.lora.given() if job.spec.method.lora else {}
     parameters = bool(given.get("target_parameters"))
-    if parameters and job.spec.method.type is MethodType.QLORA:
+    if parameters and job.spec.method.type is MethodType.QLORA and not (mixture and mixture.hold(given)):
         message = "is given, and method.type is qlora; PEFT cannot adapt a 4-bit weight as a parameter"
         cure = "name modules in target_modules instead, or use method lora"
         raise SpecError(problem("Conflict", "spec.method.lora.target_parameters", message, cure))
@@ -62,11 +73,14 @@ def lora_of(job: FineTuneJob, log: ChoiceLog, task: Task, start: SavedAdapter | 
             "model and reference must differ by training alone, as in TRL",
         )
     if parameters:
-        rules["lora_dropout"] = (0.0, "PEFT has no dropout before a parameter")
+        rules["lora_dropout"] = (0.0, NO_DROPOUT)
         rules["target_modules"] = ([], "parameters are adapted in their place; PEFT would add its own for the family")
+    elif mixture:
+        rules |= mixture_rules(mixture, given)
     lora = dict(given)
     for name, (value, reason) in rules.items():
         lora[name] = log.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
+    note_experts(log, mixture, lora)
     return {**lora, **kind}
 
 

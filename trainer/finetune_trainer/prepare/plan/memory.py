@@ -181,10 +181,11 @@ def _activations(load: Load) -> tuple[float, float, float]:
         rest -= kept.head.at(tokens) * rows
         # of one chunk: logits, log-probabilities, and the same two
         logits = 4.0 * min(load.logits_bytes, CHUNK)
+    again = largest + 2 * kept.largest_merged  # weights and their gradients
     if load.recomputed and largest:
         inputs = kept.inputs.at(tokens) * rows
-        return max(inputs + rest, inputs + largest - logits), largest, logits
-    return kept.layers.at(tokens) * rows + rest, largest, logits
+        return max(inputs + rest, inputs + again - logits), again, logits
+    return kept.layers.at(tokens) * rows + kept.merged + rest, again, logits
 
 
 def _evaluation(load: Load) -> tuple[float, float]:
@@ -197,6 +198,7 @@ def _evaluation(load: Load) -> tuple[float, float]:
     logits = load.logits_of(sequences)
     # float32 logits and their log-probabilities, beside those that the layer made in 16 bits
     copies = 2 + (width / FULL if width < FULL else 0)
+    activations += load.kept.largest_merged
     return max(activations, answers if logits else 0), copies * (min(logits, CHUNK) if load.chunked else logits)
 
 
@@ -227,7 +229,7 @@ def _gathered(load: Load) -> float:
     width = load.architecture.weight_bytes
     dequantized = 0.0
     if load.method is MethodType.QLORA:
-        dequantized = load.architecture.largest * width
+        dequantized = load.architecture.largest_quantized * width
     if load.zero_stage < 3:
         return dequantized
     if load.world_size == 1 and not load.offload_parameters:

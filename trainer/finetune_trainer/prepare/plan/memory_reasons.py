@@ -96,12 +96,17 @@ def _why_activations(load: Load, moment: str) -> str:
             f"of one layer for {load.evaluated} rows of {load.tokens} tokens, or keys and values of generated answers"
         )
     if moment == "backward":
-        return f"of one layer, at the end of the backward pass over {rows}"
+        return f"of one layer, at the end of the backward pass over {rows}{_sums(2 * load.kept.largest_merged)}"
     if load.recomputed:
         layers = f"{load.architecture.layers} layers"
         return f"inputs of {layers} and what lies outside of them, for {rows}; the rest is recomputed"
     each = load.kept.layers.at(load.tokens) / load.tokens / max(1, load.architecture.layers)
-    return f"{rows} keep {each / 1024:.4g} KiB a token in each of {load.architecture.layers} layers"
+    each_token = f"{rows} keep {each / 1024:.4g} KiB a token in each of {load.architecture.layers} layers"
+    return f"{each_token}{_sums(load.kept.merged)}"
+
+
+def _sums(size: int) -> str:
+    return f", and {size / GIB:.3g} GiB of experts with their adapters added" if size else ""
 
 
 def _why_logits(load: Load, moment: str) -> str:

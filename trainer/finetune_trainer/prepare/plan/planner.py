@@ -14,6 +14,7 @@ from finetune_trainer.prepare.plan.draft import Draft, Workload
 from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_block
 from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
+from finetune_trainer.prepare.plan.experts import note_mixture
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.kernels import kernels_of, note_kernels
 from finetune_trainer.prepare.plan.lora import unsharded
@@ -59,6 +60,7 @@ PLANNED = frozenset(
         "torch_compile_backend",
         "torch_compile_mode",
         "use_liger_kernel",
+        "router_aux_loss_coef",
     }
 )
 
@@ -99,6 +101,7 @@ def lay_out(setting: Setting, workload: Workload) -> Draft:
     request = _request(setting, workload, log)
     layout = choose(request)
     note_layout(log, request, layout)
+    note_mixture(log, workload.architecture, setting.method)
     return Draft(setting, workload, request, layout, tuple(log.choices))
 
 
@@ -209,6 +212,7 @@ def _engine(setting: Setting, layout: RankLayout, rate: float) -> PlannedEngine:
         ),
         training={name: value for name, value in given.items() if name not in PLANNED} | extra,
         loss_head=kernels.loss_head or ("chunked" if load.chunked else "labelled"),
+        router_loss=setting.router_loss,
         report_to=tuple(name for name in given.get("report_to", ()) if name not in {"tensorboard", "none"}),
         optimizer=setting.optimizer.planned,
         compilation=kernels.compilation,

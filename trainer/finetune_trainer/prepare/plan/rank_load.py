@@ -66,6 +66,11 @@ class Load:
         return self.kept.trained + (self.kept.sharded if self.zero_stage == 3 else 0)
 
     @property
+    def active_trained(self) -> int:
+        """Of the parameters that get gradients, those that a token passes through."""
+        return self.trained - round(self.kept.routed * (1 - self.architecture.share))
+
+    @property
     def parameters(self) -> int:
         """All parameters, the adapter's included."""
         return self.architecture.parameters + (0 if self.method is MethodType.FULL else self.trained)

@@ -9,6 +9,7 @@ from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Choice, PlannedEmbedding
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
+from finetune_trainer.prepare.plan.experts import Mixture, balance_of
 from finetune_trainer.prepare.plan.given_config import given_values
 from finetune_trainer.prepare.plan.gpus import GIB
 from finetune_trainer.prepare.plan.lora import SavedAdapter, check_quantizable, lora_of, note_method, other_methods
@@ -29,6 +30,7 @@ class Setting:
         lora: LoraConfig names and values; empty for full fine-tuning.
         start: the adapter that training starts from; None = a new one.
         optimizer: how gradients become updates.
+        router_loss: coefficient of the router's auxiliary loss; 0 = none.
         smaller_methods: methods that need less memory and that the job could use without any other change.
         here: this machine, where the job runs on it; None in a cluster.
         embedding: how texts become vectors; None for tasks without them.
@@ -44,6 +46,7 @@ class Setting:
     lora: Mapping[str, Any]
     start: SavedAdapter | None
     optimizer: ChosenOptimizer
+    router_loss: float
     smaller_methods: tuple[MethodType, ...]
     here: Here | None
     choices: tuple[Choice, ...]
@@ -75,6 +78,7 @@ def setting_of(
     *,
     base: SentenceModel = PLAIN,
     model_type: str = "",
+    mixture: Mixture | None = None,
 ) -> Setting:
     """Decide what needs neither data nor weights.
 
@@ -85,6 +89,7 @@ def setting_of(
         start: the adapter that training starts from.
         base: what sentence-transformers' files say of the base model.
         model_type: of the base model.
+        mixture: what is known of the model's experts; None for a model without experts.
 
     Raises:
         SpecError: the machine lacks the number type, or cannot run the method; or vectors cannot be made as in the base
@@ -95,9 +100,11 @@ def setting_of(
     number_type = precision(log, machine)
     optimizer = optimizer_choice(job, log, machine)
     check_quantizable(job, machine, hint)
-    lora = lora_of(job, log, task, start)
+    lora = lora_of(job, log, task, start, mixture)
     note_method(job, log)
     embedding = embedding_of(job, task, log, base, model_type, limit)
+    packed = bool(job.spec.dataset.packing)
+    router_loss = balance_of(mixture, log, task, job.spec.training.router_aux_loss_coef, packed=packed)
     return Setting(
         job=job,
         task=task,
@@ -108,6 +115,7 @@ def setting_of(
         lora=lora,
         start=start,
         optimizer=optimizer,
+        router_loss=router_loss,
         smaller_methods=other_methods(job, machine, hint),
         here=hint.here,
         choices=tuple(log.choices),

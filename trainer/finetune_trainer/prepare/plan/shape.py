@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from finetune_api.messages import MethodType, Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import positions_of
+from finetune_trainer.model.mixture import experts_of_a_token, number_of_experts, odd_linears, stacked_weights
 from finetune_trainer.prepare.plan import adapt
 from finetune_trainer.prepare.plan.architecture import Architecture, Growth, Kept, Part, PartKind
 from finetune_trainer.prepare.plan.built import build, quiet
@@ -59,17 +60,20 @@ def architecture_of(
         model = build(config, task, dtype, labels)
         if new_tokens:
             model.resize_token_embeddings(int(model.config.get_text_config().vocab_size) + new_tokens, None, False)
-        parts = tuple(_parts(model))
+        parts, holders = tuple(_parts(model)), tuple(stacked_weights(model))
+        experts, chosen = (number_of_experts(model), experts_of_a_token(model)) if holders else (0, 0)
         sizes = model.config.get_text_config()
         adapt.freeze_parameters(model, freeze, new_tokens)
-        kept = {MethodType.FULL: _kept(model, task, dtype, device)}
+        kept = {MethodType.FULL: _kept(model, task, dtype, device, holders)}
         linear = [part.name for part in parts if part.inputs]
-        lora = lora or {"r": 16, "target_modules": "all-linear"}
+        odd = odd_linears(model) if holders else []
+        lora = lora or {"r": 16, "target_modules": "all-linear", **({"exclude_modules": odd} if odd else {})}
         if not saved:
             adapt.check_module_names(model, lora, linear)
         adapted = adapt.adapted(model, task, lora, linear, new_tokens)
         adapt.check_saved(adapted, saved or {})
-        beside = _kept(adapted, task, dtype, device)
+        adapt.check_routers(adapted, odd)
+        beside = _kept(adapted, task, dtype, device, holders)
         whole = adapt.embeddings(adapted) if new_tokens else 0
         kept[MethodType.LORA] = kept[MethodType.QLORA] = beside.model_copy(update={"sharded": whole})
     return Architecture(
@@ -82,6 +86,8 @@ def architecture_of(
         parts=parts,
         weight_bytes=weight_bytes,
         kept=kept,
+        experts=experts,
+        chosen=chosen,
     )
 
 
@@ -92,6 +98,7 @@ def _parts(model: Any) -> Iterator[Part]:
     head = model.get_output_embeddings()
     base = getattr(model, model.base_model_prefix, None) if model.base_model_prefix else None
     inside = {id(module) for module in base.modules()} if base is not None else set()
+    stacked = {name: sum(one.numel() for one in own.values()) for name, own in stacked_weights(model).items()}
     seen: set[int] = set()
     for name, module in model.named_modules():
         own = [parameter for _, parameter in module.named_parameters(recurse=False)]
@@ -106,7 +113,7 @@ def _parts(model: Any) -> Iterator[Part]:
             inputs, outputs = module.in_features, module.out_features
         outer = base is not None and base is not model and id(module) not in inside
         kind = PartKind.HEAD if module is head or (outer and module is not base) else _kind(name, module)
-        yield Part(name=name, kind=kind, parameters=new, inputs=inputs, outputs=outputs)
+        yield Part(name=name, kind=kind, parameters=new, inputs=inputs, outputs=outputs, stacked=stacked.get(name, 0))
 
 
 def _kind(name: str, module: Any) -> PartKind:
@@ -133,18 +140,27 @@ def _layers(model: Any) -> list[Any]:
 
 @dataclass
 class _Record:
-    """Bytes kept, by the layer that keeps them; -1 = outside of all. `head`: of these, as wide as the vocabulary."""
+    """Bytes kept, by the layer that keeps them; -1 = outside of all. `head`: of these, as wide as the vocabulary.
+    `merged`: weights of experts with their adapters added, by layer; not among the others, since no token adds to them.
+    """
 
     bytes: dict[int, int] = field(default_factory=dict)
+    merged: dict[int, int] = field(default_factory=dict)
     head: int = 0
     inside: list[int] = field(default_factory=list)
 
-    def add(self, size: int) -> None:
+    def add(self, size: int, *, merged: bool = False) -> None:
         at = self.inside[-1] if self.inside else -1
-        self.bytes[at] = self.bytes.get(at, 0) + size
+        kept = self.merged if merged else self.bytes
+        kept[at] = kept.get(at, 0) + size
 
 
-def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str) -> Kept:
+def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str, holders: Sequence[str]) -> Kept:
+    """Count what a step keeps.
+
+    Args:
+        holders: names of the modules that hold experts, before an adapter wrapped them.
+    """
     limit = positions_of(model.config.to_dict()) or LENGTHS[1]
     lengths = LENGTHS if limit >= LENGTHS[1] else (limit // 2, limit)
     records = _counted(model, task, lengths, device, dtype)
@@ -153,8 +169,13 @@ def _kept(model: Any, task: Task, dtype: "torch.dtype", device: str) -> Kept:
     inner = [{at: size / ROWS for at, size in record.bytes.items() if at >= 0} for record in records]
     largest = max(inner[1], key=lambda at: inner[1][at], default=None)
     hidden = int(model.config.get_text_config().hidden_size)
+    trained = {name: one.numel() for name, one in model.named_parameters() if one.requires_grad}
     return Kept(
-        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        trained=sum(trained.values()),
+        routed=sum(size for name, size in trained.items() if any(f"{one}." in name for one in holders)),
+        folded=adapt.folded(model),
+        merged=sum(records[1].merged.values()),
+        largest_merged=max(records[1].merged.values(), default=0),
         layers=_growth(lengths, sum(inner[0].values()), sum(inner[1].values())),
         largest_layer=_growth(lengths, inner[0].get(largest, 0), inner[1][largest])
         if largest is not None
@@ -194,6 +215,7 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
     import torch
 
     record = _Record()
+    merged = {(one.dim(), one.numel() * one.itemsize) for one in adapt.adapted_parameters(model)}
     seen = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     alive: list[Any] = []  # an address would be used again
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -203,7 +225,7 @@ def _trace(model: Any, task: Task, tokens: int, device: str, masks: Mapping[str,
         if storage._cdata not in seen:
             seen.add(storage._cdata)
             alive.append(tensor)
-            record.add(storage.nbytes())
+            record.add(storage.nbytes(), merged=(tensor.dim(), storage.nbytes()) in merged)
             if not record.inside and tensor.dim() > 1 and tensor.shape[-1] == vocabulary and tensor.is_floating_point():
                 record.head += storage.nbytes()
         return tensor
@@ -231,7 +253,7 @@ def _paper(model: Any, tokens: int, itemsize: int) -> _Record:
     layer = ROWS * (34 * tokens * hidden + 5 * heads * tokens * tokens) * itemsize // 2
     head = ROWS * tokens * int(sizes.vocab_size) * 4
     count = len(_layers(model)) or int(getattr(sizes, "num_hidden_layers", 1))
-    return _Record({-1: head, **dict.fromkeys(range(count), layer)}, head)
+    return _Record({-1: head, **dict.fromkeys(range(count), layer)}, head=head)
 
 
 def _enter(record: _Record, at: int) -> Callable[..., None]:
@@ -251,14 +273,23 @@ def _kernels(device: str) -> Iterator[None]:
     import torch
 
     functional: Any = torch.nn.functional
-    real = functional.scaled_dot_product_attention, functional.dropout
+    real = functional.scaled_dot_product_attention, functional.dropout, functional.grouped_mm
+    library: Any = torch
+    autocast = library.autocast
+    library.autocast = _no_autocast  # PEFT (0.21) turns it off around adapters of experts; meta has none
     functional.scaled_dot_product_attention = _attention(device)
+    functional.grouped_mm = _grouped()
     if device == "gpu":
         functional.dropout = _dropout()
     try:
         yield
     finally:
-        functional.scaled_dot_product_attention, functional.dropout = real
+        functional.scaled_dot_product_attention, functional.dropout, functional.grouped_mm = real
+        library.autocast = autocast
+
+
+def _no_autocast(*_: Any, **__: Any) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 def _attention(device: str) -> Callable[..., Any]:
@@ -290,12 +321,36 @@ def _attention(device: str) -> Callable[..., Any]:
         is_causal: bool = False,
         **_: Any,
     ) -> Any:
-        if device == "cpu" and dropout_p > 0:  # the CPU has no such kernel: it holds scores, squared in the length
+        uneven = query.shape[-1] != value.shape[-1]  # DeepSeek's low-rank attention
+        if device == "cpu" and (
+            dropout_p > 0 or uneven
+        ):  # it has no such kernel: it holds scores, squared in the length
             plain = torch.ops.aten._scaled_dot_product_attention_math
             return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
         return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
 
     return attention
+
+
+def _grouped() -> Callable[..., Any]:
+    """Return the product of the rows of each expert with its weights. torch's own (2.13) takes float32 on every device
+    but meta."""
+    import torch
+
+    class Grouped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, rows: Any, weights: Any) -> Any:
+            ctx.save_for_backward(rows, weights)
+            return rows.new_empty(rows.shape[0], weights.shape[-1])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            raise NotImplementedError
+
+    def grouped(rows: Any, weights: Any, **_: Any) -> Any:
+        return Grouped.apply(rows, weights)  # type: ignore[no-untyped-call]
+
+    return grouped
 
 
 def _dropout() -> Callable[..., Any]:

@@ -89,13 +89,14 @@ def operations(load: Load, tokens: float) -> float:
     """Return the floating point operations of a micro-batch, forward and backward, with all recomputation."""
     shape, rows = load.architecture, load.micro * load.sequences * tokens
     matrices = shape.matrices or shape.parameters
-    adapter = 0 if load.method is MethodType.FULL else load.trained
+    adapter = 0 if load.method is MethodType.FULL else load.active_trained
     backward = 4 * matrices if load.method is MethodType.FULL else 2 * matrices + 4 * adapter
     forward = 2 * (matrices + adapter)
     scores = 4 * shape.layers * tokens * shape.hidden  # of a token: products of query and key, and with value
     passes = 2 if load.recomputed else 1
     backward += 2 * shape.head if load.chunked else 0  # its product is made again
-    return rows * ((passes + load.beside) * (forward + scores) + backward + 2 * scores)
+    folded = load.kept.folded * (passes + 2)  # the adapters of experts: a product forward, two of its size backward
+    return rows * ((passes + load.beside) * (forward + scores) + backward + 2 * scores) + folded
 
 
 def micro_seconds(load: Load, machine: Machine, tokens: float) -> float:
@@ -164,7 +165,8 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
 
     PaLM paper (arXiv 2204.02311), appendix B: 6 N + 12 L H Q T, here with 2 N for a forward pass, 2 N for the gradients
     of inputs, and 2 for each trained weight's own: 4 N + 6 A for an adapter of A weights. What is recomputed does not
-    count, causal masks are not counted as half, and of N are: matrices alone, the head for labelled tokens only.
+    count, causal masks are not counted as half, and of N are: matrices alone, of experts those of a token, the head for
+    labelled tokens only.
 
     Args:
         tokens: of a row on average: what its tokens attend to.
@@ -176,7 +178,7 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
     scores = 12 * shape.layers * shape.hidden * tokens
     if load.method is MethodType.FULL:
         return matrices * (4 + 2 * min(1.0, load.trained / max(1, shape.parameters))) + scores
-    return 4 * matrices + 6 * load.trained + scores
+    return 4 * matrices + 6 * load.active_trained + scores
 
 
 def peak_flops(load: Load, machine: Machine) -> float:

@@ -33,6 +33,7 @@ class Summed:
         outputs: logits [rows, labels] of a classification, [words, labels] of labels for words; other tasks: None.
         hits: token tasks without gradients: number of targets with the highest logit, int64 scalar; else None.
         facts: numbers of each row, [rows, columns], of which the task makes metrics; None if it makes none of them.
+        balance: the router's auxiliary loss of each document times its tokens, summed, with its graph; None without it.
     """
 
     total: torch.Tensor
@@ -40,6 +41,7 @@ class Summed:
     outputs: torch.Tensor | None = None
     hits: torch.Tensor | None = None
     facts: torch.Tensor | None = None
+    balance: torch.Tensor | None = None
 
 
 Head = Callable[[torch.nn.Module, Batch], Summed]

@@ -16,6 +16,7 @@ from finetune_api.messages import MethodType
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import check_body, other_model, unused_pooler
 from finetune_trainer.worker.models.adapters import with_adapter
+from finetune_trainer.worker.models.expert_leaves import gather_experts_as_one
 from finetune_trainer.worker.models.freezing import freeze
 from finetune_trainer.worker.models.heads import auto_class, new_modules, trained_wholly
 from finetune_trainer.worker.models.new_token_rows import add_rows
@@ -59,6 +60,7 @@ def load_model(
     task.set_up(model, pad_token_id)
     model.config.use_cache = False
     add_rows(model, new_ids)
+    gather_experts_as_one(model)
     if plan.method is MethodType.FULL:
         freeze(model, plan.freeze, new_modules(missing))
         return model

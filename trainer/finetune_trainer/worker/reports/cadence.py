@@ -17,6 +17,8 @@ from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.reports.meter import Meter
 from finetune_trainer.worker.sampling import VirtualDataset
 
+ROUTER_LOSS = "router_aux_loss"  # the name in logs, trackers and events, before its coefficient
+
 
 def evaluates_at(plan: Plan, step: int) -> bool:
     """Return whether the eval split is scored after this step: at the plan's interval and always at the end."""
@@ -106,6 +108,7 @@ class Reports(TrainerCallback):
             raise diagnosed(step, loss, norm, self._data, self._plan.layout.global_batch, self._loss_of)
         logs |= {"learning_rate": self._rate, **figures.logs}
         values = {"loss": loss, "learning_rate": self._rate, "grad_norm": norm}
+        values |= {ROUTER_LOSS: logs[ROUTER_LOSS]} if ROUTER_LOSS in logs else {}
         self._reporter.step(step, {**values, **figures.event, **self._of_task(logs)})
 
     def _of_task(self, logs: Mapping[str, float]) -> dict[str, float]:
