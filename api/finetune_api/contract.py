@@ -154,6 +154,11 @@ def adapter_prefix(commit: str) -> str:
     return f"adapters/{commit}/"
 
 
+def probe_key(digest: str) -> str:
+    """Return the key of the answer of a probe of an architecture."""
+    return f"probes/{digest}.json"
+
+
 def run_prefix(namespace: str, name: str, uid: str) -> str:
     """Return the key prefix of all objects of a run."""
     return f"jobs/{namespace}/{name}/{uid}/"

@@ -114,7 +114,7 @@ MODELS: dict[str, tuple[str, bytes | None, str]] = {
     "no weights": ("model.safetensors", None, "has no model.safetensors"),
     "no tokenizer": ("tokenizer.json", None, "has no tokenizer.json"),
     "a configuration that is no JSON": ("config.json", b"{", "config.json is not JSON"),
-    "another architecture": ("config.json", b'{"model_type": "xlnet"}', "'xlnet' is not supported yet; .*bert .*llama"),
+    "another architecture": ("config.json", b'{"model_type": "unseen"}', "does not know the architecture 'unseen'"),
     "weights that are none": ("model.safetensors", b"x" * 100, "model.safetensors is damaged"),
     "an index of shards that are not there": (
         "model.safetensors.index.json",

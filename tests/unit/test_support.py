@@ -2,6 +2,7 @@
 
 from finetune_api.messages import Task
 from finetune_trainer.model.families import FAMILIES
+from tests.families import architectures
 from tests.families.cases import each_family, matrix
 from tests.families.support import PAGE, PASSED, load, page
 
@@ -11,6 +12,10 @@ ASKED += ("bert", "roberta", "distilbert", "modernbert", "t5", "bart")
 
 def test_the_page_is_that_of_the_results() -> None:
     assert PAGE.read_text() == page(load())
+
+
+def test_the_page_of_architectures_is_that_of_the_answers() -> None:
+    assert architectures.PAGE.read_text() == architectures.page(architectures.load())
 
 
 def test_nothing_that_is_accepted_has_failed() -> None:

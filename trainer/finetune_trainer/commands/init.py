@@ -86,7 +86,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
     Raises:
         FineTuneError: the model is unreachable or unusable, or the data does not exist.
     """
-    from finetune_trainer.model.families import FAMILIES, resolve_task
+    from finetune_trainer.model.families import family_of, resolve_task
     from finetune_trainer.prepare.data.sources import locate_all
     from finetune_trainer.prepare.models import locate_model
     from finetune_trainer.prepare.tokens.templates import has_template
@@ -96,7 +96,7 @@ def propose(model: dict[str, str], data: str) -> Proposal:
         source = locate_model(ModelSpec.model_validate(model), os.environ)
         config = source.config(work / "model")
         usual = resolve_task(config, None)
-        tasks = FAMILIES[str(config["model_type"])].tasks
+        tasks = family_of(str(config["model_type"])).tasks
         locate_all(DatasetSpec(train=data), os.environ)
         chats = has_template(source.small_files(work / "model"))
         order = sorted(tasks, key=_most_taught, reverse=True)

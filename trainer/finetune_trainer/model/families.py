@@ -3,15 +3,19 @@
 The record holds only what the code cannot find out: a model on the meta device gives its modules, sizes and activations
 (`prepare.plan.shape`), and PEFT gives the parameters of an adapter. Every pair of family and task here runs in
 tests/local/test_families.py. docs/support.md lists the methods and ZeRO stages that were run with each.
+
+An architecture without a record gets the record of its kind, and prepare probes it (`finetune_trainer.probe`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from finetune_api.errors import ModelError
+from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Task
+from finetune_api.tasks import TASKS, spec_of
+from finetune_trainer.model.auto_classes import WRITERS, has_model, installed, is_known, writer_of
 from finetune_trainer.model.files import check_trainable, model_problem
 from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
 
@@ -124,24 +128,55 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# the kinds of architectures, by the Auto class of the tokens that they were made to write
+KINDS: dict[str | None, Family] = {
+    "AutoModelForSeq2SeqLM": Family("", (), BART, padding_token=True),
+    "AutoModelForMaskedLM": Family("", (), ENCODER, padding_token=True),
+    "AutoModelForCausalLM": Family("", (), LANGUAGE_MODEL),
+    None: Family("", (), LANGUAGE_MODEL),
+}
+POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
+TEXT_PARTS = ("text_config", "encoder", "decoder")  # nested configurations that text goes through
+
+
+def is_proven(model_type: str) -> bool:
+    """Return whether tests train an architecture with all of its tasks; others are probed in prepare."""
+    return model_type in FAMILIES
+
+
 def family_of(model_type: str) -> Family:
-    """Return the record of an architecture; for an unknown one, the record of a plain decoder without flat batches."""
-    return FAMILIES.get(model_type) or _decoder(model_type, flat_batches=False)
+    """Return the record of an architecture; for an unproven one, that of its kind, without flat batches."""
+    if known := FAMILIES.get(model_type):
+        return known
+    return replace(KINDS[writer_of(model_type)], model_type=model_type, tasks=_mapped(model_type))
+
+
+def _mapped(model_type: str) -> tuple[Task, ...]:
+    """Return the tasks that transformers has models for; first what the architecture was made for, but classification
+    first for encoders."""
+    writer = writer_of(model_type)
+    if writer is None:  # of images or sound
+        return ()
+    fitting = [
+        task
+        for task, spec in TASKS.items()
+        if has_model(spec.auto_class, model_type) and (spec.auto_class == writer or spec.auto_class not in WRITERS)
+    ]
+    encodes = writer == "AutoModelForMaskedLM"
+    return tuple(sorted(fitting, key=lambda task: (spec_of(task).auto_class == writer) is encodes))
 
 
 def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
     """Return the task of a job: the given one, or the default of the architecture.
 
     Raises:
-        ModelError: the architecture, or the task with it, is not supported yet.
+        ModelError: transformers has no model of the architecture, or none for the task.
     """
     check_trainable(config)
     family = str(config.get("model_type") or "")
-    if family not in FAMILIES:
-        supported = ", ".join(f"{name} ({_list(one.tasks)})" for name, one in FAMILIES.items())
-        message = f"the architecture {family or 'without model_type'!r} is not supported yet; {supported} are"
-        raise ModelError(model_problem("ArchitectureNotSupported", message, "use a model of one of these"))
-    tasks = FAMILIES[family].tasks
+    tasks = family_of(family).tasks
+    if not tasks:
+        raise ModelError(_without_tasks(family))
     if task is not None and task not in tasks:
         others = ", ".join(name for name, one in FAMILIES.items() if task in one.tasks)
         message = f"{family} with task {task} is not supported; it is used for {_list(tasks)}"
@@ -150,17 +185,47 @@ def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
     return task or tasks[0]
 
 
+def _without_tasks(family: str) -> Problem:
+    if not family:
+        message = "config.json has no model_type, so the architecture of the model is unknown"
+        cure = "save the model again with save_pretrained, or name another model"
+    elif not is_known(family):
+        message = f"{installed()}, which trains here, does not know the architecture {family!r}"
+        cure = "use a model of an architecture that it knows, or a trainer image with a newer transformers"
+    elif has_model("AutoModelForImageTextToText", family):
+        message = (
+            f"{installed()} has the architecture {family!r} for images with text, and none of its tasks is text alone"
+        )
+        cure = "use the model of text that it was made from, or another model"
+    else:
+        message = f"{installed()} has no model of the architecture {family!r} for {_list(list(TASKS))}"
+        cure = "use a model of text"
+    return model_problem("ArchitectureNotSupported", message, cure)
+
+
 def _list(tasks: Sequence[Task]) -> str:
     return " and ".join(tasks)
 
 
-def positions_of(config: Mapping[str, Any]) -> int:
-    """Return the longest sequence that a model can take, in tokens; 0 if its configuration sets no limit."""
-    kind = family_of(str(config.get("model_type") or "")).positions
+def positions_of(config: Mapping[str, Any], reserved: int = 0) -> int:
+    """Return the longest sequence that a model can take, in tokens; 0 if its configuration sets no limit.
+
+    Args:
+        reserved: positions that hold no token, as the probe found; a record of the architecture goes before it.
+    """
+    family = FAMILIES.get(str(config.get("model_type") or ""))
+    kind = family.positions if family else Positions.LIMIT
     if kind is Positions.DISTANCES:
         return 0
-    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+    positions = _positions(config)
     if kind is Positions.AFTER_PADDING and positions:
         padding = config.get("pad_token_id")
         return positions - (1 if padding is None else int(padding)) - 1
-    return positions
+    return max(0, positions - reserved)
+
+
+def _positions(config: Mapping[str, Any]) -> int:
+    """Return the number of positions of a configuration, or the least of its nested ones that text goes through."""
+    own = next((int(config[name]) for name in POSITION_NAMES if config.get(name)), 0)
+    nested = [_positions(part) for name in TEXT_PARTS if isinstance(part := config.get(name), Mapping)]
+    return own or min((one for one in nested if one), default=0)

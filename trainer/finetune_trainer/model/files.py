@@ -19,19 +19,26 @@ CHAT_TEMPLATE = "chat_template.jinja"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LFS_POINTER = b"version https://git-lfs"
-TOKENIZER_FILES = frozenset(
+# vocabularies of older tokenizers, of which prepare makes a tokenizer.json
+VOCABULARIES = frozenset(
     {
-        TOKENIZER,
-        TOKENIZER_CONFIG,
-        "special_tokens_map.json",
-        "added_tokens.json",
-        CHAT_TEMPLATE,
         "vocab.txt",
         "vocab.json",
-        "merges.txt",
         "tokenizer.model",
+        "spm.model",
+        "spiece.model",
+        "sentencepiece.bpe.model",
+        "sentencepiece.model",
     }
 )
+TOKENIZER_FILES = VOCABULARIES | {
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    CHAT_TEMPLATE,
+    "merges.txt",
+}
 # of a model of sentence-transformers: how its vectors are made; read for embeddings, and never copied
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
@@ -60,9 +67,9 @@ def check_names(names: set[str], source: str) -> None:
     if not weights:
         message = f"{source} has no {WEIGHTS} and no {WEIGHTS_INDEX}; pickled weights are not loaded"
         raise ModelError(model_problem("NoSafetensors", message, "save it again with a recent save_pretrained"))
-    if TOKENIZER not in names:
+    if not names & (VOCABULARIES | {TOKENIZER}):
         cure = "save a fast tokenizer beside the model with save_pretrained"
-        raise ModelError(model_problem("NoTokenizer", f"{source} has no {TOKENIZER}", cure))
+        raise ModelError(model_problem("NoTokenizer", f"{source} has no {TOKENIZER} and no vocabulary", cure))
 
 
 def _check_other_kinds(names: set[str], source: str) -> None:

@@ -23,6 +23,7 @@ from finetune_trainer.model.files import (
     CONFIG,
     SENTENCE_FILES,
     SMALL_FILES,
+    TOKENIZER,
     WEIGHTS_INDEX,
     check_names,
     model_problem,
@@ -34,6 +35,7 @@ from finetune_trainer.prepare.hub import locate_on_hub
 from finetune_trainer.prepare.plan.architecture import Architecture
 from finetune_trainer.prepare.plan.setting import Setting
 from finetune_trainer.prepare.plan.shape import architecture_of
+from finetune_trainer.prepare.tokens.conversion import converted_tokenizer
 from finetune_trainer.prepare.weights import check_head, check_weights
 from finetune_trainer.storage import (
     FolderStore,
@@ -220,6 +222,7 @@ class BaseModel:
         folder: where its configuration and tokenizer lie on this machine.
         files: what is to be mirrored, by name; empty until it is fetched, and if it is mirrored already.
         headers: of its weight files, by name; empty if it is mirrored already.
+        converted: files of the tokenizer that was made of an older one, by name; mirrored beside the others.
     """
 
     facts: ModelFacts
@@ -227,6 +230,7 @@ class BaseModel:
     folder: Path
     files: Mapping[str, Path] = field(default_factory=dict)
     headers: Mapping[str, Header] = field(default_factory=dict)
+    converted: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, list[int]]:
@@ -260,14 +264,17 @@ class BaseModel:
             setting.weight_bytes,
             setting.machine.device,
             max(2, labels),
-            setting.job.spec.method.freeze,
+            setting.freeze,
             len(setting.job.spec.model.new_tokens),
             setting.start.shapes if setting.start else {},
         )
 
 
-def read_model(model: ModelSource, folder: Path) -> BaseModel:
+def read_model(model: ModelSource, folder: Path, positions: int | None = None) -> BaseModel:
     """Read what a model is: its configuration, its tokenizer, and the headers of its weights.
+
+    Args:
+        positions: the longest row that it takes, in tokens, where that is known better than from its configuration.
 
     The commit of a model in a folder is a hash over all its files: it is empty until `fetch` has read them.
 
@@ -276,6 +283,7 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
     """
     small, headers = model.small_files(folder), model.headers(folder)
     config = parse_json(CONFIG, small[CONFIG].read_bytes())
+    converted = {} if TOKENIZER in small else converted_tokenizer(small, folder / "converted", model.source)
     facts = ModelFacts(
         name=model.name,
         commit=model.pinned,
@@ -284,9 +292,10 @@ def read_model(model: ModelSource, folder: Path) -> BaseModel:
         model_type=str(config["model_type"]),
         parameters=sum(header.parameters for header in headers.values()),
         size_bytes=sum(header.size for header in headers.values()),
-        max_positions=positions_of(config),
+        max_positions=positions_of(config) if positions is None else positions,
     )
-    return BaseModel(facts, config, small[CONFIG].parent, headers=headers)
+    own = converted[TOKENIZER].parent if converted else small[CONFIG].parent
+    return BaseModel(facts, config, own, headers=headers, converted=converted)
 
 
 def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
@@ -297,7 +306,7 @@ def fetch(base: BaseModel, model: ModelSource, folder: Path) -> BaseModel:
     """
     if not base.headers:
         return base
-    files = model.files(folder)
+    files = {**model.files(folder), **base.converted}
     commit = model.commit(files)
     facts = base.facts.model_copy(update={"commit": commit, "prefix": model_prefix(model.name, commit)})
     return replace(base, facts=facts, files=files)

@@ -18,6 +18,7 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.model.files import CONFIG, parse_json
+from finetune_trainer.prepare.architecture_probe import AnswerStore, answer_folder
 from finetune_trainer.prepare.check_keeper import CheckKeeper, check_identity
 from finetune_trainer.prepare.completion_rows import completions_of
 from finetune_trainer.prepare.data.dataset import CheckedData, check_dataset
@@ -139,7 +140,8 @@ def prepare(
     """
     work.mkdir(parents=True, exist_ok=True)
     run = RunFiles(job, store, uid)
-    order = _Order(job, find_inputs(job, work, environ), work, environ, report)
+    answers = AnswerStore(answer_folder(environ), store)
+    order = _Order(job, find_inputs(job, work, environ, answers, report), work, environ, report)
     check_conditional_writes(store, run.prefix)  # before anybody pays for a GPU
     base = find_mirrored(order.inputs.model, store, work / "model")
     data = find_prepared(store, index_key(job, order.inputs, base)) if base else None
@@ -172,7 +174,8 @@ def inspect(
     environ = os.environ if environ is None else environ
     with tempfile.TemporaryDirectory(prefix="finetune-plan-") as folder:
         work = Path(folder)
-        order = _Order(job, find_inputs(job, work, environ), work, environ, report)
+        inputs = find_inputs(job, work, environ, AnswerStore(answer_folder(environ)), report)
+        order = _Order(job, inputs, work, environ, report)
         built = _build(order, None, DiscardedShards())
         plan = _plan(order, built.base, built.tokenized.facts)
         return Inspected(plan, _examine(order, built, plan).report)
@@ -261,7 +264,7 @@ def _build(order: _Order, mirrored: BaseModel | None, keeper: ShardKeeper, check
         order.report(f"dataset: {sentence}")
     if mirrored is None:
         order.report(f"model: reading {inputs.model.source}")
-    base = mirrored or read_model(inputs.model, work / "model")
+    base = mirrored or read_model(inputs.model, work / "model", inputs.positions)
     base.check(inputs.task, data.labels)
     tokenizer = load_fast_tokenizer(base.folder, inputs.task, job.spec.model.new_tokens, work / "tokenizer")
     encoder = encoder_for(
@@ -350,6 +353,7 @@ def _plan(order: _Order, base: BaseModel, facts: DatasetFacts) -> Plan:
     setting = order.inputs.setting
     workload = Workload(base.facts, base.counted(setting, len(facts.labels)), facts)
     draft = planner.lay_out(setting, workload)
+    order.inputs.probe.ask(draft.layout.load.zero_stage)
     return planner.plan(draft, measured_pace(draft, base.config, cache_file(order.environ)))
 
 

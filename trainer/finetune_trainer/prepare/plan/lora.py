@@ -1,7 +1,7 @@
 """The adapter of a job: chosen, given, or the one it starts from; and where 4-bit weights can be trained. Pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.experts import NO_DROPOUT, Mixture, mixture_rules, note_experts
 from finetune_trainer.prepare.plan.machine import GpuHint, Machine
+from finetune_trainer.probe.question import excluding
 
 # bitsandbytes' 4 bits need compute capability 6.0 (its installation guide); these are of Kepler and Maxwell
 TOO_OLD = re.compile(r"\b(k20|k40|k80|m4|m6|m40|m60)\b", re.IGNORECASE)
@@ -36,11 +37,13 @@ def lora_of(
     log: ChoiceLog,
     task: Task,
     start: SavedAdapter | None = None,
+    unreached: Sequence[str] = (),
     mixture: Mixture | None = None,
 ) -> dict[str, Any]:
     """Return LoraConfig names and values of a job; empty for full fine-tuning.
 
     Args:
+        unreached: modules that text does not reach: "all-linear" leaves them out.
         mixture: what is known of the model's experts; None for a model without experts.
 
     Raises:
@@ -80,16 +83,34 @@ def lora_of(
     lora = dict(given)
     for name, (value, reason) in rules.items():
         lora[name] = log.settle(f"spec.method.lora.{name}", value, reason, given.get(name))
+    if unreached and lora["target_modules"] == "all-linear" and not lora.get("exclude_modules"):
+        reason = f"text does not reach {' and '.join(unreached)}: adapters there would learn nothing"
+        lora["exclude_modules"] = log.settle("spec.method.lora.exclude_modules", excluding(unreached), reason, None)
     note_experts(log, mixture, lora)
     return {**lora, **kind}
 
 
-def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
-    """Note which parameters are frozen and which tokens are added."""
-    if freeze := job.spec.method.freeze:
+def frozen_of(job: FineTuneJob, log: ChoiceLog, unreached: Sequence[str]) -> tuple[str, ...]:
+    """Return regular expressions of the parameters that full fine-tuning leaves alone: the job's, and those of modules
+    that text does not reach."""
+    given = tuple(job.spec.method.freeze)
+    if given:
         log.note(
-            "spec.method.freeze", freeze, "given; new modules that the base model lacks are trained in any case", True
+            "spec.method.freeze",
+            job.spec.method.freeze,
+            "given; new modules that the base model lacks are trained in any case",
+            True,
         )
+    if not unreached or job.spec.method.type is not MethodType.FULL:
+        return given
+    added = tuple(rf"^{re.escape(name)}\." for name in unreached)
+    reason = f"text does not reach {' and '.join(unreached)}: no optimizer state is kept for them"
+    log.note("spec.method.freeze", added, reason, False)
+    return (*given, *added)
+
+
+def note_method(job: FineTuneJob, log: ChoiceLog) -> None:
+    """Note which tokens are added."""
     if tokens := job.spec.model.new_tokens:
         reason = "given; their rows of the embeddings start as the mean of all others and are trained"
         log.note("spec.model.newTokens", tokens, reason, True)

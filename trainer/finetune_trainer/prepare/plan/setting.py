@@ -1,6 +1,6 @@
 """What a job runs on and how it trains: each value is decided once, before the data is read. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,14 @@ from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.experts import Mixture, balance_of
 from finetune_trainer.prepare.plan.given_config import given_values
 from finetune_trainer.prepare.plan.gpus import GIB
-from finetune_trainer.prepare.plan.lora import SavedAdapter, check_quantizable, lora_of, note_method, other_methods
+from finetune_trainer.prepare.plan.lora import (
+    SavedAdapter,
+    check_quantizable,
+    frozen_of,
+    lora_of,
+    note_method,
+    other_methods,
+)
 from finetune_trainer.prepare.plan.machine import NO_HINT, GpuHint, Here, Machine
 from finetune_trainer.prepare.plan.optimizer_choice import ChosenOptimizer, optimizer_choice
 from finetune_trainer.prepare.plan.vector_choice import embedding_of
@@ -28,6 +35,7 @@ class Setting:
         given: values of `spec.training`, from the job or from its DeepSpeed configuration.
         precision: the run's number type, as TrainingArguments name it; empty for float32.
         lora: LoraConfig names and values; empty for full fine-tuning.
+        freeze: regular expressions of parameters that full fine-tuning leaves alone.
         start: the adapter that training starts from; None = a new one.
         optimizer: how gradients become updates.
         router_loss: coefficient of the router's auxiliary loss; 0 = none.
@@ -44,6 +52,7 @@ class Setting:
     given: Mapping[str, Any]
     precision: Mapping[str, Any]
     lora: Mapping[str, Any]
+    freeze: tuple[str, ...]
     start: SavedAdapter | None
     optimizer: ChosenOptimizer
     router_loss: float
@@ -75,6 +84,7 @@ def setting_of(
     limit: int,
     hint: GpuHint = NO_HINT,
     start: SavedAdapter | None = None,
+    unreached: Sequence[str] = (),
     *,
     base: SentenceModel = PLAIN,
     model_type: str = "",
@@ -87,6 +97,7 @@ def setting_of(
         limit: tokens at which rows are cut, as `planner.length_limit` returns it.
         hint: what is known of the nodes beside the job.
         start: the adapter that training starts from.
+        unreached: modules that text does not reach, as the probe of the architecture found them.
         base: what sentence-transformers' files say of the base model.
         model_type: of the base model.
         mixture: what is known of the model's experts; None for a model without experts.
@@ -100,7 +111,8 @@ def setting_of(
     number_type = precision(log, machine)
     optimizer = optimizer_choice(job, log, machine)
     check_quantizable(job, machine, hint)
-    lora = lora_of(job, log, task, start, mixture)
+    lora = lora_of(job, log, task, start, unreached, mixture)
+    freeze = frozen_of(job, log, unreached)
     note_method(job, log)
     embedding = embedding_of(job, task, log, base, model_type, limit)
     packed = bool(job.spec.dataset.packing)
@@ -113,6 +125,7 @@ def setting_of(
         given=log.given,
         precision=number_type,
         lora=lora,
+        freeze=freeze,
         start=start,
         optimizer=optimizer,
         router_loss=router_loss,

@@ -22,6 +22,7 @@ from finetune_trainer.prepare.observed.texts import compared_texts, contradictio
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.backend import Backend, Ids, Mask, backend
 from finetune_trainer.prepare.tokens.dialect import STANDARD, Dialect
+from finetune_trainer.prepare.tokens.language_marks import language_note
 from finetune_trainer.prepare.tokens.preferred import preferred
 from finetune_trainer.prepare.tokens.probes import probed
 from finetune_trainer.prepare.tokens.proof import Proof, is_sampled
@@ -365,7 +366,10 @@ def encoder_for(
         specials=tokenizer.specials,
         end_marks=tuple(mark for mark in (*END_OF_TURN, *NEXT_SPEAKER) if mark in known),
         ends=(tokenizer.eos_id,) if tokenizer.eos_id is not None and spec_of(task).writes else (),
-        notes=_notes(template, tokenizer) if template else _prefix_note(task, tokenizer),
+        notes=(
+            *(_notes(template, tokenizer) if template else _prefix_note(task, tokenizer)),
+            *language_note(task, tokenizer),
+        ),
         extended=tokenizer.extended,
         pair_separator=separator_of(backend(definition)) if layout is ExampleLayout.LABELLED_PAIR else None,
         typed=tokenizer.typed,

@@ -70,6 +70,12 @@ class PaddedPairs:
         }
 
 
+def shifted_right(labels: torch.Tensor, start: int, pad_token_id: int) -> torch.Tensor:
+    """Return what a decoder reads for labels [rows, tokens]: each token one place later, after a start token."""
+    before = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    return before.masked_fill(before == IGNORED, pad_token_id)
+
+
 @dataclass(frozen=True)
 class PaddedRows:
     """A collator for the rows of classification.

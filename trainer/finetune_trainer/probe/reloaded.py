@@ -1,0 +1,48 @@
+"""The loss of a saved result as anybody computes it: transformers and PEFT load it, and read a row at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer
+
+from finetune_api.messages import MethodType, ProblemType
+from finetune_api.tasks import spec_of
+from finetune_trainer.process.orders import WorkerOrder
+from finetune_trainer.worker.arrow_rows import load_split
+from finetune_trainer.worker.batches.masking import EVALUATED
+from finetune_trainer.worker.models.heads import auto_class
+from finetune_trainer.worker.tasks import task_of
+
+
+def reloaded_loss(order: WorkerOrder, folder: Path) -> float:
+    """Return the mean loss over the items of the eval split: trained tokens, or rows.
+
+    Args:
+        folder: the saved adapter, or the saved model.
+    """
+    plan = order.plan
+    spec, auto = spec_of(plan.task), auto_class(plan.task)
+    options: dict[str, Any] = {}
+    if spec.labelled:
+        options = {"num_labels": len(plan.dataset.labels), "problem_type": str(ProblemType.SINGLE_LABEL)}
+    if plan.method is MethodType.FULL:
+        model: Any = auto.from_pretrained(folder)
+    else:
+        model = PeftModel.from_pretrained(auto.from_pretrained(order.model, **options), str(folder))
+    model.eval()
+    task = task_of(plan)
+    tokenizer = AutoTokenizer.from_pretrained(order.model)
+    task.use_tokenizer(tokenizer)
+    rows = task.viewed(load_split(order, "eval"), EVALUATED)
+    total = items = 0.0
+    for at in range(len(rows)):
+        row = rows[at]
+        labels = torch.as_tensor(row["label"] if spec.labelled else row["labels"], dtype=torch.int64)[None]
+        count = 1 if spec.labelled else int((labels[:, int(spec.continues) :] != -100).sum())
+        with torch.no_grad():
+            ids = torch.as_tensor(row["input_ids"], dtype=torch.int64)[None]
+            total += float(model(input_ids=ids, labels=labels).loss) * count
+        items += count
+    return total / items
