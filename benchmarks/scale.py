@@ -195,7 +195,7 @@ def prepared(folder: Path, kind: str) -> Sample:
     from finetune_trainer.prepare.data.portions import Split
     from finetune_trainer.prepare.data.sources import locate_all
     from finetune_trainer.prepare.quality.judge import Context, judge
-    from finetune_trainer.prepare.tokens.encoder import encoder_for
+    from finetune_trainer.prepare.tokens.job_encoder import encoder_for
     from finetune_trainer.prepare.tokens.keeping import StoredShards
     from finetune_trainer.prepare.tokens.tokenize import tokenize
     from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer

@@ -74,7 +74,6 @@ class TaskSpec:
     answers: bool = False
     packs: bool = False
     unpadded: bool = False
-    best: Default | None = None
 
     @property
     def labelled(self) -> bool:

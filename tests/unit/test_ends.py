@@ -12,7 +12,8 @@ from finetune_api.v1alpha1 import DatasetSpec
 from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
-from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder
+from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.templates import given_template
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, load_fast_tokenizer
 from finetune_trainer.worker.batches.padded import PaddedTokens

@@ -22,7 +22,7 @@ from finetune_trainer.prepare.architecture_probe import AnswerStore, Architectur
 from finetune_trainer.prepare.data.examples import ExampleLayout
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.lora import frozen_of, lora_of
-from finetune_trainer.prepare.tokens.encoder import encoder_for
+from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from finetune_trainer.probe.attempt import outermost
 from finetune_trainer.probe.placed import placed

@@ -18,7 +18,7 @@ from finetune_trainer.prepare.observed import spill
 from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.tokens import split_writer
 from finetune_trainer.prepare.tokens import tokenize as tokenizing
-from finetune_trainer.prepare.tokens.encoder import encoder_for
+from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards, TokenizeProgress
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.tokenize import Tokenized

@@ -14,7 +14,8 @@ from finetune_trainer.prepare.data.examples import Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.observed.encoded import Encoded
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoder import Encoder, check_packing, encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder
+from finetune_trainer.prepare.tokens.job_encoder import check_packing, encoder_for
 from finetune_trainer.prepare.tokens.templates import CHATML, given_template
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from tests.support.chats import CONVERSATIONS, LONG, SHORT, SYSTEM, chat_tokenizer

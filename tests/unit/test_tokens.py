@@ -23,7 +23,8 @@ from finetune_trainer.prepare.data.formats import Code, Fault
 from finetune_trainer.prepare.data.portions import Split
 from finetune_trainer.prepare.data.sources import locate_all
 from finetune_trainer.prepare.observed.encoded import IGNORED, Encoded
-from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder
+from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.split_writer import SplitWriter
 from finetune_trainer.prepare.tokens.templates import CHATML
 from finetune_trainer.prepare.tokens.token_rows import TokenRows

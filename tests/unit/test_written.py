@@ -17,7 +17,8 @@ from finetune_trainer.prepare.quality.judge import Context, judge
 from finetune_trainer.prepare.quality.report import Finding, Severity
 from finetune_trainer.prepare.tokens import templates
 from finetune_trainer.prepare.tokens.dialect import Arguments, Blank, Content
-from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder
+from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.render import Rendered
 from finetune_trainer.prepare.tokens.spans import Speaker
 from finetune_trainer.prepare.tokens.templates import CHATML

@@ -25,7 +25,7 @@ from finetune_trainer.prepare.plan.machine import GpuHint, Machine, machine_of
 from finetune_trainer.prepare.plan.setting import Setting, setting_of
 from finetune_trainer.prepare.sentence_model import PLAIN, SentenceModel, read_sentence_model
 from finetune_trainer.prepare.start_adapter import StartAdapter, find_adapter
-from finetune_trainer.prepare.tokens.encoder import check_packing
+from finetune_trainer.prepare.tokens.job_encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
 from finetune_trainer.prepare.tracker_check import check_trackers
 from finetune_trainer.probe.question import ProbeAnswer

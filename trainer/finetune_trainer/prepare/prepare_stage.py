@@ -40,8 +40,9 @@ from finetune_trainer.prepare.reuse import PreparedData, find_prepared, index_ke
 from finetune_trainer.prepare.run_files import RunFiles
 from finetune_trainer.prepare.start_adapter import mirror_adapter
 from finetune_trainer.prepare.tokens import templates
-from finetune_trainer.prepare.tokens.encoder import Encoder, encoder_for
+from finetune_trainer.prepare.tokens.encoder import Encoder
 from finetune_trainer.prepare.tokens.expiry import KEPT_DAYS, expire_daily
+from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.keeping import DiscardedShards, ShardKeeper, StoredShards
 from finetune_trainer.prepare.tokens.tokenize import Tokenized, tokenize
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer, added_tokens, load_fast_tokenizer

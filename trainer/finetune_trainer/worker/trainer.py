@@ -103,7 +103,7 @@ class FineTuneTrainer(HookedTrainer):
             return 1 / max(1, summed.items)
         if summed.facts is not None:
             self._facts.append(summed.facts)
-        return self.args.world_size / (items or 1)
+        return float(self.args.world_size / (items or 1))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute a micro-batch forward and backward. transformers' own method sets every module to training mode each

@@ -44,7 +44,7 @@ class OutputLayer:
         self._kept: torch.Tensor | None = None
         self._targets: torch.Tensor | None = None
         self._summed: Reduction = partial(summed, smoothing=smoothing)
-        self._reduce = self._summed
+        self._reduce: Reduction = self._summed
         self._loss: torch.Tensor | None = None
         self._hits: torch.Tensor | None = None
         self._takes_loss = False
