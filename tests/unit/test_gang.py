@@ -391,3 +391,9 @@ def test_any_history_of_beats_has_an_answer(beats: list[Beat], rendezvous: Rende
         after = policy.next_generation(heard, decided.failure, NOW)
         assert after.generation == GENERATION + 1
         assert after.rendezvous is None
+
+
+def test_a_trained_run_does_not_wait_for_a_node_without_a_rank() -> None:
+    """A node that a spare has replaced still holds a part of the best checkpoint. It uploads nothing any more."""
+    replaced = beat(2, complete=on_disk(1, 40), best=part(40, 1))
+    assert policy.decide(running(*TRAINED, replaced, committed=committed(100)), NOW) == Finish()

@@ -110,10 +110,13 @@ def arriving(gang: Gang, now: float) -> set[CheckpointId]:
 
 def best_is_being_uploaded(gang: Gang, now: float) -> bool:
     """Return whether a trained run waits for its best checkpoint, whose upload was refused before. The wait is limited,
-    since the end of the run is committed."""
+    since the end of the run is committed. A node without a rank uploads nothing, so no part of its disk is waited for.
+    """
+    ranks = uploading(gang)
     living = [member for member in gang.members.values() if lost(gang, member, now) is None]
-    patient = [m for m in living if m.unstored_at is None or now - m.unstored_at <= gang.limits.commit]
-    coming = {m.beat.best.checkpoint for m in patient if m.beat.best and m.beat.best not in m.beat.uploaded}
+    patient = [m.beat for m in living if m.unstored_at is None or now - m.unstored_at <= gang.limits.commit]
+    own = [(beat, beat.best) for beat in patient if beat.best and beat.best.node_rank == ranks.get(beat.node)]
+    coming = {best.checkpoint for beat, best in own if best not in beat.uploaded}
     return bool(coming - gang.committed - gang.broken - gang.passed or uncommitted(gang))
 
 
