@@ -8,6 +8,7 @@ from finetune_trainer.model.families import FAMILIES
 
 METHODS = (MethodType.FULL, MethodType.LORA)
 STAGES = (0, 1, 2, 3)
+ELSEWHERE = frozenset({Task.PREFERENCE})  # tests/local/test_preference.py runs each loss with each layout
 OTHER_PROBLEMS = (ProblemType.MULTI_LABEL, ProblemType.REGRESSION)
 ENDS = {"t5": 1, "bart": 2}  # their classifiers read a row at its last token, which must be the end of text
 
@@ -59,7 +60,7 @@ def each_family() -> list[Case]:
 def matrix() -> Iterator[Case]:
     """All of them."""
     for family, one in FAMILIES.items():
-        for task in one.tasks:
+        for task in (task for task in one.tasks if task not in ELSEWHERE):
             problems = [ProblemType.SINGLE_LABEL, *(OTHER_PROBLEMS if task is Task.CLASSIFICATION else ())]
             for problem in problems:
                 for method in METHODS:

@@ -25,9 +25,9 @@ from finetune_trainer.prepare.plan.lora import frozen_of, lora_of
 from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from finetune_trainer.probe.attempt import outermost
-from finetune_trainer.probe.placed import placed
 from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage, excluding
 from finetune_trainer.probe.shrunk import VOCABULARY, fewer_layers, shrunk
+from finetune_trainer.probe.tiny_adapter import tiny_adapter
 from finetune_trainer.worker.batches.padded import shifted_right
 from tests.support.models.tokenizers import byte_level
 
@@ -238,9 +238,9 @@ NAMES = ("model.layers.0.q_proj", "model.layers.1.q_proj", "model.layers.1.mlp.f
 )
 def test_an_adapter_of_a_larger_model_is_placed_in_a_smaller_one(targets: Any, placed_targets: Any) -> None:
     lora = {"r": 8, "target_modules": targets, "layers_to_transform": [30], "modules_to_save": ["fc1", "fc9"]}
-    made = placed(lora, NAMES, ())
+    made = tiny_adapter(lora, NAMES, ())
     assert made == {"r": 8, "target_modules": placed_targets, "modules_to_save": ["fc1"]}
-    assert placed({}, NAMES, ()) == {}
+    assert tiny_adapter({}, NAMES, ()) == {}
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -266,7 +266,8 @@ def test_a_null_that_was_written_stays_and_no_arguments_are_an_empty_object(tmp_
 
 def test_what_a_columnar_file_fills_in_is_left_out(tmp_path: Path) -> None:
     """Two tools in one Parquet file: every call has the arguments of both, and every schema the other's."""
-    tools = [{"function": {"name": name, "parameters": {"properties": {name: {"type": "string"}}}}} for name in "ab"]
+    schemas = [{"properties": {name: {"type": "string"}}} for name in "ab"]
+    tools = [{"function": {"name": "weather", "parameters": schema}} for schema in schemas]
     rows = [
         {"messages": [said("user"), called({name: "x"}), said("assistant")], "tools": [tool]}
         for name, tool in zip("ab", tools, strict=True)

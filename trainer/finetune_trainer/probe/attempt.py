@@ -15,9 +15,9 @@ from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, ProblemT
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import positions_of
-from finetune_trainer.probe.placed import placed
 from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage, excluding
 from finetune_trainer.probe.reloaded import reloaded_loss
+from finetune_trainer.probe.tiny_adapter import tiny_adapter
 from finetune_trainer.probe.tiny_model import LABELS, ROWS, TinyModel, make_model, write_rows
 from finetune_trainer.process.orders import WorkerEvent, WorkerOrder
 from finetune_trainer.worker.arrow_rows import load_split
@@ -140,7 +140,7 @@ def _plan(question: ProbeQuestion, tiny: TinyModel, reserved: int) -> Plan:
     with torch.device("meta"):
         shapes = auto_class(question.task).from_config(tiny.config)
     modules, parameters = shapes.named_modules(), shapes.named_parameters()
-    lora = placed(question.lora, [name for name, _ in modules], [name for name, _ in parameters])
+    lora = tiny_adapter(question.lora, [name for name, _ in modules], [name for name, _ in parameters])
     # 4-bit weights need a GPU; the adapter on them is LoRA's
     method = MethodType.LORA if question.lora else MethodType.FULL
     return Plan(task=question.task, method=method, model=model, dataset=data, max_length=32, lora=lora, **flat)

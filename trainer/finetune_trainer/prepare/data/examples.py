@@ -10,9 +10,9 @@ from finetune_trainer.dataset.tagging import Entity, TagScheme
 from finetune_trainer.prepare.data import alpaca, conversation, xlam
 from finetune_trainer.prepare.data.call_checks import check_tool_use
 from finetune_trainer.prepare.data.column_names import HELD_OUT, TESTED, TRAINED
+from finetune_trainer.prepare.data.column_values import ABSENT, column_value, list_of, number_or_value, text_of
 from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, Fault, Record, Row, json_type
-from finetune_trainer.prepare.data.jsonl import NotANumber, parse_value
 from finetune_trainer.prepare.data.label_values import Target, encodable, target, whole_number
 from finetune_trainer.prepare.data.word_tags import is_document_mark, tagged_lines, tagged_spans, tagged_words
 
@@ -87,15 +87,14 @@ class Example:
     rejected: "Example | None" = None
     desirable: bool | None = None
     negatives: tuple[str, ...] | None = None
+    text_pair: str = ""
+    words: tuple[tuple[int, int], ...] = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def completions(self) -> "tuple[Example, ...]":
         """The row once for each of its completions, the better one first."""
         return (self,) if self.rejected is None else (self, self.rejected)
-
-    text_pair: str = ""
-    words: tuple[tuple[int, int], ...] = ()
-    tags: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -127,23 +126,8 @@ class Example:
         return self.text[self.words[entity.start][0] : self.words[entity.stop - 1][1]]
 
 
-ABSENT = object()
 END_OF_THOUGHT = "</think>"
 SYSTEM_ROLES = ("system", "developer")
-
-
-def column_value(values: Mapping[str, Any], column: str) -> Any:
-    """Return the value of a column, or of a path such as `translation.de` into one; ABSENT if there is none."""
-    if column in values:
-        return values[column]
-    at: Any = values
-    for part in column.split("."):
-        if at is None:
-            return None
-        if not isinstance(at, Mapping) or part not in at:
-            return ABSENT
-        at = at[part]
-    return at
 
 
 @dataclass(frozen=True)
@@ -223,7 +207,7 @@ class Columns:
         value = column_value(row.values, column)
         if value is ABSENT:
             raise self._missing(row, column)
-        return _number_or_value(column, value)
+        return number_or_value(column, value)
 
     def _missing(self, row: Row, column: str) -> Wrong:
         if row.values and not row.values.keys() & self.roots:
@@ -234,7 +218,7 @@ class Columns:
     def _optional(self, row: Row, part: str) -> Any:
         column = self.names.get(part, part)
         value = column_value(row.values, column)
-        return None if value is ABSENT else _number_or_value(column, value)
+        return None if value is ABSENT else number_or_value(column, value)
 
     def _texts(self, row: Row) -> Example:
         if self.layout.labelled:
@@ -371,22 +355,6 @@ class Columns:
         return encodable(self.names.get(part, part), value)
 
 
-def _number_or_value(column: str, value: Any) -> Any:
-    if isinstance(value, NotANumber):
-        raise Wrong(Code.NOT_A_NUMBER, f"{column!r} is, or holds, {value.name}, which JSON does not have")
-    return value
-
-
-def list_of(column: str, value: Any) -> Any:
-    """Return the list that a column of text holds as JSON, as in CSV."""
-    if not isinstance(value, str) or value.lstrip()[:1] != "[":
-        return value
-    found = parse_value(value)
-    if isinstance(found, Fault):
-        raise Wrong(found.code, f"{column!r} is a list as text with an error: {found.message}")
-    return _number_or_value(column, found)
-
-
 def split_of(row: Row, column: str) -> RowSplit:
     """Return the split that a row says it is of.
 
@@ -407,16 +375,6 @@ def _labelled(line: int, text: str, found: Target, kind: ProblemType) -> Example
     if kind is ProblemType.MULTI_LABEL:
         return Example(line, text, labels=found.names)
     return Example(line, text, found.names[0] if found.names else "", number=found.number)
-
-
-def text_of(column: str, value: Any) -> str:
-    if value is None:
-        raise Wrong(Code.NULL_VALUE, f"{column!r} is null; it must be a string")
-    if not isinstance(value, str):
-        raise Wrong(Code.WRONG_TYPE, f"{column!r} is {json_type(value)}; it must be a string")
-    if not value or value.isspace():
-        raise Wrong(Code.EMPTY_TEXT, f"{column!r} is empty")
-    return encodable(column, value)
 
 
 def examples(records: Iterator[Record], columns: Columns) -> Iterator[Example | Fault]:

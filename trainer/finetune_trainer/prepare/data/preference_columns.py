@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.prepare.data import alpaca, conversation, preferences
+from finetune_trainer.prepare.data.column_values import list_of, text_of
 from finetune_trainer.prepare.data.conversation import Message, Wrong
-from finetune_trainer.prepare.data.examples import Columns, Example, ExampleLayout, list_of, text_of
+from finetune_trainer.prepare.data.examples import Columns, Example, ExampleLayout
 from finetune_trainer.prepare.data.formats import Code, Row
 from finetune_trainer.prepare.data.label_values import encodable
 

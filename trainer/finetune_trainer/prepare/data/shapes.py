@@ -13,7 +13,8 @@ from finetune_api.messages import Task
 from finetune_api.tasks import PAIR_SHAPES, TAGGED_SPANS, TAGGED_WORDS, TEXT_PAIRS, TEXT_SHAPES, TEXTS, spec_of
 from finetune_trainer.prepare.data.chunks import read_records
 from finetune_trainer.prepare.data.column_names import HELD_OUT, REASONED, SPLIT, TRAINED
-from finetune_trainer.prepare.data.examples import ABSENT, Columns, ExampleLayout, column_value
+from finetune_trainer.prepare.data.column_values import ABSENT, column_value
+from finetune_trainer.prepare.data.examples import Columns, ExampleLayout
 from finetune_trainer.prepare.data.formats import DataFile, Format, Row
 from finetune_trainer.prepare.data.label_values import kind_of
 from finetune_trainer.prepare.data.preference_columns import PreferenceColumns

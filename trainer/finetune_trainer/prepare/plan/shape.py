@@ -65,8 +65,7 @@ def architecture_of(
         sizes = model.config.get_text_config()
         adapt.freeze_parameters(model, freeze, new_tokens)
         kept = {MethodType.FULL: _kept(model, task, dtype, device, holders)}
-        linear = [part.name for part in parts if part.inputs]
-        odd = odd_linears(model) if holders else []
+        linear, odd = [part.name for part in parts if part.inputs], odd_linears(model) if holders else []
         lora = lora or {"r": 16, "target_modules": "all-linear", **({"exclude_modules": odd} if odd else {})}
         if not saved:
             adapt.check_module_names(model, lora, linear)

@@ -33,7 +33,6 @@ __all__ = ["Context", "Examined", "examine", "judge"]
 # every code; within a severity, what spoils a run before what costs a little
 WEIGHT = (
     "LearntTextDiffers",
-    "InconsistentTags",
     "NothingTrained",
     "EverythingTrained",
     "PositiveEqualsAnchor",
@@ -65,6 +64,7 @@ WEIGHT = (
     "LengthBias",
     "UnbalancedVerdicts",
     "FewRows",
+    "InconsistentTags",
     "RareLabels",
     "NumbersAsLabels",
     "UnbalancedLabels",

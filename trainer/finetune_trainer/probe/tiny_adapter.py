@@ -14,7 +14,7 @@ OF_LARGER = frozenset(
 )
 
 
-def placed(lora: Mapping[str, Any], modules: Iterable[str], parameters: Iterable[str]) -> dict[str, Any]:
+def tiny_adapter(lora: Mapping[str, Any], modules: Iterable[str], parameters: Iterable[str]) -> dict[str, Any]:
     """Return LoraConfig names and values for a smaller model; empty for full fine-tuning.
 
     Args:
