@@ -16,6 +16,7 @@ from finetune_trainer.agent import gang as policy
 from finetune_trainer.agent import parts
 from finetune_trainer.agent.leader_state import LeaderState
 from finetune_trainer.agent.ledger import Ledger
+from finetune_trainer.agent.roster import with_parts
 from finetune_trainer.agent.scribe import LEADER
 from finetune_trainer.checkpoints.committed import StoredCheckpoints
 from finetune_trainer.checkpoints.pick import abandoned, checkpoint_facts, superseded
@@ -141,11 +142,24 @@ class Keeper:
             return
         usable = {one: stored.committed[one] for one in stored.committed if one not in self._state.gang.broken}
         old = superseded(checkpoint_facts(usable, self._plan), self._plan)
-        given_up = abandoned(stored, parts.awaited(self._state.gang))
+        whole = self._note_parts(stored) - usable.keys()
+        if whole:
+            self.checkpoints_due.set()
+        given_up = abandoned(stored, parts.awaited(self._state.gang) | whole)
         self.on_checkpoints(replace(stored, committed={one: usable[one] for one in usable if one not in old}))
         self._state.update(replace(self._state.gang, committed=frozenset(usable.keys() - old)))
         self._give_up(old | given_up.keys())
         await self._delete([*(usable[one].prefix for one in old), *given_up.values()])
+
+    def _note_parts(self, stored: StoredCheckpoints) -> set[CheckpointId]:
+        """Note the parts in storage; return the uncommitted checkpoints that are whole there.
+
+        A node that uploaded a part while it was cut off, and began anew without it, does not report the part. The
+        checkpoint may still be the best.
+        """
+        gang = self._state.gang
+        self._state.update(replace(gang, parts=with_parts(gang, stored.parts(gang.nodes))))
+        return parts.uncommitted(self._state.gang)
 
     async def _verify(self, part: PartId) -> None:
         """Read every byte of a part that did not verify on a node. Only a part that is wrong here too is broken."""
