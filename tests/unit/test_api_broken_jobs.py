@@ -182,9 +182,9 @@ CASES = [
         "a label for each word",
         "spec.task",
         "InvalidValue",
-        'is "token-classification"; must be one of',
-        "labels per word are not supported",
-        {"spec__task": "token-classification"},
+        'is "ner"; must be one of',
+        "write token-classification",
+        {"spec__task": "ner"},
     ),
     Case(
         "preferences by the name of a loss",

@@ -25,6 +25,7 @@ def _names(config: Any) -> set[str]:
 
 # of transformers' data collator for masks, of its EarlyStoppingCallback, and two of ours
 OWN = {"global_batch_size", "mlm_probability", "early_stopping_patience", "early_stopping_threshold", "class_weights"}
+OWN |= {"router_aux_loss_coef"}  # of a model's config.json
 
 
 def test_every_training_argument_has_one_home() -> None:

@@ -144,7 +144,7 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
 
 
 def test_a_column_for_a_part_the_task_has_not_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"spec\.dataset\.columns\.txt: .* its parts are label, split, text"):
+    with pytest.raises(SpecError, match=r"spec\.dataset\.columns\.txt: .* its parts are label, split, text, text_pair"):
         checked(tmp_path, GOOD, columns={"txt": "body"})
 
 

@@ -11,7 +11,7 @@ FAR = 0.85  # similarity from which the field of another object is suggested
 
 
 _WORDS = "write token-classification"
-_VECTORS = "embeddings of texts are not supported; a classification predicts labels of a text"
+_VECTORS = "write embedding"
 _PREFERENCES = "write preference"
 _REWARDS = "training on rewards is not supported; preference learns from pairs of answers, or from answers with a label"
 # tasks by their names in other programs, and what to write here
@@ -22,8 +22,8 @@ TASKS = {
     "multiple-choice": "write causal-lm and put the choices into the prompt",
     "feature-extraction": _VECTORS,
     "sentence-similarity": _VECTORS,
-    "embedding": _VECTORS,
-    "text-ranking": _VECTORS,
+    "embeddings": _VECTORS,
+    "text-ranking": "write classification (two texts a row, and a label), or embedding",
     "dpo": _PREFERENCES,
     "preference-tuning": _PREFERENCES,
     "preference-optimization": _PREFERENCES,

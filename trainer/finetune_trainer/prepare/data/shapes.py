@@ -201,12 +201,13 @@ def columns_of(file: DataFile, task: Task, given: Mapping[str, str], has_templat
     """
     shapes = [shape for name in spec_of(task).shapes if (shape := SHAPES[name]).format in (None, file.format)]
     known = {part for shape in shapes for part in shape.known} | {SPLIT_PART}
+    shown = {part for shape in shapes for part in (*(shape.names or shape.parts), *shape.optional)} | {SPLIT_PART}
     if unknown := sorted(given.keys() - known):
         raise SpecError(
             Problem(
                 code="UnknownPart",
                 field=f"spec.dataset.columns.{unknown[0]}",
-                message=f"{task} has no part {unknown[0]!r}; its parts are {', '.join(sorted(known))}",
+                message=f"{task} has no part {unknown[0]!r}; its parts are {', '.join(sorted(shown))}",
                 cure="write `part: column`, with the file's column on the right",
             )
         )
