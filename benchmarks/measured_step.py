@@ -239,9 +239,9 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
         data_collator=batching.collate,
     )
     trainer.save_checkpoint = lambda: None
-    loss, first = trainer.compute_loss, True
+    head, first = trainer.head, True
 
-    def compute_loss(*arguments: Any, **named: Any) -> Any:
+    def measured_head(*arguments: Any, **named: Any) -> Any:
         nonlocal first
         if first:
             first = False
@@ -256,11 +256,11 @@ def run_rank(case: Case, rank: int, port: int, folder: Path) -> Marks:
                 return made
 
             optimizer.step = measured_step
-        made = loss(*arguments, **named)
+        made = head(*arguments, **named)
         marks.phase("forward")
         return made
 
-    trainer.compute_loss = compute_loss
+    trainer.head = measured_head
     trainer.train()
     marks.phase("end")
     return marks

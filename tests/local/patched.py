@@ -103,7 +103,7 @@ def noted_rows(order: WorkerOrder, note: Note) -> None:
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
     task: Any = type(task_of(order.plan))
-    fetch, batching, compute = VirtualDataset.__getitem__, task.batching, FineTuneTrainer.compute_loss
+    fetch, batching, train = VirtualDataset.__getitem__, task.batching, FineTuneTrainer.training_step
     waiting: deque[list[int]] = deque()  # the loader is a batch ahead of what is trained
     note["rows"] = []
 
@@ -120,13 +120,13 @@ def noted_rows(order: WorkerOrder, note: Note) -> None:
 
         return replace(made, collate=collate)
 
-    def computed(self: FineTuneTrainer, *arguments: Any, **named: Any) -> Any:
+    def trained(self: FineTuneTrainer, *arguments: Any, **named: Any) -> Any:
         note["rows"].append([self.state.global_step + 1, waiting.popleft()])
-        return compute(self, *arguments, **named)
+        return train(self, *arguments, **named)
 
     VirtualDataset.__getitem__ = numbered  # type: ignore[method-assign]
     task.batching = noting
-    FineTuneTrainer.compute_loss = computed  # type: ignore[method-assign]
+    FineTuneTrainer.training_step = trained  # type: ignore[method-assign]
 
 
 def counted_copies(order: WorkerOrder, note: Note) -> None:
@@ -184,19 +184,19 @@ def stop_in_step(order: WorkerOrder, note: Note) -> None:
     from finetune_trainer.worker.evaluation.evaluator import Evaluator
     from finetune_trainer.worker.trainer import FineTuneTrainer
 
-    compute, evaluate = FineTuneTrainer.compute_loss, Evaluator.__call__
+    train, evaluate = FineTuneTrainer.training_step, Evaluator.__call__
     note["batches"] = 0
 
-    def computed(self: Any, *arguments: Any, **named: Any) -> Any:
+    def trained(self: Any, *arguments: Any, **named: Any) -> Any:
         if self.state.global_step == 0 and order.rank == order.world_size - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return compute(self, *arguments, **named)
+        return train(self, *arguments, **named)
 
     def evaluated(*arguments: Any) -> Any:
         note["batches"] += 1
         return evaluate(*arguments)
 
-    FineTuneTrainer.compute_loss = computed  # type: ignore[method-assign]
+    FineTuneTrainer.training_step = trained  # type: ignore[method-assign]
     Evaluator.__call__ = evaluated  # type: ignore[method-assign]
 
 
