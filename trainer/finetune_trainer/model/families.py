@@ -72,10 +72,12 @@ def _decoder(
     model_type: str,
     rates: Rates = LANGUAGE_MODEL,
     *,
+    lacks: Task | None = None,
     flat_batches: bool = True,
     heads: tuple[str, ...] = DECODER_HEADS,
 ) -> Family:
-    return Family(model_type, DECODER_TASKS, rates, flat_batches=flat_batches, heads=heads)
+    tasks = tuple(task for task in DECODER_TASKS if task is not lacks)
+    return Family(model_type, tasks, rates, flat_batches=flat_batches, heads=heads)
 
 
 def _encoder(model_type: str, *heads: str, positions: Positions = Positions.LIMIT) -> Family:
@@ -102,7 +104,7 @@ FAMILIES: dict[str, Family] = {
         _encoder("modernbert", "head.dense", "decoder$"),
         _decoder("phi"),
         _decoder("phi3"),
-        _decoder("phimoe", flat_batches=False),
+        _decoder("phimoe", lacks=Task.TOKEN_CLASSIFICATION, flat_batches=False),
         _decoder("qwen2", QWEN),
         _decoder("qwen3", QWEN),
         _decoder("qwen3_moe"),
