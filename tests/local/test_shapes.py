@@ -9,14 +9,17 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from finetune_api.errors import ModelError, SpecError
 from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.prepare.plan.architecture import PartKind
@@ -66,7 +69,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 OTHERS = [("deberta-v2", Task.CLASSIFICATION)]  # not trained yet, but counted: nothing here knows families by name
 # BART's decoder is counted with a mask that it makes itself; GPT-NeoX's classifier keeps a little that nobody sees
-ROUGH = {("bart", Task.SEQ2SEQ): 0.07, ("gpt_neox", Task.CLASSIFICATION): 0.06}
+ROUGH = {("bart", Task.SEQ2SEQ): 0.07}
+ROUGH |= {("gpt_neox", task): 0.06 for task in (Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION)}
 ROUTED = ("llama4_text", "phimoe")  # their routers are linear layers that return more than a tensor
 NEED_ENDS = [("t5", Task.CLASSIFICATION), ("bart", Task.CLASSIFICATION)]  # of text among their tokens
 AUTOS: dict[Task, tuple[Any, TaskType | None]] = {
@@ -74,7 +78,10 @@ AUTOS: dict[Task, tuple[Any, TaskType | None]] = {
     Task.CLASSIFICATION: (AutoModelForSequenceClassification, TaskType.SEQ_CLS),
     Task.SEQ2SEQ: (AutoModelForSeq2SeqLM, TaskType.SEQ_2_SEQ_LM),
     Task.MASKED_LM: (AutoModelForMaskedLM, None),
+    Task.TOKEN_CLASSIFICATION: (AutoModelForTokenClassification, TaskType.TOKEN_CLS),
+    Task.EMBEDDING: (AutoModel, TaskType.FEATURE_EXTRACTION),
 }
+OWN_LOSS = AUTOS.keys() - {Task.EMBEDDING}
 CASES = [(family, task) for family, one in FAMILIES.items() for task in one.tasks if task in AUTOS]
 
 
@@ -86,9 +93,12 @@ def built(family: str, task: Task, **changes: Any) -> Any:
     made = AutoConfig.for_model(family, **{**CONFIGS[family], **changes})
     made.use_cache = False
     torch.manual_seed(0)
-    if task is Task.CLASSIFICATION:
+    if task in (Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
         made.num_labels = 2
-    return AUTOS[task][0].from_config(made)
+    model = AUTOS[task][0].from_config(made)
+    if task is Task.EMBEDDING and getattr(model, "pooler", None) is not None:
+        model.pooler = None  # a layer for classification, which embeddings do not have
+    return model
 
 
 @pytest.mark.parametrize(("family", "task"), CASES + OTHERS)
@@ -100,7 +110,7 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: 
     real = built(family, task)
     assert counted.parameters == sum(one.numel() for one in real.parameters())
     assert counted.kept[MethodType.FULL].trained == sum(one.numel() for one in real.parameters() if one.requires_grad)
-    heads = classifiers(real) if task is Task.CLASSIFICATION else None
+    heads = classifiers(real) if spec_of(task).named else None
     adapted = get_peft_model(real, LoraConfig(task_type=AUTOS[task][1], modules_to_save=heads, **lora))
     trained = counted.kept[MethodType.LORA].trained
     assert trained == sum(one.numel() for one in adapted.parameters() if one.requires_grad)
@@ -116,7 +126,9 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: 
         assert lora_parameters(counted, 4) == trained
 
 
-@pytest.mark.parametrize(("family", "task"), [case for case in CASES if case not in NEED_ENDS])
+@pytest.mark.parametrize(
+    ("family", "task"), [case for case in CASES if case not in NEED_ENDS and case[1] is not Task.EMBEDDING]
+)
 def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str, task: Task) -> None:
     kept = architecture_of(config(family), task).kept[MethodType.FULL]
     model = built(family, task, **({"pad_token_id": 0} if task is Task.CLASSIFICATION else {})).train()
@@ -138,7 +150,8 @@ def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str, 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(input_ids=ids, attention_mask=mask, labels=ids[:, 0] % 2 if task is Task.CLASSIFICATION else ids)
+        labels = {Task.CLASSIFICATION: ids[:, 0] % 2, Task.TOKEN_CLASSIFICATION: ids % 2}.get(task, ids)
+        model(input_ids=ids, attention_mask=mask, labels=labels)
     predicted = rows * (kept.layers.at(tokens) + kept.rest.at(tokens))
     assert predicted == pytest.approx(sum(found.values()), rel=ROUGH.get((family, task), 0.05))
 
