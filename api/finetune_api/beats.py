@@ -9,12 +9,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from finetune_api.errors import FailureCategory
-from finetune_api.messages import Message
-
-
-def _is_empty(metrics: dict[str, float]) -> bool:
-    """Return whether metrics are left out: an older reader does not know the field."""
-    return not metrics
+from finetune_api.messages import Message, is_empty
 
 
 class AgentState(StrEnum):
@@ -99,7 +94,7 @@ class StepMetrics(Message):
     seconds: float = 0.0
     data_wait: float = 0.0
     memory_bytes: int = 0
-    metrics: dict[str, float] = Field(default_factory=dict, exclude_if=_is_empty)
+    metrics: dict[str, float] = Field(default_factory=dict, exclude_if=is_empty)
 
 
 class EvalMetrics(Message):
@@ -322,7 +317,7 @@ class Progress(Message):
     loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
-    metrics: dict[str, float] = Field(default_factory=dict, exclude_if=_is_empty)
+    metrics: dict[str, float] = Field(default_factory=dict, exclude_if=is_empty)
     evals: tuple[EvalMetrics, ...] = ()
     tokens: int = 0
     train_seconds: float = 0.0

@@ -10,18 +10,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-def _is_empty(value: object) -> bool:
-    """Return whether a field is left out. Operators before 0.1.0 refuse a result with a field that they do not know."""
+def is_empty(value: object) -> bool:
+    """Return whether a field is left out: it is empty, zero or false.
+
+    Readers of an earlier version refuse a message with a field that they do not know.
+    """
     return not value
 
 
-def _is_false(value: bool) -> bool:
-    """Return whether a flag is left out, as `_is_empty`."""
-    return not value
-
-
-def _is_unset(value: object) -> bool:
-    """Return whether an optional field has no value, and is left out as by `_is_empty`."""
+def is_none(value: object) -> bool:
+    """Return whether a field is left out, as by `is_empty`, where an empty value means something."""
     return value is None
 
 
@@ -128,8 +126,8 @@ class SplitFacts(Message):
     longest: int
     truncated_rows: int = 0
     examples: int = 0
-    texts: int = Field(default=0, exclude_if=_is_empty)
-    label_counts: tuple[int, ...] = Field(default=(), exclude_if=_is_empty)
+    texts: int = Field(default=0, exclude_if=is_empty)
+    label_counts: tuple[int, ...] = Field(default=(), exclude_if=is_empty)
 
 
 class DatasetFacts(Message):
@@ -167,9 +165,9 @@ class DatasetFacts(Message):
     labels: tuple[str, ...] = ()
     problem_type: ProblemType | None = None
     skipped_rows: int = 0
-    ends: tuple[int, ...] = Field(default=(), exclude_if=_is_empty)
-    judged: bool = Field(default=False, exclude_if=_is_false)
-    pair_separator: str | None = Field(default=None, exclude_if=_is_unset)
+    ends: tuple[int, ...] = Field(default=(), exclude_if=is_empty)
+    judged: bool = Field(default=False, exclude_if=is_empty)
+    pair_separator: str | None = Field(default=None, exclude_if=is_none)
 
     def reported(self) -> "DatasetFacts":
         """Return the facts without those that only the plan's readers use: older operators refuse what is new."""
@@ -199,7 +197,7 @@ class Artifact(Message):
     uri: str
     step: int
     metrics: dict[str, float] = Field(default_factory=dict)
-    warnings: tuple[str, ...] = Field(default=(), exclude_if=_is_empty)
+    warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
 
 
 # ---------------------------------------------------------------- stored files

@@ -8,22 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from finetune_api.messages import AdapterFacts, DatasetFacts, Message, MethodType, ModelFacts, Task
+from finetune_api.messages import AdapterFacts, DatasetFacts, Message, MethodType, ModelFacts, Task, is_empty, is_none
 from finetune_api.preference_losses import PreferenceLoss
-
-
-def _is_absent(part: Message | None) -> bool:
-    """Return whether a part is left out: an older reader does not know it."""
-    return part is None
-
-
-def _is_none(value: object) -> bool:
-    """Return whether a field that older versions do not know is empty: it is then left out, and they can read on."""
-    return value is None
-
-
-def _is_zero(value: float) -> bool:
-    return value == 0
 
 
 class Choice(Message):
@@ -176,10 +162,10 @@ class PlannedEngine(Message):
     training: dict[str, Any] = Field(default_factory=dict)
     loss_head: Literal["labelled", "chunked", "liger"] = "labelled"
     report_to: tuple[str, ...] = ()
-    optimizer: PlannedOptimizer | None = Field(default=None, exclude_if=_is_none)
-    compilation: PlannedCompilation | None = Field(default=None, exclude_if=_is_none)
-    neftune_noise_alpha: float | None = Field(default=None, exclude_if=_is_none)
-    router_loss: float = Field(default=0.0, exclude_if=_is_zero)
+    optimizer: PlannedOptimizer | None = Field(default=None, exclude_if=is_none)
+    compilation: PlannedCompilation | None = Field(default=None, exclude_if=is_none)
+    neftune_noise_alpha: float | None = Field(default=None, exclude_if=is_none)
+    router_loss: float = Field(default=0.0, exclude_if=is_empty)
 
 
 class PlannedLoss(Message):
@@ -317,8 +303,8 @@ class Plan(Message):
     freeze: tuple[str, ...] = ()
     new_tokens: tuple[str, ...] = ()
     mlm_probability: float = 0.15
-    preference: PlannedPreference | None = Field(default=None, exclude_if=_is_absent)
-    embedding: PlannedEmbedding | None = Field(default=None, exclude_if=_is_absent)
+    preference: PlannedPreference | None = Field(default=None, exclude_if=is_none)
+    embedding: PlannedEmbedding | None = Field(default=None, exclude_if=is_none)
     loss: PlannedLoss = Field(default=PlannedLoss(), exclude_if=_is_plain)
     choices: tuple[Choice, ...] = ()
 

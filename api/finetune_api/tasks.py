@@ -267,7 +267,7 @@ TASKS: dict[Task, TaskSpec] = {
             warmup=Default(0.06, _ROBERTA),
             ceiling=512,
             metrics=("loss", "f1", "precision", "recall", "accuracy"),
-            best=Default("eval_f1", "whole entities, as in the shared task CoNLL-2003"),
+            best=Default("f1", "whole entities, as in the shared task CoNLL-2003"),
             smooths=True,
         ),
         TaskSpec(

@@ -11,7 +11,7 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
 from finetune_api.plan import Plan, PlannedLoss
 from finetune_api.v1alpha1 import parse_job
-from finetune_trainer.prepare.plan.loss import balanced
+from finetune_trainer.prepare.plan.cross_entropy import balanced
 from finetune_trainer.worker.losses.label_loss import LabelLoss
 from finetune_trainer.worker.losses.output_layer import summed
 from finetune_trainer.worker.tasks import task_of

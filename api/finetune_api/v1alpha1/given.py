@@ -199,14 +199,6 @@ def adapter(spec: Given) -> str | None:
     return "is given together with method.lora; the adapter has its own configuration" if has(method, "lora") else None
 
 
-def only_for_embeddings(spec: Given) -> str | None:
-    """Check that the settings of embeddings are given only together with their task."""
-    if not has(spec, "embedding") or spec.get("task") == "embedding":
-        return None
-    task = f"task is {shown(spec['task'])}" if has(spec, "task") else "there is no task"
-    return f"is given, but {task}; only the task embedding has these settings"
-
-
 def offload(deepspeed: Given) -> str | None:
     """Check that parameters are offloaded only with stage 3."""
     stage, place = deepspeed.get("stage"), part(deepspeed, "offload").get("parameters")

@@ -8,7 +8,7 @@ from finetune_api.messages import Task
 from finetune_api.preference_losses import PREFERENCE_LOSSES, PreferenceLoss
 from finetune_api.v1alpha1.given import Given, has, part
 from finetune_api.v1alpha1.markers import KeepsData, ShapesData, Supported
-from finetune_api.v1alpha1.rule import Rule
+from finetune_api.v1alpha1.rule import Rule, requires_task
 from finetune_api.v1alpha1.spec_base import Verbatim, shown
 
 Weight = Annotated[float, Field(gt=0, le=1000)]
@@ -31,14 +31,6 @@ class PreferenceSpec(Verbatim):
     """Weight of the desirable rows; only for kto; omitted = 1."""
     undesirable_weight: Annotated[Weight | None, Supported(), KeepsData()] = None
     """Weight of the undesirable rows; only for kto; omitted = 1."""
-
-
-def _without_task(spec: Given) -> str | None:
-    """Check that the section is given only for the task that reads it."""
-    if not has(spec, "preference") or spec.get("task") == Task.PREFERENCE:
-        return None
-    task = spec.get("task")
-    return "is given, but the job names no task" if task is None else f"is given, but task is {shown(task)}"
 
 
 def _for_losses(name: str, *losses: PreferenceLoss) -> Rule:
@@ -73,15 +65,7 @@ def _whole_loss(spec: Given) -> str | None:
 
 
 PREFERENCE_RULES: tuple[Rule, ...] = (
-    Rule(
-        at=("spec",),
-        field="preference",
-        code="NeedsOther",
-        broken=_without_task,
-        cure="set spec.task to preference, or leave it out",
-        cel="!has(self.preference) || (has(self.task) && self.task == 'preference')",
-        says="preference requires task preference",
-    ),
+    requires_task("preference", Task.PREFERENCE),
     _for_losses("label_smoothing", *(loss for loss, facts in PREFERENCE_LOSSES.items() if facts.smooths)),
     _for_losses("simpo_gamma", PreferenceLoss.SIMPO),
     _for_losses("desirable_weight", PreferenceLoss.KTO),

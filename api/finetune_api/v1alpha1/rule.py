@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from finetune_api.v1alpha1.given import Given
+from finetune_api.messages import Task
+from finetune_api.v1alpha1.given import Given, has
+from finetune_api.v1alpha1.spec_base import shown
 
 
 @dataclass(frozen=True)
@@ -28,3 +30,23 @@ class Rule:
     cure: str
     cel: str | None
     says: str
+
+
+def requires_task(section: str, task: Task) -> Rule:
+    """Return a rule: a section of `spec` is given only for the task that reads it."""
+
+    def broken(spec: Given) -> str | None:
+        if not has(spec, section) or spec.get("task") == task:
+            return None
+        asked = f"task is {shown(spec['task'])}" if has(spec, "task") else "the job names no task"
+        return f"is given, but {asked}"
+
+    return Rule(
+        at=("spec",),
+        field=section,
+        code="NeedsOther",
+        broken=broken,
+        cure=f"set spec.task to {task}, or leave it out",
+        cel=f"!has(self.{section}) || (has(self.task) && self.task == '{task}')",
+        says=f"{section} requires task {task}",
+    )

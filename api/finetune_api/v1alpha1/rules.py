@@ -4,6 +4,7 @@ The Python function reads the job as it was written, so that a rule is checked e
 value of the wrong type counts as not given; it has an error of its own.
 """
 
+from finetune_api.messages import Task
 from finetune_api.v1alpha1.evaluation_rules import EVALUATION_RULES
 from finetune_api.v1alpha1.given import (
     adapted_and_saved,
@@ -20,7 +21,6 @@ from finetune_api.v1alpha1.given import (
     mounts,
     not_with,
     offload,
-    only_for_embeddings,
     only_with,
     prefetch,
     warmup,
@@ -28,7 +28,7 @@ from finetune_api.v1alpha1.given import (
     whole_parameters,
 )
 from finetune_api.v1alpha1.preference_spec import PREFERENCE_RULES
-from finetune_api.v1alpha1.rule import Rule
+from finetune_api.v1alpha1.rule import Rule, requires_task
 
 _TRAINING = ("spec", "training")
 
@@ -190,15 +190,7 @@ RULES: tuple[Rule, ...] = (
         says="model.adapter requires type lora or qlora and excludes method.lora and model.newTokens: the adapter has"
         " its own configuration",
     ),
-    Rule(
-        at=("spec",),
-        field="embedding",
-        code="NeedsOther",
-        broken=only_for_embeddings,
-        cure="set spec.task to embedding, or leave it out",
-        cel="!has(self.embedding) || (has(self.task) && self.task == 'embedding')",
-        says="embedding requires the task embedding",
-    ),
+    requires_task("embedding", Task.EMBEDDING),
     Rule(
         at=("spec", "method", "lora"),
         field="layers_to_transform",

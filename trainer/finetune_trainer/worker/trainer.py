@@ -93,17 +93,10 @@ class FineTuneTrainer(HookedTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Return this micro-batch's share of the step's loss, times the world size, since DeepSpeed averages over the
-        ranks. Without a number of items, return the mean of the batch."""
+        """Return the mean loss of a batch. A step does not call it: its items are those of all ranks."""
         summed = self.head(model, inputs)
-        return summed.total * self._share(summed, num_items_in_batch)
-
-    def _share(self, summed: Summed, items: float | None) -> float:
-        if items is None:
-            return 1 / max(1, summed.items)
-        if summed.facts is not None:
-            self._facts.append(summed.facts)
-        return float(self.args.world_size / (items or 1))
+        mean: torch.Tensor = summed.total / max(1, summed.items)
+        return mean
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Compute a micro-batch forward and backward. transformers' own method sets every module to training mode each
@@ -115,7 +108,10 @@ class FineTuneTrainer(HookedTrainer):
         summed = self.head(model, self.to_device(inputs))
         if self._noise:
             self._noise.disarm()
-        loss = summed.total * self._share(summed, num_items_in_batch)
+        if summed.facts is not None:
+            self._facts.append(summed.facts)
+        # its share of the step's loss, times the world size, since DeepSpeed averages over the ranks
+        loss: torch.Tensor = summed.total * (self.args.world_size / (num_items_in_batch or 1))
         # while the device computes; the loader is a batch ahead of the step
         self._data.prepare(self.state.global_step + 3)
         every = self.args.torch_empty_cache_steps

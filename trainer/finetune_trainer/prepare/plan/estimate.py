@@ -8,7 +8,7 @@ from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, save_secon
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.planned_loss import loss_of, reference_of
+from finetune_trainer.prepare.plan.preference_choice import preference_loss, reference_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops, rate, rounded
@@ -86,7 +86,7 @@ def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
 def _reference(timed: Draft) -> float:
     """Return the seconds of the passes that compute the log-probabilities of a reference once."""
     dataset = timed.workload.dataset
-    loss = loss_of(timed.setting, dataset)
+    loss = preference_loss(timed.setting, dataset)
     if loss is None or reference_of(timed.setting, loss)[0] != "cached":
         return 0.0
     splits = [split for split in (dataset.train, dataset.eval) if split is not None]

@@ -16,7 +16,7 @@ from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.machine import Machine
 from finetune_trainer.prepare.plan.memory import EVALUATED
-from finetune_trainer.prepare.plan.planned_loss import loss_of
+from finetune_trainer.prepare.plan.preference_choice import preference_loss
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import bandwidth, forward_rate
@@ -44,7 +44,7 @@ def evaluation_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedEvalua
     """
     dataset = draft.workload.dataset
     answers = _answers(draft, rhythm, log)
-    loss = loss_of(draft.setting, dataset)
+    loss = preference_loss(draft.setting, dataset)
     metric, greater = best_by(log, draft.setting.task, dataset, answers.generate > 0, loss)
     patience = int(log.given.get("early_stopping_patience", 0))
     threshold = float(log.given.get("early_stopping_threshold", 0.0))

@@ -9,7 +9,7 @@ from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.plan.batch import CONTRASTED, USUAL, global_batch
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
-from finetune_trainer.prepare.plan.comparison import fitted
+from finetune_trainer.prepare.plan.cross_entropy import cross_entropy_of
 from finetune_trainer.prepare.plan.draft import Draft, Workload
 from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_block
 from finetune_trainer.prepare.plan.estimate import prediction_of
@@ -18,10 +18,10 @@ from finetune_trainer.prepare.plan.experts import note_mixture
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.kernels import kernels_of, note_kernels
 from finetune_trainer.prepare.plan.lora import unsharded
-from finetune_trainer.prepare.plan.loss import cross_entropy_of
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_noise, note_saving
-from finetune_trainer.prepare.plan.planned_loss import passes_beside, preference_of, sequences_of
+from finetune_trainer.prepare.plan.planned_vectors import fitted
+from finetune_trainer.prepare.plan.preference_choice import passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
 from finetune_trainer.prepare.plan.setting import Setting

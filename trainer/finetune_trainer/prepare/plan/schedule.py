@@ -15,7 +15,7 @@ from finetune_trainer.prepare.plan.checkpoint_cost import best_interval, save_se
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.optimizer_choice import rated
-from finetune_trainer.prepare.plan.planned_loss import loss_of
+from finetune_trainer.prepare.plan.preference_choice import preference_loss
 from finetune_trainer.prepare.plan.rates import learning_rate
 
 SEED = 42
@@ -69,7 +69,7 @@ def schedule_of(draft: Draft, rhythm: Rhythm, log: ChoiceLog) -> PlannedSchedule
     """Choose the learning rate, its schedule and the seed of a run with this rhythm."""
     task, model = draft.setting.task, draft.workload.model
     size = Size(model.parameters, draft.workload.architecture.hidden)
-    loss = loss_of(draft.setting, draft.workload.dataset)
+    loss = preference_loss(draft.setting, draft.workload.dataset)
     rate, reason = learning_rate(task, draft.setting.method, model.model_type, size, draft.request.rows, loss)
     rate, reason = rated(draft.setting.optimizer, rate, reason)
     scheduler, why = str(spec_of(task).scheduler.value), spec_of(task).scheduler.source

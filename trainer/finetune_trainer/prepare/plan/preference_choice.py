@@ -16,7 +16,7 @@ SECTION = "spec.preference"
 MOVED_BASE = ("pissa", "olora", "corda", "loftq")
 
 
-def loss_of(setting: Setting, dataset: DatasetFacts) -> PreferenceLoss | None:
+def preference_loss(setting: Setting, dataset: DatasetFacts) -> PreferenceLoss | None:
     """Return the loss of a job: the given one, or the first that fits the rows; None for other tasks."""
     if not spec_of(setting.task).prefers:
         return None
@@ -26,7 +26,7 @@ def loss_of(setting: Setting, dataset: DatasetFacts) -> PreferenceLoss | None:
 
 def preference_of(setting: Setting, dataset: DatasetFacts, log: ChoiceLog) -> PlannedPreference | None:
     """Choose every value of the loss; None for other tasks."""
-    loss = loss_of(setting, dataset)
+    loss = preference_loss(setting, dataset)
     if loss is None:
         return None
     given: Mapping[str, Any] = setting.job.spec.preference.given() if setting.job.spec.preference else {}
@@ -95,7 +95,7 @@ def passes_beside(setting: Setting, dataset: DatasetFacts) -> int:
     The reference with the adapter switched off takes one. KTO takes one more of each model, for completions of other
     prompts (arXiv 2402.01306, section 4.1).
     """
-    loss = loss_of(setting, dataset)
+    loss = preference_loss(setting, dataset)
     if loss is None:
         return 0
     switched = reference_of(setting, loss)[0] == "adapter-off"
