@@ -58,13 +58,22 @@ class Work:
 
 
 def ours(work: Work, scratch: Path, pipe: int) -> None:
-    """Train as an agent runs a worker: DeepSpeed over gloo, a report of every step."""
+    """Train all weights on chats; see `run_worker`."""
+    run_worker(work, scratch, pipe, Task.CAUSAL_LM, MethodType.FULL, learning_rate=RATE)
+
+
+def run_worker(work: Work, scratch: Path, pipe: int, task: Task, method: MethodType, **changes: Any) -> None:
+    """Train as an agent runs a worker: DeepSpeed over gloo, a report of every step.
+
+    Args:
+        changes: further values of the plan.
+    """
     from finetune_trainer.worker.rank_run import run_rank
 
     split = SplitFacts(rows=2000, tokens=0, trained_tokens=0, longest=LONGEST)
     plan: Plan = make_plan(
-        Task.CAUSAL_LM,
-        MethodType.FULL,
+        task,
+        method,
         world=1,
         stage=0,
         dataset=DatasetFacts(sha256="0" * 64, train=split),
@@ -73,12 +82,12 @@ def ours(work: Work, scratch: Path, pipe: int) -> None:
         global_batch=BATCH,
         max_length=LONGEST,
         max_steps=work.steps,
-        learning_rate=RATE,
         warmup_steps=0,
         lr_scheduler_type="constant",
         seed=SEED,
         checkpoint_every_steps=work.steps + 1,
         deepspeed=deepspeed_config(0, None, {}),
+        **changes,
     )
     order = orders(plan, work.model, work.dataset, scratch)[0].model_copy(update={"threads": work.threads})
     sys.exit(int(run_rank(order, pipe)))

@@ -8,7 +8,6 @@ benchmark counts that time.
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.chat_rows import LONGEST, ChatRow
-from benchmarks.contenders import BATCH, RATE, SEED, Work, settings
-from finetune_api.messages import DatasetFacts, MethodType, SplitFacts, Task
-from finetune_api.plan import Plan
+from benchmarks.contenders import BATCH, RATE, SEED, Work, run_worker, settings
+from finetune_api.messages import MethodType, Task
 from finetune_api.preference_losses import PREFERENCE_LOSSES, PreferenceLoss
-from finetune_trainer.prepare.plan.engine import deepspeed_config
 from finetune_trainer.worker.batches.padded import IGNORED
-from tests.local.harness import make_plan, orders
 from tests.support.preferences import Pair, plan_of, write_pairs
 
 LOSS = PreferenceLoss.SIGMOID
@@ -71,33 +67,11 @@ def pair_work(work: Work, rows: list[ChatRow], order: Callable[[int], list[int]]
 
 
 def ours(method: MethodType, given: PairWork, scratch: Path, pipe: int) -> None:
-    """Train as an agent runs a worker: DeepSpeed over gloo, a report of every step."""
-    from finetune_trainer.worker.rank_run import run_rank
-
-    work = given.work
+    """Train with the product's worker; see `contenders.run_worker`."""
+    reference = "adapter-off" if method is MethodType.LORA else "cached"
     changes: dict[str, Any] = {"lora": LORA} if method is MethodType.LORA else {}
-    plan: Plan = make_plan(
-        Task.PREFERENCE,
-        method,
-        world=1,
-        stage=0,
-        dataset=DatasetFacts(sha256="0" * 64, train=SplitFacts(rows=2000, tokens=0, trained_tokens=0, longest=LONGEST)),
-        micro_batch=BATCH,
-        gradient_accumulation=1,
-        global_batch=BATCH,
-        max_length=LONGEST,
-        max_steps=work.steps,
-        learning_rate=PREFERENCE_RATE,
-        warmup_steps=0,
-        lr_scheduler_type="constant",
-        seed=SEED,
-        checkpoint_every_steps=work.steps + 1,
-        preference=plan_of(LOSS, "adapter-off" if method is MethodType.LORA else "cached"),
-        deepspeed=deepspeed_config(0, None, {}),
-        **changes,
-    )
-    order = orders(plan, work.model, work.dataset, scratch)[0].model_copy(update={"threads": work.threads})
-    sys.exit(int(run_rank(order, pipe)))
+    changes |= {"learning_rate": PREFERENCE_RATE, "preference": plan_of(LOSS, reference)}
+    run_worker(given.work, scratch, pipe, Task.PREFERENCE, method, **changes)
 
 
 def trl(method: MethodType, given: PairWork, scratch: Path, pipe: int) -> None:

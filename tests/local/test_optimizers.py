@@ -57,6 +57,12 @@ KINDS = [
     Kind("schedule_free_adamw"),
     Kind("rmsprop", {"momentum": 0.5}, 1e-3),
 ]
+STAGED = [  # the plan refuses the others
+    (kind, stage)
+    for kind in KINDS
+    for stage in (0, 2, 3)
+    if not (OPTIMIZERS[kind.name].whole if stage else OPTIMIZERS[kind.name].sharded)
+]
 
 
 def planned(kind: Kind, method: MethodType, stage: int, **changes: Any) -> Plan:
@@ -102,15 +108,11 @@ def test_a_run_with_8_bit_states_is_exact_after_a_resume_and_the_same_on_one_ran
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(("kind", "stage"), STAGED, ids=str)
 @pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL], ids=str)
-@pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_optimizer_is_exact_after_a_resume_and_the_same_on_one_rank(
     kind: Kind, method: MethodType, stage: int, bench: Bench, llama: Path, tmp_path: Path
 ) -> None:
-    spec = OPTIMIZERS[kind.name]
-    if spec.whole if stage else spec.sharded:
-        pytest.skip("the plan refuses this stage")
     check(kind, method, stage, bench, llama, tmp_path)
 
 
