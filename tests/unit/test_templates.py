@@ -198,6 +198,19 @@ def test_a_template_that_cannot_work_is_refused_before_any_row(template: str, co
     assert caught.value.problems[0].code == code
 
 
+def test_an_older_version_of_a_known_template_is_refused_with_the_name_of_the_known_one(tmp_path: Path):
+    """Qwen3's first models have a template that differs in 20 lines from the one that TRL has a marked version of."""
+    older = templates._shipped()["qwen3"].replace("message.reasoning_content is string", "message.reasoning_content")
+    with pytest.raises(SpecError) as caught:
+        encoder(tmp_path, older)
+    (problem,) = caught.value.problems
+    assert problem.code == "TemplateNotPrefixConsistent"
+    assert "in spec.dataset.chatTemplate, such as qwen3 (another version of this one: 99% of the lines" in problem.cure
+    with pytest.raises(SpecError) as caught:
+        encoder(tmp_path, COUNTS_ALL)
+    assert caught.value.problems[0].cure.endswith("such as chatml")
+
+
 def test_a_file_that_is_no_template_is_refused(tmp_path: Path):
     path = tmp_path / "broken.jinja"
     path.write_text("{% for m in messages %}", "utf-8")

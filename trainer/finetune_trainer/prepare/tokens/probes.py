@@ -67,12 +67,13 @@ def _check(encoder: "Encoder", field: str) -> None:
             reasons.append(error)
     refused = [error for error in reasons if isinstance(error, NotPrefixConsistentError)]
     if refused:
+        other = templates.to_name_instead(encoder.template.inference if encoder.template else "")
         raise SpecError(
             Problem(
                 code="TemplateNotPrefixConsistent",
                 field=field,
                 message=str(refused[0]),
-                cure=f"name a template with generation marks in {templates.FIELD}, such as chatml",
+                cure=f"name a template with generation marks in {templates.FIELD}, such as {other}",
             )
         )
     if len(reasons) == 2:

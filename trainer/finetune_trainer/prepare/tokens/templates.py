@@ -20,6 +20,9 @@ from finetune_trainer.storage import NotFoundError, open_object
 FIELD = "spec.dataset.chatTemplate"
 SUFFIX = ".jinja"
 TRAINING = "_training"
+# Share of equal lines. The two versions of Qwen3's template have 0.87, those of two models 0.8 at most unless the
+# models are of one series.
+NEAR = 0.82
 NONE = "none"  # what a job names to have pairs trained as bare text
 
 # ChatML as Qwen and many others write it, the whole answer with its end within the marks.
@@ -134,6 +137,23 @@ def chat_template(text: str) -> ChatTemplate:
         if stock == text and name + TRAINING in shipped:
             return ChatTemplate(shipped[name + TRAINING], text)
     return ChatTemplate(text, text)
+
+
+def to_name_instead(text: str) -> str:
+    """Return what a job can name in place of a template that hides the answers: the marked one most like it, or chatml.
+
+    Models keep the version of the template that was current when they were published (Qwen3 had two).
+    """
+    lines = text.splitlines()
+    marked = {name: stock for name, stock in _shipped().items() if name + TRAINING in _shipped()}
+    shares = {
+        name: difflib.SequenceMatcher(None, stock.splitlines(), lines, autojunk=False).ratio()
+        for name, stock in marked.items()
+    }
+    nearest = max(shares, key=shares.__getitem__)
+    if shares[nearest] < NEAR:
+        return "chatml"
+    return f"{nearest} (another version of this one: {shares[nearest]:.0%} of the lines are equal)"
 
 
 def with_bos(template: ChatTemplate, bos: str) -> ChatTemplate:
