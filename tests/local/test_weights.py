@@ -140,6 +140,25 @@ def test_embeddings_that_nobody_trained_are_found_by_their_rows(dtype: torch.dty
     assert not found({"type": "lora", "lora": {"modules_to_save": ["embed_tokens", "lm_head"]}}).ids
 
 
+def test_embeddings_that_training_only_pushed_away_are_found_by_their_crowd(tmp_path: Path) -> None:
+    """Gemma 3: <end_of_turn> of the base model differs from 4,000 unused tokens by a tenth of its length."""
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(60, 64, generator=source)
+    unused, end, newline = range(20, 50), 50, 51
+    weight[[*unused, end]] = torch.randn(64, generator=source) + 0.08 * torch.randn(31, 64, generator=source)
+    weight[10] = weight[newline] + 0.05 * torch.randn(64, generator=source)  # one trained neighbour is no crowd
+    path = tmp_path / "model.safetensors"
+    save_file({"model.embed_tokens.weight": weight.to(torch.bfloat16)}, path)
+    found = untrained_tokens(
+        MethodSpec.model_validate_json('{"type": "lora"}'),
+        lambda: {path.name: header_of(path)},
+        lambda name: partial(FolderStore(tmp_path).read, name),
+        {f"<{number}>": number for number in (*range(8, 12), *unused, end, newline)},
+        (8, end, newline),
+    )
+    assert found.ids == {"<50>": end}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_fits_itself_and_lacks_only_heads(family: str, tmp_path: Path) -> None:
     folder = MAKERS[family](tmp_path / "model")

@@ -1,25 +1,33 @@
 """Untrained rows of a model's input embedding, read from the safetensors files by byte ranges: a few rows, not
 the weights.
 
-Base models come with tokens that their training never saw, such as the marks of chats: their rows are zero, or all are
-equal to the row that they began with.
+Base models come with tokens that their training never saw, such as the marks of chats: their rows are zero, or equal to
+the row that they began with, or pushed the same way. The last is so where the matrix is the output embedding too: each
+step lowers the scores of all tokens that did not come, along one direction. In Gemma 3 of 270 million parameters,
+`<end_of_turn>` has a cosine of 0.98 or more with 4,322 unused tokens of 6,413, a newline 0.59 at most with any.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune_api.messages import MethodType
 from finetune_api.v1alpha1 import MethodSpec
 from finetune_trainer.prepare.headers import Header, Read
 from finetune_trainer.prepare.observed.untrained import UntrainedTokens
 
+Row = npt.NDArray[np.float32]
+
 # the input embedding of decoders by the end of its name
 NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "output_layer.weight")  # the output embedding, where it is not the same
 GAP = 16  # rows
-SIGN = {"F32": (4, 0x7F), "F16": (2, 0x7F), "BF16": (2, 0x7F)}  # bytes of a number; its last byte without the sign
+# numpy has no bfloat16
+FORMATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+NEAR = 0.98  # cosine
+CROWD = 3  # other tokens so near: two that were trained may be
 
 
 def untrained_tokens(
@@ -46,17 +54,21 @@ def untrained_tokens(
     # single rows are trained of the input embedding, and of an output embedding only if it is the same matrix
     trained = set((lora.trainable_token_indices if lora and len(modules) == 1 else None) or ())
     rows = _rows(files, reader, sorted(set(added.values())))
-    alike: dict[bytes, int] = defaultdict(int)
-    for row in rows.values():
-        alike[row] += 1
     names = {number: token for token, number in added.items()}
-    found = {
-        names[number]: number
-        for number in sorted(marks)
-        if number in names and number in rows and number not in trained
-        if not any(rows[number]) or alike[rows[number]] > 1
-    }
-    return UntrainedTokens(found, modules)
+    asked = [number for number in sorted(marks) if number in names and number in rows and number not in trained]
+    return UntrainedTokens({names[number]: number for number in asked if _is_untrained(number, rows)}, modules)
+
+
+def _is_untrained(number: int, rows: Mapping[int, Row]) -> bool:
+    """Return whether a row is zero, or equal to another one, or nearly parallel to several."""
+    row = rows[number]
+    if not row.any():
+        return True
+    others = np.stack([one for other, one in rows.items() if other != number] or [np.zeros_like(row)])
+    if bool((others == row).all(axis=1).any()):
+        return True
+    lengths = np.linalg.norm(others, axis=1) * np.linalg.norm(row)
+    return int((others @ row >= NEAR * np.maximum(lengths, np.finfo(np.float32).tiny)).sum()) >= CROWD
 
 
 def _modules(headers: Mapping[str, Header], ends: tuple[str, ...]) -> list[str]:
@@ -65,25 +77,30 @@ def _modules(headers: Mapping[str, Header], ends: tuple[str, ...]) -> list[str]:
     return [name.removesuffix(".weight").rpartition(".")[2] for name in names]
 
 
-def _rows(headers: Mapping[str, Header], reader: Callable[[str], Read], ids: Sequence[int]) -> dict[int, bytes]:
-    """Return the embeddings of some tokens, without the signs of zeros; none if no file has a known embedding."""
+def _rows(headers: Mapping[str, Header], reader: Callable[[str], Read], ids: Sequence[int]) -> dict[int, Row]:
+    """Return the embeddings of some tokens, float32 [width]; none if no file has a known embedding."""
     for file, header in headers.items():
         for name, tensor in header.tensors.items():
             shape = header.shapes[name]
-            if not name.endswith(NAMES) or len(shape) != 2 or tensor.dtype not in SIGN:
+            if not name.endswith(NAMES) or len(shape) != 2 or tensor.dtype not in FORMATS:
                 continue
             count, width = shape
-            size, unsigned = SIGN[tensor.dtype]
-            read, rows = reader(file), dict[int, bytes]()
+            form = FORMATS[tensor.dtype]
+            read, rows = reader(file), dict[int, Row]()
             for first, last in _runs([number for number in ids if number < count]):
-                start = tensor.start + first * width * size
-                raw = read(start, start + (last - first + 1) * width * size)
-                values = np.frombuffer(raw, np.uint8).reshape(-1, width, size).copy()
-                zero = ~((values[..., -1] & unsigned).any(axis=1) | values[..., :-1].any(axis=(1, 2)))
-                values[zero] = 0
-                rows |= {number: values[number - first].tobytes() for number in ids if first <= number <= last}
+                start = tensor.start + first * width * form.itemsize
+                raw = read(start, start + (last - first + 1) * width * form.itemsize)
+                values = _floats(np.frombuffer(raw, form)).reshape(-1, width)
+                rows |= {number: values[number - first] for number in ids if first <= number <= last}
             return rows
     return {}
+
+
+def _floats(values: npt.NDArray[Any]) -> Row:
+    """Return numbers as float32; bfloat16 is the upper half of one."""
+    if values.dtype == FORMATS["BF16"]:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
 
 
 def _runs(ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -102,5 +102,5 @@ def untrained(split: ObservedSplit, context: Context) -> Iterator[Finding]:
         "UntrainedTokens",
         f"the chat template writes tokens with embeddings that were never trained, and LoRA does not train: {named}",
         f"set spec.method.lora.{cure}, or use a template whose marks the model knows",
-        "rows of the input embedding that are zero, or equal",
+        "rows of the input embedding that are zero, equal, or nearly parallel to those of several other added tokens",
     )
