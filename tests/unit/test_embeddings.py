@@ -60,12 +60,20 @@ def test_the_loss_of_several_sizes_is_the_sum_of_sentence_transformers() -> None
 
 
 def test_texts_that_are_right_answers_too_are_no_wrong_choices() -> None:
-    """Rows: a -> p; b -> p; a -> q; c -> a. Of the first, the other p, the q of an equal anchor and a itself are
-    left out; of the last, nothing is."""
+    """Rows: a -> p; b -> p; a -> q; c -> a. Of both rows of a, each other text is p, q or a itself; of the last,
+    nothing is left out."""
     a, b, c, p, q = range(1, 6)
     compared, own = wrong_choices(torch.tensor([[a, p], [b, p], [a, q], [c, a]]))
     assert own.tolist() == [0, 1, 2, 3]
-    assert compared.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]]
+    assert compared.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 1], [0, 0, 1, 0], [1, 1, 1, 1]]
+
+
+def test_an_answer_of_an_equal_anchor_is_no_wrong_choice_in_another_row_either() -> None:
+    """Rows: a -> p, not n; a -> q, not m; b -> q, not p. The first row's q stands in the third row too, and the
+    second row's p is the third row's negative."""
+    a, b, p, q, n, m = range(1, 7)
+    compared, _ = wrong_choices(torch.tensor([[a, p, n], [a, q, m], [b, q, p]]))
+    assert compared.int().tolist() == [[1, 0, 0, 1, 1, 0], [0, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1]]
 
 
 def test_rows_with_fewer_negatives_have_no_further_choice() -> None:

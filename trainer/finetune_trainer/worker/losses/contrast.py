@@ -3,7 +3,7 @@
 The cross entropy of scaled cosine similarities, in which the positives of the other rows, on all ranks, and the
 negatives of all rows are the wrong choices (van den Oord et al. 2018, arXiv 1807.03748, equation 4; Henderson et al.
 2017, arXiv 1705.00652, section 4). sentence-transformers calls it MultipleNegativesRankingLoss. Of texts that are equal
-to the positive or to the anchor, and of the positives of an equal anchor, none is a wrong choice.
+to the positive or to the anchor, and of texts that are equal to the positive of an equal anchor, none is a wrong choice.
 """
 
 from collections.abc import Sequence
@@ -102,10 +102,16 @@ def wrong_choices(texts: torch.Tensor, rows: slice = slice(None)) -> tuple[torch
     """
     anchors, positives = texts[rows, 0, None], texts[rows, 1, None]
     choices = texts[:, 1:].T.reshape(-1)
-    owners = texts.new_full(choices.shape, ABSENT)
-    owners[: len(texts)] = texts[:, 0]
-    equal = (choices == positives) | (choices == anchors) | (owners == anchors) | (choices == ABSENT)
+    equal = (choices == positives) | (choices == anchors) | (choices == ABSENT) | _answers(texts, anchors, choices)
     own = torch.arange(len(texts), device=texts.device)[rows]
     compared = ~equal
     compared[torch.arange(len(own), device=texts.device), own] = True
     return compared, own
+
+
+def _answers(texts: torch.Tensor, anchors: torch.Tensor, choices: torch.Tensor) -> torch.Tensor:
+    """Return which choices are a positive of an equal anchor in any row, bool [anchors, choices]."""
+    same_anchor = anchors == texts[:, 0]
+    same_text = texts[:, 1, None] == choices
+    # a product of matrices, since the number of equal anchors is not known without asking the device
+    return same_anchor.float() @ same_text.float() > 0
