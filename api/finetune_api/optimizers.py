@@ -5,11 +5,29 @@ in every layout, and one that looks at whole matrices or tensors does not: it ru
 or where nothing is sharded (Adafactor, stage 0).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 BITSANDBYTES = "bitsandbytes"
 BLOCK = 256  # numbers of an 8-bit state that share a float32 scale (bitsandbytes 0.50)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers that an argument may have.
+
+    Attributes:
+        rule: in words, after `must be`.
+        hold: whether a number is one of them.
+    """
+
+    rule: str
+    hold: Callable[[float], bool]
+
+
+SHARE = Values("at least 0 and below 1", lambda value: 0 <= value < 1)
+POSITIVE = Values("above 0", lambda value: 0 < value < float("inf"))
+NEGATIVE = Values("below 0", lambda value: -float("inf") < value < 0)
 
 
 @dataclass(frozen=True)
@@ -18,10 +36,12 @@ class Argument:
 
     Attributes:
         kind: what its text is read as.
+        values: the numbers that it may have; those of a truth value do not count.
         state_bytes: bytes per trained parameter that it adds if it is not zero or false.
     """
 
     kind: type[float] | type[int] | type[bool]
+    values: Values = SHARE
     state_bytes: float = 0.0
 
 
@@ -44,6 +64,7 @@ class OptimizerSpec:
         whole: why it needs stage 0; empty = it does not.
         sharded: why it needs stage 1, 2 or 3; empty = it does not.
         scheduler: the one schedule of its learning rate, beside a constant one; empty = every schedule.
+        divides: why the first of `betas` must not be 0; empty = it may be.
         offloads: whether its states may lie in the node's memory beside a GPU.
         deepspeed: its type in DeepSpeed's configuration; empty = the worker makes it.
     """
@@ -62,6 +83,7 @@ class OptimizerSpec:
     whole: str = ""
     sharded: str = ""
     scheduler: str = ""
+    divides: str = ""
     offloads: bool = False
     deepspeed: str = ""
 
@@ -128,7 +150,11 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
         0.1,
         "a number per row and per column of each matrix",
         (2, 2),
-        arguments={"clip_threshold": Argument(float), "decay_rate": Argument(float), "beta1": Argument(float, 4)},
+        arguments={
+            "clip_threshold": Argument(float, POSITIVE),
+            "decay_rate": Argument(float, NEGATIVE),
+            "beta1": Argument(float, state_bytes=4),
+        },
         rate_source="AdamW's rate: an update is clipped to a root mean square of 1 (arXiv 1804.04235, section 6)",
         whole="it keeps sums over rows and columns of whole matrices, and ZeRO gives an optimizer flat shares of them",
     ),
@@ -137,7 +163,11 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
         0,
         "no states",
         (1, 1),
-        arguments={"momentum": Argument(float, 4), "dampening": Argument(float), "nesterov": Argument(bool)},
+        arguments={
+            "momentum": Argument(float, state_bytes=4),
+            "dampening": Argument(float),
+            "nesterov": Argument(bool),
+        },
         rate=None,
         offloads=True,
     ),
@@ -147,10 +177,10 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
         "one mean of squares",
         (2, 1),
         arguments={
-            "momentum": Argument(float, 4),
+            "momentum": Argument(float, state_bytes=4),
             "alpha": Argument(float),
-            "eps": Argument(float),
-            "centered": Argument(bool, 4),
+            "eps": Argument(float, POSITIVE),
+            "centered": Argument(bool, state_bytes=4),
         },
         rate_source="AdamW's rate: the same division by the root mean square of the gradient",
         offloads=True,
@@ -164,6 +194,7 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
         rate_source="AdamW's rate, the least of the 1 to 10 times that its authors recommend (arXiv 2405.15682)",
         sharded="evaluation takes the averaged weights from DeepSpeed's float32 copies, which stage 0 lacks",
         scheduler="constant_with_warmup",
+        divides="the averaged weights are those in training divided by it",
     ),
     "muon": OptimizerSpec(
         "Muon",

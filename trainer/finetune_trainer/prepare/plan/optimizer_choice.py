@@ -59,7 +59,7 @@ def optimizer_choice(job: FineTuneJob, log: ChoiceLog, machine: Machine) -> Chos
     spec = OPTIMIZERS[name]
     problems = [*_excluded(job, log, machine, spec), *_unread(given, spec)]
     arguments, wrong = _read(str(given.get("optim_args", "")), spec)
-    problems += wrong
+    problems += [*wrong, *_unfitting(arguments)]
     if problems:
         raise SpecError(problems)
     if "optim" in given:
@@ -107,6 +107,9 @@ def _unread(given: Mapping[str, Any], spec: OptimizerSpec) -> Iterator[Problem]:
         if name in given and name not in spec.adam:
             message = f"is {given[name]}, and {given['optim']} has no such value"
             yield problem("Conflict", f"spec.training.{name}", message, "leave it out, or use adamw_torch")
+    if spec.divides and given.get("adam_beta1") == 0:
+        message = f"is 0, and {given['optim']} needs a number above 0: {spec.divides}"
+        yield problem("OutOfRange", "spec.training.adam_beta1", message, "leave it out, or set it to such as 0.9")
 
 
 def _adam(given: Mapping[str, Any], spec: OptimizerSpec) -> dict[str, Any]:
@@ -138,9 +141,18 @@ def _read(text: str, spec: OptimizerSpec) -> tuple[dict[str, Any], list[Problem]
             problems.append(_wrong(f"has `{name}` twice", "give it once"))
         elif (read := _value(value, known)) is None:
             problems.append(_wrong(f"has {name}={value}, which is not {_kind(known)}", "correct the value"))
+        elif known.kind is not bool and not known.values.hold(read):
+            problems.append(_wrong(f"has {name}={value}, and it must be {known.values.rule}", "correct the value"))
         else:
             found[name] = read
     return found, problems
+
+
+def _unfitting(arguments: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what torch's SGD refuses."""
+    if arguments.get("nesterov") and (not arguments.get("momentum") or arguments.get("dampening")):
+        message = "has nesterov=true, which needs a momentum above 0 and no dampening"
+        yield _wrong(message, "add such as momentum=0.9 and leave dampening out, or leave nesterov out")
 
 
 def _value(text: str, argument: Argument) -> Any:

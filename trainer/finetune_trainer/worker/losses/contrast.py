@@ -2,8 +2,8 @@
 
 The cross entropy of scaled cosine similarities, in which the positives of the other rows, on all ranks, and the
 negatives of all rows are the wrong choices (van den Oord et al. 2018, arXiv 1807.03748, equation 4; Henderson et al.
-2017, arXiv 1705.00652, section 4). sentence-transformers calls it MultipleNegativesRankingLoss. Of texts that are equal
-to the positive or to the anchor, and of texts that are equal to the positive of an equal anchor, none is a wrong choice.
+2017, arXiv 1705.00652, section 4). sentence-transformers calls it MultipleNegativesRankingLoss. A text is no wrong
+choice if it is equal to the anchor, to its positive, or to the positive of an equal anchor.
 """
 
 from collections.abc import Sequence
