@@ -18,7 +18,7 @@ from finetune_api.tasks import TASKS
 from finetune_api.v1alpha1 import DatasetSpec, FineTuneJob
 from finetune_trainer.model.auto_classes import WRITERS, has_model, is_known, writer_of
 from finetune_trainer.model.families import FAMILIES, family_of, is_proven, positions_of, resolve_task
-from finetune_trainer.prepare.architecture_probe import AnswerStore, ArchitectureProbe, answer_in_a_process, digest_of
+from finetune_trainer.prepare.architecture_probe import AnswerStore, ArchitectureProbe, digest_of
 from finetune_trainer.prepare.data.examples import ExampleLayout
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.lora import frozen_of, lora_of
@@ -269,12 +269,6 @@ def test_modules_that_text_does_not_reach_are_left_out(method: str) -> None:
 QUESTION = ProbeQuestion(
     config={"model_type": "starcoder2"}, task=Task.CAUSAL_LM, method=MethodType.FULL, lora={}, zero_stage=2
 )
-
-
-def test_a_process_that_hangs_gives_no_final_answer(tmp_path: Path) -> None:
-    answer, final = answer_in_a_process(QUESTION, tmp_path, seconds=0.01)
-    assert not final
-    assert (answer.failed, answer.reason) == (ProbeStage.SHRINK, "no answer within 0.01 s")
 
 
 def test_an_answer_is_found_again_for_the_same_question_only(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """The question whether an unproven architecture trains, asked of a process of its own; answers are kept.
 
-An answer holds for an architecture of this shape with a method, a task, a ZeRO stage and these versions of the
-libraries. It is kept on this machine and, by the prepare stage, in the job's storage.
+An answer holds for an architecture of this shape with a method, a task, a ZeRO stage, this code and these versions of
+the libraries. It is kept on this machine and, by the prepare stage, in the job's storage.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,20 +21,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
+import finetune_api
+import finetune_trainer
 from finetune_api.contract import probe_key
-from finetune_api.errors import ModelError, Problem
+from finetune_api.errors import FailureCategory, ModelError, Problem, RunError
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.model.families import family_of, is_proven
 from finetune_trainer.model.files import model_problem
-from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage, probed_as
+from finetune_trainer.probe.question import MachineFault, ProbeAnswer, ProbeQuestion, ProbeStage, probed_as
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
-VERSION = 1  # of what is probed
+# packages whose code a probe runs, beside the API's
+OWN_CODE = ("checkpoints", "dataset", "evaluations", "model", "probe", "process", "worker")
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate")
 SECONDS = 600  # about 20 on an idle machine
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-# errors of the machine, not of the architecture: no disk, no memory, a port that another process took
-OF_THE_MACHINE = ("OSError", "PermissionError", "MemoryError", "DistNetworkError", "ConnectionError")
 # values of config.json that say nothing of a model's code
 WITHOUT_SHAPE = frozenset(
     {
@@ -110,6 +112,7 @@ class ArchitectureProbe:
 
         Raises:
             ModelError: a tiny model of the architecture failed; says where, with the library's last line.
+            RunError: the probe ended without an answer, by a fault of the machine.
         """
         task = probed_as(self.task, family_of(self.model_type).tasks)
         if is_proven(self.model_type) or task is None:
@@ -131,6 +134,8 @@ class ArchitectureProbe:
             answer, final = answer_in_a_process(question, self.work)
             if final:
                 self.answers.keep(digest, answer)
+        if answer.fault:
+            raise _interrupted(self.model_type, answer)
         if answer.failed:
             raise ModelError(self._failed(answer, zero_stage))
         self.report(f"model: a tiny {self.model_type} was trained with ZeRO-{zero_stage}, saved and loaded")
@@ -161,15 +166,47 @@ class ArchitectureProbe:
         return "use a model of another architecture"
 
 
+CURES = {
+    MachineFault.MEMORY: (
+        "give the stage more memory (spec.prepare.resources), or free memory on this machine; then run the job again"
+    ),
+    MachineFault.TIME: (
+        "run the job again when the machine is less busy, or give the stage more CPUs (spec.prepare.resources); if an "
+        "idle machine does not answer either, use a model of another architecture"
+    ),
+    MachineFault.OTHER: (
+        "remove the cause that the message names, such as a full disk or a taken port; then run the job again"
+    ),
+}
+
+
+def _interrupted(model_type: str, answer: ProbeAnswer) -> RunError:
+    assert answer.fault is not None
+    message = f"the probe of {model_type} ended without an answer, at {answer.failed}: {answer.reason}"
+    category = FailureCategory.OUT_OF_MEMORY if answer.fault is MachineFault.MEMORY else FailureCategory.UNKNOWN
+    return RunError(model_problem("ProbeInterrupted", message, CURES[answer.fault]), category)
+
+
 def digest_of(question: ProbeQuestion) -> str:
-    """Return the same for the same question with the same versions of the libraries."""
+    """Return the same for the same question with the same code and the same versions of the libraries."""
     versions = {name: version(name) for name in PACKAGES}
-    whole = [VERSION, versions, question.model_dump(mode="json")]
+    whole = [own_code(), versions, question.model_dump(mode="json")]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
+@functools.cache
+def own_code() -> str:
+    """Return a hash of our code that a probe runs: no answer outlives a change of it."""
+    root, whole = Path(finetune_trainer.__file__).parent, hashlib.sha256()
+    for folder in (Path(finetune_api.__file__).parent, *(root / name for name in OWN_CODE)):
+        for path in sorted(folder.rglob("*.py")):
+            whole.update(f"{path.relative_to(folder.parent)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
 def answer_in_a_process(question: ProbeQuestion, work: Path, seconds: float = SECONDS) -> tuple[ProbeAnswer, bool]:
-    """Return the answer, and whether it is final: a process that was killed may fare better at another time.
+    """Return the answer, and whether it is final: a process that crashed may fare better at another time, and a fault
+    of the machine is no answer.
 
     The process sees no GPU: it is to answer the same wherever it runs, and takes no memory of a GPU.
 
@@ -193,19 +230,30 @@ def answer_in_a_process(question: ProbeQuestion, work: Path, seconds: float = SE
             try:
                 code = process.wait(seconds)
             except subprocess.TimeoutExpired:
-                return ProbeAnswer(failed=_stage_of(answers), reason=f"no answer within {seconds:g} s"), False
+                reason = f"no answer within {seconds:g} s"
+                return ProbeAnswer(failed=_stage_of(answers), reason=reason, fault=MachineFault.TIME), False
             finally:
                 process.kill()
                 process.wait()
         if code == 0:
             answer = ProbeAnswer.model_validate_json(answers.read_text("utf-8").splitlines()[-1])
-            return answer, not answer.reason.startswith(OF_THE_MACHINE) and "allocate memory" not in answer.reason
-        return ProbeAnswer(failed=_stage_of(answers), reason=_end_of(code, log)), False
+            return answer, answer.fault is None
+        return ProbeAnswer(failed=_stage_of(answers), reason=_end_of(code, log), fault=_fault_of(code)), False
 
 
 def _stage_of(answers: Path) -> ProbeStage:
     lines = answers.read_text("utf-8").splitlines()
     return ProbeStage[lines[-1]] if lines else ProbeStage.SHRINK
+
+
+def _fault_of(code: int) -> MachineFault | None:
+    """Return the fault of the machine that ended the process; None for a crash, such as SIGSEGV.
+
+    The process catches what libraries raise, so an exit code of its own is none of theirs.
+    """
+    if -code == signal.SIGKILL:  # the kernel's, for want of memory
+        return MachineFault.MEMORY
+    return MachineFault.OTHER if code > 0 or -code in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) else None
 
 
 def _end_of(code: int, log: Path) -> str:

@@ -15,6 +15,7 @@ from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, ProblemT
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.families import positions_of
+from finetune_trainer.probe.machine_faults import fault_of
 from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage, excluding
 from finetune_trainer.probe.reloaded import reloaded_loss
 from finetune_trainer.probe.tiny_adapter import tiny_adapter
@@ -223,7 +224,7 @@ def answer(question: ProbeQuestion, enter: Callable[[ProbeStage], None]) -> Prob
         try:
             return try_every_stage(question, Path(folder), entered)
         except Exception as error:
-            return ProbeAnswer(failed=at, reason=last_line(error))
+            return ProbeAnswer(failed=at, reason=last_line(error), fault=fault_of(error))
 
 
 def last_line(error: BaseException) -> str:

@@ -24,6 +24,14 @@ class ProbeStage(StrEnum):
     RELOAD = "loading the result with transformers and PEFT alone"
 
 
+class MachineFault(StrEnum):
+    """What ended a probe without an answer."""
+
+    MEMORY = "memory"
+    TIME = "time"
+    OTHER = "other"
+
+
 class ProbeQuestion(Message):
     """An architecture, and how it is to be trained.
 
@@ -46,6 +54,7 @@ class ProbeAnswer(Message):
     Attributes:
         failed: the stage that failed; None if all passed.
         reason: the library's last line, where a stage failed.
+        fault: the machine failed and not the architecture, so this is no answer; None for an answer.
         reserved: positions that hold no token, as RoBERTa's `pad_token_id + 1`: a row is that much shorter.
         unreached: the outermost modules of which nothing that is trained got a gradient, by their names in any depth of
             the model, such as `model.vision_tower`: text does not reach them.
@@ -53,6 +62,7 @@ class ProbeAnswer(Message):
 
     failed: ProbeStage | None = None
     reason: str = ""
+    fault: MachineFault | None = None
     reserved: int = 0
     unreached: tuple[str, ...] = ()
 
