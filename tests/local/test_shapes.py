@@ -202,6 +202,20 @@ def test_kept_bytes_of_a_model_that_cannot_be_traced_are_those_of_the_papers_equ
     assert kept.layers.quadratic == pytest.approx(2 * 5 * 4 * 2)
 
 
+@pytest.mark.parametrize("model_type", ["mpnet", "jetmoe", "albert", "bert", "deberta-v2"])
+def test_a_model_recomputes_activations_if_transformers_lets_it(model_type: str) -> None:
+    values = AutoConfig.for_model(model_type).to_dict() | {"num_hidden_layers": 1}
+    made = architecture_of(values, Task.MASKED_LM if model_type != "jetmoe" else Task.CAUSAL_LM)
+    with torch.device("meta"):
+        model = AutoModel.from_config(AutoConfig.for_model(**values))
+    if made.recomputes:
+        model.activation_checkpointing_enable()
+    else:
+        with pytest.raises(ValueError, match="checkpointing"):
+            model.activation_checkpointing_enable()
+    assert made.recomputes == (model_type in ("bert", "deberta-v2"))
+
+
 def test_names_and_patterns_of_modules_are_pefts() -> None:
     def trained(**lora: Any) -> int:
         return architecture_of(config("llama"), Task.CAUSAL_LM, lora).kept[MethodType.LORA].trained

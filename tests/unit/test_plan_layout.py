@@ -16,6 +16,7 @@ from tests.unit.plan_models import decoder, encoder
 from tests.unit.test_planner import choice, dataset, planned
 
 SEVEN_BILLION = decoder()
+A100 = GpuHint("NVIDIA-A100-SXM4-80GB", 80 << 10)
 
 
 def on_gpus(gib: int, gpus: int = 8, method: str = "full", longest: int = 2048, **spec: Any) -> Plan:
@@ -48,6 +49,32 @@ def test_scarce_memory_is_saved_step_by_step_the_cheapest_first() -> None:
     assert least.layout.zero_stage == 3
     assert choice(least, "spec.deepspeed.stage").reason.endswith("over 8 ranks: no much faster layout fits")
     assert choice(scarce, "spec.training.activation_checkpointing").reason == "no much faster layout fits"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "training", "name", "message"),
+    [
+        ("recomputes", {"gradient_checkpointing": True}, "activation_checkpointing", "cannot recompute activations"),
+        ("blocks", {"torch_compile": True}, "torch_compile", "no layers that can be compiled one by one"),
+    ],
+)
+def test_what_the_code_of_a_model_cannot_do_is_refused_before_anything_is_paid(
+    lacks: str, training: dict[str, Any], name: str, message: str
+) -> None:
+    limits = {"limits": {"nvidia.com/gpu": 1}}
+    architecture = SEVEN_BILLION.model_copy(update={lacks: False})
+    with pytest.raises(SpecError) as refused:
+        planned(Task.CAUSAL_LM, dataset(), architecture, 4096, A100, training=training, resourcesPerNode=limits)
+    [problem] = refused.value.problems
+    assert (problem.code, problem.field) == ("NotSupportedYet", f"spec.training.{name}")
+    assert message in problem.message
+
+
+def test_no_layout_recomputes_what_the_model_cannot() -> None:
+    able = request(MethodType.LORA, stage=2)
+    unable = replace(able, architecture=able.architecture.model_copy(update={"recomputes": False}))
+    assert {one.load.recomputed for one in layouts(able)} == {True, False}
+    assert {one.load.recomputed for one in layouts(unable)} == {False}
 
 
 def test_optimizer_states_go_to_the_nodes_memory_only_where_the_job_says_how_much_there_is() -> None:

@@ -91,6 +91,8 @@ class Architecture(Message):
         weight_bytes: bytes per weight that `kept` was counted with: 4 in float32, 2 in 16 bits.
         kept: by method.
         experts, chosen: experts of a layer, and those of them that compute a token; 0 for a model without experts.
+        blocks: whether its layers are blocks of transformers that can be compiled one by one.
+        recomputes: whether transformers' code of the model can recompute activations.
     """
 
     model_type: str
@@ -104,6 +106,8 @@ class Architecture(Message):
     kept: dict[MethodType, Kept]
     experts: int = 0
     chosen: int = 0
+    blocks: bool = True
+    recomputes: bool = True
 
     @cached_property
     def share(self) -> float:

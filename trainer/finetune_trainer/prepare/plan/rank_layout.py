@@ -101,6 +101,14 @@ def check_combination(request: Request) -> None:
     if request.compiled and (request.stage == 3 or request.offload_parameters):
         message = "is true, and ZeRO-3 gathers weights between the operations of a layer, which breaks compiled code up"
         raise SpecError(problem("Conflict", "spec.training.torch_compile", message, "use stage 2, or leave it out"))
+    model_type = request.architecture.model_type
+    if request.compiled and not request.architecture.blocks:
+        message = f"is true, and {model_type} has no layers that can be compiled one by one"
+        raise SpecError(problem("NotSupportedYet", "spec.training.torch_compile", message, "leave it out"))
+    if request.recomputed and not request.architecture.recomputes:
+        message = f"is true, and transformers' code of {model_type} cannot recompute activations"
+        cure = "leave it out, and lower spec.training.per_device_train_batch_size or spec.dataset.maxLength instead"
+        raise SpecError(problem("NotSupportedYet", "spec.training.activation_checkpointing", message, cure))
     if request.stage == 0 and request.offload_optimizer:
         message = "is cpu, and stage is 0; DeepSpeed moves optimizer states only in stage 1 or more"
         raise SpecError(problem("NeedsOther", "spec.deepspeed.offload.optimizer", message, "set stage to 1 or more"))
@@ -145,7 +153,7 @@ def layouts(request: Request) -> Iterator[RankLayout]:
     machine = request.machine
     for stage in _stages(request):
         for optimizer, parameters in _offloads(request, stage):
-            for recomputed in (False, True) if request.recomputed is None else (request.recomputed,):
+            for recomputed in _choices(request.recomputed, request.architecture.recomputes):
                 for micro in micro_batches(request):
                     load = Load(
                         request.architecture,

@@ -87,6 +87,8 @@ def architecture_of(
         kept=kept,
         experts=experts,
         chosen=chosen,
+        blocks=bool(_layers(model)),
+        recomputes=_recomputes(model),
     )
 
 
@@ -132,6 +134,12 @@ def _layers(model: Any) -> list[Any]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _recomputes(model: Any) -> bool:
+    """Return whether `gradient_checkpointing_enable` takes the model (transformers 5.23)."""
+    marked = any(hasattr(module, "gradient_checkpointing") for module in model.modules())
+    return marked and bool(model.supports_gradient_checkpointing)
 
 
 # ---------------------------------------------------------------- what autograd keeps
