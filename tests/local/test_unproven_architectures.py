@@ -10,10 +10,15 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune_api.contract import ExitCode
 from finetune_api.errors import ModelError
+from finetune_api.messages import MethodType, Task
+from finetune_api.tasks import TASKS
 from finetune_api.v1alpha1 import FineTuneJob
+from finetune_trainer.prepare.architecture_probe import answer_in_a_process
 from finetune_trainer.prepare.prepare_stage import inspect
+from finetune_trainer.probe.question import ProbeQuestion
 from tests.local.command import Job
 from tests.support import vanilla
+from tests.support.models.configurations import config_of
 from tests.support.models.unproven import make_camembert, make_mamba, make_starcoder2
 from tests.support.prepared import plain
 
@@ -86,3 +91,24 @@ def test_an_architecture_that_fails_is_refused_with_the_place_and_a_cure(tmp_pat
     assert "mamba with task causal-lm, method lora" in problem.message
     assert "out_proj" in problem.message, "the library's last line"
     assert "spec.method.lora.target_modules" in problem.cure
+
+
+@pytest.mark.parametrize(
+    ("model_type", "task", "method", "unreached"),
+    [
+        ("mpnet", Task.EMBEDDING, MethodType.LORA, ()),
+        ("xlm-roberta", Task.TOKEN_CLASSIFICATION, MethodType.FULL, ()),
+        ("gemma3", Task.EMBEDDING, MethodType.FULL, ("multi_modal_projector", "vision_tower")),
+    ],
+)
+def test_a_tiny_model_learns_the_jobs_own_task(
+    model_type: str, task: Task, method: MethodType, unreached: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The bare Gemma 3 has no `model.` before its names: those of its language model would freeze nothing."""
+    kind = {"task_type": str(TASKS[task].peft_type)}
+    lora = {"r": 4, "target_modules": "all-linear", **kind} if method is MethodType.LORA else {}
+    config = config_of(model_type)
+    question = ProbeQuestion(config=config, task=task, method=method, lora=lora, zero_stage=2)
+    answer, final = answer_in_a_process(question, tmp_path)
+    assert (answer.failed, answer.reason, final) == (None, "", True)
+    assert answer.unreached == unreached

@@ -25,7 +25,7 @@ from finetune_trainer.prepare.plan.lora import frozen_of, lora_of
 from finetune_trainer.prepare.tokens.job_encoder import encoder_for
 from finetune_trainer.prepare.tokens.tokenizer import LoadedTokenizer
 from finetune_trainer.probe.attempt import outermost
-from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage, excluding
+from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage, excluding, probed_as
 from finetune_trainer.probe.shrunk import VOCABULARY, fewer_layers, shrunk
 from finetune_trainer.probe.tiny_adapter import tiny_adapter
 from finetune_trainer.worker.batches.padded import shifted_right
@@ -61,6 +61,23 @@ def test_an_architecture_has_the_tasks_that_transformers_has_models_for(model_ty
     assert not {Task.CAUSAL_LM, Task.MASKED_LM, Task.SEQ2SEQ} & {task for task in Task if _takes(model_type, task)} - {
         *tasks
     }, "an encoder is no decoder, although transformers has a class of it"
+
+
+@pytest.mark.parametrize("model_type", ["mt5", "mbart", "led", "t5gemma"])
+def test_an_encoder_decoder_makes_no_embeddings(model_type: str) -> None:
+    """T5Model stops without `decoder_input_ids`, and MBartModel returns the decoder's last layer."""
+    with pytest.raises(ModelError) as refused:
+        resolve_task({"model_type": model_type}, Task.EMBEDDING)
+    assert refused.value.problems[0].code == "TaskNotSupported"
+
+
+@pytest.mark.parametrize("task", [task for task in Task if task is not Task.PREFERENCE])
+def test_the_tiny_model_is_trained_with_the_jobs_own_task(task: Task) -> None:
+    assert probed_as(task, tuple(Task)) is task
+
+
+def test_a_tiny_model_learns_no_preferences_but_their_class() -> None:
+    assert probed_as(Task.PREFERENCE, (Task.EMBEDDING, Task.CAUSAL_LM)) is Task.CAUSAL_LM
 
 
 def _takes(model_type: str, task: Task) -> bool:

@@ -162,7 +162,10 @@ def _mapped(model_type: str) -> tuple[Task, ...]:
     fitting = [
         task
         for task, spec in TASKS.items()
-        if has_model(spec.auto_class, model_type) and (spec.auto_class == writer or spec.auto_class not in WRITERS)
+        if has_model(spec.auto_class, model_type)
+        and (spec.auto_class == writer or spec.auto_class not in WRITERS)
+        # the bare model of an encoder-decoder reads two texts, and its last layer is the decoder's
+        and not (spec.compares and writer == "AutoModelForSeq2SeqLM")
     ]
     encodes = writer == "AutoModelForMaskedLM"
     return tuple(sorted(fitting, key=lambda task: (spec_of(task).auto_class == writer) is encodes))

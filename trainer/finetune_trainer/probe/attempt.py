@@ -128,7 +128,7 @@ def _plan(question: ProbeQuestion, tiny: TinyModel, reserved: int) -> Plan:
         sha256="0" * 64,
         train=train_rows,
         eval=eval_rows,
-        labels=LABELS if spec.labelled else (),
+        labels=LABELS if spec.named else (),
         problem_type=ProblemType.SINGLE_LABEL if spec.labelled else None,
     )
     flat: dict[str, Any] = {

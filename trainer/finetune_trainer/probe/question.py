@@ -11,7 +11,7 @@ from finetune_api.messages import Message, MethodType, Task
 from finetune_api.tasks import Supervision, spec_of
 
 # what rows of the tiny model can teach, see `tiny_model.write_rows`
-TAUGHT = (Supervision.LABEL, Supervision.CONTINUATION, Supervision.SEQUENCE, Supervision.HIDDEN)
+TAUGHT = tuple(one for one in Supervision if one is not Supervision.PREFERENCE)
 
 
 class ProbeStage(StrEnum):

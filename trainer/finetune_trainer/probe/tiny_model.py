@@ -16,6 +16,7 @@ from finetune_api.tasks import Supervision, spec_of
 from finetune_trainer.model.auto_classes import writer_of
 from finetune_trainer.probe.question import ProbeQuestion
 from finetune_trainer.probe.shrunk import fewer_layers, shrunk
+from finetune_trainer.worker.arrow_rows import IGNORED
 
 ROWS = {"train": 16, "eval": 6}
 TOKENS = (6, 20)  # of a row
@@ -131,6 +132,10 @@ def _taught(
 ) -> dict[str, pa.Array]:
     if kind is Supervision.LABEL:
         return {"label": pa.array([source.randrange(len(LABELS)) for _ in rows], pa.int32())}
+    if kind is Supervision.WORD_LABELS:
+        return {"labels": pa.array([[source.randrange(len(LABELS)) for _ in row[1:]] + [IGNORED] for row in rows], IDS)}
+    if kind is Supervision.CLOSENESS:  # the halves of a row belong together
+        return {"seq_lengths": pa.array([[len(row) // 2, len(row) - len(row) // 2] for row in rows], IDS)}
     if kind is Supervision.SEQUENCE:
         return {"labels": pa.array([[*row[: len(row) // 2], tiny.end] for row in rows], IDS)}
     return {"labels": pa.array(rows, IDS)} if kind is Supervision.CONTINUATION else {}
