@@ -78,6 +78,27 @@ def test_a_span_that_ends_within_a_word_ends_the_word(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "span", "words"),
+    [
+        ("我住在北京市", (3, 5), "我/O 住/O 在/O 北/B-LOC 京/I-LOC 市/O"),
+        ("GPT-4は東京で", (6, 8), "GPT/O -/O 4/O は/O 東/B-LOC 京/I-LOC で/O"),
+        ("อยู่ไทย", (4, 7), "อ/O ยู่/O ไ/B-LOC ท/I-LOC ย/I-LOC"),
+        ("Oslo 서울에", (5, 7), "Oslo/O 서울/B-LOC 에/O"),
+        ("नई दिल्ली में", (0, 9), "नई/B-LOC दिल्ली/I-LOC में/O"),
+        ("cafe\u0301 می‌خواهم", (0, 5), "cafe\u0301/B-LOC می‌خواهم/O"),
+    ],
+)
+def test_a_character_is_a_word_where_a_script_has_no_blanks_and_a_mark_is_part_of_one(
+    text: str, span: tuple[int, int], words: str, tmp_path: Path
+) -> None:
+    """A run of characters that ended with the entity would tell the scores where it ends."""
+    row = {"text": text, "entities": [[*span, "LOC"]]}
+    example = next(checked(tmp_path, [row], TASK).train_examples())
+    found = [example.text[start:end] for start, end in example.words]
+    assert " ".join(f"{word}/{tag}" for word, tag in zip(found, example.tags, strict=True)) == words
+
+
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "a tag too few": ({"tokens": ["a", "b"], "tags": ["O"]}, "UnequalLists", "has 2 words, and 'tags' has 1 tags"),
     "no words": ({"tokens": [], "tags": []}, "EmptyText", "'tokens' has no words"),

@@ -11,7 +11,16 @@ from finetune_trainer.prepare.data.conversation import Wrong
 from finetune_trainer.prepare.data.formats import Code, json_type
 from finetune_trainer.prepare.data.label_values import encodable, label_name
 
-_WORD = re.compile(r"\w+|[^\w\s]")  # the words of a text with spans: a mark of punctuation is a word
+# The words of a text with spans; a mark of punctuation is one. Chinese, Japanese, Thai, Lao, Burmese and Khmer have no
+# blanks between words. A run of their characters that ended where an entity does would tell the scores its borders, so
+# each character is a word. Python's \w lacks combining marks, such as the vowels of Hindi and accents behind a letter.
+_ALONE = "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_MARKS = (
+    "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"
+    "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ecd\u102b-\u103e\u17b4-\u17d3\u3099\u309a\u200c\u200d"
+)
+_INDIC = "\u0900-\u0963\u0966-\u0dff"
+_WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|(?:(?![{_ALONE}])[\w{_MARKS}{_INDIC}])+|[^\w\s]")
 DOCUMENT_MARK = "-DOCSTART-"
 TYPES = ("label", "type", "entity", "entity_group", "tag")  # keys of a span's type in well-known formats
 

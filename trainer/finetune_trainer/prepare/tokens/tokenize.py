@@ -32,7 +32,7 @@ from finetune_trainer.prepare.tokens.keeping import LocalShards, ShardKeeper, To
 from finetune_trainer.prepare.tokens.portion_work import Classes, EncodedPortion, PortionWork
 from finetune_trainer.prepare.tokens.split_writer import SplitWriter, Written
 
-VERSION = 5  # of all that turns examples to tokens: part of every address and index
+VERSION = 6  # of all that turns examples to tokens: part of every address and index
 
 
 @dataclass(frozen=True)
