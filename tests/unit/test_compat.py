@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.muon import original_muon
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
@@ -89,6 +90,8 @@ def test_inductor_has_a_number_of_compiling_processes(monkeypatch: pytest.Monkey
 
 def test_deepspeed_has_what_is_patched_and_called() -> None:
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
+    assert "set_optimizer_flags(config_class, model)" in inspect.getsource(deepspeed.initialize)
+    assert arguments(original_muon._aspect_ratio_scale) == ("rows", "cols")
     for name in ("zero_grad", "zero_optimization", "zero_optimization_partition_weights"):
         assert arguments(getattr(DeepSpeedEngine, name)) == ("self",)
     for name in ("checkpoint_event_prologue", "checkpoint_event_epilogue"):

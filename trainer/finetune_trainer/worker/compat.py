@@ -5,13 +5,15 @@ have each of them, with the expected signature.
 """
 
 import functools
+import math
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import deepspeed.ops
 import torch
 from transformers import Trainer
@@ -86,6 +88,32 @@ def skip_zero_grad(engine: Any) -> None:
     """Let `engine.zero_grad` do nothing. ZeRO's optimizer has zeroed the gradients in its step; transformers (5.17 to
     5.23) calls it again, which walks over all parameters (DeepSpeed 0.19)."""
     engine.zero_grad = lambda: None
+
+
+SET_OPTIMIZER_FLAGS = deepspeed.set_optimizer_flags
+
+
+def correct_muon(beside: Callable[[Any], Iterable[torch.nn.Parameter]], hidden: int) -> None:
+    """Let DeepSpeed's Muon (0.19) step the matrices that it is made for, by as much as AdamW would.
+
+    The root mean square of an orthogonal matrix [rows, columns] is 1 / sqrt(max(rows, columns)). DeepSpeed multiplies
+    it by sqrt(max(1, rows / columns)), so with one rate for all matrices LoRA's B [hidden, r] moved sqrt(hidden / r)
+    times as far as its A. Here each update has the size of a square one (Moonlight, arXiv 2502.16982, section 2.2).
+
+    Args:
+        beside: returns parameters of a model that Muon is not made for; Adam steps them.
+        hidden: width of the model, for which the rate was planned.
+    """
+    from deepspeed.runtime.zero.muon import original_muon
+
+    def set_flags(config: Any, model: Any) -> None:
+        SET_OPTIMIZER_FLAGS(config, model)
+        for parameter in beside(model):
+            if getattr(parameter, "use_muon", False):
+                parameter.use_muon = False
+
+    deepspeed.set_optimizer_flags = set_flags
+    original_muon._aspect_ratio_scale = lambda rows, columns: math.sqrt(max(rows, columns) / hidden)
 
 
 def save_without_embeddings(model: Any) -> torch.nn.Module:

@@ -4,7 +4,7 @@ transformers puts the weights into two groups, of which biases and norms get no 
 weights of a group by its flat shares (ZeRO 1 to 3).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from transformers import Adafactor
 
 from finetune_api.plan import Plan
-from finetune_trainer.worker.compat import uncover_bitsandbytes
+from finetune_trainer.worker.compat import correct_muon, uncover_bitsandbytes
 from finetune_trainer.worker.schedule_free import ScheduleFreeAdamW
 
 MUON = "Muon"
@@ -64,14 +64,38 @@ MAKERS: Mapping[str, Maker] = {
 }
 
 
-def optimizer_of(plan: Plan) -> tuple[Made, dict[str, Any]] | None:
-    """Return class and arguments of the plan's optimizer, as `Trainer` takes them; None = DeepSpeed makes it."""
+def optimizer_of(plan: Plan, model: Any) -> tuple[Made, dict[str, Any]] | None:
+    """Return class and arguments of the plan's optimizer, as `Trainer` takes them; None = DeepSpeed makes it.
+
+    Args:
+        model: as loaded, with its adapter.
+    """
     planned = plan.engine.optimizer
     if plan.engine.deepspeed.get("optimizer", {}).get("type") == MUON:
         # DeepSpeed decorates Muon's update with torch.compile, which needs a compiler; the image has none.
         torch.compiler.set_stance("force_eager")
     if planned is None:
         return None
+    if planned.name == MUON.lower():
+        correct_muon(beside_matrices, int(model.config.get_text_config().hidden_size))
+        return None
     maker = MAKERS[planned.name]
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in planned.arguments.items()}
     return maker.load(), {"lr": plan.schedule.learning_rate, **given, **maker.implied}
+
+
+def beside_matrices(model: Any) -> Iterator[torch.nn.Parameter]:
+    """Yield the weights that Muon is not made for: embeddings, and all heads (Keller Jordan, kellerjordan.github.io,
+    `muon`). DeepSpeed (0.19) goes by the names `embed` and `lm_head`, which GPT-2's `wte`, T5's `shared` and no
+    classifier have.
+
+    Args:
+        model: as loaded, with its adapter.
+    """
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = {id(one) for one in whole.base_model.parameters()}
+    yield from (one for one in whole.parameters() if id(one) not in body)
+    output = whole.get_output_embeddings()
+    for module in (*whole.modules(), *([output] if output is not None else [])):
+        if module is output or isinstance(module, torch.nn.Embedding):
+            yield from module.parameters(recurse=False)

@@ -97,7 +97,7 @@ def train(order: WorkerOrder, reporter: Reporter) -> ExitCode:
         noise=noise_of(plan, model),
         train_dataset=task.viewed(data, plan.schedule.seed),
         data_collator=batching.collate,
-        optimizer_cls_and_kwargs=optimizer_of(plan),
+        optimizer_cls_and_kwargs=optimizer_of(plan, model),
         callbacks=[Cadence(plan), reports, *trackers.callbacks, EarlyStopping(plan), owed, agreement],
     )
     owed.evaluate, owed.save = trainer.evaluate, trainer.save_checkpoint

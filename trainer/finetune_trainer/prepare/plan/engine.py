@@ -76,10 +76,8 @@ def optimizer_block(chosen: ChosenOptimizer, rate: float, hidden: int) -> Mappin
         rate: learning rate.
         hidden: width of the model.
     """
-    if chosen.planned is not None:
-        return None
     if not chosen.spec.deepspeed:
-        return ADAMW
+        return ADAMW if chosen.planned is None else None
     matrices = float(f"{rate * MUON_SCALE * math.sqrt(hidden):.2e}")
     momentum = chosen.arguments.get("momentum", MUON_MOMENTUM)
     params = {**ADAMW["params"], "muon_lr": matrices, "adam_lr": rate, "momentum": momentum}

@@ -42,8 +42,11 @@ class ChosenOptimizer:
 
     @property
     def planned(self) -> PlannedOptimizer | None:
-        """The plan's part; None where DeepSpeed's configuration names the optimizer."""
-        if self.spec.deepspeed or (self.name == DEFAULT and not self.grouped):
+        """The plan's part; None for the AdamW of DeepSpeed's configuration. Muon stands in both: DeepSpeed makes it,
+        and the worker corrects it."""
+        if self.spec.deepspeed:
+            return PlannedOptimizer(name=self.name)
+        if self.name == DEFAULT and not self.grouped:
             return None
         return PlannedOptimizer(name=self.name, arguments=dict(self.arguments))
 
