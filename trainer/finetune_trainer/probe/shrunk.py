@@ -25,7 +25,8 @@ HEAD_COUNTS = frozenset(
     num_decoder_attention_heads num_encoder_attention_heads""")
 )
 KEY_HEADS = frozenset(_names("num_key_value_heads num_kv_heads n_head_kv kv_n_heads num_global_key_value_heads"))
-WIDTHS = frozenset(_names("hidden_size d_model n_embd dim emb_dim embed_dim word_embed_proj_dim pooler_hidden_size"))
+WIDTHS = frozenset(_names("hidden_size d_model n_embd dim emb_dim embed_dim pooler_hidden_size"))
+EMBEDDED = frozenset(_names("embedding_size word_embed_proj_dim"))  # a projection follows if it is not the width
 LIMITS = frozenset(
     _names("""max_position_embeddings n_positions max_seq_len max_sequence_length seq_length
     max_encoder_position_embeddings max_decoder_position_embeddings""")
@@ -43,7 +44,7 @@ MOST: Mapping[str, int] = {
     ),
     **dict.fromkeys(
         _names("""moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size
-        expert_ffn_hidden_size embedding_size projection_dim zero_expert_num"""),
+        expert_ffn_hidden_size projection_dim zero_expert_num"""),
         HIDDEN // 2,
     ),
     "shared_intermediate_size": HIDDEN,
@@ -152,8 +153,8 @@ def _value(name: str, value: Any, width: int, heads: int, ids: Mapping[int, int]
         return value
     if name in WIDTHS:
         return HIDDEN
-    if name == "embedding_size" and value == width:
-        return HIDDEN
+    if name in EMBEDDED:
+        return HIDDEN if value == width else min(value, HIDDEN // 2)
     if name in HEAD_COUNTS:
         return HEADS if value > 2 else value
     if name in KEY_HEADS:

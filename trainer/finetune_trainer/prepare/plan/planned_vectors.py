@@ -20,6 +20,11 @@ def fitted(draft: Draft, log: ChoiceLog) -> PlannedEmbedding | None:
     if planned.dims and max(planned.dims) > width:
         message = f"names {max(planned.dims)}, and the vectors of the model have {width} numbers"
         raise SpecError(problem("OutOfRange", f"{FIELD}.matryoshkaDims", message, f"lower it to {width} or less"))
+    if planned.dims:
+        reason = "given; the loss is the sum over them (arXiv 2205.13147)"
+        if max(planned.dims) < width:
+            reason += f"; of the {width} numbers of a vector those behind {max(planned.dims)} are not trained"
+        log.note(f"{FIELD}.matryoshkaDims", list(planned.dims), reason, True)
     load = draft.layout.load
     rows = load.micro * load.world_size
     reason = (

@@ -40,8 +40,7 @@ def embedding_of(
     pooling = log.settle(f"{FIELD}.pooling", rule, BASE if base.pooling else usual, stated)
     reason = "temperature 0.05, the default of sentence-transformers' MultipleNegativesRankingLoss"
     scale = log.settle(f"{FIELD}.scale", SCALE, reason, given.scale if given else None)
-    if dims := tuple(given.matryoshka_dims) if given else ():
-        log.note(f"{FIELD}.matryoshkaDims", list(dims), "given; the loss is the sum over them (arXiv 2205.13147)", True)
+    dims = tuple(given.matryoshka_dims) if given else ()
     query = _prompt(log, "queryPrompt", base.query_prompt, given.query_prompt if given else None)
     document = _prompt(log, "documentPrompt", base.document_prompt, given.document_prompt if given else None)
     return PlannedEmbedding(
