@@ -162,6 +162,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 4096,
         "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48},
     },
+    "minicpm3": {
+        **{"hidden_size": 2560, "num_hidden_layers": 62, "num_attention_heads": 40, "q_lora_rank": 768},
+        **{"kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64, "vocab_size": 73448},
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+        | {"original_max_position_embeddings": 32768},
+    },
     "gemma3_text": {
         **{"hidden_size": 640, "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1},
         **{"head_dim": 256, "vocab_size": 262144, "sliding_window": 512, "query_pre_attn_scalar": 256},

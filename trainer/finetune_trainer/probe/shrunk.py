@@ -200,7 +200,8 @@ def _nested(name: str, value: Mapping[str, Any], ids: Mapping[int, int], outer: 
 def _rope(value: Mapping[str, Any], outer: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters of rotary positions, whose lists are as long as half of the turned part of a head."""
     share = value.get("partial_rotary_factor") or outer.get("partial_rotary_factor") or 1.0
-    half = int(HIDDEN // HEADS * share) // 2
+    turned = MOST["qk_rope_head_dim"] if outer.get("qk_rope_head_dim") else int(HIDDEN // HEADS * share)
+    half = turned // 2
     made: dict[str, Any] = {}
     for name, one in value.items():
         if isinstance(one, Mapping):
