@@ -69,9 +69,7 @@ def architecture_of(
         lora = lora or {"r": 16, "target_modules": "all-linear", **({"exclude_modules": odd} if odd else {})}
         if not saved:
             adapt.check_module_names(model, lora, linear)
-        adapted = adapt.adapted(model, task, lora, linear, new_tokens)
-        adapt.check_saved(adapted, saved or {})
-        adapt.check_routers(adapted, odd)
+        adapted = _checked(adapt.adapted(model, task, lora, linear, new_tokens), saved or {}, odd)
         beside = _kept(adapted, task, dtype, device, holders)
         whole = adapt.embeddings(adapted) if new_tokens else 0
         kept[MethodType.LORA] = kept[MethodType.QLORA] = beside.model_copy(update={"sharded": whole})
@@ -90,6 +88,13 @@ def architecture_of(
         blocks=bool(_layers(model)),
         recomputes=_recomputes(model),
     )
+
+
+def _checked(adapted: Any, saved: Mapping[str, tuple[int, ...]], odd: Sequence[str]) -> Any:
+    """Return a model with an adapter that fits the saved one, and whose routers can be adapted."""
+    adapt.check_saved(adapted, saved)
+    adapt.check_routers(adapted, odd)
+    return adapted
 
 
 def _parts(model: Any) -> Iterator[Part]:
