@@ -108,7 +108,8 @@ def correct_muon(beside: Callable[[Any], Iterable[torch.nn.Parameter]], hidden: 
 
     def set_flags(config: Any, model: Any) -> None:
         SET_OPTIMIZER_FLAGS(config, model)
-        for parameter in beside(model):
+        flagged: Iterable[Any] = beside(model)
+        for parameter in flagged:
             if getattr(parameter, "use_muon", False):
                 parameter.use_muon = False
 
