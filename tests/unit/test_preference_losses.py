@@ -138,6 +138,19 @@ def test_smoothed_labels_mix_the_losses_of_both_orders(models: Models) -> None:
         assert smooth == pytest.approx(0.8 * plain + 0.2 * swapped)
 
 
+@pytest.mark.parametrize("certain", [(True, False), (False, True), (True, True)])
+def test_orpo_is_finite_where_a_completion_is_certain(certain: tuple[bool, bool], models: Models) -> None:
+    """A short answer of a trained model has probability 1 in float32, and its odds were infinite."""
+    logs = [0.0 if sure else -2.0 for sure in certain]
+    facts = torch.tensor([[*logs, 0.0, 0.0, 1.0, 1.0, 3.0, 5.0]], requires_grad=True)
+    head = head_of(plan_of(PreferenceLoss.ORPO), models.reference)
+    [loss] = head.objective.losses(facts, 5.0)
+    loss.backward()
+    assert math.isfinite(float(loss.detach()))
+    assert facts.grad is not None
+    assert bool(torch.isfinite(facts.grad).all()), facts.grad
+
+
 def test_with_an_adapter_the_reference_is_the_model_without_it(models: Models) -> None:
     plan = plan_of(PreferenceLoss.SIGMOID, reference="adapter-off")
     base = copy.deepcopy(models.reference)

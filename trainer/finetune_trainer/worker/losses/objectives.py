@@ -16,6 +16,7 @@ from finetune_api.plan import PlannedPreference
 from finetune_api.preference_losses import ACCURACIES, KL, PREFERENCE_LOSSES, REWARDS, PreferenceLoss
 
 CHOSEN, REJECTED, MARGINS = REWARDS
+CERTAIN = -(2.0**-24)  # logarithm of the greatest probability below 1 in float32: beyond it 1 - p is 0
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,8 @@ def smoothed(logits: torch.Tensor, swapped: float) -> torch.Tensor:
 
 
 def log_odds(log_probability: torch.Tensor) -> torch.Tensor:
-    """Return log(p / (1 - p)) of log(p)."""
-    return log_probability - torch.log(-torch.expm1(log_probability))
+    """Return log(p / (1 - p)) of log(p), finite and with a finite gradient where p is rounded to 1."""
+    return log_probability - torch.log(-torch.expm1(log_probability.clamp(max=CERTAIN)))
 
 
 PAIR_LOSSES: dict[PreferenceLoss, PairLoss] = {
