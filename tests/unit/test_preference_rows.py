@@ -71,6 +71,19 @@ PAIRS: dict[str, tuple[dict[str, Any], list[Message]]] = {
         {"prompt": [*EARLIER, Q], "chosen": [*EARLIER, Q, YES], "rejected": [*EARLIER, Q, NO]},
         [*EARLIER, Q],
     ),
+    "a system message that only the prompt has": (
+        {"prompt": [said("system", "s"), Q], "chosen": [Q, YES], "rejected": [Q, NO]},
+        [said("system", "s"), Q],
+    ),
+    "a system message before another question": (
+        {"prompt": [said("system", "s"), said("user", "q ")], "chosen": [Q, YES], "rejected": [Q, NO]},
+        [said("system", "s"), Q],
+    ),
+    "earlier turns that only the prompt has": (
+        {"prompt": EARLIER, "chosen": [Q, YES], "rejected": [Q, NO]},
+        [*EARLIER, Q],
+    ),
+    "one message as the prompt": ({"prompt": Q, "chosen": "yes", "rejected": "no"}, [Q]),
     "whole conversations": ({"chosen": [*EARLIER, Q, YES], "rejected": [*EARLIER, Q, NO]}, [*EARLIER, Q]),
     "conversations of ShareGPT, answers as one message": (
         {
@@ -86,6 +99,10 @@ PAIRS: dict[str, tuple[dict[str, Any], list[Message]]] = {
         [Q],
     ),
     "HH-RLHF: dialogues as text": ({"chosen": f"{HH} yes", "rejected": f"{HH} no"}, [*EARLIER, Q]),
+    "a dialogue as the prompt, which the answers repeat": (
+        {"prompt": HH, "chosen": f"{HH} yes", "rejected": f"{HH} no"},
+        [*EARLIER, Q],
+    ),
     "a dialogue as the prompt": ({"prompt": HH, "chosen": " yes", "rejected": " no"}, [*EARLIER, Q]),
 }
 
@@ -109,6 +126,10 @@ BARE: dict[str, tuple[dict[str, Any], tuple[str, str, str]]] = {
         {"chosen": "The sky is blue.", "rejected": "The sky is black."},
         ("The sky is", " blue.", " black."),
     ),
+    "a text that ends a word where the other goes on": (
+        {"chosen": "See the cat sit.", "rejected": "See the cats."},
+        ("See the", " cat sit.", " cats."),
+    ),
 }
 
 
@@ -127,6 +148,11 @@ JUDGED: dict[str, tuple[dict[str, Any], bool]] = {
     "a number": ({"prompt": "q", "completion": "yes", "label": 1}, True),
     "a thumb": ({"prompt": [Q], "completion": [YES], "label": "\N{THUMBS DOWN SIGN}"}, False),
     "a conversation": ({"messages": [Q, YES], "label": "thumbs_up"}, True),
+    "one message as the prompt": ({"prompt": Q, "completion": "yes", "label": "1"}, True),
+    "a dialogue that the answer repeats": (
+        {"prompt": "Human: q\n\nAssistant:", "completion": "Human: q\n\nAssistant: yes", "label": "true"},
+        True,
+    ),
 }
 
 
@@ -177,6 +203,13 @@ def test_a_wrong_pair_is_refused(tmp_path: Path, case: str) -> None:
     assert message in found[1]
 
 
+def test_a_dialogue_that_an_answer_repeats_and_does_not_answer_is_refused(tmp_path: Path) -> None:
+    good = {"prompt": HH, "chosen": " yes", "rejected": " no"}
+    expected = ("EmptyText", "'chosen' is the prompt, and no answer follows")
+    assert fault(tmp_path, {**good, "chosen": HH}, good=good) == expected
+    assert fault(tmp_path, {**good, "chosen": HH}, good=good, template=False) == expected
+
+
 def test_a_label_that_is_neither_good_nor_bad_is_refused(tmp_path: Path) -> None:
     good = {"prompt": "q", "completion": "yes", "label": True}
     code, message = fault(tmp_path, {**good, "label": 4}, good=good)
@@ -189,6 +222,9 @@ def test_all_answers_of_a_prompt_have_one_content(tmp_path: Path) -> None:
     rows = read(tmp_path, first, {**first, "chosen": [NO], "rejected": [YES]}, {**first, "prompt": [Q]})
     hashes = [content_hash(row) for row in rows]
     assert hashes[0] == hashes[1] != hashes[2]
+    longer = [{"chosen": [Q, YES, one, YES], "rejected": [Q, NO, one, NO]} for one in (said("user", "r"), EARLIER[0])]
+    several = {content_hash(row) for row in read(tmp_path, *longer)}
+    assert several == {hashes[2]}, "a later question is a part of the completion"
 
 
 def test_pairs_and_single_answers_are_two_data_sets(tmp_path: Path) -> None:

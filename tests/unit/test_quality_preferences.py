@@ -105,6 +105,23 @@ def test_a_refusal_that_is_rejected_is_no_fault() -> None:
     assert "ModelTalksOfItself" in {one.code for one in report_on(rows, []).findings}
 
 
+def test_both_orders_of_two_answers_of_several_turns_contradict_each_other() -> None:
+    """The two completions have questions of their own, and one prompt."""
+
+    def turns(line: int, prompt: str, *answers: str) -> Example:
+        rows = []
+        for answer in answers:
+            said = (prompt, answer, f"why {answer}", f"because of {answer}")
+            roles = ("user", "assistant", "user", "assistant")
+            messages = tuple({"role": role, "content": one} for role, one in zip(roles, said, strict=True))
+            rows.append(Example(line, "", messages=messages))
+        return replace(rows[0], rejected=rows[1])
+
+    rows = pairs(make=turns)
+    swapped = [replace(row.rejected, rejected=replace(row, rejected=None)) for row in rows[:40] if row.rejected]
+    assert found(report_on([*rows, *swapped], []), "ContradictoryPreferences").count == 80
+
+
 def test_several_pairs_of_one_prompt_are_no_copies() -> None:
     rows = pairs()
     many = [pair(line, rows[line // 4].text, rows[line // 4].completion, rows[line].completion) for line in range(ROWS)]

@@ -21,7 +21,7 @@ from finetune_trainer.prepare.quality.report import QualityReport
 from finetune_trainer.prepare.tokens.tokenize import options_key
 from finetune_trainer.storage import NotFoundError, ObjectStore, read_manifest
 
-READING = 3  # version of all that turns files to examples and splits: what an older one made is not reused
+READING = 4  # version of all that turns files to examples and splits: what an older one made is not reused
 
 
 class _Lead(Message):

@@ -13,7 +13,7 @@ def content_hash(example: Example) -> int:
     Of preferences only the prompt counts: all completions of a prompt are trained, or all of them are held out.
     """
     parts = [example.text, example.completion, *sorted(example.names), *(example.negatives or ())]
-    if example.rejected is not None or example.desirable is not None:
+    if example.prefers:
         return _prompt_hash(example)
     if example.text_pair:
         parts.append(example.text_pair)
@@ -29,9 +29,8 @@ def content_hash(example: Example) -> int:
 
 def _prompt_hash(example: Example) -> int:
     parts = [example.text]
-    for message in example.messages:
-        if message["role"] != "assistant" or message.get("weight", 1) == 0:
-            parts += (message["role"], _said(message))
+    for message in example.asked:  # later questions belong to a completion of several turns
+        parts += (message["role"], _said(message))
     return _hash([*parts, repr(example.tools)])
 
 

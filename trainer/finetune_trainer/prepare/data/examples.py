@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
+from itertools import takewhile
 from typing import Any
 
 from finetune_api.messages import ProblemType
@@ -95,6 +96,17 @@ class Example:
     def completions(self) -> "tuple[Example, ...]":
         """The row once for each of its completions, the better one first."""
         return (self,) if self.rejected is None else (self, self.rejected)
+
+    @property
+    def asked(self) -> tuple[Mapping[str, Any], ...]:
+        """The messages before the first one that carries loss."""
+        silent = takewhile(lambda one: one["role"] != "assistant" or one.get("weight", 1) == 0, self.messages)
+        return tuple(silent)
+
+    @property
+    def prefers(self) -> bool:
+        """Whether the row says which of two completions is better, or whether one is good."""
+        return self.rejected is not None or self.desirable is not None
 
     @property
     def labelled(self) -> bool:

@@ -47,6 +47,8 @@ class PreferenceColumns(Columns):
             prompt, completion = preferences.last_answer(whole, column)
             return replace(self._chat(row, preferences.completed(prompt, completion, column)), desirable=desirable)
         column, asked, answer = self.names["completion"], self._prompt(row), self._completion(row, "completion")
+        if isinstance(asked, str) and isinstance(answer, str):
+            answer = preferences.after(asked, answer, column)
         if self.layout is not ExampleLayout.CHAT:
             if not isinstance(asked, str) or not isinstance(answer, str):
                 raise self._messages_among_texts("completion")
@@ -73,6 +75,8 @@ class PreferenceColumns(Columns):
             return None
         column = self.names["prompt"]
         prompt = list_of(column, self._value(row, "prompt"))
+        if isinstance(prompt, Mapping):
+            return [prompt]
         return encodable(column, prompt) if isinstance(prompt, str) else prompt
 
     def _completion(self, row: Row, part: str) -> Any:

@@ -5,13 +5,14 @@ Two completions have a common prompt, which is a column of its own, or the begin
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import takewhile
 from typing import Any
 
 from finetune_trainer.prepare.data import conversation
 from finetune_trainer.prepare.data.conversation import Message, Wrong
+from finetune_trainer.prepare.data.examples import SYSTEM_ROLES
 from finetune_trainer.prepare.data.formats import Code, json_type
 
 GOOD = frozenset({"true", "1", "1.0", "+1", "yes", "good", "desirable", "chosen", "preferred", "positive"})
@@ -86,7 +87,7 @@ def pair_of(prompt: Any, chosen: Any, rejected: Any, names: Mapping[str, str]) -
     """Return prompt and completions of a row.
 
     Args:
-        prompt: a text or a list of messages; None = the beginning that both completions share.
+        prompt: a text, a list of messages or one message; None = the beginning that both completions share.
         chosen, rejected: texts, messages, or lists of messages: completions, or whole conversations.
         names: the columns of the parts, for messages.
 
@@ -110,7 +111,9 @@ def pair_of(prompt: Any, chosen: Any, rejected: Any, names: Mapping[str, str]) -
             return PairMessages(before, better, worse)
         if _begins_with(better, before) and _begins_with(worse, before):
             return PairMessages(before, better[len(before) :], worse[len(before) :])
-    if prompt is not None and not isinstance(prompt, (str, list)):
+        shared = _shared(better, worse, names)
+        return replace(shared, prompt=_with_earlier(before, shared.prompt))
+    if prompt is not None and not isinstance(prompt, str):
         raise _wrong_prompt(names["prompt"], prompt)
     return _shared(better, worse, names)  # a prompt beside whole conversations repeats their beginning
 
@@ -123,6 +126,18 @@ def _listed(chosen: Any, rejected: Any) -> list[tuple[str, Any]]:
 
 def _begins_with(messages: Sequence[Message], beginning: Sequence[Message]) -> bool:
     return len(messages) > len(beginning) and list(messages[: len(beginning)]) == list(beginning)
+
+
+def _with_earlier(before: Sequence[Message], shared: Sequence[Message]) -> Sequence[Message]:
+    """Return the beginning that conversations share, with what stands in the prompt alone: a system message, or the
+    turns before the conversations."""
+    if list(before[-len(shared) :]) == list(shared):
+        return before
+    if shared[0]["role"] != "user":
+        return shared
+    if before[-1]["role"] == "assistant":
+        return (*before, *shared)
+    return (*takewhile(lambda message: message["role"] in SYSTEM_ROLES, before), *shared)
 
 
 def _shared(chosen: Sequence[Message], rejected: Sequence[Message], names: Mapping[str, str]) -> PairMessages:
@@ -149,7 +164,21 @@ def _of_texts(prompt: Any, chosen: str, rejected: str, names: Mapping[str, str])
         return _common(chosen, rejected, names)
     if not isinstance(prompt, str):
         raise _wrong_prompt(names["prompt"], prompt)
-    return PairTexts(prompt, chosen, rejected)
+    answers = (after(prompt, text, names[part]) for part, text in (("chosen", chosen), ("rejected", rejected)))
+    return PairTexts(prompt, *answers)
+
+
+def after(prompt: str, completion: str, column: str) -> str:
+    """Return a completion without the dialogue that it repeats, where the prompt is one as HH-RLHF writes it.
+
+    Raises:
+        Wrong: nothing follows the dialogue.
+    """
+    if not TURN.match(prompt) or not completion.startswith(prompt):
+        return completion
+    if not (answer := completion[len(prompt) :]).strip():
+        raise Wrong(Code.EMPTY_TEXT, f"{column!r} is the prompt, and no answer follows")
+    return answer
 
 
 def _wrong_prompt(column: str, prompt: Any) -> Wrong:
@@ -169,7 +198,7 @@ def _common(chosen: str, rejected: str, names: Mapping[str, str]) -> PairTexts:
         raise _no_common_prompt(names, "the texts have no common turn of the assistant")
     end = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
     end = min(end, len(chosen) - 1, len(rejected) - 1)
-    while end > 0 and not chosen[end].isspace():  # a word is not parted
+    while end > 0 and not (chosen[end].isspace() and rejected[end].isspace()):  # a word of neither is parted
         end -= 1
     if not chosen[:end].strip():
         raise _no_common_prompt(names, "the texts begin with different words")

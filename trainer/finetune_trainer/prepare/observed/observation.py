@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune_trainer.prepare.data.examples import Example
+from finetune_trainer.prepare.data.examples import SYSTEM_ROLES, Example
 from finetune_trainer.prepare.observed.encoded import Encoded, Remark, RemarkCode
 from finetune_trainer.prepare.observed.fingerprints import SHOWN_CHARACTERS, digest, keys
 from finetune_trainer.prepare.observed.leftovers import Leftovers
 from finetune_trainer.prepare.observed.sample import KEPT_TOKENS, ROWS, TOKEN_ROWS, RowSample, SampledRow, limit_for
 from finetune_trainer.prepare.observed.spill import SpilledColumns, SpilledRows
-from finetune_trainer.prepare.observed.texts import Sides, sides
+from finetune_trainer.prepare.observed.texts import Sides, message_text, sides
 from finetune_trainer.prepare.observed.verdicts import VERDICT, rejected_text, verdict_rows
 
 NO_TOKENS_TRAINED = -1  # in `trained`: the target is a class, or a separate sequence
@@ -117,7 +117,10 @@ class Observation:
         part["answer"] = [_answer_words(example, side) for example, side in zip(examples, both, strict=True)]
         wholes = [side.whole for side in both]
         raw = [whole.encode("utf-8", "replace") for whole in wholes]
-        part["given"] = [digest(side.given.encode("utf-8", "replace"), side.setting) for side in both]
+        part["given"] = [
+            digest(_asked(example, side).encode("utf-8", "replace"), side.setting)
+            for example, side in zip(examples, both, strict=True)
+        ]
         part["content"] = [
             digest(whole, side.setting, example.target_text.encode(), b"%d" % len(side.given), *_judged(example))
             for example, whole, side in zip(examples, raw, both, strict=True)
@@ -275,6 +278,13 @@ class Observation:
                     ids,
                 )
             )
+
+
+def _asked(example: Example, side: Sides) -> str:
+    """Return what is given: of preferences the prompt, as later questions belong to a completion of several turns."""
+    if not example.prefers or not example.messages:
+        return side.given
+    return "\n".join(message_text(one) for one in example.asked if one["role"] not in SYSTEM_ROLES)
 
 
 def _judged(example: Example) -> tuple[bytes, ...]:
