@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from finetune_api.errors import DataError
@@ -15,7 +16,11 @@ from finetune_trainer.prepare.data.detect import open_file
 from finetune_trainer.prepare.data.examples import Example, examples
 from finetune_trainer.prepare.data.formats import Fault
 from finetune_trainer.prepare.data.opening import mixed_layouts
+from finetune_trainer.prepare.data.preferences import Completions
 from finetune_trainer.prepare.data.shapes import columns_of
+from finetune_trainer.prepare.observed.encoded import Encoded
+from finetune_trainer.prepare.tokens.preferred import preferred
+from finetune_trainer.prepare.tokens.token_rows import TokenRows
 
 Message = dict[str, Any]
 
@@ -225,6 +230,14 @@ def test_all_answers_of_a_prompt_have_one_content(tmp_path: Path) -> None:
     longer = [{"chosen": [Q, YES, one, YES], "rejected": [Q, NO, one, NO]} for one in (said("user", "r"), EARLIER[0])]
     several = {content_hash(row) for row in read(tmp_path, *longer)}
     assert several == {hashes[2]}, "a later question is a part of the completion"
+
+
+@pytest.mark.parametrize(("completions", "cut"), [(Completions.UNPAIRED, [False, True]), (Completions.PAIRED, [True])])
+def test_of_a_pair_of_which_one_answer_is_cut_one_is_counted(completions: Completions, cut: list[bool]) -> None:
+    whole, half = (Encoded(np.arange(3, dtype=np.int32), np.ones(3, np.bool_), None, full) for full in (3, 5))
+    pair = preferred(Example(1, "q", rejected=Example(1, "q")), [whole, half], completions)
+    assert isinstance(pair, Encoded)
+    assert TokenRows.of([pair]).cut.tolist() == cut
 
 
 def test_pairs_and_single_answers_are_two_data_sets(tmp_path: Path) -> None:

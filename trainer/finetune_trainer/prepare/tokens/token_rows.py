@@ -98,7 +98,10 @@ class TokenRows:
         lengths, cut = np.array([len(row.ids) for row in rows], np.int32), np.array([row.cut for row in rows], np.bool_)
         if any(row.parts is not None for row in rows):
             parts = [row.parts if row.parts is not None else lengths[at : at + 1] for at, row in enumerate(rows)]
-            lengths, cut = np.concatenate(parts), np.repeat(cut, [len(part) for part in parts])
+            lengths = np.concatenate(parts)
+            cut = np.array(
+                [one for row, part in zip(rows, parts, strict=True) for one in _cuts(row, len(part))], np.bool_
+            )
         return TokenRows(
             ids=_joined([row.ids for row in rows], _NONE),
             lengths=lengths,
@@ -108,6 +111,11 @@ class TokenRows:
             target_lengths=np.array([length for row in rows for length in _target_lengths(row)], np.int32),
             types=_joined([row.types for row in rows if row.types is not None], _NO_TYPES),
         )
+
+
+def _cuts(row: Encoded, parts: int) -> list[bool]:
+    """Return whether each part of a row was cut; a pair says so of each of its completions."""
+    return [answer.cut for answer in row.answers] if len(row.answers) == parts else [row.cut] * parts
 
 
 def _target_lengths(row: Encoded) -> list[int]:
