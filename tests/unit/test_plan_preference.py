@@ -14,6 +14,7 @@ from finetune_api.preference_losses import PreferenceLoss
 from finetune_api.v1alpha1 import parse_job
 from finetune_trainer.prepare.plan import planner
 from finetune_trainer.prepare.plan.draft import Draft, Workload
+from finetune_trainer.prepare.plan.evaluation import evaluation_seconds
 from finetune_trainer.prepare.plan.machine import machine_of
 from finetune_trainer.prepare.plan.setting import setting_of
 from tests.unit.plan_models import decoder
@@ -148,6 +149,58 @@ def test_a_reference_that_is_computed_once_is_in_the_estimate() -> None:
     assert estimate is not None
     assert "reference" in estimate.how
     assert "reference" not in (planned(facts(200)).prediction.estimate or estimate).how
+
+
+def test_the_passes_of_an_evaluation_are_those_of_a_step() -> None:
+    """Of the model and of its reference; with kto also those of completions of other prompts."""
+
+    def seconds(loss: str, method: str = "lora") -> float:
+        data = facts(judged=loss == "kto")
+        sequences = {"per_device_train_batch_size": 4 if data.judged else 2}
+        training = {**sequences, "activation_checkpointing": False}
+        spec = {"preference": {"loss_type": loss}, "deepspeed": {"stage": 2}, "training": training}
+        draft = drafted(data, method={"type": method}, **spec)
+        assert data.eval is not None
+        return evaluation_seconds(draft.layout, draft.machine, data.eval) / data.eval.tokens
+
+    assert seconds("sigmoid") == pytest.approx(2 * seconds("simpo"), rel=0.02)
+    assert seconds("kto") == pytest.approx(4 * seconds("simpo"), rel=0.02)
+    assert seconds("kto", "full") == pytest.approx(2 * seconds("simpo", "full"), rel=0.02)
+    assert seconds("sigmoid", "full") == pytest.approx(seconds("simpo", "full"), rel=0.02)
+
+
+def test_the_reference_of_rows_that_a_short_run_does_not_read_is_not_estimated() -> None:
+    def seconds(steps: int) -> float:
+        training = {"global_batch_size": 16, "max_steps": steps, "eval_steps": 100}
+        how = planned(facts(2000), method={"type": "full"}, training=training).prediction.estimate
+        assert how is not None
+        return float(how.how.rpartition("reference ")[2].split()[0])
+
+    assert seconds(25) == pytest.approx((0.2 + 1) / 2 * seconds(500), rel=0.02)
+
+
+def test_the_passes_of_a_reference_are_in_the_memory_without_an_evaluation() -> None:
+    """They take batches as large as those of an evaluation."""
+    alone = facts(200).model_copy(update={"eval": None})
+    given = {"training": {"per_device_train_batch_size": 2}, "deepspeed": {"stage": 2}}
+
+    def evaluated(**spec: Any) -> int:
+        return drafted(alone, **{**given, **spec}).layout.load.evaluated
+
+    assert evaluated(method={"type": "full"}) == 4
+    assert evaluated(method={"type": "full"}, preference={"loss_type": "simpo"}) == 0
+    assert evaluated() == 0
+
+
+def test_a_value_that_the_loss_of_the_rows_does_not_read_is_refused() -> None:
+    """Without loss_type it is valid until the rows are read: pairs take sigmoid, which reads it."""
+    given = {"preference": {"label_smoothing": 0.2}}
+    assert loss_of(planned(facts(), **given)).label_smoothing == 0.2
+    with pytest.raises(
+        SpecError, match=r"is 0.2, and the loss that fits the rows is kto; only sigmoid or robust"
+    ) as no:
+        planned(facts(judged=True), **given)
+    assert no.value.problems[0].field == "spec.preference.label_smoothing"
 
 
 def test_the_best_checkpoint_is_chosen_by_a_metric_of_the_loss() -> None:

@@ -8,7 +8,7 @@ from finetune_trainer.prepare.plan.checkpoint_cost import LOCAL_DISK, save_secon
 from finetune_trainer.prepare.plan.draft import Draft
 from finetune_trainer.prepare.plan.evaluation import evaluation_seconds, generation_seconds
 from finetune_trainer.prepare.plan.machine import Machine
-from finetune_trainer.prepare.plan.preference_choice import preference_loss, reference_of
+from finetune_trainer.prepare.plan.preference_choice import caches
 from finetune_trainer.prepare.plan.rank_layout import RankLayout
 from finetune_trainer.prepare.plan.schedule import Rhythm
 from finetune_trainer.prepare.plan.speed import flops_per_token, peak_flops, rate, rounded
@@ -43,7 +43,7 @@ def prediction_of(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Pred
     labelled = train.trained_tokens / max(1, train.tokens)
     return Prediction(
         trained=load.trained,
-        flops_per_token=flops_per_token(load, train.tokens / max(1, train.rows), labelled),
+        flops_per_token=flops_per_token(load, train.tokens / max(1, train.rows * load.sequences), labelled),
         peak_flops=peak_flops(load, timed.machine),
         memory=_memory(timed.layout, timed.machine),
         estimate=_estimate(timed, _spent(timed, rhythm, answers)),
@@ -79,18 +79,19 @@ def _spent(timed: Draft, rhythm: Rhythm, answers: PlannedAnswers) -> Spent:
         evaluations=evaluated,
         answers=answered,
         saves=save_seconds(timed.checkpoint_bytes) * rhythm.saves,
-        reference=_reference(timed),
+        reference=_reference(timed, rhythm),
     )
 
 
-def _reference(timed: Draft) -> float:
-    """Return the seconds of the passes that compute the log-probabilities of a reference once."""
+def _reference(timed: Draft, rhythm: Rhythm) -> float:
+    """Return the seconds of the passes that compute the log-probabilities of a reference once, of all rows that the run
+    reads."""
     dataset = timed.workload.dataset
-    loss = preference_loss(timed.setting, dataset)
-    if loss is None or reference_of(timed.setting, loss)[0] != "cached":
+    if not caches(timed.setting, dataset):
         return 0.0
-    splits = [split for split in (dataset.train, dataset.eval) if split is not None]
-    return sum(evaluation_seconds(timed.layout, timed.machine, split) for split in splits)
+    read = min(1.0, rhythm.steps * timed.request.rows / max(1, dataset.train.rows))
+    splits = [(read, dataset.train), *([(1.0, dataset.eval)] if dataset.eval is not None else [])]
+    return sum(share * evaluation_seconds(timed.layout, timed.machine, split) for share, split in splits)
 
 
 def _estimate(timed: Draft, took: Spent) -> Estimate:

@@ -159,18 +159,22 @@ def generation_seconds(layout: RankLayout, machine: Machine, mean: float, tokens
 
 
 def evaluation_seconds(layout: RankLayout, machine: Machine, split: SplitFacts) -> float:
-    """Return how long one evaluation's forward passes over all rows take, roughly, without generated answers."""
+    """Return how long one evaluation's forward passes over all rows take, roughly, without generated answers.
+
+    Preference tuning makes as many passes without gradients as a step makes in all: those of its reference too.
+    """
     load = layout.load
     shape = load.architecture
     tokens = split.tokens / load.world_size
-    scores = 4 * shape.layers * shape.hidden * split.tokens / max(1, split.rows)
+    scores = 4 * shape.layers * shape.hidden * split.tokens / max(1, split.rows * load.sequences)
     batches = split.rows / load.world_size / max(1, load.evaluated or load.micro * EVALUATED)
     layer = LAYER_SECONDS if machine.gpu else machine.pace.token_layer
     gathered = 0.0
     if load.zero_stage == 3 and load.world_size > 1:
         gathered = load.parameters * shape.weight_bytes / bandwidth(machine)
     operations = tokens * (2 * (shape.matrices or shape.parameters) + scores)
-    return operations / forward_rate(load, machine) + batches * (shape.layers * layer + gathered)
+    a_pass = operations / forward_rate(load, machine) + batches * (shape.layers * layer + gathered)
+    return (1 + load.beside) * a_pass
 
 
 def _refuse(rows: int, why: str) -> None:

@@ -63,7 +63,7 @@ def _why_gradients(load: Load, moment: str) -> str:
     if load.on_host:
         return "moved to the node's memory as they are computed"
     if moment == "evaluation":
-        return "none in an evaluation"
+        return "none in a pass without gradients"
     if moment == "step" and load.zero_stage in (1, 2):
         return (
             f"{in_words(load.trained)} trained parameters of 4 bytes, one float32 tensor for the step{_over(load, 1)}"

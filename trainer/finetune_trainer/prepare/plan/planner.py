@@ -21,7 +21,7 @@ from finetune_trainer.prepare.plan.lora import unsharded
 from finetune_trainer.prepare.plan.machine import Pace
 from finetune_trainer.prepare.plan.notes import note_layout, note_noise, note_saving
 from finetune_trainer.prepare.plan.planned_vectors import fitted
-from finetune_trainer.prepare.plan.preference_choice import passes_beside, preference_of, sequences_of
+from finetune_trainer.prepare.plan.preference_choice import caches, passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
 from finetune_trainer.prepare.plan.setting import Setting
@@ -172,7 +172,7 @@ def _request(setting: Setting, workload: Workload, log: ChoiceLog) -> Request:
         offload_parameters=sharded.offload_parameters,
         micro=batch.micro,
         accumulation=batch.accumulation,
-        evaluated=given.get("per_device_eval_batch_size") if dataset.eval else 0,
+        evaluated=given.get("per_device_eval_batch_size") if dataset.eval or caches(setting, dataset) else 0,
         converted=_converted(workload.model, workload.architecture.weight_bytes),
         methods=setting.smaller_methods,
         unsharded=unsharded(job, setting.task, setting.lora),

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, Task
 from finetune_api.plan import PlannedPreference
 from finetune_api.preference_losses import PREFERENCE_LOSSES, SIMPO_MARGIN, PreferenceLoss
 from finetune_api.tasks import spec_of
-from finetune_trainer.prepare.plan.choice_log import ChoiceLog
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog, problem
 from finetune_trainer.prepare.plan.setting import Setting
 
 Reference = Literal["adapter-off", "cached", "none"]
@@ -25,12 +26,20 @@ def preference_loss(setting: Setting, dataset: DatasetFacts) -> PreferenceLoss |
 
 
 def preference_of(setting: Setting, dataset: DatasetFacts, log: ChoiceLog) -> PlannedPreference | None:
-    """Choose every value of the loss; None for other tasks."""
+    """Choose every value of the loss; None for other tasks.
+
+    Raises:
+        SpecError: the rows choose the loss, and a value is given that this loss does not read.
+    """
     loss = preference_loss(setting, dataset)
     if loss is None:
         return None
     given: Mapping[str, Any] = setting.job.spec.preference.given() if setting.job.spec.preference else {}
     facts = PREFERENCE_LOSSES[loss]
+    if (unread := next((name for name in given if name not in read_by(loss)), None)) is not None:
+        readers = " or ".join(other for other in PreferenceLoss if unread in read_by(other))
+        message = f"is {given[unread]:g}, and the loss that fits the rows is {loss}; only {readers} reads it"
+        raise SpecError(problem("Conflict", f"{SECTION}.{unread}", message, "leave it out"))
 
     def chosen(name: str, rule: float, reason: str) -> float:
         return float(log.settle(f"{SECTION}.{name}", rule, reason, given.get(name)))
@@ -60,6 +69,15 @@ def preference_of(setting: Setting, dataset: DatasetFacts, log: ChoiceLog) -> Pl
     )
 
 
+def read_by(loss: PreferenceLoss) -> frozenset[str]:
+    """Return the fields of `spec.preference` that a loss reads."""
+    facts = PREFERENCE_LOSSES[loss]
+    smoothing = ("label_smoothing",) if facts.smooths else ()
+    gamma = ("simpo_gamma",) if loss is PreferenceLoss.SIMPO else ()
+    weights = () if facts.paired else ("desirable_weight", "undesirable_weight")
+    return frozenset(("loss_type", "beta", *smoothing, *gamma, *weights))
+
+
 def reference_of(setting: Setting, loss: PreferenceLoss) -> tuple[Reference, str]:
     """Return where the log-probabilities of the reference come from, and why."""
     if not PREFERENCE_LOSSES[loss].reference:
@@ -82,6 +100,12 @@ def _moved(setting: Setting) -> str:
     if lora.get("bias", "none") != "none":
         return f"bias {lora['bias']} trains biases of the base model"
     return ""
+
+
+def caches(setting: Setting, dataset: DatasetFacts) -> bool:
+    """Return whether the log-probabilities of a reference are computed once, before the first step."""
+    loss = preference_loss(setting, dataset)
+    return loss is not None and reference_of(setting, loss)[0] == "cached"
 
 
 def sequences_of(task: Task, dataset: DatasetFacts) -> int:

@@ -29,7 +29,7 @@ class Request:
         rows: of a step, over all ranks; `rows_given` whether the user says so.
         tokens: of the longest sequence; `mean_tokens` of a sequence on average.
         stage, recomputed, offload_optimizer, offload_parameters, micro, accumulation: as given; None = free.
-        evaluated: rows of a batch of the evaluation; None = as many as the worker takes, 0 = nothing is evaluated.
+        evaluated: as of `Load`; None = as many rows as the worker takes.
         converted: whether the model's files hold its weights in another type than the run's.
         methods: others that the job could be trained with, without any other change.
         sequences: of a row: 2 for a pair of completions; the texts that are compared.

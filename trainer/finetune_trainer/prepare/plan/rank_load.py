@@ -21,7 +21,7 @@ class Load:
         zero_stage: 1 shards optimizer states over the ranks, 2 gradients too, 3 weights too.
         recomputed: whether activations are recomputed in the backward pass.
         chunked: whether the loss makes its logits a chunk at a time, and again in the backward pass.
-        evaluated: rows of a batch of the evaluation; 0 = nothing is evaluated.
+        evaluated: rows of a batch of the evaluation, or of a reference that is computed once; 0 = there is neither.
         converted: whether the model's files hold its weights in another type than the run's.
         sequences: of a row, each of `tokens`: 2 for a pair of completions; the texts that are compared.
         beside: forward passes without gradients beside each pass that trains.

@@ -169,7 +169,7 @@ def flops_per_token(load: Load, tokens: float, labelled: float) -> float:
     labelled tokens only.
 
     Args:
-        tokens: of a row on average: what its tokens attend to.
+        tokens: of a sequence on average: what its tokens attend to.
         labelled: share of the tokens that carry loss.
     """
     shape = load.architecture
