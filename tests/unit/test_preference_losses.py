@@ -24,7 +24,7 @@ from finetune_trainer.worker.batches.preference_rows import lenders
 from finetune_trainer.worker.losses import output_layer, reference_values
 from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan, orders
-from tests.support.models import make_llama
+from tests.support.models import make_llama, make_mixtral, make_phimoe
 from tests.support.preferences import FUSED, PAD, pair_row, pairs, plan_of, single_rows, trl_loss
 
 # TRL and PEFT ask for the older name
@@ -174,6 +174,29 @@ def test_with_an_adapter_the_reference_is_the_model_without_it(models: Models) -
     assert set(gradients(model, summed.total)) == trained
     again = head(model, batch)
     assert torch.equal(again.facts, summed.facts), "without dropout a batch has one loss"
+
+
+NOISY: dict[str, tuple[Any, dict[str, float]]] = {
+    "experts that are drawn": (make_phimoe, {"router_jitter_noise": 0.3}),
+    "noise before a router": (make_mixtral, {"router_jitter_noise": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", NOISY)
+def test_nothing_is_drawn_in_training(case: str, tmp_path: Path) -> None:
+    make, changes = NOISY[case]
+    model = AutoModelForCausalLM.from_pretrained(make(tmp_path, **changes), dtype=torch.float32)
+    plan = plan_of(PreferenceLoss.SIMPO)
+    batch = collated(plan, PaddedTokens(PAD), pairs(4, model.config.vocab_size))
+    head = head_of(plan, model)
+    model.eval()
+    evaluated = head(model, batch).facts
+    model.train()
+    for _ in range(3):
+        assert torch.equal(head(model, batch).facts, evaluated)
+    assert all(
+        one.training for name, one in model.named_modules() if name.endswith(("attn", "experts", "embed_tokens"))
+    )
 
 
 class Counted:

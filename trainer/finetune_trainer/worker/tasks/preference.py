@@ -93,9 +93,9 @@ class Preference(WorkerTask):
     # ------------------------------------------------------------ loss and evaluation
 
     def loss(self, model: torch.nn.Module, further: Mapping[str, torch.nn.Module] = NO_MODELS) -> Head:
-        """Return the loss of completions, of a model without dropout."""
+        """Return the loss of completions, of a model without dropout and without noise in its routers."""
         if switch_off(model):
-            logger.warning("dropout is switched off: the reference and the model must differ by training alone")
+            logger.warning("dropout and noise are switched off: model and reference must differ by training alone")
         adapter = model if self.loss_plan.reference == "adapter-off" else None
         kind = PairHead if self._paired else SingleHead
         self._head = kind(OutputLayer(model, self.plan.engine.loss_head), self.objective, adapter)
