@@ -1,5 +1,6 @@
 """The router's auxiliary loss: transformers' value for a document, and the same sum however documents are batched."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
 from finetune_api.plan import PlannedEngine
+from finetune_api.preference_losses import PreferenceLoss
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
 from finetune_trainer.prepare.plan.experts import Mixture, balance_of, mixture_rules
 from finetune_trainer.worker.attention import use_segmented
@@ -21,6 +23,7 @@ from finetune_trainer.worker.losses.router import with_balance
 from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
 from tests.support.models import make_qwen3_moe
+from tests.support.preferences import pair_row, pairs, plan_of, single_rows
 
 LENGTHS = (17, 5, 30, 9, 17)
 
@@ -82,6 +85,33 @@ def test_an_evaluation_and_recomputed_layers_add_nothing(model: Any) -> None:
         grads.append([one.grad.clone() for one in adapted.parameters() if one.grad is not None])
     assert grads[0]
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(*grads, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("loss", "reference"), [("sigmoid", "adapter-off"), ("kto", "adapter-off"), ("orpo", "none")])
+def test_of_preferences_each_sequence_is_a_document_and_the_reference_adds_nothing(
+    loss: str, reference: str, tmp_path: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(make_qwen3_moe(tmp_path), dtype=torch.float32)
+    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in (one for one in adapted.parameters() if one.requires_grad):
+            weight += 0.5 * torch.randn_like(weight)  # the reference chooses other experts
+    given = pairs(3, base.config.vocab_size)
+    expected, sides = 0.0, [(one, side) for one in given for side in (one.chosen, one.rejected)]
+    for one, side in sides[::2] if loss == "kto" else sides:
+        sequence = [*one.prompt, *side]
+        logits = adapted(input_ids=torch.tensor([sequence]), output_router_logits=True).router_logits
+        expected += len(sequence) * float(torch.as_tensor(load_balancing_loss_func(logits, 4, 2)).detach())
+    preference = plan_of(PreferenceLoss(loss), reference)
+    plan = make_plan(Task.PREFERENCE, MethodType.LORA, preference=preference, engine=PlannedEngine(router_loss=0.01))
+    task = task_of(plan)
+    task.set_up(adapted, 0)
+    head = with_balance(plan, adapted, task.loss(adapted))
+    collate = task.batching(adapted, 0).collate
+    batch = collate(single_rows(given) if loss == "kto" else [pair_row(one) for one in given])
+    assert float(head(adapted, batch).balance.detach()) == pytest.approx(expected, rel=1e-5)
 
 
 BALANCED = Mixture(("mlp.experts.down_proj",), balance=0.001, balanced=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType, Task
-from finetune_api.tasks import spec_of
 from finetune_trainer.model.counts import in_words
 from finetune_trainer.model.families import family_of
 from finetune_trainer.model.mixture import mentions_experts, odd_linears, stacked_weights
@@ -65,8 +64,7 @@ def mixture_of(config: Mapping[str, Any], task: Task) -> Mixture | None:
     if not weights:
         return None
     values = model.config.get_text_config()
-    # no test shows the documents of a batch of preference tuning to be those of the routers
-    has_loss = not spec_of(task).prefers and "output_router_logits" in inspect.signature(type(model).forward).parameters
+    has_loss = "output_router_logits" in inspect.signature(type(model).forward).parameters
     return Mixture(
         weights=_without_layer(weights),
         routers=_without_layer(odd_linears(model)),

@@ -23,7 +23,7 @@ Batch = Mapping[str, Any]
 
 
 class RouterLogits:
-    """The logits of a model's routers, noted while a loss is computed.
+    """The logits of a model's routers, noted while a loss is computed, in passes with gradients.
 
     Args:
         model: a model with routers, or its PeftModel.
@@ -36,7 +36,8 @@ class RouterLogits:
 
     def _note(self, index: int) -> Any:
         def note(module: torch.nn.Module, arguments: Any, outputs: Any) -> None:
-            if self._noted is not None:  # not while activations are recomputed
+            # not while activations are recomputed, and not in a reference's pass
+            if self._noted is not None and torch.is_grad_enabled():
                 logits: torch.Tensor = outputs[index] if isinstance(outputs, tuple) else outputs
                 self._noted.append(logits.flatten(0, -2))
 
