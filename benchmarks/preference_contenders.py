@@ -78,7 +78,7 @@ def trl(method: MethodType, given: PairWork, scratch: Path, pipe: int) -> None:
     """Train with TRL's DPOTrainer, without DeepSpeed; its own defaults, but no recomputation and no bfloat16."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback, set_seed
     from trl import DPOConfig, DPOTrainer
 
@@ -87,8 +87,8 @@ def trl(method: MethodType, given: PairWork, scratch: Path, pipe: int) -> None:
     set_seed(SEED)
     model: Any = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32)
     model.config.use_cache = False
-    if method is MethodType.LORA:
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    # of a model that is wrapped already, TRL copies the adapter: its reference would be a second adapter, not the base
+    adapter = LoraConfig(task_type="CAUSAL_LM", **LORA) if method is MethodType.LORA else None
     rows = [{"prompt_ids": one.prompt, "chosen_ids": one.chosen, "rejected_ids": one.rejected} for one in given.pairs]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=work.tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
 
@@ -110,6 +110,7 @@ def trl(method: MethodType, given: PairWork, scratch: Path, pipe: int) -> None:
         args=DPOConfig(**settings(scratch, work.steps, **changes)),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
+        peft_config=adapter,
         callbacks=[Told()],
     )
     trainer.train()
