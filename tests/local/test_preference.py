@@ -87,6 +87,7 @@ CASES = (
     Case(PreferenceLoss.SIGMOID, MethodType.LORA, ((1, 1, 4), (2, 2, 1), (2, 3, 2)), recomputed=3),
     Case(PreferenceLoss.KTO, MethodType.FULL, ((1, 1, 1), (2, 3, 2)), head="chunked"),
     Case(PreferenceLoss.ORPO, MethodType.FULL, ((1, 1, 1), (2, 2, 4))),
+    pytest.param(Case(PreferenceLoss.SIGMOID, MethodType.QLORA, ((1, 0, 1), (2, 2, 4))), marks=pytest.mark.matrix),
     *(
         pytest.param(Case(loss, method, ALL), marks=pytest.mark.matrix)
         for loss in PreferenceLoss
