@@ -1,4 +1,4 @@
-"""The insides of libraries that `worker/compat.py` depends on are there, with the expected signatures."""
+"""The insides of libraries that the two files `compat.py` depend on are there, with the expected signatures."""
 
 import ast
 import inspect
@@ -16,8 +16,13 @@ from deepspeed.runtime.zero.muon import original_muon
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.modeling_utils import LoadStateDictConfig, remove_tied_weights_from_state_dict
 from transformers.utils import import_utils
 
 from finetune_trainer.worker import compat
@@ -113,6 +118,15 @@ def test_the_libraries_cache_whether_bitsandbytes_is_there() -> None:
         import_utils.is_bitsandbytes_available,
     ):
         assert callable(known.cache_clear)
+
+
+def test_transformers_loads_a_part_of_the_weights_as_the_export_asks_it_to() -> None:
+    assert arguments(convert_and_load_state_dict_in_model)[:3] == ("model", "state_dict", "load_config")
+    assert {"dtype", "dtype_plan", "weight_mapping"} <= set(LoadStateDictConfig.__dataclass_fields__)
+    assert arguments(get_model_conversion_mapping)[0] == "model"
+    named = ("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict")
+    assert arguments(rename_source_key)[:5] == named
+    assert arguments(PreTrainedModel._get_dtype_plan) == ("self", "dtype")
 
 
 def test_no_other_file_of_the_worker_uses_these_names() -> None:
