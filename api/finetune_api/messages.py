@@ -57,6 +57,19 @@ class MethodType(StrEnum):
     FULL = "full"
 
 
+class ExportForm(StrEnum):
+    """What a job exports. For full fine-tuning `merged` is the trained model itself."""
+
+    ADAPTER = "adapter"
+    MERGED = "merged"
+
+    def folder(self, method: MethodType) -> str:
+        """Return the name of its folder below `artifacts/` of a run, and below the folder of `--output`."""
+        if self is ExportForm.ADAPTER:
+            return "adapter"
+        return "model" if method is MethodType.FULL else "merged"
+
+
 class Stage(StrEnum):
     PREPARE = "prepare"
     TRAIN = "train"
@@ -187,15 +200,22 @@ class Artifact(Message):
     """A result of a job.
 
     Attributes:
+        kind: what loads it: PEFT beside its base model, or transformers alone.
+        form: which of the forms that the job asks for; None = made by an earlier version.
         uri: where the files are.
+        digest: `sha256:` and the hash of its MANIFEST.json, which holds the hash of every file.
+        size_bytes: of all files.
         step: step of the checkpoint from which it was made.
         metrics: evaluation of that checkpoint.
         warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
     """
 
     kind: Literal["adapter", "model"]
+    form: ExportForm | None = None
     uri: str
     step: int
+    digest: str = ""
+    size_bytes: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
 

@@ -24,8 +24,18 @@ class Job:
         path = self.folder / "job.yaml"
         job = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "words"}}
         path.write_text(json.dumps({**job, "spec": self.spec}))  # JSON is YAML
-        places = ["--work-dir", str(self.folder / "work"), "--result", str(self.folder / "result.json")]
-        return [sys.executable, "-m", "finetune_trainer.commands.main", "run", str(path), *places, *flags]
+        result = ["--result", str(self.folder / "result.json")]
+        return [*self._program("run", path), *result, *flags]
+
+    def export(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """`finetune export` with the same job."""
+        command = [*self._program("export", self.folder / "job.yaml"), *flags]
+        environ = {**os.environ, **self.environ}
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=600)
+
+    def _program(self, name: str, path: Path) -> list[str]:
+        program = [sys.executable, "-m", "finetune_trainer.commands.main", name, str(path)]
+        return [*program, "--work-dir", str(self.folder / "work")]
 
     def start(self, *flags: str) -> subprocess.Popen[bytes]:
         with (self.folder / "output.log").open("ab") as log:

@@ -25,6 +25,7 @@ from finetune_api.messages import (
 )
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
+from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.export.stage import export
 from finetune_trainer.storage import FolderStore, download_tree, hash_file, upload_tree
 
@@ -98,8 +99,8 @@ class Run:
             self.store.put_file(prefix + path.relative_to(folder).as_posix(), path)
         self.store.put(prefix + File.MANIFEST, checkpoint_manifest(step, metrics, files).to_json().encode())
 
-    def export(self) -> StageResult:
-        return export(self.plan, self.store, RUN, self.work / "export", self.reports.append)
+    def export(self, request: ExportRequest | None = None) -> StageResult:
+        return export(self.plan, self.store, RUN, self.work / "export", request, self.reports.append)
 
     def artifact(self, kind: str) -> Path:
         """The artifact as a user gets it: fetched whole, verified by its manifest."""

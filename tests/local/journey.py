@@ -71,7 +71,7 @@ def travel(job: FineTuneJob, bench: Bench, folder: Path) -> Journey:
     run = bench.run(plan, folder / "model", folder / "dataset", folder / "run", adapter=start)
     assert set(run.exit_codes) == {ExitCode.OK}, run.logs
     _commit(store, plan, folder / "run" / "node-0" / checkpoint_name(plan.schedule.max_steps, 1), run)
-    made = export(plan, store, RUN, folder / "export", lambda line: None).artifacts[0]
+    made = export(plan, store, RUN, folder / "export", report=lambda line: None).artifacts[0]
     download_tree(store, f"{RUN}artifacts/{made.kind}/", folder / "artifact")
     return Journey(plan, run, folder / "model", folder / "dataset", start, folder / "run", folder / "artifact")
 

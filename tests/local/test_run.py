@@ -111,6 +111,27 @@ def test_a_complete_run_says_so_when_run_again(undisturbed: Job) -> None:
     assert undisturbed.result["artifacts"] == before
 
 
+def test_a_complete_run_is_exported_in_other_forms_without_training(undisturbed: Job, tmp_path: Path) -> None:
+    ended = undisturbed.export("--form", "adapter", "--form", "merged", "--output", str(tmp_path / "out"))
+    assert ended.returncode == ExitCode.OK, ended.stdout + ended.stderr
+    assert "merged: from checkpoint" in ended.stdout
+    assert "training" not in ended.stdout
+    from transformers import AutoModelForSequenceClassification
+
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/merged")
+    assert set(merged.config.id2label.values()) == {"noun", "verb", "other"} or len(merged.config.id2label) == 3
+    assert (tmp_path / "out/adapter/adapter_config.json").exists()
+
+
+def test_an_export_before_the_training_is_refused(bert: Path, words: Path, tmp_path: Path) -> None:
+    job = classification(tmp_path, bert, words, f"file://{tmp_path / 'storage'}")
+    job.command()  # writes the file
+    ended = job.export()
+    assert ended.returncode == ExitCode.USER_ERROR
+    assert "this job has no run in its storage" in ended.stdout + ended.stderr
+    assert "finetune run" in ended.stdout + ended.stderr
+
+
 def test_a_run_interrupted_and_killed_goes_on_and_ends_with_the_same_bits(
     undisturbed: Job, bert: Path, words: Path, tmp_path: Path
 ) -> None:

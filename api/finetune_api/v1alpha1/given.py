@@ -199,6 +199,14 @@ def adapter(spec: Given) -> str | None:
     return "is given together with method.lora; the adapter has its own configuration" if has(method, "lora") else None
 
 
+def form_of_method(spec: Given) -> str | None:
+    """Check that an adapter is exported only by a method that trains one."""
+    forms = part(spec, "export").get("forms")
+    if not isinstance(forms, list) or "adapter" not in forms or part(spec, "method").get("type") != "full":
+        return None
+    return "has adapter, but method.type is full, which trains no adapter"
+
+
 def offload(deepspeed: Given) -> str | None:
     """Check that parameters are offloaded only with stage 3."""
     stage, place = deepspeed.get("stage"), part(deepspeed, "offload").get("parameters")

@@ -14,6 +14,7 @@ from finetune_api.v1alpha1.given import (
     checkpointing,
     data_source,
     delimiter,
+    form_of_method,
     has,
     indivisible_ranks,
     missing_schedule_values,
@@ -241,6 +242,25 @@ RULES: tuple[Rule, ...] = (
         cure="write a whole number of devices",
         cel=None,
         says="the number of devices such as nvidia.com/gpu must be whole",
+    ),
+    Rule(
+        at=("spec", "export"),
+        field="forms",
+        code="Conflict",
+        broken=not_with("forms", "merge"),
+        cure="leave merge out, and write `forms: [merged]`, or both forms",
+        cel="!has(self.forms) || !has(self.merge)",
+        says="forms excludes merge: leave merge out",
+    ),
+    Rule(
+        at=("spec",),
+        field="export.forms",
+        code="NoAdapter",
+        broken=form_of_method,
+        cure="write `merged`, which is the trained model, or set method.type to lora or qlora",
+        cel="!has(self.export) || !has(self.export.forms) || !('adapter' in self.export.forms)"
+        " || self.method.type != 'full'",
+        says="export.forms: adapter requires method.type lora or qlora",
     ),
     Rule(
         at=("spec",),

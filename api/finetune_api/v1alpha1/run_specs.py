@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.messages import MethodType
+from finetune_api.messages import ExportForm, MethodType
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.spec_base import (
@@ -173,22 +173,33 @@ class PrepareSpec(StageSpec):
 
 
 class ExportSpec(StageSpec):
-    """What the job exports from the best checkpoint. You can change everything except merge, smokeTestPrompts and
+    """What the job exports from the best checkpoint. You can change everything except smokeTestPrompts and
     priorityClassName at any time."""
 
-    merge: Annotated[
-        bool | None,
-        Later("the export is an adapter for lora and qlora, and a model for full", harmless=(False,)),
-        KeepsData(),
-        Fixed(),
-    ] = None
-    """Merge the adapter into the weights of the model."""
+    forms: Annotated[list[ExportForm], Field(max_length=2), Supported(), KeepsData()] = Field(default_factory=list)
+    """adapter = the adapter alone, merged = the whole model, for lora and qlora with the adapter merged into its
+    weights; omitted = adapter for lora and qlora, merged for full."""
+    merge: Annotated[bool | None, Supported(), KeepsData()] = None
+    """Short for forms: true = [merged]; excludes forms."""
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, Supported(), KeepsData()] = None
+    """Data type of merged weights; omitted = as in the files of the base model."""
     smoke_test_prompts: Annotated[
         list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()
     ] = Field(default_factory=list)
     """Prompts whose answers by the exported model appear in the report."""
     attempt: Annotated[Annotated[int, Field(ge=1, le=999)] | None, Supported(), KeepsData()] = None
     """Number of the export; omitted = 1. Raise it to export again after the job succeeded or the export failed."""
+
+    def wanted(self, method: MethodType) -> tuple[ExportForm, ...]:
+        """Return the forms to export, each once."""
+        if self.forms:
+            return tuple(dict.fromkeys(self.forms))
+        whole = method is MethodType.FULL or self.merge
+        return (ExportForm.MERGED if whole else ExportForm.ADAPTER,)
+
+    def folders(self, method: MethodType) -> tuple[str, ...]:
+        """Return the names of the forms' folders."""
+        return tuple(form.folder(method) for form in self.wanted(method))
 
 
 class BudgetSpec(Kubernetes):

@@ -248,9 +248,15 @@ class ArtifactStatus(Observed):
     """A result of the job."""
 
     kind: Short
-    """Kind of the result: adapter, model or report."""
+    """What loads the result: adapter = PEFT beside the base model, model = transformers alone."""
+    form: Short = ""
+    """The form of spec.export.forms."""
     uri: Sentence
     """Where it lies."""
+    digest: Sentence = ""
+    """Hash of its MANIFEST.json, which holds the hash of every file."""
+    bytes: Whole | None = None
+    """Size of all files."""
     step: Whole | None = None
     """Step of the checkpoint from which the result was made."""
     metrics: Metrics = Field(default_factory=dict)

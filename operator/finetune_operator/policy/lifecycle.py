@@ -246,6 +246,15 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
     if not isinstance(step, Succeeded):
         return []
     return [
-        ArtifactStatus(kind=one.kind, uri=one.uri, step=one.step, metrics=one.metrics, warnings=list(one.warnings))
+        ArtifactStatus(
+            kind=one.kind,
+            form=one.form or "",
+            uri=one.uri,
+            digest=one.digest,
+            bytes=one.size_bytes or None,
+            step=one.step,
+            metrics=one.metrics,
+            warnings=list(one.warnings),
+        )
         for one in step.artifacts
     ]

@@ -15,8 +15,10 @@ from rich.console import Console
 from finetune_api import crd
 from finetune_api.contract import ExitCode
 from finetune_api.errors import Problem
+from finetune_api.messages import ExportForm
 from finetune_trainer.commands import faults
 from finetune_trainer.commands.check import failed_in_json, plan_command, validate_command
+from finetune_trainer.commands.export import export_command
 from finetune_trainer.commands.faults import QuietConsole
 from finetune_trainer.commands.init import init_command
 from finetune_trainer.commands.run import run_command
@@ -79,13 +81,21 @@ def parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", "prepare, train and export on this machine")
     _takes_job(run)
-    run.add_argument("--output", type=Path, metavar="DIR", help="put the artifact into DIR/adapter or DIR/model")
+    _takes_places(run)
     run.add_argument("--fresh", action="store_true", help="start anew instead of going on with the last run")
-    run.add_argument(
-        "--work-dir", type=Path, metavar="DIR", default=Path(".finetune"), help="scratch folder (default: %(default)s)"
-    )
     run.add_argument("--result", type=Path, metavar="FILE", help="write the outcome to this file, as JSON")
     run.set_defaults(command=run_command, after_stop="; the same command goes on from the last checkpoint")
+
+    export = _command(commands, "export", "export a trained run again, or in other forms")
+    _takes_job(export)
+    _takes_places(export)
+    export.add_argument(
+        "--form",
+        action="append",
+        choices=[str(form) for form in ExportForm],
+        help="instead of spec.export.forms; may be given several times",
+    )
+    export.set_defaults(command=export_command)
 
     made = _command(commands, "crd", "print the CustomResourceDefinition")
     made.set_defaults(command=crd_command, data_on_stdout=True)
@@ -146,6 +156,15 @@ def _takes_job(command: argparse.ArgumentParser) -> None:
         "--storage", metavar="URI", help="override spec.storage.uri: s3://bucket/prefix or file://folder"
     )
     command.add_argument("--strict", action="store_true", help="warnings about the data fail, too, with status 65")
+
+
+def _takes_places(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--output", type=Path, metavar="DIR", help="put each artifact into DIR/adapter, DIR/merged or DIR/model"
+    )
+    command.add_argument(
+        "--work-dir", type=Path, metavar="DIR", default=Path(".finetune"), help="scratch folder (default: %(default)s)"
+    )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
+from finetune_api.messages import Artifact
 from finetune_trainer.commands.check import strict, with_warnings
 from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.run.output_paths import probe_file, probe_folder, write_file
@@ -27,11 +29,11 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     from finetune_trainer.run.delivery import Output
 
     here = local.LocalJob.open(job, options.work_dir)
-    output = Output.of(options.output, here) if options.output else None
+    outputs = Output.of_job(options.output, here) if options.output else []
     if here.without_effect:
         screen.show_line("note", f"on this machine these have no effect: {', '.join(here.without_effect)}")
     uid = local.begin_run(here, screen) if options.fresh else local.find_run(here, screen)
-    if output:
+    for output in outputs:
         output.check(uid)
 
     def review() -> None:
@@ -39,14 +41,21 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
             strict(_warnings(here, uid))
 
     result = asyncio.run(local.run_locally(here, uid, screen, review))
-    if output and result.artifacts:
-        result = result.model_copy(update={"output": str(output.deliver(uid, result.artifacts[0]))})
+    delivered = [str(output.deliver(uid)) for output in outputs] if result.artifacts else []
+    if delivered:
+        result = result.model_copy(update={"output": delivered[0]})
     if options.result:
         write_file(options.result, result.to_json(), "--result")
     screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
-    for artifact in result.artifacts:
-        screen.show_line(artifact.kind, result.output or _path(artifact.uri))
+    show_artifacts(screen, result.artifacts, delivered)
     return ExitCode.OK
+
+
+def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str]) -> None:
+    """Show where each artifact is: the folder that the user named, else its place in storage."""
+    places = delivered or [_path(artifact.uri) for artifact in artifacts]
+    for artifact, place in zip(artifacts, places, strict=True):
+        screen.show_line(artifact.form or artifact.kind, place)
 
 
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:

@@ -26,6 +26,7 @@ def card(
     evaluation: StoredEvaluation = NO_EVALUATION,
     *,
     chat: bool = False,
+    merged: bool = False,
 ) -> str:
     """Return the model card, Markdown with the YAML head that the Hugging Face hub reads.
 
@@ -35,15 +36,17 @@ def card(
         versions: package name -> version that made the artifact.
         evaluation: scores of each label, generated answers.
         chat: whether the model was trained on conversations.
+        merged: whether the artifact is a model that the adapter was merged into.
     """
-    adapter = plan.method is not MethodType.FULL
+    trained = "All weights" if plan.method is MethodType.FULL else "A LoRA adapter"
+    adapter = plan.method is not MethodType.FULL and not merged
     parts = [
         _head(plan, base, adapter),
         f"# {plan.model.name}, fine-tuned\n",
-        f"{'A LoRA adapter' if adapter else 'All weights'} after step {step} of {plan.schedule.max_steps}, "
-        f"{_task(plan)}.\n",
+        f"{trained}{', merged into the base model,' if merged else ''} after step {step} of "
+        f"{plan.schedule.max_steps}, {_task(plan)}.\n",
         "## Load it\n",
-        f"```python\n{snippet(plan, base, chat=chat)}```\n",
+        f"```python\n{snippet(plan, base, chat=chat, merged=merged)}```\n",
     ]
     if plan.embedding:
         parts += ["With sentence-transformers:\n", f"```python\n{sentence_snippet()}```\n"]

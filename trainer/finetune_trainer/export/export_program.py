@@ -6,6 +6,7 @@ from finetune_api.contract import ExitCode, File
 from finetune_api.messages import Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
+from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
 
@@ -13,7 +14,8 @@ from finetune_trainer.process.stages import StageInputs, run_stage
 def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
-    return export(plan, given.store, given.run, given.work, given.report)
+    request = ExportRequest.of(given.job.spec.export, plan.method)
+    return export(plan, given.store, given.run, given.work, request, given.report)
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:

@@ -91,13 +91,17 @@ def base_of(model: ModelFacts, store: ObjectStore) -> Base:
     return Base(mirror.removeprefix("file://"), None, False)  # peft takes a folder's path, not its uri
 
 
-def mend(folder: Path, plan: Plan, base: Base) -> None:
-    """Rewrite the configurations of a checkpoint in place: remove paths of the training node, add base and labels."""
+def mend(folder: Path, plan: Plan, base: Base, *, merged: bool = False) -> None:
+    """Rewrite the configurations of a checkpoint in place: remove paths of the training node, add base and labels.
+
+    Args:
+        merged: whether the folder holds a model that an adapter was merged into.
+    """
     if plan.dataset.labels:
         (folder / File.LABELS).write_text(json.dumps(plan.dataset.labels, ensure_ascii=False, indent=1) + "\n", "utf-8")
     if spec_of(plan.task).named or spec_of(plan.task).compares:
         _pad(folder / TOKENIZER_CONFIG)
-    if plan.method is MethodType.FULL:
+    if merged or plan.method is MethodType.FULL:
         config = _read(folder / CONFIG)
         config.pop("_name_or_path", None)
         config.pop("use_cache", None)  # training turns it off; generation would be slow without it

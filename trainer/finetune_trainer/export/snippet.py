@@ -11,13 +11,14 @@ from finetune_trainer.model.families import family_of
 HERE = 'artifact = "."'  # to be replaced outside of the artifact's folder
 
 
-def snippet(plan: Plan, base: Base, *, chat: bool = False) -> str:
+def snippet(plan: Plan, base: Base, *, chat: bool = False, merged: bool = False) -> str:
     """Return the code, for a card and for the terminal.
 
     Args:
         chat: whether the model was trained on conversations, with the chat template of its tokenizer.
+        merged: whether the artifact is a model that the adapter was merged into.
     """
-    adapter = plan.method is not MethodType.FULL
+    adapter = plan.method is not MethodType.FULL and not merged
     auto = spec_of(plan.task).auto_class
     lines = ["import json", "from pathlib import Path", ""] if adapter and plan.dataset.labels else []
     lines += ["import torch"] if plan.embedding else []

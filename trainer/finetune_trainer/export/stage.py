@@ -1,37 +1,30 @@
-"""The export stage: the best committed checkpoint becomes an adapter or a model in Hugging Face's layout.
+"""The export stage: the best committed checkpoint becomes an adapter, a model, or both, in Hugging Face's layout.
 
-The artifact's MANIFEST.json is written last and names its checkpoint, so that a second run reuses a complete artifact.
+An artifact's MANIFEST.json is written last and names its checkpoint, so that a second run reuses a complete artifact.
 """
 
+import hashlib
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from finetune_api.beats import CheckpointId
-from finetune_api.contract import File, dataset_prefix
+from finetune_api.contract import File
 from finetune_api.errors import Problem, StateError
-from finetune_api.messages import Artifact, CheckpointInfo, FileEntry, Stage
+from finetune_api.messages import Artifact, CheckpointInfo, Manifest, Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
-from finetune_api.tasks import spec_of
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
-from finetune_trainer.evaluations.stored import StoredEvaluation, load_evaluation
-from finetune_trainer.export.card import card, installed_versions
-from finetune_trainer.export.ending import end_answers
-from finetune_trainer.export.layout import (
-    CARD,
-    ArtifactFiles,
-    base_of,
-    layout_of,
-    mend,
-)
-from finetune_trainer.export.vectors import describe_vectors
-from finetune_trainer.model.files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
+from finetune_trainer.evaluations.stored import load_evaluation
+from finetune_trainer.export.artifact_files import Source, complete
+from finetune_trainer.export.forms import ExportRequest, FormFiles, write_merged
+from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.storage import (
     CorruptedError,
     ManifestInvalidError,
@@ -48,37 +41,46 @@ MOST_WARNINGS = 3  # of an artifact in the termination message, which has 4,096 
 WEIGHTS_PART = part_prefix(0)  # rank 0 saves the weights, for all ranks
 
 
-def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callable[[str], None] = print) -> StageResult:
-    """Make the run's artifact, unless it exists already.
+def export(
+    plan: Plan,
+    store: ObjectStore,
+    run: str,
+    work: Path,
+    request: ExportRequest | None = None,
+    report: Callable[[str], None] = print,
+) -> StageResult:
+    """Make the run's artifacts from its best checkpoint, except those that exist already.
 
     Args:
         store: the job's storage.
         run: key prefix of the run, with the trailing slash.
-        work: folder for downloads; as large as the weights.
+        work: folder for downloads; as large as the weights, and for a merged model as large as three times the base.
+        request: what to make; None = what the method makes by default.
         report: called with a line for each phase.
 
     Raises:
         StateError: there is no committed checkpoint, or it holds no weights.
         StorageError: the store refused, or a file differs from its manifest.
     """
+    request = request or ExportRequest.by_default(plan.method)
     stored = find_checkpoints(store, run)
     for sentence in stored.unreadable:
         report(sentence)
     if not stored.committed:
         raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
     candidates = [_scored(store, run, plan.evaluation.best_metric, one, report) for one in stored.committed.values()]
-    layout, broken = layout_of(plan.method), ""
-    folder, prefix = work / layout.kind, f"{run}artifacts/{layout.kind}/"
+    forms = [FormFiles.of(form, plan.method) for form in request.forms]
+    layout, checkpoint, broken = layout_of(plan.method), work / "checkpoint", ""
     while True:
         best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
-        info, reason = best.info, _reason(plan, best.info)
-        evaluation = load_evaluation(store, run, info.step)
-        if _made_from(store, prefix) == best.id:
-            note = f"the {layout.kind} of step {info.step} existed already"
+        missing = [one for one in forms if not _is_made(store, one.prefix(run), best.id, request)]
+        reason = _reason(plan, best.info)
+        if not missing:
+            note = f"the {_listed(forms)} of step {best.info.step} existed already"
             break
-        report(f"{layout.kind}: from checkpoint {info.step}, {reason}")
+        report(f"{_listed(missing)}: from checkpoint {best.info.step}, {reason}")
         try:
-            _fetch(store, best, layout, folder)
+            _fetch(store, best, layout, checkpoint)
         except (CorruptedError, NotFoundError) as error:
             candidates.remove(best)
             if not candidates or bucket_is_missing(error):
@@ -86,23 +88,52 @@ def export(plan: Plan, store: ObjectStore, run: str, work: Path, report: Callabl
             broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
             report(broken.removeprefix("; "))
             continue
-        _complete(plan, store, best, evaluation, folder)
-        _clear(store, prefix)
-        made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
-        upload_tree(store, folder, prefix, "artifact", {"kind": layout.kind, **made_from})
-        note = f"from checkpoint {info.step}, {reason}{broken}"
+        note = f"from checkpoint {best.info.step}, {reason}{broken}"
         break
-    artifact = Artifact(
-        kind=layout.kind,
-        uri=f"{store.uri}/{prefix}".rstrip("/"),
-        step=info.step,
-        metrics=info.metrics,
-        warnings=evaluation.record.warnings[:MOST_WARNINGS] if evaluation.record else (),
-    )
-    for warning in artifact.warnings:
+    evaluation = load_evaluation(store, run, best.info.step)
+    source = Source(plan, store, best.info, evaluation, checkpoint)
+    for one in missing:
+        _make(one, source, request, run, work, report)
+    artifacts = tuple(_artifact(one, source, run) for one in forms)
+    for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
-    report(f"{layout.kind}: {artifact.uri}")
-    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), note=note)
+    for artifact, one in zip(artifacts, forms, strict=True):
+        report(f"{one.name}: {artifact.uri}")
+    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, note=note)
+
+
+def _make(
+    form: FormFiles, source: Source, request: ExportRequest, run: str, work: Path, report: Callable[[str], None]
+) -> None:
+    """Make an artifact and commit it."""
+    folder, prefix, info = work / form.name, form.prefix(run), source.info
+    shutil.rmtree(folder, ignore_errors=True)
+    if form.merges:
+        write_merged(source, request.dtype, folder, work / "base", report)
+    else:
+        shutil.copytree(source.checkpoint, folder, copy_function=os.link)
+    complete(source, folder, merged=form.merges)
+    _clear(source.store, prefix)
+    made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
+    settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
+    upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
+    shutil.rmtree(folder)
+
+
+def _artifact(form: FormFiles, source: Source, run: str) -> Artifact:
+    """Return the description of an artifact that is committed."""
+    prefix, record = form.prefix(run), source.evaluation.record
+    raw = source.store.get(prefix + File.MANIFEST)
+    return Artifact(
+        kind=form.kind,
+        form=form.form,
+        uri=f"{source.store.uri}/{prefix}".rstrip("/"),
+        step=source.info.step,
+        digest=f"sha256:{hashlib.sha256(raw).hexdigest()}",
+        size_bytes=sum(entry.size for entry in Manifest.model_validate_json(raw).files),
+        metrics=source.info.metrics,
+        warnings=record.warnings[:MOST_WARNINGS] if record else (),
+    )
 
 
 def _scored(
@@ -138,54 +169,15 @@ def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: P
     download_files(store, prefix, [entries[name] for name in layout.chosen(list(entries))], folder)
 
 
-def _complete(plan: Plan, store: ObjectStore, best: Committed, evaluation: StoredEvaluation, folder: Path) -> None:
-    """Add the files that a user needs beside the weights."""
-    info = best.info
-    download_files(store, plan.model.prefix, _from_base(plan, store, folder), folder)
-    of_dataset = _from_dataset(plan, store)
-    download_files(store, dataset_prefix(plan.dataset.sha256), of_dataset, folder)
-    base = base_of(plan.model, store)
-    mend(folder, plan, base)
-    if plan.embedding:
-        describe_vectors(folder, plan.embedding)
-    end_answers(folder, plan, parse_json(CONFIG, store.get(f"{plan.model.prefix}{CONFIG}")))
-    chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
-    text = card(plan, base, info.step, info.metrics, installed_versions(), evaluation, chat=chat)
-    (folder / CARD).write_text(text, "utf-8")
-
-
-def _from_base(plan: Plan, store: ObjectStore, folder: Path) -> list[FileEntry]:
-    """Return the files of the base model that training does not change and a checkpoint lacks."""
-    manifest = read_manifest(store, plan.model.prefix)
-    if manifest is None:
-        raise NotFoundError(
-            Problem(
-                code="NotCommitted",
-                field="spec.storage.uri",
-                message=f"the mirrored base model {plan.model.prefix} is missing below {store.uri}",
-                cure="run the job again: its prepare stage mirrors the model",
-            )
-        )
-    tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES
-    wanted = tokenizer | ({GENERATION_CONFIG} if spec_of(plan.task).writes else set())
-    return [entry for entry in manifest.files if entry.path in wanted and not (folder / entry.path).exists()]
-
-
-def _from_dataset(plan: Plan, store: ObjectStore) -> list[FileEntry]:
-    """Return the files of the data set that replace those of the base model: the chat template that the data was
-    tokenised with, and with new tokens the tokenizer."""
-    manifest = read_manifest(store, dataset_prefix(plan.dataset.sha256))
-    wanted = TOKENIZER_FILES if plan.new_tokens else {CHAT_TEMPLATE}
-    return [entry for entry in manifest.files if entry.path in wanted] if manifest else []
-
-
-def _made_from(store: ObjectStore, prefix: str) -> CheckpointId | None:
-    """Return the checkpoint that the stored artifact was made from; None without an artifact, or if it names none."""
+def _is_made(store: ObjectStore, prefix: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
+    """Return whether an artifact is stored that was made from a checkpoint with the same settings."""
     try:
         manifest = read_manifest(store, prefix)
-        return None if manifest is None else CheckpointId.model_validate(manifest.info)
+        if manifest is None or manifest.info.get("dtype") != request.dtype:
+            return False
+        return CheckpointId.model_validate(manifest.info) == checkpoint
     except (ManifestInvalidError, ValidationError):
-        return None
+        return False
 
 
 def _clear(store: ObjectStore, prefix: str) -> None:
@@ -193,6 +185,10 @@ def _clear(store: ObjectStore, prefix: str) -> None:
     deletion leaves no committed artifact."""
     store.delete([prefix + File.MANIFEST])
     store.delete([entry.key for entry in store.list(prefix)])
+
+
+def _listed(forms: Sequence[FormFiles]) -> str:
+    return " and ".join(one.name for one in forms)
 
 
 def _reason(plan: Plan, info: CheckpointInfo) -> str:

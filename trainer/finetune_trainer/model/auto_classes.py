@@ -22,6 +22,11 @@ def has_model(auto_class: str, model_type: str) -> bool:
     return model_type in _table(MODELS, f"{_mapping(auto_class)}_NAMES")
 
 
+def class_of(auto_class: str, model_type: str) -> str | None:
+    """Return the name of the class that an Auto class makes of an architecture; None if it has none."""
+    return _table(MODELS, f"{_mapping(auto_class)}_NAMES").get(model_type)
+
+
 def is_known(model_type: str) -> bool:
     """Return whether transformers has a configuration of an architecture."""
     return model_type in _table(CONFIGURATIONS, "CONFIG_MAPPING_NAMES") or has_model("AutoModel", model_type)

@@ -1,4 +1,4 @@
-"""`finetune run --output DIR`: a copy of the artifact in a folder of the user, DIR/adapter or DIR/model.
+"""`finetune run --output DIR`: a copy of each artifact in a folder of the user: DIR/adapter, DIR/merged or DIR/model.
 
 No file in DIR is ever overwritten. An existing folder of that name is accepted only if it holds this very artifact (the
 same MANIFEST.json).
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from finetune_api.contract import File
 from finetune_api.errors import Problem, SpecError
-from finetune_api.messages import Artifact, MethodType
 from finetune_trainer.run.local_run import LocalJob
 from finetune_trainer.run.output_paths import probe_folder, unwritable
 from finetune_trainer.storage import ObjectStore, download_tree, read_manifest
@@ -20,26 +19,27 @@ OPTION = "--output"
 
 @dataclass(frozen=True)
 class Output:
-    """The destination of a job's artifact.
+    """The destination of one of a job's artifacts.
 
     Attributes:
         target: the folder that will hold its files.
+        name: of that folder, and of the artifact's folder in storage.
     """
 
     target: Path
-    kind: str
+    name: str
     local: LocalJob
 
     @classmethod
-    def of(cls, folder: Path, local: LocalJob) -> "Output":
-        """Return the destination in a folder that an option names; create the folder if it is missing.
+    def of_job(cls, folder: Path, local: LocalJob) -> "list[Output]":
+        """Return the destination of every form in a folder that an option names; create the folder if it is missing.
 
         Raises:
             SpecError: the folder cannot be written.
         """
         probe_folder(folder, OPTION)
-        kind = "model" if local.job.spec.method.type is MethodType.FULL else "adapter"
-        return cls(folder.absolute() / kind, kind, local)
+        names = local.job.spec.export.folders(local.job.spec.method.type)
+        return [cls(folder.absolute() / name, name, local) for name in names]
 
     def check(self, uid: str) -> None:
         """Raise SpecError if the destination holds something else; called before training."""
@@ -49,12 +49,12 @@ class Output:
             Problem(
                 code="OutputExists",
                 field=OPTION,
-                message=f"{self.target} exists already and does not hold the {self.kind} of this run ({uid})",
+                message=f"{self.target} exists already and does not hold the {self.name} of this run ({uid})",
                 cure="name another folder, or move that one: existing files are never overwritten",
             )
         )
 
-    def deliver(self, uid: str, artifact: Artifact) -> Path:
+    def deliver(self, uid: str) -> Path:
         """Copy the artifact, whole or not at all, and return its folder.
 
         Raises:
@@ -64,7 +64,7 @@ class Output:
         self.check(uid)
         if self._holds(uid):
             return self.target
-        partial = self.target.with_name(f".{self.kind}.partial")
+        partial = self.target.with_name(f".{self.name}.partial")
         prefix = self._prefix(uid)
         try:
             shutil.rmtree(partial, ignore_errors=True)
@@ -80,7 +80,7 @@ class Output:
         return self.local.store
 
     def _prefix(self, uid: str) -> str:
-        return f"{self.local.run_prefix(uid)}artifacts/{self.kind}/"
+        return f"{self.local.run_prefix(uid)}artifacts/{self.name}/"
 
     def _is_free(self) -> bool:
         return not self.target.exists() or (self.target.is_dir() and not any(self.target.iterdir()))

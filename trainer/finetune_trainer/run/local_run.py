@@ -40,7 +40,7 @@ class RunResult(Message):
     Attributes:
         state: Succeeded, or Planned for a dry run.
         already_complete: whether an earlier invocation had completed the run.
-        output: the artifact's folder below `--output`, if given.
+        output: the first artifact's folder below `--output`, if given.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall-clock time of this invocation.
     """
@@ -185,9 +185,14 @@ class LocalStages:
         return Progress.model_validate_json(self._local.store.get(self._prefix + File.DONE))
 
     def exported(self) -> tuple[Artifact, ...] | None:
-        """Return the artifacts; None if the export stage has not finished."""
+        """Return the artifacts; None if the export stage has not made every form that the job asks for."""
         result = self._folder.result(Stage.EXPORT)
-        return result.artifacts if result and result.succeeded else None
+        if result is None or not result.succeeded:
+            return None
+        spec = self._local.job.spec
+        made = {one.uri.rpartition("/")[2]: one for one in result.artifacts}
+        wanted = spec.export.folders(spec.method.type)
+        return tuple(made[name] for name in wanted) if made.keys() >= set(wanted) else None
 
     # ------------------------------------------------------------ stages
 

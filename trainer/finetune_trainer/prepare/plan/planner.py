@@ -24,6 +24,7 @@ from finetune_trainer.prepare.plan.planned_vectors import fitted
 from finetune_trainer.prepare.plan.preference_choice import caches, passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
+from finetune_trainer.prepare.plan.serving import note_serving
 from finetune_trainer.prepare.plan.setting import Setting
 from finetune_trainer.prepare.plan.ways import choose
 
@@ -121,6 +122,14 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     note_saving(draft, log)
     note_noise(log)
     note_kernels(log)
+    note_serving(
+        log,
+        draft.spec.export.wanted(setting.method),
+        spec_of(setting.task).auto_class,
+        workload.architecture.model_type,
+        setting.lora,
+        len(draft.spec.model.new_tokens),
+    )
     evaluation = evaluation_of(draft, rhythm, log)
     preference = preference_of(setting, workload.dataset, log)
     schedule = schedule_of(draft, rhythm, log)

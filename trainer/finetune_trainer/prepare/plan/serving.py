@@ -1,0 +1,112 @@
+"""Whether vLLM serves what a job exports, known before it trains.
+
+The rules for an adapter are those of vLLM 0.32 (`vllm/lora/peft_helper.py`, `vllm/config/lora.py`); the models are in
+`vllm_models.toml`. An older vLLM refuses more: 0.10 ignores rank patterns.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from finetune_api.messages import ExportForm
+from finetune_trainer.model.auto_classes import class_of
+from finetune_trainer.prepare.plan.choice_log import ChoiceLog
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
+USUAL_RANK = 16  # its default
+SAVED = frozenset({"classifier", "score"})  # whole modules that an adapter may hold
+SERVED = "servedByVLLM"  # in the names of the choices
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether vLLM serves an artifact.
+
+    Attributes:
+        served: None = vLLM has no model of its own for the architecture; its transformers backend may serve it.
+        reason: a sentence, with what to do.
+    """
+
+    served: bool | None
+    reason: str
+
+
+def note_serving(
+    log: ChoiceLog, forms: tuple[ExportForm, ...], auto_class: str, model_type: str, lora: Mapping[str, Any], new: int
+) -> None:
+    """Note for each form of the export whether vLLM serves it.
+
+    Args:
+        auto_class: class of transformers that loads the model.
+        lora: LoraConfig names and values; empty for full fine-tuning.
+        new: number of new tokens.
+    """
+    name = class_of(auto_class, model_type)
+    for form in forms:
+        adapter = form is ExportForm.ADAPTER
+        answer = of_adapter(name, lora, new) if adapter else of_model(name)
+        shown = {True: "yes", False: "no", None: "unknown"}[answer.served]
+        log.note(f"{SERVED}.{form}", shown, answer.reason, False)
+
+
+def of_adapter(name: str | None, lora: Mapping[str, Any], new_tokens: int = 0) -> Answer:
+    """Return whether vLLM serves an adapter beside its base model.
+
+    Args:
+        name: class of the model in transformers.
+        lora: LoraConfig names and values.
+    """
+    version = _known()["version"]
+    obstacles = list(_obstacles(lora, new_tokens))
+    if name in _known()["whole"]:
+        obstacles.insert(0, f"it takes no adapters for {name}")
+    if obstacles:
+        whole = of_model(name)
+        cure = "export merged weights (spec.export.forms: [merged])" if whole.served else "serve it with transformers"
+        return Answer(False, f"vLLM {version} does not serve the adapter as it is: {', and '.join(obstacles)}; {cure}")
+    if name not in _known()["adapters"]:
+        return of_model(name)
+    rank = max([int(lora.get("r") or 8), *(int(one) for one in (lora.get("rank_pattern") or {}).values())])
+    limit = next(one for one in RANKS if one >= rank)
+    flag = f" --max-lora-rank {limit}" if limit > USUAL_RANK else ""
+    return Answer(True, f"vLLM {version}: vllm serve BASE --enable-lora{flag} --lora-modules NAME=ADAPTER")
+
+
+def of_model(name: str | None) -> Answer:
+    """Return whether vLLM serves a whole model.
+
+    Args:
+        name: class of the model in transformers.
+    """
+    known = _known()
+    if name in known["adapters"] or name in known["whole"]:
+        return Answer(True, f"vLLM {known['version']}: vllm serve MODEL")
+    return Answer(None, f"vLLM {known['version']} has no model for {name}; its transformers backend may serve it")
+
+
+def _obstacles(lora: Mapping[str, Any], new_tokens: int) -> Iterator[str]:
+    """Yield what vLLM refuses of an adapter."""
+    saved = [name for name in lora.get("modules_to_save") or () if name.rpartition(".")[2] not in SAVED]
+    if saved:
+        yield f"it holds whole modules ({', '.join(saved)})"
+    if new_tokens or lora.get("trainable_token_indices"):
+        yield "it holds rows of the embeddings for new or chosen tokens"
+    if lora.get("use_dora"):
+        yield "it is a DoRA adapter"
+    if lora.get("bias") not in (None, "none"):
+        yield f"it holds biases (bias: {lora['bias']})"
+    if lora.get("lora_bias"):
+        yield "its B matrices have biases (lora_bias)"
+    ranks = {"r": lora.get("r"), **(lora.get("rank_pattern") or {})}
+    name, rank = max(((name, int(one or 0)) for name, one in ranks.items()), key=lambda item: item[1])
+    if rank > RANKS[-1]:
+        yield f"its rank is {rank} ({name}), and the largest is {RANKS[-1]}"
+
+
+@cache
+def _known() -> dict[str, Any]:
+    text = files("finetune_trainer.prepare.plan").joinpath("vllm_models.toml").read_text("utf-8")
+    return tomllib.loads(text)
