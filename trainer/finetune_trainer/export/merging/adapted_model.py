@@ -84,7 +84,9 @@ def _adapted(model: Any, adapter: Path) -> Any:
     """
     weights = load_peft_weights(str(adapter), device="cpu")
     base = {id(parameter) for parameter in model.parameters()}
-    wrapped: Any = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)), low_cpu_mem_usage=True)
+    config = PeftConfig.from_pretrained(str(adapter))
+    config.base_model_name_or_path = None  # that of the training; PEFT would warn that this model has another name
+    wrapped: Any = get_peft_model(model, config, low_cpu_mem_usage=True)
     for path, module in wrapped.named_modules():
         for leaf, value in module._parameters.items():
             if value is not None and (id(value) not in base or f"{path}.{leaf}" in weights):
