@@ -36,9 +36,8 @@ def load_some(model: Any, tensors: Mapping[str, Any], dtype: torch.dtype) -> Non
     Args:
         tensors: name in the files -> slice of an open safetensors file.
     """
-    options = LoadStateDictConfig(
-        dtype=dtype, dtype_plan=model._get_dtype_plan(dtype), weight_mapping=get_model_conversion_mapping(model)
-    )
+    mapping: Any = get_model_conversion_mapping(model)
+    options = LoadStateDictConfig(dtype=dtype, dtype_plan=model._get_dtype_plan(dtype), weight_mapping=mapping)
     info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), options)
     if info.error_msgs or info.conversion_errors:
         raise RuntimeError("; ".join([*info.error_msgs, *info.conversion_errors.values()]))

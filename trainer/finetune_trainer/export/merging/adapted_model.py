@@ -60,7 +60,7 @@ class AdaptedModel:
             if name not in values:
                 values[name] = _parameter(self._model, name).detach()
         for module, leaf in filled:
-            module._parameters[leaf] = emptied(module._parameters[leaf])
+            module._parameters[leaf] = emptied(_held(module, leaf))
         return {name: values[name] for name in wanted}
 
     def _fill(self, name: str, tensor: torch.Tensor) -> Iterator[Slot]:
@@ -132,7 +132,11 @@ def _is_within(some: Sequence[str], parts: Sequence[str]) -> bool:
 
 def _parameter(model: torch.nn.Module, name: str) -> torch.Tensor:
     path, _, leaf = name.rpartition(".")
-    value = model.get_submodule(path)._parameters[leaf]
+    return _held(model.get_submodule(path), leaf)
+
+
+def _held(module: torch.nn.Module, leaf: str) -> torch.nn.Parameter:
+    value = module._parameters[leaf]
     assert value is not None
     return value
 

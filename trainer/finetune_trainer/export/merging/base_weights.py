@@ -70,11 +70,14 @@ class BaseWeights:
         load_some(self._model, {key: self._file_of[key].get_slice(key) for key in block.keys}, self._dtype)
         loaded = {}
         for path, module in self._model.named_modules():
-            for table in (module._parameters, module._buffers):
-                for leaf, value in table.items():
-                    if value is not None and not value.is_meta:
-                        loaded[f"{path}.{leaf}" if path else leaf] = value.detach()
-                        table[leaf] = emptied(value)
+            for leaf, value in module._parameters.items():
+                if value is not None and not value.is_meta:
+                    loaded[f"{path}.{leaf}" if path else leaf] = value.detach()
+                    module._parameters[leaf] = emptied(value)
+            for leaf, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    loaded[f"{path}.{leaf}" if path else leaf] = buffer
+                    module._buffers[leaf] = torch.empty_like(buffer, device="meta")
         return loaded
 
     def in_files(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -82,7 +85,6 @@ class BaseWeights:
         return named_as_in_files(self._model, state)
 
 
-def emptied(value: torch.Tensor) -> torch.Tensor:
-    """Return a parameter or a buffer of the same shape without memory, on the meta device."""
-    empty = torch.empty_like(value, device="meta")
-    return torch.nn.Parameter(empty, requires_grad=False) if isinstance(value, torch.nn.Parameter) else empty
+def emptied(value: torch.nn.Parameter) -> torch.nn.Parameter:
+    """Return a parameter of the same shape without memory, on the meta device."""
+    return torch.nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)

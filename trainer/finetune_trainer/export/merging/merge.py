@@ -59,7 +59,7 @@ def merge(inputs: MergeInputs, folder: Path, report: Callable[[str], None] = pri
     Raises:
         StateError: the adapter or the base model lacks weights, or weights that the architecture always shares differ.
     """
-    disable_progress_bar()  # it would draw one for each block
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # it would draw one for each block
     files = sorted(inputs.base.glob("*.safetensors"))
     config = AutoConfig.from_pretrained(inputs.base)
     dtype = inputs.dtype or stored_dtype(files)

@@ -100,6 +100,6 @@ class ShardWriter:
         self._sink = None
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+def _bytes(tensor: torch.Tensor) -> Any:
+    """Return a tensor's bytes, as a buffer that shares its memory."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
