@@ -132,12 +132,14 @@ def make(options: argparse.Namespace) -> dict[str, float]:
 
 def ours(options: argparse.Namespace) -> Sample:
     """Merge as the export stage does."""
-    from finetune_trainer.export.merging.merge import MergeInputs, merge
+    from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter
 
     target = options.folder / "ours"
     target.mkdir()
     with Watched() as watched:
-        merge(MergeInputs(options.folder / "base", options.folder / "adapter", AUTO, {}), target, lambda line: None)
+        merge_adapter(
+            MergeInputs(options.folder / "base", options.folder / "adapter", AUTO, {}), target, lambda line: None
+        )
     return watched.sample()
 
 

@@ -201,7 +201,7 @@ class Artifact(Message):
 
     Attributes:
         kind: what loads it: PEFT beside its base model, or transformers alone.
-        form: which of the forms that the job asks for; None = made by an earlier version.
+        form: which of the forms that the job asks for; None if it names none.
         uri: where the files are.
         digest: `sha256:` and the hash of its MANIFEST.json, which holds the hash of every file.
         size_bytes: of all files.
@@ -211,11 +211,11 @@ class Artifact(Message):
     """
 
     kind: Literal["adapter", "model"]
-    form: ExportForm | None = None
+    form: ExportForm | None = Field(default=None, exclude_if=is_none)
     uri: str
     step: int
-    digest: str = ""
-    size_bytes: int = 0
+    digest: str = Field(default="", exclude_if=is_empty)
+    size_bytes: int = Field(default=0, exclude_if=is_empty)
     metrics: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 
 from finetune_api.errors import StateError
-from finetune_trainer.export.merging.merge import MergeInputs, merge, stored_dtype
+from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter, stored_dtype
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -142,7 +142,7 @@ def test_a_merged_model_is_pefts_bit_for_bit(model: str, adapter: str, tmp_path:
     inputs = make(MODELS[model], ADAPTERS[adapter], tmp_path, torch.bfloat16)
     made = tmp_path / "merged"
     made.mkdir()
-    merge(inputs, made, shard=20_000)
+    merge_adapter(inputs, made, shard=20_000)
     expected, beside = by_peft(inputs, torch.bfloat16)
     loaded = getattr(transformers, inputs.auto_class).from_pretrained(made).eval()
     assert loaded.dtype == torch.bfloat16
@@ -161,7 +161,7 @@ def test_each_side_of_shared_embeddings_keeps_its_own_weights(tmp_path: Path) ->
     inputs = make(model, {"target_modules": ["lm_head", "q_proj"]}, tmp_path, torch.float32)
     made = tmp_path / "merged"
     made.mkdir()
-    merge(inputs, made)
+    merge_adapter(inputs, made)
     _, beside = by_peft(inputs, torch.float32)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(made).eval()
     assert not loaded.config.tie_word_embeddings
@@ -173,7 +173,7 @@ def test_weights_have_the_data_type_that_is_asked_for(dtype: torch.dtype, tmp_pa
     inputs = make(MODELS["llama"], LINEAR, tmp_path, torch.bfloat16)
     made = tmp_path / "merged"
     made.mkdir()
-    merge(MergeInputs(inputs.base, inputs.adapter, inputs.auto_class, {}, dtype=dtype), made)
+    merge_adapter(MergeInputs(inputs.base, inputs.adapter, inputs.auto_class, {}, dtype=dtype), made)
     expected, _ = by_peft(inputs, dtype)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(made)
     assert loaded.dtype == dtype
@@ -186,7 +186,7 @@ def test_one_file_has_no_index_and_begins_with_a_plain_header(tmp_path: Path) ->
     made = tmp_path / "merged"
     made.mkdir()
     lines: list[str] = []
-    merge(inputs, made, lines.append)
+    merge_adapter(inputs, made, lines.append)
     assert sorted(path.name for path in made.iterdir()) == ["config.json", "model.safetensors"]
     with safe_open(made / "model.safetensors", "pt") as opened:
         assert opened.metadata() == {"format": "pt"}
@@ -202,7 +202,7 @@ def test_an_adapter_that_parts_what_the_architecture_always_shares_is_refused(
     config = json.loads((inputs.base / "config.json").read_text())
     (inputs.base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     with pytest.raises(StateError, match="are one parameter of a llama model") as caught:
-        merge(inputs, tmp_path)
+        merge_adapter(inputs, tmp_path)
     assert caught.value.problems[0].field == "spec.export.forms"
 
 

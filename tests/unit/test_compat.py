@@ -1,4 +1,5 @@
-"""The insides of libraries that the two files `compat.py` depend on are there, with the expected signatures."""
+"""The insides of libraries that two files depend on are there, with the expected signatures: `worker/compat.py` and
+`export/partial_loading.py`."""
 
 import ast
 import inspect

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from finetune_api.beats import Progress
 from finetune_api.contract import File, checkpoint_name, run_prefix
-from finetune_api.messages import Stage
+from finetune_api.messages import ExportForm, Stage
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_api.v1alpha1.status import (
     MAX_CHECKPOINTS,
@@ -248,7 +248,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
     return [
         ArtifactStatus(
             kind=one.kind,
-            form=one.form or "",
+            form=one.form or (ExportForm.ADAPTER if one.kind == "adapter" else ExportForm.MERGED),
             uri=one.uri,
             digest=one.digest,
             bytes=one.size_bytes or None,

@@ -18,7 +18,7 @@ from finetune_trainer.storage import NotFoundError, ObjectStore, download_files,
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """What artifacts are made from.
 
     Attributes:
@@ -51,7 +51,7 @@ class Source:
         return manifest
 
 
-def complete(source: Source, folder: Path, *, merged: bool) -> None:
+def add_files(source: ExportSource, folder: Path, *, merged: bool) -> None:
     """Add the files that a user needs beside the weights.
 
     Args:
@@ -70,7 +70,7 @@ def complete(source: Source, folder: Path, *, merged: bool) -> None:
     (folder / CARD).write_text(text, "utf-8")
 
 
-def add_tokenizer(source: Source, folder: Path) -> list[FileEntry]:
+def add_tokenizer(source: ExportSource, folder: Path) -> list[FileEntry]:
     """Download the tokenizer, and for writers the settings of generation. Return the files that came from the data."""
     plan, store = source.plan, source.store
     download_files(store, plan.model.prefix, _from_base(source, folder), folder)
@@ -79,7 +79,7 @@ def add_tokenizer(source: Source, folder: Path) -> list[FileEntry]:
     return of_dataset
 
 
-def _from_base(source: Source, folder: Path) -> list[FileEntry]:
+def _from_base(source: ExportSource, folder: Path) -> list[FileEntry]:
     """Return the files of the base model that training does not change and a checkpoint lacks."""
     plan = source.plan
     tokenizer = {CHAT_TEMPLATE} if plan.new_tokens else TOKENIZER_FILES

@@ -10,7 +10,7 @@ from finetune_api.messages import ExportForm, MethodType, ProblemType
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1.run_specs import ExportSpec
-from finetune_trainer.export.artifact_files import Source, add_tokenizer
+from finetune_trainer.export.artifact_files import ExportSource, add_tokenizer
 from finetune_trainer.model.files import CONFIG
 from finetune_trainer.storage import download_files
 
@@ -21,15 +21,18 @@ class ExportRequest:
 
     Attributes:
         dtype: data type of merged weights; None = as in the files of the base model.
+        named: whether the job names forms. Otherwise the result has no field that operators up to 0.1.0 would refuse.
     """
 
     forms: tuple[ExportForm, ...]
     dtype: str | None = None
+    named: bool = True
 
     @classmethod
     def of(cls, spec: ExportSpec, method: MethodType) -> "ExportRequest":
         """Return what a job asks for."""
-        return cls(spec.wanted(method), spec.dtype if method is not MethodType.FULL else None)
+        dtype = spec.dtype if method is not MethodType.FULL else None
+        return cls(spec.wanted(method), dtype, named=bool(spec.forms or spec.merge))
 
     @classmethod
     def by_default(cls, method: MethodType) -> "ExportRequest":
@@ -63,7 +66,9 @@ class FormFiles:
         return f"{run}artifacts/{self.name}/"
 
 
-def write_merged(source: Source, dtype: str | None, folder: Path, base: Path, report: Callable[[str], None]) -> None:
+def write_merged(
+    source: ExportSource, dtype: str | None, folder: Path, base: Path, report: Callable[[str], None]
+) -> None:
     """Merge the checkpoint's adapter into the base model.
 
     Args:
@@ -77,7 +82,7 @@ def write_merged(source: Source, dtype: str | None, folder: Path, base: Path, re
     import torch
     from transformers import AutoTokenizer
 
-    from finetune_trainer.export.merging.merge import MergeInputs, merge
+    from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter
 
     plan = source.plan
     files = source.base_manifest().files
@@ -99,7 +104,7 @@ def write_merged(source: Source, dtype: str | None, folder: Path, base: Path, re
         len(tokenizer) if plan.new_tokens else 0,
         getattr(torch, dtype) if dtype else None,
     )
-    merge(inputs, folder, report)
+    merge_adapter(inputs, folder, report)
     shutil.rmtree(base)
 
 

@@ -22,7 +22,7 @@ from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
-from finetune_trainer.export.artifact_files import Source, complete
+from finetune_trainer.export.artifact_files import ExportSource, add_files
 from finetune_trainer.export.forms import ExportRequest, FormFiles, write_merged
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.storage import (
@@ -91,10 +91,10 @@ def export(
         note = f"from checkpoint {best.info.step}, {reason}{broken}"
         break
     evaluation = load_evaluation(store, run, best.info.step)
-    source = Source(plan, store, best.info, evaluation, checkpoint)
+    source = ExportSource(plan, store, best.info, evaluation, checkpoint)
     for one in missing:
         _make(one, source, request, run, work, report)
-    artifacts = tuple(_artifact(one, source, run) for one in forms)
+    artifacts = tuple(_artifact(one, source, run, named=request.named) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
@@ -103,7 +103,7 @@ def export(
 
 
 def _make(
-    form: FormFiles, source: Source, request: ExportRequest, run: str, work: Path, report: Callable[[str], None]
+    form: FormFiles, source: ExportSource, request: ExportRequest, run: str, work: Path, report: Callable[[str], None]
 ) -> None:
     """Make an artifact and commit it."""
     folder, prefix, info = work / form.name, form.prefix(run), source.info
@@ -112,7 +112,7 @@ def _make(
         write_merged(source, request.dtype, folder, work / "base", report)
     else:
         shutil.copytree(source.checkpoint, folder, copy_function=os.link)
-    complete(source, folder, merged=form.merges)
+    add_files(source, folder, merged=form.merges)
     _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
@@ -120,20 +120,26 @@ def _make(
     shutil.rmtree(folder)
 
 
-def _artifact(form: FormFiles, source: Source, run: str) -> Artifact:
-    """Return the description of an artifact that is committed."""
+def _artifact(form: FormFiles, source: ExportSource, run: str, *, named: bool) -> Artifact:
+    """Return the description of an artifact that is committed.
+
+    Args:
+        named: whether the job names its form; the digest and the size are then told too.
+    """
     prefix, record = form.prefix(run), source.evaluation.record
-    raw = source.store.get(prefix + File.MANIFEST)
-    return Artifact(
+    artifact = Artifact(
         kind=form.kind,
-        form=form.form,
         uri=f"{source.store.uri}/{prefix}".rstrip("/"),
         step=source.info.step,
-        digest=f"sha256:{hashlib.sha256(raw).hexdigest()}",
-        size_bytes=sum(entry.size for entry in Manifest.model_validate_json(raw).files),
         metrics=source.info.metrics,
         warnings=record.warnings[:MOST_WARNINGS] if record else (),
     )
+    if not named:
+        return artifact
+    raw = source.store.get(prefix + File.MANIFEST)
+    size = sum(entry.size for entry in Manifest.model_validate_json(raw).files)
+    digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    return artifact.model_copy(update={"form": form.form, "digest": digest, "size_bytes": size})
 
 
 def _scored(

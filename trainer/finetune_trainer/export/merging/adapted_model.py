@@ -64,12 +64,13 @@ class AdaptedModel:
         return {name: values[name] for name in wanted}
 
     def _fill(self, name: str, tensor: torch.Tensor) -> Iterator[Slot]:
-        """Put a base parameter into its places. PEFT changes weights in place, so each place gets its own copy."""
+        """Put a base parameter into its places. PEFT changes weights in place, so each place that it changes gets a copy
+        of its own. A tensor may be a view of its file, and changed pages of that would stay in memory."""
         for other in (name, *self.shared.get(name, ())):
             if other in self._slots:
                 module, leaf = self._slots[other]
                 rows = _with_rows(tensor, module._parameters[leaf])
-                copy = rows.clone() if other != name and self._is_adapted(other) else rows
+                copy = rows.clone() if self._is_adapted(other) else rows
                 module._parameters[leaf] = torch.nn.Parameter(copy, requires_grad=False)
                 yield module, leaf
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from finetune_trainer.export.compat import load_some, named_as_in_files, parameter_of
+from finetune_trainer.export.partial_loading import load_some, named_as_in_files, parameter_of
 
 LAYER = re.compile(r"^(.*?\.\d+)\.")  # the first number in a parameter's name is that of its layer
 

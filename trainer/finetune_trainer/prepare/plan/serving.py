@@ -22,8 +22,8 @@ SERVED = "servedByVLLM"  # in the names of the choices
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Whether vLLM serves an artifact.
+class Served:
+    """Whether vLLM serves an artifact, and why.
 
     Attributes:
         served: None = vLLM has no model of its own for the architecture; its transformers backend may serve it.
@@ -52,7 +52,7 @@ def note_serving(
         log.note(f"{SERVED}.{form}", shown, answer.reason, False)
 
 
-def of_adapter(name: str | None, lora: Mapping[str, Any], new_tokens: int = 0) -> Answer:
+def of_adapter(name: str | None, lora: Mapping[str, Any], new_tokens: int = 0) -> Served:
     """Return whether vLLM serves an adapter beside its base model.
 
     Args:
@@ -66,16 +66,16 @@ def of_adapter(name: str | None, lora: Mapping[str, Any], new_tokens: int = 0) -
     if obstacles:
         whole = of_model(name)
         cure = "export merged weights (spec.export.forms: [merged])" if whole.served else "serve it with transformers"
-        return Answer(False, f"vLLM {version} does not serve the adapter as it is: {', and '.join(obstacles)}; {cure}")
+        return Served(False, f"vLLM {version} does not serve the adapter as it is: {', and '.join(obstacles)}; {cure}")
     if name not in _known()["adapters"]:
         return of_model(name)
     rank = max([int(lora.get("r") or 8), *(int(one) for one in (lora.get("rank_pattern") or {}).values())])
     limit = next(one for one in RANKS if one >= rank)
     flag = f" --max-lora-rank {limit}" if limit > USUAL_RANK else ""
-    return Answer(True, f"vLLM {version}: vllm serve BASE --enable-lora{flag} --lora-modules NAME=ADAPTER")
+    return Served(True, f"vLLM {version}: vllm serve BASE --enable-lora{flag} --lora-modules NAME=ADAPTER")
 
 
-def of_model(name: str | None) -> Answer:
+def of_model(name: str | None) -> Served:
     """Return whether vLLM serves a whole model.
 
     Args:
@@ -83,8 +83,8 @@ def of_model(name: str | None) -> Answer:
     """
     known = _known()
     if name in known["adapters"] or name in known["whole"]:
-        return Answer(True, f"vLLM {known['version']}: vllm serve MODEL")
-    return Answer(None, f"vLLM {known['version']} has no model for {name}; its transformers backend may serve it")
+        return Served(True, f"vLLM {known['version']}: vllm serve MODEL")
+    return Served(None, f"vLLM {known['version']} has no model for {name}; its transformers backend may serve it")
 
 
 def _obstacles(lora: Mapping[str, Any], new_tokens: int) -> Iterator[str]:
