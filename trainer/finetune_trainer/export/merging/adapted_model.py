@@ -64,8 +64,8 @@ class AdaptedModel:
         return {name: values[name] for name in wanted}
 
     def _fill(self, name: str, tensor: torch.Tensor) -> Iterator[Slot]:
-        """Put a base parameter into its places. PEFT changes weights in place, so each place that it changes gets a copy
-        of its own. A tensor may be a view of its file, and changed pages of that would stay in memory."""
+        """Put a base parameter into its places. PEFT changes weights in place, so each place that it changes gets its
+        own copy. A tensor may be a view of its file, and changed pages of that would stay in memory."""
         for other in (name, *self.shared.get(name, ())):
             if other in self._slots:
                 module, leaf = self._slots[other]

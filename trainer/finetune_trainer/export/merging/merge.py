@@ -124,8 +124,8 @@ def _write(
 
 
 def _return_large_blocks() -> None:
-    """Let the C library (glibc) give the memory of every tensor back at once. By default it keeps blocks of up to 32 MiB
-    for each thread: 900 MiB after a merge of 3 GB."""
+    """Let glibc give the memory of every tensor back at once. By default it keeps blocks of up to 32 MiB for each
+    thread: 900 MiB after a merge of 3 GB."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 1 << 20)
