@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,12 @@ and PEFT alone, in a process of their own, gave the artifact the evaluation loss
 """
 
 
-def run(wanted: Callable[[Case], bool], say: Callable[[str], None] = print) -> None:
-    """Run the cases that have not passed with these versions; each result is kept at once, and the page with it."""
+def run(wanted: Callable[[Case], bool], say: Callable[[str], None] = print) -> bool:
+    """Run the cases that have not passed with these versions; each result is kept at once, and the page with it.
+
+    Returns:
+        whether all of them passed.
+    """
     from tests.families.house import House
     from tests.local.harness import Bench
     from tests.support.vanilla import Vanilla
@@ -48,22 +52,40 @@ def run(wanted: Callable[[Case], bool], say: Callable[[str], None] = print) -> N
     known = load()
     if known["versions"] != versions():
         known = {"versions": versions(), "machine": machine(), "cases": {}}
-    left = [case for case in matrix() if wanted(case) and known["cases"].get(str(case)) != PASSED]
+    cases = [case for case in matrix() if wanted(case)]
+    left = [case for case in cases if known["cases"].get(str(case)) != PASSED]
     left.sort(key=lambda case: case.problem is not ProblemType.SINGLE_LABEL)  # what most jobs are comes first
-    say(f"{len(left)} cases")
+    say(f"{len(cases)} cases, {len(cases) - len(left)} of them have passed before")
+    if not left:
+        return True
+    failed, began = 0, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="finetune-families-") as folder:
         vanilla, bench = Vanilla(), Bench(Path(folder))
         try:
             house = House(bench, vanilla, Path(folder))
-            for case in left:
-                began = time.monotonic()
-                known["cases"][str(case)] = _outcome(house, case, Path(folder) / str(case))
-                say(f"{case}: {known['cases'][str(case)]} ({time.monotonic() - began:.1f} s)")
-                RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-                PAGE.write_text(page(known))
+            for number, case in enumerate(left, 1):
+                outcome = _outcome(house, case, Path(folder) / str(case))
+                failed += outcome != PASSED
+                known["cases"][str(case)] = outcome
+                say(f"{number}/{len(left)} {case}: {outcome} ({_pace(number, len(left), time.monotonic() - began)})")
+                _keep(known)
         finally:
             bench.close()
             vanilla.close()
+    say(f"{len(left) - failed} passed, {failed} failed")
+    return not failed
+
+
+def _pace(done: int, all_of_them: int, seconds: float) -> str:
+    return f"{seconds:.0f} s, about {seconds / done * (all_of_them - done):.0f} s left"
+
+
+def _keep(known: dict[str, Any]) -> None:
+    """Write the results and their page, each whole or not at all: a run may be killed at any time."""
+    for path, text in ((RESULTS, json.dumps(known, indent=1, sort_keys=True) + "\n"), (PAGE, page(known))):
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(text)
+        partial.replace(path)
 
 
 def _outcome(house: "House", case: Case, folder: Path) -> str:
@@ -117,7 +139,17 @@ def _mark(outcome: str) -> str:
     return {"": "not run", PASSED: "yes"}.get(outcome, "**failed**")
 
 
-def chosen(patterns: Iterable[str]) -> Callable[[Case], bool]:
-    """Cases whose name holds all of some words."""
-    words = list(patterns)
-    return lambda case: all(word in str(case) for word in words)
+def chosen(
+    families: Collection[str] = (),
+    tasks: Collection[str] = (),
+    methods: Collection[str] = (),
+    stages: Collection[int] = (),
+) -> Callable[[Case], bool]:
+    """Cases of some families, tasks, methods and ZeRO stages; of all where none is named."""
+    named = (families, tasks, methods, stages)
+
+    def wanted(case: Case) -> bool:
+        own = (case.family, case.task, case.method, case.stage)
+        return all(not names or value in names for names, value in zip(named, own, strict=True))
+
+    return wanted

@@ -4,7 +4,7 @@ from finetune_api.messages import Task
 from finetune_trainer.model.families import FAMILIES
 from tests.families import architectures
 from tests.families.cases import ELSEWHERE, each_family, matrix
-from tests.families.support import PAGE, PASSED, load, page
+from tests.families.support import PAGE, PASSED, chosen, load, page
 
 ASKED = ("llama", "gpt2", "gpt_neox", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "phi")
 ASKED += ("bert", "roberta", "distilbert", "modernbert", "t5", "bart")
@@ -38,3 +38,14 @@ def test_what_was_not_run_is_never_shown_as_passed() -> None:
     assert shown.count("| yes ") == 1
     assert "not run" in shown
     assert "**failed**" in page({"versions": {}, "machine": "", "cases": {str(case): "failed: why"}})
+
+
+def test_a_run_is_limited_to_families_tasks_methods_and_stages() -> None:
+    wanted = [case for case in matrix() if chosen(["t5", "gemma"], ["causal-lm", "seq2seq"], ["lora"], [2, 3])(case)]
+    assert [str(case) for case in wanted] == [
+        "gemma-causal-lm-lora-zero2",
+        "gemma-causal-lm-lora-zero3",
+        "t5-seq2seq-lora-zero2",
+        "t5-seq2seq-lora-zero3",
+    ]
+    assert len([case for case in matrix() if chosen()(case)]) == len(list(matrix()))
