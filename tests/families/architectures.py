@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.model.families import family_of, is_proven
+from finetune_trainer.prepare.plan.experts import mixture_of, mixture_rules
 from finetune_trainer.probe.question import ProbeAnswer, ProbeQuestion, ProbeStage
 from tests.families.support import DOCS, PASSED, machine, versions
 from tests.support.models.configurations import ARCHITECTURES, config_of
@@ -25,7 +26,7 @@ METHODS = (MethodType.LORA, MethodType.FULL)
 ASKED = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.SEQ2SEQ, Task.MASKED_LM)
 STAGES = (2, 3)
 SECONDS = 600  # for one question; a hang is an answer too
-LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}  # as planned
+LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}  # as planned without experts
 HEAD = """# Architectures, as the probe sees them
 
 Made by `python -m tests.families` from `architectures.json`, which `python -m tests.families architectures` writes; do
@@ -58,13 +59,15 @@ class Probe:
 
     def question(self) -> ProbeQuestion:
         """What prepare asks for a job with it."""
-        return ProbeQuestion(
-            config=config_of(self.model_type),
-            task=self.task,
-            method=self.method,
-            lora=LORA if self.method is MethodType.LORA else {},
-            zero_stage=self.stage,
-        )
+        config = config_of(self.model_type)
+        lora = {**LORA, **_rules_of_experts(config, self.task)} if self.method is MethodType.LORA else {}
+        return ProbeQuestion(config=config, task=self.task, method=self.method, lora=lora, zero_stage=self.stage)
+
+
+def _rules_of_experts(config: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """Return what the plan chooses for the adapter of a mixture of experts."""
+    mixture = mixture_of(config, task)
+    return {name: value for name, (value, _) in mixture_rules(mixture, {}).items()} if mixture else {}
 
 
 def probes() -> Iterator[Probe]:
@@ -161,10 +164,11 @@ def page(known: Mapping[str, Any]) -> str:
     parts.append(" |\n|---|---|---|" + ":-:|" * len(columns) + "\n")
     for model_type in sorted(ARCHITECTURES):
         if is_proven(model_type):
-            parts.append(f"| {model_type} | proven | | | | | |\n")
-        elif not family_of(model_type).tasks:
+            parts.append(f"| {model_type} | proven | [what trains](support.md) | | | | |\n")
+            continue
+        if not family_of(model_type).tasks:
             parts.append(f"| {model_type} | refused | no model of text alone | | | | |\n")
-        for task in () if is_proven(model_type) else probed_tasks(model_type):
+        for task in probed_tasks(model_type):
             row = [records.get(str(Probe(model_type, task, method, stage)), "") for method, stage in columns]
             level = _level(row)
             parts.append(f"| {model_type} | {level} | {task} | " + " | ".join(_mark(one) for one in row) + " |\n")

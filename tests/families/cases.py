@@ -10,7 +10,6 @@ METHODS = (MethodType.FULL, MethodType.LORA)
 STAGES = (0, 1, 2, 3)
 ELSEWHERE = frozenset({Task.PREFERENCE})  # tests/local/test_preference.py runs each loss with each layout
 OTHER_PROBLEMS = (ProblemType.MULTI_LABEL, ProblemType.REGRESSION)
-ENDS = {"t5": 1, "bart": 2}  # their classifiers read a row at its last token, which must be the end of text
 
 
 @dataclass(frozen=True)

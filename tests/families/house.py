@@ -14,13 +14,13 @@ from finetune_api.contract import ExitCode, File, checkpoint_name, run_prefix
 from finetune_api.messages import CheckpointInfo, Manifest, MethodType, ModelFacts, ProblemType, Task
 from finetune_api.plan import Plan, PlannedEmbedding
 from finetune_trainer.export.stage import export
-from finetune_trainer.model.families import FAMILIES
+from finetune_trainer.model.families import family_of
 from finetune_trainer.model.files import CONFIG
 from finetune_trainer.prepare.plan.experts import mixture_of, mixture_rules
 from finetune_trainer.storage import FolderStore, hash_file, upload_tree
 from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.masking import EVALUATED, MaskedRows, masking_of
-from tests.families.cases import ENDS, Case
+from tests.families.cases import Case
 from tests.local.harness import IDS, Bench, Run, make_plan, write_dataset
 from tests.support.models import MAKERS
 from tests.support.prepared import plain
@@ -57,7 +57,7 @@ class House:
         base = self.model(case.family)
         store = FolderStore(folder / "storage")
         upload_tree(store, base, "models/tiny/", "model")
-        data = write_dataset(folder / "data", case.task, rows=ROWS, problem=case.problem, end=ENDS.get(case.family))
+        data = write_dataset(folder / "data", case.task, rows=ROWS, problem=case.problem, end=end_of(base))
         plan = plan_of(case, base)
         whole = self.bench.run(plan, base, data, folder / "whole")
         assert set(whole.exit_codes) == {ExitCode.OK}, whole.logs
@@ -76,6 +76,12 @@ class House:
         assert measured == pytest.approx(last, abs=1e-4), "as the exported artifact is loaded by anybody"
 
 
+def end_of(base: Path) -> int | None:
+    """The token that ends every row of an encoder-decoder, whose classifier reads a row there."""
+    config = json.loads((base / CONFIG).read_text())
+    return int(config["eos_token_id"]) if config.get("is_encoder_decoder") else None
+
+
 def plan_of(case: Case, base: Path) -> Plan:
     """Six steps, evaluated and saved after three, with the adapter that prepare chooses."""
     facts = ModelFacts(
@@ -84,7 +90,7 @@ def plan_of(case: Case, base: Path) -> Plan:
     )  # fmt: skip
     swings = case.problem is ProblemType.REGRESSION and case.method is MethodType.FULL  # squared errors, in six steps
     rate = 1e-3 if swings else 5e-3
-    pooling = "mean" if FAMILIES[case.family].reads_both_ways else "last"
+    pooling = "mean" if family_of(case.family).reads_both_ways else "last"
     compared = PlannedEmbedding(texts=3, dimension=64, pooling=pooling) if case.task is Task.EMBEDDING else None
     mixture = mixture_of(json.loads((base / CONFIG).read_text()), case.task)
     own = {name: value for name, (value, _) in (mixture_rules(mixture, {}) if mixture else {}).items()}

@@ -28,6 +28,7 @@ from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
 from finetune_api.plan import Plan, PlannedAnswers
 from finetune_trainer.evaluations.records import EvalGroups, EvaluationRecord
+from finetune_trainer.model.families import family_of
 from finetune_trainer.process.orders import OVERFITTING_SINCE
 from finetune_trainer.worker.evaluation.answers import Generator
 from finetune_trainer.worker.evaluation.questions import Question
@@ -217,11 +218,11 @@ class Answering:
 
     @property
     def task(self) -> Task:
-        return Task.SEQ2SEQ if self.family in {"t5", "bart"} else Task.CAUSAL_LM
+        return family_of(self.family).tasks[0]
 
 
 RECOMPUTED = (("activation_checkpointing", True),)  # it forbids a cache while training
-OTHERS = sorted(MAKERS.keys() - {"llama", "t5", "bert", "roberta", "distilbert", "modernbert"})
+OTHERS = [name for name in MAKERS if not family_of(name).reads_both_ways and name not in ("llama", "t5")]
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,7 @@ TASKS[TOY] = replace(
 
 
 def main() -> None:
-    from finetune_trainer.model.families import FAMILIES
-
     model, rows, storage = map(Path, sys.argv[1:])
-    FAMILIES["llama"] = replace(FAMILIES["llama"], tasks=(*FAMILIES["llama"].tasks, TOY))
     plan = prepared(model, rows, storage)
     print(json.dumps({"plan": json.loads(plan.to_json()), "events": trained(plan, storage)}))
 

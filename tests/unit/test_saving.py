@@ -1,7 +1,6 @@
 """The weights that are streamed are those that the libraries' own save gives: the same names, types and values."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,20 +17,21 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-import tests.support.models
 from finetune_trainer.worker import compat, saving
+from tests.support.models import MAKERS
 
 ENGINE = SimpleNamespace(zero_optimization_partition_weights=lambda: False)
 FAMILIES: dict[str, Any] = {
-    **dict.fromkeys(("llama", "gemma2", "gpt2", "gpt_neox", "phi3", "qwen3"), AutoModelForCausalLM),
-    **dict.fromkeys(("bert", "distilbert", "modernbert", "roberta"), AutoModelForMaskedLM),
-    **dict.fromkeys(("t5", "bart"), AutoModelForSeq2SeqLM),
+    **dict.fromkeys(
+        ("llama", "gemma2", "gpt2", "gpt_neox", "phi3", "qwen3", "bloom", "falcon", "opt"), AutoModelForCausalLM
+    ),
+    **dict.fromkeys(("bert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta"), AutoModelForMaskedLM),
+    **dict.fromkeys(("t5", "bart", "mbart", "mt5", "pegasus", "t5gemma"), AutoModelForSeq2SeqLM),
 }
 
 
 def loaded(family: str, folder: Path) -> Any:
-    make: Callable[[Path], Path] = getattr(tests.support.models, f"make_{family}")
-    return FAMILIES[family].from_pretrained(make(folder / "base"))
+    return FAMILIES[family].from_pretrained(MAKERS[family](folder / "base"))
 
 
 def weights_in(folder: Path) -> dict[str, torch.Tensor]:

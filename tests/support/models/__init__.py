@@ -20,6 +20,7 @@ from tests.support.models.encoders import make_bert as make_bert
 from tests.support.models.encoders import make_distilbert as make_distilbert
 from tests.support.models.encoders import make_modernbert as make_modernbert
 from tests.support.models.encoders import make_roberta as make_roberta
+from tests.support.models.further import FURTHER_MAKERS
 from tests.support.models.mixtures import make_deepseek_v3 as make_deepseek_v3
 from tests.support.models.mixtures import make_gpt_oss as make_gpt_oss
 from tests.support.models.mixtures import make_llama4_text as make_llama4_text
@@ -52,4 +53,5 @@ MAKERS = {
     "modernbert": make_modernbert,
     "t5": make_t5,
     "bart": make_bart,
+    **FURTHER_MAKERS,
 }

@@ -58,7 +58,7 @@ def _adapted(plan: Plan, base: Base, auto: str) -> list[str]:
     if plan.dataset.problem_type not in (None, ProblemType.SINGLE_LABEL):
         source += f', problem_type="{plan.dataset.problem_type}"'
     lines.append(f"base = {auto}.from_pretrained({source})")
-    if spec_of(plan.task).labelled and not family_of(plan.model.model_type).padding_token:
+    if spec_of(plan.task).labelled and family_of(plan.model.model_type).ends_at_padding:
         lines.append("base.config.pad_token_id = tokenizer.pad_token_id  # a row ends where that begins")
     if plan.new_tokens:
         lines.append("rows = max(len(tokenizer), base.get_input_embeddings().num_embeddings)")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 # Auto classes whose models write tokens. An encoder-decoder is listed as a masked language model and as a decoder too,
 # and an encoder as a decoder, so the first that fits is what an architecture was made for.
-WRITERS = ("AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForCausalLM")
+ENCODER_DECODER, ENCODER, DECODER = "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForCausalLM"
+WRITERS = (ENCODER_DECODER, ENCODER, DECODER)
 MODELS, CONFIGURATIONS = "modeling_auto.py", "auto_mappings.py"
 
 

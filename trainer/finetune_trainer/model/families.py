@@ -1,29 +1,33 @@
 """What is special about an architecture: one record each, read by prepare, plan, worker and export. Imports no torch.
 
-The record holds only what the code cannot find out: a model on the meta device gives its modules, sizes and activations
-(`prepare.plan.shape`), and PEFT gives the parameters of an adapter. Every pair of family and task here runs in
-tests/local/test_families.py. docs/support.md lists the methods and ZeRO stages that were run with each.
+A record holds only what neither the model nor transformers can be asked. The tables of transformers give the tasks and
+the kind of an architecture (`auto_classes`), a model on the meta device gives its modules, sizes and activations
+(`prepare.plan.shape`), and PEFT gives the parameters of an adapter. So most records are a name, which says that tests
+train the architecture with all of its tasks. docs/support.md lists the methods and ZeRO stages that were run.
 
-An architecture without a record gets the record of its kind, and prepare probes it (`finetune_trainer.probe`).
+An architecture without a record gets an empty one, and prepare probes it (`finetune_trainer.probe`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Task
 from finetune_api.tasks import TASKS, spec_of
-from finetune_trainer.model.auto_classes import WRITERS, has_model, installed, is_known, writer_of
+from finetune_trainer.model.auto_classes import (
+    DECODER,
+    ENCODER,
+    ENCODER_DECODER,
+    WRITERS,
+    has_model,
+    installed,
+    is_known,
+    writer_of,
+)
 from finetune_trainer.model.files import check_trainable, model_problem
-from finetune_trainer.model.learning_rates import BART, ENCODER, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
-
-DECODER_TASKS = (Task.CAUSAL_LM, Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.PREFERENCE, Task.EMBEDDING)
-ENCODER_TASKS = (Task.CLASSIFICATION, Task.MASKED_LM, Task.TOKEN_CLASSIFICATION, Task.EMBEDDING)
-ENCODER_DECODER_TASKS = (Task.SEQ2SEQ, Task.CLASSIFICATION)
-DECODER_HEADS = ("lm_head", "score", "classifier")
-CLASSIFICATION_HEAD = ("classification_head", "classification_head.dense", "classification_head.out_proj")
+from finetune_trainer.model.learning_rates import BART, ENCODERS, LANGUAGE_MODEL, LLAMA, QWEN, T5, Rates
 
 
 class Positions(StrEnum):
@@ -40,103 +44,87 @@ class Family:
 
     Attributes:
         model_type: as in `config.json`.
-        tasks: supported tasks; the first is the default.
-        rates: peak learning rates.
+        own_rates: peak learning rates; None = those of its kind.
         flat_batches: a test shows that a document of a flat batch does not see the documents before it. Other
             architectures may mix tokens outside of attention (convolutions, states of a recurrence), bias scores by
             distance, or drop the additional entries of the batch.
         positions: meaning of its number of positions.
-        padding_token: its configuration has a padding token. Without one the model classifies a row at its last token,
-            so the run must set the padding token.
-        heads: modules that QLoRA does not quantize. A name matches every module whose name ends with it, and also
-            serves as a pattern for the beginning of a module's name.
         prefixed: its pre-training put a prefix such as `summarize: ` before each input.
+        unfit: tasks that transformers has a class for which cannot be trained, each with the reason.
     """
 
     model_type: str
-    tasks: tuple[Task, ...]
-    rates: Rates
+    own_rates: Rates | None = None
     flat_batches: bool = False
     positions: Positions = Positions.LIMIT
-    padding_token: bool = False
-    heads: tuple[str, ...] = ()
     prefixed: bool = False
+    unfit: Mapping[Task, str] = field(default_factory=dict)
+
+    @property
+    def writer(self) -> str | None:
+        """The kind of the architecture: the Auto class of the tokens that it was made to write; None if it writes
+        none, as models of images and sound."""
+        return writer_of(self.model_type)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks that transformers has models for; the first is the default.
+
+        An encoder is listed as a decoder too, so of the tasks that write tokens only those of its own kind count.
+        """
+        writer = self.writer
+        fitting = [
+            task
+            for task, spec in TASKS.items()
+            if has_model(spec.auto_class, self.model_type)
+            and (spec.auto_class == writer or spec.auto_class not in WRITERS)
+            # the bare model of an encoder-decoder reads two texts, and its last layer is the decoder's
+            and not (spec.compares and writer == ENCODER_DECODER)
+            and task not in self.unfit
+        ]
+        return tuple(sorted(fitting, key=lambda task: not spec_of(task).has_target)) if writer else ()
+
+    @property
+    def rates(self) -> Rates:
+        """Peak learning rates by method."""
+        usual = {ENCODER: ENCODERS, ENCODER_DECODER: BART}.get(str(self.writer), LANGUAGE_MODEL)
+        return self.own_rates or usual
 
     @property
     def reads_both_ways(self) -> bool:
         """Whether a token sees the tokens after it."""
-        return Task.MASKED_LM in self.tasks
+        return self.writer == ENCODER
+
+    @property
+    def ends_at_padding(self) -> bool:
+        """Whether it classifies a row at the last token before the padding, so that its configuration must name the
+        padding token."""
+        return self.writer == DECODER
 
 
-def _decoder(
-    model_type: str,
-    rates: Rates = LANGUAGE_MODEL,
-    *,
-    lacks: Task | None = None,
-    flat_batches: bool = True,
-    heads: tuple[str, ...] = DECODER_HEADS,
-) -> Family:
-    tasks = tuple(task for task in DECODER_TASKS if task is not lacks)
-    return Family(model_type, tasks, rates, flat_batches=flat_batches, heads=heads)
-
-
-def _encoder(model_type: str, *heads: str, positions: Positions = Positions.LIMIT) -> Family:
-    names = ("classifier", *heads)
-    return Family(model_type, ENCODER_TASKS, ENCODER, positions=positions, padding_token=True, heads=names)
-
-
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        Family("bart", ENCODER_DECODER_TASKS, BART, padding_token=True, heads=("lm_head", *CLASSIFICATION_HEAD)),
-        _encoder("bert", "pooler", "pooler.dense", "predictions.transform.dense", "predictions.decoder"),
-        _decoder("deepseek_v3", flat_batches=False),
-        _encoder("distilbert", "pre_classifier", "vocab_transform", "vocab_projector", "vocab_layer_norm"),
-        _decoder("gemma"),
-        _decoder("gemma2", flat_batches=False),  # the kernels do not support its capped scores
-        _decoder("gpt2"),
-        _decoder("gpt_neox", heads=("embed_out", "score", "classifier")),
-        _decoder("gpt_oss", flat_batches=False),  # the kernels do not support its sinks
-        _decoder("llama", LLAMA),
-        Family("llama4_text", (Task.CAUSAL_LM,), LANGUAGE_MODEL, heads=DECODER_HEADS),  # no class classifies
-        _decoder("mistral"),
-        _decoder("mixtral"),
-        _encoder("modernbert", "head.dense", "decoder$"),
-        _decoder("phi"),
-        _decoder("phi3"),
-        _decoder("phimoe", lacks=Task.TOKEN_CLASSIFICATION, flat_batches=False),
-        _decoder("qwen2", QWEN),
-        _decoder("qwen3", QWEN),
-        _decoder("qwen3_moe"),
-        _encoder(
-            "roberta",
-            "classifier.dense",
-            "classifier.out_proj",
-            "lm_head",
-            "lm_head.dense",
-            "lm_head.decoder",
-            positions=Positions.AFTER_PADDING,
-        ),
-        Family(
-            "t5",
-            ENCODER_DECODER_TASKS,
-            T5,
-            positions=Positions.DISTANCES,
-            padding_token=True,
-            heads=("lm_head", *CLASSIFICATION_HEAD),
-            prefixed=True,
-        ),
-    )
-}
-
-
-# the kinds of architectures, by the Auto class of the tokens that they were made to write
-KINDS: dict[str | None, Family] = {
-    "AutoModelForSeq2SeqLM": Family("", (), BART, padding_token=True),
-    "AutoModelForMaskedLM": Family("", (), ENCODER, padding_token=True),
-    "AutoModelForCausalLM": Family("", (), LANGUAGE_MODEL),
-    None: Family("", (), LANGUAGE_MODEL),
-}
+# Not flat: the kernels support neither gemma2's capped scores nor gpt_oss's sinks, bloom biases scores by distance, and
+# falcon computes attention by itself.
+PLAIN = """bart bert bloom deberta-v2 deepseek_v3 distilbert electra falcon gemma2 gpt_oss llama4_text mbart modernbert
+nomic_bert pegasus phimoe"""
+FLAT = "gemma gemma3_text glm4 gpt2 gpt_neox granite mistral mixtral olmo2 olmo3 opt phi phi3 qwen3_moe smollm3"
+READ_BEFORE_ITS_END = (
+    "its class in transformers reads the longest row of a batch one token before the end, so that the answer for a row "
+    "depends on the rows beside it"
+)
+_RECORDS = (
+    *(Family(name) for name in PLAIN.split()),
+    *(Family(name, flat_batches=True) for name in FLAT.split()),
+    Family("llama", LLAMA, flat_batches=True),
+    Family("mpnet", positions=Positions.AFTER_PADDING),
+    Family("mt5", T5, positions=Positions.DISTANCES),
+    Family("qwen2", QWEN, flat_batches=True),
+    Family("qwen3", QWEN, flat_batches=True),
+    Family("roberta", positions=Positions.AFTER_PADDING),
+    Family("t5", T5, positions=Positions.DISTANCES, prefixed=True),
+    Family("t5gemma", unfit={Task.CLASSIFICATION: READ_BEFORE_ITS_END}),
+    Family("xlm-roberta", positions=Positions.AFTER_PADDING),
+)
+FAMILIES: dict[str, Family] = {record.model_type: record for record in sorted(_RECORDS, key=lambda one: one.model_type)}
 POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings")
 TEXT_PARTS = ("text_config", "encoder", "decoder")  # nested configurations that text goes through
 
@@ -147,28 +135,8 @@ def is_proven(model_type: str) -> bool:
 
 
 def family_of(model_type: str) -> Family:
-    """Return the record of an architecture; for an unproven one, that of its kind, without flat batches."""
-    if known := FAMILIES.get(model_type):
-        return known
-    return replace(KINDS[writer_of(model_type)], model_type=model_type, tasks=_mapped(model_type))
-
-
-def _mapped(model_type: str) -> tuple[Task, ...]:
-    """Return the tasks that transformers has models for; first what the architecture was made for, but classification
-    first for encoders."""
-    writer = writer_of(model_type)
-    if writer is None:  # of images or sound
-        return ()
-    fitting = [
-        task
-        for task, spec in TASKS.items()
-        if has_model(spec.auto_class, model_type)
-        and (spec.auto_class == writer or spec.auto_class not in WRITERS)
-        # the bare model of an encoder-decoder reads two texts, and its last layer is the decoder's
-        and not (spec.compares and writer == "AutoModelForSeq2SeqLM")
-    ]
-    encodes = writer == "AutoModelForMaskedLM"
-    return tuple(sorted(fitting, key=lambda task: (spec_of(task).auto_class == writer) is encodes))
+    """Return the record of an architecture; an empty one if it has none."""
+    return FAMILIES.get(model_type) or Family(model_type)
 
 
 def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
@@ -179,12 +147,14 @@ def resolve_task(config: Mapping[str, Any], task: Task | None) -> Task:
     """
     check_trainable(config)
     family = str(config.get("model_type") or "")
-    tasks = family_of(family).tasks
+    record = family_of(family)
+    tasks = record.tasks
     if not tasks:
         raise ModelError(_without_tasks(family))
     if task is not None and task not in tasks:
         others = ", ".join(name for name, one in FAMILIES.items() if task in one.tasks)
-        message = f"{family} with task {task} is not supported; it is used for {_list(tasks)}"
+        reason = f": {record.unfit[task]}" if task in record.unfit else ""
+        message = f"{family} with task {task} is not supported{reason}; it is used for {_list(tasks)}"
         cure = f"change spec.task, or spec.model: for {task} there are {others}"
         raise ModelError(model_problem("TaskNotSupported", message, cure, "spec.task"))
     return task or tasks[0]
@@ -218,8 +188,7 @@ def positions_of(config: Mapping[str, Any], reserved: int = 0) -> int:
     Args:
         reserved: positions that hold no token, as the probe found; a record of the architecture goes before it.
     """
-    family = FAMILIES.get(str(config.get("model_type") or ""))
-    kind = family.positions if family else Positions.LIMIT
+    kind = family_of(str(config.get("model_type") or "")).positions
     if kind is Positions.DISTANCES:
         return 0
     positions = _positions(config)

@@ -30,10 +30,20 @@ def check_body(model: Any, missing_keys: Collection[str]) -> None:
 
 def in_body(model: Any, keys: Iterable[str]) -> list[str]:
     """Return the parameter names that belong to neither the head nor a pooler, sorted."""
+    inside = _body(model)
+    return sorted(key for key in keys if key.rpartition(".")[0] in inside)
+
+
+def beside_body(model: Any) -> list[str]:
+    """Return the names of the modules of a model's head and pooler."""
+    inside = _body(model)
+    return [name for name, _ in model.named_modules() if name not in inside]
+
+
+def _body(model: Any) -> set[str]:
     head = model.get_output_embeddings()
     within = {id(module) for module in model.base_model.modules() if module is not head}
-    inside = {name for name, module in model.named_modules() if id(module) in within}
-    return sorted(key for key in keys if key.rpartition(".")[0] in inside and POOLER not in key.split("."))
+    return {name for name, module in model.named_modules() if id(module) in within and POOLER not in name.split(".")}
 
 
 def unused_pooler(auto_class: str, config: Any) -> dict[str, bool]:

@@ -84,7 +84,7 @@ LANGUAGE_MODEL: Rates = {
     MethodType.FULL: Rate(2e-5, 7e9, "Llama 2's fine-tuning (arXiv 2307.09288)"),
     MethodType.LORA: Rate(2e-4, 7e9, "QLoRA paper (arXiv 2305.14314, table 9)"),
 }
-ENCODER: Rates = {
+ENCODERS: Rates = {
     MethodType.FULL: Rate(5e-5, 110e6, "BERT paper (arXiv 1810.04805, the largest of its three)"),
     MethodType.LORA: Rate(1e-3, 22.7e6, "adapter and new head, measured with MiniLM, rank 16, 16 classes"),
 }

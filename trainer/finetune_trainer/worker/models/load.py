@@ -69,8 +69,9 @@ def load_model(
 
 
 def _load_base(task: WorkerTask, folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, set[str]]:
-    pooler = unused_pooler(spec_of(task.plan.task).auto_class, AutoConfig.from_pretrained(folder))
-    options = task.head_options() | loading(task.plan, dtype) | pooler
+    config = AutoConfig.from_pretrained(folder)
+    pooler = unused_pooler(spec_of(task.plan.task).auto_class, config)
+    options = task.head_options() | loading(task.plan, config, dtype) | pooler
     try:
         model, info = auto_class(task.plan.task).from_pretrained(
             folder, dtype=dtype, output_loading_info=True, **options

@@ -4,25 +4,36 @@ bitsandbytes queries CUDA when it is imported, and PEFT imports it where it is i
 CUDA cannot fork workers, so the zygote hides the package, and only a worker that needs it uncovers it after the fork.
 """
 
+import copy
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
-from finetune_api.messages import MethodType
+from finetune_api.messages import MethodType, Task
 from finetune_api.plan import Plan
-from finetune_trainer.model.families import FAMILIES
+from finetune_trainer.model.fitting import beside_body
 from finetune_trainer.worker.compat import uncover_bitsandbytes
-
-# Heads are not quantized: heads that a checkpoint lacks are trained, and small errors in the others cause wrong tokens.
-# transformers itself leaves out the last layer and the output embedding, but not BERT's pooler; this list replaces its
-# own. It holds the heads of all families, since a name that a model lacks has no effect.
-HEADS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.heads))
+from finetune_trainer.worker.models.heads import auto_class
 
 
-def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
+def heads_of(config: PretrainedConfig, task: Task) -> list[str]:
+    """Return the linear layers of a model's head and pooler, by name: they are not quantized.
+
+    Layers that a checkpoint lacks are trained, and small errors in the others cause wrong tokens. transformers itself
+    leaves out the last layer and the output embedding, but not BERT's pooler.
+    """
+    with torch.device("meta"):
+        model = auto_class(task).from_config(copy.deepcopy(config))
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return [name for name in beside_body(model) if name in linear]
+
+
+def loading(plan: Plan, config: PretrainedConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Return the additional options for `from_pretrained`: none, or the quantization to 4 bits.
 
     Args:
+        config: of the base model.
         dtype: type of the run, in which products are computed.
 
     The model's norms are not cast to float32, as PEFT's `prepare_model_for_kbit_training` would do, because DeepSpeed
@@ -35,11 +46,11 @@ def loading(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     saved = plan.lora.get("modules_to_save") or ()
-    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+    four = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[*HEADS, *saved],
+        llm_int8_skip_modules=[*heads_of(config, plan.task), *saved],
     )
-    return {"quantization_config": config}
+    return {"quantization_config": four}
