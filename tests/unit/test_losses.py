@@ -1,6 +1,5 @@
 """The loss: the same sum and gradients for every head, batch and family; only labelled positions get logits."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-import tests.support.models
 from finetune_api.messages import DatasetFacts, MethodType, ProblemType, SplitFacts, Task
 from finetune_trainer.model.families import FAMILIES
 from finetune_trainer.prepare.plan.memory import ANSWERED, CHUNK, EVALUATED
+from finetune_trainer.probe.shrunk import shrunk
 from finetune_trainer.worker.arguments import EVAL_BATCH_FACTOR
 from finetune_trainer.worker.attention import segmented_attention, use_segmented
 from finetune_trainer.worker.batches.flat import FlatTokens
@@ -23,6 +22,8 @@ from finetune_trainer.worker.losses import output_layer
 from finetune_trainer.worker.losses.head import RowLoss
 from finetune_trainer.worker.tasks import task_of
 from tests.local.harness import make_plan
+from tests.support.models import MAKERS, make_mistral
+from tests.support.models.configurations import config_of
 
 PAD = 1
 AUTO: dict[Task, Any] = {
@@ -33,8 +34,7 @@ AUTO: dict[Task, Any] = {
 
 
 def loaded(family: str, task: Task, folder: Path) -> Any:
-    make: Callable[[Path], Path] = getattr(tests.support.models, f"make_{family}")
-    model = AUTO[task].from_pretrained(make(folder / family), dtype=torch.float32).eval()
+    model = AUTO[task].from_pretrained(MAKERS[family](folder / family), dtype=torch.float32).eval()
     model.config.use_cache = False
     return model
 
@@ -62,7 +62,7 @@ def test_every_family_with_flat_batches_keeps_its_documents_apart(family: str, t
 
 
 def test_a_sliding_window_holds_within_documents(tmp_path: Path) -> None:
-    folder = tests.support.models.make_mistral(tmp_path / "mistral", sliding_window=8)
+    folder = make_mistral(tmp_path / "mistral", sliding_window=8)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     data = rows(model.config.vocab_size)
     head = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL)).loss(model)
@@ -99,6 +99,9 @@ def test_generation_and_padded_batches_are_unaffected_by_the_attention(tmp_path:
 
 CASES = [("llama", Task.CAUSAL_LM), ("gemma", Task.CAUSAL_LM), ("bert", Task.MASKED_LM), ("distilbert", Task.MASKED_LM)]
 CASES += [("modernbert", Task.MASKED_LM), ("t5", Task.SEQ2SEQ), ("bart", Task.SEQ2SEQ)]
+# scaled or capped logits, a bias beside the output layer, an output layer within a module
+CASES += [("granite", Task.CAUSAL_LM), ("mbart", Task.SEQ2SEQ), ("t5gemma", Task.SEQ2SEQ)]
+CASES += [(family, Task.MASKED_LM) for family in ("deberta-v2", "electra", "mpnet", "nomic_bert")]
 
 
 @pytest.mark.parametrize(("family", "task"), CASES)
@@ -136,6 +139,29 @@ def test_logits_in_chunks_give_the_loss_and_gradients_of_the_models_own(
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{kind} {name}")
         for hook in list(output_layer.output_layer(model)._forward_pre_hooks):
             del output_layer.output_layer(model)._forward_pre_hooks[hook]
+
+
+def test_a_model_that_does_more_with_its_logits_than_is_known_gets_them_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Falcon-H1 multiplies them."""
+    values = {**shrunk(config_of("falcon_h1")), "lm_head_multiplier": 0.25}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values)).eval()
+    batch = PaddedTokens(PAD)(rows(model.config.vocab_size, (17, 5)))
+    task = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL, loss_head="labelled"))
+    with torch.no_grad():
+        expected = task.loss(model)(model, batch)
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * model.config.vocab_size * 7)
+    chunked = task_of(make_plan(Task.CAUSAL_LM, MethodType.FULL, loss_head="chunked")).loss(model)
+    for _ in range(2):
+        with torch.no_grad():
+            found = chunked(model, batch)
+        assert float(found.total) == pytest.approx(float(expected.total), rel=1e-6)
+        assert found.hits is not None
+    summed = chunked(model, batch)
+    summed.total.backward()
+    assert model.get_output_embeddings().weight.grad is not None
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT 0.21.2 asks for it

@@ -8,6 +8,9 @@ product and loss. The planner never chooses `liger`; the measurements on GPUs co
 The model calls the layer once for every batch, and `chunked` and `liger` compute the whole loss inside that call. So
 ZeRO-3 gathers the layer's weights once in the forward pass and once in the backward pass, however many chunks a rank
 has: that number depends on the rank's own data, and the number of collectives must not.
+
+Both know the bias of BART and the soft cap of Gemma. The first batch shows whether the model does anything else with
+its logits, such as Falcon-H1's multiplier; then the loss is `labelled` from that batch on.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,6 +51,8 @@ class OutputLayer:
         self._loss: torch.Tensor | None = None
         self._hits: torch.Tensor | None = None
         self._takes_loss = False
+        self._given: torch.Tensor | None = None  # logits with which a model continues, [1, vocabulary]
+        self._known: bool | None = None  # whether `_softened` is all that the model does with them
         self._layer.register_forward_pre_hook(self._pick)
         if self._kind != "labelled":
             self._forward_of_layer: Callable[..., torch.Tensor] = self._layer.forward
@@ -95,11 +100,16 @@ class OutputLayer:
             self._takes_loss = True
         self._kept, self._targets, self._reduce = kept, targets, reduce
         try:
-            forward()
+            continued = forward()
             assert self._loss is not None
-            return self._loss, self._hits
+            if self._known is None:  # the same on all ranks
+                self._known = self._expected(continued.detach())
+            if self._known:
+                return self._loss, self._hits
         finally:
             self._kept = self._targets = self._loss = self._hits = None
+        self._kind = "labelled"
+        return self._reduced(reduce, forward, kept, targets)
 
     def _pick(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._kept is None:  # a forward pass outside of `losses`, such as generation
@@ -117,16 +127,25 @@ class OutputLayer:
         return self._chunks(hidden, self._targets)
 
     def _take(self, layer: torch.nn.Module, arguments: tuple[Any, ...], loss: torch.Tensor) -> torch.Tensor | None:
-        """Store the loss, and give the model logits of one token to continue with, which nothing reads."""
+        """Store the loss, and give the model logits of one token to continue with."""
         if self._targets is None:
             return None
         self._loss = loss
         hidden: torch.Tensor = arguments[0]
-        return hidden.new_zeros(1, self._vocabulary)
+        if self._given is None:
+            self._given = torch.linspace(-8, 8, self._vocabulary, device=hidden.device)[None].to(hidden.dtype)
+        return self._given.clone()  # which the model may change in place
+
+    def _expected(self, logits: torch.Tensor) -> bool:
+        """Return whether the model made of the logits that it was given what `_softened` makes of them."""
+        assert self._given is not None
+        expected = self._softened(self._given).flatten().float()
+        few = 8 * torch.finfo(self._given.dtype).eps
+        return torch.allclose(logits.flatten().float(), expected, rtol=few, atol=few)
 
     @property
     def _vocabulary(self) -> int:
-        return int(self._model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        return int(_text_config(self._model).vocab_size)
 
     def _split(self, hidden: torch.Tensor, targets: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         size = max(1, CHUNK_BYTES // (4 * self._vocabulary))
@@ -163,13 +182,13 @@ class OutputLayer:
         bias = getattr(self._model, "final_logits_bias", None)
         if bias is not None:
             logits = logits + bias
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        cap = getattr(_text_config(self._model), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def _liger(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # imports Triton
 
-        cap = getattr(self._model.config, "final_logit_softcapping", None)
+        cap = getattr(_text_config(self._model), "final_logit_softcapping", None)
         loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap, label_smoothing=self._smoothing)
         total: torch.Tensor = loss(self._layer.weight, hidden, targets, getattr(self._layer, "bias", None))
         return total.float()
@@ -196,5 +215,10 @@ def output_layer(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_logits(model: torch.nn.Module) -> bool:
-    """Return whether `_softened` reproduces all that the model does with the output layer's logits."""
-    return all(getattr(model.config, name, None) is None for name in ("logit_scale", "logits_scaling"))
+    """Return False if the model's configuration says that it scales the output layer's logits."""
+    return all(getattr(_text_config(model), name, None) is None for name in ("logit_scale", "logits_scaling"))
+
+
+def _text_config(model: torch.nn.Module) -> Any:
+    """Return the configuration of what writes the text: of a part, in a model of several."""
+    return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
