@@ -15,7 +15,7 @@ from finetune_api.tasks import TASKS
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_trainer.prepare.architecture_probe import answer_in_a_process
 from finetune_trainer.prepare.prepare_stage import inspect
-from finetune_trainer.probe.question import ProbeQuestion
+from finetune_trainer.probe.question import ProbeQuestion, ProbeStage
 from tests.local.command import Job
 from tests.support import vanilla
 from tests.support.models.configurations import config_of
@@ -112,3 +112,12 @@ def test_a_tiny_model_learns_the_jobs_own_task(
     answer, final = answer_in_a_process(question, tmp_path)
     assert (answer.failed, answer.reason, final) == (None, "", True)
     assert answer.unreached == unreached
+
+
+def test_a_classifier_that_answers_by_the_rows_beside_a_row_is_refused_with_that_reason(tmp_path: Path) -> None:
+    question = ProbeQuestion(
+        config=config_of("t5gemma"), task=Task.CLASSIFICATION, method=MethodType.FULL, lora={}, zero_stage=2
+    )
+    answer, final = answer_in_a_process(question, tmp_path)
+    assert (answer.failed, final) == (ProbeStage.RELOAD, True)
+    assert "answers otherwise where padding follows a row" in answer.reason

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from torch.nn.functional import pad
 from transformers import AutoTokenizer
 
 from finetune_api.messages import MethodType, ProblemType
@@ -21,11 +22,12 @@ from finetune_trainer.worker.models.heads import auto_class
 from finetune_trainer.worker.tasks import task_of
 
 
-def reloaded_loss(order: WorkerOrder, folder: Path) -> float:
+def reloaded_loss(order: WorkerOrder, folder: Path, padding: int = 0) -> float:
     """Return the mean loss over the items of the eval split: trained tokens, labelled words, or rows.
 
     Args:
         folder: the saved adapter, or the saved model.
+        padding: number of padding tokens after each row; for rows with a label.
     """
     plan = order.plan
     spec, auto = spec_of(plan.task), auto_class(plan.task)
@@ -52,7 +54,9 @@ def reloaded_loss(order: WorkerOrder, folder: Path) -> float:
         count = 1 if spec.labelled else int((labels[:, int(spec.continues) :] != -100).sum())
         with torch.no_grad():
             ids = torch.as_tensor(row["input_ids"], dtype=torch.int64)[None]
-            total += float(model(input_ids=ids, labels=labels).loss) * count
+            mask = pad(torch.ones_like(ids), (0, padding))
+            ids = pad(ids, (0, padding), value=int(tokenizer.pad_token_id))
+            total += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * count
         items += count
     return total / items
 
