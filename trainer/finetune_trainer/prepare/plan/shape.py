@@ -125,7 +125,7 @@ def _parts(model: Any) -> Iterator[Part]:
 def _kind(name: str, module: Any) -> PartKind:
     import torch
 
-    if isinstance(module, torch.nn.Embedding):
+    if isinstance(module, torch.nn.Embedding) or "embed" in name.rpartition(".")[2]:  # ELECTRA's embeddings_project
         return PartKind.EMBEDDING
     if "norm" in type(module).__name__.lower() or "ln_" in name:
         return PartKind.NORM
@@ -331,12 +331,12 @@ def _attention(device: str) -> Callable[..., Any]:
         attn_mask: Any = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
+        enable_gqa: bool = False,
         **_: Any,
     ) -> Any:
         uneven = query.shape[-1] != value.shape[-1]  # DeepSeek's low-rank attention
-        if device == "cpu" and (
-            dropout_p > 0 or uneven
-        ):  # it has no such kernel: it holds scores, squared in the length
+        shared = query.shape[1] != key.shape[1] and not enable_gqa  # Falcon's one key for all heads; no kernel has it
+        if shared or (device == "cpu" and (dropout_p > 0 or uneven)):  # scores are held, squared in the length
             plain = torch.ops.aten._scaled_dot_product_attention_math
             return plain(query, key, value, attn_mask, dropout_p, is_causal and attn_mask is None)[0]
         return Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
