@@ -58,11 +58,11 @@ def run(wanted: Callable[[Case], bool], say: Callable[[str], None] = print) -> b
     say(f"{len(cases)} cases, {len(cases) - len(left)} of them have passed before")
     if not left:
         return True
-    failed, began = 0, time.monotonic()
+    failed = 0
     with tempfile.TemporaryDirectory(prefix="finetune-families-") as folder:
         vanilla, bench = Vanilla(), Bench(Path(folder))
         try:
-            house = House(bench, vanilla, Path(folder))
+            house, began = House(bench, vanilla, Path(folder)), time.monotonic()
             for number, case in enumerate(left, 1):
                 outcome = _outcome(house, case, Path(folder) / str(case))
                 failed += outcome != PASSED
