@@ -48,6 +48,9 @@ test-fast: install ## Run the unit tests and one smoke test of each other tier (
 test-unit: install ## Run the tests that need no process of their own (half a minute)
 	$(PYTEST) tests/unit
 
+test-real: install ## Tune a real pretrained decoder (opt-in: downloads 350 MB under terms of their own)
+	$(BIN)/python -m tests.real
+
 lint: install ## Check style, types, import rules, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,6 +77,8 @@ lock: install ## Resolve requirements/ again from pyproject.toml: everything, an
 	$(LOCK) --all-extras -o requirements/all.txt
 	$(LOCK) --extra operator --constraint requirements/all.txt -o requirements/operator.txt
 	$(LOCK) --extra trainer --constraint requirements/all.txt -o requirements/trainer.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-deps \
+	  --group pyproject.toml:real -o requirements/real.txt
 	$(BIN)/uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-header --no-annotate --resolution lowest-direct --extra operator --extra trainer --extra dev \
 	  --constraint tests/gpu/machine.txt pyproject.toml -o requirements/lowest.txt
@@ -91,4 +96,4 @@ images: ## Build both container images with docker, podman or buildah (REGISTRY,
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart cluster demo cluster-down test test-all test-fast test-unit lint format generate lock gpu-kit images clean
+.PHONY: help install quickstart cluster demo cluster-down test test-all test-fast test-unit test-real lint format generate lock gpu-kit images clean
