@@ -141,7 +141,7 @@ def exported(plan: Plan, store: FolderStore, trained: Path, run: Run, work: Path
     )
     manifest = Manifest(kind="checkpoint", files=tuple(entries), created="2026-01-01T00:00:00+00:00", info=vars(info))
     store.put(prefix + File.MANIFEST, manifest.to_json().encode())
-    result = export(plan, store, RUN, work, lambda line: None)
+    result = export(plan, store, RUN, work, report=lambda line: None)
     return Path(result.artifacts[0].uri.removeprefix("file://"))
 
 

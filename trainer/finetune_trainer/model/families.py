@@ -98,8 +98,8 @@ class Family:
     @property
     def ends_at_padding(self) -> bool:
         """Whether it classifies a row at the last token before the padding, so that its configuration must name the
-        padding token."""
-        return self.writer == DECODER
+        padding token. So do architectures that transformers has no writer of."""
+        return self.writer in (DECODER, None)
 
 
 # Not flat: the kernels support neither gemma2's capped scores nor gpt_oss's sinks, bloom biases scores by distance, and
