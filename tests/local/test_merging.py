@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from finetune_api.errors import StateError
 from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter, stored_dtype
+from finetune_trainer.export.merging.shard_writer import ShardWriter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -192,6 +193,24 @@ def test_one_file_has_no_index_and_begins_with_a_plain_header(tmp_path: Path) ->
         assert opened.metadata() == {"format": "pt"}
     assert lines[-1] == "merged: 5 of 5 blocks"
     assert stored_dtype([made / "model.safetensors"]) == torch.float32
+
+
+def test_each_tensor_begins_at_a_multiple_of_its_width(tmp_path: Path) -> None:
+    """The format allows no gaps: behind three numbers of 2 bytes, one of 4 would begin at an odd place."""
+    odd, wide = torch.tensor([1, 2, 3], dtype=torch.bfloat16), torch.tensor([0.5, 0.25])
+    writer = ShardWriter(tmp_path, 1_000, 4)
+    writer.write({"a": odd, "b": wide})
+    writer.write({"c": odd, "d": wide})
+    writer.finish()
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_parameters": 10, "total_size": 28}
+    for name, expected in {"a": odd, "b": wide, "c": odd, "d": wide}.items():
+        path = tmp_path / index["weight_map"][name]
+        with safe_open(path, "pt") as opened:
+            assert torch.equal(opened.get_tensor(name), expected)
+        raw = path.read_bytes()
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        assert header[name]["data_offsets"][0] % expected.element_size() == 0
 
 
 def test_an_adapter_that_parts_what_the_architecture_always_shares_is_refused(

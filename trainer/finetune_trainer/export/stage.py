@@ -23,8 +23,9 @@ from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource, add_files
-from finetune_trainer.export.forms import ExportRequest, FormFiles, write_merged
+from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
+from finetune_trainer.export.merged_artifact import write_merged
 from finetune_trainer.storage import (
     CorruptedError,
     ManifestInvalidError,
@@ -111,13 +112,19 @@ def _make(
     if form.merges:
         write_merged(source, request.dtype, folder, work / "base", report)
     else:
-        shutil.copytree(source.checkpoint, folder, copy_function=os.link)
+        shutil.copytree(source.checkpoint, folder, copy_function=_take)
     add_files(source, folder, merged=form.merges)
     _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
+
+
+def _take(source: str, target: str) -> None:
+    """Link weights, which do not change, and copy a configuration, which is rewritten."""
+    take = os.link if source.endswith(".safetensors") else shutil.copyfile
+    take(source, target)
 
 
 def _artifact(form: FormFiles, source: ExportSource, run: str, *, named: bool) -> Artifact:

@@ -17,21 +17,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from peft import PeftModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from finetune_trainer.model.safetensors_format import data_of, entry_at, file_header
 from finetune_trainer.worker.compat import as_in_files, is_persistent, released
 
 LARGEST_FILE = "50GB"  # as of transformers
-TYPES = {  # safetensors' names
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def save_weights(model: Any, engine: Any, folder: Path, *, writes: bool) -> None:
@@ -128,7 +117,7 @@ def _shape(tensor: torch.Tensor) -> torch.Size:
 
 
 class _Writer:
-    """A file in safetensors' format (github.com/huggingface/safetensors), written one tensor after the other.
+    """A safetensors file, written one tensor after the other.
 
     Args:
         tensors: shapes and types by name, without data. The widest type comes first, so that the offset of each tensor
@@ -137,19 +126,16 @@ class _Writer:
 
     def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         self._path = path
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, Any] = {}
         at = 0
         for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
-            tensor = tensors[name]
-            end = at + tensor.numel() * tensor.element_size()
-            header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
-            at = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        self._header = text + b" " * (-len(text) % 8)
+            entries[name] = entry_at(at, tensors[name])
+            at = entries[name]["data_offsets"][1]
+        self._header = file_header(entries)
 
     def __enter__(self) -> "_Writer":
         self._file = self._path.open("wb")
-        self._file.write(len(self._header).to_bytes(8, "little") + self._header)
+        self._file.write(self._header)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,5 +143,4 @@ class _Writer:
 
     def write(self, tensor: torch.Tensor) -> None:
         """Write the data of the next tensor."""
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self._file.write(flat.view(torch.uint8).numpy().data)
+        self._file.write(data_of(tensor))

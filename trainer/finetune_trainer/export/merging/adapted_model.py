@@ -37,10 +37,6 @@ class AdaptedModel:
                     self._slots[_name_at(path, parameters[id(value)][1])] = (module, leaf)
         self._targets = dict(_targets(self._model))
 
-    def names(self) -> set[str]:
-        """Return the names of all parameters, each once."""
-        return set(self.shared)
-
     def merged(self, base: Mapping[str, torch.Tensor], names: Sequence[str] = ()) -> dict[str, torch.Tensor]:
         """Return parameters with what the adapter adds to them. Shared ones stand under every name.
 
@@ -55,7 +51,7 @@ class AdaptedModel:
         for path, target in self._targets.items():
             if any(name.startswith(f"{path}.") for name in wanted):
                 parts = _merge(target).named_parameters()
-                values |= {f"{path}.{leaf}" if leaf else path: value.detach() for leaf, value in parts}
+                values |= {f"{path}.{leaf}": value.detach() for leaf, value in parts}
         for name in wanted:
             if name not in values:
                 values[name] = _parameter(self._model, name).detach()

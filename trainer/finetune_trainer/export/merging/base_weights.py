@@ -72,11 +72,11 @@ class BaseWeights:
         for path, module in self._model.named_modules():
             for leaf, value in module._parameters.items():
                 if value is not None and not value.is_meta:
-                    loaded[f"{path}.{leaf}" if path else leaf] = value.detach()
+                    loaded[f"{path}.{leaf}".removeprefix(".")] = value.detach()
                     module._parameters[leaf] = emptied(value)
             for leaf, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
-                    loaded[f"{path}.{leaf}" if path else leaf] = buffer
+                    loaded[f"{path}.{leaf}".removeprefix(".")] = buffer
                     module._buffers[leaf] = torch.empty_like(buffer, device="meta")
         return loaded
 

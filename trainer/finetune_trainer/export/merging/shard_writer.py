@@ -1,38 +1,34 @@
-"""Safetensors files that are written tensor by tensor: memory holds one tensor, not one file.
-
-The format (https://huggingface.co/docs/safetensors) begins with the length of a JSON header, then the header, which
-may end with spaces. The header is written last, into space that was left for it.
-"""
+"""Weights in safetensors files whose tensors are not known beforehand: memory holds one tensor, not one file."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from finetune_trainer.model.files import WEIGHTS, WEIGHTS_INDEX
+from finetune_trainer.model.safetensors_format import data_of, entry_at, file_header
 
 ENTRY = 512  # bytes left for a tensor's entry in the header
 MOST = 8192  # tensors in a file
-NAMES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+
+
+@dataclass
+class _OpenFile:
+    """A file whose header is written last, into space that was left for it."""
+
+    number: int
+    sink: BinaryIO
+    entries: dict[str, Any] = field(default_factory=dict)
+    end: int = 0
 
 
 class ShardWriter:
     """Writes weights into `model.safetensors`, or into several files and their index.
+
+    The tensors of a file are equally wide, so that each begins at a multiple of its width.
 
     Args:
         folder: of the files; it must exist.
@@ -42,64 +38,56 @@ class ShardWriter:
 
     def __init__(self, folder: Path, limit: int, tensors: int) -> None:
         self._folder, self._limit = folder, limit
-        self._most = min(tensors, MOST) + 1
+        self._most = min(tensors, MOST)
         self._room = ENTRY * (self._most + 1)
         self._files: list[Path] = []
-        self._header: dict[str, Any] = {}
-        self._sink: BinaryIO | None = None
-        self._end = 0
-        self._weight_map: dict[str, int] = {}
+        self._open: dict[int, _OpenFile] = {}  # by the width of its tensors, in bytes
+        self._number_of: dict[str, int] = {}  # of the file that holds a tensor
         self._bytes = self._parameters = 0
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write tensors; those with one storage are written as copies."""
         for name, tensor in tensors.items():
+            file = self._file_for(tensor)
+            file.sink.write(data_of(tensor))
+            file.entries[name] = entry_at(file.end, tensor)
             size = tensor.numel() * tensor.element_size()
-            full = self._end + size > self._limit or len(self._header) > self._most
-            if self._sink is None or (full and self._end):
-                self._close()
-                self._begin()
-            assert self._sink is not None
-            self._sink.write(_bytes(tensor))
-            offsets = [self._end, self._end + size]
-            self._header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-            self._end += size
-            self._weight_map[name] = len(self._files)
+            file.end += size
+            self._number_of[name] = file.number
             self._bytes += size
             self._parameters += tensor.numel()
 
-    def finish(self) -> list[Path]:
-        """Complete the files and return them, with the index of several last."""
-        self._close()
-        if len(self._files) == 1:
-            return [self._files[0].rename(self._folder / WEIGHTS)]
+    def finish(self) -> None:
+        """Complete the files, and write the index of several."""
+        for width in list(self._open):
+            self._close(width)
         last = len(self._files)
-        names = [f"model-{number:05d}-of-{last:05d}.safetensors" for number in range(1, last + 1)]
-        files = [file.rename(self._folder / name) for file, name in zip(self._files, names, strict=True)]
-        weight_map = {name: names[number - 1] for name, number in self._weight_map.items()}
-        totals = {"total_parameters": self._parameters, "total_size": self._bytes}
-        index = self._folder / WEIGHTS_INDEX
-        index.write_text(json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2) + "\n", "utf-8")
-        return [*files, index]
-
-    def _begin(self) -> None:
-        self._files.append(self._folder / f"model-{len(self._files) + 1:05d}.partial")
-        self._sink = self._files[-1].open("wb")
-        self._sink.seek(8 + self._room)
-        self._header, self._end = {"__metadata__": {"format": "pt"}}, 0
-
-    def _close(self) -> None:
-        if self._sink is None:
+        if last == 1:
+            self._files[0].rename(self._folder / WEIGHTS)
             return
-        text = json.dumps(self._header, ensure_ascii=False).encode()
-        if len(text) > self._room:
-            raise ValueError(f"the header of {self._files[-1]} has {len(text)} bytes, and room for {self._room}")
-        self._sink.seek(0)
-        self._sink.write(self._room.to_bytes(8, "little") + text.ljust(self._room))
-        self._sink.close()
-        self._sink = None
+        names = [f"model-{number:05d}-of-{last:05d}.safetensors" for number in range(1, last + 1)]
+        for file, name in zip(self._files, names, strict=True):
+            file.rename(self._folder / name)
+        weight_map = {name: names[number] for name, number in self._number_of.items()}
+        totals = {"total_parameters": self._parameters, "total_size": self._bytes}
+        index = json.dumps({"metadata": totals, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+        (self._folder / WEIGHTS_INDEX).write_text(index, "utf-8")
 
+    def _file_for(self, tensor: torch.Tensor) -> _OpenFile:
+        width = tensor.element_size()
+        file = self._open.get(width)
+        if file and (file.end + tensor.numel() * width > self._limit or len(file.entries) == self._most):
+            self._close(width)
+            file = None
+        if file is None:
+            number = len(self._files)
+            self._files.append(self._folder / f"model-{number:05d}.partial")
+            file = self._open[width] = _OpenFile(number, self._files[-1].open("wb"))
+            file.sink.seek(8 + self._room)
+        return file
 
-def _bytes(tensor: torch.Tensor) -> Any:
-    """Return a tensor's bytes, as a buffer that shares its memory."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    def _close(self, width: int) -> None:
+        file = self._open.pop(width)
+        with file.sink:
+            file.sink.seek(0)
+            file.sink.write(file_header(file.entries, self._room))
