@@ -268,6 +268,7 @@ def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -
         ("spec/recovery", {"maxRestarts": 3}),
         ("spec/budget", {"gpuHourPrice": "2.50"}),
         ("spec/export", {"attempt": 2, "resources": {"requests": {"memory": "64Gi"}}, "tolerations": []}),
+        ("spec/export", {"attempt": 2, "forms": ["adapter", "merged"], "dtype": "bfloat16"}),
         ("spec/ttlSecondsAfterFinished", 600),
         ("spec/suspend", True),
     ):
@@ -282,7 +283,6 @@ def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -
         ("spec/recovery", {"hangTimeoutSeconds": 60}, "hangTimeoutSeconds is not supported yet"),
         ("spec/recovery", {"onOutOfMemory": "ShrinkBatch"}, "onOutOfMemory: ShrinkBatch is not supported yet"),
         ("spec/recovery", {"onDivergence": "RollBack"}, "onDivergence: RollBack is not supported yet"),
-        ("spec/export", {"merge": True}, "spec.export.merge cannot be changed"),
         ("spec/export", {"smokeTestPrompts": ["hi"]}, "spec.export.smokeTestPrompts cannot be changed"),
         ("spec/export", {"priorityClassName": "high"}, "spec.export.priorityClassName cannot be changed"),
     ],

@@ -65,7 +65,8 @@ def gang_plan() -> Plan:
 def undisturbed_gang(
     tmp_path_factory: pytest.TempPathFactory, gang_plan: Plan, llama: Path, gang_data: Path
 ) -> Iterator[Agents]:
-    with Agents.prepared(tmp_path_factory.mktemp("undisturbed-gang"), gang_plan, llama, gang_data) as agents:
+    told = {"PYTHONPROFILEIMPORTTIME": "1"}  # each process logs what it imports
+    with Agents.prepared(tmp_path_factory.mktemp("undisturbed-gang"), gang_plan, llama, gang_data, told) as agents:
         agents.start()
         assert agents.wait() == {0: ExitCode.OK, 1: ExitCode.OK}, agents.logs()
         yield agents

@@ -54,6 +54,19 @@ def test_the_end_of_a_run_is_told(undisturbed_gang: Agents) -> None:
     ]
 
 
+def test_a_worker_imports_no_library_after_its_fork(undisturbed_gang: Agents) -> None:
+    """Each restart would pay for the import again: a module that this names is missing in the zygote's LAZY_IMPORTS."""
+    logs = [entry.key for entry in undisturbed_gang.store.list(f"{undisturbed_gang.prefix}logs/")]
+    lines = "\n".join(undisturbed_gang.store.get(key).decode() for key in logs).splitlines()
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines if line.startswith("import time:")}
+    libraries = ("torch.", "transformers.", "deepspeed.", "peft.", "accelerate.", "finetune_")
+    late = {name for name in imported if name.startswith(libraries)}
+    ask_for_a_gpu = {"deepspeed.module_inject.auto_ep_layer", "deepspeed.comm.mori"}  # which a zygote must not
+    not_installed = {"torch.utils.tensorboard"}
+    assert not_installed <= late, "the imports are in the log"
+    assert {name for name in late if not name.startswith("deepspeed.ops.triton_ops")} == ask_for_a_gpu | not_installed
+
+
 def test_a_killed_worker_costs_no_bit(
     tmp_path: Path, gang_plan: Plan, llama: Path, gang_data: Path, undisturbed_gang: Agents
 ) -> None:

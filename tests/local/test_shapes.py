@@ -25,6 +25,7 @@ from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.prepare.plan.architecture import PartKind
 from finetune_trainer.prepare.plan.experts import mixture_of, mixture_rules
 from finetune_trainer.prepare.plan.shape import architecture_of
+from tests.support.matrix import first_families
 from tests.support.models.further import FURTHER, values_of
 from tests.unit.plan_models import lora_parameters
 
@@ -77,7 +78,8 @@ UNTRACED = ("deberta-v2",)  # its forward pass needs values, so what is kept is 
 ROUGH = {("bart", Task.SEQ2SEQ): 0.07}
 ROUGH |= {("gpt_neox", task): 0.06 for task in (Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION)}
 # a mask [rows, tokens, tokens] of each layer, which transformers makes or leaves out: much only at this width
-ROUGH |= {("opt", Task.CAUSAL_LM): 0.19, ("pegasus", Task.SEQ2SEQ): 0.08, ("mbart", Task.SEQ2SEQ): 0.08}
+ROUGH |= {("opt", Task.CAUSAL_LM): 0.19, ("opt", Task.CLASSIFICATION): 0.22}
+ROUGH |= {("pegasus", Task.SEQ2SEQ): 0.08, ("mbart", Task.SEQ2SEQ): 0.08}
 ROUTED = ("llama4_text", "phimoe")  # their routers are linear layers that return more than a tensor
 NEED_ENDS = [(family, Task.CLASSIFICATION) for family in ("t5", "mt5", "bart", "mbart")]  # of text among their tokens
 AUTOS: dict[Task, tuple[Any, TaskType | None]] = {
@@ -108,7 +110,7 @@ def built(family: str, task: Task, **changes: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize(("family", "task"), CASES)
+@pytest.mark.parametrize(("family", "task"), first_families(CASES))
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # PEFT's, of GPT-2 and of transformers 6
 @pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: Task) -> None:
@@ -135,7 +137,9 @@ def test_parameters_and_adapters_are_those_of_the_real_model(family: str, task: 
 
 @pytest.mark.parametrize(
     ("family", "task"),
-    [case for case in CASES if case not in NEED_ENDS and case[1] is not Task.EMBEDDING and case[0] not in UNTRACED],
+    first_families(
+        [case for case in CASES if case not in NEED_ENDS and case[1] is not Task.EMBEDDING and case[0] not in UNTRACED]
+    ),
 )
 def test_what_is_kept_for_the_backward_pass_is_what_autograd_keeps(family: str, task: Task) -> None:
     kept = architecture_of(config(family), task).kept[MethodType.FULL]

@@ -19,15 +19,23 @@ from typing import Any, NoReturn
 from finetune_trainer.agent.security import drop_capabilities
 from finetune_trainer.process.ties import die_with_parent
 
-# The libraries import these lazily, so that every worker would import them again (seen by comparing sys.modules).
+# The libraries import these lazily, so that every worker would import them again (PYTHONPROFILEIMPORTTIME=1 shows them in
+# a worker's log). Not deepspeed.ops.triton_ops and what imports it: that asks for a GPU, and no fork could use one then.
 LAZY_IMPORTS = (
     "deepspeed.module_inject",
+    "deepspeed.module_inject.auto_ep_comm",
+    "deepspeed.module_inject.auto_ep_config",
+    "deepspeed.moe.ep_experts",
+    "deepspeed.moe.ep_repack",
+    "deepspeed.moe.ep_router",
     "deepspeed.ops.op_builder.all_ops",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "deepspeed.runtime.zero.stage3",
     "deepspeed.runtime.zero.stage_1_and_2",
     "peft.utils.transformers_weight_conversion",
+    "torch.profiler._cupti_monitor",
     "torch.utils.cpp_extension",
+    "torch.utils.serialization.config",
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",
 )
