@@ -3,7 +3,6 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -56,17 +55,12 @@ ONCE = ("Preparing", "Prepared", "Committed", "Exporting", "Succeeded")  # reaso
 
 
 def watched(handle: JobHandle) -> list[str]:
-    """Runs a job to its end; returns the different lines that `kubectl get ftj` showed on the way."""
-    told: list[str] = []
-
-    def look(status: Any) -> bool:
-        line = handle.kubectl("get", "ftj", handle.name, "--no-headers").strip()
-        if line not in told:
-            told.append(line)
-        return bool(status.phase is Phase.SUCCEEDED)
-
-    handle.apply().wait("Succeeded", look)
-    return told
+    """Runs a job to its end; returns the lines that `kubectl get ftj --watch` showed on the way."""
+    handle.apply()
+    with handle.cluster.watch("ftj", handle.name, f"--namespace={handle.namespace}") as lines:
+        handle.wait_phase(Phase.SUCCEEDED)
+        handle.wait("the watch's last line", lambda _: lines[-1].split()[1] == "Succeeded", 60)
+    return lines
 
 
 def test_lora_on_two_nodes(cluster: Cluster, team: str, inputs: Inputs, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,11 @@ class Cluster:
     def logs(self) -> Path:
         return self.state.logs
 
+    @property
+    def _kubectl(self) -> list[str]:
+        cache = self.state.folder / "kubectl"
+        return [str(build("kubectl")), f"--kubeconfig={self.kubeconfig}", f"--cache-dir={cache}"]
+
     def kubectl(
         self,
         *arguments: str,
@@ -82,12 +88,25 @@ class Cluster:
         Raises:
             ClusterError: kubectl failed, and `check` is set.
         """
-        own = [f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.state.folder / 'kubectl'}"]
-        command = [build("kubectl"), *own, *arguments]
+        command = [*self._kubectl, *arguments]
         done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=timeout)
         if done.returncode != 0 and check:
             raise ClusterError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout if check else done.stdout + done.stderr
+
+    @contextmanager
+    def watch(self, *arguments: str) -> Iterator[list[str]]:
+        """The lines that `kubectl get --watch` prints meanwhile; a poll would miss what is short."""
+        command = [*self._kubectl, "get", "--watch", "--no-headers", *arguments]
+        lines: list[str] = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            follower = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
+            follower.start()
+            try:
+                yield lines
+            finally:
+                process.terminate()
+                follower.join()
 
     def get(self, *arguments: str) -> dict[str, Any]:
         """`kubectl get` of the arguments, as an object."""
