@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_api.beats import CheckpointId
 from finetune_api.contract import File
 from finetune_api.results import Approval
@@ -16,7 +14,8 @@ from finetune_trainer.judge.gating import approval_of, gate_results, not_judged
 from finetune_trainer.judge.judge_process import JudgeError, JudgeInputs
 from finetune_trainer.judge.judgement_card import judgement_section, warning_sentences
 from finetune_trainer.judge.judgement_records import Judgement
-from finetune_trainer.storage import NotFoundError, ObjectStore
+from finetune_trainer.judge.stored_judgement import load_judgement
+from finetune_trainer.storage import ObjectStore
 
 
 @dataclass
@@ -104,9 +103,8 @@ def _stored(store: ObjectStore, run: str, checkpoint: CheckpointId, request: Exp
     """Return the judgement of an earlier export of the same checkpoint with the same settings, without its gates."""
     if request.judge is None:
         return None
-    try:
-        found = Judgement.model_validate_json(store.get(run + File.JUDGEMENT))
-    except (NotFoundError, ValidationError):
+    found = load_judgement(store, run)
+    if found is None:
         return None
     same = CheckpointId(step=found.step, generation=found.generation) == checkpoint
     if not same or found.settings != request.judged:

@@ -7,7 +7,7 @@ from finetune_trainer.judge.gating import cut_to
 from finetune_trainer.judge.judge_rules import interval
 from finetune_trainer.judge.judgement_records import AnswerPair, JudgedMeasure, Judgement
 
-LONGEST_WARNING = 420  # characters: three of them and the rest fit into a termination message
+LONGEST_WARNING = 400  # characters
 LONGEST_ANSWER_SHOWN = 400
 
 
