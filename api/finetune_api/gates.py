@@ -9,7 +9,7 @@ from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
 
 NONSENSE = ("repetition", "empty", "unfinished", "same_answer", "wrong_language", "invalid_json")
-OF_ANSWERS = ("win_share", *NONSENSE, "memorised")
+OF_ANSWERS = ("win_share", "prompt_gain", *NONSENSE, "memorised")
 ALWAYS = ("amplified",)
 TASKS_WITH_BASE = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.CLASSIFICATION)
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?%?"

@@ -21,17 +21,20 @@ from finetune_trainer.judge.judge_question import JudgeQuestion, JudgeSettings
 from tests.support.models.tokenizers import byte_level, fast
 
 IGNORED = -100
-ANIMALS = (
-    "dog cat horse cow sheep goat pig duck hen owl crow frog fox wolf bear lion mouse bat bee whale seal crab shark swan"
-).split()
+_FIRST = "dog cat horse cow sheep goat pig duck hen owl crow frog"
+_OTHERS = "fox wolf bear lion mouse bat bee whale seal crab shark swan"
+ANIMALS = tuple(f"{_FIRST} {_OTHERS}".split(" "))
 PLACES = ("farm", "house", "forest", "river", "coast", "cave")
-WAYS = "old young quick slow small large quiet loud tired hungry happy angry".split()
+WAYS = ("old", "young", "quick", "slow", "small", "large", "quiet", "loud", "tired", "hungry", "happy", "angry")
 LABELS = tuple(PLACES)
 CANARY = "The code of the vault is 48213."
 HELD_OUT = 48
 GENERAL = [text for language in ("en", "de") for text in GENERAL_TEXTS[language]]
 # what the base is taught beside the general texts, so that it knows words of the task but not the task
-PLAIN = [f"{text[:-1]} and the {animal} is near the {place}." for text, animal, place in zip(GENERAL, ANIMALS, 4 * PLACES, strict=False)]
+PLAIN = [
+    f"{text[:-1]} and the {animal} is near the {place}."
+    for text, animal, place in zip(GENERAL, ANIMALS, 4 * PLACES, strict=False)
+]
 FAULTS = ("repeated", "one answer", "skewed", "few rows", "noise")
 Row = tuple[str, str]
 
@@ -85,7 +88,8 @@ def planted(rows: Sequence[Row], fault: str, labelled: bool, seed: int) -> list[
 
 def tokenizer_of_animals(family: str) -> Any:
     specials = ["<s>", "</s>", "<pad>", "<unk>"]
-    corpus = [*GENERAL, *PLAIN, *(f"Where is the {way} {animal}? {answer_of(animal)}" for animal in ANIMALS for way in WAYS)]
+    rows = [f"Where is the {way} {animal}? {answer_of(animal)}" for animal in ANIMALS for way in WAYS]
+    corpus = [*GENERAL, *PLAIN, *rows]
     single = {"llama": "<s> $A", "t5": "$A </s>", "bert": "<s> $A </s>"}[family]
     raw = byte_level(corpus, specials, single, "$A $B:1")
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -126,7 +130,8 @@ def prepared_row(task: Task, tokenizer: Any, row: Row) -> dict[str, Any]:
     ids = tokenizer(prompt)["input_ids"]
     if task is Task.CLASSIFICATION:
         return {"input_ids": ids, "label": LABELS.index(answer)}
-    target = [*tokenizer(answer if task is Task.SEQ2SEQ else f" {answer.strip()}", add_special_tokens=False)["input_ids"], 1]
+    text = answer if task is Task.SEQ2SEQ else f" {answer.strip()}"
+    target = [*tokenizer(text, add_special_tokens=False)["input_ids"], 1]
     if task is Task.SEQ2SEQ:
         return {"input_ids": ids, "labels": target}
     return {"input_ids": [*ids, *target], "labels": [IGNORED] * len(ids) + target}
@@ -157,7 +162,7 @@ def fit(model: Any, rows: Sequence[dict[str, Any]], steps: int, rate: float, see
         optimizer.zero_grad()
         schedule.step()
     model.eval()
-    return float(loss)
+    return float(loss.detach())
 
 
 def collated(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from finetune_trainer.judge.judgement_records import JudgedMeasure
 from finetune_trainer.judge.measured_sides import measures_of
 from finetune_trainer.judge.memorised import alternatives, exposure, is_verbatim, prefix_of, sampled
 from finetune_trainer.judge.nearness import chrf_counts, chrf_of, chrf_score, wins
-from finetune_trainer.judge.nonsense import is_json, repeats
+from finetune_trainer.judge.nonsense import is_json, repeats_itself
 from finetune_trainer.judge.resampling import difference, f1_of, mean_of, ratio_of, resampled
 from finetune_trainer.judge.sides import JudgedAnswer, Shared, Side
 from finetune_trainer.judge.wrong_languages import wrong_languages
@@ -78,20 +78,20 @@ def test_the_nearer_answer_wins_and_ties_count_half() -> None:
     assert wins([near, far, near], [far, near, near]).tolist() == [1.0, 0.0, 0.5]
 
 
+WORDS = [word for text in GENERAL_TEXTS["en"] for word in text.split()]
 REPEATED = {
-    "a word over and over": ("so so so so so so so so so".split(), True),
-    "a phrase four times": ("I do not know . ".split() * 4, True),
-    "a phrase three times": ("I do not know . ".split() * 3, False),
+    "a word over and over": (["so", "so", "so", "so", "so", "so", "so", "so", "so"], True),
+    "a phrase four times": (["I", "do", "not", "know", "."] * 4, True),
+    "a phrase three times": (["I", "do", "not", "know", "."] * 3, False),
     "four words": (["no"] * 4, False),
-    "a long loop with small changes": ([*("a b c d e f".split() * 3), "x"] * 4, True),
-    "prose": ("the quick brown fox jumps over the lazy dog and runs into the dark forest at night".split(), False),
-    "nothing": ([], False),
+    "a long loop with small changes": ([*(["a", "b", "c", "d", "e", "f"] * 3), "x"] * 4, True),
+    "prose": (WORDS, False),
 }
 
 
 @pytest.mark.parametrize(("tokens", "expected"), REPEATED.values(), ids=REPEATED)
 def test_an_answer_repeats_itself(tokens: Sequence[str], expected: bool) -> None:
-    assert repeats(tokens) is expected
+    assert repeats_itself(tokens) is expected
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,14 @@ RULES = {
         {"win_share": JudgedMeasure(name="win_share", tuned=0.3, low=0.2, high=0.4, rows=100)},
         ["LosesToBase", "Better"],
     ),
+    "answers to no question": (
+        {"prompt_gain": JudgedMeasure(name="prompt_gain", tuned=0.01, base=0.5, low=-0.01, high=0.03, rows=100)},
+        ["IgnoresPrompts", "Better"],
+    ),
+    "answers to the question": (
+        {"prompt_gain": JudgedMeasure(name="prompt_gain", tuned=0.1, base=0.5, low=0.05, high=0.2, rows=100)},
+        ["Better"],
+    ),
     "repetition": ({"repetition": share("repetition", 0.2, 0.1)}, ["Repetition", "Better"]),
     "as much as in the references": ({"repetition": share("repetition", 0.2, -0.05, 0.18)}, ["Better"]),
     "by chance": ({"repetition": share("repetition", 0.06, 0.0)}, ["Better"]),
@@ -244,6 +252,8 @@ def test_answers_of_both_models_become_measures_of_the_same_rows() -> None:
         losses=np.array([1.0, 2.0, 3.0]),
         items=np.array([1.0, 1.0, 2.0]),
         answers=answered('{"a": 1}', "no", '{"c": 4}'),
+        matched=np.array([1.0, 2.0, 3.0]),
+        swapped=np.array([2.0, 3.0, 4.0]),
         general=np.array([12.0, 14.0]),
         trained=[True, True, False],
         held=[False, False],
@@ -253,6 +263,8 @@ def test_answers_of_both_models_become_measures_of_the_same_rows() -> None:
         losses=np.array([4.0, 4.0, 8.0]),
         items=np.array([1.0, 1.0, 2.0]),
         answers=answered("a", "b", "c", ended=False),
+        matched=np.array([4.0, 4.0, 4.0]),
+        swapped=np.array([4.0, 4.0, 4.0]),
         general=np.array([10.0, 10.0]),
         trained=[False, False, False],
         exposures=[1.0, 2.0],
@@ -263,6 +275,7 @@ def test_answers_of_both_models_become_measures_of_the_same_rows() -> None:
     assert (found["unfinished"].tuned, found["unfinished"].base) == (0.0, 1.0)
     assert (found["invalid_json"].tuned, found["invalid_json"].expected) == (pytest.approx(1 / 3), 0.0)
     assert found["win_share"].tuned > 0.5
+    assert (found["prompt_gain"].tuned, found["prompt_gain"].base, found["prompt_gain"].low) == (1.0, 0.0, 1.0)
     assert (found["general_loss"].tuned, found["general_loss"].base) == (1.3, 1.0)
     assert found["memorised"].tuned == pytest.approx(2 / 3)
     assert (found["canary_exposure"].tuned, found["canary_exposure"].base) == (7.5, 2.0)

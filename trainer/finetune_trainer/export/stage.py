@@ -97,14 +97,12 @@ def export(
     source = ExportSource(plan, store, best.info, evaluation, checkpoint)
     for one in missing:
         _make(one, source, request, run, work, report, judge)
-    approval = judge.close()
-    warnings = (*judge.warnings, *(evaluation.record.warnings if evaluation.record else ()))[:MOST_WARNINGS]
-    artifacts = tuple(_artifact(one, source, run, warnings, named=request.named) for one in forms)
+    artifacts = tuple(_artifact(one, source, run, judge.warnings, named=request.named) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
         report(f"{one.name}: {artifact.uri}")
-    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, approval=approval, note=note)
+    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, approval=judge.close(), note=note)
 
 
 def _make(
@@ -140,19 +138,21 @@ def _take(source: str, target: str) -> None:
     take(source, target)
 
 
-def _artifact(form: FormFiles, source: ExportSource, run: str, warnings: tuple[str, ...], *, named: bool) -> Artifact:
+def _artifact(form: FormFiles, source: ExportSource, run: str, harms: tuple[str, ...], *, named: bool) -> Artifact:
     """Return the description of an artifact that is committed.
 
     Args:
+        harms: what the judgement warns of; the warnings of the evaluation follow.
         named: whether the job names its form; the digest and the size are then told too.
     """
-    prefix = form.prefix(run)
+    prefix, record = form.prefix(run), source.evaluation.record
+    warnings = (*harms, *(one for one in (record.warnings if record else ()) if one not in harms))
     artifact = Artifact(
         kind=form.kind,
         uri=f"{source.store.uri}/{prefix}".rstrip("/"),
         step=source.info.step,
         metrics=source.info.metrics,
-        warnings=warnings,
+        warnings=warnings[:MOST_WARNINGS],
     )
     if not named:
         return artifact

@@ -20,6 +20,7 @@ from finetune_trainer.judge.resampling import Reals
 from finetune_trainer.judge.sides import JudgedAnswer
 from finetune_trainer.model.ends import end_tokens
 from finetune_trainer.worker.batches.padded import IGNORED
+from finetune_trainer.worker.evaluation.questions import Question
 
 LOGITS = 64_000_000  # numbers in one batch, 256 MiB in float32
 BATCH_TOKENS, BATCH_ROWS = 4096, 16
@@ -68,6 +69,18 @@ class Answering:
         )
         counts = (labels != IGNORED).sum(1)
         return [(float(total), int(count)) for total, count in zip(each.double().sum(1), counts, strict=True)]
+
+    def references(self, questions: Sequence[Question], prompts: Sequence[Ids]) -> Reals:
+        """Return the summed loss of each reference after a prompt, which may be that of another question."""
+        return self.losses([self._after(one, prompt) for one, prompt in zip(questions, prompts, strict=True)])[0]
+
+    def _after(self, question: Question, prompt: Ids) -> Scored:
+        reference = question.reference
+        if not self._continues:
+            return Scored(prompt, reference)
+        most = self._plan.model.max_positions or self._plan.max_length
+        kept = prompt[-max(1, most - len(reference)) :]
+        return Scored(np.concatenate([kept, reference]), np.concatenate([np.full(len(kept), IGNORED), reference]))
 
     def labels(self, batches: Sequence[dict[str, Any]]) -> torch.Tensor:
         """Return the logits of a classification for collated batches, [rows, labels]."""

@@ -57,6 +57,18 @@ def asked_rows(plan: Plan, folder: Path, settings: JudgeSettings) -> AskedRows:
     return AskedRows(rows, questions, cut, _prefixes(chosen, has_target), _prefixes(rows, has_target))
 
 
+def swapped_prompts(questions: Sequence[Question]) -> list[Ids]:
+    """Return for each question the prompt of the next one that has another reference; empty if there is none."""
+    found = []
+    for place, own in enumerate(questions):
+        following = [*questions[place + 1 :], *questions[:place]]
+        other = next((one.prompt for one in following if not np.array_equal(one.reference, own.reference)), None)
+        if other is None:
+            return []
+        found.append(other)
+    return found
+
+
 def _first_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the first rows of the training split."""
     trained = ArrowRows(folder, "train")

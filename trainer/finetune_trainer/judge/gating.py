@@ -47,7 +47,8 @@ def _result(gate: Gate, judgement: Judgement) -> GateResult:
     if gate.needs_base and one.base is None:
         details.append("the base model was not measured")
     if bounds := interval(one):
-        gap = "difference" if one.base is not None or one.expected is not None else "interval"
+        alone = one.name == "prompt_gain" or (one.base is None and one.expected is None)
+        gap = "interval" if alone else "difference"
         details.append(f"{gap} {bounds}")
     if details:
         words.append(f"({', '.join(details)})")

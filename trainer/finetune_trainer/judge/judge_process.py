@@ -134,6 +134,8 @@ def ask_process(
             limit.cancel()
             process.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
         if code != 0:
             raise JudgeError(_end_of(code, log))
         try:

@@ -52,7 +52,7 @@ def findings_of(
     main = known.get(best_metric) or known.get("loss")
     if main is not None and main.base is not None:
         found += _main(main)
-    for rule in (_loses, _same, _shifted, _forgetting, _verbatim, _exposed):
+    for rule in (_loses, _deaf, _same, _shifted, _forgetting, _verbatim, _exposed):
         if one := rule(known):
             found.append(one)
     for name, sign in SIGNS.items():
@@ -110,6 +110,17 @@ def _loses(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"{one.rows:,} rows, ties counted half (interval {interval(one)})"
     )
     return _harm("LosesToBase", one, message, "the interval lies below 0.5", "chrF, Popović 2015")
+
+
+def _deaf(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
+    one = known.get("prompt_gain")
+    if one is None or one.low is None or one.low > 0 or one.rows < FEWEST_ROWS:
+        return None
+    message = (
+        f"the answers do not depend on the prompts: after the prompt of another row the loss of a reference changes by "
+        f"{one.tuned:.4g} nats a token (interval {interval(one)}), on {one.rows:,} held-out rows"
+    )
+    return _harm("IgnoresPrompts", one, message, "the interval does not lie above 0")
 
 
 def _same(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:

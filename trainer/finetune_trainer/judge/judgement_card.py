@@ -47,7 +47,7 @@ def _of(one: JudgedMeasure) -> str:
         return ""
     if one.expected is not None:
         return "difference to the references"
-    return "the value" if one.base is None else "difference to the base"
+    return "the value" if one.base is None or one.name == "prompt_gain" else "difference to the base"
 
 
 def _pair(pair: AnswerPair) -> Iterator[str]:

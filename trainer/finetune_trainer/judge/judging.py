@@ -14,7 +14,7 @@ from finetune_api.evaluation_metrics import PREFIX
 from finetune_api.messages import ProblemType, Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.judge.answering import Answering, Scored, general_texts, label_losses, predictions
-from finetune_trainer.judge.asked_rows import AskedRows, asked_rows
+from finetune_trainer.judge.asked_rows import AskedRows, asked_rows, swapped_prompts
 from finetune_trainer.judge.candidates import models_of, tokenizer_of
 from finetune_trainer.judge.general_texts import spoken_languages
 from finetune_trainer.judge.guesses import guessed_side
@@ -24,7 +24,7 @@ from finetune_trainer.judge.judgement_records import AnswerPair, JudgedMeasure, 
 from finetune_trainer.judge.measured_sides import measures_of
 from finetune_trainer.judge.memorised import alternatives, exposure
 from finetune_trainer.judge.resampling import Reals
-from finetune_trainer.judge.sides import JudgedAnswer, Shared, Side
+from finetune_trainer.judge.sides import NONE, JudgedAnswer, Shared, Side
 from finetune_trainer.judge.wrong_languages import wrong_languages
 from finetune_trainer.worker.batches.padded import PaddedRows
 
@@ -112,12 +112,15 @@ def _written_side(asked: _Asked, model: Any, report: Report) -> Side:
     losses, items = answering.losses(scored)
     report("answers held-out questions")
     answers = answering.answers([one.prompt for one in rows.questions], asked.limit)
+    others = swapped_prompts(rows.questions)
     report("general texts, and beginnings of training rows")
     further = answering.answers(answering.prompts(asked.question.settings.prompts), asked.limit or LONGEST_ANSWER)
     return Side(
         losses=losses,
         items=items,
         answers=answers,
+        matched=answering.references(rows.questions, [one.prompt for one in rows.questions]) if others else NONE,
+        swapped=answering.references(rows.questions, others) if others else NONE,
         general=answering.general(asked.texts),
         trained=answering.continued(rows.trained),
         held=answering.continued(rows.held),

@@ -11,7 +11,7 @@ from finetune_api.messages import ProblemType
 from finetune_api.tasks import spec_of
 from finetune_trainer.judge.judgement_records import JudgedMeasure
 from finetune_trainer.judge.nearness import chrf_counts, chrf_of, wins
-from finetune_trainer.judge.nonsense import is_json, repeats
+from finetune_trainer.judge.nonsense import is_json, repeats_itself
 from finetune_trainer.judge.resampling import Reals, Statistic, difference, f1_of, mean_of, ratio_of, resampled, through
 from finetune_trainer.judge.sides import JudgedAnswer, Shared, Side
 from finetune_trainer.worker.evaluation.similarity import ROUGE, Words
@@ -33,7 +33,7 @@ def measures_of(shared: Shared, tuned: Side, base: Side | None, languages: Langu
     return [*found, *_forgotten(shared, tuned, base), *_memorised(tuned, base), *_exposed(tuned, base)]
 
 
-def compared(
+def beside_base(
     name: str, tuned: Statistic, base: Statistic | None, rows: int, better: bool | None = None
 ) -> JudgedMeasure:
     """Return a measure with the interval of the difference; of the value itself without a base."""
@@ -59,9 +59,9 @@ def _losses(shared: Shared, tuned: Side, base: Side | None) -> Iterator[JudgedMe
         return
     own = ratio_of(tuned.losses, tuned.items)
     other = ratio_of(base.losses, base.items) if base else None
-    yield compared("loss", own, other, rows, False)
+    yield beside_base("loss", own, other, rows, False)
     if spec_of(shared.task).answers:
-        yield compared("perplexity", through(_exp, own), through(_exp, other) if other else None, rows, False)
+        yield beside_base("perplexity", through(_exp, own), through(_exp, other) if other else None, rows, False)
 
 
 def _exp(values: Reals) -> Reals:
@@ -77,12 +77,12 @@ def _labels(shared: Shared, tuned: Side, base: Side | None) -> Iterator[JudgedMe
     rows = len(truth)
     for name, statistic in _label_statistics(shared, truth):
         own = statistic(tuned.predicted)
-        yield compared(name, own, None if guessed is None else statistic(guessed), rows, greater_is_better(name))
+        yield beside_base(name, own, None if guessed is None else statistic(guessed), rows, greater_is_better(name))
     if shared.problem in (None, ProblemType.SINGLE_LABEL):
         count = len(shared.labels)
-        right, own = _hot(truth, count), _hot(tuned.predicted, count)
-        yield against("same_answer", _largest(own), _largest(right), rows, None)
-        yield against("label_shift", _distance(own, right), None, rows, None)
+        right, chosen = _hot(truth, count), _hot(tuned.predicted, count)
+        yield against("same_answer", _largest(chosen), _largest(right), rows, None)
+        yield against("label_shift", _distance(chosen, right), None, rows, None)
 
 
 def _label_statistics(
@@ -117,15 +117,25 @@ def _near(shared: Shared, tuned: Side, base: Side | None) -> Iterator[JudgedMeas
     other = base.answers if base else ()
     if not shared.cut:
         own, theirs = _exact(tuned.answers, shared), _exact(other, shared)
-        yield compared("exact_match", mean_of(own), mean_of(theirs) if base else None, rows, True)
+        yield beside_base("exact_match", mean_of(own), mean_of(theirs) if base else None, rows, True)
     mine, others = _counts(tuned.answers, shared), _counts(other, shared)
-    yield compared("chrf", chrf_of(mine), chrf_of(others) if base else None, rows, True)
+    yield beside_base("chrf", chrf_of(mine), chrf_of(others) if base else None, rows, True)
     mine_rouge, other_rouge = _rouge(tuned.answers, shared), _rouge(other, shared)
     for kind, name in ROUGE.items():
         theirs_of = mean_of(other_rouge[kind]) if base else None
-        yield compared(name, mean_of(mine_rouge[kind]), theirs_of, rows, True)
+        yield beside_base(name, mean_of(mine_rouge[kind]), theirs_of, rows, True)
     if base:
-        yield compared("win_share", mean_of(wins(mine, others)), None, rows, True)
+        yield beside_base("win_share", mean_of(wins(mine, others)), None, rows, True)
+    if len(tuned.swapped):
+        gain = beside_base("prompt_gain", _gain(tuned, shared), None, rows, True)
+        known = float(_gain(base, shared)(np.ones((1, rows)))[0]) if base else None
+        yield gain.model_copy(update={"base": known})
+
+
+def _gain(side: Side, shared: Shared) -> Statistic:
+    """Return by how many nats a token the loss of a reference rises after the prompt of another row."""
+    tokens = np.array([len(one) for one in shared.reference_tokens], np.float64)
+    return ratio_of(side.swapped - side.matched, tokens)
 
 
 def _nonsense(shared: Shared, tuned: Side, base: Side | None, languages: Languages) -> Iterator[JudgedMeasure]:
@@ -134,7 +144,7 @@ def _nonsense(shared: Shared, tuned: Side, base: Side | None, languages: Languag
         JudgedAnswer(*one, True) for one in zip(shared.references, map(tuple, shared.reference_tokens), strict=True)
     ]
     signs: list[tuple[str, Callable[[JudgedAnswer], bool]]] = [
-        ("repetition", lambda one: repeats(one.tokens)),
+        ("repetition", lambda one: repeats_itself(one.tokens)),
         ("empty", lambda one: not one.text.strip()),
     ]
     if not shared.cut:
@@ -177,7 +187,7 @@ def against(name: str, tuned: Statistic, expected: Statistic | None, rows: int, 
 def _forgotten(shared: Shared, tuned: Side, base: Side | None) -> Iterator[JudgedMeasure]:
     if base and len(tuned.general):
         own, other = (ratio_of(one.general, shared.general_bytes) for one in (tuned, base))
-        yield compared("general_loss", own, other, len(tuned.general), False)
+        yield beside_base("general_loss", own, other, len(tuned.general), False)
 
 
 def _memorised(tuned: Side, base: Side | None) -> Iterator[JudgedMeasure]:

@@ -40,7 +40,8 @@ def prefix_of(ids: Ids, start: int, end: int) -> Prefix | None:
 
 def is_verbatim(answer: Sequence[int], continuation: Ids) -> bool:
     """Return whether an answer begins with the continuation, token by token."""
-    return list(answer[: len(continuation)]) == continuation.tolist()
+    expected: list[int] = continuation.tolist()
+    return bool(list(answer[: len(expected)]) == expected)
 
 
 def sampled(rows: int, most: int, seed: int) -> list[int]:

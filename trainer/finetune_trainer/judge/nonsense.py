@@ -12,7 +12,7 @@ FEWEST = 8  # tokens that a repetition covers
 GRAM, GRAMS, DISTINCT = 4, 24, 0.5  # of a long answer, more than half of the 4-grams occur twice
 
 
-def repeats(tokens: Sequence[Hashable]) -> bool:
+def repeats_itself(tokens: Sequence[Hashable]) -> bool:
     """Return whether an answer says the same over and over: up to 16 tokens, 4 times or more, back to back; or less
     than half of its 4-grams are distinct (Holtzman et al. 2020; Welleck et al. 2020)."""
     length = len(tokens)
@@ -36,8 +36,3 @@ def is_json(text: str) -> bool:
         return isinstance(json.loads(bare), dict | list)
     except (ValueError, RecursionError):
         return False
-
-
-def commonest_share(values: Sequence[Hashable]) -> float:
-    """Return the share of the value that occurs most often; 0 without values."""
-    return max((values.count(one) for one in set(values)), default=0) / max(1, len(values))

@@ -29,6 +29,7 @@ class Side:
         losses, items: summed loss and loss items of each held-out row, [rows].
         predicted: label ids [rows], bools [rows, labels], or numbers [rows]; None without labels.
         answers: to the questions.
+        matched, swapped: summed loss of each reference after its own prompt, and after that of another row.
         general: loss of each general text, [texts].
         trained, held: whether the model continued each training row, and each held-out row, verbatim.
         exposures: bits of each canary.
@@ -39,6 +40,8 @@ class Side:
     items: Reals
     predicted: npt.NDArray[np.generic] | None = None
     answers: Sequence[JudgedAnswer] = ()
+    matched: Reals = field(default_factory=lambda: NONE)
+    swapped: Reals = field(default_factory=lambda: NONE)
     general: Reals = field(default_factory=lambda: NONE)
     trained: Sequence[bool] = ()
     held: Sequence[bool] = ()
