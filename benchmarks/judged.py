@@ -1,8 +1,8 @@
 """Planted bad models and clean ones, judged: how many faults are found, how many clean models are accused.
 
-Tiny models of three tasks are tuned in seconds, on clean rows or on rows with a fault: answers that repeat themselves, one
-answer for all rows, a skewed set, three rows, shuffled answers, a canary. A fault counts as found only if a finding of harm
-names what such a fault does; a clean model with any finding of harm is a false alarm.
+Tiny models of three tasks are tuned in seconds, on clean rows or on rows with a fault: answers that repeat themselves,
+one answer for all rows, a skewed set, three rows, shuffled answers, a canary. A fault counts as found only if a finding
+of harm names what such a fault does; a clean model with any finding of harm is a false alarm.
 
     python benchmarks/judged.py [--each 20] [--workers 2] [--steps 120]
 """
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=120)
     options = parser.parse_args()
-    began, processor = time.monotonic(), time.process_time()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bases = {task: base_of(task, Path(folder)) for task in FAULTS}
         cases = [

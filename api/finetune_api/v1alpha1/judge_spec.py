@@ -38,7 +38,7 @@ class JudgeSpec(Kubernetes):
     pod, which then needs memory for one of them."""
 
     rows: Annotated[Annotated[int, Field(ge=10, le=100_000)] | None, Supported(), KeepsData()] = None
-    """Number of held-out rows, from the beginning of the eval split; omitted = 100."""
+    """Number of held-out rows, sampled from the beginning of the eval split; omitted = 100."""
     max_new_tokens: Annotated[Annotated[int, Field(ge=1, le=100_000)] | None, Supported(), KeepsData()] = None
     """Maximum length of an answer in tokens; omitted = twice the longest reference, at most 256."""
     prompts: Annotated[Annotated[list[Text], Field(max_length=50)], Supported(), KeepsData()] = Field(

@@ -16,7 +16,7 @@ from finetune_trainer.worker.arrow_rows import ArrowRows
 from finetune_trainer.worker.batches.padded import IGNORED
 from finetune_trainer.worker.evaluation.questions import Question, documents, last_turn
 
-TRAIN_DOCUMENTS = 5000  # rows among which prefixes are sampled
+POOL = 5000  # rows among which the judged ones, and the prefixes, are sampled
 FEWEST_PROMPT = 4  # tokens
 
 
@@ -41,18 +41,19 @@ class AskedRows:
 
 
 def asked_rows(plan: Plan, folder: Path, settings: JudgeSettings) -> AskedRows:
-    """Return the rows of a judgement, from a folder of prepared data."""
+    """Return the rows of a judgement, from a folder of prepared data. They are sampled: a file may be sorted."""
     held_out = ArrowRows(folder, "eval")
     if spec_of(plan.task).labelled:
-        rows = [held_out[index] for index in range(min(settings.rows, len(held_out)))]
+        rows = [held_out[index] for index in sampled(len(held_out), settings.rows, settings.seed)]
         return AskedRows(rows, train_labels=[row["label"] for row in _first_rows(folder)])
-    rows = list(islice(_documents(held_out[index] for index in range(len(held_out))), settings.rows))
+    first = list(islice(_documents(held_out[index] for index in range(len(held_out))), max(POOL, settings.rows)))
+    rows = [first[place] for place in sampled(len(first), settings.rows, settings.seed)]
     has_target = spec_of(plan.task).has_target
     questions = [one for number, row in enumerate(rows) if (one := _question(number, row, has_target)) is not None]
     cut = not questions
     if cut:
         questions = [one for number, row in enumerate(rows) if (one := _continued(number, row)) is not None]
-    known = list(_documents(_first_rows(folder)))
+    known = list(islice(_documents(_first_rows(folder)), POOL))
     chosen = [known[place] for place in sampled(len(known), 4 * PREFIXES, settings.seed)]
     return AskedRows(rows, questions, cut, _prefixes(chosen, has_target), _prefixes(rows, has_target))
 
@@ -72,7 +73,7 @@ def swapped_prompts(questions: Sequence[Question]) -> list[Ids]:
 def _first_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the first rows of the training split."""
     trained = ArrowRows(folder, "train")
-    for index in range(min(len(trained), TRAIN_DOCUMENTS)):
+    for index in range(min(len(trained), POOL)):
         yield trained[index]
 
 
