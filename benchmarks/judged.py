@@ -112,7 +112,7 @@ def judged(case: Case) -> dict[str, Any]:
     canaries = (CANARY,) if task is Task.CAUSAL_LM else ()
     with tempfile.TemporaryDirectory() as folder:
         found = judge_models(model.question(Path(folder), canaries=canaries), lambda line: None)
-    codes = sorted({one.code for one in found.harms})
+    codes = sorted({one.name for one in found.harms})
     sample = {
         "task": case.task,
         "fault": case.fault,

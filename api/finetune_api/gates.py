@@ -14,7 +14,6 @@ ALWAYS = ("amplified",)
 TASKS_WITH_BASE = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.CLASSIFICATION)
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?%?"
 COMPARISON = re.compile(rf"\s*(<=|>=|<|>)\s*(?:(base)\s*(?:([-+*])\s*({NUMBER}))?|(-?{NUMBER}))\s*")
-FORM = 'write such as "< base", ">= base + 0.05", "<= base * 1.1" or "< 0.02"'
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def test_a_clean_model_has_no_finding_of_harm_and_a_planted_fault_is_found(
         model = make_planted(task, bases[task], kind, steps=STEPS)
         canaries = {"canaries": (CANARY,)} if task is Task.CAUSAL_LM else {}
         found[kind] = judge_models(model.question(tmp_path / kind, **canaries), print)
-    assert [one.code for one in found["clean"].findings] == ["Better"]
-    assert codes <= {one.code for one in found[fault].harms}
+    assert [one.name for one in found["clean"].findings] == ["Better"]
+    assert codes <= {one.name for one in found[fault].harms}
     assert found["clean"].rows == HELD_OUT
 
 

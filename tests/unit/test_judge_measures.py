@@ -11,7 +11,7 @@ from finetune_api.messages import ProblemType, Task
 from finetune_trainer.evaluations.records import Amplification, EvaluationRecord
 from finetune_trainer.judge.general_texts import GENERAL_TEXTS, spoken_languages
 from finetune_trainer.judge.judge_rules import findings_of
-from finetune_trainer.judge.judgement_records import JudgedMeasure
+from finetune_trainer.judge.judgement_records import JudgedMeasure, Judgement
 from finetune_trainer.judge.measured_sides import measures_of
 from finetune_trainer.judge.memorised import alternatives, exposure, is_verbatim, prefix_of, sampled
 from finetune_trainer.judge.nearness import chrf_counts, chrf_of, chrf_score, wins
@@ -209,8 +209,18 @@ def test_a_rule_needs_a_difference_that_matters_and_an_interval(
     changes: dict[str, JudgedMeasure], codes: list[str]
 ) -> None:
     found = findings_of(measures(**changes), "loss")
-    assert [one.code for one in found] == codes
+    assert [one.name for one in found] == codes
     assert all(one.rule in one.sentence for one in found)
+
+
+def test_a_loss_that_is_not_a_number_is_harm_and_can_be_stored() -> None:
+    broken = loss(2.0, float("nan"), float("nan"))
+    found = findings_of(measures(loss=broken), "loss")
+    assert [one.name for one in found] == ["NotBetter"]
+    stored = Judgement(step=1, generation=1, settings="x", measures=(broken,), findings=tuple(found))
+    read = Judgement.model_validate_json(stored.to_json())
+    assert np.isnan(read.measures[0].tuned)
+    assert np.isnan(read.findings[0].value)
 
 
 def test_an_amplified_skew_of_the_evaluation_is_a_finding() -> None:
@@ -228,7 +238,7 @@ def test_an_amplified_skew_of_the_evaluation_is_a_finding() -> None:
         amplified=True,
     )
     [harm, better] = findings_of(measures(), "loss", EvaluationRecord(step=1, metrics={}, amplification=(skew,)))
-    assert (harm.code, harm.value, better.code) == ("BiasAmplified", 0.4, "Better")
+    assert (harm.name, harm.value, better.name) == ("BiasAmplified", 0.4, "Better")
     assert "of 60 evaluation rows that mention women" in harm.sentence
 
 

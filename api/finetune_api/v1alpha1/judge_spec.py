@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from finetune_api.evaluation_metrics import PREFIX
-from finetune_api.gates import FORM, TASKS_WITH_BASE, gate_metrics, parse_gate
+from finetune_api.gates import TASKS_WITH_BASE, gate_metrics, parse_gate
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1.given import Given, has, part
 from finetune_api.v1alpha1.markers import KeepsData, Supported
@@ -18,7 +18,8 @@ def _comparisons(value: Any) -> Any:
     if isinstance(value, Mapping):
         for metric, text in value.items():
             if isinstance(text, str) and parse_gate(str(metric), text) is None:
-                raise broken("InvalidGate", f"has {shown(text)} for {metric}; must be a comparison", FORM)
+                message = f"has {shown(text)} for {metric}; must be a comparison"
+                raise broken("InvalidGate", message, 'write such as "< base", ">= base + 0.05" or "< 0.02"')
     return value
 
 

@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from finetune_api.messages import Message
+
+NOT_NUMBERS = ConfigDict(ser_json_inf_nan="strings")  # a broken model has NaN as its loss; JSON has no NaN
 
 
 class JudgedMeasure(Message):
@@ -20,6 +22,8 @@ class JudgedMeasure(Message):
         expected: value of the references, for measures of answers; None for others.
     """
 
+    model_config = NOT_NUMBERS
+
     name: str
     tuned: float
     base: float | None = None
@@ -34,14 +38,16 @@ class JudgeFinding(Message):
     """A conclusion.
 
     Attributes:
-        code: CamelCase.
+        name: CamelCase.
         kind: better, harm, or note = neither.
         message: a sentence with the values.
         rule: when the finding is made.
         source: of the measure or the rule; empty if it is ours.
     """
 
-    code: str
+    model_config = NOT_NUMBERS
+
+    name: str
     kind: Literal["better", "harm", "note"]
     metric: str
     message: str
@@ -53,9 +59,9 @@ class JudgeFinding(Message):
 
     @property
     def sentence(self) -> str:
-        """One sentence with code, values, rule and source."""
+        """One sentence with name, values, rule and source."""
         source = f" ({self.source})" if self.source else ""
-        return f"{self.code}: {self.message}; rule: {self.rule}{source}"
+        return f"{self.name}: {self.message}; rule: {self.rule}{source}"
 
 
 class AnswerPair(Message):
@@ -87,6 +93,8 @@ class Judgement(Message):
         base: what the base model is: its name, or the guess that stands in for a classifier without a head.
         notes: what was not measured, and why; a sentence each.
     """
+
+    model_config = NOT_NUMBERS
 
     step: int
     generation: int
