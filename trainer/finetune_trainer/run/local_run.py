@@ -131,7 +131,7 @@ async def run_locally(
     """
     began = time.monotonic()
     stages = LocalStages(local, uid, screen)
-    complete = stages.is_done() and stages.exported() is not None
+    complete = stages.is_done() and stages.exported() is not None and stages.judged_as_asked()
     if not complete:
         await stages.run(Stage.PREPARE)
         screen.show_plan(stages.plan())
@@ -190,10 +190,9 @@ class LocalStages:
         return Progress.model_validate_json(self._local.store.get(self._prefix + File.DONE))
 
     def exported(self) -> tuple[Artifact, ...] | None:
-        """Return the artifacts; None if the export stage has not made every form that the job asks for, or has judged
-        otherwise."""
+        """Return the artifacts; None if the export stage has not made every form that the job asks for."""
         result = self._folder.result(Stage.EXPORT)
-        if result is None or not result.succeeded or not self._judged_as_asked():
+        if result is None or not result.succeeded:
             return None
         spec = self._local.job.spec
         made = {one.uri.rpartition("/")[2]: one for one in result.artifacts}
@@ -205,7 +204,8 @@ class LocalStages:
         result = self._folder.result(Stage.EXPORT)
         return result.approval if result and self._local.job.spec.export.gates else None
 
-    def _judged_as_asked(self) -> bool:
+    def judged_as_asked(self) -> bool:
+        """Return whether the last export was judged with the settings and gates of the job, if it has any."""
         asked = self._local.job.spec.export
         return asked.judge is None or is_judged(self._local.store, self._prefix, asked)
 
