@@ -1,8 +1,10 @@
 """Results of the stages. A pod writes one into its termination message, from which the operator reads it."""
 
+from pydantic import Field
+
 from finetune_api.beats import Progress
 from finetune_api.errors import FailureCategory, Problem
-from finetune_api.messages import Artifact, DatasetFacts, Message, MethodType, Stage, Task
+from finetune_api.messages import Artifact, DatasetFacts, Message, MethodType, Stage, Task, is_none
 
 
 class PlanSummary(Message):
@@ -52,6 +54,19 @@ class PlanSummary(Message):
         return self.nodes * self.processes_per_node
 
 
+class Approval(Message):
+    """What the gates of a job say about the exported model.
+
+    Attributes:
+        message: names the gates with values and intervals, those that failed first.
+        judged: False if the model could not be judged; the message has the reason.
+    """
+
+    approved: bool
+    message: str
+    judged: bool = True
+
+
 class StageResult(Message):
     """The result of a stage: the termination message of its pod, at most 4,096 bytes.
 
@@ -60,6 +75,7 @@ class StageResult(Message):
         warnings: from prepare: warnings of the quality report, each a sentence, the most important first.
         progress: from the leader of training: the progress when its pod ended.
         artifacts: from export.
+        approval: from export, if the job has gates.
     """
 
     stage: Stage
@@ -71,4 +87,5 @@ class StageResult(Message):
     warnings: tuple[str, ...] = ()
     progress: Progress | None = None
     artifacts: tuple[Artifact, ...] = ()
+    approval: Approval | None = Field(default=None, exclude_if=is_none)
     note: str = ""

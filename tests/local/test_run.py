@@ -112,14 +112,21 @@ def test_a_complete_run_says_so_when_run_again(undisturbed: Job) -> None:
     assert undisturbed.result["artifacts"] == before
 
 
-def test_a_complete_run_is_exported_in_other_forms_without_training(undisturbed: Job, tmp_path: Path) -> None:
-    ended = undisturbed.export("--form", "adapter", "--form", "merged", "--output", str(tmp_path / "out"))
+def test_a_complete_run_is_exported_in_other_forms_and_judged(undisturbed: Job, tmp_path: Path) -> None:
+    gates = 'export.gates={accuracy: "> base", loss: "< 0"}'
+    asked = ("--set", "export.judge={rows: 60}", "--set", gates)
+    ended = undisturbed.export(*asked, "--form", "adapter", "--form", "merged", "--output", str(tmp_path / "out"))
     assert ended.returncode == ExitCode.OK, ended.stdout + ended.stderr
     assert "merged: from checkpoint" in ended.stdout
     assert "training" not in ended.stdout
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/merged")
     assert set(merged.config.id2label.values()) == set(WORDS)
     assert (tmp_path / "out/adapter/adapter_config.json").exists()
+    assert "gate: accuracy" in ended.stdout
+    assert "refused   1 of 2 gates failed: loss" in ended.stdout
+    judged = json.loads((tmp_path / "out/merged/judgement.json").read_text())
+    assert judged["rows"] == 60
+    assert "a guess by the labels of the training rows" in judged["base"]
 
 
 def test_an_export_before_the_training_is_refused(bert: Path, words: Path, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.messages import Artifact
-from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus
+from finetune_api.results import Approval
+from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.cluster.act import stored
 from finetune_operator.policy.conditions import condition
 from tests.unit.operator_worlds import (
@@ -216,6 +217,36 @@ def test_what_the_evaluation_of_an_artifact_warns_of_stands_on_it_and_is_told_on
     assert [one.message for one in first.milestones if one.reason == "EvaluationWarning" and one.warning] == [said]
     again = decided(replace(seen, status=first.status))
     assert "EvaluationWarning" not in [one.reason for one in again.milestones]
+
+
+def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() -> None:
+    failed = Approval(approved=False, message="1 of 1 gates failed: loss 2.1 fails < base (base 2)")
+    passed = Approval(approved=True, message="all 1 gates are passed: loss 1.9 passes < base (base 2)")
+    broken = Approval(approved=False, message="the model could not be judged: killed", judged=False)
+    told = []
+    status = RUNNING
+    for approval in (None, failed, passed, broken, None):
+        seen = world(
+            *prepared_children(),
+            stage_job(TRAIN, 1, "Complete"),
+            stage_job(EXPORT, 0, "Complete"),
+            ended(EXPORT, EXPORTED.model_copy(update={"approval": approval})),
+            status=status.model_copy(update={"phase": RUNNING.phase}),
+        )
+        decision = decided(seen)
+        assert decision.status.phase == Phase.SUCCEEDED
+        one = condition(decision.status, ConditionType.APPROVED)
+        events = [event.warning for event in decision.milestones if event.reason in ("GatesFailed", "NotJudged")]
+        told.append((one and (one.status.value, one.reason, one.message), events))
+        kept = [kind for kind in decision.status.conditions if kind.type is ConditionType.APPROVED]
+        status = RUNNING.model_copy(update={"conditions": [*RUNNING.conditions, *kept]})
+    assert told == [
+        (None, []),
+        (("False", "GatesFailed", failed.message), [True]),
+        (("True", "GatesPassed", passed.message), []),
+        (("False", "NotJudged", broken.message), [True]),
+        (("False", "NoGates", "the last export had no gates"), []),
+    ]
 
 
 def test_overfitting_is_a_warning_with_the_step_where_it_turned_until_it_is_over() -> None:

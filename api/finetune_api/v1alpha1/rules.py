@@ -28,6 +28,7 @@ from finetune_api.v1alpha1.given import (
     whole_devices,
     whole_parameters,
 )
+from finetune_api.v1alpha1.judge_spec import JUDGE_RULES
 from finetune_api.v1alpha1.preference_spec import PREFERENCE_RULES
 from finetune_api.v1alpha1.rule import Rule, requires_task
 
@@ -331,4 +332,5 @@ RULES: tuple[Rule, ...] = (
     ),
     *EVALUATION_RULES,
     *PREFERENCE_RULES,
+    *JUDGE_RULES,
 )

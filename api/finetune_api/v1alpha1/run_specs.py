@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.messages import ExportForm, MethodType
+from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.spec_base import (
@@ -187,6 +188,11 @@ class ExportSpec(StageSpec):
         list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()
     ] = Field(default_factory=list)
     """Prompts whose answers by the exported model appear in the report."""
+    judge: JudgeSpec | None = None
+    """How the exported model is compared with the base model; omitted = it is not, because that takes CPU time."""
+    gates: Annotated[Gates, Supported(), KeepsData()] = Field(default_factory=dict)
+    """Metrics of the judgement and what they must reach, such as {eval_loss: "< base", repetition: "< 0.02"}. The
+    condition Approved has the outcome; the job succeeds either way."""
     attempt: Annotated[Annotated[int, Field(ge=1, le=999)] | None, Supported(), KeepsData()] = None
     """Number of the export; omitted = 1. Raise it to export again after the job succeeded or the export failed."""
 

@@ -44,6 +44,7 @@ class ConditionType(StrEnum):
     RUNNING = "Running"
     CHECKPOINTED = "Checkpointed"
     EXPORTED = "Exported"
+    APPROVED = "Approved"  # whether the gates of spec.export are passed; changes with each export
     COMPLETE = "Complete"
     FAILED = "Failed"
     OVERFITTING = "Overfitting"  # warnings

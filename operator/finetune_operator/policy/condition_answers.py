@@ -105,6 +105,7 @@ def answers(
         **_checkpointed(progress),
         **_overfitting(seen.status, progress),
         **_degraded(seen, step),
+        **_approved(seen.status, step),
         **_no_longer_terminal(seen.status, phase),
         **_step_answers(step),
     }
@@ -197,6 +198,19 @@ def _degraded(seen: ObservedJob, step: Step) -> Answers:
     if condition(seen.status, ConditionType.DEGRADED):
         return {ConditionType.DEGRADED: Answer(False, Reason.AS_EXPECTED)}
     return {}
+
+
+def _approved(status: FineTuneJobStatus, step: Step) -> Answers:
+    """Answer whether the gates are passed, when an export ends; without gates only if an earlier export had some."""
+    if not isinstance(step, Succeeded):
+        return {}
+    approval = step.approval
+    if approval is None:
+        known = condition(status, ConditionType.APPROVED)
+        return {ConditionType.APPROVED: Answer(False, Reason.NO_GATES, "the last export had no gates")} if known else {}
+    passed = Reason.GATES_PASSED if approval.approved else Reason.GATES_FAILED
+    reason = passed if approval.judged else Reason.NOT_JUDGED
+    return {ConditionType.APPROVED: Answer(approval.approved, reason, approval.message)}
 
 
 def _no_longer_terminal(status: FineTuneJobStatus, phase: str) -> Answers:

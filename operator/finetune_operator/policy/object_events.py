@@ -10,6 +10,7 @@ from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.world import Milestone
 
 _FAULTS_OF_THE_SPEC = frozenset({Reason.SPEC_REFUSED, Reason.NOTHING_TO_EXPORT})
+_FAULTS_OF_THE_MODEL = frozenset({Reason.GATES_FAILED, Reason.NOT_JUDGED})
 _NORMAL = frozenset(
     {
         Reason.PREPARING,
@@ -74,6 +75,9 @@ def _warnings(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[M
     new, old = condition(after, ConditionType.DEGRADED), condition(before, ConditionType.DEGRADED)
     if new and new.reason in _FAULTS_OF_THE_SPEC and (old is None or old.message != new.message):
         yield from _condition(after, ConditionType.DEGRADED, warning=True)
+    new, old = condition(after, ConditionType.APPROVED), condition(before, ConditionType.APPROVED)
+    if new and new.reason in _FAULTS_OF_THE_MODEL and (old is None or old.message != new.message):
+        yield from _condition(after, ConditionType.APPROVED, warning=True)
     if is_true(after, ConditionType.OVERFITTING) and not is_true(before, ConditionType.OVERFITTING):
         yield from _condition(after, ConditionType.OVERFITTING, warning=True)
 

@@ -32,6 +32,10 @@ class Reason(StrEnum):
     FAILED = "Failed"
     COMMITTED = "Committed"
     STORAGE_REFUSES = "StorageRefuses"
+    GATES_PASSED = "GatesPassed"
+    GATES_FAILED = "GatesFailed"
+    NOT_JUDGED = "NotJudged"
+    NO_GATES = "NoGates"
     EVAL_LOSS_RISES = "EvalLossRises"
     SPEC_REFUSED = "SpecRefused"
     NOTHING_TO_EXPORT = "NothingToExport"
@@ -249,6 +253,26 @@ CONDITIONS = (
         ),
     ),
     ConditionMeaning(
+        ConditionType.APPROVED,
+        "Does the exported model pass the gates of `spec.export.gates`? The job succeeds either way.",
+        (
+            Meaning("True", Reason.GATES_PASSED, "All gates are passed. The message has the values."),
+            Meaning(
+                "False",
+                Reason.GATES_FAILED,
+                "At least one gate failed. The message names each with its value and interval.",
+                "Read `judgement.json` of the run, and do not deploy the model before you know the cause.",
+            ),
+            Meaning(
+                "False",
+                Reason.NOT_JUDGED,
+                "The model could not be judged. The message has the cause. The artifacts are complete.",
+                "Correct the cause, such as too little memory in `export.resources`, and raise `export.attempt`.",
+            ),
+            Meaning("False", Reason.NO_GATES, "The last export had no gates; an earlier one had."),
+        ),
+    ),
+    ConditionMeaning(
         ConditionType.COMPLETE,
         "Did the job succeed?",
         (
@@ -357,6 +381,8 @@ EVENTS = (
     ),
     Meaning("Warning", Reason.STORAGE_REFUSES, "Storage has refused checkpoints for a while.", "See Checkpointed."),
     Meaning("Warning", Reason.EVAL_LOSS_RISES, "The run overfits.", "See condition Overfitting."),
+    Meaning("Warning", Reason.GATES_FAILED, "The exported model fails a gate.", "See condition Approved."),
+    Meaning("Warning", Reason.NOT_JUDGED, "The exported model could not be judged.", "See condition Approved."),
     Meaning("Warning", Reason.SPEC_REFUSED, "A changed spec breaks a rule.", "See condition Degraded."),
     Meaning("Warning", Reason.NOTHING_TO_EXPORT, "An export was requested after a failure.", "See condition Degraded."),
     Meaning(

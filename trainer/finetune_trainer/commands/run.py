@@ -10,6 +10,7 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
 from finetune_api.messages import Artifact
+from finetune_api.results import Approval
 from finetune_trainer.commands.check import strict, with_warnings
 from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.run.output_paths import probe_file, probe_folder, write_file
@@ -47,8 +48,15 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     if options.result:
         write_file(options.result, result.to_json(), "--result")
     screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
+    show_approval(screen, result.approval)
     show_artifacts(screen, result.artifacts, delivered)
     return ExitCode.OK
+
+
+def show_approval(screen: Screen, approval: Approval | None) -> None:
+    """Show whether the gates are passed, and each gate."""
+    if approval is not None:
+        screen.show_line("approved" if approval.approved else "refused", approval.message)
 
 
 def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str]) -> None:

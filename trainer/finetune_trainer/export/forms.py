@@ -1,10 +1,12 @@
 """The forms of an artifact: what is asked for, and where each lies in the run's storage."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from finetune_api.messages import ExportForm, MethodType
 from finetune_api.v1alpha1.run_specs import ExportSpec
+from finetune_trainer.judge.judge_question import JudgeSettings
 
 
 @dataclass(frozen=True)
@@ -14,17 +16,28 @@ class ExportRequest:
     Attributes:
         dtype: data type of merged weights; None = as in the files of the base model.
         named: whether the job names forms. Otherwise the result has no field that operators up to 0.1.0 would refuse.
+        judge: how the model is compared with its base; None = it is not.
+        gates: metric -> comparison.
     """
 
     forms: tuple[ExportForm, ...]
     dtype: str | None = None
     named: bool = True
+    judge: JudgeSettings | None = None
+    gates: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> str | None:
+        """What the manifest of an artifact says of its judgement."""
+        return self.judge.digest if self.judge else None
 
     @classmethod
     def of(cls, spec: ExportSpec, method: MethodType) -> "ExportRequest":
         """Return what a job asks for."""
         dtype = spec.dtype if method is not MethodType.FULL else None
-        return cls(spec.wanted(method), dtype, named=bool(spec.forms or spec.merge))
+        judge = JudgeSettings.of(spec.judge) if spec.judge else None
+        named = bool(spec.forms or spec.merge)
+        return cls(spec.wanted(method), dtype, named=named, judge=judge, gates=spec.gates if judge else {})
 
     @classmethod
     def by_default(cls, method: MethodType) -> "ExportRequest":

@@ -24,6 +24,7 @@ from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource, add_files
 from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
 from finetune_trainer.storage import (
@@ -74,7 +75,8 @@ def export(
     layout, checkpoint, broken = layout_of(plan.method), work / "checkpoint", ""
     while True:
         best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
-        missing = [one for one in forms if not _is_made(store, one.prefix(run), best.id, request)]
+        judge = ArtifactJudge.begin(request, store, run, best.id, report)
+        missing = [one for one in forms if not (judge.ready and _is_made(store, one.prefix(run), best.id, request))]
         reason = _reason(plan, best.info)
         if not missing:
             note = f"the {_listed(forms)} of step {best.info.step} existed already"
@@ -94,19 +96,25 @@ def export(
     evaluation = load_evaluation(store, run, best.info.step)
     source = ExportSource(plan, store, best.info, evaluation, checkpoint)
     for one in missing:
-        _make(one, source, request, run, work, report)
-    artifacts = tuple(_artifact(one, source, run, named=request.named) for one in forms)
+        _make(one, source, request, run, work, report, judge)
+    artifacts = tuple(_artifact(one, source, run, judge.warnings, named=request.named) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
         report(f"{one.name}: {artifact.uri}")
-    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, note=note)
+    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, approval=judge.close(), note=note)
 
 
 def _make(
-    form: FormFiles, source: ExportSource, request: ExportRequest, run: str, work: Path, report: Callable[[str], None]
+    form: FormFiles,
+    source: ExportSource,
+    request: ExportRequest,
+    run: str,
+    work: Path,
+    report: Callable[[str], None],
+    judge: ArtifactJudge,
 ) -> None:
-    """Make an artifact and commit it."""
+    """Make an artifact, judge it, and commit it."""
     folder, prefix, info = work / form.name, form.prefix(run), source.info
     shutil.rmtree(folder, ignore_errors=True)
     if form.merges:
@@ -114,9 +122,12 @@ def _make(
     else:
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
     add_files(source, folder, merged=form.merges)
+    judge.judge(form, source, folder, work)
     _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
+    if judge.judgement:
+        settings["judged"] = judge.judgement.settings
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
 
@@ -127,19 +138,21 @@ def _take(source: str, target: str) -> None:
     take(source, target)
 
 
-def _artifact(form: FormFiles, source: ExportSource, run: str, *, named: bool) -> Artifact:
+def _artifact(form: FormFiles, source: ExportSource, run: str, harms: tuple[str, ...], *, named: bool) -> Artifact:
     """Return the description of an artifact that is committed.
 
     Args:
+        harms: what the judgement warns of; the warnings of the evaluation follow.
         named: whether the job names its form; the digest and the size are then told too.
     """
     prefix, record = form.prefix(run), source.evaluation.record
+    warnings = (*harms, *(one for one in (record.warnings if record else ()) if one not in harms))
     artifact = Artifact(
         kind=form.kind,
         uri=f"{source.store.uri}/{prefix}".rstrip("/"),
         step=source.info.step,
         metrics=source.info.metrics,
-        warnings=record.warnings[:MOST_WARNINGS] if record else (),
+        warnings=warnings[:MOST_WARNINGS],
     )
     if not named:
         return artifact
@@ -186,7 +199,8 @@ def _is_made(store: ObjectStore, prefix: str, checkpoint: CheckpointId, request:
     """Return whether an artifact is stored that was made from a checkpoint with the same settings."""
     try:
         manifest = read_manifest(store, prefix)
-        if manifest is None or manifest.info.get("dtype") != request.dtype:
+        asked = {"dtype": request.dtype, "judged": request.judged}
+        if manifest is None or any(manifest.info.get(name) != value for name, value in asked.items()):
             return False
         return CheckpointId.model_validate(manifest.info) == checkpoint
     except (ManifestInvalidError, ValidationError):

@@ -116,6 +116,18 @@ def _with_fewer_problems(result: StageResult) -> StageResult:
     return result
 
 
+def _with_short_artifacts(result: StageResult) -> StageResult:
+    """Shorten what evaluation and judgement say; the model card and judgement.json have all of it."""
+    artifacts = tuple(
+        artifact.model_copy(update={"warnings": tuple(_shortened(one, SHORTEST_TEXT) for one in artifact.warnings)})
+        for artifact in result.artifacts
+    )
+    told = result.approval and result.approval.model_copy(
+        update={"message": _shortened(result.approval.message, SHORT_TEXT)}
+    )
+    return result.model_copy(update={"artifacts": artifacts, "approval": told})
+
+
 def _with_figures_only(result: StageResult) -> StageResult:
     artifacts = tuple(artifact.model_copy(update={"metrics": {}}) for artifact in result.artifacts)
     return _with_progress(
@@ -152,6 +164,7 @@ SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
     _with_long_texts,
     _with_short_texts,
     _with_fewer_problems,
+    _with_short_artifacts,
     _with_figures_only,
     _bare,
 )

@@ -20,9 +20,11 @@ from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_pref
 from finetune_api.errors import FINAL_EXIT_CODES, FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
+from finetune_api.results import Approval
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
+from finetune_trainer.judge.stored_judgement import is_judged
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.local_runs import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
@@ -40,6 +42,7 @@ class RunResult(Message):
     Attributes:
         state: Succeeded, or Planned for a dry run.
         already_complete: whether an earlier invocation had completed the run.
+        approval: what the gates say; None without gates.
         output: the first artifact's folder below `--output`, if given.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall-clock time of this invocation.
@@ -52,6 +55,7 @@ class RunResult(Message):
     tokens_per_second: float
     seconds: float
     already_complete: bool
+    approval: Approval | None = None
     output: str | None = None
 
 
@@ -127,7 +131,7 @@ async def run_locally(
     """
     began = time.monotonic()
     stages = LocalStages(local, uid, screen)
-    complete = stages.is_done() and stages.exported() is not None
+    complete = stages.is_done() and stages.exported() is not None and stages.judged_as_asked()
     if not complete:
         await stages.run(Stage.PREPARE)
         screen.show_plan(stages.plan())
@@ -152,6 +156,7 @@ async def run_locally(
         job=local.job.metadata.name,
         uid=uid,
         artifacts=stages.exported() or (),
+        approval=stages.approval(),
         tokens_per_second=stages.final_progress().tokens_per_second,
         seconds=time.monotonic() - began,
         already_complete=complete,
@@ -193,6 +198,16 @@ class LocalStages:
         made = {one.uri.rpartition("/")[2]: one for one in result.artifacts}
         wanted = spec.export.folders(spec.method.type)
         return tuple(made[name] for name in wanted) if made.keys() >= set(wanted) else None
+
+    def approval(self) -> Approval | None:
+        """Return what the gates say of the last export; None without gates."""
+        result = self._folder.result(Stage.EXPORT)
+        return result.approval if result and self._local.job.spec.export.gates else None
+
+    def judged_as_asked(self) -> bool:
+        """Return whether the last export was judged with the settings and gates of the job, if it has any."""
+        asked = self._local.job.spec.export
+        return asked.judge is None or is_judged(self._local.store, self._prefix, asked)
 
     # ------------------------------------------------------------ stages
 

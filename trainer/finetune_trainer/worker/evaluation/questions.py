@@ -43,7 +43,7 @@ def first_questions(
     questions: list[Question] = []
     if most <= 0:
         return questions
-    for number, (ids, labels) in enumerate(_documents(rows[index] for index in range(len(rows)))):
+    for number, (ids, labels) in enumerate(documents(rows[index] for index in range(len(rows)))):
         question = question_of(number, ids, labels)
         if question is not None and len(question.prompt) and len(question.reference):
             questions.append(question)
@@ -52,7 +52,7 @@ def first_questions(
     return questions
 
 
-def _documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Ids, Ids]]:
+def documents(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Ids, Ids]]:
     """Yield ids and labels of each document; packed rows hold several."""
     for row in rows:
         ids, labels = np.asarray(row["input_ids"], np.int64), np.asarray(row["labels"], np.int64)

@@ -1,0 +1,112 @@
+"""The judgement of an export: made once, of the first artifact, and kept beside each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.beats import CheckpointId
+from finetune_api.contract import File
+from finetune_api.results import Approval
+from finetune_trainer.export.artifact_files import ExportSource
+from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.layout import CARD
+from finetune_trainer.judge.gating import approval_of, gate_results, not_judged
+from finetune_trainer.judge.judge_process import JudgeError, JudgeInputs
+from finetune_trainer.judge.judgement_card import judgement_section, warning_sentences
+from finetune_trainer.judge.judgement_records import Judgement
+from finetune_trainer.judge.stored_judgement import load_judgement
+from finetune_trainer.storage import ObjectStore
+
+
+@dataclass
+class ArtifactJudge:
+    """The judge of one export.
+
+    Attributes:
+        judgement: of the checkpoint with these settings; None until it is made, and if none is asked for.
+        failed: why the model could not be judged; empty = it could, or was not asked to.
+    """
+
+    request: ExportRequest
+    store: ObjectStore
+    run: str
+    report: Callable[[str], None]
+    judgement: Judgement | None = None
+    failed: str = ""
+
+    @classmethod
+    def begin(
+        cls,
+        request: ExportRequest,
+        store: ObjectStore,
+        run: str,
+        checkpoint: CheckpointId,
+        report: Callable[[str], None],
+    ) -> "ArtifactJudge":
+        """Return the judge, with the judgement of an earlier export if it answers the same question."""
+        return cls(request, store, run, report, _stored(store, run, checkpoint, request))
+
+    @property
+    def ready(self) -> bool:
+        """Whether no model has to be judged."""
+        return self.request.judge is None or self.judgement is not None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each finding of harm."""
+        if self.failed:
+            return (f"NotJudged: {self.failed}",)
+        return warning_sentences(self.judgement) if self.judgement else ()
+
+    def judge(self, form: FormFiles, source: ExportSource, folder: Path, work: Path) -> None:
+        """Judge an artifact, unless that is done, and add the judgement to its files.
+
+        Raises:
+            StorageError: the base model or the rows cannot be read.
+        """
+        settings = self.request.judge
+        if settings is None or self.failed:
+            return
+        if self.judgement is None:
+            self.report(f"judge: {form.name} and its base model answer {settings.rows:,} held-out rows")
+            inputs = JudgeInputs(source.plan, source.store, source.info, source.evaluation.record, work)
+            try:
+                self.judgement = inputs.judge(form.name, folder, settings, self.report)
+            except JudgeError as error:
+                self.failed = str(error)
+                return
+            self.store.put(self.run + File.JUDGEMENT, self.judgement.to_json().encode())
+        (folder / File.JUDGEMENT).write_text(self.judgement.to_json(), "utf-8")
+        with (folder / CARD).open("a", encoding="utf-8") as card:
+            card.write("\n" + judgement_section(self.judgement))
+
+    def close(self) -> Approval | None:
+        """Hold the gates against the judgement, store both, and return what they say; None without gates."""
+        if self.failed:
+            return not_judged(self.failed) if self.request.gates else None
+        if self.judgement is None:
+            return None
+        for finding in self.judgement.findings:
+            if finding.kind != "harm":
+                self.report(f"judge: {finding.sentence}")
+        results = gate_results(self.request.gates, self.judgement)
+        whole = self.judgement.model_copy(update={"gates": results})
+        self.store.put(self.run + File.JUDGEMENT, whole.to_json().encode())
+        if not results:
+            return None
+        for one in results:
+            self.report(f"gate: {one.message}")
+        return approval_of(results)
+
+
+def _stored(store: ObjectStore, run: str, checkpoint: CheckpointId, request: ExportRequest) -> Judgement | None:
+    """Return the judgement of an earlier export of the same checkpoint with the same settings, without its gates."""
+    if request.judge is None:
+        return None
+    found = load_judgement(store, run)
+    if found is None:
+        return None
+    same = CheckpointId(step=found.step, generation=found.generation) == checkpoint
+    if not same or found.settings != request.judged:
+        return None
+    return found.model_copy(update={"gates": ()})

@@ -1,0 +1,189 @@
+"""Asks a process of its own for a judgement: fetches base model and rows, passes on its lines, reads its answer."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from finetune_api.contract import File, dataset_prefix
+from finetune_api.gates import TASKS_WITH_BASE
+from finetune_api.messages import CheckpointInfo, FileEntry
+from finetune_api.plan import Plan
+from finetune_trainer.dataset.shards import LONE, Shard, Shards, index_name, shard_name
+from finetune_trainer.evaluations.records import EvaluationRecord
+from finetune_trainer.judge.judge_question import JudgeQuestion, JudgeSettings
+from finetune_trainer.judge.judge_rules import findings_of
+from finetune_trainer.judge.judgement_records import JudgedMeasure, Judgement
+from finetune_trainer.storage import ObjectStore, download_files, read_manifest
+
+SECONDS = 6 * 3600  # of one judgement
+LINE = "judge: "
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class JudgeError(Exception):
+    """A model that could not be judged; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class JudgeInputs:
+    """What is judged.
+
+    Attributes:
+        evaluation: of the checkpoint; None without one.
+        work: a folder for the base model and the rows, which are removed afterwards.
+    """
+
+    plan: Plan
+    store: ObjectStore
+    info: CheckpointInfo
+    evaluation: EvaluationRecord | None
+    work: Path
+
+    def judge(self, form: str, artifact: Path, settings: JudgeSettings, report: Callable[[str], None]) -> Judgement:
+        """Return the judgement of an artifact.
+
+        Args:
+            form: name of the artifact's folder in storage.
+            artifact: its files.
+
+        Raises:
+            JudgeError: the process failed.
+            StorageError: the base model or the rows cannot be read.
+        """
+        if self.plan.task not in TASKS_WITH_BASE:
+            return self.recorded(form, settings)
+        folder = self.work / "judge"
+        shutil.rmtree(folder, ignore_errors=True)
+        base, dataset = folder / "base", folder / "dataset"
+        prefix = self.plan.model.prefix
+        download_files(self.store, prefix, _files(self.store, prefix), base)
+        fetch_rows(self.store, dataset_prefix(self.plan.dataset.sha256), dataset, settings.rows)
+        question = JudgeQuestion(
+            plan=self.plan,
+            settings=settings,
+            step=self.info.step,
+            generation=self.info.generation,
+            form=form,
+            base=str(base),
+            artifact=str(artifact),
+            dataset=str(dataset),
+            evaluation=self.evaluation,
+        )
+        try:
+            return ask_process(question, folder, report)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def recorded(self, form: str, settings: JudgeSettings) -> Judgement:
+        """Return the judgement of a task whose models are not run here: the metrics of the stored evaluation."""
+        metrics = self.evaluation.metrics if self.evaluation else self.info.metrics
+        measures = [JudgedMeasure(name=name.removeprefix("eval_"), tuned=value) for name, value in metrics.items()]
+        skews = sum(one.amplified for one in self.evaluation.amplification) if self.evaluation else 0
+        measures.append(JudgedMeasure(name="amplified", tuned=skews, higher_is_better=False))
+        return Judgement(
+            step=self.info.step,
+            generation=self.info.generation,
+            settings=settings.digest,
+            form=form,
+            rows=self.plan.dataset.eval.rows if self.plan.dataset.eval else 0,
+            measures=tuple(measures),
+            findings=tuple(findings_of(measures, "", self.evaluation)),
+            notes=(f"for the task {self.plan.task} the base model is not run: these are the metrics of training",),
+        )
+
+
+def ask_process(
+    question: JudgeQuestion, work: Path, report: Callable[[str], None], environ: Mapping[str, str] = os.environ
+) -> Judgement:
+    """Return the answer of a process of its own, and pass on its lines.
+
+    Raises:
+        JudgeError: it ended without an answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="finetune-judge-", dir=work) as folder:
+        asked, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log"))
+        asked.write_text(question.model_dump_json(), "utf-8")
+        program = [sys.executable, "-W", "ignore", "-m", "finetune_trainer.judge", str(os.getpid())]
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [*program, str(asked), str(answer)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**environ, **ENVIRONMENT, "TMPDIR": folder},
+                text=True,
+            )
+        limit = threading.Timer(SECONDS, process.kill)
+        limit.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(LINE):
+                    report(line.rstrip())
+            code = process.wait()
+        finally:
+            limit.cancel()
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if code != 0:
+            raise JudgeError(_end_of(code, log))
+        try:
+            return Judgement.model_validate_json(answer.read_text("utf-8"))
+        except (OSError, ValidationError) as error:
+            raise JudgeError(f"the answer of the judging process cannot be read: {error}") from error
+
+
+def fetch_rows(store: ObjectStore, prefix: str, folder: Path, rows: int) -> None:
+    """Download the first shard of the training split, and of the eval split as many shards as hold the rows."""
+    known = {entry.path: entry for entry in _files(store, prefix)}
+    folder.mkdir(parents=True, exist_ok=True)
+    if File.SHARDS not in known:
+        download_files(store, prefix, [known[LONE.format(split=split)] for split in ("train", "eval")], folder)
+        return
+    shards = Shards.model_validate_json(store.get(prefix + File.SHARDS))
+    kept = {"train": shards.train[:1], "eval": _first(shards.eval, rows)}
+    names = [
+        name_of(split, number)
+        for split, own in kept.items()
+        for number in range(len(own))
+        for name_of in (shard_name, index_name)
+    ]
+    download_files(store, prefix, [known[name] for name in names], folder)
+    fewer = Shards(packed=shards.packed, train=kept["train"], eval=kept["eval"])
+    (folder / File.SHARDS).write_text(fewer.to_json(), "utf-8")
+
+
+def _first(shards: tuple[Shard, ...], rows: int) -> tuple[Shard, ...]:
+    total = 0
+    for number, shard in enumerate(shards):
+        total += shard.rows
+        if total >= rows:
+            return shards[: number + 1]
+    return shards
+
+
+def _files(store: ObjectStore, prefix: str) -> list[FileEntry]:
+    manifest = read_manifest(store, prefix)
+    if manifest is None:
+        raise JudgeError(f"{prefix} is missing in the storage")
+    return list(manifest.files)
+
+
+def _end_of(code: int, log: Path) -> str:
+    """Return why the process ended: its signal or exit code, and the last line that it printed."""
+    if code == -signal.SIGKILL:
+        return "the process was killed, probably for want of memory: give the stage more (spec.export.resources)"
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    how = f"the process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    return f"{how}: {lines[-1].strip()[:300]}" if lines else how
