@@ -125,6 +125,7 @@ class File(StrEnum):
     DONE = "DONE.json"
     DATASET_REPORT = "dataset-report.json"
     DATASET_PAGE = "dataset-report.html"
+    RUN_REPORT = "report.html"
     LABELS = "labels.json"
     EVAL_GROUPS = "eval-groups.json"  # which rows of the eval split mention which groups of people
     SHARDS = "shards.json"  # rows, tokens and digest of each file of a prepared data set

@@ -39,7 +39,7 @@ def export_command(options: argparse.Namespace, console: Console) -> int:
     for output in outputs:
         output.check(uid)
     asyncio.run(stages.run(Stage.EXPORT))
-    show_artifacts(screen, stages.exported() or (), [str(output.deliver(uid)) for output in outputs])
+    show_artifacts(screen, stages.exported() or (), [str(output.deliver(uid)) for output in outputs], stages.report())
     return ExitCode.OK
 
 

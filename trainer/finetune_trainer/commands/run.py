@@ -47,15 +47,17 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     if options.result:
         write_file(options.result, result.to_json(), "--result")
     screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
-    show_artifacts(screen, result.artifacts, delivered)
+    show_artifacts(screen, result.artifacts, delivered, result.report)
     return ExitCode.OK
 
 
-def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str]) -> None:
-    """Show where each artifact is: the folder that the user named, else its place in storage."""
+def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str], report: str | None) -> None:
+    """Show where each artifact is: the folder that the user named, else its place in storage; then the report."""
     places = delivered or [_path(artifact.uri) for artifact in artifacts]
     for artifact, place in zip(artifacts, places, strict=True):
         screen.show_line(artifact.form or artifact.kind, place)
+    if report:
+        screen.show_line("report", _path(report))
 
 
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from finetune_api.messages import Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.export.run_report.written_report import write_report
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
 
@@ -15,7 +16,10 @@ def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
     request = ExportRequest.of(given.job.spec.export, plan.method)
-    return export(plan, given.store, given.run, given.work, request, given.report)
+    result = export(plan, given.store, given.run, given.work, request, given.report)
+    page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)
+    given.report(f"report: {page}")
+    return result
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:

@@ -43,6 +43,7 @@ class RunResult(Message):
         output: the first artifact's folder below `--output`, if given.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall-clock time of this invocation.
+        report: URI of the report of the run; None for a dry run, and for a run of an older version.
     """
 
     state: str
@@ -53,6 +54,7 @@ class RunResult(Message):
     seconds: float
     already_complete: bool
     output: str | None = None
+    report: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ async def run_locally(
         tokens_per_second=stages.final_progress().tokens_per_second,
         seconds=time.monotonic() - began,
         already_complete=complete,
+        report=stages.report(),
     )
 
 
@@ -193,6 +196,11 @@ class LocalStages:
         made = {one.uri.rpartition("/")[2]: one for one in result.artifacts}
         wanted = spec.export.folders(spec.method.type)
         return tuple(made[name] for name in wanted) if made.keys() >= set(wanted) else None
+
+    def report(self) -> str | None:
+        """Return the URI of the report of the run; None if the export has not made one."""
+        key = self._prefix + File.RUN_REPORT
+        return f"{self._local.store.uri}/{key}" if self._local.store.head(key) else None
 
     # ------------------------------------------------------------ stages
 
