@@ -1,8 +1,10 @@
 """The program of the export stage, configured by environment variables, see `contract.Env`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
-from finetune_api.contract import ExitCode, File
+from finetune_api.contract import Env, ExitCode, File
 from finetune_api.messages import Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
@@ -16,6 +18,8 @@ def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
     request = ExportRequest.of(given.job.spec.export, plan.method)
+    if key := given.environ.get(Env.SIGNING_KEY):
+        request = replace(request, signing_key=Path(key))
     result = export(plan, given.store, given.run, given.work, request, given.report)
     page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)
     given.report(f"report: {page}")

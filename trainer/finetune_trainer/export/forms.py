@@ -1,6 +1,7 @@
 """The forms of an artifact: what is asked for, and where each lies in the run's storage."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from finetune_api.messages import ExportForm, MethodType
@@ -14,11 +15,13 @@ class ExportRequest:
     Attributes:
         dtype: data type of merged weights; None = as in the files of the base model.
         named: whether the job names forms. Otherwise the result has no field that operators up to 0.1.0 would refuse.
+        signing_key: path of the private key to sign with; None = no signature.
     """
 
     forms: tuple[ExportForm, ...]
     dtype: str | None = None
     named: bool = True
+    signing_key: Path | None = None
 
     @classmethod
     def of(cls, spec: ExportSpec, method: MethodType) -> "ExportRequest":

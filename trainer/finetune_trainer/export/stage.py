@@ -23,6 +23,8 @@ from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource, add_files
+from finetune_trainer.export.evidence.evidence_files import add_evidence
+from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
@@ -95,7 +97,7 @@ def export(
     source = ExportSource(plan, store, best.info, evaluation, checkpoint)
     for one in missing:
         _make(one, source, request, run, work, report)
-    artifacts = tuple(_artifact(one, source, run, named=request.named) for one in forms)
+    artifacts = tuple(_artifact(one, source, run, request) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
@@ -117,6 +119,7 @@ def _make(
     _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
+    settings |= add_evidence(source, run, folder, request.signing_key)
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
 
@@ -127,11 +130,10 @@ def _take(source: str, target: str) -> None:
     take(source, target)
 
 
-def _artifact(form: FormFiles, source: ExportSource, run: str, *, named: bool) -> Artifact:
+def _artifact(form: FormFiles, source: ExportSource, run: str, request: ExportRequest) -> Artifact:
     """Return the description of an artifact that is committed.
 
-    Args:
-        named: whether the job names its form; the digest and the size are then told too.
+    Digest and size are told if the job names its form.
     """
     prefix, record = form.prefix(run), source.evaluation.record
     artifact = Artifact(
@@ -140,8 +142,9 @@ def _artifact(form: FormFiles, source: ExportSource, run: str, *, named: bool) -
         step=source.info.step,
         metrics=source.info.metrics,
         warnings=record.warnings[:MOST_WARNINGS] if record else (),
+        signed=request.signing_key is not None,
     )
-    if not named:
+    if not request.named:
         return artifact
     raw = source.store.get(prefix + File.MANIFEST)
     size = sum(entry.size for entry in Manifest.model_validate_json(raw).files)
@@ -188,7 +191,9 @@ def _is_made(store: ObjectStore, prefix: str, checkpoint: CheckpointId, request:
         manifest = read_manifest(store, prefix)
         if manifest is None or manifest.info.get("dtype") != request.dtype:
             return False
-        return CheckpointId.model_validate(manifest.info) == checkpoint
+        signer = key_id(request.signing_key) if request.signing_key else ""
+        signed = not signer or manifest.info.get("signed_by") == signer
+        return signed and CheckpointId.model_validate(manifest.info) == checkpoint
     except (ManifestInvalidError, ValidationError):
         return False
 

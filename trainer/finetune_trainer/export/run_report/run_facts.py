@@ -112,7 +112,7 @@ def read_run(
         uid=uid,
         plan=plan,
         artifacts=artifacts,
-        spec=_spec(store, run),
+        spec=shown_spec(store, run),
         progress=progress,
         losses=[(int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry],
         evaluations=progress.evals if progress and progress.evals else _evaluations(history),
@@ -132,7 +132,8 @@ def _answers(store: ObjectStore, run: str, step: int) -> Sequence[ShownAnswer]:
     return [ShownAnswer(prompt=one.prompt, tuned=one.answer, reference=one.reference) for one in samples]
 
 
-def _spec(store: ObjectStore, run: str) -> dict[str, Any]:
+def shown_spec(store: ObjectStore, run: str) -> dict[str, Any]:
+    """Return the spec that a run began with, without parts that may hold secrets; empty if it is not in storage."""
     try:
         spec = json.loads(store.get(run + File.SPEC))
     except (NotFoundError, ValueError):
