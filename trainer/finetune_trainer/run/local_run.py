@@ -77,7 +77,7 @@ class LocalJob:
         """Return the job, if it may run.
 
         Raises:
-            SpecError: it is suspended.
+            SpecError: it is suspended, or it asks for a signature and there is no key.
             StorageError: its storage cannot be used.
         """
         if job.spec.suspend:
@@ -87,6 +87,15 @@ class LocalJob:
                     field="spec.suspend",
                     message="is true, so that the job may not run",
                     cure="set it to false, or omit it",
+                )
+            )
+        if job.spec.export.signing and not os.environ.get(Env.SIGNING_KEY):
+            raise SpecError(
+                Problem(
+                    code="SigningKeyMissing",
+                    field="spec.export.signing.keySecretRef",
+                    message=f"names a Secret of a cluster, and {Env.SIGNING_KEY} is not set on this machine",
+                    cure=f"set {Env.SIGNING_KEY} to the path of the private key, or omit spec.export.signing",
                 )
             )
         spec = job.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]

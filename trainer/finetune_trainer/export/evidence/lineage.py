@@ -1,4 +1,4 @@
-"""lineage.json: an in-toto statement with a SLSA provenance predicate. It names every input of an artifact by its digest.
+"""lineage.json: an in-toto statement with a SLSA provenance predicate. It names the inputs of an artifact by digest.
 
 Statement v1: https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md
 Predicate v1: https://slsa.dev/spec/v1.0/provenance
@@ -59,13 +59,10 @@ def materials_of(
     """
     model, data = plan.model, dataset_prefix(plan.dataset.sha256)
     mirrored = {"commit": model.commit, "source": model.source, "digestOf": File.MANIFEST.value}
+    prepared = {"sha256": plan.dataset.sha256, "rows": plan.dataset.train.rows}
     found = [
         Material("base model", *_committed(store, model.prefix), mirrored),
-        Material(
-            "prepared data set",
-            *_committed(store, data),
-            {"sha256": plan.dataset.sha256, "rows": plan.dataset.train.rows},
-        ),
+        Material("prepared data set", *_committed(store, data), prepared),
     ]
     if plan.adapter:
         notes = {"commit": plan.adapter.commit, "source": plan.adapter.source}

@@ -63,7 +63,7 @@ def check_signature(folder: Path, public_key: Path) -> str:
                 code="SignatureInvalid",
                 field=SIGNATURE,
                 message=f"the signature does not hold: {reason}",
-                cure="do not use the artifact unless you know who changed it; check that the public key is the right one",
+                cure="check that the public key is the signer's; otherwise do not use the artifact",
             )
         ) from error
     return identity
