@@ -5,8 +5,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -14,19 +16,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from rich.console import Console
 
-from finetune_api.contract import ExitCode, File
+from finetune_api.contract import ExitCode, File, checkpoint_name, dataset_prefix, run_prefix
 from finetune_api.errors import DataError, FineTuneError, SpecError
-from finetune_api.messages import MethodType, Task
+from finetune_api.messages import CheckpointInfo, DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
+from finetune_api.plan import Plan
+from finetune_api.results import StageResult
 from finetune_trainer.commands.main import parser
 from finetune_trainer.export.evidence.evidence_paths import ANNEX, BILL, LINEAGE, SIGNATURE
 from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.evidence.verification import verify_artifact
 from finetune_trainer.export.forms import ExportRequest
-from tests.local.exported_run import RUN, Run, lora_classifier
+from finetune_trainer.export.stage import export
+from finetune_trainer.storage import FolderStore, upload_tree
+from finetune_trainer.storage.trees import Kind
+from tests.support.reported_run import planned_run
 
-# peft 0.21 asks transformers 5.23 by an older name
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
+RUN = run_prefix("default", "job", "uid-1")
+MIRROR = "models/tiny/abc/"
+UNSIGNED = ExportRequest.by_default(MethodType.LORA)
 SPEC = {"model": {"name": "tiny"}, "image": f"registry/trainer@sha256:{'b' * 64}", "podTemplate": {"env": ["a secret"]}}
 
 
@@ -43,31 +50,76 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_keys(tmp_path_factory.mktemp("keys"))
 
 
-@pytest.fixture(scope="module")
-def run(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    made = Run.of(bert, tmp_path_factory.mktemp("run"), Task.CLASSIFICATION, MethodType.LORA)
-    made.store.put(RUN + File.SPEC, json.dumps(SPEC).encode())
-    model = lora_classifier(bert)
-    made.commit(10, model, eval_loss=0.7)
-    made.commit(20, model, eval_loss=0.5)
-    return made
+@dataclass
+class FilesOnly:
+    """A run whose model is a few bytes: the evidence reads no weights."""
+
+    store: FolderStore
+    plan: Plan
+    work: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> "FilesOnly":
+        split = SplitFacts(rows=100, tokens=1000, trained_tokens=100, longest=40)
+        model = ModelFacts(
+            name="tiny", commit="abc", prefix=MIRROR, source="file://somewhere/tiny", model_type="bert", parameters=7,
+            size_bytes=9,
+        )  # fmt: skip
+        data = DatasetFacts(sha256="d" * 64, train=split, eval=split, labels=("noun", "verb"))
+        plan = planned_run(task=Task.CLASSIFICATION, model=model, dataset=data, lora={"r": 4})
+        run = cls(FolderStore(folder / "storage"), plan, folder / "work")
+        run.put(MIRROR, "model", {"config.json": "{}", "tokenizer_config.json": '{"pad_token": "[PAD]"}'})
+        run.put(dataset_prefix(data.sha256), "dataset", {"train-00000.arrow": "rows"})
+        run.store.put(RUN + File.PLAN, plan.to_json().encode())
+        run.store.put(RUN + File.SPEC, json.dumps(SPEC).encode())
+        for step, loss in ((10, 0.7), (20, 0.5)):
+            info = CheckpointInfo(
+                step=step,
+                generation=1,
+                nodes=2,
+                processes_per_node=8,
+                zero_stage=2,
+                samples=1,
+                metrics={"eval_loss": loss},
+            )
+            weights = {"node-0/adapter_config.json": "{}", "node-0/adapter_model.safetensors": f"weights of {step}"}
+            run.put(f"{RUN}checkpoints/{checkpoint_name(step, 1)}/", "checkpoint", weights, info.model_dump())
+        return run
+
+    def put(self, prefix: str, kind: Kind, files: dict[str, str], info: dict[str, Any] | None = None) -> None:
+        folder = self.work / "put" / prefix
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        upload_tree(self.store, folder, prefix, kind, info)
+
+    def export(self, key: Path | None = None) -> StageResult:
+        request = replace(UNSIGNED, signing_key=key)
+        return export(self.plan, self.store, RUN, self.work / "export", request, lambda line: None)
+
+    @property
+    def artifact(self) -> Path:
+        return self.store.path(f"{RUN}artifacts/adapter")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FilesOnly:
+    return FilesOnly.of(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def signed(run: Run, keys: tuple[Path, Path]) -> Path:
-    """The signed artifact, as a user copies it. Tests do not change it."""
-    request = replace(ExportRequest.by_default(MethodType.LORA), signing_key=keys[0])
-    [artifact] = run.export(request).artifacts
+def signed(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path]) -> Path:
+    """A signed artifact, as it lies in storage. Tests do not change it."""
+    made = FilesOnly.of(tmp_path_factory.mktemp("signed"))
+    [artifact] = made.export(keys[0]).artifacts
     assert artifact.signed
-    folder = run.artifact("adapter")
-    (folder / File.MANIFEST).write_bytes(run.store.get(f"{RUN}artifacts/adapter/{File.MANIFEST}"))
-    return folder
+    return made.artifact
 
 
 @pytest.fixture
 def copied(signed: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "copy"
-    subprocess.run(["cp", "-r", signed, folder], check=True)
+    shutil.copytree(signed, folder)
     return folder
 
 
@@ -79,18 +131,19 @@ def test_an_artifact_as_it_was_made_is_verified(signed: Path, keys: tuple[Path, 
     assert verify_artifact(signed).key == ""
 
 
-def test_the_lineage_names_every_input_by_its_digest(run: Run, signed: Path) -> None:
-    lineage = json.loads((signed / LINEAGE).read_text())
+def test_the_lineage_names_every_input_by_its_digest(run: FilesOnly) -> None:
+    run.export()
+    lineage = json.loads((run.artifact / LINEAGE).read_text())
     assert lineage["_type"] == "https://in-toto.io/Statement/v1"
     assert lineage["predicateType"] == "https://slsa.dev/provenance/v1"
     subject = {one["name"]: one["digest"]["sha256"] for one in lineage["subject"]}
-    weights = (signed / "adapter_model.safetensors").read_bytes()
-    assert subject["adapter_model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert subject["adapter_model.safetensors"] == hashlib.sha256(b"weights of 20").hexdigest()
+    assert {"README.md", "adapter_config.json", "labels.json"} <= subject.keys()
     definition = lineage["predicate"]["buildDefinition"]
     inputs = {one["name"]: one for one in definition["resolvedDependencies"]}
     for step in (10, 20):
         own = inputs[f"checkpoint of step {step}"]
-        raw = run.store.get(f"{RUN}checkpoints/step-{step:08d}/{File.MANIFEST}")
+        raw = run.store.get(f"{RUN}checkpoints/{checkpoint_name(step, 1)}/{File.MANIFEST}")
         assert own["digest"] == {"sha256": hashlib.sha256(raw).hexdigest()}
         assert ("exported" in own["annotations"]) is (step == 20)
     assert inputs["plan.json"]["digest"]["sha256"] == hashlib.sha256(run.store.get(RUN + File.PLAN)).hexdigest()
@@ -98,16 +151,14 @@ def test_the_lineage_names_every_input_by_its_digest(run: Run, signed: Path) -> 
     assert inputs["base model"]["annotations"]["commit"] == "abc"
     assert inputs["image of the trainer"]["digest"] == {"sha256": "b" * 64}
     assert len(inputs["finetune-operator"]["digest"]["sha256"]) == 64
-    assert "a secret" not in (signed / LINEAGE).read_text()
+    assert "a secret" not in (run.artifact / LINEAGE).read_text()
 
 
 def test_the_bill_of_materials_names_the_installed_packages(signed: Path) -> None:
-    import torch
-
     bill = json.loads((signed / BILL).read_text())
     assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
     versions = {one["purl"].partition("@")[0]: one["version"] for one in bill["components"]}
-    assert versions["pkg:pypi/torch"] == torch.__version__
+    assert versions["pkg:pypi/torch"] == version("torch")
     assert len({one["bom-ref"] for one in bill["components"]}) == len(bill["components"])
 
 
@@ -188,17 +239,17 @@ def test_a_file_too_many_or_too_few_is_named(copied: Path, name: str, change: Ca
     assert [one.field for one in caught.value.problems] == [name]
 
 
-def test_an_artifact_is_made_again_for_another_key_and_kept_for_the_same(
-    run: Run, signed: Path, tmp_path: Path
+def test_an_artifact_is_made_again_for_another_key_only(
+    run: FilesOnly, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    request = ExportRequest.by_default(MethodType.LORA)
-    assert run.export(request).note.endswith("existed already")
-    other, public = make_keys(tmp_path)
-    assert run.export(replace(request, signing_key=other)).note == "from checkpoint 20, the best by eval_loss (0.5000)"
-    assert run.export(replace(request, signing_key=other)).note.endswith("existed already")
-    folder = tmp_path / "again"
-    subprocess.run(["cp", "-r", run.store.path(f"{RUN}artifacts/adapter"), folder], check=True)
-    assert verify_artifact(folder, public).key == key_id(other)
+    made = "from checkpoint 20, the best by eval_loss (0.5000)"
+    assert run.export().note == made
+    assert run.export(keys[0]).note == made
+    assert run.export(keys[0]).note.endswith("existed already")
+    assert run.export().note.endswith("existed already"), "a signature is no reason to make it again"
+    other, public = make_keys(tmp_path, "other")
+    assert run.export(other).note == made
+    assert verify_artifact(run.artifact, public).key == key_id(other)
 
 
 def test_a_key_of_another_kind_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -226,17 +277,12 @@ def test_the_command_says_what_was_checked(signed: Path, keys: tuple[Path, Path]
         verify(str(tmp_path))
 
 
-def test_an_unsigned_artifact_is_refused_where_a_signature_is_expected(
-    bert: Path, tmp_path: Path, keys: tuple[Path, Path]
-) -> None:
-    run = Run.of(bert, tmp_path, Task.CLASSIFICATION, MethodType.LORA)
-    run.commit(10, lora_classifier(bert))
+def test_an_unsigned_artifact_is_refused_where_a_signature_is_expected(run: FilesOnly, keys: tuple[Path, Path]) -> None:
     [artifact] = run.export().artifacts
     assert not artifact.signed
-    folder = run.store.path(f"{RUN}artifacts/adapter")
-    assert "there is none" in verify(str(folder))
+    assert "there is none" in verify(str(run.artifact))
     with pytest.raises(DataError) as caught:
-        verify_artifact(folder, keys[1])
+        verify_artifact(run.artifact, keys[1])
     assert caught.value.problems[0].code == "NotSigned"
 
 

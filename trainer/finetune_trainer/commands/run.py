@@ -52,12 +52,12 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
 
 
 def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str], report: str | None) -> None:
-    """Show where each artifact is: the folder that the user named, else its place in storage; then the report."""
+    """Show where the report is, then each artifact: the folder that the user named, else its place in storage."""
+    if report:
+        screen.show_line("report", _path(report))
     places = delivered or [_path(artifact.uri) for artifact in artifacts]
     for artifact, place in zip(artifacts, places, strict=True):
         screen.show_line(artifact.form or artifact.kind, place)
-    if report:
-        screen.show_line("report", _path(report))
 
 
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:
