@@ -45,7 +45,13 @@ def _components(found: Iterable[Distribution]) -> Iterable[dict[str, Any]]:
         if address in seen:
             continue
         seen.add(address)
-        component = {"type": "library", "bom-ref": address, "name": name, "version": one.version, "purl": address}
-        if expression := one.metadata.get("License-Expression"):
-            component["licenses"] = [{"expression": expression}]
+        component: dict[str, Any] = {
+            "type": "library",
+            "bom-ref": address,
+            "name": name,
+            "version": one.version,
+            "purl": address,
+        }
+        if "License-Expression" in one.metadata:
+            component["licenses"] = [{"expression": one.metadata["License-Expression"]}]
         yield component
