@@ -155,7 +155,7 @@ def test_the_key_that_signs_reaches_the_export_pod_alone() -> None:
     assert volume["secret"]["items"] == [{"key": "k.pem", "path": "key.pem"}]
     [inner] = pod["containers"]
     assert {"name": "FINETUNE_SIGNING_KEY", "value": "/etc/finetune-signing/key.pem"} in inner["env"]
-    assert volume["name"] in [one["name"] for one in inner["volumeMounts"] if one["readOnly"]]
+    assert volume["name"] in [one["name"] for one in inner["volumeMounts"] if one.get("readOnly")]
     others = [
         prepare_job(job, SETTINGS),
         train(export={"signing": {"keySecretRef": {"name": "model-key", "key": "k"}}}),
