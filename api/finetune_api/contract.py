@@ -39,6 +39,7 @@ class PodPath(StrEnum):
 
     JOB = "/etc/finetune/job.json"
     CA = "/etc/finetune-ca/ca.crt"
+    SIGNING_KEY = "/etc/finetune-signing/key.pem"  # in the export pod only: spec.export.signing
     DATA_CA = "/etc/finetune-data-ca/ca.crt"  # in the prepare pod only, like all settings of dataset.storage
     MODEL_VOLUME = "/volumes/model"  # in the prepare pod only: model.persistentVolumeClaim
     SCRATCH = "/scratch"
@@ -65,6 +66,7 @@ class Env(StrEnum):
     GPU_MEMORY_MIB = "FINETUNE_GPU_MEMORY_MIB"  # memory of one GPU, the smallest of those nodes
     MODEL_VOLUME = "FINETUNE_MODEL_VOLUME"  # folder where the claim of model.persistentVolumeClaim is mounted
     PROCESSES = "FINETUNE_PROCESSES"  # processes of the prepare stage; unset = one per core
+    SIGNING_KEY = "FINETUNE_SIGNING_KEY"  # path of the private key that signs artifacts
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"
@@ -126,6 +128,7 @@ class File(StrEnum):
     DATASET_REPORT = "dataset-report.json"
     DATASET_PAGE = "dataset-report.html"
     JUDGEMENT = "judgement.json"  # of the exported model: below the run, and in each artifact
+    RUN_REPORT = "report.html"
     LABELS = "labels.json"
     EVAL_GROUPS = "eval-groups.json"  # which rows of the eval split mention which groups of people
     SHARDS = "shards.json"  # rows, tokens and digest of each file of a prepared data set

@@ -208,6 +208,7 @@ class Artifact(Message):
         step: step of the checkpoint from which it was made.
         metrics: evaluation of that checkpoint.
         warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
+        signed: whether it holds a signature.
     """
 
     kind: Literal["adapter", "model"]
@@ -218,6 +219,7 @@ class Artifact(Message):
     size_bytes: int = Field(default=0, exclude_if=is_empty)
     metrics: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    signed: bool = Field(default=False, exclude_if=is_empty)
 
 
 # ---------------------------------------------------------------- stored files

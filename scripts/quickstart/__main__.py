@@ -158,6 +158,7 @@ def summary(
         "tokens_per_second": run["tokens_per_second"],
         "seconds": round(seconds, 1),
         "adapter": artifact["uri"],
+        "report": run.get("report"),
     }
 
 
@@ -186,6 +187,8 @@ def show(console: Console, result: dict[str, Any], scores: dict[str, dict[str, f
         f"\nadapter: {adapter}\n\nIt loads with transformers and peft alone:\n", highlight=False, soft_wrap=True
     )
     console.print(code, markup=False, highlight=False, soft_wrap=True)
+    if result["report"]:
+        console.print(f"report: {Path(result['report'].removeprefix('file://'))}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

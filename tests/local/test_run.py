@@ -104,6 +104,16 @@ def test_a_run_shows_what_it_does(undisturbed: Job) -> None:
         assert said in undisturbed.output, undisturbed.output
 
 
+def test_a_run_ends_with_the_page_that_tells_of_it(undisturbed: Job) -> None:
+    place = undisturbed.result["report"]
+    assert place.endswith("/report.html")
+    assert place in undisturbed.output.splitlines()[-2]
+    page = undisturbed.store.get(place.removeprefix(f"{undisturbed.store.uri}/")).decode()
+    assert page.count('<polyline class="curve') >= 2, "the losses of training and of the evaluations"
+    assert "of the checkpoints in storage it has the highest eval_macro_f1" in page
+    assert "None: the run was not interrupted." in page
+
+
 def test_a_complete_run_says_so_when_run_again(undisturbed: Job) -> None:
     before = undisturbed.result["artifacts"]
     assert undisturbed.run() == ExitCode.OK

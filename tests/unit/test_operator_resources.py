@@ -147,6 +147,20 @@ def test_the_datas_own_storage_is_known_to_prepare_alone() -> None:
         assert "data-ca" not in json.dumps(pod_spec(other)["volumes"])
 
 
+def test_the_key_that_signs_reaches_the_export_pod_alone() -> None:
+    job = made(export={"signing": {"keySecretRef": {"name": "model-key", "key": "k.pem"}}})
+    pod = export_job(job, SETTINGS)["spec"]["template"]["spec"]
+    [volume] = [one for one in pod["volumes"] if "secret" in one]
+    assert volume["secret"]["secretName"] == "model-key"
+    assert volume["secret"]["items"] == [{"key": "k.pem", "path": "key.pem"}]
+    [inner] = pod["containers"]
+    assert {"name": "FINETUNE_SIGNING_KEY", "value": "/etc/finetune-signing/key.pem"} in inner["env"]
+    assert volume["name"] in [one["name"] for one in inner["volumeMounts"] if one.get("readOnly")]
+    signing = {"signing": {"keySecretRef": {"name": "model-key", "key": "k.pem"}}}
+    for other in (prepare_job(job, SETTINGS), train(export=signing)):
+        assert "finetune-signing" not in json.dumps(pod_spec(other))
+
+
 def test_the_hubs_token_is_known_to_prepare_alone() -> None:
     job = {"model": {"name": "org/gated", "tokenSecretRef": {"name": "hub", "key": "token"}}}
     found = env(prepare_job(made(**job), SETTINGS))

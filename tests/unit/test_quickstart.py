@@ -110,7 +110,7 @@ def test_about_a_fifth_is_held_out() -> None:
 
 # ---------------------------------------------------------------- the result
 
-RUN = {"tokens_per_second": 1000.0, "already_complete": False}
+RUN = {"tokens_per_second": 1000.0, "already_complete": False, "report": "file:///report.html"}
 ARTIFACT = {"uri": "file:///adapter", "metrics": {"eval_accuracy": 0.75}}
 SCORES = {
     "tuned": {"accuracy": 0.75, "macro_f1": 0.7},
@@ -129,6 +129,7 @@ def test_the_result_has_the_scores_of_all_three(quickstart: ModuleType) -> None:
         "tokens_per_second": 1000.0,
         "seconds": 12.3,
         "adapter": "file:///adapter",
+        "report": "file:///report.html",
     }
 
 

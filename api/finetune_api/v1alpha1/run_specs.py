@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.messages import ExportForm, MethodType
+from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
@@ -173,6 +174,14 @@ class PrepareSpec(StageSpec):
     """Kueue LocalQueue of the prepare Job, if it differs from spec.queueName."""
 
 
+class SigningSpec(Kubernetes):
+    """Who signs the artifacts, in the format of OpenSSF model signing."""
+
+    key_secret_ref: SecretKeyRef
+    """Secret key with a private key in PEM format, on the curve P-256, P-384 or P-521, without a password. Only the
+    export stage gets it. `finetune run` reads the file that the environment variable FINETUNE_SIGNING_KEY names."""
+
+
 class ExportSpec(StageSpec):
     """What the job exports from the best checkpoint. You can change everything except smokeTestPrompts and
     priorityClassName at any time."""
@@ -193,6 +202,8 @@ class ExportSpec(StageSpec):
     gates: Annotated[Gates, Supported(), KeepsData()] = Field(default_factory=dict)
     """Metrics of the judgement and what they must reach, such as {eval_loss: "< base", repetition: "< 0.02"}. The
     condition Approved has the outcome; the job succeeds either way."""
+    signing: SigningSpec | None = None
+    """Signs each artifact; omitted = no signature."""
     attempt: Annotated[Annotated[int, Field(ge=1, le=999)] | None, Supported(), KeepsData()] = None
     """Number of the export; omitted = 1. Raise it to export again after the job succeeded or the export failed."""
 

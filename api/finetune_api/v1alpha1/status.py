@@ -266,6 +266,8 @@ class ArtifactStatus(Observed):
         default_factory=list
     )
     """Warnings of the evaluation."""
+    signed: bool | None = None
+    """True = it holds a signature, by the key of spec.export.signing."""
 
 
 class FailureStatus(Observed):

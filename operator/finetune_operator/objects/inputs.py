@@ -1,5 +1,5 @@
-"""The additions that only the prepare pod gets: access to the data and to the hub, a model on a volume claim, and the
-GPUs that training can count on. Pure."""
+"""The additions that only one pod gets. Prepare: access to the data and to the hub, a model on a volume claim, and the
+GPUs that training can count on. Export: the key that signs. Pure."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -47,6 +47,17 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
         mounts.append({"name": "finetune-model", "mountPath": PodPath.MODEL_VOLUME.value, "readOnly": True})
         env.append(variable(Env.MODEL_VOLUME, PodPath.MODEL_VOLUME.value))
     return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
+
+
+def export_inputs(job: AcceptedJob) -> PodInputs:
+    """Return the additions to the export pod of a job: the key that signs artifacts, as a file."""
+    if job.spec.export.signing is None:
+        return PodInputs()
+    key, path = job.spec.export.signing.key_secret_ref, PodPath.SIGNING_KEY
+    mount = ca_mount("finetune-signing", path)
+    items = [{"key": key.key, "path": path.value.rpartition("/")[2]}]
+    volume = {"name": "finetune-signing", "secret": {"secretName": key.name, "items": items, "defaultMode": 0o440}}
+    return PodInputs((variable(Env.SIGNING_KEY, path.value),), (volume,), (mount,))
 
 
 def _hub_access(job: AcceptedJob, settings: Settings) -> list[Object]:

@@ -25,7 +25,7 @@ from finetune_api.quantity import parse_quantity
 from finetune_operator.objects import pods
 from finetune_operator.objects.environment import from_field, from_secret, variable
 from finetune_operator.objects.facts import INDEX_ANNOTATION
-from finetune_operator.objects.inputs import PodInputs, prepare_inputs
+from finetune_operator.objects.inputs import PodInputs, export_inputs, prepare_inputs
 from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu, gpu_resources
@@ -83,7 +83,7 @@ def export_job(job: AcceptedJob, settings: Settings, attempt: int = 1) -> Object
     wanted = job.spec.export.resources
     resources = pods.requirements(wanted) if wanted else EXPORT_RESOURCES
     number = attempt if attempt > 1 else 0  # the name of the first export has no number
-    built = _stage_job(job, settings, Stage.EXPORT, resources, PodInputs(), number)
+    built = _stage_job(job, settings, Stage.EXPORT, resources, export_inputs(job), number)
     built["spec"]["backoffLimit"] = UNLIMITED
     return built
 

@@ -255,6 +255,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             step=one.step,
             metrics=one.metrics,
             warnings=list(one.warnings),
+            signed=one.signed or None,
         )
         for one in step.artifacts
     ]

@@ -40,7 +40,7 @@ def export_command(options: argparse.Namespace, console: Console) -> int:
         output.check(uid)
     asyncio.run(stages.run(Stage.EXPORT))
     show_approval(screen, stages.approval())
-    show_artifacts(screen, stages.exported() or (), [str(output.deliver(uid)) for output in outputs])
+    show_artifacts(screen, stages.exported() or (), [str(output.deliver(uid)) for output in outputs], stages.report())
     return ExitCode.OK
 
 

@@ -22,6 +22,7 @@ from finetune_trainer.commands.export import export_command
 from finetune_trainer.commands.faults import QuietConsole
 from finetune_trainer.commands.init import init_command
 from finetune_trainer.commands.run import run_command
+from finetune_trainer.commands.verify import verify_command
 from finetune_trainer.run.screen import Screen
 
 STATUSES = """exit status:
@@ -96,6 +97,11 @@ def parser() -> argparse.ArgumentParser:
         help="instead of spec.export.forms; may be given several times",
     )
     export.set_defaults(command=export_command)
+
+    verify = _command(commands, "verify", "check an artifact: its files, its lineage, its signature")
+    verify.add_argument("artifact", type=Path, help="folder of the artifact")
+    verify.add_argument("--public-key", type=Path, metavar="FILE", help="PEM file of the signer's public key")
+    verify.set_defaults(command=verify_command)
 
     made = _command(commands, "crd", "print the CustomResourceDefinition")
     made.set_defaults(command=crd_command, data_on_stdout=True)

@@ -49,7 +49,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         write_file(options.result, result.to_json(), "--result")
     screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
     show_approval(screen, result.approval)
-    show_artifacts(screen, result.artifacts, delivered)
+    show_artifacts(screen, result.artifacts, delivered, result.report)
     return ExitCode.OK
 
 
@@ -59,8 +59,10 @@ def show_approval(screen: Screen, approval: Approval | None) -> None:
         screen.show_line("approved" if approval.approved else "refused", approval.message)
 
 
-def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str]) -> None:
-    """Show where each artifact is: the folder that the user named, else its place in storage."""
+def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str], report: str | None) -> None:
+    """Show where the report is, then each artifact: the folder that the user named, else its place in storage."""
+    if report:
+        screen.show_line("report", _path(report))
     places = delivered or [_path(artifact.uri) for artifact in artifacts]
     for artifact, place in zip(artifacts, places, strict=True):
         screen.show_line(artifact.form or artifact.kind, place)

@@ -1,12 +1,16 @@
 """The program of the export stage, configured by environment variables, see `contract.Env`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
-from finetune_api.contract import ExitCode, File
+from finetune_api.contract import Env, ExitCode, File
 from finetune_api.messages import Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
+from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.export.run_report.written_report import write_report
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
 
@@ -15,7 +19,13 @@ def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
     request = ExportRequest.of(given.job.spec.export, plan.method)
-    return export(plan, given.store, given.run, given.work, request, given.report)
+    if key := given.environ.get(Env.SIGNING_KEY):
+        key_id(Path(key))  # a key that cannot be used is refused before hours of merging
+        request = replace(request, signing_key=Path(key))
+    result = export(plan, given.store, given.run, given.work, request, given.report)
+    page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)
+    given.report(f"report: {page}")
+    return result
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:

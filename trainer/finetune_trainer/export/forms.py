@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from finetune_api.messages import ExportForm, MethodType
@@ -18,6 +19,7 @@ class ExportRequest:
         named: whether the job names forms. Otherwise the result has no field that operators up to 0.1.0 would refuse.
         judge: how the model is compared with its base; None = it is not.
         gates: metric -> comparison.
+        signing_key: path of the private key to sign with; None = no signature.
     """
 
     forms: tuple[ExportForm, ...]
@@ -25,6 +27,7 @@ class ExportRequest:
     named: bool = True
     judge: JudgeSettings | None = None
     gates: Mapping[str, str] = field(default_factory=dict)
+    signing_key: Path | None = None
 
     @property
     def judged(self) -> str | None:

@@ -23,6 +23,8 @@ from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource, add_files
+from finetune_trainer.export.evidence.evidence_files import add_evidence
+from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
@@ -97,7 +99,7 @@ def export(
     source = ExportSource(plan, store, best.info, evaluation, checkpoint)
     for one in missing:
         _make(one, source, request, run, work, report, judge)
-    artifacts = tuple(_artifact(one, source, run, judge.warnings, named=request.named) for one in forms)
+    artifacts = tuple(_artifact(one, source, run, judge.warnings, request) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
@@ -128,6 +130,7 @@ def _make(
     settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
     if judge.judgement:
         settings["judged"] = judge.judgement.settings
+    settings |= add_evidence(source, run, folder, request.signing_key)
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
 
@@ -138,12 +141,15 @@ def _take(source: str, target: str) -> None:
     take(source, target)
 
 
-def _artifact(form: FormFiles, source: ExportSource, run: str, harms: tuple[str, ...], *, named: bool) -> Artifact:
+def _artifact(
+    form: FormFiles, source: ExportSource, run: str, harms: tuple[str, ...], request: ExportRequest
+) -> Artifact:
     """Return the description of an artifact that is committed.
+
+    Digest and size are told if the job names its form.
 
     Args:
         harms: what the judgement warns of; the warnings of the evaluation follow.
-        named: whether the job names its form; the digest and the size are then told too.
     """
     prefix, record = form.prefix(run), source.evaluation.record
     warnings = (*harms, *(one for one in (record.warnings if record else ()) if one not in harms))
@@ -153,8 +159,9 @@ def _artifact(form: FormFiles, source: ExportSource, run: str, harms: tuple[str,
         step=source.info.step,
         metrics=source.info.metrics,
         warnings=warnings[:MOST_WARNINGS],
+        signed=request.signing_key is not None,
     )
-    if not named:
+    if not request.named:
         return artifact
     raw = source.store.get(prefix + File.MANIFEST)
     size = sum(entry.size for entry in Manifest.model_validate_json(raw).files)
@@ -202,7 +209,9 @@ def _is_made(store: ObjectStore, prefix: str, checkpoint: CheckpointId, request:
         asked = {"dtype": request.dtype, "judged": request.judged}
         if manifest is None or any(manifest.info.get(name) != value for name, value in asked.items()):
             return False
-        return CheckpointId.model_validate(manifest.info) == checkpoint
+        signer = key_id(request.signing_key) if request.signing_key else ""
+        signed = not signer or manifest.info.get("signed_by") == signer
+        return signed and CheckpointId.model_validate(manifest.info) == checkpoint
     except (ManifestInvalidError, ValidationError):
         return False
 

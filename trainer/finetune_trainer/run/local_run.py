@@ -46,6 +46,7 @@ class RunResult(Message):
         output: the first artifact's folder below `--output`, if given.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall-clock time of this invocation.
+        report: URI of the report of the run; None for a dry run, and for a run of an older version.
     """
 
     state: str
@@ -57,6 +58,7 @@ class RunResult(Message):
     already_complete: bool
     approval: Approval | None = None
     output: str | None = None
+    report: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class LocalJob:
         """Return the job, if it may run.
 
         Raises:
-            SpecError: it is suspended.
+            SpecError: it is suspended, or it asks for a signature and there is no key.
             StorageError: its storage cannot be used.
         """
         if job.spec.suspend:
@@ -89,6 +91,15 @@ class LocalJob:
                     field="spec.suspend",
                     message="is true, so that the job may not run",
                     cure="set it to false, or omit it",
+                )
+            )
+        if job.spec.export.signing and not os.environ.get(Env.SIGNING_KEY):
+            raise SpecError(
+                Problem(
+                    code="SigningKeyMissing",
+                    field="spec.export.signing.keySecretRef",
+                    message=f"names a Secret of a cluster, and {Env.SIGNING_KEY} is not set on this machine",
+                    cure=f"set {Env.SIGNING_KEY} to the path of the private key, or omit spec.export.signing",
                 )
             )
         spec = job.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
@@ -160,6 +171,7 @@ async def run_locally(
         tokens_per_second=stages.final_progress().tokens_per_second,
         seconds=time.monotonic() - began,
         already_complete=complete,
+        report=stages.report(),
     )
 
 
@@ -208,6 +220,11 @@ class LocalStages:
         """Return whether the last export was judged with the settings and gates of the job, if it has any."""
         asked = self._local.job.spec.export
         return asked.judge is None or is_judged(self._local.store, self._prefix, asked)
+
+    def report(self) -> str | None:
+        """Return the URI of the report of the run; None if the export has not made one."""
+        key = self._prefix + File.RUN_REPORT
+        return f"{self._local.store.uri}/{key}" if self._local.store.head(key) else None
 
     # ------------------------------------------------------------ stages
 

@@ -8,13 +8,12 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from finetune_trainer.pages import svg
 from finetune_trainer.prepare.quality.report import Bin, Distance, LabelCount
 
 PLOT = 190  # pixels high
 BELOW = 26  # for the numbers under the axis
 ABOVE = 14
-TICKS = (1, 2, 2.5, 5, 10)
-_END = Markup("</svg>")
 
 
 def length_chart(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) -> Markup:
@@ -27,24 +26,26 @@ def length_chart(train: Sequence[Bin], evaluation: Sequence[Bin], limit: int) ->
     ours, theirs = _shares(train), _shares(evaluation)
     top = max([*ours, *theirs, 1e-9]) * 1.06
     width = 100 / len(ours)
-    parts = [_open(ABOVE + PLOT + BELOW, "chart", "rows by their length in tokens")]
-    parts += [_line("grid", 0, _y(level, top), 100, _y(level, top)) for level in _levels(top)]
-    parts.append(_line("base", 0, ABOVE + PLOT, 100, ABOVE + PLOT))
+    parts = [svg.open_svg(ABOVE + PLOT + BELOW, "chart", "rows by their length in tokens")]
+    parts += [svg.line("grid", 0, _y(level, top), 100, _y(level, top)) for level in svg.levels(top)]
+    parts.append(svg.line("base", 0, ABOVE + PLOT, 100, ABOVE + PLOT))
     for index, share in enumerate(ours):
         y = _y(share, top)
         parts.append(
-            _rect("bar train", index * width + width * 0.06, y, width * 0.88, ABOVE + PLOT - y) if share else Markup("")
+            svg.rect("bar train", index * width + width * 0.06, y, width * 0.88, ABOVE + PLOT - y)
+            if share
+            else Markup("")
         )
     parts += _steps(theirs, width, top)
-    parts += [_text("axis", 100, _y(level, top) - 4, f"{100 * level:.3g} %", "end") for level in _levels(top)]
+    parts += [svg.label("axis", 100, _y(level, top) - 4, f"{100 * level:.3g} %", "end") for level in svg.levels(top)]
     parts += _length_axis(train, width)
     last = train[-1]
     span = last.start + (train[1].start - train[0].start if len(train) > 1 else last.start or 1)
     if limit < span:
-        parts.append(_line("limit", 100 * limit / span, ABOVE - 6, 100 * limit / span, ABOVE + PLOT))
+        parts.append(svg.line("limit", 100 * limit / span, ABOVE - 6, 100 * limit / span, ABOVE + PLOT))
         anchor = "end" if limit > span / 2 else "start"
-        parts.append(_text("limit-name", 100 * limit / span, ABOVE - 3, f" maxLength {limit:,} ", anchor))
-    return Markup("").join([*parts, _END])
+        parts.append(svg.label("limit-name", 100 * limit / span, ABOVE - 3, f" maxLength {limit:,} ", anchor))
+    return Markup("").join([*parts, svg.END])
 
 
 def _shares(bins: Sequence[Bin]) -> list[float]:
@@ -56,25 +57,11 @@ def _y(share: float, top: float) -> float:
     return ABOVE + PLOT * (1 - share / top)
 
 
-def _levels(top: float) -> list[float]:
-    step = _round_step(top / 3)
-    return [step * number for number in range(1, int(top / step) + 1) if step * number < top]
-
-
-def _round_step(about: float) -> float:
-    power = 1.0
-    while power * 10 <= about:
-        power *= 10
-    while power > about:
-        power /= 10
-    return min((power * tick for tick in TICKS), key=lambda step: abs(step - about))
-
-
 def _steps(shares: Sequence[float], width: float, top: float) -> Iterator[Markup]:
     for index, share in enumerate(shares):
-        yield _line("step", index * width, _y(share, top), (index + 1) * width, _y(share, top))
+        yield svg.line("step", index * width, _y(share, top), (index + 1) * width, _y(share, top))
     for index, (one, other) in enumerate(pairwise(shares), 1):
-        yield _line("step", index * width, _y(one, top), index * width, _y(other, top))
+        yield svg.line("step", index * width, _y(one, top), index * width, _y(other, top))
 
 
 def _length_axis(bins: Sequence[Bin], width: float) -> Iterator[Markup]:
@@ -83,16 +70,20 @@ def _length_axis(bins: Sequence[Bin], width: float) -> Iterator[Markup]:
         if index * width > 90:
             break
         anchor = "start" if index == 0 else "middle"
-        yield _text("axis", index * width, ABOVE + PLOT + 18, f"{bins[index].start:,}", anchor)
-    yield _text("axis", 100, ABOVE + PLOT + 18, f"{bins[-1].start:,}+", "end")
+        yield svg.label("axis", index * width, ABOVE + PLOT + 18, f"{bins[index].start:,}", anchor)
+    yield svg.label("axis", 100, ABOVE + PLOT + 18, f"{bins[-1].start:,}+", "end")
 
 
 def bar(share: float, kind: str, mark: float | None = None) -> Markup:
     """Return one bar of a share between 0 and 1, with a mark at the share of another split."""
-    parts = [_open(14, "line", ""), _rect("track", 0, 2, 100, 10), _rect(f"bar {kind}", 0, 2, 100 * share, 10)]
+    parts = [
+        svg.open_svg(14, "line", ""),
+        svg.rect("track", 0, 2, 100, 10),
+        svg.rect(f"bar {kind}", 0, 2, 100 * share, 10),
+    ]
     if mark is not None:
-        parts.append(_line("mark", 100 * mark, 0, 100 * mark, 14))
-    return Markup("").join([*parts, _END])
+        parts.append(svg.line("mark", 100 * mark, 0, 100 * mark, 14))
+    return Markup("").join([*parts, svg.END])
 
 
 def distance_chart(distance: Distance) -> Markup:
@@ -106,62 +97,30 @@ def distance_chart(distance: Distance) -> Markup:
     )
     return Markup("").join(
         [
-            _open(46, "gauge", label),
-            _rect("track", 0, 16, 100, 10),
-            _rect("usual", 0, 16, usual, 10),
-            _rect("beyond", far, 16, 100 - far, 10),
-            _line("tick", far, 13, far, 29),
-            _dot(f"dot {state}", at, 21),
-            _text("axis", 0, 42, "usual", "start"),
-            _text("axis", far, 42, "far", "middle" if far < 94 else "end"),
-            _text(f"value {state}", at, 10, f"{distance.value:.3f}", _anchor(at)),
-            _END,
+            svg.open_svg(46, "gauge", label),
+            svg.rect("track", 0, 16, 100, 10),
+            svg.rect("usual", 0, 16, usual, 10),
+            svg.rect("beyond", far, 16, 100 - far, 10),
+            svg.line("tick", far, 13, far, 29),
+            svg.dot(f"dot {state}", at, 21),
+            svg.label("axis", 0, 42, "usual", "start"),
+            svg.label("axis", far, 42, "far", "middle" if far < 94 else "end"),
+            svg.label(f"value {state}", at, 10, f"{distance.value:.3f}", svg.anchor(at)),
+            svg.END,
         ]
     )
-
-
-def _anchor(at: float) -> str:
-    return "start" if at < 8 else "end" if at > 92 else "middle"
 
 
 def stack(labels: Sequence[LabelCount], order: Sequence[str]) -> Markup:
     """Return how rows are spread over labels: one bar in parts, in the order and colours of `order`, the rest grey."""
     rows = {label.name: label.rows for label in labels}
     whole = max(1, sum(rows.values()))
-    parts, at = [_open(14, "line", "")], 0.0
+    parts, at = [svg.open_svg(14, "line", "")], 0.0
     for index, name in enumerate([*order, None]):
         own = rows.get(name, 0) if name is not None else whole - sum(rows.get(name, 0) for name in order)
         width = 100 * own / whole
         if width:
             kind = f"part part-{index}" if name is not None else "part part-rest"
-            parts.append(_rect(kind, at, 1, max(0.2, width - 0.3), 12, "" if name is None else f"{name}: {own:,}"))
+            parts.append(svg.rect(kind, at, 1, max(0.2, width - 0.3), 12, "" if name is None else f"{name}: {own:,}"))
         at += width
-    return Markup("").join([*parts, _END])
-
-
-def _open(height: int, kind: str, label: str) -> Markup:
-    label_text = Markup(' role="img" aria-label="{}"').format(label) if label else Markup(' aria-hidden="true"')
-    return Markup('<svg class="{}" width="100%" height="{}"{}>').format(kind, height, label_text)
-
-
-def _rect(kind: str, x: float, y: float, width: float, height: float, title: str = "") -> Markup:
-    tooltip = Markup("<title>{}</title>").format(title) if title else ""
-    return Markup('<rect class="{}" x="{}%" y="{}" width="{}%" height="{}" rx="2">{}</rect>').format(
-        kind, f"{x:.2f}", f"{y:.1f}", f"{max(0.0, width):.2f}", f"{height:.1f}", tooltip
-    )
-
-
-def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return Markup('<line class="{}" x1="{}%" y1="{}" x2="{}%" y2="{}"/>').format(
-        kind, f"{x1:.2f}", f"{y1:.1f}", f"{x2:.2f}", f"{y2:.1f}"
-    )
-
-
-def _dot(kind: str, x: float, y: float) -> Markup:
-    return Markup('<circle class="{}" cx="{}%" cy="{}" r="6.5"/>').format(kind, f"{x:.2f}", f"{y:.1f}")
-
-
-def _text(kind: str, x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text class="{}" x="{}%" y="{}" text-anchor="{}">{}</text>').format(
-        kind, f"{x:.2f}", f"{y:.1f}", anchor, text
-    )
+    return Markup("").join([*parts, svg.END])

@@ -5,12 +5,12 @@ Everything that comes from the data is escaped by the template engine; the page'
 
 from difflib import SequenceMatcher
 from functools import cache
-from importlib.resources import files
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup, escape
 
+from finetune_trainer.pages.page_templates import load_template
 from finetune_trainer.prepare.quality import charts
 from finetune_trainer.prepare.quality.context import count_of, percent, shortened
 from finetune_trainer.prepare.quality.report import LabelCount, QualityReport, Severity, SplitQuality
@@ -20,7 +20,6 @@ NAME_CHARACTERS = 40  # of a label
 STACKED_LABELS = 6
 OPENED = 3  # findings whose rows are shown without asking
 SIGNS = {Severity.ERROR: "✕", Severity.WARNING: "!", Severity.NOTE: "i"}
-_UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 class _LabelRow(NamedTuple):
@@ -47,6 +46,7 @@ def render(report: QualityReport) -> str:
         labels=_labels(report),
         hidden_labels=max(0, len(report.train.labels) - SHOWN_LABELS),
         stacked=[label.name for label in report.train.labels[:STACKED_LABELS]],
+        stack=charts.stack,
         splits=[(name, split) for name, split in (("train", report.train), ("eval", report.eval)) if split],
     )
 
@@ -59,14 +59,6 @@ def verdict(report: QualityReport) -> tuple[Severity | None, str]:
     if warnings:
         return Severity.WARNING, f"Look at this before training: {count_of(warnings, 'warning')}"
     return None, "No reason against training on it was found"
-
-
-def short(number: int) -> str:
-    """Return `1,234`, `56.7 k`, `8.9 M`"""
-    for size, unit in _UNITS:
-        if number >= 10 * size or (number >= size and size >= 1e6):
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,}"
 
 
 def compared(text: str, other: str) -> Markup:
@@ -103,11 +95,6 @@ def short_label(label: str) -> str:
     return shortened(label, NAME_CHARACTERS)
 
 
-def as_sentence(text: str) -> str:
-    """Return a text with a capital letter, and percentages that stay on one line."""
-    return (text[:1].upper() + text[1:]).replace(" %", "\N{NO-BREAK SPACE}%")
-
-
 def _labels(report: QualityReport) -> list[_LabelRow]:
     total = max(1, report.train.rows)
     own: dict[str, LabelCount] = {label.name: label for label in report.eval.labels} if report.eval else {}
@@ -124,15 +111,6 @@ def _labels(report: QualityReport) -> list[_LabelRow]:
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        short=short,
-        percent=percent,
-        file_name=file_name,
-        compared=compared,
-        waste=waste,
-        name=short_label,
-        sentence=as_sentence,
-    )
-    environment.globals.update(stack=charts.stack)
-    return environment.from_string(files(__package__).joinpath("page.jinja").read_text("utf-8"))
+    filters = {"percent": percent, "file_name": file_name, "compared": compared, "waste": waste, "name": short_label}
+    assert __package__
+    return load_template(__package__, "page.jinja", filters)
