@@ -248,9 +248,22 @@ RULES: tuple[Rule, ...] = (
         field="forms",
         code="Conflict",
         broken=not_with("forms", "merge"),
-        cure="leave merge out, and write `forms: [merged]`, or both forms",
+        cure="leave merge out, and write `forms: [merged]`, or several forms",
         cel="!has(self.forms) || !has(self.merge)",
         says="forms excludes merge: leave merge out",
+    ),
+    Rule(
+        at=("spec", "export"),
+        field="gguf",
+        code="NeedsOther",
+        broken=lambda export: (
+            "is given, but forms does not hold gguf; the field describes that form"
+            if has(export, "gguf") and "gguf" not in (export.get("forms") or ())
+            else None
+        ),
+        cure="add gguf to spec.export.forms, or leave the field out",
+        cel="!has(self.gguf) || (has(self.forms) && 'gguf' in self.forms)",
+        says="gguf requires gguf in forms: add it, or leave gguf out",
     ),
     Rule(
         at=("spec",),

@@ -1,4 +1,4 @@
-"""The export stage: the best committed checkpoint becomes an adapter, a model, or both, in Hugging Face's layout.
+"""The export stage: the best committed checkpoint becomes an adapter, a model in Hugging Face's layout, or GGUF files.
 
 An artifact's MANIFEST.json is written last and names its checkpoint, so that a second run reuses a complete artifact.
 """
@@ -24,6 +24,7 @@ from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource, add_files
 from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.gguf.gguf_files import convert_artifact
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
 from finetune_trainer.storage import (
@@ -55,7 +56,8 @@ def export(
     Args:
         store: the job's storage.
         run: key prefix of the run, with the trailing slash.
-        work: folder for downloads; as large as the weights, and for a merged model as large as three times the base.
+        work: folder for downloads; as large as the weights, and for a merged model as large as three times the base;
+            for GGUF the files in addition.
         request: what to make; None = what the method makes by default.
         report: called with a line for each phase.
 
@@ -74,7 +76,7 @@ def export(
     layout, checkpoint, broken = layout_of(plan.method), work / "checkpoint", ""
     while True:
         best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
-        missing = [one for one in forms if not _is_made(store, one.prefix(run), best.id, request)]
+        missing = [one for one in forms if not _is_made(store, one, run, best.id, request)]
         reason = _reason(plan, best.info)
         if not missing:
             note = f"the {_listed(forms)} of step {best.info.step} existed already"
@@ -114,9 +116,11 @@ def _make(
     else:
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
     add_files(source, folder, merged=form.merges)
+    if form.converts:
+        folder = convert_artifact(folder, source, request.quantizations, report)
     _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
-    settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
+    settings = {"kind": form.kind, "form": form.form, **request.settings(form.form)}
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
 
@@ -182,11 +186,11 @@ def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: P
     download_files(store, prefix, [entries[name] for name in layout.chosen(list(entries))], folder)
 
 
-def _is_made(store: ObjectStore, prefix: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
+def _is_made(store: ObjectStore, form: FormFiles, run: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
     """Return whether an artifact is stored that was made from a checkpoint with the same settings."""
     try:
-        manifest = read_manifest(store, prefix)
-        if manifest is None or manifest.info.get("dtype") != request.dtype:
+        manifest = read_manifest(store, form.prefix(run))
+        if manifest is None or not request.fits(form.form, manifest):
             return False
         return CheckpointId.model_validate(manifest.info) == checkpoint
     except (ManifestInvalidError, ValidationError):
