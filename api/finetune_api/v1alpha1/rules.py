@@ -253,19 +253,6 @@ RULES: tuple[Rule, ...] = (
         says="forms excludes merge: leave merge out",
     ),
     Rule(
-        at=("spec", "export"),
-        field="gguf",
-        code="NeedsOther",
-        broken=lambda export: (
-            "is given, but forms does not hold gguf; the field describes that form"
-            if has(export, "gguf") and "gguf" not in (export.get("forms") or ())
-            else None
-        ),
-        cure="add gguf to spec.export.forms, or leave the field out",
-        cel="!has(self.gguf) || (has(self.forms) && 'gguf' in self.forms)",
-        says="gguf requires gguf in forms: add it, or leave gguf out",
-    ),
-    Rule(
         at=("spec",),
         field="export.forms",
         code="NoAdapter",

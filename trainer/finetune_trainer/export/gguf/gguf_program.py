@@ -36,13 +36,15 @@ def convert(llama_cpp: Path, model: Path, wanted: Sequence[tuple[str, str]]) -> 
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
-    architecture = get_model_architecture(ModelBase.load_hparams(model, False), ModelType.TEXT)
+    values = ModelBase.load_hparams(model, False)
+    values.setdefault("n_ctx", values.get("n_positions"))  # GPT-2's converter reads a name that transformers 5 lacks
+    architecture = get_model_architecture(values, ModelType.TEXT)
     for file, quantization in wanted:
         file_type = gguf.LlamaFileType[("ALL_" if quantization == "f32" else "MOSTLY_") + quantization.upper()]
         converter = _extended(get_model_class(architecture), file_type, gguf)
         basis = gguf.LlamaFileType.MOSTLY_Q8_0 if quantization in SMALL_TYPES else file_type
         with torch.inference_mode():
-            converter(model, basis, Path(file)).write()
+            converter(model, basis, Path(file), hparams=dict(values)).write()
 
 
 def _extended(converter: Any, wanted: Any, gguf: Any) -> Any:
