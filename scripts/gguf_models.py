@@ -5,12 +5,12 @@ python scripts/gguf_models.py > trainer/finetune_trainer/prepare/plan/gguf_model
 
 import ast
 
-from finetune_trainer.export.gguf.llama_cpp import fetch
+from finetune_trainer.export.gguf.llama_cpp import fetch_converter
 
 
 def main() -> None:
     """Print the table."""
-    folder = fetch()
+    folder = fetch_converter()
     tree = ast.parse((folder / "conversion" / "__init__.py").read_text("utf-8"))
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TEXT_MODEL_MAP" and node.value:

@@ -18,7 +18,7 @@ from finetune_api.errors import StateError
 from finetune_api.messages import DatasetFacts, ExportForm, MethodType, Quantization, SplitFacts, Task
 from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.export.gguf import gguf_files
-from finetune_trainer.export.gguf.llama_cpp import fetch
+from finetune_trainer.export.gguf.llama_cpp import fetch_converter
 from finetune_trainer.storage import download_tree, read_manifest
 from tests.local.exported_run import RUN, Run, scrambled
 from tests.support.models import make_gpt2, make_llama, make_qwen3
@@ -34,7 +34,7 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 def gguf() -> Iterator[Any]:
     """Return llama.cpp's library, which pip fetches. Without a package index a test skips, but never with CI=true."""
     try:
-        folder = fetch()
+        folder = fetch_converter()
     except RuntimeError as error:
         if os.environ.get("CI") == "true":
             raise
@@ -140,7 +140,7 @@ def test_a_converter_that_cannot_be_fetched_is_told_with_the_cure(
     def refuse() -> Path:
         raise RuntimeError("No module named pip")
 
-    monkeypatch.setattr(gguf_files, "fetch", refuse)
+    monkeypatch.setattr(gguf_files, "fetch_converter", refuse)
     with pytest.raises(StateError, match="cannot be fetched: No module named pip") as caught:
         gguf_files.write_gguf(tmp_path, tmp_path, (Quantization.F16,), tmp_path / "log", print)
     assert caught.value.problems[0].code == "ConverterMissing"

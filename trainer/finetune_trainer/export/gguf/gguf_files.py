@@ -12,7 +12,7 @@ from finetune_api.errors import Problem, StateError
 from finetune_api.messages import MethodType, Quantization
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.card import card, installed_versions
-from finetune_trainer.export.gguf.llama_cpp import fetch
+from finetune_trainer.export.gguf.llama_cpp import fetch_converter
 from finetune_trainer.export.layout import CARD, base_of
 
 FIELD = "spec.export.forms"
@@ -85,7 +85,7 @@ def write_gguf(
 
 def _converter() -> Path:
     try:
-        return fetch()
+        return fetch_converter()
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         cure = (
             "use the trainer's image, which has the converter; elsewhere install pip in the Python environment, connect"

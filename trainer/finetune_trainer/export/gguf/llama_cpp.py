@@ -23,7 +23,7 @@ def converter_folder() -> Path:
     return Path(sys.prefix) / "share" / f"finetune-llama.cpp-{_pinned()['version']}"
 
 
-def fetch(folder: Path | None = None) -> Path:
+def fetch_converter(folder: Path | None = None) -> Path:
     """Return the folder of the converter; fetch it if it is missing.
 
     Args:
@@ -85,4 +85,4 @@ def _pinned() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(fetch(*(Path(argument) for argument in sys.argv[1:2])))
+    print(fetch_converter(*(Path(argument) for argument in sys.argv[1:2])))
