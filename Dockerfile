@@ -36,6 +36,11 @@ FROM build AS trainer-build
 COPY requirements/trainer.txt /build/requirements.txt
 RUN /build/pip/bin/pip --python /opt/venv install --require-hashes --requirement /build/requirements.txt
 COPY api trainer /opt/finetune/
+# llama.cpp's converter, for the form gguf; a build without a package index goes without that form
+RUN if [ "${WHEELS}" = requirements ]; then \
+      /build/pip/bin/python /opt/finetune/finetune_trainer/export/gguf/llama_cpp.py \
+      && mkdir -p /opt/venv/share && cp -r /build/pip/share/finetune-llama.cpp-* /opt/venv/share/; \
+    fi
 RUN chmod -R a+rX /opt/finetune \
     && /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/finetune \
     && printf '#!/opt/venv/bin/python\nimport sys\nfrom finetune_trainer.commands.main import main\nsys.exit(main())\n' > /opt/venv/bin/finetune \

@@ -62,12 +62,26 @@ class ExportForm(StrEnum):
 
     ADAPTER = "adapter"
     MERGED = "merged"
+    GGUF = "gguf"
 
     def folder(self, method: MethodType) -> str:
         """Return the name of its folder below `artifacts/` of a run, and below the folder of `--output`."""
-        if self is ExportForm.ADAPTER:
-            return "adapter"
+        if self is not ExportForm.MERGED:
+            return str(self)
         return "model" if method is MethodType.FULL else "merged"
+
+
+class Quantization(StrEnum):
+    """A type of most weights in a GGUF file, by llama.cpp's names."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q5_1 = "q5_1"
+    Q5_0 = "q5_0"
+    Q4_1 = "q4_1"
+    Q4_0 = "q4_0"
 
 
 class Stage(StrEnum):

@@ -126,7 +126,7 @@ def test_a_base_model_that_is_damaged_is_named_and_nothing_is_replaced(classific
 
 REFUSED = [
     ({"forms": ["merged"], "merge": True}, "spec.export.forms"),
-    ({"forms": ["gguf"]}, "spec.export.forms[0]"),
+    ({"forms": ["onnx"]}, "spec.export.forms[0]"),
     ({"dtype": "int8"}, "spec.export.dtype"),
 ]
 

@@ -360,7 +360,6 @@ NO_COUNTERPART: dict[str, str] = {
     "create_new_adapter": "an adapter in spec.model.adapter is trained further; without it the job trains a new one",
     "export_size": "weights are saved in files of the default size of transformers",
     "export_device": "the export runs on CPU; see spec.export",
-    "export_quantization_bit": "weights are exported only in the format in which they were trained",
-    "gguf": "weights are exported only in the format in which they were trained",
+    "export_quantization_bit": "weights are quantized only in the form gguf; see spec.export.gguf.quantizations",
     "strict": "every field is always checked",
 }

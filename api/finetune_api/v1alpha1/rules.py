@@ -249,7 +249,7 @@ RULES: tuple[Rule, ...] = (
         field="forms",
         code="Conflict",
         broken=not_with("forms", "merge"),
-        cure="leave merge out, and write `forms: [merged]`, or both forms",
+        cure="leave merge out, and write `forms: [merged]`, or several forms",
         cel="!has(self.forms) || !has(self.merge)",
         says="forms excludes merge: leave merge out",
     ),

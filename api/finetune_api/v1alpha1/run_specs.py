@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.messages import ExportForm, MethodType
+from finetune_api.messages import ExportForm, MethodType, Quantization
 from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
@@ -182,17 +182,30 @@ class SigningSpec(Kubernetes):
     export stage gets it. `finetune run` reads the file that the environment variable FINETUNE_SIGNING_KEY names."""
 
 
+class GgufSpec(Kubernetes):
+    """The files of the form gguf."""
+
+    quantizations: Annotated[list[Quantization], Field(min_length=1, max_length=8), Supported(), KeepsData()] = Field(
+        default_factory=lambda: [Quantization.F16]
+    )
+    """Types of the weights, by llama.cpp's names: f32, f16, bf16, or q8_0, q5_1, q5_0, q4_1, q4_0 with 8, 5 or 4 bits.
+    One file is written for each."""
+
+
 class ExportSpec(StageSpec):
     """What the job exports from the best checkpoint. You can change everything except smokeTestPrompts and
     priorityClassName at any time."""
 
-    forms: Annotated[list[ExportForm], Field(max_length=2), Supported(), KeepsData()] = Field(default_factory=list)
+    forms: Annotated[list[ExportForm], Field(max_length=3), Supported(), KeepsData()] = Field(default_factory=list)
     """adapter = the adapter alone, merged = the whole model, for lora and qlora with the adapter merged into its
-    weights; omitted = adapter for lora and qlora, merged for full."""
+    weights, gguf = the whole model in the format of llama.cpp; omitted = adapter for lora and qlora, merged for
+    full."""
     merge: Annotated[bool | None, Supported(), KeepsData()] = None
     """Short for forms: true = [merged]; excludes forms."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, Supported(), KeepsData()] = None
     """Data type of merged weights; omitted = as in the files of the base model."""
+    gguf: Annotated[GgufSpec | None, Supported(), KeepsData()] = None
+    """The files of the form gguf; omitted = one file in f16. Other forms ignore it."""
     smoke_test_prompts: Annotated[
         list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()
     ] = Field(default_factory=list)
@@ -213,6 +226,10 @@ class ExportSpec(StageSpec):
             return tuple(dict.fromkeys(self.forms))
         whole = method is MethodType.FULL or self.merge
         return (ExportForm.MERGED if whole else ExportForm.ADAPTER,)
+
+    def quantized(self) -> tuple[Quantization, ...]:
+        """Return the types of the form gguf, each once."""
+        return tuple(dict.fromkeys((self.gguf or GgufSpec()).quantizations))
 
     def folders(self, method: MethodType) -> tuple[str, ...]:
         """Return the names of the forms' folders."""

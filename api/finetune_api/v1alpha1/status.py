@@ -249,7 +249,8 @@ class ArtifactStatus(Observed):
     """A result of the job."""
 
     kind: Short
-    """What loads the result: adapter = PEFT beside the base model, model = transformers alone."""
+    """What loads the result: adapter = PEFT beside the base model, model = transformers alone, or
+    llama.cpp for the form gguf."""
     form: Short = ""
     """The form of spec.export.forms."""
     uri: Sentence

@@ -1,7 +1,7 @@
 """README.md of an artifact: its origin, its evaluation, and the code that loads it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from finetune_api.messages import MethodType, ProblemType
@@ -11,7 +11,7 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
-from finetune_trainer.export.snippet import sentence_snippet, snippet
+from finetune_trainer.export.snippet import gguf_use, sentence_snippet, snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
 NO_EVALUATION = StoredEvaluation()
@@ -27,6 +27,7 @@ def card(
     *,
     chat: bool = False,
     merged: bool = False,
+    gguf: Sequence[str] = (),
 ) -> str:
     """Return the model card, Markdown with the YAML head that the Hugging Face hub reads.
 
@@ -37,18 +38,19 @@ def card(
         evaluation: scores of each label, generated answers.
         chat: whether the model was trained on conversations.
         merged: whether the artifact is a model that the adapter was merged into.
+        gguf: names of the files, if the artifact holds the model in llama.cpp's format.
     """
     trained = "All weights" if plan.method is MethodType.FULL else "A LoRA adapter"
     adapter = plan.method is not MethodType.FULL and not merged
     parts = [
-        _head(plan, base, adapter),
+        _head(plan, base, "peft" if adapter else "gguf" if gguf else "transformers"),
         f"# {plan.model.name}, fine-tuned\n",
         f"{trained}{', merged into the base model,' if merged else ''} after step {step} of "
         f"{plan.schedule.max_steps}, {_task(plan)}.\n",
         "## Load it\n",
-        f"```python\n{snippet(plan, base, chat=chat, merged=merged)}```\n",
+        gguf_use(plan, gguf) if gguf else f"```python\n{snippet(plan, base, chat=chat, merged=merged)}```\n",
     ]
-    if plan.embedding:
+    if plan.embedding and not gguf:
         parts += ["With sentence-transformers:\n", f"```python\n{sentence_snippet()}```\n"]
     if adapter and base.location.startswith("s3://"):
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
@@ -70,17 +72,17 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def _head(plan: Plan, base: Base, adapter: bool) -> str:
+def _head(plan: Plan, base: Base, loaded_by: str) -> str:
     head = ["---"]
     if base.on_hub:
         head.append(f"base_model: {base.location}")
     compares = spec_of(plan.task).compares
-    library = "sentence-transformers" if compares else "peft" if adapter else "transformers"
+    library = "sentence-transformers" if compares and loaded_by != "gguf" else loaded_by
     head.append(f"library_name: {library}")
     if pipeline := spec_of(plan.task).pipeline_tag:
         head.append(f"pipeline_tag: {pipeline}")
-    tags = ["- lora"] if adapter else []
-    tags += ["- sentence-transformers", "- feature-extraction"] if compares else []
+    tags = {"peft": ["- lora"], "gguf": ["- gguf"]}.get(loaded_by, [])
+    tags = [*tags, "- sentence-transformers", "- feature-extraction"] if compares else tags
     return "\n".join([*head, "tags:", "- finetune-operator", *tags, "---", ""])
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from finetune_api.messages import ExportForm, MethodType
+from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
 from finetune_api.v1alpha1.run_specs import ExportSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
 
@@ -20,6 +20,7 @@ class ExportRequest:
         judge: how the model is compared with its base; None = it is not.
         gates: metric -> comparison.
         signing_key: path of the private key to sign with; None = no signature.
+        quantizations: types of the form gguf.
     """
 
     forms: tuple[ExportForm, ...]
@@ -28,6 +29,7 @@ class ExportRequest:
     judge: JudgeSettings | None = None
     gates: Mapping[str, str] = field(default_factory=dict)
     signing_key: Path | None = None
+    quantizations: tuple[Quantization, ...] = (Quantization.F16,)
 
     @property
     def judged(self) -> str | None:
@@ -39,13 +41,29 @@ class ExportRequest:
         """Return what a job asks for."""
         dtype = spec.dtype if method is not MethodType.FULL else None
         judge = JudgeSettings.of(spec.judge) if spec.judge else None
-        named = bool(spec.forms or spec.merge)
-        return cls(spec.wanted(method), dtype, named=named, judge=judge, gates=spec.gates if judge else {})
+        return cls(
+            spec.wanted(method),
+            dtype,
+            named=bool(spec.forms or spec.merge),
+            judge=judge,
+            gates=spec.gates if judge else {},
+            quantizations=spec.quantized(),
+        )
 
     @classmethod
     def by_default(cls, method: MethodType) -> "ExportRequest":
         """Return what a job gets that asks for nothing."""
         return cls.of(ExportSpec(), method)
+
+    def settings(self, form: ExportForm) -> dict[str, object]:
+        """Return the settings of a form, which its manifest holds."""
+        quantized = {"quantizations": [str(one) for one in self.quantizations]} if form is ExportForm.GGUF else {}
+        return {"dtype": self.dtype, "judged": self.judged, **quantized}
+
+    def fits(self, form: ExportForm, manifest: Manifest) -> bool:
+        """Return whether an artifact was made with these settings."""
+        settings = self.settings(form)
+        return {name: manifest.info.get(name) for name in settings} == settings
 
 
 @dataclass(frozen=True)
@@ -56,18 +74,21 @@ class FormFiles:
         kind: what loads it.
         name: of its folder.
         merges: whether an adapter is merged into its base model; full fine-tuning trains the model itself.
+        converts: whether the model is converted to GGUF.
     """
 
     form: ExportForm
     kind: Literal["adapter", "model"]
     name: str
     merges: bool
+    converts: bool
 
     @classmethod
     def of(cls, form: ExportForm, method: MethodType) -> "FormFiles":
         """Return a form of what a method has trained."""
-        merges = form is ExportForm.MERGED and method is not MethodType.FULL
-        return cls(form, "adapter" if form is ExportForm.ADAPTER else "model", form.folder(method), merges)
+        merges = form is not ExportForm.ADAPTER and method is not MethodType.FULL
+        kind: Literal["adapter", "model"] = "adapter" if form is ExportForm.ADAPTER else "model"
+        return cls(form, kind, form.folder(method), merges, form is ExportForm.GGUF)
 
     def prefix(self, run: str) -> str:
         """Return the key prefix of its files, with the trailing slash."""

@@ -1,6 +1,7 @@
 """Python code that loads an artifact with plain transformers and peft and uses it once; a test runs it."""
 
 import json
+from collections.abc import Sequence
 
 from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan, PlannedEmbedding
@@ -30,6 +31,16 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False, merged: bool = False)
     lines += _adapted(plan, base, auto) if adapter else [f"model = {auto}.from_pretrained(artifact).eval()"]
     use = _vector_use(plan.embedding) if plan.embedding else _text_use(plan)
     return "\n".join([*lines, "", *(_chat_use() if chat and spec_of(plan.task).continues else use)]) + "\n"
+
+
+def gguf_use(plan: Plan, files: Sequence[str]) -> str:
+    """Return the section of a card that loads a GGUF file: llama.cpp's own commands."""
+    command = "llama-server --embeddings" if plan.embedding else "llama-cli" if _continues(plan) else "llama-server"
+    return f"With [llama.cpp](https://github.com/ggml-org/llama.cpp):\n\n```sh\n{command} -m {files[0]}\n```\n"
+
+
+def _continues(plan: Plan) -> bool:
+    return bool(spec_of(plan.task).continues)
 
 
 def sentence_snippet() -> str:

@@ -1,4 +1,4 @@
-"""The export stage: the best committed checkpoint becomes an adapter, a model, or both, in Hugging Face's layout.
+"""The export stage: the best committed checkpoint becomes an adapter, a model in Hugging Face's layout, or GGUF files.
 
 An artifact's MANIFEST.json is written last and names its checkpoint, so that a second run reuses a complete artifact.
 """
@@ -26,6 +26,7 @@ from finetune_trainer.export.artifact_files import ExportSource, add_files
 from finetune_trainer.export.evidence.evidence_files import add_evidence
 from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.gguf.gguf_files import convert_artifact
 from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
@@ -58,7 +59,8 @@ def export(
     Args:
         store: the job's storage.
         run: key prefix of the run, with the trailing slash.
-        work: folder for downloads; as large as the weights, and for a merged model as large as three times the base.
+        work: folder for downloads; as large as the weights, and for a merged model as large as three times the base;
+            for GGUF the files in addition.
         request: what to make; None = what the method makes by default.
         report: called with a line for each phase.
 
@@ -78,7 +80,7 @@ def export(
     while True:
         best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
         judge = ArtifactJudge.begin(request, store, run, best.id, report)
-        missing = [one for one in forms if not (judge.ready and _is_made(store, one.prefix(run), best.id, request))]
+        missing = [one for one in forms if not (judge.ready and _is_made(store, one, run, best.id, request))]
         reason = _reason(plan, best.info)
         if not missing:
             note = f"the {_listed(forms)} of step {best.info.step} existed already"
@@ -125,11 +127,13 @@ def _make(
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
     add_files(source, folder, merged=form.merges)
     judge.judge(form, source, folder, work)
+    if form.converts:
+        folder = convert_artifact(folder, source, request.quantizations, report)
+        judge.judge(form, source, folder, work)  # adds the judgement to the new folder
     _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
-    settings = {"kind": form.kind, "form": form.form, "dtype": request.dtype}
-    if judge.judgement:
-        settings["judged"] = judge.judgement.settings
+    settings = {"kind": form.kind, "form": form.form, **request.settings(form.form)}
+    settings["judged"] = judge.judgement.settings if judge.judgement else None
     settings |= add_evidence(source, run, folder, request.signing_key)
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
@@ -202,12 +206,11 @@ def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: P
     download_files(store, prefix, [entries[name] for name in layout.chosen(list(entries))], folder)
 
 
-def _is_made(store: ObjectStore, prefix: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
+def _is_made(store: ObjectStore, form: FormFiles, run: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
     """Return whether an artifact is stored that was made from a checkpoint with the same settings."""
     try:
-        manifest = read_manifest(store, prefix)
-        asked = {"dtype": request.dtype, "judged": request.judged}
-        if manifest is None or any(manifest.info.get(name) != value for name, value in asked.items()):
+        manifest = read_manifest(store, form.prefix(run))
+        if manifest is None or not request.fits(form.form, manifest):
             return False
         signer = key_id(request.signing_key) if request.signing_key else ""
         signed = not signer or manifest.info.get("signed_by") == signer

@@ -15,6 +15,7 @@ from finetune_trainer.prepare.plan.engine import deepspeed_config, optimizer_blo
 from finetune_trainer.prepare.plan.estimate import prediction_of
 from finetune_trainer.prepare.plan.evaluation import evaluation_of
 from finetune_trainer.prepare.plan.experts import note_mixture
+from finetune_trainer.prepare.plan.gguf_models import check_conversion
 from finetune_trainer.prepare.plan.given_config import sharding
 from finetune_trainer.prepare.plan.kernels import kernels_of, note_kernels
 from finetune_trainer.prepare.plan.lora import unsharded
@@ -122,9 +123,11 @@ def plan(draft: Draft, pace: Pace | None = None) -> Plan:
     note_saving(draft, log)
     note_noise(log)
     note_kernels(log)
+    forms = draft.spec.export.wanted(setting.method)
+    check_conversion(forms, spec_of(setting.task).auto_class, workload.architecture.model_type)
     note_serving(
         log,
-        draft.spec.export.wanted(setting.method),
+        forms,
         spec_of(setting.task).auto_class,
         workload.architecture.model_type,
         setting.lora,

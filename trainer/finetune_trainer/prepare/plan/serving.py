@@ -37,7 +37,7 @@ class Served:
 def note_serving(
     log: ChoiceLog, forms: tuple[ExportForm, ...], auto_class: str, model_type: str, lora: Mapping[str, Any], new: int
 ) -> None:
-    """Note for each form of the export whether vLLM serves it.
+    """Note for each form of the export, but for gguf, whether vLLM serves it.
 
     Args:
         auto_class: class of transformers that loads the model.
@@ -46,6 +46,8 @@ def note_serving(
     """
     name = class_of(auto_class, model_type)
     for form in forms:
+        if form is ExportForm.GGUF:
+            continue  # llama.cpp serves it, and `check_conversion` asks whether it can be made
         adapter = form is ExportForm.ADAPTER
         answer = of_adapter(name, lora, new) if adapter else of_model(name)
         shown = {True: "yes", False: "no", None: "unknown"}[answer.served]
