@@ -20,8 +20,8 @@ from finetune_trainer.agent.security import drop_capabilities
 from finetune_trainer.process.ties import die_with_parent
 
 # The libraries import these lazily, so that every worker would import them again (PYTHONPROFILEIMPORTTIME=1 shows them
-# in a worker's log). deepspeed.ops.triton_ops and what imports it are left out: they ask for a GPU, and no fork could use
-# one then.
+# in a worker's log). Left out are deepspeed.ops.triton_ops and what imports it: they ask for a GPU, and no fork could
+# use one then.
 LAZY_IMPORTS = (
     "deepspeed.module_inject",
     "deepspeed.module_inject.auto_ep_comm",

@@ -5,7 +5,7 @@ Its library is imported in the functions, because it takes about a second and mo
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.contract import Env, File
 from finetune_api.errors import DataError, Problem, SpecError
@@ -28,10 +28,10 @@ def sign_artifact(folder: Path, key: Path) -> str:
         SpecError: the key cannot be used.
     """
     identity = key_id(key)
-    from model_signing import hashing, signing
+    from model_signing import signing
 
-    hashed = hashing.Config().set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
-    config = signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(hashed)
+    config: Any = signing.Config()  # type: ignore[no-untyped-call]
+    config.use_elliptic_key_signer(private_key=key).set_hashing_config(_hashed())
     config.sign(folder, folder / SIGNATURE)
     return identity
 
@@ -50,10 +50,10 @@ def check_signature(folder: Path, public_key: Path) -> str:
             Problem(code="NotSigned", field=SIGNATURE, message=message, cure="export it with spec.export.signing")
         )
     from cryptography.exceptions import InvalidSignature
-    from model_signing import hashing, verifying
+    from model_signing import verifying
 
-    hashed = hashing.Config().set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
-    config = verifying.Config().use_elliptic_key_verifier(public_key=public_key).set_hashing_config(hashed)
+    config: Any = verifying.Config()  # type: ignore[no-untyped-call]
+    config.use_elliptic_key_verifier(public_key=public_key).set_hashing_config(_hashed())
     try:
         config.verify(folder, folder / SIGNATURE)
     except (ValueError, InvalidSignature, KeyError, IndexError, TypeError) as error:  # whatever a forged file holds
@@ -103,6 +103,14 @@ def public_key_id(key: Path) -> str:
     if not isinstance(loaded, EllipticCurvePublicKey) or loaded.curve.name not in CURVES:
         raise _unusable(key, "--public-key", "it is of another kind")
     return _id(loaded)
+
+
+def _hashed() -> Any:
+    """Return which files are signed, as model signing's configuration."""
+    from model_signing import hashing
+
+    config: Any = hashing.Config()  # type: ignore[no-untyped-call]
+    return config.set_ignored_paths(paths=UNSIGNED, ignore_git_paths=False)
 
 
 def _id(key: "EllipticCurvePublicKey") -> str:

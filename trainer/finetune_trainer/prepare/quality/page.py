@@ -3,6 +3,7 @@
 Everything that comes from the data is escaped by the template engine; the page's own policy forbids scripts besides.
 """
 
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from functools import cache
 from typing import NamedTuple
@@ -111,6 +112,7 @@ def _labels(report: QualityReport) -> list[_LabelRow]:
 
 @cache
 def _template() -> Template:
-    filters = {"percent": percent, "file_name": file_name, "compared": compared, "waste": waste, "name": short_label}
+    filters: dict[str, Callable[..., object]] = {"percent": percent, "file_name": file_name, "compared": compared}
+    filters |= {"waste": waste, "name": short_label}
     assert __package__
     return load_template(__package__, "page.jinja", filters)
