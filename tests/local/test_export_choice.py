@@ -107,7 +107,8 @@ def test_an_artifact_of_another_step_and_half_an_artifact_are_replaced(classific
     manifest = read_manifest(classification.store, f"{RUN}artifacts/adapter")
     assert manifest is not None
     assert manifest.info["step"] == 20
-    stored = {entry.key.rpartition("/")[2] for entry in classification.store.list(f"{RUN}artifacts/adapter/")}
+    adapter = f"{RUN}artifacts/adapter/"
+    stored = {entry.key.removeprefix(adapter) for entry in classification.store.list(adapter)}
     assert stored == {entry.path for entry in manifest.files} | {File.MANIFEST}
 
 

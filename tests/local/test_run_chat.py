@@ -26,6 +26,11 @@ def conversation(number: int) -> dict[str, list[dict[str, str]]]:
     }
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Its files, by path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_of_conversations_is_packed_trained_and_exported_with_its_template(
     tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,9 +80,7 @@ def test_a_folder_of_conversations_is_packed_trained_and_exported_with_its_templ
     given = tmp_path / "out/adapter"
     assert said.endswith(f"adapter   {given}\n"), "the path comes last, as a shell takes it"
     assert job.result["output"] == str(given)
-    assert {path.name: path.read_bytes() for path in given.iterdir()} == {
-        path.name: path.read_bytes() for path in adapter.iterdir()
-    }
+    assert contents(given) == contents(adapter)
     code = (given / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert "apply_chat_template" in code
     monkeypatch.chdir(given)
