@@ -6,9 +6,7 @@ from typing import Any
 
 HIDDEN = "(hidden)"
 # A Secret's name stays: the fields that refer to one end with Ref.
-SECRET = re.compile(
-    r"((api|access|private)[-_]?key|passw(or)?d|passphrase|secret|token|authorization)$", re.IGNORECASE
-)
+SECRET = re.compile(r"((api|access|private)[-_]?key|passw(or)?d|passphrase|secret|token|authorization)$", re.IGNORECASE)
 ADDRESS = re.compile(r"\b(https?)://([^\s\"'<>]*)", re.IGNORECASE)
 LOGIN = re.compile(r"\b([a-z][a-z0-9+.-]*)://[^\s/@:]*:[^\s/]*@", re.IGNORECASE)
 
