@@ -1,5 +1,6 @@
 """The evidence in an artifact, its signature, and what `finetune verify` says of an artifact that was changed."""
 
+import base64
 import hashlib
 import json
 import shutil
@@ -17,20 +18,36 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from rich.console import Console
 
-from finetune_api.contract import ExitCode, File, checkpoint_name, dataset_prefix, run_prefix
-from finetune_api.errors import DataError, FineTuneError, SpecError
-from finetune_api.messages import CheckpointInfo, DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
+from finetune_api.contract import Env, ExitCode, File, checkpoint_name, dataset_prefix, run_prefix
+from finetune_api.errors import DataError, FineTuneError, SpecError, StateError, StorageError
+from finetune_api.messages import (
+    CheckpointInfo,
+    DatasetFacts,
+    ExportForm,
+    MethodType,
+    ModelFacts,
+    Quantization,
+    SplitFacts,
+    Task,
+)
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
+from finetune_api.v1alpha1 import parse_job
 from finetune_trainer.commands.main import parser
 from finetune_trainer.export.evidence.evidence_paths import ANNEX, BILL, LINEAGE, SIGNATURE
-from finetune_trainer.export.evidence.signature import key_id
+from finetune_trainer.export.evidence.signature import key_id, public_key_id
+from finetune_trainer.export.evidence.software import bill_of_materials
 from finetune_trainer.export.evidence.verification import verify_artifact
 from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.export.gguf import gguf_files
 from finetune_trainer.export.stage import export
+from finetune_trainer.run.local_run import LocalJob, LocalStages
+from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore, upload_tree
+from finetune_trainer.storage.base import storage_problem
 from finetune_trainer.storage.trees import Kind
 from tests.support.reported_run import planned_run
+from tests.unit.test_api_parse import job as given_job
 
 RUN = run_prefix("default", "job", "uid-1")
 MIRROR = "models/tiny/abc/"
@@ -261,6 +278,156 @@ def test_a_key_of_another_kind_is_refused_with_the_cure(tmp_path: Path) -> None:
         with pytest.raises(SpecError, match="P-256") as caught:
             key_id(path)
         assert caught.value.problems[0].code == "SigningKeyInvalid"
+
+
+def test_a_key_on_a_curve_that_nobody_knows_is_refused(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    known, unknown = bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2a8648ce3d03017f")
+    for path, load in zip(keys, (key_id, public_key_id), strict=True):
+        head, *body, foot = path.read_text().splitlines()
+        raw = base64.b64decode("".join(body)).replace(known, unknown)
+        (tmp_path / path.name).write_text(f"{head}\n{base64.b64encode(raw).decode()}\n{foot}\n")
+        with pytest.raises(SpecError) as caught:
+            load(tmp_path / path.name)
+        assert caught.value.problems[0].code == "SigningKeyInvalid"
+
+
+FORGED = ("[" * 100_000, '{"verificationMaterial": []}', '{"verificationMaterial": {}}', "[]")
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=range(len(FORGED)))
+def test_a_signature_of_another_make_is_refused(copied: Path, keys: tuple[Path, Path], forged: str) -> None:
+    bundle = json.loads((copied / SIGNATURE).read_text())
+    del bundle["verificationMaterial"]["publicKey"]
+    bundle["verificationMaterial"]["certificate"] = {"rawBytes": "AAAA"}
+    for text in (forged, json.dumps(bundle)):
+        (copied / SIGNATURE).write_text(text)
+        rewrite_manifest(copied)
+        with pytest.raises(DataError) as caught:
+            verify_artifact(copied, keys[1])
+        assert caught.value.problems[0].code == "SignatureInvalid"
+
+
+def test_a_lineage_without_end_is_refused(copied: Path) -> None:
+    (copied / LINEAGE).write_text("[" * 100_000)
+    rewrite_manifest(copied)
+    with pytest.raises(DataError, match="the lineage cannot be read"):
+        verify_artifact(copied)
+
+
+PATHS = [("a\0b", "NotAnArtifact"), ("../b", "NotAnArtifact"), ("a" * 5000, "ArtifactDiffers")]
+
+
+@pytest.mark.parametrize(("path", "code"), PATHS, ids=("a zero byte", "outside", "too long"))
+def test_a_path_that_names_no_file_is_refused(copied: Path, path: str, code: str) -> None:
+    manifest = json.loads((copied / File.MANIFEST).read_text())
+    manifest["files"].append({"path": path, "size": 1, "sha256": "0"})
+    (copied / File.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(FineTuneError) as caught:
+        verify_artifact(copied)
+    assert [one.code for one in caught.value.problems] == [code]
+
+
+def test_packages_that_cannot_be_read_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (("bare", None), ("bytes", b"Name: \xff\n"), ("unversioned", b"Name: unversioned\n")):
+        folder = tmp_path / f"{name}-1.dist-info"
+        folder.mkdir()
+        if content:
+            (folder / "METADATA").write_bytes(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {one["name"] for one in bill_of_materials("x", "2026")["components"]}
+    assert "torch" in names
+    assert "unversioned" not in names
+
+
+class PlanRefused(FolderStore):
+    """A storage that refuses to read the plan, which the evidence names by its hash."""
+
+    def get(self, key: str) -> bytes:
+        if key.endswith(File.PLAN):
+            raise StorageError(storage_problem("StorageRefused", "no", "wait"))
+        return super().get(key)
+
+
+def test_an_artifact_stays_until_its_successor_is_complete(run: FilesOnly, keys: tuple[Path, Path]) -> None:
+    run.export()
+    before = run.store.get(f"{RUN}artifacts/adapter/{File.MANIFEST}")
+    refusing = replace(run, store=PlanRefused(Path(run.store.uri.removeprefix("file://"))))
+    with pytest.raises(StorageError):
+        refusing.export(keys[0])
+    assert run.store.get(f"{RUN}artifacts/adapter/{File.MANIFEST}") == before
+    verify_artifact(run.artifact)
+
+
+def test_an_artifact_without_evidence_is_made_again(run: FilesOnly) -> None:
+    run.export()
+    key = f"{RUN}artifacts/adapter/{File.MANIFEST}"
+    manifest = json.loads(run.store.get(key))
+    manifest["files"] = [one for one in manifest["files"] if one["path"] != LINEAGE]
+    run.store.put(key, json.dumps(manifest).encode())
+    assert "existed already" not in run.export().note
+
+
+def test_a_signature_of_an_earlier_export_is_told_to_a_job_that_names_forms(
+    run: FilesOnly, keys: tuple[Path, Path]
+) -> None:
+    run.export(keys[0])
+    for named in (True, False):
+        request = replace(UNSIGNED, named=named)
+        [artifact] = export(run.plan, run.store, RUN, run.work / "export", request, lambda line: None).artifacts
+        assert artifact.signed is named, "an operator of 0.1.0 knows no such field"
+
+
+def test_a_local_run_is_complete_only_with_what_the_job_asks_for_now(
+    run: FilesOnly, keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complete(**spec: Any) -> bool:
+        values = given_job(spec__storage={"uri": run.store.uri}, spec__method={"type": "lora"}, **spec)
+        job = parse_job({**values, "metadata": {"name": "job"}})
+        result_path = tmp_path / "job/uid-1/export.json"
+        result_path.parent.mkdir(parents=True, exist_ok=True)
+        result_path.write_text(result.to_json())
+        return LocalStages(LocalJob(job, {}, tmp_path, run.store), "uid-1", Screen(Console())).exported_as_asked()
+
+    result = run.export()
+    assert complete()
+    assert not complete(spec__export={"dtype": "float16"})
+    monkeypatch.setenv(Env.SIGNING_KEY, str(keys[0]))
+    assert not complete()
+
+
+def test_a_key_that_cannot_be_used_is_refused_before_a_local_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(Env.SIGNING_KEY, str(tmp_path / "missing.pem"))
+    with pytest.raises(SpecError, match=r"missing\.pem is not a key"):
+        LocalJob.open(parse_job(given_job(spec__storage={"uri": f"file://{tmp_path}"})), tmp_path)
+
+
+def test_a_converter_that_is_missing_is_refused_before_the_weights_are_read(
+    run: FilesOnly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Path:
+        raise RuntimeError("no index")
+
+    monkeypatch.setattr(gguf_files, "fetch_converter", refuse)
+    request = replace(UNSIGNED, forms=(ExportForm.GGUF,))
+    with pytest.raises(StateError, match="no index"):
+        export(run.plan, run.store, RUN, run.work / "export", request, lambda line: None)
+    assert not (run.work / "export").exists()
+
+
+def test_the_end_of_a_failed_conversion_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gguf-py").mkdir()
+    program = "for number in range(300):\n    print('line', number, flush=True)\nraise SystemExit('odd')"
+    (tmp_path / "gguf-py/gguf.py").write_text(program)
+    monkeypatch.setattr(gguf_files, "fetch_converter", lambda: tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    lines: list[str] = []
+    with pytest.raises(StateError, match="ended with exit code 1: odd") as caught:
+        gguf_files.write_gguf(tmp_path, tmp_path, (Quantization.F16,), tmp_path / "log", lines.append)
+    assert lines[-3:] == ["gguf: line 298", "gguf: line 299", "gguf: odd"]
+    assert len(lines) == 1 + 200
+    assert "the last 200 lines" in caught.value.problems[0].cure
 
 
 def verify(*arguments: str) -> str:

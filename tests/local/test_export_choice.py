@@ -20,6 +20,7 @@ from finetune_api.results import StageResult
 from finetune_trainer.checkpoints.committed import Committed
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.records import EvaluationRecord, record_path, samples_path
+from finetune_trainer.export import export_program
 from finetune_trainer.export.export_program import main
 from finetune_trainer.storage import read_manifest
 from tests.local.exported_run import RUN, Run, checkpoint_manifest, lora_classifier, upload_again
@@ -107,8 +108,8 @@ def test_an_artifact_of_another_step_and_half_an_artifact_are_replaced(classific
     manifest = read_manifest(classification.store, f"{RUN}artifacts/adapter")
     assert manifest is not None
     assert manifest.info["step"] == 20
-    adapter = f"{RUN}artifacts/adapter/"
-    stored = {entry.key.removeprefix(adapter) for entry in classification.store.list(adapter)}
+    prefix = f"{RUN}artifacts/adapter/"
+    stored = {entry.key.removeprefix(prefix) for entry in classification.store.list(prefix)}
     assert stored == {entry.path for entry in manifest.files} | {File.MANIFEST}
 
 
@@ -178,7 +179,7 @@ def test_a_checkpoint_without_a_manifest_does_not_exist(classification: Run) -> 
 
 
 def test_the_program_leaves_its_result_in_the_termination_log(
-    classification: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    classification: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = {
         "apiVersion": "finetune.dev/v1alpha1",
@@ -204,3 +205,11 @@ def test_the_program_leaves_its_result_in_the_termination_log(
     assert main(environ) == ExitCode.OK
     result = StageResult.model_validate_json(log.read_text())
     assert (result.succeeded, [artifact.step for artifact in result.artifacts]) == (True, [20])
+
+    def refuse(*given: object) -> str:
+        raise RecursionError("a fault of the page")
+
+    monkeypatch.setattr(export_program, "write_report", refuse)
+    assert main(environ) == ExitCode.OK
+    assert StageResult.model_validate_json(log.read_text()).artifacts == result.artifacts
+    assert "report: not written: RecursionError: a fault of the page" in capsys.readouterr().out

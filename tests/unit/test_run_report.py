@@ -1,10 +1,21 @@
 """The report of a run: what stands on the page, and what is drawn."""
 
+import json
+import math
 import re
+from pathlib import Path
+
+import pytest
 
 from finetune_api.beats import EvalMetrics
+from finetune_api.contract import checkpoint_name
+from finetune_api.messages import Artifact
+from finetune_api.plan import Choice
+from finetune_trainer.export.run_report import run_facts
 from finetune_trainer.export.run_report.curves import MOST_POINTS, Curve, curve_chart, thinned
+from finetune_trainer.export.run_report.run_facts import read_run, shown_spec
 from finetune_trainer.export.run_report.run_page import chosen_reason, flat, render_run, run_verdict
+from finetune_trainer.storage import FolderStore, upload_tree
 from tests.support.reported_run import BEST, SCRIPT, STEPS, eventful_run, planned_run
 
 
@@ -102,3 +113,73 @@ def test_one_evaluation_is_drawn_as_a_dot() -> None:
 
 def test_a_spec_is_shown_by_the_paths_of_its_values() -> None:
     assert list(flat({"a": {"b": 1, "c": ["x"]}, "d": "e"})) == [("a.b", "1"), ("a.c", '["x"]'), ("d", "e")]
+
+
+def stored_run(tmp_path: Path, **files: object) -> FolderStore:
+    store = FolderStore(tmp_path)
+    for name, content in files.items():
+        store.put(f"jobs/a/b/c/{name}.json", json.dumps(content).encode())
+    return store
+
+
+def test_credentials_of_a_spec_are_not_shown(tmp_path: Path) -> None:
+    spec = {
+        "dataset": {"train": ["https://me:word1@files.example/rows.csv?X-Amz-Signature=word2#word3"]},
+        "deepspeed": {"config": {"wandb": {"api_key": "word4", "team": "ours"}, "Token": {"value": "word5"}}},
+        "training": {"note": "redis://:word6@host/0, then hf://set@main and https://files.example/b?sig=word7"},
+        "model": {"tokenSecretRef": {"name": "hub", "key": "entry"}, "newTokens": ["<a>"]},
+        "podTemplate": {"env": ["word8"]},
+    }
+    shown = shown_spec(stored_run(tmp_path, spec=spec), "jobs/a/b/c/")
+    assert "word" not in json.dumps(shown)
+    assert shown["dataset"] == {"train": ["https://files.example/rows.csv"]}
+    assert shown["deepspeed"] == {"config": {"wandb": {"api_key": "(hidden)", "team": "ours"}, "Token": "(hidden)"}}
+    assert shown["training"] == {"note": "redis://host/0, then hf://set@main and https://files.example/b"}
+    assert shown["model"] == spec["model"]
+    choice = Choice(field="spec.training.hub_token", value="word9", reason="of https://a:word@b/c?word", origin="user")
+    assert "word" not in render_run(eventful_run(plan=planned_run(choices=(choice,))))
+
+
+def test_losses_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    losses = (2.0, None, math.nan, math.inf, 1e301, 10**400, "x", 1)
+    history = [{"step": step, "loss": loss} for step, loss in enumerate(losses)]
+    store, folder = stored_run(tmp_path / "store"), tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    info = {"step": 9, "generation": 1, "nodes": 1, "processes_per_node": 1, "zero_stage": 0, "samples": 1}
+    upload_tree(store, folder, f"jobs/a/b/c/checkpoints/{checkpoint_name(9, 1)}/", "checkpoint", info)
+    facts = read_run(store, "jobs/a/b/c/", planned_run(), [], name="b", uid="c")
+    assert facts.losses == [(0, 2.0), (7, 1.0)]
+    assert curve_chart([Curve("train", [(1, math.inf), (2, -1e307), (3, 1.0)])], 3, "loss").count("<circle") == 1
+
+
+def test_a_log_that_is_too_large_is_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_facts, "MOST_LOG_BYTES", 20)
+    store, folder = stored_run(tmp_path / "store"), tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 2.0}]}))
+    info = {"step": 9, "generation": 1, "nodes": 1, "processes_per_node": 1, "zero_stage": 0, "samples": 1}
+    upload_tree(store, folder, f"jobs/a/b/c/checkpoints/{checkpoint_name(9, 1)}/", "checkpoint", info)
+    facts = read_run(store, "jobs/a/b/c/", planned_run(), [], name="b", uid="c")
+    assert (facts.losses, facts.large_log) == ([], (folder / "trainer_state.json").stat().st_size)
+    text = text_of(render_run(eventful_run(losses=(), large_log=150_000_000)))
+    assert "The curve of training is left out: the log has" in text
+
+
+def test_dots_are_thinned_as_lines_are() -> None:
+    chart = curve_chart([Curve("eval", [(step, step % 7) for step in range(5000)], dots=True)], 5000, "loss")
+    assert chart.count("<circle") <= MOST_POINTS
+
+
+@pytest.mark.parametrize(("generation", "shown"), [(2, True), (1, False)])
+def test_answers_of_a_judged_checkpoint_are_shown_for_that_checkpoint_only(
+    tmp_path: Path, generation: int, shown: bool
+) -> None:
+    answers = [{"prompt": "who", "tuned": "you", "base": "I"}]
+    store = stored_run(tmp_path / "store", judgement={"step": BEST, "generation": generation, "answers": answers})
+    folder = tmp_path / "made"
+    folder.mkdir()
+    upload_tree(store, folder, "jobs/a/b/c/artifacts/adapter/", "artifact", {"step": BEST, "generation": 2})
+    artifact = Artifact(kind="adapter", uri=f"{store.uri}/jobs/a/b/c/artifacts/adapter", step=BEST)
+    facts = read_run(store, "jobs/a/b/c/", planned_run(), [artifact], name="b", uid="c")
+    assert [one.base for one in facts.answers] == (["I"] if shown else [])

@@ -204,7 +204,7 @@ class ExportSpec(StageSpec):
     """Short for forms: true = [merged]; excludes forms."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"] | None, Supported(), KeepsData()] = None
     """Data type of merged weights; omitted = as in the files of the base model."""
-    gguf: Annotated[GgufSpec | None, Supported(), KeepsData()] = None
+    gguf: GgufSpec | None = None
     """The files of the form gguf; omitted = one file in f16. Other forms ignore it."""
     smoke_test_prompts: Annotated[
         list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()

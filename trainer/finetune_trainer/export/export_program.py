@@ -1,10 +1,8 @@
 """The program of the export stage, configured by environment variables, see `contract.Env`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 
-from finetune_api.contract import Env, ExitCode, File
+from finetune_api.contract import ExitCode, File
 from finetune_api.messages import Stage
 from finetune_api.plan import Plan
 from finetune_api.results import StageResult
@@ -18,13 +16,15 @@ from finetune_trainer.process.stages import StageInputs, run_stage
 def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
-    request = ExportRequest.of(given.job.spec.export, plan.method)
-    if key := given.environ.get(Env.SIGNING_KEY):
-        key_id(Path(key))  # a key that cannot be used is refused before hours of merging
-        request = replace(request, signing_key=Path(key))
+    request = ExportRequest.of(given.job.spec.export, plan.method).signed_with(given.environ)
+    if request.signing_key:
+        key_id(request.signing_key)  # a key that cannot be used is refused before hours of merging
     result = export(plan, given.store, given.run, given.work, request, given.report)
-    page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)
-    given.report(f"report: {page}")
+    try:
+        page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)
+        given.report(f"report: {page}")
+    except Exception as error:  # whatever it is: the artifacts are committed, and the export is good without the page
+        given.report(f"report: not written: {type(error).__name__}: {error}")
     return result
 
 

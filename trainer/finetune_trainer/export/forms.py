@@ -1,10 +1,11 @@
 """The forms of an artifact: what is asked for, and where each lies in the run's storage."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from finetune_api.contract import Env
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
 from finetune_api.v1alpha1.run_specs import ExportSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
@@ -54,6 +55,11 @@ class ExportRequest:
     def by_default(cls, method: MethodType) -> "ExportRequest":
         """Return what a job gets that asks for nothing."""
         return cls.of(ExportSpec(), method)
+
+    def signed_with(self, environ: Mapping[str, str]) -> "ExportRequest":
+        """Return the request with the key that an environment names; the request itself if it names none."""
+        key = environ.get(Env.SIGNING_KEY)
+        return replace(self, signing_key=Path(key)) if key else self
 
     def settings(self, form: ExportForm) -> dict[str, object]:
         """Return the settings of a form, which its manifest holds."""

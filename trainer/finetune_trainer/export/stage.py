@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,20 +24,18 @@ from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource, add_files
 from finetune_trainer.export.evidence.evidence_files import add_evidence
-from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest, FormFiles
-from finetune_trainer.export.gguf.gguf_files import convert_artifact
+from finetune_trainer.export.gguf.gguf_files import convert_artifact, converter
 from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
+from finetune_trainer.export.stored_artifact import fitting_artifact
 from finetune_trainer.storage import (
     CorruptedError,
-    ManifestInvalidError,
     NotFoundError,
     ObjectStore,
     bucket_is_missing,
     download_files,
-    read_manifest,
     upload_tree,
 )
 
@@ -69,44 +67,91 @@ def export(
         StorageError: the store refused, or a file differs from its manifest.
     """
     request = request or ExportRequest.by_default(plan.method)
-    stored = find_checkpoints(store, run)
-    for sentence in stored.unreadable:
-        report(sentence)
-    if not stored.committed:
-        raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
-    candidates = [_scored(store, run, plan.evaluation.best_metric, one, report) for one in stored.committed.values()]
     forms = [FormFiles.of(form, plan.method) for form in request.forms]
-    layout, checkpoint, broken = layout_of(plan.method), work / "checkpoint", ""
-    while True:
-        best = pick(candidates, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
-        judge = ArtifactJudge.begin(request, store, run, best.id, report)
-        missing = [one for one in forms if not (judge.ready and _is_made(store, one, run, best.id, request))]
-        reason = _reason(plan, best.info)
-        if not missing:
-            note = f"the {_listed(forms)} of step {best.info.step} existed already"
-            break
-        report(f"{_listed(missing)}: from checkpoint {best.info.step}, {reason}")
-        try:
-            _fetch(store, best, layout, checkpoint)
-        except (CorruptedError, NotFoundError) as error:
-            candidates.remove(best)
-            if not candidates or bucket_is_missing(error):
-                raise
-            broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
-            report(broken.removeprefix("; "))
-            continue
-        note = f"from checkpoint {best.info.step}, {reason}{broken}"
-        break
+    candidates = _candidates(plan, store, run, report)
+    chosen = _choose(candidates, forms, plan, store, run, work, request, report)
+    best, judge = chosen.checkpoint, chosen.judge
     evaluation = load_evaluation(store, run, best.info.step)
-    source = ExportSource(plan, store, best.info, evaluation, checkpoint)
-    for one in missing:
+    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint")
+    for one in chosen.missing:
         _make(one, source, request, run, work, report, judge)
     artifacts = tuple(_artifact(one, source, run, judge.warnings, request) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
         report(f"{one.name}: {artifact.uri}")
-    return StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, approval=judge.close(), note=note)
+    return StageResult(
+        stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, approval=judge.close(), note=chosen.note
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The checkpoint that is exported.
+
+    Attributes:
+        missing: the forms that have to be made; if there are any, the checkpoint is downloaded.
+        note: which checkpoint it is, and why.
+    """
+
+    checkpoint: Committed
+    judge: ArtifactJudge
+    missing: Sequence[FormFiles]
+    note: str
+
+
+def _candidates(plan: Plan, store: ObjectStore, run: str, report: Callable[[str], None]) -> list[Committed]:
+    """Return the committed checkpoints with their metrics.
+
+    Raises:
+        StateError: there is none.
+    """
+    stored = find_checkpoints(store, run)
+    for sentence in stored.unreadable:
+        report(sentence)
+    if not stored.committed:
+        raise _no_checkpoint(f"there is no committed checkpoint below {store.uri}/{run}checkpoints/")
+    return [_scored(store, run, plan.evaluation.best_metric, one, report) for one in stored.committed.values()]
+
+
+def _choose(
+    candidates: Sequence[Committed],
+    forms: Sequence[FormFiles],
+    plan: Plan,
+    store: ObjectStore,
+    run: str,
+    work: Path,
+    request: ExportRequest,
+    report: Callable[[str], None],
+) -> _Chosen:
+    """Choose the best checkpoint, and download it if a form has to be made. A broken one gives way to the next best.
+
+    Raises:
+        StateError: it holds no weights, or the converter of a form cannot be had.
+        StorageError: the store refused, or every checkpoint is broken.
+    """
+    left, layout, broken = list(candidates), layout_of(plan.method), ""
+    while True:
+        best = pick(left, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
+        judge = ArtifactJudge.begin(request, store, run, best.id, report)
+        missing = [one for one in forms if not (judge.ready and _is_made(store, one, run, best.id, request))]
+        if not missing:
+            note = f"the {_listed(forms)} of step {best.info.step} existed already"
+            return _Chosen(best, judge, missing, note)
+        if any(one.converts for one in missing):
+            converter()  # a converter that is missing is refused before hours of merging and judging
+        reason = _reason(plan, best.info)
+        report(f"{_listed(missing)}: from checkpoint {best.info.step}, {reason}")
+        try:
+            _fetch(store, best, layout, work / "checkpoint")
+        except (CorruptedError, NotFoundError) as error:
+            left.remove(best)
+            if not left or bucket_is_missing(error):
+                raise
+            broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
+            report(broken.removeprefix("; "))
+            continue
+        return _Chosen(best, judge, missing, f"from checkpoint {best.info.step}, {reason}{broken}")
 
 
 def _make(
@@ -130,11 +175,11 @@ def _make(
     if form.converts:
         folder = convert_artifact(folder, source, request.quantizations, report)
         judge.judge(form, source, folder, work)  # adds the judgement to the new folder
-    _clear(source.store, prefix)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, **request.settings(form.form)}
     settings["judged"] = judge.judgement.settings if judge.judgement else None
     settings |= add_evidence(source, run, folder, request.signing_key)
+    _clear(source.store, prefix)  # only now: nothing but the upload can fail any more
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
     shutil.rmtree(folder)
 
@@ -168,9 +213,16 @@ def _artifact(
     if not request.named:
         return artifact
     raw = source.store.get(prefix + File.MANIFEST)
-    size = sum(entry.size for entry in Manifest.model_validate_json(raw).files)
+    manifest = Manifest.model_validate_json(raw)
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
-    return artifact.model_copy(update={"form": form.form, "digest": digest, "size_bytes": size})
+    return artifact.model_copy(
+        update={
+            "form": form.form,
+            "digest": digest,
+            "size_bytes": sum(entry.size for entry in manifest.files),
+            "signed": bool(manifest.info.get("signed_by")),  # the artifact may be of an earlier export, which signed it
+        }
+    )
 
 
 def _scored(
@@ -208,14 +260,10 @@ def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: P
 
 def _is_made(store: ObjectStore, form: FormFiles, run: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
     """Return whether an artifact is stored that was made from a checkpoint with the same settings."""
+    manifest = fitting_artifact(store, run, form, request)
     try:
-        manifest = read_manifest(store, form.prefix(run))
-        if manifest is None or not request.fits(form.form, manifest):
-            return False
-        signer = key_id(request.signing_key) if request.signing_key else ""
-        signed = not signer or manifest.info.get("signed_by") == signer
-        return signed and CheckpointId.model_validate(manifest.info) == checkpoint
-    except (ManifestInvalidError, ValidationError):
+        return manifest is not None and CheckpointId.model_validate(manifest.info) == checkpoint
+    except ValidationError:
         return False
 
 

@@ -24,6 +24,9 @@ from finetune_api.results import Approval
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
+from finetune_trainer.export.evidence.signature import key_id
+from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.stored_artifact import fitting_artifact
 from finetune_trainer.judge.stored_judgement import is_judged
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.local_runs import LocalRuns
@@ -81,7 +84,7 @@ class LocalJob:
         """Return the job, if it may run.
 
         Raises:
-            SpecError: it is suspended, or it asks for a signature and there is no key.
+            SpecError: it is suspended, or it asks for a signature and there is no key, or the key cannot be used.
             StorageError: its storage cannot be used.
         """
         if job.spec.suspend:
@@ -93,7 +96,10 @@ class LocalJob:
                     cure="set it to false, or omit it",
                 )
             )
-        if job.spec.export.signing and not os.environ.get(Env.SIGNING_KEY):
+        key = os.environ.get(Env.SIGNING_KEY)
+        if key:
+            key_id(Path(key))
+        if job.spec.export.signing and not key:
             raise SpecError(
                 Problem(
                     code="SigningKeyMissing",
@@ -142,7 +148,7 @@ async def run_locally(
     """
     began = time.monotonic()
     stages = LocalStages(local, uid, screen)
-    complete = stages.is_done() and stages.exported() is not None and stages.judged_as_asked()
+    complete = stages.is_done() and stages.exported_as_asked() and stages.judged_as_asked()
     if not complete:
         await stages.run(Stage.PREPARE)
         screen.show_plan(stages.plan())
@@ -210,6 +216,15 @@ class LocalStages:
         made = {one.uri.rpartition("/")[2]: one for one in result.artifacts}
         wanted = spec.export.folders(spec.method.type)
         return tuple(made[name] for name in wanted) if made.keys() >= set(wanted) else None
+
+    def exported_as_asked(self) -> bool:
+        """Return whether every artifact is in storage with the settings of the job and the signature of its key."""
+        if self.exported() is None:
+            return False
+        job, store = self._local.job.spec, self._local.store
+        request = ExportRequest.of(job.export, job.method.type).signed_with(os.environ)
+        forms = (FormFiles.of(form, job.method.type) for form in request.forms)
+        return all(fitting_artifact(store, self._prefix, form, request) for form in forms)
 
     def approval(self) -> Approval | None:
         """Return what the gates say of the last export; None without gates."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
+from finetune_trainer.export.run_report.shown_values import shown_text
 
 MARK = "**[A person must write this]**"
 NOT_MEASURED = "not measured"
@@ -41,7 +42,7 @@ def _general(plan: Plan, created: str) -> list[tuple[str, str]]:
         ("Acceptable use", MARK),
         ("Date of release and ways of distribution", f"made on {created[:10]}. {MARK}: release and distribution."),
         ("Architecture", f"{model.model_type or 'as the base model'}, {model.parameters:,} parameters"),
-        ("Base model", f"{model.name}, commit {model.commit}, from {model.source}"),
+        ("Base model", f"{model.name}, commit {model.commit}, from {shown_text(model.source)}"),
         ("Inputs and outputs", f"text of at most {plan.max_length:,} tokens. {MARK}: formats and languages."),
         ("Licence", f"{MARK}: licence of this model, in line with those of the base model and of the data."),
     ]

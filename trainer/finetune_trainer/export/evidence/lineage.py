@@ -15,6 +15,7 @@ from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import FileEntry
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.committed import find_checkpoints
+from finetune_trainer.export.run_report.shown_values import shown_text
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -58,14 +59,14 @@ def materials_of(
         StorageError: the store refused.
     """
     model, data = plan.model, dataset_prefix(plan.dataset.sha256)
-    mirrored = {"commit": model.commit, "source": model.source, "digestOf": File.MANIFEST.value}
+    mirrored = {"commit": model.commit, "source": shown_text(model.source), "digestOf": File.MANIFEST.value}
     prepared = {"sha256": plan.dataset.sha256, "rows": plan.dataset.train.rows}
     found = [
         Material("base model", *_committed(store, model.prefix), mirrored),
         Material("prepared data set", *_committed(store, data), prepared),
     ]
     if plan.adapter:
-        notes = {"commit": plan.adapter.commit, "source": plan.adapter.source}
+        notes = {"commit": plan.adapter.commit, "source": shown_text(plan.adapter.source)}
         found.append(Material("adapter at the start", *_committed(store, plan.adapter.prefix), notes))
     found += [Material(name, *_object(store, run + name)) for name in (File.SPEC.value, File.PLAN.value)]
     found.append(Material("finetune-operator", "pkg:pypi/finetune-operator", {"sha256": code_digest()}))

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 CURVES = frozenset({"secp256r1", "secp384r1", "secp521r1"})  # those that model signing knows
+# What the library raises for a signature that somebody else has written, whatever it holds.
+FOREIGN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
 UNSIGNED = (SIGNATURE, File.MANIFEST.value)  # the signature cannot sign itself, and the list of files names it
 
 
@@ -56,7 +58,7 @@ def check_signature(folder: Path, public_key: Path) -> str:
     config.use_elliptic_key_verifier(public_key=public_key).set_hashing_config(_hashed())
     try:
         config.verify(folder, folder / SIGNATURE)
-    except (ValueError, InvalidSignature, KeyError, IndexError, TypeError) as error:  # whatever a forged file holds
+    except (InvalidSignature, *FOREIGN) as error:
         reason = " ".join(str(error).split())[:400] or "the signature is not that of this key"
         raise DataError(
             Problem(
@@ -75,12 +77,13 @@ def key_id(key: Path) -> str:
     Raises:
         SpecError: the key cannot be used.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
         loaded = load_pem_private_key(key.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:  # TypeError: it has a password
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: it has a password
         raise _unusable(key, Env.SIGNING_KEY, str(error)) from None
     if not isinstance(loaded, EllipticCurvePrivateKey) or loaded.curve.name not in CURVES:
         raise _unusable(key, Env.SIGNING_KEY, "it is of another kind")
@@ -93,12 +96,13 @@ def public_key_id(key: Path) -> str:
     Raises:
         SpecError: the key cannot be used.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     try:
         loaded = load_pem_public_key(key.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
         raise _unusable(key, "--public-key", str(error)) from None
     if not isinstance(loaded, EllipticCurvePublicKey) or loaded.curve.name not in CURVES:
         raise _unusable(key, "--public-key", "it is of another kind")

@@ -38,10 +38,14 @@ def bill_of_materials(name: str, created: str) -> dict[str, Any]:
 def _components(found: Iterable[Distribution]) -> Iterable[dict[str, Any]]:
     seen = set()
     for one in found:
-        name = one.metadata["Name"]
-        if not name:  # a folder that an interrupted removal has left
+        try:
+            about = one.metadata
+            name, version = about["Name"], about["Version"]
+        except (OSError, ValueError, TypeError):  # its METADATA is missing or is no text
             continue
-        address = f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{one.version}"
+        if not name or not version:  # a folder that an interrupted removal has left
+            continue
+        address = f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{version}"
         if address in seen:
             continue
         seen.add(address)
@@ -49,9 +53,9 @@ def _components(found: Iterable[Distribution]) -> Iterable[dict[str, Any]]:
             "type": "library",
             "bom-ref": address,
             "name": name,
-            "version": one.version,
+            "version": version,
             "purl": address,
         }
-        if "License-Expression" in one.metadata:
-            component["licenses"] = [{"expression": one.metadata["License-Expression"]}]
+        if "License-Expression" in about:
+            component["licenses"] = [{"expression": about["License-Expression"]}]
         yield component

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api.contract import File
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import FileEntry, Manifest
@@ -15,6 +13,7 @@ from finetune_trainer.export.evidence.evidence_paths import EVIDENCE, LINEAGE, S
 from finetune_trainer.export.evidence.lineage import PREDICATE, STATEMENT
 from finetune_trainer.export.evidence.signature import check_signature
 from finetune_trainer.storage import hash_file
+from finetune_trainer.storage.base import checked_key
 
 MOST_PROBLEMS = 20
 CURE = "do not use the artifact; copy it again from the storage of its run, or export it again"
@@ -61,7 +60,9 @@ def _manifest(folder: Path) -> Manifest:
     path = folder / File.MANIFEST
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        for entry in manifest.files:
+            checked_key(entry.path)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         message = f"{folder} is not an artifact: {File.MANIFEST} cannot be read: {reason}"
         cure = "name the folder of an artifact, such as the one that `finetune run` shows at its end"
@@ -79,7 +80,7 @@ def _file_problems(folder: Path, entries: Sequence[FileEntry]) -> list[Problem]:
     for entry in entries:
         known.add(entry.path)
         path = folder / entry.path
-        if not path.resolve().is_relative_to(root) or not path.is_file():
+        if not _is_file_in(root, path):
             problems.append(_differs(entry.path, "the file is missing"))
             continue
         seen = hash_file(path)
@@ -93,6 +94,13 @@ def _file_problems(folder: Path, entries: Sequence[FileEntry]) -> list[Problem]:
     return problems
 
 
+def _is_file_in(root: Path, path: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(root) and path.is_file()
+    except OSError:  # no file system has a name of this length
+        return False
+
+
 def _check_lineage(folder: Path, entries: Mapping[str, FileEntry]) -> int:
     """Compare the lineage with the files, and return the number of materials that it names."""
     if LINEAGE not in entries:
@@ -102,7 +110,7 @@ def _check_lineage(folder: Path, entries: Mapping[str, FileEntry]) -> int:
         named = {str(one["name"]): str(one["digest"]["sha256"]) for one in lineage["subject"]}
         materials = len(lineage["predicate"]["buildDefinition"]["resolvedDependencies"])
         kinds = (lineage["_type"], lineage["predicateType"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(_differs(LINEAGE, f"the lineage cannot be read: {error}")) from None
     if kinds != (STATEMENT, PREDICATE):
         raise DataError(_differs(LINEAGE, f"the lineage is of another kind: {kinds[0]}, {kinds[1]}"))

@@ -16,6 +16,7 @@ from finetune_trainer.export.gguf.llama_cpp import fetch_converter
 from finetune_trainer.export.layout import CARD, base_of
 
 FIELD = "spec.export.forms"
+LOG_LINES = 200  # of the converter, in the log of the export if it fails
 
 
 def gguf_name(quantization: Quantization) -> str:
@@ -65,7 +66,7 @@ def write_gguf(
     Raises:
         StateError: the converter is missing or cannot convert the model.
     """
-    llama_cpp = _converter()
+    llama_cpp = converter()
     program = [sys.executable, "-m", "finetune_trainer.export.gguf.gguf_program", str(llama_cpp), str(model)]
     for one in quantizations:
         program += [str(folder / gguf_name(one)), one]
@@ -80,10 +81,18 @@ def write_gguf(
             check=False,
         )
     if done.returncode:
-        raise _refused(done.returncode, log.read_text("utf-8", errors="replace"))
+        printed = log.read_text("utf-8", errors="replace")
+        for line in printed.splitlines()[-LOG_LINES:]:  # the file is removed with the pod's scratch folder
+            report(f"gguf: {line}")
+        raise _refused(done.returncode, printed)
 
 
-def _converter() -> Path:
+def converter() -> Path:
+    """Return the folder of llama.cpp's converter.
+
+    Raises:
+        StateError: it is not on this machine and cannot be fetched.
+    """
     try:
         return fetch_converter()
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
@@ -99,5 +108,8 @@ def _refused(code: int, log: str) -> StateError:
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "it printed nothing")
     end = f"exit code {code}" if code > 0 else f"signal {-code}"
     message = f"llama.cpp's converter ended with {end}: {last.strip()[:300]}"
-    cure = "export the form merged, or keep the tokenizer of the base model; the log of the export has the whole output"
+    cure = (
+        "export the form merged, or keep the tokenizer of the base model; the log of the export has the last "
+        f"{LOG_LINES} lines of the converter"
+    )
     return StateError(Problem(code="CannotConvert", field=FIELD, message=message, cure=cure))

@@ -37,7 +37,8 @@ def convert(llama_cpp: Path, model: Path, wanted: Sequence[tuple[str, str]]) -> 
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
     values = ModelBase.load_hparams(model, False)
-    values.setdefault("n_ctx", values.get("n_positions"))  # GPT-2's converter reads a name that transformers 5 lacks
+    if "n_positions" in values:
+        values.setdefault("n_ctx", values["n_positions"])  # GPT-2's converter reads a name that transformers 5 lacks
     architecture = get_model_architecture(values, ModelType.TEXT)
     for file, quantization in wanted:
         file_type = gguf.LlamaFileType[("ALL_" if quantization == "f32" else "MOSTLY_") + quantization.upper()]

@@ -12,6 +12,7 @@ Points = Sequence[tuple[int, float]]  # step and value, ascending
 
 PLOT, ABOVE, BELOW = 200, 16, 26  # pixels: of the curve, and of what is above and below it
 MOST_POINTS = 400  # of a line; more cannot be told apart on a screen
+MOST_VALUE = 1e300  # the differences of larger ones are infinite
 SPAN = 1000  # units of a line's own width
 
 
@@ -53,7 +54,7 @@ def curve_chart(curves: Sequence[Curve], last_step: int, label: str, *, chosen: 
         parts.append(svg.label("chosen-name", at, ABOVE - 6, f"exported: step {chosen:,}", svg.anchor(at)))
     parts += [_line(one, low, high, last_step) for one in curves if len(one.points) > 1]
     for one in curves:
-        for step, value in one.points if one.dots or len(one.points) == 1 else ():
+        for step, value in thinned(one.points) if one.dots or len(one.points) == 1 else ():
             title = f"step {step:,}: {value:.4g}"
             parts.append(svg.dot(f"point {one.kind}", _x(step, last_step), _y(value, low, high), 4, title))
     parts += [svg.label("axis", 100, _y(level, low, high) - 4, f"{level:.4g}", "end") for level in _grid(low, high)]
@@ -65,7 +66,7 @@ def curve_chart(curves: Sequence[Curve], last_step: int, label: str, *, chosen: 
 
 def finite_points(points: Points) -> Points:
     """Return the points whose value can be drawn."""
-    return [(step, value) for step, value in points if math.isfinite(value)]
+    return [(step, value) for step, value in points if abs(value) < MOST_VALUE]  # NaN is not
 
 
 def thinned(points: Points) -> Points:

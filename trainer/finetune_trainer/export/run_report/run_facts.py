@@ -9,16 +9,19 @@ from pydantic import ValidationError
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Progress
 from finetune_api.contract import File
-from finetune_api.messages import Artifact, Message
+from finetune_api.messages import Artifact, Manifest, Message
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.pick import checkpoint_facts
 from finetune_trainer.evaluations.stored import load_evaluation
+from finetune_trainer.export.run_report.shown_values import shown_text, shown_value
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 JUDGEMENT = "judgement.json"  # of the run: answers of the base model beside those of the tuned one
 TRAINER_STATE = "trainer_state.json"  # transformers' own record, in every checkpoint
-HIDDEN = frozenset({"podTemplate"})  # parts of the spec that may hold values of a user's secrets
+MOST_LOG_BYTES = 100_000_000  # of trainer_state.json; in memory it takes several times as much
+MOST_NUMBER = 1e300  # of a value of the log
+HIDDEN_PARTS = frozenset({"podTemplate"})  # parts of the spec that may hold values of a user's secrets
 
 M = TypeVar("M", bound=Message)
 
@@ -55,6 +58,8 @@ class ShownAnswer(Message):
 class JudgedAnswers(Message):
     """The answers in `judgement.json`."""
 
+    step: int = 0
+    generation: int = 0
     answers: tuple[ShownAnswer, ...] = ()
 
 
@@ -66,6 +71,7 @@ class RunFacts:
         spec: of the job, as the run began with it, without parts that may hold secrets.
         progress: at the end of training; None if DONE.json is missing.
         losses: training loss by step, ascending.
+        large_log: bytes of the log if it is too large to be read for the curve, else 0.
         evaluations: ascending.
         checkpoints: those in storage, ascending.
         price: of a GPU hour, as the job gives it; empty without one.
@@ -78,6 +84,7 @@ class RunFacts:
     spec: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
     losses: Sequence[tuple[int, float]] = ()
+    large_log: int = 0
     evaluations: Sequence[EvalMetrics] = ()
     checkpoints: Sequence[CheckpointFacts] = ()
     warnings: Sequence[DataWarning] = ()
@@ -103,7 +110,7 @@ def read_run(
     """
     committed = find_checkpoints(store, run).committed
     progress = _read(store, run + File.DONE, Progress)
-    history = _log_history(store, list(committed.values()))
+    history, large_log = _log_history(store, list(committed.values()))
     facts = checkpoint_facts(committed, plan)
     step = artifacts[0].step if artifacts else 0
     findings = _read(store, run + File.DATASET_REPORT, DataFindings) or DataFindings()
@@ -114,20 +121,28 @@ def read_run(
         artifacts=artifacts,
         spec=shown_spec(store, run),
         progress=progress,
-        losses=[(int(entry["step"]), float(entry["loss"])) for entry in history if "loss" in entry],
+        losses=[(entry["step"], float(entry["loss"])) for entry in history if _is_number(entry.get("loss"))],
+        large_log=large_log,
         evaluations=progress.evals if progress and progress.evals else _evaluations(history),
         checkpoints=list(facts.values()),
-        warnings=[one for one in findings.findings if one.severity in {"error", "warning"}],
-        answers=_answers(store, run, step),
+        warnings=[
+            one.model_copy(update={"message": shown_text(one.message)})
+            for one in findings.findings
+            if one.severity in {"error", "warning"}
+        ],
+        answers=_answers(store, run, step, artifacts),
         price=price,
     )
 
 
-def _answers(store: ObjectStore, run: str, step: int) -> Sequence[ShownAnswer]:
-    """Return the answers of both models if they were judged, else the samples of the evaluation."""
+def _answers(store: ObjectStore, run: str, step: int, artifacts: Sequence[Artifact]) -> Sequence[ShownAnswer]:
+    """Return the answers of both models if this checkpoint was judged, else the samples of the evaluation."""
     judged = _read(store, run + JUDGEMENT, JudgedAnswers)
-    if judged and judged.answers:
-        return judged.answers
+    if judged and judged.answers and artifacts:
+        folder = artifacts[0].uri.rpartition("/")[2]
+        exported = _read(store, f"{run}artifacts/{folder}/{File.MANIFEST}", Manifest)
+        if exported and (judged.step, judged.generation) == (step, exported.info.get("generation")):
+            return judged.answers
     samples = load_evaluation(store, run, step).samples
     return [ShownAnswer(prompt=one.prompt, tuned=one.answer, reference=one.reference) for one in samples]
 
@@ -138,21 +153,27 @@ def shown_spec(store: ObjectStore, run: str) -> dict[str, Any]:
         spec = json.loads(store.get(run + File.SPEC))
     except (NotFoundError, ValueError):
         return {}
-    return {name: value for name, value in spec.items() if name not in HIDDEN} if isinstance(spec, dict) else {}
+    if not isinstance(spec, dict):
+        return {}
+    return {name: shown_value(value, name) for name, value in spec.items() if name not in HIDDEN_PARTS}
 
 
-def _log_history(store: ObjectStore, committed: Sequence[Committed]) -> list[dict[str, Any]]:
-    """Return the log of the newest checkpoint, which goes back to the first step of the run, over all restarts."""
+def _log_history(store: ObjectStore, committed: Sequence[Committed]) -> tuple[list[dict[str, Any]], int]:
+    """Return the log of the newest checkpoint, which goes back to the first step of the run, over all restarts; or no
+    log and its bytes if it is too large."""
     for checkpoint in reversed(committed):
-        paths = (one.path for one in checkpoint.manifest.files if one.path.rpartition("/")[2] == TRAINER_STATE)
-        for path in sorted(paths)[:1]:
+        logs = {one.path: one.size for one in checkpoint.manifest.files if one.path.rpartition("/")[2] == TRAINER_STATE}
+        for path in sorted(logs)[:1]:
+            if logs[path] > MOST_LOG_BYTES:
+                return [], logs[path]
             try:
                 history = json.loads(store.get(checkpoint.prefix + path))["log_history"]
-            except (NotFoundError, ValueError, KeyError, TypeError):
+            except (NotFoundError, ValueError, KeyError, TypeError, RecursionError):
                 continue
             if isinstance(history, list):
-                return [entry for entry in history if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
-    return []
+                entries = [one for one in history if isinstance(one, dict) and isinstance(one.get("step"), int)]
+                return entries, 0
+    return [], 0
 
 
 def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[EvalMetrics]:
@@ -160,14 +181,19 @@ def _evaluations(history: Sequence[Mapping[str, Any]]) -> list[EvalMetrics]:
     for entry in history:
         if "eval_loss" in entry:
             numbers = {name: float(value) for name, value in entry.items() if _is_metric(name, value)}
-            values[int(entry["step"])] = numbers
+            values[entry["step"]] = numbers
     return [EvalMetrics(step=step, values=values[step]) for step in sorted(values)]
 
 
 def _is_metric(name: str, value: object) -> bool:
     """Return whether an entry of the log describes the model, and not the speed of the machine."""
     measured = name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
-    return measured and isinstance(value, int | float)
+    return measured and _is_number(value)
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value can be drawn: a diverged run logs null, NaN or Infinity."""
+    return isinstance(value, int | float) and abs(value) < MOST_NUMBER
 
 
 def _read(store: ObjectStore, key: str, kind: type[M]) -> M | None:

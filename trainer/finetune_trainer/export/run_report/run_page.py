@@ -9,8 +9,10 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from finetune_api.contract import File
+from finetune_api.plan import Choice
 from finetune_trainer.export.run_report.curves import Curve, curve_chart
 from finetune_trainer.export.run_report.run_facts import RunFacts
+from finetune_trainer.export.run_report.shown_values import shown_text, shown_value
 from finetune_trainer.pages.page_templates import load_template
 from finetune_trainer.pages.short_texts import sized, time_text
 
@@ -52,6 +54,7 @@ def render_run(facts: RunFacts) -> str:
         costs=list(_costs(facts)),
         reason=chosen_reason(facts),
         asked=list(flat(facts.spec)),
+        choices=[_shown(choice) for choice in facts.plan.choices],
         answers=facts.answers[:MOST_ANSWERS],
         data_page=File.DATASET_PAGE,
     )
@@ -153,6 +156,12 @@ def _costs(facts: RunFacts) -> Iterator[Figure]:
         hours_text = f", {estimate.gpu_hours:,.2f} GPU hours" if estimate.gpu_hours is not None else ""
         cost = f", cost {estimate.cost}" if estimate.cost else ""
         yield Figure("the plan expected", f"{planned}{hours_text}{cost}")
+
+
+def _shown(choice: Choice) -> Choice:
+    """Return a choice without credentials: its value may be the user's."""
+    value = shown_value(choice.value, choice.field)
+    return choice.model_copy(update={"value": value, "reason": shown_text(choice.reason)})
 
 
 def _cut(text: str) -> str:
