@@ -72,6 +72,7 @@ def judge_models(question: JudgeQuestion, report: Report) -> Judgement:
     for name, model in models_of(question, len(tokenizer)):
         report(f"{name} model: {len(rows.rows):,} held-out rows, {len(rows.questions):,} answers")
         sides[name] = _labelled_side(asked, model) if labelled else _written_side(asked, model, report)
+        del model  # the next model needs its memory
     shared = _shared(asked)
     base, notes = sides.get("base"), _notes(asked)
     stands_in = plan.model.name
@@ -156,6 +157,7 @@ def _shared(asked: _Asked) -> Shared:
         prompts=[str(text(one.prompt.tolist(), skip_special_tokens=not continues)).strip() for one in rows.questions],
         references=[str(text(one, skip_special_tokens=True)).strip() for one in references],
         reference_tokens=[_bare(one, asked.tokenizer) for one in references],
+        limit=asked.limit,
         cut=rows.cut,
         general_bytes=np.array([len(one.encode()) for one in asked.texts], np.float64),
         canaries=asked.question.settings.canaries,
