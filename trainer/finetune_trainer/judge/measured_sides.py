@@ -284,7 +284,8 @@ def _largest(numbers: npt.NDArray[np.generic]) -> Statistic:
 
     def statistic(weights: Reals) -> Reals:
         most = [np.bincount(own, weights=line).max() for line in weights]
-        return np.array(most, np.float64) / weights.sum(axis=1)
+        shares: Reals = np.array(most, np.float64) / weights.sum(axis=1)
+        return shares
 
     return statistic
 
