@@ -10,6 +10,8 @@ from finetune_api.tasks import spec_of
 
 NONSENSE = ("repetition", "empty", "unfinished", "same_answer", "wrong_language", "invalid_json")
 OF_ANSWERS = ("win_share", "prompt_gain", *NONSENSE, "memorised")
+WITHOUT_BASE = ("win_share", "same_answer", "label_shift", "amplified")  # measures that the base model has no value of
+NOT_JUDGED = ("spearman",)  # metrics of training that a judgement does not measure
 ALWAYS = ("amplified",)
 TASKS_WITH_BASE = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.CLASSIFICATION)
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?%?"
@@ -81,7 +83,7 @@ def gate_metrics(task: Task, problem: ProblemType | None = None) -> tuple[str, .
         names.append("canary_exposure")
     if spec.labelled and problem in (None, ProblemType.SINGLE_LABEL):
         names += ["same_answer", "label_shift"]
-    return tuple(dict.fromkeys([*names, *ALWAYS]))
+    return tuple(name for name in dict.fromkeys([*names, *ALWAYS]) if name not in NOT_JUDGED)
 
 
 def _bare(metric: str) -> str:

@@ -1,9 +1,12 @@
 """A judged export: clean models are better than their base, planted faults are found, gates decide, nothing is lost."""
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from peft import LoraConfig, get_peft_model
 
@@ -14,13 +17,18 @@ from finetune_api.v1alpha1.judge_spec import JudgeSpec
 from finetune_trainer.dataset.shards import Shard, Shards, index_name, shard_name
 from finetune_trainer.evaluations.records import EvaluationRecord
 from finetune_trainer.export.forms import ExportRequest
-from finetune_trainer.judge import judge_process
+from finetune_trainer.judge import answering, judge_process
+from finetune_trainer.judge.answering import Answering, Scored
+from finetune_trainer.judge.asked_rows import asked_rows
+from finetune_trainer.judge.candidates import base_answers_rows
 from finetune_trainer.judge.judge_process import JudgeInputs, fetch_rows
-from finetune_trainer.judge.judge_question import JudgeSettings
+from finetune_trainer.judge.judge_question import JudgeQuestion, JudgeSettings
 from finetune_trainer.judge.judgement_records import Judgement
 from finetune_trainer.judge.judging import judge_models
+from finetune_trainer.judge.memorised import Prefix
+from finetune_trainer.judge.sides import JudgedAnswer
 from finetune_trainer.storage import FolderStore, upload_tree
-from tests.local.exported_run import RUN, Run
+from tests.local.exported_run import MIRROR, RUN, Run
 from tests.support.judged_models import CANARY, HELD_OUT, Planted, loaded_base, make_base, make_planted
 
 # peft 0.21 asks transformers 5.23 by an older name
@@ -117,8 +125,9 @@ def test_a_model_that_cannot_be_judged_is_exported_and_not_approved(run: Run, mo
     assert result.succeeded
     assert result.approval is not None
     assert (result.approval.approved, result.approval.judged) == (False, False)
-    assert "the process was killed" in result.approval.message
-    assert result.artifacts[0].warnings[0].startswith("NotJudged: the process was killed")
+    assert "it took more than" in result.approval.message
+    assert "lower export.judge.rows" in result.approval.message
+    assert result.artifacts[0].warnings[0].startswith("NotJudged: it took more than")
     folder = run.artifact("adapter")
     assert (folder / "adapter_config.json").exists()
     assert not (folder / File.JUDGEMENT).exists()
@@ -129,6 +138,110 @@ def test_an_export_that_is_not_judged_says_nothing_of_it(run: Run) -> None:
     assert result.approval is None
     assert "approval" not in json.loads(result.model_dump_json())
     assert run.store.head(RUN + File.JUDGEMENT) is None
+
+
+def test_a_broken_mirror_of_the_base_costs_the_judgement_and_not_the_export(run: Run) -> None:
+    run.store.put(
+        RUN + File.JUDGEMENT, Judgement(step=1, generation=1, settings="of an earlier export").to_json().encode()
+    )
+    run.store.delete([MIRROR + File.MANIFEST])
+    result = judged(run, eval_loss="< base")
+    assert result.succeeded
+    assert result.approval is not None
+    assert result.approval.message == f"the model could not be judged: {MIRROR} is missing in the storage"
+    assert run.store.head(RUN + File.JUDGEMENT) is None
+
+
+def test_a_missing_file_of_the_base_costs_the_judgement_and_not_the_export(run: Run) -> None:
+    run.store.delete([MIRROR + "model.safetensors"])
+    result = judged(run, eval_loss="< base")
+    assert result.succeeded
+    assert result.approval is not None
+    assert "model.safetensors" in result.approval.message
+
+
+def test_a_model_that_exceeds_the_memory_of_the_stage_is_not_judged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge_process, "usable_memory", lambda: 1 << 30)
+    result = judged(run, eval_loss="< base")
+    assert result.succeeded
+    assert result.approval is not None
+    assert "needs 2.0 GiB, and the stage has 1.0 GiB: give it more" in result.approval.message
+
+
+def test_the_loss_of_a_long_row_is_summed_in_slices(
+    adapted: Planted, bases: dict[Task, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [Scored(*(np.asarray(row[name], np.int64) for name in ("input_ids", "labels"))) for row in adapted.held[:9]]
+    for model in (loaded_base(Task.CAUSAL_LM, bases[Task.CAUSAL_LM]), adapted.tuned.eval()):
+        asked = Answering(adapted.plan(MethodType.LORA), model, adapted.tokenizer)
+        whole, counts = asked.losses(rows)
+        with monkeypatch.context() as patch:
+            patch.setattr(answering, "LOGITS", 2 * len(adapted.tokenizer))
+            sliced, again = asked.losses(rows)
+        np.testing.assert_allclose(sliced, whole, rtol=1e-5)
+        assert counts.tolist() == again.tolist() == [sum(label >= 0 for label in row.labels) for row in rows]
+
+
+def test_settings_of_the_base_do_not_change_what_is_generated(adapted: Planted, bases: dict[Task, Path]) -> None:
+    model = loaded_base(Task.CAUSAL_LM, bases[Task.CAUSAL_LM])
+    prompts = [np.asarray(row["input_ids"][:6], np.int64) for row in adapted.held[:4]]
+    prefixes = [Prefix(prompt, np.ones(20, np.int64)) for prompt in prompts]
+
+    def answers() -> tuple[list[JudgedAnswer], list[bool]]:
+        asked = Answering(adapted.plan(MethodType.LORA), model, adapted.tokenizer)
+        return asked.answers(prompts, 20), asked.continued(prefixes)
+
+    plain = answers()
+    model.generation_config.update(repetition_penalty=5.0, no_repeat_ngram_size=1, min_length=40)
+    assert answers() == plain
+    ends = [
+        len(one)
+        for one in Answering(adapted.plan(MethodType.LORA), model, adapted.tokenizer)._generated(prompts, 20, [])
+    ]
+    assert ends == [20] * 4  # without stops no token ends a text
+
+
+def test_prompts_are_turns_of_a_chat_only_if_the_training_rows_were(adapted: Planted) -> None:
+    tokenizer = copy.deepcopy(adapted.tokenizer)
+    tokenizer.chat_template = "{% for one in messages %}<s> user: {{ one.content }}{% endfor %}"
+    plan = adapted.plan(MethodType.LORA)
+    plain, chat = (
+        tokenizer.decode(Answering(plan, adapted.tuned, tokenizer, chat=chat).prompts(["Where?"])[0])
+        for chat in (False, True)
+    )
+    assert "user:" not in plain
+    assert "user: Where?" in chat
+
+
+@pytest.mark.parametrize(
+    ("config", "answers"),
+    [
+        ({"id2label": {"0": "VERB", "1": "noun"}}, True),
+        ({"id2label": {"0": "noun", "1": "verb"}}, False),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, False),
+        ({"architectures": ["BertForMaskedLM"]}, False),
+    ],
+)
+def test_a_base_with_the_labels_of_the_data_is_the_opponent(
+    config: dict[str, Any], answers: bool, adapted: Planted, bases: dict[Task, Path], tmp_path: Path
+) -> None:
+    plan = adapted.plan(MethodType.LORA)
+    facts = plan.dataset.model_copy(update={"labels": ("verb", "noun"), "problem_type": None})
+    plan = plan.model_copy(update={"task": Task.CLASSIFICATION, "dataset": facts})
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForSequenceClassification"]} | config))
+    question = JudgeQuestion(
+        plan=plan, settings=SETTINGS, step=1, generation=1, form="model", base=str(tmp_path), artifact="", dataset=""
+    )
+    assert base_answers_rows(question) is answers
+
+
+def test_rows_of_a_sorted_file_are_sampled_from_all_of_it(adapted: Planted, tmp_path: Path) -> None:
+    plan = adapted.plan(MethodType.FULL).model_copy(update={"task": Task.CLASSIFICATION})
+    rows = [{"input_ids": [1], "label": int(number >= 6000)} for number in range(12_000)]
+    folder = replace(adapted, train=rows, held=rows[:50]).write_rows(tmp_path)
+    labels = asked_rows(plan, folder, SETTINGS).train_labels
+    assert len(labels) == 5000
+    assert 0.4 < sum(labels) / 5000 < 0.6
 
 
 def test_a_task_whose_base_is_not_run_has_the_metrics_of_training(run: Run, tmp_path: Path) -> None:

@@ -86,6 +86,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.export.gates",
         "the base model is not measured",
     ),
+    "base of a measure without one": (
+        EVAL | {"task": "causal-lm", "export": {"judge": {}, "gates": {"win_share": "> base"}}},
+        "spec.export.gates",
+        "compares win_share with base; the base model has no win_share",
+    ),
+    "a metric that only training measures": (
+        EVAL
+        | {"task": "classification", "problemType": "regression"}
+        | {"export": {"judge": {}, "gates": {"spearman": "> 0.5"}}},
+        "spec.export.gates",
+        "has spearman; the judgement measures loss, mse, mae, r2, pearson",
+    ),
     "gates without a judge": (EVAL | {"export": {"gates": {"loss": "< base"}}}, "spec.export.gates", "judge is not"),
     "no held-out rows": (
         {"dataset": {"train": "file://a.jsonl"}, "export": {"judge": {"rows": 50}}},

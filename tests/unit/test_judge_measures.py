@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from sacrebleu.metrics.chrf import CHRF
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, r2_score
 
 from finetune_api.messages import ProblemType, Task
 from finetune_trainer.evaluations.records import Amplification, EvaluationRecord
@@ -16,7 +16,7 @@ from finetune_trainer.judge.measured_sides import measures_of
 from finetune_trainer.judge.memorised import alternatives, exposure, is_verbatim, prefix_of, sampled
 from finetune_trainer.judge.nearness import chrf_counts, chrf_of, chrf_score, wins
 from finetune_trainer.judge.nonsense import is_json, repeats_itself
-from finetune_trainer.judge.resampling import difference, f1_of, mean_of, ratio_of, resampled
+from finetune_trainer.judge.resampling import difference, f1_of, mean_of, pearson_of, r2_of, ratio_of, resampled
 from finetune_trainer.judge.sides import JudgedAnswer, Shared, Side
 from finetune_trainer.judge.wrong_languages import wrong_languages
 
@@ -292,6 +292,33 @@ def test_answers_of_both_models_become_measures_of_the_same_rows() -> None:
     assert "wrong_language" not in found
 
 
+def test_an_answer_that_is_cut_is_compared_with_references_that_are_cut() -> None:
+    rights = ['{"a": 1}', '{"b": 2}', '{"c": 3}', '{"d": 4}']
+    shared = Shared(
+        task=Task.CAUSAL_LM, references=rights, reference_tokens=[[1], [2] * 9, [3] * 10, [4] * 50], limit=10
+    )
+    answers = [*answered(rights[0], "no"), *answered("{", "{", ended=False)]
+    side = Side(losses=np.ones(4), items=np.ones(4), answers=answers)
+    found = {one.name: one for one in measures_of(shared, side, None, lambda answers, references: None)}
+    assert (found["unfinished"].tuned, found["unfinished"].expected) == (0.5, 0.5)
+    assert (found["invalid_json"].tuned, found["invalid_json"].rows) == (0.5, 2)
+    assert (found["same_answer"].tuned, found["same_answer"].expected) == (0.5, 0.25)
+
+
+def test_r2_and_correlation_are_those_of_the_usual_libraries_for_all_rows_and_for_redrawn_ones() -> None:
+    draw = np.random.default_rng(1)
+    truth = draw.normal(5.0, 2.0, 40)
+    guess = truth + draw.normal(0.0, 1.0, 40)
+    for own in (np.ones(40, int), *draw.multinomial(40, np.full(40, 1 / 40), 3)):
+        rows, weights = np.repeat(np.arange(40), own), own[None].astype(float)
+        assert r2_of(guess, truth)(weights)[0] == pytest.approx(r2_score(truth[rows], guess[rows]))
+        expected = np.corrcoef(guess[rows], truth[rows])[0, 1]
+        assert pearson_of(guess, truth)(weights)[0] == pytest.approx(expected)
+    ones = np.ones((1, 40))
+    assert pearson_of(np.full(40, 0.1), truth)(ones)[0] == 0.0  # the guess that is always the same
+    assert np.isnan(r2_of(guess, np.full(40, 0.1))(ones)[0])
+
+
 def test_predictions_of_labels_become_scores_and_shares() -> None:
     truth = np.array([0, 1, 2, 0, 1, 2])
     shared = Shared(task=Task.CLASSIFICATION, problem=ProblemType.SINGLE_LABEL, labels=("a", "b", "c"), truth=truth)
@@ -312,5 +339,5 @@ def test_several_labels_and_numbers_have_their_own_scores(problem: ProblemType) 
     shared = Shared(task=Task.CLASSIFICATION, problem=problem, labels=("a", "b") if several else (), truth=truth)
     side = Side(losses=np.ones(2), items=np.ones(2), predicted=guess)
     found = {one.name: one.tuned for one in measures_of(shared, side, None, lambda answers, references: None)}
-    expected = {"micro_f1": 0.8, "exact_match": 0.5} if several else {"mse": 0.5, "mae": 0.5}
+    expected = {"micro_f1": 0.8, "exact_match": 0.5} if several else {"mse": 0.5, "mae": 0.5, "r2": 0.5}
     assert expected.items() <= found.items()

@@ -249,6 +249,20 @@ def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() ->
     ]
 
 
+@pytest.mark.parametrize(("children", "reason"), [((), "Exporting"), ((stage_job(EXPORT, 1, "Failed"),), "Failed")])
+def test_an_approval_does_not_outlast_the_export_that_it_is_of(children: tuple[Any, ...], reason: str) -> None:
+    trained = (*prepared_children(), stage_job(TRAIN, 1, "Complete"))
+    approval = Approval(approved=True, message="all 1 gates are passed: loss 1.9 passes < base (base 2)")
+    exported = ended(EXPORT, EXPORTED.model_copy(update={"approval": approval}))
+    approved = decided(world(*trained, stage_job(EXPORT, 0, "Complete"), exported, status=RUNNING)).status
+    kept = [one for one in approved.conditions if one.type is ConditionType.APPROVED]
+    status = RUNNING.model_copy(update={"conditions": [*RUNNING.conditions, *kept]})
+    found = condition(decided(world(*trained, *children, status=status)).status, ConditionType.APPROVED)
+    assert [one.status.value for one in kept] == ["True"]
+    assert found
+    assert (found.status.value, found.reason) == ("False", reason)
+
+
 def test_overfitting_is_a_warning_with_the_step_where_it_turned_until_it_is_over() -> None:
     evals = [EvalMetrics(step=40, values={"eval_loss": 1.5})]
     status, told = RUNNING, []

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from finetune_api.evaluation_metrics import PREFIX
-from finetune_api.gates import TASKS_WITH_BASE, gate_metrics, parse_gate
+from finetune_api.gates import TASKS_WITH_BASE, WITHOUT_BASE, gate_metrics, parse_gate
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1.given import Given, has, part
 from finetune_api.v1alpha1.markers import KeepsData, Supported
@@ -74,6 +74,8 @@ def _unknown_metric(spec: Given) -> str | None:
         gate = parse_gate(str(metric), text) if isinstance(text, str) else None
         if task and task not in TASKS_WITH_BASE and gate and gate.needs_base:
             return f"compares {metric} with base; for the task {task} the base model is not measured"
+        if gate and gate.needs_base and gate.metric in WITHOUT_BASE:
+            return f"compares {metric} with base; the base model has no {gate.metric}"
     return None
 
 
@@ -111,7 +113,7 @@ JUDGE_RULES: tuple[Rule, ...] = (
         cure="write one of them, with a number where the base model is not measured",
         cel=None,
         says="export.gates must name metrics that the judgement of the task measures, and may name base only for"
-        " causal-lm, seq2seq and classification",
+        " causal-lm, seq2seq and classification, and not for win_share, same_answer, label_shift and amplified",
     ),
     Rule(
         at=("spec",),

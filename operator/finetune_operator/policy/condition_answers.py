@@ -201,12 +201,16 @@ def _degraded(seen: ObservedJob, step: Step) -> Answers:
 
 
 def _approved(status: FineTuneJobStatus, step: Step) -> Answers:
-    """Answer whether the gates are passed, when an export ends; without gates only if an earlier export had some."""
+    """Answer whether the gates are passed, when an export ends. Without gates, before the end of another export and
+    after its failure, answer False if an earlier export had gates: its approval is not that of the next artifacts."""
+    known = condition(status, ConditionType.APPROVED)
+    if isinstance(step, Exporting | Failed):
+        sentence = "the job exports again" if isinstance(step, Exporting) else "the last export failed"
+        return {ConditionType.APPROVED: Answer(False, phase_of(step).value, sentence)} if known else {}
     if not isinstance(step, Succeeded):
         return {}
     approval = step.approval
     if approval is None:
-        known = condition(status, ConditionType.APPROVED)
         return {ConditionType.APPROVED: Answer(False, Reason.NO_GATES, "the last export had no gates")} if known else {}
     passed = Reason.GATES_PASSED if approval.approved else Reason.GATES_FAILED
     reason = passed if approval.judged else Reason.NOT_JUDGED

@@ -270,6 +270,13 @@ CONDITIONS = (
                 "Correct the cause, such as too little memory in `export.resources`, and raise `export.attempt`.",
             ),
             Meaning("False", Reason.NO_GATES, "The last export had no gates; an earlier one had."),
+            Meaning("False", Reason.EXPORTING, "The job exports again; an earlier export was judged."),
+            Meaning(
+                "False",
+                Reason.FAILED,
+                "The last export failed; an earlier one was judged.",
+                "Read `status.failure`, correct the cause, and raise `export.attempt`.",
+            ),
         ),
     ),
     ConditionMeaning(

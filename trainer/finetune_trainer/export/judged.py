@@ -4,18 +4,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api.beats import CheckpointId
 from finetune_api.contract import File
 from finetune_api.results import Approval
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.layout import CARD
-from finetune_trainer.judge.gating import approval_of, gate_results, not_judged
+from finetune_trainer.judge.gating import approval_of, cut_to, gate_results, not_judged
 from finetune_trainer.judge.judge_process import JudgeError, JudgeInputs
-from finetune_trainer.judge.judgement_card import judgement_section, warning_sentences
+from finetune_trainer.judge.judgement_card import LONGEST_WARNING, judgement_section, warning_sentences
 from finetune_trainer.judge.judgement_records import Judgement
 from finetune_trainer.judge.stored_judgement import load_judgement
-from finetune_trainer.storage import ObjectStore
+from finetune_trainer.storage import (
+    CorruptedError,
+    ManifestInvalidError,
+    NotFoundError,
+    ObjectStore,
+    bucket_is_missing,
+)
+
+CONVERTED = "the weights were judged before their conversion to GGUF; the quantized files were not run"
 
 
 @dataclass
@@ -62,7 +72,7 @@ class ArtifactJudge:
         """Judge an artifact, unless that is done, and add the judgement to its files.
 
         Raises:
-            StorageError: the base model or the rows cannot be read.
+            StorageError: the storage cannot be reached, or has no such bucket.
         """
         settings = self.request.judge
         if settings is None or self.failed:
@@ -72,16 +82,29 @@ class ArtifactJudge:
             inputs = JudgeInputs(source.plan, source.store, source.info, source.evaluation.record, work)
             try:
                 self.judgement = inputs.judge(form.name, folder, settings, self.report)
-            except JudgeError as error:
-                self.failed = str(error)
+            except (JudgeError, ValidationError, KeyError, OSError) as error:
+                self.failed = cut_to(str(error), LONGEST_WARNING)
+                return
+            except (CorruptedError, NotFoundError, ManifestInvalidError) as error:
+                if bucket_is_missing(error):
+                    raise
+                self.failed = cut_to(error.problems[0].message, LONGEST_WARNING)
                 return
             self.store.put(self.run + File.JUDGEMENT, self.judgement.to_json().encode())
-        (folder / File.JUDGEMENT).write_text(self.judgement.to_json(), "utf-8")
+        told = self.judgement
+        if form.converts:
+            told = told.model_copy(update={"notes": (*told.notes, CONVERTED)})
+        (folder / File.JUDGEMENT).write_text(told.to_json(), "utf-8")
         with (folder / CARD).open("a", encoding="utf-8") as card:
-            card.write("\n" + judgement_section(self.judgement))
+            card.write("\n" + judgement_section(told))
 
     def close(self) -> Approval | None:
-        """Hold the gates against the judgement, store both, and return what they say; None without gates."""
+        """Hold the gates against the judgement, store both, and return what they say; None without gates.
+
+        Without a judgement that of an earlier export is deleted: it answers another question.
+        """
+        if self.judgement is None:
+            self.store.delete([self.run + File.JUDGEMENT])
         if self.failed:
             return not_judged(self.failed) if self.request.gates else None
         if self.judgement is None:

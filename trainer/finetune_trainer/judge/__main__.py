@@ -2,15 +2,24 @@
 want of memory without harm to the export. Lines that begin with `judge: ` are for people."""
 
 import os
+import resource
 import sys
 from pathlib import Path
 
+from finetune_trainer.process.control_group import limited_memory, usable_cores
 from finetune_trainer.process.ties import die_with_parent
+
+MEMORY_SHARE = 0.9  # of the control group's limit; the export that waits for the answer needs the rest
 
 
 def main(parent: str, question: str, answer: str) -> None:
     """Write the judgement to a file."""
     die_with_parent(int(parent))
+    if memory := limited_memory():  # beyond the limit the kernel would end the whole container, and the export with it
+        resource.setrlimit(resource.RLIMIT_DATA, (int(memory * MEMORY_SHARE),) * 2)
+    import torch
+
+    torch.set_num_threads(max(1, int(usable_cores())))  # torch counts the cores of the machine
     from finetune_trainer.judge.judge_question import JudgeQuestion
     from finetune_trainer.judge.judging import judge_models
 

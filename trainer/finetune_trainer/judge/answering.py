@@ -1,14 +1,16 @@
 """One model answers: losses of rows and texts, greedy answers, continuations. Plain transformers on a CPU.
 
-Batches are small enough that logits take at most 256 MiB, whatever the vocabulary.
+Batches are small enough that logits take at most 256 MiB, whatever the vocabulary; of one long row at most 1 GiB.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from finetune_api.messages import ProblemType
@@ -23,6 +25,7 @@ from finetune_trainer.worker.batches.padded import IGNORED
 from finetune_trainer.worker.evaluation.questions import Question
 
 LOGITS = 64_000_000  # numbers in one batch, 256 MiB in float32
+FORWARDS = 4  # times as many logits of a long row from one pass of the model
 BATCH_TOKENS, BATCH_ROWS = 4096, 16
 
 
@@ -35,13 +38,21 @@ class Scored:
 
 
 class Answering:
-    """One loaded model, which answers."""
+    """One loaded model, which answers.
 
-    def __init__(self, plan: Plan, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        chat: whether prompts of a job are users' turns.
+    """
+
+    def __init__(self, plan: Plan, model: Any, tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) -> None:
+        self._chat = chat
         self._plan = plan
         self._model = model
         self._tokenizer = tokenizer
         self._continues = spec_of(plan.task).continues
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        whole = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._keeps = "logits_to_keep" in inspect.signature(whole.forward).parameters
         self._pad = int(tokenizer.pad_token_id or 0)
         own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         self._stops = end_tokens(own, plan.dataset.ends, tokenizer.eos_token_id)
@@ -58,17 +69,40 @@ class Answering:
     def _batch_losses(self, rows: Sequence[Scored]) -> list[tuple[float, int]]:
         ids, mask = self._padded([row.ids for row in rows], before=False)
         labels, _ = self._padded([row.labels for row in rows], before=False, filler=IGNORED)
-        with torch.no_grad():
-            if self._continues:
-                logits = self._model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-                labels = labels[:, 1:]
-            else:
+        if not self._continues:
+            with torch.no_grad():
                 logits = self._model(input_ids=ids, attention_mask=mask, labels=labels).logits
-        each = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
-        )
+            totals = self._summed(logits, labels)
+        else:
+            totals = self._continued_losses(ids, mask, labels := labels[:, 1:])
         counts = (labels != IGNORED).sum(1)
-        return [(float(total), int(count)) for total, count in zip(each.double().sum(1), counts, strict=True)]
+        return [(float(total), int(count)) for total, count in zip(totals, counts, strict=True)]
+
+    def _continued_losses(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss of each row [rows]. Logits are made only of positions with a loss, if the model can:
+        those of one long row may be larger than the model."""
+        places = (labels != IGNORED).any(0).nonzero().squeeze(1)
+        total = torch.zeros(len(ids), dtype=torch.float64)
+        most = max(1, FORWARDS * LOGITS // (self._vocabulary * len(ids)))
+        for some in torch.split(places, most if self._keeps else max(1, len(places))):
+            with torch.no_grad():
+                if self._keeps:
+                    logits = self._model(input_ids=ids, attention_mask=mask, logits_to_keep=some).logits
+                else:
+                    logits = self._model(input_ids=ids, attention_mask=mask).logits[:, some]
+            total += self._summed(logits, labels[:, some])
+        return total
+
+    def _summed(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss of each row [rows], of a slice of positions at a time."""
+        width = max(1, LOGITS // (logits.shape[-1] * len(logits)))
+        total = torch.zeros(len(logits), dtype=torch.float64)
+        for some, right in zip(torch.split(logits, width, 1), torch.split(labels, width, 1), strict=True):
+            each = torch.nn.functional.cross_entropy(
+                some.float().transpose(1, 2), right, reduction="none", ignore_index=IGNORED
+            )
+            total += each.double().sum(1)
+        return total
 
     def references(self, questions: Sequence[Question], prompts: Sequence[Ids]) -> Reals:
         """Return the summed loss of each reference after a prompt, which may be that of another question."""
@@ -129,8 +163,8 @@ class Answering:
         return self.losses([Scored(ids, ids) for ids in map(self._ids, texts)])[0]
 
     def prompts(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the prompts of a job as the model reads them: as a user's turn where there is a chat template."""
-        if not self._continues or not self._tokenizer.chat_template:
+        """Return the prompts of a job as the model reads them: as a user's turn where training used a chat template."""
+        if not self._chat or not self._continues or not self._tokenizer.chat_template:
             return [self._ids(text) for text in texts]
         turns = [[{"role": "user", "content": text}] for text in texts]
         rendered = [
@@ -154,8 +188,15 @@ class Answering:
             max_new_tokens=most,
             do_sample=False,
             num_beams=1,
+            temperature=1.0,  # what is not given would be that of the base model
+            top_k=50,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_length=0,
+            use_cache=True,
             pad_token_id=self._pad,
-            eos_token_id=stops or None,
+            eos_token_id=stops or [self._vocabulary],  # a token that does not exist
         )
         start = getattr(self._model.config, "decoder_start_token_id", None)
         if not self._continues and start is not None:
@@ -179,8 +220,7 @@ class Answering:
 
     def _batches(self, lengths: Sequence[int], *, logits: bool = False) -> Iterator[list[int]]:
         """Yield the places of each batch, rows of like length together."""
-        vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
-        most = min(BATCH_TOKENS, LOGITS // vocabulary) if logits else BATCH_TOKENS
+        most = min(BATCH_TOKENS, LOGITS // self._vocabulary) if logits else BATCH_TOKENS
         batch: list[int] = []
         for place in sorted(range(len(lengths)), key=lambda one: lengths[one]):
             if batch and (len(batch) == BATCH_ROWS or (len(batch) + 1) * lengths[place] > most):

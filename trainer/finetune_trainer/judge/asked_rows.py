@@ -43,17 +43,18 @@ class AskedRows:
 def asked_rows(plan: Plan, folder: Path, settings: JudgeSettings) -> AskedRows:
     """Return the rows of a judgement, from a folder of prepared data. They are sampled: a file may be sorted."""
     held_out = ArrowRows(folder, "eval")
+    trained = _shuffled(ArrowRows(folder, "train"), settings.seed)
     if spec_of(plan.task).labelled:
         rows = [held_out[index] for index in sampled(len(held_out), settings.rows, settings.seed)]
-        return AskedRows(rows, train_labels=[row["label"] for row in _first_rows(folder)])
-    first = list(islice(_documents(held_out[index] for index in range(len(held_out))), max(POOL, settings.rows)))
+        return AskedRows(rows, train_labels=[row["label"] for row in islice(trained, POOL)])
+    first = list(islice(_documents(_shuffled(held_out, settings.seed)), max(POOL, settings.rows)))
     rows = [first[place] for place in sampled(len(first), settings.rows, settings.seed)]
     has_target = spec_of(plan.task).has_target
     questions = [one for number, row in enumerate(rows) if (one := _question(number, row, has_target)) is not None]
     cut = not questions
     if cut:
         questions = [one for number, row in enumerate(rows) if (one := _continued(number, row)) is not None]
-    known = list(islice(_documents(_first_rows(folder)), POOL))
+    known = list(islice(_documents(trained), POOL))
     chosen = [known[place] for place in sampled(len(known), 4 * PREFIXES, settings.seed)]
     return AskedRows(rows, questions, cut, _prefixes(chosen, has_target), _prefixes(rows, has_target))
 
@@ -70,11 +71,10 @@ def swapped_prompts(questions: Sequence[Question]) -> list[Ids]:
     return found
 
 
-def _first_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the first rows of the training split."""
-    trained = ArrowRows(folder, "train")
-    for index in range(min(len(trained), POOL)):
-        yield trained[index]
+def _shuffled(split: ArrowRows, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a split in a random order: the beginning of a sorted file is not like the rest."""
+    places = np.random.default_rng(seed).permutation(len(split))
+    yield from (split[int(index)] for index in places)
 
 
 def _documents(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 An adapter is put onto the base model after that was measured, so that memory holds one model.
 """
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from finetune_api.messages import ProblemType
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
-from finetune_trainer.judge.judge_question import JudgeQuestion
-
-ADAPTER_CONFIG = "adapter_config.json"
+from finetune_trainer.judge.judge_question import ADAPTER_CONFIG, JudgeQuestion
+from finetune_trainer.prepare.data.label_values import matched
+from finetune_trainer.prepare.weights import trained_labels
+from finetune_trainer.worker.models.new_token_rows import add_rows, new_ids
 
 
 def tokenizer_of(question: JudgeQuestion) -> PreTrainedTokenizerBase:
@@ -33,18 +35,17 @@ def base_answers_rows(question: JudgeQuestion) -> bool:
     plan = question.plan
     if not spec_of(plan.task).labelled:
         return True
-    config = json.loads((Path(question.base) / "config.json").read_text("utf-8"))
-    headed = any("ForSequenceClassification" in str(name) for name in config.get("architectures") or ())
-    labels = config.get("id2label") or {}
-    known = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    return headed and (known == plan.dataset.labels or plan.dataset.problem_type is ProblemType.REGRESSION)
+    known = trained_labels(json.loads((Path(question.base) / "config.json").read_text("utf-8")), plan.task)
+    if plan.dataset.problem_type is ProblemType.REGRESSION:
+        return len(known) == 1
+    return matched(known, plan.dataset.labels) == plan.dataset.labels
 
 
-def models_of(question: JudgeQuestion, tokens: int) -> Iterator[tuple[str, Any]]:
+def models_of(question: JudgeQuestion, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Any]]:
     """Yield the base model, if it can answer the rows, then the tuned one; each is valid until the next is asked for.
 
     Args:
-        tokens: of the tokenizer, for a job with new tokens.
+        tokenizer: of the artifact.
     """
     plan = question.plan
     adapter = (Path(question.artifact) / ADAPTER_CONFIG).exists()
@@ -53,10 +54,10 @@ def models_of(question: JudgeQuestion, tokens: int) -> Iterator[tuple[str, Any]]
     model: Any = None
     if asked or adapter:
         model = auto.from_pretrained(question.base, **_head(plan))
-        if plan.new_tokens and tokens > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(tokens, mean_resizing=False)
+        if plan.new_tokens:
+            add_rows(model, new_ids(plan, tokenizer))  # as training began
         if spec_of(plan.task).labelled and model.config.pad_token_id is None:
-            model.config.pad_token_id = _pad(question)
+            model.config.pad_token_id = tokenizer.pad_token_id
         model.eval()
     if asked:
         yield "base", model
@@ -65,7 +66,8 @@ def models_of(question: JudgeQuestion, tokens: int) -> Iterator[tuple[str, Any]]
             model.generation_config = GenerationConfig.from_pretrained(question.artifact)
         model = PeftModel.from_pretrained(model, question.artifact)
     else:
-        model = None  # frees the base model first
+        model = None
+        gc.collect()  # frees the base model first
         model = auto.from_pretrained(question.artifact)
     yield "tuned", model.eval()
 
@@ -78,8 +80,3 @@ def _head(plan: Plan) -> dict[str, Any]:
     if plan.dataset.problem_type not in (None, ProblemType.SINGLE_LABEL):
         options["problem_type"] = str(plan.dataset.problem_type)
     return options
-
-
-def _pad(question: JudgeQuestion) -> int | None:
-    pad = tokenizer_of(question).pad_token_id
-    return int(pad) if isinstance(pad, int) else None

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,20 @@ from finetune_api.messages import CheckpointInfo, FileEntry
 from finetune_api.plan import Plan
 from finetune_trainer.dataset.shards import LONE, Shard, Shards, index_name, shard_name
 from finetune_trainer.evaluations.records import EvaluationRecord
-from finetune_trainer.judge.judge_question import JudgeQuestion, JudgeSettings
+from finetune_trainer.judge.judge_question import ADAPTER_CONFIG, JudgeQuestion, JudgeSettings
 from finetune_trainer.judge.judge_rules import findings_of
 from finetune_trainer.judge.judgement_records import JudgedMeasure, Judgement
+from finetune_trainer.model.files import CHAT_TEMPLATE
+from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.storage import ObjectStore, download_files, read_manifest
 
+GIB = 1 << 30
 SECONDS = 6 * 3600  # of one judgement
 LINE = "judge: "
+ROOM = 1.3  # times the weights
+SPARE = 2 << 30  # bytes of memory for everything else
+MORE = "give the stage more with spec.export.resources"
+WANTS_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory")
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -63,11 +70,21 @@ class JudgeInputs:
             return self.recorded(form, settings)
         folder = self.work / "judge"
         shutil.rmtree(folder, ignore_errors=True)
+        try:
+            return ask_process(self._question(form, artifact, settings, folder), folder, report)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _question(self, form: str, artifact: Path, settings: JudgeSettings, folder: Path) -> JudgeQuestion:
+        """Fetch the base model and the rows; return what is asked about them."""
         base, dataset = folder / "base", folder / "dataset"
         prefix = self.plan.model.prefix
-        download_files(self.store, prefix, _files(self.store, prefix), base)
-        fetch_rows(self.store, dataset_prefix(self.plan.dataset.sha256), dataset, settings.rows)
-        question = JudgeQuestion(
+        files = _files(self.store, prefix)
+        check_memory(_weights({one.path: one.size for one in files}), _weights_in(artifact), usable_memory())
+        download_files(self.store, prefix, files, base)
+        rows = dataset_prefix(self.plan.dataset.sha256)
+        fetch_rows(self.store, rows, dataset, settings.rows)
+        return JudgeQuestion(
             plan=self.plan,
             settings=settings,
             step=self.info.step,
@@ -77,11 +94,8 @@ class JudgeInputs:
             artifact=str(artifact),
             dataset=str(dataset),
             evaluation=self.evaluation,
+            chat=any(one.path == CHAT_TEMPLATE for one in _files(self.store, rows)),
         )
-        try:
-            return ask_process(question, folder, report)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def recorded(self, form: str, settings: JudgeSettings) -> Judgement:
         """Return the judgement of a task whose models are not run here: the metrics of the stored evaluation."""
@@ -122,7 +136,13 @@ def ask_process(
                 env={**environ, **ENVIRONMENT, "TMPDIR": folder},
                 text=True,
             )
-        limit = threading.Timer(SECONDS, process.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        limit = threading.Timer(SECONDS, end)
         limit.start()
         try:
             assert process.stdout is not None
@@ -136,6 +156,9 @@ def ask_process(
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+        if code != 0 and late.is_set():
+            cure = "lower export.judge.rows or maxNewTokens, or give the stage more CPUs"
+            raise JudgeError(f"it took more than {SECONDS / 3600:.3g} hours: {cure}")
         if code != 0:
             raise JudgeError(_end_of(code, log))
         try:
@@ -144,12 +167,41 @@ def ask_process(
             raise JudgeError(f"the answer of the judging process cannot be read: {error}") from error
 
 
+def check_memory(base: int, artifact: tuple[int, bool], memory: int) -> None:
+    """Refuse a judgement that would exceed the memory of the stage, whose container would end with the export in it.
+
+    Args:
+        base: bytes of the base model's weights.
+        artifact: bytes of the artifact's weights, and whether they are an adapter, which is put onto the base model.
+        memory: bytes that the stage has.
+
+    Raises:
+        JudgeError: says what is needed.
+    """
+    own, adapts = artifact
+    needed = (base + own if adapts else max(base, own)) * ROOM + SPARE
+    if needed > memory:
+        seen = f"the base model needs {needed / GIB:.1f} GiB, and the stage has {memory / GIB:.1f} GiB"
+        raise JudgeError(f"{seen}: {MORE}")
+
+
+def _weights_in(artifact: Path) -> tuple[int, bool]:
+    sizes = {path.name: path.stat().st_size for path in artifact.iterdir() if path.is_file()}
+    return _weights(sizes), ADAPTER_CONFIG in sizes
+
+
+def _weights(sizes: Mapping[str, int]) -> int:
+    """Return the bytes of the files that hold weights; transformers prefers safetensors to other formats."""
+    safe = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    return safe or sum(size for name, size in sizes.items() if name.endswith(".bin"))
+
+
 def fetch_rows(store: ObjectStore, prefix: str, folder: Path, rows: int) -> None:
     """Download the first shard of the training split, and of the eval split as many shards as hold the rows."""
     known = {entry.path: entry for entry in _files(store, prefix)}
     folder.mkdir(parents=True, exist_ok=True)
     if File.SHARDS not in known:
-        download_files(store, prefix, [known[LONE.format(split=split)] for split in ("train", "eval")], folder)
+        download_files(store, prefix, _named(known, [LONE.format(split=split) for split in ("train", "eval")]), folder)
         return
     shards = Shards.model_validate_json(store.get(prefix + File.SHARDS))
     kept = {"train": shards.train[:1], "eval": _first(shards.eval, rows)}
@@ -159,7 +211,7 @@ def fetch_rows(store: ObjectStore, prefix: str, folder: Path, rows: int) -> None
         for number in range(len(own))
         for name_of in (shard_name, index_name)
     ]
-    download_files(store, prefix, [known[name] for name in names], folder)
+    download_files(store, prefix, _named(known, names), folder)
     fewer = Shards(packed=shards.packed, train=kept["train"], eval=kept["eval"])
     (folder / File.SHARDS).write_text(fewer.to_json(), "utf-8")
 
@@ -180,10 +232,18 @@ def _files(store: ObjectStore, prefix: str) -> list[FileEntry]:
     return list(manifest.files)
 
 
+def _named(known: Mapping[str, FileEntry], names: Sequence[str]) -> list[FileEntry]:
+    if missing := [name for name in names if name not in known]:
+        raise JudgeError(f"the prepared data has no {', '.join(missing[:3])}")
+    return [known[name] for name in names]
+
+
 def _end_of(code: int, log: Path) -> str:
     """Return why the process ended: its signal or exit code, and the last line that it printed."""
     if code == -signal.SIGKILL:
-        return "the process was killed, probably for want of memory: give the stage more (spec.export.resources)"
+        return f"the process was killed, probably for want of memory: {MORE}"
     lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    if lines and any(sign in lines[-1] for sign in WANTS_MEMORY):
+        return f"the process had too little memory: {MORE}"
     how = f"the process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
     return f"{how}: {lines[-1].strip()[:300]}" if lines else how

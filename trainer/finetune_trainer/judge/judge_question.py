@@ -8,6 +8,7 @@ from finetune_api.v1alpha1.judge_spec import JudgeSpec
 from finetune_trainer.evaluations.records import EvaluationRecord
 
 RULES_VERSION = 1  # of measures and rules: a higher number judges a finished run again at its next export
+ADAPTER_CONFIG = "adapter_config.json"
 ROWS = 100
 PREFIXES = 50  # rows whose continuation is compared with the data
 LONGEST_ANSWER = 256  # tokens
@@ -54,6 +55,7 @@ class JudgeQuestion(Message):
         artifact: folder of the artifact, as a user gets it.
         dataset: folder of the prepared rows: the eval split, and of the training split what was fetched.
         evaluation: that of the checkpoint; None without one.
+        chat: whether the training rows were written in a chat template, so that prompts are users' turns.
     """
 
     plan: Plan
@@ -65,3 +67,4 @@ class JudgeQuestion(Message):
     artifact: str
     dataset: str
     evaluation: EvaluationRecord | None = None
+    chat: bool = False

@@ -22,7 +22,7 @@ def judgement_section(judgement: Judgement) -> str:
     if not judgement.findings:
         parts.append("No finding.")
     parts += ["", "\n".join(_table(judgement)), ""]
-    parts += [f"* Not measured: {note}" for note in judgement.notes]
+    parts += [f"* Note: {note}" for note in judgement.notes]
     for pair in judgement.answers:
         parts += ["", *_pair(pair)]
     return "\n".join(parts) + "\n"

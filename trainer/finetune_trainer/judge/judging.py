@@ -69,9 +69,10 @@ def judge_models(question: JudgeQuestion, report: Report) -> Judgement:
     candidates = [alternatives(text, settings.seed) for text in canaries]
     asked = _Asked(question, tokenizer, rows, limit, texts, languages, candidates)
     sides: dict[str, Side] = {}
-    for name, model in models_of(question, len(tokenizer)):
+    for name, model in models_of(question, tokenizer):
         report(f"{name} model: {len(rows.rows):,} held-out rows, {len(rows.questions):,} answers")
         sides[name] = _labelled_side(asked, model) if labelled else _written_side(asked, model, report)
+        del model  # the next model needs its memory
     shared = _shared(asked)
     base, notes = sides.get("base"), _notes(asked)
     stands_in = plan.model.name
@@ -107,7 +108,7 @@ def _concluded(
 
 def _written_side(asked: _Asked, model: Any, report: Report) -> Side:
     """Return what a model that writes text has answered."""
-    rows, answering = asked.rows, Answering(asked.question.plan, model, asked.tokenizer)
+    rows, answering = asked.rows, Answering(asked.question.plan, model, asked.tokenizer, chat=asked.question.chat)
     scored = [Scored(np.asarray(row["input_ids"], np.int64), np.asarray(row["labels"], np.int64)) for row in rows.rows]
     losses, items = answering.losses(scored)
     report("answers held-out questions")
@@ -156,6 +157,7 @@ def _shared(asked: _Asked) -> Shared:
         prompts=[str(text(one.prompt.tolist(), skip_special_tokens=not continues)).strip() for one in rows.questions],
         references=[str(text(one, skip_special_tokens=True)).strip() for one in references],
         reference_tokens=[_bare(one, asked.tokenizer) for one in references],
+        limit=asked.limit,
         cut=rows.cut,
         general_bytes=np.array([len(one.encode()) for one in asked.texts], np.float64),
         canaries=asked.question.settings.canaries,

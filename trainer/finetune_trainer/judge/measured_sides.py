@@ -12,7 +12,18 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.judge.judgement_records import JudgedMeasure
 from finetune_trainer.judge.nearness import chrf_counts, chrf_of, wins
 from finetune_trainer.judge.nonsense import is_json, repeats_itself
-from finetune_trainer.judge.resampling import Reals, Statistic, difference, f1_of, mean_of, ratio_of, resampled, through
+from finetune_trainer.judge.resampling import (
+    Reals,
+    Statistic,
+    difference,
+    f1_of,
+    mean_of,
+    pearson_of,
+    r2_of,
+    ratio_of,
+    resampled,
+    through,
+)
 from finetune_trainer.judge.sides import JudgedAnswer, Shared, Side
 from finetune_trainer.worker.evaluation.similarity import ROUGE, Words
 
@@ -81,7 +92,7 @@ def _labels(shared: Shared, tuned: Side, base: Side | None) -> Iterator[JudgedMe
     if shared.problem in (None, ProblemType.SINGLE_LABEL):
         count = len(shared.labels)
         right, chosen = _hot(truth, count), _hot(tuned.predicted, count)
-        yield against("same_answer", _largest(chosen), _largest(right), rows, None)
+        yield against("same_answer", _largest(tuned.predicted), _largest(truth), rows, None)
         yield against("label_shift", _distance(chosen, right), None, rows, None)
 
 
@@ -93,6 +104,8 @@ def _label_statistics(
             exact = truth.astype(np.float64)
             yield "mse", lambda predicted: mean_of((predicted.astype(np.float64) - exact) ** 2)
             yield "mae", lambda predicted: mean_of(np.abs(predicted.astype(np.float64) - exact))
+            yield "r2", lambda predicted: r2_of(predicted.astype(np.float64), exact)
+            yield "pearson", lambda predicted: pearson_of(predicted.astype(np.float64), exact)
         case ProblemType.MULTI_LABEL:
             for average in ("micro", "macro", "weighted"):
                 yield f"{average}_f1", _f1(truth.astype(bool), average, lambda predicted: predicted.astype(bool))
@@ -140,32 +153,47 @@ def _gain(side: Side, shared: Shared) -> Statistic:
 
 def _nonsense(shared: Shared, tuned: Side, base: Side | None, languages: Languages) -> Iterator[JudgedMeasure]:
     rows = len(shared.references)
-    references = [
-        JudgedAnswer(*one, True) for one in zip(shared.references, map(tuple, shared.reference_tokens), strict=True)
-    ]
+    references = _cut_as_answers(shared)
     signs: list[tuple[str, Callable[[JudgedAnswer], bool]]] = [
         ("repetition", lambda one: repeats_itself(one.tokens)),
         ("empty", lambda one: not one.text.strip()),
     ]
     if not shared.cut:
         signs.append(("unfinished", lambda one: not one.ended))
-    if sum(map(is_json, shared.references)) >= JSON_SHARE * rows:
-        signs.append(("invalid_json", lambda one: not is_json(one.text)))
     for name, sign in signs:
         own, right = _signs(tuned.answers, sign), _signs(references, sign)
         theirs = float(_signs(base.answers, sign).mean()) if base else None
         yield against(name, mean_of(own), mean_of(right), rows, theirs)
+    if sum(map(is_json, shared.references)) >= JSON_SHARE * rows:
+        yield from _invalid_json(shared, tuned, base)
     texts = _texts(tuned.answers)
-    numbered = {text: number for number, text in enumerate(dict.fromkeys([*texts, *_texts(references)]))}
-    own_table, right_table = (
-        _hot(np.array([numbered[text] for text in one]), len(numbered)) for one in (texts, _texts(references))
-    )
-    yield against("same_answer", _largest(own_table), _largest(right_table), rows, None)
+    yield against("same_answer", _largest(_numbered(texts)), _largest(_numbered(_texts(references))), rows, None)
     wrong = languages(texts, list(shared.references))
     if wrong is not None:
         others = languages(_texts(base.answers), list(shared.references)) if base else None
         share = float(np.mean(others)) if others is not None else None
         yield against("wrong_language", mean_of(np.array(wrong, np.float64)), None, rows, share)
+
+
+def _cut_as_answers(shared: Shared) -> list[JudgedAnswer]:
+    """Return the references as a model would give them within the limit of tokens: a longer one does not end."""
+    limit = shared.limit
+    pairs = zip(shared.references, map(tuple, shared.reference_tokens), strict=True)
+    # the token that ends an answer counts too
+    return [JudgedAnswer(text, one[: limit or None], not limit or len(one) < limit) for text, one in pairs]
+
+
+def _invalid_json(shared: Shared, tuned: Side, base: Side | None) -> Iterator[JudgedMeasure]:
+    """Yield the share of answers that are no JSON, among those that ended: an answer that is cut off cannot be JSON."""
+    ended = _signs(tuned.answers, lambda one: one.ended)
+    if not ended.any():
+        return
+    wrong = _signs(tuned.answers, lambda one: one.ended and not is_json(one.text))
+    known = [one.text for one in base.answers if one.ended] if base else []
+    theirs = float(np.mean([not is_json(text) for text in known])) if known else None
+    right = mean_of([float(not is_json(text)) for text in shared.references])
+    found = against("invalid_json", ratio_of(wrong, ended), right, len(ended), theirs)
+    yield found.model_copy(update={"rows": int(ended.sum())})
 
 
 def against(name: str, tuned: Statistic, expected: Statistic | None, rows: int, base: float | None) -> JudgedMeasure:
@@ -244,9 +272,22 @@ def _hot(ids: npt.NDArray[np.generic], count: int) -> npt.NDArray[np.bool_]:
     return table
 
 
-def _largest(table: npt.NDArray[np.bool_]) -> Statistic:
-    own = table.astype(np.float64)
-    return lambda weights: (weights @ own).max(axis=1) / weights.sum(axis=1)
+def _numbered(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return a number for each text, the same for equal ones."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return np.array([numbers[text] for text in texts], np.int64)
+
+
+def _largest(numbers: npt.NDArray[np.generic]) -> Statistic:
+    """Return the share of the number that occurs most often. A table of rows and numbers would be too large."""
+    own = numbers.astype(np.int64)
+
+    def statistic(weights: Reals) -> Reals:
+        most = [np.bincount(own, weights=line).max() for line in weights]
+        shares: Reals = np.array(most, np.float64) / weights.sum(axis=1)
+        return shares
+
+    return statistic
 
 
 def _distance(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> Statistic:

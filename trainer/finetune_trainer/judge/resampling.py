@@ -11,6 +11,7 @@ import numpy.typing as npt
 Reals = npt.NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
+SMALLEST = 1e-18  # sum of squares, below which values are constant
 BLOCK = 4_000_000  # numbers in one block of drawn weights, 32 MB
 
 Statistic = Callable[[Reals], Reals]
@@ -84,6 +85,38 @@ def f1_of(predicted: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], averag
         shares = rights if average == "weighted" else ((guesses + rights) > 0).astype(np.float64)
         mean: Reals = (scores * shares).sum(1) / np.maximum(shares.sum(1), 1e-300)
         return mean
+
+    return statistic
+
+
+def r2_of(predicted: Reals, truth: Reals) -> Statistic:
+    """Return the coefficient of determination; NaN where the truth is constant."""
+    right = truth - truth.mean()
+    squares, errors = right**2, (predicted - truth) ** 2
+
+    def statistic(weights: Reals) -> Reals:
+        count = weights.sum(axis=1)
+        spread = _product(weights, squares) - _product(weights, right) ** 2 / count
+        result: Reals = 1 - _product(weights, errors) / np.where(spread > SMALLEST, spread, np.nan)
+        return result
+
+    return statistic
+
+
+def pearson_of(predicted: Reals, truth: Reals) -> Statistic:
+    """Return the correlation; 0 where the predictions are constant, NaN where the truth is."""
+    one, other = predicted - predicted.mean(), truth - truth.mean()
+
+    def spread(weights: Reals, left: Reals, right: Reals) -> Reals:
+        both = _product(weights, left) * _product(weights, right) / weights.sum(axis=1)
+        result: Reals = _product(weights, left * right) - both
+        return result
+
+    def statistic(weights: Reals) -> Reals:
+        own, right = spread(weights, one, one), spread(weights, other, other)
+        scale = np.sqrt(np.maximum(own, SMALLEST) * np.where(right > SMALLEST, right, np.nan))
+        result: Reals = np.where(own > SMALLEST, spread(weights, one, other), 0.0) / scale
+        return result
 
     return statistic
 

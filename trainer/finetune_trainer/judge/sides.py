@@ -58,6 +58,7 @@ class Shared:
         truth: of the held-out rows; as `Side.predicted`.
         prompts, references: of the questions.
         reference_tokens: of each reference.
+        limit: maximum length of an answer in tokens, with the token that ends it; 0 = none.
         cut: whether a reference is only the beginning of what follows, so that an answer need not end.
         general_bytes: bytes of each general text.
         canaries: texts.
@@ -72,6 +73,7 @@ class Shared:
     prompts: Sequence[str] = ()
     references: Sequence[str] = ()
     reference_tokens: Sequence[Sequence[int]] = ()
+    limit: int = 0
     cut: bool = False
     general_bytes: Reals = field(default_factory=lambda: NONE)
     canaries: Sequence[str] = ()

@@ -1,16 +1,15 @@
 """What this machine has: memory and cores within its control group, and its GPUs. For jobs that run here."""
 
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from finetune_api.contract import Env
 from finetune_trainer.prepare.plan.machine import GpuHint, Here, gpu_hint
+from finetune_trainer.process.control_group import GROUPS, PROC, usable_cores, usable_memory
 
-PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 LISTED = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 ANSWER_SECONDS = 20
 
@@ -27,49 +26,7 @@ def look(environ: Mapping[str, str], proc: Path = PROC, groups: Path = GROUPS) -
     Args:
         proc, groups: where Linux shows processes and control groups.
     """
-    return Here(_memory(proc, groups), _cores(proc, groups), _gpus(environ))
-
-
-def _memory(proc: Path, groups: Path) -> int:
-    lines = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-    total = next(int(words[1]) << 10 for words in lines if words[0] == "MemTotal:")
-    limits = [_number(folder / name) for folder in _folders(proc, groups, "memory") for name in _MEMORY]
-    return int(min([total, *(limit for limit in limits if limit)]))
-
-
-_MEMORY = ("memory.max", "memory.limit_in_bytes")  # of version 2 and 1; no limit is `max`, or more than there is
-
-
-def _cores(proc: Path, groups: Path) -> float:
-    cores = float(len(os.sched_getaffinity(0)))
-    for folder in _folders(proc, groups, "cpu"):
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        words = (folder / "cpu.max").read_text().split() if (folder / "cpu.max").is_file() else []
-        if len(words) == 2 and words[0].isdigit():
-            quota, period = float(words[0]), float(words[1])
-        if quota and quota > 0 and period:
-            cores = min(cores, quota / period)
-    return cores
-
-
-def _folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
-    """Yield the control groups of this process, the innermost first; limits of outer ones count as well."""
-    for line in (proc / "self" / "cgroup").read_text().splitlines():
-        number, names, path = line.split(":", 2)
-        root = groups if number == "0" else groups / names
-        if number != "0" and controller not in names.split(","):
-            continue
-        folder = root / path.strip("/")
-        yield from (one for one in (folder, *folder.parents) if one.is_relative_to(root))
-        if not folder.is_dir():  # inside a container the path may be the host's
-            yield root
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(path.read_text())
-    except (OSError, ValueError):
-        return None
+    return Here(usable_memory(proc, groups), usable_cores(proc, groups), _gpus(environ))
 
 
 def _gpus(environ: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
