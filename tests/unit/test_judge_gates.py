@@ -58,7 +58,7 @@ def test_a_failed_gate_is_named_first_with_value_base_and_interval() -> None:
         "loss 1.2 passes < base (base 1.9, difference -0.8 to -0.6)"
     )
     assert approval_of(results[:1]).approved
-    assert approval_of(results[:1]).message.startswith("all 1 gates are passed: loss 1.2")
+    assert approval_of(results[:1]).message.startswith("1 gate passed: loss 1.2")
 
 
 def test_a_message_of_many_gates_fits_into_a_termination_message() -> None:

@@ -221,7 +221,7 @@ def test_what_the_evaluation_of_an_artifact_warns_of_stands_on_it_and_is_told_on
 
 def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() -> None:
     failed = Approval(approved=False, message="1 of 1 gates failed: loss 2.1 fails < base (base 2)")
-    passed = Approval(approved=True, message="all 1 gates are passed: loss 1.9 passes < base (base 2)")
+    passed = Approval(approved=True, message="1 gate passed: loss 1.9 passes < base (base 2)")
     broken = Approval(approved=False, message="the model could not be judged: killed", judged=False)
     told = []
     status = RUNNING
@@ -252,7 +252,7 @@ def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() ->
 @pytest.mark.parametrize(("children", "reason"), [((), "Exporting"), ((stage_job(EXPORT, 1, "Failed"),), "Failed")])
 def test_an_approval_does_not_outlast_the_export_that_it_is_of(children: tuple[Any, ...], reason: str) -> None:
     trained = (*prepared_children(), stage_job(TRAIN, 1, "Complete"))
-    approval = Approval(approved=True, message="all 1 gates are passed: loss 1.9 passes < base (base 2)")
+    approval = Approval(approved=True, message="1 gate passed: loss 1.9 passes < base (base 2)")
     exported = ended(EXPORT, EXPORTED.model_copy(update={"approval": approval}))
     approved = decided(world(*trained, stage_job(EXPORT, 0, "Complete"), exported, status=RUNNING)).status
     kept = [one for one in approved.conditions if one.type is ConditionType.APPROVED]

@@ -20,7 +20,8 @@ def approval_of(results: tuple[GateResult, ...]) -> Approval:
     """Return whether all gates are passed. The message names each gate, those that failed first."""
     ordered = sorted(results, key=lambda one: one.passed)
     failed = sum(not one.passed for one in results)
-    head = f"{failed} of {len(results)} gates failed" if failed else f"all {len(results)} gates are passed"
+    gates = "1 gate" if len(results) == 1 else f"{len(results)} gates"
+    head = f"{failed} of {gates} failed" if failed else f"{gates} passed"
     return Approval(
         approved=not failed, message=cut_to(f"{head}: {'; '.join(one.message for one in ordered)}", LONGEST)
     )
