@@ -114,7 +114,7 @@ def test_an_exported_adapter_is_judged_once_and_its_gates_are_held_against_each_
     assert not [line for line in run.reports if line.startswith("judge: tuned model")]  # no model ran
     assert again.approval is not None
     assert not again.approval.approved
-    assert again.approval.message.startswith("1 of 1 gates failed: loss ")
+    assert again.approval.message.startswith("1 of 1 gate failed: loss ")
     assert again.succeeded
     assert "## Judged against the base model" in (run.artifact("merged") / "README.md").read_text()
 

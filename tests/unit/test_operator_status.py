@@ -220,7 +220,7 @@ def test_what_the_evaluation_of_an_artifact_warns_of_stands_on_it_and_is_told_on
 
 
 def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() -> None:
-    failed = Approval(approved=False, message="1 of 1 gates failed: loss 2.1 fails < base (base 2)")
+    failed = Approval(approved=False, message="1 of 1 gate failed: loss 2.1 fails < base (base 2)")
     passed = Approval(approved=True, message="1 gate passed: loss 1.9 passes < base (base 2)")
     broken = Approval(approved=False, message="the model could not be judged: killed", judged=False)
     told = []
