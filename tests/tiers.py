@@ -39,7 +39,8 @@ class Run:
         command = [sys.executable, "-m", "pytest", *TIERS[name], *options]
         if niceness := GIVES_WAY.get(name):
             command = ["nice", "-n", str(niceness), *command]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # threads of torch that wait must not take the cores from the other run
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "passive"}
         pipe = subprocess.PIPE
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace"
