@@ -32,7 +32,7 @@ LINE = "judge: "
 ROOM = 1.3  # times the weights
 SPARE = 2 << 30  # bytes of memory for everything else
 MORE = "give the stage more with spec.export.resources"
-WANTS_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory")
+WANTS_MEMORY = (MemoryError.__name__, "can't allocate memory", "Cannot allocate memory")
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
