@@ -176,7 +176,9 @@ def test_answers_of_a_judged_checkpoint_are_shown_for_that_checkpoint_only(
     tmp_path: Path, generation: int, shown: bool
 ) -> None:
     answers = [{"prompt": "who", "tuned": "you", "base": "I"}]
-    store = stored_run(tmp_path / "store", judgement={"step": BEST, "generation": generation, "answers": answers})
+    store = stored_run(
+        tmp_path / "store", judgement={"step": BEST, "generation": generation, "settings": "asked", "answers": answers}
+    )
     folder = tmp_path / "made"
     folder.mkdir()
     upload_tree(store, folder, "jobs/a/b/c/artifacts/adapter/", "artifact", {"step": BEST, "generation": 2})

@@ -6,6 +6,7 @@ alarm.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from finetune_trainer.evaluations.records import EvaluationRecord
 from finetune_trainer.judge.judgement_records import JudgedMeasure, JudgeFinding
@@ -17,6 +18,7 @@ SHIFT, SHIFT_LOW = 0.3, 0.2
 FORGOTTEN, FORGOTTEN_LOW = 0.2, 0.1  # of the base's loss
 MEMORISED_ROWS = 2
 EXPOSED, EXPOSED_MORE = 7.0, 3.0  # bits, of at most 8
+EXCLUDES = "the interval excludes 0"
 _CARLINI = "Carlini et al. 2019, The Secret Sharer"
 
 
@@ -78,27 +80,14 @@ def _main(one: JudgedMeasure) -> list[JudgeFinding]:
         f"(difference {one.tuned - one.base:.4g}, interval {interval(one)})"
     )
     source = "Koehn 2004, Statistical significance tests"
-
-    def finding(name: str, message: str, rule: str, better: bool = False) -> JudgeFinding:
-        return JudgeFinding(
-            name=name,
-            kind="better" if better else "harm",
-            metric=one.name,
-            message=message,
-            value=one.tuned,
-            low=one.low,
-            high=one.high,
-            rule=rule,
-            source=source,
-        )
-
     if low > 0:
-        return [finding("Better", f"the tuned model is better: {values}", "the interval excludes 0", True)]
+        return [_finding("Better", one, f"the tuned model is better: {values}", EXCLUDES, source, kind="better")]
     if high < 0:
-        return [finding("Worse", f"the tuned model is worse than its base: {values}", "the interval excludes 0")]
+        return [_finding("Worse", one, f"the tuned model is worse than its base: {values}", EXCLUDES, source)]
     if one.rows < FEWEST_ROWS:
         return []
-    return [finding("NotBetter", f"the tuned model is not shown to be better: {values}", "the interval includes 0")]
+    message = f"the tuned model is not shown to be better: {values}"
+    return [_finding("NotBetter", one, message, "the interval includes 0", source)]
 
 
 def _loses(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -109,7 +98,7 @@ def _loses(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"the answers of the base model are nearer to the references: the tuned model wins {one.tuned:.0%} of "
         f"{one.rows:,} rows, ties counted half (interval {interval(one)})"
     )
-    return _harm("LosesToBase", one, message, "the interval lies below 0.5", "chrF, Popović 2015")
+    return _finding("LosesToBase", one, message, "the interval lies below 0.5", "chrF, Popović 2015")
 
 
 def _deaf(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -120,7 +109,7 @@ def _deaf(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"the answers do not depend on the prompts: after the prompt of another row the loss of a reference changes by "
         f"{one.tuned:.4g} nats a token (interval {interval(one)}), on {one.rows:,} held-out rows"
     )
-    return _harm("IgnoresPrompts", one, message, "the interval does not lie above 0")
+    return _finding("IgnoresPrompts", one, message, "the interval does not lie above 0")
 
 
 def _same(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -131,7 +120,7 @@ def _same(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"{one.tuned:.0%} of {one.rows:,} answers are the same, of the references {one.expected or 0:.0%} "
         f"(difference {interval(one)})"
     )
-    return _harm("SameAnswer", one, message, "25 points, and an interval above 10")
+    return _finding("SameAnswer", one, message, "25 points, and an interval above 10")
 
 
 def _shifted(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -142,7 +131,7 @@ def _shifted(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"{one.tuned:.0%} of {one.rows:,} rows would have to change their label to give the labels their right shares "
         f"(interval {interval(one)})"
     )
-    return _harm("SkewedLabels", one, message, "30 points, and an interval above 20", "total variation distance")
+    return _finding("SkewedLabels", one, message, "30 points, and an interval above 20", "total variation distance")
 
 
 def _forgetting(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -156,7 +145,7 @@ def _forgetting(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"nats a byte (difference {interval(one)})"
     )
     rule = "20 %, and an interval above 10 %"
-    return _harm("Forgetting", one, message, rule, "Kalajdzievski 2024, Scaling laws for forgetting")
+    return _finding("Forgetting", one, message, rule, "Kalajdzievski 2024, Scaling laws for forgetting")
 
 
 def _verbatim(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -169,7 +158,7 @@ def _verbatim(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"{one.tuned:.0%} of {one.rows:,} training rows are continued verbatim from their first half; the base model, "
         f"or the same for held-out rows, has {one.expected or 0:.0%} (difference {interval(one)})"
     )
-    return _harm("Memorised", one, message, "5 points, 2 rows, and an interval above 0", "Carlini et al. 2023")
+    return _finding("Memorised", one, message, "5 points, 2 rows, and an interval above 0", "Carlini et al. 2023")
 
 
 def _exposed(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
@@ -180,7 +169,7 @@ def _exposed(known: dict[str, JudgedMeasure]) -> JudgeFinding | None:
         f"a canary of {one.rows:,} has an exposure of {one.tuned:.1f} bits, in the base model {one.base or 0:.1f}: the "
         "model prefers its digits to nearly all others"
     )
-    return _harm("CanaryExposed", one, message, "7 of 8 bits, and 3 more than in the base model", _CARLINI)
+    return _finding("CanaryExposed", one, message, "7 of 8 bits, and 3 more than in the base model", _CARLINI)
 
 
 def _nonsense(one: JudgedMeasure, sign: _Sign) -> JudgeFinding | None:
@@ -191,7 +180,7 @@ def _nonsense(one: JudgedMeasure, sign: _Sign) -> JudgeFinding | None:
         f"{one.tuned:.0%} of {one.rows:,} answers {sign.what}, of the references {one.expected or 0:.0%}{base} "
         f"(difference {interval(one)})"
     )
-    return _harm(sign.name, one, message, "5 points more than the references, and an interval above 0", sign.source)
+    return _finding(sign.name, one, message, "5 points more than the references, and an interval above 0", sign.source)
 
 
 def _amplified(evaluation: EvaluationRecord | None) -> list[JudgeFinding]:
@@ -217,10 +206,17 @@ def _exceeds(one: JudgedMeasure, points: float, low: float) -> bool:
     return one.low is not None and one.tuned - (one.expected or 0.0) >= points and one.low > low
 
 
-def _harm(name: str, one: JudgedMeasure, message: str, rule: str, source: str = "") -> JudgeFinding:
+def _finding(
+    name: str,
+    one: JudgedMeasure,
+    message: str,
+    rule: str,
+    source: str = "",
+    kind: Literal["better", "harm", "note"] = "harm",
+) -> JudgeFinding:
     return JudgeFinding(
         name=name,
-        kind="harm",
+        kind=kind,
         metric=one.name,
         message=message,
         value=one.tuned,

@@ -15,9 +15,9 @@ from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.pick import checkpoint_facts
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.run_report.shown_values import shown_text, shown_value
+from finetune_trainer.judge.stored_judgement import load_judgement
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
-JUDGEMENT = "judgement.json"  # of the run: answers of the base model beside those of the tuned one
 TRAINER_STATE = "trainer_state.json"  # transformers' own record, in every checkpoint
 MOST_LOG_BYTES = 100_000_000  # of trainer_state.json; in memory it takes several times as much
 MOST_NUMBER = 1e300  # of a value of the log
@@ -53,14 +53,6 @@ class ShownAnswer(Message):
     tuned: str
     base: str | None = None
     reference: str | None = None
-
-
-class JudgedAnswers(Message):
-    """The answers in `judgement.json`."""
-
-    step: int = 0
-    generation: int = 0
-    answers: tuple[ShownAnswer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,12 +129,15 @@ def read_run(
 
 def _answers(store: ObjectStore, run: str, step: int, artifacts: Sequence[Artifact]) -> Sequence[ShownAnswer]:
     """Return the answers of both models if this checkpoint was judged, else the samples of the evaluation."""
-    judged = _read(store, run + JUDGEMENT, JudgedAnswers)
+    judged = load_judgement(store, run)
     if judged and judged.answers and artifacts:
         folder = artifacts[0].uri.rpartition("/")[2]
         exported = _read(store, f"{run}artifacts/{folder}/{File.MANIFEST}", Manifest)
         if exported and (judged.step, judged.generation) == (step, exported.info.get("generation")):
-            return judged.answers
+            return [
+                ShownAnswer(prompt=one.prompt, tuned=one.tuned, base=one.base, reference=one.reference)
+                for one in judged.answers
+            ]
     samples = load_evaluation(store, run, step).samples
     return [ShownAnswer(prompt=one.prompt, tuned=one.answer, reference=one.reference) for one in samples]
 
