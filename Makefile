@@ -48,8 +48,8 @@ test-fast: install ## Run the unit tests and one smoke test of each other tier (
 test-unit: install ## Run the tests that need no process of their own (half a minute)
 	$(PYTEST) tests/unit
 
-test-real: install ## Tune a real pretrained decoder (opt-in: downloads 350 MB under terms of their own)
-	$(BIN)/python -m tests.real
+test-real: install ## Tune a real pretrained decoder (opt-in: downloads 350 MB under terms of their own; RECORD=1 keeps the figures)
+	$(BIN)/python -m tests.real $(if $(RECORD),--record)
 
 lint: install ## Check style, types, import rules, spelling and prose
 	$(BIN)/ruff check .

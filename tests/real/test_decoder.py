@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from finetune_api.contract import ExitCode
 from tests.gpu.jobs import Watched, job_of
 from tests.local.command import Job
 from tests.real import decoder, rows
+from tests.real.record import LAST, machine, versions
 from tests.support.events import scalars
 
 STEPS, EVERY, BATCH = 12, 4, 4
+KILLED_AFTER = 6  # a step between two checkpoints
 VANILLA = Path(__file__).with_name("vanilla_decoder.py")
 EXACT = 1e-3  # of a loss: batches of other shapes are summed in another order, through 18 layers
 LARGEST_CODE_LOSS = 2.5  # of a model that knows Python; weights in the wrong place give more than 8
@@ -30,9 +33,10 @@ LIMIT = 1800  # seconds of a command, on machines that are slow and shared
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished run."""
+    """A finished run; `seconds` are those of the command."""
 
     run: Watched
+    seconds: float
     folder: Path
 
     @property
@@ -65,15 +69,19 @@ def job(base: Path, folder: Path, **lora: Any) -> Job:
     return job_of(folder, spec, tiny=True)
 
 
-def tune(base: Path, folder: Path) -> Tuned:
+def tune(base: Path, folder: Path, kill: bool = False) -> Tuned:
     """Run the job as prepare advises: the base model does not know the mark that ends a turn, so it is trained too."""
+    began = time.monotonic()
     run = Watched.start(job(base, folder, trainable_token_indices=[decoder.END_OF_TURN]))
     try:
+        if kill:
+            run.wait("a step to be killed after", lambda seen: seen.step >= KILLED_AFTER, LIMIT)
+            run.kill_worker()
         code = run.process.wait(LIMIT)
     finally:
         run.process.kill()
     assert code == ExitCode.OK, run.job.output
-    return Tuned(run, folder)
+    return Tuned(run, time.monotonic() - began, folder)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +116,17 @@ def seen(base: Path, tuned: Tuned, tmp_path_factory: pytest.TempPathFactory) -> 
     return found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """What the run measures, for `python -m tests.real --record`; only a run without failures leaves it."""
+    failed = request.session.testsfailed
+    found: dict[str, Any] = {"machine": machine(), "versions": versions(), "steps": STEPS, "global_batch": BATCH}
+    yield found
+    if request.session.testsfailed == failed:
+        LAST.parent.mkdir(parents=True, exist_ok=True)
+        LAST.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def test_prepare_names_the_mark_that_the_base_model_was_never_taught(base: Path, tmp_path: Path) -> None:
     """Its embedding is nearly parallel to those of thousands of unused tokens: an adapter alone cannot end a turn."""
     dry = job(base, tmp_path)
@@ -118,27 +137,63 @@ def test_prepare_names_the_mark_that_the_base_model_was_never_taught(base: Path,
     shutil.rmtree(tmp_path)
 
 
-def test_the_base_model_is_the_pretrained_one(seen: dict[str, Any]) -> None:
+def test_the_base_model_is_the_pretrained_one(seen: dict[str, Any], figures: dict[str, Any]) -> None:
+    figures |= {"code_loss": seen["code_loss"]}
     assert seen["code_loss"] < LARGEST_CODE_LOSS, "per token of the standard library's json/decoder.py"
 
 
-def test_the_loss_on_held_out_rows_falls_below_that_of_the_base_model(tuned: Tuned, seen: dict[str, Any]) -> None:
-    losses = tuned.losses()
+def test_the_loss_on_held_out_rows_falls_below_that_of_the_base_model(
+    tuned: Tuned, seen: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    losses, done = tuned.losses(), tuned.run.done()
     evaluations = [loss for _, loss in losses["eval/loss"]]
+    figures |= {
+        "base_loss": seen["base_loss"],
+        "eval_losses": losses["eval/loss"],
+        "train_losses": losses["train/loss"],
+        "seconds": round(tuned.seconds),
+        "train_seconds": round(done.train_seconds),
+        "tokens_per_second": round(done.tokens_per_second, 1),
+        "peak_mib": done.memory_bytes >> 20,
+    }
     assert [step for step, _ in losses["train/loss"]] == list(range(1, STEPS + 1))
     assert evaluations[-1] < evaluations[0] < seen["base_loss"]
     assert evaluations[-1] < 0.8 * seen["base_loss"]
 
 
-def test_plain_libraries_have_the_reported_loss_of_the_artifact(tuned: Tuned, seen: dict[str, Any]) -> None:
+def test_plain_libraries_have_the_reported_loss_of_the_artifact(
+    tuned: Tuned, seen: dict[str, Any], figures: dict[str, Any]
+) -> None:
     [artifact] = tuned.job.result["artifacts"]
     reported = artifact["metrics"]["eval_loss"]
+    figures |= {"reported_loss": reported, "tuned_loss": seen["tuned_loss"]}
     assert seen["tuned_loss"] == pytest.approx(reported, abs=EXACT)
 
 
-def test_the_adapter_answers_held_out_questions_and_ends_its_turns(seen: dict[str, Any]) -> None:
+def test_the_adapter_answers_held_out_questions_and_ends_its_turns(
+    tuned: Tuned, seen: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    held_out = [json.loads(line) for line in (tuned.folder / "eval.jsonl").read_text().splitlines()]
+    figures["answers"] = [
+        {"prompt": row["prompt"], "written": row["completion"], "base": before["text"], "tuned": after["text"]}
+        for row, before, after in zip(held_out, seen["base_answers"], seen["answers"], strict=False)
+    ]
     assert decoder.END_OF_TURN in seen["eos_token_id"]
     for answer in seen["answers"]:
         assert answer["last"] == decoder.END_OF_TURN, answer
         assert len(answer["text"].split()) >= 3, answer
         assert "\n" not in answer["text"].strip(), "one sentence, as in the rows"
+
+
+def test_a_run_whose_worker_is_killed_in_mid_run_has_the_losses_of_an_undisturbed_one(
+    base: Path, tuned: Tuned, tmp_path: Path, figures: dict[str, Any]
+) -> None:
+    killed = tune(base, tmp_path, kill=True)
+    [recovery] = killed.run.done().recoveries
+    figures |= {"killed_seconds": round(killed.seconds), "lost_steps": recovery.lost_steps}
+    assert recovery.resumed_step == EVERY
+    assert killed.losses() == tuned.losses()
+    name = "adapter_model.safetensors"
+    artifacts = [one.job.artifact(tmp_path / str(at)) / name for at, one in enumerate((tuned, killed))]
+    assert artifacts[0].read_bytes() == artifacts[1].read_bytes()
+    shutil.rmtree(tmp_path)
