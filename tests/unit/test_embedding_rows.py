@@ -153,6 +153,8 @@ def test_files_of_newer_versions_and_strange_modules_are_read(tmp_path: Path) ->
 
     prompts = {"prompts": {"query": "q: ", "passage": "p: "}}
     assert said(pooling={"pooling_mode": "lasttoken"}, settings=prompts) == SentenceModel("last", "q: ", "p: ")
+    every = {"prompts": {"instruct": "i: ", "document": ""}, "default_prompt_name": "instruct"}
+    assert said(settings=every) == SentenceModel(query_prompt="i: ", document_prompt="")
     assert said(pooling={"pooling_mode": ["cls", "mean"]}).strange == "pooling cls and pooling mean"
     assert said(pooling={"pooling_mode_max_tokens": True}).strange == "pooling max"
     types = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Dense")]

@@ -49,7 +49,7 @@ def read_sentence_model(files: Mapping[str, Path]) -> SentenceModel:
         ModelError: one of them is not JSON.
     """
     modules, pooling = _read(files, MODULES, []), _read(files, POOLING, {})
-    prompts = _read(files, PROMPTS, {}).get("prompts") or {}
+    settings = _read(files, PROMPTS, {})
     modes = pooling.get("pooling_mode") or [name for flag, name in FLAGS.items() if pooling.get(flag)]
     modes = [modes] if isinstance(modes, str) else list(modes)
     strange = [str(one.get("type")).rpartition(".")[2] for one in modules if not str(one.get("type")).endswith(MADE)]
@@ -57,15 +57,19 @@ def read_sentence_model(files: Mapping[str, Path]) -> SentenceModel:
     strange += ["a pooling without the prompt"] if pooling.get("include_prompt") is False else []
     return SentenceModel(
         pooling=POOLINGS[modes[0]] if modes and not strange else "",
-        query_prompt=_first(prompts, QUERY),
-        document_prompt=_first(prompts, DOCUMENT),
+        query_prompt=_prompt(settings, QUERY),
+        document_prompt=_prompt(settings, DOCUMENT),
         max_seq_length=int(_read(files, TEXT_LENGTH, {}).get("max_seq_length") or 0),
         strange=" and ".join(strange),
     )
 
 
-def _first(prompts: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    return next((str(prompts[name]) for name in names if prompts.get(name)), "")
+def _prompt(settings: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """Return the prompt of the first name that has one; without such a name, that of every text. An empty prompt is
+    one: it says that these texts have none."""
+    prompts = settings.get("prompts") or {}
+    found = next((name for name in names if prompts.get(name) is not None), settings.get("default_prompt_name"))
+    return str(prompts.get(found) or "")
 
 
 def _read(files: Mapping[str, Path], name: str, none: Any) -> Any:
