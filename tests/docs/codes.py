@@ -87,11 +87,20 @@ class _Module:
         """Names of the functions and classes that the file defines itself."""
         return {node.name for node in ast.walk(self.tree) if isinstance(node, Function | ast.ClassDef)}
 
+    @cached_property
+    def imports(self) -> dict[str, list[str]]:
+        """Name -> the modules from which the file imports it."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for one in node.names:
+                    found[one.name].append(node.module)
+        return found
+
     def imported(self, name: str) -> Iterator[Path]:
         """The files and packages that a name may be imported from, without suffix."""
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and node.module and any(one.name == name for one in node.names):
-                yield from (ROOT / source / node.module.replace(".", "/") for source in SOURCES)
+        for module in self.imports.get(name, ()):
+            yield from (ROOT / source / module.replace(".", "/") for source in SOURCES)
 
     def around(self, node: ast.AST) -> Iterator[ast.AST]:
         """A node and all that it is a part of."""

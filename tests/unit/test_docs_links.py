@@ -1,7 +1,9 @@
 """Every page of the documentation is reachable from docs/README.md, and every relative link leads somewhere."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,15 +26,17 @@ def links(page: Path) -> Iterator[tuple[str, Path, str]]:
             yield link, (page.parent / name).resolve() if name else page, anchor
 
 
+@cache
 def anchors(page: Path) -> set[str]:
-    """The anchors that a forge gives to the headings of a page."""
+    """The anchors that a forge gives to the headings of a page: of equal ones the later have a number."""
     found: set[str] = set()
+    seen: Counter[str] = Counter()
     text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading.replace("`", "")).lower()
         anchor = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
-        taken = sum(one == anchor or re.fullmatch(rf"{re.escape(anchor)}-\d+", one) is not None for one in found)
-        found.add(f"{anchor}-{taken}" if anchor in found else anchor)
+        found.add(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+        seen[anchor] += 1
     return found
 
 

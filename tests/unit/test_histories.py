@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -147,10 +148,19 @@ class Histories(RuleBasedStateMachine):
         world.now += 1
 
 
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=200,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+def searching(examples: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+
+
+class TestHistories(Histories.TestCase):
+    settings = searching(60)
+
+
+@pytest.mark.matrix
+class TestManyHistories(Histories.TestCase):
+    settings = searching(500)
