@@ -53,6 +53,7 @@ class Reason(StrEnum):
     # Events only.
     DATASET_WARNING = "DatasetWarning"
     EVALUATION_WARNING = "EvaluationWarning"
+    PUSHED = "Pushed"
 
 
 class ForeignReason(StrEnum):
@@ -382,6 +383,7 @@ EVENTS = (
     Meaning("Normal", Reason.SUCCEEDED, "The job has succeeded."),
     Meaning("Warning", Reason.DATASET_WARNING, "A warning of the data report, once each.", "Read the report."),
     Meaning("Warning", Reason.EVALUATION_WARNING, "A warning of an artifact's evaluation, once each."),
+    Meaning("Normal", Reason.PUSHED, "A place of `spec.export.push` has a new copy of an artifact, once each."),
     Meaning("Warning", Reason.RECOVERING, "Nodes are missing, and the run recovers.", "See condition Running."),
     Meaning(
         "Warning", ForeignReason.CATEGORY, "A recovery began: its generation and its cause.", "See `status.recoveries`."
