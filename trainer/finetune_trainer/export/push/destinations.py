@@ -1,16 +1,19 @@
 """From an item of spec.export.push to the place that it names, with the keys of the environment."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from finetune_api.contract import PushVariable, push_variable
 from finetune_api.errors import Problem, SpecError
-from finetune_api.v1alpha1.push_spec import HubPush, PushSpec
+from finetune_api.v1alpha1.push_spec import HubPush, OciPush, PushSpec
 from finetune_trainer.export.push.copies import Destination, Report
 from finetune_trainer.export.push.hub_destination import PUBLIC_HUB, HubDestination
+from finetune_trainer.export.push.oci.oci_destination import OciDestination
 from finetune_trainer.export.push.push_retries import PATIENCE_SECONDS, PushRetries
 from finetune_trainer.export.push.storage_destination import StorageDestination, storage_environ
 
 HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's library
+DOCKER_CONFIG = "DOCKER_CONFIG"  # folder of docker's configuration
 
 
 def field_of(index: int, push: PushSpec) -> str:
@@ -32,6 +35,8 @@ def open_destination(
     retries = PushRetries(field_of(index, push), report, seconds)
     if push.hub:
         return _hub(index, push.hub, environ, retries)
+    if push.oci:
+        return _oci(index, push.oci, environ, retries)
     if push.storage:
         opened = storage_environ(index, push.storage, environ)
         return StorageDestination(push.storage.uri.rstrip("/"), opened, retries)
@@ -41,6 +46,20 @@ def open_destination(
 def hub_token(index: int, environ: Mapping[str, str]) -> str | None:
     """Return the token for an item: its own one in a pod, else that of the hub's library."""
     return environ.get(push_variable(index, PushVariable.TOKEN)) or environ.get(HUB_TOKEN) or None
+
+
+def _oci(index: int, oci: OciPush, environ: Mapping[str, str], retries: PushRetries) -> OciDestination:
+    own = environ.get(push_variable(index, PushVariable.DOCKER_CONFIG))
+    folder = environ.get(DOCKER_CONFIG) or Path.home() / ".docker"
+    ca = environ.get(push_variable(index, PushVariable.CA))
+    return OciDestination(
+        oci.reference,
+        oci.layout,
+        oci.plain_http,
+        Path(own) if own else Path(folder) / "config.json",
+        Path(ca) if ca else None,
+        retries,
+    )
 
 
 def check_logins(pushes: Sequence[PushSpec], environ: Mapping[str, str]) -> None:
