@@ -1,4 +1,5 @@
-"""Programs that tests run beside us (etcd, kube-apiserver, versitygw, registry): built once from Go modules into a cache.
+"""Programs that tests run beside us (etcd, kube-apiserver, versitygw, registry), built once from Go modules into a
+cache.
 
 The module of a program is `tests/tools/<module>/go.mod`; its cache folder carries the hash of go.mod and go.sum: a
 changed version is a new folder. The cache lies outside the tree: FINETUNE_CACHE, or ~/.cache/finetune-operator.

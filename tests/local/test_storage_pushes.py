@@ -62,5 +62,5 @@ def test_a_bucket_that_refuses_fails_at_once_and_nothing_foreign_is_replaced(tmp
     with pytest.raises(SpecError, match="bucket does not exist"):
         to_bucket(run, server, "s3://none/bot", keys(server.environ))
     open_store(bucket, server.environ).put("bot/MANIFEST.json", b'{"some": "other program"}')
-    with pytest.raises(SpecError, match="holds a MANIFEST.json that is not ours"):
+    with pytest.raises(SpecError, match=r"holds a MANIFEST\.json that is not ours"):
         to_bucket(run, server, f"{bucket}/bot", keys(server.environ))

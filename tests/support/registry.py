@@ -226,7 +226,7 @@ def start_flaky(registry: RunningRegistry) -> Iterator[FlakyRegistry]:
             self.wfile.write(content)
             return None
 
-        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = handle_one
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = handle_one  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             """Log nothing: the requests are in `FlakyRegistry.seen`."""

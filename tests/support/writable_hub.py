@@ -84,14 +84,14 @@ def start_writable_hub(root: Path) -> Iterator[WritableHub]:
 
 
 class _Writes(Answers):
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         body = self._body()
         hub: WritableHub = self.server.hub  # type: ignore[attr-defined]
         path = self.path.partition("?")[0]
         with hub.lock:
             hub.seen.append(f"POST {path}")
             if self._refuses(hub, path):
-                return
+                return None
             if path == "/api/validate-yaml":
                 return self._json({"errors": [], "warnings": []})
             if path == "/api/repos/create":
@@ -107,7 +107,7 @@ class _Writes(Answers):
                 return self._json(self._preupload(hub.models[match.group(1)], json.loads(body)))
             return self._commit(hub, match.group(1), [json.loads(line) for line in body.splitlines()])
 
-    def do_PUT(self) -> None:
+    def do_PUT(self) -> None:  # noqa: N802
         hub: WritableHub = self.server.hub  # type: ignore[attr-defined]
         body = self._body()
         oid = self.path.rpartition("/")[2]
@@ -122,8 +122,9 @@ class _Writes(Answers):
     def _answer(self, body: bool) -> None:
         hub: WritableHub = self.server.hub  # type: ignore[attr-defined]
         if any(f"/{name}" in self.path for name in hub.private) and not self._logged_in(hub):
-            return self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
-        super()._answer(body)
+            self._send(401, b"", {"X-Error-Code": "RepoNotFound"}, body)
+        else:
+            super()._answer(body)
 
     def _listing(self, name: str, sha: str, folder: Path, tree: bool) -> object:
         listing = super()._listing(name, sha, folder, tree)

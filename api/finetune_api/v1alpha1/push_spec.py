@@ -54,7 +54,7 @@ class OciPush(Kubernetes):
     ca_secret_ref: SecretRef | None = None
     """Secret whose key ca.crt holds the CA certificate of the registry."""
     plain_http: Annotated[bool, Supported(), KeepsData()] = Field(default=False, alias="plainHTTP")
-    """Speak HTTP without encryption. Registries on localhost and 127.0.0.1 always get plain HTTP."""
+    """Use HTTP without encryption. Registries on localhost and 127.0.0.1 always get plain HTTP."""
 
 
 class StoragePush(Kubernetes):

@@ -131,7 +131,7 @@ class HubDestination:
 
     def _api(self) -> "HfApi":
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         disable_progress_bars()
         return HfApi(endpoint=self.endpoint, token=self.token or False)
