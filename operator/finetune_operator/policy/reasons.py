@@ -372,9 +372,7 @@ EVENTS = (
     Meaning("Normal", Reason.QUEUED, "A queue suspends the Job of a stage."),
     Meaning("Normal", Reason.WAITING_FOR_NODES, "The training pods start."),
     Meaning("Normal", Reason.ALL_NODES_READY, "All nodes train."),
-    Meaning(
-        "Normal", Reason.COMMITTED, "The first checkpoint is committed, or the first one after an outage of storage."
-    ),
+    Meaning("Normal", Reason.COMMITTED, "The first checkpoint is committed, or the first after an outage of storage."),
     Meaning("Normal", Reason.SUSPENDING, "The pods save and end, because `spec.suspend` is true."),
     Meaning("Normal", Reason.SUSPENDED, "No pod runs, because `spec.suspend` is true."),
     Meaning("Normal", Reason.ENDING, "The pods of the previous attempt or export end."),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.contract import File
+from finetune_api.errors import Problem, SpecError
 from finetune_trainer.export.push.copies import CommittedArtifact, Delivery
 from finetune_trainer.export.push.push_retries import RETRIED, OutageError, PushRetries, asked_pause
 
@@ -123,10 +124,13 @@ class HubDestination:
 
     def _check_private(self, info: "ModelInfo") -> None:
         if self.private and info.private is False:
-            raise self.retries.refused(
-                f"{self.uri} is public, and the job asks for a private repository",
-                "make the repository private on the hub, use another name, or set private: false",
-                code="PublicRepository",
+            raise SpecError(
+                Problem(
+                    code="PublicRepository",
+                    field=self.retries.field,
+                    message=f"{self.uri} is public, and the job asks for a private repository",
+                    cure="make the repository private on the hub, use another name, or set private: false",
+                )
             )
 
     def _api(self) -> "HfApi":

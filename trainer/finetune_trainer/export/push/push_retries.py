@@ -62,9 +62,9 @@ class PushRetries:
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def refused(self, message: str, cure: str, code: str = "PushRefused") -> SpecError:
+    def refused(self, message: str, cure: str) -> SpecError:
         """Return the error for a refusal that another try does not cure."""
-        return SpecError(Problem(code=code, field=self.field, message=message, cure=cure))
+        return SpecError(Problem(code="PushRefused", field=self.field, message=message, cure=cure))
 
     def _gave_up(self, outage: OutageError) -> StorageError:
         message = f"{outage}, for {self.seconds:.0f} seconds"

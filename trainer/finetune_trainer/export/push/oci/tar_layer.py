@@ -15,7 +15,7 @@ READ = 4 << 20  # bytes of a file that are in memory while it is hashed
 
 
 @dataclass(frozen=True)
-class Piece:
+class TarPiece:
     """A part of the archive: a file, or some bytes of its own."""
 
     size: int
@@ -40,12 +40,12 @@ class TarLayer:
     """
 
     names: tuple[str, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TarPiece, ...]
 
     @classmethod
     def of(cls, files: Mapping[str, Path]) -> "TarLayer":
         """Return the archive of files, given as path in the archive -> file on disk."""
-        pieces: list[Piece] = []
+        pieces: list[TarPiece] = []
         folders: set[str] = set()
         for name in sorted(files):
             for parent in reversed(PurePosixPath(name).parents[:-1]):
@@ -53,7 +53,7 @@ class TarLayer:
                     folders.add(str(parent))
                     pieces.append(_bytes(_header(f"{parent}/", 0)))
             size = files[name].stat().st_size
-            pieces += [_bytes(_header(name, size)), Piece(size, files[name]), _bytes(b"\0" * (-size % BLOCK))]
+            pieces += [_bytes(_header(name, size)), TarPiece(size, files[name]), _bytes(b"\0" * (-size % BLOCK))]
         pieces.append(_bytes(b"\0" * (2 * BLOCK)))
         return cls(tuple(sorted(files)), tuple(one for one in pieces if one.size))
 
@@ -95,8 +95,8 @@ class TarLayer:
             start += len(block)
 
 
-def _bytes(content: bytes) -> Piece:
-    return Piece(len(content), content)
+def _bytes(content: bytes) -> TarPiece:
+    return TarPiece(len(content), content)
 
 
 def _header(name: str, size: int) -> bytes:
