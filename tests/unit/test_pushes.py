@@ -120,9 +120,8 @@ def test_the_login_for_a_registry(
 
 def test_a_program_that_keeps_passwords_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     helper = tmp_path / "docker-credential-kept"
-    helper.write_text(
-        '#!/bin/sh\nread host\n[ "$host" = r.example ] || exit 1\necho "{\\"Username\\":\\"a\\",\\"Secret\\":\\"b\\"}"\n'
-    )
+    answer = json.dumps({"Username": "a", "Secret": "b"})
+    helper.write_text(f"#!/bin/sh\nread host\n[ \"$host\" = r.example ] || exit 1\necho '{answer}'\n")
     helper.chmod(helper.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     path = tmp_path / "config.json"
