@@ -49,7 +49,7 @@ class Pushable:
     def made(cls, folder: Path, weights: int = LARGE) -> "Pushable":
         run = cls(folder, FolderStore(folder / "storage"), small_plan())
         base = folder / "base"
-        base.mkdir()
+        base.mkdir(parents=True)
         (base / "config.json").write_text("{}")
         upload_tree(run.store, base, MIRROR, "model")
         run.export(20, weights)

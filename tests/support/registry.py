@@ -56,14 +56,7 @@ def start_registry(folder: Path, auth: dict[str, Any] | None = None, port: int =
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    config = {
-        "version": 0.1,
-        "log": {"level": "info"},
-        "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
-        "http": {"addr": f"127.0.0.1:{port}", "secret": "of this test"},
-        **({"auth": auth} if auth else {}),
-    }
-    (folder / "config.yml").write_text(yaml.safe_dump(config))
+    (folder / "config.yml").write_text(registry_config(folder, port, auth))
     with (folder / "registry.log").open("ab") as log:
         process = subprocess.Popen([tool("registry"), "serve", str(folder / "config.yml")], stdout=log, stderr=log)
     try:
@@ -71,6 +64,18 @@ def start_registry(folder: Path, auth: dict[str, Any] | None = None, port: int =
         yield RunningRegistry(f"127.0.0.1:{port}", folder)
     finally:
         stop(process)
+
+
+def registry_config(folder: Path, port: int, auth: dict[str, Any] | None = None) -> str:
+    """Return the configuration of a registry that keeps everything in a folder."""
+    config = {
+        "version": 0.1,
+        "log": {"level": "info"},
+        "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
+        "http": {"addr": f"127.0.0.1:{port}", "secret": "of this test"},
+        **({"auth": auth} if auth else {}),
+    }
+    return yaml.safe_dump(config)
 
 
 def password_auth(folder: Path) -> dict[str, Any]:
