@@ -1,4 +1,5 @@
-"""Programs that tests run beside us (etcd, kube-apiserver, versitygw): built once from Go modules into a cache.
+"""Programs that tests run beside us (etcd, kube-apiserver, versitygw, registry), built once from Go modules into a
+cache.
 
 The module of a program is `tests/tools/<module>/go.mod`; its cache folder carries the hash of go.mod and go.sum: a
 changed version is a new folder. The cache lies outside the tree: FINETUNE_CACHE, or ~/.cache/finetune-operator.
@@ -66,6 +67,7 @@ PROGRAMS = {
     "helm": Program("misc", "helm.sh/helm/v4/cmd/helm", "-X helm.sh/helm/v4/internal/version.version=v4.3.1"),
     "helm-unittest": Program("helm-unittest", "github.com/helm-unittest/helm-unittest/cmd/helm-unittest"),
     "kubeconform": Program("kubeconform", "github.com/yannh/kubeconform/cmd/kubeconform"),
+    "registry": Program("registry", "github.com/distribution/distribution/v3/cmd/registry"),
     "vale": Program("vale", "github.com/vale-cli/vale/v3/cmd/vale", "-X main.version=v3.22.0", cgo=True),
     "versitygw": Program("versitygw", "github.com/versity/versitygw/cmd/versitygw"),
 }

@@ -129,10 +129,29 @@ class File(StrEnum):
     DATASET_PAGE = "dataset-report.html"
     JUDGEMENT = "judgement.json"  # of the exported model: below the run, and in each artifact
     RUN_REPORT = "report.html"
+    PUSHES = "pushes.json"  # which copies of artifacts other places have
     LABELS = "labels.json"
     EVAL_GROUPS = "eval-groups.json"  # which rows of the eval split mention which groups of people
     SHARDS = "shards.json"  # rows, tokens and digest of each file of a prepared data set
     OUTPUTS = "outputs"  # prefix for TensorBoard events, generated samples and tables
+
+
+class PushVariable(StrEnum):
+    """What an item of spec.export.push adds to the environment of the export pod, beside the names of CREDENTIALS."""
+
+    TOKEN = "TOKEN"  # of the hub
+    DOCKER_CONFIG = "DOCKER_CONFIG"  # path of the logins to a registry
+    CA = "CA_BUNDLE"  # path of a file
+
+
+def push_variable(index: int, name: str) -> str:
+    """Return the environment variable of an item of spec.export.push."""
+    return f"FINETUNE_PUSH_{index}_{name}"
+
+
+def push_folder(index: int, name: str) -> str:
+    """Return the folder in the export pod with a file of a Secret that an item of spec.export.push names."""
+    return f"/etc/finetune-push-{index}-{name}"
 
 
 def progress_token(token: str, attempt: str) -> str:

@@ -210,6 +210,18 @@ class DatasetFacts(Message):
         )
 
 
+class PushedCopy(Message):
+    """A copy of an artifact in a place that the job names.
+
+    Attributes:
+        uri: the place.
+        digest: what the place calls the copy: a commit of a hub, the digest of a manifest.
+    """
+
+    uri: str
+    digest: str
+
+
 class Artifact(Message):
     """A result of a job.
 
@@ -223,6 +235,7 @@ class Artifact(Message):
         metrics: evaluation of that checkpoint.
         warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
         signed: whether it holds a signature.
+        pushed: copies in the places that the job names.
     """
 
     kind: Literal["adapter", "model"]
@@ -234,6 +247,7 @@ class Artifact(Message):
     metrics: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
     signed: bool = Field(default=False, exclude_if=is_empty)
+    pushed: tuple[PushedCopy, ...] = Field(default=(), exclude_if=is_empty)
 
 
 # ---------------------------------------------------------------- stored files

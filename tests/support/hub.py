@@ -49,7 +49,7 @@ class Hub:
 @contextmanager
 def start_hub(models: dict[str, Path], datasets: dict[str, Path] | None = None) -> Iterator[Hub]:
     """Serve models and data sets until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
     hub = Hub(f"http://127.0.0.1:{server.server_port}", models, "hf_test", datasets or {})
     server.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -70,7 +70,9 @@ def _card(readme: Path) -> object:
     return yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else None
 
 
-class _Answers(BaseHTTPRequestHandler):
+class Answers(BaseHTTPRequestHandler):
+    """One request to the hub."""
+
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:

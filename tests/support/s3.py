@@ -76,7 +76,7 @@ def start_s3(folder: Path) -> Iterator[S3Server]:
     buckets, sidecar, users = folder / "buckets", folder / "sidecar", folder / "users"
     for made in (buckets, sidecar, users):
         made.mkdir(parents=True)
-    port = _free_port()
+    port = free_port()
     command = [str(tool("versitygw")), "--port", f"127.0.0.1:{port}", "--health", "/health", "--iam-dir", str(users)]
     # metadata in separate files, because some file systems of temporary folders lack user xattrs
     command += ["posix", "--sidecar", str(sidecar), str(buckets)]
@@ -84,25 +84,36 @@ def start_s3(folder: Path) -> Iterator[S3Server]:
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
     try:
-        _wait_until_open(port, process, folder / "server.log")
+        wait_until_open("versitygw", port, process, folder / "server.log")
         yield S3Server(f"http://127.0.0.1:{port}", access_key, secret_key, buckets)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
-def _free_port() -> int:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """Return a port that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_open(name: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until a server accepts connections.
+
+    Raises:
+        RuntimeError: it ended, or needs too long.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -112,7 +123,7 @@ def _wait_until_open(port: int, process: subprocess.Popen[bytes], log: Path) -> 
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         _pause(process)
-    raise RuntimeError(f"versitygw did not open port {port}: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"{name} did not open port {port}: {log.read_text()[-2000:]}")
 
 
 def _pause(process: subprocess.Popen[bytes]) -> None:

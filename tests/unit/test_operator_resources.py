@@ -1,6 +1,7 @@
 """The objects the operator makes: the semantics of the Jobs, restricted pods, and what a job may add to them."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -159,6 +160,34 @@ def test_the_key_that_signs_reaches_the_export_pod_alone() -> None:
     signing = {"signing": {"keySecretRef": {"name": "model-key", "key": "k.pem"}}}
     for other in (prepare_job(job, SETTINGS), train(export=signing)):
         assert "finetune-signing" not in json.dumps(pod_spec(other))
+
+
+def test_the_keys_of_pushes_reach_the_export_pod_alone() -> None:
+    pushes = [
+        {"hub": {"repo": "team/a", "tokenSecretRef": {"name": "hub-writer", "key": "token"}}},
+        {"oci": {"reference": "r.example/team/a:v1", "pushSecretRef": {"name": "reg-login"}}},
+        {"oci": {"reference": "r.example/team/b:v1", "caSecretRef": {"name": "reg-ca"}}},
+        {"storage": {"uri": "s3://other/a", "credentialsSecretRef": {"name": "other-keys"}}},
+    ]
+    pod = pod_spec(export_job(made(export={"push": pushes}), SETTINGS))
+    [inner] = pod["containers"]
+    found = {one["name"]: one.get("value") or one["valueFrom"] for one in inner["env"] if "PUSH" in one["name"]}
+    assert found["FINETUNE_PUSH_0_TOKEN"] == {"secretKeyRef": {"name": "hub-writer", "key": "token"}}
+    assert found["FINETUNE_PUSH_1_DOCKER_CONFIG"] == "/etc/finetune-push-1-login/config.json"
+    assert found["FINETUNE_PUSH_2_CA_BUNDLE"] == "/etc/finetune-push-2-ca/ca.crt"
+    keys = {"secretKeyRef": {"name": "other-keys", "key": "AWS_ACCESS_KEY_ID"}}
+    assert found["FINETUNE_PUSH_3_AWS_ACCESS_KEY_ID"] == keys
+    mounted = {one["name"]: one["mountPath"] for one in inner["volumeMounts"]}
+    secrets = {one["name"]: one["secret"] for one in pod["volumes"] if "secret" in one}
+    assert mounted["finetune-push-1-login"] == "/etc/finetune-push-1-login"
+    login = {"secretName": "reg-login", "items": [{"key": ".dockerconfigjson", "path": "config.json"}]}
+    assert secrets["finetune-push-1-login"] == login
+    assert secrets["finetune-push-2-ca"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]
+    for other in (prepare_job(made(export={"push": pushes}), SETTINGS), train(export={"push": pushes})):
+        assert not re.search("PUSH|finetune-push", json.dumps(pod_spec(other)))
+    mirrored = replace(SETTINGS, hub_endpoint="https://hub.intern")
+    assert env(export_job(made(export={"push": pushes}), mirrored))["HF_ENDPOINT"] == "https://hub.intern"
+    assert "HF_ENDPOINT" not in env(export_job(made(export={"push": pushes[1:]}), mirrored))
 
 
 def test_the_hubs_token_is_known_to_prepare_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
-from finetune_api.messages import Artifact
+from finetune_api.messages import Artifact, PushedCopy
 from finetune_api.results import Approval
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.cluster.act import stored
@@ -217,6 +217,28 @@ def test_what_the_evaluation_of_an_artifact_warns_of_stands_on_it_and_is_told_on
     assert [one.message for one in first.milestones if one.reason == "EvaluationWarning" and one.warning] == [said]
     again = decided(replace(seen, status=first.status))
     assert "EvaluationWarning" not in [one.reason for one in again.milestones]
+
+
+def test_copies_in_other_places_stand_on_the_artifact_and_each_is_told_once() -> None:
+    copy = PushedCopy(uri="https://huggingface.co/team/a", digest="c0ffee")
+    artifact = Artifact(kind="model", uri="s3://b/p/a", step=9, pushed=(copy,))
+    seen = world(
+        *prepared_children(),
+        stage_job(TRAIN, 1, "Complete"),
+        stage_job(EXPORT, 0, "Complete"),
+        ended(EXPORT, EXPORTED.model_copy(update={"artifacts": (artifact,)})),
+        status=RUNNING,
+    )
+    first = decided(seen)
+    [[status]] = [one.pushed for one in first.status.artifacts]
+    assert (status.uri, status.digest) == (copy.uri, copy.digest)
+    told = [one.message for one in first.milestones if one.reason == "Pushed" and not one.warning]
+    assert told == ["merged: https://huggingface.co/team/a (c0ffee)"]
+    assert copy.uri in next(one.message for one in first.status.conditions if one.type == "Exported")
+    again = decided(replace(seen, status=first.status))
+    assert "Pushed" not in [one.reason for one in again.milestones]
+    without = artifact.model_copy(update={"pushed": ()})
+    assert "pushed" not in without.model_dump(mode="json"), "readers of 0.1.0 refuse fields that they do not know"
 
 
 def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() -> None:

@@ -1,5 +1,6 @@
 """The regular expressions of the models in words."""
 
+from finetune_api.v1alpha1.push_spec import HUB_REPO_PATTERN, OCI_REFERENCE_PATTERN
 from finetune_api.v1alpha1.spec_base import DATA_URI_PATTERN, LABEL_PATTERN, STORE_SCHEMES, STORE_URI_PATTERN
 
 _MEANINGS = {
@@ -22,6 +23,14 @@ _MEANINGS = {
     r"^https?://[^\s]+$": (
         "a URL that starts with http:// or https://",
         "write one such as https://minio.example:9000",
+    ),
+    HUB_REPO_PATTERN: (
+        "an organisation or user and a name, with a slash between them",
+        "write one such as team/support-bot",
+    ),
+    OCI_REFERENCE_PATTERN: (
+        "a registry, a repository in lower case and a tag",
+        "write one such as registry.example/team/support-bot:v1",
     ),
     r"^(latest|best|[0-9]{1,9})$": ("latest, best or a step", 'write latest, best, or a step in quotes such as "200"'),
     r"^[0-9]{1,9}(\.[0-9]{1,4})?$": ("an amount in quotes", 'write one such as "2.50"'),

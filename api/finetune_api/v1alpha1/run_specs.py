@@ -9,6 +9,7 @@ from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
+from finetune_api.v1alpha1.push_spec import MOST_PUSHES, PushSpec
 from finetune_api.v1alpha1.spec_base import (
     FreeObject,
     Kubernetes,
@@ -217,6 +218,8 @@ class ExportSpec(StageSpec):
     condition Approved has the outcome; the job succeeds either way."""
     signing: SigningSpec | None = None
     """Signs each artifact; omitted = no signature."""
+    push: Annotated[list[PushSpec], Field(max_length=MOST_PUSHES)] = Field(default_factory=list)
+    """Places that get a copy of an artifact: Hugging Face hubs, OCI registries and other storages."""
     attempt: Annotated[Annotated[int, Field(ge=1, le=999)] | None, Supported(), KeepsData()] = None
     """Number of the export; omitted = 1. Raise it to export again after the job succeeded or the export failed."""
 

@@ -17,6 +17,7 @@ MAX_WARNINGS = 20
 MAX_CHECKPOINTS = 10
 MAX_RECOVERIES = 20
 MAX_CHOICES = 40
+MAX_COPIES = 8
 
 
 class Phase(StrEnum):
@@ -245,6 +246,15 @@ class RecoveryTotals(Observed):
     """Seconds lost to recoveries."""
 
 
+class PushedStatus(Observed):
+    """A copy of a result in a place of spec.export.push."""
+
+    uri: Sentence
+    """The place."""
+    digest: Sentence
+    """What the place calls the copy: the commit of a hub, or the digest of the manifest."""
+
+
 class ArtifactStatus(Observed):
     """A result of the job."""
 
@@ -269,6 +279,8 @@ class ArtifactStatus(Observed):
     """Warnings of the evaluation."""
     signed: bool | None = None
     """True = it holds a signature, by the key of spec.export.signing."""
+    pushed: Annotated[list[PushedStatus] | None, Field(max_length=MAX_COPIES), at_most(MAX_COPIES)] = None
+    """Copies in the places of spec.export.push."""
 
 
 class FailureStatus(Observed):

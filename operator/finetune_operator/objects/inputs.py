@@ -1,11 +1,12 @@
 """The additions that only one pod gets. Prepare: access to the data and to the hub, a model on a volume claim, and the
-GPUs that training can count on. Export: the key that signs. Pure."""
+GPUs that training can count on. Export: the key that signs, and the keys of the pushes. Pure."""
 
 from dataclasses import dataclass
 from math import ceil
 
-from finetune_api.contract import Env, PodPath
+from finetune_api.contract import CREDENTIALS, Env, PodPath, PushVariable, push_folder, push_variable
 from finetune_api.quantity import parse_quantity
+from finetune_api.v1alpha1.push_spec import PushSpec
 from finetune_operator.objects.environment import data_access, from_secret, variable
 from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
@@ -13,6 +14,7 @@ from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.pods import ca_mount, ca_volume
 from finetune_operator.settings import Settings
 
+FILES = {PushVariable.DOCKER_CONFIG: "config.json", PushVariable.CA: "ca.crt"}
 HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's library
 
 
@@ -49,8 +51,19 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
     return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
 
 
-def export_inputs(job: AcceptedJob) -> PodInputs:
-    """Return the additions to the export pod of a job: the key that signs artifacts, as a file."""
+def export_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
+    """Return the additions to the export pod of a job: the key that signs artifacts, and those of the pushes."""
+    parts = [_signing_inputs(job), *(_push_inputs(index, push) for index, push in enumerate(job.spec.export.push))]
+    if any(push.hub for push in job.spec.export.push):
+        parts.append(PodInputs(tuple(_hub_mirror(job, settings))))
+    return PodInputs(
+        tuple(one for part in parts for one in part.env),
+        tuple(one for part in parts for one in part.volumes),
+        tuple(one for part in parts for one in part.mounts),
+    )
+
+
+def _signing_inputs(job: AcceptedJob) -> PodInputs:
     if job.spec.export.signing is None:
         return PodInputs()
     key, path = job.spec.export.signing.key_secret_ref, PodPath.SIGNING_KEY
@@ -60,15 +73,46 @@ def export_inputs(job: AcceptedJob) -> PodInputs:
     return PodInputs((variable(Env.SIGNING_KEY, path.value),), (volume,), (mount,))
 
 
+def _push_inputs(index: int, push: PushSpec) -> PodInputs:
+    """Return the keys for one place, under the names of its item."""
+    env: list[Object] = []
+    volumes: list[Object] = []
+    mounts: list[Object] = []
+
+    def file(secret: str, key: str, name: str, told: PushVariable) -> None:
+        """Mount a key of a Secret as a file, and tell its path."""
+        volume, folder = f"finetune-push-{index}-{name}", push_folder(index, name)
+        source = {"secretName": secret, "items": [{"key": key, "path": FILES[told]}]}
+        volumes.append({"name": volume, "secret": source})
+        mounts.append({"name": volume, "mountPath": folder, "readOnly": True})
+        env.append(variable(push_variable(index, told), f"{folder}/{FILES[told]}"))
+
+    if push.hub and (token := push.hub.token_secret_ref):
+        env.append(from_secret(push_variable(index, PushVariable.TOKEN), token.name, token.key))
+    if push.oci and (login := push.oci.push_secret_ref):
+        file(login.name, ".dockerconfigjson", "login", PushVariable.DOCKER_CONFIG)
+    if push.storage and (keys := push.storage.credentials_secret_ref):
+        env += [from_secret(push_variable(index, one.name), keys.name, one.name, one.optional) for one in CREDENTIALS]
+    place = push.oci or push.storage
+    if place and place.ca_secret_ref:
+        file(place.ca_secret_ref.name, "ca.crt", "ca", PushVariable.CA)
+    return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
+
+
 def _hub_access(job: AcceptedJob, settings: Settings) -> list[Object]:
-    """Return the token of the hub, and the admin's mirror of the hub unless the job names another one."""
+    """Return the token of the hub, and its mirror."""
     env: list[Object] = []
     if token := job.spec.model.token_secret_ref:
         env.append(from_secret(HUB_TOKEN, token.name, token.key))
+    return [*env, *_hub_mirror(job, settings)]
+
+
+def _hub_mirror(job: AcceptedJob, settings: Settings) -> list[Object]:
+    """Return the admin's mirror of the hub, unless the job names another one."""
     theirs = {one.name for one in job.spec.pod_template.env} if job.spec.pod_template else set()
     if settings.hub_endpoint and HUB_ENDPOINT not in theirs:
-        env.append(variable(HUB_ENDPOINT, settings.hub_endpoint))
-    return env
+        return [variable(HUB_ENDPOINT, settings.hub_endpoint)]
+    return []
 
 
 def _gpu_facts(gpu: NodeGpu | None) -> list[Object]:

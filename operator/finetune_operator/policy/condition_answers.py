@@ -265,7 +265,8 @@ def _step_answers(step: Step) -> Answers:
             sentence = "a CPU pod makes artifacts from the best checkpoint"
             return {ConditionType.EXPORTED: _no(obstacle, Reason.EXPORTING, sentence)}
         case Succeeded(artifacts):
-            uris = ", ".join(artifact.uri for artifact in artifacts)
+            copies = (copy.uri for artifact in artifacts for copy in artifact.pushed)
+            uris = ", ".join([*(artifact.uri for artifact in artifacts), *copies])
             return {
                 ConditionType.EXPORTED: Answer(True, Reason.EXPORTED, uris),
                 ConditionType.COMPLETE: Answer(True, Reason.SUCCEEDED, uris),

@@ -16,6 +16,7 @@ from finetune_api.v1alpha1.status import (
     CheckpointStatus,
     DatasetStatus,
     PlanStatus,
+    PushedStatus,
     RecoveryStatus,
     RecoveryTotals,
 )
@@ -256,6 +257,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             metrics=one.metrics,
             warnings=list(one.warnings),
             signed=one.signed or None,
+            pushed=[PushedStatus(uri=copy.uri, digest=copy.digest) for copy in one.pushed] or None,
         )
         for one in step.artifacts
     ]

@@ -42,6 +42,7 @@ def milestones(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[
     yield from _checkpoints(before, after)
     yield from _warnings(before, after)
     yield from _phase_change(before, after)
+    yield from _pushes(before, after)
 
 
 def _report_warnings(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Milestone]:
@@ -53,6 +54,14 @@ def _report_warnings(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Ite
     for sentence in (sentence for artifact in after.artifacts for sentence in artifact.warnings):
         if sentence not in known:
             yield Milestone(True, Reason.EVALUATION_WARNING, sentence)
+
+
+def _pushes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Milestone]:
+    known = {(copy.uri, copy.digest) for artifact in before.artifacts for copy in artifact.pushed or ()}
+    for artifact in after.artifacts:
+        for copy in artifact.pushed or ():
+            if (copy.uri, copy.digest) not in known:
+                yield Milestone(False, Reason.PUSHED, f"{artifact.form}: {copy.uri} ({copy.digest})")
 
 
 def _recoveries(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Milestone]:

@@ -53,6 +53,7 @@ class Reason(StrEnum):
     # Events only.
     DATASET_WARNING = "DatasetWarning"
     EVALUATION_WARNING = "EvaluationWarning"
+    PUSHED = "Pushed"
 
 
 class ForeignReason(StrEnum):
@@ -371,9 +372,7 @@ EVENTS = (
     Meaning("Normal", Reason.QUEUED, "A queue suspends the Job of a stage."),
     Meaning("Normal", Reason.WAITING_FOR_NODES, "The training pods start."),
     Meaning("Normal", Reason.ALL_NODES_READY, "All nodes train."),
-    Meaning(
-        "Normal", Reason.COMMITTED, "The first checkpoint is committed, or the first one after an outage of storage."
-    ),
+    Meaning("Normal", Reason.COMMITTED, "The first checkpoint is committed, or the first after an outage of storage."),
     Meaning("Normal", Reason.SUSPENDING, "The pods save and end, because `spec.suspend` is true."),
     Meaning("Normal", Reason.SUSPENDED, "No pod runs, because `spec.suspend` is true."),
     Meaning("Normal", Reason.ENDING, "The pods of the previous attempt or export end."),
@@ -382,6 +381,7 @@ EVENTS = (
     Meaning("Normal", Reason.SUCCEEDED, "The job has succeeded."),
     Meaning("Warning", Reason.DATASET_WARNING, "A warning of the data report, once each.", "Read the report."),
     Meaning("Warning", Reason.EVALUATION_WARNING, "A warning of an artifact's evaluation, once each."),
+    Meaning("Normal", Reason.PUSHED, "A place of `spec.export.push` has a new copy of an artifact, once each."),
     Meaning("Warning", Reason.RECOVERING, "Nodes are missing, and the run recovers.", "See condition Running."),
     Meaning(
         "Warning", ForeignReason.CATEGORY, "A recovery began: its generation and its cause.", "See `status.recoveries`."

@@ -60,12 +60,15 @@ def show_approval(screen: Screen, approval: Approval | None) -> None:
 
 
 def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str], report: str | None) -> None:
-    """Show where the report is, then each artifact: the folder that the user named, else its place in storage."""
+    """Show where the report is, each artifact (the folder that the user named, else its place in storage), and its
+    copies in other places."""
     if report:
         screen.show_line("report", _path(report))
     places = delivered or [_path(artifact.uri) for artifact in artifacts]
     for artifact, place in zip(artifacts, places, strict=True):
         screen.show_line(artifact.form or artifact.kind, place)
+    for copy in (one for artifact in artifacts for one in artifact.pushed):
+        screen.show_line("pushed", f"{copy.uri} ({copy.digest})")
 
 
 def _outcome(result: "RunResult", warned: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
+from finetune_trainer.export.run_report.shown_values import portable_text
 from finetune_trainer.export.snippet import gguf_use, sentence_snippet, snippet
 
 PACKAGES = ("finetune-operator", "torch", "transformers", "peft", "deepspeed")
@@ -120,7 +121,7 @@ def _training(plan: Plan) -> dict[str, object]:
         "ranks": f"{plan.world_size}, ZeRO-{plan.layout.zero_stage}",
     }
     if plan.adapter:
-        facts["began with the adapter"] = f"{plan.adapter.source}, sha256 {plan.adapter.commit}"
+        facts["began with the adapter"] = f"{portable_text(plan.adapter.source)}, sha256 {plan.adapter.commit}"
     if plan.loss.class_weights:
         facts["weights of the labels"] = ", ".join(f"{weight:.4g}" for weight in plan.loss.class_weights)
     if plan.loss.label_smoothing:

@@ -1,5 +1,6 @@
 """The program of the export stage, configured by environment variables, see `contract.Env`."""
 
+import shutil
 from collections.abc import Mapping
 
 from finetune_api.contract import ExitCode, File
@@ -8,6 +9,7 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.export.push.pushing import Pusher
 from finetune_trainer.export.run_report.written_report import write_report
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
@@ -25,7 +27,22 @@ def export_work(given: StageInputs) -> StageResult:
         given.report(f"report: {page}")
     except Exception as error:  # whatever it is: the artifacts are committed, and the export is good without the page
         given.report(f"report: not written: {type(error).__name__}: {error}")
-    return result
+    pusher = Pusher(plan, given.store, given.run, given.work / "push", given.environ, given.report)
+    return pushed(result, request, pusher)
+
+
+def pushed(result: StageResult, request: ExportRequest, pusher: Pusher) -> StageResult:
+    """Bring the artifacts of a result to the places of a request, and return the result with the copies.
+
+    Raises:
+        SpecError: a place refused.
+        StorageError: a place is away.
+    """
+    if not request.pushes:
+        return result
+    shutil.rmtree(pusher.work.parent / "checkpoint", ignore_errors=True)  # makes room for the copy
+    copied = pusher.push(request.pushes, dict(zip(request.forms, result.artifacts, strict=True)))
+    return result.model_copy(update={"artifacts": tuple(copied.values())})
 
 
 def main(environ: Mapping[str, str]) -> ExitCode:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from finetune_api.contract import Env
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
+from finetune_api.v1alpha1.push_spec import PushSpec
 from finetune_api.v1alpha1.run_specs import ExportSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
 
@@ -22,6 +23,7 @@ class ExportRequest:
         gates: metric -> comparison.
         signing_key: path of the private key to sign with; None = no signature.
         quantizations: types of the form gguf.
+        pushes: places that get a copy.
     """
 
     forms: tuple[ExportForm, ...]
@@ -31,6 +33,7 @@ class ExportRequest:
     gates: Mapping[str, str] = field(default_factory=dict)
     signing_key: Path | None = None
     quantizations: tuple[Quantization, ...] = (Quantization.F16,)
+    pushes: tuple[PushSpec, ...] = ()
 
     @property
     def judged(self) -> str | None:
@@ -49,6 +52,7 @@ class ExportRequest:
             judge=judge,
             gates=spec.gates if judge else {},
             quantizations=spec.quantized(),
+            pushes=tuple(spec.push),
         )
 
     @classmethod

@@ -26,6 +26,8 @@ from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.push.destinations import check_logins
+from finetune_trainer.export.push.pushing import copies_are_recorded
 from finetune_trainer.export.stored_artifact import fitting_artifact
 from finetune_trainer.judge.stored_judgement import is_judged
 from finetune_trainer.run.children import Children
@@ -84,7 +86,7 @@ class LocalJob:
         """Return the job, if it may run.
 
         Raises:
-            SpecError: it is suspended, or it asks for a signature and there is no key, or the key cannot be used.
+            SpecError: it is suspended, or a key that signs or that opens a place of a push is missing or not usable.
             StorageError: its storage cannot be used.
         """
         if job.spec.suspend:
@@ -108,6 +110,7 @@ class LocalJob:
                     cure=f"set {Env.SIGNING_KEY} to the path of the private key, or omit spec.export.signing",
                 )
             )
+        check_logins(job.spec.export.push, os.environ)
         spec = job.model_dump(mode="json", by_alias=True, exclude_unset=True)["spec"]
         return cls(job, spec, work, open_store(job.spec.storage.uri, storage_environment(job)))
 
@@ -218,13 +221,16 @@ class LocalStages:
         return tuple(made[name] for name in wanted) if made.keys() >= set(wanted) else None
 
     def exported_as_asked(self) -> bool:
-        """Return whether every artifact is in storage with the settings of the job and the signature of its key."""
+        """Return whether every artifact is in storage with the settings of the job and the signature of its key, and
+        was pushed to every place."""
         if self.exported() is None:
             return False
         job, store = self._local.job.spec, self._local.store
         request = ExportRequest.of(job.export, job.method.type).signed_with(os.environ)
         forms = (FormFiles.of(form, job.method.type) for form in request.forms)
-        return all(fitting_artifact(store, self._prefix, form, request) for form in forms)
+        made = all(fitting_artifact(store, self._prefix, form, request) for form in forms)
+        asked = (request.pushes, request.forms, job.method.type)
+        return made and copies_are_recorded(*asked, store, self._prefix, storage_environment(self._local.job))
 
     def approval(self) -> Approval | None:
         """Return what the gates say of the last export; None without gates."""

@@ -16,6 +16,7 @@ from finetune_trainer.export.evidence.lineage import materials_of, statement
 from finetune_trainer.export.evidence.signature import sign_artifact
 from finetune_trainer.export.evidence.software import bill_of_materials
 from finetune_trainer.export.run_report.run_facts import shown_spec
+from finetune_trainer.export.run_report.shown_values import portable_text, portable_value
 from finetune_trainer.storage import hash_file
 
 
@@ -58,10 +59,10 @@ def add_evidence(source: ExportSource, run: str, folder: Path, key: Path | None)
         finished=created,
     )
     (folder / EVIDENCE).mkdir(exist_ok=True)
-    _write(folder / LINEAGE, lineage)
+    _write(folder / LINEAGE, portable_value(lineage, store.uri))
     _write(folder / BILL, bill_of_materials(f"{plan.model.name}, fine-tuned", created))
     draft = annex(plan, step=info.step, metrics=info.metrics, versions=versions, created=created)
-    (folder / ANNEX).write_text(draft, "utf-8")
+    (folder / ANNEX).write_text(portable_text(draft, store.uri), "utf-8")
     return {"signed_by": sign_artifact(folder, key)} if key else {}
 
 

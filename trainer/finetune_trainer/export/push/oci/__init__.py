@@ -1,0 +1,1 @@
+"""A client of the OCI distribution API, and the layouts in which a registry gets an artifact."""
