@@ -16,7 +16,7 @@ from finetune_trainer.process.stages import StageInputs, run_stage
 def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
-    request = ExportRequest.of(given.job.spec.export, plan.method).signed_with(given.environ)
+    request = ExportRequest.of(given.job.spec.export, plan.method).signed_with(given.environ).read_by(given.job.spec)
     if request.signing_key:
         key_id(request.signing_key)  # a key that cannot be used is refused before hours of merging
     result = export(plan, given.store, given.run, given.work, request, given.report)

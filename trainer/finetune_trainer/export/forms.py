@@ -8,7 +8,9 @@ from typing import Literal
 from finetune_api.contract import Env
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
 from finetune_api.v1alpha1.run_specs import ExportSpec
+from finetune_api.v1alpha1.spec import FineTuneJobSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
+from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class ExportRequest:
         gates: metric -> comparison.
         signing_key: path of the private key to sign with; None = no signature.
         quantizations: types of the form gguf.
+        access: what a server needs to read the artifacts.
     """
 
     forms: tuple[ExportForm, ...]
@@ -31,6 +34,7 @@ class ExportRequest:
     gates: Mapping[str, str] = field(default_factory=dict)
     signing_key: Path | None = None
     quantizations: tuple[Quantization, ...] = (Quantization.F16,)
+    access: ServingAccess = NO_ACCESS
 
     @property
     def judged(self) -> str | None:
@@ -60,6 +64,10 @@ class ExportRequest:
         """Return the request with the key that an environment names; the request itself if it names none."""
         key = environ.get(Env.SIGNING_KEY)
         return replace(self, signing_key=Path(key)) if key else self
+
+    def read_by(self, spec: FineTuneJobSpec) -> "ExportRequest":
+        """Return the request with what a server needs to read the artifacts of a job."""
+        return replace(self, access=ServingAccess.of(spec))
 
     def settings(self, form: ExportForm) -> dict[str, object]:
         """Return the settings of a form, which its manifest holds."""

@@ -72,7 +72,8 @@ def export(
     chosen = _choose(candidates, forms, plan, store, run, work, request, report)
     best, judge = chosen.checkpoint, chosen.judge
     evaluation = load_evaluation(store, run, best.info.step)
-    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint")
+    name = run.split("/")[2]  # jobs/NAMESPACE/NAME/UID/
+    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
     for one in chosen.missing:
         _make(one, source, request, run, work, report, judge)
     artifacts = tuple(_artifact(one, source, run, judge.warnings, request) for one in forms)
@@ -170,7 +171,7 @@ def _make(
         write_merged(source, request.dtype, folder, work / "base", report)
     else:
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
-    add_files(source, folder, merged=form.merges)
+    add_files(source, folder, prefix, merged=form.merges)
     judge.judge(form, source, folder, work)
     if form.converts:
         folder = convert_artifact(folder, source, request.quantizations, report)
