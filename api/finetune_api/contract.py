@@ -67,6 +67,8 @@ class Env(StrEnum):
     MODEL_VOLUME = "FINETUNE_MODEL_VOLUME"  # folder where the claim of model.persistentVolumeClaim is mounted
     PROCESSES = "FINETUNE_PROCESSES"  # processes of the prepare stage; unset = one per core
     SIGNING_KEY = "FINETUNE_SIGNING_KEY"  # path of the private key that signs artifacts
+    VLLM = "FINETUNE_VLLM"  # path of `vllm`, or of a Python that has it: the export stage tests artifacts with it
+    LLAMA_SERVER = "FINETUNE_LLAMA_SERVER"  # path of llama.cpp's `llama-server`, for the form gguf
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"

@@ -223,6 +223,7 @@ class Artifact(Message):
         metrics: evaluation of that checkpoint.
         warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
         signed: whether it holds a signature.
+        served: whether a server answered with it as transformers does; None = not tested.
     """
 
     kind: Literal["adapter", "model"]
@@ -234,6 +235,7 @@ class Artifact(Message):
     metrics: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
     signed: bool = Field(default=False, exclude_if=is_empty)
+    served: bool | None = Field(default=None, exclude_if=is_none)
 
 
 # ---------------------------------------------------------------- stored files

@@ -9,6 +9,7 @@ from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
 from finetune_api.v1alpha1.pod_template import Toleration
+from finetune_api.v1alpha1.serve_spec import ServeTestSpec
 from finetune_api.v1alpha1.spec_base import (
     FreeObject,
     Kubernetes,
@@ -193,8 +194,8 @@ class GgufSpec(Kubernetes):
 
 
 class ExportSpec(StageSpec):
-    """What the job exports from the best checkpoint. You can change everything except smokeTestPrompts and
-    priorityClassName at any time."""
+    """What the job exports from the best checkpoint. You can change everything except priorityClassName at any
+    time."""
 
     forms: Annotated[list[ExportForm], Field(max_length=3), Supported(), KeepsData()] = Field(default_factory=list)
     """adapter = the adapter alone, merged = the whole model, for lora and qlora with the adapter merged into its
@@ -206,15 +207,13 @@ class ExportSpec(StageSpec):
     """Data type of merged weights; omitted = as in the files of the base model."""
     gguf: GgufSpec | None = None
     """The files of the form gguf; omitted = one file in f16. Other forms ignore it."""
-    smoke_test_prompts: Annotated[
-        list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()
-    ] = Field(default_factory=list)
-    """Prompts whose answers by the exported model appear in the report."""
     judge: JudgeSpec | None = None
     """How the exported model is compared with the base model; omitted = it is not, because that takes CPU time."""
     gates: Annotated[Gates, Supported(), KeepsData()] = Field(default_factory=dict)
     """Metrics of the judgement and what they must reach, such as {eval_loss: "< base", repetition: "< 0.02"}. The
     condition Approved has the outcome; the job succeeds either way."""
+    serve_test: ServeTestSpec | None = None
+    """How the exported model is tested on a server; omitted = it is not."""
     signing: SigningSpec | None = None
     """Signs each artifact; omitted = no signature."""
     attempt: Annotated[Annotated[int, Field(ge=1, le=999)] | None, Supported(), KeepsData()] = None

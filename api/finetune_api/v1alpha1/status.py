@@ -45,6 +45,7 @@ class ConditionType(StrEnum):
     CHECKPOINTED = "Checkpointed"
     EXPORTED = "Exported"
     APPROVED = "Approved"  # whether the gates of spec.export are passed; changes with each export
+    SERVED = "Served"  # whether a server answered as spec.export.serveTest asks; changes with each export
     COMPLETE = "Complete"
     FAILED = "Failed"
     OVERFITTING = "Overfitting"  # warnings
@@ -269,6 +270,8 @@ class ArtifactStatus(Observed):
     """Warnings of the evaluation."""
     signed: bool | None = None
     """True = it holds a signature, by the key of spec.export.signing."""
+    served: bool | None = None
+    """Whether a server answered with it as transformers does; omitted = it was not tested."""
 
 
 class FailureStatus(Observed):

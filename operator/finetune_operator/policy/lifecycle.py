@@ -256,6 +256,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             metrics=one.metrics,
             warnings=list(one.warnings),
             signed=one.signed or None,
+            served=one.served,
         )
         for one in step.artifacts
     ]
