@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.objects.resources import export_job
 from finetune_trainer.serving.serving_manifests import KSERVE, VLLM, ServedArtifact, ServingAccess, manifests
 from tests.chart.conftest import Server
 from tests.chart.kserve_schema import kserve_schema
 from tests.chart.test_admitted import apply, lost
 from tests.tools import tool
+from tests.unit.operator_worlds import SETTINGS
+from tests.unit.test_operator_resources import made
 
 ADAPTER = "s3://models/team-a/jobs/team-a/support-bot/1/artifacts/adapter"
 MIRROR = "s3://models/team-a/models/tiny/abc"
@@ -42,6 +45,19 @@ def test_manifests_are_taken_by_the_api_server_and_by_kserves_schema(server: Ser
     answer = kubeconform(file)
     assert answer.returncode == 0, answer.stdout
     assert "is valid" in answer.stdout
+
+
+def test_the_export_pod_with_a_container_that_serves_meets_the_restricted_standard(server: Server) -> None:
+    test = {"serveTest": {"prompts": ["Hello"], "image": "vllm:1", "resources": {"limits": {"nvidia.com/gpu": 1}}}}
+    built = export_job(made(export=test), SETTINGS)
+    spec = built["spec"]["template"]["spec"] | {"serviceAccountName": "export"}
+    assert spec["initContainers"][0]["restartPolicy"] == "Always"
+    where = "/api/v1/namespaces/restricted"
+    server.api.call("POST", f"{where}/serviceaccounts", {"metadata": {"name": "export"}})
+    pod = {"metadata": {"name": "export"}, "spec": spec}
+    taken = server.api.call("POST", f"{where}/pods?dryRun=All&fieldValidation=Strict", pod)
+    assert taken.status == 201, taken.message
+    assert list(lost(spec, taken.body["spec"], "spec")) == []
 
 
 def test_the_schema_of_kserve_refuses_a_field_that_does_not_exist(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def test_a_server_is_bounded_in_memory_and_in_time(monkeypatch: pytest.MonkeyPat
 def test_a_server_ends_with_the_process_that_asked_it(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from finetune_trainer.serving.server_client import ServerClient;"
-        "from finetune_trainer.serving.server_process import running_server\n"
-        "with running_server(sys.argv[1:], ServerClient('', 'm')) as one: one.wait_ready(60); input()"
+        "from finetune_trainer.serving.server_process import kept_server\n"
+        "with kept_server(sys.argv[1:], ServerClient('', 'm')) as one: one.wait_ready(60); input()"
     )
     environ = {**os.environ, "VLLM_FAKE_FOLDER": str(tmp_path)}
     asker = subprocess.Popen([sys.executable, "-c", code, *FAKE], stdin=subprocess.PIPE, env=environ)

@@ -86,6 +86,8 @@ def test_these_fields_mean_something_on_a_cluster_only() -> None:
         "spec.export.nodeSelector",
         "spec.export.priorityClassName",
         "spec.export.resources",
+        "spec.export.serveTest.image",
+        "spec.export.serveTest.resources",
         "spec.export.tolerations",
         "spec.image",
         "spec.podTemplate",

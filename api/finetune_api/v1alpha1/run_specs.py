@@ -8,6 +8,7 @@ from finetune_api.messages import ExportForm, MethodType, Quantization
 from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
+from finetune_api.v1alpha1.pod_resources import Resources
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.serve_spec import ServeTestSpec
 from finetune_api.v1alpha1.spec_base import (
@@ -15,7 +16,6 @@ from finetune_api.v1alpha1.spec_base import (
     Kubernetes,
     Label,
     Quantity,
-    QuantityMap,
     StoreUri,
     StringMap,
     Subdomain,
@@ -86,15 +86,6 @@ class DeepSpeedSpec(Kubernetes):
     """What is kept outside GPU memory."""
     config: Annotated[FreeObject | None, Supported(), KeepsData()] = None
     """Complete DeepSpeed configuration; used without changes."""
-
-
-class Resources(Kubernetes):
-    """Resources of one pod."""
-
-    limits: Annotated[QuantityMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Limits of the pod, such as {nvidia.com/gpu: 8, memory: 512Gi}."""
-    requests: Annotated[QuantityMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Requests of the pod; omitted = the limits."""
 
 
 class ScratchSpec(Kubernetes):

@@ -8,7 +8,8 @@ from pydantic import Field
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1.given import Given, has, part
-from finetune_api.v1alpha1.markers import KeepsData, Supported
+from finetune_api.v1alpha1.markers import ClusterOnly, KeepsData, Supported
+from finetune_api.v1alpha1.pod_resources import Resources
 from finetune_api.v1alpha1.rule import Rule
 from finetune_api.v1alpha1.spec_base import Kubernetes, Text, shown
 
@@ -29,6 +30,13 @@ class ServeTestSpec(Kubernetes):
     """Share of the tokens of transformers that the server must write as well; omitted = 0.9. After its first other
     token nothing of an answer counts. Weights of 16 bits are rounded differently by each of the two, so that 1 is often
     too strict."""
+    image: Annotated[
+        Annotated[str, Field(min_length=1, max_length=1024)] | None, Supported(), KeepsData(), ClusterOnly()
+    ] = None
+    """Image with a shell and with vLLM's program `vllm`, or llama.cpp's `llama-server` for the form gguf. A container
+    of it runs beside the export, without any key; omitted = the servers in the image of the export."""
+    resources: Annotated[Resources | None, ClusterOnly()] = None
+    """Resources of that container, such as {limits: {nvidia.com/gpu: 1}}; requires image."""
 
 
 def _without_prompts(spec: Given) -> str | None:
@@ -38,6 +46,10 @@ def _without_prompts(spec: Given) -> str | None:
     if not isinstance(dataset, Mapping) or has(dataset, "eval"):
         return None
     return "has no prompts, and there is no eval split"
+
+
+def _without_image(test: Given) -> str | None:
+    return "is given, but image is not" if part(test, "resources") and not has(test, "image") else None
 
 
 def _writes_nothing(spec: Given) -> str | None:
@@ -51,6 +63,15 @@ def _writes_nothing(spec: Given) -> str | None:
 
 
 SERVE_RULES: tuple[Rule, ...] = (
+    Rule(
+        at=("spec", "export", "serveTest"),
+        field="resources",
+        code="NeedsOther",
+        broken=_without_image,
+        cure="add image beside it, or set spec.export.resources",
+        cel="!has(self.resources) || has(self.image)",
+        says="resources requires image",
+    ),
     Rule(
         at=("spec",),
         field="export.serveTest",

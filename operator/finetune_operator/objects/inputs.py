@@ -1,5 +1,5 @@
 """The additions that only one pod gets. Prepare: access to the data and to the hub, a model on a volume claim, and the
-GPUs that training can count on. Export: the key that signs. Pure."""
+GPUs that training can count on. Export: the key that signs, and a container that serves. Pure."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -11,6 +11,7 @@ from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.pods import ca_mount, ca_volume
+from finetune_operator.objects.serving import SERVE_TMP, SERVE_VOLUME, serving_container
 from finetune_operator.settings import Settings
 
 HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's library
@@ -18,11 +19,12 @@ HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's librar
 
 @dataclass(frozen=True)
 class PodInputs:
-    """The additions to a pod: environment variables, volumes and their mounts."""
+    """The additions to a pod: environment variables, volumes and their mounts, and containers beside the stage's."""
 
     env: tuple[Object, ...] = ()
     volumes: tuple[Object, ...] = ()
     mounts: tuple[Object, ...] = ()
+    sidecars: tuple[Object, ...] = ()
 
 
 def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu: NodeGpu | None) -> PodInputs:
@@ -49,8 +51,23 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
     return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
 
 
-def export_inputs(job: AcceptedJob) -> PodInputs:
-    """Return the additions to the export pod of a job: the key that signs artifacts, as a file."""
+def export_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
+    """Return the additions to the export pod of a job: the key that signs artifacts, as a file, and the container that
+    serves them for a test."""
+    signing, serving = _signing(job), serving_container(job, settings)
+    if serving is None:
+        return signing
+    folder = {"name": SERVE_VOLUME, "mountPath": PodPath.SERVE.value}
+    volumes = ({"name": SERVE_VOLUME, "emptyDir": {}}, {"name": SERVE_TMP, "emptyDir": {}})
+    return PodInputs(
+        (*signing.env, variable(Env.SERVE_FOLDER, PodPath.SERVE.value)),
+        (*signing.volumes, *volumes),
+        (*signing.mounts, folder),
+        (serving,),
+    )
+
+
+def _signing(job: AcceptedJob) -> PodInputs:
     if job.spec.export.signing is None:
         return PodInputs()
     key, path = job.spec.export.signing.key_secret_ref, PodPath.SIGNING_KEY

@@ -83,7 +83,7 @@ def export_job(job: AcceptedJob, settings: Settings, attempt: int = 1) -> Object
     wanted = job.spec.export.resources
     resources = pods.requirements(wanted) if wanted else EXPORT_RESOURCES
     number = attempt if attempt > 1 else 0  # the name of the first export has no number
-    built = _stage_job(job, settings, Stage.EXPORT, resources, export_inputs(job), number)
+    built = _stage_job(job, settings, Stage.EXPORT, resources, export_inputs(job, settings), number)
     built["spec"]["backoffLimit"] = UNLIMITED
     return built
 
@@ -202,6 +202,8 @@ def _stage_job(
         scratch=pods.small_scratch(),
         volumes=inputs.volumes,
     )
+    if inputs.sidecars:
+        template["initContainers"] = list(inputs.sidecars)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

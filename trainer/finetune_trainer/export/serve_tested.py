@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_api.contract import dataset_prefix
+from finetune_api.contract import Env, dataset_prefix
 from finetune_api.messages import Quantization
 from finetune_api.results import ServeOutcome
 from finetune_api.tasks import spec_of
@@ -54,6 +54,7 @@ ASK_SECONDS = 6 * 3600.0  # of the process with transformers
 LINE = "serve: "
 GIB = 1 << 30
 ROOM, SPARE = 1.3, 4 * GIB  # times the weights, and bytes: vLLM on a CPU, its cache, and its two processes
+SPARE_BESIDE = 2 * GIB  # transformers alone
 LONGEST = 900  # characters of the message of a condition, in a termination message of 4,096 bytes
 RESULT = "serve_result"  # in the manifest of an artifact
 ORDER: Sequence[str] = ("EndsMissed", "OtherAnswers", "ServerFailed", "NotServable", "NotTested", "SameAnswers")
@@ -118,6 +119,7 @@ class ServeTester:
             adapter = source.plan.lora if form.kind == "adapter" else None
             served = ServedArtifact(source.job, "", adapter)
             command = self._command(settings, expected, served, form)
+            folder.parent.chmod(0o755)  # a container beside this one may read as another user
             client = ServerClient("", served.name, kind=_kind(form))
             self.results[form.name] = ask_server(command, client, expected.answers, settings, self.report, self.environ)
             shutil.rmtree(expected.folder, ignore_errors=True)
@@ -192,7 +194,8 @@ class ServeTester:
         work.mkdir(parents=True)
         base, rows, prefix = work / "base", work / "dataset", dataset_prefix(plan.dataset.sha256)
         files = source.base_manifest().files if adapter else ()
-        _check_memory(sum(one.size for one in files), folder)
+        beside = Env.SERVE_FOLDER in self.environ  # the server has a container and memory of its own
+        _check_memory(sum(one.size for one in files), folder, SPARE_BESIDE if beside else SPARE)
         if files:
             download_files(store, plan.model.prefix, files, base)
         if not settings.prompts:
@@ -234,14 +237,14 @@ def _most_bits(quantizations: Sequence[Quantization]) -> Quantization:
     return next((one for one in order if one in quantizations), quantizations[0])
 
 
-def _check_memory(base: int, artifact: Path) -> None:
+def _check_memory(base: int, artifact: Path, spare: int) -> None:
     """Refuse a test that would exceed the memory of the stage.
 
     Raises:
         _NotTestedError: says what is needed.
     """
     own = sum(path.stat().st_size for path in artifact.iterdir() if path.suffix == ".safetensors")
-    needed, memory = (base + own) * ROOM + SPARE, usable_memory() * MEMORY_SHARE
+    needed, memory = (base + own) * ROOM + spare, usable_memory() * MEMORY_SHARE
     if needed > memory:
-        seen = f"a server with the model needs {needed / GIB:.1f} GiB, and the stage has {memory / GIB:.1f} GiB"
+        seen = f"the test with the model needs {needed / GIB:.1f} GiB, and the stage has {memory / GIB:.1f} GiB"
         raise _NotTestedError(f"{seen}: {MORE}")

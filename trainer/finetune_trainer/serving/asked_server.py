@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from finetune_api.contract import Env
 from finetune_trainer.serving.comparing import server_result
+from finetune_trainer.serving.running_server import RunningServer
 from finetune_trainer.serving.serve_records import ExpectedAnswers, Outcome, ServeSettings, ServeTestResult
 from finetune_trainer.serving.server_client import NoTokensError, ServerClient, ServerError, ServerGoneError
-from finetune_trainer.serving.server_process import RunningServer, running_server
+from finetune_trainer.serving.server_order import ordered_server
+from finetune_trainer.serving.server_process import kept_server
 
 READY_SECONDS = 1800.0  # a large model is read, and its kernels are made
 LONGEST_MESSAGE = 400  # characters
@@ -20,14 +24,17 @@ def ask_server(
     report: Callable[[str], None],
     environ: Mapping[str, str] = os.environ,
 ) -> ServeTestResult:
-    """Start a server, compare its answers, and end it. Whatever the server does is a result.
+    """Start a server here, or in the container beside this one; compare its answers, and end it. Whatever the server
+    does is a result.
 
     Args:
         command: that starts it; address and port are added.
         client: for the model and the kind of the server; URL and key are replaced.
     """
     try:
-        with running_server(command, client, environ) as server:
+        folder = environ.get(Env.SERVE_FOLDER)
+        place = ordered_server(command, client, Path(folder)) if folder else kept_server(command, client, environ)
+        with place as server:
             server.wait_ready(READY_SECONDS)
             return _compare(server, expected, settings, report)
     except NoTokensError as error:

@@ -29,6 +29,8 @@ def server_program(kind: Kind, environ: Mapping[str, str] = os.environ) -> list[
         NoServerError: the server is not on this machine.
     """
     variable, name = PROGRAMS[kind]
+    if environ.get(Env.SERVE_FOLDER):  # the container beside this one has it
+        return [name, "serve"] if kind == "vLLM" else [name]
     given = environ.get(variable, "")
     found = given or shutil.which(name, path=environ.get("PATH"))
     if not found:

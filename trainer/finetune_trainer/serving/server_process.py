@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_trainer.process.control_group import usable_memory
-from finetune_trainer.serving.server_client import ServerClient, ServerError
+from finetune_trainer.serving.running_server import RunningServer, open_port
+from finetune_trainer.serving.server_client import ServerClient
 
 SECONDS = 6 * 3600.0  # of a server
 MEMORY_SHARE = 0.9  # of what the stage has
-SOON_SECONDS = 10.0
 END_SECONDS = 30.0  # the keeper waits 5 before it kills
 INHERITED = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "NVIDIA_VISIBLE_DEVICES")
 INHERITED_PREFIXES = ("LC_", "VLLM_", "OMP_", "ROCR_", "HIP_")
@@ -27,41 +26,20 @@ CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE"
 
 
 @dataclass(frozen=True)
-class RunningServer:
-    """A server that runs, and what is known of it.
+class KeptServer(RunningServer):
+    """A server of this machine.
 
     Attributes:
         keeper: the process that keeps it.
-        log: what it prints.
         ended: exists if the keeper has ended the server, and has the reason.
     """
 
-    client: ServerClient
     keeper: "subprocess.Popen[bytes]"
-    log: Path
     ended: Path
 
     def alive(self) -> bool:
         """Return whether the server runs."""
         return self.keeper.poll() is None
-
-    def ends_soon(self) -> bool:
-        """Return whether the server ends within seconds: it closes its connections before it ends."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.keeper.wait(SOON_SECONDS)
-        return not self.alive()
-
-    def wait_ready(self, seconds: float) -> None:
-        """Wait until the server answers.
-
-        Raises:
-            ServerError: it ended, or is not ready in time.
-        """
-        if self.client.wait(seconds, self.alive):
-            return
-        if self.alive():
-            raise ServerError(f"it was not ready within {seconds:g} seconds; its last line: {self.last_line()}")
-        raise ServerError(self.end())
 
     def end(self) -> str:
         """Return why the server ended, in a clause."""
@@ -69,17 +47,11 @@ class RunningServer:
             return self.ended.read_text("utf-8")
         return f"it ended with exit code {self.keeper.poll()}: {self.last_line()}"
 
-    def last_line(self) -> str:
-        """Return the last line of its log that says something, at most 300 characters."""
-        lines = [line.strip() for line in self.log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-        telling = [line for line in lines if "Error" in line and not line.startswith("File ")]
-        return (telling or lines or ["it printed nothing"])[-1][-300:]
-
 
 @contextlib.contextmanager
-def running_server(
+def kept_server(
     command: Sequence[str], client: ServerClient, environ: Mapping[str, str] = os.environ
-) -> Iterator[RunningServer]:
+) -> Iterator[KeptServer]:
     """Start a server, and end it with all its processes.
 
     Args:
@@ -88,7 +60,7 @@ def running_server(
         environ: of this process; keys of storages and hubs are not passed on.
 
     """
-    folder, port, key = Path(tempfile.mkdtemp(prefix="finetune-", dir=SHORT)), _free_port(), secrets.token_hex(16)
+    folder, port, key = Path(tempfile.mkdtemp(prefix="finetune-", dir=SHORT)), open_port(), secrets.token_hex(16)
     log, ended = folder / "log", folder / "ended"
     limit = int(usable_memory() * MEMORY_SHARE)
     keeper = [sys.executable, "-m", "finetune_trainer.process.server_keeper", str(os.getpid()), str(limit)]
@@ -102,7 +74,7 @@ def running_server(
         )
     try:
         own = replace(client, url=f"http://127.0.0.1:{port}", key=key)
-        yield RunningServer(own, process, log, ended)
+        yield KeptServer(own, log, process, ended)
     finally:
         process.terminate()
         try:
@@ -118,9 +90,3 @@ def server_environment(environ: Mapping[str, str], home: Path, key: str) -> dict
     kept = {name: value for name, value in environ.items() if name in INHERITED or name.startswith(INHERITED_PREFIXES)}
     own = {"HOME": str(home), "TMPDIR": str(home), "VLLM_API_KEY": key, "LLAMA_API_KEY": key}
     return {CACHE_GIB: "1", **kept, **FIXED, **own}
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
