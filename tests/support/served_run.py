@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.contract import dataset_prefix
 from finetune_api.messages import DatasetFacts, MethodType, ModelFacts, SplitFacts, Task
+from finetune_trainer.model.files import CHAT_TEMPLATE
 from finetune_trainer.storage import upload_tree
 from tests.local.exported_run import MIRROR, Run, scrambled
 from tests.support.models.decoders import make_llama
@@ -22,12 +23,15 @@ SHAPE = {
     "head_dim": 64,
 }  # vLLM's kernels on CPUs
 PROMPTS = ("Return a new list", "Where is the dog", "An iterator over all items")
+TEMPLATE = (
+    "{% for one in messages %}<s>user: {{ one.content }}{% endfor %}{% if add_generation_prompt %} it is:{% endif %}"
+)
 END_AT = 6  # tokens of the first answer before its end
 LORA: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 
 def served_run(folder: Path) -> Run:
-    """Return a run with a committed checkpoint and three held-out rows."""
+    """Return a run with a committed checkpoint, three held-out rows, and a chat template that the base model lacks."""
     base = make_llama(folder / "llama", **SHAPE, initializer_range=0.3)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base)
@@ -52,6 +56,7 @@ def served_run(folder: Path) -> Run:
     rows.mkdir()
     for name in ("train", "eval"):
         _write(rows / f"{name}.arrow", prompts, end)
+    (rows / CHAT_TEMPLATE).write_text(TEMPLATE)
     upload_tree(run.store, rows, dataset_prefix(data.sha256), "dataset")
     run.commit(20, model)
     return run
