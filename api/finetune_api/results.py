@@ -67,6 +67,20 @@ class Approval(Message):
     judged: bool = True
 
 
+class ServeOutcome(Message):
+    """Whether the exported model answers on a server as it does in transformers.
+
+    Attributes:
+        served: None if no artifact could be tested.
+        reason: CamelCase: SameAnswers, OtherAnswers, EndsMissed, ServerFailed, NotServable or NotTested.
+        message: what was seen of each artifact.
+    """
+
+    served: bool | None = None
+    reason: str
+    message: str
+
+
 class StageResult(Message):
     """The result of a stage: the termination message of its pod, at most 4,096 bytes.
 
@@ -76,6 +90,7 @@ class StageResult(Message):
         progress: from the leader of training: the progress when its pod ended.
         artifacts: from export.
         approval: from export, if the job has gates.
+        serving: from export, if the job tests the artifacts on a server.
     """
 
     stage: Stage
@@ -88,4 +103,5 @@ class StageResult(Message):
     progress: Progress | None = None
     artifacts: tuple[Artifact, ...] = ()
     approval: Approval | None = Field(default=None, exclude_if=is_none)
+    serving: ServeOutcome | None = Field(default=None, exclude_if=is_none)
     note: str = ""

@@ -4,7 +4,8 @@ docs/reference/conditions.md."""
 import sys
 from collections.abc import Iterable, Iterator
 
-from finetune_operator.policy.reasons import CONDITIONS, EVENTS, ConditionMeaning, Meaning, Reason
+from finetune_operator.policy.meanings import CONDITIONS, EVENTS
+from finetune_operator.policy.reasons import ConditionMeaning, Meaning, Reason
 
 
 def conditions_page() -> str:

@@ -283,7 +283,6 @@ def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -
         ("spec/recovery", {"hangTimeoutSeconds": 60}, "hangTimeoutSeconds is not supported yet"),
         ("spec/recovery", {"onOutOfMemory": "ShrinkBatch"}, "onOutOfMemory: ShrinkBatch is not supported yet"),
         ("spec/recovery", {"onDivergence": "RollBack"}, "onDivergence: RollBack is not supported yet"),
-        ("spec/export", {"smokeTestPrompts": ["hi"]}, "spec.export.smokeTestPrompts cannot be changed"),
         ("spec/export", {"priorityClassName": "high"}, "spec.export.priorityClassName cannot be changed"),
     ],
 )

@@ -53,7 +53,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"export": {"forms": ["onnx"]}}, "spec.export.forms"),
     ({"export": {"forms": ["merged"], "merge": True}}, "forms excludes merge"),
     ({"export": {"dtype": "int3"}}, "spec.export.dtype"),
-    ({"export": {"smokeTestPrompts": ["Hello"]}}, "smokeTestPrompts"),
+    ({"export": {"serveTest": {"agreement": 2}}}, "spec.export.serveTest.agreement"),
     ({"export": {"priorityClassName": "high"}}, "priorityClassName"),
     ({"export": {"attempt": 0}}, "spec.export.attempt"),
     ({"export": {"resources": {"limits": {"memory": "much"}}}}, "spec.export.resources.limits.memory"),

@@ -16,7 +16,7 @@ import pyarrow.ipc
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from finetune_api.contract import ExitCode, File
+from finetune_api.contract import Env, ExitCode, File
 from tests.local.agents import children, wait_for
 from tests.local.command import Job
 from tests.support import vanilla
@@ -211,7 +211,10 @@ def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reporte
         "nodes": 2,
         "storage": {"uri": f"file://{tmp_path / 'storage'}"},
     }
-    job = Job(tmp_path, spec)
+    server = tmp_path / "vllm"
+    server.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("fake_vllm.py")} "$@"\n')
+    server.chmod(0o755)
+    job = Job(tmp_path, spec, {Env.VLLM: str(server)})
     assert job.run() == ExitCode.OK, job.output
     model = job.artifact(tmp_path / "model")
     [shards] = (tmp_path / "storage" / "datasets").glob("*/shards.json")
@@ -219,6 +222,12 @@ def test_a_fully_tuned_llama_loads_with_vanilla_transformers_and_has_the_reporte
     reported = job.result["artifacts"][0]["metrics"]["eval_loss"]
     assert loss == pytest.approx(reported, abs=1e-4)
     assert loss < 3, "it has learnt something"
+
+    tested = job.export("--set", "export.serveTest={rows: 2, maxNewTokens: 4}")  # on a server that answers nonsense
+    assert tested.returncode == ExitCode.OK, tested.stdout + tested.stderr
+    assert "serve: transformers answers 2 prompts with at most 4 tokens" in tested.stdout
+    assert "not served" in tested.stdout
+    assert "model: vLLM 0.0-fake writes 0.0% of" in " ".join(tested.stdout.split())
 
 
 def test_broken_lines_are_all_named_before_any_training(bert: Path, tmp_path: Path) -> None:

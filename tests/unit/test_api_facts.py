@@ -77,7 +77,6 @@ def test_these_fields_may_change_after_a_job_was_created() -> None:
     assert {"suspend", "dryRun", "recovery", "budget", "export", "ttlSecondsAfterFinished"} == facts.SAME_RUN
     assert facts.MUTABLE.keys() == facts.SAME_RUN | {"nodes", "spares"}
     assert set(facts.FIXED_BELOW) == {
-        "spec.export.smokeTestPrompts",
         "spec.export.priorityClassName",
     }
 
@@ -87,6 +86,8 @@ def test_these_fields_mean_something_on_a_cluster_only() -> None:
         "spec.export.nodeSelector",
         "spec.export.priorityClassName",
         "spec.export.resources",
+        "spec.export.serveTest.image",
+        "spec.export.serveTest.resources",
         "spec.export.tolerations",
         "spec.image",
         "spec.podTemplate",

@@ -138,3 +138,16 @@ def test_the_log_of_a_failure_is_that_of_the_newest_export() -> None:
         seen = asyncio.run(observe(server, KEY, NOW))  # type: ignore[arg-type]
         assert seen
         assert seen.log_tail == "the log of second"
+
+
+def test_a_container_beside_the_stage_that_cannot_start_is_why_the_pod_waits() -> None:
+    stuck = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+    main = [{"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}]
+    status = {"containerStatuses": main, "initContainerStatuses": [{"name": "server", "state": stuck}]}
+    waiting = stage_pod({"metadata": metadata("p"), "status": status}).waiting
+    assert waiting
+    assert (waiting.reason, waiting.message) == ("ImagePullBackOff", "no such image")
+    status["initContainerStatuses"] = [{"name": "server", "state": {"running": {}}}]
+    usual = stage_pod({"metadata": metadata("p"), "status": status}).waiting
+    assert usual
+    assert usual.reason == "PodInitializing"

@@ -11,7 +11,8 @@ from finetune_api.beats import EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.v1alpha1 import ConditionType, Phase
 from finetune_operator import condition_pages as reference
-from finetune_operator.policy.reasons import CONDITIONS, EVENTS, ForeignReason, Meaning, Reason
+from finetune_operator.policy.meanings import CONDITIONS, EVENTS
+from finetune_operator.policy.reasons import ForeignReason, Meaning, Reason
 from finetune_operator.policy.world import JobDecision, ObservedJob
 from tests.unit import test_operator_decide, test_operator_faults
 from tests.unit.operator_worlds import (

@@ -190,6 +190,32 @@ def test_the_keys_of_pushes_reach_the_export_pod_alone() -> None:
     assert "HF_ENDPOINT" not in env(export_job(made(export={"push": pushes[1:]}), mirrored))
 
 
+def test_a_container_that_serves_runs_beside_the_export_without_any_key() -> None:
+    test = {"serveTest": {"prompts": ["Hello"], "image": "vllm:1", "resources": {"limits": {"nvidia.com/gpu": 1}}}}
+    signing = {"signing": {"keySecretRef": {"name": "model-key", "key": "k.pem"}}}
+    pod = pod_spec(export_job(made(export=test | signing), SETTINGS))
+    [server], [inner] = pod["initContainers"], pod["containers"]
+    assert (server["image"], server["restartPolicy"]) == ("vllm:1", "Always")  # it ends with the export
+    assert server["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+    assert [one["name"] for one in server["env"]] == ["HOME", "USER"]
+    assert not any("valueFrom" in one for one in server["env"])
+    assert "envFrom" not in server
+    mounted = {one["name"]: one for one in server["volumeMounts"]}
+    assert set(mounted) == {"finetune-serve", "finetune-scratch", "finetune-serve-tmp", "finetune-shm"}
+    assert mounted["finetune-scratch"]["readOnly"]
+    assert set(mounted) <= {one["name"] for one in pod["volumes"]}
+    assert server["securityContext"] == inner["securityContext"]
+    assert {"name": "FINETUNE_SERVE_FOLDER", "value": "/serve"} in inner["env"]
+    assert {"name": "finetune-serve", "mountPath": "/serve"} in inner["volumeMounts"]
+    assert "finetune-signing" in {one["name"] for one in inner["volumeMounts"]}
+    for other in (
+        export_job(made(export={"serveTest": {"prompts": ["Hello"]}}), SETTINGS),
+        prepare_job(made(), SETTINGS),
+    ):
+        assert "initContainers" not in pod_spec(other)
+        assert "finetune-serve" not in json.dumps(pod_spec(other)["volumes"])
+
+
 def test_the_hubs_token_is_known_to_prepare_alone() -> None:
     job = {"model": {"name": "org/gated", "tokenSecretRef": {"name": "hub", "key": "token"}}}
     found = env(prepare_job(made(**job), SETTINGS))

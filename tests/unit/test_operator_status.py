@@ -10,7 +10,7 @@ import pytest
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.messages import Artifact, PushedCopy
-from finetune_api.results import Approval
+from finetune_api.results import Approval, ServeOutcome
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.cluster.act import stored
 from finetune_operator.policy.conditions import condition
@@ -283,6 +283,51 @@ def test_an_approval_does_not_outlast_the_export_that_it_is_of(children: tuple[A
     assert [one.status.value for one in kept] == ["True"]
     assert found
     assert (found.status.value, found.reason) == ("False", reason)
+
+
+def test_a_test_on_a_server_becomes_a_condition_that_follows_each_export_and_fails_no_job() -> None:
+    same = ServeOutcome(served=True, reason="SameAnswers", message="adapter: all tokens")
+    other = ServeOutcome(served=False, reason="OtherAnswers", message="adapter: 12.0% of 90 tokens")
+    unknown = ServeOutcome(served=None, reason="NotTested", message="there is no vllm on PATH")
+    told = []
+    status = RUNNING
+    for serving in (None, other, same, unknown, None):
+        exported = EXPORTED.model_copy(update={"serving": serving})
+        seen = world(
+            *prepared_children(),
+            stage_job(TRAIN, 1, "Complete"),
+            stage_job(EXPORT, 0, "Complete"),
+            ended(EXPORT, exported),
+            status=status.model_copy(update={"phase": RUNNING.phase}),
+        )
+        decision = decided(seen)
+        assert decision.status.phase == Phase.SUCCEEDED
+        one = condition(decision.status, ConditionType.SERVED)
+        events = [event.warning for event in decision.milestones if serving and event.reason == serving.reason]
+        told.append((one and (one.status.value, one.reason, one.message), events))
+        kept = [kind for kind in decision.status.conditions if kind.type is ConditionType.SERVED]
+        status = RUNNING.model_copy(update={"conditions": [*RUNNING.conditions, *kept]})
+    assert told == [
+        (None, []),
+        (("False", "OtherAnswers", other.message), [True]),
+        (("True", "SameAnswers", same.message), [False]),
+        (("Unknown", "NotTested", unknown.message), [True]),
+        (("Unknown", "NoServeTest", "the last export has no serveTest"), []),
+    ]
+
+
+@pytest.mark.parametrize("served", [True, False, None])
+def test_an_artifact_says_whether_a_server_answers_with_it(served: bool | None) -> None:
+    artifact = Artifact(kind="adapter", uri="s3://b/p/a", step=9, served=served)
+    seen = world(
+        *prepared_children(),
+        stage_job(TRAIN, 1, "Complete"),
+        stage_job(EXPORT, 0, "Complete"),
+        ended(EXPORT, EXPORTED.model_copy(update={"artifacts": (artifact,)})),
+        status=RUNNING,
+    )
+    assert [one.served for one in decided(seen).status.artifacts] == [served]
+    assert ("served" in artifact.to_json()) is (served is not None)  # older operators refuse a field they do not know
 
 
 def test_overfitting_is_a_warning_with_the_step_where_it_turned_until_it_is_over() -> None:

@@ -10,6 +10,7 @@ from finetune_api.v1alpha1.input_specs import (
 )
 from finetune_api.v1alpha1.job import FineTuneJob, Metadata
 from finetune_api.v1alpha1.parse import parse_job, reread_job
+from finetune_api.v1alpha1.pod_resources import Resources
 from finetune_api.v1alpha1.pod_template import PodTemplate
 from finetune_api.v1alpha1.run_specs import (
     BudgetSpec,
@@ -18,7 +19,6 @@ from finetune_api.v1alpha1.run_specs import (
     ExportSpec,
     MethodSpec,
     RecoverySpec,
-    Resources,
     StageSpec,
 )
 from finetune_api.v1alpha1.spec import FineTuneJobSpec

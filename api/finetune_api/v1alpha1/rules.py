@@ -32,6 +32,7 @@ from finetune_api.v1alpha1.judge_spec import JUDGE_RULES
 from finetune_api.v1alpha1.preference_spec import PREFERENCE_RULES
 from finetune_api.v1alpha1.push_spec import PUSH_RULES
 from finetune_api.v1alpha1.rule import Rule, requires_task
+from finetune_api.v1alpha1.serve_spec import SERVE_RULES
 
 _TRAINING = ("spec", "training")
 
@@ -335,4 +336,5 @@ RULES: tuple[Rule, ...] = (
     *PREFERENCE_RULES,
     *JUDGE_RULES,
     *PUSH_RULES,
+    *SERVE_RULES,
 )

@@ -8,14 +8,15 @@ from finetune_api.messages import ExportForm, MethodType, Quantization
 from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
+from finetune_api.v1alpha1.pod_resources import Resources
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.push_spec import MOST_PUSHES, PushSpec
+from finetune_api.v1alpha1.serve_spec import ServeTestSpec
 from finetune_api.v1alpha1.spec_base import (
     FreeObject,
     Kubernetes,
     Label,
     Quantity,
-    QuantityMap,
     StoreUri,
     StringMap,
     Subdomain,
@@ -86,15 +87,6 @@ class DeepSpeedSpec(Kubernetes):
     """What is kept outside GPU memory."""
     config: Annotated[FreeObject | None, Supported(), KeepsData()] = None
     """Complete DeepSpeed configuration; used without changes."""
-
-
-class Resources(Kubernetes):
-    """Resources of one pod."""
-
-    limits: Annotated[QuantityMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Limits of the pod, such as {nvidia.com/gpu: 8, memory: 512Gi}."""
-    requests: Annotated[QuantityMap, Supported(), KeepsData()] = Field(default_factory=dict)
-    """Requests of the pod; omitted = the limits."""
 
 
 class ScratchSpec(Kubernetes):
@@ -194,8 +186,8 @@ class GgufSpec(Kubernetes):
 
 
 class ExportSpec(StageSpec):
-    """What the job exports from the best checkpoint. You can change everything except smokeTestPrompts and
-    priorityClassName at any time."""
+    """What the job exports from the best checkpoint. You can change everything except priorityClassName at any
+    time."""
 
     forms: Annotated[list[ExportForm], Field(max_length=3), Supported(), KeepsData()] = Field(default_factory=list)
     """adapter = the adapter alone, merged = the whole model, for lora and qlora with the adapter merged into its
@@ -207,15 +199,13 @@ class ExportSpec(StageSpec):
     """Data type of merged weights; omitted = as in the files of the base model."""
     gguf: GgufSpec | None = None
     """The files of the form gguf; omitted = one file in f16. Other forms ignore it."""
-    smoke_test_prompts: Annotated[
-        list[Text], Field(max_length=20), Later("the exported model is not prompted"), KeepsData(), Fixed()
-    ] = Field(default_factory=list)
-    """Prompts whose answers by the exported model appear in the report."""
     judge: JudgeSpec | None = None
     """How the exported model is compared with the base model; omitted = it is not, because that takes CPU time."""
     gates: Annotated[Gates, Supported(), KeepsData()] = Field(default_factory=dict)
     """Metrics of the judgement and what they must reach, such as {eval_loss: "< base", repetition: "< 0.02"}. The
     condition Approved has the outcome; the job succeeds either way."""
+    serve_test: ServeTestSpec | None = None
+    """How the exported model is tested on a server; omitted = it is not."""
     signing: SigningSpec | None = None
     """Signs each artifact; omitted = no signature."""
     push: Annotated[list[PushSpec], Field(max_length=MOST_PUSHES)] = Field(default_factory=list)

@@ -7,6 +7,7 @@ from pydantic import Field
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1.input_specs import DatasetSpec, ModelSpec, StorageSpec
 from finetune_api.v1alpha1.markers import ClusterOnly, KeepsData, Later, Mutable, ShapesData, Supported
+from finetune_api.v1alpha1.pod_resources import Resources
 from finetune_api.v1alpha1.pod_template import PodTemplate
 from finetune_api.v1alpha1.preference_spec import PreferenceSpec
 from finetune_api.v1alpha1.run_specs import (
@@ -19,7 +20,6 @@ from finetune_api.v1alpha1.run_specs import (
     MethodSpec,
     PrepareSpec,
     RecoverySpec,
-    Resources,
     ResumeSpec,
     ScratchSpec,
 )

@@ -46,6 +46,7 @@ class ConditionType(StrEnum):
     CHECKPOINTED = "Checkpointed"
     EXPORTED = "Exported"
     APPROVED = "Approved"  # whether the gates of spec.export are passed; changes with each export
+    SERVED = "Served"  # whether a server answered as spec.export.serveTest asks; changes with each export
     COMPLETE = "Complete"
     FAILED = "Failed"
     OVERFITTING = "Overfitting"  # warnings
@@ -281,6 +282,8 @@ class ArtifactStatus(Observed):
     """True = it holds a signature, by the key of spec.export.signing."""
     pushed: Annotated[list[PushedStatus] | None, Field(max_length=MAX_COPIES), at_most(MAX_COPIES)] = None
     """Copies in the places of spec.export.push."""
+    served: bool | None = None
+    """Whether a server answered with it as transformers does; omitted = it was not tested."""
 
 
 class FailureStatus(Observed):

@@ -185,7 +185,7 @@ def stage_pod(item: Object) -> StagePod:
     container = next((one for one in containers if one["name"] == CONTAINER), {})
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
-    waiting = state.get("waiting") or {}
+    waiting = _beside(status) or state.get("waiting") or {}
     conditions = _conditions(status.get("conditions") or ())
     scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
     ready = conditions.get("Ready")
@@ -214,6 +214,15 @@ def stage_pod(item: Object) -> StagePod:
         controller=_controller(metadata),
         ended_at=moment(ended["finishedAt"]) if ended.get("finishedAt") else None,
     )
+
+
+def _beside(status: Object) -> Object:
+    """Return why a container that starts before the stage's does not run; empty if it runs or starts as usual."""
+    for one in status.get("initContainerStatuses") or ():
+        waiting: Object = (one.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") and waiting["reason"] not in NORMAL_WAITING_REASONS:
+            return waiting
+    return {}
 
 
 def moment(text: str) -> datetime:

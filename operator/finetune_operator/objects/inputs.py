@@ -1,5 +1,5 @@
 """The additions that only one pod gets. Prepare: access to the data and to the hub, a model on a volume claim, and the
-GPUs that training can count on. Export: the key that signs, and the keys of the pushes. Pure."""
+GPUs that training can count on. Export: the key that signs, the keys of the pushes, and a server for tests. Pure."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -12,6 +12,7 @@ from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.pods import ca_mount, ca_volume
+from finetune_operator.objects.serving import SERVE_TMP, SERVE_VOLUME, serving_container
 from finetune_operator.settings import Settings
 
 FILES = {PushVariable.DOCKER_CONFIG: "config.json", PushVariable.CA: "ca.crt"}
@@ -20,11 +21,12 @@ HUB_TOKEN, HUB_ENDPOINT = "HF_TOKEN", "HF_ENDPOINT"  # names of the hub's librar
 
 @dataclass(frozen=True)
 class PodInputs:
-    """The additions to a pod: environment variables, volumes and their mounts."""
+    """The additions to a pod: environment variables, volumes and their mounts, and containers beside the stage's."""
 
     env: tuple[Object, ...] = ()
     volumes: tuple[Object, ...] = ()
     mounts: tuple[Object, ...] = ()
+    sidecars: tuple[Object, ...] = ()
 
 
 def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu: NodeGpu | None) -> PodInputs:
@@ -52,15 +54,30 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
 
 
 def export_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
-    """Return the additions to the export pod of a job: the key that signs artifacts, and those of the pushes."""
-    parts = [_signing_inputs(job), *(_push_inputs(index, push) for index, push in enumerate(job.spec.export.push))]
+    """Return the additions to the export pod of a job: the key that signs artifacts, those of the pushes, and the
+    container that serves artifacts for a test."""
+    parts = [
+        _signing_inputs(job),
+        _serving_inputs(job, settings),
+        *(_push_inputs(index, push) for index, push in enumerate(job.spec.export.push)),
+    ]
     if any(push.hub for push in job.spec.export.push):
         parts.append(PodInputs(tuple(_hub_mirror(job, settings))))
     return PodInputs(
         tuple(one for part in parts for one in part.env),
         tuple(one for part in parts for one in part.volumes),
         tuple(one for part in parts for one in part.mounts),
+        tuple(one for part in parts for one in part.sidecars),
     )
+
+
+def _serving_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
+    serving = serving_container(job, settings)
+    if serving is None:
+        return PodInputs()
+    folder = {"name": SERVE_VOLUME, "mountPath": PodPath.SERVE.value}
+    volumes = ({"name": SERVE_VOLUME, "emptyDir": {}}, {"name": SERVE_TMP, "emptyDir": {}})
+    return PodInputs((variable(Env.SERVE_FOLDER, PodPath.SERVE.value),), volumes, (folder,), (serving,))
 
 
 def _signing_inputs(job: AcceptedJob) -> PodInputs:

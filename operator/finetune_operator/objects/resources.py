@@ -202,6 +202,8 @@ def _stage_job(
         scratch=pods.small_scratch(),
         volumes=inputs.volumes,
     )
+    if inputs.sidecars:
+        template["initContainers"] = list(inputs.sidecars)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

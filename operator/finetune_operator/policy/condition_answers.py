@@ -39,13 +39,15 @@ MOST_PROBLEMS = 10  # of a refused spec, in one message
 class Answer:
     """A condition without its times."""
 
-    yes: bool
+    yes: bool | None
     reason: str
     message: str = ""
 
     @property
     def status(self) -> ConditionStatus:
-        """True or False."""
+        """True or False; Unknown for None."""
+        if self.yes is None:
+            return ConditionStatus.UNKNOWN
         return ConditionStatus.TRUE if self.yes else ConditionStatus.FALSE
 
 
@@ -106,6 +108,7 @@ def answers(
         **_overfitting(seen.status, progress),
         **_degraded(seen, step),
         **_approved(seen.status, step),
+        **_served(seen.status, step),
         **_no_longer_terminal(seen.status, phase),
         **_step_answers(step),
     }
@@ -215,6 +218,21 @@ def _approved(status: FineTuneJobStatus, step: Step) -> Answers:
     passed = Reason.GATES_PASSED if approval.approved else Reason.GATES_FAILED
     reason = passed if approval.judged else Reason.NOT_JUDGED
     return {ConditionType.APPROVED: Answer(approval.approved, reason, approval.message)}
+
+
+def _served(status: FineTuneJobStatus, step: Step) -> Answers:
+    """Answer whether a server answers as the exported model does, when an export ends. Without such a test, before the
+    end of another export and after its failure, answer Unknown if an earlier export was tested."""
+    known = condition(status, ConditionType.SERVED)
+    if isinstance(step, Exporting | Failed):
+        sentence = "the job exports again" if isinstance(step, Exporting) else "the last export failed"
+        return {ConditionType.SERVED: Answer(None, phase_of(step).value, sentence)} if known else {}
+    if not isinstance(step, Succeeded):
+        return {}
+    if step.serving is None:
+        sentence = "the last export has no serveTest"
+        return {ConditionType.SERVED: Answer(None, Reason.NO_SERVE_TEST, sentence)} if known else {}
+    return {ConditionType.SERVED: Answer(step.serving.served, step.serving.reason, step.serving.message)}
 
 
 def _no_longer_terminal(status: FineTuneJobStatus, phase: str) -> Answers:

@@ -258,6 +258,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             warnings=list(one.warnings),
             signed=one.signed or None,
             pushed=[PushedStatus(uri=copy.uri, digest=copy.digest) for copy in one.pushed] or None,
+            served=one.served,
         )
         for one in step.artifacts
     ]

@@ -11,6 +11,9 @@ from finetune_operator.policy.world import Milestone
 
 _FAULTS_OF_THE_SPEC = frozenset({Reason.SPEC_REFUSED, Reason.NOTHING_TO_EXPORT})
 _FAULTS_OF_THE_MODEL = frozenset({Reason.GATES_FAILED, Reason.NOT_JUDGED})
+_FAULTS_OF_SERVING = frozenset(
+    {Reason.OTHER_ANSWERS, Reason.ENDS_MISSED, Reason.SERVER_FAILED, Reason.NOT_SERVABLE, Reason.NOT_TESTED}
+)
 _NORMAL = frozenset(
     {
         Reason.PREPARING,
@@ -87,6 +90,11 @@ def _warnings(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[M
     new, old = condition(after, ConditionType.APPROVED), condition(before, ConditionType.APPROVED)
     if new and new.reason in _FAULTS_OF_THE_MODEL and (old is None or old.message != new.message):
         yield from _condition(after, ConditionType.APPROVED, warning=True)
+    new, old = condition(after, ConditionType.SERVED), condition(before, ConditionType.SERVED)
+    if new and new.reason in _FAULTS_OF_SERVING and (old is None or old.message != new.message):
+        yield from _condition(after, ConditionType.SERVED, warning=True)
+    if is_true(after, ConditionType.SERVED) and not is_true(before, ConditionType.SERVED):
+        yield from _condition(after, ConditionType.SERVED)
     if is_true(after, ConditionType.OVERFITTING) and not is_true(before, ConditionType.OVERFITTING):
         yield from _condition(after, ConditionType.OVERFITTING, warning=True)
 

@@ -9,7 +9,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import Stage
 from finetune_trainer.commands.job_options import job_of_options
-from finetune_trainer.commands.run import show_approval, show_artifacts
+from finetune_trainer.commands.run import show_approval, show_artifacts, show_serving
 from finetune_trainer.run.output_paths import probe_folder
 from finetune_trainer.run.screen import Screen
 
@@ -40,6 +40,7 @@ def export_command(options: argparse.Namespace, console: Console) -> int:
         output.check(uid)
     asyncio.run(stages.run(Stage.EXPORT))
     show_approval(screen, stages.approval())
+    show_serving(screen, stages.serving())
     show_artifacts(screen, stages.exported() or (), [str(output.deliver(uid)) for output in outputs], stages.report())
     return ExitCode.OK
 

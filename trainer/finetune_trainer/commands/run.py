@@ -10,7 +10,7 @@ from rich.console import Console
 
 from finetune_api.contract import ExitCode, File
 from finetune_api.messages import Artifact
-from finetune_api.results import Approval
+from finetune_api.results import Approval, ServeOutcome
 from finetune_trainer.commands.check import strict, with_warnings
 from finetune_trainer.commands.job_options import job_of_options
 from finetune_trainer.run.output_paths import probe_file, probe_folder, write_file
@@ -49,6 +49,7 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
         write_file(options.result, result.to_json(), "--result")
     screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
     show_approval(screen, result.approval)
+    show_serving(screen, result.serving)
     show_artifacts(screen, result.artifacts, delivered, result.report)
     return ExitCode.OK
 
@@ -57,6 +58,13 @@ def show_approval(screen: Screen, approval: Approval | None) -> None:
     """Show whether the gates are passed, and each gate."""
     if approval is not None:
         screen.show_line("approved" if approval.approved else "refused", approval.message)
+
+
+def show_serving(screen: Screen, serving: ServeOutcome | None) -> None:
+    """Show whether a server answers as transformers does, and what was seen of each artifact."""
+    if serving is not None:
+        name = {True: "served", False: "not served", None: "not tested"}[serving.served]
+        screen.show_line(name, serving.message)
 
 
 def show_artifacts(screen: Screen, artifacts: Sequence[Artifact], delivered: Sequence[str], report: str | None) -> None:

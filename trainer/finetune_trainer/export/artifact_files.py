@@ -12,8 +12,10 @@ from finetune_trainer.evaluations.stored import StoredEvaluation
 from finetune_trainer.export.card import card, installed_versions
 from finetune_trainer.export.ending import end_answers
 from finetune_trainer.export.layout import CARD, base_of, mend
+from finetune_trainer.export.serving_files import ServingPlace, add_serving
 from finetune_trainer.export.vectors import describe_vectors
 from finetune_trainer.model.files import CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, parse_json
+from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
 from finetune_trainer.storage import NotFoundError, ObjectStore, download_files, read_manifest
 
 
@@ -24,6 +26,8 @@ class ExportSource:
     Attributes:
         info: of the checkpoint.
         checkpoint: folder of its weights.
+        job: name of the job.
+        access: what a server needs to read the artifacts.
     """
 
     plan: Plan
@@ -31,6 +35,8 @@ class ExportSource:
     info: CheckpointInfo
     evaluation: StoredEvaluation
     checkpoint: Path
+    job: str = "model"
+    access: ServingAccess = NO_ACCESS
 
     def base_manifest(self) -> Manifest:
         """Return the list of the base model's files.
@@ -51,10 +57,11 @@ class ExportSource:
         return manifest
 
 
-def add_files(source: ExportSource, folder: Path, *, merged: bool) -> None:
+def add_files(source: ExportSource, folder: Path, prefix: str, *, merged: bool) -> None:
     """Add the files that a user needs beside the weights.
 
     Args:
+        prefix: of the artifact's keys in the storage.
         merged: whether the weights are those of an adapter and its base model.
     """
     plan, store = source.plan, source.store
@@ -66,7 +73,19 @@ def add_files(source: ExportSource, folder: Path, *, merged: bool) -> None:
     end_answers(folder, plan, parse_json(CONFIG, store.get(f"{plan.model.prefix}{CONFIG}")))
     chat = any(entry.path == CHAT_TEMPLATE for entry in of_dataset)  # prepare keeps it for conversations only
     info, versions = source.info, installed_versions()
-    text = card(plan, base, info.step, info.metrics, versions, source.evaluation, chat=chat, merged=merged)
+    uri, mirror = (f"{store.uri}/{one}".rstrip("/") for one in (prefix, plan.model.prefix))
+    serving = add_serving(folder, plan, base, ServingPlace(source.job, uri, mirror, source.access), merged=merged)
+    text = card(
+        plan,
+        base,
+        info.step,
+        info.metrics,
+        versions,
+        source.evaluation,
+        chat=chat,
+        merged=merged,
+        serving=serving,
+    )
     (folder / CARD).write_text(text, "utf-8")
 
 

@@ -29,6 +29,7 @@ def card(
     chat: bool = False,
     merged: bool = False,
     gguf: Sequence[str] = (),
+    serving: str = "",
 ) -> str:
     """Return the model card, Markdown with the YAML head that the Hugging Face hub reads.
 
@@ -40,6 +41,7 @@ def card(
         chat: whether the model was trained on conversations.
         merged: whether the artifact is a model that the adapter was merged into.
         gguf: names of the files, if the artifact holds the model in llama.cpp's format.
+        serving: the section on servers.
     """
     trained = "All weights" if plan.method is MethodType.FULL else "A LoRA adapter"
     adapter = plan.method is not MethodType.FULL and not merged
@@ -55,6 +57,8 @@ def card(
         parts += ["With sentence-transformers:\n", f"```python\n{sentence_snippet()}```\n"]
     if adapter and base.location.startswith("s3://"):
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
+    if serving:
+        parts.append(serving)
     if metrics:
         parts += ["## Evaluation\n", f"On {_rows(plan)} held-out rows:\n", _table(metrics, ".6g")]
         parts += evaluation_sections(evaluation)

@@ -9,7 +9,10 @@ from finetune_api.contract import Env
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
 from finetune_api.v1alpha1.push_spec import PushSpec
 from finetune_api.v1alpha1.run_specs import ExportSpec
+from finetune_api.v1alpha1.spec import FineTuneJobSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
+from finetune_trainer.serving.serve_records import ServeSettings
+from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class ExportRequest:
         signing_key: path of the private key to sign with; None = no signature.
         quantizations: types of the form gguf.
         pushes: places that get a copy.
+        access: what a server needs to read the artifacts.
+        serve: how artifacts are tested on a server; None = they are not.
     """
 
     forms: tuple[ExportForm, ...]
@@ -34,6 +39,8 @@ class ExportRequest:
     signing_key: Path | None = None
     quantizations: tuple[Quantization, ...] = (Quantization.F16,)
     pushes: tuple[PushSpec, ...] = ()
+    access: ServingAccess = NO_ACCESS
+    serve: ServeSettings | None = None
 
     @property
     def judged(self) -> str | None:
@@ -53,6 +60,7 @@ class ExportRequest:
             gates=spec.gates if judge else {},
             quantizations=spec.quantized(),
             pushes=tuple(spec.push),
+            serve=ServeSettings.of(spec.serve_test) if spec.serve_test else None,
         )
 
     @classmethod
@@ -65,10 +73,15 @@ class ExportRequest:
         key = environ.get(Env.SIGNING_KEY)
         return replace(self, signing_key=Path(key)) if key else self
 
+    def read_by(self, spec: FineTuneJobSpec) -> "ExportRequest":
+        """Return the request with what a server needs to read the artifacts of a job."""
+        return replace(self, access=ServingAccess.of(spec))
+
     def settings(self, form: ExportForm) -> dict[str, object]:
         """Return the settings of a form, which its manifest holds."""
         quantized = {"quantizations": [str(one) for one in self.quantizations]} if form is ExportForm.GGUF else {}
-        return {"dtype": self.dtype, "judged": self.judged, **quantized}
+        tested = self.serve.digest if self.serve else None
+        return {"dtype": self.dtype, "judged": self.judged, "serve_test": tested, **quantized}
 
     def fits(self, form: ExportForm, manifest: Manifest) -> bool:
         """Return whether an artifact was made with these settings."""

@@ -36,7 +36,9 @@ def snippet(plan: Plan, base: Base, *, chat: bool = False, merged: bool = False)
 def gguf_use(plan: Plan, files: Sequence[str]) -> str:
     """Return the section of a card that loads a GGUF file: llama.cpp's own commands."""
     command = "llama-server --embeddings" if plan.embedding else "llama-cli" if _continues(plan) else "llama-server"
-    return f"With [llama.cpp](https://github.com/ggml-org/llama.cpp):\n\n```sh\n{command} -m {files[0]}\n```\n"
+    head = "With [llama.cpp](https://github.com/ggml-org/llama.cpp):"
+    served = "`llama-server` serves it with the API of OpenAI. There are no manifests for this form."
+    return f"{head}\n\n```sh\n{command} -m {files[0]}\n```\n\n{served}\n"
 
 
 def _continues(plan: Plan) -> bool:

@@ -29,6 +29,7 @@ from finetune_trainer.export.gguf.gguf_files import convert_artifact, converter
 from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
+from finetune_trainer.export.serve_tested import ServeTester
 from finetune_trainer.export.stored_artifact import fitting_artifact
 from finetune_trainer.storage import (
     CorruptedError,
@@ -72,16 +73,23 @@ def export(
     chosen = _choose(candidates, forms, plan, store, run, work, request, report)
     best, judge = chosen.checkpoint, chosen.judge
     evaluation = load_evaluation(store, run, best.info.step)
-    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint")
+    name = run.split("/")[2]  # jobs/NAMESPACE/NAME/UID/
+    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
+    tester = ServeTester(request, report)
     for one in chosen.missing:
-        _make(one, source, request, run, work, report, judge)
-    artifacts = tuple(_artifact(one, source, run, judge.warnings, request) for one in forms)
+        _make(one, source, request, run, work, report, judge, tester)
+    artifacts = tuple(_artifact(one, source, run, judge.warnings, request, tester) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
         report(f"{one.name}: {artifact.uri}")
     return StageResult(
-        stage=Stage.EXPORT, succeeded=True, artifacts=artifacts, approval=judge.close(), note=chosen.note
+        stage=Stage.EXPORT,
+        succeeded=True,
+        artifacts=artifacts,
+        approval=judge.close(),
+        serving=tester.close(forms),
+        note=chosen.note,
     )
 
 
@@ -162,22 +170,26 @@ def _make(
     work: Path,
     report: Callable[[str], None],
     judge: ArtifactJudge,
+    tester: ServeTester,
 ) -> None:
-    """Make an artifact, judge it, and commit it."""
+    """Make an artifact, judge it, test it on a server, and commit it."""
     folder, prefix, info = work / form.name, form.prefix(run), source.info
     shutil.rmtree(folder, ignore_errors=True)
     if form.merges:
         write_merged(source, request.dtype, folder, work / "base", report)
     else:
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
-    add_files(source, folder, merged=form.merges)
+    add_files(source, folder, prefix, merged=form.merges)
     judge.judge(form, source, folder, work)
+    tester.ask_transformers(form, source, folder, work)
     if form.converts:
         folder = convert_artifact(folder, source, request.quantizations, report)
         judge.judge(form, source, folder, work)  # adds the judgement to the new folder
+    tester.ask_server(form, source, folder)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, **request.settings(form.form)}
     settings["judged"] = judge.judgement.settings if judge.judgement else None
+    settings |= tester.recorded(form)
     settings |= add_evidence(source, run, folder, request.signing_key)
     _clear(source.store, prefix)  # only now: nothing but the upload can fail any more
     upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
@@ -191,11 +203,16 @@ def _take(source: str, target: str) -> None:
 
 
 def _artifact(
-    form: FormFiles, source: ExportSource, run: str, harms: tuple[str, ...], request: ExportRequest
+    form: FormFiles,
+    source: ExportSource,
+    run: str,
+    harms: tuple[str, ...],
+    request: ExportRequest,
+    tester: ServeTester,
 ) -> Artifact:
     """Return the description of an artifact that is committed.
 
-    Digest and size are told if the job names its form.
+    Digest and size are told if the job names its form, and the test on a server if the job asks for it.
 
     Args:
         harms: what the judgement warns of; the warnings of the evaluation follow.
@@ -210,10 +227,14 @@ def _artifact(
         warnings=warnings[:MOST_WARNINGS],
         signed=request.signing_key is not None,
     )
-    if not request.named:
+    if not request.named and request.serve is None:
         return artifact
     raw = source.store.get(prefix + File.MANIFEST)
     manifest = Manifest.model_validate_json(raw)
+    tested = tester.known(form, manifest.info)
+    artifact = artifact.model_copy(update={"served": tested.served if tested else None})
+    if not request.named:
+        return artifact
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     return artifact.model_copy(
         update={

@@ -57,6 +57,11 @@ class Answering:
         own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         self._stops = end_tokens(own, plan.dataset.ends, tokenizer.eos_token_id)
 
+    @property
+    def stops(self) -> list[int]:
+        """Tokens that end an answer."""
+        return self._stops
+
     def losses(self, rows: Sequence[Scored]) -> tuple[Reals, Reals]:
         """Return the summed loss and the number of tokens with a loss of each row."""
         totals, counts = np.zeros(len(rows)), np.zeros(len(rows))

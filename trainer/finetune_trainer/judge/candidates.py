@@ -47,29 +47,48 @@ def models_of(question: JudgeQuestion, tokenizer: PreTrainedTokenizerBase) -> It
     Args:
         tokenizer: of the artifact.
     """
-    plan = question.plan
     adapter = (Path(question.artifact) / ADAPTER_CONFIG).exists()
-    auto = getattr(transformers, spec_of(plan.task).auto_class)
     asked = base_answers_rows(question)
-    model: Any = None
-    if asked or adapter:
-        model = auto.from_pretrained(question.base, **_head(plan))
-        if plan.new_tokens:
-            add_rows(model, new_ids(plan, tokenizer))  # as training began
-        if spec_of(plan.task).labelled and model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
-        model.eval()
+    model = _base(question, tokenizer) if asked or adapter else None
     if asked:
         yield "base", model
     if adapter:
-        if spec_of(plan.task).writes and plan.dataset.ends:
-            model.generation_config = GenerationConfig.from_pretrained(question.artifact)
-        model = PeftModel.from_pretrained(model, question.artifact)
+        model = _adapted(question, model)
     else:
         model = None
         gc.collect()  # frees the base model first
-        model = auto.from_pretrained(question.artifact)
-    yield "tuned", model.eval()
+        model = _whole(question)
+    yield "tuned", model
+
+
+def tuned_model(question: JudgeQuestion, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the tuned model alone.
+
+    Args:
+        tokenizer: of the artifact.
+    """
+    adapter = (Path(question.artifact) / ADAPTER_CONFIG).exists()
+    return _adapted(question, _base(question, tokenizer)) if adapter else _whole(question)
+
+
+def _base(question: JudgeQuestion, tokenizer: PreTrainedTokenizerBase) -> Any:
+    plan = question.plan
+    model = getattr(transformers, spec_of(plan.task).auto_class).from_pretrained(question.base, **_head(plan))
+    if plan.new_tokens:
+        add_rows(model, new_ids(plan, tokenizer))  # as training began
+    if spec_of(plan.task).labelled and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model.eval()
+
+
+def _adapted(question: JudgeQuestion, base: Any) -> Any:
+    if spec_of(question.plan.task).writes and question.plan.dataset.ends:
+        base.generation_config = GenerationConfig.from_pretrained(question.artifact)
+    return PeftModel.from_pretrained(base, question.artifact).eval()
+
+
+def _whole(question: JudgeQuestion) -> Any:
+    return getattr(transformers, spec_of(question.plan.task).auto_class).from_pretrained(question.artifact).eval()
 
 
 def _head(plan: Plan) -> dict[str, Any]:

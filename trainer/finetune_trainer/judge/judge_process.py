@@ -2,11 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +18,7 @@ from finetune_trainer.judge.judge_question import ADAPTER_CONFIG, JudgeQuestion,
 from finetune_trainer.judge.judge_rules import findings_of
 from finetune_trainer.judge.judgement_records import JudgedMeasure, Judgement
 from finetune_trainer.model.files import CHAT_TEMPLATE
+from finetune_trainer.process.asked_program import MORE, AskedProgram, ProgramError
 from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.storage import ObjectStore, download_files, read_manifest
 
@@ -31,9 +27,6 @@ SECONDS = 6 * 3600  # of one judgement
 LINE = "judge: "
 ROOM = 1.3  # times the weights
 SPARE = 2 << 30  # bytes of memory for everything else
-MORE = "give the stage more with spec.export.resources"
-WANTS_MEMORY = (MemoryError.__name__, "can't allocate memory", "Cannot allocate memory")
-ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class JudgeError(Exception):
@@ -123,48 +116,14 @@ def ask_process(
     Raises:
         JudgeError: it ended without an answer.
     """
-    with tempfile.TemporaryDirectory(prefix="finetune-judge-", dir=work) as folder:
-        asked, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log"))
-        asked.write_text(question.model_dump_json(), "utf-8")
-        program = [sys.executable, "-W", "ignore", "-m", "finetune_trainer.judge", str(os.getpid())]
-        with log.open("wb") as errors:
-            process = subprocess.Popen(
-                [*program, str(asked), str(answer)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**environ, **ENVIRONMENT, "TMPDIR": folder},
-                text=True,
-            )
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        limit = threading.Timer(SECONDS, end)
-        limit.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith(LINE):
-                    report(line.rstrip())
-            code = process.wait()
-        finally:
-            limit.cancel()
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        if code != 0 and late.is_set():
-            cure = "lower export.judge.rows or maxNewTokens, or give the stage more CPUs"
-            raise JudgeError(f"it took more than {SECONDS / 3600:.3g} hours: {cure}")
-        if code != 0:
-            raise JudgeError(_end_of(code, log))
-        try:
-            return Judgement.model_validate_json(answer.read_text("utf-8"))
-        except (OSError, ValidationError) as error:
-            raise JudgeError(f"the answer of the judging process cannot be read: {error}") from error
+    cure = "lower export.judge.rows or maxNewTokens, or give the stage more CPUs"
+    asked = AskedProgram("finetune_trainer.judge", LINE, SECONDS, cure)
+    try:
+        return Judgement.model_validate_json(asked.ask(question.model_dump_json(), work, report, environ))
+    except ProgramError as error:
+        raise JudgeError(str(error)) from error
+    except ValidationError as error:
+        raise JudgeError(f"the answer of the judging process cannot be read: {error}") from error
 
 
 def check_memory(base: int, artifact: tuple[int, bool], memory: int) -> None:
@@ -236,14 +195,3 @@ def _named(known: Mapping[str, FileEntry], names: Sequence[str]) -> list[FileEnt
     if missing := [name for name in names if name not in known]:
         raise JudgeError(f"the prepared data has no {', '.join(missing[:3])}")
     return [known[name] for name in names]
-
-
-def _end_of(code: int, log: Path) -> str:
-    """Return why the process ended: its signal or exit code, and the last line that it printed."""
-    if code == -signal.SIGKILL:
-        return f"the process was killed, probably for want of memory: {MORE}"
-    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    if lines and any(sign in lines[-1] for sign in WANTS_MEMORY):
-        return f"the process had too little memory: {MORE}"
-    how = f"the process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-    return f"{how}: {lines[-1].strip()[:300]}" if lines else how

@@ -125,7 +125,10 @@ def _with_short_artifacts(result: StageResult) -> StageResult:
     told = result.approval and result.approval.model_copy(
         update={"message": _shortened(result.approval.message, SHORT_TEXT)}
     )
-    return result.model_copy(update={"artifacts": artifacts, "approval": told})
+    seen = result.serving and result.serving.model_copy(
+        update={"message": _shortened(result.serving.message, SHORT_TEXT)}
+    )
+    return result.model_copy(update={"artifacts": artifacts, "approval": told, "serving": seen})
 
 
 def _with_figures_only(result: StageResult) -> StageResult:

@@ -20,7 +20,7 @@ from finetune_api.contract import PROGRESS_HEADER, Env, ExitCode, File, run_pref
 from finetune_api.errors import FINAL_EXIT_CODES, FailureCategory, Problem, RunError, SpecError, StorageError
 from finetune_api.messages import Artifact, Message, Stage
 from finetune_api.plan import Plan
-from finetune_api.results import Approval
+from finetune_api.results import Approval, ServeOutcome
 from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
@@ -48,6 +48,7 @@ class RunResult(Message):
         state: Succeeded, or Planned for a dry run.
         already_complete: whether an earlier invocation had completed the run.
         approval: what the gates say; None without gates.
+        serving: what the test on a server has shown; None without such a test.
         output: the first artifact's folder below `--output`, if given.
         tokens_per_second: non-padding tokens trained per second of step time.
         seconds: wall-clock time of this invocation.
@@ -62,6 +63,7 @@ class RunResult(Message):
     seconds: float
     already_complete: bool
     approval: Approval | None = None
+    serving: ServeOutcome | None = None
     output: str | None = None
     report: str | None = None
 
@@ -177,6 +179,7 @@ async def run_locally(
         uid=uid,
         artifacts=stages.exported() or (),
         approval=stages.approval(),
+        serving=stages.serving(),
         tokens_per_second=stages.final_progress().tokens_per_second,
         seconds=time.monotonic() - began,
         already_complete=complete,
@@ -236,6 +239,11 @@ class LocalStages:
         """Return what the gates say of the last export; None without gates."""
         result = self._folder.result(Stage.EXPORT)
         return result.approval if result and self._local.job.spec.export.gates else None
+
+    def serving(self) -> ServeOutcome | None:
+        """Return what the test on a server has shown of the last export; None without such a test."""
+        result = self._folder.result(Stage.EXPORT)
+        return result.serving if result and self._local.job.spec.export.serve_test else None
 
     def judged_as_asked(self) -> bool:
         """Return whether the last export was judged with the settings and gates of the job, if it has any."""

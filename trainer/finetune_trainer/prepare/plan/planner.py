@@ -25,7 +25,7 @@ from finetune_trainer.prepare.plan.planned_vectors import fitted
 from finetune_trainer.prepare.plan.preference_choice import caches, passes_beside, preference_of, sequences_of
 from finetune_trainer.prepare.plan.rank_layout import RankLayout, Request
 from finetune_trainer.prepare.plan.schedule import SEED, hidden_share, rhythm_of, schedule_of
-from finetune_trainer.prepare.plan.serving import note_serving
+from finetune_trainer.prepare.plan.serving_notes import note_serving
 from finetune_trainer.prepare.plan.setting import Setting
 from finetune_trainer.prepare.plan.ways import choose
 

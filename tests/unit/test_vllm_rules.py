@@ -6,7 +6,8 @@ import pytest
 
 from finetune_api.messages import ExportForm
 from finetune_trainer.prepare.plan.choice_log import ChoiceLog
-from finetune_trainer.prepare.plan.serving import note_serving, of_adapter, of_model
+from finetune_trainer.prepare.plan.serving_notes import note_serving
+from finetune_trainer.serving.vllm_rules import of_adapter, of_model
 
 LLAMA = "LlamaForCausalLM"
 PLAIN: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": ["q_proj", "v_proj"], "bias": "none"}

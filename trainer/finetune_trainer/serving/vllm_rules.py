@@ -1,4 +1,4 @@
-"""Whether vLLM serves what a job exports, known before it trains.
+"""Whether vLLM serves what a job exports, known before it trains. Pure but for its table.
 
 The rules for an adapter are those of vLLM 0.32 (`vllm/lora/peft_helper.py`, `vllm/config/lora.py`); the models are in
 `vllm_models.toml`. An older vLLM refuses more: 0.10 ignores rank patterns.
@@ -11,14 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from finetune_api.messages import ExportForm
-from finetune_trainer.model.auto_classes import class_of
-from finetune_trainer.prepare.plan.choice_log import ChoiceLog
-
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
 USUAL_RANK = 16  # its default
 SAVED = frozenset({"classifier", "score"})  # whole modules that an adapter may hold
-SERVED = "servedByVLLM"  # in the names of the choices
 
 
 @dataclass(frozen=True)
@@ -32,26 +27,6 @@ class Served:
 
     served: bool | None
     reason: str
-
-
-def note_serving(
-    log: ChoiceLog, forms: tuple[ExportForm, ...], auto_class: str, model_type: str, lora: Mapping[str, Any], new: int
-) -> None:
-    """Note for each form of the export, but for gguf, whether vLLM serves it.
-
-    Args:
-        auto_class: class of transformers that loads the model.
-        lora: LoraConfig names and values; empty for full fine-tuning.
-        new: number of new tokens.
-    """
-    name = class_of(auto_class, model_type)
-    for form in forms:
-        if form is ExportForm.GGUF:
-            continue  # llama.cpp serves it, and `check_conversion` asks whether it can be made
-        adapter = form is ExportForm.ADAPTER
-        answer = of_adapter(name, lora, new) if adapter else of_model(name)
-        shown = {True: "yes", False: "no", None: "unknown"}[answer.served]
-        log.note(f"{SERVED}.{form}", shown, answer.reason, False)
 
 
 def of_adapter(name: str | None, lora: Mapping[str, Any], new_tokens: int = 0) -> Served:
@@ -71,10 +46,22 @@ def of_adapter(name: str | None, lora: Mapping[str, Any], new_tokens: int = 0) -
         return Served(False, f"vLLM {version} does not serve the adapter as it is: {', and '.join(obstacles)}; {cure}")
     if name not in _known()["adapters"]:
         return of_model(name)
+    flags = " ".join(adapter_flags(lora, "NAME", "ADAPTER"))
+    return Served(True, f"vLLM {version}: vllm serve BASE {flags}")
+
+
+def adapter_flags(lora: Mapping[str, Any], name: str, folder: str) -> list[str]:
+    """Return the options of `vllm serve` for an adapter beside its base model.
+
+    Args:
+        lora: LoraConfig names and values, of an adapter that vLLM serves.
+        name: of the adapter in requests.
+        folder: where the server finds the adapter.
+    """
     rank = max([int(lora.get("r") or 8), *(int(one) for one in (lora.get("rank_pattern") or {}).values())])
     limit = next(one for one in RANKS if one >= rank)
-    flag = f" --max-lora-rank {limit}" if limit > USUAL_RANK else ""
-    return Served(True, f"vLLM {version}: vllm serve BASE --enable-lora{flag} --lora-modules NAME=ADAPTER")
+    size = ["--max-lora-rank", str(limit)] if limit > USUAL_RANK else []
+    return ["--enable-lora", *size, "--lora-modules", f"{name}={folder}"]
 
 
 def of_model(name: str | None) -> Served:
@@ -86,7 +73,8 @@ def of_model(name: str | None) -> Served:
     known = _known()
     if name in known["adapters"] or name in known["whole"]:
         return Served(True, f"vLLM {known['version']}: vllm serve MODEL")
-    return Served(None, f"vLLM {known['version']} has no model for {name}; its transformers backend may serve it")
+    what = name or "this architecture and task"
+    return Served(None, f"vLLM {known['version']} has no model for {what}; its transformers backend may serve it")
 
 
 def _obstacles(lora: Mapping[str, Any], new_tokens: int) -> Iterator[str]:
@@ -108,7 +96,12 @@ def _obstacles(lora: Mapping[str, Any], new_tokens: int) -> Iterator[str]:
         yield f"its rank is {rank} ({name}), and the largest is {RANKS[-1]}"
 
 
+def vllm_version() -> str:
+    """Return the version of vLLM whose rules these are."""
+    return str(_known()["version"])
+
+
 @cache
 def _known() -> dict[str, Any]:
-    text = files("finetune_trainer.prepare.plan").joinpath("vllm_models.toml").read_text("utf-8")
+    text = files("finetune_trainer.serving").joinpath("vllm_models.toml").read_text("utf-8")
     return tomllib.loads(text)

@@ -1,0 +1,58 @@
+"""The container that serves artifacts in the export pod, for `spec.export.serveTest.image`. Pure."""
+
+from finetune_api.contract import PodPath
+from finetune_operator.objects.environment import variable
+from finetune_operator.objects.job_identity import AcceptedJob
+from finetune_operator.objects.kinds import Object
+from finetune_operator.objects.pods import SCRATCH, requirements
+from finetune_operator.settings import Settings
+
+SERVE_VOLUME, SERVE_TMP = "finetune-serve", "finetune-serve-tmp"
+SERVER = "server"
+
+# The export writes the shell script `start`, which begins a server. This script takes it as `running`, which the export
+# removes when the server must end. The other side is `server_order.py` of the trainer.
+WATCH = """\
+cd {folder}
+while :; do
+  until [ -e start ]; do sleep 1; done
+  mv start running
+  (sh ./running > log 2>&1; echo $? > ended.part; mv ended.part ended) &
+  while [ -e running ] && [ ! -e ended ]; do sleep 1; done
+  [ -e ended ] || kill "$(cat pid)"
+  for second in 1 2 3 4 5 6 7 8 9 10; do [ -e ended ] || sleep 1; done
+  [ -e ended ] || kill -9 "$(cat pid)"
+  wait
+done
+"""
+
+
+def serving_container(job: AcceptedJob, settings: Settings) -> Object | None:
+    """Return the container, which starts before the export's and ends with it; None if the job names no image.
+
+    It sees the models in the scratch space, and has no key: no variable, no Secret, no token.
+    """
+    test = job.spec.export.serve_test
+    if test is None or test.image is None:
+        return None
+    folder = PodPath.SERVE.value
+    return {
+        "name": SERVER,
+        "image": test.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "restartPolicy": "Always",
+        "command": ["sh", "-c", WATCH.format(folder=folder)],
+        "env": [variable("HOME", PodPath.TMP.value), variable("USER", "finetune")],
+        "resources": requirements(test.resources) if test.resources else {},
+        "volumeMounts": [
+            {"name": SERVE_VOLUME, "mountPath": folder},
+            {"name": SCRATCH, "mountPath": PodPath.SCRATCH.value, "readOnly": True},
+            {"name": SERVE_TMP, "mountPath": PodPath.TMP.value},
+            {"name": "finetune-shm", "mountPath": PodPath.SHM.value},
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }

@@ -1,0 +1,250 @@
+"""The test of artifacts on a server: made once for each, and kept in its manifest and on its card."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_api.contract import Env, dataset_prefix
+from finetune_api.messages import Quantization
+from finetune_api.results import ServeOutcome
+from finetune_api.tasks import spec_of
+from finetune_trainer.export.artifact_files import ExportSource
+from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.gguf.gguf_files import gguf_name
+from finetune_trainer.export.layout import CARD
+from finetune_trainer.export.serving_files import served_by_vllm
+from finetune_trainer.judge.gating import cut_to
+from finetune_trainer.judge.judge_process import JudgeError, fetch_rows
+from finetune_trainer.model.files import CHAT_TEMPLATE
+from finetune_trainer.process.asked_program import MORE, AskedProgram, ProgramError
+from finetune_trainer.process.control_group import usable_memory
+from finetune_trainer.serving.asked_server import ask_server, concluded
+from finetune_trainer.serving.serve_records import (
+    ExpectedAnswers,
+    Outcome,
+    ServeQuestion,
+    ServeSettings,
+    ServeTestResult,
+)
+from finetune_trainer.serving.server_client import ServerClient
+from finetune_trainer.serving.server_commands import (
+    Kind,
+    NoServerError,
+    llama_command,
+    server_program,
+    vllm_options,
+)
+from finetune_trainer.serving.server_process import MEMORY_SHARE
+from finetune_trainer.serving.serving_manifests import ServedArtifact
+from finetune_trainer.storage import (
+    CorruptedError,
+    ManifestInvalidError,
+    NotFoundError,
+    bucket_is_missing,
+    download_files,
+    read_manifest,
+)
+
+ASK_SECONDS = 6 * 3600.0  # of the process with transformers
+LINE = "serve: "
+GIB = 1 << 30
+ROOM, SPARE = 1.3, 4 * GIB  # times the weights, and bytes: vLLM on a CPU, its cache, and its two processes
+SPARE_BESIDE = 2 * GIB  # transformers alone
+LONGEST = 900  # characters of the message of a condition, in a termination message of 4,096 bytes
+RESULT = "serve_result"  # in the manifest of an artifact
+ORDER: Sequence[str] = ("EndsMissed", "OtherAnswers", "ServerFailed", "NotServable", "NotTested", "SameAnswers")
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What a server is asked. `folder`: has the base model, which an adapter needs."""
+
+    answers: ExpectedAnswers
+    folder: Path
+    artifact: Path
+
+
+class _NotTestedError(Exception):
+    """An artifact that cannot be tested here; the text is the reason."""
+
+
+@dataclass
+class ServeTester:
+    """The tests of one export.
+
+    Attributes:
+        environ: names the servers of this machine.
+        results: of the forms that were tested, by the names of their folders.
+    """
+
+    request: ExportRequest
+    report: Callable[[str], None]
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    results: dict[str, ServeTestResult] = field(default_factory=dict)
+    _expected: _Expected | None = None
+
+    def ask_transformers(self, form: FormFiles, source: ExportSource, folder: Path, work: Path) -> None:
+        """Let transformers answer the prompts with an artifact in Hugging Face's layout, if its form is tested.
+
+        Raises:
+            StorageError: the storage cannot be reached, or has no such bucket.
+        """
+        settings, self._expected = self.request.serve, None
+        if settings is None:
+            return
+        try:
+            self._check(form, source)
+            self._expected = self._ask(settings, form, source, folder, work / "serve")
+        except NoServerError as error:
+            self._conclude(form, settings, None, "NotTested", str(error))
+        except (_NotTestedError, ProgramError, JudgeError, ValidationError, OSError) as error:
+            self._conclude(form, settings, None, "NotTested", str(error))
+        except (CorruptedError, NotFoundError, ManifestInvalidError) as error:
+            if bucket_is_missing(error):
+                raise
+            self._conclude(form, settings, None, "NotTested", error.problems[0].message)
+
+    def ask_server(self, form: FormFiles, source: ExportSource, folder: Path) -> None:
+        """Let a server answer the same prompts with the artifact, and add the result to its card."""
+        settings = self.request.serve
+        if settings is None:
+            return
+        if self._expected is not None:
+            expected = replace(self._expected, artifact=folder)
+            adapter = source.plan.lora if form.kind == "adapter" else None
+            served = ServedArtifact(source.job, "", adapter)
+            command = self._command(settings, expected, served, form)
+            folder.parent.chmod(0o755)  # a container beside this one may read as another user
+            client = ServerClient("", served.name, kind=_kind(form))
+            self.results[form.name] = ask_server(command, client, expected.answers, settings, self.report, self.environ)
+            shutil.rmtree(expected.folder, ignore_errors=True)
+            self._expected = None
+        with (folder / CARD).open("a", encoding="utf-8") as card:
+            card.write(f"\n## Served\n\n{self.results[form.name].message}.\n")
+
+    def recorded(self, form: FormFiles) -> dict[str, object]:
+        """Return what the manifest of an artifact says of its test."""
+        result = self.results.get(form.name)
+        if result is None:
+            return {}
+        kept = {} if result.served is None else {RESULT: result.model_dump(mode="json", exclude_none=True)}
+        return {"serve_test": None if result.served is None else result.settings, **kept}
+
+    def known(self, form: FormFiles, info: Mapping[str, Any]) -> ServeTestResult | None:
+        """Return the result of an artifact, which may be of an earlier export.
+
+        Args:
+            info: of its manifest.
+        """
+        if self.request.serve is None:
+            return None
+        if form.name not in self.results and RESULT in info:
+            try:
+                self.results[form.name] = ServeTestResult.model_validate(info[RESULT])
+            except ValidationError:
+                return None
+        return self.results.get(form.name)
+
+    def close(self, forms: Sequence[FormFiles]) -> ServeOutcome | None:
+        """Return what all tests show; None without a test."""
+        found = {form.name: self.results[form.name] for form in forms if form.name in self.results}
+        if self.request.serve is None or not found:
+            return None
+        for name, result in found.items():
+            self.report(f"served: {name}: {result.message}")
+        ordered = sorted(found, key=lambda name: ORDER.index(found[name].reason))
+        worst = found[ordered[0]]
+        message = "; ".join(f"{name}: {found[name].message}" for name in ordered)
+        return ServeOutcome(served=worst.served, reason=worst.reason, message=cut_to(message, LONGEST))
+
+    def _conclude(
+        self, form: FormFiles, settings: ServeSettings, served: bool | None, reason: Outcome, message: str
+    ) -> None:
+        self.results[form.name] = concluded(settings, served, reason, message)
+
+    def _check(self, form: FormFiles, source: ExportSource) -> None:
+        """Check that an artifact can be tested here, before the costly part.
+
+        Raises:
+            NoServerError: the server is not on this machine.
+            _NotTestedError: the model writes no text.
+        """
+        task = spec_of(source.plan.task)
+        if not (task.writes and task.continues):
+            raise _NotTestedError(f"a model for the task {source.plan.task} does not continue a text")
+        server_program(_kind(form), self.environ)
+
+    def _ask(
+        self, settings: ServeSettings, form: FormFiles, source: ExportSource, folder: Path, work: Path
+    ) -> _Expected | None:
+        """Return the answers of transformers; None if the server takes no artifact of this kind."""
+        plan, store = source.plan, source.store
+        adapter = form.kind == "adapter"
+        if not form.converts:
+            answer = served_by_vllm(plan, merged=form.merges)
+            if answer.served is False:
+                self._conclude(form, settings, False, "NotServable", answer.reason)
+                return None
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        base, rows, prefix = work / "base", work / "dataset", dataset_prefix(plan.dataset.sha256)
+        files = source.base_manifest().files if adapter else ()
+        beside = Env.SERVE_FOLDER in self.environ  # the server has a container and memory of its own
+        _check_memory(sum(one.size for one in files), folder, SPARE_BESIDE if beside else SPARE)
+        if files:
+            download_files(store, plan.model.prefix, files, base)
+        if not settings.prompts:
+            fetch_rows(store, prefix, rows, settings.rows)
+        prepared = read_manifest(store, prefix)
+        question = ServeQuestion(
+            plan=plan,
+            settings=settings,
+            base=str(base) if adapter else "",
+            artifact=str(folder),
+            dataset="" if settings.prompts else str(rows),
+            chat=prepared is not None and any(one.path == CHAT_TEMPLATE for one in prepared.files),
+        )
+        self.report(f"serve: {form.name} is tested on {_kind(form)}")
+        cure = "lower export.serveTest.rows or maxNewTokens, or give the stage more CPUs"
+        program = AskedProgram("finetune_trainer.serving", LINE, ASK_SECONDS, cure)
+        told = program.ask(question.model_dump_json(), work, self.report, self.environ)
+        return _Expected(ExpectedAnswers.model_validate_json(told), work, folder)
+
+    def _command(
+        self, settings: ServeSettings, expected: _Expected, served: ServedArtifact, form: FormFiles
+    ) -> list[str]:
+        answers, kind = expected.answers, _kind(form)
+        longest, program = max(map(len, answers.prompts)), server_program(kind, self.environ)
+        if kind == "vLLM":
+            own = served.command(str(expected.artifact), str(expected.folder / "base"))
+            return [*program, *own, *vllm_options(answers.dtype, longest, settings.tokens)]
+        file = expected.artifact / gguf_name(_most_bits(self.request.quantizations))
+        return llama_command(program, file, longest, settings.tokens)
+
+
+def _kind(form: FormFiles) -> Kind:
+    return "llama.cpp" if form.converts else "vLLM"
+
+
+def _most_bits(quantizations: Sequence[Quantization]) -> Quantization:
+    """Return the type of the file that is tested: that which rounds least."""
+    order = [Quantization.F32, Quantization.BF16, Quantization.F16, Quantization.Q8_0]
+    return next((one for one in order if one in quantizations), quantizations[0])
+
+
+def _check_memory(base: int, artifact: Path, spare: int) -> None:
+    """Refuse a test that would exceed the memory of the stage.
+
+    Raises:
+        _NotTestedError: says what is needed.
+    """
+    own = sum(path.stat().st_size for path in artifact.iterdir() if path.suffix == ".safetensors")
+    needed, memory = (base + own) * ROOM + spare, usable_memory() * MEMORY_SHARE
+    if needed > memory:
+        seen = f"the test with the model needs {needed / GIB:.1f} GiB, and the stage has {memory / GIB:.1f} GiB"
+        raise _NotTestedError(f"{seen}: {MORE}")

@@ -1,0 +1,110 @@
+"""A module that is asked one question in a process of its own, because it loads models: it may be killed for want of
+memory without harm to the stage that asks.
+
+The module gets three arguments: the id of its parent, the file of the question, and the file for its answer.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MORE = "give the stage more with spec.export.resources"
+WANTS_MEMORY = (MemoryError.__name__, "can't allocate memory", "Cannot allocate memory")
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class ProgramError(Exception):
+    """A process that ended without an answer; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class AskedProgram:
+    """The program that answers.
+
+    Attributes:
+        module: that is run.
+        line: beginning of the lines that it prints for people.
+        seconds: that it may take.
+        cure: what to do if it takes longer.
+    """
+
+    module: str
+    line: str
+    seconds: float
+    cure: str
+
+    def ask(
+        self, question: str, work: Path, report: Callable[[str], None], environ: Mapping[str, str] = os.environ
+    ) -> str:
+        """Return the text of the answer, and pass on the lines for people.
+
+        Args:
+            work: folder for temporary files.
+
+        Raises:
+            ProgramError: the process ended without an answer.
+        """
+        with tempfile.TemporaryDirectory(prefix="finetune-asked-", dir=work) as folder:
+            asked, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log"))
+            asked.write_text(question, "utf-8")
+            code, late = self._run([str(asked), str(answer)], log, report, {**environ, **ENVIRONMENT, "TMPDIR": folder})
+            if code != 0 and late:
+                raise ProgramError(f"it took more than {self.seconds / 3600:.3g} hours: {self.cure}")
+            if code != 0:
+                raise ProgramError(_end_of(code, log))
+            try:
+                return answer.read_text("utf-8")
+            except OSError as error:
+                raise ProgramError(f"the process wrote no answer: {error}") from error
+
+    def _run(
+        self, files: list[str], log: Path, report: Callable[[str], None], environ: Mapping[str, str]
+    ) -> tuple[int, bool]:
+        """Return the exit code, and whether the process was killed because it took too long."""
+        program = [sys.executable, "-W", "ignore", "-m", self.module, str(os.getpid())]
+        with log.open("wb") as errors:
+            process = subprocess.Popen(
+                [*program, *files],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=dict(environ),
+                text=True,
+            )
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        limit = threading.Timer(self.seconds, end)
+        limit.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith(self.line):
+                    report(line.rstrip())
+            return process.wait(), late.is_set()
+        finally:
+            limit.cancel()
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def _end_of(code: int, log: Path) -> str:
+    """Return why the process ended: its signal or exit code, and the last line that it printed."""
+    if code == -signal.SIGKILL:
+        return f"the process was killed, probably for want of memory: {MORE}"
+    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
+    if lines and any(sign in lines[-1] for sign in WANTS_MEMORY):
+        return f"the process had too little memory: {MORE}"
+    how = f"the process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+    return f"{how}: {lines[-1].strip()[:300]}" if lines else how
