@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.contract import Env
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
@@ -55,6 +55,12 @@ class ExportRequest:
     def by_default(cls, method: MethodType) -> "ExportRequest":
         """Return what a job gets that asks for nothing."""
         return cls.of(ExportSpec(), method)
+
+    @classmethod
+    def recorded(cls, form: ExportForm, settings: Mapping[str, Any]) -> "ExportRequest":
+        """Return what made an artifact, by the settings in its manifest, without judgement and signature."""
+        quantized = tuple(Quantization(one) for one in settings.get("quantizations") or (Quantization.F16,))
+        return cls((form,), settings.get("dtype"), quantizations=quantized)
 
     def signed_with(self, environ: Mapping[str, str]) -> "ExportRequest":
         """Return the request with the key that an environment names; the request itself if it names none."""

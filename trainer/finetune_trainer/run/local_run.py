@@ -8,8 +8,8 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,14 @@ class LocalJob:
         spec: the user's spec as JSON values, with the same overrides.
         work: scratch folder; every run has its own folder below it.
     """
+        settings: environment variables of the stages, over those of the run.
 
     job: FineTuneJob
     spec: dict[str, Any]
     work: Path
     store: ObjectStore
 
+    settings: Mapping[str, str] = field(default_factory=dict)
     @classmethod
     def open(cls, job: FineTuneJob, work: Path) -> "LocalJob":
         """Return the job, if it may run.
@@ -255,27 +257,34 @@ class LocalStages:
             code = await self._children.ended(child)
         self._check(stage, code)
 
-    async def train(self) -> None:
-        """Run the gang, with its spares, to its end."""
+    async def train(self, until: Callable[[], bool] | None = None) -> None:
+        """Run the gang, with its spares, to its end.
+
+        Args:
+            until: asked in a thread; as soon as it is true, the gang is killed. None = the gang ends by itself.
+        """
         nodes = self.plan().layout.nodes + self._local.job.spec.spares
         charts = f"{self._local.store.uri}/{self._prefix}{File.OUTPUTS}/tensorboard"
         self._screen.show_line("charts", f"tensorboard --logdir {shlex.quote(charts.removeprefix('file://'))}")
         with self._folder.locked(), self._children.stoppable():
             self._screen.start()
-            watching = asyncio.create_task(self._watch())
+            watching = [asyncio.create_task(self._watch())]
+            watching += [asyncio.create_task(self._kill_when(until))] if until else []
             try:
                 codes = await asyncio.gather(*(self._keep_node(node) for node in range(nodes)))
             finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                for task in watching:
+                    task.cancel()
+                await asyncio.gather(*watching, return_exceptions=True)
                 self._screen.stop()
-        for code in codes:
-            self._check(Stage.TRAIN, code)
-        progress = self.final_progress()
-        self._screen.show_progress(progress)
-        if progress.evals:
-            evaluation = load_evaluation(self._local.store, self._prefix, progress.evals[-1].step)
-            self._screen.show_samples(evaluation.samples)
+        if not self._children.killed:
+            for code in codes:
+                self._check(Stage.TRAIN, code)
+            progress = self.final_progress()
+            self._screen.show_progress(progress)
+            if progress.evals:
+                evaluation = load_evaluation(self._local.store, self._prefix, progress.evals[-1].step)
+                self._screen.show_samples(evaluation.samples)
         for node in range(nodes):  # storage has all results by now
             shutil.rmtree(self._folder.node(node), ignore_errors=True)
 
@@ -286,14 +295,21 @@ class LocalStages:
             environment = self._environment(Stage.TRAIN, node)
             child = await self._children.spawn("finetune_trainer.agent", environment, log)
             code = await self._children.ended(child)
-            if code in FINAL_EXIT_CODES or self._children.stopping:
+            if code in FINAL_EXIT_CODES or self._children.stopping or self._children.killed:
                 return code
             self._screen.show_line("node", f"agent of node {node} exited with code {code}; starting it again")
             await asyncio.sleep(AGENT_DELAY_SECONDS)
         return code
 
+            if self._children.killed:
+                break
     async def _watch(self) -> None:
         headers = {"Authorization": f"Bearer {self._token}"}
+    async def _kill_when(self, reached: Callable[[], bool]) -> None:
+        while not await asyncio.to_thread(reached):  # noqa: ASYNC110 - it asks a storage
+            await asyncio.sleep(POLL_SECONDS)
+        self._children.kill()
+
         async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, StorageError, ValueError):
@@ -342,6 +358,7 @@ class LocalStages:
             "PYTHONUNBUFFERED": "1",
         }
 
+            **self._local.settings,
 
 def find_run(local: LocalJob, screen: Screen) -> str:
     """Return the uid of the last run of this very job, or of a new run."""
