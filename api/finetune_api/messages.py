@@ -223,6 +223,8 @@ class Artifact(Message):
         metrics: evaluation of that checkpoint.
         warnings: warnings of the evaluation, each a sentence, such as a skew that the model amplifies.
         signed: whether it holds a signature.
+        approved: whether the judged weights passed every gate of the job; None without gates. The form gguf has the
+            answer of its weights before the conversion.
     """
 
     kind: Literal["adapter", "model"]
@@ -234,6 +236,7 @@ class Artifact(Message):
     metrics: dict[str, float] = Field(default_factory=dict)
     warnings: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
     signed: bool = Field(default=False, exclude_if=is_empty)
+    approved: bool | None = Field(default=None, exclude_if=is_none)
 
 
 # ---------------------------------------------------------------- stored files

@@ -101,6 +101,7 @@ def test_an_exported_adapter_is_judged_once_and_its_gates_are_held_against_each_
     assert loss.base is not None
     assert loss.tuned < loss.base
     assert [one.passed for one in found.gates] == [True, True]
+    assert {one.approved for one in result.artifacts} == {True}
     assert any(line.startswith("judge: tuned model: 48 held-out rows, 48 answers") for line in run.reports)
     assert any(line.startswith("gate: loss ") for line in run.reports)
     folder = run.artifact("adapter")
@@ -119,6 +120,7 @@ def test_an_exported_adapter_is_judged_once_and_its_gates_are_held_against_each_
     assert "## Judged against the base model" in (run.artifact("merged") / "README.md").read_text()
 
 
+    assert {one.approved for one in again.artifacts} == {False}
 def test_a_model_that_cannot_be_judged_is_exported_and_not_approved(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge_process, "SECONDS", 0.05)
     result = judged(run, eval_loss="< base")
@@ -141,6 +143,7 @@ def test_an_export_that_is_not_judged_says_nothing_of_it(run: Run) -> None:
 
 
 def test_a_missing_file_of_the_base_costs_the_judgement_and_not_the_export(run: Run) -> None:
+    assert {one.approved for one in result.artifacts} == {None}
     earlier = Judgement(step=1, generation=1, settings="of an earlier export")
     run.store.put(RUN + File.JUDGEMENT, earlier.to_json().encode())
     run.store.delete([MIRROR + "model.safetensors"])

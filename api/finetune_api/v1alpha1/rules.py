@@ -31,6 +31,7 @@ from finetune_api.v1alpha1.given import (
 from finetune_api.v1alpha1.judge_spec import JUDGE_RULES
 from finetune_api.v1alpha1.preference_spec import PREFERENCE_RULES
 from finetune_api.v1alpha1.rule import Rule, requires_task
+from finetune_api.v1alpha1.suite_spec import SUITE_RULES
 
 _TRAINING = ("spec", "training")
 
@@ -333,4 +334,5 @@ RULES: tuple[Rule, ...] = (
     *EVALUATION_RULES,
     *PREFERENCE_RULES,
     *JUDGE_RULES,
+    *SUITE_RULES,
 )

@@ -269,6 +269,20 @@ class ArtifactStatus(Observed):
     """Warnings of the evaluation."""
     signed: bool | None = None
     """True = it holds a signature, by the key of spec.export.signing."""
+    approved: bool | None = None
+    """True = the model passed every gate of spec.export.gates; false = it failed one, or could not be judged; absent =
+    no gates. The form gguf is judged before its conversion."""
+
+
+class SuiteStatus(Observed):
+    """The values of one suite of spec.evaluation.suites."""
+
+    name: Short
+    """Name of the suite."""
+    values: Metrics = Field(default_factory=dict)
+    """Values of its tasks, by TASK.METRIC; suites.json in storage has all of them."""
+    message: Sentence = ""
+    """Why the suite has no values."""
 
 
 class FailureStatus(Observed):
@@ -356,6 +370,8 @@ class FineTuneJobStatus(Observed):
     """Totals over all recoveries."""
     artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), at_most(32)] = Field(default_factory=list)
     """Results of the job."""
+    suites: Annotated[list[SuiteStatus], Field(max_length=8), at_most(8)] = Field(default_factory=list)
+    """Suites that the exported model ran through."""
     failure: FailureStatus | None = None
     """Why the job failed."""
     accounting: AccountingStatus | None = None

@@ -18,6 +18,7 @@ from finetune_api.v1alpha1.status import (
     PlanStatus,
     RecoveryStatus,
     RecoveryTotals,
+    SuiteStatus,
 )
 from finetune_operator.objects.facts import StagePod
 from finetune_operator.policy import accounting, conditions, display
@@ -57,6 +58,7 @@ def status(seen: ObservedJob, step: Step, results: StageResults, now: datetime) 
         recoveries=recovery_list(seen, progress) or before.recoveries,
         recovery_totals=totals,
         artifacts=artifacts(step) or before.artifacts,
+        suites=suites_of(step) if isinstance(step, Succeeded) else before.suites,
         failure=step.failure if isinstance(step, Failed) else None,
     )
     return built.model_copy(update={"accounting": accounting.account(seen, built)})
@@ -256,6 +258,12 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             metrics=one.metrics,
             warnings=list(one.warnings),
             signed=one.signed or None,
+            approved=one.approved,
         )
         for one in step.artifacts
     ]
+
+
+def suites_of(step: Succeeded) -> list[SuiteStatus]:
+    """Return the suites of the export."""
+    return [SuiteStatus(name=one.name, values=one.values, message=one.problem) for one in step.suites]

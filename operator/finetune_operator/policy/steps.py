@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.messages import Artifact
-from finetune_api.results import Approval, StageResult
+from finetune_api.results import Approval, StageResult, SuiteOutcome
 from finetune_api.v1alpha1.status import FailureStatus
 from finetune_operator.objects.facts import Obstacle
 
@@ -81,10 +81,16 @@ class Exporting:
 
 @dataclass(frozen=True)
 class Succeeded:
-    """All stages are complete. `approval`: what the gates say; None without gates."""
+    """All stages are complete.
+
+    Attributes:
+        approval: what the gates say; None without gates.
+        suites: that the exported model ran through.
+    """
 
     artifacts: Sequence[Artifact]
     approval: Approval | None = None
+    suites: Sequence[SuiteOutcome] = ()
 
 
 @dataclass(frozen=True)

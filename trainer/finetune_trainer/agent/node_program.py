@@ -21,12 +21,11 @@ from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.ledger import NOT_THE_LEADER
 from finetune_trainer.agent.patience import patiently
 from finetune_trainer.agent.roster import Limits
-from finetune_trainer.agent.security import hide_from_children
 from finetune_trainer.agent.server import AgentServer
 from finetune_trainer.agent.workers import Workers
 from finetune_trainer.process.stages import load_given_job
 from finetune_trainer.process.termination import fit
-from finetune_trainer.process.ties import die_with_parent, reap_orphans
+from finetune_trainer.process.ties import die_with_parent, hide_from_children, reap_orphans
 from finetune_trainer.storage import CONTROL, open_store
 
 log = logging.getLogger("agent")

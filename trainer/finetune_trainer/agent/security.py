@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 
 from finetune_trainer.process.ties import libc, prctl
 
-PR_SET_DUMPABLE = 4
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 SECBIT_NOROOT_LOCKED = 0b11  # uid 0 never gains capabilities by exec
@@ -72,12 +71,6 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
     "wandb": ("WANDB_",),
 }
 TRACKER_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-
-
-def hide_from_children() -> None:
-    """Make /proc/<pid>/environ and mem of this process unreadable to other processes of its user. Call it before any
-    child exists."""
-    prctl(PR_SET_DUMPABLE, 0)
 
 
 def drop_capabilities() -> None:

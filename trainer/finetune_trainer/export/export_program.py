@@ -11,12 +11,14 @@ from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.export.run_report.written_report import write_report
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
+from finetune_trainer.process.ties import hide_from_children
 
 
 def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
-    request = ExportRequest.of(given.job.spec.export, plan.method).signed_with(given.environ)
+    spec = given.job.spec
+    request = ExportRequest.of(spec.export, plan.method).with_suites(spec.evaluation).signed_with(given.environ)
     if request.signing_key:
         key_id(request.signing_key)  # a key that cannot be used is refused before hours of merging
     result = export(plan, given.store, given.run, given.work, request, given.report)
@@ -30,4 +32,5 @@ def export_work(given: StageInputs) -> StageResult:
 
 def main(environ: Mapping[str, str]) -> ExitCode:
     """Run the stage; leave its StageResult in the termination log."""
+    hide_from_children()  # a suite may run code that definitions of tasks bring
     return run_stage(Stage.EXPORT, export_work, environ)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_api.contract import Env
+from finetune_api.gates import SUITE_SIGN
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
-from finetune_api.v1alpha1.run_specs import ExportSpec
+from finetune_api.v1alpha1.run_specs import EvaluationSpec, ExportSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
+from finetune_trainer.suites.suite_records import SuiteSettings, digest_of_suites
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class ExportRequest:
         gates: metric -> comparison.
         signing_key: path of the private key to sign with; None = no signature.
         quantizations: types of the form gguf.
+        suites: benchmarks that the model runs through.
     """
 
     forms: tuple[ExportForm, ...]
@@ -31,6 +34,7 @@ class ExportRequest:
     gates: Mapping[str, str] = field(default_factory=dict)
     signing_key: Path | None = None
     quantizations: tuple[Quantization, ...] = (Quantization.F16,)
+    suites: tuple[SuiteSettings, ...] = ()
 
     @property
     def judged(self) -> str | None:
@@ -47,7 +51,7 @@ class ExportRequest:
             dtype,
             named=bool(spec.forms or spec.merge),
             judge=judge,
-            gates=spec.gates if judge else {},
+            gates={name: text for name, text in spec.gates.items() if judge or SUITE_SIGN in name},
             quantizations=spec.quantized(),
         )
 
@@ -62,6 +66,10 @@ class ExportRequest:
         quantized = tuple(Quantization(one) for one in settings.get("quantizations") or (Quantization.F16,))
         return cls((form,), settings.get("dtype"), quantizations=quantized)
 
+    def with_suites(self, spec: EvaluationSpec) -> "ExportRequest":
+        """Return the request with the suites of a job."""
+        return replace(self, suites=tuple(SuiteSettings.of(one) for one in spec.suites))
+
     def signed_with(self, environ: Mapping[str, str]) -> "ExportRequest":
         """Return the request with the key that an environment names; the request itself if it names none."""
         key = environ.get(Env.SIGNING_KEY)
@@ -70,7 +78,7 @@ class ExportRequest:
     def settings(self, form: ExportForm) -> dict[str, object]:
         """Return the settings of a form, which its manifest holds."""
         quantized = {"quantizations": [str(one) for one in self.quantizations]} if form is ExportForm.GGUF else {}
-        return {"dtype": self.dtype, "judged": self.judged, **quantized}
+        return {"dtype": self.dtype, "judged": self.judged, "suites": digest_of_suites(self.suites), **quantized}
 
     def fits(self, form: ExportForm, manifest: Manifest) -> bool:
         """Return whether an artifact was made with these settings."""

@@ -80,7 +80,7 @@ class JudgeInputs:
         base, dataset = folder / "base", folder / "dataset"
         prefix = self.plan.model.prefix
         files = _files(self.store, prefix)
-        check_memory(_weights({one.path: one.size for one in files}), _weights_in(artifact), usable_memory())
+        check_memory(weights_of({one.path: one.size for one in files}), weights_in(artifact), usable_memory())
         download_files(self.store, prefix, files, base)
         rows = dataset_prefix(self.plan.dataset.sha256)
         fetch_rows(self.store, rows, dataset, settings.rows)
@@ -185,12 +185,13 @@ def check_memory(base: int, artifact: tuple[int, bool], memory: int) -> None:
         raise JudgeError(f"{seen}: {MORE}")
 
 
-def _weights_in(artifact: Path) -> tuple[int, bool]:
+def weights_in(artifact: Path) -> tuple[int, bool]:
+    """Return the bytes of an artifact's weights, and whether they are an adapter."""
     sizes = {path.name: path.stat().st_size for path in artifact.iterdir() if path.is_file()}
-    return _weights(sizes), ADAPTER_CONFIG in sizes
+    return weights_of(sizes), ADAPTER_CONFIG in sizes
 
 
-def _weights(sizes: Mapping[str, int]) -> int:
+def weights_of(sizes: Mapping[str, int]) -> int:
     """Return the bytes of the files that hold weights; transformers prefers safetensors to other formats."""
     safe = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
     return safe or sum(size for name, size in sizes.items() if name.endswith(".bin"))

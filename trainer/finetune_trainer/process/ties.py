@@ -7,6 +7,7 @@ import signal
 from finetune_api.contract import ExitCode
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -20,6 +21,12 @@ def prctl(option: int, value: int) -> None:
     if libc.prctl(option, value, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
+
+
+def hide_from_children() -> None:
+    """Make /proc/<pid>/environ and mem of this process unreadable to other processes of its user. Call it before any
+    child exists."""
+    prctl(PR_SET_DUMPABLE, 0)
 
 
 def exit_on_sigterm() -> None:

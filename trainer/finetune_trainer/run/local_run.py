@@ -33,6 +33,7 @@ from finetune_trainer.run.local_runs import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
+from finetune_trainer.suites.stored_suites import is_evaluated
 
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # for one node; the gang's budget is recovery.maxRestarts
@@ -72,15 +73,15 @@ class LocalJob:
         job: with the command line's overrides applied.
         spec: the user's spec as JSON values, with the same overrides.
         work: scratch folder; every run has its own folder below it.
-    """
         settings: environment variables of the stages, over those of the run.
+    """
 
     job: FineTuneJob
     spec: dict[str, Any]
     work: Path
     store: ObjectStore
-
     settings: Mapping[str, str] = field(default_factory=dict)
+
     @classmethod
     def open(cls, job: FineTuneJob, work: Path) -> "LocalJob":
         """Return the job, if it may run.
@@ -224,7 +225,7 @@ class LocalStages:
         if self.exported() is None:
             return False
         job, store = self._local.job.spec, self._local.store
-        request = ExportRequest.of(job.export, job.method.type).signed_with(os.environ)
+        request = ExportRequest.of(job.export, job.method.type).with_suites(job.evaluation).signed_with(os.environ)
         forms = (FormFiles.of(form, job.method.type) for form in request.forms)
         return all(fitting_artifact(store, self._prefix, form, request) for form in forms)
 
@@ -234,9 +235,10 @@ class LocalStages:
         return result.approval if result and self._local.job.spec.export.gates else None
 
     def judged_as_asked(self) -> bool:
-        """Return whether the last export was judged with the settings and gates of the job, if it has any."""
-        asked = self._local.job.spec.export
-        return asked.judge is None or is_judged(self._local.store, self._prefix, asked)
+        """Return whether the last export was judged, and ran through suites, with the settings and gates of the job."""
+        spec, store = self._local.job.spec, self._local.store
+        judged = spec.export.judge is None or is_judged(store, self._prefix, spec.export)
+        return judged and is_evaluated(store, self._prefix, spec)
 
     def report(self) -> str | None:
         """Return the URI of the report of the run; None if the export has not made one."""
@@ -299,17 +301,17 @@ class LocalStages:
                 return code
             self._screen.show_line("node", f"agent of node {node} exited with code {code}; starting it again")
             await asyncio.sleep(AGENT_DELAY_SECONDS)
-        return code
-
             if self._children.killed:
                 break
-    async def _watch(self) -> None:
-        headers = {"Authorization": f"Bearer {self._token}"}
+        return code
+
     async def _kill_when(self, reached: Callable[[], bool]) -> None:
         while not await asyncio.to_thread(reached):  # noqa: ASYNC110 - it asks a storage
             await asyncio.sleep(POLL_SECONDS)
         self._children.kill()
 
+    async def _watch(self) -> None:
+        headers = {"Authorization": f"Bearer {self._token}"}
         async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError, StorageError, ValueError):
@@ -356,9 +358,9 @@ class LocalStages:
             Env.THREADS: str(max(1, cores // ranks)),
             Env.PARENT_PID: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
+            **self._local.settings,
         }
 
-            **self._local.settings,
 
 def find_run(local: LocalJob, screen: Screen) -> str:
     """Return the uid of the last run of this very job, or of a new run."""
