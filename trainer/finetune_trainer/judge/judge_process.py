@@ -29,6 +29,7 @@ from finetune_trainer.storage import ObjectStore, download_files, read_manifest
 GIB = 1 << 30
 SECONDS = 6 * 3600  # of one judgement
 LINE = "judge: "
+TRAIN_SHARDS = 4  # of the training split, a quarter of a gigabyte each
 ROOM = 1.3  # times the weights
 SPARE = 2 << 30  # bytes of memory for everything else
 MORE = "give the stage more with spec.export.resources"
@@ -198,23 +199,36 @@ def weights_of(sizes: Mapping[str, int]) -> int:
 
 
 def fetch_rows(store: ObjectStore, prefix: str, folder: Path, rows: int) -> None:
-    """Download the first shard of the training split, and of the eval split as many shards as hold the rows."""
+    """Download some shards of the training split, spread over all of it because files are often sorted, and of the
+    eval split as many shards as hold the rows. What is downloaded is numbered anew."""
     known = {entry.path: entry for entry in _files(store, prefix)}
     folder.mkdir(parents=True, exist_ok=True)
     if File.SHARDS not in known:
         download_files(store, prefix, _named(known, [LONE.format(split=split) for split in ("train", "eval")]), folder)
         return
     shards = Shards.model_validate_json(store.get(prefix + File.SHARDS))
-    kept = {"train": shards.train[:1], "eval": _first(shards.eval, rows)}
-    names = [
-        name_of(split, number)
-        for split, own in kept.items()
-        for number in range(len(own))
+    kept = {"train": spread(len(shards.train), TRAIN_SHARDS), "eval": list(range(len(_first(shards.eval, rows))))}
+    names = {
+        name_of(split, number): name_of(split, place)
+        for split, numbers in kept.items()
+        for place, number in enumerate(numbers)
         for name_of in (shard_name, index_name)
-    ]
-    download_files(store, prefix, _named(known, names), folder)
-    fewer = Shards(packed=shards.packed, train=kept["train"], eval=kept["eval"])
+    }
+    download_files(store, prefix, _named(known, list(names)), folder)
+    for name, new in names.items():  # in the order of their numbers, so that no file is replaced
+        (folder / name).rename(folder / new)
+    fewer = Shards(
+        packed=shards.packed,
+        train=tuple(shards.train[number] for number in kept["train"]),
+        eval=tuple(shards.eval[number] for number in kept["eval"]),
+    )
     (folder / File.SHARDS).write_text(fewer.to_json(), "utf-8")
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers below `count`, ascending and evenly spread, from the first to the last."""
+    kept = min(count, most)
+    return [place * (count - 1) // max(1, kept - 1) for place in range(kept)]
 
 
 def _first(shards: tuple[Shard, ...], rows: int) -> tuple[Shard, ...]:
