@@ -79,7 +79,7 @@ generate: install ## Write the files that are made from the models and the chart
 lock: install ## Resolve requirements/ again from pyproject.toml: everything, and what each image holds
 	$(LOCK) --all-extras -o requirements/all.txt
 	$(LOCK) --extra operator --constraint requirements/all.txt -o requirements/operator.txt
-	$(LOCK) --extra trainer --constraint requirements/all.txt -o requirements/trainer.txt
+	$(LOCK) --extra trainer --extra suites --constraint requirements/all.txt -o requirements/trainer.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-deps \
 	  --group pyproject.toml:real -o requirements/real.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

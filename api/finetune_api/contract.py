@@ -112,6 +112,7 @@ class ExitCode(IntEnum):
     UNKNOWN = 1
     USER_ERROR = 64
     DATA_ERROR = 65
+    NOT_REPRODUCED = 66  # of `finetune reproduce` alone: the training was repeated, and the weights are others
     STORAGE_ERROR = 69
     DISTRIBUTED = 70  # a peer was lost; the process that failed first has another code
     OUT_OF_MEMORY = 77

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune_api import contract, yaml12
-from finetune_api.v1alpha1.field_facts import FIXED_BELOW, LATER, MUTABLE
+from finetune_api.v1alpha1.field_facts import FIXED_BELOW, LATER, MUTABLE, MUTABLE_BELOW
 from finetune_api.v1alpha1.job import FineTuneJob
 from finetune_api.v1alpha1.markers import Later
 from finetune_api.v1alpha1.rules import RULES
@@ -34,6 +34,7 @@ COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Eval", "string", ".status.progress.evalText", 1),
     ("Tokens/s", "string", ".status.progress.speedText", 1),
     ("Checkpoint", "string", ".status.lastCheckpoint", 1),
+    ("Approved", "string", '.status.conditions[?(@.type=="Approved")].status', 1),
     ("Reason", "string", ".status.reason", 1),
 )
 
@@ -119,11 +120,12 @@ def _later_rule(below: list[str], later: Later) -> dict[str, str]:
 
 
 def _transition_rules() -> Iterator[dict[str, str]]:
+    partly = {*MUTABLE, *(path.split(".")[1] for path in MUTABLE_BELOW)}
     for key in children(FineTuneJobSpec):
-        if key not in MUTABLE:
+        if key not in partly:
             same = f"has(self.{key}) == has(oldSelf.{key}) && (!has(self.{key}) || self.{key} == oldSelf.{key})"
             yield {"rule": same, "message": f"spec.{key} cannot be changed: make a new FineTuneJob"}
-    for path in FIXED_BELOW:
+    for path in (*FIXED_BELOW, *_fixed_beside()):
         _, key, below = path.split(".")
         new, old = (f"has({one}.{key}) && has({one}.{key}.{below})" for one in ("self", "oldSelf"))
         same = f"({new}) == ({old}) && (!({new}) || self.{key}.{below} == oldSelf.{key}.{below})"
@@ -131,6 +133,15 @@ def _transition_rules() -> Iterator[dict[str, str]]:
     for key, mutable in MUTABLE.items():
         if mutable.rule:
             yield {"rule": mutable.rule.format(field=key), "message": mutable.refusal.format(field=key)}
+
+
+def _fixed_beside() -> Iterator[str]:
+    """Yield the paths of the fields that stand beside a field of MUTABLE_BELOW and may not change."""
+    for changing in MUTABLE_BELOW:
+        _, top, below = changing.split(".")
+        model = children(FineTuneJobSpec)[top].child
+        assert model is not None
+        yield from (f"spec.{top}.{key}" for key in children(model) if key != below)
 
 
 def _at(root: Schema, path: tuple[str, ...]) -> Schema:

@@ -14,6 +14,7 @@ WITHOUT_BASE = ("win_share", "same_answer", "label_shift", "amplified")  # measu
 NOT_JUDGED = ("spearman",)  # metrics of training that a judgement does not measure
 ALWAYS = ("amplified",)
 TASKS_WITH_BASE = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.CLASSIFICATION)
+SUITE_SIGN = "/"  # in the name of a value of a suite: SUITE/TASK.METRIC
 NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?%?"
 COMPARISON = re.compile(rf"\s*(<=|>=|<|>)\s*(?:(base)\s*(?:([-+*])\s*({NUMBER}))?|(-?{NUMBER}))\s*")
 

@@ -237,6 +237,8 @@ class Artifact(Message):
         signed: whether it holds a signature.
         pushed: copies in the places that the job names.
         served: whether a server answered with it as transformers does; None = not tested.
+        approved: whether the judged weights passed every gate of the job; None without gates. The form gguf has the
+            answer of its weights before the conversion.
     """
 
     kind: Literal["adapter", "model"]
@@ -250,6 +252,7 @@ class Artifact(Message):
     signed: bool = Field(default=False, exclude_if=is_empty)
     pushed: tuple[PushedCopy, ...] = Field(default=(), exclude_if=is_empty)
     served: bool | None = Field(default=None, exclude_if=is_none)
+    approved: bool | None = Field(default=None, exclude_if=is_none)
 
 
 # ---------------------------------------------------------------- stored files

@@ -6,7 +6,15 @@ from typing import Any
 
 from finetune_api import contract
 from finetune_api.crd import COLUMNS, schema
-from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY, FIXED_BELOW, LATER, MUTABLE, SHAPES_DATA, WITHOUT_EFFECT
+from finetune_api.v1alpha1.field_facts import (
+    CLUSTER_ONLY,
+    FIXED_BELOW,
+    LATER,
+    MUTABLE,
+    MUTABLE_BELOW,
+    SHAPES_DATA,
+    WITHOUT_EFFECT,
+)
 from finetune_api.v1alpha1.foreign import NO_COUNTERPART
 from finetune_api.v1alpha1.library_names import LORA_OWNED, TRAINING_NO_COUNTERPART, TRAINING_OWNED
 from finetune_api.v1alpha1.rules import RULES
@@ -137,6 +145,8 @@ def _facts(path: str) -> str:
     mutable = MUTABLE.get(names[1])
     if mutable is not None and not set(keys) & set(FIXED_BELOW):
         facts.append(f"mutable {mutable.only}".rstrip())
+    if set(keys) & set(MUTABLE_BELOW):
+        facts.append("mutable")
     if set(keys) & set(CLUSTER_ONLY):
         facts.append("cluster")
     if keys[-1] in WITHOUT_EFFECT:

@@ -4,7 +4,7 @@ from pydantic import Field
 
 from finetune_api.beats import Progress
 from finetune_api.errors import FailureCategory, Problem
-from finetune_api.messages import Artifact, DatasetFacts, Message, MethodType, Stage, Task, is_none
+from finetune_api.messages import Artifact, DatasetFacts, Message, MethodType, Stage, Task, is_empty, is_none
 
 
 class PlanSummary(Message):
@@ -81,6 +81,19 @@ class ServeOutcome(Message):
     message: str
 
 
+class SuiteOutcome(Message):
+    """The values of one suite of `spec.evaluation.suites`.
+
+    Attributes:
+        values: `TASK.METRIC` -> value; not all of a suite with many.
+        problem: why it has no values; empty if it has.
+    """
+
+    name: str
+    values: dict[str, float] = Field(default_factory=dict)
+    problem: str = ""
+
+
 class StageResult(Message):
     """The result of a stage: the termination message of its pod, at most 4,096 bytes.
 
@@ -91,6 +104,7 @@ class StageResult(Message):
         artifacts: from export.
         approval: from export, if the job has gates.
         serving: from export, if the job tests the artifacts on a server.
+        suites: from export, if the job has suites.
     """
 
     stage: Stage
@@ -104,4 +118,5 @@ class StageResult(Message):
     artifacts: tuple[Artifact, ...] = ()
     approval: Approval | None = Field(default=None, exclude_if=is_none)
     serving: ServeOutcome | None = Field(default=None, exclude_if=is_none)
+    suites: tuple[SuiteOutcome, ...] = Field(default=(), exclude_if=is_empty)
     note: str = ""

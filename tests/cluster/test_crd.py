@@ -246,6 +246,7 @@ IMMUTABLE = [
     ("spec/method/lora", {"target_modules": "all-linear"}, "spec.method cannot be changed"),
     ("spec/training", {"learning_rate": 0.1}, "spec.training cannot be changed"),
     ("spec/storage/uri", "s3://models/team-b", "spec.storage cannot be changed"),
+    ("spec/evaluation", {"generate": 7}, "spec.evaluation.generate cannot be changed"),
     ("spec/queueName", "team-b", "spec.queueName cannot be changed"),
     ("spec/resourcesPerNode", ..., "spec.resourcesPerNode cannot be changed"),
     ("spec/dryRun", True, "spec.dryRun can be changed from true to false only"),
@@ -269,6 +270,7 @@ def test_policies_can_be_changed_at_any_time(api: Api, stored: dict[str, Any]) -
         ("spec/budget", {"gpuHourPrice": "2.50"}),
         ("spec/export", {"attempt": 2, "resources": {"requests": {"memory": "64Gi"}}, "tolerations": []}),
         ("spec/export", {"attempt": 2, "forms": ["adapter", "merged"], "dtype": "bfloat16"}),
+        ("spec/evaluation/suites", [{"name": "own", "tasks": ["arc_easy"], "limit": 5}]),
         ("spec/ttlSecondsAfterFinished", 600),
         ("spec/suspend", True),
     ):

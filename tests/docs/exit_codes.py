@@ -14,6 +14,7 @@ MEANINGS = {
     ExitCode.UNKNOWN: "Any other error. The log has the cause.",
     ExitCode.USER_ERROR: "The job, or a file or folder that an option names, breaks a rule.",
     ExitCode.DATA_ERROR: "The data breaks a rule. With `--strict`: the report on the data has warnings.",
+    ExitCode.NOT_REPRODUCED: "`finetune reproduce` trained an artifact again, and the weights are others.",
     ExitCode.STORAGE_ERROR: "The storage refuses, or cannot be reached.",
     ExitCode.DISTRIBUTED: "A worker lost a peer. The code is that of a victim, so it does not name the cause.",
     ExitCode.OUT_OF_MEMORY: "A rank ran out of memory.",

@@ -46,6 +46,7 @@ from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore, upload_tree
 from finetune_trainer.storage.base import storage_problem
 from finetune_trainer.storage.trees import Kind
+from tests.local.forgery import forge, rewrite_manifest
 from tests.support.reported_run import planned_run
 from tests.unit.test_api_parse import job as given_job
 
@@ -203,22 +204,6 @@ def test_a_flipped_bit_is_refused_and_its_file_named(copied: Path, name: str) ->
     assert (problem.code, problem.field) == ("ArtifactDiffers", name)
 
 
-def rewrite_manifest(folder: Path) -> None:
-    """What a forger does: the list of files gets the hashes of the changed files."""
-    manifest = json.loads((folder / File.MANIFEST).read_text())
-    for one in manifest["files"]:
-        raw = (folder / one["path"]).read_bytes()
-        one["size"], one["sha256"] = len(raw), hashlib.sha256(raw).hexdigest()
-    (folder / File.MANIFEST).write_text(json.dumps(manifest))
-
-
-def rewrite_lineage(folder: Path) -> None:
-    lineage = json.loads((folder / LINEAGE).read_text())
-    for one in lineage["subject"]:
-        one["digest"]["sha256"] = hashlib.sha256((folder / one["name"]).read_bytes()).hexdigest()
-    (folder / LINEAGE).write_text(json.dumps(lineage))
-
-
 def test_changed_weights_with_a_matching_list_differ_from_the_lineage(copied: Path) -> None:
     flip(copied, "adapter_model.safetensors")
     rewrite_manifest(copied)
@@ -229,8 +214,7 @@ def test_changed_weights_with_a_matching_list_differ_from_the_lineage(copied: Pa
 
 def test_a_forgery_that_is_consistent_fails_by_its_signature(copied: Path, keys: tuple[Path, Path]) -> None:
     flip(copied, "adapter_model.safetensors")
-    rewrite_lineage(copied)
-    rewrite_manifest(copied)
+    forge(copied)
     verify_artifact(copied)  # nothing but the signature tells
     with pytest.raises(DataError, match=r"adapter_model\.safetensors") as caught:
         verify_artifact(copied, keys[1])

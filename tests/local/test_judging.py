@@ -2,13 +2,16 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import CheckpointInfo, ExportForm, MethodType, Task
@@ -21,15 +24,17 @@ from finetune_trainer.judge import answering, judge_process
 from finetune_trainer.judge.answering import Answering, Scored
 from finetune_trainer.judge.asked_rows import asked_rows
 from finetune_trainer.judge.candidates import base_answers_rows
-from finetune_trainer.judge.judge_process import JudgeInputs, fetch_rows
+from finetune_trainer.judge.judge_process import JudgeInputs, fetch_rows, spread
 from finetune_trainer.judge.judge_question import JudgeQuestion, JudgeSettings
 from finetune_trainer.judge.judgement_records import Judgement
 from finetune_trainer.judge.judging import judge_models
 from finetune_trainer.judge.memorised import Prefix
 from finetune_trainer.judge.sides import JudgedAnswer
 from finetune_trainer.storage import FolderStore, upload_tree
-from tests.local.exported_run import MIRROR, RUN, Run
+from tests.local.exported_run import MIRROR, RUN, Run, scrambled
 from tests.support.judged_models import CANARY, HELD_OUT, Planted, loaded_base, make_base, make_planted
+from tests.support.models.seq2seq import make_bart, make_t5
+from tests.support.reported_run import planned_run
 
 # peft 0.21 asks transformers 5.23 by an older name
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -96,6 +101,7 @@ def test_an_exported_adapter_is_judged_once_and_its_gates_are_held_against_each_
     result = judged(run, eval_loss="< base", repetition="< 0.02")
     assert result.approval is not None
     assert result.approval.approved, result.approval.message
+    assert {one.approved for one in result.artifacts} == {True}
     found = judgement(run)
     [loss] = [one for one in found.measures if one.name == "loss"]
     assert loss.base is not None
@@ -114,6 +120,7 @@ def test_an_exported_adapter_is_judged_once_and_its_gates_are_held_against_each_
     assert not [line for line in run.reports if line.startswith("judge: tuned model")]  # no model ran
     assert again.approval is not None
     assert not again.approval.approved
+    assert {one.approved for one in again.artifacts} == {False}
     assert again.approval.message.startswith("1 of 1 gate failed: loss ")
     assert again.succeeded
     assert "## Judged against the base model" in (run.artifact("merged") / "README.md").read_text()
@@ -136,6 +143,7 @@ def test_a_model_that_cannot_be_judged_is_exported_and_not_approved(run: Run, mo
 def test_an_export_that_is_not_judged_says_nothing_of_it(run: Run) -> None:
     result = run.export()
     assert result.approval is None
+    assert {one.approved for one in result.artifacts} == {None}
     assert "approval" not in json.loads(result.model_dump_json())
     assert run.store.head(RUN + File.JUDGEMENT) is None
 
@@ -171,6 +179,34 @@ def test_the_loss_of_a_long_row_is_summed_in_slices(
             sliced, again = asked.losses(rows)
         np.testing.assert_allclose(sliced, whole, rtol=1e-5)
         assert counts.tolist() == again.tolist() == [sum(label >= 0 for label in row.labels) for row in rows]
+
+
+@pytest.mark.parametrize("make", [make_t5, make_bart])
+def test_a_long_target_is_decoded_in_parts_with_the_same_loss(
+    make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapter is in the encoder and in the decoder; T5 has relative positions, BART learned ones."""
+    folder = make(tmp_path)
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tuned = scrambled(get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_2_SEQ_LM")))
+    asked = Answering(planned_run(task=Task.SEQ2SEQ), tuned, AutoTokenizer.from_pretrained(folder))
+    source = np.random.default_rng(1)
+    rows = [Scored(source.integers(4, 50, size), source.integers(4, 50, size + 9)) for size in (5, 5, 11)]
+    rows[0].labels[3:6] = -100
+    whole, counts = asked.losses(rows)
+    sizes: list[tuple[int, ...]] = []
+    summed = asked._summed
+
+    def seen(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(logits.shape))
+        return summed(logits, labels)
+
+    monkeypatch.setattr(asked, "_summed", seen)
+    monkeypatch.setattr(answering, "LOGITS", model.config.vocab_size)
+    parts, again = asked.losses(rows)
+    np.testing.assert_allclose(parts, whole, rtol=1e-4)
+    assert again.tolist() == counts.tolist() == [11, 14, 20]
+    assert max(size[1] for size in sizes) == answering.FORWARDS, "never the logits of a whole row"
 
 
 def test_settings_of_the_base_do_not_change_what_is_generated(adapted: Planted, bases: dict[Task, Path]) -> None:
@@ -251,8 +287,8 @@ def test_settings_of_a_job_have_a_digest_that_changes_with_each(run: Run) -> Non
     assert JudgeSettings.of(JudgeSpec()).rows == 100
 
 
-def test_only_the_first_shards_of_a_large_data_set_are_fetched(tmp_path: Path) -> None:
-    sizes = {"train": (40, 40), "eval": (30, 30, 30)}
+def test_some_shards_of_a_large_data_set_are_fetched_from_all_of_it(tmp_path: Path) -> None:
+    sizes = {"train": tuple(range(40, 49)), "eval": (30, 30, 30)}
     source = tmp_path / "source"
     source.mkdir()
     for split, rows in sizes.items():
@@ -265,7 +301,9 @@ def test_only_the_first_shards_of_a_large_data_set_are_fetched(tmp_path: Path) -
     upload_tree(store, source, "datasets/x/", "dataset")
     fetch_rows(store, "datasets/x/", tmp_path / "fetched", 50)
     names = {path.name for path in (tmp_path / "fetched").iterdir()}
-    wanted = {shard_name("train", 0), shard_name("eval", 0), shard_name("eval", 1)}
+    wanted = {shard_name(split, number) for split, count in (("train", 4), ("eval", 2)) for number in range(count)}
     assert names == {*wanted, *(name.replace(".arrow", ".index.arrow") for name in wanted), File.SHARDS}
     kept = Shards.model_validate_json((tmp_path / "fetched" / File.SHARDS).read_text())
-    assert (len(kept.train), len(kept.eval)) == (1, 2)
+    assert ([one.rows for one in kept.train], len(kept.eval)) == ([40, 42, 45, 48], 2)
+    assert (tmp_path / "fetched" / shard_name("train", 3)).read_bytes() == b"train 8"
+    assert [spread(count, 4) for count in (0, 1, 2, 4, 5)] == [[], [0], [0, 1], [0, 1, 2, 3], [0, 1, 2, 4]]

@@ -14,11 +14,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc
 import pytest
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification
 
 from finetune_api.contract import Env, ExitCode, File
+from finetune_api.errors import DataError
+from finetune_trainer.commands.main import parser
 from tests.local.agents import children, wait_for
 from tests.local.command import Job
+from tests.local.forgery import forge
 from tests.support import vanilla
 from tests.support.prepared import plain
 from tests.support.s3 import S3Server, start_s3
@@ -112,6 +118,53 @@ def test_a_run_ends_with_the_page_that_tells_of_it(undisturbed: Job) -> None:
     assert page.count('<polyline class="curve') >= 2, "the losses of training and of the evaluations"
     assert "of the checkpoints in storage it has the highest eval_macro_f1" in page
     assert "None: the run was not interrupted." in page
+
+
+def reproduce(job: Job, artifact: str, work: Path) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "finetune_trainer.commands.main", "reproduce", artifact, "--work-dir", str(work)]
+    environ = {**os.environ, **job.environ}
+    return subprocess.run(program, env=environ, capture_output=True, text=True, check=False, timeout=900)
+
+
+def test_an_artifact_is_reproduced_bit_for_bit_and_a_forged_weight_is_found(undisturbed: Job, tmp_path: Path) -> None:
+    """The training runs on one node here, and ran on two. The second command trains nothing, and compares."""
+    [artifact] = undisturbed.result["artifacts"]
+    ended = reproduce(undisturbed, artifact["uri"], tmp_path / "work")
+    assert ended.returncode == ExitCode.OK, ended.stdout + ended.stderr
+    assert "reproduced bit for bit" in ended.stdout
+    assert "differs" not in ended.stdout
+    folder = undisturbed.artifact(tmp_path / "forged")
+    (folder / File.MANIFEST).write_bytes(undisturbed.store.get(key_of(undisturbed, artifact) + File.MANIFEST))
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    name = next(one for one in sorted(weights) if "lora_B" in one)
+    weights[name][0, 0] += 1e-4
+    save_file(weights, folder / "adapter_model.safetensors")
+    forge(folder)
+    ended = reproduce(undisturbed, str(folder), tmp_path / "work")
+    assert ended.returncode == ExitCode.NOT_REPRODUCED, ended.stdout + ended.stderr
+    assert "was reached by an earlier command" in ended.stdout
+    assert f"{name}: 1 of {weights[name].numel()} numbers differ, by at most 0.0001;" in ended.stdout
+
+
+def test_an_artifact_in_a_bucket_is_verified_with_all_that_lies_beside_it(
+    undisturbed: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in undisturbed.environ.items():
+        monkeypatch.setenv(variable, value)
+    [artifact] = undisturbed.result["artifacts"]
+    options = parser().parse_args(["verify", artifact["uri"]])
+    assert options.command(options, Console()) == ExitCode.OK
+    extra = f"{key_of(undisturbed, artifact)}extra.bin"
+    undisturbed.store.put(extra, b"x")
+    with pytest.raises(DataError) as caught:
+        options.command(options, Console())
+    assert [one.field for one in caught.value.problems] == ["extra.bin"]
+    undisturbed.store.delete([extra])
+
+
+def key_of(job: Job, artifact: Mapping[str, str]) -> str:
+    return artifact["uri"].removeprefix(job.store.uri + "/") + "/"
 
 
 def test_a_complete_run_says_so_when_run_again(undisturbed: Job) -> None:

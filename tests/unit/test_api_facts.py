@@ -49,10 +49,12 @@ def test_an_object_carries_only_what_holds_for_everything_below_it() -> None:
             assert not _markers(branch, (Supported, WithoutEffect, *DATA)), branch.dotted
 
 
-def test_only_a_field_of_spec_itself_is_mutable() -> None:
+def test_a_field_below_one_of_spec_is_mutable_at_any_time_or_not_at_all() -> None:
+    """The rules of the API server compare the fields beside it one by one."""
     for branch in FIELDS:
-        if len(branch.path) > 2:
-            assert not _markers(branch, (Mutable,)), branch.dotted
+        if len(branch.path) > 2 and (marked := _markers(branch, (Mutable,))):
+            assert (len(branch.path), marked) == (3, [Mutable()]), branch.dotted
+            assert branch.path[1] not in facts.MUTABLE
         else:
             assert not _markers(branch, (Fixed,)), branch.dotted
 
@@ -76,9 +78,18 @@ def test_no_fact_is_lost() -> None:
 def test_these_fields_may_change_after_a_job_was_created() -> None:
     assert {"suspend", "dryRun", "recovery", "budget", "export", "ttlSecondsAfterFinished"} == facts.SAME_RUN
     assert facts.MUTABLE.keys() == facts.SAME_RUN | {"nodes", "spares"}
+    assert facts.MUTABLE_BELOW == ("spec.evaluation.suites",)
     assert set(facts.FIXED_BELOW) == {
         "spec.export.priorityClassName",
     }
+
+
+def test_a_run_is_identified_by_what_may_not_change() -> None:
+    older = {"model": {"name": "a"}, "evaluation": {"generate": 5}}
+    assert facts.run_identity(older) == older
+    suites = {"suites": [{"name": "a", "tasks": ["b"]}]}
+    assert facts.run_identity({**older, "export": {}, "evaluation": {"generate": 5, **suites}}) == older
+    assert facts.run_identity({"model": {"name": "a"}, "evaluation": suites}) == {"model": {"name": "a"}}
 
 
 def test_these_fields_mean_something_on_a_cluster_only() -> None:

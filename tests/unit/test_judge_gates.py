@@ -72,6 +72,18 @@ def test_what_is_no_comparison_is_no_gate(text: str) -> None:
     assert parse_gate("loss", text) is None
 
 
+def test_a_gate_of_a_suite_takes_its_value_with_or_without_a_judgement() -> None:
+    values = {"own/colours.acc": 0.5}
+    gates = {"own/colours.acc": ">= 0.5", "own/colours.f1": "> 0", "loss": "< base"}
+    for judgement, loss in ((JUDGEMENT, True), (None, False)):
+        assert [one.passed for one in gate_results(gates, judgement, values)] == [True, False, loss]
+    assert gate_results(gates, None, values)[0].message == "own/colours.acc 0.5 passes >= 0.5"
+
+
+def suites(*names: str) -> dict[str, Any]:
+    return {"suites": [{"name": name, "tasks": ["arc_easy"]} for name in names]}
+
+
 EVAL = {"dataset": {"train": "file://a.jsonl", "eval": {"split": 0.1}}}
 JUDGED = EVAL | {"export": {"judge": {"rows": 50}, "gates": {"eval_loss": "< base"}}}
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -99,6 +111,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "has spearman; the judgement measures loss, mse, mae, r2, pearson",
     ),
     "gates without a judge": (EVAL | {"export": {"gates": {"loss": "< base"}}}, "spec.export.gates", "judge is not"),
+    "a gate of a suite that the job lacks": (
+        {"evaluation": suites("a"), "export": {"gates": {"b/arc_easy.acc": "> 0"}}},
+        "spec.export.gates",
+        "has b/arc_easy.acc; the job has the suites a",
+    ),
+    "a gate of a suite without a task": (
+        {"evaluation": suites("a"), "export": {"gates": {"a/acc": "> 0"}}},
+        "spec.export.gates",
+        "has a/acc; a value of a suite is written SUITE/TASK.METRIC",
+    ),
+    "a gate of a suite beside the base model": (
+        {"evaluation": suites("a"), "export": {"gates": {"a/arc_easy.acc": "> base"}}},
+        "spec.export.gates",
+        "the base model does not run through suites",
+    ),
+    "two suites of one name": (
+        {"evaluation": suites("a", "b", "a")},
+        "spec.evaluation.suites",
+        'has two suites with the name "a"',
+    ),
+    "suites of a model that writes nothing": (
+        {"task": "classification", "evaluation": suites("a")},
+        "spec.evaluation.suites",
+        "the task is classification; lm-evaluation-harness runs causal-lm, seq2seq, preference",
+    ),
     "no held-out rows": (
         {"dataset": {"train": "file://a.jsonl"}, "export": {"judge": {"rows": 50}}},
         "spec.export.judge",
@@ -123,6 +160,15 @@ def test_a_judgement_that_cannot_be_made_is_refused(spec: dict[str, Any], field:
     with pytest.raises(SpecError) as caught:
         parse_job(job(**{f"spec__{name}": value for name, value in spec.items()}))
     assert [(one.field, said in one.message) for one in caught.value.problems] == [(field, True)]
+
+
+def test_gates_of_suites_need_no_judge() -> None:
+    spec = parse_job(
+        job(spec__evaluation=suites("a"), spec__export={"gates": {"a/arc_easy.acc": "> 0", "a/x.acc": "> 0"}})
+    ).spec
+    assert (spec.export.judge, len(spec.export.gates)) == (None, 2)
+    [suite] = spec.evaluation.suites
+    assert (suite.timeout_minutes, suite.limit, suite.chat_template) == (60, None, False)
 
 
 def test_a_judgement_is_off_unless_it_is_asked_for() -> None:

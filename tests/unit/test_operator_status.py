@@ -10,7 +10,7 @@ import pytest
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Recovery
 from finetune_api.errors import FailureCategory
 from finetune_api.messages import Artifact, PushedCopy
-from finetune_api.results import Approval, ServeOutcome
+from finetune_api.results import Approval, ServeOutcome, SuiteOutcome
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.cluster.act import stored
 from finetune_operator.policy.conditions import condition
@@ -269,6 +269,32 @@ def test_gates_become_a_condition_that_follows_each_export_and_fails_no_job() ->
         (("False", "NotJudged", broken.message), [True]),
         (("False", "NoGates", "the last export had no gates"), []),
     ]
+
+
+def test_an_artifact_says_whether_it_passed_the_gates() -> None:
+    [plain] = EXPORTED.artifacts
+    made = [plain.model_copy(update={"approved": approved}) for approved in (None, False, True)]
+    assert "approved" not in plain.to_json(), "an operator of 0.1.0 knows no such field"
+    exported = ended(EXPORT, EXPORTED.model_copy(update={"artifacts": tuple(made)}))
+    children = (*prepared_children(), stage_job(TRAIN, 1, "Complete"), stage_job(EXPORT, 0, "Complete"), exported)
+    assert [one.approved for one in decided(world(*children, status=RUNNING)).status.artifacts] == [None, False, True]
+
+
+def test_the_values_of_suites_are_on_the_object_until_the_next_export() -> None:
+    assert "suites" not in EXPORTED.to_json(), "an operator of 0.1.0 knows no such field"
+    suites = (
+        SuiteOutcome(name="own", values={"colours.acc": 0.5, "colours.nan": float("nan")}),
+        SuiteOutcome(name="lost", problem="no such task"),
+    )
+    trained = (*prepared_children(), stage_job(TRAIN, 1, "Complete"))
+    exported = ended(EXPORT, EXPORTED.model_copy(update={"suites": suites}))
+    status = decided(world(*trained, stage_job(EXPORT, 0, "Complete"), exported, status=RUNNING)).status
+    told = [(one.name, one.values, one.message) for one in status.suites]
+    assert told == [("own", {"colours.acc": 0.5}, ""), ("lost", {}, "no such task")]
+    again = RUNNING.model_copy(update={"suites": status.suites})
+    assert decided(world(*trained, status=again)).status.suites == status.suites
+    plain = decided(world(*trained, stage_job(EXPORT, 0, "Complete"), ended(EXPORT, EXPORTED), status=again))
+    assert plain.status.suites == []
 
 
 @pytest.mark.parametrize(("children", "reason"), [((), "Exporting"), ((stage_job(EXPORT, 1, "Failed"),), "Failed")])

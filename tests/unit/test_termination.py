@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryCounts
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
-from finetune_api.results import PlanSummary, StageResult
+from finetune_api.results import PlanSummary, StageResult, SuiteOutcome
 from finetune_trainer.process.termination import LIMIT, fit
 
 FACTS = DatasetFacts(sha256="0" * 64, train=SplitFacts(rows=1, tokens=1, trained_tokens=1, longest=1))
@@ -33,6 +33,18 @@ def test_a_result_always_fits_and_counts_what_was_left_out(count: int, length: i
 def test_a_small_result_is_left_as_it_is() -> None:
     result = StageResult(stage=Stage.PREPARE, succeeded=False, problems=problems(3, 20), note="n")
     assert StageResult.model_validate_json(fit(result)) == result
+
+
+def test_values_of_suites_are_left_out_from_the_end() -> None:
+    values = {f"a_task_with_a_long_name_{number}.acc_norm": number / 7 for number in range(12)}
+    suites = tuple(SuiteOutcome(name=f"suite-{number}", values=values) for number in range(8))
+    text = fit(StageResult(stage=Stage.EXPORT, succeeded=True, suites=suites, note="kept"))
+    assert len(text.encode()) <= LIMIT
+    result = StageResult.model_validate_json(text)
+    kept = [len(one.values) for one in result.suites]
+    assert (len(kept), result.note) == (8, "kept")
+    assert 3 < min(kept) == max(kept) < 12
+    assert list(result.suites[0].values) == list(values)[: kept[0]]
 
 
 def test_many_labels_are_left_out_before_facts() -> None:

@@ -6,12 +6,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from finetune_api.evaluation_metrics import PREFIX
-from finetune_api.gates import TASKS_WITH_BASE, WITHOUT_BASE, gate_metrics, parse_gate
+from finetune_api.gates import SUITE_SIGN, TASKS_WITH_BASE, WITHOUT_BASE, gate_metrics, parse_gate
 from finetune_api.messages import ProblemType, Task
 from finetune_api.v1alpha1.given import Given, has, part
 from finetune_api.v1alpha1.markers import KeepsData, Supported
 from finetune_api.v1alpha1.rule import Rule
 from finetune_api.v1alpha1.spec_base import Kubernetes, StringMap, Text, broken, shown
+from finetune_api.v1alpha1.suite_spec import unknown_suite
 
 
 def _comparisons(value: Any) -> Any:
@@ -54,7 +55,8 @@ class JudgeSpec(Kubernetes):
 
 
 def _gates_without_judge(export: Given) -> str | None:
-    return "is given, but export.judge is not" if part(export, "gates") and not has(export, "judge") else None
+    judged = [metric for metric in part(export, "gates") if SUITE_SIGN not in str(metric)]
+    return "is given, but export.judge is not" if judged and not has(export, "judge") else None
 
 
 def _judge_without_data(spec: Given) -> str | None:
@@ -69,6 +71,13 @@ def _unknown_metric(spec: Given) -> str | None:
     problem = ProblemType(spec["problemType"]) if spec.get("problemType") in list(ProblemType) else None
     known = tuple(dict.fromkeys(name for one in ([task] if task else Task) for name in gate_metrics(one, problem)))
     for metric, text in part(part(spec, "export"), "gates").items():
+        if SUITE_SIGN in str(metric):
+            if wrong := unknown_suite(str(metric), spec):
+                return wrong
+            gate = parse_gate(str(metric), text) if isinstance(text, str) else None
+            if gate and gate.needs_base:
+                return f"compares {metric} with base; the base model does not run through suites"
+            continue
         if str(metric).removeprefix(PREFIX) not in known:
             return f"has {metric}; the judgement measures {', '.join(known)}"
         gate = parse_gate(str(metric), text) if isinstance(text, str) else None
@@ -93,8 +102,8 @@ JUDGE_RULES: tuple[Rule, ...] = (
         code="NeedsOther",
         broken=_gates_without_judge,
         cure="add `judge: {rows: 100}` beside it, or leave gates out",
-        cel="!has(self.gates) || self.gates.size() == 0 || has(self.judge)",
-        says="gates requires judge",
+        cel="!has(self.gates) || has(self.judge) || self.gates.all(name, name.contains('/'))",
+        says="gates requires judge, except gates of suites",
     ),
     Rule(
         at=("spec",),
@@ -112,8 +121,9 @@ JUDGE_RULES: tuple[Rule, ...] = (
         broken=_unknown_metric,
         cure="write one of them, with a number where the base model is not measured",
         cel=None,
-        says="export.gates must name metrics that the judgement of the task measures, and may name base only for"
-        " causal-lm, seq2seq and classification, and not for win_share, same_answer, label_shift and amplified",
+        says="export.gates must name metrics that the judgement of the task measures, or values of a suite"
+        " (SUITE/TASK.METRIC), and may name base only for causal-lm, seq2seq and classification, and not for values of"
+        " suites, win_share, same_answer, label_shift and amplified",
     ),
     Rule(
         at=("spec",),

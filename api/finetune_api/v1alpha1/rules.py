@@ -33,6 +33,7 @@ from finetune_api.v1alpha1.preference_spec import PREFERENCE_RULES
 from finetune_api.v1alpha1.push_spec import PUSH_RULES
 from finetune_api.v1alpha1.rule import Rule, requires_task
 from finetune_api.v1alpha1.serve_spec import SERVE_RULES
+from finetune_api.v1alpha1.suite_spec import SUITE_RULES
 
 _TRAINING = ("spec", "training")
 
@@ -337,4 +338,5 @@ RULES: tuple[Rule, ...] = (
     *JUDGE_RULES,
     *PUSH_RULES,
     *SERVE_RULES,
+    *SUITE_RULES,
 )

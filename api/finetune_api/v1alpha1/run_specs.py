@@ -7,7 +7,7 @@ from pydantic import Field
 from finetune_api.messages import ExportForm, MethodType, Quantization
 from finetune_api.v1alpha1.input_specs import SecretKeyRef
 from finetune_api.v1alpha1.judge_spec import Gates, JudgeSpec
-from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, ShapesData, Supported
+from finetune_api.v1alpha1.markers import ClusterOnly, Fixed, KeepsData, Later, Mutable, ShapesData, Supported
 from finetune_api.v1alpha1.pod_resources import Resources
 from finetune_api.v1alpha1.pod_template import Toleration
 from finetune_api.v1alpha1.push_spec import MOST_PUSHES, PushSpec
@@ -22,6 +22,7 @@ from finetune_api.v1alpha1.spec_base import (
     Subdomain,
     Text,
 )
+from finetune_api.v1alpha1.suite_spec import SuiteSpec
 from finetune_api.v1alpha1.training import LoraSpec
 
 _NVME = Later("states are not offloaded to disks", "use cpu, the memory of the node", values=("nvme",))
@@ -40,7 +41,7 @@ class MethodSpec(Kubernetes):
 
 class EvaluationSpec(Kubernetes):
     """What an evaluation does besides the loss: it generates answers for rows of the eval split, compares them with the
-    expected answers (exact match, chrF, ROUGE), and stores some of them."""
+    expected answers (exact match, chrF, ROUGE), and stores some of them. Suites evaluate the exported model."""
 
     generate: Annotated[Annotated[int, Field(ge=0, le=100_000)] | None, Supported(), KeepsData()] = None
     """Number of rows for which an answer is generated; 0 = none."""
@@ -48,6 +49,8 @@ class EvaluationSpec(Kubernetes):
     """Maximum length of a generated answer in tokens."""
     samples: Annotated[Annotated[int, Field(ge=0, le=100)] | None, Supported(), KeepsData()] = None
     """Number of generated answers to store."""
+    suites: Annotated[Annotated[list[SuiteSpec], Field(max_length=8)], Mutable()] = Field(default_factory=list)
+    """Benchmarks that the exported model runs through. You can change them at any time."""
 
 
 class EmbeddingSpec(Kubernetes):

@@ -73,7 +73,7 @@ class FineTuneJobSpec(Kubernetes):
     preference: PreferenceSpec | None = None
     """The loss of preference tuning under the names of TRL; requires task preference."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
-    """What an evaluation does besides the loss; requires dataset.eval."""
+    """What an evaluation does besides the loss; requires dataset.eval. Suites evaluate the exported model."""
     embedding: EmbeddingSpec | None = None
     """How texts become vectors; only for the task embedding."""
     deepspeed: DeepSpeedSpec = Field(default_factory=DeepSpeedSpec)

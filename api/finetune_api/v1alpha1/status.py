@@ -284,6 +284,20 @@ class ArtifactStatus(Observed):
     """Copies in the places of spec.export.push."""
     served: bool | None = None
     """Whether a server answered with it as transformers does; omitted = it was not tested."""
+    approved: bool | None = None
+    """True = the model passed every gate of spec.export.gates; false = it failed one, or could not be judged; absent =
+    no gates. The form gguf is judged before its conversion."""
+
+
+class SuiteStatus(Observed):
+    """The values of one suite of spec.evaluation.suites."""
+
+    name: Short
+    """Name of the suite."""
+    values: Metrics = Field(default_factory=dict)
+    """Values of its tasks, by TASK.METRIC; suites.json in storage has all of them."""
+    message: Sentence = ""
+    """Why the suite has no values."""
 
 
 class FailureStatus(Observed):
@@ -371,6 +385,8 @@ class FineTuneJobStatus(Observed):
     """Totals over all recoveries."""
     artifacts: Annotated[list[ArtifactStatus], Field(max_length=32), at_most(32)] = Field(default_factory=list)
     """Results of the job."""
+    suites: Annotated[list[SuiteStatus], Field(max_length=8), at_most(8)] = Field(default_factory=list)
+    """Suites that the exported model ran through."""
     failure: FailureStatus | None = None
     """Why the job failed."""
     accounting: AccountingStatus | None = None

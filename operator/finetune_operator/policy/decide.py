@@ -161,7 +161,7 @@ def _end(seen: ObservedJob, results: StageResults) -> Failed | Succeeded | None:
             return failed
     export = _current_job(seen, Stage.EXPORT)
     if export is not None and _is_done(seen, export) and (result := _result(seen, export)):
-        return Succeeded(result.artifacts, result.approval, result.serving)
+        return Succeeded(result.artifacts, result.approval, result.serving, result.suites)
     return None
 
 

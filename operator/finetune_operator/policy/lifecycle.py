@@ -19,6 +19,7 @@ from finetune_api.v1alpha1.status import (
     PushedStatus,
     RecoveryStatus,
     RecoveryTotals,
+    SuiteStatus,
 )
 from finetune_operator.objects.facts import StagePod
 from finetune_operator.policy import accounting, conditions, display
@@ -58,6 +59,7 @@ def status(seen: ObservedJob, step: Step, results: StageResults, now: datetime) 
         recoveries=recovery_list(seen, progress) or before.recoveries,
         recovery_totals=totals,
         artifacts=artifacts(step) or before.artifacts,
+        suites=suites_of(step) if isinstance(step, Succeeded) else before.suites,
         failure=step.failure if isinstance(step, Failed) else None,
     )
     return built.model_copy(update={"accounting": accounting.account(seen, built)})
@@ -259,6 +261,12 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             signed=one.signed or None,
             pushed=[PushedStatus(uri=copy.uri, digest=copy.digest) for copy in one.pushed] or None,
             served=one.served,
+            approved=one.approved,
         )
         for one in step.artifacts
     ]
+
+
+def suites_of(step: Succeeded) -> list[SuiteStatus]:
+    """Return the suites of the export."""
+    return [SuiteStatus(name=one.name, values=one.values, message=one.problem) for one in step.suites]

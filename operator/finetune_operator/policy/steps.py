@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.messages import Artifact
-from finetune_api.results import Approval, ServeOutcome, StageResult
+from finetune_api.results import Approval, ServeOutcome, StageResult, SuiteOutcome
 from finetune_api.v1alpha1.status import FailureStatus
 from finetune_operator.objects.facts import Obstacle
 
@@ -86,11 +86,13 @@ class Succeeded:
     Attributes:
         approval: what the gates say; None without gates.
         serving: what the test on a server has shown; None without such a test.
+        suites: that the exported model ran through.
     """
 
     artifacts: Sequence[Artifact]
     approval: Approval | None = None
     serving: ServeOutcome | None = None
+    suites: Sequence[SuiteOutcome] = ()
 
 
 @dataclass(frozen=True)

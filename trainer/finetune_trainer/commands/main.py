@@ -21,6 +21,7 @@ from finetune_trainer.commands.check import failed_in_json, plan_command, valida
 from finetune_trainer.commands.export import export_command
 from finetune_trainer.commands.faults import QuietConsole
 from finetune_trainer.commands.init import init_command
+from finetune_trainer.commands.reproduce import reproduce_command
 from finetune_trainer.commands.run import run_command
 from finetune_trainer.commands.verify import verify_command
 from finetune_trainer.run.screen import Screen
@@ -28,16 +29,18 @@ from finetune_trainer.run.screen import Screen
 STATUSES = """exit status:
   0  done                             2    an unknown option
   64 the job or a path is wrong       65   the data is wrong, or --strict and a warning
-  69 storage                          77   out of memory
-  78 diverged                         130  interrupted
-  141 the reader closed the output    1    anything else
+  66 not reproduced                   69   storage
+  77 out of memory                    78   diverged
+  130 interrupted                     141  the reader closed the output
+  1  anything else
 """
 VERSIONS = ("torch", "transformers", "peft", "deepspeed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 (an option), 64 (the job or a place), 65 (the data), 69 (storage),
-    77 (memory), 78 (diverged), 130 (interrupted), 141 (the reader of the output has gone), 1 (anything else)."""
+    """Run a command and return its exit status: 0, 2 (an option), 64 (the job or a place), 65 (the data),
+    66 (not reproduced), 69 (storage), 77 (memory), 78 (diverged), 130 (interrupted), 141 (the reader of the output has
+    gone), 1 (anything else)."""
     options = parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
@@ -99,9 +102,12 @@ def parser() -> argparse.ArgumentParser:
     export.set_defaults(command=export_command)
 
     verify = _command(commands, "verify", "check an artifact: its files, its lineage, its signature")
-    verify.add_argument("artifact", type=Path, help="folder of the artifact")
-    verify.add_argument("--public-key", type=Path, metavar="FILE", help="PEM file of the signer's public key")
+    _takes_artifact(verify)
     verify.set_defaults(command=verify_command)
+
+    again = _command(commands, "reproduce", "train an artifact again from its evidence, and compare the weights")
+    _takes_reproduction(again)
+    again.set_defaults(command=reproduce_command, after_stop="; the same command goes on from the last checkpoint")
 
     made = _command(commands, "crd", "print the CustomResourceDefinition")
     made.set_defaults(command=crd_command, data_on_stdout=True)
@@ -168,9 +174,32 @@ def _takes_places(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output", type=Path, metavar="DIR", help="put each artifact into DIR/adapter, DIR/merged or DIR/model"
     )
+    _takes_work_dir(command)
+
+
+def _takes_work_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--work-dir", type=Path, metavar="DIR", default=Path(".finetune"), help="scratch folder (default: %(default)s)"
     )
+
+
+def _takes_reproduction(command: argparse.ArgumentParser) -> None:
+    _takes_artifact(command)
+    _takes_work_dir(command)
+    command.add_argument("--storage", metavar="URI", help="where the inputs of the run are now, if they were moved")
+    command.add_argument(
+        "--band",
+        type=float,
+        metavar="SHARE",
+        default=0.05,
+        help="largest distance of the weights where bits may differ (default: %(default)s)",
+    )
+    command.add_argument("--result", type=Path, metavar="FILE", help="write the answer to this file, as JSON")
+
+
+def _takes_artifact(command: argparse.ArgumentParser) -> None:
+    command.add_argument("artifact", help="folder of the artifact, or its s3:// or file:// URI")
+    command.add_argument("--public-key", type=Path, metavar="FILE", help="PEM file of the signer's public key")
 
 
 if __name__ == "__main__":

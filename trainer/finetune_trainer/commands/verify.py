@@ -12,14 +12,17 @@ def verify_command(options: argparse.Namespace, console: Console) -> int:
     """Run `finetune verify`.
 
     Raises:
-        SpecError: there is no artifact in the folder, or the key cannot be read.
+        SpecError: there is no artifact at the place, or the key cannot be read.
         DataError: the artifact is not what its export made.
+        StorageError: the storage of the artifact refused.
     """
+    from finetune_trainer.export.evidence.artifact_copy import local_artifact
     from finetune_trainer.export.evidence.verification import verify_artifact
     from finetune_trainer.pages.short_texts import sized
 
     screen = Screen(console)
-    found = verify_artifact(options.artifact, options.public_key)
+    with local_artifact(options.artifact, lambda line: screen.show_line("fetch", line)) as folder:
+        found = verify_artifact(folder, options.public_key)
     screen.show_line("files", f"{found.files:,} files, {sized(found.size_bytes)}: every hash is that of MANIFEST.json")
     screen.show_line("lineage", f"names these very files, and {found.materials:,} inputs by their digests")
     if found.key:

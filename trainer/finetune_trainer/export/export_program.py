@@ -19,9 +19,11 @@ from finetune_trainer.process.ties import hide_from_children
 def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
-    if given.job.spec.export.serve_test:
+    spec = given.job.spec
+    if spec.export.serve_test:
         hide_from_children()  # a server reads the artifact with code of others, and gets no key
-    request = ExportRequest.of(given.job.spec.export, plan.method).signed_with(given.environ).read_by(given.job.spec)
+    request = ExportRequest.of(spec.export, plan.method).with_suites(spec.evaluation)
+    request = request.signed_with(given.environ).read_by(spec)
     if request.signing_key:
         key_id(request.signing_key)  # a key that cannot be used is refused before hours of merging
     result = export(plan, given.store, given.run, given.work, request, given.report)
@@ -50,4 +52,5 @@ def pushed(result: StageResult, request: ExportRequest, pusher: Pusher) -> Stage
 
 def main(environ: Mapping[str, str]) -> ExitCode:
     """Run the stage; leave its StageResult in the termination log."""
+    hide_from_children()  # a suite may run code that definitions of tasks bring
     return run_stage(Stage.EXPORT, export_work, environ)

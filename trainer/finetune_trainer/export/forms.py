@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_api.contract import Env
+from finetune_api.gates import SUITE_SIGN
 from finetune_api.messages import ExportForm, Manifest, MethodType, Quantization
 from finetune_api.v1alpha1.push_spec import PushSpec
-from finetune_api.v1alpha1.run_specs import ExportSpec
+from finetune_api.v1alpha1.run_specs import EvaluationSpec, ExportSpec
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
 from finetune_trainer.serving.serve_records import ServeSettings
 from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
+from finetune_trainer.suites.suite_records import SuiteSettings, digest_of_suites
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class ExportRequest:
         pushes: places that get a copy.
         access: what a server needs to read the artifacts.
         serve: how artifacts are tested on a server; None = they are not.
+        suites: benchmarks that the model runs through.
     """
 
     forms: tuple[ExportForm, ...]
@@ -41,6 +44,7 @@ class ExportRequest:
     pushes: tuple[PushSpec, ...] = ()
     access: ServingAccess = NO_ACCESS
     serve: ServeSettings | None = None
+    suites: tuple[SuiteSettings, ...] = ()
 
     @property
     def judged(self) -> str | None:
@@ -57,7 +61,7 @@ class ExportRequest:
             dtype,
             named=bool(spec.forms or spec.merge),
             judge=judge,
-            gates=spec.gates if judge else {},
+            gates={name: text for name, text in spec.gates.items() if judge or SUITE_SIGN in name},
             quantizations=spec.quantized(),
             pushes=tuple(spec.push),
             serve=ServeSettings.of(spec.serve_test) if spec.serve_test else None,
@@ -67,6 +71,16 @@ class ExportRequest:
     def by_default(cls, method: MethodType) -> "ExportRequest":
         """Return what a job gets that asks for nothing."""
         return cls.of(ExportSpec(), method)
+
+    @classmethod
+    def recorded(cls, form: ExportForm, settings: Mapping[str, Any]) -> "ExportRequest":
+        """Return what made an artifact, by the settings in its manifest, without judgement and signature."""
+        quantized = tuple(Quantization(one) for one in settings.get("quantizations") or (Quantization.F16,))
+        return cls((form,), settings.get("dtype"), quantizations=quantized)
+
+    def with_suites(self, spec: EvaluationSpec) -> "ExportRequest":
+        """Return the request with the suites of a job."""
+        return replace(self, suites=tuple(SuiteSettings.of(one) for one in spec.suites))
 
     def signed_with(self, environ: Mapping[str, str]) -> "ExportRequest":
         """Return the request with the key that an environment names; the request itself if it names none."""
@@ -80,8 +94,13 @@ class ExportRequest:
     def settings(self, form: ExportForm) -> dict[str, object]:
         """Return the settings of a form, which its manifest holds."""
         quantized = {"quantizations": [str(one) for one in self.quantizations]} if form is ExportForm.GGUF else {}
-        tested = self.serve.digest if self.serve else None
-        return {"dtype": self.dtype, "judged": self.judged, "serve_test": tested, **quantized}
+        made = {
+            "dtype": self.dtype,
+            "judged": self.judged,
+            "serve_test": self.serve.digest if self.serve else None,
+            "suites": digest_of_suites(self.suites),
+        }
+        return {**made, **quantized}
 
     def fits(self, form: ExportForm, manifest: Manifest) -> bool:
         """Return whether an artifact was made with these settings."""

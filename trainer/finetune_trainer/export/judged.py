@@ -1,6 +1,6 @@
 """The judgement of an export: made once, of the first artifact, and kept beside each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from finetune_api.results import Approval
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.layout import CARD
-from finetune_trainer.judge.gating import approval_of, cut_to, gate_results, not_judged
+from finetune_trainer.judge.gating import NO_SUITES, approval_of, cut_to, gate_results, not_judged
 from finetune_trainer.judge.judge_process import JudgeError, JudgeInputs
 from finetune_trainer.judge.judgement_card import LONGEST_WARNING, judgement_section, warning_sentences
-from finetune_trainer.judge.judgement_records import Judgement
+from finetune_trainer.judge.judgement_records import GateResult, Judgement
 from finetune_trainer.judge.stored_judgement import load_judgement
 from finetune_trainer.storage import (
     CorruptedError,
@@ -35,6 +35,7 @@ class ArtifactJudge:
     Attributes:
         judgement: of the checkpoint with these settings; None until it is made, and if none is asked for.
         failed: why the model could not be judged; empty = it could, or was not asked to.
+        results: outcomes of the gates, after `close`.
     """
 
     request: ExportRequest
@@ -43,6 +44,7 @@ class ArtifactJudge:
     report: Callable[[str], None]
     judgement: Judgement | None = None
     failed: str = ""
+    results: tuple[GateResult, ...] = ()
 
     @classmethod
     def begin(
@@ -98,28 +100,29 @@ class ArtifactJudge:
         with (folder / CARD).open("a", encoding="utf-8") as card:
             card.write("\n" + judgement_section(told))
 
-    def close(self) -> Approval | None:
-        """Hold the gates against the judgement, store both, and return what they say; None without gates.
+    def close(self, suites: Mapping[str, float] = NO_SUITES) -> Approval | None:
+        """Hold the gates against the judgement and the values of suites, store them, and return what they say; None
+        without gates.
 
         Without a judgement that of an earlier export is deleted: it answers another question.
+
+        Args:
+            suites: `SUITE/TASK.METRIC` -> value.
         """
         if self.judgement is None:
             self.store.delete([self.run + File.JUDGEMENT])
         if self.failed:
             return not_judged(self.failed) if self.request.gates else None
-        if self.judgement is None:
-            return None
-        for finding in self.judgement.findings:
-            if finding.kind != "harm":
-                self.report(f"judge: {finding.sentence}")
-        results = gate_results(self.request.gates, self.judgement)
-        whole = self.judgement.model_copy(update={"gates": results})
-        self.store.put(self.run + File.JUDGEMENT, whole.to_json().encode())
-        if not results:
-            return None
-        for one in results:
+        self.results = gate_results(self.request.gates, self.judgement, suites)
+        if self.judgement is not None:
+            for finding in self.judgement.findings:
+                if finding.kind != "harm":
+                    self.report(f"judge: {finding.sentence}")
+            whole = self.judgement.model_copy(update={"gates": self.results})
+            self.store.put(self.run + File.JUDGEMENT, whole.to_json().encode())
+        for one in self.results:
             self.report(f"gate: {one.message}")
-        return approval_of(results)
+        return approval_of(self.results) if self.results else None
 
 
 def _stored(store: ObjectStore, run: str, checkpoint: CheckpointId, request: ExportRequest) -> Judgement | None:

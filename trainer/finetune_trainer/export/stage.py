@@ -31,6 +31,7 @@ from finetune_trainer.export.layout import ArtifactFiles, layout_of
 from finetune_trainer.export.merged_artifact import write_merged
 from finetune_trainer.export.serve_tested import ServeTester
 from finetune_trainer.export.stored_artifact import fitting_artifact
+from finetune_trainer.export.suited import ArtifactSuites
 from finetune_trainer.storage import (
     CorruptedError,
     NotFoundError,
@@ -71,26 +72,41 @@ def export(
     forms = [FormFiles.of(form, plan.method) for form in request.forms]
     candidates = _candidates(plan, store, run, report)
     chosen = _choose(candidates, forms, plan, store, run, work, request, report)
-    best, judge = chosen.checkpoint, chosen.judge
+    best, checks = chosen.checkpoint, chosen.checks
+    judge, suites, tester = checks.judge, checks.suites, checks.tester
     evaluation = load_evaluation(store, run, best.info.step)
     name = run.split("/")[2]  # jobs/NAMESPACE/NAME/UID/
     source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
-    tester = ServeTester(request, report)
     for one in chosen.missing:
-        _make(one, source, request, run, work, report, judge, tester)
-    artifacts = tuple(_artifact(one, source, run, judge.warnings, request, tester) for one in forms)
+        _make(one, source, request, run, work, report, checks)
+    harms = (*suites.warnings, *judge.warnings)
+    artifacts = tuple(_artifact(one, source, run, harms, request, tester) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
     for artifact, one in zip(artifacts, forms, strict=True):
         report(f"{one.name}: {artifact.uri}")
+    approval = judge.close(suites.record.values)
+    suites.close(judge.results)
+    if approval is not None:
+        artifacts = tuple(one.model_copy(update={"approved": approval.approved}) for one in artifacts)
     return StageResult(
         stage=Stage.EXPORT,
         succeeded=True,
         artifacts=artifacts,
-        approval=judge.close(),
+        approval=approval,
         serving=tester.close(forms),
+        suites=suites.outcomes,
         note=chosen.note,
     )
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """What an artifact goes through before it is committed."""
+
+    judge: ArtifactJudge
+    suites: ArtifactSuites
+    tester: ServeTester
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ class _Chosen:
     """
 
     checkpoint: Committed
-    judge: ArtifactJudge
+    checks: _Checks
     missing: Sequence[FormFiles]
     note: str
 
@@ -142,10 +158,13 @@ def _choose(
     while True:
         best = pick(left, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
         judge = ArtifactJudge.begin(request, store, run, best.id, report)
-        missing = [one for one in forms if not (judge.ready and _is_made(store, one, run, best.id, request))]
+        suites = ArtifactSuites.begin(request, store, run, best.id, report)
+        checks = _Checks(judge, suites, ServeTester(request, report))
+        ready = judge.ready and suites.ready
+        missing = [one for one in forms if not (ready and _is_made(store, one, run, best.id, request))]
         if not missing:
             note = f"the {_listed(forms)} of step {best.info.step} existed already"
-            return _Chosen(best, judge, missing, note)
+            return _Chosen(best, checks, missing, note)
         if any(one.converts for one in missing):
             converter()  # a converter that is missing is refused before hours of merging and judging
         reason = _reason(plan, best.info)
@@ -159,7 +178,7 @@ def _choose(
             broken = f"; checkpoint {best.id} would be the best and is broken: {error.problems[0].message}"
             report(broken.removeprefix("; "))
             continue
-        return _Chosen(best, judge, missing, f"from checkpoint {best.info.step}, {reason}{broken}")
+        return _Chosen(best, checks, missing, f"from checkpoint {best.info.step}, {reason}{broken}")
 
 
 def _make(
@@ -169,10 +188,10 @@ def _make(
     run: str,
     work: Path,
     report: Callable[[str], None],
-    judge: ArtifactJudge,
-    tester: ServeTester,
+    checks: _Checks,
 ) -> None:
-    """Make an artifact, judge it, test it on a server, and commit it."""
+    """Make an artifact, judge it, run its suites, test it on a server, and commit it."""
+    judge, suites, tester = checks.judge, checks.suites, checks.tester
     folder, prefix, info = work / form.name, form.prefix(run), source.info
     shutil.rmtree(folder, ignore_errors=True)
     if form.merges:
@@ -181,14 +200,17 @@ def _make(
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
     add_files(source, folder, prefix, merged=form.merges)
     judge.judge(form, source, folder, work)
+    suites.evaluate(form, source, folder, work)
     tester.ask_transformers(form, source, folder, work)
     if form.converts:
         folder = convert_artifact(folder, source, request.quantizations, report)
         judge.judge(form, source, folder, work)  # adds the judgement to the new folder
+        suites.evaluate(form, source, folder, work)
     tester.ask_server(form, source, folder)
     made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
     settings = {"kind": form.kind, "form": form.form, **request.settings(form.form)}
     settings["judged"] = judge.judgement.settings if judge.judgement else None
+    settings["suites"] = settings["suites"] if suites.ready else None
     settings |= tester.recorded(form)
     settings |= add_evidence(source, run, folder, request.signing_key)
     _clear(source.store, prefix)  # only now: nothing but the upload can fail any more

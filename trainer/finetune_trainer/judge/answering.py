@@ -1,6 +1,7 @@
 """One model answers: losses of rows and texts, greedy answers, continuations. Plain transformers on a CPU.
 
-Batches are small enough that logits take at most 256 MiB, whatever the vocabulary; of one long row at most 1 GiB.
+Batches are small enough that logits take at most 256 MiB, whatever the vocabulary; of one long row at most 1 GiB. A
+causal model that cannot leave logits out makes those of a whole row.
 """
 
 import inspect
@@ -51,8 +52,8 @@ class Answering:
         self._tokenizer = tokenizer
         self._continues = spec_of(plan.task).continues
         self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        whole = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._keeps = "logits_to_keep" in inspect.signature(whole.forward).parameters
+        self._whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._keeps = "logits_to_keep" in inspect.signature(self._whole.forward).parameters
         self._pad = int(tokenizer.pad_token_id or 0)
         own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
         self._stops = end_tokens(own, plan.dataset.ends, tokenizer.eos_token_id)
@@ -75,13 +76,33 @@ class Answering:
         ids, mask = self._padded([row.ids for row in rows], before=False)
         labels, _ = self._padded([row.labels for row in rows], before=False, filler=IGNORED)
         if not self._continues:
-            with torch.no_grad():
-                logits = self._model(input_ids=ids, attention_mask=mask, labels=labels).logits
-            totals = self._summed(logits, labels)
+            totals = self._target_losses(ids, mask, labels)
         else:
             totals = self._continued_losses(ids, mask, labels := labels[:, 1:])
         counts = (labels != IGNORED).sum(1)
         return [(float(total), int(count)) for total, count in zip(totals, counts, strict=True)]
+
+    def _target_losses(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the summed loss of each target [rows]. A long target is decoded part by part, each with the keys and
+        values of those before it, so that the logits of a whole row are never in memory."""
+        most = max(1, FORWARDS * LOGITS // (self._vocabulary * len(ids)))
+        if labels.shape[1] <= most:
+            with torch.no_grad():
+                return self._summed(self._model(input_ids=ids, attention_mask=mask, labels=labels).logits, labels)
+        total, cache = torch.zeros(len(ids), dtype=torch.float64), None
+        with torch.no_grad():
+            encoded = self._whole.get_encoder()(input_ids=ids, attention_mask=mask)
+            inputs = self._whole.prepare_decoder_input_ids_from_labels(labels=labels)
+            for some, right in zip(torch.split(inputs, most, 1), torch.split(labels, most, 1), strict=True):
+                out = self._model(
+                    encoder_outputs=encoded,
+                    attention_mask=mask,
+                    decoder_input_ids=some,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                total, cache = total + self._summed(out.logits, right), out.past_key_values
+        return total
 
     def _continued_losses(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the summed loss of each row [rows]. Logits are made only of positions with a loss, if the model can:

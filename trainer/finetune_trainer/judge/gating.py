@@ -5,15 +5,37 @@ from collections.abc import Mapping
 from finetune_api.gates import Gate, parse_gate
 from finetune_api.results import Approval
 from finetune_trainer.judge.judge_rules import interval
-from finetune_trainer.judge.judgement_records import GateResult, Judgement
+from finetune_trainer.judge.judgement_records import GateResult, JudgedMeasure, Judgement
 
+NO_SUITES: Mapping[str, float] = {}
 LONGEST = 900  # characters of the message of a condition, in a termination message of 4,096 bytes
 
 
-def gate_results(gates: Mapping[str, str], judgement: Judgement) -> tuple[GateResult, ...]:
-    """Return the outcome of each gate, in the order of the job."""
-    parsed = [gate for metric, text in gates.items() if (gate := parse_gate(metric, text))]
-    return tuple(_result(gate, judgement) for gate in parsed)
+def gate_results(
+    gates: Mapping[str, str], judgement: Judgement | None, suites: Mapping[str, float] = NO_SUITES
+) -> tuple[GateResult, ...]:
+    """Return the outcome of each gate, in the order of the job.
+
+    Args:
+        judgement: None if none was asked for.
+        suites: `SUITE/TASK.METRIC` -> value.
+    """
+    return tuple(_result(gate, _measured(gate.metric, judgement, suites)) for gate in _parsed(gates))
+
+
+def gates_in(gates: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the metric and the comparison of each gate, as its outcome has them."""
+    return [(gate.metric, gate.text) for gate in _parsed(gates)]
+
+
+def _parsed(gates: Mapping[str, str]) -> list[Gate]:
+    return [gate for metric, text in gates.items() if (gate := parse_gate(metric, text))]
+
+
+def _measured(metric: str, judgement: Judgement | None, suites: Mapping[str, float]) -> JudgedMeasure | None:
+    if metric in suites:
+        return JudgedMeasure(name=metric, tuned=suites[metric])
+    return judgement.measure(metric) if judgement else None
 
 
 def approval_of(results: tuple[GateResult, ...]) -> Approval:
@@ -37,8 +59,7 @@ def cut_to(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def _result(gate: Gate, judgement: Judgement) -> GateResult:
-    one = judgement.measure(gate.metric)
+def _result(gate: Gate, one: JudgedMeasure | None) -> GateResult:
     if one is None:
         message = f"{gate.metric} {gate.text} fails, because {gate.metric} was not measured"
         return GateResult(metric=gate.metric, rule=gate.text, passed=False, message=message)

@@ -25,6 +25,7 @@ from finetune_trainer.storage import ObjectStore, download_files, read_manifest
 GIB = 1 << 30
 SECONDS = 6 * 3600  # of one judgement
 LINE = "judge: "
+TRAIN_SHARDS = 4  # of the training split, a quarter of a gigabyte each
 ROOM = 1.3  # times the weights
 SPARE = 2 << 30  # bytes of memory for everything else
 
@@ -73,7 +74,7 @@ class JudgeInputs:
         base, dataset = folder / "base", folder / "dataset"
         prefix = self.plan.model.prefix
         files = _files(self.store, prefix)
-        check_memory(_weights({one.path: one.size for one in files}), _weights_in(artifact), usable_memory())
+        check_memory(weights_of({one.path: one.size for one in files}), weights_in(artifact), usable_memory())
         download_files(self.store, prefix, files, base)
         rows = dataset_prefix(self.plan.dataset.sha256)
         fetch_rows(self.store, rows, dataset, settings.rows)
@@ -144,35 +145,49 @@ def check_memory(base: int, artifact: tuple[int, bool], memory: int) -> None:
         raise JudgeError(f"{seen}: {MORE}")
 
 
-def _weights_in(artifact: Path) -> tuple[int, bool]:
+def weights_in(artifact: Path) -> tuple[int, bool]:
+    """Return the bytes of an artifact's weights, and whether they are an adapter."""
     sizes = {path.name: path.stat().st_size for path in artifact.iterdir() if path.is_file()}
-    return _weights(sizes), ADAPTER_CONFIG in sizes
+    return weights_of(sizes), ADAPTER_CONFIG in sizes
 
 
-def _weights(sizes: Mapping[str, int]) -> int:
+def weights_of(sizes: Mapping[str, int]) -> int:
     """Return the bytes of the files that hold weights; transformers prefers safetensors to other formats."""
     safe = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
     return safe or sum(size for name, size in sizes.items() if name.endswith(".bin"))
 
 
 def fetch_rows(store: ObjectStore, prefix: str, folder: Path, rows: int) -> None:
-    """Download the first shard of the training split, and of the eval split as many shards as hold the rows."""
+    """Download some shards of the training split, spread over all of it because files are often sorted, and of the
+    eval split as many shards as hold the rows. What is downloaded is numbered anew."""
     known = {entry.path: entry for entry in _files(store, prefix)}
     folder.mkdir(parents=True, exist_ok=True)
     if File.SHARDS not in known:
         download_files(store, prefix, _named(known, [LONE.format(split=split) for split in ("train", "eval")]), folder)
         return
     shards = Shards.model_validate_json(store.get(prefix + File.SHARDS))
-    kept = {"train": shards.train[:1], "eval": _first(shards.eval, rows)}
-    names = [
-        name_of(split, number)
-        for split, own in kept.items()
-        for number in range(len(own))
+    kept = {"train": spread(len(shards.train), TRAIN_SHARDS), "eval": list(range(len(_first(shards.eval, rows))))}
+    names = {
+        name_of(split, number): name_of(split, place)
+        for split, numbers in kept.items()
+        for place, number in enumerate(numbers)
         for name_of in (shard_name, index_name)
-    ]
-    download_files(store, prefix, _named(known, names), folder)
-    fewer = Shards(packed=shards.packed, train=kept["train"], eval=kept["eval"])
+    }
+    download_files(store, prefix, _named(known, list(names)), folder)
+    for name, new in names.items():  # in the order of their numbers, so that no file is replaced
+        (folder / name).rename(folder / new)
+    fewer = Shards(
+        packed=shards.packed,
+        train=tuple(shards.train[number] for number in kept["train"]),
+        eval=tuple(shards.eval[number] for number in kept["eval"]),
+    )
     (folder / File.SHARDS).write_text(fewer.to_json(), "utf-8")
+
+
+def spread(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers below `count`, ascending and evenly spread, from the first to the last."""
+    kept = min(count, most)
+    return [place * (count - 1) // max(1, kept - 1) for place in range(kept)]
 
 
 def _first(shards: tuple[Shard, ...], rows: int) -> tuple[Shard, ...]:

@@ -3,8 +3,8 @@
 from pydantic import ValidationError
 
 from finetune_api.contract import File
-from finetune_api.gates import parse_gate
 from finetune_api.v1alpha1.run_specs import ExportSpec
+from finetune_trainer.judge.gating import gates_in
 from finetune_trainer.judge.judge_question import JudgeSettings
 from finetune_trainer.judge.judgement_records import Judgement
 from finetune_trainer.storage import NotFoundError, ObjectStore
@@ -27,5 +27,4 @@ def is_judged(store: ObjectStore, run: str, asked: ExportSpec) -> bool:
     found = load_judgement(store, run)
     if found is None or asked.judge is None or found.settings != JudgeSettings.of(asked.judge).digest:
         return False
-    gates = [gate for metric, text in asked.gates.items() if (gate := parse_gate(metric, text))]
-    return [(one.metric, one.text) for one in gates] == [(one.metric, one.rule) for one in found.gates]
+    return gates_in(asked.gates) == [(one.metric, one.rule) for one in found.gates]

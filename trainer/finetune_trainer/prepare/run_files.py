@@ -10,7 +10,7 @@ from finetune_api.contract import File, run_prefix
 from finetune_api.errors import Problem, StateError
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import FineTuneJob
-from finetune_api.v1alpha1.field_facts import SAME_RUN
+from finetune_api.v1alpha1.field_facts import run_identity
 from finetune_trainer.storage import AlreadyExistsError, NotFoundError, ObjectStore
 
 
@@ -51,7 +51,7 @@ class RunFiles:
     def _kept(self, new: Plan) -> Plan | None:
         try:
             raw = self.store.get(self.key(File.PLAN))
-            began = json.loads(self.store.get(self.key(File.SPEC)))
+            began = run_identity(json.loads(self.store.get(self.key(File.SPEC))))
         except NotFoundError:
             return None
         try:
@@ -63,15 +63,14 @@ class RunFiles:
         if stored.model.commit != new.model.commit:
             raise _changed("spec.model", "the model changed since this run began", "ModelChanged")
         spec = _fixed(self.job)
-        fields = sorted(name for name in (began.keys() | spec.keys()) - SAME_RUN if began.get(name) != spec.get(name))
+        fields = sorted(name for name in began.keys() | spec.keys() if began.get(name) != spec.get(name))
         if fields:
             raise _changed(f"spec.{fields[0]}", f"changed since this run began: {', '.join(fields)}", "SpecChanged")
         return stored
 
 
 def _fixed(job: FineTuneJob) -> dict[str, Any]:
-    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    return {name: value for name, value in spec.items() if name not in SAME_RUN}
+    return run_identity(job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True))
 
 
 def _changed(field: str, message: str, code: str) -> StateError:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from finetune_api.beats import Failure, Progress
 from finetune_api.errors import Problem
-from finetune_api.results import StageResult
+from finetune_api.results import StageResult, SuiteOutcome
 
 LIMIT = 4000  # bytes, of 4,096
 LONG_TEXT, SHORT_TEXT, SHORTEST_TEXT = 1000, 300, 120  # bytes of a text that must be shortened
@@ -116,6 +116,22 @@ def _with_fewer_problems(result: StageResult) -> StageResult:
     return result
 
 
+def _with_fewer_suite_values(result: StageResult) -> StageResult:
+    """Omit values of suites from the end; suites.json has all of them."""
+    most = max((len(one.values) for one in result.suites), default=0)
+    for kept in reversed(range(most)):
+        if _size(result) <= LIMIT:
+            break
+        fewer = tuple(_with_values(one, kept) for one in result.suites)
+        result = result.model_copy(update={"suites": fewer})
+    return result
+
+
+def _with_values(suite: SuiteOutcome, kept: int) -> SuiteOutcome:
+    values = dict(list(suite.values.items())[:kept])
+    return suite.model_copy(update={"values": values, "problem": _shortened(suite.problem, SHORTEST_TEXT)})
+
+
 def _with_short_artifacts(result: StageResult) -> StageResult:
     """Shorten what evaluation and judgement say; the model card and judgement.json have all of it."""
     artifacts = tuple(
@@ -167,6 +183,7 @@ SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
     _with_long_texts,
     _with_short_texts,
     _with_fewer_problems,
+    _with_fewer_suite_values,
     _with_short_artifacts,
     _with_figures_only,
     _bare,

@@ -23,16 +23,16 @@ def prctl(option: int, value: int) -> None:
         raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
 
 
-def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process at once, until another handler is set: the kernel sends no signal to PID 1 of a pod
-    that has no handler."""
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DRAINED))
-
-
 def hide_from_children() -> None:
     """Make /proc/<pid>/environ and mem of this process unreadable to other processes of its user. Call it before any
     child exists."""
     prctl(PR_SET_DUMPABLE, 0)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process at once, until another handler is set: the kernel sends no signal to PID 1 of a pod
+    that has no handler."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(ExitCode.DRAINED))
 
 
 def reap_orphans(child: int | None) -> None:

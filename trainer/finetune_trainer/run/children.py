@@ -15,12 +15,14 @@ class Children:
 
     Attributes:
         stopping: whether they were asked to stop.
+        killed: whether they were killed because their work is not needed any more.
     """
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._alive: set[asyncio.subprocess.Process] = set()
         self.stopping = False
+        self.killed = False
 
     async def spawn(
         self, module: str, environment: Mapping[str, str], log: Path, *, lines: bool = False
@@ -44,6 +46,16 @@ class Children:
         self._alive.discard(child)
         return code
 
+    def kill(self) -> None:
+        """Kill every process: what they were to make is there."""
+        self.killed = True
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self._alive:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[None]:
         """Let Ctrl-C or SIGTERM ask every process to save and stop; a second signal kills them."""
@@ -53,9 +65,7 @@ class Children:
             first, self.stopping = not self.stopping, True
             if first:
                 self._screen.show_line("stopping", "saving a checkpoint first; press Ctrl-C again to stop at once")
-            for child in self._alive:
-                with contextlib.suppress(ProcessLookupError):
-                    child.send_signal(signal.SIGTERM if first else signal.SIGKILL)
+            self._signal(signal.SIGTERM if first else signal.SIGKILL)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)

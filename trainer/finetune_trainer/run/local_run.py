@@ -8,8 +8,8 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from finetune_trainer.run.local_runs import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
+from finetune_trainer.suites.stored_suites import is_evaluated
 
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # for one node; the gang's budget is recovery.maxRestarts
@@ -76,12 +77,14 @@ class LocalJob:
         job: with the command line's overrides applied.
         spec: the user's spec as JSON values, with the same overrides.
         work: scratch folder; every run has its own folder below it.
+        settings: environment variables of the stages, over those of the run.
     """
 
     job: FineTuneJob
     spec: dict[str, Any]
     work: Path
     store: ObjectStore
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, job: FineTuneJob, work: Path) -> "LocalJob":
@@ -229,7 +232,7 @@ class LocalStages:
         if self.exported() is None:
             return False
         job, store = self._local.job.spec, self._local.store
-        request = ExportRequest.of(job.export, job.method.type).signed_with(os.environ)
+        request = ExportRequest.of(job.export, job.method.type).with_suites(job.evaluation).signed_with(os.environ)
         forms = (FormFiles.of(form, job.method.type) for form in request.forms)
         made = all(fitting_artifact(store, self._prefix, form, request) for form in forms)
         asked = (request.pushes, request.forms, job.method.type)
@@ -246,9 +249,10 @@ class LocalStages:
         return result.serving if result and self._local.job.spec.export.serve_test else None
 
     def judged_as_asked(self) -> bool:
-        """Return whether the last export was judged with the settings and gates of the job, if it has any."""
-        asked = self._local.job.spec.export
-        return asked.judge is None or is_judged(self._local.store, self._prefix, asked)
+        """Return whether the last export was judged, and ran through suites, with the settings and gates of the job."""
+        spec, store = self._local.job.spec, self._local.store
+        judged = spec.export.judge is None or is_judged(store, self._prefix, spec.export)
+        return judged and is_evaluated(store, self._prefix, spec)
 
     def report(self) -> str | None:
         """Return the URI of the report of the run; None if the export has not made one."""
@@ -269,27 +273,34 @@ class LocalStages:
             code = await self._children.ended(child)
         self._check(stage, code)
 
-    async def train(self) -> None:
-        """Run the gang, with its spares, to its end."""
+    async def train(self, until: Callable[[], bool] | None = None) -> None:
+        """Run the gang, with its spares, to its end.
+
+        Args:
+            until: asked in a thread; as soon as it is true, the gang is killed. None = the gang ends by itself.
+        """
         nodes = self.plan().layout.nodes + self._local.job.spec.spares
         charts = f"{self._local.store.uri}/{self._prefix}{File.OUTPUTS}/tensorboard"
         self._screen.show_line("charts", f"tensorboard --logdir {shlex.quote(charts.removeprefix('file://'))}")
         with self._folder.locked(), self._children.stoppable():
             self._screen.start()
-            watching = asyncio.create_task(self._watch())
+            watching = [asyncio.create_task(self._watch())]
+            watching += [asyncio.create_task(self._kill_when(until))] if until else []
             try:
                 codes = await asyncio.gather(*(self._keep_node(node) for node in range(nodes)))
             finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                for task in watching:
+                    task.cancel()
+                await asyncio.gather(*watching, return_exceptions=True)
                 self._screen.stop()
-        for code in codes:
-            self._check(Stage.TRAIN, code)
-        progress = self.final_progress()
-        self._screen.show_progress(progress)
-        if progress.evals:
-            evaluation = load_evaluation(self._local.store, self._prefix, progress.evals[-1].step)
-            self._screen.show_samples(evaluation.samples)
+        if not self._children.killed:
+            for code in codes:
+                self._check(Stage.TRAIN, code)
+            progress = self.final_progress()
+            self._screen.show_progress(progress)
+            if progress.evals:
+                evaluation = load_evaluation(self._local.store, self._prefix, progress.evals[-1].step)
+                self._screen.show_samples(evaluation.samples)
         for node in range(nodes):  # storage has all results by now
             shutil.rmtree(self._folder.node(node), ignore_errors=True)
 
@@ -300,11 +311,18 @@ class LocalStages:
             environment = self._environment(Stage.TRAIN, node)
             child = await self._children.spawn("finetune_trainer.agent", environment, log)
             code = await self._children.ended(child)
-            if code in FINAL_EXIT_CODES or self._children.stopping:
+            if code in FINAL_EXIT_CODES or self._children.stopping or self._children.killed:
                 return code
             self._screen.show_line("node", f"agent of node {node} exited with code {code}; starting it again")
             await asyncio.sleep(AGENT_DELAY_SECONDS)
+            if self._children.killed:
+                break
         return code
+
+    async def _kill_when(self, reached: Callable[[], bool]) -> None:
+        while not await asyncio.to_thread(reached):  # noqa: ASYNC110 - it asks a storage
+            await asyncio.sleep(POLL_SECONDS)
+        self._children.kill()
 
     async def _watch(self) -> None:
         headers = {"Authorization": f"Bearer {self._token}"}
@@ -354,6 +372,7 @@ class LocalStages:
             Env.THREADS: str(max(1, cores // ranks)),
             Env.PARENT_PID: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
+            **self._local.settings,
         }
 
 

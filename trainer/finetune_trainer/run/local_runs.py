@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from finetune_api.v1alpha1.field_facts import SAME_RUN
+from finetune_api.v1alpha1.field_facts import run_identity
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 
@@ -19,8 +19,8 @@ class LocalRuns:
     """
 
     def __init__(self, store: ObjectStore, prefix: str, spec: dict[str, Any]) -> None:
-        identity = {name: value for name, value in spec.items() if name not in SAME_RUN}
-        self._digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+        identity = json.dumps(run_identity(spec), sort_keys=True)
+        self._digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         self._store = store
         self._key = f"{prefix}local-runs.json"
 

@@ -13,11 +13,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune_api.contract import checkpoint_name
 from finetune_trainer.checkpoints.marker import Marker, marker_name
+from finetune_trainer.checkpoints.trained_on import TRAINED_ON
 from finetune_trainer.process.orders import WorkerOrder
 from finetune_trainer.worker.compat import HookedTrainer
 from finetune_trainer.worker.reports.events import Reporter
 from finetune_trainer.worker.saving import save_weights
 from finetune_trainer.worker.schedule_free import averaged
+from finetune_trainer.worker.this_machine import this_machine
 
 
 class Saver(Protocol):
@@ -73,6 +75,7 @@ class DeepSpeedSaver:
             trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
             # DeepSpeed writes its tag on rank 0's node only, also with node-local storage, but every node reads it.
             (folder / "latest").write_text(f"global_step{trainer.model_wrapped.global_steps}")
+            (folder / TRAINED_ON).write_text(this_machine(self._order.threads).to_json())
         self._mark(folder, step, metrics)
         self._reporter.saved(step)
         self._reporter.phase("train", step)

@@ -3,5 +3,6 @@
 EVIDENCE = "evidence/"
 LINEAGE = f"{EVIDENCE}lineage.json"
 BILL = f"{EVIDENCE}sbom.cdx.json"
+PLAN_COPY = f"{EVIDENCE}plan.json"
 ANNEX = f"{EVIDENCE}annex.md"
 SIGNATURE = f"{EVIDENCE}model.sig"

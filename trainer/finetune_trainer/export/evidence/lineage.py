@@ -4,6 +4,7 @@ Statement v1: https://github.com/in-toto/attestation/blob/main/spec/v1/statement
 Predicate v1: https://slsa.dev/spec/v1.0/provenance
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from pydantic import ValidationError
+
+from finetune_api.beats import CheckpointId
 from finetune_api.contract import File, dataset_prefix
-from finetune_api.messages import FileEntry
+from finetune_api.messages import FileEntry, Manifest
 from finetune_api.plan import Plan
-from finetune_trainer.checkpoints.committed import find_checkpoints
+from finetune_trainer.checkpoints.committed import Committed
 from finetune_trainer.export.run_report.shown_values import shown_text
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
@@ -23,6 +27,10 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://finetune.dev/export/v1"
 CODE = ("finetune_api", "finetune_trainer")
 CODE_FILES = (".py", ".jinja", ".toml")
+BASE_MODEL, DATA_SET, START_ADAPTER = "base model", "prepared data set", "adapter at the start"
+OWN_CODE = "finetune-operator"
+INTERNAL_MACHINE = "trainedOn"  # internal parameter: the machine of rank 0
+FILES = "filesSha256"  # annotation of a material: `files_digest` of its list of files
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,19 @@ class Material:
 
 
 def materials_of(
-    store: ObjectStore, run: str, plan: Plan, spec: Mapping[str, Any], exported: tuple[int, int]
+    store: ObjectStore,
+    run: str,
+    plan: Plan,
+    spec: Mapping[str, Any],
+    checkpoints: Mapping[CheckpointId, Committed],
+    exported: CheckpointId,
 ) -> list[Material]:
     """Return every input of a run that is known: model, data, spec, plan, code, image, and checkpoints in storage.
 
     Args:
         run: key prefix of the run, with the trailing slash.
-        exported: step and generation of the checkpoint that the artifact is made from.
+        checkpoints: those in storage.
+        exported: the checkpoint that the artifact is made from.
 
     Raises:
         StorageError: the store refused.
@@ -62,23 +76,22 @@ def materials_of(
     mirrored = {"commit": model.commit, "source": shown_text(model.source), "digestOf": File.MANIFEST.value}
     prepared = {"sha256": plan.dataset.sha256, "rows": plan.dataset.train.rows}
     found = [
-        Material("base model", *_committed(store, model.prefix), mirrored),
-        Material("prepared data set", *_committed(store, data), prepared),
+        _committed(store, BASE_MODEL, model.prefix, mirrored),
+        _committed(store, DATA_SET, data, prepared),
     ]
     if plan.adapter:
         notes = {"commit": plan.adapter.commit, "source": shown_text(plan.adapter.source)}
-        found.append(Material("adapter at the start", *_committed(store, plan.adapter.prefix), notes))
+        found.append(_committed(store, START_ADAPTER, plan.adapter.prefix, notes))
     found += [Material(name, *_object(store, run + name)) for name in (File.SPEC.value, File.PLAN.value)]
-    found.append(Material("finetune-operator", "pkg:pypi/finetune-operator", {"sha256": code_digest()}))
+    found.append(Material(OWN_CODE, "pkg:pypi/finetune-operator", {"sha256": code_digest()}))
     if image := spec.get("image"):
         _, _, pinned = str(image).partition("@sha256:")
         found.append(Material("image of the trainer", str(image), {"sha256": pinned} if pinned else {}))
-    for one in find_checkpoints(store, run).committed.values():
-        info = one.info
-        notes_of = {"step": info.step, "generation": info.generation}
-        if (info.step, info.generation) == exported:
+    for one, there in checkpoints.items():
+        notes_of: dict[str, object] = {"step": one.step, "generation": one.generation}
+        if one == exported:
             notes_of["exported"] = True
-        found.append(Material(f"checkpoint of step {info.step}", *_committed(store, one.prefix), notes_of))
+        found.append(_committed(store, f"checkpoint of step {one.step}", there.prefix, notes_of))
     return found
 
 
@@ -138,10 +151,23 @@ def _sources(folder: Traversable, path: str) -> Iterable[tuple[str, Traversable]
             yield f"{path}/{one.name}", one
 
 
-def _committed(store: ObjectStore, prefix: str) -> tuple[str, dict[str, str]]:
-    """Return the place of a committed prefix, and the digest of its list of files, which has a digest of each file."""
-    uri, digest = _object(store, prefix + File.MANIFEST)
-    return uri.removesuffix(File.MANIFEST), digest
+def files_digest(entries: Iterable[FileEntry]) -> str:
+    """Return the sha256 over names and hashes of some files: the same for equal files, whenever they were stored."""
+    lines = sorted(f"{one.sha256}  {one.path}\n" for one in entries)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _committed(store: ObjectStore, name: str, prefix: str, notes: Mapping[str, object]) -> Material:
+    """Return a committed prefix as a material. Its digest is that of its list of files, which has a digest of each."""
+    key = prefix + File.MANIFEST
+    place = f"{store.uri}/{prefix}"
+    try:
+        raw = store.get(key)
+    except NotFoundError:
+        return Material(name, place, {}, notes)
+    with contextlib.suppress(ValidationError):
+        notes = {**notes, FILES: files_digest(Manifest.model_validate_json(raw).files)}
+    return Material(name, place, {"sha256": hashlib.sha256(raw).hexdigest()}, notes)
 
 
 def _object(store: ObjectStore, key: str) -> tuple[str, dict[str, str]]:

@@ -17,6 +17,8 @@ from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.run_report.shown_values import shown_text, shown_value
 from finetune_trainer.judge.stored_judgement import load_judgement
 from finetune_trainer.storage import NotFoundError, ObjectStore
+from finetune_trainer.suites.stored_suites import load_suites
+from finetune_trainer.suites.suite_records import SuiteResult
 
 TRAINER_STATE = "trainer_state.json"  # transformers' own record, in every checkpoint
 MOST_LOG_BYTES = 100_000_000  # of trainer_state.json; in memory it takes several times as much
@@ -67,6 +69,7 @@ class RunFacts:
         evaluations: ascending.
         checkpoints: those in storage, ascending.
         price: of a GPU hour, as the job gives it; empty without one.
+        suites: that the artifacts ran through.
     """
 
     name: str
@@ -82,6 +85,7 @@ class RunFacts:
     warnings: Sequence[DataWarning] = ()
     answers: Sequence[ShownAnswer] = ()
     price: str = ""
+    suites: Sequence[SuiteResult] = ()
 
     @property
     def step(self) -> int:
@@ -124,7 +128,13 @@ def read_run(
         ],
         answers=_answers(store, run, step, artifacts),
         price=price,
+        suites=_suites(store, run, step),
     )
+
+
+def _suites(store: ObjectStore, run: str, step: int) -> Sequence[SuiteResult]:
+    found = load_suites(store, run)
+    return found.suites if found and found.step == step else ()
 
 
 def _answers(store: ObjectStore, run: str, step: int, artifacts: Sequence[Artifact]) -> Sequence[ShownAnswer]:

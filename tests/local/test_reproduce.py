@@ -1,0 +1,242 @@
+"""What `finetune reproduce` reads, checks and concludes. The training itself is repeated in test_run.py."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+
+from finetune_api.contract import File, dataset_prefix
+from finetune_api.errors import DataError, SpecError
+from finetune_api.messages import ExportForm, Quantization
+from finetune_trainer.checkpoints.trained_on import TRAINED_ON, TrainedOn
+from finetune_trainer.export.evidence.evidence_paths import LINEAGE, PLAN_COPY
+from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.reproduction.checked_inputs import bring_inputs
+from finetune_trainer.reproduction.compared_weights import ComparedWeights, DifferentTensor, compare_weights
+from finetune_trainer.reproduction.recorded_run import read_evidence
+from finetune_trainer.reproduction.reproduction_answer import answer_of
+from finetune_trainer.reproduction.reproduction_steps import Reproduction, check_machine, differences
+from finetune_trainer.run.screen import Screen
+from finetune_trainer.storage import FolderStore
+from finetune_trainer.worker.this_machine import this_machine
+from tests.local.test_evidence import MIRROR, RUN, FilesOnly
+
+LOST = ({"eval_loss": 0.5}, {"eval_loss": 0.5})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FilesOnly:
+    made = FilesOnly.of(tmp_path)
+    machine = this_machine(3).model_copy(update={"device": "cpu"})
+    made.store.put(f"{RUN}checkpoints/step-00000020-g1/node-0/{TRAINED_ON}", machine.to_json().encode())
+    made.export()
+    return made
+
+
+def reproduce(run: FilesOnly) -> None:
+    folder = run.artifact
+    Reproduction(folder, read_evidence(folder), run.work, Screen(Console()), band=0.05).run()
+
+
+def data_changed(run: FilesOnly) -> None:
+    run.store.put(f"{dataset_prefix(run.plan.dataset.sha256)}train-00000.arrow", b"other rows")
+
+
+def data_missing(run: FilesOnly) -> None:
+    run.store.delete([f"{dataset_prefix(run.plan.dataset.sha256)}{File.MANIFEST}"])
+
+
+def model_replaced(run: FilesOnly) -> None:
+    manifest = json.loads(run.store.get(MIRROR + File.MANIFEST))
+    manifest["files"][0]["sha256"] = "0" * 64
+    run.store.put(MIRROR + File.MANIFEST, json.dumps(manifest).encode())
+
+
+CHANGES: list[tuple[Callable[[FilesOnly], None], str, str]] = [
+    (data_changed, "prepared data set", "train-00000.arrow"),
+    (data_missing, "prepared data set", "there is no datasets/"),
+    (model_replaced, "base model", "and the lineage says"),
+]
+
+
+@pytest.mark.parametrize(("change", "field", "words"), CHANGES, ids=lambda value: getattr(value, "__name__", ""))
+def test_an_input_that_was_changed_is_named_before_any_training(
+    run: FilesOnly, change: Callable[[FilesOnly], None], field: str, words: str
+) -> None:
+    change(run)
+    with pytest.raises(DataError) as caught:
+        reproduce(run)
+    [problem] = caught.value.problems
+    assert (problem.code, problem.field) == ("InputChanged", field)
+    assert words in problem.message
+
+
+def test_equal_files_that_were_stored_anew_are_the_same_input(run: FilesOnly, tmp_path: Path) -> None:
+    for prefix in (MIRROR, dataset_prefix(run.plan.dataset.sha256)):
+        manifest = json.loads(run.store.get(prefix + File.MANIFEST))
+        run.store.put(prefix + File.MANIFEST, json.dumps({**manifest, "created": "later"}).encode())
+    own, lines = FolderStore(tmp_path / "own"), list[str]()
+    bring_inputs(read_evidence(run.artifact), run.plan, run.store, own, lines.append)
+    assert own.get(f"{MIRROR}config.json") == b"{}"
+    assert lines == [
+        "base model: 2 files, 24 bytes, as the lineage says",
+        "prepared data set: 1 file, 4 bytes, as the lineage says",
+    ]
+
+
+def test_the_plan_is_in_the_evidence_and_must_be_the_one_of_the_lineage(run: FilesOnly) -> None:
+    assert run.plan.prediction.flops_per_token, "a name that ends like a secret's"
+    recorded = read_evidence(run.artifact)
+    run.store.delete([RUN + File.PLAN])
+    assert recorded.plan(run.store) == run.plan
+    assert recorded.step == 20
+    with pytest.raises(DataError, match="is not the plan of the artifact, or is missing"):
+        replace(recorded, plan_copy=b"{}").plan(run.store)
+
+
+def test_what_may_hold_a_credential_is_not_in_the_evidence(tmp_path: Path) -> None:
+    made = FilesOnly.of(tmp_path)
+    source = made.plan.model.model_copy(update={"source": "https://me:secret@host/model"})
+    made.store.put(RUN + File.PLAN, made.plan.model_copy(update={"model": source}).to_json().encode())
+    made.export()
+    assert "secret" not in (made.artifact / PLAN_COPY).read_text()
+    assert read_evidence(made.artifact).plan(made.store).model.source == source.source, "the run has the plan"
+
+
+def test_the_evidence_of_an_older_version_is_told_apart(run: FilesOnly, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(run.artifact, older)
+    lineage = json.loads((older / LINEAGE).read_text())
+    parameters = lineage["predicate"]["buildDefinition"]["internalParameters"]
+    machine = TrainedOn.model_validate(parameters.pop("trainedOn"))
+    assert (machine.threads, machine.packages["torch"]) == (3, torch.__version__.partition("+")[0])
+    (older / LINEAGE).write_text(json.dumps(lineage))
+    assert differences(read_evidence(older), this_machine(0)) == [
+        "machine and packages: unknown then, because an older version made the checkpoint"
+    ]
+    del parameters["step"]
+    (older / LINEAGE).write_text(json.dumps(lineage))
+    with pytest.raises(SpecError, match="does not say how the artifact was trained") as caught:
+        read_evidence(older)
+    assert caught.value.problems[0].code == "EvidenceUnusable"
+
+
+def test_what_bits_depend_on_is_compared() -> None:
+    then = TrainedOn(processor="A", capability="AVX2", threads=2, packages={"torch": "2.9", "peft": "1"})
+    here = then.model_copy(update={"threads": 4, "packages": {"torch": "2.13"}})
+    assert then.differences(then) == []
+    assert then.differences(here) == [
+        "threads of a rank: 2 then, 4 here",
+        "peft: 1 then, not installed here",
+        "torch: 2.9 then, 2.13 here",
+    ]
+    gpu = then.model_copy(update={"device": "H100"})
+    assert gpu.differences(gpu.model_copy(update={"processor": "B"})) == []
+
+
+def test_a_machine_with_too_few_gpus_is_refused(run: FilesOnly) -> None:
+    ranks = run.plan.world_size
+    check_machine(TrainedOn(), run.plan, 0)
+    check_machine(TrainedOn(device="H100"), run.plan, ranks)
+    with pytest.raises(SpecError, match=f"was trained on {ranks} x H100, and this machine has 1 GPUs"):
+        check_machine(TrainedOn(device="H100"), run.plan, 1)
+
+
+def saved(folder: Path, **tensors: torch.Tensor) -> Path:
+    folder.mkdir()
+    save_file({name.replace("__", "."): value.clone() for name, value in tensors.items()}, folder / "x.safetensors")
+    return folder
+
+
+def test_every_tensor_is_compared_by_its_bits(tmp_path: Path) -> None:
+    same, moved = torch.ones(3), torch.tensor([1.0, 1.0, 2.0])
+    old = saved(tmp_path / "old", a=same, b=moved, c=same, zero=torch.tensor([0.0]))
+    new = saved(tmp_path / "new", a=same, b=same, c=same, zero=torch.tensor([-0.0]))
+    found = compare_weights(old, new)
+    assert [one.name for one in found.different] == ["zero", "b"], "the largest relative difference first"
+    assert (found.tensors, found.different[1].count, found.different[1].largest) == (4, 1, 1.0)
+    assert found.distance == pytest.approx(1 / math.sqrt(3 + 6 + 3))
+    assert compare_weights(old, old) == ComparedWeights(4)
+
+
+def test_the_distance_goes_by_what_training_has_changed(tmp_path: Path) -> None:
+    """A whole model hardly moves from its base, and lora_A begins at large random values."""
+    base = saved(tmp_path / "base", w=torch.full((4,), 100.0))
+    old = saved(tmp_path / "old", w=torch.full((4,), 101.0))
+    new = saved(tmp_path / "new", w=torch.full((4,), 102.0))
+    assert compare_weights(old, new, base).distance == pytest.approx(1.0)
+    adapter = {"base_model__model__w": torch.full((4,), 101.0), "x__lora_A__weight": torch.full((4,), 50.0)}
+    other = {**adapter, "x__lora_A__weight": torch.full((4,), 51.0)}
+    found = compare_weights(saved(tmp_path / "one", **adapter), saved(tmp_path / "two", **other), base)
+    assert found.distance == pytest.approx(1.0)
+
+
+UNLIKE = [
+    ({"a": torch.ones(2), "b": torch.ones(1)}, "b: the artifact has no such tensor"),
+    ({}, "a: the new training has no such tensor"),
+    ({"a": torch.ones(3)}, "a: the artifact has float32 [2], the new training float32 [3]"),
+    ({"a": torch.ones(2, dtype=torch.bfloat16)}, "the artifact has float32 [2], the new training bfloat16 [2]"),
+    ({"a": torch.tensor([math.nan, 1.0])}, "a: it has a value that is NaN or infinite"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "sentence"), UNLIKE, ids=range(len(UNLIKE)))
+def test_tensors_that_cannot_be_compared_are_told(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], sentence: str
+) -> None:
+    found = compare_weights(saved(tmp_path / "old", a=torch.ones(2)), saved(tmp_path / "new", **tensors))
+    assert sentence in found.different[0].sentence
+    assert math.isinf(found.distance)
+    assert not answer_of(found, ["a version"], LOST).reproduced
+
+
+def test_gguf_files_are_compared_as_a_whole(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("old", "new")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "model-f16.gguf").write_bytes(b"weights")
+    assert compare_weights(*folders).different == ()
+    (folders[1] / "model-f16.gguf").write_bytes(b"others")
+    [one] = compare_weights(*folders).different
+    assert one.sentence == "model-f16.gguf: its bytes differ; reproduce the form merged to see how far"
+
+
+NEAR = ComparedWeights(2, (DifferentTensor("a", "", 1, 4, 0.1, 0.1, 10.0),), 0.01)
+OTHER = ["torch: 2.12 then, 2.13 here"]
+VERDICTS = [
+    (ComparedWeights(2), [], LOST, True, "reproduced bit for bit: 2 tensors"),
+    (ComparedWeights(2), OTHER, LOST, True, "reproduced bit for bit: 2 tensors"),
+    (NEAR, [], LOST, False, "on this CPU with these packages no bit may differ"),
+    (NEAR, OTHER, LOST, True, "reproduced within the band: 1 of 2 tensors differ, 0.01 of what training changed"),
+    (replace(NEAR, distance=0.06), OTHER, LOST, False, "not reproduced: 1 of 2 tensors differ, 0.06"),
+    (NEAR, OTHER, ({"eval_loss": 0.5}, {"eval_loss": 0.52}), False, "0.02 for eval_loss"),
+    (NEAR, OTHER, ({"eval_loss": 0.5}, {}), False, "not reproduced"),
+    (NEAR, OTHER, ({}, {}), True, "within the band"),
+]
+
+
+@pytest.mark.parametrize(("weights", "apart", "losses", "reproduced", "words"), VERDICTS, ids=range(len(VERDICTS)))
+def test_the_verdict(
+    weights: ComparedWeights,
+    apart: list[str],
+    losses: tuple[dict[str, float], dict[str, float]],
+    reproduced: bool,
+    words: str,
+) -> None:
+    answer = answer_of(weights, apart, losses)
+    assert answer.reproduced is reproduced
+    assert words in answer.sentence
+    assert bool(answer.details) == bool(weights.different)
+
+
+def test_an_artifact_is_made_again_with_the_settings_of_its_manifest() -> None:
+    made = {"dtype": "float16", "quantizations": ["q8_0"], "judged": "x"}
+    request = ExportRequest.recorded(ExportForm.GGUF, made)
+    assert (request.dtype, request.quantizations, request.judge) == ("float16", (Quantization.Q8_0,), None)

@@ -1,0 +1,143 @@
+"""The suites of an export: run once, on the first artifact, and kept beside each."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_api.beats import CheckpointId
+from finetune_api.errors import FineTuneError
+from finetune_api.results import SuiteOutcome
+from finetune_trainer.export.artifact_files import ExportSource
+from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.layout import ADAPTER_CONFIG, CARD
+from finetune_trainer.judge.gating import cut_to
+from finetune_trainer.judge.judge_process import JudgeError, check_memory, weights_in, weights_of
+from finetune_trainer.judge.judgement_card import LONGEST_WARNING
+from finetune_trainer.judge.judgement_records import GateResult
+from finetune_trainer.process.control_group import usable_memory
+from finetune_trainer.storage import ObjectStore, download_files
+from finetune_trainer.suites.stored_suites import load_suites, suites_section
+from finetune_trainer.suites.suite_process import SuiteError, ask_suite, fetch_definitions
+from finetune_trainer.suites.suite_records import SUITES, SuiteQuestion, SuiteRecord, SuiteResult, SuiteSettings
+
+SHOWN = 20  # values of a suite in the log
+
+
+@dataclass
+class ArtifactSuites:
+    """The suites of one export.
+
+    Attributes:
+        record: of this checkpoint: the suites that an earlier export has run, then those of this export.
+        done: whether every suite that is asked for was tried.
+    """
+
+    request: ExportRequest
+    store: ObjectStore
+    run: str
+    report: Callable[[str], None]
+    record: SuiteRecord
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    done: bool = False
+
+    @classmethod
+    def begin(
+        cls,
+        request: ExportRequest,
+        store: ObjectStore,
+        run: str,
+        checkpoint: CheckpointId,
+        report: Callable[[str], None],
+    ) -> "ArtifactSuites":
+        """Return the suites, with the values of an earlier export of the same checkpoint."""
+        found = load_suites(store, run) if request.suites else None
+        if found is None or CheckpointId(step=found.step, generation=found.generation) != checkpoint:
+            found = SuiteRecord(step=checkpoint.step, generation=checkpoint.generation)
+        return cls(request, store, run, report, found, done=found.answers(request.suites))
+
+    @property
+    def ready(self) -> bool:
+        """Whether no suite has to be run."""
+        return self.record.answers(self.request.suites)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each suite that has no values."""
+        return tuple(
+            cut_to(f"SuiteFailed: {one.name}: {one.problem}", LONGEST_WARNING)
+            for one in self.record.suites
+            if one.problem
+        )
+
+    @property
+    def outcomes(self) -> tuple[SuiteOutcome, ...]:
+        """What the object shows of each suite."""
+        return tuple(one.outcome for one in self.record.suites)
+
+    def evaluate(self, form: FormFiles, source: ExportSource, folder: Path, work: Path) -> None:
+        """Run the suites on an artifact, unless that is done, and add the values to its files. A suite that fails has
+        a reason in place of values.
+
+        Args:
+            work: folder for the base model and the definitions of tasks, which are removed afterwards.
+        """
+        if not self.request.suites:
+            return
+        if not self.done:
+            known = {(one.name, one.settings): one for one in self.record.suites if not one.problem}
+            results = [
+                known.get((one.name, one.digest)) or self._result(one, source, folder, work / "suite")
+                for one in self.request.suites
+            ]
+            self.record = self.record.model_copy(update={"form": form.name, "suites": tuple(results)})
+            self.done = True
+            self.store.put(self.run + SUITES, self.record.to_json().encode())
+        (folder / SUITES).write_text(self.record.to_json(), "utf-8")
+        with (folder / CARD).open("a", encoding="utf-8") as card:
+            card.write("\n" + suites_section(self.record))
+
+    def close(self, gates: Sequence[GateResult]) -> None:
+        """Store the suites with the outcome of the gates; without suites, remove those of an earlier export."""
+        if not self.request.suites:
+            self.store.delete([self.run + SUITES])
+            return
+        self.record = self.record.model_copy(update={"gates": tuple(gates)})
+        self.store.put(self.run + SUITES, self.record.to_json().encode())
+
+    def _result(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteResult:
+        """Run one suite."""
+        rows = f"at most {settings.limit:,} rows of each" if settings.limit else "all rows"
+        self.report(f"suite {settings.name}: {', '.join(settings.tasks)}, {rows}")
+        empty = SuiteResult(name=settings.name, settings=settings.digest)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        try:
+            answer = ask_suite(self._question(settings, source, folder, work), work, self.environ)
+        except (SuiteError, JudgeError, FineTuneError, OSError) as error:
+            reason = error.problems[0].message if isinstance(error, FineTuneError) else str(error)
+            return empty.model_copy(update={"problem": cut_to(reason, LONGEST_WARNING)})
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        for one in answer.values[:SHOWN]:
+            self.report(f"suite {settings.name}: {one.sentence}")
+        return empty.model_copy(update={"values": answer.values, "harness": answer.harness})
+
+    def _question(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteQuestion:
+        """Fetch the base model and the definitions; return what is asked about them."""
+        base, definitions = work / "base", work / "definitions"
+        adapts = (folder / ADAPTER_CONFIG).exists()
+        files = list(source.base_manifest().files) if adapts else []
+        check_memory(weights_of({one.path: one.size for one in files}), weights_in(folder), usable_memory())
+        if adapts:
+            download_files(source.store, source.plan.model.prefix, files, base)
+        if settings.definitions:
+            fetch_definitions(settings.definitions, definitions, self.environ)
+        return SuiteQuestion(
+            plan=source.plan,
+            settings=settings,
+            artifact=str(folder.absolute()),
+            base=str(base.absolute()) if adapts else "",
+            definitions=str(definitions.absolute()) if settings.definitions else "",
+        )

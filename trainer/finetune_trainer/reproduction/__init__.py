@@ -1,0 +1,1 @@
+"""`finetune reproduce`: the training of an artifact, run again from its evidence, and the comparison of the weights."""

@@ -1,0 +1,165 @@
+"""The comparison of two sets of weight files, tensor by tensor."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from finetune_trainer.storage import hash_file
+
+WEIGHTS, CONVERTED = "*.safetensors", "*.gguf"
+OF_ADAPTER = "base_model.model."  # peft's prefix
+BEGIN_LARGE = ("lora_A", "lora_embedding_B", "lora_magnitude_vector")
+BLOCK = 1 << 24  # numbers that are compared at a time
+
+
+@dataclass(frozen=True)
+class DifferentTensor:
+    """One tensor, or one whole file, that is not the same to the bit.
+
+    Attributes:
+        reason: why it cannot be compared; empty if it can.
+        count: numbers that differ, of `size`.
+        largest: absolute difference.
+        apart: norm of the difference.
+        norm: of the artifact's tensor.
+    """
+
+    name: str
+    reason: str = ""
+    count: int = 0
+    size: int = 0
+    largest: float = 0.0
+    apart: float = 0.0
+    norm: float = 0.0
+
+    @property
+    def relative(self) -> float:
+        """The norm of the difference, over that of the artifact's tensor."""
+        return self.apart / self.norm if self.norm else math.inf
+
+    @property
+    def sentence(self) -> str:
+        """The difference in words."""
+        if self.reason:
+            return f"{self.name}: {self.reason}"
+        return (
+            f"{self.name}: {self.count:,} of {self.size:,} numbers differ, by at most {self.largest:.3g}; "
+            f"together {self.relative:.2g} of its norm"
+        )
+
+
+@dataclass(frozen=True)
+class ComparedWeights:
+    """All tensors of an artifact beside those of another training.
+
+    Attributes:
+        tensors: how many the artifact has; of GGUF the files.
+        different: the largest relative difference first; those that cannot be compared stand before.
+        distance: norm of all differences over the norm of what training has changed; infinite if a tensor cannot be
+            compared.
+    """
+
+    tensors: int
+    different: tuple[DifferentTensor, ...] = ()
+    distance: float = 0.0
+
+
+def compare_weights(artifact: Path, again: Path, base: Path | None = None) -> ComparedWeights:
+    """Compare the weight files of two folders.
+
+    Args:
+        artifact: the folder of the artifact.
+        again: the folder of the same artifact of another training.
+        base: the folder of the base model; a tensor that it lacks began at zero.
+    """
+    if any(artifact.glob(CONVERTED)):
+        return _compare_files(artifact, again)
+    with ExitStack() as stack:
+        old, new = _tensors(artifact, stack), _tensors(again, stack)
+        before = _tensors(base, stack) if base else {}
+        different = [DifferentTensor(name, "the new training has no such tensor") for name in sorted(old.keys() - new)]
+        different += [DifferentTensor(name, "the artifact has no such tensor") for name in sorted(new.keys() - old)]
+        squares, changed = 0.0, 0.0
+        for name in sorted(old.keys() & new.keys()):
+            one, other = old[name].get_tensor(name), new[name].get_tensor(name)
+            found = _difference(name, one, other)
+            if found is not None:
+                different.append(found)
+                squares += found.apart**2
+            changed += _changed_by_training(name, one, before)
+    unlike = any(one.reason for one in different)
+    distance = math.inf if unlike else math.sqrt(squares / changed) if changed else math.inf if squares else 0.0
+    different.sort(key=lambda one: (not one.reason, -one.relative, one.name))
+    return ComparedWeights(len(old), tuple(different), distance)
+
+
+def _tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Return the open file of each tensor."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob(WEIGHTS)):
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        found |= dict.fromkeys(file.keys(), file)
+    return found
+
+
+def _difference(name: str, one: torch.Tensor, other: torch.Tensor) -> DifferentTensor | None:
+    """Return how two tensors differ; None if every bit is the same."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        kinds = [f"{str(each.dtype).removeprefix('torch.')} {list(each.shape)}" for each in (one, other)]
+        return DifferentTensor(name, f"the artifact has {kinds[0]}, the new training {kinds[1]}")
+    if torch.equal(_bits(one), _bits(other)):
+        return None
+    count, largest, squares = 0, 0.0, 0.0
+    for left, right in zip(_blocks(one), _blocks(other), strict=True):
+        apart = (left - right).abs()
+        count += int((apart != 0).sum())
+        largest = max(largest, float(apart.max()))
+        squares += float(apart.square().sum())
+    if not math.isfinite(squares):
+        return DifferentTensor(name, "it has a value that is NaN or infinite")
+    return DifferentTensor(name, "", count, one.numel(), largest, math.sqrt(squares), _norm(one))
+
+
+def _changed_by_training(name: str, tensor: torch.Tensor, before: Mapping[str, Any]) -> float:
+    """Return the squared norm of what training has changed of a tensor; 0 for the parts of an adapter that begin at
+    random or large values, which would hide how little the others have changed."""
+    if any(part in name for part in BEGIN_LARGE):
+        return 0.0
+    known = name.removeprefix(OF_ADAPTER)
+    if known in before:
+        start = before[known].get_tensor(known)
+        if start.shape == tensor.shape:
+            pairs = zip(_blocks(tensor), _blocks(start), strict=True)
+            return sum(float((now - then).square().sum()) for now, then in pairs)
+    return _norm(tensor) ** 2
+
+
+def _blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    return (block.double() for block in torch.split(tensor.reshape(-1), BLOCK))
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return math.sqrt(sum(float(block.square().sum()) for block in _blocks(tensor)))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _compare_files(artifact: Path, again: Path) -> ComparedWeights:
+    """Compare files of GGUF as a whole."""
+    names = sorted(path.name for path in artifact.glob(CONVERTED))
+    different = []
+    for name in names:
+        there = (again / name).is_file()
+        if there and hash_file(artifact / name).sha256 == hash_file(again / name).sha256:
+            continue
+        reason = "its bytes differ; reproduce the form merged to see how far" if there else "it was not made again"
+        different.append(DifferentTensor(name, reason))
+    return ComparedWeights(len(names), tuple(different), math.inf if different else 0.0)

@@ -1,0 +1,54 @@
+"""The suites of a run in its storage, and as a section of a model card."""
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from finetune_api.v1alpha1 import FineTuneJobSpec
+from finetune_trainer.judge.gating import gates_in
+from finetune_trainer.storage import NotFoundError, ObjectStore
+from finetune_trainer.suites.suite_records import SUITES, SuiteRecord, SuiteSettings
+
+
+def load_suites(store: ObjectStore, run: str) -> SuiteRecord | None:
+    """Return the suites of the last export of a run; None if there are none that can be read.
+
+    Args:
+        run: key prefix of the run, with the trailing slash.
+    """
+    try:
+        return SuiteRecord.model_validate_json(store.get(run + SUITES))
+    except (NotFoundError, ValidationError):
+        return None
+
+
+def is_evaluated(store: ObjectStore, run: str, spec: FineTuneJobSpec) -> bool:
+    """Return whether the last export of a run has the suites of a job, and its gates if no judgement has them."""
+    asked = [SuiteSettings.of(one) for one in spec.evaluation.suites]
+    if not asked:
+        return True
+    found = load_suites(store, run)
+    if found is None or not found.answers(asked):
+        return False
+    return spec.export.judge is not None or gates_in(spec.export.gates) == [
+        (one.metric, one.rule) for one in found.gates
+    ]
+
+
+def suites_section(record: SuiteRecord) -> str:
+    """Return a section of Markdown: every value, and the suites that have none."""
+    versions = sorted({one.harness for one in record.suites if one.harness})
+    by = f" {', '.join(versions)}" if versions else ""
+    parts = ["## Benchmarks\n", f"By lm-evaluation-harness{by}, on CPUs.\n", *_table(record)]
+    parts += [f"\n* {one.name} has no values: {one.problem}" for one in record.suites if one.problem]
+    return "\n".join(parts) + "\n"
+
+
+def _table(record: SuiteRecord) -> Sequence[str]:
+    rows = [
+        f"| {suite.name} | {one.name} | {one.value:.4g} | {'' if one.error is None else f'{one.error:.2g}'} "
+        f"| {f'{one.rows:,}' if one.rows else ''} |"
+        for suite in record.suites
+        for one in suite.values
+    ]
+    return ["| suite | value | | standard error | rows |", "|---|---|---|---|---|", *rows] if rows else []
