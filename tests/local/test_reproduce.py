@@ -21,7 +21,7 @@ from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.reproduction.checked_inputs import bring_inputs
 from finetune_trainer.reproduction.compared_weights import ComparedWeights, DifferentTensor, compare_weights
 from finetune_trainer.reproduction.recorded_run import read_evidence
-from finetune_trainer.reproduction.reproduction_answer import answer_of
+from finetune_trainer.reproduction.reproduction_answer import reproduction_of
 from finetune_trainer.reproduction.reproduction_steps import Reproduction, check_machine, differences
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import FolderStore
@@ -194,7 +194,7 @@ def test_tensors_that_cannot_be_compared_are_told(
     found = compare_weights(saved(tmp_path / "old", a=torch.ones(2)), saved(tmp_path / "new", **tensors))
     assert sentence in found.different[0].sentence
     assert math.isinf(found.distance)
-    assert not answer_of(found, ["a version"], LOST).reproduced
+    assert not reproduction_of(found, ["a version"], LOST).reproduced
 
 
 def test_gguf_files_are_compared_as_a_whole(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_the_verdict(
     reproduced: bool,
     words: str,
 ) -> None:
-    answer = answer_of(weights, apart, losses)
+    answer = reproduction_of(weights, apart, losses)
     assert answer.reproduced is reproduced
     assert words in answer.sentence
     assert bool(answer.details) == bool(weights.different)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryCounts
 from finetune_api.errors import FailureCategory, Problem
-from finetune_api.messages import Artifact, DatasetFacts, MethodType, SplitFacts, Stage, Task
+from finetune_api.messages import Artifact, DatasetFacts, MethodType, PushedCopy, SplitFacts, Stage, Task
 from finetune_api.results import PlanSummary, StageResult, SuiteOutcome
 from finetune_trainer.process.termination import LIMIT, fit
 
@@ -33,6 +33,18 @@ def test_a_result_always_fits_and_counts_what_was_left_out(count: int, length: i
 def test_a_small_result_is_left_as_it_is() -> None:
     result = StageResult(stage=Stage.PREPARE, succeeded=False, problems=problems(3, 20), note="n")
     assert StageResult.model_validate_json(fit(result)) == result
+
+
+def test_artifacts_are_kept_where_their_copies_do_not_fit() -> None:
+    copies = tuple(PushedCopy(uri=f"s3://{'bucket' * 30}/{number}", digest="0" * 200) for number in range(8))
+    artifacts = tuple(
+        Artifact(kind="model", uri=f"s3://runs/{number}", step=3, digest="sha256:1", pushed=copies)
+        for number in range(2)
+    )
+    text = fit(StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=artifacts))
+    assert len(text.encode()) <= LIMIT
+    kept = StageResult.model_validate_json(text).artifacts
+    assert kept == tuple(one.model_copy(update={"pushed": ()}) for one in artifacts)
 
 
 def test_values_of_suites_are_left_out_from_the_end() -> None:

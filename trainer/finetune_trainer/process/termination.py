@@ -161,6 +161,12 @@ def _with_figures_only(result: StageResult) -> StageResult:
     )
 
 
+def _without_copies(result: StageResult) -> StageResult:
+    """Omit the places of pushes; pushes.json has them."""
+    artifacts = tuple(artifact.model_copy(update={"pushed": ()}) for artifact in result.artifacts)
+    return result.model_copy(update={"artifacts": artifacts})
+
+
 def _bare(result: StageResult) -> StageResult:
     """Keep the outcome and the first problem only, which always fit."""
     return StageResult(
@@ -186,6 +192,7 @@ SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
     _with_fewer_suite_values,
     _with_short_artifacts,
     _with_figures_only,
+    _without_copies,
     _bare,
 )
 

@@ -26,7 +26,7 @@ class ReproductionAnswer:
     details: Sequence[str] = ()
 
 
-def answer_of(
+def reproduction_of(
     weights: ComparedWeights,
     differences: Sequence[str],
     losses: tuple[Mapping[str, float], Mapping[str, float]],

@@ -18,7 +18,7 @@ from finetune_trainer.reproduction.checked_inputs import bring_inputs
 from finetune_trainer.reproduction.compared_weights import compare_weights
 from finetune_trainer.reproduction.new_training import NewTraining
 from finetune_trainer.reproduction.recorded_run import RecordedRun
-from finetune_trainer.reproduction.reproduction_answer import ReproductionAnswer, answer_of
+from finetune_trainer.reproduction.reproduction_answer import ReproductionAnswer, reproduction_of
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import open_store
 from finetune_trainer.worker.this_machine import this_machine
@@ -75,7 +75,7 @@ class Reproduction:
         base = training.store.path(plan.model.prefix.rstrip("/"))
         show("compare", "the weights of both")
         weights = compare_weights(self.folder, again, base)
-        return answer_of(weights, apart, (recorded.metrics, checkpoint.info.metrics), self.band)
+        return reproduction_of(weights, apart, (recorded.metrics, checkpoint.info.metrics), self.band)
 
     def _training(self, plan: Plan, here: TrainedOn) -> NewTraining:
         uid, then = identity(self.recorded, here), self.recorded.trained_on

@@ -25,17 +25,13 @@ from finetune_api.v1alpha1 import FineTuneJob
 from finetune_api.v1alpha1.field_facts import CLUSTER_ONLY
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.evidence.signature import key_id
-from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.push.destinations import check_logins
-from finetune_trainer.export.push.pushing import copies_are_recorded
-from finetune_trainer.export.stored_artifact import fitting_artifact
-from finetune_trainer.judge.stored_judgement import is_judged
+from finetune_trainer.run.asked_export import is_made_as_asked, is_measured_as_asked
 from finetune_trainer.run.children import Children
 from finetune_trainer.run.local_runs import LocalRuns
 from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.run.screen import Screen
 from finetune_trainer.storage import ObjectStore, open_store
-from finetune_trainer.suites.stored_suites import is_evaluated
 
 POLL_SECONDS = 0.5
 AGENT_RESTARTS = 10  # for one node; the gang's budget is recovery.maxRestarts
@@ -231,12 +227,8 @@ class LocalStages:
         was pushed to every place."""
         if self.exported() is None:
             return False
-        job, store = self._local.job.spec, self._local.store
-        request = ExportRequest.of(job.export, job.method.type).with_suites(job.evaluation).signed_with(os.environ)
-        forms = (FormFiles.of(form, job.method.type) for form in request.forms)
-        made = all(fitting_artifact(store, self._prefix, form, request) for form in forms)
-        asked = (request.pushes, request.forms, job.method.type)
-        return made and copies_are_recorded(*asked, store, self._prefix, storage_environment(self._local.job))
+        job = self._local.job
+        return is_made_as_asked(job.spec, self._local.store, self._prefix, storage_environment(job))
 
     def approval(self) -> Approval | None:
         """Return what the gates say of the last export; None without gates."""
@@ -250,9 +242,7 @@ class LocalStages:
 
     def judged_as_asked(self) -> bool:
         """Return whether the last export was judged, and ran through suites, with the settings and gates of the job."""
-        spec, store = self._local.job.spec, self._local.store
-        judged = spec.export.judge is None or is_judged(store, self._prefix, spec.export)
-        return judged and is_evaluated(store, self._prefix, spec)
+        return is_measured_as_asked(self._local.job.spec, self._local.store, self._prefix)
 
     def report(self) -> str | None:
         """Return the URI of the report of the run; None if the export has not made one."""

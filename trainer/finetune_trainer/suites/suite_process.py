@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_trainer.judge.judge_process import MORE, WANTS_MEMORY
+from finetune_trainer.process.asked_program import MORE, WANTS_MEMORY
 from finetune_trainer.storage import open_store
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion
 
