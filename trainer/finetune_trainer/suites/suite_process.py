@@ -1,6 +1,5 @@
 """Asks a process of its own for the values of a suite. It has no credentials, because tasks may bring code."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -12,43 +11,15 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.judge.judge_process import MORE, WANTS_MEMORY
-from finetune_trainer.storage import open_store
+from finetune_trainer.suites.definitions import INSTALL, SuiteError, is_harness_installed
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion
 
-INSTALL = "pip install 'finetune-operator[suites]', or use an image that has it"
 INHERITED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 HUB = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE")
 PREFIXES = ("LC_", "PYTHON", "XDG_", "OMP_", "KMP_", "MKL_", "OPENBLAS_")
 OWN = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-MOST_FILES, MOST_BYTES = 10_000, 2 << 30  # of the definitions of tasks
 LONGEST = 300  # characters of a reason
-
-
-class SuiteError(Exception):
-    """A suite that has no values; the text is the reason."""
-
-
-def is_harness_installed() -> bool:
-    """Return whether lm-evaluation-harness can be imported."""
-    return importlib.util.find_spec("lm_eval") is not None
-
-
-def fetch_definitions(uri: str, folder: Path, environ: Mapping[str, str]) -> None:
-    """Copy the definitions of tasks to a folder.
-
-    Raises:
-        SuiteError: there are none, or too many.
-        FineTuneError: the storage refused.
-    """
-    store = open_store(uri, environ)
-    objects = list(store.list())
-    if not objects:
-        raise SuiteError(f"there is no file below {uri}")
-    if len(objects) > MOST_FILES or sum(one.size for one in objects) > MOST_BYTES:
-        raise SuiteError(f"{uri} holds more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB")
-    for one in objects:
-        store.get_file(one.key, folder / one.key)
 
 
 def ask_suite(question: SuiteQuestion, work: Path, environ: Mapping[str, str] = os.environ) -> SuiteAnswer:
