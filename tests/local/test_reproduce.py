@@ -1,5 +1,6 @@
 """What `finetune reproduce` reads, checks and concludes. The training itself is repeated in test_run.py."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -14,19 +15,25 @@ from safetensors.torch import save_file
 
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, SpecError
-from finetune_api.messages import ExportForm, Quantization
+from finetune_api.messages import ExportForm, MethodType, Quantization, Task
+from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.trained_on import TRAINED_ON, TrainedOn
 from finetune_trainer.export.evidence.evidence_paths import LINEAGE, PLAN_COPY
 from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.reproduction.checked_inputs import bring_inputs
 from finetune_trainer.reproduction.compared_weights import ComparedWeights, DifferentTensor, compare_weights
+from finetune_trainer.reproduction.new_training import NewTraining
 from finetune_trainer.reproduction.recorded_run import read_evidence
-from finetune_trainer.reproduction.reproduction_answer import reproduction_of
+from finetune_trainer.reproduction.reproduction_answer import ReproductionAnswer, reproduction_of
 from finetune_trainer.reproduction.reproduction_steps import Reproduction, check_machine, differences
 from finetune_trainer.run.screen import Screen
-from finetune_trainer.storage import FolderStore
+from finetune_trainer.storage import FolderStore, upload_tree
 from finetune_trainer.worker.this_machine import this_machine
+from tests.local.exported_run import Run, lora_classifier
 from tests.local.test_evidence import MIRROR, RUN, FilesOnly
+
+# peft 0.21 asks transformers 5.23 by an older name
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 LOST = ({"eval_loss": 0.5}, {"eval_loss": 0.5})
 
@@ -126,6 +133,63 @@ def test_the_evidence_of_an_older_version_is_told_apart(run: FilesOnly, tmp_path
     with pytest.raises(SpecError, match="does not say how the artifact was trained") as caught:
         read_evidence(older)
     assert caught.value.problems[0].code == "EvidenceUnusable"
+
+
+def test_a_lineage_that_leads_out_of_its_storage_is_refused(run: FilesOnly) -> None:
+    path = run.artifact / LINEAGE
+    good = path.read_text()
+    path.write_text(good.replace("/jobs/default/job/uid-1/", "/jobs/default/../uid-1/"))
+    with pytest.raises(SpecError, match="is not a valid object key"):
+        read_evidence(run.artifact)
+    path.write_text(good)
+    model = run.plan.model.model_copy(update={"prefix": "../../models/"})
+    raw = run.plan.model_copy(update={"model": model}).to_json().encode()
+    forged = replace(read_evidence(run.artifact), plan_copy=raw, plan_digest=hashlib.sha256(raw).hexdigest())
+    with pytest.raises(SpecError, match="is not a valid object key"):
+        forged.plan(run.store)
+
+
+@pytest.mark.parametrize("form", [ExportForm.ADAPTER, ExportForm.MERGED])
+def test_the_same_form_is_made_of_the_new_checkpoint_and_compared(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: ExportForm
+) -> None:
+    """The checkpoint of the new training is that of the run, or differs in one weight; a better one is not taken."""
+    made = Run.of(bert, tmp_path, Task.CLASSIFICATION, MethodType.LORA)
+    upload_rows(made, tmp_path / "rows")
+    made.commit(20, tuned(bert), eval_loss=0.5)
+    made.export(ExportRequest((form,), "float32"))
+    folder = made.store.path(f"{RUN}artifacts/{form.folder(MethodType.LORA)}")
+
+    def answer(work: str, seed: int) -> ReproductionAnswer:
+        def train(self: NewTraining, screen: Screen) -> Committed | None:
+            again = Run(self.store, made.plan, bert, tmp_path / work)
+            again.commit(10, tuned(bert, 5), eval_loss=0.1)
+            again.commit(20, tuned(bert, seed), eval_loss=0.5)
+            for entry in list(self.store.list(f"{RUN}checkpoints/")):
+                self.store.copy(entry.key, self.prefix + entry.key.removeprefix(RUN))
+            return next(
+                one for one in find_checkpoints(self.store, self.prefix).committed.values() if one.id.step == 20
+            )
+
+        monkeypatch.setattr(NewTraining, "train", train)
+        recorded = read_evidence(folder)
+        return Reproduction(folder, recorded, tmp_path / work, Screen(Console()), band=0.05).run()
+
+    assert answer("same", 0).sentence.startswith("reproduced bit for bit: ")
+    other = answer("other", 1)
+    assert not other.reproduced
+    assert any("numbers differ" in line for line in other.details)
+
+
+def tuned(base: Path, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(0)  # peft draws lora_A, transformers the head
+    return lora_classifier(base, seed)
+
+
+def upload_rows(made: Run, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "train.arrow").write_bytes(b"rows")
+    upload_tree(made.store, folder, dataset_prefix(made.plan.dataset.sha256), "dataset")
 
 
 def test_what_bits_depend_on_is_compared() -> None:

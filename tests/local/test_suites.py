@@ -12,6 +12,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from finetune_api.errors import Problem, SpecError
 from finetune_api.messages import ExportForm, MethodType, Task
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import parse_job
@@ -19,10 +20,15 @@ from finetune_api.v1alpha1.suite_spec import SuiteSpec
 from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.export.run_report.run_facts import read_run
 from finetune_trainer.export.run_report.run_page import render_run
+from finetune_trainer.prepare import suite_check
+from finetune_trainer.prepare.suite_check import check_suites
+from finetune_trainer.process import asked_program
+from finetune_trainer.suites import definitions as suite_definitions
 from finetune_trainer.suites import suite_process
+from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
 from finetune_trainer.suites.harness import values_of
 from finetune_trainer.suites.stored_suites import is_evaluated, load_suites
-from finetune_trainer.suites.suite_process import SuiteError, ask_suite, fetch_definitions, suite_environment
+from finetune_trainer.suites.suite_process import ask_suite, suite_environment
 from finetune_trainer.suites.suite_records import (
     SUITES,
     SuiteAnswer,
@@ -189,7 +195,7 @@ PROGRAMS = [
     ("raise SystemExit('KeyError: no such task')", "the process ended with exit code 1: KeyError: no such task"),
     ("import os; os.kill(os.getpid(), 9)", "the process was killed, probably for want of memory"),
     ("import time; time.sleep(60)", "it took more than 0 minutes"),
-    ("", "the answer of the process cannot be read"),
+    ("", "the process wrote no answer"),
 ]
 
 
@@ -199,7 +205,7 @@ def test_a_process_that_does_not_answer_has_a_reason(
 ) -> None:
     (tmp_path / "python").write_text(f"#!{sys.executable}\n{program}\n")
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(suite_process.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(asked_program.sys, "executable", str(tmp_path / "python"))
     short = replace_minutes(settings(), 0 if "sleep" in program else 1)
     with pytest.raises(SuiteError, match=reason):
         ask_suite(SuiteQuestion(plan=run.plan, settings=short, artifact="."), tmp_path, os.environ)
@@ -217,12 +223,33 @@ def test_a_harness_that_is_missing_is_named_with_the_way_to_install_it(
         ask_suite(SuiteQuestion(plan=run.plan, settings=settings(), artifact="."), tmp_path)
 
 
+def test_a_name_that_no_benchmark_has_is_refused_before_any_training(
+    definitions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(**suite: Any) -> list[Problem]:
+        body = {"name": "own", "definitions": f"file://{definitions}", **suite}
+        with pytest.raises(SpecError) as caught:
+            check_suites([SuiteSpec.model_validate(body)], tmp_path / "work", {})
+        return list(caught.value.problems)
+
+    check_suites([SuiteSpec(name="own", tasks=["colours"], definitions=f"file://{definitions}")], tmp_path / "w", {})
+    [wrong, other] = check(tasks=["arc_easyy", "colours", "colors_"])
+    assert (wrong.code, wrong.field) == ("UnknownBenchmark", "spec.evaluation.suites[0].tasks")
+    assert "has 'arc_easyy'" in wrong.message
+    assert (wrong.cure, other.cure) == ("did you mean arc_easy?", "did you mean colours?")
+    [wrong] = check(tasks=["colours"], definitions=f"file://{definitions}/nothing")
+    assert (wrong.code, wrong.field) == ("NoDefinitions", "spec.evaluation.suites[0].definitions")
+    monkeypatch.setattr(suite_check, "is_harness_installed", lambda: False)
+    [wrong] = check(tasks=["colours"])
+    assert (wrong.code, "pip install" in wrong.cure) == ("NotInstalled", True)
+
+
 def test_definitions_that_are_too_large_are_not_copied(
     definitions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch_definitions(f"file://{definitions}", tmp_path / "copied", {})
     assert {path.name for path in (tmp_path / "copied").iterdir()} == {"colours.yaml", "colours.jsonl"}
-    monkeypatch.setattr(suite_process, "MOST_FILES", 1)
+    monkeypatch.setattr(suite_definitions, "MOST_FILES", 1)
     with pytest.raises(SuiteError, match="more than 1 files"):
         fetch_definitions(f"file://{definitions}", tmp_path / "again", {})
 

@@ -1,7 +1,13 @@
 """The regular expressions of the models in words."""
 
 from finetune_api.v1alpha1.push_spec import HUB_REPO_PATTERN, OCI_REFERENCE_PATTERN
-from finetune_api.v1alpha1.spec_base import DATA_URI_PATTERN, LABEL_PATTERN, STORE_SCHEMES, STORE_URI_PATTERN
+from finetune_api.v1alpha1.spec_base import (
+    BENCHMARK_PATTERN,
+    DATA_URI_PATTERN,
+    LABEL_PATTERN,
+    STORE_SCHEMES,
+    STORE_URI_PATTERN,
+)
 
 _MEANINGS = {
     LABEL_PATTERN: (
@@ -19,6 +25,10 @@ _MEANINGS = {
     STORE_URI_PATTERN: (
         f"a URI that starts with {' or '.join(f'{scheme}://' for scheme in STORE_SCHEMES)}",
         "write one such as s3://bucket/prefix, or file://folder for a folder on this machine",
+    ),
+    BENCHMARK_PATTERN: (
+        "letters, digits, dots, dashes and underscores, with a letter or digit first",
+        "write the name of a task of lm-evaluation-harness, such as arc_easy",
     ),
     r"^https?://[^\s]+$": (
         "a URL that starts with http:// or https://",

@@ -18,6 +18,7 @@ from finetune_api.quantity import parse_quantity
 MAX_NAME_LENGTH = 63 - len("-train-") - 4 - len("-") - 4
 MAX_WEIGHT = 1_000_000
 LABEL_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+BENCHMARK_PATTERN = r"^[A-Za-z0-9][-A-Za-z0-9_.]*$"
 STORE_SCHEMES = ("s3", "file")  # of the backends in finetune_trainer.storage
 STORE_URI_PATTERN = rf"^({'|'.join(STORE_SCHEMES)})://[^\s]+$"
 DATA_URI_PATTERN = r"^((s3|hf|file)://\S(.*\S)?|https://\S+|[^:\s]([^:\n]*[^:\s])?)$"

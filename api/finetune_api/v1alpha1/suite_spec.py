@@ -10,11 +10,11 @@ from finetune_api.messages import Task
 from finetune_api.v1alpha1.given import Given, part
 from finetune_api.v1alpha1.markers import KeepsData, Supported
 from finetune_api.v1alpha1.rule import Rule
-from finetune_api.v1alpha1.spec_base import Kubernetes, StoreUri, shown
+from finetune_api.v1alpha1.spec_base import BENCHMARK_PATTERN, LABEL_PATTERN, Kubernetes, StoreUri, shown
 
 TASKS_WITH_SUITES = (Task.CAUSAL_LM, Task.SEQ2SEQ, Task.PREFERENCE)
-SuiteName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=30)]
-BenchmarkName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=100)]
+SuiteName = Annotated[str, StringConstraints(pattern=LABEL_PATTERN, max_length=30)]
+BenchmarkName = Annotated[str, StringConstraints(pattern=BENCHMARK_PATTERN, max_length=100)]
 
 
 class SuiteSpec(Kubernetes):

@@ -18,8 +18,9 @@ from finetune_trainer.judge.judgement_card import LONGEST_WARNING
 from finetune_trainer.judge.judgement_records import GateResult
 from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.storage import ObjectStore, download_files
+from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
 from finetune_trainer.suites.stored_suites import load_suites, suites_section
-from finetune_trainer.suites.suite_process import SuiteError, ask_suite, fetch_definitions
+from finetune_trainer.suites.suite_process import ask_suite
 from finetune_trainer.suites.suite_records import SUITES, SuiteQuestion, SuiteRecord, SuiteResult, SuiteSettings
 
 SHOWN = 20  # values of a suite in the log

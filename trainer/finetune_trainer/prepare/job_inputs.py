@@ -25,6 +25,7 @@ from finetune_trainer.prepare.plan.machine import GpuHint, Machine, machine_of
 from finetune_trainer.prepare.plan.setting import Setting, setting_of
 from finetune_trainer.prepare.sentence_model import PLAIN, SentenceModel, read_sentence_model
 from finetune_trainer.prepare.start_adapter import StartAdapter, find_adapter
+from finetune_trainer.prepare.suite_check import check_suites
 from finetune_trainer.prepare.tokens.job_encoder import check_packing
 from finetune_trainer.prepare.tokens.templates import given_template
 from finetune_trainer.prepare.tracker_check import check_trackers
@@ -79,6 +80,8 @@ def find_inputs(
         template = given_template(job.spec.dataset.chat_template, environ)
     with _collected(errors):
         check_trackers(job.spec.training.report_to or ())
+    with _collected(errors):
+        check_suites(job.spec.evaluation.suites, work, environ)
     with _collected(errors):
         model = locate_model(job.spec.model, environ)
         decided = _decided(job, model, work, environ)

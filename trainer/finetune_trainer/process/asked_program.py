@@ -4,6 +4,7 @@ memory without harm to the stage that asks.
 The module gets three arguments: the id of its parent, the file of the question, and the file for its answer.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MORE = "give the stage more with spec.export.resources"
@@ -29,23 +30,33 @@ class AskedProgram:
 
     Attributes:
         module: that is run.
-        line: beginning of the lines that it prints for people.
+        line: beginning of the lines that it prints for people; empty = it prints none.
         seconds: that it may take.
         cure: what to do if it takes longer.
+        settings: environment variables that it gets in any case.
     """
 
     module: str
     line: str
     seconds: float
     cure: str
+    settings: Mapping[str, str] = field(default_factory=lambda: ENVIRONMENT)
 
     def ask(
-        self, question: str, work: Path, report: Callable[[str], None], environ: Mapping[str, str] = os.environ
+        self,
+        question: str,
+        work: Path,
+        report: Callable[[str], None],
+        environ: Mapping[str, str] = os.environ,
+        begins_in: str | None = None,
     ) -> str:
-        """Return the text of the answer, and pass on the lines for people.
+        """Return the text of the answer, and pass on the lines for people. Whatever the process has started ends with
+        it.
 
         Args:
             work: folder for temporary files.
+            environ: environment variables of the process.
+            begins_in: its working folder; None = that of this process.
 
         Raises:
             ProgramError: the process ended without an answer.
@@ -53,9 +64,10 @@ class AskedProgram:
         with tempfile.TemporaryDirectory(prefix="finetune-asked-", dir=work) as folder:
             asked, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log"))
             asked.write_text(question, "utf-8")
-            code, late = self._run([str(asked), str(answer)], log, report, {**environ, **ENVIRONMENT, "TMPDIR": folder})
+            variables = {**environ, **self.settings, "TMPDIR": folder}
+            code, late = self._run([str(asked), str(answer)], log, report, variables, begins_in)
             if code != 0 and late:
-                raise ProgramError(f"it took more than {self.seconds / 3600:.3g} hours: {self.cure}")
+                raise ProgramError(f"it took more than {_duration(self.seconds)}: {self.cure}")
             if code != 0:
                 raise ProgramError(_end_of(code, log))
             try:
@@ -64,7 +76,12 @@ class AskedProgram:
                 raise ProgramError(f"the process wrote no answer: {error}") from error
 
     def _run(
-        self, files: list[str], log: Path, report: Callable[[str], None], environ: Mapping[str, str]
+        self,
+        files: list[str],
+        log: Path,
+        report: Callable[[str], None],
+        environ: Mapping[str, str],
+        begins_in: str | None,
     ) -> tuple[int, bool]:
         """Return the exit code, and whether the process was killed because it took too long."""
         program = [sys.executable, "-W", "ignore", "-m", self.module, str(os.getpid())]
@@ -75,28 +92,41 @@ class AskedProgram:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=dict(environ),
+                cwd=begins_in,
                 text=True,
+                start_new_session=True,
             )
         late = threading.Event()
 
         def end() -> None:
             late.set()
-            process.kill()
+            _kill(process)
 
         limit = threading.Timer(self.seconds, end)
         limit.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith(self.line):
+                if self.line and line.startswith(self.line):
                     report(line.rstrip())
             return process.wait(), late.is_set()
         finally:
             limit.cancel()
-            process.kill()
+            _kill(process)
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    """Kill a process and all that belong to its session's group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.3g} minutes" if minutes < 120 else f"{minutes / 60:.3g} hours"
 
 
 def _end_of(code: int, log: Path) -> str:

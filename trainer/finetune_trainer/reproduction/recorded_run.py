@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api.contract import File, dataset_prefix
 from finetune_api.errors import DataError, Problem, SpecError
 from finetune_api.messages import ExportForm, Manifest, MethodType
@@ -25,6 +23,7 @@ from finetune_trainer.export.evidence.lineage import (
     START_ADAPTER,
 )
 from finetune_trainer.storage import NotFoundError, ObjectStore
+from finetune_trainer.storage.base import checked_key
 
 RUN = re.compile(r"(?P<storage>.+?)/(?P<run>jobs/[^/]+/[^/]+/[^/]+/)")
 OLDER = "export the run again with this version: `finetune export`, and reproduce the new artifact"
@@ -91,8 +90,11 @@ class RecordedRun:
             message = f"{self.run}{File.PLAN} below {store.uri} is not the plan of the artifact, or is missing"
             raise DataError(_changed("plan", message))
         try:
-            return Plan.model_validate_json(raw)
-        except ValidationError as error:
+            plan = Plan.model_validate_json(raw)
+            for prefix in self.prefixes(plan).values():
+                checked_key(prefix.rstrip("/"))
+            return plan
+        except ValueError as error:
             reason = " ".join(str(error).split())[:200]
             raise _unusable("plan", f"the plan is of another version of finetune: {reason}") from None
 
@@ -121,6 +123,7 @@ def read_evidence(folder: Path) -> RecordedRun:
         copy = folder / PLAN_COPY
         if place is None:
             raise ValueError("invocationId is not the place of a run")
+        checked_key(place["run"].rstrip("/"))
         return RecordedRun(
             storage=place["storage"],
             run=place["run"],

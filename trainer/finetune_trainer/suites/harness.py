@@ -46,7 +46,7 @@ def task_manager(definitions: str, tasks: tuple[str, ...]) -> Any:
     read the thousands of definitions of the harness takes 10 seconds."""
     if definitions:
         own = TaskManager(include_path=definitions, include_defaults=False)
-        if all(own.match_tasks([one]) for one in tasks):
+        if set(tasks) <= set(own.all_tasks):
             return own
     return TaskManager(include_path=definitions or None)
 

@@ -1,54 +1,21 @@
 """Asks a process of its own for the values of a suite. It has no credentials, because tasks may bring code."""
 
-import importlib.util
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from finetune_trainer.process.asked_program import MORE, WANTS_MEMORY
-from finetune_trainer.storage import open_store
+from finetune_trainer.process.asked_program import AskedProgram, ProgramError
+from finetune_trainer.suites.definitions import INSTALL, SuiteError, is_harness_installed
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion
 
-INSTALL = "pip install 'finetune-operator[suites]', or use an image that has it"
 INHERITED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 HUB = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE")
 PREFIXES = ("LC_", "PYTHON", "XDG_", "OMP_", "KMP_", "MKL_", "OPENBLAS_")
 OWN = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-MOST_FILES, MOST_BYTES = 10_000, 2 << 30  # of the definitions of tasks
-LONGEST = 300  # characters of a reason
-
-
-class SuiteError(Exception):
-    """A suite that has no values; the text is the reason."""
-
-
-def is_harness_installed() -> bool:
-    """Return whether lm-evaluation-harness can be imported."""
-    return importlib.util.find_spec("lm_eval") is not None
-
-
-def fetch_definitions(uri: str, folder: Path, environ: Mapping[str, str]) -> None:
-    """Copy the definitions of tasks to a folder.
-
-    Raises:
-        SuiteError: there are none, or too many.
-        FineTuneError: the storage refused.
-    """
-    store = open_store(uri, environ)
-    objects = list(store.list())
-    if not objects:
-        raise SuiteError(f"there is no file below {uri}")
-    if len(objects) > MOST_FILES or sum(one.size for one in objects) > MOST_BYTES:
-        raise SuiteError(f"{uri} holds more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB")
-    for one in objects:
-        store.get_file(one.key, folder / one.key)
+CURE = "raise timeoutMinutes, lower limit, or give the stage more CPUs"
 
 
 def ask_suite(question: SuiteQuestion, work: Path, environ: Mapping[str, str] = os.environ) -> SuiteAnswer:
@@ -60,56 +27,19 @@ def ask_suite(question: SuiteQuestion, work: Path, environ: Mapping[str, str] = 
     """
     if not is_harness_installed():
         raise SuiteError(f"lm-evaluation-harness is not installed here: {INSTALL}")
-    with tempfile.TemporaryDirectory(prefix="finetune-suite-", dir=work) as folder:
-        asked, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log"))
-        asked.write_text(question.model_dump_json(), "utf-8")
-        program = [sys.executable, "-W", "ignore", "-m", "finetune_trainer.suites", str(os.getpid())]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*program, str(asked), str(answer)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd=question.definitions or folder,
-                env={**suite_environment(environ), "TMPDIR": folder},
-                start_new_session=True,
-            )
-        minutes = question.settings.timeout_minutes
-        try:
-            code = process.wait(minutes * 60)
-        except subprocess.TimeoutExpired:
-            cure = "raise timeoutMinutes, lower limit, or give the stage more CPUs"
-            raise SuiteError(f"it took more than {minutes:,} minutes: {cure}") from None
-        finally:
-            _end(process)
-        if code != 0:
-            raise SuiteError(_reason(code, log))
-        try:
-            return SuiteAnswer.model_validate_json(answer.read_text("utf-8"))
-        except (OSError, ValidationError) as error:
-            raise SuiteError(f"the answer of the process cannot be read: {error}") from error
+    seconds = question.settings.timeout_minutes * 60.0
+    program = AskedProgram("finetune_trainer.suites", "", seconds, CURE, OWN)
+    given, begins_in = suite_environment(environ), question.definitions or str(work)
+    try:
+        answer = program.ask(question.model_dump_json(), work.absolute(), print, given, begins_in)
+        return SuiteAnswer.model_validate_json(answer)
+    except ProgramError as error:
+        raise SuiteError(str(error)) from error
+    except ValidationError as error:
+        raise SuiteError(f"the answer of the process cannot be read: {error}") from error
 
 
 def suite_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the process of a suite gets: none with a credential."""
     named = {*INHERITED, *NETWORK, *(name.lower() for name in NETWORK), *HUB}
     return {name: value for name, value in environ.items() if name in named or name.startswith(PREFIXES)} | OWN
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
-    process.wait()
-
-
-def _reason(code: int, log: Path) -> str:
-    """Return why the process ended: its signal or exit code, and the last line that it printed."""
-    if code == -signal.SIGKILL:
-        return f"the process was killed, probably for want of memory: {MORE}"
-    lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-    if lines and any(sign in lines[-1] for sign in WANTS_MEMORY):
-        return f"the process had too little memory: {MORE}"
-    how = f"the process ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-    return f"{how}: {lines[-1].strip()[:LONGEST]}" if lines else how

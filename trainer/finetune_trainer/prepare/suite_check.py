@@ -1,0 +1,59 @@
+"""The benchmarks that a job names: the image must have the harness, and the harness the tasks. A misspelt name would be
+found only after the training."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finetune_api.errors import Problem, SpecError
+from finetune_api.v1alpha1.suite_spec import SuiteSpec
+from finetune_trainer.prepare.plan.choice_log import problem
+from finetune_trainer.suites.definitions import (
+    INSTALL,
+    SuiteError,
+    fetch_definitions,
+    is_harness_installed,
+    unknown_tasks,
+)
+
+FIELD = "spec.evaluation.suites"
+
+
+def check_suites(suites: Sequence[SuiteSpec], work: Path, environ: Mapping[str, str]) -> None:
+    """Refuse suites that cannot be run.
+
+    Args:
+        work: folder for the definitions of tasks.
+
+    Raises:
+        SpecError: all that is wrong.
+        StorageError: definitions cannot be fetched.
+    """
+    if suites and not is_harness_installed():
+        message = "is given, and this image has no lm-evaluation-harness"
+        cure = f"{INSTALL} as spec.image, or leave suites out"
+        raise SpecError(problem("NotInstalled", FIELD, message, cure))
+    found: list[Problem] = []
+    for number, suite in enumerate(suites):
+        found += _wrong(suite, f"{FIELD}[{number}]", work / f"suite-{number}", environ)
+    if found:
+        raise SpecError(found)
+
+
+def _wrong(suite: SuiteSpec, field: str, folder: Path, environ: Mapping[str, str]) -> list[Problem]:
+    if suite.definitions:
+        try:
+            fetch_definitions(suite.definitions, folder, environ)
+        except SuiteError as error:
+            message = f"is {suite.definitions!r}: {error}"
+            cure = "name the folder that holds the YAML files of your tasks"
+            return [problem("NoDefinitions", f"{field}.definitions", message, cure)]
+    unknown, known = unknown_tasks(suite.tasks, folder if suite.definitions else None)
+    return [_unknown(name, known, f"{field}.tasks") for name in unknown]
+
+
+def _unknown(name: str, known: Sequence[str], field: str) -> Problem:
+    near = difflib.get_close_matches(name, known, n=1)
+    message = f"has {name!r}; lm-evaluation-harness and the definitions have no task or group of this name"
+    cure = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists the names"
+    return problem("UnknownBenchmark", field, message, cure)

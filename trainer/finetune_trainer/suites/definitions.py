@@ -1,0 +1,52 @@
+"""Tasks of lm-evaluation-harness: whether it is installed, the user's own definitions, and the names that are known."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finetune_trainer.storage import open_store
+
+INSTALL = "pip install 'finetune-operator[suites]', or use an image that has it"
+MOST_FILES, MOST_BYTES = 10_000, 2 << 30  # of the definitions of tasks
+
+
+class SuiteError(Exception):
+    """A suite that has no values; the text is the reason."""
+
+
+def is_harness_installed() -> bool:
+    """Return whether lm-evaluation-harness can be imported."""
+    return importlib.util.find_spec("lm_eval") is not None
+
+
+def fetch_definitions(uri: str, folder: Path, environ: Mapping[str, str]) -> None:
+    """Copy the definitions of tasks to a folder.
+
+    Raises:
+        SuiteError: there are none, or too many.
+        FineTuneError: the storage refused.
+    """
+    store = open_store(uri, environ)
+    objects = list(store.list())
+    if not objects:
+        raise SuiteError(f"there is no file below {uri}")
+    if len(objects) > MOST_FILES or sum(one.size for one in objects) > MOST_BYTES:
+        raise SuiteError(f"{uri} holds more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB")
+    for one in objects:
+        store.get_file(one.key, folder / one.key)
+
+
+def unknown_tasks(names: Sequence[str], definitions: Path | None) -> tuple[list[str], list[str]]:
+    """Return the names that no task, group or tag has, and all names that are known. No code of a task is run.
+
+    The thousands of definitions of the harness are read only if the user's own do not have every name: 10 seconds.
+    """
+    from lm_eval.tasks import TaskManager
+
+    known: list[str] = []
+    for defaults in (False, True):
+        if definitions or defaults:
+            known = TaskManager(include_path=definitions, include_defaults=defaults).all_tasks
+            if set(names) <= set(known):
+                return [], known
+    return [name for name in names if name not in set(known)], known
