@@ -85,6 +85,16 @@ def test_an_input_that_was_changed_is_named_before_any_training(
     assert words in problem.message
 
 
+def test_a_storage_that_was_a_folder_of_the_machine_is_where_the_artifact_lies_or_is_asked_for(
+    run: FilesOnly, tmp_path: Path
+) -> None:
+    recorded = read_evidence(run.artifact)
+    assert recorded.storage_around(run.artifact) == run.store.uri
+    copied = shutil.copytree(run.artifact, tmp_path / "copied")
+    with pytest.raises(SpecError, match="--storage file:///FOLDER"):
+        recorded.storage_around(copied)
+
+
 def test_equal_files_that_were_stored_anew_are_the_same_input(run: FilesOnly, tmp_path: Path) -> None:
     for prefix in (MIRROR, dataset_prefix(run.plan.dataset.sha256)):
         manifest = json.loads(run.store.get(prefix + File.MANIFEST))

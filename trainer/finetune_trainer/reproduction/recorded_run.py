@@ -22,6 +22,7 @@ from finetune_trainer.export.evidence.lineage import (
     OWN_CODE,
     START_ADAPTER,
 )
+from finetune_trainer.export.run_report.shown_values import ELSEWHERE
 from finetune_trainer.storage import NotFoundError, ObjectStore
 from finetune_trainer.storage.base import checked_key
 
@@ -48,7 +49,8 @@ class RecordedRun:
     """The training of an artifact, by its evidence.
 
     Attributes:
-        storage: URI of the run's storage.
+        storage: URI of the run's storage; empty if it was a folder of the machine that trained, which the evidence does
+            not name.
         run: key prefix of the run in it, with the trailing slash.
         storage_spec: `spec.storage` of the job: endpoint and region.
         step: of the checkpoint that was exported.
@@ -71,6 +73,22 @@ class RecordedRun:
     trained_on: TrainedOn | None = None
     source_files: str = ""
     storage_spec: Mapping[str, str] = field(default_factory=dict)
+
+    def storage_around(self, folder: Path) -> str:
+        """Return the URI of the run's storage: that of the evidence, else the folder in which the artifact lies.
+
+        Raises:
+            SpecError: neither is known.
+        """
+        if self.storage:
+            return self.storage
+        path = folder.resolve().as_posix()
+        root, found, _ = path.rpartition(f"/{self.run}artifacts/")
+        if not found:
+            message = f"the training was stored in a folder of the machine that trained, and {folder} lies elsewhere"
+            cure = "name the storage of the job with --storage file:///FOLDER"
+            raise SpecError(Problem(code="EvidenceUnusable", field="storage", message=message, cure=cure))
+        return f"file://{root}"
 
     def plan(self, store: ObjectStore) -> Plan:
         """Return the plan: from the evidence, else from the storage of the run.
@@ -125,7 +143,7 @@ def read_evidence(folder: Path) -> RecordedRun:
             raise ValueError("invocationId is not the place of a run")
         checked_key(place["run"].rstrip("/"))
         return RecordedRun(
-            storage=place["storage"],
+            storage="" if place["storage"] == ELSEWHERE else place["storage"],
             run=place["run"],
             step=int(internal["step"]),
             form=_form(manifest, str(internal["method"])),

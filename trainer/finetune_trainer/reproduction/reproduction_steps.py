@@ -56,7 +56,7 @@ class Reproduction:
             FineTuneError: the training failed.
         """
         recorded, show = self.recorded, self.screen.show_line
-        store = open_store(self.storage or recorded.storage, _environment(recorded.storage_spec))
+        store = open_store(self.storage or recorded.storage_around(self.folder), _environment(recorded.storage_spec))
         plan = recorded.plan(store)
         check_machine(recorded.trained_on, plan, torch.cuda.device_count())
         here = self._here()
