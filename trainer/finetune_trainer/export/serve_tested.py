@@ -98,11 +98,9 @@ class ServeTester:
         if settings is None:
             return
         try:
-            self._check(form, source)
-            self._expected = self._ask(settings, form, source, folder, work / "serve")
-        except NoServerError as error:
-            self._conclude(form, settings, None, "NotTested", str(error))
-        except (_NotTestedError, ProgramError, JudgeError, ValidationError, OSError) as error:
+            if self._is_servable(settings, form, source):
+                self._expected = self._ask(settings, form, source, folder, work / "serve")
+        except (_NotTestedError, NoServerError, ProgramError, JudgeError, ValidationError, OSError) as error:
             self._conclude(form, settings, None, "NotTested", str(error))
         except (CorruptedError, NotFoundError, ManifestInvalidError) as error:
             if bucket_is_missing(error):
@@ -167,8 +165,8 @@ class ServeTester:
     ) -> None:
         self.results[form.name] = concluded(settings, served, reason, message)
 
-    def _check(self, form: FormFiles, source: ExportSource) -> None:
-        """Check that an artifact can be tested here, before the costly part.
+    def _is_servable(self, settings: ServeSettings, form: FormFiles, source: ExportSource) -> bool:
+        """Return whether the server takes artifacts of this kind, before the costly part.
 
         Raises:
             NoServerError: the server is not on this machine.
@@ -177,19 +175,20 @@ class ServeTester:
         task = spec_of(source.plan.task)
         if not (task.writes and task.continues):
             raise _NotTestedError(f"a model for the task {source.plan.task} does not continue a text")
+        if not form.converts:
+            answer = served_by_vllm(source.plan, merged=form.merges)
+            if answer.served is False:
+                self._conclude(form, settings, False, "NotServable", answer.reason)
+                return False
         server_program(_kind(form), self.environ)
+        return True
 
     def _ask(
         self, settings: ServeSettings, form: FormFiles, source: ExportSource, folder: Path, work: Path
-    ) -> _Expected | None:
-        """Return the answers of transformers; None if the server takes no artifact of this kind."""
+    ) -> _Expected:
+        """Return the answers of transformers."""
         plan, store = source.plan, source.store
         adapter = form.kind == "adapter"
-        if not form.converts:
-            answer = served_by_vllm(plan, merged=form.merges)
-            if answer.served is False:
-                self._conclude(form, settings, False, "NotServable", answer.reason)
-                return None
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         base, rows, prefix = work / "base", work / "dataset", dataset_prefix(plan.dataset.sha256)
