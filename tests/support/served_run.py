@@ -34,11 +34,8 @@ def served_run(folder: Path) -> Run:
     """Return a run with a committed checkpoint, three held-out rows, and a chat template that the base model lacks."""
     base = make_llama(folder / "llama", **SHAPE, initializer_range=0.3)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base)
-    model = scrambled(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA)))
     prompts = [tokenizer(text)["input_ids"] for text in PROMPTS]
-    answer = model.generate(input_ids=torch.tensor(prompts[:1]), max_new_tokens=12, do_sample=False, eos_token_id=None)
-    end = int(answer[0, len(prompts[0]) + END_AT])
+    model, end = _answering(base, prompts[0])
     split = SplitFacts(rows=len(prompts), tokens=100, trained_tokens=10, longest=40)
     data = DatasetFacts(sha256="e" * 64, train=split, eval=split, ends=(end,))
     facts = ModelFacts(
@@ -60,6 +57,20 @@ def served_run(folder: Path) -> Run:
     upload_tree(run.store, rows, dataset_prefix(data.sha256), "dataset")
     run.commit(20, model)
     return run
+
+
+def _answering(base: Path, prompt: list[int]) -> tuple[Any, int]:
+    """An adapted model, and the token of its answer at END_AT, which the answer has nowhere before."""
+    for seed in range(50):
+        torch.manual_seed(seed)  # of the adapter's A matrices
+        model: Any = AutoModelForCausalLM.from_pretrained(base)
+        model = scrambled(get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA)), seed)
+        ids = torch.tensor([prompt])
+        answer = model.generate(input_ids=ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        tokens = answer[0, len(prompt) :].tolist()
+        if tokens[END_AT] not in tokens[:END_AT]:
+            return model, tokens[END_AT]
+    raise AssertionError("no tiny model writes such an answer")
 
 
 def _write(file: Path, prompts: list[list[int]], end: int) -> None:
