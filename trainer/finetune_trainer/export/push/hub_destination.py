@@ -143,12 +143,10 @@ class HubDestination:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             yield
-        except RepositoryNotFoundError:
-            raise
         except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             self._raise(error)
 
