@@ -4,7 +4,7 @@ has already, and makes no commit if nothing differs."""
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class HubDestination:
     endpoint: str
     repo: str
     private: bool
-    token: str | None
+    token: str | None = field(repr=False)
     retries: PushRetries
 
     @property
