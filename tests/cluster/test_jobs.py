@@ -10,8 +10,8 @@ from finetune_api.contract import File
 from finetune_api.messages import Manifest
 from finetune_api.v1alpha1 import ConditionType, Phase
 from finetune_operator.policy.conditions import is_true
-from finetune_trainer.storage import ObjectStore, download_tree
-from tests.cluster.installation import Inputs
+from finetune_trainer.storage import ObjectStore, download_tree, open_store
+from tests.cluster.installation import BUCKET, CREDENTIALS, Inputs
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local.cluster import Cluster
 from tests.support.prepared import plain
@@ -106,6 +106,8 @@ def test_full_fine_tuning_with_zero_3(cluster: Cluster, team: str, inputs: Input
         deepspeed={"stage": 3},
         training={"num_train_epochs": 2, "learning_rate": 0.003, "eval_steps": 30},
     )
+    copy = {"uri": f"s3://{BUCKET}/pushed/{team}", "credentialsSecretRef": {"name": CREDENTIALS}}
+    handle.spec["export"] = {**handle.spec["export"], "push": [{"storage": copy}]}
     status = handle.apply().wait_phase(Phase.SUCCEEDED)
     assert status.plan
     assert status.plan.zero_stage == 3
@@ -113,6 +115,15 @@ def test_full_fine_tuning_with_zero_3(cluster: Cluster, team: str, inputs: Input
     model, metrics = artifact(handle, tmp_path / "model")
     loss = token_loss(model, eval_rows(handle, tmp_path / "eval.arrow"))
     assert loss == pytest.approx(metrics["eval_loss"], abs=1e-4)
+    # the copy in another place is told, once
+    [[pushed]] = [one.pushed or [] for one in status.artifacts]
+    assert pushed.uri == copy["uri"]
+    manifest = handle.store.get(f"{handle.prefix}artifacts/model/{File.MANIFEST}")
+    assert pushed.digest == f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+    there = open_store(f"s3://{BUCKET}/pushed", cluster.s3.environ)
+    assert there.get(f"{team}/{File.MANIFEST}") == manifest
+    download_tree(there, team, tmp_path / "copy")
+    assert [event["reason"] for event in handle.events()].count("Pushed") == 1
 
 
 def test_bert_classification_from_csv(cluster: Cluster, team: str, inputs: Inputs, tmp_path: Path) -> None:

@@ -118,6 +118,14 @@ def test_a_refusal_names_field_address_and_cure_at_once(run: Pushable, hub: Writ
     assert hub.models == {}
 
 
+@pytest.mark.parametrize(("place", "status"), [("/preupload/", 403), ("/commit/", 401)])
+def test_a_token_that_may_only_read_is_refused(run: Pushable, hub: WritableHub, place: str, status: int) -> None:
+    hub.faults.append((place, status))
+    with pytest.raises(SpecError, match=rf"answers {status}, and the token was given.*nothing is lost") as caught:
+        to_hub(run, hub)
+    assert caught.value.problems[0].code == "PushRefused"
+
+
 def test_a_public_repository_is_refused_unless_the_job_wants_one(run: Pushable, hub: WritableHub) -> None:
     hub.create(NAME, private=False)
     with pytest.raises(SpecError, match="is public") as caught:

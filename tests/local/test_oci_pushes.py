@@ -117,7 +117,10 @@ def test_an_unchanged_artifact_is_not_sent_and_a_new_step_sends_what_changed(
         assert flaky.seen == [f"HEAD /v2/{REPOSITORY}/manifests/moves"]
         assert "has this merged already" in run.reports[-1]
         run.store.delete([key.key for key in run.store.list() if key.key.endswith(File.PUSHES)])
+        flaky.faults.append(("HEAD", 200))
+        flaky.faults.append(("HEAD", 307))  # registries that keep blobs elsewhere
         to_registry(run, flaky.host, "moves")
+        assert flaky.faults == []
         assert "was in oci://" in run.reports[-1], "without its record the run compares the layers"
         assert not [one for one in flaky.seen if one.startswith(("POST", "PUT", "PATCH"))]
         run.export(30)

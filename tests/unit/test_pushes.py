@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from finetune_api.errors import SpecError
+from finetune_api.messages import ExportForm, FileEntry, Manifest
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.push_spec import PushSpec
+from finetune_trainer.export.push.copies import CommittedArtifact
 from finetune_trainer.export.push.destinations import check_logins
+from finetune_trainer.export.push.oci.model_pack import StoredLayer, layers_of, model_pack
 from finetune_trainer.export.push.oci.registry_login import LoginError, RegistryLogin, find_login
 from finetune_trainer.export.push.oci.tar_layer import TarLayer
 from finetune_trainer.export.push.storage_destination import storage_environ
+from tests.support.pushable import small_plan
 from tests.unit.test_api_parse import job
 
 HUB = {"hub": {"repo": "team/bot"}}
@@ -134,6 +138,38 @@ def test_a_program_that_keeps_passwords_is_asked(tmp_path: Path, monkeypatch: py
 
 
 # ------------------------------------------------------------ layers
+
+
+@pytest.mark.parametrize(
+    ("form", "weights", "expected"),
+    [
+        (ExportForm.ADAPTER, "adapter_model.safetensors", {"format": "safetensors"}),
+        (
+            ExportForm.MERGED,
+            "model.safetensors",
+            {"format": "safetensors", "paramSize": "7.1M", "precision": "float16"},
+        ),
+        (ExportForm.GGUF, "model-q8_0.gguf", {"format": "gguf", "paramSize": "7.1M", "quantization": "q8_0"}),
+    ],
+)
+def test_what_a_model_pack_says_of_each_form(form: ExportForm, weights: str, expected: dict[str, str]) -> None:
+    names = [weights, "README.md", "evidence/lineage.json", "tokenizer.json"]
+    files = tuple(FileEntry(path=name, size=1, sha256="0" * 64) for name in names)
+    info = {"dtype": "float16", "quantizations": ["q8_0"]}
+    listed = Manifest(kind="artifact", files=files, created="2026-01-01T00:00:00+00:00", info=info)
+    artifact = CommittedArtifact(form, small_plan(), "artifacts/x/", listed, listed.to_json().encode())
+    layers = layers_of(artifact)
+    assert [one.names for one in layers] == [
+        (weights,),
+        ("MANIFEST.json", "tokenizer.json"),
+        ("README.md", "evidence/lineage.json"),
+    ]
+    assert [one.path for one in layers] == [weights, "weight.config", "doc"]
+    config, manifest = model_pack(artifact, [StoredLayer(one, "sha256:0", 1) for one in layers])
+    assert json.loads(config.content)["config"] == {"architecture": "transformer", **expected}
+    assert not config.is_manifest
+    assert (manifest.is_manifest, manifest.tagged) == (True, True)
+    assert json.loads(manifest.content)["annotations"]["dev.finetune.artifact.form"] == form
 
 
 def test_a_layer_is_the_archive_that_tar_reads_whatever_part_is_read(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ has already, and makes no commit if nothing differs."""
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class HubDestination:
     endpoint: str
     repo: str
     private: bool
-    token: str | None
+    token: str | None = field(repr=False)
     retries: PushRetries
 
     @property
@@ -143,12 +143,10 @@ class HubDestination:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError
 
         try:
             yield
-        except RepositoryNotFoundError:
-            raise
         except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             self._raise(error)
 

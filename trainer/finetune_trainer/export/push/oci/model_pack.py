@@ -107,12 +107,13 @@ def layers_of(artifact: CommittedArtifact) -> list[LayerFiles]:
 def model_pack(artifact: CommittedArtifact, layers: Sequence[StoredLayer]) -> list[Document]:
     """Return configuration and manifest of ModelPack, in the order in which a registry takes them."""
     plan, info = artifact.plan, artifact.manifest.info
-    whole = artifact.form is not ExportForm.ADAPTER
+    whole, gguf = artifact.form is not ExportForm.ADAPTER, artifact.form is ExportForm.GGUF
     formats = {
         "architecture": "transformer",
-        "format": "gguf" if artifact.form is ExportForm.GGUF else "safetensors",
+        "format": "gguf" if gguf else "safetensors",
         "paramSize": _count(plan.model.parameters) if whole else None,
-        "precision": info.get("dtype") if whole else None,
+        "precision": info.get("dtype") if whole and not gguf else None,
+        "quantization": ",".join(info.get("quantizations", ())) or None if gguf else None,
     }
     descriptor = {
         "createdAt": artifact.manifest.created,

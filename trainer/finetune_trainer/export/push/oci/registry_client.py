@@ -21,6 +21,7 @@ from finetune_trainer.export.push.push_retries import RETRIED, OutageError, Push
 CHUNK = 32 << 20  # bytes of a request: a layer needs no more memory
 CONNECT_SECONDS, READ_SECONDS = 10.0, 120.0
 MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+ELSEWHERE = (302, 307, 308)
 LARGEST_ANSWER = 4 << 20
 UPLOADS = 5  # sessions of one blob: a registry may forget one while it is away
 PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"', re.IGNORECASE)
@@ -116,8 +117,7 @@ class Registry:
 
     def put_blob(self, blob: Blob) -> bool:
         """Store a blob, unless the repository has it; return whether it was sent."""
-        url = self._url(f"blobs/{blob.digest}")
-        if self._asked("HEAD", url, {}, allowed=(200, 404)).status_code == 200:
+        if self.retries.call(lambda: self._has(blob)):
             return False
         for _ in range(UPLOADS):
             try:
@@ -171,9 +171,13 @@ class Registry:
         answer = self._once("PUT", url, {"Content-Type": "application/octet-stream"}, rest, allowed=(201, 404, 416))
         if answer.status_code == 201:
             return
-        there = self._once("HEAD", self._url(f"blobs/{blob.digest}"), {}, allowed=(200, 404))
-        if there.status_code != 200:
+        if not self._has(blob):
             raise SessionLostError
+
+    def _has(self, blob: Blob) -> bool:
+        """Return whether the repository has a blob. Some registries answer with the place where it lies."""
+        url = self._url(f"blobs/{blob.digest}")
+        return self._once("HEAD", url, {}, allowed=(200, *ELSEWHERE, 404)).status_code != 404
 
     # ------------------------------------------------------------ requests
 
