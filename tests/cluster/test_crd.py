@@ -368,7 +368,11 @@ def test_a_wrong_status_is_refused(api: Api, stored: dict[str, Any], status: dic
 
 
 def test_the_printer_columns_show_the_run(api: Api, stored: dict[str, Any]) -> None:
-    apply_status(api, stored, STATUS)
+    [running] = STATUS["conditions"]
+    refused = {**running, "type": "Approved", "status": "False", "reason": "GatesFailed"}
+    suites = [{"name": "own", "values": {"arc_easy.acc": 0.5}}]
+    answer = apply_status(api, stored, {**STATUS, "conditions": [running, refused], "suites": suites})
+    assert answer.status == 200, answer.message
     table = api.call(
         "GET",
         f"{JOBS}/{stored['metadata']['name']}",
@@ -378,7 +382,7 @@ def test_the_printer_columns_show_the_run(api: Api, stored: dict[str, Any]) -> N
     wide = [column["name"] for column in table["columnDefinitions"] if column.get("priority")]
     cells = dict(zip(names, table["rows"][0]["cells"], strict=True))
     assert names[:9] == ["Name", "Phase", "Progress", "Step", "Loss", "ETA", "Nodes", "Restarts", "Age"]
-    assert wide == ["Model", "Method", "Eval", "Tokens/s", "Checkpoint", "Reason"]
+    assert wide == ["Model", "Method", "Eval", "Tokens/s", "Checkpoint", "Approved", "Reason"]
     del cells["Name"], cells["Age"]
     assert cells == {
         "Phase": "Running",
@@ -393,5 +397,6 @@ def test_the_printer_columns_show_the_run(api: Api, stored: dict[str, Any]) -> N
         "Eval": "eval_loss 1.301",
         "Tokens/s": "12.4k",
         "Checkpoint": "step-00000400",
+        "Approved": "False",
         "Reason": "Training",
     }
