@@ -75,15 +75,6 @@ def test_a_missing_end_token_is_found(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert f"goes on after token {run.plan.dataset.ends[0]}, which ends an answer" in result.serving.message
 
 
-def test_another_chat_template_is_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def change_template(folder: Path) -> None:
-        (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-
-    result = spoilt(run, monkeypatch, ExportForm.ADAPTER, change_template)
-    assert (result.serving.served, result.serving.reason) == (False, "OtherAnswers"), result.serving.message
-    assert "writes a user's turn with another chat template" in result.serving.message
-
-
 def test_other_weights_are_found(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def swap_weights(folder: Path) -> None:
         file = folder / "model.safetensors"
