@@ -1,7 +1,7 @@
 """A stage's result fits into a termination message, and says what was left out."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryCounts
@@ -246,6 +246,17 @@ EXPORTED = st.builds(
     RESULTS,
     st.lists(REAL_ARTIFACTS, min_size=1, max_size=3).map(tuple),
 )
+LARGEST = StageResult(
+    stage=Stage.EXPORT,
+    succeeded=True,
+    artifacts=(
+        Artifact(kind="model", uri="s3://" + "p" * 300, step=1, digest="sha256:" + "d" * 64, warnings=("w" * 400,) * 3),
+    )
+    * 3,
+    suites=tuple(SuiteOutcome(name="s" * 30, problem="p" * 400) for _ in range(8)),
+    approval=Approval(approved=True, message="g" * 900),
+    serving=ServeOutcome(served=False, reason="OtherAnswers", message="o" * 900),
+)
 
 
 @given(RESULTS)
@@ -258,6 +269,7 @@ def test_any_result_fits_and_still_says_how_it_ended(result: StageResult) -> Non
 
 
 @given(EXPORTED)
+@example(LARGEST)
 def test_the_places_of_artifacts_survive_whatever_is_said_of_them(result: StageResult) -> None:
     text = fit(result)
     assert len(text.encode()) <= LIMIT
