@@ -1,6 +1,7 @@
 """Suites of lm-evaluation-harness on an exported model: values, gates, failures that cost nothing else."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from finetune_api.errors import Problem, SpecError
-from finetune_api.messages import ExportForm, MethodType, Task
+from finetune_api.messages import ExportForm, MethodType, Stage, Task
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
@@ -23,6 +24,8 @@ from finetune_trainer.export.run_report.run_page import render_run
 from finetune_trainer.prepare import suite_check
 from finetune_trainer.prepare.suite_check import check_suites
 from finetune_trainer.process import asked_program
+from finetune_trainer.process.termination import fit
+from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.suites import definitions as suite_definitions
 from finetune_trainer.suites import suite_process
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
@@ -33,6 +36,7 @@ from finetune_trainer.suites.suite_records import (
     SUITES,
     SuiteAnswer,
     SuiteQuestion,
+    SuiteRecord,
     SuiteResult,
     SuiteSettings,
     SuiteValue,
@@ -273,6 +277,21 @@ def test_the_harness_results_become_values_with_their_errors() -> None:
 def test_an_object_shows_some_values_of_a_suite_with_many() -> None:
     many = SuiteResult(name="a", settings="b", values=tuple(SuiteValue(name=f"t.{n}", value=n) for n in range(40)))
     assert list(many.outcome.values) == [f"t.{number}" for number in range(12)]
+
+
+def test_values_that_are_not_finite_are_in_suites_json_and_break_no_result(tmp_path: Path) -> None:
+    values = (SuiteValue(name="t.nan", value=math.nan), SuiteValue(name="t.acc", value=0.5, error=math.inf))
+    some = SuiteResult(name="some", settings="a", values=values)
+    none = SuiteResult(name="none", settings="b", values=values[:1])
+    stored = SuiteRecord.model_validate_json(SuiteRecord(step=1, generation=0, suites=(some, none)).to_json())
+    assert [one.name for one in stored.suites[0].values if math.isnan(one.value)] == ["t.nan"]
+    folder = RunFolder(tmp_path)
+    result = StageResult(stage=Stage.EXPORT, succeeded=True, suites=tuple(one.outcome for one in stored.suites))
+    folder.result_path(Stage.EXPORT).write_text(fit(result))
+    read = folder.result(Stage.EXPORT)
+    assert read is not None
+    assert [one.values for one in read.suites] == [{"t.acc": 0.5}, {}]
+    assert [one.problem for one in read.suites] == ["", "no value is a finite number, see suites.json"]
 
 
 def test_a_request_without_suites_is_the_one_of_older_artifacts() -> None:

@@ -278,6 +278,9 @@ def test_an_artifact_says_whether_it_passed_the_gates() -> None:
     exported = ended(EXPORT, EXPORTED.model_copy(update={"artifacts": tuple(made)}))
     children = (*prepared_children(), stage_job(TRAIN, 1, "Complete"), stage_job(EXPORT, 0, "Complete"), exported)
     assert [one.approved for one in decided(world(*children, status=RUNNING)).status.artifacts] == [None, False, True]
+    older = EXPORTED.model_copy(update={"approval": Approval(approved=False, message="1 of 1 gate failed")})
+    children = (*children[:-1], ended(EXPORT, older))
+    assert [one.approved for one in decided(world(*children, status=RUNNING)).status.artifacts] == [False]
 
 
 def test_the_values_of_suites_are_on_the_object_until_the_next_export() -> None:

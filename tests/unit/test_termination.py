@@ -1,13 +1,13 @@
 """A stage's result fits into a termination message, and says what was left out."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Failure, Progress, Recovery, RecoveryCounts
 from finetune_api.errors import FailureCategory, Problem
 from finetune_api.messages import Artifact, DatasetFacts, MethodType, PushedCopy, SplitFacts, Stage, Task
-from finetune_api.results import PlanSummary, StageResult, SuiteOutcome
+from finetune_api.results import Approval, PlanSummary, ServeOutcome, StageResult, SuiteOutcome
 from finetune_trainer.process.termination import LIMIT, fit
 
 FACTS = DatasetFacts(sha256="0" * 64, train=SplitFacts(rows=1, tokens=1, trained_tokens=1, longest=1))
@@ -57,6 +57,18 @@ def test_values_of_suites_are_left_out_from_the_end() -> None:
     assert (len(kept), result.note) == (8, "kept")
     assert 3 < min(kept) == max(kept) < 12
     assert list(result.suites[0].values) == list(values)[: kept[0]]
+
+
+def test_the_reasons_of_failed_suites_are_shortened_and_cost_no_artifact() -> None:
+    artifact = Artifact(kind="model", uri="s3://runs/1", step=3, warnings=("SuiteFailed: suite-0: " + "p" * 378,))
+    suites = tuple(SuiteOutcome(name=f"suite-{number}", problem="p" * 400) for number in range(8))
+    result = StageResult(stage=Stage.EXPORT, succeeded=True, artifacts=(artifact,), suites=suites)
+    text = fit(result.model_copy(update={"approval": Approval(approved=False, message="g" * 900)}))
+    assert len(text.encode()) <= LIMIT
+    seen = StageResult.model_validate_json(text)
+    assert seen.artifacts == (artifact,)
+    assert seen.approval == Approval(approved=False, message="g" * 900)
+    assert [(one.name, one.problem) for one in seen.suites] == [(one.name, "p" * 117 + "...") for one in suites]
 
 
 def test_many_labels_are_left_out_before_facts() -> None:
@@ -171,6 +183,15 @@ def test_problems_stay_where_warnings_go() -> None:
 
 
 TEXTS = st.builds(str.__mul__, st.text(max_size=30), st.sampled_from([1, 10, 100]))
+SUITES = st.builds(
+    lambda count, values, problem: tuple(
+        SuiteOutcome(name="s" * 30, values={f"{'task' * 25}{n}.acc": n / 7 for n in range(values)}, problem=problem)
+        for _ in range(count)
+    ),
+    st.integers(0, 8),
+    st.integers(0, 12),
+    TEXTS,
+)
 RESULTS = st.builds(
     StageResult,
     stage=st.sampled_from(Stage),
@@ -197,7 +218,44 @@ RESULTS = st.builds(
     artifacts=st.lists(st.builds(Artifact, kind=st.just("adapter"), uri=TEXTS, step=st.integers()), max_size=3).map(
         tuple
     ),
+    approval=st.none() | st.builds(Approval, approved=st.booleans(), message=TEXTS),
+    serving=st.none() | st.builds(ServeOutcome, served=st.booleans(), reason=st.just("SameAnswers"), message=TEXTS),
+    suites=SUITES,
     note=TEXTS,
+)
+REAL_ARTIFACTS = st.builds(
+    lambda place, metrics, warning, copies: Artifact(
+        kind="model",
+        uri="s3://" + "p" * place,
+        step=900_000,
+        digest="sha256:" + "d" * 64,
+        metrics={f"eval_metric_{number}": number / 7 for number in range(metrics)},
+        warnings=(warning,) * 3,
+        pushed=(PushedCopy(uri="u" * place, digest="d" * 71),) * copies,
+        approved=True,
+    ),
+    st.integers(0, 300),
+    st.integers(0, 20),
+    TEXTS,
+    st.integers(0, 8),
+)
+EXPORTED = st.builds(
+    lambda result, artifacts: result.model_copy(
+        update={"stage": Stage.EXPORT, "progress": None, "dataset": None, "problems": (), "artifacts": artifacts}
+    ),
+    RESULTS,
+    st.lists(REAL_ARTIFACTS, min_size=1, max_size=3).map(tuple),
+)
+LARGEST = StageResult(
+    stage=Stage.EXPORT,
+    succeeded=True,
+    artifacts=(
+        Artifact(kind="model", uri="s3://" + "p" * 300, step=1, digest="sha256:" + "d" * 64, warnings=("w" * 400,) * 3),
+    )
+    * 3,
+    suites=tuple(SuiteOutcome(name="s" * 30, problem="p" * 400) for _ in range(8)),
+    approval=Approval(approved=True, message="g" * 900),
+    serving=ServeOutcome(served=False, reason="OtherAnswers", message="o" * 900),
 )
 
 
@@ -208,3 +266,15 @@ def test_any_result_fits_and_still_says_how_it_ended(result: StageResult) -> Non
     seen = StageResult.model_validate_json(text)
     assert (seen.stage, seen.succeeded, seen.category) == (result.stage, result.succeeded, result.category)
     assert bool(seen.problems) == bool(result.problems)
+
+
+@given(EXPORTED)
+@example(LARGEST)
+def test_the_places_of_artifacts_survive_whatever_is_said_of_them(result: StageResult) -> None:
+    text = fit(result)
+    assert len(text.encode()) <= LIMIT
+    seen = StageResult.model_validate_json(text)
+    told = [(one.uri, one.digest, one.step, one.approved) for one in seen.artifacts]
+    assert told == [(one.uri, one.digest, one.step, one.approved) for one in result.artifacts]
+    assert (seen.approval and seen.approval.approved) == (result.approval and result.approval.approved)
+    assert (seen.serving and seen.serving.served) == (result.serving and result.serving.served)

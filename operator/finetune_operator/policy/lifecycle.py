@@ -248,6 +248,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
     """Return the artifacts of a job that has succeeded."""
     if not isinstance(step, Succeeded):
         return []
+    approved = step.approval.approved if step.approval else None  # an older trainer does not say it of each artifact
     return [
         ArtifactStatus(
             kind=one.kind,
@@ -261,7 +262,7 @@ def artifacts(step: Step) -> list[ArtifactStatus]:
             signed=one.signed or None,
             pushed=[PushedStatus(uri=copy.uri, digest=copy.digest) for copy in one.pushed] or None,
             served=one.served,
-            approved=one.approved,
+            approved=approved if one.approved is None else one.approved,
         )
         for one in step.artifacts
     ]

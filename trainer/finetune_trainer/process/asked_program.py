@@ -6,15 +6,19 @@ The module gets three arguments: the id of its parent, the file of the question,
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+POLL_SECONDS = 0.2
+LAST_SECONDS = 5.0  # for the lines of a process that has ended
 MORE = "give the stage more with spec.export.resources"
 WANTS_MEMORY = (MemoryError.__name__, "can't allocate memory", "Cannot allocate memory")
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -51,7 +55,7 @@ class AskedProgram:
         begins_in: str | None = None,
     ) -> str:
         """Return the text of the answer, and pass on the lines for people. Whatever the process has started ends with
-        it.
+        it, except programs that have taken a session of their own.
 
         Args:
             work: folder for temporary files.
@@ -71,7 +75,7 @@ class AskedProgram:
             if code != 0:
                 raise ProgramError(_end_of(code, log))
             try:
-                return answer.read_text("utf-8")
+                return answer.read_text("utf-8", errors="replace")
             except OSError as error:
                 raise ProgramError(f"the process wrote no answer: {error}") from error
 
@@ -89,11 +93,12 @@ class AskedProgram:
             process = subprocess.Popen(
                 [*program, *files],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if self.line else subprocess.DEVNULL,
                 stderr=errors,
                 env=dict(environ),
                 cwd=begins_in,
-                text=True,
+                encoding="utf-8",
+                errors="replace",  # a line of any bytes must not end the stage
                 start_new_session=True,
             )
         late = threading.Event()
@@ -105,17 +110,39 @@ class AskedProgram:
         limit = threading.Timer(self.seconds, end)
         limit.start()
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if self.line and line.startswith(self.line):
+            for line in _lines(process):
+                if line.startswith(self.line):
                     report(line.rstrip())
             return process.wait(), late.is_set()
         finally:
             limit.cancel()
             _kill(process)
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+
+
+def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
+    """Yield the lines of a process until it ends. A program that it leaves behind may hold its output open for ever,
+    so that the end of the output cannot be waited for."""
+    output = process.stdout
+    if output is None:
+        return
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        with output:
+            for line in output:
+                lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    last = float("inf")
+    while time.monotonic() < last:
+        if last == float("inf") and process.poll() is not None:
+            last = time.monotonic() + LAST_SECONDS
+        with contextlib.suppress(queue.Empty):
+            if (line := lines.get(timeout=POLL_SECONDS)) is None:
+                return
+            yield line
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:

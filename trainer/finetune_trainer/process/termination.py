@@ -116,6 +116,12 @@ def _with_fewer_problems(result: StageResult) -> StageResult:
     return result
 
 
+def _with_short_suite_problems(result: StageResult) -> StageResult:
+    """Shorten why suites have no values; suites.json has the whole reason."""
+    suites = tuple(one.model_copy(update={"problem": _shortened(one.problem, SHORTEST_TEXT)}) for one in result.suites)
+    return result.model_copy(update={"suites": suites})
+
+
 def _with_fewer_suite_values(result: StageResult) -> StageResult:
     """Omit values of suites from the end; suites.json has all of them."""
     most = max((len(one.values) for one in result.suites), default=0)
@@ -128,8 +134,7 @@ def _with_fewer_suite_values(result: StageResult) -> StageResult:
 
 
 def _with_values(suite: SuiteOutcome, kept: int) -> SuiteOutcome:
-    values = dict(list(suite.values.items())[:kept])
-    return suite.model_copy(update={"values": values, "problem": _shortened(suite.problem, SHORTEST_TEXT)})
+    return suite.model_copy(update={"values": dict(list(suite.values.items())[:kept])})
 
 
 def _with_short_artifacts(result: StageResult) -> StageResult:
@@ -138,13 +143,17 @@ def _with_short_artifacts(result: StageResult) -> StageResult:
         artifact.model_copy(update={"warnings": tuple(_shortened(one, SHORTEST_TEXT) for one in artifact.warnings)})
         for artifact in result.artifacts
     )
-    told = result.approval and result.approval.model_copy(
-        update={"message": _shortened(result.approval.message, SHORT_TEXT)}
-    )
-    seen = result.serving and result.serving.model_copy(
-        update={"message": _shortened(result.serving.message, SHORT_TEXT)}
-    )
-    return result.model_copy(update={"artifacts": artifacts, "approval": told, "serving": seen})
+    return _with_short_answers(result.model_copy(update={"artifacts": artifacts}), SHORT_TEXT)
+
+
+def _with_short_answers(result: StageResult, limit: int) -> StageResult:
+    """Shorten the messages of the gates and of the test on a server."""
+    told, seen = result.approval, result.serving
+    if told is not None:
+        told = told.model_copy(update={"message": _shortened(told.message, limit)})
+    if seen is not None:
+        seen = seen.model_copy(update={"message": _shortened(seen.message, limit)})
+    return result.model_copy(update={"approval": told, "serving": seen})
 
 
 def _with_figures_only(result: StageResult) -> StageResult:
@@ -165,6 +174,13 @@ def _without_copies(result: StageResult) -> StageResult:
     """Omit the places of pushes; pushes.json has them."""
     artifacts = tuple(artifact.model_copy(update={"pushed": ()}) for artifact in result.artifacts)
     return result.model_copy(update={"artifacts": artifacts})
+
+
+def _with_places_of_artifacts(result: StageResult) -> StageResult:
+    """Keep where the artifacts are and whether they passed. The folder of the run has what suites and findings say."""
+    artifacts = tuple(one.model_copy(update={"warnings": ()}) for one in result.artifacts)
+    update = {"artifacts": artifacts, "suites": (), "note": _shortened(result.note, SHORTEST_TEXT)}
+    return _with_short_answers(result.model_copy(update=update), SHORTEST_TEXT)
 
 
 def _bare(result: StageResult) -> StageResult:
@@ -189,10 +205,12 @@ SHRINKS: tuple[Callable[[StageResult], StageResult], ...] = (
     _with_long_texts,
     _with_short_texts,
     _with_fewer_problems,
+    _with_short_suite_problems,
     _with_fewer_suite_values,
     _with_short_artifacts,
     _with_figures_only,
     _without_copies,
+    _with_places_of_artifacts,
     _bare,
 )
 

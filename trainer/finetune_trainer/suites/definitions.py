@@ -23,11 +23,14 @@ def fetch_definitions(uri: str, folder: Path, environ: Mapping[str, str]) -> Non
     """Copy the definitions of tasks to a folder.
 
     Raises:
-        SuiteError: there are none, or too many.
+        SuiteError: there are none, or too many, or a link leads out of the folder.
         FineTuneError: the storage refused.
     """
     store = open_store(uri, environ)
-    objects = list(store.list())
+    try:
+        objects = list(store.list())
+    except ValueError as error:  # of a folder with a link that leads out of it
+        raise SuiteError(f"{uri} cannot be copied: {error}") from error
     if not objects:
         raise SuiteError(f"there is no file below {uri}")
     if len(objects) > MOST_FILES or sum(one.size for one in objects) > MOST_BYTES:

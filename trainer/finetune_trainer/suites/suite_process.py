@@ -14,7 +14,11 @@ INHERITED = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LD_LIBRARY_PATH", 
 NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 HUB = ("HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE")
 PREFIXES = ("LC_", "PYTHON", "XDG_", "OMP_", "KMP_", "MKL_", "OPENBLAS_")
-OWN = {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+OWN = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONSAFEPATH": "1",  # a file of the definitions, such as evaluate.py, must not take the place of a module
+}
 CURE = "raise timeoutMinutes, lower limit, or give the stage more CPUs"
 
 

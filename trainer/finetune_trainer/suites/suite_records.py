@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from pydantic import ConfigDict, Field
 
@@ -102,9 +103,11 @@ class SuiteResult(Message):
 
     @property
     def outcome(self) -> SuiteOutcome:
-        """The part of the result that the object shows."""
-        shown = {one.name: one.value for one in self.values[:MOST_VALUES]}
-        return SuiteOutcome(name=self.name, values=shown, problem=self.problem)
+        """The part of the result that the object shows. JSON has no NaN or infinity: such values are in suites.json."""
+        finite = [one for one in self.values if isfinite(one.value)]
+        shown = {one.name: one.value for one in finite[:MOST_VALUES]}
+        none = "no value is a finite number, see suites.json" if self.values and not shown else ""
+        return SuiteOutcome(name=self.name, values=shown, problem=self.problem or none)
 
 
 class SuiteRecord(Message):
