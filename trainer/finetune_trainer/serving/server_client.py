@@ -27,8 +27,8 @@ class ServerGoneError(ServerError):
     """A server that cannot be reached, or that closed the connection."""
 
 
-class NoTokensError(ServerError):
-    """A server that tells no token ids: answers cannot be compared."""
+class NothingShownError(ServerError):
+    """A failure that shows nothing of the artifact: too little memory, no program, or no token ids."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class ServerClient:
             raise ServerError("its answer has no choices")
         written = _ids(choices[0].get("token_ids"))
         if written is None:
-            raise NoTokensError("it tells no token ids: use vLLM 0.11 or newer")
+            raise NothingShownError("it tells no token ids: use vLLM 0.11 or newer")
         return answer_of(written, choices[0].get("finish_reason") == "stop", ends)
 
     def _llama(self, prompt: Sequence[int], tokens: int, ends: Collection[int]) -> GreedyAnswer:
@@ -128,7 +128,7 @@ class ServerClient:
         told = self._call("/completion", asked, ANSWER_SECONDS)
         written = _ids(told.get("tokens"))
         if written is None:
-            raise NoTokensError("it tells no token ids: use a newer llama.cpp")
+            raise NothingShownError("it tells no token ids: use a newer llama.cpp")
         return answer_of(written, told.get("stop_type") in ("eos", "word"), ends)
 
     def _call(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
