@@ -72,7 +72,9 @@ def test_a_server_that_fails_is_a_result_with_its_reason(fault: str, reason: str
 
 
 def test_a_server_that_never_answers_or_is_never_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (server_client.answer_seconds(32), server_client.answer_seconds(4096)) == (120.0, 8192.0)
     monkeypatch.setattr(server_client, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(server_client, "TOKEN_SECONDS", 0.0)
     assert "did not answer /v1/completions within 0.5 seconds" in outcome("never answers").message
     monkeypatch.setattr(asked_server, "READY_SECONDS", 1.0)
     late = outcome("is never ready")
