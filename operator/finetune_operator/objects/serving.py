@@ -2,13 +2,13 @@
 
 from finetune_api.contract import PodPath
 from finetune_operator.objects.environment import variable
+from finetune_operator.objects.facts import SERVER
 from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.pods import SCRATCH, requirements
 from finetune_operator.settings import Settings
 
 SERVE_VOLUME, SERVE_TMP = "finetune-serve", "finetune-serve-tmp"
-SERVER = "server"
 
 # The export writes the shell script `start`, which begins a server. This script takes it as `running`, which the export
 # removes when the server must end. The other side is `server_order.py` of the trainer. The kernel sends no SIGTERM to a
