@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,12 @@ def main() -> None:
     if FAULT == "dies at once":
         print("RuntimeError: no kernel for this model", flush=True)
         sys.exit(1)
+    if FAULT == "lacks memory":
+        print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.")
+        print("RuntimeError: Engine core initialization failed. See root cause above.", flush=True)
+        sys.exit(1)
+    if FAULT == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if folder := os.environ.get("VLLM_FAKE_FOLDER"):
         leaver = "import os, time; os.setsid(); time.sleep(600)"  # leaves the session, and outlives its parent
         child = subprocess.Popen([sys.executable, "-c", leaver])

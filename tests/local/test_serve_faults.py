@@ -59,6 +59,8 @@ def test_the_same_tokens_are_served_and_the_server_is_ended_with_its_children(tm
         ("dies at once", "ServerFailed", "it ended with exit code 1: RuntimeError: no kernel for this model"),
         ("dies when asked", "ServerFailed", "it ended with exit code 3: ValueError: a bad layer"),
         ("refuses", "ServerFailed", "it refuses /v1/completions with status 404"),
+        ("lacks memory", "NotTested", "it lacks memory or its device: torch.OutOfMemoryError: CUDA out of memory"),
+        ("is killed", "NotTested", "it was killed, probably for want of memory"),
         ("is no server of ours", "NotTested", "it tells no token ids: use vLLM 0.11 or newer"),
     ],
 )
@@ -70,7 +72,9 @@ def test_a_server_that_fails_is_a_result_with_its_reason(fault: str, reason: str
 
 
 def test_a_server_that_never_answers_or_is_never_ready_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (server_client.answer_seconds(32), server_client.answer_seconds(4096)) == (120.0, 8192.0)
     monkeypatch.setattr(server_client, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(server_client, "TOKEN_SECONDS", 0.0)
     assert "did not answer /v1/completions within 0.5 seconds" in outcome("never answers").message
     monkeypatch.setattr(asked_server, "READY_SECONDS", 1.0)
     late = outcome("is never ready")
@@ -80,10 +84,14 @@ def test_a_server_that_never_answers_or_is_never_ready_is_ended(monkeypatch: pyt
 
 def test_a_server_is_bounded_in_memory_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "usable_memory", lambda: 512 << 20)
-    assert "GiB of memory, and 0.4 GiB are allowed" in outcome("takes memory").message
+    bounded = outcome("takes memory")
+    assert "GiB of memory, and 0.4 GiB are allowed" in bounded.message
+    assert (bounded.served, bounded.reason) == (None, "NotTested")
     monkeypatch.undo()
     monkeypatch.setattr(server_process, "SECONDS", 1.0)
-    assert "it took too long" in outcome("is never ready").message
+    late = outcome("is never ready")
+    assert "it took too long" in late.message
+    assert late.reason == "ServerFailed"
 
 
 def test_a_server_ends_with_the_process_that_asked_it(tmp_path: Path) -> None:
@@ -107,3 +115,16 @@ def wait_for(condition: Any, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_fault_of_this_machine_fails_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "SHORT", str(tmp_path))
+    script = tmp_path / "vllm"
+    script.write_text("x")
+    monkeypatch.setattr(sys, "executable", str(script))  # cannot be executed
+    result = outcome()
+    assert (result.served, result.reason) == (None, "NotTested")
+    assert "vLLM could not be started or read here: [Errno 13]" in result.message
+    assert list(tmp_path.iterdir()) == [script]
+    monkeypatch.setattr(server_process, "SHORT", str(tmp_path / "missing"))
+    assert "No such file or directory" in outcome().message

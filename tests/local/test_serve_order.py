@@ -1,5 +1,6 @@
 """A server in a container beside the export: the script of that container, run here by a shell, and our side of it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,9 +17,14 @@ from finetune_trainer.serving.asked_server import ask_server
 from finetune_trainer.serving.serve_records import ServeTestResult
 from finetune_trainer.serving.server_client import ServerClient
 from finetune_trainer.serving.server_commands import server_program
-from tests.local.test_serve_faults import EXPECTED, SETTINGS, gone
+from tests.local.test_serve_faults import EXPECTED, SETTINGS, gone, wait_for
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
+
+
+def container(folder: Path, environ: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start the script of a container."""
+    return subprocess.Popen(["sh", "-c", WATCH.format(folder=folder)], env=environ, start_new_session=True)
 
 
 @pytest.fixture
@@ -33,11 +39,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     answers = json.dumps({"[5, 6]": [7, 8, 2]})
     path = f"{program.parent}:{os.environ['PATH']}"
     environ = {"PATH": path, "VLLM_FAKE_ANSWERS": answers, "VLLM_FAKE_FOLDER": str(tmp_path)}
-    script = WATCH.format(folder=shared)
-    container = subprocess.Popen(["sh", "-c", script], env=environ, start_new_session=True)
+    process = container(shared, environ)
     yield shared
-    os.killpg(container.pid, 9)
-    container.wait()
+    os.killpg(process.pid, 9)
+    process.wait()
 
 
 def ordered(folder: Path, kind: str = "vLLM") -> ServeTestResult:
@@ -58,7 +63,7 @@ def test_a_server_is_begun_and_ended_for_one_artifact_after_the_other(folder: Pa
 
 def test_a_program_that_the_image_lacks_is_named(folder: Path) -> None:
     result = ordered(folder, "llama.cpp")
-    assert (result.served, result.reason) == (False, "ServerFailed")
+    assert (result.served, result.reason) == (None, "NotTested")
     assert "exit code 127: the image of spec.export.serveTest has no such program" in result.message
     assert "llama-server" in result.message
     assert ordered(folder).served  # the container goes on
@@ -75,3 +80,33 @@ def test_an_export_that_ends_before_the_container_has_begun_leaves_no_order(
     assert "it was not ready within 0.2 seconds" in result.message
     assert not list(tmp_path.glob("start*"))
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["it waits for an order", "its server runs"])
+def test_a_container_ends_at_once_on_sigterm(tmp_path: Path, busy: bool) -> None:
+    process = container(tmp_path, dict(os.environ))
+    try:
+        if busy:
+            (tmp_path / "start").write_text("echo $$ > pid\nexec sleep 60\n")
+            wait_for(lambda: (tmp_path / "pid").exists())
+        else:
+            wait_for(lambda: bool(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()))  # it sleeps
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(30) == 0  # by its trap: without one, the first process of a container ignores SIGTERM
+        assert time.monotonic() - began < 5
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+
+
+def test_a_container_that_is_killed_and_started_again_tells_the_end_of_its_server(tmp_path: Path) -> None:
+    (tmp_path / "running").touch()
+    process = container(tmp_path, dict(os.environ))
+    try:
+        wait_for(lambda: (tmp_path / "ended").exists())
+        assert (tmp_path / "ended").read_text() == "137\n"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
+        process.wait()

@@ -1,6 +1,7 @@
 """`spec.export.serveTest` in an export. transformers answers really; tests/serve does the same with a real vLLM."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,24 @@ def test_another_answer_of_the_server_is_on_the_artifact_and_fails_no_export(run
     assert run.export(ExportRequest((ExportForm.ADAPTER,))).serving is None
 
 
+def test_a_server_that_fails_is_tried_again_once_it_is_another_one(
+    run: Run, fake_vllm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_FAKE", "dies at once")
+    result = run.export(REQUEST)
+    assert result.serving is not None
+    assert (result.serving.served, result.serving.reason) == (False, "ServerFailed")
+    again = run.export(REQUEST)
+    assert again.note == "the adapter of step 20 existed already"  # no retry of an export makes it again
+    assert again.serving == result.serving
+    monkeypatch.delenv("VLLM_FAKE")
+    assert run.export(REQUEST).serving == result.serving
+    other = run.export(replace(REQUEST, served_with="another image"))
+    assert other.serving is not None
+    assert other.serving.reason == "OtherAnswers"
+    assert run.export(REQUEST).serving == other.serving  # a verdict stays
+
+
 def test_without_a_server_the_artifact_is_exported_and_tested_once_there_is_one(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -69,12 +88,16 @@ def test_without_a_server_the_artifact_is_exported_and_tested_once_there_is_one(
     assert "install vLLM, and set FINETUNE_VLLM to the path of vllm" in result.serving.message
     assert [one.served for one in result.artifacts] == [None]
     assert "set FINETUNE_VLLM" in card(run)
+    again = run.export(REQUEST)
+    assert again.note == "the adapter of step 20 existed already"
+    assert again.serving == result.serving
     monkeypatch.undo()
     request.getfixturevalue("fake_vllm")
     monkeypatch.setattr(serve_tested, "usable_memory", lambda: 1 << 30)
     small = run.export(REQUEST)
     assert small.serving is not None
     assert small.serving.reason == "NotTested"
+    assert not (run.work / "export" / "serve").exists()
     assert "needs 4.0 GiB, and the stage has 0.9 GiB: give the stage more" in small.serving.message
 
 

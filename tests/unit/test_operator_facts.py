@@ -14,6 +14,7 @@ from finetune_operator.loop.controller import JobMemory
 from finetune_operator.objects.facts import stage_job, stage_pod
 from finetune_operator.objects.job_identity import JobKey
 from finetune_operator.objects.kinds import Kind
+from finetune_operator.policy.obstacles import pod_obstacle
 from finetune_operator.policy.world import Release
 from tests.unit.operator_worlds import NOW, UID, decided, spec
 
@@ -144,10 +145,30 @@ def test_a_container_beside_the_stage_that_cannot_start_is_why_the_pod_waits() -
     stuck = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
     main = [{"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}]
     status = {"containerStatuses": main, "initContainerStatuses": [{"name": "server", "state": stuck}]}
-    waiting = stage_pod({"metadata": metadata("p"), "status": status}).waiting
-    assert waiting
-    assert (waiting.reason, waiting.message) == ("ImagePullBackOff", "no such image")
+    found = stage_pod({"metadata": metadata("p"), "status": status})
+    assert found.waiting
+    assert (found.waiting.reason, found.waiting.message) == ("ImagePullBackOff", "no such image")
+    obstacle = pod_obstacle(found)
+    assert obstacle
+    assert obstacle.message.endswith(
+        "no such image; correct spec.export.serveTest.image, or remove serveTest: the export waits for its container"
+    )
+    status["initContainerStatuses"] = [{"name": "mesh", "state": stuck}]
+    of_mesh = pod_obstacle(stage_pod({"metadata": metadata("p"), "status": status}))
+    assert of_mesh
+    assert of_mesh.message.endswith("no such image")
     status["initContainerStatuses"] = [{"name": "server", "state": {"running": {}}}]
     usual = stage_pod({"metadata": metadata("p"), "status": status}).waiting
     assert usual
     assert usual.reason == "PodInitializing"
+
+
+def test_a_pod_that_no_node_fits_names_the_resources_of_its_server() -> None:
+    unfit = [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]
+    item: dict[str, Any] = {"metadata": metadata("p"), "status": {"conditions": unfit}}
+    alone = pod_obstacle(stage_pod(item))
+    assert alone
+    assert alone.message.endswith("0/3 nodes are available")
+    beside = pod_obstacle(stage_pod(item | {"spec": {"initContainers": [{"name": "server"}]}}))
+    assert beside
+    assert "the resources of spec.export.serveTest count too: lower them" in beside.message

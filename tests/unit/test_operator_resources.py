@@ -208,10 +208,14 @@ def test_a_container_that_serves_runs_beside_the_export_without_any_key() -> Non
     assert {"name": "FINETUNE_SERVE_FOLDER", "value": "/serve"} in inner["env"]
     assert {"name": "finetune-serve", "mountPath": "/serve"} in inner["volumeMounts"]
     assert "finetune-signing" in {one["name"] for one in inner["volumeMounts"]}
+    assert "runtimeClassName" not in pod
+    runtime = {"runtimeClassName": "nvidia"}
+    assert pod_spec(export_job(made(export=test, podTemplate=runtime), SETTINGS))["runtimeClassName"] == "nvidia"
     for other in (
-        export_job(made(export={"serveTest": {"prompts": ["Hello"]}}), SETTINGS),
-        prepare_job(made(), SETTINGS),
+        export_job(made(export={"serveTest": {"prompts": ["Hello"]}}, podTemplate=runtime), SETTINGS),
+        prepare_job(made(export=test, podTemplate=runtime), SETTINGS),
     ):
+        assert "runtimeClassName" not in pod_spec(other)
         assert "initContainers" not in pod_spec(other)
         assert "finetune-serve" not in json.dumps(pod_spec(other)["volumes"])
 

@@ -1,5 +1,6 @@
 """`spec.export.serveTest`: defaults, refusals, and where the servers of a machine are looked for."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,16 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import MethodType
 from finetune_api.v1alpha1 import parse_job
 from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.serving import circumstances
+from finetune_trainer.serving.circumstances import circumstances_of
 from finetune_trainer.serving.serve_records import ServeSettings
-from finetune_trainer.serving.server_commands import NoServerError, llama_command, server_program, vllm_options
+from finetune_trainer.serving.server_commands import (
+    NoServerError,
+    context_length,
+    llama_command,
+    server_program,
+    vllm_options,
+)
 from finetune_trainer.serving.server_process import server_environment
 from tests.unit.test_api_parse import job
 
@@ -64,8 +73,41 @@ def test_a_server_is_found_by_its_variable_or_on_the_path(tmp_path: Path) -> Non
     assert given == [python, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     llama = program(tmp_path, "llama-server")
     assert server_program("llama.cpp", {"PATH": str(tmp_path)}) == [llama]
-    assert llama_command([llama], tmp_path / "m.gguf", 100, 32)[-3:] == ["148", "--parallel", "1"]
-    assert "--max-model-len 148" in " ".join(vllm_options("bfloat16", 100, 32))
+    assert llama_command([llama], tmp_path / "m.gguf", 148)[-3:] == ["148", "--parallel", "1"]
+    assert "--max-model-len 148" in " ".join(vllm_options("bfloat16", 148))
+
+
+def test_a_server_gets_room_for_each_answer_and_no_more_than_the_model_has() -> None:
+    prompts = [[5] * 10, [5] * 100]
+    assert context_length(prompts, 32, None) == 148
+    assert context_length(prompts, 32, 4096) == 148
+    assert context_length(prompts, 32, 140) == 140  # vLLM does not start with more
+
+
+def given(folder: Path, **changes: Any) -> str:
+    """The circumstances of a job on this machine."""
+    export = {"serveTest": {"prompts": ["a"]}} | changes
+    spec = parse_job(job(spec__export=export)).spec.export
+    request = ExportRequest.of(spec, MethodType.LORA)
+    return circumstances_of("vLLM", request.served_with, {"PATH": str(folder)})
+
+
+def test_a_test_without_a_verdict_is_made_again_once_its_circumstances_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = given(tmp_path)
+    assert given(tmp_path) == before
+    image: dict[str, Any] = {"serveTest": {"prompts": ["a"], "image": "vllm:1"}}
+    larger = {"serveTest": {**image["serveTest"], "resources": {"limits": {"memory": "9Gi"}}}}
+    others = [image, larger, {"attempt": 2}, {"resources": {"limits": {"memory": "9Gi"}}}]
+    found = [before, *(given(tmp_path, **one) for one in others)]
+    vllm = program(tmp_path, "vllm")
+    found.append(given(tmp_path))
+    os.utime(vllm, (1, 1))  # another version
+    found.append(given(tmp_path))
+    monkeypatch.setattr(circumstances, "usable_memory", lambda: 3 << 30)
+    found.append(given(tmp_path))
+    assert len(set(found)) == len(found)
 
 
 def test_a_missing_server_is_named_with_the_cure(tmp_path: Path) -> None:

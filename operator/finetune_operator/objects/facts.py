@@ -9,6 +9,7 @@ from finetune_api.messages import Stage
 from finetune_operator.objects.kinds import Object
 
 NORMAL_WAITING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})  # of a pod that starts as usual
+SERVER = "server"  # name of the container of `export.serveTest`
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 
@@ -96,6 +97,8 @@ class StagePod:
         index: completion index; 0 for stages with one pod.
         deleted_at: end of the grace period of a pod that was deleted.
         waiting: why the container does not run, such as ImagePullBackOff.
+        waits_for: name of a container that has to start first and does not; empty without one.
+        serves: whether the pod has the container of `export.serveTest`.
         unschedulable: the scheduler's sentence while no node fits.
         exit_code: of the container, once it has ended.
         ended: Kubernetes' reason for the end of the container, such as OOMKilled.
@@ -128,6 +131,8 @@ class StagePod:
     sidecar_runs: bool = False
     controller: str = ""
     ended_at: datetime | None = None
+    waits_for: str = ""
+    serves: bool = False
 
     @property
     def starting(self) -> bool:
@@ -185,7 +190,8 @@ def stage_pod(item: Object) -> StagePod:
     container = next((one for one in containers if one["name"] == CONTAINER), {})
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
-    waiting = _beside(status) or state.get("waiting") or {}
+    waits_for, blocked = _beside(status)
+    waiting = blocked or state.get("waiting") or {}
     conditions = _conditions(status.get("conditions") or ())
     scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
     ready = conditions.get("Ready")
@@ -213,16 +219,19 @@ def stage_pod(item: Object) -> StagePod:
         sidecar_runs=any(one["name"] != CONTAINER and "running" in (one.get("state") or {}) for one in containers),
         controller=_controller(metadata),
         ended_at=moment(ended["finishedAt"]) if ended.get("finishedAt") else None,
+        waits_for=waits_for,
+        serves=any(one.get("name") == SERVER for one in (item.get("spec") or {}).get("initContainers") or ()),
     )
 
 
-def _beside(status: Object) -> Object:
-    """Return why a container that starts before the stage's does not run; empty if it runs or starts as usual."""
+def _beside(status: Object) -> tuple[str, Object]:
+    """Return which container that starts before the stage's does not run, and why; empty if all run or start as
+    usual."""
     for one in status.get("initContainerStatuses") or ():
         waiting: Object = (one.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") and waiting["reason"] not in NORMAL_WAITING_REASONS:
-            return waiting
-    return {}
+            return one.get("name") or "", waiting
+    return "", {}
 
 
 def moment(text: str) -> datetime:

@@ -2,23 +2,27 @@
 
 from finetune_api.contract import PodPath
 from finetune_operator.objects.environment import variable
+from finetune_operator.objects.facts import SERVER
 from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.pods import SCRATCH, requirements
 from finetune_operator.settings import Settings
 
 SERVE_VOLUME, SERVE_TMP = "finetune-serve", "finetune-serve-tmp"
-SERVER = "server"
 
 # The export writes the shell script `start`, which begins a server. This script takes it as `running`, which the export
-# removes when the server must end. The other side is `server_order.py` of the trainer.
+# removes when the server must end. The other side is `server_order.py` of the trainer. The kernel sends no SIGTERM to a
+# first process without a trap, and a shell runs its trap at once only if it waits. A container that was killed and
+# started again, for want of memory, finds `running`, and tells the end of its server.
 WATCH = """\
+trap 'exit 0' TERM
 cd {folder}
+if [ -e running ] && [ ! -e ended ]; then echo 137 > ended.part; mv ended.part ended; fi
 while :; do
-  until [ -e start ]; do sleep 1; done
+  until [ -e start ]; do sleep 1 & wait $!; done
   mv start running
   (sh ./running > log 2>&1; echo $? > ended.part; mv ended.part ended) &
-  while [ -e running ] && [ ! -e ended ]; do sleep 1; done
+  while [ -e running ] && [ ! -e ended ]; do sleep 1 & wait $!; done
   [ -e ended ] || kill "$(cat pid)"
   for second in 1 2 3 4 5 6 7 8 9 10; do [ -e ended ] || sleep 1; done
   [ -e ended ] || kill -9 "$(cat pid)"

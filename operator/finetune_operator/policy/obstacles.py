@@ -6,12 +6,14 @@ from finetune_api.beats import GangPhase, Progress
 from finetune_api.contract import ExitCode
 from finetune_api.errors import VERDICTS
 from finetune_api.messages import Stage
-from finetune_operator.objects.facts import NORMAL_WAITING_REASONS, Obstacle, StageJob, StagePod
+from finetune_operator.objects.facts import NORMAL_WAITING_REASONS, SERVER, Obstacle, StageJob, StagePod
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.stage_failures import end_of, result_of, sentences
 from finetune_operator.policy.world import ObservedJob
 
 MOST_LOG_CHARACTERS = 800  # of a log in a sentence
+SERVER_CURE = "; correct spec.export.serveTest.image, or remove serveTest: the export waits for its container"
+SERVER_ROOM = "; the resources of spec.export.serveTest count too: lower them, or remove serveTest"
 
 
 def stage_obstacle(seen: ObservedJob, job: StageJob) -> Obstacle | None:
@@ -33,10 +35,12 @@ def start_obstacle(seen: ObservedJob, job: StageJob) -> Obstacle | None:
 def pod_obstacle(pod: StagePod) -> Obstacle | None:
     """Return why a pod does not start; None if it starts as usual."""
     if pod.unschedulable:
-        return Obstacle(Reason.UNSCHEDULABLE, f"no node fits {pod.name}: {pod.unschedulable}")
+        cure = SERVER_ROOM if pod.serves else ""
+        return Obstacle(Reason.UNSCHEDULABLE, f"no node fits {pod.name}: {pod.unschedulable}{cure}")
     if pod.waiting and pod.waiting.reason not in NORMAL_WAITING_REASONS:
         message = pod.waiting.message or pod.waiting.reason
-        return Obstacle(pod.waiting.reason, f"{pod.name} on {pod.node}: {message}")
+        cure = SERVER_CURE if pod.waits_for == SERVER else ""
+        return Obstacle(pod.waiting.reason, f"{pod.name} on {pod.node}: {message}{cure}")
     return None
 
 

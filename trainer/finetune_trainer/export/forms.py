@@ -12,7 +12,9 @@ from finetune_api.v1alpha1.push_spec import PushSpec
 from finetune_api.v1alpha1.run_specs import EvaluationSpec, ExportSpec
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
+from finetune_trainer.serving.circumstances import asked_circumstances
 from finetune_trainer.serving.serve_records import ServeSettings
+from finetune_trainer.serving.server_commands import Kind
 from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
 from finetune_trainer.suites.suite_records import SuiteSettings, digest_of_suites
 
@@ -31,6 +33,7 @@ class ExportRequest:
         pushes: places that get a copy.
         access: what a server needs to read the artifacts.
         serve: how artifacts are tested on a server; None = they are not.
+        served_with: what the job says of the server, see `asked_circumstances`.
         suites: benchmarks that the model runs through.
     """
 
@@ -44,6 +47,7 @@ class ExportRequest:
     pushes: tuple[PushSpec, ...] = ()
     access: ServingAccess = NO_ACCESS
     serve: ServeSettings | None = None
+    served_with: str = ""
     suites: tuple[SuiteSettings, ...] = ()
 
     @property
@@ -65,6 +69,7 @@ class ExportRequest:
             quantizations=spec.quantized(),
             pushes=tuple(spec.push),
             serve=ServeSettings.of(spec.serve_test) if spec.serve_test else None,
+            served_with=asked_circumstances(spec) if spec.serve_test else "",
         )
 
     @classmethod
@@ -131,6 +136,11 @@ class FormFiles:
         merges = form is not ExportForm.ADAPTER and method is not MethodType.FULL
         kind: Literal["adapter", "model"] = "adapter" if form is ExportForm.ADAPTER else "model"
         return cls(form, kind, form.folder(method), merges, form is ExportForm.GGUF)
+
+    @property
+    def server(self) -> Kind:
+        """The server that tests it."""
+        return "llama.cpp" if self.converts else "vLLM"
 
     def prefix(self, run: str) -> str:
         """Return the key prefix of its files, with the trailing slash."""

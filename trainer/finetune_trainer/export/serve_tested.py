@@ -24,7 +24,9 @@ from finetune_trainer.model.files import CHAT_TEMPLATE
 from finetune_trainer.process.asked_program import MORE, AskedProgram, ProgramError
 from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.serving.asked_server import ask_server, concluded
+from finetune_trainer.serving.circumstances import circumstances_of
 from finetune_trainer.serving.serve_records import (
+    TRIED_WITH,
     ExpectedAnswers,
     Outcome,
     ServeQuestion,
@@ -33,8 +35,8 @@ from finetune_trainer.serving.serve_records import (
 )
 from finetune_trainer.serving.server_client import ServerClient
 from finetune_trainer.serving.server_commands import (
-    Kind,
     NoServerError,
+    context_length,
     llama_command,
     server_program,
     vllm_options,
@@ -106,6 +108,8 @@ class ServeTester:
             if bucket_is_missing(error):
                 raise
             self._conclude(form, settings, None, "NotTested", error.problems[0].message)
+        if self._expected is None:
+            shutil.rmtree(work / "serve", ignore_errors=True)  # the rest of the export may need the space
 
     def ask_server(self, form: FormFiles, source: ExportSource, folder: Path) -> None:
         """Let a server answer the same prompts with the artifact, and add the result to its card."""
@@ -113,14 +117,8 @@ class ServeTester:
         if settings is None:
             return
         if self._expected is not None:
-            expected = replace(self._expected, artifact=folder)
-            adapter = source.plan.lora if form.kind == "adapter" else None
-            served = ServedArtifact(source.job, "", adapter)
-            command = self._command(settings, expected, served, form)
-            folder.parent.chmod(0o755)  # a container beside this one may read as another user
-            client = ServerClient("", served.name, kind=_kind(form))
-            self.results[form.name] = ask_server(command, client, expected.answers, settings, self.report, self.environ)
-            shutil.rmtree(expected.folder, ignore_errors=True)
+            self.results[form.name] = self._compare(settings, form, source, replace(self._expected, artifact=folder))
+            shutil.rmtree(self._expected.folder, ignore_errors=True)
             self._expected = None
         with (folder / CARD).open("a", encoding="utf-8") as card:
             card.write(f"\n## Served\n\n{self.results[form.name].message}.\n")
@@ -130,8 +128,10 @@ class ServeTester:
         result = self.results.get(form.name)
         if result is None:
             return {}
-        kept = {} if result.served is None else {RESULT: result.model_dump(mode="json", exclude_none=True)}
-        return {"serve_test": None if result.served is None else result.settings, **kept}
+        kept: dict[str, object] = {RESULT: result.model_dump(mode="json", exclude_none=True)}
+        if result.undecided:
+            kept[TRIED_WITH] = circumstances_of(form.server, self.request.served_with, self.environ)
+        return kept
 
     def known(self, form: FormFiles, info: Mapping[str, Any]) -> ServeTestResult | None:
         """Return the result of an artifact, which may be of an earlier export.
@@ -180,7 +180,7 @@ class ServeTester:
             if answer.served is False:
                 self._conclude(form, settings, False, "NotServable", answer.reason)
                 return False
-        server_program(_kind(form), self.environ)
+        server_program(form.server, self.environ)
         return True
 
     def _ask(
@@ -208,26 +208,35 @@ class ServeTester:
             dataset="" if settings.prompts else str(rows),
             chat=prepared is not None and any(one.path == CHAT_TEMPLATE for one in prepared.files),
         )
-        self.report(f"serve: {form.name} is tested on {_kind(form)}")
+        self.report(f"serve: {form.name} is tested on {form.server}")
         cure = "lower export.serveTest.rows or maxNewTokens, or give the stage more CPUs"
         program = AskedProgram("finetune_trainer.serving", LINE, ASK_SECONDS, cure)
         told = program.ask(question.model_dump_json(), work, self.report, self.environ)
         return _Expected(ExpectedAnswers.model_validate_json(told), work, folder)
 
-    def _command(
-        self, settings: ServeSettings, expected: _Expected, served: ServedArtifact, form: FormFiles
-    ) -> list[str]:
-        answers, kind = expected.answers, _kind(form)
-        longest, program = max(map(len, answers.prompts)), server_program(kind, self.environ)
-        if kind == "vLLM":
+    def _compare(
+        self, settings: ServeSettings, form: FormFiles, source: ExportSource, expected: _Expected
+    ) -> ServeTestResult:
+        """Return what the answers of a server show."""
+        adapter = source.plan.lora if form.kind == "adapter" else None
+        served = ServedArtifact(source.job, "", adapter)
+        client = ServerClient("", served.name, kind=form.server)
+        length = context_length(expected.answers.prompts, settings.tokens, source.plan.model.max_positions)
+        try:
+            command = self._command(expected, served, form, length)
+            if Env.SERVE_FOLDER in self.environ:
+                expected.artifact.parent.chmod(0o755)  # the container beside this one may read as another user
+            return ask_server(command, client, expected.answers, settings, self.report, self.environ)
+        except (NoServerError, OSError) as error:
+            return concluded(settings, None, "NotTested", str(error))
+
+    def _command(self, expected: _Expected, served: ServedArtifact, form: FormFiles, length: int) -> list[str]:
+        program = server_program(form.server, self.environ)
+        if form.server == "vLLM":
             own = served.command(str(expected.artifact), str(expected.folder / "base"))
-            return [*program, *own, *vllm_options(answers.dtype, longest, settings.tokens)]
+            return [*program, *own, *vllm_options(expected.answers.dtype, length)]
         file = expected.artifact / gguf_name(_most_bits(self.request.quantizations))
-        return llama_command(program, file, longest, settings.tokens)
-
-
-def _kind(form: FormFiles) -> Kind:
-    return "llama.cpp" if form.converts else "vLLM"
+        return llama_command(program, file, length)
 
 
 def _most_bits(quantizations: Sequence[Quantization]) -> Quantization:

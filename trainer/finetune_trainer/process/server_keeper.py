@@ -24,6 +24,7 @@ MEMORY_SECONDS = 1.0  # between two looks at the memory
 GRACE_SECONDS = 5.0
 GIB = 1 << 30
 PROC = Path("/proc")
+MEMORY_LIMIT = "GiB of memory"  # in the reason, if the memory is too much
 
 
 class _StoppedError(Exception):
@@ -60,7 +61,7 @@ def _watch(process: "subprocess.Popen[bytes]", memory: int, deadline: float, end
         if now - looked > MEMORY_SECONDS:
             looked = now
             if (taken := sum(map(_bytes_of, descendants(os.getpid())))) > memory:
-                ended.write_text(f"it took {taken / GIB:.1f} GiB of memory, and {memory / GIB:.1f} GiB are allowed")
+                ended.write_text(f"it took {taken / GIB:.1f} {MEMORY_LIMIT}, and {memory / GIB:.1f} GiB are allowed")
                 return 1
         time.sleep(POLL_SECONDS)
     return code

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from finetune_trainer.process.ties import hide_from_children
 from finetune_trainer.run.screen import Screen
 
 
@@ -19,6 +20,7 @@ class Children:
     """
 
     def __init__(self, screen: Screen) -> None:
+        hide_from_children()  # workers, servers and suites run code of others, and this process has the user's keys
         self._screen = screen
         self._alive: set[asyncio.subprocess.Process] = set()
         self.stopping = False

@@ -8,7 +8,7 @@ from finetune_api.contract import Env
 from finetune_trainer.serving.comparing import server_result
 from finetune_trainer.serving.running_server import RunningServer
 from finetune_trainer.serving.serve_records import ExpectedAnswers, Outcome, ServeSettings, ServeTestResult
-from finetune_trainer.serving.server_client import NoTokensError, ServerClient, ServerError, ServerGoneError
+from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError, ServerGoneError
 from finetune_trainer.serving.server_order import ordered_server
 from finetune_trainer.serving.server_process import kept_server
 
@@ -25,7 +25,7 @@ def ask_server(
     environ: Mapping[str, str] = os.environ,
 ) -> ServeTestResult:
     """Start a server here, or in the container beside this one; compare its answers, and end it. Whatever the server
-    does is a result.
+    does is a result. So is a fault of this machine, such as a full disk: the artifact is good without the test.
 
     Args:
         command: that starts it; address and port are added.
@@ -37,10 +37,12 @@ def ask_server(
         with place as server:
             server.wait_ready(READY_SECONDS)
             return _compare(server, expected, settings, report)
-    except NoTokensError as error:
+    except NothingShownError as error:
         return concluded(settings, None, "NotTested", f"{client.kind} was not compared: {error}")
     except ServerError as error:
         return concluded(settings, False, "ServerFailed", f"{client.kind} failed with the artifact: {error}")
+    except OSError as error:
+        return concluded(settings, None, "NotTested", f"{client.kind} could not be started or read here: {error}")
 
 
 def concluded(settings: ServeSettings, served: bool | None, reason: Outcome, message: str) -> ServeTestResult:
@@ -57,5 +59,5 @@ def _compare(
     try:
         found = [server.client.answer(prompt, settings.tokens, expected.ends) for prompt in expected.prompts]
     except ServerGoneError as error:
-        raise ServerError(server.end() if server.ends_soon() else str(error)) from error
+        raise (server.failure() if server.ends_soon() else ServerError(str(error))) from error
     return server_result(expected, found, settings, name, server.client.turn() if expected.turn else ())

@@ -6,9 +6,21 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.serving.server_client import ServerClient, ServerError
+from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError
 
 SOON_SECONDS = 10.0
+KILLED = (137, 247, -9)  # exit codes after SIGKILL: of a shell, of Python's sys.exit(-9), of a child
+# of vLLM, torch, Python and llama.cpp, anywhere in the log: the last line of vLLM tells only that its engine ended
+WANTS = (
+    "out of memory",
+    "OutOfMemoryError",
+    "MemoryError",
+    "allocate memory",
+    "No available memory for the cache blocks",
+    "Free memory on device",
+    "No CUDA GPUs are available",
+    "Failed to infer device type",
+)
 POLL_SECONDS = 0.1
 
 
@@ -28,8 +40,17 @@ class RunningServer(ABC):
         """Return whether the server runs."""
 
     @abstractmethod
-    def end(self) -> str:
-        """Return why the server ended, in a clause."""
+    def code(self) -> int:
+        """Return the exit code of the server, which has ended."""
+
+    def failure(self) -> ServerError:
+        """Return why the server ended. A server that lacks memory or its device shows nothing of the artifact."""
+        code = self.code()
+        if code in KILLED:
+            return NothingShownError(f"it was killed, probably for want of memory; its last line: {self.last_line()}")
+        if want := self._want():
+            return NothingShownError(f"it lacks memory or its device: {want}")
+        return ServerError(f"it ended with exit code {code}: {self.last_line()}")
 
     def ends_soon(self) -> bool:
         """Return whether the server ends within seconds: it closes its connections before it ends."""
@@ -48,14 +69,26 @@ class RunningServer(ABC):
             return
         if self.alive():
             raise ServerError(f"it was not ready within {seconds:g} seconds; its last line: {self.last_line()}")
-        raise ServerError(self.end())
+        raise self.failure()
 
     def last_line(self) -> str:
         """Return the last line of its log that says something, at most 300 characters."""
-        text = self.log.read_text("utf-8", errors="replace") if self.log.exists() else ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = self._lines()
         telling = [line for line in lines if "Error" in line and not line.startswith("File ")]
         return (telling or lines or ["it printed nothing"])[-1][-300:]
+
+    def _want(self) -> str:
+        """Return the last line of its log that tells a want of memory or of a device; empty if there is none."""
+        return next((line[-300:] for line in reversed(self._lines()) if _wants(line)), "")
+
+    def _lines(self) -> list[str]:
+        text = self.log.read_text("utf-8", errors="replace") if self.log.exists() else ""
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _wants(line: str) -> bool:
+    failed = "rror" in line or "failed" in line
+    return failed and any(one in line for one in WANTS)
 
 
 def open_port() -> int:

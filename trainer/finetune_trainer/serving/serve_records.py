@@ -10,6 +10,8 @@ from finetune_api.v1alpha1.serve_spec import ServeTestSpec
 RULES_VERSION = 1  # of the comparison: a higher number tests a finished run again at its next export
 ROWS, TOKENS, AGREEMENT = 8, 32, 0.9
 
+TRIED_WITH = "serve_tried_with"  # in the manifest of an artifact: the circumstances of a test without a verdict
+
 Outcome = Literal["SameAnswers", "OtherAnswers", "EndsMissed", "ServerFailed", "NotServable", "NotTested"]
 
 
@@ -101,7 +103,12 @@ class ServeTestResult(Message):
     """
 
     settings: str
-    served: bool | None
+    served: bool | None = None
     reason: Outcome
     message: str
     share: float | None = None
+
+    @property
+    def undecided(self) -> bool:
+        """Whether another server, or one with more memory, may give another result of the same artifact."""
+        return self.reason in ("ServerFailed", "NotTested")

@@ -14,7 +14,7 @@ from finetune_trainer.serving.serve_records import GreedyAnswer
 
 MOST_BYTES = 8 << 20  # of an answer of the server
 POLL_SECONDS = 0.5
-ANSWER_SECONDS = 120.0  # for one answer
+ANSWER_SECONDS, TOKEN_SECONDS = 120.0, 2.0  # for one answer, or for each of its tokens if that is more
 TURN = "Hello"
 NEUTRAL: Mapping[str, Any] = {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0}  # what is not given is the model's own
 
@@ -27,8 +27,8 @@ class ServerGoneError(ServerError):
     """A server that cannot be reached, or that closed the connection."""
 
 
-class NoTokensError(ServerError):
-    """A server that tells no token ids: answers cannot be compared."""
+class NothingShownError(ServerError):
+    """A failure that shows nothing of the artifact: too little memory, no program, or no token ids."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ class ServerClient:
             "repetition_penalty": 1.0,
             "return_token_ids": True,
         }
-        told = self._call("/v1/completions", asked, ANSWER_SECONDS)
+        told = self._call("/v1/completions", asked, answer_seconds(tokens))
         choices = told.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ServerError("its answer has no choices")
         written = _ids(choices[0].get("token_ids"))
         if written is None:
-            raise NoTokensError("it tells no token ids: use vLLM 0.11 or newer")
+            raise NothingShownError("it tells no token ids: use vLLM 0.11 or newer")
         return answer_of(written, choices[0].get("finish_reason") == "stop", ends)
 
     def _llama(self, prompt: Sequence[int], tokens: int, ends: Collection[int]) -> GreedyAnswer:
@@ -125,10 +125,10 @@ class ServerClient:
             "return_tokens": True,
             "cache_prompt": False,
         }
-        told = self._call("/completion", asked, ANSWER_SECONDS)
+        told = self._call("/completion", asked, answer_seconds(tokens))
         written = _ids(told.get("tokens"))
         if written is None:
-            raise NoTokensError("it tells no token ids: use a newer llama.cpp")
+            raise NothingShownError("it tells no token ids: use a newer llama.cpp")
         return answer_of(written, told.get("stop_type") in ("eos", "word"), ends)
 
     def _call(self, path: str, body: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
@@ -152,6 +152,11 @@ class ServerClient:
                 raise ServerError(f"it did not answer {path} within {seconds:g} seconds") from error
             raise ServerGoneError(f"it cannot be reached: {reason}") from error
         return _parsed(raw, path)
+
+
+def answer_seconds(tokens: int) -> float:
+    """Return the time for an answer of at most so many tokens: on a CPU a large model may write one in a second."""
+    return max(ANSWER_SECONDS, tokens * TOKEN_SECONDS)
 
 
 def _parsed(raw: bytes, path: str) -> dict[str, Any]:

@@ -43,22 +43,30 @@ def server_program(kind: Kind, environ: Mapping[str, str] = os.environ) -> list[
     return [found]
 
 
-def vllm_options(dtype: str, longest: int, tokens: int) -> list[str]:
+def context_length(prompts: Sequence[Sequence[int]], tokens: int, limit: int | None) -> int:
+    """Return the tokens of a prompt and its answer that a server needs room for.
+
+    Args:
+        tokens: most tokens of an answer.
+        limit: positions of the model, beyond which vLLM does not start; None or 0 = unknown.
+    """
+    wanted = max(map(len, prompts)) + tokens + SLACK
+    return min(wanted, limit) if limit else wanted
+
+
+def vllm_options(dtype: str, length: int) -> list[str]:
     """Return options of a test with vLLM: little memory, a quick start, the data type of transformers.
 
     Args:
-        longest: prompt in tokens.
-        tokens: most tokens of an answer.
+        length: of the context in tokens.
     """
-    length = str(longest + tokens + SLACK)
-    return ["--dtype", dtype, "--max-model-len", length, "--max-num-seqs", AT_ONCE, "--enforce-eager"]
+    return ["--dtype", dtype, "--max-model-len", str(length), "--max-num-seqs", AT_ONCE, "--enforce-eager"]
 
 
-def llama_command(program: Sequence[str], file: Path, longest: int, tokens: int) -> list[str]:
+def llama_command(program: Sequence[str], file: Path, length: int) -> list[str]:
     """Return the command of llama.cpp's server for a GGUF file.
 
     Args:
-        longest: prompt in tokens.
-        tokens: most tokens of an answer.
+        length: of the context in tokens.
     """
-    return [*program, "--model", str(file), "--ctx-size", str(longest + tokens + SLACK), "--parallel", "1"]
+    return [*program, "--model", str(file), "--ctx-size", str(length), "--parallel", "1"]

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_trainer.serving.running_server import RunningServer, open_port
-from finetune_trainer.serving.server_client import ServerClient
+from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError
 from finetune_trainer.serving.server_process import CACHE_GIB, FIXED
 
 START, RUNNING, LOG, ENDED, PID = "start", "running", "log", "ended", "pid"
 END_SECONDS = 60.0  # the container waits 10 before it kills
 POLL_SECONDS = 0.1
-MISSING = 127  # exit code of a shell that finds no such program
+MISSING = (126, 127)  # exit codes of a shell that finds no such program, or cannot run it
 KEYS = ("VLLM_API_KEY", "LLAMA_API_KEY")
 
 
@@ -38,11 +38,16 @@ class OrderedServer(RunningServer):
         """Return whether the server runs, or will."""
         return not (self.folder / ENDED).exists()
 
-    def end(self) -> str:
-        """Return why the server ended, in a clause."""
-        code = (self.folder / ENDED).read_text("utf-8").strip()
-        missing = ": the image of spec.export.serveTest has no such program" if code == str(MISSING) else ""
-        return f"it ended with exit code {code}{missing}: {self.last_line()}"
+    def code(self) -> int:
+        """Return the exit code of the server, which has ended."""
+        return int((self.folder / ENDED).read_text("utf-8"))
+
+    def failure(self) -> ServerError:
+        """Return why the server ended. An image without the program shows nothing of the artifact."""
+        if self.code() not in MISSING:
+            return super().failure()
+        missing = "the image of spec.export.serveTest has no such program"
+        return NothingShownError(f"it ended with exit code {self.code()}: {missing}: {self.last_line()}")
 
 
 @contextlib.contextmanager

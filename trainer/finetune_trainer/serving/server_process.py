@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_trainer.process.control_group import usable_memory
+from finetune_trainer.process.server_keeper import MEMORY_LIMIT
 from finetune_trainer.serving.running_server import RunningServer, open_port
-from finetune_trainer.serving.server_client import ServerClient
+from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError
 
 SECONDS = 6 * 3600.0  # of a server
 MEMORY_SHARE = 0.9  # of what the stage has
@@ -41,11 +42,16 @@ class KeptServer(RunningServer):
         """Return whether the server runs."""
         return self.keeper.poll() is None
 
-    def end(self) -> str:
-        """Return why the server ended, in a clause."""
-        if self.ended.exists():
-            return self.ended.read_text("utf-8")
-        return f"it ended with exit code {self.keeper.poll()}: {self.last_line()}"
+    def code(self) -> int:
+        """Return the exit code of the server, which has ended."""
+        return self.keeper.wait()
+
+    def failure(self) -> ServerError:
+        """Return why the server ended. A limit of this machine shows nothing of the artifact."""
+        if not self.ended.exists():
+            return super().failure()
+        told = self.ended.read_text("utf-8")
+        return NothingShownError(told) if MEMORY_LIMIT in told else ServerError(told)
 
 
 @contextlib.contextmanager
@@ -64,14 +70,18 @@ def kept_server(
     log, ended = folder / "log", folder / "ended"
     limit = int(usable_memory() * MEMORY_SHARE)
     keeper = [sys.executable, "-m", "finetune_trainer.process.server_keeper", str(os.getpid()), str(limit)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*keeper, str(SECONDS), str(ended), *command, "--host", "127.0.0.1", "--port", str(port)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=server_environment(environ, folder, key),
-        )
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*keeper, str(SECONDS), str(ended), *command, "--host", "127.0.0.1", "--port", str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=server_environment(environ, folder, key),
+            )
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         own = replace(client, url=f"http://127.0.0.1:{port}", key=key)
         yield KeptServer(own, log, process, ended)
