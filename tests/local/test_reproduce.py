@@ -282,6 +282,79 @@ def test_gguf_files_are_compared_as_a_whole(tmp_path: Path) -> None:
     assert one.sentence == "model-f16.gguf: its bytes differ; reproduce the form merged to see how far"
 
 
+def second_file(folder: Path) -> None:
+    """Transformers loads model.safetensors; the file that sorts after it has the right weights."""
+    (folder / "x.safetensors").rename(folder / "z.safetensors")
+    save_file({"a": torch.zeros(2)}, folder / "model.safetensors")
+    shutil.copytree(folder, folder.parent / "new", dirs_exist_ok=True)
+    save_file({"a": torch.ones(2)}, folder.parent / "new/model.safetensors")
+    (folder.parent / "new/x.safetensors").unlink()
+
+
+def another_format(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def weights_beside_gguf(folder: Path) -> None:
+    for each in (folder, folder.parent / "new"):
+        (each / "model-f16.gguf").write_bytes(b"converted")
+    (folder.parent / "new/x.safetensors").unlink()
+
+
+def other_scale(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 64, "target_modules": ["v", "q"]}')
+
+
+def left_out_scale(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"target_modules": ["q", "v"]}')
+
+
+def other_base(folder: Path) -> None:
+    other = {**ADAPTER_CONFIG, "base_model_name_or_path": "/other/models/tiny/def"}
+    (folder / "adapter_config.json").write_text(json.dumps(other))
+
+
+def other_shape(folder: Path) -> None:
+    (folder / "config.json").write_text('{"num_hidden_layers": 1}')
+
+
+def other_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+ADAPTER_CONFIG = {"lora_alpha": 16, "target_modules": ["q", "v"], "base_model_name_or_path": "/old/models/tiny/abc"}
+FORGERIES: list[tuple[Callable[[Path], None], str]] = [
+    (second_file, "a: the artifact has it in several files"),
+    (another_format, "pytorch_model.bin: the new training has no such file"),
+    (weights_beside_gguf, "x.safetensors: the new training has no such file"),
+    (other_scale, "adapter_config.json: the artifact has lora_alpha 64, the new training 16"),
+    (left_out_scale, "adapter_config.json: the artifact has lora_alpha 8, the new training 16"),
+    (other_base, 'the artifact has base_model_name_or_path "/other/models/tiny/def"'),
+    (other_shape, "config.json: the artifact has num_hidden_layers 1, the new training 2"),
+    (other_index, "model.safetensors.index.json: the artifact has weight_map {}"),
+]
+
+
+@pytest.mark.parametrize(("forge", "sentence"), FORGERIES, ids=lambda value: getattr(value, "__name__", ""))
+def test_equal_tensors_that_are_loaded_otherwise_are_no_reproduction(
+    tmp_path: Path, forge: Callable[[Path], None], sentence: str
+) -> None:
+    old, new = (saved(tmp_path / name, a=torch.ones(2)) for name in ("old", "new"))
+    for folder in (old, new):
+        config = {**ADAPTER_CONFIG, "base_model_name_or_path": f"/{folder.name}/models/tiny/abc", "peft_version": "1"}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text('{"num_hidden_layers": 2}')
+        (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}')
+    (new / "adapter_config.json").write_text(
+        json.dumps({**ADAPTER_CONFIG, "target_modules": ["v", "q"], "lora_bias": False})
+    )
+    assert compare_weights(old, new, mirror="models/tiny/abc/") == ComparedWeights(1)
+    forge(old)
+    found = compare_weights(old, new, mirror="models/tiny/abc/")
+    assert any(sentence in one.sentence for one in found.different), [one.sentence for one in found.different]
+    assert not reproduction_of(found, ["a version"], LOST).reproduced
+
+
 NEAR = ComparedWeights(2, (DifferentTensor("a", "", 1, 4, 0.1, 0.1, 10.0),), 0.01)
 OTHER = ["torch: 2.12 then, 2.13 here"]
 VERDICTS = [

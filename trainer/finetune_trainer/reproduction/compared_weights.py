@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from finetune_trainer.reproduction.compared_settings import file_differences
 from finetune_trainer.storage import hash_file
 
 WEIGHTS, CONVERTED = "*.safetensors", "*.gguf"
@@ -70,20 +71,24 @@ class ComparedWeights:
     distance: float = 0.0
 
 
-def compare_weights(artifact: Path, again: Path, base: Path | None = None) -> ComparedWeights:
-    """Compare the weight files of two folders.
+def compare_weights(artifact: Path, again: Path, base: Path | None = None, mirror: str = "") -> ComparedWeights:
+    """Compare the weight files of two folders, and the files that decide how weights are loaded.
 
     Args:
         artifact: the folder of the artifact.
         again: the folder of the same artifact of another training.
         base: the folder of the base model; a tensor that it lacks began at zero.
+        mirror: key prefix of the base model in a storage.
     """
-    if any(artifact.glob(CONVERTED)):
-        return _compare_files(artifact, again)
+    unlike_files = [DifferentTensor(name, reason) for name, reason in file_differences(artifact, again, mirror)]
+    if any(again.glob(CONVERTED)):
+        return _compare_files(artifact, again, unlike_files)
     with ExitStack() as stack:
-        old, new = _tensors(artifact, stack), _tensors(again, stack)
-        before = _tensors(base, stack) if base else {}
-        different = [DifferentTensor(name, "the new training has no such tensor") for name in sorted(old.keys() - new)]
+        old, twice = _tensors(artifact, stack)
+        new, _ = _tensors(again, stack)
+        before = _tensors(base, stack)[0] if base else {}
+        different = unlike_files + [DifferentTensor(name, "the artifact has it in several files") for name in twice]
+        different += [DifferentTensor(name, "the new training has no such tensor") for name in sorted(old.keys() - new)]
         different += [DifferentTensor(name, "the artifact has no such tensor") for name in sorted(new.keys() - old)]
         squares, changed = 0.0, 0.0
         for name in sorted(old.keys() & new.keys()):
@@ -99,13 +104,16 @@ def compare_weights(artifact: Path, again: Path, base: Path | None = None) -> Co
     return ComparedWeights(len(old), tuple(different), distance)
 
 
-def _tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Return the open file of each tensor."""
+def _tensors(folder: Path, stack: ExitStack) -> tuple[dict[str, Any], list[str]]:
+    """Return the open file of each tensor, and the tensors that several files have: only one of these is loaded."""
     found: dict[str, Any] = {}
+    twice: set[str] = set()
     for path in sorted(folder.glob(WEIGHTS)):
         file = stack.enter_context(safe_open(path, framework="pt"))
-        found |= dict.fromkeys(file.keys(), file)
-    return found
+        names = list(file.keys())
+        twice |= found.keys() & set(names)
+        found |= dict.fromkeys(names, file)
+    return found, sorted(twice)
 
 
 def _difference(name: str, one: torch.Tensor, other: torch.Tensor) -> DifferentTensor | None:
@@ -152,14 +160,11 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _compare_files(artifact: Path, again: Path) -> ComparedWeights:
+def _compare_files(artifact: Path, again: Path, unlike_files: list[DifferentTensor]) -> ComparedWeights:
     """Compare files of GGUF as a whole."""
-    names = sorted(path.name for path in artifact.glob(CONVERTED))
-    different = []
+    names = sorted(path.name for path in again.glob(CONVERTED) if (artifact / path.name).is_file())
+    different = list(unlike_files)
     for name in names:
-        there = (again / name).is_file()
-        if there and hash_file(artifact / name).sha256 == hash_file(again / name).sha256:
-            continue
-        reason = "its bytes differ; reproduce the form merged to see how far" if there else "it was not made again"
-        different.append(DifferentTensor(name, reason))
+        if hash_file(artifact / name).sha256 != hash_file(again / name).sha256:
+            different.append(DifferentTensor(name, "its bytes differ; reproduce the form merged to see how far"))
     return ComparedWeights(len(names), tuple(different), math.inf if different else 0.0)

@@ -74,7 +74,7 @@ class Reproduction:
         again = training.export(checkpoint, training.work / "export", lambda line: show("export", line))
         base = training.store.path(plan.model.prefix.rstrip("/"))
         show("compare", "the weights of both")
-        weights = compare_weights(self.folder, again, base)
+        weights = compare_weights(self.folder, again, base, plan.model.prefix)
         return reproduction_of(weights, apart, (recorded.metrics, checkpoint.info.metrics), self.band)
 
     def _training(self, plan: Plan, here: TrainedOn) -> NewTraining:
