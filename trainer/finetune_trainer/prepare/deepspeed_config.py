@@ -77,7 +77,7 @@ def check_config(job: FineTuneJob, device: Literal["cpu", "gpu"], world: int) ->
         *_batches(config, given, world),
         *_without_effect(config, given),
     ]
-    problems += [*_sharding(config), *_optimizer(config, device), *_precision(config, device), *_breaks(config)]
+    problems += [*_sharding(config), *_optimizer(config, device), *_precision(config, device), *promise_breaks(config)]
     if not problems:
         problems += _refused_by_deepspeed(config)
     if problems:
@@ -222,7 +222,8 @@ def _precision(config: Mapping[str, Any], device: str) -> Iterator[Problem]:
         yield _problem("NotOnCPU", "fp16.enabled", message, "enable bf16, or ask for GPUs")
 
 
-def _breaks(config: Mapping[str, Any]) -> Iterator[Problem]:
+def promise_breaks(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each block that would break a promise of ours."""
     for path, (why, instead) in BREAKS.items():
         value = config_value(config, path)
         if value is not None and value is not False:

@@ -1,7 +1,6 @@
 """The comparison of two sets of weight files, tensor by tensor."""
 
 import math
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from finetune_trainer.model.files import ADAPTER
+from finetune_trainer.reproduction.compared_settings import file_differences
+from finetune_trainer.reproduction.training_start import TrainingStart, begins_at_zero, blocks
 from finetune_trainer.storage import hash_file
 
 WEIGHTS, CONVERTED = "*.safetensors", "*.gguf"
-OF_ADAPTER = "base_model.model."  # peft's prefix
-BEGIN_LARGE = ("lora_A", "lora_embedding_B", "lora_magnitude_vector")
-BLOCK = 1 << 24  # numbers that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class ComparedWeights:
     Attributes:
         tensors: how many the artifact has; of GGUF the files.
         different: the largest relative difference first; those that cannot be compared stand before.
-        distance: norm of all differences over the norm of what training has changed; infinite if a tensor cannot be
-            compared.
+        distance: norm of all differences over the norm of what the new training has changed, where the beginning is
+            known; infinite if a tensor cannot be compared, or if no beginning is known.
     """
 
     tensors: int
@@ -70,20 +69,32 @@ class ComparedWeights:
     distance: float = 0.0
 
 
-def compare_weights(artifact: Path, again: Path, base: Path | None = None) -> ComparedWeights:
-    """Compare the weight files of two folders.
+def compare_weights(
+    artifact: Path, again: Path, base: Path | None = None, mirror: str = "", adapter: Path | None = None
+) -> ComparedWeights:
+    """Compare the weight files of two folders, and the files that decide how weights are loaded.
 
     Args:
         artifact: the folder of the artifact.
         again: the folder of the same artifact of another training.
-        base: the folder of the base model; a tensor that it lacks began at zero.
+        base: the folder of the base model.
+        mirror: key prefix of the base model in a storage.
+        adapter: the folder of the adapter at the start; None = a new adapter.
     """
-    if any(artifact.glob(CONVERTED)):
-        return _compare_files(artifact, again)
+    unlike_files = [DifferentTensor(name, reason) for name, reason in file_differences(artifact, again, mirror)]
+    if any(again.glob(CONVERTED)):
+        return _compare_files(artifact, again, unlike_files)
     with ExitStack() as stack:
-        old, new = _tensors(artifact, stack), _tensors(again, stack)
-        before = _tensors(base, stack) if base else {}
-        different = [DifferentTensor(name, "the new training has no such tensor") for name in sorted(old.keys() - new)]
+        old, twice = _tensors(artifact, stack)
+        new, _ = _tensors(again, stack)
+        start = TrainingStart(
+            _tensors(base, stack)[0] if base else {},
+            _tensors(adapter, stack)[0] if adapter else None,
+            zeros=begins_at_zero(again),
+            merged=not (again / ADAPTER).is_file(),
+        )
+        different = unlike_files + [DifferentTensor(name, "the artifact has it in several files") for name in twice]
+        different += [DifferentTensor(name, "the new training has no such tensor") for name in sorted(old.keys() - new)]
         different += [DifferentTensor(name, "the artifact has no such tensor") for name in sorted(new.keys() - old)]
         squares, changed = 0.0, 0.0
         for name in sorted(old.keys() & new.keys()):
@@ -92,20 +103,23 @@ def compare_weights(artifact: Path, again: Path, base: Path | None = None) -> Co
             if found is not None:
                 different.append(found)
                 squares += found.apart**2
-            changed += _changed_by_training(name, one, before)
+            changed += start.changed(name, other)
     unlike = any(one.reason for one in different)
     distance = math.inf if unlike else math.sqrt(squares / changed) if changed else math.inf if squares else 0.0
     different.sort(key=lambda one: (not one.reason, -one.relative, one.name))
     return ComparedWeights(len(old), tuple(different), distance)
 
 
-def _tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Return the open file of each tensor."""
+def _tensors(folder: Path, stack: ExitStack) -> tuple[dict[str, Any], list[str]]:
+    """Return the open file of each tensor, and the tensors that several files have: only one of these is loaded."""
     found: dict[str, Any] = {}
+    twice: set[str] = set()
     for path in sorted(folder.glob(WEIGHTS)):
         file = stack.enter_context(safe_open(path, framework="pt"))
-        found |= dict.fromkeys(file.keys(), file)
-    return found
+        names = list(file.keys())
+        twice |= found.keys() & set(names)
+        found |= dict.fromkeys(names, file)
+    return found, sorted(twice)
 
 
 def _difference(name: str, one: torch.Tensor, other: torch.Tensor) -> DifferentTensor | None:
@@ -116,7 +130,7 @@ def _difference(name: str, one: torch.Tensor, other: torch.Tensor) -> DifferentT
     if torch.equal(_bits(one), _bits(other)):
         return None
     count, largest, squares = 0, 0.0, 0.0
-    for left, right in zip(_blocks(one), _blocks(other), strict=True):
+    for left, right in zip(blocks(one), blocks(other), strict=True):
         apart = (left - right).abs()
         count += int((apart != 0).sum())
         largest = max(largest, float(apart.max()))
@@ -126,40 +140,19 @@ def _difference(name: str, one: torch.Tensor, other: torch.Tensor) -> DifferentT
     return DifferentTensor(name, "", count, one.numel(), largest, math.sqrt(squares), _norm(one))
 
 
-def _changed_by_training(name: str, tensor: torch.Tensor, before: Mapping[str, Any]) -> float:
-    """Return the squared norm of what training has changed of a tensor; 0 for the parts of an adapter that begin at
-    random or large values, which would hide how little the others have changed."""
-    if any(part in name for part in BEGIN_LARGE):
-        return 0.0
-    known = name.removeprefix(OF_ADAPTER)
-    if known in before:
-        start = before[known].get_tensor(known)
-        if start.shape == tensor.shape:
-            pairs = zip(_blocks(tensor), _blocks(start), strict=True)
-            return sum(float((now - then).square().sum()) for now, then in pairs)
-    return _norm(tensor) ** 2
-
-
-def _blocks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    return (block.double() for block in torch.split(tensor.reshape(-1), BLOCK))
-
-
 def _norm(tensor: torch.Tensor) -> float:
-    return math.sqrt(sum(float(block.square().sum()) for block in _blocks(tensor)))
+    return math.sqrt(sum(float(block.square().sum()) for block in blocks(tensor)))
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _compare_files(artifact: Path, again: Path) -> ComparedWeights:
+def _compare_files(artifact: Path, again: Path, unlike_files: list[DifferentTensor]) -> ComparedWeights:
     """Compare files of GGUF as a whole."""
-    names = sorted(path.name for path in artifact.glob(CONVERTED))
-    different = []
+    names = sorted(path.name for path in again.glob(CONVERTED) if (artifact / path.name).is_file())
+    different = list(unlike_files)
     for name in names:
-        there = (again / name).is_file()
-        if there and hash_file(artifact / name).sha256 == hash_file(again / name).sha256:
-            continue
-        reason = "its bytes differ; reproduce the form merged to see how far" if there else "it was not made again"
-        different.append(DifferentTensor(name, reason))
+        if hash_file(artifact / name).sha256 != hash_file(again / name).sha256:
+            different.append(DifferentTensor(name, "its bytes differ; reproduce the form merged to see how far"))
     return ComparedWeights(len(names), tuple(different), math.inf if different else 0.0)

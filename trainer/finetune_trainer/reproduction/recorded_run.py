@@ -56,7 +56,8 @@ class RecordedRun:
         step: of the checkpoint that was exported.
         metrics: of that checkpoint.
         trained_on: the machine; None if an older version made the checkpoint.
-        source_files: digest of the source files of this project.
+        generation: of that checkpoint: 1 + the restarts of the training before it.
+        source_files: digest of the source files that trained; of those that exported if an older version trained.
         plan_digest: of the run's plan.json.
         plan_copy: the plan in the evidence; empty if there is none.
     """
@@ -71,6 +72,7 @@ class RecordedRun:
     plan_digest: str
     plan_copy: bytes = b""
     trained_on: TrainedOn | None = None
+    generation: int = 1
     source_files: str = ""
     storage_spec: Mapping[str, str] = field(default_factory=dict)
 
@@ -138,6 +140,7 @@ def read_evidence(folder: Path) -> RecordedRun:
         internal = definition["internalParameters"]
         spec = definition["externalParameters"]["spec"]
         machine = internal.get(INTERNAL_MACHINE)
+        trained_on = TrainedOn.model_validate(machine) if machine else None
         copy = folder / PLAN_COPY
         if place is None:
             raise ValueError("invocationId is not the place of a run")
@@ -152,8 +155,9 @@ def read_evidence(folder: Path) -> RecordedRun:
             inputs={name: _input(one) for name, one in materials.items()},
             plan_digest=_input(materials[File.PLAN]).digest,
             plan_copy=copy.read_bytes() if copy.is_file() else b"",
-            trained_on=TrainedOn.model_validate(machine) if machine else None,
-            source_files=_input(materials.get(OWN_CODE, {})).digest,
+            trained_on=trained_on,
+            generation=int(internal.get("generation", 1)),
+            source_files=(trained_on.code if trained_on else "") or _input(materials.get(OWN_CODE, {})).digest,
             storage_spec={name: str(value) for name, value in (spec.get("storage") or {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -62,11 +62,12 @@ def reproduction_of(
 
 
 def _loss_apart(losses: tuple[Mapping[str, float], Mapping[str, float]]) -> tuple[float, str]:
-    """Return the relative difference of the losses, with a sentence; no difference without an evaluation."""
+    """Return the relative difference of the losses, with a sentence; no difference if neither has an evaluation."""
     then, now = (metrics.get(LOSS) for metrics in losses)
-    if then is None:
+    if then is None and now is None:
         return 0.0, ""
-    if now is None:
-        return math.inf, f"{LOSS}: {then:.6g}, and the new training has none"
+    if then is None or now is None:
+        known, lacks = (now, "artifact") if then is None else (then, "new training")
+        return math.inf, f"{LOSS}: {known:.6g}, and the {lacks} has none"
     apart = abs(now - then) / abs(then) if then else abs(now)
     return apart, f"{LOSS}: {then:.6g} then, {now:.6g} now, {apart:.2g} apart"

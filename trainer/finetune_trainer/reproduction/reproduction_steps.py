@@ -13,8 +13,8 @@ from finetune_api.contract import Env
 from finetune_api.errors import Problem, SpecError
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.trained_on import CPU, TrainedOn
-from finetune_trainer.export.evidence.lineage import code_digest
 from finetune_trainer.reproduction.checked_inputs import bring_inputs
+from finetune_trainer.reproduction.checked_plan import check_plan
 from finetune_trainer.reproduction.compared_weights import compare_weights
 from finetune_trainer.reproduction.new_training import NewTraining
 from finetune_trainer.reproduction.recorded_run import RecordedRun
@@ -25,6 +25,7 @@ from finetune_trainer.worker.this_machine import this_machine
 
 UNKNOWN_MACHINE = "machine and packages: unknown then, because an older version made the checkpoint"
 GPU_SUMS = "order of sums: a GPU has no fixed one"
+RESTARTED = "machine before a restart: unknown, because the evidence has the machine of the last steps only"
 OTHER_CODE = "source files of finetune-operator: others then than here"
 
 
@@ -51,13 +52,16 @@ class Reproduction:
 
         Raises:
             DataError: an input is missing or has changed.
-            SpecError: this machine cannot run the plan, or the evidence lacks something.
+            SpecError: this machine cannot run the plan, the plan has settings that no job can have, the evidence lacks
+                something, or the user has not confirmed the endpoint of the storage.
             StorageError: the storage of the run refused.
             FineTuneError: the training failed.
         """
         recorded, show = self.recorded, self.screen.show_line
-        store = open_store(self.storage or recorded.storage_around(self.folder), _environment(recorded.storage_spec))
+        uri = self.storage or recorded.storage_around(self.folder)
+        store = open_store(uri, environment_for(uri, recorded.storage_spec, os.environ))
         plan = recorded.plan(store)
+        check_plan(plan)
         check_machine(recorded.trained_on, plan, torch.cuda.device_count())
         here = self._here()
         training = self._training(plan, here)
@@ -74,7 +78,8 @@ class Reproduction:
         again = training.export(checkpoint, training.work / "export", lambda line: show("export", line))
         base = training.store.path(plan.model.prefix.rstrip("/"))
         show("compare", "the weights of both")
-        weights = compare_weights(self.folder, again, base)
+        adapter = training.store.path(plan.adapter.prefix.rstrip("/")) if plan.adapter else None
+        weights = compare_weights(self.folder, again, base, plan.model.prefix, adapter)
         return reproduction_of(weights, apart, (recorded.metrics, checkpoint.info.metrics), self.band)
 
     def _training(self, plan: Plan, here: TrainedOn) -> NewTraining:
@@ -92,7 +97,7 @@ class Reproduction:
 
 
 def identity(recorded: RecordedRun, here: TrainedOn) -> str:
-    """Return the name of a new training: the same for the same plan, inputs, step and machine, so that an interrupted
+    """Return the name of a new training: the same for one plan, inputs, step, machine and code, so an interrupted
     one goes on."""
     inputs = {name: one.digest for name, one in recorded.inputs.items()}
     machine = here.model_dump(mode="json")
@@ -106,7 +111,9 @@ def differences(recorded: RecordedRun, here: TrainedOn) -> list[str]:
     found = [UNKNOWN_MACHINE] if then is None else then.differences(here)
     if then is not None and not then.on_cpu:
         found.append(GPU_SUMS)
-    if recorded.source_files != code_digest():
+    if recorded.generation > 1:
+        found.append(RESTARTED)
+    if recorded.source_files != here.code:
         found.append(OTHER_CODE)
     return found
 
@@ -124,8 +131,26 @@ def check_machine(then: TrainedOn | None, plan: Plan, gpus: int) -> None:
     raise SpecError(Problem(code="TooFewGPUs", field="artifact", message=message, cure=cure))
 
 
-def _environment(storage: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment, with endpoint and region of the job where it names none."""
-    names = {"endpoint": Env.STORAGE_ENDPOINT, "region": Env.STORAGE_REGION}
-    given = {names[name].value: value for name, value in storage.items() if name in names}
-    return {**given, **os.environ}
+def environment_for(uri: str, storage: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment to reach the storage of a run with, with the region of the job where it names none.
+
+    The endpoint is the environment's: an artifact of others must not choose the server that gets requests signed with
+    the keys of this machine.
+
+    Args:
+        storage: `spec.storage` of the job, by the lineage.
+
+    Raises:
+        SpecError: the job had an endpoint, and the environment has none.
+    """
+    if (endpoint := storage.get("endpoint")) and "://" in uri and not uri.startswith("file://"):
+        name = Env.STORAGE_ENDPOINT.value
+        if not environ.get(name):
+            message = (
+                f"the lineage says that {uri} is on the server {endpoint!r}, which would get requests that are signed "
+                f"with the keys of this machine; {name} is not set"
+            )
+            cure = f"if you trust this server, set {name} to its address; otherwise name a copy with --storage"
+            raise SpecError(Problem(code="EndpointUnconfirmed", field="storage", message=message, cure=cure))
+    region = {Env.STORAGE_REGION.value: storage["region"]} if storage.get("region") else {}
+    return {**region, **environ}

@@ -1,4 +1,4 @@
-"""What computes in this process: the device, the CPU, the packages."""
+"""What computes in this process: the device, the CPU, the packages, our code."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from finetune_trainer.checkpoints.own_code import code_digest
 from finetune_trainer.checkpoints.trained_on import CPU, TrainedOn
 
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "bitsandbytes", "liger-kernel", "flash-attn")
@@ -20,6 +21,7 @@ def this_machine(threads: int) -> TrainedOn:
         threads=threads,
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
+        code=code_digest(),
     )
 
 

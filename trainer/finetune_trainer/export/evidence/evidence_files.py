@@ -96,13 +96,15 @@ def _trained_on(store: ObjectStore, checkpoint: Committed | None) -> TrainedOn |
 
 def _write_plan(store: ObjectStore, run: str, folder: Path) -> None:
     """Copy the plan, so that the training can be repeated after the run's own files are gone. What may hold a
-    credential is hidden; then the copy differs from the plan that the lineage names."""
+    credential is hidden, and no folder of this machine is named; then the copy differs from the plan that the lineage
+    names, and the storage of the run has that one."""
     try:
         raw = store.get(run + File.PLAN)
         plan = json.loads(raw)
     except (NotFoundError, ValueError):
         return
-    shown = {**shown_value(plan), "prediction": plan.get("prediction")}  # it has numbers alone, such as flops_per_token
+    shown = {**shown_value(plan), "prediction": plan.get("prediction")}  # its flops_per_token is no secret
+    shown = portable_value(shown, store.uri)
     if shown == plan:
         (folder / PLAN_COPY).write_bytes(raw)
     else:

@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,14 +17,13 @@ from finetune_api.contract import File, dataset_prefix
 from finetune_api.messages import FileEntry, Manifest
 from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.committed import Committed
+from finetune_trainer.checkpoints.own_code import code_digest
 from finetune_trainer.export.run_report.shown_values import shown_text
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "https://finetune.dev/export/v1"
-CODE = ("finetune_api", "finetune_trainer")
-CODE_FILES = (".py", ".jinja", ".toml")
 BASE_MODEL, DATA_SET, START_ADAPTER = "base model", "prepared data set", "adapter at the start"
 OWN_CODE = "finetune-operator"
 INTERNAL_MACHINE = "trainedOn"  # internal parameter: the machine of rank 0
@@ -132,23 +129,6 @@ def statement(
             },
         },
     }
-
-
-def code_digest() -> str:
-    """Return the sha256 over the names and hashes of the source files that made the artifact."""
-    whole = hashlib.sha256()
-    for package in CODE:
-        for path, file in sorted(_sources(files(package), package)):
-            whole.update(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {path}\n".encode())
-    return whole.hexdigest()
-
-
-def _sources(folder: Traversable, path: str) -> Iterable[tuple[str, Traversable]]:
-    for one in folder.iterdir():
-        if one.is_dir():
-            yield from _sources(one, f"{path}/{one.name}")
-        elif one.name.endswith(CODE_FILES):
-            yield f"{path}/{one.name}", one
 
 
 def files_digest(entries: Iterable[FileEntry]) -> str:
