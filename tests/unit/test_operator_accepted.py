@@ -180,3 +180,21 @@ def test_a_path_of_the_users_machine_is_refused_on_a_cluster(dataset: dict[str, 
     problems = read_spec(raw(dataset=dataset), NEW, ()).problems
     assert [(one.code, one.field) for one in problems] == ([("RelativePath", field)] if field else [])
     assert all("no files of the machine where the job was written" in one.message for one in problems)
+
+
+@pytest.mark.parametrize(
+    ("uri", "code"),
+    [
+        ("file://copies", "RelativePath"),
+        ("file:///scratch/copies", "FolderOfPod"),
+        ("file:///mnt/shared-not", "FolderOfPod"),
+        ("file:///mnt/shared/copies", None),
+        ("s3://copies/bot", None),
+    ],
+)
+def test_a_push_to_a_folder_that_ends_with_the_pod_is_refused(uri: str, code: str | None) -> None:
+    volumes = [{"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}}]
+    template = {"volumes": volumes, "volumeMounts": [{"name": "shared", "mountPath": "/mnt/shared/"}]}
+    export = {"merge": True, "push": [{"storage": {"uri": uri}}]}
+    problems = read_spec(raw(export=export, podTemplate=template), NEW, ()).problems
+    assert [(one.code, one.field) for one in problems] == ([(code, "spec.export.push[0].storage.uri")] if code else [])

@@ -6,6 +6,7 @@ The Job of a stage carries the spec that it was made from, so the operator need 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from finetune_api.errors import Problem, SpecError
 from finetune_api.v1alpha1 import FineTuneJob, FineTuneJobStatus, parse_job, reread_job
@@ -42,7 +43,7 @@ def read_spec(raw: Object, status: FineTuneJobStatus, jobs: Sequence[StageJob]) 
     owner = owner_of(raw)
     try:
         job = parse_job(raw)
-        problems = _relative_paths(job)
+        problems = [*_relative_paths(job), *_lost_copies(job)]
     except SpecError as error:
         problems = list(error.problems)
     if not problems:
@@ -91,6 +92,7 @@ def _relative_paths(job: FineTuneJob) -> list[Problem]:
         "spec.dataset.train": dataset.train,
         **{f"spec.dataset.mix[{index}].uri": part.uri for index, part in enumerate(dataset.mix or ())},
         "spec.dataset.eval": dataset.eval if isinstance(dataset.eval, str) else None,
+        **{field: uri for field, uri in _pushed_to(job) if not uri.startswith("file:///")},
     }
     return [
         Problem(
@@ -101,4 +103,26 @@ def _relative_paths(job: FineTuneJob) -> list[Problem]:
         )
         for field, uri in uris.items()
         if uri and ((uri.startswith("file://") and not uri.startswith("file:///")) or is_plain_path(uri))
+    ]
+
+
+def _pushed_to(job: FineTuneJob) -> list[tuple[str, str]]:
+    """Return the storages that get copies, each with its field."""
+    places = enumerate(job.spec.export.push)
+    return [(f"spec.export.push[{index}].storage.uri", one.storage.uri) for index, one in places if one.storage]
+
+
+def _lost_copies(job: FineTuneJob) -> list[Problem]:
+    """Return a problem for each push to a folder that ends with the export pod."""
+    template = job.spec.pod_template
+    volumes = [one.mount_path.rstrip("/") for one in template.volume_mounts] if template else []
+    return [
+        Problem(
+            code="FolderOfPod",
+            field=field,
+            message=f"is {uri!r}; no volume of podTemplate is mounted there, so the copy would be lost with the pod",
+            cure="use s3://, or a folder below a mountPath of spec.podTemplate.volumeMounts",
+        )
+        for field, uri in _pushed_to(job)
+        if uri.startswith("file:///") and not any(f"{unquote(uri[7:])}/".startswith(f"{one}/") for one in volumes)
     ]

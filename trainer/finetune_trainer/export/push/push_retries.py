@@ -11,6 +11,15 @@ PATIENCE_SECONDS = 600.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})  # status codes that another try may cure
+# Parts of the messages of OpenSSL: both sides speak, and another try ends in the same way.
+TLS_REFUSALS = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "CERTIFICATE_REQUIRED",
+    "HANDSHAKE_FAILURE",
+    "PROTOCOL_VERSION",
+    "UNSUPPORTED_PROTOCOL",
+    "WRONG_VERSION_NUMBER",
+)
 T = TypeVar("T")
 
 
@@ -33,7 +42,8 @@ class PushRetries:
     Attributes:
         field: the field of the job that names the place.
         report: called with a line before each pause.
-        seconds: from the first failure of a request.
+        seconds: from the first failure of a request. A try that ran longer than PATIENCE_SECONDS was a transfer that
+            went well for most of its time: its failure counts as the first.
     """
 
     field: str
@@ -50,11 +60,13 @@ class PushRetries:
         end: float | None = None
         pause = self.first_pause
         while True:
+            begun = time.monotonic()
             try:
                 return work()
             except OutageError as outage:
                 now = time.monotonic()
-                end = now + self.seconds if end is None else end
+                if end is None or now - begun > max(self.seconds, PATIENCE_SECONDS):
+                    end, pause = now + self.seconds, self.first_pause
                 wait = max(pause, outage.pause or 0.0)
                 if now + wait > end:
                     raise self._gave_up(outage) from outage
@@ -75,3 +87,8 @@ class PushRetries:
 def asked_pause(header: str | None) -> float | None:
     """Return the seconds of a Retry-After header; None without a number, which is its other form, a date."""
     return min(float(header), 10 * LONGEST_PAUSE_SECONDS) if header and header.strip().isdecimal() else None
+
+
+def is_tls_refusal(message: str) -> bool:
+    """Return whether the message of a failed connection says that one side refuses the encryption of the other."""
+    return any(part in message for part in TLS_REFUSALS)

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 
 from finetune_trainer.export.push.oci.registry_login import RegistryLogin
-from finetune_trainer.export.push.push_retries import RETRIED, OutageError, PushRetries, asked_pause
+from finetune_trainer.export.push.push_retries import RETRIED, OutageError, PushRetries, asked_pause, is_tls_refusal
 
 CHUNK = 32 << 20  # bytes of a request: a layer needs no more memory
 CONNECT_SECONDS, READ_SECONDS = 10.0, 120.0
@@ -24,6 +24,7 @@ MANIFESTS = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.ima
 ELSEWHERE = (302, 307, 308)
 LARGEST_ANSWER = 4 << 20
 UPLOADS = 5  # sessions of one blob: a registry may forget one while it is away
+REJECTIONS = 2  # of chunks in a row, then a new upload begins
 PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"', re.IGNORECASE)
 
 
@@ -65,11 +66,13 @@ class Session:
 
     Attributes:
         unsure: whether the last answer was lost, so that the registry must be asked first.
+        rejected: chunks in a row that the registry did not take.
     """
 
     location: str
     offset: int = 0
     unsure: bool = False
+    rejected: int = 0
     chunk: int = CHUNK
 
 
@@ -97,13 +100,20 @@ class Registry:
 
     @cached_property
     def _client(self) -> httpx2.Client:
-        trusted = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        try:
+            trusted = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+        except OSError as error:  # also ssl.SSLError
+            raise self.retries.refused(
+                f"the CA certificate of {self.base} cannot be used: {error}",
+                "put the CA certificate, in PEM, into the key ca.crt of the Secret that caSecretRef names",
+            ) from error
         limits = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         return httpx2.Client(verify=trusted, timeout=limits, follow_redirects=False)
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        if opened := self.__dict__.get("_client"):  # the property itself would make a client
+            opened.close()
 
     def manifest_digest(self, tag: str) -> str | None:
         """Return the digest of the manifest that a tag names; None if there is no such tag."""
@@ -143,9 +153,10 @@ class Registry:
         """Send the next bytes of a blob. After a lost answer the registry is asked how many it has."""
         if session.unsure:
             state = self._once("GET", session.location, {}, allowed=(204, 404))
-            if state.status_code == 404:
+            received = _received(state)
+            if state.status_code == 404 or received is None:
                 raise SessionLostError
-            self._go_on(session, state)
+            self._go_on(session, state, received, blob.size)
             if session.offset >= blob.size:
                 return
         session.unsure = True
@@ -156,13 +167,22 @@ class Registry:
         if answer.status_code == 404:
             raise SessionLostError
         if answer.status_code == 416:  # the registry has other bytes than we think: the next call asks
+            session.rejected += 1
+            if session.rejected > REJECTIONS:
+                raise SessionLostError
             raise OutageError(f"{self.base} expects other bytes of {blob.digest}")
         self.sent += len(content)
-        self._go_on(session, answer)
+        received = _received(answer)
+        offset = session.offset + len(content) if received is None else received
+        if offset <= session.offset:
+            raise SessionLostError
+        session.rejected = 0
+        self._go_on(session, answer, offset, blob.size)
 
-    def _go_on(self, session: Session, answer: httpx2.Response) -> None:
-        received = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
-        session.offset = int(received[1]) + 1 if received and received[1] != "0" else 0
+    def _go_on(self, session: Session, answer: httpx2.Response, offset: int, size: int) -> None:
+        if offset > size:
+            raise SessionLostError
+        session.offset = offset
         session.location = self._location(answer, session.location)
         session.unsure = False
 
@@ -185,7 +205,15 @@ class Registry:
         return f"{self.base}/v2/{self.repository}/{path}"
 
     def _location(self, answer: httpx2.Response, before: str = "") -> str:
-        return urljoin(str(answer.request.url), answer.headers.get("Location") or before)
+        """Return where an upload goes on. A registry behind a proxy may answer with http:// in place of https://."""
+        place = urljoin(str(answer.request.url), answer.headers.get("Location") or before)
+        if not self.base.startswith("https://") or place.startswith("https://"):
+            return place
+        if urlsplit(place).hostname == urlsplit(self.base).hostname:
+            return urlsplit(place)._replace(scheme="https", netloc=urlsplit(self.base).netloc).geturl()
+        raise self.retries.refused(
+            f"{self.base} sends uploads to {place.partition('?')[0]}, without encryption", "ask who runs the registry"
+        )
 
     def _chunk(self, answer: httpx2.Response) -> int:
         least = answer.headers.get("OCI-Chunk-Min-Length", "")
@@ -217,18 +245,28 @@ class Registry:
         raise self._refusal(answer)
 
     def _sent(self, method: str, url: str, headers: Mapping[str, str], content: bytes) -> httpx2.Response:
-        own = {"Authorization": self._authorization} if self._authorization and self._is_ours(url) else {}
         try:
+            own = {"Authorization": self._authorization} if self._authorization and self._is_ours(url) else {}
             return self._client.request(method, url, headers={**headers, **own}, content=content or None)
-        except httpx2.HTTPError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                cure = "name a Secret with the CA certificate in caSecretRef"
-                raise self.retries.refused(f"the certificate of {self.base} is not trusted", cure) from error
-            raise OutageError(f"{self.base} cannot be reached: {error or type(error).__name__}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise self._unreached(self.base, error) from error
+
+    def _unreached(self, place: str, error: Exception) -> Exception:
+        """Return the outage or the refusal that an error without an answer is."""
+        text = str(error) or type(error).__name__
+        if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
+            return self.retries.refused(f"{place} is not an address: {text}", "correct the reference")
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            cure = "name a Secret with the CA certificate in caSecretRef"
+            return self.retries.refused(f"the certificate of {place} is not trusted", cure)
+        if is_tls_refusal(text):
+            cure = "set plainHTTP: true if the registry has no encryption; otherwise correct the TLS of the server"
+            return self.retries.refused(f"{place} does not take the encrypted connection: {text}", cure)
+        return OutageError(f"{place} cannot be reached: {text}")
 
     def _is_ours(self, url: str) -> bool:
         """Return whether a URL is one of the registry, which may send uploads elsewhere: no login goes there."""
-        return urlsplit(url)[:2] == urlsplit(self.base)[:2]
+        return _origin(url) == _origin(self.base)
 
     def _authorize(self, answer: httpx2.Response) -> str | None:
         """Return the header that the registry asks for: the login itself, or a token for it."""
@@ -256,10 +294,11 @@ class Registry:
             else:
                 headers = {"Authorization": login.basic} if login else {}
                 answer = self._client.get(realm, params=asked, headers=headers)
-        except httpx2.HTTPError as error:
-            raise OutageError(f"{realm}, which gives tokens for {self.base}, cannot be reached: {error}") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise self._unreached(f"{realm}, which gives tokens for {self.base},", error) from error
         if answer.status_code in RETRIED:
-            raise OutageError(f"{realm}, which gives tokens for {self.base}, answers {answer.status_code}")
+            pause = asked_pause(answer.headers.get("Retry-After"))
+            raise OutageError(f"{realm}, which gives tokens for {self.base}, answers {answer.status_code}", pause)
         if answer.status_code != 200:
             raise self._refusal(answer)
         try:
@@ -280,3 +319,17 @@ class Registry:
         text = " ".join(answer.text[:300].split()) if len(answer.content) <= LARGEST_ANSWER else ""
         message = f"{what} answers {status}, and {login}{f': {text}' if text else ''}"
         return self.retries.refused(message, cures.get(status, "read the registry's message, then correct the job"))
+
+
+def _received(answer: httpx2.Response) -> int | None:
+    """Return how many bytes of an upload a registry has; None if it does not say. It writes 0-0 for none."""
+    received = re.fullmatch(r"(?:bytes=)?0-(\d+)", answer.headers.get("Range", ""))
+    if received is None:
+        return None
+    return int(received[1]) + 1 if received[1] != "0" else 0
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL, where capitals and a default port make no difference."""
+    parsed = httpx2.URL(url)
+    return parsed.scheme, parsed.host, parsed.port
