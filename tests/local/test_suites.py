@@ -24,6 +24,7 @@ from finetune_trainer.export.run_report.run_page import render_run
 from finetune_trainer.prepare import suite_check
 from finetune_trainer.prepare.suite_check import check_suites
 from finetune_trainer.process import asked_program
+from finetune_trainer.process.keyless import keyless_environment
 from finetune_trainer.process.termination import fit
 from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.suites import definitions as suite_definitions
@@ -31,7 +32,7 @@ from finetune_trainer.suites import suite_process
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
 from finetune_trainer.suites.harness import values_of
 from finetune_trainer.suites.stored_suites import is_evaluated, load_suites
-from finetune_trainer.suites.suite_process import ask_suite, suite_environment
+from finetune_trainer.suites.suite_process import ask_suite
 from finetune_trainer.suites.suite_records import (
     SUITES,
     SuiteAnswer,
@@ -192,7 +193,7 @@ def test_a_run_is_complete_only_with_the_suites_and_the_gates_that_the_job_has_n
 
 def test_the_process_of_a_suite_gets_no_credential() -> None:
     environ = {"AWS_SECRET_ACCESS_KEY": "a", "HF_TOKEN": "b", "FINETUNE_SIGNING_KEY": "c", "PATH": "d", "LC_ALL": "e"}
-    assert suite_environment(environ).keys() == {"PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM"}
+    assert keyless_environment(environ).keys() == {"PATH", "LC_ALL"}
 
 
 PROGRAMS = [

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune_trainer.process.keyless import keyless_environment
+
 POLL_SECONDS = 0.2
 LAST_SECONDS = 5.0  # for the lines of a process that has ended
 MORE = "give the stage more with spec.export.resources"
@@ -59,7 +61,7 @@ class AskedProgram:
 
         Args:
             work: folder for temporary files.
-            environ: environment variables of the process.
+            environ: environment variables; the process gets those without a credential.
             begins_in: its working folder; None = that of this process.
 
         Raises:
@@ -68,7 +70,7 @@ class AskedProgram:
         with tempfile.TemporaryDirectory(prefix="finetune-asked-", dir=work) as folder:
             asked, answer, log = (Path(folder) / name for name in ("question.json", "answer.json", "log"))
             asked.write_text(question, "utf-8")
-            variables = {**environ, **self.settings, "TMPDIR": folder}
+            variables = {**keyless_environment(environ), **self.settings, "TMPDIR": folder}
             code, late = self._run([str(asked), str(answer)], log, report, variables, begins_in)
             if code != 0 and late:
                 raise ProgramError(f"it took more than {_duration(self.seconds)}: {self.cure}")
