@@ -26,6 +26,7 @@ from finetune_trainer.storage.base import (
     NotFoundError,
     ObjectInfo,
     already_exists,
+    answered,
     changed,
     checked_key,
     copy_hashed,
@@ -313,8 +314,7 @@ class S3Store:
             code = answer.get("Code", "Unknown")
             if code in ("NoSuchKey", "404"):
                 return not_found(self.uri, key)
-            problem = _problem(self.uri, key, code, answer.get("Message", ""))
-            return NotFoundError(problem) if code == "NoSuchBucket" else StorageError(problem)
+            return answered(_problem(self.uri, key, code, answer.get("Message", "")), error.response)
         endpoint = self._client.meta.endpoint_url
         for kind, (code, message, cure) in _UNREACHABLE.items():
             if isinstance(error, kind):
