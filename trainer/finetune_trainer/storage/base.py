@@ -152,7 +152,7 @@ def not_found(uri: str, key: str) -> NotFoundError:
     )
 
 
-def answered(problem: Problem, response: Any) -> StorageError:
+def refusal_of(problem: Problem, response: Any) -> StorageError:
     """Return the error for a refused request.
 
     Args:

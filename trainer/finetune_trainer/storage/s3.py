@@ -26,7 +26,6 @@ from finetune_trainer.storage.base import (
     NotFoundError,
     ObjectInfo,
     already_exists,
-    answered,
     changed,
     checked_key,
     copy_hashed,
@@ -34,6 +33,7 @@ from finetune_trainer.storage.base import (
     is_key,
     not_found,
     open_regular,
+    refusal_of,
     storage_problem,
     unconditional,
 )
@@ -314,7 +314,7 @@ class S3Store:
             code = answer.get("Code", "Unknown")
             if code in ("NoSuchKey", "404"):
                 return not_found(self.uri, key)
-            return answered(_problem(self.uri, key, code, answer.get("Message", "")), error.response)
+            return refusal_of(_problem(self.uri, key, code, answer.get("Message", "")), error.response)
         endpoint = self._client.meta.endpoint_url
         for kind, (code, message, cure) in _UNREACHABLE.items():
             if isinstance(error, kind):
