@@ -118,6 +118,21 @@ def test_a_refusal_names_field_address_and_cure_at_once(run: Pushable, hub: Writ
     assert hub.models == {}
 
 
+def test_a_repository_that_exists_and_that_the_token_may_not_see_is_refused_at_once(
+    run: Pushable, hub: WritableHub
+) -> None:
+    hub.faults.append(("/api/repos/create", 409))
+    with pytest.raises(SpecError, match="answers 404, and the token was given") as caught:
+        to_hub(run, hub)
+    assert "allowed to see" in caught.value.problems[0].cure
+
+
+def test_a_hub_without_encryption_at_an_https_address_is_refused(run: Pushable, hub: WritableHub) -> None:
+    endpoint = hub.endpoint.replace("http://", "https://")
+    with pytest.raises(SpecError, match="does not take the encrypted connection"):
+        to_hub(run, hub, endpoint=endpoint)
+
+
 @pytest.mark.parametrize(("place", "status"), [("/preupload/", 403), ("/commit/", 401)])
 def test_a_token_that_may_only_read_is_refused(run: Pushable, hub: WritableHub, place: str, status: int) -> None:
     hub.faults.append((place, status))

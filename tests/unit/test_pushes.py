@@ -6,30 +6,37 @@ import io
 import json
 import stat
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from finetune_api.errors import SpecError
+from finetune_api.errors import SpecError, StorageError
 from finetune_api.messages import ExportForm, FileEntry, Manifest
 from finetune_api.v1alpha1 import parse_job
-from finetune_api.v1alpha1.push_spec import PushSpec
+from finetune_api.v1alpha1.push_spec import HubPush, PushSpec
+from finetune_trainer.export.push import push_retries
 from finetune_trainer.export.push.copies import CommittedArtifact
-from finetune_trainer.export.push.destinations import check_logins
+from finetune_trainer.export.push.destinations import check_logins, hub_token
+from finetune_trainer.export.push.hub_destination import HubDestination
+from finetune_trainer.export.push.machine_places import check_portable
 from finetune_trainer.export.push.oci.model_pack import StoredLayer, layers_of, model_pack
 from finetune_trainer.export.push.oci.registry_login import LoginError, RegistryLogin, find_login
 from finetune_trainer.export.push.oci.tar_layer import TarLayer
+from finetune_trainer.export.push.push_retries import OutageError, PushRetries
 from finetune_trainer.export.push.storage_destination import storage_environ
 from tests.support.pushable import small_plan
 from tests.unit.test_api_parse import job
 
 HUB = {"hub": {"repo": "team/bot"}}
 OCI = {"oci": {"reference": "registry.example:5000/team/bot:v1"}}
+STORED = {"storage": {"uri": "s3://models/bot", "endpoint": "https://here.example"}}
 REFUSED = [
     ([{}], "ExactlyOne", "spec.export.push"),
     ([HUB | OCI], "ExactlyOne", "spec.export.push"),
     ([HUB, HUB], "Conflict", "spec.export.push"),
+    ([STORED, STORED], "Conflict", "spec.export.push"),
     ([HUB | {"form": "gguf"}], "Conflict", "spec.export.push"),
     ([{"hub": {"repo": "bot"}}], "InvalidValue", "spec.export.push[0].hub.repo"),
     ([{"oci": {"reference": "team/bot:v1"}}], "InvalidValue", "spec.export.push[0].oci.reference"),
@@ -50,6 +57,11 @@ def problems(**spec: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("push", "code", "field"), REFUSED)
 def test_a_place_that_cannot_be_is_refused(push: list[dict[str, Any]], code: str, field: str) -> None:
     assert problems(spec__model={"name": "team/base"}, spec__export={"push": push}) == [(code, field)]
+
+
+def test_a_folder_of_the_same_name_on_another_server_is_another_place() -> None:
+    there = {"storage": STORED["storage"] | {"endpoint": "https://there.example"}}
+    assert problems(spec__model={"name": "team/base"}, spec__export={"push": [STORED, there]}) == []
 
 
 def test_with_several_forms_each_push_names_one() -> None:
@@ -76,6 +88,78 @@ def test_a_local_run_without_the_hubs_token_is_refused_before_training() -> None
         check_logins(pushes, {})
     assert caught.value.problems[0].field == "spec.export.push[1].hub"
     check_logins(pushes, {"HF_TOKEN": "hf_x"})
+
+
+def test_the_token_of_the_hubs_library_goes_to_no_server_that_a_job_names() -> None:
+    public, other = HubPush(repo="a/b"), HubPush(repo="a/b", endpoint="https://other.example/")
+    library = {"HF_TOKEN": "hf_x"}
+    assert hub_token(0, public, library) == "hf_x"
+    assert hub_token(0, other, library) is None
+    assert hub_token(0, other, library | {"HF_ENDPOINT": "https://other.example"}) == "hf_x"
+    assert hub_token(0, other, library | {"FINETUNE_PUSH_0_TOKEN": "own"}) == "own"
+    with pytest.raises(SpecError, match=r"FINETUNE_PUSH_0_TOKEN is not set.*HF_TOKEN goes only to"):
+        check_logins([PushSpec(hub=other)], library)
+
+
+@pytest.mark.parametrize(("endpoint", "sent"), [("http://hub.example", False), ("http://127.0.0.1:9", True)])
+def test_a_token_is_not_sent_without_encryption(endpoint: str, sent: bool) -> None:
+    hub = HubDestination(endpoint, "a/b", True, "hf_x", PushRetries("spec.export.push[0].hub", seconds=0.0))
+    with pytest.raises(StorageError if sent else SpecError, match="cannot be reached" if sent else "token is not sent"):
+        hub.current()
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "found"),
+    [
+        ("file:///.../datasets/x", "file:///data", False),
+        ("file:///.../models", "file:///models", False),
+        ("https://host/models/x", "file:///models", False),
+        ("s3://bucket/my/data", "/data", False),
+        ("/database", "/data", False),
+        ("/data.old/x", "/data", False),
+        ('{"base": "/data/base"}', "file:///data", True),
+        ("at file:///data/base", "/data/", True),
+        ("It lies in /data.", "/data", True),
+    ],
+)
+def test_a_folder_is_named_only_where_its_whole_path_stands(text: str, place: str, found: bool, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(text)
+    if found:
+        with pytest.raises(SpecError, match=r"README\.md names /data, a folder of this machine"):
+            check_portable(tmp_path, "hub", [place])
+    else:
+        check_portable(tmp_path, "hub", [place])
+
+
+class Clock:
+    """A clock that stands still unless somebody sleeps or works."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("seconds", "tries"), [(120.0, 6), (2400.0, 40)])
+def test_the_patience_begins_again_after_a_long_transfer(
+    seconds: float, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an answer a try ends after two minutes; a transfer of 40 minutes was no outage."""
+    clock, begun = Clock(), []
+    monkeypatch.setattr(push_retries, "time", clock)
+
+    def work() -> None:
+        begun.append(clock.now)
+        clock.sleep(seconds)
+        if len(begun) < 40:
+            raise OutageError("a fault")
+
+    with pytest.raises(StorageError) if tries < 40 else nullcontext():
+        PushRetries("spec.export.push[0].hub", lambda _: None).call(work)
+    assert len(begun) == tries
 
 
 def test_the_storage_of_a_push_has_its_own_keys_and_place_or_those_of_the_job() -> None:

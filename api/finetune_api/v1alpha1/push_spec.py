@@ -35,7 +35,8 @@ class HubPush(Kubernetes):
     """Whether the repository must be private; a public one is then refused. false = a new repository is public."""
     token_secret_ref: SecretKeyRef | None = None
     """Secret key with a token that may write to the repository. Only the export stage gets it. `finetune run` takes the
-    token from the environment variable HF_TOKEN."""
+    token from the environment variable HF_TOKEN; for a hub of `endpoint`, from FINETUNE_PUSH_0_TOKEN, with the number
+    of the item."""
     endpoint: Annotated[HttpUrl | None, Supported(), KeepsData()] = None
     """URL of another hub; omitted = the environment variable HF_ENDPOINT, else huggingface.co."""
 
@@ -137,9 +138,10 @@ def _same_place(export: Given) -> str | None:
     for index, push in enumerate(_pushes(export)):
         hub, oci, storage = (part(push, name) for name in PLACES)
         place = str(hub.get("repo") or oci.get("reference") or str(storage.get("uri", "")).rstrip("/"))
-        if place and f"{hub.get('endpoint')} {place}" in seen:
+        server = str(hub.get("endpoint") or storage.get("endpoint") or "").rstrip("/")
+        if place and f"{server} {place}" in seen:
             return f"names {place} again in item {index}; each place takes one artifact"
-        seen.add(f"{hub.get('endpoint')} {place}")
+        seen.add(f"{server} {place}")
     return None
 
 

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from finetune_api.errors import Problem, StorageError
 from finetune_api.messages import FileEntry
@@ -37,6 +37,10 @@ class ConditionalWritesError(StorageError):
 
 class ManifestInvalidError(StorageError):
     """There is a MANIFEST.json, but it cannot be read."""
+
+
+class ServerFailedError(StorageError):
+    """The server answered that it is overloaded or faulty (429 or 5xx): another try may help."""
 
 
 class CorruptedError(StorageError):
@@ -146,6 +150,19 @@ def not_found(uri: str, key: str) -> NotFoundError:
             "ObjectNotFound", f"there is no {key} below {uri}", "check the uri; find out who removed the object"
         )
     )
+
+
+def refusal_of(problem: Problem, response: Any) -> StorageError:
+    """Return the error for a refused request.
+
+    Args:
+        response: of a boto3 client.
+    """
+    if problem.code == "NoSuchBucket":
+        return NotFoundError(problem)
+    status = response["ResponseMetadata"]["HTTPStatusCode"]
+    overloaded = status in (429, 500) or status > 501  # 501: the server lacks the operation
+    return ServerFailedError(problem) if overloaded else StorageError(problem)
 
 
 def already_exists(uri: str, key: str) -> AlreadyExistsError:

@@ -33,6 +33,7 @@ from finetune_trainer.storage.base import (
     is_key,
     not_found,
     open_regular,
+    refusal_of,
     storage_problem,
     unconditional,
 )
@@ -313,8 +314,7 @@ class S3Store:
             code = answer.get("Code", "Unknown")
             if code in ("NoSuchKey", "404"):
                 return not_found(self.uri, key)
-            problem = _problem(self.uri, key, code, answer.get("Message", ""))
-            return NotFoundError(problem) if code == "NoSuchBucket" else StorageError(problem)
+            return refusal_of(_problem(self.uri, key, code, answer.get("Message", "")), error.response)
         endpoint = self._client.meta.endpoint_url
         for kind, (code, message, cure) in _UNREACHABLE.items():
             if isinstance(error, kind):

@@ -43,9 +43,23 @@ def open_destination(
     raise AssertionError("a rule demands exactly one place")
 
 
-def hub_token(index: int, environ: Mapping[str, str]) -> str | None:
-    """Return the token for an item: its own one in a pod, else that of the hub's library."""
-    return environ.get(push_variable(index, PushVariable.TOKEN)) or environ.get(HUB_TOKEN) or None
+def hub_endpoint(hub: HubPush, environ: Mapping[str, str]) -> str:
+    """Return the URL of an item's hub, without a trailing slash."""
+    return (hub.endpoint or environ.get(HUB_ENDPOINT) or PUBLIC_HUB).rstrip("/")
+
+
+def hub_token(index: int, hub: HubPush, environ: Mapping[str, str]) -> str | None:
+    """Return the token for an item: its own one, else that of the hub's library.
+
+    A job may name any server as its hub: the token of the library goes only to the hubs that the library itself uses.
+    """
+    if own := environ.get(push_variable(index, PushVariable.TOKEN)):
+        return own
+    return (environ.get(HUB_TOKEN) or None) if _is_hub_of_library(hub, environ) else None
+
+
+def _is_hub_of_library(hub: HubPush, environ: Mapping[str, str]) -> bool:
+    return hub_endpoint(hub, environ) in (PUBLIC_HUB, (environ.get(HUB_ENDPOINT) or PUBLIC_HUB).rstrip("/"))
 
 
 def _oci(index: int, oci: OciPush, environ: Mapping[str, str], retries: PushRetries) -> OciDestination:
@@ -69,17 +83,20 @@ def check_logins(pushes: Sequence[PushSpec], environ: Mapping[str, str]) -> None
         SpecError: there is no token for a hub.
     """
     for index, push in enumerate(pushes):
-        if push.hub and not hub_token(index, environ):
-            raise SpecError(
-                Problem(
-                    code="PushKeyMissing",
-                    field=field_of(index, push),
-                    message=f"is {push.hub.repo}, and {HUB_TOKEN} is not set on this machine",
-                    cure=f"set {HUB_TOKEN} to a token that may write to the repository, or leave the push out",
-                )
-            )
+        if push.hub and not hub_token(index, push.hub, environ):
+            raise SpecError(_missing_token(index, push, push.hub, environ))
+
+
+def _missing_token(index: int, push: PushSpec, hub: HubPush, environ: Mapping[str, str]) -> Problem:
+    message = f"is {hub.repo}, and {HUB_TOKEN} is not set on this machine"
+    variable = HUB_TOKEN
+    if not _is_hub_of_library(hub, environ):
+        variable, endpoint = push_variable(index, PushVariable.TOKEN), hub_endpoint(hub, environ)
+        message = f"is {hub.repo} at {endpoint}, and {variable} is not set on this machine"
+        message += f"; {HUB_TOKEN} goes only to {PUBLIC_HUB} and to the hub of {HUB_ENDPOINT}"
+    cure = f"set {variable} to a token that may write to the repository, or leave the push out"
+    return Problem(code="PushKeyMissing", field=field_of(index, push), message=message, cure=cure)
 
 
 def _hub(index: int, hub: HubPush, environ: Mapping[str, str], retries: PushRetries) -> HubDestination:
-    endpoint = (hub.endpoint or environ.get(HUB_ENDPOINT) or PUBLIC_HUB).rstrip("/")
-    return HubDestination(endpoint, hub.repo, hub.private, hub_token(index, environ), retries)
+    return HubDestination(hub_endpoint(hub, environ), hub.repo, hub.private, hub_token(index, hub, environ), retries)

@@ -7,11 +7,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from finetune_api.contract import File
 from finetune_api.errors import Problem, SpecError
 from finetune_trainer.export.push.copies import CommittedArtifact, Delivery
-from finetune_trainer.export.push.push_retries import RETRIED, OutageError, PushRetries, asked_pause
+from finetune_trainer.export.push.push_retries import RETRIED, OutageError, PushRetries, asked_pause, is_tls_refusal
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
 PUBLIC_HUB = "https://huggingface.co"
 BUSY = frozenset({409, 412})  # another commit came between: the next try begins with the new head
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+CONFLICT = "another conflicting operation is in progress"  # words of the hub: its other 409 is about an existing one
 LONGEST_MANIFEST = 4 << 20  # bytes of a MANIFEST.json that is read from the hub
+
+
+def is_encrypted(endpoint: str) -> bool:
+    """Return whether nobody on the way can read a token: by HTTPS, or because the hub is on this machine."""
+    parsed = urlsplit(endpoint)
+    return parsed.scheme == "https" or parsed.hostname in LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,7 @@ class HubDestination:
 
         api, head = self._api(), self._info()
         if head is None:
-            with self._translated():
-                api.create_repo(self.repo, private=self.private)
+            self._create(api)
             head = self._info()
         if head is None:
             raise self._refusal(404, "")
@@ -97,6 +105,17 @@ class HubDestination:
                 parent_commit=head.sha,
             )
         return Delivery(made.oid, made.oid != head.sha)
+
+    def _create(self, api: "HfApi") -> None:
+        """Create the repository, unless it exists: another job was first, or the token may not see it."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        with self._translated():
+            try:
+                api.create_repo(self.repo, private=self.private)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409 or CONFLICT in error.response.text:
+                    raise
 
     def _content(self, path: Path, opened: ExitStack) -> Any:
         """Return a file in the shape in which the library uploads it: Hugging Face's hub stores large files by its
@@ -137,6 +156,10 @@ class HubDestination:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+        if self.token and not is_encrypted(self.endpoint):
+            raise self.retries.refused(
+                f"{self.uri} has no encryption, so the token is not sent", "give an endpoint with https://"
+            )
         disable_progress_bars()
         return HfApi(endpoint=self.endpoint, token=self.token or False)
 
@@ -167,9 +190,12 @@ class HubDestination:
             raise self._refusal(status, text) from error
         if isinstance(cause, OfflineModeIsEnabled):
             raise self.retries.refused(f"{self.uri} cannot be reached: {text}", "unset HF_HUB_OFFLINE") from error
-        if isinstance(cause, httpx2.HTTPError | ConnectionError | TimeoutError):
+        if isinstance(cause, httpx2.HTTPError) and is_tls_refusal(text):
+            cure = "correct endpoint; SSL_CERT_FILE names the CA certificate of a hub of your own"
+            raise self.retries.refused(f"{self.uri} does not take the encrypted connection: {text}", cure) from error
+        if isinstance(cause, httpx2.HTTPError | ConnectionError | TimeoutError | RuntimeError):
             raise OutageError(f"{self.uri} cannot be reached: {text or type(cause).__name__}") from error
-        if isinstance(cause, ValueError | RuntimeError):
+        if isinstance(cause, ValueError):
             raise self.retries.refused(f"{self.uri} refuses the files: {text}", "read the hub's message") from error
         raise error
 

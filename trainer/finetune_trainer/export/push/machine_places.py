@@ -1,5 +1,6 @@
 """The check that an artifact names no place of the machine that made it, before it leaves that machine."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def check_portable(folder: Path, uri: str, places: Sequence[str]) -> None:
     for file in [*(folder / name for name in NAMED if (folder / name).is_file()), *evidence]:
         text = file.read_text("utf-8", "replace")
         for path in filter(None, paths):
-            if path in text:
+            if _names(text, path):
                 name = file.relative_to(folder).as_posix()
                 raise SpecError(
                     Problem(
@@ -37,3 +38,8 @@ def check_portable(folder: Path, uri: str, places: Sequence[str]) -> None:
                         cure="push the form merged, or take the base model from the hub (spec.model.name)",
                     )
                 )
+
+
+def _names(text: str, path: str) -> bool:
+    """Return whether a text names a folder or something below it; /data is neither in /.../datasets nor in /my/data."""
+    return re.search(rf"(?:file://|(?<![\w./-])){re.escape(path)}(?![\w-]|\.\w)", text) is not None

@@ -15,10 +15,10 @@ from finetune_api.messages import Artifact, ExportForm, Manifest, MethodType, Pu
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1.push_spec import PushSpec
 from finetune_trainer.export.push.copies import CommittedArtifact, CopyBook, Destination, Report
-from finetune_trainer.export.push.destinations import open_destination
+from finetune_trainer.export.push.destinations import field_of, open_destination
 from finetune_trainer.export.push.machine_places import check_portable
 from finetune_trainer.export.push.push_retries import PATIENCE_SECONDS
-from finetune_trainer.storage import NotFoundError, ObjectStore, download_files
+from finetune_trainer.storage import CorruptedError, NotFoundError, ObjectStore, download_files
 
 
 @dataclass
@@ -55,9 +55,10 @@ class Pusher:
             place = open_destination(index, push, self.environ, self.report, self.seconds)
             try:
                 digest = self._push(form, place, book)
-            except (SpecError, StorageError) as error:
-                self.report(f"push: {form} is not in {place.uri}: {error.problems[0].message}")
-                self.failures.append(error)
+            except (SpecError, StorageError, OSError) as error:
+                failed = _of_this_machine(error, field_of(index, push)) if isinstance(error, OSError) else error
+                self.report(f"push: {form} is not in {place.uri}: {failed.problems[0].message}")
+                self.failures.append(failed)
                 continue
             self.copies.setdefault(form, []).append(PushedCopy(uri=place.uri, digest=digest))
         shutil.rmtree(self.work, ignore_errors=True)
@@ -99,7 +100,10 @@ class Pusher:
         for other in self.work.iterdir() if self.work.exists() else ():
             if other != folder:
                 shutil.rmtree(other)
-        download_files(self.store, artifact.prefix, artifact.manifest.files, folder)
+        try:
+            download_files(self.store, artifact.prefix, artifact.manifest.files, folder)
+        except (CorruptedError, NotFoundError) as error:  # another try reads the same
+            raise SpecError(error.problems) from error
         (folder / File.MANIFEST).write_bytes(artifact.raw)
         return folder
 
@@ -111,6 +115,13 @@ class Pusher:
         refused = [error for error in self.failures if isinstance(error, SpecError)]
         problems = [_told(problem, kept) for error in (refused or self.failures) for problem in error.problems]
         return SpecError(problems) if refused else StorageError(problems)
+
+
+def _of_this_machine(error: OSError, field: str) -> SpecError:
+    """Return the problem of a file of this machine that cannot be read or written: another try does not cure it."""
+    message = f"cannot be served, since a file of this machine fails: {error}"
+    cure = "correct the file, its rights or the room on the disk (spec.scratch.size); then export again"
+    return SpecError(Problem(code="PushFailed", field=field, message=message, cure=cure))
 
 
 def _told(problem: Problem, kept: str) -> Problem:

@@ -2,12 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api.contract import CREDENTIALS, Env, File, PushVariable, push_variable
 from finetune_api.errors import StorageError
+from finetune_api.messages import FileEntry, Message
 from finetune_api.v1alpha1.push_spec import StoragePush
 from finetune_trainer.export.push.copies import CommittedArtifact, Delivery
 from finetune_trainer.export.push.push_retries import OutageError, PushRetries
@@ -15,31 +19,34 @@ from finetune_trainer.storage import (
     ManifestInvalidError,
     NotFoundError,
     ObjectStore,
+    ServerFailedError,
+    is_key,
     open_object,
-    put_files,
     read_manifest,
 )
 
 PLACE = (Env.STORAGE_ENDPOINT, Env.STORAGE_REGION, Env.STORAGE_CA)
-# Codes of a storage that answers: another try gets the same answer.
-REFUSALS = frozenset(
+# Codes of a storage that another try may cure, beside answers with 429 and 5xx. Every other code gets the same answer.
+OUTAGES = frozenset(
     {
-        "AccessDenied",
-        "AuthorizationHeaderMalformed",
-        "CertificateRefused",
-        "ExpiredToken",
-        "FolderRefused",
-        "InvalidAccessKeyId",
-        "InvalidEndpoint",
-        "NoCredentials",
-        "NoSuchBucket",
-        "NoSuchFile",
-        "ObjectParentIsFile",
-        "PermanentRedirect",
-        "SignatureDoesNotMatch",
-        "XAdminUserNotFound",
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "StorageFailed",
+        "Throttling",
+        "Unreachable",
     }
 )
+TRANSFERS = 4  # files at a time; large files are transferred in parts
+UNFINISHED = "MANIFEST.json.unfinished"  # exists while a push runs: the names of the files that it may leave behind
+
+
+class UnfinishedPush(Message):
+    """The files of the artifact that a push replaces, and its own: an interrupted push leaves some of each."""
+
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,27 @@ class StorageDestination:
 
     def push(self, artifact: CommittedArtifact, folder: Path) -> Delivery:
         """Copy the files. A folder without MANIFEST.json is not complete; files of others stay."""
-        return self.retries.call(lambda: self._copy(artifact, folder))
+        if self.current() == artifact.digest:
+            return Delivery(artifact.digest, sent=False)
+        call = self.retries.call
+        store, name = call(self._opened)
+        replaced, left = call(lambda: self._earlier(store, name)), call(lambda: self._left(store, name))
+        call(lambda: self._begin(store, name, left | set(replaced), artifact))
+
+        def send(entry: FileEntry) -> None:
+            call(lambda: self._send(store, name, entry, folder / entry.path, replaced.get(entry.path) == entry))
+
+        pool = ThreadPoolExecutor(TRANSFERS)
+        try:
+            list(pool.map(send, artifact.manifest.files))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        call(lambda: self._commit(store, name, artifact.raw))
+        return Delivery(artifact.digest)
+
+    def _opened(self) -> tuple[ObjectStore, str]:
+        with self._translated():
+            return open_object(self.uri, self.environ)
 
     def _digest(self) -> str | None:
         with self._translated():
@@ -77,27 +104,46 @@ class StorageDestination:
                     raise
                 return None
 
-    def _copy(self, artifact: CommittedArtifact, folder: Path) -> Delivery:
-        if self._digest() == artifact.digest:
-            return Delivery(artifact.digest, sent=False)
+    def _begin(self, store: ObjectStore, name: str, before: set[str], artifact: CommittedArtifact) -> None:
+        """Remove MANIFEST.json, and files of earlier artifacts that the new one lacks."""
+        listed = UnfinishedPush(names=tuple(sorted(before | artifact.names)))
         with self._translated():
-            store, name = open_object(self.uri, self.environ)
-            stale = self._earlier(store, name) - artifact.names
+            store.put(f"{name}/{UNFINISHED}", listed.to_json().encode())
             store.delete([f"{name}/{File.MANIFEST}"])
-            store.delete([f"{name}/{one}" for one in sorted(stale)])
-            put_files(store, f"{name}/", {entry.path: folder / entry.path for entry in artifact.manifest.files})
-            store.put(f"{name}/{File.MANIFEST}", artifact.raw)
-        return Delivery(artifact.digest)
+            store.delete([f"{name}/{one}" for one in sorted(before - artifact.names)])
 
-    def _earlier(self, store: ObjectStore, name: str) -> set[str]:
+    def _send(self, store: ObjectStore, name: str, entry: FileEntry, path: Path, replaced: bool) -> None:
+        """Send a file, unless the artifact that is replaced has the same and its object is still as large."""
+        key = f"{name}/{entry.path}"
+        with self._translated():
+            there = store.head(key) if replaced else None
+            if there is None or there.size != entry.size:
+                store.put_file(key, path)
+
+    def _commit(self, store: ObjectStore, name: str, raw: bytes) -> None:
+        with self._translated():
+            store.put(f"{name}/{File.MANIFEST}", raw)
+            store.delete([f"{name}/{UNFINISHED}"])
+
+    def _earlier(self, store: ObjectStore, name: str) -> dict[str, FileEntry]:
         """Return the files of the artifact that the folder holds, by its MANIFEST.json."""
-        try:
-            manifest = read_manifest(store, name)
-        except ManifestInvalidError:
-            raise self._foreign("a MANIFEST.json that is not ours") from None
+        with self._translated():
+            try:
+                manifest = read_manifest(store, name)
+            except ManifestInvalidError:
+                raise self._foreign("a MANIFEST.json that is not ours") from None
         if manifest is not None and manifest.kind != "artifact":
             raise self._foreign(f"a {manifest.kind}")
-        return {entry.path for entry in manifest.files} if manifest else set()
+        return {entry.path: entry for entry in manifest.files} if manifest else {}
+
+    def _left(self, store: ObjectStore, name: str) -> set[str]:
+        """Return the files that an interrupted push may have left."""
+        with self._translated():
+            try:
+                unfinished = UnfinishedPush.model_validate_json(store.get(f"{name}/{UNFINISHED}"))
+            except (NotFoundError, ValidationError):
+                return set()
+        return {one for one in unfinished.names if is_key(one)}
 
     def _foreign(self, what: str) -> Exception:
         return self.retries.refused(f"{self.uri} holds {what}, which a push would replace", "name another folder")
@@ -108,9 +154,9 @@ class StorageDestination:
             yield
         except StorageError as error:
             problem = error.problems[0]
-            if problem.code in REFUSALS:
-                raise self.retries.refused(f"{self.uri}: {problem.message}", problem.cure) from error
-            raise OutageError(f"{self.uri}: {problem.message}") from error
+            if isinstance(error, ServerFailedError) or problem.code in OUTAGES:
+                raise OutageError(f"{self.uri}: {problem.message}") from error
+            raise self.retries.refused(f"{self.uri}: {problem.message}", problem.cure) from error
 
 
 def storage_environ(index: int, push: StoragePush, environ: Mapping[str, str]) -> dict[str, str]:
