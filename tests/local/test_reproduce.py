@@ -307,10 +307,10 @@ def test_the_code_is_that_of_the_training_and_a_restart_is_named(run: FilesOnly)
     path.write_text(json.dumps(lineage))
     [restarted] = differences(read_evidence(run.artifact), here)
     assert restarted.startswith("machine before a restart: unknown")
-    newer = here.model_copy(update={"code": "1" * 64})
+    newer = here.model_copy(update={"sources": "1" * 64})
     assert differences(recorded, newer) == ["source files of finetune-operator: others then than here"]
     assert identity(recorded, newer) != identity(recorded, here), "a training of other code does not go on"
-    del definition["internalParameters"]["trainedOn"]["code"]
+    del definition["internalParameters"]["trainedOn"]["sources"]
     path.write_text(json.dumps(lineage))
     assert "source files of finetune-operator: others then than here" in differences(
         read_evidence(run.artifact), here

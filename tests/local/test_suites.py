@@ -19,6 +19,7 @@ from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
 from finetune_trainer.export.forms import ExportRequest
+from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.run_report.run_facts import read_run
 from finetune_trainer.export.run_report.run_page import render_run
 from finetune_trainer.prepare import suite_check
@@ -99,6 +100,7 @@ def test_a_task_of_the_users_own_is_run_by_the_harness_and_its_values_are_everyw
     run: Run, definitions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    (definitions / "evaluate.py").write_text("raise SystemExit('not the module of this name')")
     asked = settings(definitions, limit=6)
     result = evaluated(run, asked, gates={"own/colours.acc": ">= 0"})
     record = load_suites(run.store, RUN)
@@ -168,6 +170,17 @@ def test_a_suite_that_fails_costs_nothing_else_and_is_tried_again(
     assert again.approval is not None
     assert again.approval.approved
     assert again.artifacts[0].warnings == ()
+
+
+def test_findings_of_the_judgement_come_before_suites_that_fail(
+    run: Run, definitions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a", "b", "c")
+    answer_with(monkeypatch, *(SuiteError("no such task") for _ in names))
+    monkeypatch.setattr(ArtifactJudge, "warnings", ("Forgetting: general texts",))
+    result = evaluated(run, *(settings(definitions, name) for name in names))
+    told = ("Forgetting: general texts", "SuiteFailed: a: no such task", "SuiteFailed: b: no such task")
+    assert result.artifacts[0].warnings == told
 
 
 def test_a_run_is_complete_only_with_the_suites_and_the_gates_that_the_job_has_now(

@@ -79,7 +79,7 @@ def export(
     source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
     for one in chosen.missing:
         _make(one, source, request, run, work, report, checks)
-    harms = (*suites.warnings, *judge.warnings)
+    harms = (*judge.warnings, *suites.warnings)  # a finding weighs more than a suite without values
     artifacts = tuple(_artifact(one, source, run, harms, request, tester) for one in forms)
     for warning in artifacts[0].warnings:
         report(f"warning: {warning}")
@@ -237,7 +237,7 @@ def _artifact(
     Digest and size are told if the job names its form, and the test on a server if the job asks for it.
 
     Args:
-        harms: what the judgement warns of; the warnings of the evaluation follow.
+        harms: what the judgement warns of, and the suites without values; the warnings of the evaluation follow.
     """
     prefix, record = form.prefix(run), source.evaluation.record
     warnings = (*harms, *(one for one in (record.warnings if record else ()) if one not in harms))

@@ -94,7 +94,8 @@ def _is_place(value: Any, mirror: str) -> bool:
 
 def _defaults(file: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if file == ADAPTER:
-        return LoraConfig().to_dict()
+        defaults: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
+        return defaults
     try:
         found: dict[str, Any] = AutoConfig.for_model(str(settings.get("model_type"))).to_dict()
         return found
