@@ -186,7 +186,7 @@ FOREIGN: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("engine", "path"), FOREIGN, ids=range(len(FOREIGN)))
 def test_a_plan_that_names_files_is_refused(run: FilesOnly, engine: dict[str, Any], path: str) -> None:
-    check_plan(run.plan)
+    check_plan(run.plan.model_copy(update={"lora": {"r": 4, "task_type": "SEQ_CLS"}}))
     plan = Plan.model_validate({**run.plan.model_dump(), "engine": engine})
     with pytest.raises(SpecError) as caught:
         check_plan(plan)
@@ -307,10 +307,10 @@ def test_the_code_is_that_of_the_training_and_a_restart_is_named(run: FilesOnly)
     path.write_text(json.dumps(lineage))
     [restarted] = differences(read_evidence(run.artifact), here)
     assert restarted.startswith("machine before a restart: unknown")
-    newer = here.model_copy(update={"sources": "1" * 64})
+    newer = here.model_copy(update={"source_files": "1" * 64})
     assert differences(recorded, newer) == ["source files of finetune-operator: others then than here"]
     assert identity(recorded, newer) != identity(recorded, here), "a training of other code does not go on"
-    del definition["internalParameters"]["trainedOn"]["sources"]
+    del definition["internalParameters"]["trainedOn"]["source_files"]
     path.write_text(json.dumps(lineage))
     assert "source files of finetune-operator: others then than here" in differences(
         read_evidence(run.artifact), here

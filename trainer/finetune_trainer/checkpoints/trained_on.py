@@ -21,7 +21,7 @@ class TrainedOn(Message):
         capability: the vector instructions that torch uses, such as AVX512.
         threads: intra-op threads of each rank.
         packages: name -> version of what computes.
-        sources: digest of our source files; empty in a checkpoint of an older version.
+        source_files: digest of our source files; empty in a checkpoint of an older version.
     """
 
     device: str = CPU
@@ -30,7 +30,7 @@ class TrainedOn(Message):
     threads: int = 0
     python: str = ""
     packages: dict[str, str] = Field(default_factory=dict)
-    sources: str = Field(default="", exclude_if=is_empty)
+    source_files: str = Field(default="", exclude_if=is_empty)
 
     @property
     def on_cpu(self) -> bool:

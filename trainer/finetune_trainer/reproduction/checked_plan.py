@@ -13,7 +13,7 @@ from finetune_trainer.prepare.deepspeed_config import promise_breaks
 
 PLACE = re.compile(r"(^|_)(path|file|filename|dir|directory|folder|output)$", re.IGNORECASE)
 OFFLOADED = ("none", "cpu")  # places of offloaded state that keep nothing on a disk
-MORE_LORA = frozenset({"ensure_weight_tying"})  # of an adapter at the start
+MORE_LORA = frozenset({"ensure_weight_tying", "task_type"})  # of an adapter at the start, and what prepare adds
 MORE_TRAINING = frozenset({"gradient_checkpointing", "gradient_checkpointing_kwargs"})  # older names
 SHOWN = 10
 

@@ -157,7 +157,7 @@ def read_evidence(folder: Path) -> RecordedRun:
             plan_copy=copy.read_bytes() if copy.is_file() else b"",
             trained_on=trained_on,
             generation=int(internal.get("generation", 1)),
-            source_files=(trained_on.sources if trained_on else "") or _input(materials.get(OWN_CODE, {})).digest,
+            source_files=(trained_on.source_files if trained_on else "") or _input(materials.get(OWN_CODE, {})).digest,
             storage_spec={name: str(value) for name, value in (spec.get("storage") or {}).items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -113,7 +113,7 @@ def differences(recorded: RecordedRun, here: TrainedOn) -> list[str]:
         found.append(GPU_SUMS)
     if recorded.generation > 1:
         found.append(RESTARTED)
-    if recorded.source_files != here.sources:
+    if recorded.source_files != here.source_files:
         found.append(OTHER_CODE)
     return found
 

@@ -21,7 +21,7 @@ def this_machine(threads: int) -> TrainedOn:
         threads=threads,
         python=platform.python_version(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
-        sources=code_digest(),
+        source_files=code_digest(),
     )
 
 
