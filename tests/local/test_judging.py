@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from finetune_api.contract import File, dataset_prefix
-from finetune_api.messages import CheckpointInfo, ExportForm, MethodType, Task
+from finetune_api.messages import CheckpointInfo, ExportForm, FileEntry, MethodType, Task
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1.judge_spec import JudgeSpec
 from finetune_trainer.dataset.shards import Shard, Shards, index_name, shard_name
@@ -124,6 +124,20 @@ def test_an_exported_adapter_is_judged_once_and_its_gates_are_held_against_each_
     assert again.approval.message.startswith("1 of 1 gate failed: loss ")
     assert again.succeeded
     assert "## Judged against the base model" in (run.artifact("merged") / "README.md").read_text()
+
+
+def test_the_base_model_is_fetched_once_for_all_forms_and_checks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+    fetch = FolderStore.get_file
+
+    def noted(store: FolderStore, key: str, path: Path) -> FileEntry:
+        fetched.append(key)
+        return fetch(store, key, path)
+
+    monkeypatch.setattr(FolderStore, "get_file", noted)
+    assert judged(run, ExportForm.ADAPTER, ExportForm.MERGED).succeeded
+    assert fetched.count(f"{MIRROR}model.safetensors") == 1
+    assert not (run.work / "export" / "base").exists()
 
 
 def test_a_model_that_cannot_be_judged_is_exported_and_not_approved(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +289,9 @@ def test_a_task_whose_base_is_not_run_has_the_metrics_of_training(run: Run, tmp_
     plan = run.plan.model_copy(update={"task": Task.EMBEDDING})
     record = EvaluationRecord(step=10, metrics={"eval_loss": 0.7, "eval_recall_at_1": 0.9})
     info = CheckpointInfo(step=10, generation=1, nodes=1, processes_per_node=1, zero_stage=2, samples=1)
-    found = JudgeInputs(plan, run.store, info, record, tmp_path).judge("model", tmp_path, SETTINGS, print)
+    found = JudgeInputs(plan, run.store, info, record, tmp_path / "base", tmp_path).judge(
+        "model", tmp_path, SETTINGS, print
+    )
     assert {one.name: one.tuned for one in found.measures} == {"loss": 0.7, "recall_at_1": 0.9, "amplified": 0}
     assert "the base model is not run" in found.notes[0]
 

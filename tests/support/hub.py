@@ -5,15 +5,17 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import yaml
+
+TOKEN = "hf_test"
 
 
 @dataclass
@@ -46,11 +48,21 @@ class Hub:
         return hashlib.sha1(f"{self.salt}{name}".encode(), usedforsecurity=False).hexdigest()
 
 
+H = TypeVar("H", bound=Hub)
+
+
 @contextmanager
 def start_hub(models: dict[str, Path], datasets: dict[str, Path] | None = None) -> Iterator[Hub]:
     """Serve models and data sets until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    hub = Hub(f"http://127.0.0.1:{server.server_port}", models, "hf_test", datasets or {})
+    with serve_hub(Answers, lambda endpoint: Hub(endpoint, models, TOKEN, datasets or {})) as hub:
+        yield hub
+
+
+@contextmanager
+def serve_hub(answers: type[BaseHTTPRequestHandler], made: Callable[[str], H]) -> Iterator[H]:
+    """Serve the hub that is made for an address until the block ends."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
+    hub = made(f"http://127.0.0.1:{server.server_port}")
     server.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

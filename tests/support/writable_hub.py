@@ -9,11 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.support.hub import Answers, Hub
+from tests.support.hub import TOKEN, Answers, Hub, serve_hub
 
 REGULAR = 1000  # bytes from which on a file is stored by LFS; the real limit is 10 MB
 
@@ -70,17 +69,8 @@ class WritableHub(Hub):
 @contextmanager
 def start_writable_hub(root: Path) -> Iterator[WritableHub]:
     """Serve a hub without any repository until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Writes)
-    hub = WritableHub(f"http://127.0.0.1:{server.server_port}", {}, "hf_test", root=root)
-    server.hub = hub  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serve_hub(_Writes, lambda endpoint: WritableHub(endpoint, {}, TOKEN, root=root)) as hub:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 class _Writes(Answers):

@@ -38,6 +38,11 @@ class ExportSource:
     job: str = "model"
     access: ServingAccess = NO_ACCESS
 
+    @property
+    def base(self) -> Path:
+        """The folder for the base model's files, which merging and every check share; the export removes it."""
+        return self.checkpoint.with_name("base")
+
     def base_manifest(self) -> Manifest:
         """Return the list of the base model's files.
 

@@ -12,11 +12,13 @@ from finetune_api.results import Approval
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.layout import CARD
-from finetune_trainer.judge.gating import NO_SUITES, approval_of, cut_to, gate_results, not_judged
-from finetune_trainer.judge.judge_process import JudgeError, JudgeInputs
+from finetune_trainer.judge.gating import NO_SUITES, approval_of, gate_results, not_judged
+from finetune_trainer.judge.judge_process import JudgeInputs
 from finetune_trainer.judge.judgement_card import LONGEST_WARNING, judgement_section, warning_sentences
 from finetune_trainer.judge.judgement_records import GateResult, Judgement
 from finetune_trainer.judge.stored_judgement import load_judgement
+from finetune_trainer.pages.short_texts import cut_to
+from finetune_trainer.process.asked_program import ProgramError
 from finetune_trainer.storage import (
     CorruptedError,
     ManifestInvalidError,
@@ -81,10 +83,10 @@ class ArtifactJudge:
             return
         if self.judgement is None:
             self.report(f"judge: {form.name} and its base model answer {settings.rows:,} held-out rows")
-            inputs = JudgeInputs(source.plan, source.store, source.info, source.evaluation.record, work)
+            inputs = JudgeInputs(source.plan, source.store, source.info, source.evaluation.record, source.base, work)
             try:
                 self.judgement = inputs.judge(form.name, folder, settings, self.report)
-            except (JudgeError, ValidationError, KeyError, OSError) as error:
+            except (ProgramError, ValidationError, KeyError, OSError) as error:
                 self.failed = cut_to(str(error), LONGEST_WARNING)
                 return
             except (CorruptedError, NotFoundError, ManifestInvalidError) as error:

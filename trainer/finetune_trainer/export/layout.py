@@ -15,10 +15,9 @@ from finetune_api.contract import File
 from finetune_api.messages import MethodType, ModelFacts
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
-from finetune_trainer.model.files import CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS_INDEX
+from finetune_trainer.model.files import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, WEIGHTS_INDEX
 from finetune_trainer.storage import ObjectStore
 
-ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 
 

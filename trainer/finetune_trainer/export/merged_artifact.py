@@ -1,6 +1,5 @@
 """The weights and the tokenizer of an artifact whose adapter is merged into its base model."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,13 +11,10 @@ from finetune_trainer.model.files import CONFIG
 from finetune_trainer.storage import download_files
 
 
-def write_merged(
-    source: ExportSource, dtype: str | None, folder: Path, base: Path, report: Callable[[str], None]
-) -> None:
+def write_merged(source: ExportSource, dtype: str | None, folder: Path, report: Callable[[str], None]) -> None:
     """Merge the checkpoint's adapter into the base model.
 
     Args:
-        base: folder for the base model's files, which are deleted afterwards.
         report: called with a line for about every tenth of the weights.
 
     Raises:
@@ -34,7 +30,7 @@ def write_merged(
     files = source.base_manifest().files
     wanted = [entry for entry in files if entry.path == CONFIG or entry.path.endswith(".safetensors")]
     report(f"merged: reads the base model, {sum(entry.size for entry in wanted) / 1e9:.1f} GB")
-    download_files(source.store, plan.model.prefix, wanted, base)
+    download_files(source.store, plan.model.prefix, wanted, source.base)
     folder.mkdir(parents=True)
     add_tokenizer(source, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -43,7 +39,7 @@ def write_merged(
         pad = tokenizer.pad_token_id
         settings["pad_token_id"] = tokenizer.eos_token_id if pad is None else pad
     inputs = MergeInputs(
-        base,
+        source.base,
         source.checkpoint,
         spec_of(plan.task).auto_class,
         settings,
@@ -51,7 +47,6 @@ def write_merged(
         getattr(torch, dtype) if dtype else None,
     )
     merge_adapter(inputs, folder, report)
-    shutil.rmtree(base)
 
 
 def _settings(plan: Plan) -> dict[str, object]:

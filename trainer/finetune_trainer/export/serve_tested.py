@@ -18,11 +18,12 @@ from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.gguf.gguf_files import gguf_name
 from finetune_trainer.export.layout import CARD
 from finetune_trainer.export.serving_files import served_by_vllm
-from finetune_trainer.judge.gating import cut_to
-from finetune_trainer.judge.judge_process import JudgeError, fetch_rows
+from finetune_trainer.judge.judge_process import fetch_rows
 from finetune_trainer.model.files import CHAT_TEMPLATE
-from finetune_trainer.process.asked_program import MORE, AskedProgram, ProgramError
+from finetune_trainer.pages.short_texts import cut_to
+from finetune_trainer.process.asked_program import AskedProgram, ProgramError
 from finetune_trainer.process.control_group import usable_memory
+from finetune_trainer.process.model_memory import GIB, SPARE, check_memory, weights_in, weights_of
 from finetune_trainer.serving.asked_server import ask_server, concluded
 from finetune_trainer.serving.circumstances import circumstances_of
 from finetune_trainer.serving.serve_records import (
@@ -54,9 +55,7 @@ from finetune_trainer.storage import (
 
 ASK_SECONDS = 6 * 3600.0  # of the process with transformers
 LINE = "serve: "
-GIB = 1 << 30
-ROOM, SPARE = 1.3, 4 * GIB  # times the weights, and bytes: vLLM on a CPU, its cache, and its two processes
-SPARE_BESIDE = 2 * GIB  # transformers alone
+SPARE_FOR_SERVER = 4 * GIB  # vLLM on a CPU, its cache, and its two processes
 LONGEST = 900  # characters of the message of a condition, in a termination message of 4,096 bytes
 RESULT = "serve_result"  # in the manifest of an artifact
 ORDER: Sequence[str] = ("EndsMissed", "OtherAnswers", "ServerFailed", "NotServable", "NotTested", "SameAnswers")
@@ -102,7 +101,7 @@ class ServeTester:
         try:
             if self._is_servable(settings, form, source):
                 self._expected = self._ask(settings, form, source, folder, work / "serve")
-        except (_NotTestedError, NoServerError, ProgramError, JudgeError, ValidationError, OSError) as error:
+        except (_NotTestedError, NoServerError, ProgramError, ValidationError, OSError) as error:
             self._conclude(form, settings, None, "NotTested", str(error))
         except (CorruptedError, NotFoundError, ManifestInvalidError) as error:
             if bucket_is_missing(error):
@@ -191,10 +190,11 @@ class ServeTester:
         adapter = form.kind == "adapter"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        base, rows, prefix = work / "base", work / "dataset", dataset_prefix(plan.dataset.sha256)
+        base, rows, prefix = source.base, work / "dataset", dataset_prefix(plan.dataset.sha256)
         files = source.base_manifest().files if adapter else ()
         beside = Env.SERVE_FOLDER in self.environ  # the server has a container and memory of its own
-        _check_memory(sum(one.size for one in files), folder, SPARE_BESIDE if beside else SPARE)
+        memory, spare = usable_memory() * MEMORY_SHARE, SPARE if beside else SPARE_FOR_SERVER
+        check_memory(weights_of({one.path: one.size for one in files}), weights_in(folder), memory, spare)
         if files:
             download_files(store, plan.model.prefix, files, base)
         if not settings.prompts:
@@ -223,17 +223,19 @@ class ServeTester:
         client = ServerClient("", served.name, kind=form.server)
         length = context_length(expected.answers.prompts, settings.tokens, source.plan.model.max_positions)
         try:
-            command = self._command(expected, served, form, length)
+            command = self._command(expected, served, form, length, source.base)
             if Env.SERVE_FOLDER in self.environ:
                 expected.artifact.parent.chmod(0o755)  # the container beside this one may read as another user
             return ask_server(command, client, expected.answers, settings, self.report, self.environ)
         except (NoServerError, OSError) as error:
             return concluded(settings, None, "NotTested", str(error))
 
-    def _command(self, expected: _Expected, served: ServedArtifact, form: FormFiles, length: int) -> list[str]:
+    def _command(
+        self, expected: _Expected, served: ServedArtifact, form: FormFiles, length: int, base: Path
+    ) -> list[str]:
         program = server_program(form.server, self.environ)
         if form.server == "vLLM":
-            own = served.command(str(expected.artifact), str(expected.folder / "base"))
+            own = served.command(str(expected.artifact), str(base))
             return [*program, *own, *vllm_options(expected.answers.dtype, length)]
         file = expected.artifact / gguf_name(_most_bits(self.request.quantizations))
         return llama_command(program, file, length)
@@ -243,16 +245,3 @@ def _most_bits(quantizations: Sequence[Quantization]) -> Quantization:
     """Return the type of the file that is tested: that which rounds least."""
     order = [Quantization.F32, Quantization.BF16, Quantization.F16, Quantization.Q8_0]
     return next((one for one in order if one in quantizations), quantizations[0])
-
-
-def _check_memory(base: int, artifact: Path, spare: int) -> None:
-    """Refuse a test that would exceed the memory of the stage.
-
-    Raises:
-        _NotTestedError: says what is needed.
-    """
-    own = sum(path.stat().st_size for path in artifact.iterdir() if path.suffix == ".safetensors")
-    needed, memory = (base + own) * ROOM + spare, usable_memory() * MEMORY_SHARE
-    if needed > memory:
-        seen = f"the test with the model needs {needed / GIB:.1f} GiB, and the stage has {memory / GIB:.1f} GiB"
-        raise _NotTestedError(f"{seen}: {MORE}")

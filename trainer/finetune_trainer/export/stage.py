@@ -77,8 +77,11 @@ def export(
     evaluation = load_evaluation(store, run, best.info.step)
     name = run.split("/")[2]  # jobs/NAMESPACE/NAME/UID/
     source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
-    for one in chosen.missing:
-        _make(one, source, request, run, work, report, checks)
+    try:
+        for one in chosen.missing:
+            _make(one, source, request, run, work, report, checks)
+    finally:
+        shutil.rmtree(source.base, ignore_errors=True)
     harms = (*judge.warnings, *suites.warnings)  # a finding weighs more than a suite without values
     artifacts = tuple(_artifact(one, source, run, harms, request, tester) for one in forms)
     for warning in artifacts[0].warnings:
@@ -195,7 +198,7 @@ def _make(
     folder, prefix, info = work / form.name, form.prefix(run), source.info
     shutil.rmtree(folder, ignore_errors=True)
     if form.merges:
-        write_merged(source, request.dtype, folder, work / "base", report)
+        write_merged(source, request.dtype, folder, report)
     else:
         shutil.copytree(source.checkpoint, folder, copy_function=_take)
     add_files(source, folder, prefix, merged=form.merges)
@@ -203,6 +206,7 @@ def _make(
     suites.evaluate(form, source, folder, work)
     tester.ask_transformers(form, source, folder, work)
     if form.converts:
+        shutil.rmtree(source.base, ignore_errors=True)  # the files of GGUF need the space
         folder = convert_artifact(folder, source, request.quantizations, report)
         judge.judge(form, source, folder, work)  # adds the judgement to the new folder
         suites.evaluate(form, source, folder, work)

@@ -11,12 +11,14 @@ from finetune_api.errors import FineTuneError
 from finetune_api.results import SuiteOutcome
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.forms import ExportRequest, FormFiles
-from finetune_trainer.export.layout import ADAPTER_CONFIG, CARD
-from finetune_trainer.judge.gating import cut_to
-from finetune_trainer.judge.judge_process import JudgeError, check_memory, weights_in, weights_of
+from finetune_trainer.export.layout import CARD
 from finetune_trainer.judge.judgement_card import LONGEST_WARNING
 from finetune_trainer.judge.judgement_records import GateResult
+from finetune_trainer.model.files import ADAPTER_CONFIG
+from finetune_trainer.pages.short_texts import cut_to
+from finetune_trainer.process.asked_program import ProgramError
 from finetune_trainer.process.control_group import usable_memory
+from finetune_trainer.process.model_memory import check_memory, weights_in, weights_of
 from finetune_trainer.storage import ObjectStore, download_files
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
 from finetune_trainer.suites.stored_suites import load_suites, suites_section
@@ -82,7 +84,7 @@ class ArtifactSuites:
         a reason in place of values.
 
         Args:
-            work: folder for the base model and the definitions of tasks, which are removed afterwards.
+            work: folder for the definitions of tasks, which are removed afterwards.
         """
         if not self.request.suites:
             return
@@ -116,7 +118,7 @@ class ArtifactSuites:
         work.mkdir(parents=True)
         try:
             answer = ask_suite(self._question(settings, source, folder, work), work, self.environ)
-        except (SuiteError, JudgeError, FineTuneError, OSError) as error:
+        except (SuiteError, ProgramError, FineTuneError, OSError) as error:
             reason = error.problems[0].message if isinstance(error, FineTuneError) else str(error)
             return empty.model_copy(update={"problem": cut_to(reason, LONGEST_WARNING)})
         finally:
@@ -127,18 +129,18 @@ class ArtifactSuites:
 
     def _question(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteQuestion:
         """Fetch the base model and the definitions; return what is asked about them."""
-        base, definitions = work / "base", work / "definitions"
+        definitions = work / "definitions"
         adapts = (folder / ADAPTER_CONFIG).exists()
         files = list(source.base_manifest().files) if adapts else []
         check_memory(weights_of({one.path: one.size for one in files}), weights_in(folder), usable_memory())
         if adapts:
-            download_files(source.store, source.plan.model.prefix, files, base)
+            download_files(source.store, source.plan.model.prefix, files, source.base)
         if settings.definitions:
             fetch_definitions(settings.definitions, definitions, self.environ)
         return SuiteQuestion(
             plan=source.plan,
             settings=settings,
             artifact=str(folder.absolute()),
-            base=str(base.absolute()) if adapts else "",
+            base=str(source.base.absolute()) if adapts else "",
             definitions=str(definitions.absolute()) if settings.definitions else "",
         )

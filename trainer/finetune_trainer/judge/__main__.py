@@ -1,37 +1,19 @@
 """`python -m finetune_trainer.judge PARENT QUESTION ANSWER`: judges in a process of its own, which may be killed for
-want of memory without harm to the export. Lines that begin with `judge: ` are for people."""
+want of memory without harm to the export."""
 
-import os
-import resource
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
-from finetune_trainer.process.control_group import limited_memory, usable_cores
-from finetune_trainer.process.ties import die_with_parent
-
-MEMORY_SHARE = 0.9  # of the control group's limit; the export that waits for the answer needs the rest
+from finetune_trainer.process.answered_question import answer_question
 
 
-def main(parent: str, question: str, answer: str) -> None:
-    """Write the judgement to a file."""
-    die_with_parent(int(parent))
-    if memory := limited_memory():  # beyond the limit the kernel would end the whole container, and the export with it
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory * MEMORY_SHARE),) * 2)
-    import torch
-
-    torch.set_num_threads(max(1, int(usable_cores())))  # torch counts the cores of the machine
+def judged(question: str, report: Callable[[str], None]) -> str:
+    """Return the judgement as JSON."""
     from finetune_trainer.judge.judge_question import JudgeQuestion
     from finetune_trainer.judge.judging import judge_models
 
-    def report(line: str) -> None:
-        print(f"judge: {line}", flush=True)
-
-    asked = JudgeQuestion.model_validate_json(Path(question).read_text("utf-8"))
-    judged = judge_models(asked, report)
-    Path(answer).write_text(judged.to_json(), "utf-8")
-    sys.stdout.flush()
-    os._exit(0)  # destructors of libraries may block
+    return judge_models(JudgeQuestion.model_validate_json(question), report).to_json()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    answer_question(sys.argv[1:], "judge: ", judged)

@@ -16,7 +16,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from finetune_api.messages import ProblemType
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
-from finetune_trainer.judge.judge_question import ADAPTER_CONFIG, JudgeQuestion
+from finetune_trainer.judge.judge_question import JudgeQuestion
+from finetune_trainer.model.files import ADAPTER_CONFIG
 from finetune_trainer.prepare.data.label_values import matched
 from finetune_trainer.prepare.weights import trained_labels
 from finetune_trainer.worker.models.new_token_rows import add_rows, new_ids

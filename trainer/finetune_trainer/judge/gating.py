@@ -6,6 +6,7 @@ from finetune_api.gates import Gate, parse_gate
 from finetune_api.results import Approval
 from finetune_trainer.judge.judge_rules import interval
 from finetune_trainer.judge.judgement_records import GateResult, JudgedMeasure, Judgement
+from finetune_trainer.pages.short_texts import cut_to
 
 NO_SUITES: Mapping[str, float] = {}
 LONGEST = 900  # characters of the message of a condition, in a termination message of 4,096 bytes
@@ -52,11 +53,6 @@ def approval_of(results: tuple[GateResult, ...]) -> Approval:
 def not_judged(reason: str) -> Approval:
     """Return the answer for a model that could not be judged."""
     return Approval(approved=False, message=cut_to(f"the model could not be judged: {reason}", LONGEST), judged=False)
-
-
-def cut_to(text: str, most: int) -> str:
-    """Return the beginning of a text."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _result(gate: Gate, one: JudgedMeasure | None) -> GateResult:

@@ -14,24 +14,18 @@ from finetune_api.messages import CheckpointInfo, FileEntry
 from finetune_api.plan import Plan
 from finetune_trainer.dataset.shards import LONE, Shard, Shards, index_name, shard_name
 from finetune_trainer.evaluations.records import EvaluationRecord
-from finetune_trainer.judge.judge_question import ADAPTER_CONFIG, JudgeQuestion, JudgeSettings
+from finetune_trainer.judge.judge_question import JudgeQuestion, JudgeSettings
 from finetune_trainer.judge.judge_rules import findings_of
 from finetune_trainer.judge.judgement_records import JudgedMeasure, Judgement
 from finetune_trainer.model.files import CHAT_TEMPLATE
-from finetune_trainer.process.asked_program import MORE, AskedProgram, ProgramError
+from finetune_trainer.process.asked_program import AskedProgram, ProgramError
 from finetune_trainer.process.control_group import usable_memory
+from finetune_trainer.process.model_memory import check_memory, weights_in, weights_of
 from finetune_trainer.storage import ObjectStore, download_files, read_manifest
 
-GIB = 1 << 30
 SECONDS = 6 * 3600  # of one judgement
 LINE = "judge: "
 TRAIN_SHARDS = 4  # of the training split, a quarter of a gigabyte each
-ROOM = 1.3  # times the weights
-SPARE = 2 << 30  # bytes of memory for everything else
-
-
-class JudgeError(Exception):
-    """A model that could not be judged; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +34,15 @@ class JudgeInputs:
 
     Attributes:
         evaluation: of the checkpoint; None without one.
-        work: a folder for the base model and the rows, which are removed afterwards.
+        base: a folder for the base model's files, which stay.
+        work: a folder for the rows, which are removed afterwards.
     """
 
     plan: Plan
     store: ObjectStore
     info: CheckpointInfo
     evaluation: EvaluationRecord | None
+    base: Path
     work: Path
 
     def judge(self, form: str, artifact: Path, settings: JudgeSettings, report: Callable[[str], None]) -> Judgement:
@@ -57,7 +53,7 @@ class JudgeInputs:
             artifact: its files.
 
         Raises:
-            JudgeError: the process failed.
+            ProgramError: the process failed.
             StorageError: the base model or the rows cannot be read.
         """
         if self.plan.task not in TASKS_WITH_BASE:
@@ -71,11 +67,11 @@ class JudgeInputs:
 
     def _question(self, form: str, artifact: Path, settings: JudgeSettings, folder: Path) -> JudgeQuestion:
         """Fetch the base model and the rows; return what is asked about them."""
-        base, dataset = folder / "base", folder / "dataset"
+        dataset = folder / "dataset"
         prefix = self.plan.model.prefix
         files = _files(self.store, prefix)
         check_memory(weights_of({one.path: one.size for one in files}), weights_in(artifact), usable_memory())
-        download_files(self.store, prefix, files, base)
+        download_files(self.store, prefix, files, self.base)
         rows = dataset_prefix(self.plan.dataset.sha256)
         fetch_rows(self.store, rows, dataset, settings.rows)
         return JudgeQuestion(
@@ -84,7 +80,7 @@ class JudgeInputs:
             step=self.info.step,
             generation=self.info.generation,
             form=form,
-            base=str(base),
+            base=str(self.base),
             artifact=str(artifact),
             dataset=str(dataset),
             evaluation=self.evaluation,
@@ -115,46 +111,14 @@ def ask_process(
     """Return the answer of a process of its own, and pass on its lines.
 
     Raises:
-        JudgeError: it ended without an answer.
+        ProgramError: it ended without an answer.
     """
     cure = "lower export.judge.rows or maxNewTokens, or give the stage more CPUs"
     asked = AskedProgram("finetune_trainer.judge", LINE, SECONDS, cure)
     try:
         return Judgement.model_validate_json(asked.ask(question.model_dump_json(), work, report, environ))
-    except ProgramError as error:
-        raise JudgeError(str(error)) from error
     except ValidationError as error:
-        raise JudgeError(f"the answer of the judging process cannot be read: {error}") from error
-
-
-def check_memory(base: int, artifact: tuple[int, bool], memory: int) -> None:
-    """Refuse a judgement that would exceed the memory of the stage, whose container would end with the export in it.
-
-    Args:
-        base: bytes of the base model's weights.
-        artifact: bytes of the artifact's weights, and whether they are an adapter, which is put onto the base model.
-        memory: bytes that the stage has.
-
-    Raises:
-        JudgeError: says what is needed.
-    """
-    own, adapts = artifact
-    needed = (base + own if adapts else max(base, own)) * ROOM + SPARE
-    if needed > memory:
-        seen = f"the base model needs {needed / GIB:.1f} GiB, and the stage has {memory / GIB:.1f} GiB"
-        raise JudgeError(f"{seen}: {MORE}")
-
-
-def weights_in(artifact: Path) -> tuple[int, bool]:
-    """Return the bytes of an artifact's weights, and whether they are an adapter."""
-    sizes = {path.name: path.stat().st_size for path in artifact.iterdir() if path.is_file()}
-    return weights_of(sizes), ADAPTER_CONFIG in sizes
-
-
-def weights_of(sizes: Mapping[str, int]) -> int:
-    """Return the bytes of the files that hold weights; transformers prefers safetensors to other formats."""
-    safe = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
-    return safe or sum(size for name, size in sizes.items() if name.endswith(".bin"))
+        raise ProgramError(f"the answer of the judging process cannot be read: {error}") from error
 
 
 def fetch_rows(store: ObjectStore, prefix: str, folder: Path, rows: int) -> None:
@@ -202,11 +166,11 @@ def _first(shards: tuple[Shard, ...], rows: int) -> tuple[Shard, ...]:
 def _files(store: ObjectStore, prefix: str) -> list[FileEntry]:
     manifest = read_manifest(store, prefix)
     if manifest is None:
-        raise JudgeError(f"{prefix} is missing in the storage")
+        raise ProgramError(f"{prefix} is missing in the storage")
     return list(manifest.files)
 
 
 def _named(known: Mapping[str, FileEntry], names: Sequence[str]) -> list[FileEntry]:
     if missing := [name for name in names if name not in known]:
-        raise JudgeError(f"the prepared data has no {', '.join(missing[:3])}")
+        raise ProgramError(f"the prepared data has no {', '.join(missing[:3])}")
     return [known[name] for name in names]

@@ -8,7 +8,6 @@ from finetune_api.v1alpha1.judge_spec import JudgeSpec
 from finetune_trainer.evaluations.records import EvaluationRecord
 
 RULES_VERSION = 1  # of measures and rules: a higher number judges a finished run again at its next export
-ADAPTER_CONFIG = "adapter_config.json"
 ROWS = 100
 PREFIXES = 50  # rows whose continuation is compared with the data
 LONGEST_ANSWER = 256  # tokens

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from finetune_trainer.judge.gating import cut_to
 from finetune_trainer.judge.judge_rules import interval
 from finetune_trainer.judge.judgement_records import AnswerPair, JudgedMeasure, Judgement
+from finetune_trainer.pages.short_texts import cut_to
 
 LONGEST_WARNING = 400  # characters
 LONGEST_ANSWER_SHOWN = 400

@@ -16,7 +16,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 LFS_POINTER = b"version https://git-lfs"
 # vocabularies of older tokenizers, of which prepare makes a tokenizer.json
@@ -74,8 +74,8 @@ def check_names(names: set[str], source: str) -> None:
 
 def _check_other_kinds(names: set[str], source: str) -> None:
     """Refuse a folder without whole weights by its actual kind: an adapter, GGUF, or single shards."""
-    if ADAPTER in names:
-        message = f"{source} is an adapter ({ADAPTER}), not a whole model"
+    if ADAPTER_CONFIG in names:
+        message = f"{source} is an adapter ({ADAPTER_CONFIG}), not a whole model"
         cure = "name its base model (base_model_name_or_path in that file), or merge the two and save them"
         raise ModelError(model_problem("AdapterGiven", message, cure))
     if gguf := next((name for name in sorted(names) if name.endswith(".gguf")), None):

@@ -11,7 +11,7 @@ from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import AdapterFacts, Task
 from finetune_api.tasks import spec_of
 from finetune_api.v1alpha1.training import LoraSpec
-from finetune_trainer.model.files import ADAPTER, ADAPTER_WEIGHTS, parse_json
+from finetune_trainer.model.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, parse_json
 from finetune_trainer.prepare.plan.lora import SavedAdapter
 from finetune_trainer.prepare.weights import shapes_of
 from finetune_trainer.storage import ObjectStore, hash_file, open_store, read_manifest, upload_files
@@ -61,11 +61,11 @@ def find_adapter(uri: str, task: Task, environ: Mapping[str, str], folder: Path)
     store = open_store(uri, environ)
     names = {info.key for info in store.list() if "/" not in info.key}
     _check_names(names, uri)
-    paths = {name: folder / name for name in (ADAPTER, ADAPTER_WEIGHTS)}
+    paths = {name: folder / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in paths.items():
         store.get_file(name, path)
-    config = parse_json(ADAPTER, paths[ADAPTER].read_bytes())
+    config = parse_json(ADAPTER_CONFIG, paths[ADAPTER_CONFIG].read_bytes())
     _check_config(config, task)
     shapes = {name: tuple(shape) for name, shape in shapes_of(paths[ADAPTER_WEIGHTS]).items()}
     digest = hashlib.sha256()
@@ -88,8 +88,8 @@ def mirror_adapter(adapter: StartAdapter, store: ObjectStore) -> None:
 def _check_names(names: set[str], uri: str) -> None:
     if not names:
         raise _refused("AdapterNotFound", f"there is nothing at {uri}", "correct it, or upload the adapter")
-    if ADAPTER not in names:
-        message = f"{uri} has no {ADAPTER}: it is not an adapter as PEFT saves it"
+    if ADAPTER_CONFIG not in names:
+        message = f"{uri} has no {ADAPTER_CONFIG}: it is not an adapter as PEFT saves it"
         raise _refused("AdapterIncomplete", message, "name the folder that save_pretrained wrote")
     if ADAPTER_WEIGHTS not in names:
         message = f"{uri} has no {ADAPTER_WEIGHTS}; pickled weights are not loaded"

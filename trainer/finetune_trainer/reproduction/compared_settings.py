@@ -11,7 +11,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import AutoConfig
 
-from finetune_trainer.model.files import ADAPTER, CONFIG
+from finetune_trainer.model.files import ADAPTER_CONFIG, CONFIG
 
 # what transformers, peft and the servers of the card load weights from
 WEIGHT_SUFFIXES = frozenset(
@@ -52,7 +52,8 @@ def _weight_files(folder: Path) -> set[str]:
 
 
 def _settings_files(folder: Path) -> set[str]:
-    paths = (path for path in folder.rglob("*.json") if path.name in (CONFIG, ADAPTER) or path.name.endswith(INDEX))
+    found = folder.rglob("*.json")
+    paths = (path for path in found if path.name in (CONFIG, ADAPTER_CONFIG) or path.name.endswith(INDEX))
     return {_name(path, folder) for path in paths}
 
 
@@ -93,7 +94,7 @@ def _is_place(value: Any, mirror: str) -> bool:
 
 
 def _defaults(file: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    if file == ADAPTER:
+    if file == ADAPTER_CONFIG:
         defaults: dict[str, Any] = LoraConfig().to_dict()  # type: ignore[no-untyped-call]
         return defaults
     try:

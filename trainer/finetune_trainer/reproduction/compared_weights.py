@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from finetune_trainer.model.files import ADAPTER
+from finetune_trainer.model.files import ADAPTER_CONFIG
 from finetune_trainer.reproduction.compared_settings import file_differences
 from finetune_trainer.reproduction.training_start import TrainingStart, begins_at_zero, blocks
 from finetune_trainer.storage import hash_file
@@ -91,7 +91,7 @@ def compare_weights(
             _tensors(base, stack)[0] if base else {},
             _tensors(adapter, stack)[0] if adapter else None,
             zeros=begins_at_zero(again),
-            merged=not (again / ADAPTER).is_file(),
+            merged=not (again / ADAPTER_CONFIG).is_file(),
         )
         different = unlike_files + [DifferentTensor(name, "the artifact has it in several files") for name in twice]
         different += [DifferentTensor(name, "the new training has no such tensor") for name in sorted(old.keys() - new)]

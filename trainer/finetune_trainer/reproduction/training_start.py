@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.model.files import ADAPTER
+from finetune_trainer.model.files import ADAPTER_CONFIG
 
 OF_ADAPTER = "base_model.model."  # peft's prefix
 BEGIN_AT_ZERO = ("lora_B", "lora_embedding_A")
@@ -58,7 +58,7 @@ class TrainingStart:
 
 def begins_at_zero(folder: Path) -> bool:
     """Return whether the configuration of an adapter says that its second matrices began at zero."""
-    path = folder / ADAPTER
+    path = folder / ADAPTER_CONFIG
     return not path.is_file() or json.loads(path.read_text("utf-8")).get("init_lora_weights", True) in ZERO_STARTS
 
 

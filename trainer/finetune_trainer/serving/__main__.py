@@ -1,33 +1,18 @@
 """`python -m finetune_trainer.serving PARENT QUESTION ANSWER`: answers with transformers in a process of its own."""
 
-import os
-import resource
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
-from finetune_trainer.process.control_group import limited_memory, usable_cores
-from finetune_trainer.process.ties import die_with_parent
-
-MEMORY_SHARE = 0.9  # of the control group's limit; the export that waits for the answer needs the rest
+from finetune_trainer.process.answered_question import answer_question
 
 
-def main(parent: str, question: str, answer: str) -> None:
-    """Write the answers to a file."""
-    die_with_parent(int(parent))
-    if memory := limited_memory():  # beyond the limit the kernel would end the whole container, and the export with it
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory * MEMORY_SHARE),) * 2)
-    import torch
-
-    torch.set_num_threads(max(1, int(usable_cores())))  # torch counts the cores of the machine
+def transformers_answers(question: str, report: Callable[[str], None]) -> str:
+    """Return the answers as JSON."""
     from finetune_trainer.serving.expecting import expected_answers
     from finetune_trainer.serving.serve_records import ServeQuestion
 
-    asked = ServeQuestion.model_validate_json(Path(question).read_text("utf-8"))
-    answers = expected_answers(asked, lambda line: print(f"serve: {line}", flush=True))
-    Path(answer).write_text(answers.model_dump_json(), "utf-8")
-    sys.stdout.flush()
-    os._exit(0)  # destructors of libraries may block
+    return expected_answers(ServeQuestion.model_validate_json(question), report).model_dump_json()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    answer_question(sys.argv[1:], "serve: ", transformers_answers)

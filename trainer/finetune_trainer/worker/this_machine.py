@@ -1,5 +1,6 @@
 """What computes in this process: the device, the CPU, the packages, our code."""
 
+import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,8 +13,10 @@ from finetune_trainer.checkpoints.trained_on import CPU, TrainedOn
 PACKAGES = ("torch", "transformers", "peft", "deepspeed", "accelerate", "bitsandbytes", "liger-kernel", "flash-attn")
 
 
+@functools.cache
 def this_machine(threads: int) -> TrainedOn:
-    """Return the machine that a process with this number of intra-op threads trains on."""
+    """Return the machine that a process with this number of intra-op threads trains on. A process asks at each save,
+    and the answer stays."""
     return TrainedOn(
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else CPU,
         processor=_processor(),

@@ -7,8 +7,8 @@ from pathlib import Path
 from finetune_api.contract import File
 from finetune_api.errors import Problem, SpecError
 from finetune_trainer.export.evidence.evidence_paths import EVIDENCE
-from finetune_trainer.export.layout import ADAPTER_CONFIG, CARD
-from finetune_trainer.model.files import CONFIG
+from finetune_trainer.export.layout import CARD
+from finetune_trainer.model.files import ADAPTER_CONFIG, CONFIG
 
 NAMED = (CARD, CONFIG, ADAPTER_CONFIG, File.MANIFEST.value)
 
