@@ -127,9 +127,8 @@ def _go_build(go: str, program: Program, module: Path, binary: Path) -> None:
     partial = binary.with_name(f".{binary.name}.partial")  # renamed when whole: an interrupted build leaves no program
     command = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
     command += ["-tags", program.tags, "-ldflags", f"-s -w {program.ldflags}", "-o", str(partial), program.package]
-    nice = shutil.which("nice")
     subprocess.run(
-        [nice, "-n", "10", *command] if nice else command,
+        command,
         cwd=module,
         env={**os.environ, "CGO_ENABLED": "1" if program.cgo else "0"},
         check=True,
