@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune_api.contract import ExitCode, File, checkpoint_name
 from finetune_api.messages import CheckpointInfo, Manifest, MethodType, Task
 from finetune_api.plan import Plan
+from finetune_trainer.process.lean_imports import TAKEN_ALONG
 from tests.local.agents import EVERY, STEPS, Agents, assert_same_bits, wait_for
 from tests.local.harness import make_plan
 from tests.support.plans import revised
@@ -65,6 +66,13 @@ def test_a_worker_imports_no_library_after_its_fork(undisturbed_gang: Agents) ->
     not_installed = {"torch.utils.tensorboard"}
     assert not_installed <= late, "the imports are in the log"
     assert {name for name in late if not name.startswith("deepspeed.ops.triton_ops")} == ask_for_a_gpu | not_installed
+
+
+def test_a_start_imports_nothing_that_libraries_only_take_along(undisturbed_gang: Agents) -> None:
+    log = (undisturbed_gang.work / "node-0" / "logs" / "zygote.log").read_text()
+    imported = {line.rsplit("|", 1)[1].strip() for line in log.splitlines() if line.startswith("import time:")}
+    assert {"torch", "peft", "transformers"} <= imported
+    assert not {name for name in imported if name.startswith(tuple(f"{one}." for one in TAKEN_ALONG))}
 
 
 def test_a_killed_worker_costs_no_bit(

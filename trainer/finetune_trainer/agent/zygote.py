@@ -17,6 +17,7 @@ import traceback
 from typing import Any, NoReturn
 
 from finetune_trainer.agent.security import drop_capabilities
+from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
 from finetune_trainer.process.ties import die_with_parent
 
 # The libraries import these lazily, so that every worker would import them again (PYTHONPROFILEIMPORTTIME=1 shows them
@@ -46,10 +47,11 @@ def warm_up() -> None:
     """Import everything, fill the caches that each worker would fill, and freeze the heap so that forks share it."""
     # PEFT imports bitsandbytes if it is installed, and that initialises CUDA: no fork could use a GPU then.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    importlib.import_module("finetune_trainer.worker.rank_run")
-    for name in LAZY_IMPORTS:
-        with contextlib.suppress(ImportError):  # an inner module of a library may move; workers then import it
-            importlib.import_module(name)
+    with imports_without(*TAKEN_ALONG):
+        importlib.import_module("finetune_trainer.worker.rank_run")
+        for name in LAZY_IMPORTS:
+            with contextlib.suppress(ImportError):  # an inner module of a library may move; workers then import it
+                importlib.import_module(name)
     import deepspeed.ops
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Callable
 
 from finetune_trainer.process.answered_question import answer_question
+from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
 
 
 def judged(question: str, report: Callable[[str], None]) -> str:
     """Return the judgement as JSON."""
-    from finetune_trainer.judge.judge_question import JudgeQuestion
-    from finetune_trainer.judge.judging import judge_models
+    with imports_without(*TAKEN_ALONG):
+        from finetune_trainer.judge.judge_question import JudgeQuestion
+        from finetune_trainer.judge.judging import judge_models
 
     return judge_models(JudgeQuestion.model_validate_json(question), report).to_json()
 

@@ -8,14 +8,16 @@ import os
 import sys
 from pathlib import Path
 
+from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
 from finetune_trainer.process.ties import die_with_parent
 
 
 def main(parent: str, question: str, answers: str) -> None:
     """Answer the question in a file."""
     die_with_parent(int(parent))
-    from finetune_trainer.probe.attempt import answer
-    from finetune_trainer.probe.question import ProbeQuestion, ProbeStage
+    with imports_without(*TAKEN_ALONG):
+        from finetune_trainer.probe.attempt import answer
+        from finetune_trainer.probe.question import ProbeQuestion, ProbeStage
 
     with Path(answers).open("a", encoding="utf-8") as file:
 

@@ -4,12 +4,14 @@ import sys
 from collections.abc import Callable
 
 from finetune_trainer.process.answered_question import answer_question
+from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
 
 
 def transformers_answers(question: str, report: Callable[[str], None]) -> str:
     """Return the answers as JSON."""
-    from finetune_trainer.serving.expecting import expected_answers
-    from finetune_trainer.serving.serve_records import ServeQuestion
+    with imports_without(*TAKEN_ALONG):
+        from finetune_trainer.serving.expecting import expected_answers
+        from finetune_trainer.serving.serve_records import ServeQuestion
 
     return expected_answers(ServeQuestion.model_validate_json(question), report).model_dump_json()
 

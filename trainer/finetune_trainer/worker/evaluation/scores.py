@@ -1,5 +1,5 @@
 """Scores of a whole split, computed from sums of losses and one prediction a row. Pure; the formulas are scikit-learn's
-and SciPy's.
+and SciPy's, which are imported where they are used: a worker starts faster, and most tasks never score labels.
 """
 
 import math
@@ -10,15 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
-from sklearn.metrics import (
-    accuracy_score,
-    f1_score,
-    mean_absolute_error,
-    mean_squared_error,
-    precision_recall_fscore_support,
-    r2_score,
-)
 
 from finetune_api.messages import ProblemType
 from finetune_trainer.evaluations.records import LabelScore
@@ -66,6 +57,8 @@ def classification_scores(problem: ProblemType, predicted: Values, truth: Values
 
 def _single(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores:
     """Score single labels. F1 is averaged over the labels in truth or prediction, which is scikit-learn's default."""
+    from sklearn.metrics import accuracy_score, f1_score
+
     metrics = {"accuracy": float(accuracy_score(truth, predicted))}
     for average in ("macro", "weighted"):
         metrics[f"{average}_f1"] = float(f1_score(truth, predicted, average=average, zero_division=0.0))
@@ -73,6 +66,8 @@ def _single(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores:
 
 
 def _multiple(predicted: Values, truth: Values, labels: Sequence[str]) -> Scores:
+    from sklearn.metrics import accuracy_score, f1_score
+
     metrics = {
         f"{average}_f1": float(f1_score(truth, predicted, average=average, zero_division=0.0))
         for average in ("micro", "macro", "weighted")
@@ -85,6 +80,9 @@ def _regression(predicted: Values, truth: Values) -> Scores:
     """Score numbers. R2 and the correlations are omitted where they are undefined: below two rows, or for a constant.
     All scores are omitted if a prediction is NaN or infinite.
     """
+    from scipy.stats import ConstantInputWarning, pearsonr, spearmanr
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
     if not np.isfinite(predicted).all():
         return Scores({})
     metrics = {
@@ -102,6 +100,8 @@ def _regression(predicted: Values, truth: Values) -> Scores:
 
 
 def _per_class(predicted: Values, truth: Values, labels: Sequence[str]) -> tuple[LabelScore, ...]:
+    from sklearn.metrics import precision_recall_fscore_support
+
     columns = precision_recall_fscore_support(truth, predicted, labels=range(len(labels)), zero_division=0.0)
     return tuple(
         LabelScore(label=label, precision=precision, recall=recall, f1=f1, support=support)

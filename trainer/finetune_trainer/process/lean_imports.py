@@ -1,0 +1,24 @@
+"""Imports without what libraries take along where they find it. It is not used, and is a third of the time of a start.
+
+transformers takes scipy, scikit-learn and datasets; scikit-learn and datasets take pandas; accelerate takes boto3; the
+nltk of rouge-score takes scipy and scikit-learn; PEFT takes bitsandbytes, and with it the compiler of torch.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TAKEN_ALONG = ("bitsandbytes", "boto3", "datasets", "pandas", "scipy", "sklearn")
+
+
+@contextmanager
+def imports_without(*packages: str) -> Iterator[None]:
+    """Let no import find these packages, except those that are imported already. Afterwards all can be imported."""
+    hidden = [name for name in packages if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
