@@ -74,7 +74,8 @@ def test_a_tuned_model_finds_held_out_texts_and_sentence_transformers_loads_it(b
     }
     job = Job(tmp_path, spec)
     assert job.run() == ExitCode.OK, job.output
-    [plan] = [json.loads(job.store.get(one.key)) for one in job.store.list("jobs/") if one.key.endswith("plan.json")]
+    [run] = [one.key for one in job.store.list("jobs/") if one.key.count("/") == 4 and one.key.endswith("/plan.json")]
+    plan = json.loads(job.store.get(run))
     [negatives] = [choice for choice in plan["choices"] if choice["field"] == "negatives"]
     assert negatives["value"] == 15, negatives
     [artifact] = job.result["artifacts"]

@@ -140,7 +140,7 @@ def test_a_job_trains_with_the_optimizer_and_the_noise_that_it_names(bert: Path,
     }
     job = Job(tmp_path, spec)
     assert job.run() == ExitCode.OK, job.output
-    [file] = (tmp_path / "storage").rglob("plan.json")
+    [file] = (tmp_path / "storage/jobs").glob("*/*/*/plan.json")
     engine = Plan.model_validate_json(file.read_text()).engine
     assert engine.optimizer is not None
     assert (engine.optimizer.name, engine.neftune_noise_alpha) == ("adamw_8bit", 5.0)
