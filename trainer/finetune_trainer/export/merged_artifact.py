@@ -8,6 +8,7 @@ from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.export.artifact_files import ExportSource, add_tokenizer
 from finetune_trainer.model.files import CONFIG
+from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
 from finetune_trainer.storage import download_files
 
 
@@ -24,7 +25,8 @@ def write_merged(source: ExportSource, dtype: str | None, folder: Path, report: 
     import torch  # here, so that an export without a merge does not wait for these imports
     from transformers import AutoTokenizer
 
-    from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter
+    with imports_without(*TAKEN_ALONG):
+        from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter
 
     plan = source.plan
     files = source.base_manifest().files
@@ -46,7 +48,8 @@ def write_merged(source: ExportSource, dtype: str | None, folder: Path, report: 
         len(tokenizer) if plan.new_tokens else 0,
         getattr(torch, dtype) if dtype else None,
     )
-    merge_adapter(inputs, folder, report)
+    with imports_without(*QUANTIZERS):
+        merge_adapter(inputs, folder, report)
 
 
 def _settings(plan: Plan) -> dict[str, object]:

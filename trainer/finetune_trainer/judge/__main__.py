@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from finetune_trainer.process.answered_question import answer_question
-from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
 
 
 def judged(question: str, report: Callable[[str], None]) -> str:
@@ -14,7 +14,8 @@ def judged(question: str, report: Callable[[str], None]) -> str:
         from finetune_trainer.judge.judge_question import JudgeQuestion
         from finetune_trainer.judge.judging import judge_models
 
-    return judge_models(JudgeQuestion.model_validate_json(question), report).to_json()
+    with imports_without(*QUANTIZERS):
+        return judge_models(JudgeQuestion.model_validate_json(question), report).to_json()
 
 
 if __name__ == "__main__":

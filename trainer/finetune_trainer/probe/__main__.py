@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
 from finetune_trainer.process.ties import die_with_parent
 
 
@@ -24,7 +24,8 @@ def main(parent: str, question: str, answers: str) -> None:
         def enter(stage: ProbeStage) -> None:
             print(stage.name, file=file, flush=True)
 
-        found = answer(ProbeQuestion.model_validate_json(Path(question).read_text("utf-8")), enter)
+        with imports_without(*QUANTIZERS):
+            found = answer(ProbeQuestion.model_validate_json(Path(question).read_text("utf-8")), enter)
         print(found.model_dump_json(), file=file, flush=True)
     sys.stdout.flush()
     sys.stderr.flush()

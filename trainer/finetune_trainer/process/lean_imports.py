@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TAKEN_ALONG = ("bitsandbytes", "boto3", "datasets", "pandas", "scipy", "sklearn")
+QUANTIZERS = ("bitsandbytes",)  # PEFT imports it when it makes or loads an adapter, whatever the base model is
+TAKEN_ALONG = (*QUANTIZERS, "boto3", "datasets", "pandas", "scipy", "sklearn")
 
 
 @contextmanager
@@ -21,4 +22,5 @@ def imports_without(*packages: str) -> Iterator[None]:
         yield
     finally:
         for name in hidden:
-            del sys.modules[name]
+            if name in sys.modules and sys.modules[name] is None:  # else it was uncovered meanwhile
+                del sys.modules[name]

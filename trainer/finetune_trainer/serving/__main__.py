@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from finetune_trainer.process.answered_question import answer_question
-from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
 
 
 def transformers_answers(question: str, report: Callable[[str], None]) -> str:
@@ -13,7 +13,8 @@ def transformers_answers(question: str, report: Callable[[str], None]) -> str:
         from finetune_trainer.serving.expecting import expected_answers
         from finetune_trainer.serving.serve_records import ServeQuestion
 
-    return expected_answers(ServeQuestion.model_validate_json(question), report).model_dump_json()
+    with imports_without(*QUANTIZERS):
+        return expected_answers(ServeQuestion.model_validate_json(question), report).model_dump_json()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.model.new_rows import trained_rows
+from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -28,7 +29,8 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     Raises:
         SpecError: a name leads nowhere, or PEFT refuses the configuration.
     """
-    from peft import LoraConfig, TaskType, get_peft_model
+    with imports_without(*TAKEN_ALONG):
+        from peft import LoraConfig, TaskType, get_peft_model
 
     spec = spec_of(task)
     names = sorted({name.rpartition(".")[2] for name in linear})
@@ -48,7 +50,8 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     try:
         # DeepSpeed turns every weight into the type of the run, so that adapters have it too
         config = LoraConfig(task_type=TaskType[spec.peft_type] if spec.peft_type else None, **options)
-        made = get_peft_model(model, config, autocast_adapter_dtype=False).train()
+        with imports_without(*QUANTIZERS):
+            made = get_peft_model(model, config, autocast_adapter_dtype=False).train()
     except (ValueError, TypeError) as error:
         message = f"is {lora.get('target_modules')!r}: {str(error).strip().splitlines()[0][:200]}"
         raise SpecError(_nowhere("NoSuchModule", "target_modules", message, names)) from error

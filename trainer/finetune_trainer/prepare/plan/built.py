@@ -1,6 +1,7 @@
 """A model as its config.json describes it, on the meta device: sizes without weights. Imports torch in functions."""
 
 import contextlib
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import unused_pooler
+from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,7 @@ NOT_SHAPES = frozenset(
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the libraries' remarks on a model that is only counted."""
+    import_models()
     import transformers
 
     level = transformers.logging.get_verbosity()
@@ -38,6 +41,12 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def import_models() -> None:
+    """Import what models of transformers are built with, and not what transformers takes along."""
+    with imports_without(*TAKEN_ALONG):
+        importlib.import_module("transformers.modeling_utils")
 
 
 def build(config: Mapping[str, Any], task: Task, dtype: "torch.dtype", labels: int) -> Any:
@@ -71,6 +80,7 @@ def built_in_16_bits(config: Mapping[str, Any], task: Task) -> Any:
 
 def configured(config: Mapping[str, Any], task: Task, labels: int) -> tuple[Any, Any]:
     """Return a configuration for the task, and the Auto class of transformers that has its model."""
+    import_models()
     import transformers
     from transformers import AutoConfig
 
