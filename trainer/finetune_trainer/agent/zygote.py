@@ -48,6 +48,9 @@ def warm_up() -> None:
     # PEFT imports bitsandbytes if it is installed, and that initialises CUDA: no fork could use a GPU then.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     with imports_without(*TAKEN_ALONG):
+        from finetune_trainer.worker.late_compilation import compilation_at_first_call
+
+    with imports_without(*TAKEN_ALONG), compilation_at_first_call():
         importlib.import_module("finetune_trainer.worker.rank_run")
         for name in LAZY_IMPORTS:
             with contextlib.suppress(ImportError):  # an inner module of a library may move; workers then import it

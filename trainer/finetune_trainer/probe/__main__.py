@@ -16,6 +16,8 @@ def main(parent: str, question: str, answers: str) -> None:
     """Answer the question in a file."""
     die_with_parent(int(parent))
     with imports_without(*TAKEN_ALONG):
+        from finetune_trainer.worker.late_compilation import compilation_at_first_call
+    with imports_without(*TAKEN_ALONG), compilation_at_first_call():
         from finetune_trainer.probe.attempt import answer
         from finetune_trainer.probe.question import ProbeQuestion, ProbeStage
 

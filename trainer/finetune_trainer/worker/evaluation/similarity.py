@@ -4,18 +4,17 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rouge_score import scoring, tokenizers
-from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.chrf import CHRF
+
+from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
 
 ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
 WORD = re.compile(r"[^\W_]+")
 
 
-class Words(tokenizers.Tokenizer):  # type: ignore[misc]
-    """A tokenizer of letters and digits in any script. rouge-score's own takes ASCII only, so other scripts would score
-    0.
-    """
+class Words:
+    """A tokenizer for rouge-score, of letters and digits in any script. Its own takes ASCII only, so that other scripts
+    would score 0."""
 
     def tokenize(self, text: str) -> list[str]:
         """Return lower-case words; for ASCII text the same as rouge-score's."""
@@ -31,10 +30,12 @@ def similarity(answers: Sequence[str], references: Sequence[str]) -> dict[str, f
     """
     if not answers:
         return {}
+    with imports_without(*TAKEN_ALONG):  # here: rouge-score imports all of nltk, and most tasks write no answers
+        from rouge_score.rouge_scorer import RougeScorer
     pairs = list(zip(answers, references, strict=True))
     equal = sum(answer.strip() == reference.strip() for answer, reference in pairs)
     scorer = RougeScorer(list(ROUGE), use_stemmer=False, tokenizer=Words())
-    scored: list[dict[str, scoring.Score]] = [scorer.score(reference, answer) for answer, reference in pairs]
+    scored: list[dict[str, Any]] = [scorer.score(reference, answer) for answer, reference in pairs]
     means: dict[str, Any] = {
         name: sum(score[kind].fmeasure for score in scored) / len(scored) for kind, name in ROUGE.items()
     }
