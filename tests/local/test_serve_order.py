@@ -14,9 +14,10 @@ import pytest
 from finetune_api.contract import Env
 from finetune_operator.objects.serving import WATCH
 from finetune_trainer.serving.asked_server import ask_server
+from finetune_trainer.serving.circumstances import circumstances_of
 from finetune_trainer.serving.serve_records import ServeTestResult
 from finetune_trainer.serving.server_client import ServerClient
-from finetune_trainer.serving.server_commands import server_program
+from finetune_trainer.serving.server_commands import NoServerError, server_program
 from tests.local.test_serve_faults import EXPECTED, SETTINGS, gone, wait_for
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -110,3 +111,13 @@ def test_a_container_that_is_killed_and_started_again_tells_the_end_of_its_serve
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
+
+
+def test_a_container_that_did_not_start_is_told_and_counts_as_the_same_circumstances() -> None:
+    sentence = "the container of spec.export.serveTest.image did not start within 600 seconds: ErrImagePull"
+    obstacle = {Env.SERVE_OBSTACLE.value: sentence}
+    with pytest.raises(NoServerError, match=sentence):
+        server_program("vLLM", obstacle)
+    # a retry of the export keeps the artifact, whether its pod has the container or not
+    beside = circumstances_of("vLLM", "asked", {Env.SERVE_FOLDER.value: "/serve"})
+    assert circumstances_of("vLLM", "asked", obstacle) == beside
