@@ -131,9 +131,8 @@ def test_suspended_and_resumed_in_mid_run(cluster: Cluster, team: str, inputs: I
     served = condition(handle.status, ConditionType.SERVED)
     assert served
     assert (served.status.value, served.reason) == ("Unknown", "NotTested")
-    assert re.search(
-        r"did not start within 3 seconds: (ErrImagePull|ImagePullBackOff).*no-such-image:1", served.message
-    )
+    reason = r"did not start within 3 seconds: (ErrImagePull|ImagePullBackOff): .*no-such-image:1"
+    assert re.search(reason, served.message), served.message
     assert [event["reason"] for event in handle.events()].count("ServerNotStarted") == 1
 
 
