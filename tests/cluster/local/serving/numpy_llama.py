@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 Array = np.ndarray[Any, Any]
-KEYS = ("AWS_", "FINETUNE_", "HF_")  # how the names of variables of the job begin
+KEYS = ("AWS_", "FINETUNE_", "HF_TOKEN")  # how the names of variables of the job begin
 PLACES = ("/var/run/secrets", "/etc/finetune", "/etc/finetune-ca", "/etc/finetune-signing")
 
 
