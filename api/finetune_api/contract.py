@@ -71,6 +71,7 @@ class Env(StrEnum):
     VLLM = "FINETUNE_VLLM"  # path of `vllm`, or of a Python that has it: the export stage tests artifacts with it
     LLAMA_SERVER = "FINETUNE_LLAMA_SERVER"  # path of llama.cpp's `llama-server`, for the form gguf
     SERVE_FOLDER = "FINETUNE_SERVE_FOLDER"  # folder shared with the container that serves, instead of programs here
+    SERVE_OBSTACLE = "FINETUNE_SERVE_OBSTACLE"  # why that container did not start: no artifact is tested on a server
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"

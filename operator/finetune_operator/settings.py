@@ -127,6 +127,9 @@ class Settings:
     node_toleration_seconds: Annotated[
         int, Flag("time that pods stay on a node that is not ready", "30", _at_least(0, int))
     ]
+    server_start_seconds: Annotated[
+        float, Flag("time after which an export goes on without a server that cannot start", "600", _at_least(0))
+    ]
     concurrency: Annotated[int, Flag("jobs reconciled at the same time", "8", _at_least(1, int))]
     requests: Annotated[int, Flag("requests to the API server at the same time", "32", _at_least(1, int))]
     http_port: Annotated[int, Flag("port of /healthz, /readyz and /metrics", "8080", _at_least(0, int))]

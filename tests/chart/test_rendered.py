@@ -62,6 +62,7 @@ def test_the_operator_gets_its_settings(helm: Helm, tmp_path: Path) -> None:
         "FINETUNE_OPERATOR_FORCE_DELETE": "true",
         "FINETUNE_OPERATOR_FENCE_SECONDS": "35",
         "FINETUNE_OPERATOR_NODE_TOLERATION_SECONDS": "30",
+        "FINETUNE_OPERATOR_SERVER_START_SECONDS": "600",
         "FINETUNE_OPERATOR_PROGRESS_SECONDS": "60",
         "FINETUNE_OPERATOR_REQUESTS": "32",
         "FINETUNE_OPERATOR_READ_NODES": "true",

@@ -26,7 +26,8 @@ IMAGES = {
     "trainerImage": {"repository": "localhost/finetune-trainer", "tag": "dev"},
 }
 # quicker than in production, so that a test need not wait to see it
-QUICK = {"operator": {"pollSeconds": 1, "progressSeconds": 1, "leaseSeconds": 6, "nodeTolerationSeconds": 5}}
+EARLIER_QUICK = {"operator": {"pollSeconds": 1, "progressSeconds": 1, "leaseSeconds": 6, "nodeTolerationSeconds": 5}}
+QUICK = {"operator": {**EARLIER_QUICK["operator"], "serverStartSeconds": 3}}  # the earlier chart refuses what is new
 
 
 @dataclass(frozen=True)

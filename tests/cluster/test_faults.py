@@ -3,12 +3,14 @@
 A tiny model does hundreds of steps in the time of one recovery; a job here has enough of them to be in mid-run.
 """
 
+import re
 from typing import Any
 
 import pytest
 
 from finetune_api.errors import FailureCategory
-from finetune_api.v1alpha1 import FineTuneJobStatus, Phase
+from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
+from finetune_operator.policy.conditions import condition
 from tests.cluster.installation import QUICK, SYSTEM, Inputs, Installation
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local.cluster import Cluster
@@ -120,10 +122,18 @@ def test_suspended_and_resumed_in_mid_run(cluster: Cluster, team: str, inputs: I
     assert status.attempt == 2
     assert status.recovery_totals
     assert status.recovery_totals.lost_steps == 0
-    handle.patch(export={"attempt": 2})
+    # the second export tests on a server whose image nobody can pull: it waits a little, and goes on without it
+    test = {"prompts": ["The"], "image": "localhost/no-such-image:1"}
+    handle.patch(export={"attempt": 2, "serveTest": test})
     handle.wait("the second export", lambda status: status.export_attempt == 2 and status.phase is Phase.SUCCEEDED)
     assert len(handle.children("jobs", "finetune.dev/stage=export")) == 2
     assert handle.status.artifacts == status.artifacts
+    served = condition(handle.status, ConditionType.SERVED)
+    assert served
+    assert (served.status.value, served.reason) == ("Unknown", "NotTested")
+    reason = r"did not start within 3 seconds: (ErrImagePull|ImagePullBackOff): .*no-such-image:1"
+    assert re.search(reason, served.message), served.message
+    assert [event["reason"] for event in handle.events()].count("ServerNotStarted") == 1
 
 
 def test_a_job_goes_on_while_its_operator_is_killed_upgraded_and_uninstalled(

@@ -9,7 +9,7 @@ import pytest
 from finetune_api.contract import File
 from finetune_api.messages import Manifest
 from finetune_api.v1alpha1 import ConditionType, Phase
-from finetune_operator.policy.conditions import is_true
+from finetune_operator.policy.conditions import condition, is_true
 from finetune_trainer.storage import ObjectStore, download_tree, open_store
 from tests.cluster.installation import BUCKET, CREDENTIALS, Inputs
 from tests.cluster.jobs import JobHandle, job
@@ -51,6 +51,7 @@ def check_manifests(store: ObjectStore, prefix: str) -> int:
     return checked
 
 
+SERVED = {"rows": 2, "maxNewTokens": 8, "image": "localhost/vllm:1"}
 ONCE = ("Preparing", "Prepared", "Committed", "Exporting", "Succeeded")  # reasons of Events
 
 
@@ -95,6 +96,21 @@ def test_lora_on_two_nodes(cluster: Cluster, team: str, inputs: Inputs, tmp_path
         assert "kube-api-access" not in json.dumps(pod["spec"]["volumes"])
 
 
+def check_server(handle: JobHandle) -> None:
+    """The container beside the export served the artifact, had no key (it would not have served), and has ended."""
+    served = condition(handle.status, ConditionType.SERVED)
+    assert served
+    assert (served.status.value, served.reason) == ("True", "SameAnswers"), served.message
+    assert [artifact.served for artifact in handle.status.artifacts] == [True]
+    [pod] = handle.children("pods", "finetune.dev/stage=export")
+    assert pod["status"]["phase"] == "Succeeded"
+    [server], [state] = pod["spec"]["initContainers"], pod["status"]["initContainerStatuses"]
+    assert state["state"]["terminated"]["exitCode"] == 0
+    assert [one["name"] for one in server["env"]] == ["HOME", "USER"]
+    secret = {one["name"] for one in pod["spec"]["volumes"] if "secret" in one or "projected" in one}
+    assert not secret & {one["name"] for one in server["volumeMounts"]}
+
+
 def test_full_fine_tuning_with_zero_3(cluster: Cluster, team: str, inputs: Inputs, tmp_path: Path) -> None:
     handle = job(
         cluster,
@@ -107,7 +123,7 @@ def test_full_fine_tuning_with_zero_3(cluster: Cluster, team: str, inputs: Input
         training={"num_train_epochs": 2, "learning_rate": 0.003, "eval_steps": 30},
     )
     copy = {"uri": f"s3://{BUCKET}/pushed/{team}", "credentialsSecretRef": {"name": CREDENTIALS}}
-    handle.spec["export"] = {**handle.spec["export"], "push": [{"storage": copy}]}
+    handle.spec["export"] = {**handle.spec["export"], "push": [{"storage": copy}], "serveTest": SERVED}
     status = handle.apply().wait_phase(Phase.SUCCEEDED)
     assert status.plan
     assert status.plan.zero_stage == 3
@@ -115,6 +131,7 @@ def test_full_fine_tuning_with_zero_3(cluster: Cluster, team: str, inputs: Input
     model, metrics = artifact(handle, tmp_path / "model")
     loss = token_loss(model, eval_rows(handle, tmp_path / "eval.arrow"))
     assert loss == pytest.approx(metrics["eval_loss"], abs=1e-4)
+    check_server(handle)
     # the copy in another place is told, once
     [[pushed]] = [one.pushed or [] for one in status.artifacts]
     assert pushed.uri == copy["uri"]

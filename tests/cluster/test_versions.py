@@ -14,7 +14,7 @@ import pytest
 from finetune_api.contract import File, checkpoint_of
 from finetune_api.v1alpha1 import ConditionType, FineTuneJobStatus, Phase
 from finetune_operator.policy.conditions import is_true
-from tests.cluster.installation import CHART, QUICK, RELEASE, SYSTEM, Inputs, Installation, add_credentials
+from tests.cluster.installation import CHART, EARLIER_QUICK, RELEASE, SYSTEM, Inputs, Installation, add_credentials
 from tests.cluster.jobs import JobHandle, job
 from tests.cluster.local import before, lifecycle
 from tests.cluster.local.cluster import Cluster
@@ -22,9 +22,8 @@ from tests.cluster.local.cluster import Cluster
 pytestmark = pytest.mark.matrix
 
 EVERY = 50  # steps between checkpoints
-# QUICK's, as far as both know them
-EARLIER = {"image": {"tag": "before"}, "trainerImage": {"tag": "before"}, **QUICK}
-ROLLED_BACK = {"image": {"tag": "before"}, **QUICK}
+EARLIER = {"image": {"tag": "before"}, "trainerImage": {"tag": "before"}, **EARLIER_QUICK}
+ROLLED_BACK = {"image": {"tag": "before"}, **EARLIER_QUICK}
 UPGRADE = ("--reuse-values", "--set=image.tag=dev,trainerImage.tag=dev")
 
 

@@ -13,10 +13,12 @@ import pytest
 
 from finetune_api.contract import Env
 from finetune_operator.objects.serving import WATCH
+from finetune_trainer.serving import server_order
 from finetune_trainer.serving.asked_server import ask_server
+from finetune_trainer.serving.circumstances import circumstances_of
 from finetune_trainer.serving.serve_records import ServeTestResult
 from finetune_trainer.serving.server_client import ServerClient
-from finetune_trainer.serving.server_commands import server_program
+from finetune_trainer.serving.server_commands import NoServerError, server_program
 from tests.local.test_serve_faults import EXPECTED, SETTINGS, gone, wait_for
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -69,15 +71,14 @@ def test_a_program_that_the_image_lacks_is_named(folder: Path) -> None:
     assert ordered(folder).served  # the container goes on
 
 
-def test_an_export_that_ends_before_the_container_has_begun_leaves_no_order(
+def test_a_container_that_takes_no_order_shows_nothing_of_the_artifact_and_none_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from finetune_trainer.serving import asked_server
-
-    monkeypatch.setattr(asked_server, "READY_SECONDS", 0.2)
+    monkeypatch.setattr(server_order, "TAKEN_SECONDS", 0.2)
     began = time.monotonic()
     result = ordered(tmp_path)  # no container
-    assert "it was not ready within 0.2 seconds" in result.message
+    assert (result.served, result.reason) == (None, "NotTested")
+    assert "the container of spec.export.serveTest does not run, or ends at its start" in result.message
     assert not list(tmp_path.glob("start*"))
     assert time.monotonic() - began < 30
 
@@ -110,3 +111,13 @@ def test_a_container_that_is_killed_and_started_again_tells_the_end_of_its_serve
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
+
+
+def test_a_container_that_did_not_start_is_told_and_counts_as_the_same_circumstances() -> None:
+    sentence = "the container of spec.export.serveTest.image did not start within 600 seconds: ErrImagePull"
+    obstacle = {Env.SERVE_OBSTACLE.value: sentence}
+    with pytest.raises(NoServerError, match=sentence):
+        server_program("vLLM", obstacle)
+    # a retry of the export keeps the artifact, whether its pod has the container or not
+    beside = circumstances_of("vLLM", "asked", {Env.SERVE_FOLDER.value: "/serve"})
+    assert circumstances_of("vLLM", "asked", obstacle) == beside

@@ -35,6 +35,7 @@ SETTINGS = Settings(
     force_delete=True,
     fence_seconds=35,
     node_toleration_seconds=30,
+    server_start_seconds=600,
     concurrency=4,
     requests=8,
     http_port=8080,

@@ -150,9 +150,8 @@ def test_a_container_beside_the_stage_that_cannot_start_is_why_the_pod_waits() -
     assert (found.waiting.reason, found.waiting.message) == ("ImagePullBackOff", "no such image")
     obstacle = pod_obstacle(found)
     assert obstacle
-    assert obstacle.message.endswith(
-        "no such image; correct spec.export.serveTest.image, or remove serveTest: the export waits for its container"
-    )
+    cure = "correct spec.export.serveTest.image, or remove serveTest; the export starts without it in a while"
+    assert obstacle.message.endswith(f"no such image; {cure}")
     status["initContainerStatuses"] = [{"name": "mesh", "state": stuck}]
     of_mesh = pod_obstacle(stage_pod({"metadata": metadata("p"), "status": status}))
     assert of_mesh

@@ -41,16 +41,27 @@ class JobMemory:
     Attributes:
         create_refused: why the last reconcile could not create a child.
         leaving: monotonic time of the first sight of a terminating pod, by the uid of the pod.
+        unserved: monotonic time of the first sight of a pod that waits for a server that cannot start, by its uid.
     """
 
     create_refused: Obstacle | None = None
     leaving: dict[str, float] = field(default_factory=dict)
+    unserved: dict[str, float] = field(default_factory=dict)
 
     def watch_leaving(self, seen: ObservedJob) -> ObservedJob:
         """Add how long this replica has seen each pod terminate."""
         now = time.monotonic()
         self.leaving = {pod.uid: self.leaving.get(pod.uid, now) for pod in seen.leaving_pods}
         return replace(seen, leaving={uid: now - since for uid, since in self.leaving.items()})
+
+    def watch_unserved(self, seen: ObservedJob) -> ObservedJob:
+        """Add how long this replica has seen each pod wait for its server. Between two tries the container may look as
+        if it starts, so the time runs on until the pod has gone."""
+        now = time.monotonic()
+        known = self.unserved
+        waiting = [pod.uid for pod in seen.living_pods if pod.waits_for_server or pod.uid in known]
+        self.unserved = {uid: known.get(uid, now) for uid in waiting}
+        return replace(seen, unserved={uid: now - since for uid, since in self.unserved.items()})
 
 
 class Controller:
@@ -139,7 +150,8 @@ class Controller:
             return
         if not self._follow(key, seen, polled):
             return
-        seen = memory.watch_leaving(replace(seen, polled=polled, create_refused=memory.create_refused))
+        seen = replace(seen, polled=polled, create_refused=memory.create_refused)
+        seen = memory.watch_unserved(memory.watch_leaving(seen))
         decision = decide(refuse_forbidden(seen, self._settings), now, self._settings)
         if not await self._write(key, seen, decision, now):
             return

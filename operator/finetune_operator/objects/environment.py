@@ -12,6 +12,11 @@ def variable(name: str, value: str) -> Object:
     return {"name": str(name), "value": str(value)}
 
 
+def literal(name: str, text: str) -> Object:
+    """Return a variable with a text that others wrote. Kubernetes would expand `$(NAME)` to another variable."""
+    return variable(name, text.replace("$", "$$"))
+
+
 def from_field(name: str, path: str) -> Object:
     """Return a variable with the value of a field of the pod."""
     return {"name": str(name), "valueFrom": {"fieldRef": {"fieldPath": path}}}

@@ -97,7 +97,7 @@ class StagePod:
         index: completion index; 0 for stages with one pod.
         deleted_at: end of the grace period of a pod that was deleted.
         waiting: why the container does not run, such as ImagePullBackOff.
-        waits_for: name of a container that has to start first and does not; empty without one.
+        waits_for: name of a container that has to start before the trainer's and does not; empty without one.
         serves: whether the pod has the container of `export.serveTest`.
         unschedulable: the scheduler's sentence while no node fits.
         exit_code: of the container, once it has ended.
@@ -133,6 +133,11 @@ class StagePod:
     ended_at: datetime | None = None
     waits_for: str = ""
     serves: bool = False
+
+    @property
+    def waits_for_server(self) -> bool:
+        """Whether the container of `export.serveTest` cannot start, and so keeps the export from its start."""
+        return self.waits_for == SERVER and self.deleted_at is None and not self.over
 
     @property
     def starting(self) -> bool:
@@ -190,7 +195,7 @@ def stage_pod(item: Object) -> StagePod:
     container = next((one for one in containers if one["name"] == CONTAINER), {})
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
-    waits_for, blocked = _beside(status)
+    waits_for, blocked = ("", {}) if ended or state.get("running") is not None else _beside(status)
     waiting = blocked or state.get("waiting") or {}
     conditions = _conditions(status.get("conditions") or ())
     scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")

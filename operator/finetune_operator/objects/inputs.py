@@ -7,7 +7,7 @@ from math import ceil
 from finetune_api.contract import CREDENTIALS, Env, PodPath, PushVariable, push_folder, push_variable
 from finetune_api.quantity import parse_quantity
 from finetune_api.v1alpha1.push_spec import PushSpec
-from finetune_operator.objects.environment import data_access, from_secret, variable
+from finetune_operator.objects.environment import data_access, from_secret, literal, variable
 from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu
@@ -53,12 +53,16 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
     return PodInputs(tuple(env), tuple(volumes), tuple(mounts))
 
 
-def export_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
+def export_inputs(job: AcceptedJob, settings: Settings, unserved: str = "") -> PodInputs:
     """Return the additions to the export pod of a job: the key that signs artifacts, those of the pushes, and the
-    container that serves artifacts for a test."""
+    container that serves artifacts for a test.
+
+    Args:
+        unserved: why there is no such container although the user asks for one; empty otherwise.
+    """
     parts = [
         _signing_inputs(job),
-        _serving_inputs(job, settings),
+        PodInputs((literal(Env.SERVE_OBSTACLE, unserved),)) if unserved else _serving_inputs(job, settings),
         *(_push_inputs(index, push) for index, push in enumerate(job.spec.export.push)),
     ]
     if any(push.hub for push in job.spec.export.push):

@@ -29,6 +29,7 @@ from finetune_operator.objects.inputs import PodInputs, export_inputs, prepare_i
 from finetune_operator.objects.job_identity import AcceptedJob, Owner
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu, gpu_resources
+from finetune_operator.objects.serving import without_server
 from finetune_operator.settings import Settings
 
 # The leader and the operator count failures; the Job itself never gives up on an index.
@@ -74,16 +75,21 @@ def prepare_job(job: AcceptedJob, settings: Settings, gpu: NodeGpu | None = None
     return built
 
 
-def export_job(job: AcceptedJob, settings: Settings, attempt: int = 1) -> Object:
+def export_job(job: AcceptedJob, settings: Settings, attempt: int = 1, unserved: str = "") -> Object:
     """Build the Job that makes artifacts from the best checkpoint.
 
     The Job controller retries it without limit and with growing delays, so that no storage outage strands a finished
     training. `decide` counts the failures that are the export's own.
+
+    Args:
+        unserved: why the container of `export.serveTest` is left out; empty = it is not.
     """
+    if unserved:
+        job = without_server(job)
     wanted = job.spec.export.resources
     resources = pods.requirements(wanted) if wanted else EXPORT_RESOURCES
     number = attempt if attempt > 1 else 0  # the name of the first export has no number
-    built = _stage_job(job, settings, Stage.EXPORT, resources, export_inputs(job, settings), number)
+    built = _stage_job(job, settings, Stage.EXPORT, resources, export_inputs(job, settings, unserved), number)
     built["spec"]["backoffLimit"] = UNLIMITED
     return built
 

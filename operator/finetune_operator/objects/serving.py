@@ -1,5 +1,7 @@
 """The container that serves artifacts in the export pod, for `spec.export.serveTest.image`. Pure."""
 
+from dataclasses import replace
+
 from finetune_api.contract import PodPath
 from finetune_operator.objects.environment import variable
 from finetune_operator.objects.facts import SERVER
@@ -29,6 +31,16 @@ while :; do
   wait
 done
 """
+
+
+def without_server(job: AcceptedJob) -> AcceptedJob:
+    """Return a job whose export pod has no such container. Its pods still get the fields as the user wrote them."""
+    test = job.spec.export.serve_test
+    if test is None:
+        return job
+    kept = test.model_copy(update={"image": None, "resources": None})
+    export = job.spec.export.model_copy(update={"serve_test": kept})
+    return replace(job, spec=job.spec.model_copy(update={"export": export}))
 
 
 def serving_container(job: AcceptedJob, settings: Settings) -> Object | None:

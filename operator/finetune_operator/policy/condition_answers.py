@@ -224,6 +224,8 @@ def _served(status: FineTuneJobStatus, step: Step) -> Answers:
     """Answer whether a server answers as the exported model does, when an export ends. Without such a test, before the
     end of another export and after its failure, answer Unknown if an earlier export was tested."""
     known = condition(status, ConditionType.SERVED)
+    if isinstance(step, Exporting) and step.unserved:
+        return {ConditionType.SERVED: Answer(None, Reason.SERVER_NOT_STARTED, step.unserved)}
     if isinstance(step, Exporting | Failed):
         sentence = "the job exports again" if isinstance(step, Exporting) else "the last export failed"
         return {ConditionType.SERVED: Answer(None, phase_of(step).value, sentence)} if known else {}

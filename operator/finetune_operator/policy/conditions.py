@@ -41,6 +41,15 @@ def trained(status: FineTuneJobStatus) -> bool:
     return running is not None and running.reason == Reason.TRAINED
 
 
+def unserved(status: FineTuneJobStatus, generation: int) -> str:
+    """Return why the export of this generation of the spec goes on without the container of `export.serveTest`; empty
+    if it does not. The condition is the only record of it between two Jobs."""
+    served = condition(status, ConditionType.SERVED)
+    if served is None or (served.reason, served.observed_generation) != (Reason.SERVER_NOT_STARTED, generation):
+        return ""
+    return served.message
+
+
 def stopped_running_at(status: FineTuneJobStatus) -> datetime | None:
     """Return when the gang stopped running; the earliest datetime if it never ran; None if it runs."""
     running = condition(status, ConditionType.RUNNING)

@@ -15,7 +15,7 @@ from finetune_operator.objects.kinds import Kind, Object
 from finetune_operator.policy import conditions, lifecycle
 from finetune_operator.policy.accepted import written_spec
 from finetune_operator.policy.object_events import milestones
-from finetune_operator.policy.obstacles import cause_of_recovery, stage_obstacle, start_obstacle
+from finetune_operator.policy.obstacles import cause_of_recovery, server_given_up, stage_obstacle, start_obstacle
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.release import release_lost_pods
 from finetune_operator.policy.stage_failures import (
@@ -49,6 +49,7 @@ DEFAULT_GRACE_SECONDS = 60
 DEFAULT_SCRATCH_BYTES = 10 << 30
 DEFAULT_RESTARTS = 10  # the leader has the same default
 START_SECONDS = 12.0  # between two looks at a pod that starts
+SHORTEST_WAKE_SECONDS = 1.0  # the deletion of a Job reaches its pods a moment later
 
 Next = tuple[Step, list[ChildAction]]
 
@@ -76,6 +77,10 @@ def decide(seen: ObservedJob, now: datetime, settings: Settings) -> JobDecision:
     # If a pod never starts, only Events report it, and the operator does not watch Events.
     if any(pod.starting for pod in seen.living_pods) or _lacks_pods(seen):
         wake = START_SECONDS if wake is None else min(wake, START_SECONDS)
+    for pod in seen.living_pods:  # no event comes when the time of a server that cannot start is over
+        if pod.waits_for_server:
+            left = max(SHORTEST_WAKE_SECONDS, settings.server_start_seconds - seen.unserved.get(pod.uid, 0.0))
+            wake = left if wake is None else min(wake, left)
     status = lifecycle.status(seen, step, results, now)
     return JobDecision(
         status=status,
@@ -202,14 +207,18 @@ def _export(seen: ObservedJob, job: AcceptedJob, settings: Settings) -> Next:
     exports = [one for one in seen.jobs if one.stage is Stage.EXPORT]
     if stopped := _stop(one for one in exports if one != export or _is_outdated(job, one)):
         return Exporting(Obstacle(Reason.ENDING, "spec.export has changed; the export starts again")), stopped
+    if export and export.living and (sentence := server_given_up(seen.pods_of(export), seen.unserved, settings)):
+        again = Obstacle(Reason.ENDING, "the server did not start; the export starts again without it")
+        return Exporting(again, sentence), _stop([export])
+    without = conditions.unserved(seen.status, seen.generation)
     if export is None and any(pod.stage is Stage.EXPORT for pod in seen.living_pods):
         # Two exports at once would write the same artifact.
-        return Exporting(Obstacle(Reason.ENDING, "the previous export is ending")), []
+        return Exporting(Obstacle(Reason.ENDING, "the previous export is ending"), without), []
 
     def body() -> Object:
-        return resources.export_job(job, settings, lifecycle.export_attempt(seen))
+        return resources.export_job(job, settings, lifecycle.export_attempt(seen), without)
 
-    return _run_stage(seen, export, Exporting, body)
+    return _run_stage(seen, export, lambda obstacle: Exporting(obstacle, without), body)
 
 
 def _run_stage(

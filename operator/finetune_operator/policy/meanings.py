@@ -174,6 +174,13 @@ CONDITIONS = (
                 "No artifact could be tested. The message has the cause.",
                 "Follow the message, and raise `export.attempt`.",
             ),
+            Meaning(
+                "Unknown",
+                Reason.SERVER_NOT_STARTED,
+                "The container of `serveTest.image` cannot start. The export goes on without it, and ends with"
+                " `NotTested`.",
+                "Correct the image; the export then starts again with it.",
+            ),
             Meaning("Unknown", Reason.NO_SERVE_TEST, "The last export has no test; an earlier one had."),
             Meaning("Unknown", Reason.EXPORTING, "The job exports again; an earlier export was tested."),
             Meaning(
@@ -302,6 +309,12 @@ EVENTS = (
     Meaning("Warning", Reason.SERVER_FAILED, "A server failed with an artifact.", "See condition Served."),
     Meaning("Warning", Reason.NOT_SERVABLE, "A server takes no artifact of this kind.", "See condition Served."),
     Meaning("Warning", Reason.NOT_TESTED, "No artifact could be tested on a server.", "See condition Served."),
+    Meaning(
+        "Warning",
+        Reason.SERVER_NOT_STARTED,
+        "The export goes on without the container that serves.",
+        "See condition Served.",
+    ),
     Meaning("Warning", Reason.SPEC_REFUSED, "A changed spec breaks a rule.", "See condition Degraded."),
     Meaning("Warning", Reason.NOTHING_TO_EXPORT, "An export was requested after a failure.", "See condition Degraded."),
     Meaning(

@@ -12,7 +12,14 @@ from finetune_operator.policy.world import Milestone
 _FAULTS_OF_THE_SPEC = frozenset({Reason.SPEC_REFUSED, Reason.NOTHING_TO_EXPORT})
 _FAULTS_OF_THE_MODEL = frozenset({Reason.GATES_FAILED, Reason.NOT_JUDGED})
 _FAULTS_OF_SERVING = frozenset(
-    {Reason.OTHER_ANSWERS, Reason.ENDS_MISSED, Reason.SERVER_FAILED, Reason.NOT_SERVABLE, Reason.NOT_TESTED}
+    {
+        Reason.OTHER_ANSWERS,
+        Reason.ENDS_MISSED,
+        Reason.SERVER_FAILED,
+        Reason.NOT_SERVABLE,
+        Reason.NOT_TESTED,
+        Reason.SERVER_NOT_STARTED,
+    }
 )
 _NORMAL = frozenset(
     {

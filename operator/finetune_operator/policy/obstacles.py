@@ -1,6 +1,6 @@
 """Why the pods of a stage do not run, and why a gang recovers. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from finetune_api.beats import GangPhase, Progress
 from finetune_api.contract import ExitCode
@@ -10,9 +10,10 @@ from finetune_operator.objects.facts import NORMAL_WAITING_REASONS, SERVER, Obst
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.stage_failures import end_of, result_of, sentences
 from finetune_operator.policy.world import ObservedJob
+from finetune_operator.settings import Settings
 
 MOST_LOG_CHARACTERS = 800  # of a log in a sentence
-SERVER_CURE = "; correct spec.export.serveTest.image, or remove serveTest: the export waits for its container"
+SERVER_CURE = "; correct spec.export.serveTest.image, or remove serveTest; the export starts without it in a while"
 SERVER_ROOM = "; the resources of spec.export.serveTest count too: lower them, or remove serveTest"
 
 
@@ -42,6 +43,23 @@ def pod_obstacle(pod: StagePod) -> Obstacle | None:
         cure = SERVER_CURE if pod.waits_for == SERVER else ""
         return Obstacle(pod.waiting.reason, f"{pod.name} on {pod.node}: {message}{cure}")
     return None
+
+
+def server_given_up(pods: Sequence[StagePod], waited: Mapping[str, float], settings: Settings) -> str:
+    """Return why the export must go on without the container of `export.serveTest`, as a sentence; empty if it need
+    not: the container runs, or there is still time. A pull that goes on is no obstacle, however long it takes.
+
+    Args:
+        pods: of the Job.
+        waited: seconds that each pod waits for the container, by uid.
+    """
+    for pod in pods:
+        if pod.waits_for_server and pod.waiting and waited.get(pod.uid, 0.0) >= settings.server_start_seconds:
+            message = f": {pod.waiting.message}" if pod.waiting.message else ""
+            cause = f"{pod.waiting.reason}{message}"[:MOST_LOG_CHARACTERS]
+            seconds = f"{settings.server_start_seconds:g} seconds"
+            return f"the container of spec.export.serveTest.image did not start within {seconds}: {cause}"
+    return ""
 
 
 def last_failure(pods: Sequence[StagePod], stage: Stage) -> Obstacle | None:

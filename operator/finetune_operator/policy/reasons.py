@@ -42,6 +42,7 @@ class Reason(StrEnum):
     NOT_SERVABLE = "NotServable"
     NOT_TESTED = "NotTested"
     NO_SERVE_TEST = "NoServeTest"
+    SERVER_NOT_STARTED = "ServerNotStarted"
     EVAL_LOSS_RISES = "EvalLossRises"
     SPEC_REFUSED = "SpecRefused"
     NOTHING_TO_EXPORT = "NothingToExport"

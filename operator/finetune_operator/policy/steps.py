@@ -74,9 +74,15 @@ class Suspended:
 
 @dataclass(frozen=True)
 class Exporting:
-    """The export stage runs or starts, because training is complete. `obstacle`: why its pod does not run."""
+    """The export stage runs or starts, because training is complete.
+
+    Attributes:
+        obstacle: why its pod does not run.
+        unserved: why its pod has no container of `export.serveTest`, as a sentence; empty if it did not fail to start.
+    """
 
     obstacle: Obstacle | None = None
+    unserved: str = ""
 
 
 @dataclass(frozen=True)

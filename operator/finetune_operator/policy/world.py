@@ -43,6 +43,8 @@ class ObservedJob:
         pods_refused: the API server's sentence, by the name of a Job that cannot create its pods.
         create_refused: why the last reconcile could not create a child.
         leaving: seconds since this replica first saw a terminating pod, on its own clock, by the uid of the pod.
+        unserved: seconds since this replica first saw that a pod waits for the container of `export.serveTest`, which
+            cannot start; by the uid of the pod.
         namespace_ends: whether the namespace is being deleted.
         lost_nodes: nodes that do not exist or are not ready, and have pods past their grace period.
         log_tail: last lines of the pod that failed its stage.
@@ -64,6 +66,7 @@ class ObservedJob:
     pods_refused: Mapping[str, str] = field(default_factory=dict)
     create_refused: Obstacle | None = None
     leaving: Mapping[str, float] = field(default_factory=dict)
+    unserved: Mapping[str, float] = field(default_factory=dict)
     namespace_ends: bool = False
     lost_nodes: frozenset[str] = frozenset()
     log_tail: str = ""

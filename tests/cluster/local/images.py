@@ -30,6 +30,7 @@ from tests.tools import build, cache
 VENV = "/opt/venv"
 SOURCES = "/opt/finetune"
 EARLIER = "/opt/before"  # sources of an earlier version
+SERVING = "/opt/serving"  # the program `vllm`, a small server of LLaMAs
 ROOTS = ("api", "operator", "trainer")
 
 
@@ -60,6 +61,7 @@ IMAGES = (
     Image("localhost/light:1"),
     Image("localhost/finetune-operator:dev", PYTHON),
     Image("localhost/finetune-trainer:dev", PYTHON),
+    Image("localhost/vllm:1", {"PATH": f"{SERVING}:{VENV}/bin:/usr/local/bin:/usr/bin:/bin"}),
     Image("localhost/finetune-operator:before", _python(EARLIER)),
     Image("localhost/finetune-trainer:before", _python(EARLIER)),
 )
@@ -74,6 +76,7 @@ LIBRARIES = "libgcc_s.so.1 libstdc++.so.6 libdl.so.2 libpthread.so.0 librt.so.1 
 FOLDERS = (
     "dev",
     "etc",
+    "opt/serving",
     "opt/venv",
     *(f"opt/{sources}/{root}" for sources in ("finetune", "before") for root in ROOTS),
     "proc",
@@ -138,7 +141,8 @@ def runtime_spec(path: Path, checkout: Path) -> Path:
     made = subprocess.run([build("ctr"), "oci", "spec"], capture_output=True, check=True)
     spec = json.loads(made.stdout)
     del spec["linux"]["cgroupsPath"]
-    binds = {VENV: Path(sys.prefix), **{f"{SOURCES}/{root}": checkout / root for root in ROOTS}}
+    binds = {VENV: Path(sys.prefix), SERVING: Path(__file__).with_name("serving")}
+    binds |= {f"{SOURCES}/{root}": checkout / root for root in ROOTS}
     if earlier := before.sources(checkout):
         binds |= {f"{EARLIER}/{root}": earlier / root for root in ROOTS}
     options = ["rbind", "ro", "nosuid", "nodev"]

@@ -37,7 +37,8 @@ def circumstances_of(kind: Kind, asked: str, environ: Mapping[str, str] = os.env
         asked: what the job says, see `asked_circumstances`.
     """
     seen: list[object] = [asked]
-    if not environ.get(Env.SERVE_FOLDER):  # nodes of a cluster differ, and the job names the resources of its pods
+    in_pod = environ.get(Env.SERVE_FOLDER) or environ.get(Env.SERVE_OBSTACLE)
+    if not in_pod:  # nodes of a cluster differ, and the job names the resources of its pods
         seen += [_program(kind, environ), usable_memory() // GIB]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 

@@ -26,8 +26,10 @@ def server_program(kind: Kind, environ: Mapping[str, str] = os.environ) -> list[
     """Return the beginning of the command that starts a server.
 
     Raises:
-        NoServerError: the server is not on this machine.
+        NoServerError: the server is not on this machine, or the container that has it did not start.
     """
+    if obstacle := environ.get(Env.SERVE_OBSTACLE):
+        raise NoServerError(obstacle)
     variable, name = PROGRAMS[kind]
     if environ.get(Env.SERVE_FOLDER):  # the container beside this one has it
         return [name, "serve"] if kind == "vLLM" else [name]

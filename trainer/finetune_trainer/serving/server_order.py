@@ -20,6 +20,7 @@ from finetune_trainer.serving.server_process import CACHE_GIB, FIXED
 START, RUNNING, LOG, ENDED, PID = "start", "running", "log", "ended", "pid"
 END_SECONDS = 60.0  # the container waits 10 before it kills
 POLL_SECONDS = 0.1
+TAKEN_SECONDS = 600.0  # Kubernetes waits 5 minutes before it starts a container again that crashes
 MISSING = (126, 127)  # exit codes of a shell that finds no such program, or cannot run it
 KEYS = ("VLLM_API_KEY", "LLAMA_API_KEY")
 
@@ -37,6 +38,19 @@ class OrderedServer(RunningServer):
     def alive(self) -> bool:
         """Return whether the server runs, or will."""
         return not (self.folder / ENDED).exists()
+
+    def wait_ready(self, seconds: float) -> None:
+        """Wait until the container has taken the order, and until the server answers.
+
+        Raises:
+            ServerError: the container takes no order, which shows nothing of the artifact; or as of any server.
+        """
+        deadline = time.monotonic() + min(seconds, TAKEN_SECONDS)
+        while (self.folder / START).exists():
+            if time.monotonic() > deadline:
+                raise NothingShownError("the container of spec.export.serveTest does not run, or ends at its start")
+            time.sleep(POLL_SECONDS)
+        super().wait_ready(seconds)
 
     def code(self) -> int:
         """Return the exit code of the server, which has ended."""
