@@ -31,7 +31,7 @@ from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.suites import definitions as suite_definitions
 from finetune_trainer.suites import suite_process
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
-from finetune_trainer.suites.harness import values_of
+from finetune_trainer.suites.harness_values import values_of
 from finetune_trainer.suites.stored_suites import is_evaluated, load_suites
 from finetune_trainer.suites.suite_process import ask_suite
 from finetune_trainer.suites.suite_records import (
