@@ -91,7 +91,7 @@ def _half_a_container(spec: Given) -> str | None:
     for suite in _suites(spec):
         if has(suite, "image") and not has(suite, "command"):
             return f"has image and no command in the suite {shown(suite.get('name'))}; image requires command"
-        lone = next((name for name in OF_CONTAINERS if suite.get(name)), None)
+        lone = next((name for name in OF_CONTAINERS if has(suite, name)), None)
         if lone and not has(suite, "image"):
             return f"has {lone} and no image in the suite {shown(suite.get('name'))}; {lone} requires image"
     return None
@@ -99,7 +99,7 @@ def _half_a_container(spec: Given) -> str | None:
 
 def _of_the_harness(spec: Given) -> str | None:
     for suite in _suites(spec):
-        theirs = next((name for name in OF_THE_HARNESS if suite.get(name) not in (None, False)), None)
+        theirs = next((name for name in OF_THE_HARNESS if has(suite, name) and suite[name] is not False), None)
         if theirs and has(suite, "image"):
             where = f"{theirs} beside image in the suite {shown(suite.get('name'))}"
             return f"has {where}; {theirs} is a setting of lm-evaluation-harness"

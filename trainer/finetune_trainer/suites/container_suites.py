@@ -22,7 +22,8 @@ from finetune_trainer.suites.container_values import RESULTS, clear_results, rea
 from finetune_trainer.suites.definitions import SuiteError
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteSettings
 
-POLL_SECONDS = 0.5
+SECONDS_OF_A_MINUTE = 60.0
+POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.9  # of what the stage has, for a program of this machine
 LONGEST_LINE = 200  # characters of a log in a reason
 
@@ -112,7 +113,7 @@ def local_program(name: str, environ: Mapping[str, str]) -> str:
 def _run_in_container(settings: SuiteSettings, variables: Mapping[str, str], order: ContainerOrder) -> None:
     command = [*settings.command, *settings.args]
     order.place(command, variables, f'"${{{HOME}:-.}}"')
-    deadline = time.monotonic() + settings.timeout_minutes * 60.0
+    deadline = time.monotonic() + settings.timeout_minutes * SECONDS_OF_A_MINUTE
     try:
         while not order.ended():
             if time.monotonic() > deadline:
@@ -129,7 +130,7 @@ def _run_in_container(settings: SuiteSettings, variables: Mapping[str, str], ord
 
 def _run_here(settings: SuiteSettings, variables: Mapping[str, str], work: Path, environ: Mapping[str, str]) -> None:
     log, ended = work / LOG, work / "ended"
-    seconds, memory = settings.timeout_minutes * 60.0, int(usable_memory() * MEMORY_SHARE)
+    seconds, memory = settings.timeout_minutes * SECONDS_OF_A_MINUTE, int(usable_memory() * MEMORY_SHARE)
     keeper = [sys.executable, "-m", "finetune_trainer.process.server_keeper", str(os.getpid()), str(memory)]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -152,7 +153,7 @@ def _run_here(settings: SuiteSettings, variables: Mapping[str, str], work: Path,
 
 
 def _too_long(settings: SuiteSettings, *, taken: bool) -> str:
-    minutes = f"{settings.timeout_minutes:,} minutes"
+    minutes = f"{settings.timeout_minutes:,} minute{'' if settings.timeout_minutes == 1 else 's'}"
     if taken:
         return f"it took more than {minutes}: raise timeoutMinutes of the suite, or evaluate fewer rows"
     return f"its container did not begin within {minutes}: `kubectl describe pod` of the export shows why"
