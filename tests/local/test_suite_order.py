@@ -100,7 +100,7 @@ def test_results_of_an_earlier_program_are_not_taken(shared: Path, model: ShownM
     ("command", "said"),
     [
         (("no-such-program",), "no-such-program cannot be run in team/eval:1 .*not found.*: correct command"),
-        (("sh", "-c", "echo 'KeyError: w' >&2; exit 3"), r"exit code 3 \(KeyError: w\): correct the program or its args"),
+        (("sh", "-c", "echo 'KeyError: w' >&2; exit 3"), r"exit code 3 \(KeyError: w\): correct the program"),
         (("sh", "-c", "kill -9 $$"), "killed, probably for want of memory: raise resources.limits.memory of the suite"),
         (("sh", "-c", 'echo 0.9 > "$RESULTS"'), "its results are a number; they must be an object"),
         (("sh", "-c", 'cd "$(dirname "$RESULTS")"; ln -sf /etc/hostname log; exit 1'), r"1 \(it printed nothing\)"),

@@ -30,6 +30,7 @@ from finetune_trainer.process.termination import fit
 from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.suites import definitions as suite_definitions
 from finetune_trainer.suites import suite_process
+from finetune_trainer.suites.container_suites import ShownModel, ask_container
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
 from finetune_trainer.suites.harness_values import values_of
 from finetune_trainer.suites.stored_suites import is_evaluated, load_suites
@@ -192,6 +193,23 @@ def test_the_values_of_a_program_in_place_of_a_container_are_everywhere_and_its_
     assert failed.artifacts[0].warnings[0].startswith("SuiteFailed: mine: its program ended with exit code 3")
     assert failed.approval is not None
     assert "mine/accuracy was not measured" in failed.approval.message
+
+
+@pytest.mark.matrix
+def test_the_program_of_the_documentation_evaluates_an_adapter(run: Run, tmp_path: Path) -> None:
+    evaluated(run)
+    page = (Path(__file__).parents[2] / "docs/suites.md").read_text()
+    program, rows, work = tmp_path / "evaluate.py", tmp_path / "rows.jsonl", tmp_path / "program-work"
+    program.write_text(f"#!{sys.executable}\n{page.split('```python')[1].split('```')[0]}")
+    program.chmod(0o755)
+    rows.write_text(2 * (json.dumps({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}) + "\n"))
+    work.mkdir()
+    environ = {"PATH": os.environ["PATH"], "FINETUNE_SUITE_MINE": str(program)}
+    asked = SuiteSettings(name="mine", image="team/eval:1", command=("evaluate",))
+    answer = ask_container(asked, ShownModel(run.artifact("adapter"), run.base, rows), work, environ)
+    seen = {one.name: one.value for one in answer.values}
+    assert seen.keys() == {"token_accuracy", "tokens"}
+    assert (seen["tokens"], 0 <= seen["token_accuracy"] <= 1) == (4, True)
 
 
 def test_a_suite_that_fails_costs_nothing_else_and_is_tried_again(

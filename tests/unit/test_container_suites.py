@@ -14,6 +14,7 @@ from finetune_api.errors import SpecError
 from finetune_api.messages import DatasetFacts, SplitFacts
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1 import parse_job
+from finetune_api.v1alpha1.job_files import load_job
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
 from finetune_trainer.dataset.shards import Shard, Shards, shard_name
 from finetune_trainer.export.forms import ExportRequest
@@ -53,6 +54,12 @@ def test_a_suite_is_a_command_in_an_image() -> None:
 def test_any_task_may_have_a_suite_of_a_container_and_gates_name_its_values() -> None:
     spec = spec_with(OWN, spec__task="classification", spec__export={"gates": {"own/accuracy": ">= 0.9"}})
     assert spec.export.gates == {"own/accuracy": ">= 0.9"}
+
+
+def test_the_example_job_is_valid() -> None:
+    example = load_job(Path(__file__).parents[2] / "manifests/examples/container-suite.yaml")
+    [suite] = example.spec.evaluation.suites
+    assert (suite.name, suite.timeout_minutes) == ("support", 30)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
