@@ -128,7 +128,7 @@ class ArtifactSuites:
         work.mkdir(parents=True)
         try:
             answer = self._answer(settings, source, folder, work)
-        except (SuiteError, ProgramError, FineTuneError, OSError) as error:
+        except (SuiteError, ProgramError, FineTuneError, OSError, ValueError) as error:  # ValueError: a broken row file
             reason = error.problems[0].message if isinstance(error, FineTuneError) else str(error)
             return empty.model_copy(update={"problem": cut_to(reason, LONGEST_WARNING)})
         finally:

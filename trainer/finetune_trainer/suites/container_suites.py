@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from finetune_trainer.suites.definitions import SuiteError
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteSettings
 
 SECONDS_OF_A_MINUTE = 60.0
+TAKEN_SECONDS = 600.0  # Kubernetes waits 5 minutes before it starts a container again that crashes
 POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.9  # of what the stage has, for a program of this machine
+SEE_POD = "`kubectl describe pod` of the export shows why"
 LONGEST_LINE = 200  # characters of a log in a reason
 
 
@@ -113,12 +115,9 @@ def local_program(name: str, environ: Mapping[str, str]) -> str:
 def _run_in_container(settings: SuiteSettings, variables: Mapping[str, str], order: ContainerOrder) -> None:
     command = [*settings.command, *settings.args]
     order.place(command, variables, f'"${{{HOME}:-.}}"')
-    deadline = time.monotonic() + settings.timeout_minutes * SECONDS_OF_A_MINUTE
     try:
-        while not order.ended():
-            if time.monotonic() > deadline:
-                raise SuiteError(_too_long(settings, taken=order.taken()))
-            time.sleep(POLL_SECONDS)
+        _wait(order.taken, TAKEN_SECONDS, f"its container did not begin within {TAKEN_SECONDS:g} seconds: {SEE_POD}")
+        _wait(order.ended, settings.timeout_minutes * SECONDS_OF_A_MINUTE, _too_long(settings))
         code = order.code()
     finally:
         order.withdraw()
@@ -148,15 +147,26 @@ def _run_here(settings: SuiteSettings, variables: Mapping[str, str], work: Path,
     if ended.exists():
         reason = ended.read_text("utf-8")
         too_long = "took too long" in reason
-        raise SuiteError(_too_long(settings, taken=True) if too_long else f"{reason}: {MORE}")
+        raise SuiteError(_too_long(settings) if too_long else f"{reason}: {MORE}")
     _check_end(code, log, MORE)
 
 
-def _too_long(settings: SuiteSettings, *, taken: bool) -> str:
+def _wait(holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
+    """Wait until something holds.
+
+    Raises:
+        SuiteError: it does not hold in time; `otherwise` is the reason.
+    """
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SuiteError(otherwise)
+        time.sleep(POLL_SECONDS)
+
+
+def _too_long(settings: SuiteSettings) -> str:
     minutes = f"{settings.timeout_minutes:,} minute{'' if settings.timeout_minutes == 1 else 's'}"
-    if taken:
-        return f"it took more than {minutes}: raise timeoutMinutes of the suite, or evaluate fewer rows"
-    return f"its container did not begin within {minutes}: `kubectl describe pod` of the export shows why"
+    return f"it took more than {minutes}: raise timeoutMinutes of the suite, or evaluate fewer rows"
 
 
 def _check_end(code: int, log: Path, more: str) -> None:
