@@ -41,6 +41,7 @@ class PodPath(StrEnum):
     CA = "/etc/finetune-ca/ca.crt"
     SIGNING_KEY = "/etc/finetune-signing/key.pem"  # in the export pod only: spec.export.signing
     SERVE = "/serve"  # in the export pod only: orders to the container of spec.export.serveTest.image
+    SUITES = "/suites"  # in the export pod only: orders to the containers of spec.evaluation.suites, and their results
     DATA_CA = "/etc/finetune-data-ca/ca.crt"  # in the prepare pod only, like all settings of dataset.storage
     MODEL_VOLUME = "/volumes/model"  # in the prepare pod only: model.persistentVolumeClaim
     SCRATCH = "/scratch"
@@ -72,6 +73,7 @@ class Env(StrEnum):
     LLAMA_SERVER = "FINETUNE_LLAMA_SERVER"  # path of llama.cpp's `llama-server`, for the form gguf
     SERVE_FOLDER = "FINETUNE_SERVE_FOLDER"  # folder shared with the container that serves, instead of programs here
     SERVE_OBSTACLE = "FINETUNE_SERVE_OBSTACLE"  # why that container did not start: no artifact is tested on a server
+    SUITES_FOLDER = "FINETUNE_SUITES_FOLDER"  # has a folder for each suite with a container, which shares it
     TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"  # where a stage leaves its StageResult
     STORAGE_ENDPOINT = "AWS_ENDPOINT_URL_S3"
     STORAGE_REGION = "AWS_REGION"
@@ -158,6 +160,11 @@ def push_variable(index: int, name: str) -> str:
 def push_folder(index: int, name: str) -> str:
     """Return the folder in the export pod with a file of a Secret that an item of spec.export.push names."""
     return f"/etc/finetune-push-{index}-{name}"
+
+
+def suite_variable(name: str) -> str:
+    """Return the environment variable that names a program of this machine in place of a suite's container."""
+    return f"FINETUNE_SUITE_{name.upper().replace('-', '_')}"
 
 
 def progress_token(token: str, attempt: str) -> str:

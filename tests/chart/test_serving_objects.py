@@ -47,11 +47,12 @@ def test_manifests_are_taken_by_the_api_server_and_by_kserves_schema(server: Ser
     assert "is valid" in answer.stdout
 
 
-def test_the_export_pod_with_a_container_that_serves_meets_the_restricted_standard(server: Server) -> None:
+def test_the_export_pod_with_containers_beside_it_meets_the_restricted_standard(server: Server) -> None:
     test = {"serveTest": {"prompts": ["Hello"], "image": "vllm:1", "resources": {"limits": {"nvidia.com/gpu": 1}}}}
-    built = export_job(made(export=test), SETTINGS)
+    suite = {"name": "own", "image": "team/eval:1", "command": ["evaluate"], "resources": {"limits": {"memory": "2Gi"}}}
+    built = export_job(made(export=test, evaluation={"suites": [suite]}), SETTINGS)
     spec = built["spec"]["template"]["spec"] | {"serviceAccountName": "export"}
-    assert spec["initContainers"][0]["restartPolicy"] == "Always"
+    assert [one["restartPolicy"] for one in spec["initContainers"]] == ["Always", "Always"]
     where = "/api/v1/namespaces/restricted"
     server.api.call("POST", f"{where}/serviceaccounts", {"metadata": {"name": "export"}})
     pod = {"metadata": {"name": "export"}, "spec": spec}

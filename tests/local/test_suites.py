@@ -30,8 +30,9 @@ from finetune_trainer.process.termination import fit
 from finetune_trainer.run.run_folder import RunFolder
 from finetune_trainer.suites import definitions as suite_definitions
 from finetune_trainer.suites import suite_process
+from finetune_trainer.suites.container_suites import ShownModel, ask_container
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
-from finetune_trainer.suites.harness import values_of
+from finetune_trainer.suites.harness_values import values_of
 from finetune_trainer.suites.stored_suites import is_evaluated, load_suites
 from finetune_trainer.suites.suite_process import ask_suite
 from finetune_trainer.suites.suite_records import (
@@ -147,6 +148,68 @@ def answer_with(monkeypatch: pytest.MonkeyPatch, *answers: SuiteAnswer | SuiteEr
 
 
 GOOD = SuiteAnswer(values=(SuiteValue(name="colours.acc", value=0.5),), harness="0.4.13")
+
+
+PROGRAM = """
+import json, os, pathlib
+artifact, base = (pathlib.Path(os.environ[name]) for name in ("ARTIFACT", "BASE_MODEL"))
+assert (artifact / "adapter_config.json").exists() and (artifact / "tokenizer.json").exists()
+assert (base / "model.safetensors").exists() and (base / "config.json").exists()
+pathlib.Path(os.environ["RESULTS"]).write_text(json.dumps({"accuracy": 0.75, "answers": 8}))
+"""
+
+
+def test_the_values_of_a_program_in_place_of_a_container_are_everywhere_and_its_failure_costs_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "evaluate"
+    program.write_text(f"#!{sys.executable}\n{PROGRAM}")
+    program.chmod(0o755)
+    monkeypatch.setenv("FINETUNE_SUITE_MINE", str(program))
+    body = {"name": "mine", "image": "team/eval:1", "command": ["evaluate"]}
+    elsewhere = {**body, "name": "elsewhere"}
+    gates = {"mine/accuracy": "> 0.7"}
+    spec = parse_job(job(spec__evaluation={"suites": [body, elsewhere]}, spec__export={"gates": gates})).spec
+    asked = ExportRequest((ExportForm.ADAPTER,), gates=gates).with_suites(spec.evaluation)
+    result = evaluated(run, *asked.suites, gates=gates)
+    [outcome] = result.suites
+    assert (outcome.name, outcome.values, outcome.problem) == ("mine", {"accuracy": 0.75, "answers": 8}, "")
+    assert result.approval is not None
+    assert result.approval.approved, result.approval.message
+    assert "suite mine: accuracy 0.75" in run.reports
+    folder = run.artifact("adapter")
+    assert json.loads((folder / SUITES).read_text())["suites"][0]["image"] == "team/eval:1"
+    assert "| mine | accuracy | 0.75 |" in (folder / "README.md").read_text()
+    page = render_run(read_run(run.store, RUN, run.plan, result.artifacts, name="job", uid="uid-1"))
+    assert "<td>accuracy</td>" in page
+    assert is_evaluated(run.store, RUN, spec), "the suite that needs a cluster is not asked for here"
+    assert evaluated(run, *asked.suites, gates=gates).note.endswith("existed already")
+
+    program.write_text("#!/bin/sh\necho 'no such model' >&2; exit 3\n")
+    changed = asked.suites[0].model_copy(update={"args": ("--again",)})
+    failed = evaluated(run, changed, gates=gates)
+    assert failed.succeeded
+    assert failed.suites[0].problem.startswith("its program ended with exit code 3 (no such model): correct")
+    assert failed.artifacts[0].warnings[0].startswith("SuiteFailed: mine: its program ended with exit code 3")
+    assert failed.approval is not None
+    assert "mine/accuracy was not measured" in failed.approval.message
+
+
+@pytest.mark.matrix
+def test_the_program_of_the_documentation_evaluates_an_adapter(run: Run, tmp_path: Path) -> None:
+    evaluated(run)
+    page = (Path(__file__).parents[2] / "docs/suites.md").read_text()
+    program, rows, work = tmp_path / "evaluate.py", tmp_path / "rows.jsonl", tmp_path / "program-work"
+    program.write_text(f"#!{sys.executable}\n{page.split('```python')[1].split('```')[0]}")
+    program.chmod(0o755)
+    rows.write_text(2 * (json.dumps({"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}) + "\n"))
+    work.mkdir()
+    environ = {"PATH": os.environ["PATH"], "FINETUNE_SUITE_MINE": str(program)}
+    asked = SuiteSettings(name="mine", image="team/eval:1", command=("evaluate",))
+    answer = ask_container(asked, ShownModel(run.artifact("adapter"), run.base, rows), work, environ)
+    seen = {one.name: one.value for one in answer.values}
+    assert seen.keys() == {"token_accuracy", "tokens"}
+    assert (seen["tokens"], 0 <= seen["token_accuracy"] <= 1) == (4, True)
 
 
 def test_a_suite_that_fails_costs_nothing_else_and_is_tried_again(

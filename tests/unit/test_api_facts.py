@@ -95,6 +95,9 @@ def test_a_run_is_identified_by_what_may_not_change() -> None:
 
 def test_these_fields_mean_something_on_a_cluster_only() -> None:
     assert facts.CLUSTER_ONLY == (
+        "spec.evaluation.suites.command",
+        "spec.evaluation.suites.image",
+        "spec.evaluation.suites.resources",
         "spec.export.nodeSelector",
         "spec.export.priorityClassName",
         "spec.export.resources",

@@ -152,6 +152,13 @@ def test_a_container_beside_the_stage_that_cannot_start_is_why_the_pod_waits() -
     assert obstacle
     cure = "correct spec.export.serveTest.image, or remove serveTest; the export starts without it in a while"
     assert obstacle.message.endswith(f"no such image; {cure}")
+    status["initContainerStatuses"] = [
+        {"name": "server", "state": {"running": {}}},
+        {"name": "suite-a", "state": stuck},
+    ]
+    of_suite = pod_obstacle(stage_pod({"metadata": metadata("p"), "status": status}))
+    assert of_suite
+    assert "no such image; correct image of the suite a in spec.evaluation.suites, or remove" in of_suite.message
     status["initContainerStatuses"] = [{"name": "mesh", "state": stuck}]
     of_mesh = pod_obstacle(stage_pod({"metadata": metadata("p"), "status": status}))
     assert of_mesh
@@ -171,3 +178,8 @@ def test_a_pod_that_no_node_fits_names_the_resources_of_its_server() -> None:
     beside = pod_obstacle(stage_pod(item | {"spec": {"initContainers": [{"name": "server"}]}}))
     assert beside
     assert "the resources of spec.export.serveTest count too: lower them" in beside.message
+    assert "suites" not in beside.message
+    evaluated = pod_obstacle(stage_pod(item | {"spec": {"initContainers": [{"name": "mesh"}, {"name": "suite-a"}]}}))
+    assert evaluated
+    assert "the resources of spec.evaluation.suites count too: lower them" in evaluated.message
+    assert "serveTest" not in evaluated.message

@@ -40,6 +40,8 @@ from tests.unit.operator_worlds import (
 
 MORE_MEMORY: dict[str, Any] = {"spec_": {"export": {"resources": {"limits": {"memory": "64Gi"}}}}}
 AGAIN: dict[str, Any] = {"spec_": {"export": {"attempt": 2}}}
+CONTAINER = {"name": "a", "image": "team/eval:1", "command": ["evaluate"]}
+HARNESS = {"name": "b", "tasks": ["arc_easy"]}
 TRAINED = (*prepared_children(), stage_job(TRAIN, 1, "Complete"))
 FAILED_EXPORT = decided(world(*TRAINED, stage_job(EXPORT, 0, "Failed"), status=RUNNING)).status
 RECOVERING = decided(world(*prepared_children(), *gang(ready=[1]), status=RUNNING)).status
@@ -265,6 +267,19 @@ CASES = [
         Phase.EXPORTING,
         "Ending",
         ["delete a-export"],
+    ),
+    Case(
+        "an export gets the containers of the suites that its job has by now",
+        exporting(stage_job(EXPORT, written='{"spec": {}}'), spec_={"evaluation": {"suites": [CONTAINER]}}),
+        Phase.EXPORTING,
+        "Ending",
+        ["delete a-export"],
+    ),
+    Case(
+        "an export goes on while suites without a container change",
+        exporting(stage_job(EXPORT, written='{"spec": {}}'), pod(EXPORT), spec_={"evaluation": {"suites": [HARNESS]}}),
+        Phase.EXPORTING,
+        "Exporting",
     ),
     Case("two exports never run together", exporting(pod(EXPORT), **MORE_MEMORY), Phase.EXPORTING, "Ending"),
     Case(

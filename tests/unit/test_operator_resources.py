@@ -220,6 +220,61 @@ def test_a_container_that_serves_runs_beside_the_export_without_any_key() -> Non
         assert "finetune-serve" not in json.dumps(pod_spec(other)["volumes"])
 
 
+def suite(name: str, **changes: Any) -> Object:
+    return {"name": name, "image": f"team/{name}:1", "command": ["evaluate"], **changes}
+
+
+def test_each_suite_with_an_image_has_a_container_beside_the_export_without_any_key() -> None:
+    suites = [suite("a", resources={"limits": {"nvidia.com/gpu": 1}}), {"name": "b", "tasks": ["arc"]}, suite("c-d")]
+    signing = {"signing": {"keySecretRef": {"name": "model-key", "key": "k.pem"}}}
+    theirs = {"env": [{"name": "OTHER_KEY", "value": "x"}], "envFrom": [{"secretRef": {"name": "keys"}}]}
+    pod = pod_spec(export_job(made(evaluation={"suites": suites}, export=signing, podTemplate=theirs), SETTINGS))
+    first, second = pod["initContainers"]
+    [inner] = pod["containers"]
+    assert [(one["name"], one["image"]) for one in (first, second)] == [
+        ("suite-a", "team/a:1"),
+        ("suite-c-d", "team/c-d:1"),
+    ]
+    volumes = {one["name"] for one in pod["volumes"]}
+    for one in (first, second):
+        assert one["restartPolicy"] == "Always"  # it ends with the export
+        assert [variable["name"] for variable in one["env"]] == ["HOME", "USER"]
+        assert "valueFrom" not in json.dumps(one)
+        assert "envFrom" not in one
+        own = f"finetune-{one['name']}"
+        mounted = {mount["name"]: mount for mount in one["volumeMounts"]}
+        assert set(mounted) == {own, f"{own}-tmp", "finetune-scratch", "finetune-shm"}
+        assert [name for name, mount in mounted.items() if mount.get("readOnly")] == ["finetune-scratch"]
+        assert set(mounted) <= volumes
+        assert one["securityContext"] == inner["securityContext"]
+        folder = f"/suites/{one['name'].removeprefix('suite-')}"
+        assert f"cd {folder}\n" in one["command"][2]
+        assert mounted[own] in inner["volumeMounts"]
+        assert mounted[own]["mountPath"] == folder
+    assert first["resources"] == {"limits": {"nvidia.com/gpu": "1"}}
+    assert second["resources"] == {}
+    assert {"name": "FINETUNE_SUITES_FOLDER", "value": "/suites"} in inner["env"]
+
+
+def test_a_server_and_suites_have_containers_of_their_own_and_other_stages_none() -> None:
+    test = {"serveTest": {"prompts": ["Hello"], "image": "vllm:1"}}
+    evaluation = {"suites": [suite("server", resources={"requests": {"amd.com/gpu": 1}})]}
+    runtime = {"runtimeClassName": "rocm"}
+    both = made(export=test, evaluation=evaluation, podTemplate=runtime)
+    pod = pod_spec(export_job(both, SETTINGS))
+    assert [one["name"] for one in pod["initContainers"]] == ["server", "suite-server"]
+    names = [one["name"] for one in pod["volumes"]]
+    assert len(names) == len(set(names))
+    paths = [one["mountPath"] for one in pod["containers"][0]["volumeMounts"]]
+    assert len(paths) == len(set(paths))
+    assert pod["runtimeClassName"] == "rocm"
+    harness = made(evaluation={"suites": [{"name": "b", "tasks": ["arc"]}]}, podTemplate=runtime)
+    for other in (export_job(harness, SETTINGS), prepare_job(both, SETTINGS)):
+        assert "initContainers" not in pod_spec(other)
+        assert "runtimeClassName" not in pod_spec(other)
+        assert "FINETUNE_SUITES_FOLDER" not in env(other)
+
+
 def test_the_hubs_token_is_known_to_prepare_alone() -> None:
     job = {"model": {"name": "org/gated", "tokenSecretRef": {"name": "hub", "key": "token"}}}
     found = env(prepare_job(made(**job), SETTINGS))

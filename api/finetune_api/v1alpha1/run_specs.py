@@ -50,7 +50,8 @@ class EvaluationSpec(Kubernetes):
     samples: Annotated[Annotated[int, Field(ge=0, le=100)] | None, Supported(), KeepsData()] = None
     """Number of generated answers to store."""
     suites: Annotated[Annotated[list[SuiteSpec], Field(max_length=8)], Mutable()] = Field(default_factory=list)
-    """Benchmarks that the exported model runs through. You can change them at any time."""
+    """Benchmarks that the exported model runs through, and containers that evaluate it. You can change them at any
+    time."""
 
 
 class EmbeddingSpec(Kubernetes):

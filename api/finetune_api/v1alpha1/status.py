@@ -295,7 +295,7 @@ class SuiteStatus(Observed):
     name: Short
     """Name of the suite."""
     values: Metrics = Field(default_factory=dict)
-    """Values of its tasks, by TASK.METRIC; suites.json in storage has all of them."""
+    """Values of its tasks by TASK.METRIC, or of its container by name; suites.json in storage has all of them."""
     message: Sentence = ""
     """Why the suite has no values."""
 

@@ -10,6 +10,7 @@ from finetune_operator.objects.kinds import Object
 
 NORMAL_WAITING_REASONS = frozenset({"ContainerCreating", "PodInitializing"})  # of a pod that starts as usual
 SERVER = "server"  # name of the container of `export.serveTest`
+SUITE_CONTAINER = "suite-"  # the names of containers of suites begin so
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 
 
@@ -99,6 +100,7 @@ class StagePod:
         waiting: why the container does not run, such as ImagePullBackOff.
         waits_for: name of a container that has to start before the trainer's and does not; empty without one.
         serves: whether the pod has the container of `export.serveTest`.
+        evaluates: whether the pod has containers of suites.
         unschedulable: the scheduler's sentence while no node fits.
         exit_code: of the container, once it has ended.
         ended: Kubernetes' reason for the end of the container, such as OOMKilled.
@@ -133,6 +135,7 @@ class StagePod:
     ended_at: datetime | None = None
     waits_for: str = ""
     serves: bool = False
+    evaluates: bool = False
 
     @property
     def waits_for_server(self) -> bool:
@@ -201,6 +204,7 @@ def stage_pod(item: Object) -> StagePod:
     scheduled, disrupted = conditions.get("PodScheduled"), conditions.get("DisruptionTarget")
     ready = conditions.get("Ready")
     deleted = metadata.get("deletionTimestamp")
+    beside = [str(one.get("name")) for one in (item.get("spec") or {}).get("initContainers") or ()]
     return StagePod(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -225,8 +229,14 @@ def stage_pod(item: Object) -> StagePod:
         controller=_controller(metadata),
         ended_at=moment(ended["finishedAt"]) if ended.get("finishedAt") else None,
         waits_for=waits_for,
-        serves=any(one.get("name") == SERVER for one in (item.get("spec") or {}).get("initContainers") or ()),
+        serves=SERVER in beside,
+        evaluates=any(name.startswith(SUITE_CONTAINER) for name in beside),
     )
+
+
+def suite_container(suite: str) -> str:
+    """Return the name of the container of a suite."""
+    return f"{SUITE_CONTAINER}{suite}"
 
 
 def _beside(status: Object) -> tuple[str, Object]:

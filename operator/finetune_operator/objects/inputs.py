@@ -1,6 +1,8 @@
 """The additions that only one pod gets. Prepare: access to the data and to the hub, a model on a volume claim, and the
-GPUs that training can count on. Export: the key that signs, the keys of the pushes, and a server for tests. Pure."""
+GPUs that training can count on. Export: the key that signs, the keys of the pushes, a server for tests, and containers
+of suites. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -12,7 +14,7 @@ from finetune_operator.objects.job_identity import AcceptedJob
 from finetune_operator.objects.kinds import Object
 from finetune_operator.objects.machines import NodeGpu
 from finetune_operator.objects.pods import ca_mount, ca_volume
-from finetune_operator.objects.serving import SERVE_TMP, SERVE_VOLUME, serving_container
+from finetune_operator.objects.serving import OrderedContainer, evaluating_containers, serving_container
 from finetune_operator.settings import Settings
 
 FILES = {PushVariable.DOCKER_CONFIG: "config.json", PushVariable.CA: "ca.crt"}
@@ -54,15 +56,16 @@ def prepare_inputs(job: AcceptedJob, settings: Settings, resources: Object, gpu:
 
 
 def export_inputs(job: AcceptedJob, settings: Settings, unserved: str = "") -> PodInputs:
-    """Return the additions to the export pod of a job: the key that signs artifacts, those of the pushes, and the
-    container that serves artifacts for a test.
+    """Return the additions to the export pod of a job: the key that signs artifacts, those of the pushes, the container
+    that serves artifacts for a test, and those of suites.
 
     Args:
-        unserved: why there is no such container although the user asks for one; empty otherwise.
+        unserved: why there is no container that serves although the user asks for one; empty otherwise.
     """
     parts = [
         _signing_inputs(job),
         PodInputs((literal(Env.SERVE_OBSTACLE, unserved),)) if unserved else _serving_inputs(job, settings),
+        _evaluating_inputs(job, settings),
         *(_push_inputs(index, push) for index, push in enumerate(job.spec.export.push)),
     ]
     if any(push.hub for push in job.spec.export.push):
@@ -76,12 +79,27 @@ def export_inputs(job: AcceptedJob, settings: Settings, unserved: str = "") -> P
 
 
 def _serving_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
-    serving = serving_container(job, settings)
+    serving = serving_container(job)
     if serving is None:
         return PodInputs()
-    folder = {"name": SERVE_VOLUME, "mountPath": PodPath.SERVE.value}
-    volumes = ({"name": SERVE_VOLUME, "emptyDir": {}}, {"name": SERVE_TMP, "emptyDir": {}})
-    return PodInputs((variable(Env.SERVE_FOLDER, PodPath.SERVE.value),), volumes, (folder,), (serving,))
+    return _beside([serving], variable(Env.SERVE_FOLDER, PodPath.SERVE.value), settings)
+
+
+def _evaluating_inputs(job: AcceptedJob, settings: Settings) -> PodInputs:
+    evaluating = evaluating_containers(job)
+    if not evaluating:
+        return PodInputs()
+    return _beside(evaluating, variable(Env.SUITES_FOLDER, PodPath.SUITES.value), settings)
+
+
+def _beside(containers: Sequence[OrderedContainer], told: Object, settings: Settings) -> PodInputs:
+    """Return what containers beside the export need. `told`: the variable that tells the export of them."""
+    return PodInputs(
+        (told,),
+        tuple(volume for one in containers for volume in one.volumes),
+        tuple(one.mount for one in containers),
+        tuple(one.manifest(settings) for one in containers),
+    )
 
 
 def _signing_inputs(job: AcceptedJob) -> PodInputs:

@@ -136,7 +136,7 @@ def stage_placement(job: AcceptedJob, stage: Stage) -> Object:
     """Return the fields that decide where the pod of a CPU stage runs.
 
     The pod tolerates the same taints as the training pods, but it does not need their nodes. It needs their runtime
-    if a server in it asks for a device.
+    if a container beside the export asks for a device.
     """
     added = job.spec.pod_template
     wanted = job.spec.prepare if stage is Stage.PREPARE else job.spec.export
@@ -146,17 +146,16 @@ def stage_placement(job: AcceptedJob, stage: Stage) -> Object:
         "nodeSelector": dict(wanted.node_selector) if wanted else {},
         "tolerations": [_dump(one) for one in tolerated],
         "priorityClassName": (wanted.priority_class_name if wanted else None) or job.spec.priority_class_name,
-        "runtimeClassName": added.runtime_class_name if added and stage is Stage.EXPORT and _serves_on(job) else None,
+        "runtimeClassName": added.runtime_class_name if added and stage is Stage.EXPORT and _devices_of(job) else None,
     }
     return {name: value for name, value in placement.items() if value}
 
 
-def _serves_on(job: AcceptedJob) -> list[str]:
-    """Return the devices that the server of `export.serveTest` asks for; names with a domain are those of devices."""
+def _devices_of(job: AcceptedJob) -> list[str]:
+    """Return the devices that the containers beside the export ask for; names with a domain are those of devices."""
     test = job.spec.export.serve_test
-    if test is None or test.resources is None:
-        return []
-    return [name for name in {**test.resources.requests, **test.resources.limits} if "/" in name]
+    asked = [test.resources if test else None, *(one.resources for one in job.spec.evaluation.suites)]
+    return [name for one in asked if one for name in {**one.requests, **one.limits} if "/" in name]
 
 
 def small_scratch() -> Object:

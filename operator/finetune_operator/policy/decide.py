@@ -206,7 +206,8 @@ def _export(seen: ObservedJob, job: AcceptedJob, settings: Settings) -> Next:
     export = _current_job(seen, Stage.EXPORT)
     exports = [one for one in seen.jobs if one.stage is Stage.EXPORT]
     if stopped := _stop(one for one in exports if one != export or _is_outdated(job, one)):
-        return Exporting(Obstacle(Reason.ENDING, "spec.export has changed; the export starts again")), stopped
+        changed = "spec.export, or a container of spec.evaluation.suites, has changed; the export starts again"
+        return Exporting(Obstacle(Reason.ENDING, changed)), stopped
     if export and export.living and (sentence := server_given_up(seen.pods_of(export), seen.unserved, settings)):
         again = Obstacle(Reason.ENDING, "the server did not start; the export starts again without it")
         return Exporting(again, sentence), _stop([export])
@@ -358,10 +359,16 @@ def _current_job(seen: ObservedJob, stage: Stage) -> StageJob | None:
 
 
 def _is_outdated(job: AcceptedJob, export: StageJob) -> bool:
-    """Return whether spec.export has changed since the Job was created: its pods would not get the new resources."""
+    """Return whether spec.export has changed since the Job was created, or a suite with a container: its pods would not
+    get the new resources and containers."""
     made_from = written_spec(export)
-    before, after = ({**(spec.get("export") or {}), "attempt": None} for spec in (made_from or {}, job.written))
-    return made_from is not None and before != after
+    return made_from is not None and _of_export_pods(made_from) != _of_export_pods(job.written)
+
+
+def _of_export_pods(written: Object) -> tuple[Object, list[Object]]:
+    """Return the part of a spec that export pods are made from. Other suites change while the export runs on."""
+    suites: list[Object] = (written.get("evaluation") or {}).get("suites") or []
+    return {**(written.get("export") or {}), "attempt": None}, [one for one in suites if one.get("image")]
 
 
 def _result(seen: ObservedJob, job: StageJob) -> StageResult | None:

@@ -107,7 +107,11 @@ CONDITIONS = (
         (
             Meaning("True", Reason.EXPORTED, "The artifacts are ready. The message lists them."),
             Meaning("False", Reason.EXPORTING, "A CPU pod makes artifacts from the best checkpoint."),
-            Meaning("False", Reason.ENDING, "`spec.export` has changed; the previous export ends first."),
+            Meaning(
+                "False",
+                Reason.ENDING,
+                "`spec.export`, or a suite with an image, has changed; the previous export ends first.",
+            ),
             *OBSTACLES,
         ),
     ),

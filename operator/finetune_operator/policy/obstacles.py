@@ -6,7 +6,14 @@ from finetune_api.beats import GangPhase, Progress
 from finetune_api.contract import ExitCode
 from finetune_api.errors import VERDICTS
 from finetune_api.messages import Stage
-from finetune_operator.objects.facts import NORMAL_WAITING_REASONS, SERVER, Obstacle, StageJob, StagePod
+from finetune_operator.objects.facts import (
+    NORMAL_WAITING_REASONS,
+    SERVER,
+    SUITE_CONTAINER,
+    Obstacle,
+    StageJob,
+    StagePod,
+)
 from finetune_operator.policy.reasons import Reason
 from finetune_operator.policy.stage_failures import end_of, result_of, sentences
 from finetune_operator.policy.world import ObservedJob
@@ -14,6 +21,8 @@ from finetune_operator.settings import Settings
 
 MOST_LOG_CHARACTERS = 800  # of a log in a sentence
 SERVER_CURE = "; correct spec.export.serveTest.image, or remove serveTest; the export starts without it in a while"
+SUITE_CURE = "; correct image of the suite {} in spec.evaluation.suites, or remove the suite: the export waits for it"
+SUITES_ROOM = "; the resources of spec.evaluation.suites count too: lower them, or remove the suites with an image"
 SERVER_ROOM = "; the resources of spec.export.serveTest count too: lower them, or remove serveTest"
 
 
@@ -36,12 +45,11 @@ def start_obstacle(seen: ObservedJob, job: StageJob) -> Obstacle | None:
 def pod_obstacle(pod: StagePod) -> Obstacle | None:
     """Return why a pod does not start; None if it starts as usual."""
     if pod.unschedulable:
-        cure = SERVER_ROOM if pod.serves else ""
+        cure = f"{SERVER_ROOM if pod.serves else ''}{SUITES_ROOM if pod.evaluates else ''}"
         return Obstacle(Reason.UNSCHEDULABLE, f"no node fits {pod.name}: {pod.unschedulable}{cure}")
     if pod.waiting and pod.waiting.reason not in NORMAL_WAITING_REASONS:
         message = pod.waiting.message or pod.waiting.reason
-        cure = SERVER_CURE if pod.waits_for == SERVER else ""
-        return Obstacle(pod.waiting.reason, f"{pod.name} on {pod.node}: {message}{cure}")
+        return Obstacle(pod.waiting.reason, f"{pod.name} on {pod.node}: {message}{_cure_of(pod.waits_for)}")
     return None
 
 
@@ -59,6 +67,15 @@ def server_given_up(pods: Sequence[StagePod], waited: Mapping[str, float], setti
             cause = f"{pod.waiting.reason}{message}"[:MOST_LOG_CHARACTERS]
             seconds = f"{settings.server_start_seconds:g} seconds"
             return f"the container of spec.export.serveTest.image did not start within {seconds}: {cause}"
+    return ""
+
+
+def _cure_of(container: str) -> str:
+    """Return what to do about a container that the export waits for; empty if it is not of the job."""
+    if container == SERVER:
+        return SERVER_CURE
+    if container.startswith(SUITE_CONTAINER):
+        return SUITE_CURE.format(container.removeprefix(SUITE_CONTAINER))
     return ""
 
 

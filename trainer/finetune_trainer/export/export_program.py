@@ -14,16 +14,19 @@ from finetune_trainer.export.run_report.written_report import write_report
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
 from finetune_trainer.process.ties import hide_from_children
+from finetune_trainer.suites.container_suites import not_run_here
 
 
 def export_work(given: StageInputs) -> StageResult:
     """Return the stage's result; raise the reason of a failure."""
     plan = Plan.model_validate_json(given.store.get(given.run + File.PLAN))
     spec = given.job.spec
-    request = ExportRequest.of(spec.export, plan.method).with_suites(spec.evaluation)
+    request = ExportRequest.of(spec.export, plan.method).with_suites(spec.evaluation, given.environ)
     request = request.signed_with(given.environ).read_by(spec)
     if request.signing_key:
         key_id(request.signing_key)  # a key that cannot be used is refused before hours of merging
+    for sentence in not_run_here(spec.evaluation.suites, given.environ):
+        given.report(sentence)
     result = export(plan, given.store, given.run, given.work, request, given.report)
     try:
         page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)

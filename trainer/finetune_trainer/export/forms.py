@@ -1,5 +1,6 @@
 """The forms of an artifact: what is asked for, and where each lies in the run's storage."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from finetune_trainer.serving.circumstances import asked_circumstances
 from finetune_trainer.serving.serve_records import ServeSettings
 from finetune_trainer.serving.server_commands import Kind
 from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
+from finetune_trainer.suites.container_suites import runnable_suites
 from finetune_trainer.suites.suite_records import SuiteSettings, digest_of_suites
 
 
@@ -83,9 +85,9 @@ class ExportRequest:
         quantized = tuple(Quantization(one) for one in settings.get("quantizations") or (Quantization.F16,))
         return cls((form,), settings.get("dtype"), quantizations=quantized)
 
-    def with_suites(self, spec: EvaluationSpec) -> "ExportRequest":
-        """Return the request with the suites of a job."""
-        return replace(self, suites=tuple(SuiteSettings.of(one) for one in spec.suites))
+    def with_suites(self, spec: EvaluationSpec, environ: Mapping[str, str] = os.environ) -> "ExportRequest":
+        """Return the request with the suites of a job that run where the environment is."""
+        return replace(self, suites=tuple(runnable_suites(spec.suites, environ)))
 
     def signed_with(self, environ: Mapping[str, str]) -> "ExportRequest":
         """Return the request with the key that an environment names; the request itself if it names none."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from finetune_api.beats import CheckpointId
 from finetune_api.errors import FineTuneError
+from finetune_api.messages import FileEntry
 from finetune_api.results import SuiteOutcome
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.forms import ExportRequest, FormFiles
@@ -20,10 +21,19 @@ from finetune_trainer.process.asked_program import ProgramError
 from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.process.model_memory import check_memory, weights_in, weights_of
 from finetune_trainer.storage import ObjectStore, download_files
+from finetune_trainer.suites.container_suites import ShownModel, ask_container, run_in_words
 from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
+from finetune_trainer.suites.held_out_rows import write_held_out_rows
 from finetune_trainer.suites.stored_suites import load_suites, suites_section
 from finetune_trainer.suites.suite_process import ask_suite
-from finetune_trainer.suites.suite_records import SUITES, SuiteQuestion, SuiteRecord, SuiteResult, SuiteSettings
+from finetune_trainer.suites.suite_records import (
+    SUITES,
+    SuiteAnswer,
+    SuiteQuestion,
+    SuiteRecord,
+    SuiteResult,
+    SuiteSettings,
+)
 
 SHOWN = 20  # values of a suite in the log
 
@@ -111,14 +121,14 @@ class ArtifactSuites:
 
     def _result(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteResult:
         """Run one suite."""
-        rows = f"at most {settings.limit:,} rows of each" if settings.limit else "all rows"
-        self.report(f"suite {settings.name}: {', '.join(settings.tasks)}, {rows}")
-        empty = SuiteResult(name=settings.name, settings=settings.digest)
+        words = run_in_words(settings, self.environ) if settings.image else settings.sentence
+        self.report(f"suite {settings.name}: {words}")
+        empty = SuiteResult(name=settings.name, settings=settings.digest, image=settings.image)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
-            answer = ask_suite(self._question(settings, source, folder, work), work, self.environ)
-        except (SuiteError, ProgramError, FineTuneError, OSError) as error:
+            answer = self._answer(settings, source, folder, work)
+        except (SuiteError, ProgramError, FineTuneError, OSError, ValueError) as error:  # ValueError: a broken row file
             reason = error.problems[0].message if isinstance(error, FineTuneError) else str(error)
             return empty.model_copy(update={"problem": cut_to(reason, LONGEST_WARNING)})
         finally:
@@ -127,20 +137,37 @@ class ArtifactSuites:
             self.report(f"suite {settings.name}: {one.sentence}")
         return empty.model_copy(update={"values": answer.values, "harness": answer.harness})
 
+    def _answer(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteAnswer:
+        """Fetch what a suite needs, and return its values."""
+        if not settings.image:
+            return ask_suite(self._question(settings, source, folder, work), work, self.environ)
+        rows = work / "rows"
+        rows.mkdir()
+        files = self._base_files(source, folder)
+        download_files(source.store, source.plan.model.prefix, files, source.base)
+        held_out = write_held_out_rows(source.store, source.plan, rows)
+        model = ShownModel(folder, source.base if files else None, held_out)
+        begun = work / "program"
+        begun.mkdir()
+        return ask_container(settings, model, begun, self.environ)
+
+    @staticmethod
+    def _base_files(source: ExportSource, folder: Path) -> list[FileEntry]:
+        """Return the files of the base model, if the artifact is an adapter for it."""
+        return list(source.base_manifest().files) if (folder / ADAPTER_CONFIG).exists() else []
+
     def _question(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteQuestion:
         """Fetch the base model and the definitions; return what is asked about them."""
         definitions = work / "definitions"
-        adapts = (folder / ADAPTER_CONFIG).exists()
-        files = list(source.base_manifest().files) if adapts else []
+        files = self._base_files(source, folder)
         check_memory(weights_of({one.path: one.size for one in files}), weights_in(folder), usable_memory())
-        if adapts:
-            download_files(source.store, source.plan.model.prefix, files, source.base)
+        download_files(source.store, source.plan.model.prefix, files, source.base)
         if settings.definitions:
             fetch_definitions(settings.definitions, definitions, self.environ)
         return SuiteQuestion(
             plan=source.plan,
             settings=settings,
             artifact=str(folder.absolute()),
-            base=str(source.base.absolute()) if adapts else "",
+            base=str(source.base.absolute()) if files else "",
             definitions=str(definitions.absolute()) if settings.definitions else "",
         )

@@ -81,7 +81,7 @@ def find_inputs(
     with _collected(errors):
         check_trackers(job.spec.training.report_to or ())
     with _collected(errors):
-        check_suites(job.spec.evaluation.suites, work, environ)
+        check_suites(job.spec.evaluation.suites, work, environ, report)
     with _collected(errors):
         model = locate_model(job.spec.model, environ)
         decided = _decided(job, model, work, environ)

@@ -385,8 +385,10 @@ def begin_run(local: LocalJob, screen: Screen) -> str:
 
 
 def _is_set(spec: dict[str, Any], names: list[str]) -> bool:
-    """Return whether the job gives a field a value, by the names that lead to it."""
+    """Return whether the job gives a field a value, by the names that lead to it; of a list, in any item."""
     value: Any = spec
-    for name in names:
+    for place, name in enumerate(names):
+        if isinstance(value, list):
+            return any(_is_set(one, names[place:]) for one in value)
         value = value.get(name) if isinstance(value, dict) else None
     return bool(value)

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer.process.container_order import KILLED, read_plain
 from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError
 
 SOON_SECONDS = 10.0
-KILLED = (137, 247, -9)  # exit codes after SIGKILL: of a shell, of Python's sys.exit(-9), of a child
 # of vLLM, torch, Python and llama.cpp, anywhere in the log: the last line of vLLM tells only that its engine ended
 WANTS = (
     "out of memory",
@@ -82,8 +82,7 @@ class RunningServer(ABC):
         return next((line[-300:] for line in reversed(self._lines()) if _wants(line)), "")
 
     def _lines(self) -> list[str]:
-        text = self.log.read_text("utf-8", errors="replace") if self.log.exists() else ""
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line.strip() for line in read_plain(self.log).splitlines() if line.strip()]
 
 
 def _wants(line: str) -> bool:

@@ -3,9 +3,8 @@
 The model is loaded as a user loads it: plain transformers and peft, the files of the artifact, on a CPU.
 """
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import lm_eval
 import transformers
@@ -15,11 +14,9 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from finetune_api.tasks import spec_of
-from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion, SuiteValue, rows_by_task
+from finetune_trainer.suites.harness_values import rows_by_task, values_of
+from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion
 from finetune_trainer.worker.models.new_token_rows import add_rows, new_ids
-
-NO_FILTER = "none"  # the harness's name for answers that are taken as they are
-ERROR = "_stderr"
 
 
 def run_suite(question: SuiteQuestion) -> SuiteAnswer:
@@ -49,23 +46,6 @@ def task_manager(definitions: str, tasks: tuple[str, ...]) -> Any:
         if set(tasks) <= set(own.all_tasks):
             return own
     return TaskManager(include_path=definitions or None)
-
-
-def values_of(results: Mapping[str, Mapping[str, Any]], rows: Mapping[str, int]) -> Iterator[SuiteValue]:
-    """Yield the values of the harness's results, whose keys are `METRIC,FILTER`."""
-    for task, entries in results.items():
-        for key, value in entries.items():
-            metric, separator, kept = key.partition(",")
-            if not separator or metric.endswith(ERROR) or not _is_number(value):
-                continue
-            error = entries.get(f"{metric}{ERROR},{kept}")
-            name = f"{task}.{metric}" if kept == NO_FILTER else f"{task}.{metric}.{kept}"
-            shown = float(error) if _is_number(error) else None
-            yield SuiteValue(name=name, value=float(value), error=shown, rows=rows.get(task, 0))
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _model(question: SuiteQuestion) -> Any:

@@ -1,13 +1,15 @@
 """The suites of a run in its storage, and as a section of a model card."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_trainer.judge.gating import gates_in
 from finetune_trainer.storage import NotFoundError, ObjectStore
-from finetune_trainer.suites.suite_records import SUITES, SuiteRecord, SuiteSettings
+from finetune_trainer.suites.container_suites import runnable_suites
+from finetune_trainer.suites.suite_records import SUITES, SuiteRecord
 
 
 def load_suites(store: ObjectStore, run: str) -> SuiteRecord | None:
@@ -22,9 +24,10 @@ def load_suites(store: ObjectStore, run: str) -> SuiteRecord | None:
         return None
 
 
-def is_evaluated(store: ObjectStore, run: str, spec: FineTuneJobSpec) -> bool:
-    """Return whether the last export of a run has the suites of a job, and its gates if no judgement has them."""
-    asked = [SuiteSettings.of(one) for one in spec.evaluation.suites]
+def is_evaluated(store: ObjectStore, run: str, spec: FineTuneJobSpec, environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the last export of a run has the suites of a job that run on this machine, and its gates if no
+    judgement has them."""
+    asked = runnable_suites(spec.evaluation.suites, environ)
     if not asked:
         return True
     found = load_suites(store, run)
@@ -37,9 +40,13 @@ def is_evaluated(store: ObjectStore, run: str, spec: FineTuneJobSpec) -> bool:
 
 def suites_section(record: SuiteRecord) -> str:
     """Return a section of Markdown: every value, and the suites that have none."""
-    versions = sorted({one.harness for one in record.suites if one.harness})
+    versions = sorted({one.harness for one in record.suites if one.harness and not one.image})
     by = f" {', '.join(versions)}" if versions else ""
-    parts = ["## Benchmarks\n", f"By lm-evaluation-harness{by}, on CPUs.\n", *_table(record)]
+    parts = ["## Benchmarks\n"]
+    if any(not one.image for one in record.suites):
+        parts.append(f"By lm-evaluation-harness{by}, on CPUs.\n")
+    parts += [f"{one.name} by a program of `{one.image}`.\n" for one in record.suites if one.image]
+    parts += _table(record)
     parts += [f"\n* {one.name} has no values: {one.problem}" for one in record.suites if one.problem]
     return "\n".join(parts) + "\n"
 

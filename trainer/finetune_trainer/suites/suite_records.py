@@ -1,13 +1,13 @@
 """The records of suites: what a job asks for, what the child process answers, and `suites.json`."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import isfinite
 
 from pydantic import ConfigDict, Field
 
 from finetune_api.gates import SUITE_SIGN
-from finetune_api.messages import Message
+from finetune_api.messages import Message, is_empty
 from finetune_api.plan import Plan
 from finetune_api.results import SuiteOutcome
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
@@ -19,21 +19,30 @@ MOST_VALUES = 12  # of a suite on the object; suites.json has all
 
 
 class SuiteSettings(Message):
-    """What a job asks of one suite, with defaults."""
+    """What a job asks of one suite, with defaults: tasks of the harness, or a command in a container of an image."""
 
     name: str
-    tasks: tuple[str, ...]
+    tasks: tuple[str, ...] = ()
     definitions: str = ""
     limit: int | None = None
     few_shot: int | None = None
     chat_template: bool = False
     timeout_minutes: int = 60
+    image: str = Field(default="", exclude_if=is_empty)
+    command: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
+    args: tuple[str, ...] = Field(default=(), exclude_if=is_empty)
 
     @classmethod
     def of(cls, spec: SuiteSpec) -> "SuiteSettings":
         """Return the settings of a job."""
-        values = spec.model_dump(mode="json")
-        return cls.model_validate({**values, "definitions": spec.definitions or ""})
+        values = spec.model_dump(mode="json", exclude_none=True, exclude={"resources"})
+        return cls.model_validate(values)
+
+    @property
+    def sentence(self) -> str:
+        """Which tasks are run, in words."""
+        rows = f"at most {self.limit:,} rows of each" if self.limit else "all rows"
+        return f"{', '.join(self.tasks)}, {rows}"
 
     @property
     def digest(self) -> str:
@@ -61,7 +70,7 @@ class SuiteValue(Message):
     """One value of a benchmark.
 
     Attributes:
-        name: `TASK.METRIC`, or `TASK.METRIC.FILTER` where a task filters answers.
+        name: `TASK.METRIC`, or `TASK.METRIC.FILTER` where a task filters answers; any name of a container's value.
         error: standard error; None if the benchmark has none.
         rows: of the task; 0 = unknown.
     """
@@ -81,7 +90,7 @@ class SuiteValue(Message):
 
 
 class SuiteAnswer(Message):
-    """The answer of the child process. `harness`: version of lm-evaluation-harness."""
+    """The answer of a child process or of a container. `harness`: version of lm-evaluation-harness."""
 
     values: tuple[SuiteValue, ...]
     harness: str = ""
@@ -93,6 +102,7 @@ class SuiteResult(Message):
     Attributes:
         settings: digest of what was asked.
         problem: why it has no values; empty if it has.
+        image: of the container whose values they are; empty for the harness.
     """
 
     name: str
@@ -100,6 +110,7 @@ class SuiteResult(Message):
     values: tuple[SuiteValue, ...] = ()
     harness: str = ""
     problem: str = ""
+    image: str = Field(default="", exclude_if=is_empty)
 
     @property
     def outcome(self) -> SuiteOutcome:
@@ -127,7 +138,7 @@ class SuiteRecord(Message):
 
     @property
     def values(self) -> dict[str, float]:
-        """Every value by its name in gates: `SUITE/TASK.METRIC`."""
+        """Every value by its name in gates: `SUITE/TASK.METRIC`, or `SUITE/NAME` of a container."""
         return {f"{suite.name}{SUITE_SIGN}{one.name}": one.value for suite in self.suites for one in suite.values}
 
     def answers(self, asked: Sequence[SuiteSettings]) -> bool:
@@ -139,8 +150,3 @@ class SuiteRecord(Message):
 def digest_of_suites(asked: Sequence[SuiteSettings]) -> str | None:
     """Return the same for the same suites; None for none."""
     return hashlib.sha256(" ".join(one.digest for one in asked).encode()).hexdigest()[:16] if asked else None
-
-
-def rows_by_task(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Return how many rows of each task were used, from the harness's `n-samples`."""
-    return {task: int(count.get("effective") or 0) for task, count in counts.items()}
