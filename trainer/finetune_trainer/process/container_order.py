@@ -19,6 +19,7 @@ START, RUNNING, LOG, ENDED, PID = "start", "running", "log", "ended", "pid"
 HOME = "BEGAN_IN"  # variable of the container's script: the folder in which the image begins
 END_SECONDS = 60.0  # the container waits 10 before it kills
 POLL_SECONDS = 0.1
+TAKEN_SECONDS = 600.0  # Kubernetes waits 5 minutes before it starts a container again that crashes
 MISSING = (126, 127)  # exit codes of a shell that finds no such program, or cannot run it
 KILLED = (137, 247, -9)  # exit codes after SIGKILL: of a shell, of Python's sys.exit(-9), of a child
 MOST_LOG = 1 << 20  # bytes of a log that are read, from its end

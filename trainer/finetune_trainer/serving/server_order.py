@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune_trainer.process.container_order import LOG, MISSING, ContainerOrder
+from finetune_trainer.process.container_order import LOG, MISSING, POLL_SECONDS, TAKEN_SECONDS, ContainerOrder
 from finetune_trainer.serving.running_server import RunningServer, open_port
 from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError
 from finetune_trainer.serving.server_process import CACHE_GIB, FIXED
 
-TAKEN_SECONDS = 600.0  # Kubernetes waits 5 minutes before it starts a container again that crashes
-POLL_SECONDS = 0.1
 KEYS = ("VLLM_API_KEY", "LLAMA_API_KEY")
 
 

@@ -15,7 +15,15 @@ from pathlib import Path
 from finetune_api.contract import Env, suite_variable
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
 from finetune_trainer.process.asked_program import MORE
-from finetune_trainer.process.container_order import HOME, KILLED, LOG, MISSING, ContainerOrder, read_plain
+from finetune_trainer.process.container_order import (
+    HOME,
+    KILLED,
+    LOG,
+    MISSING,
+    TAKEN_SECONDS,
+    ContainerOrder,
+    read_plain,
+)
 from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.process.keyless import keyless_environment
 from finetune_trainer.suites.container_values import RESULTS, clear_results, read_results
@@ -23,7 +31,6 @@ from finetune_trainer.suites.definitions import SuiteError
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteSettings
 
 SECONDS_OF_A_MINUTE = 60.0
-TAKEN_SECONDS = 600.0  # Kubernetes waits 5 minutes before it starts a container again that crashes
 POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.9  # of what the stage has, for a program of this machine
 SEE_POD = "`kubectl describe pod` of the export shows why"
