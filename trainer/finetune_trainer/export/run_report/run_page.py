@@ -64,6 +64,8 @@ def run_verdict(facts: RunFacts) -> tuple[str, str]:
     """Return the severity that colours the first sentence, and the sentence."""
     progress, most = facts.progress, facts.plan.schedule.max_steps
     warnings = facts.artifacts[0].warnings if facts.artifacts else ()
+    if failed := sum(bool(one.problem) for one in facts.copies):
+        return "warning", f"Trained and exported; {failed} of {len(facts.copies) + facts.waiting} copies failed"
     if warnings:
         return "warning", f"Trained, with {len(warnings)} warning{'s' if len(warnings) > 1 else ''} of the evaluation"
     if progress and progress.overfitting_since is not None:
@@ -171,4 +173,5 @@ def _cut(text: str) -> str:
 @cache
 def _template() -> Template:
     assert __package__
-    return load_template(__package__, "run_page.jinja", {"cut": _cut, "sized": sized, "time_text": time_text})
+    filters = {"cut": _cut, "sized": sized, "time_text": time_text, "shown": shown_text}
+    return load_template(__package__, "run_page.jinja", filters)
