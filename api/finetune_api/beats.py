@@ -9,7 +9,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from finetune_api.errors import FailureCategory
-from finetune_api.messages import Message, is_empty
+from finetune_api.messages import Message, is_empty, is_none
 
 
 class AgentState(StrEnum):
@@ -109,6 +109,66 @@ class EvalMetrics(Message):
     overfitting_since: int | None = None
 
 
+class Energy(Message):
+    """Energy in joules, as counters have measured it.
+
+    Attributes:
+        gpus: of the GPUs that train, by NVML; None = not measured.
+        devices: number of these GPUs.
+        machine: of the processors of the whole machine, whoever used them, by RAPL; None = not measured.
+    """
+
+    gpus: float | None = None
+    devices: int = 0
+    machine: float | None = None
+
+    def plus(self, other: "Energy") -> "Energy":
+        """Return the sum; what neither has measured stays unknown."""
+        return Energy(
+            gpus=_sum(self.gpus, other.gpus),
+            devices=self.devices + other.devices,
+            machine=_sum(self.machine, other.machine),
+        )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one + (other or 0.0)
+
+
+class NodeEnergy(Message):
+    """The energy of one node since the start of its agent."""
+
+    incarnation: str
+    used: Energy
+
+
+class RunEnergy(Message):
+    """The energy of a run over all starts of its agents.
+
+    Attributes:
+        ended: of agents that another one has followed.
+        nodes: node index -> energy under the agent that was heard last.
+    """
+
+    ended: Energy = Energy()
+    nodes: dict[int, NodeEnergy] = Field(default_factory=dict)
+
+    def after_beat(self, node: int, incarnation: str, used: Energy) -> "RunEnergy":
+        """Return the energy after a node has told what it has used since the start of its agent."""
+        before, ended = self.nodes.get(node), self.ended
+        if before is not None and before.incarnation != incarnation:
+            ended = ended.plus(before.used.model_copy(update={"devices": 0}))  # the new agent counts them
+        return RunEnergy(ended=ended, nodes={**self.nodes, node: NodeEnergy(incarnation=incarnation, used=used)})
+
+    @property
+    def total(self) -> Energy | None:
+        """The energy of all nodes; None if nothing was measured."""
+        whole = self.ended
+        for one in self.nodes.values():
+            whole = whole.plus(one.used)
+        return None if whole.gpus is None and whole.machine is None else whole
+
+
 class Beat(Message):
     """The state of one agent, which it sends to the leader.
 
@@ -127,6 +187,7 @@ class Beat(Message):
         storage_error: error of the last upload or fetch, in a sentence; empty if storage works.
         unfit: why this node cannot start workers, in a sentence; the agent then ends.
         have: generation and action of the current directive of the agent.
+        energy: of this node since the start of its agent; None = not measured.
     """
 
     node: int
@@ -146,6 +207,7 @@ class Beat(Message):
     storage_error: str = ""
     unfit: str = ""
     have: str = ""
+    energy: Energy | None = Field(default=None, exclude_if=is_none)
 
 
 class GangPhase(StrEnum):
@@ -307,6 +369,7 @@ class Progress(Message):
         overfitting_since: step of the lowest eval loss, if it has risen since while the training loss has fallen.
         stopped_early: why the run ended before its last step, in a sentence; empty if it did not.
         outage: set while storage has refused uploads or commits for some time.
+        energy: of all nodes while their agents ran, with loading, evaluation and waiting; None = not measured.
     """
 
     phase: GangPhase
@@ -336,6 +399,7 @@ class Progress(Message):
     failure: Failure | None = None
     note: str = ""
     outage: Outage | None = None
+    energy: Energy | None = Field(default=None, exclude_if=is_none)
 
 
 class Trained(Message):
@@ -353,6 +417,7 @@ class GenerationRecord(Message):
         started: whether workers of this generation were started and its end is not recorded. A new leader that reads
             True knows that the previous leader was lost during work.
         overfitting_since: value from the last evaluation.
+        energy: of the run so far; None = not measured.
     """
 
     generation: int
@@ -364,3 +429,4 @@ class GenerationRecord(Message):
     checkpoint_count: int = 0
     trained: Trained = Trained()
     overfitting_since: int | None = None
+    energy: RunEnergy | None = Field(default=None, exclude_if=is_none)

@@ -36,7 +36,7 @@ def test_the_page_tells_what_happened() -> None:
         "16.00",  # one hour on 16 GPUs
         "40.00 at 2.50 a GPU hour",
         "2.3e+17",  # 6e10 operations of 3,840,000 tokens
-        "energy not measured",
+        "energy of the whole run not measured",
         "12 % of the rows",
         "base model I tuned model you expected you",
         "a" * 64,

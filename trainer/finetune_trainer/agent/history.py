@@ -6,7 +6,7 @@ It is stored in generation.json, so that the next leader continues it. A recover
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryCounts, Trained
+from finetune_api.beats import Energy, Failure, GenerationRecord, Recovery, RecoveryCounts, RunEnergy, Trained
 from finetune_api.errors import HANDLING, Restart
 
 LISTED = 20  # recoveries; the totals count all
@@ -21,6 +21,7 @@ class History:
     checkpoint_count: int = 0
     trained: Trained = field(default_factory=Trained)
     overfitting_since: int | None = None
+    energy: RunEnergy = field(default_factory=RunEnergy)
 
     @classmethod
     def of(cls, record: GenerationRecord) -> "History":
@@ -31,6 +32,7 @@ class History:
             record.checkpoint_count,
             record.trained,
             record.overfitting_since,
+            record.energy or RunEnergy(),
         )
 
     @property
@@ -94,6 +96,10 @@ class History:
     def after_evaluation(self, overfitting_since: int | None) -> "History":
         """Record the step since which the run overfits; None if it does not."""
         return replace(self, overfitting_since=overfitting_since)
+
+    def after_energy(self, node: int, incarnation: str, used: Energy | None) -> "History":
+        """Record what a node has used since the start of its agent; None if it does not measure."""
+        return replace(self, energy=self.energy.after_beat(node, incarnation, used)) if used else self
 
     def _with_last(self, **values: object) -> "History":
         last = self.recoveries[-1].model_copy(update=values)

@@ -19,6 +19,7 @@ from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
 from finetune_trainer.export.artifact_files import ExportSource
+from finetune_trainer.export.energy_figures import run_energy
 from finetune_trainer.export.form_maker import ArtifactChecks, FormMaker
 from finetune_trainer.export.forms import ExportRequest, FormFiles
 from finetune_trainer.export.gguf.gguf_files import converter
@@ -70,7 +71,8 @@ def export(
     judge, suites, tester = checks.judge, checks.suites, checks.tester
     evaluation = load_evaluation(store, run, best.info.step)
     name = run.split("/")[2]  # jobs/NAMESPACE/NAME/UID/
-    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
+    energy = run_energy(store, run)
+    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access, energy)
     maker = FormMaker(source, request, run, work, checks, report)
     try:
         for one in chosen.missing:

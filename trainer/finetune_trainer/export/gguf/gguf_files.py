@@ -55,6 +55,7 @@ def add_gguf_card(folder: Path, source: ExportSource, quantizations: Sequence[Qu
         source.evaluation,
         merged=plan.method is not MethodType.FULL,
         gguf=[gguf_name(one) for one in quantizations],
+        energy=source.energy,
     )
     (folder / CARD).write_text(text, "utf-8")
 
