@@ -209,7 +209,7 @@ def test_the_program_leaves_its_result_in_the_termination_log(
     def refuse(*given: object) -> str:
         raise RecursionError("a fault of the page")
 
-    monkeypatch.setattr(written_report, "read_run", refuse)
+    monkeypatch.setattr(written_report, "render_run", refuse)
     assert main(environ) == ExitCode.OK
     assert StageResult.model_validate_json(log.read_text()).artifacts == result.artifacts
     assert "report: not written: RecursionError: a fault of the page" in capsys.readouterr().out

@@ -71,7 +71,7 @@ class EnergyMeter:
     ) -> "EnergyMeter":
         """Return the meter of a node.
 
-        The nodes of a local run share one machine: the first one measures it. A pod shares its machine with strangers,
+        The nodes of a local run share one machine: the first one measures it. A pod shares its machine with other pods,
         so that only its GPUs are measured.
 
         Args:
