@@ -8,8 +8,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from finetune_api.beats import CheckpointFacts, Energy, EvalMetrics, Outage, Progress, RecoveryCounts
+from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress, RecoveryCounts
 from finetune_api.contract import PROGRESS_HEADER, progress_token
+from finetune_api.energy import Energy
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import server as server_module
 from finetune_trainer.agent.leader import Leader

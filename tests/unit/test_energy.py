@@ -6,8 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from finetune_api.beats import Beat, Energy, GenerationRecord, Progress, RunEnergy
+from finetune_api.beats import Beat, CheckpointId, GenerationRecord, Progress
 from finetune_api.contract import Env, File
+from finetune_api.energy import Energy, RunEnergy
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent.energy_meter import EnergyCounter, EnergyMeter, gpu_counters, processor_counters
 from finetune_trainer.agent.history import History
@@ -136,7 +137,9 @@ def test_the_energy_of_a_run_is_the_sum_over_nodes_and_over_all_starts_of_their_
         beat(node, incarnation, joules)
     assert scribe.progress(gang, 0.0).energy == Energy(gpus=37.0, devices=8)
 
-    record = GenerationRecord(generation=1, leader="", incarnation="", energy=scribe.history.energy)
+    assert scribe.history.safe_energy == RunEnergy(), "a beat writes no generation.json"
+    scribe.on_commit(CheckpointId(step=1, generation=1))
+    record = GenerationRecord(generation=1, leader="", incarnation="", energy=scribe.history.safe_energy)
     later = Scribe(make_plan(Task.CAUSAL_LM, MethodType.FULL))
     later.on_takeover(History.of(GenerationRecord.model_validate_json(record.to_json())))
     assert later.progress(gang, 0.0).energy == Energy(gpus=37.0, devices=8), "the next leader continues"

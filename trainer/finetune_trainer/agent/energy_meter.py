@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune_api.beats import Energy
 from finetune_api.contract import Env
+from finetune_api.energy import Energy
 
 READ_SECONDS = 10.0  # RAPL's counter may wrap after a quarter of an hour
 POWERCAP = Path("/sys/class/powercap")

@@ -6,7 +6,8 @@ It is stored in generation.json, so that the next leader continues it. A recover
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from finetune_api.beats import Energy, Failure, GenerationRecord, Recovery, RecoveryCounts, RunEnergy, Trained
+from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryCounts, Trained
+from finetune_api.energy import Energy, RunEnergy
 from finetune_api.errors import HANDLING, Restart
 
 LISTED = 20  # recoveries; the totals count all
@@ -14,7 +15,12 @@ LISTED = 20  # recoveries; the totals count all
 
 @dataclass(frozen=True)
 class History:
-    """The history of one run. Methods return the history after an event."""
+    """The history of one run. Methods return the history after an event.
+
+    Attributes:
+        energy: of the run until now.
+        safe_energy: that for generation.json, as of the last commit or failure: every change of it is a write.
+    """
 
     recoveries: tuple[Recovery, ...] = ()
     totals: RecoveryCounts = field(default_factory=RecoveryCounts)
@@ -22,6 +28,7 @@ class History:
     trained: Trained = field(default_factory=Trained)
     overfitting_since: int | None = None
     energy: RunEnergy = field(default_factory=RunEnergy)
+    safe_energy: RunEnergy = field(default_factory=RunEnergy)
 
     @classmethod
     def of(cls, record: GenerationRecord) -> "History":
@@ -32,6 +39,7 @@ class History:
             record.checkpoint_count,
             record.trained,
             record.overfitting_since,
+            record.energy or RunEnergy(),
             record.energy or RunEnergy(),
         )
 
@@ -61,7 +69,8 @@ class History:
                 "by_category": by_category,
             }
         )
-        return replace(self, recoveries=(*self.recoveries, recovery)[-LISTED:], totals=totals)
+        recoveries = (*self.recoveries, recovery)[-LISTED:]
+        return replace(self, recoveries=recoveries, totals=totals, safe_energy=self.energy)
 
     def after_start(self, resume: int | None, lost_steps: int) -> "History":
         """Record the checkpoint that workers were started from, and the steps that they repeat."""
@@ -91,7 +100,7 @@ class History:
 
     def after_commit(self, trained: Trained) -> "History":
         """Count a committed checkpoint, and record the work that it makes safe."""
-        return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained)
+        return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained, safe_energy=self.energy)
 
     def after_evaluation(self, overfitting_since: int | None) -> "History":
         """Record the step since which the run overfits; None if it does not."""

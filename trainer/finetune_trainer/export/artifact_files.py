@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_api.beats import Energy
 from finetune_api.contract import dataset_prefix
+from finetune_api.energy import Energy
 from finetune_api.errors import Problem
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest
 from finetune_api.plan import Plan

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from finetune_api.beats import Energy
+from finetune_api.energy import Energy
 from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan, PlannedPreference
 from finetune_api.preference_losses import PREFERENCE_LOSSES

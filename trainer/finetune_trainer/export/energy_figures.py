@@ -2,8 +2,9 @@
 
 from pydantic import ValidationError
 
-from finetune_api.beats import Energy, Progress
+from finetune_api.beats import Progress
 from finetune_api.contract import File
+from finetune_api.energy import Energy
 from finetune_trainer.storage import NotFoundError, ObjectStore
 
 NOT_MEASURED = "not measured"

@@ -4,7 +4,7 @@ general-purpose model. Facts of the run are filled in. A mark stands where a per
 
 from collections.abc import Mapping
 
-from finetune_api.beats import Energy
+from finetune_api.energy import Energy
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.export.energy_figures import NOT_MEASURED, energy_text
