@@ -8,8 +8,9 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from finetune_api.energy import Energy, RunEnergy
 from finetune_api.errors import FailureCategory
-from finetune_api.messages import Message, is_empty
+from finetune_api.messages import Message, is_empty, is_none
 
 
 class AgentState(StrEnum):
@@ -127,6 +128,7 @@ class Beat(Message):
         storage_error: error of the last upload or fetch, in a sentence; empty if storage works.
         unfit: why this node cannot start workers, in a sentence; the agent then ends.
         have: generation and action of the current directive of the agent.
+        energy: of this node since the start of its agent; None = not measured.
     """
 
     node: int
@@ -146,6 +148,7 @@ class Beat(Message):
     storage_error: str = ""
     unfit: str = ""
     have: str = ""
+    energy: Energy | None = Field(default=None, exclude_if=is_none)
 
 
 class GangPhase(StrEnum):
@@ -307,6 +310,7 @@ class Progress(Message):
         overfitting_since: step of the lowest eval loss, if it has risen since while the training loss has fallen.
         stopped_early: why the run ended before its last step, in a sentence; empty if it did not.
         outage: set while storage has refused uploads or commits for some time.
+        energy: of all nodes while their agents ran, with loading, evaluation and waiting; None = not measured.
     """
 
     phase: GangPhase
@@ -336,6 +340,7 @@ class Progress(Message):
     failure: Failure | None = None
     note: str = ""
     outage: Outage | None = None
+    energy: Energy | None = Field(default=None, exclude_if=is_none)
 
 
 class Trained(Message):
@@ -353,6 +358,7 @@ class GenerationRecord(Message):
         started: whether workers of this generation were started and its end is not recorded. A new leader that reads
             True knows that the previous leader was lost during work.
         overfitting_since: value from the last evaluation.
+        energy: of the run up to the last commit or failure; None = not measured.
     """
 
     generation: int
@@ -364,3 +370,4 @@ class GenerationRecord(Message):
     checkpoint_count: int = 0
     trained: Trained = Trained()
     overfitting_since: int | None = None
+    energy: RunEnergy | None = Field(default=None, exclude_if=is_none)

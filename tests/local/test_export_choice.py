@@ -20,8 +20,8 @@ from finetune_api.results import StageResult
 from finetune_trainer.checkpoints.committed import Committed
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.records import EvaluationRecord, record_path, samples_path
-from finetune_trainer.export import export_program
 from finetune_trainer.export.export_program import main
+from finetune_trainer.export.run_report import written_report
 from finetune_trainer.storage import read_manifest
 from tests.local.exported_run import RUN, Run, checkpoint_manifest, lora_classifier, upload_again
 
@@ -209,7 +209,7 @@ def test_the_program_leaves_its_result_in_the_termination_log(
     def refuse(*given: object) -> str:
         raise RecursionError("a fault of the page")
 
-    monkeypatch.setattr(export_program, "write_report", refuse)
+    monkeypatch.setattr(written_report, "render_run", refuse)
     assert main(environ) == ExitCode.OK
     assert StageResult.model_validate_json(log.read_text()).artifacts == result.artifacts
     assert "report: not written: RecursionError: a fault of the page" in capsys.readouterr().out

@@ -13,6 +13,8 @@ from finetune_api.errors import SpecError
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import parse_job
 from finetune_trainer.export.export_program import main
+from finetune_trainer.export.run_report import written_report
+from finetune_trainer.export.run_report.run_facts import RunFacts
 from finetune_trainer.run.local_run import LocalJob, LocalStages
 from finetune_trainer.run.screen import Screen
 from tests.local.test_evidence import RUN, FilesOnly
@@ -77,6 +79,10 @@ def test_the_stage_pushes_what_it_has_exported_and_tells_it(
     again, second = export_stage(run, job_of(run, push), **login)
     assert (again, second.artifacts[0].pushed) == (ExitCode.OK, (copy,))
     assert "nothing is sent" in capsys.readouterr().out
+    page = run.store.get(RUN + File.RUN_REPORT).decode()
+    assert f"<td>{copy.uri}</td>" in page
+    assert copy.digest in page
+    assert "not tried" not in page
 
 
 def test_a_refused_push_fails_the_stage_and_the_artifact_stays(
@@ -89,6 +95,29 @@ def test_a_refused_push_fails_the_stage_and_the_artifact_stays(
     assert (problem.code, problem.field) == ("PushRefused", "spec.export.push[0].oci")
     assert f"nothing is lost: complete in {run.store.uri}/{RUN}artifacts/adapter" in problem.message
     assert (run.artifact / File.MANIFEST).exists()
+    page = run.store.get(RUN + File.RUN_REPORT).decode()
+    assert f"<td>oci://{registry.host}/team/bot:v2</td>" in page
+    assert "Trained and exported; 1 of 1 copies failed" in page
+
+
+def test_a_fault_of_the_report_fails_no_push(
+    run: FilesOnly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages: list[RunFacts] = []
+
+    def render(facts: RunFacts) -> str:
+        pages.append(facts)
+        if facts.copies:
+            raise RecursionError("a fault of the page")
+        return "the first page"
+
+    monkeypatch.setattr(written_report, "render_run", render)
+    push = {"storage": {"uri": f"file://{tmp_path}/there/bot"}}
+    code, result = export_stage(run, job_of(run, push))
+    assert (code, len(result.artifacts[0].pushed)) == (ExitCode.OK, 1)
+    assert "report: has no copies: RecursionError: a fault of the page" in capsys.readouterr().out
+    assert run.store.get(RUN + File.RUN_REPORT) == b"the first page"
+    assert [(len(one.copies), one.waiting) for one in pages] == [(0, 1), (1, 0)]
 
 
 def test_a_local_run_is_complete_only_if_every_place_got_the_artifact(

@@ -212,7 +212,7 @@ def test_the_program_of_the_documentation_evaluates_an_adapter(run: Run, tmp_pat
     assert (seen["tokens"], 0 <= seen["token_accuracy"] <= 1) == (4, True)
 
 
-def test_a_suite_that_fails_costs_nothing_else_and_is_tried_again(
+def test_a_suite_that_fails_costs_nothing_else_and_is_tried_again_in_other_circumstances(
     run: Run, definitions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suites = (settings(definitions, "good"), settings(definitions, "bad"), settings(definitions / "missing", "lost"))
@@ -227,7 +227,10 @@ def test_a_suite_that_fails_costs_nothing_else_and_is_tried_again(
     assert not result.approval.approved
     assert "bad/colours.acc was not measured" in result.approval.message
     assert "bad has no values: no such task" in (run.artifact("adapter") / "README.md").read_text()
-    again = evaluated(run, *suites[:2], gates=gates)
+    same = evaluated(run, *suites[:2], gates=gates)
+    assert [one.problem for one in same.suites] == ["", "no such task"]
+    assert len(asked) == 2, "nothing has changed"
+    again = evaluated(run, *suites[:2], gates=gates, measured_with="the next attempt")
     assert [question.settings.name for question in asked] == ["good", "bad", "bad"], "the good one is kept"
     assert "existed already" not in again.note
     assert again.approval is not None
@@ -252,7 +255,7 @@ def test_a_run_is_complete_only_with_the_suites_and_the_gates_that_the_job_has_n
     def complete(gates: dict[str, str], **suite: Any) -> bool:
         body = {"name": "own", "tasks": ["colours"], "definitions": f"file://{definitions}", **suite}
         spec = parse_job(job(spec__evaluation={"suites": [body]}, spec__export={"gates": gates})).spec
-        return is_evaluated(run.store, RUN, spec)
+        return is_evaluated(run.store, RUN, spec, {})
 
     gates = {"own/colours.acc": "> 0.4"}
     assert not complete(gates)

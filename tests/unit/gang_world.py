@@ -17,6 +17,7 @@ from finetune_api.messages import FileEntry, MethodType, Task
 from finetune_api.plan import Plan
 from finetune_trainer.agent import agent as agents
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.energy_meter import EnergyMeter
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.roster import Limits
 from finetune_trainer.checkpoints.committed import find_checkpoints
@@ -187,7 +188,7 @@ class World:
             threads=1, parent=0, termination_log=None,
         )  # fmt: skip
         workers = FakeWorkers(self)
-        agent = agents.Agent(config, self.plan, self.store, self.store, RUN, workers, None)  # type: ignore[arg-type]
+        agent = agents.Agent(config, self.plan, self.store, self.store, RUN, workers, None, EnergyMeter())  # type: ignore[arg-type]
         agent.node.state = AgentState.READY
         self.run(agent.uploader.look())
         return Node(agent, workers)

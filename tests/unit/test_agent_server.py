@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.beats import CheckpointFacts, EvalMetrics, Outage, Progress, RecoveryCounts
 from finetune_api.contract import PROGRESS_HEADER, progress_token
+from finetune_api.energy import Energy
 from finetune_api.messages import MethodType, Task
 from finetune_trainer.agent import server as server_module
 from finetune_trainer.agent.leader import Leader
@@ -105,6 +106,7 @@ def test_new_fields_are_shown_to_those_who_skip_what_they_do_not_know(
         generation=3,
         checkpoints=(CheckpointFacts(step=4, generation=2, saved=saved, size_bytes=1),),
         outage=Outage(since=saved, message="cannot connect"),
+        energy=Energy(gpus=1.0, devices=1),
     )
 
     async def test() -> dict[str, Any]:
@@ -124,6 +126,7 @@ def test_new_fields_are_shown_to_those_who_skip_what_they_do_not_know(
 
     shown = asyncio.run(test())
     assert ("outage" in shown, "generation" in shown["checkpoints"][0]) == (bool(headers), bool(headers))
+    assert ("energy" in shown) is bool(headers)
 
 
 def test_what_a_leader_knows_of_its_run_is_shown_as_metrics(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api.beats import EvalMetrics
 from finetune_api.contract import checkpoint_name
-from finetune_api.messages import Artifact
+from finetune_api.messages import Artifact, ExportForm
 from finetune_api.plan import Choice
+from finetune_trainer.export.push.copies import PushOutcome
 from finetune_trainer.export.run_report import run_facts
 from finetune_trainer.export.run_report.curves import MOST_POINTS, Curve, curve_chart, thinned
 from finetune_trainer.export.run_report.run_facts import read_run, shown_spec
@@ -35,12 +36,29 @@ def test_the_page_tells_what_happened() -> None:
         "16.00",  # one hour on 16 GPUs
         "40.00 at 2.50 a GPU hour",
         "2.3e+17",  # 6e10 operations of 3,840,000 tokens
-        "energy not measured",
+        "energy of the whole run not measured",
         "12 % of the rows",
         "base model I tuned model you expected you",
         "a" * 64,
     ):
         assert said in text, said
+
+
+def test_the_page_tells_what_was_pushed_where_and_what_failed() -> None:
+    copies = [
+        PushOutcome(ExportForm.MERGED, "oci://registry.example/bot:v1", digest="sha256:c0ffee"),
+        PushOutcome(
+            ExportForm.ADAPTER, "https://hub.example/team/bot", problem="it refused https://me:key@hub.example"
+        ),
+    ]
+    page = render_run(eventful_run(copies=copies, waiting=1))
+    text = text_of(page)
+    assert "Trained and exported; 1 of 3 copies failed" in text
+    assert "merged oci://registry.example/bot:v1 sha256:c0ffee" in text
+    assert "adapter https://hub.example/team/bot failed: it refused" in text
+    assert "me:key" not in page
+    assert "1 more place was not tried when this page was written." in text
+    assert "Copies in other places" not in text_of(render_run(eventful_run()))
 
 
 def test_the_page_loads_nothing_and_runs_nothing() -> None:

@@ -18,6 +18,7 @@ from finetune_api.contract import ExitCode
 from finetune_api.errors import RunError
 from finetune_api.plan import Plan
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.energy_meter import EnergyMeter
 from finetune_trainer.agent.executor import Executor
 from finetune_trainer.agent.fence import Fence
 from finetune_trainer.agent.fetcher import Fetcher
@@ -44,6 +45,7 @@ class Agent:
         run: the run's key prefix in it.
         workers: the node's workers, not yet warm.
         leader: `host:port` of this very process if it leads; None = read it from generation.json.
+        energy: that of this node.
 
     Attributes:
         incarnation: identity of this start of the agent.
@@ -58,10 +60,12 @@ class Agent:
         run: str,
         workers: Workers,
         leader: str | None,
+        energy: EnergyMeter,
     ) -> None:
         self.incarnation = uuid.uuid4().hex[:12]
         self._config = config
         self._workers = workers
+        self._energy = energy
         self.node = NodeState()
         self.places = Places(config.work, plan.layout.processes_per_node)
         self.checkpoints = CheckpointStore(store, run)
@@ -122,7 +126,8 @@ class Agent:
         """Return the beat that reports this node now."""
         # A port that is free now: other processes take ports too.
         port = free_port() if self.node.state is AgentState.READY else 0
-        return self.node.beat(self._config.node, self.incarnation, self._config.host, port, self._workers.reports)
+        beat = self.node.beat(self._config.node, self.incarnation, self._config.host, port, self._workers.reports)
+        return beat.model_copy(update={"energy": self._energy.used})
 
     async def run(self) -> ExitCode:
         """Take part until the leader releases this node; return the exit code.
@@ -130,6 +135,7 @@ class Agent:
         Raises:
             FineTuneError: this node cannot start workers; the leader knows the reason.
         """
+        self._energy.start()
         tasks = [asyncio.create_task(work) for work in self._background()]
         endings = [asyncio.create_task(self.executor.run()), asyncio.create_task(self.fence.run())]
         try:

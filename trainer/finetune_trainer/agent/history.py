@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from finetune_api.beats import Failure, GenerationRecord, Recovery, RecoveryCounts, Trained
+from finetune_api.energy import Energy, RunEnergy
 from finetune_api.errors import HANDLING, Restart
 
 LISTED = 20  # recoveries; the totals count all
@@ -14,13 +15,20 @@ LISTED = 20  # recoveries; the totals count all
 
 @dataclass(frozen=True)
 class History:
-    """The history of one run. Methods return the history after an event."""
+    """The history of one run. Methods return the history after an event.
+
+    Attributes:
+        energy: of the run until now.
+        safe_energy: that for generation.json, as of the last commit or failure: every change of it is a write.
+    """
 
     recoveries: tuple[Recovery, ...] = ()
     totals: RecoveryCounts = field(default_factory=RecoveryCounts)
     checkpoint_count: int = 0
     trained: Trained = field(default_factory=Trained)
     overfitting_since: int | None = None
+    energy: RunEnergy = field(default_factory=RunEnergy)
+    safe_energy: RunEnergy = field(default_factory=RunEnergy)
 
     @classmethod
     def of(cls, record: GenerationRecord) -> "History":
@@ -31,6 +39,8 @@ class History:
             record.checkpoint_count,
             record.trained,
             record.overfitting_since,
+            record.energy or RunEnergy(),
+            record.energy or RunEnergy(),
         )
 
     @property
@@ -59,7 +69,8 @@ class History:
                 "by_category": by_category,
             }
         )
-        return replace(self, recoveries=(*self.recoveries, recovery)[-LISTED:], totals=totals)
+        recoveries = (*self.recoveries, recovery)[-LISTED:]
+        return replace(self, recoveries=recoveries, totals=totals, safe_energy=self.energy)
 
     def after_start(self, resume: int | None, lost_steps: int) -> "History":
         """Record the checkpoint that workers were started from, and the steps that they repeat."""
@@ -89,11 +100,15 @@ class History:
 
     def after_commit(self, trained: Trained) -> "History":
         """Count a committed checkpoint, and record the work that it makes safe."""
-        return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained)
+        return replace(self, checkpoint_count=self.checkpoint_count + 1, trained=trained, safe_energy=self.energy)
 
     def after_evaluation(self, overfitting_since: int | None) -> "History":
         """Record the step since which the run overfits; None if it does not."""
         return replace(self, overfitting_since=overfitting_since)
+
+    def after_energy(self, node: int, incarnation: str, used: Energy | None) -> "History":
+        """Record what a node has used since the start of its agent; None if it does not measure."""
+        return replace(self, energy=self.energy.after_beat(node, incarnation, used)) if used else self
 
     def _with_last(self, **values: object) -> "History":
         last = self.recoveries[-1].model_copy(update=values)

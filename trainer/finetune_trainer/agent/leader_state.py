@@ -59,4 +59,5 @@ class LeaderState:
             checkpoint_count=history.checkpoint_count,
             trained=history.trained,
             overfitting_since=history.overfitting_since,
+            energy=history.safe_energy if history.safe_energy.nodes else None,
         )

@@ -17,6 +17,7 @@ from finetune_api.plan import Plan
 from finetune_api.results import StageResult
 from finetune_trainer.agent.agent import Agent
 from finetune_trainer.agent.config import AgentConfig
+from finetune_trainer.agent.energy_meter import EnergyMeter
 from finetune_trainer.agent.leader import Leader
 from finetune_trainer.agent.ledger import NOT_THE_LEADER
 from finetune_trainer.agent.patience import patiently
@@ -104,7 +105,8 @@ class NodeProgram:
         run = run_prefix(job.metadata.namespace, job.metadata.name, config.uid)
         plan = Plan.model_validate_json(await patiently(store.get, run + File.PLAN))
         leads = config.node == 0
-        self._agent = Agent(config, plan, store, control, run, self._workers, address if leads else None)
+        energy = EnergyMeter.of_node(config.node, plan.layout.processes_per_node, self._environ)
+        self._agent = Agent(config, plan, store, control, run, self._workers, address if leads else None, energy)
         if not leads:
             return await self._agent.run()
         restarts = job.spec.recovery.max_restarts if job.spec.recovery else None
@@ -137,7 +139,9 @@ class NodeProgram:
         return result(code, self._progress())
 
     def _progress(self) -> Progress | None:
-        return self._leader.progress() if self._leader else None
+        """Return the end of the run for the termination message. DONE.json has the energy; an operator that reads it
+        here may be too old to know it."""
+        return self._leader.progress().model_copy(update={"energy": None}) if self._leader else None
 
 
 def interface(host: str) -> str:

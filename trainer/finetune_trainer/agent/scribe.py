@@ -62,6 +62,8 @@ class Scribe:
             resume = gang.rendezvous.resume
             if highest > (resume.step if resume else 0):
                 self.history = self.history.after_step(datetime.now(UTC))
+        if beat.incarnation not in gang.replaced:
+            self.history = self.history.after_energy(beat.node, beat.incarnation, beat.energy)
         self.on_storage(beat.node, beat.storage_error)
 
     def on_storage(self, node: int, refusal: str) -> None:
@@ -162,6 +164,7 @@ class Scribe:
             stopped_early=stopped,
             failure=self.failure,
             note=self._note or next((message for _, message in self._refusals.values()), "") or self._fault,
+            energy=self.history.energy.total,
             outage=self._outage({LEADER, *(node for node in gang.members if alive(gang, node, now))}),
         )
 

@@ -19,7 +19,7 @@ LARGEST_BEAT = 1 << 20  # bytes
 IDLE_SECONDS = 30.0  # from the connection, or the request before, to the end of a request's header
 BODY_SECONDS = 10.0  # for a request's body; a beat that took longer would be out of date
 # Omitted unless the client declares that it skips unknown fields: operators before 0.1.0 refuse them.
-ADDED: Any = {"outage": True, "metrics": True, "checkpoints": {"__all__": {"generation"}}}
+ADDED: Any = {"outage": True, "metrics": True, "energy": True, "checkpoints": {"__all__": {"generation"}}}
 OPEN = ("/healthz", "/metrics")  # need no token: kubelet and Prometheus have none
 
 

@@ -48,10 +48,18 @@ def run_command(options: argparse.Namespace, console: Console) -> int:
     if options.result:
         write_file(options.result, result.to_json(), "--result")
     screen.show_line(*_outcome(result, with_warnings(_warnings(here, uid))))
+    if result.already_complete:  # otherwise the export has shown them
+        show_old_warnings(screen, result.artifacts)
     show_approval(screen, result.approval)
     show_serving(screen, result.serving)
     show_artifacts(screen, result.artifacts, delivered, result.report)
     return ExitCode.OK
+
+
+def show_old_warnings(screen: Screen, artifacts: Sequence[Artifact]) -> None:
+    """Show what an earlier export warned of, such as a suite that failed and would fail again."""
+    for warning in artifacts[0].warnings if artifacts else ():
+        screen.show_line("warning", warning)
 
 
 def show_approval(screen: Screen, approval: Approval | None) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.contract import dataset_prefix
+from finetune_api.energy import Energy
 from finetune_api.errors import Problem
 from finetune_api.messages import CheckpointInfo, FileEntry, Manifest
 from finetune_api.plan import Plan
@@ -28,6 +29,7 @@ class ExportSource:
         checkpoint: folder of its weights.
         job: name of the job.
         access: what a server needs to read the artifacts.
+        energy: of the run; None = not measured.
     """
 
     plan: Plan
@@ -37,6 +39,7 @@ class ExportSource:
     checkpoint: Path
     job: str = "model"
     access: ServingAccess = NO_ACCESS
+    energy: Energy | None = None
 
     @property
     def base(self) -> Path:
@@ -90,6 +93,7 @@ def add_files(source: ExportSource, folder: Path, prefix: str, *, merged: bool) 
         chat=chat,
         merged=merged,
         serving=serving,
+        energy=source.energy,
     )
     (folder / CARD).write_text(text, "utf-8")
 

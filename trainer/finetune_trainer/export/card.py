@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from finetune_api.energy import Energy
 from finetune_api.messages import MethodType, ProblemType
 from finetune_api.plan import Plan, PlannedPreference
 from finetune_api.preference_losses import PREFERENCE_LOSSES
 from finetune_api.tasks import spec_of
 from finetune_trainer.evaluations.stored import StoredEvaluation
+from finetune_trainer.export.energy_figures import energy_text
 from finetune_trainer.export.evaluated import evaluation_sections
 from finetune_trainer.export.layout import Base
 from finetune_trainer.export.run_report.shown_values import portable_text
@@ -30,6 +32,7 @@ def card(
     merged: bool = False,
     gguf: Sequence[str] = (),
     serving: str = "",
+    energy: Energy | None = None,
 ) -> str:
     """Return the model card, Markdown with the YAML head that the Hugging Face hub reads.
 
@@ -42,6 +45,7 @@ def card(
         merged: whether the artifact is a model that the adapter was merged into.
         gguf: names of the files, if the artifact holds the model in llama.cpp's format.
         serving: the section on servers.
+        energy: of the run; None = not measured.
     """
     trained = "All weights" if plan.method is MethodType.FULL else "A LoRA adapter"
     adapter = plan.method is not MethodType.FULL and not merged
@@ -59,10 +63,16 @@ def card(
         parts.append(f"First copy the base model from `{base.location}` to a folder and write its path in its place.\n")
     if serving:
         parts.append(serving)
+    facts = _training(plan) | ({"energy of the run": energy_text(energy)} if energy else {})
     if metrics:
         parts += ["## Evaluation\n", f"On {_rows(plan)} held-out rows:\n", _table(metrics, ".6g")]
         parts += evaluation_sections(evaluation)
-    parts += ["## Training\n", _table(_training(plan)), "## Made with\n", _table(versions)]
+    parts += [
+        "## Training\n",
+        _table(facts),
+        "## Made with\n",
+        _table(versions),
+    ]
     return "\n".join(parts)
 
 

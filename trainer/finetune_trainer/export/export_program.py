@@ -10,7 +10,7 @@ from finetune_api.results import StageResult
 from finetune_trainer.export.evidence.signature import key_id
 from finetune_trainer.export.forms import ExportRequest
 from finetune_trainer.export.push.pushing import Pusher
-from finetune_trainer.export.run_report.written_report import write_report
+from finetune_trainer.export.run_report.written_report import ReportWriter
 from finetune_trainer.export.stage import export
 from finetune_trainer.process.stages import StageInputs, run_stage
 from finetune_trainer.process.ties import hide_from_children
@@ -28,13 +28,14 @@ def export_work(given: StageInputs) -> StageResult:
     for sentence in not_run_here(spec.evaluation.suites, given.environ):
         given.report(sentence)
     result = export(plan, given.store, given.run, given.work, request, given.report)
-    try:
-        page = write_report(given.store, given.run, plan, given.job, given.uid, result.artifacts)
-        given.report(f"report: {page}")
-    except Exception as error:  # whatever it is: the artifacts are committed, and the export is good without the page
-        given.report(f"report: not written: {type(error).__name__}: {error}")
+    page = ReportWriter(given.store, given.run, plan, given.job, given.uid, given.report)
+    page.begin(result.artifacts)
     pusher = Pusher(plan, given.store, given.run, given.work / "push", given.environ, given.report)
-    return pushed(result, request, pusher)
+    try:
+        return pushed(result, request, pusher)
+    finally:
+        if request.pushes:
+            page.add_copies(pusher.outcomes)
 
 
 def pushed(result: StageResult, request: ExportRequest, pusher: Pusher) -> StageResult:

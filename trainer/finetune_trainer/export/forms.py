@@ -13,12 +13,15 @@ from finetune_api.v1alpha1.push_spec import PushSpec
 from finetune_api.v1alpha1.run_specs import EvaluationSpec, ExportSpec
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
 from finetune_trainer.judge.judge_question import JudgeSettings
+from finetune_trainer.process.trial_circumstances import asked_of_stage
 from finetune_trainer.serving.circumstances import asked_circumstances
 from finetune_trainer.serving.serve_records import ServeSettings
 from finetune_trainer.serving.server_commands import Kind
 from finetune_trainer.serving.serving_manifests import NO_ACCESS, ServingAccess
 from finetune_trainer.suites.container_suites import runnable_suites
 from finetune_trainer.suites.suite_records import SuiteSettings, digest_of_suites
+
+MEASURED = "measured"  # in the manifest of an artifact: a digest of the judgement and the suites that it holds
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class ExportRequest:
         serve: how artifacts are tested on a server; None = they are not.
         served_with: what the job says of the server, see `asked_circumstances`.
         suites: benchmarks that the model runs through.
+        measured_with: what the job says of the stage, see `asked_of_stage`.
     """
 
     forms: tuple[ExportForm, ...]
@@ -51,6 +55,7 @@ class ExportRequest:
     serve: ServeSettings | None = None
     served_with: str = ""
     suites: tuple[SuiteSettings, ...] = ()
+    measured_with: str = ""
 
     @property
     def judged(self) -> str | None:
@@ -72,6 +77,7 @@ class ExportRequest:
             pushes=tuple(spec.push),
             serve=ServeSettings.of(spec.serve_test) if spec.serve_test else None,
             served_with=asked_circumstances(spec) if spec.serve_test else "",
+            measured_with=asked_of_stage(spec),
         )
 
     @classmethod
@@ -100,18 +106,32 @@ class ExportRequest:
 
     def settings(self, form: ExportForm) -> dict[str, object]:
         """Return the settings of a form, which its manifest holds."""
+        return {**self.of_weights(form), **self.of_checks}
+
+    def of_weights(self, form: ExportForm) -> dict[str, object]:
+        """Return the settings of a form on which its weights depend."""
         quantized = {"quantizations": [str(one) for one in self.quantizations]} if form is ExportForm.GGUF else {}
-        made = {
-            "dtype": self.dtype,
+        return {"dtype": self.dtype, **quantized}
+
+    @property
+    def of_checks(self) -> dict[str, object]:
+        """The settings of what is said of an artifact."""
+        return {
             "judged": self.judged,
             "serve_test": self.serve.digest if self.serve else None,
             "suites": digest_of_suites(self.suites),
         }
-        return {**made, **quantized}
 
-    def fits(self, form: ExportForm, manifest: Manifest) -> bool:
-        """Return whether an artifact was made with these settings."""
+    def fits(self, form: ExportForm, manifest: Manifest, measured: str) -> bool:
+        """Return whether an artifact was made with these settings, and holds what was measured.
+
+        Args:
+            measured: digest of the judgement and the suites that there are now.
+        """
         settings = self.settings(form)
+        if MEASURED in manifest.info:  # versions up to 0.1.0 know no judgement that failed
+            settings |= {MEASURED: measured}
+            del settings["judged"], settings["suites"]
         return {name: manifest.info.get(name) for name in settings} == settings
 
 
@@ -147,3 +167,7 @@ class FormFiles:
     def prefix(self, run: str) -> str:
         """Return the key prefix of its files, with the trailing slash."""
         return f"{run}artifacts/{self.name}/"
+
+    def aside(self, run: str) -> str:
+        """Return the key prefix of the list of files that are kept while the others are written again."""
+        return f"{run}rewritten/{self.name}/"

@@ -89,6 +89,22 @@ class ServeTester:
     results: dict[str, ServeTestResult] = field(default_factory=dict)
     _expected: _Expected | None = None
 
+    def recall(self, form: FormFiles, info: Mapping[str, Any]) -> None:
+        """Take the result of an artifact with the same weights, unless another test may give another one.
+
+        Args:
+            info: of its manifest.
+        """
+        settings, tried_with = self.request.serve, info.get(TRIED_WITH)
+        if tried_with and tried_with != circumstances_of(form.server, self.request.served_with, self.environ):
+            return
+        if settings is not None and info.get("serve_test") == settings.digest:
+            self.known(form, info)
+
+    def has_result(self, form: FormFiles) -> bool:
+        """Return whether no server has to be asked for a form."""
+        return self.request.serve is None or form.name in self.results
+
     def ask_transformers(self, form: FormFiles, source: ExportSource, folder: Path, work: Path) -> None:
         """Let transformers answer the prompts with an artifact in Hugging Face's layout, if its form is tested.
 
@@ -96,7 +112,7 @@ class ServeTester:
             StorageError: the storage cannot be reached, or has no such bucket.
         """
         settings, self._expected = self.request.serve, None
-        if settings is None:
+        if settings is None or self.has_result(form):
             return
         try:
             if self._is_servable(settings, form, source):

@@ -4,15 +4,11 @@ An artifact's MANIFEST.json is written last and names its checkpoint, so that a 
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from finetune_api.beats import CheckpointId
 from finetune_api.contract import File
 from finetune_api.errors import Problem, StateError
 from finetune_api.messages import Artifact, CheckpointInfo, Manifest, Stage
@@ -22,15 +18,15 @@ from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.pick import pick
 from finetune_trainer.evaluations.stored import load_evaluation
-from finetune_trainer.export.artifact_files import ExportSource, add_files
-from finetune_trainer.export.evidence.evidence_files import add_evidence
+from finetune_trainer.export.artifact_files import ExportSource
+from finetune_trainer.export.energy_figures import run_energy
+from finetune_trainer.export.form_maker import ArtifactChecks, FormMaker
 from finetune_trainer.export.forms import ExportRequest, FormFiles
-from finetune_trainer.export.gguf.gguf_files import convert_artifact, converter
+from finetune_trainer.export.gguf.gguf_files import converter
 from finetune_trainer.export.judged import ArtifactJudge
 from finetune_trainer.export.layout import ArtifactFiles, layout_of
-from finetune_trainer.export.merged_artifact import write_merged
 from finetune_trainer.export.serve_tested import ServeTester
-from finetune_trainer.export.stored_artifact import fitting_artifact
+from finetune_trainer.export.stored_artifact import is_made
 from finetune_trainer.export.suited import ArtifactSuites
 from finetune_trainer.storage import (
     CorruptedError,
@@ -38,7 +34,6 @@ from finetune_trainer.storage import (
     ObjectStore,
     bucket_is_missing,
     download_files,
-    upload_tree,
 )
 
 MOST_WARNINGS = 3  # of an artifact in the termination message, which has 4,096 bytes; the card has all of them
@@ -76,10 +71,12 @@ def export(
     judge, suites, tester = checks.judge, checks.suites, checks.tester
     evaluation = load_evaluation(store, run, best.info.step)
     name = run.split("/")[2]  # jobs/NAMESPACE/NAME/UID/
-    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access)
+    energy = run_energy(store, run)
+    source = ExportSource(plan, store, best.info, evaluation, work / "checkpoint", name, request.access, energy)
+    maker = FormMaker(source, request, run, work, checks, report)
     try:
         for one in chosen.missing:
-            _make(one, source, request, run, work, report, checks)
+            maker.make(one)
     finally:
         shutil.rmtree(source.base, ignore_errors=True)
     harms = (*judge.warnings, *suites.warnings)  # a finding weighs more than a suite without values
@@ -104,25 +101,16 @@ def export(
 
 
 @dataclass(frozen=True)
-class _Checks:
-    """What an artifact goes through before it is committed."""
-
-    judge: ArtifactJudge
-    suites: ArtifactSuites
-    tester: ServeTester
-
-
-@dataclass(frozen=True)
 class _Chosen:
     """The checkpoint that is exported.
 
     Attributes:
-        missing: the forms that have to be made; if there are any, the checkpoint is downloaded.
+        missing: the forms that may have to be made; if there are any, the checkpoint is downloaded.
         note: which checkpoint it is, and why.
     """
 
     checkpoint: Committed
-    checks: _Checks
+    checks: ArtifactChecks
     missing: Sequence[FormFiles]
     note: str
 
@@ -162,9 +150,9 @@ def _choose(
         best = pick(left, plan.evaluation.best_metric, plan.evaluation.greater_is_better)
         judge = ArtifactJudge.begin(request, store, run, best.id, report)
         suites = ArtifactSuites.begin(request, store, run, best.id, report)
-        checks = _Checks(judge, suites, ServeTester(request, report))
-        ready = judge.ready and suites.ready
-        missing = [one for one in forms if not (ready and _is_made(store, one, run, best.id, request))]
+        checks = ArtifactChecks(judge, suites, ServeTester(request, report))
+        made = [one for one in forms if is_made(store, run, one, request, checks.measured, best.id)]
+        missing = [one for one in forms if not (checks.ready and one in made)]
         if not missing:
             note = f"the {_listed(forms)} of step {best.info.step} existed already"
             return _Chosen(best, checks, missing, note)
@@ -182,50 +170,6 @@ def _choose(
             report(broken.removeprefix("; "))
             continue
         return _Chosen(best, checks, missing, f"from checkpoint {best.info.step}, {reason}{broken}")
-
-
-def _make(
-    form: FormFiles,
-    source: ExportSource,
-    request: ExportRequest,
-    run: str,
-    work: Path,
-    report: Callable[[str], None],
-    checks: _Checks,
-) -> None:
-    """Make an artifact, judge it, run its suites, test it on a server, and commit it."""
-    judge, suites, tester = checks.judge, checks.suites, checks.tester
-    folder, prefix, info = work / form.name, form.prefix(run), source.info
-    shutil.rmtree(folder, ignore_errors=True)
-    if form.merges:
-        write_merged(source, request.dtype, folder, report)
-    else:
-        shutil.copytree(source.checkpoint, folder, copy_function=_take)
-    add_files(source, folder, prefix, merged=form.merges)
-    judge.judge(form, source, folder, work)
-    suites.evaluate(form, source, folder, work)
-    tester.ask_transformers(form, source, folder, work)
-    if form.converts:
-        shutil.rmtree(source.base, ignore_errors=True)  # the files of GGUF need the space
-        folder = convert_artifact(folder, source, request.quantizations, report)
-        judge.judge(form, source, folder, work)  # adds the judgement to the new folder
-        suites.evaluate(form, source, folder, work)
-    tester.ask_server(form, source, folder)
-    made_from = {"step": info.step, "generation": info.generation, "metrics": info.metrics}
-    settings = {"kind": form.kind, "form": form.form, **request.settings(form.form)}
-    settings["judged"] = judge.judgement.settings if judge.judgement else None
-    settings["suites"] = settings["suites"] if suites.ready else None
-    settings |= tester.recorded(form)
-    settings |= add_evidence(source, run, folder, request.signing_key)
-    _clear(source.store, prefix)  # only now: nothing but the upload can fail any more
-    upload_tree(source.store, folder, prefix, "artifact", settings | made_from)
-    shutil.rmtree(folder)
-
-
-def _take(source: str, target: str) -> None:
-    """Link weights, which do not change, and copy a configuration, which is rewritten."""
-    take = os.link if source.endswith(".safetensors") else shutil.copyfile
-    take(source, target)
 
 
 def _artifact(
@@ -303,22 +247,6 @@ def _fetch(store: ObjectStore, best: Committed, layout: ArtifactFiles, folder: P
     if missing := layout.missing(list(entries)):
         raise _no_checkpoint(f"checkpoint {best.info.step} holds no {' and no '.join(missing)}")
     download_files(store, prefix, [entries[name] for name in layout.chosen(list(entries))], folder)
-
-
-def _is_made(store: ObjectStore, form: FormFiles, run: str, checkpoint: CheckpointId, request: ExportRequest) -> bool:
-    """Return whether an artifact is stored that was made from a checkpoint with the same settings."""
-    manifest = fitting_artifact(store, run, form, request)
-    try:
-        return manifest is not None and CheckpointId.model_validate(manifest.info) == checkpoint
-    except ValidationError:
-        return False
-
-
-def _clear(store: ObjectStore, prefix: str) -> None:
-    """Remove an artifact of another step, or an incomplete one. The manifest is deleted first, so that an interrupted
-    deletion leaves no committed artifact."""
-    store.delete([prefix + File.MANIFEST])
-    store.delete([entry.key for entry in store.list(prefix)])
 
 
 def _listed(forms: Sequence[FormFiles]) -> str:

@@ -1,4 +1,7 @@
-"""The suites of an export: run once, on the first artifact, and kept beside each."""
+"""The suites of an export: run once, on the first artifact, and kept beside each.
+
+A suite that failed is tried again once its circumstances differ, and a suite with values once its tasks differ.
+"""
 
 import os
 import shutil
@@ -22,10 +25,10 @@ from finetune_trainer.process.control_group import usable_memory
 from finetune_trainer.process.model_memory import check_memory, weights_in, weights_of
 from finetune_trainer.storage import ObjectStore, download_files
 from finetune_trainer.suites.container_suites import ShownModel, ask_container, run_in_words
-from finetune_trainer.suites.definitions import SuiteError, fetch_definitions
+from finetune_trainer.suites.definitions import SuiteError, definitions_digest, fetch_definitions
 from finetune_trainer.suites.held_out_rows import write_held_out_rows
 from finetune_trainer.suites.stored_suites import load_suites, suites_section
-from finetune_trainer.suites.suite_process import ask_suite
+from finetune_trainer.suites.suite_process import ask_suite, suite_circumstances
 from finetune_trainer.suites.suite_records import (
     SUITES,
     SuiteAnswer,
@@ -44,7 +47,7 @@ class ArtifactSuites:
 
     Attributes:
         record: of this checkpoint: the suites that an earlier export has run, then those of this export.
-        done: whether every suite that is asked for was tried.
+        done: whether every suite that is asked for was tried, now or earlier in the same circumstances.
     """
 
     request: ExportRequest
@@ -68,11 +71,18 @@ class ArtifactSuites:
         found = load_suites(store, run) if request.suites else None
         if found is None or CheckpointId(step=found.step, generation=found.generation) != checkpoint:
             found = SuiteRecord(step=checkpoint.step, generation=checkpoint.generation)
-        return cls(request, store, run, report, found, done=found.answers(request.suites))
+        begun = cls(request, store, run, report, found)
+        kept = [begun._kept(one) for one in request.suites]
+        if None not in kept:
+            begun.record, begun.done = found.model_copy(update={"suites": tuple(kept)}), True
+        for one in kept:
+            if one is not None and one.problem:
+                report(f"suite {one.name}: not tried again, nothing has changed since it failed: {one.problem}")
+        return begun
 
     @property
-    def ready(self) -> bool:
-        """Whether no suite has to be run."""
+    def complete(self) -> bool:
+        """Whether every suite has values."""
         return self.record.answers(self.request.suites)
 
     @property
@@ -99,10 +109,8 @@ class ArtifactSuites:
         if not self.request.suites:
             return
         if not self.done:
-            known = {(one.name, one.settings): one for one in self.record.suites if not one.problem}
             results = [
-                known.get((one.name, one.digest)) or self._result(one, source, folder, work / "suite")
-                for one in self.request.suites
+                self._kept(one) or self._result(one, source, folder, work / "suite") for one in self.request.suites
             ]
             self.record = self.record.model_copy(update={"form": form.name, "suites": tuple(results)})
             self.done = True
@@ -119,18 +127,31 @@ class ArtifactSuites:
         self.record = self.record.model_copy(update={"gates": tuple(gates)})
         self.store.put(self.run + SUITES, self.record.to_json().encode())
 
+    def _kept(self, settings: SuiteSettings) -> SuiteResult | None:
+        """Return the result of an earlier export, unless another try may give another one."""
+        for one in self.record.suites:
+            if one.name == settings.name:
+                there = definitions_digest(settings.definitions, self.environ)
+                return one if one.stands(settings, there, self._circumstances(settings, there)) else None
+        return None
+
+    def _circumstances(self, settings: SuiteSettings, definitions: str) -> str:
+        return suite_circumstances(settings, definitions, self.request.measured_with, self.environ)
+
     def _result(self, settings: SuiteSettings, source: ExportSource, folder: Path, work: Path) -> SuiteResult:
         """Run one suite."""
         words = run_in_words(settings, self.environ) if settings.image else settings.sentence
         self.report(f"suite {settings.name}: {words}")
-        empty = SuiteResult(name=settings.name, settings=settings.digest, image=settings.image)
+        there = definitions_digest(settings.definitions, self.environ)
+        empty = SuiteResult(name=settings.name, settings=settings.digest, image=settings.image, definitions=there)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         try:
             answer = self._answer(settings, source, folder, work)
         except (SuiteError, ProgramError, FineTuneError, OSError, ValueError) as error:  # ValueError: a broken row file
             reason = error.problems[0].message if isinstance(error, FineTuneError) else str(error)
-            return empty.model_copy(update={"problem": cut_to(reason, LONGEST_WARNING)})
+            tried_with = self._circumstances(settings, there)
+            return empty.model_copy(update={"problem": cut_to(reason, LONGEST_WARNING), "tried_with": tried_with})
         finally:
             shutil.rmtree(work, ignore_errors=True)
         for one in answer.values[:SHOWN]:

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 from finetune_api.messages import Message
 
 NOT_NUMBERS = ConfigDict(ser_json_inf_nan="strings")  # a broken model has NaN as its loss; JSON has no NaN
+NOT_JUDGED = "not-judged.json"  # below the run, in place of a judgement that failed
 
 
 class JudgedMeasure(Message):
@@ -116,3 +117,26 @@ class Judgement(Message):
     def harms(self) -> tuple[JudgeFinding, ...]:
         """The findings of harm."""
         return tuple(one for one in self.findings if one.kind == "harm")
+
+
+class FailedJudgement(Message):
+    """`not-judged.json`: a judgement that was tried, and why there is none.
+
+    Attributes:
+        step, generation: of the checkpoint.
+        settings: digest of what was asked.
+        reason: a sentence.
+        tried_with: digest of the circumstances; another try is made if they differ.
+        gates: metric and comparison of each gate of the job.
+    """
+
+    step: int
+    generation: int
+    settings: str
+    reason: str
+    tried_with: str
+    gates: tuple[tuple[str, str], ...] = ()
+
+    def stands(self, settings: str | None, circumstances: str) -> bool:
+        """Return whether another try of the same question would end in the same way."""
+        return (self.settings, self.tried_with) == (settings, circumstances)

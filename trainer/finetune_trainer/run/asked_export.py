@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from finetune_api.v1alpha1.spec import FineTuneJobSpec
 from finetune_trainer.export.forms import ExportRequest, FormFiles
+from finetune_trainer.export.measured_digest import stored_measures
 from finetune_trainer.export.push.pushing import copies_are_recorded
 from finetune_trainer.export.stored_artifact import fitting_artifact
 from finetune_trainer.judge.stored_judgement import is_judged
@@ -22,11 +23,16 @@ def is_made_as_asked(spec: FineTuneJobSpec, store: ObjectStore, run: str, access
     """
     method = spec.method.type
     request = ExportRequest.of(spec.export, method).with_suites(spec.evaluation).signed_with(os.environ)
-    made = all(fitting_artifact(store, run, FormFiles.of(form, method), request) for form in request.forms)
+    measured = stored_measures(store, run, request)
+    made = all(fitting_artifact(store, run, FormFiles.of(form, method), request, measured) for form in request.forms)
     return made and copies_are_recorded(request.pushes, request.forms, method, store, run, access)
 
 
-def is_measured_as_asked(spec: FineTuneJobSpec, store: ObjectStore, run: str) -> bool:
-    """Return whether the last export was judged, and ran through suites, with the settings and gates of the job."""
-    judged = spec.export.judge is None or is_judged(store, run, spec.export)
-    return judged and is_evaluated(store, run, spec)
+def is_measured_as_asked(spec: FineTuneJobSpec, store: ObjectStore, run: str, environ: Mapping[str, str]) -> bool:
+    """Return whether the last export was judged, and ran through suites, with the settings and gates of the job. What
+    failed is not tried again in the same circumstances.
+
+    Args:
+        environ: that of the export stage.
+    """
+    return is_judged(store, run, spec.export, environ) and is_evaluated(store, run, spec, environ)

@@ -242,7 +242,8 @@ class LocalStages:
 
     def judged_as_asked(self) -> bool:
         """Return whether the last export was judged, and ran through suites, with the settings and gates of the job."""
-        return is_measured_as_asked(self._local.job.spec, self._local.store, self._prefix)
+        job = self._local.job
+        return is_measured_as_asked(job.spec, self._local.store, self._prefix, storage_environment(job))
 
     def report(self) -> str | None:
         """Return the URI of the report of the run; None if the export has not made one."""

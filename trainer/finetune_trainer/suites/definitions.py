@@ -1,10 +1,12 @@
 """Tasks of lm-evaluation-harness: whether it is installed, the user's own definitions, and the names that are known."""
 
+import hashlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from finetune_trainer.storage import open_store
+from finetune_api.errors import FineTuneError
+from finetune_trainer.storage import ObjectInfo, ObjectStore, open_store
 
 INSTALL = "pip install 'finetune-operator[suites]', or use an image that has it"
 MOST_FILES, MOST_BYTES = 10_000, 2 << 30  # of the definitions of tasks
@@ -27,6 +29,32 @@ def fetch_definitions(uri: str, folder: Path, environ: Mapping[str, str]) -> Non
         FineTuneError: the storage refused.
     """
     store = open_store(uri, environ)
+    for one in _listed(store, uri):
+        store.get_file(one.key, folder / one.key)
+
+
+def definitions_digest(uri: str, environ: Mapping[str, str], most_bytes: int = MOST_BYTES) -> str:
+    """Return the sha256 over names and hashes of the definitions that are there now; empty if there are none, if they
+    have more bytes, or if they cannot be read."""
+    if not uri:
+        return ""
+    try:
+        store = open_store(uri, environ)
+        found = _listed(store, uri)
+        if sum(one.size for one in found) > most_bytes:
+            return ""
+        lines = [f"{store.hash(one.key).sha256}  {one.key}\n" for one in sorted(found, key=lambda one: one.key)]
+    except (SuiteError, FineTuneError, OSError):
+        return ""
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _listed(store: ObjectStore, uri: str) -> list[ObjectInfo]:
+    """Return the files of definitions.
+
+    Raises:
+        SuiteError: there are none, or too many, or a link leads out of the folder.
+    """
     try:
         objects = list(store.list())
     except ValueError as error:  # of a folder with a link that leads out of it
@@ -35,8 +63,7 @@ def fetch_definitions(uri: str, folder: Path, environ: Mapping[str, str]) -> Non
         raise SuiteError(f"there is no file below {uri}")
     if len(objects) > MOST_FILES or sum(one.size for one in objects) > MOST_BYTES:
         raise SuiteError(f"{uri} holds more than {MOST_FILES:,} files or {MOST_BYTES >> 30} GiB")
-    for one in objects:
-        store.get_file(one.key, folder / one.key)
+    return objects
 
 
 def unknown_tasks(names: Sequence[str], definitions: Path | None) -> tuple[list[str], list[str]]:

@@ -7,9 +7,14 @@ from pydantic import ValidationError
 
 from finetune_api.v1alpha1 import FineTuneJobSpec
 from finetune_trainer.judge.gating import gates_in
+from finetune_trainer.process.trial_circumstances import asked_of_stage
 from finetune_trainer.storage import NotFoundError, ObjectStore
 from finetune_trainer.suites.container_suites import runnable_suites
+from finetune_trainer.suites.definitions import definitions_digest
+from finetune_trainer.suites.suite_process import suite_circumstances
 from finetune_trainer.suites.suite_records import SUITES, SuiteRecord
+
+QUICK_BYTES = 64 << 20  # of definitions that are read to see whether a complete run has to be exported again
 
 
 def load_suites(store: ObjectStore, run: str) -> SuiteRecord | None:
@@ -26,13 +31,22 @@ def load_suites(store: ObjectStore, run: str) -> SuiteRecord | None:
 
 def is_evaluated(store: ObjectStore, run: str, spec: FineTuneJobSpec, environ: Mapping[str, str] = os.environ) -> bool:
     """Return whether the last export of a run has the suites of a job that run on this machine, and its gates if no
-    judgement has them."""
+    judgement has them. A suite that failed counts, as long as its circumstances are the same.
+
+    Args:
+        environ: that of the export stage.
+    """
     asked = runnable_suites(spec.evaluation.suites, environ)
     if not asked:
         return True
     found = load_suites(store, run)
-    if found is None or not found.answers(asked):
+    if found is None or len(found.suites) != len(asked):
         return False
+    stage = asked_of_stage(spec.export)
+    for result, settings in zip(found.suites, asked, strict=True):
+        there = definitions_digest(settings.definitions, environ, QUICK_BYTES)
+        if not result.stands(settings, there, suite_circumstances(settings, there, stage, environ)):
+            return False
     return spec.export.judge is not None or gates_in(spec.export.gates) == [
         (one.metric, one.rule) for one in found.gates
     ]

@@ -7,8 +7,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_trainer.process.asked_program import AskedProgram, ProgramError
+from finetune_trainer.process.trial_circumstances import MODEL_PACKAGES, trial_circumstances
 from finetune_trainer.suites.definitions import INSTALL, SuiteError, is_harness_installed
-from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion
+from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteQuestion, SuiteSettings
 
 OWN = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -16,6 +17,18 @@ OWN = {
     "PYTHONSAFEPATH": "1",  # a file of the definitions, such as evaluate.py, must not take the place of a module
 }
 CURE = "raise timeoutMinutes, lower limit, or give the stage more CPUs"
+PACKAGES_OF_SUITES = (*MODEL_PACKAGES, "lm_eval", "datasets")
+
+
+def suite_circumstances(settings: SuiteSettings, definitions: str, asked: str, environ: Mapping[str, str]) -> str:
+    """Return the circumstances of a suite, with its time and the content of its tasks.
+
+    Args:
+        definitions: digest of the user's own tasks.
+        asked: what the job says of the stage, see `asked_of_stage`.
+    """
+    beside = (str(settings.timeout_minutes), definitions)
+    return trial_circumstances(asked, PACKAGES_OF_SUITES, beside, environ)
 
 
 def ask_suite(question: SuiteQuestion, work: Path, environ: Mapping[str, str] = os.environ) -> SuiteAnswer:

@@ -103,6 +103,8 @@ class SuiteResult(Message):
         settings: digest of what was asked.
         problem: why it has no values; empty if it has.
         image: of the container whose values they are; empty for the harness.
+        definitions: digest of the user's own tasks that were run; empty without such tasks, or if it is unknown.
+        tried_with: digest of the circumstances of a suite without values; it is tried again if they differ.
     """
 
     name: str
@@ -111,6 +113,21 @@ class SuiteResult(Message):
     harness: str = ""
     problem: str = ""
     image: str = Field(default="", exclude_if=is_empty)
+    definitions: str = Field(default="", exclude_if=is_empty)
+    tried_with: str = Field(default="", exclude_if=is_empty)
+
+    def stands(self, asked: "SuiteSettings", definitions: str, circumstances: str) -> bool:
+        """Return whether this is the result of a question, and another try would give the same.
+
+        Args:
+            definitions: digest of those that are there now; empty if it is unknown.
+            circumstances: of a try now.
+        """
+        if (self.name, self.settings) != (asked.name, asked.digest):
+            return False
+        if self.problem:
+            return self.tried_with == circumstances
+        return not (self.definitions and definitions) or self.definitions == definitions
 
     @property
     def outcome(self) -> SuiteOutcome:

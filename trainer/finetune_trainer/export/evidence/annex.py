@@ -4,21 +4,32 @@ general-purpose model. Facts of the run are filled in. A mark stands where a per
 
 from collections.abc import Mapping
 
+from finetune_api.energy import Energy
 from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
+from finetune_trainer.export.energy_figures import NOT_MEASURED, energy_text
 from finetune_trainer.export.run_report.shown_values import shown_text
 
 MARK = "**[A person must write this]**"
-NOT_MEASURED = "not measured"
+ENERGY = "measured or estimated energy"
 
 
-def annex(plan: Plan, *, step: int, metrics: Mapping[str, float], versions: Mapping[str, str], created: str) -> str:
+def annex(
+    plan: Plan,
+    *,
+    step: int,
+    metrics: Mapping[str, float],
+    versions: Mapping[str, str],
+    created: str,
+    energy: Energy | None = None,
+) -> str:
     """Return the draft, Markdown.
 
     Args:
         step, metrics: of the exported checkpoint.
         versions: of the software.
         created: ISO 8601.
+        energy: of the run; None = not measured.
     """
     parts = [
         "# Technical documentation: a draft",
@@ -28,7 +39,7 @@ def annex(plan: Plan, *, step: int, metrics: Mapping[str, float], versions: Mapp
         "## 1. General description",
         _items(_general(plan, created)),
         "## 2. How the model was made (Annex XI, section 1, point 2)",
-        _items(_making(plan, step, metrics)),
+        _items(_making(plan, step, metrics, energy)),
         "## 3. For those who build upon the model (Annex XII)",
         _items(_integration(plan, versions)),
     ]
@@ -48,7 +59,7 @@ def _general(plan: Plan, created: str) -> list[tuple[str, str]]:
     ]
 
 
-def _making(plan: Plan, step: int, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+def _making(plan: Plan, step: int, metrics: Mapping[str, float], energy: Energy | None) -> list[tuple[str, str]]:
     schedule, data, prediction = plan.schedule, plan.dataset, plan.prediction
     position = step / schedule.max_steps if schedule.max_steps else 0.0
     samples = step * plan.layout.global_batch
@@ -83,7 +94,7 @@ def _making(plan: Plan, step: int, metrics: Mapping[str, float]) -> list[tuple[s
             else NOT_MEASURED,
         ),
         ("Hardware", f"{plan.world_size:,} ranks on {plan.layout.nodes:,} nodes. {MARK}: kind and place."),
-        ("Energy", f"{NOT_MEASURED}. {MARK}: measured or estimated energy."),
+        ("Energy", f"{energy_text(energy)}. {MARK}: {'energy of what was not measured' if energy else ENERGY}."),
     ]
 
 

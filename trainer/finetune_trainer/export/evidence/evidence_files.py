@@ -16,6 +16,7 @@ from finetune_trainer.checkpoints.naming import part_prefix
 from finetune_trainer.checkpoints.trained_on import TRAINED_ON, TrainedOn
 from finetune_trainer.export.artifact_files import ExportSource
 from finetune_trainer.export.card import installed_versions
+from finetune_trainer.export.energy_figures import energy_facts
 from finetune_trainer.export.evidence.annex import annex
 from finetune_trainer.export.evidence.evidence_paths import ANNEX, BILL, EVIDENCE, LINEAGE, PLAN_COPY
 from finetune_trainer.export.evidence.lineage import INTERNAL_MACHINE, materials_of, statement
@@ -61,7 +62,7 @@ def add_evidence(source: ExportSource, run: str, folder: Path, key: Path | None)
     _write(folder / LINEAGE, portable_value(lineage, store.uri))
     _write_plan(store, run, folder)
     _write(folder / BILL, bill_of_materials(f"{plan.model.name}, fine-tuned", created))
-    draft = annex(plan, step=info.step, metrics=info.metrics, versions=versions, created=created)
+    draft = annex(plan, step=info.step, metrics=info.metrics, versions=versions, created=created, energy=source.energy)
     (folder / ANNEX).write_text(portable_text(draft, store.uri), "utf-8")
     return {"signed_by": sign_artifact(folder, key)} if key else {}
 
@@ -79,7 +80,7 @@ def _internal(source: ExportSource, trained_on: TrainedOn | None) -> dict[str, A
         "generation": info.generation,
         "maxSteps": plan.schedule.max_steps,
         "flopsPerToken": plan.prediction.flops_per_token or "not measured",
-        "energy": "not measured",
+        "energy": energy_facts(source.energy),
         **machine,
     }
 

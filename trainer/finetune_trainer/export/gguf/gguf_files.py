@@ -32,10 +32,20 @@ def convert_artifact(
     Raises:
         StateError: the converter is missing or cannot convert the model.
     """
-    plan, folder = source.plan, model.with_name("gguf-files")
+    folder = model.with_name("gguf-files")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     write_gguf(model, folder, quantizations, model.with_name("gguf.log"), report)
+    if (model / File.LABELS).exists():
+        shutil.copyfile(model / File.LABELS, folder / File.LABELS)
+    add_gguf_card(folder, source, quantizations)
+    shutil.rmtree(model)
+    return folder
+
+
+def add_gguf_card(folder: Path, source: ExportSource, quantizations: Sequence[Quantization]) -> None:
+    """Write the card of GGUF files."""
+    plan = source.plan
     text = card(
         plan,
         base_of(plan.model, source.store),
@@ -45,12 +55,9 @@ def convert_artifact(
         source.evaluation,
         merged=plan.method is not MethodType.FULL,
         gguf=[gguf_name(one) for one in quantizations],
+        energy=source.energy,
     )
     (folder / CARD).write_text(text, "utf-8")
-    if (model / File.LABELS).exists():
-        shutil.copyfile(model / File.LABELS, folder / File.LABELS)
-    shutil.rmtree(model)
-    return folder
 
 
 def write_gguf(

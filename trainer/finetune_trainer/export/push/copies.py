@@ -81,6 +81,22 @@ class Destination(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class PushOutcome:
+    """What became of one push.
+
+    Attributes:
+        place: address, without credentials.
+        digest: what the place calls the copy; empty if there is none.
+        problem: why there is no copy; empty if there is one.
+    """
+
+    form: ExportForm
+    place: str
+    digest: str = ""
+    problem: str = ""
+
+
 class RecordedCopy(Message):
     """One copy of the record: digest of the artifact, and what the place calls the copy."""
 

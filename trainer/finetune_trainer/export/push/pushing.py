@@ -14,7 +14,7 @@ from finetune_api.errors import FineTuneError, Problem, SpecError, StorageError
 from finetune_api.messages import Artifact, ExportForm, Manifest, MethodType, PushedCopy
 from finetune_api.plan import Plan
 from finetune_api.v1alpha1.push_spec import PushSpec
-from finetune_trainer.export.push.copies import CommittedArtifact, CopyBook, Destination, Report
+from finetune_trainer.export.push.copies import CommittedArtifact, CopyBook, Destination, PushOutcome, Report
 from finetune_trainer.export.push.destinations import field_of, open_destination
 from finetune_trainer.export.push.machine_places import check_portable
 from finetune_trainer.export.push.push_retries import PATIENCE_SECONDS
@@ -29,6 +29,7 @@ class Pusher:
         work: folder for downloads, as large as the artifact that is pushed.
         environ: where the keys are.
         seconds: how long requests to a place that is away are repeated.
+        outcomes: of the places that were tried.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class Pusher:
     seconds: float = PATIENCE_SECONDS
     copies: dict[ExportForm, list[PushedCopy]] = field(default_factory=dict)
     failures: list[FineTuneError] = field(default_factory=list)
+    outcomes: list[PushOutcome] = field(default_factory=list)
 
     def push(self, pushes: Sequence[PushSpec], artifacts: Mapping[ExportForm, Artifact]) -> dict[ExportForm, Artifact]:
         """Bring the artifacts to their places, and return them with their copies.
@@ -59,8 +61,10 @@ class Pusher:
                 failed = _of_this_machine(error, field_of(index, push)) if isinstance(error, OSError) else error
                 self.report(f"push: {form} is not in {place.uri}: {failed.problems[0].message}")
                 self.failures.append(failed)
+                self.outcomes.append(PushOutcome(form, place.uri, problem=failed.problems[0].message))
                 continue
             self.copies.setdefault(form, []).append(PushedCopy(uri=place.uri, digest=digest))
+            self.outcomes.append(PushOutcome(form, place.uri, digest))
         shutil.rmtree(self.work, ignore_errors=True)
         if self.failures:
             raise self._failure(artifacts)

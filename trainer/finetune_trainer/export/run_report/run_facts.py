@@ -14,6 +14,7 @@ from finetune_api.plan import Plan
 from finetune_trainer.checkpoints.committed import Committed, find_checkpoints
 from finetune_trainer.checkpoints.pick import checkpoint_facts
 from finetune_trainer.evaluations.stored import load_evaluation
+from finetune_trainer.export.push.copies import PushOutcome
 from finetune_trainer.export.run_report.shown_values import shown_text, shown_value
 from finetune_trainer.judge.stored_judgement import load_judgement
 from finetune_trainer.storage import NotFoundError, ObjectStore
@@ -70,6 +71,8 @@ class RunFacts:
         checkpoints: those in storage, ascending.
         price: of a GPU hour, as the job gives it; empty without one.
         suites: that the artifacts ran through.
+        copies: of the artifacts in other places, as far as they were tried.
+        waiting: number of places that were not tried when the page was written.
     """
 
     name: str
@@ -86,6 +89,8 @@ class RunFacts:
     answers: Sequence[ShownAnswer] = ()
     price: str = ""
     suites: Sequence[SuiteResult] = ()
+    copies: Sequence[PushOutcome] = ()
+    waiting: int = 0
 
     @property
     def step(self) -> int:

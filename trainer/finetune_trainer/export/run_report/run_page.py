@@ -1,7 +1,7 @@
 """The report of a run as one HTML page that needs nothing else: no script, no font, no picture, no network."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from finetune_api.contract import File
 from finetune_api.plan import Choice
+from finetune_trainer.export.energy_figures import NOT_MEASURED, energy_text
 from finetune_trainer.export.run_report.curves import Curve, curve_chart
 from finetune_trainer.export.run_report.run_facts import RunFacts
 from finetune_trainer.export.run_report.shown_values import shown_text, shown_value
@@ -20,7 +21,6 @@ LOSS = "eval_loss"
 MOST_METRICS = 8  # charts of metrics beside the loss
 MOST_ANSWERS = 12
 MOST_CHARACTERS = 1200  # of a text of an answer
-NOT_MEASURED = "not measured"
 SIGNS = {"error": "✕", "warning": "!", "good": "✓"}
 
 
@@ -64,6 +64,8 @@ def run_verdict(facts: RunFacts) -> tuple[str, str]:
     """Return the severity that colours the first sentence, and the sentence."""
     progress, most = facts.progress, facts.plan.schedule.max_steps
     warnings = facts.artifacts[0].warnings if facts.artifacts else ()
+    if failed := sum(bool(one.problem) for one in facts.copies):
+        return "warning", f"Trained and exported; {failed} of {len(facts.copies) + facts.waiting} copies failed"
     if warnings:
         return "warning", f"Trained, with {len(warnings)} warning{'s' if len(warnings) > 1 else ''} of the evaluation"
     if progress and progress.overfitting_since is not None:
@@ -150,7 +152,7 @@ def _costs(facts: RunFacts) -> Iterator[Figure]:
         yield Figure("peak memory of rank 0", sized(progress.memory_bytes) if progress.memory_bytes else NOT_MEASURED)
         flops = plan.prediction.flops_per_token * progress.tokens
         yield Figure("operations of the model (FLOPs)", f"{flops:.3g}" if flops else NOT_MEASURED)
-    yield Figure("energy", NOT_MEASURED)
+    yield Figure("energy of the whole run", energy_text(progress.energy if progress else None))
     if estimate:
         planned = time_text(3600 * estimate.hours)
         hours_text = f", {estimate.gpu_hours:,.2f} GPU hours" if estimate.gpu_hours is not None else ""
@@ -171,4 +173,5 @@ def _cut(text: str) -> str:
 @cache
 def _template() -> Template:
     assert __package__
-    return load_template(__package__, "run_page.jinja", {"cut": _cut, "sized": sized, "time_text": time_text})
+    filters: dict[str, Callable[..., Any]] = {"cut": _cut, "sized": sized, "time_text": time_text, "shown": shown_text}
+    return load_template(__package__, "run_page.jinja", filters)
