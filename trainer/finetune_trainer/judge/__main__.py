@@ -10,7 +10,7 @@ from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, impor
 
 def judged(question: str, report: Callable[[str], None]) -> str:
     """Return the judgement as JSON."""
-    with imports_without(*(name for name in TAKEN_ALONG if name != "boto3")):  # storage imports it
+    with imports_without(*TAKEN_ALONG):
         from finetune_trainer.judge.judge_question import JudgeQuestion
         from finetune_trainer.judge.judging import judge_models
 

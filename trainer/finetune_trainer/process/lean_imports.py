@@ -1,7 +1,7 @@
 """Imports without what libraries take along where they find it. It is not used, and is a third of the time of a start.
 
-transformers takes scipy, scikit-learn and datasets; scikit-learn and datasets take pandas; accelerate takes boto3; the
-nltk of rouge-score takes scipy and scikit-learn; PEFT takes bitsandbytes, and with it the compiler of torch.
+transformers takes scipy, scikit-learn and datasets; the last two take pandas; the nltk of rouge-score takes scipy and
+scikit-learn; PEFT takes bitsandbytes, and with it the compiler of torch.
 """
 
 import sys
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 QUANTIZERS = ("bitsandbytes",)  # PEFT imports it when it makes or loads an adapter, whatever the base model is
-TAKEN_ALONG = (*QUANTIZERS, "boto3", "datasets", "pandas", "scipy", "sklearn")
+TAKEN_ALONG = (*QUANTIZERS, "datasets", "pandas", "scipy", "sklearn")
 
 
 @contextmanager

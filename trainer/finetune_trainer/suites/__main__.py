@@ -10,11 +10,10 @@ from finetune_trainer.process.lean_imports import QUANTIZERS, imports_without
 
 def evaluated_suite(question: str, report: Callable[[str], None]) -> str:
     """Return the values of a suite as JSON."""
-    with imports_without(*QUANTIZERS, "boto3"):  # the harness uses the others
+    with imports_without(*QUANTIZERS):  # the harness uses the others
         from finetune_trainer.suites.harness import run_suite
         from finetune_trainer.suites.suite_records import SuiteQuestion
 
-    with imports_without(*QUANTIZERS):
         return run_suite(SuiteQuestion.model_validate_json(question)).to_json()
 
 
