@@ -66,8 +66,9 @@ class Run:
 
     @property
     def closing(self) -> str:
-        """Its last line, without the bar around it."""
-        return self.lines[-1].strip().strip("=").strip() if self.lines else "printed nothing"
+        """Its last line with a count of tests, without the bar around it."""
+        counted = [line for line in self.lines if COUNTED.search(line)]
+        return (counted or self.lines or ["printed nothing"])[-1].strip().strip("=").strip()
 
     def counts(self) -> dict[str, int]:
         """Tests by outcome, of its closing line."""
