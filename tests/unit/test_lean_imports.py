@@ -6,7 +6,12 @@ import sys
 
 import pytest
 
-from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import (
+    QUANTIZERS,
+    TAKEN_ALONG,
+    imports_without,
+    lean_model_imports,
+)
 
 
 def test_a_hidden_package_is_found_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +35,16 @@ def test_a_package_that_is_in_use_stays_and_an_error_hides_nothing_for_good(monk
 def test_what_is_hidden_is_nothing_that_the_libraries_need() -> None:
     """Each is imported by libraries in a try, or after a question whether it is installed."""
     assert not {"torch", "transformers", "peft", "deepspeed", "accelerate", "numpy", "pyarrow"} & set(TAKEN_ALONG)
+
+
+@pytest.mark.parametrize(("imported", "hidden"), [(True, set(QUANTIZERS)), (False, set(TAKEN_ALONG))])
+def test_once_transformers_is_imported_only_quantizers_are_hidden(
+    imported: bool, hidden: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks once whether scipy is installed, and then imports it where it needs it: the import must not fail."""
+    for name in ("transformers", *TAKEN_ALONG):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if imported:
+        monkeypatch.setitem(sys.modules, "transformers", sys)
+    with lean_model_imports():
+        assert {name for name in TAKEN_ALONG if importlib.util.find_spec(name) is None} == hidden

@@ -17,7 +17,7 @@ import traceback
 from typing import Any, NoReturn
 
 from finetune_trainer.agent.security import drop_capabilities
-from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import lean_model_imports
 from finetune_trainer.process.ties import die_with_parent
 
 # The libraries import these lazily, so that every worker would import them again (PYTHONPROFILEIMPORTTIME=1 shows them
@@ -47,10 +47,10 @@ def warm_up() -> None:
     """Import everything, fill the caches that each worker would fill, and freeze the heap so that forks share it."""
     # PEFT imports bitsandbytes if it is installed, and that initialises CUDA: no fork could use a GPU then.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    with imports_without(*TAKEN_ALONG):
+    with lean_model_imports():
         from finetune_trainer.worker.late_compilation import compilation_at_first_call
 
-    with imports_without(*TAKEN_ALONG), compilation_at_first_call():
+    with lean_model_imports(), compilation_at_first_call():
         importlib.import_module("finetune_trainer.worker.rank_run")
         for name in LAZY_IMPORTS:
             with contextlib.suppress(ImportError):  # an inner module of a library may move; workers then import it

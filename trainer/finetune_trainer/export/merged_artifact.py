@@ -8,7 +8,7 @@ from finetune_api.plan import Plan
 from finetune_api.tasks import spec_of
 from finetune_trainer.export.artifact_files import ExportSource, add_tokenizer
 from finetune_trainer.model.files import CONFIG
-from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, imports_without, lean_model_imports
 from finetune_trainer.storage import download_files
 
 
@@ -23,9 +23,10 @@ def write_merged(source: ExportSource, dtype: str | None, folder: Path, report: 
         StorageError: the base model cannot be read.
     """
     import torch  # here, so that an export without a merge does not wait for these imports
-    from transformers import AutoTokenizer
 
-    with imports_without(*TAKEN_ALONG):
+    with lean_model_imports():
+        from transformers import AutoTokenizer
+
         from finetune_trainer.export.merging.merge import MergeInputs, merge_adapter
 
     plan = source.plan

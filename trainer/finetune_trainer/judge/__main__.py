@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable
 
 from finetune_trainer.process.answered_question import answer_question
-from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, imports_without, lean_model_imports
 
 
 def judged(question: str, report: Callable[[str], None]) -> str:
     """Return the judgement as JSON."""
-    with imports_without(*TAKEN_ALONG):
+    with lean_model_imports():
         from finetune_trainer.judge.judge_question import JudgeQuestion
         from finetune_trainer.judge.judging import judge_models
 

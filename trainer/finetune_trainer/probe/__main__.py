@@ -8,16 +8,16 @@ import os
 import sys
 from pathlib import Path
 
-from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, imports_without, lean_model_imports
 from finetune_trainer.process.ties import die_with_parent
 
 
 def main(parent: str, question: str, answers: str) -> None:
     """Answer the question in a file."""
     die_with_parent(int(parent))
-    with imports_without(*TAKEN_ALONG):
+    with lean_model_imports():
         from finetune_trainer.worker.late_compilation import compilation_at_first_call
-    with imports_without(*TAKEN_ALONG), compilation_at_first_call():
+    with lean_model_imports(), compilation_at_first_call():
         from finetune_trainer.probe.attempt import answer
         from finetune_trainer.probe.question import ProbeQuestion, ProbeStage
 

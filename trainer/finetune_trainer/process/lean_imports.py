@@ -24,3 +24,14 @@ def imports_without(*packages: str) -> Iterator[None]:
         for name in hidden:
             if name in sys.modules and sys.modules[name] is None:  # else it was uncovered meanwhile
                 del sys.modules[name]
+
+
+@contextmanager
+def lean_model_imports() -> Iterator[None]:
+    """Let the libraries of models be imported without TAKEN_ALONG.
+
+    If transformers is imported already, it may have asked whether a package is installed, and imports it later without
+    another question. Then only QUANTIZERS are hidden, which it imports for 4-bit weights alone.
+    """
+    with imports_without(*(QUANTIZERS if "transformers" in sys.modules else TAKEN_ALONG)):
+        yield

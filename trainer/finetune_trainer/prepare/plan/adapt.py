@@ -12,7 +12,7 @@ from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import classifiers
 from finetune_trainer.model.new_rows import trained_rows
-from finetune_trainer.process.lean_imports import QUANTIZERS, TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import QUANTIZERS, imports_without, lean_model_imports
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -29,7 +29,7 @@ def adapted(model: Any, task: Task, lora: Mapping[str, Any], linear: Sequence[st
     Raises:
         SpecError: a name leads nowhere, or PEFT refuses the configuration.
     """
-    with imports_without(*TAKEN_ALONG):
+    with lean_model_imports():
         from peft import LoraConfig, TaskType, get_peft_model
 
     spec = spec_of(task)

@@ -11,7 +11,7 @@ from finetune_api.errors import ModelError, Problem
 from finetune_api.messages import Task
 from finetune_api.tasks import spec_of
 from finetune_trainer.model.fitting import unused_pooler
-from finetune_trainer.process.lean_imports import TAKEN_ALONG, imports_without
+from finetune_trainer.process.lean_imports import lean_model_imports
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
 
 def import_models() -> None:
     """Import what models of transformers are built with, and not what transformers takes along."""
-    with imports_without(*TAKEN_ALONG):
+    with lean_model_imports():
         importlib.import_module("transformers.modeling_utils")
 
 
