@@ -45,7 +45,7 @@ test-all: install ## Run every test and the matrices
 test-fast: install ## Run the unit tests and one smoke test of each other tier (3 minutes)
 	$(BIN)/python -m tests.tiers -m "smoke and not matrix"
 
-test-unit: install ## Run the tests that need no process of their own (half a minute)
+test-unit: install ## Run the tests that need no process of their own (five minutes)
 	$(PYTEST) tests/unit
 
 test-real: install ## Tune a real pretrained decoder (opt-in: downloads 350 MB under terms of their own; RECORD=1 keeps the figures)
