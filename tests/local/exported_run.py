@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
@@ -52,6 +53,14 @@ class Run:
     base: Path
     work: Path
     reports: list[str] = field(default_factory=list)
+
+    @classmethod
+    def with_adapter(cls, base: Path, folder: Path) -> "Run":
+        """A run of a causal model that has committed one adapter, at step 20."""
+        made = cls.of(base, folder, Task.CAUSAL_LM, MethodType.LORA)
+        config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        made.commit(20, scrambled(get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)), eval_loss=0.5)
+        return made
 
     @classmethod
     def of(cls, base: Path, folder: Path, task: Task, method: MethodType, **changes: Any) -> "Run":

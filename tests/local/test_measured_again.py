@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from finetune_api.contract import File
-from finetune_api.messages import ExportForm, Manifest, MethodType, Task
+from finetune_api.messages import ExportForm, Manifest, MethodType
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
@@ -26,7 +24,7 @@ from finetune_trainer.process.asked_program import ProgramError
 from finetune_trainer.run.asked_export import is_made_as_asked, is_measured_as_asked
 from finetune_trainer.storage import read_manifest
 from finetune_trainer.suites.suite_records import SUITES, SuiteAnswer, SuiteQuestion, SuiteSettings, SuiteValue
-from tests.local.exported_run import RUN, Run, scrambled
+from tests.local.exported_run import RUN, Run
 from tests.unit.test_api_parse import job
 
 # peft 0.21 asks transformers 5.23 by an older name
@@ -39,10 +37,7 @@ WRITTEN_AGAIN = (EVIDENCE, "README.md", File.JUDGEMENT, SUITES)
 
 @pytest.fixture
 def run(llama: Path, tmp_path: Path) -> Run:
-    made = Run.of(llama, tmp_path, Task.CAUSAL_LM, MethodType.LORA)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    made.commit(20, scrambled(get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config)), eval_loss=0.5)
-    return made
+    return Run.with_adapter(llama, tmp_path)
 
 
 @pytest.fixture

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from finetune_api.errors import Problem, SpecError
-from finetune_api.messages import ExportForm, MethodType, Stage, Task
+from finetune_api.messages import ExportForm, MethodType, Stage
 from finetune_api.results import StageResult
 from finetune_api.v1alpha1 import parse_job
 from finetune_api.v1alpha1.suite_spec import SuiteSpec
@@ -44,7 +42,7 @@ from finetune_trainer.suites.suite_records import (
     SuiteSettings,
     SuiteValue,
 )
-from tests.local.exported_run import RUN, Run, scrambled
+from tests.local.exported_run import RUN, Run
 from tests.unit.test_api_parse import job
 
 # peft 0.21 asks transformers 5.23 by an older name
@@ -79,10 +77,7 @@ def definitions(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(llama: Path, tmp_path: Path) -> Run:
-    made = Run.of(llama, tmp_path, Task.CAUSAL_LM, MethodType.LORA)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    made.commit(20, scrambled(get_peft_model(AutoModelForCausalLM.from_pretrained(llama), config)), eval_loss=0.5)
-    return made
+    return Run.with_adapter(llama, tmp_path)
 
 
 def settings(definitions: Path | None = None, name: str = "own", **values: Any) -> SuiteSettings:

@@ -32,11 +32,6 @@ def test_a_package_that_is_in_use_stays_and_an_error_hides_nothing_for_good(monk
     assert importlib.util.find_spec("wave")
 
 
-def test_what_is_hidden_is_nothing_that_the_libraries_need() -> None:
-    """Each is imported by libraries in a try, or after a question whether it is installed."""
-    assert not {"torch", "transformers", "peft", "deepspeed", "accelerate", "numpy", "pyarrow"} & set(TAKEN_ALONG)
-
-
 @pytest.mark.parametrize(("imported", "hidden"), [(True, set(QUANTIZERS)), (False, set(TAKEN_ALONG))])
 def test_once_transformers_is_imported_only_quantizers_are_hidden(
     imported: bool, hidden: set[str], monkeypatch: pytest.MonkeyPatch

@@ -8,13 +8,13 @@ import sys
 from finetune_api.messages import Task
 from finetune_trainer.prepare.plan.adapt import adapted
 from finetune_trainer.prepare.plan.built import built_in_16_bits, quiet
-from finetune_trainer.process.lean_imports import TAKEN_ALONG
 
 sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 with quiet():
     model = built_in_16_bits({"model_type": "llama", "vocab_size": 100, **sizes}, Task.CAUSAL_LM)
     adapted(model, Task.CAUSAL_LM, {"r": 8, "target_modules": "all-linear"}, ["q_proj"])
-print([name for name in TAKEN_ALONG if name in sys.modules], "peft" in sys.modules)
+unused = ("bitsandbytes", "datasets", "pandas", "scipy", "sklearn")
+print([name for name in unused if name in sys.modules], "peft" in sys.modules)
 """
 
 

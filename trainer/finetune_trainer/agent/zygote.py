@@ -47,8 +47,7 @@ def warm_up() -> None:
     """Import everything, fill the caches that each worker would fill, and freeze the heap so that forks share it."""
     # PEFT imports bitsandbytes if it is installed, and that initialises CUDA: no fork could use a GPU then.
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-    with lean_model_imports():
-        from finetune_trainer.worker.late_compilation import compilation_at_first_call
+    from finetune_trainer.worker.late_compilation import compilation_at_first_call
 
     with lean_model_imports(), compilation_at_first_call():
         importlib.import_module("finetune_trainer.worker.rank_run")

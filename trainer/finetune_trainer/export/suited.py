@@ -57,6 +57,7 @@ class ArtifactSuites:
     record: SuiteRecord
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     done: bool = False
+    _digests: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def begin(
@@ -131,9 +132,15 @@ class ArtifactSuites:
         """Return the result of an earlier export, unless another try may give another one."""
         for one in self.record.suites:
             if one.name == settings.name:
-                there = definitions_digest(settings.definitions, self.environ)
+                there = self._definitions(settings.definitions)
                 return one if one.stands(settings, there, self._circumstances(settings, there)) else None
         return None
+
+    def _definitions(self, uri: str) -> str:
+        """Return the digest of definitions, which are read once for it: they may have gigabytes."""
+        if uri not in self._digests:
+            self._digests[uri] = definitions_digest(uri, self.environ)
+        return self._digests[uri]
 
     def _circumstances(self, settings: SuiteSettings, definitions: str) -> str:
         return suite_circumstances(settings, definitions, self.request.measured_with, self.environ)
@@ -142,7 +149,7 @@ class ArtifactSuites:
         """Run one suite."""
         words = run_in_words(settings, self.environ) if settings.image else settings.sentence
         self.report(f"suite {settings.name}: {words}")
-        there = definitions_digest(settings.definitions, self.environ)
+        there = self._definitions(settings.definitions)
         empty = SuiteResult(name=settings.name, settings=settings.digest, image=settings.image, definitions=there)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

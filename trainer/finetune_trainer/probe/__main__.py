@@ -15,8 +15,8 @@ from finetune_trainer.process.ties import die_with_parent
 def main(parent: str, question: str, answers: str) -> None:
     """Answer the question in a file."""
     die_with_parent(int(parent))
-    with lean_model_imports():
-        from finetune_trainer.worker.late_compilation import compilation_at_first_call
+    from finetune_trainer.worker.late_compilation import compilation_at_first_call
+
     with lean_model_imports(), compilation_at_first_call():
         from finetune_trainer.probe.attempt import answer
         from finetune_trainer.probe.question import ProbeQuestion, ProbeStage

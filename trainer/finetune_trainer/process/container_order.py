@@ -11,7 +11,7 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,17 @@ class ContainerOrder:
             (self.folder / START).unlink()
             return  # the container has not taken it
         (self.folder / RUNNING).unlink(missing_ok=True)
-        deadline = time.monotonic() + END_SECONDS
-        while not self.ended() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+        holds_within(self.ended, END_SECONDS)
+
+
+def holds_within(holds: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something holds; return whether it does in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
 
 
 def read_plain(path: Path, most: int = MOST_LOG) -> str:

@@ -2,12 +2,11 @@
 
 import contextlib
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune_trainer.process.container_order import LOG, MISSING, POLL_SECONDS, TAKEN_SECONDS, ContainerOrder
+from finetune_trainer.process.container_order import LOG, MISSING, TAKEN_SECONDS, ContainerOrder, holds_within
 from finetune_trainer.serving.running_server import RunningServer, open_port
 from finetune_trainer.serving.server_client import NothingShownError, ServerClient, ServerError
 from finetune_trainer.serving.server_process import CACHE_GIB, FIXED
@@ -31,11 +30,8 @@ class OrderedServer(RunningServer):
         Raises:
             ServerError: the container takes no order, which shows nothing of the artifact; or as of any server.
         """
-        deadline = time.monotonic() + min(seconds, TAKEN_SECONDS)
-        while not self.order.taken():
-            if time.monotonic() > deadline:
-                raise NothingShownError("the container of spec.export.serveTest does not run, or ends at its start")
-            time.sleep(POLL_SECONDS)
+        if not holds_within(self.order.taken, min(seconds, TAKEN_SECONDS)):
+            raise NothingShownError("the container of spec.export.serveTest does not run, or ends at its start")
         super().wait_ready(seconds)
 
     def code(self) -> int:

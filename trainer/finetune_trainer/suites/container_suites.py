@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from finetune_trainer.process.container_order import (
     MISSING,
     TAKEN_SECONDS,
     ContainerOrder,
+    holds_within,
     read_plain,
 )
 from finetune_trainer.process.control_group import usable_memory
@@ -31,7 +31,6 @@ from finetune_trainer.suites.definitions import SuiteError
 from finetune_trainer.suites.suite_records import SuiteAnswer, SuiteSettings
 
 SECONDS_OF_A_MINUTE = 60.0
-POLL_SECONDS = 0.2
 MEMORY_SHARE = 0.9  # of what the stage has, for a program of this machine
 SEE_POD = "`kubectl describe pod` of the export shows why"
 LONGEST_LINE = 200  # characters of a log in a reason
@@ -164,11 +163,8 @@ def _wait(holds: Callable[[], bool], seconds: float, otherwise: str) -> None:
     Raises:
         SuiteError: it does not hold in time; `otherwise` is the reason.
     """
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise SuiteError(otherwise)
-        time.sleep(POLL_SECONDS)
+    if not holds_within(holds, seconds):
+        raise SuiteError(otherwise)
 
 
 def _too_long(settings: SuiteSettings) -> str:
